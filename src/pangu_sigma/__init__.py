@@ -1,0 +1,1 @@
+"""PanGu-Σ: sparse language models with Random Routed Experts on MindSpore."""

@@ -1,0 +1,350 @@
+"""One validated configuration tree: what every YAML key means, what it may be, and what the model it describes weighs.
+
+Load with `load_config(path, overrides)`. Anything wrong (unknown key, wrong type, impossible combination) raises
+`ConfigError`, which names the key path, the value, what is allowed and the nearest valid key, before MindSpore is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is complete and meant for the user."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats: `2e-5` is a number, where PyYAML reads a string unless it is written `2.0e-5`."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys and silently converted types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class ModelConfig(Section):
+    """The network: M dense layers inherited from PanGu-α, then N layers whose FFN is Random Routed Experts."""
+
+    hidden: Positive
+    """H, width of the residual stream."""
+    ffn: Positive
+    """F, inner width of the FFN, of a dense layer and of one expert alike."""
+    heads: Positive
+    """Attention heads; hidden must be divisible by it."""
+    dense_layers: NonNegative
+    """M, the lower layers, shared by all domains."""
+    rre_layers: NonNegative
+    """N, the upper layers; the last layer of the model is PanGu-α's query layer and its FFN is routed too when N > 0."""
+    experts_per_domain: Positive = 1
+    """Experts of one domain in one RRE layer; a layer stores (number of domains) times this many."""
+    seq_length: Positive = 1024
+    """S, tokens in a sample, and rows of both position tables."""
+    slot_rows: Positive = 40_000
+    """R, word-embedding rows in each embedding slot, and so the classes that a domain's output head chooses from."""
+    dropout: Rate = 0.0
+    """On embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1; the paper gives none."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of weights and tables (PanGu-α); output projections are divided by sqrt(2 · layers)."""
+    expert_init: Literal["replicated", "independent"] = "replicated"
+    """`replicated`: the experts of a layer start equal, as they do after inheriting; `independent`: each draws its own."""
+
+    @property
+    def layers(self) -> int:
+        return self.dense_layers + self.rre_layers
+
+    @model_validator(mode="after")
+    def _combinations(self) -> ModelConfig:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden={self.hidden} is not divisible by heads={self.heads}; choose a divisor of hidden")
+        if self.layers < 1:
+            raise ValueError("dense_layers + rre_layers is 0; the last layer is the query layer, so at least 1 is needed")
+        return self
+
+
+class DomainConfig(Section):
+    """One domain: a group of experts, an embedding slot, a sample format."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    format: Literal["text", "bilingual", "code"] = "text"
+    """`text`: the text, then <eot>. `bilingual`: language tag before each side. `code`: language tag, then the code."""
+    language: Literal["zh", "en", "mixed", "python", "java"] = "en"
+    """How text is segmented: zh by PanGu-α's model, en and code by the English pieces, mixed by script."""
+    slot: str = "shared"
+    """Name of the embedding slot; domains with the same name share one."""
+    weight: PositiveFloat = 1.0
+    """Share of the training samples, relative to the other domains."""
+
+
+class VocabularyConfig(Section):
+    """PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces."""
+
+    english_pieces: Positive = 8_000
+    """English pieces learned from the prepared English and code text; duplicates of PanGu-α's are not added again."""
+    english_model: str | None = None
+    """A SentencePiece model to take the English pieces from instead of learning them."""
+
+
+class RoutingConfig(Section):
+    """Level 2 of RRE: token id → expert of the domain's group, one fixed table per RRE layer."""
+
+    table: Literal["random", "balanced"] = "random"
+    """`random` is the paper's. `balanced` packs tokens by their frequency and spreads the heaviest over several experts."""
+    seed: NonNegative = 0
+    """Layer l draws its table from seed + l."""
+
+
+class EcssConfig(Section):
+    """Expert Computation and Storage Separation."""
+
+    enabled: bool = True
+    """true: experts and their Adam state live on the host and only active experts reach the device.
+    false: every expert is an ordinary device parameter with ordinary Adam, for comparison."""
+
+
+class DataConfig(Section):
+    """Text, and how samples of several domains make a batch."""
+
+    path: str = "data/prepared"
+    """Folder that `prepare-data` writes and `train` reads."""
+    max_mib_per_domain: PositiveFloat = 6.0
+    """Text kept per domain, in MiB of UTF-8."""
+    held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    """Share of each domain's documents that is never trained on."""
+    domains_per_step: Positive = 1
+    """Blocks of a batch; each block holds samples of one domain, so at most this many domains are active in a step."""
+
+
+class OptimizerConfig(Section):
+    """Adam with decoupled weight decay and one ε per group (spec §5.4)."""
+
+    peak_lr: PositiveFloat = 1e-4
+    end_lr: Annotated[float, Field(ge=0.0)] = 2e-5
+    warmup_steps: NonNegative = 5_000
+    decay_steps: Positive = 180_000
+    """Steps from the peak to `end_lr` on a half cosine; after them the rate stays at `end_lr`."""
+    beta1: Rate = 0.8
+    beta2: Rate = 0.95
+    eps_dense: PositiveFloat = 1e-8
+    eps_experts: PositiveFloat = 1e-20
+    """Gradients of sparse layers are smaller; in fp32 this is no epsilon at all, only a guard against 0/0."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Not applied to biases and LayerNorm (PanGu-α)."""
+    clip_norm: PositiveFloat = 1.0
+    """Global norm over dense parameters and active experts."""
+
+
+class LossScaleConfig(Section):
+    """Dynamic loss scale; a step whose gradients are not finite changes nothing but the scale."""
+
+    initial: PositiveFloat = 65_536.0
+    window: Positive = 1_000
+    """Steps without overflow after which the scale doubles."""
+
+
+class TrainConfig(Section):
+    """The loop around the step."""
+
+    steps: Positive = 1_000
+    batch_size: Positive = 8
+    """Sequences in one forward-backward pass."""
+    accumulation: Positive = 1
+    """Passes whose gradients are averaged into one update."""
+    compute_dtype: Literal["float32", "float16"] = "float32"
+    """float32 on the CPU; float16 on Ascend 910, which has no bfloat16."""
+    eval_interval: Positive = 100
+    eval_batches: Positive = 8
+    """Held-out batches per domain at each evaluation."""
+    checkpoint_interval: Positive = 500
+    keep_checkpoints: Positive = 2
+    log_interval: Positive = 10
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss_scale: LossScaleConfig = LossScaleConfig()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> TrainConfig:
+        if self.optimizer.end_lr > self.optimizer.peak_lr:
+            raise ValueError(f"optimizer.end_lr={self.optimizer.end_lr} is above peak_lr={self.optimizer.peak_lr}")
+        return self
+
+
+@dataclass(frozen=True)
+class ParamCount:
+    """Number of parameters. active_per_token leaves out embedding tables (PanGu-α's way of quoting a model's size)."""
+
+    total: int
+    dense: int
+    experts: int
+    embeddings: int
+    active_per_token: int
+
+
+class Config(Section):
+    """The whole tree."""
+
+    name: str
+    seed: NonNegative = 0
+    """Seed of initialisation, dropout and sample order."""
+    model: ModelConfig
+    domains: Annotated[list[DomainConfig], Field(min_length=1)]
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    routing: RoutingConfig = RoutingConfig()
+    ecss: EcssConfig = EcssConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Config:
+        names = [d.name for d in self.domains]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"domains: name {twice[0]!r} is used more than once; names must be different")
+        blocks = self.data.domains_per_step
+        if self.train.batch_size % blocks:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size} is not divisible by data.domains_per_step={blocks}; "
+                "every block of a batch holds the same number of sequences"
+            )
+        if blocks > len(self.domains):
+            raise ValueError(
+                f"data.domains_per_step={blocks} is more than the {len(self.domains)} domains; lower it to at most that"
+            )
+        return self
+
+    @property
+    def slots(self) -> int:
+        """Embedding slots: the different slot names among the domains."""
+        return len({d.slot for d in self.domains})
+
+    @property
+    def experts(self) -> int:
+        """K, experts stored in one RRE layer."""
+        return len(self.domains) * self.model.experts_per_domain
+
+    @property
+    def active_experts(self) -> int:
+        """A, the most experts of one RRE layer that a step can activate."""
+        return self.experts if not self.ecss.enabled else self.data.domains_per_step * self.model.experts_per_domain
+
+    def num_params(self) -> ParamCount:
+        """Parameters of the model this tree describes (the arithmetic of spec §1.2)."""
+        m = self.model
+        attention = 4 * (m.hidden * m.hidden + m.hidden)
+        ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
+        norms = 2 * 2 * m.hidden
+        dense = m.layers * (attention + norms) + m.dense_layers * ffn + 2 * m.hidden
+        experts = m.rre_layers * self.experts * ffn
+        embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
+        return ParamCount(dense + experts + embeddings, dense, experts, embeddings, dense + m.rre_layers * ffn)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML) and validate.
+
+    Raises ConfigError for a missing file, broken YAML, an override that is not `key=value`, or anything the tree refuses.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = yaml.load(file, _Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(tree).__name__}")
+    for text in overrides or []:
+        _override(tree, text)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Validate a plain tree; ConfigError lists every problem, one line each."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved tree as YAML, every default filled in; `load_config` reads it back to an equal tree."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {text!r} is not key.path=value, for example --set train.steps=100")
+    *parents, last = path.split(".")
+    node: Any = tree
+    for key in parents:
+        node = _step_into(node, key, path)
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {path}: {value!r} is not a YAML value: {error}") from error
+    if isinstance(node, list):
+        node[_list_index(node, last, path)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _step_into(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, key, path)]
+    child = node.setdefault(key, {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"--set {path}: {key} holds the value {child!r}, not a section with keys of its own")
+    return child
+
+
+def _list_index(node: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise ConfigError(f"--set {path}: {key!r} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
+    return int(key)
+
+
+def _explain(problem: Any) -> str:
+    """One line a user can act on from one pydantic error."""
+    path = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        allowed = _keys_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1, cutoff=0.0)
+        return f"{path}: unknown key (value {value!r}); nearest valid key: {near[0]}; allowed here: {', '.join(allowed)}"
+    if kind == "missing":
+        return f"{path}: required key is missing; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{path}: {message}"
+    return f"{path}: {value!r} is not allowed: {message}"
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    """Keys that the section at `location` declares."""
+    section: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            annotation = get_args(annotation)[0]
+        section = annotation
+    return list(section.model_fields)

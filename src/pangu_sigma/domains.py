@@ -1,0 +1,72 @@
+"""Domains: the first level of Random Routed Experts.
+
+Every sample carries a domain. The domain picks three things: its group of experts, its embedding slot, and how its text is
+written as a sample (paper section "Data" through spec §5.2). Nothing here knows about tensors or devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pangu_sigma.config import Config
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain of a run.
+
+    index: position in the config's list, the number that data and plans carry.
+    first_expert: experts ``first_expert … first_expert + experts - 1`` of every RRE layer belong to this domain.
+    slot: index of the word-embedding slot the domain reads and predicts with.
+    """
+
+    index: int
+    name: str
+    format: str
+    language: str
+    slot: int
+    first_expert: int
+    experts: int
+    weight: float
+
+
+class Domains:
+    """The domains of a config, by index and by name."""
+
+    def __init__(self, domains: list[Domain], slot_names: list[str]):
+        self.all = domains
+        self.slot_names = slot_names
+        self._by_name = {d.name: d for d in domains}
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def __iter__(self):
+        return iter(self.all)
+
+    def __getitem__(self, index: int) -> Domain:
+        return self.all[index]
+
+    def named(self, name: str) -> Domain:
+        """The domain called `name`; KeyError names the domains there are."""
+        if name not in self._by_name:
+            raise KeyError(f"unknown domain {name!r}; this configuration has {', '.join(self._by_name)}")
+        return self._by_name[name]
+
+    def in_slot(self, slot: int) -> list[Domain]:
+        return [d for d in self.all if d.slot == slot]
+
+
+def domains_of(config: Config) -> Domains:
+    """The domains of `config`: experts are numbered domain by domain, slots in order of first use."""
+    slot_names = list(dict.fromkeys(d.slot for d in config.domains))
+    experts = config.model.experts_per_domain
+    return Domains(
+        [
+            Domain(i, d.name, d.format, d.language, slot_names.index(d.slot), i * experts, experts, d.weight)
+            for i, d in enumerate(config.domains)
+        ],
+        slot_names,
+    )
