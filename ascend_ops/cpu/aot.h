@@ -1,0 +1,22 @@
+// What a kernel of ops.Custom(func_type="aot") receives: pointers, ranks, shapes and dtype names of inputs, then outputs.
+// A kernel returns 0, or the number of the check that failed; MindSpore turns that into an error that names the function.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+struct Args {
+  void **data;
+  int *ranks;
+  int64_t **shapes;
+  const char **dtypes;
+
+  float *f32(int i) const { return static_cast<float *>(data[i]); }
+  int32_t *i32(int i) const { return static_cast<int32_t *>(data[i]); }
+  int64_t dim(int i, int axis) const { return shapes[i][axis]; }
+  int64_t count(int i) const {
+    int64_t n = 1;
+    for (int axis = 0; axis < ranks[i]; ++axis) n *= shapes[i][axis];
+    return n;
+  }
+  bool is(int i, const char *dtype) const { return std::strcmp(dtypes[i], dtype) == 0; }
+};

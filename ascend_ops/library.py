@@ -1,0 +1,66 @@
+"""Build the CPU kernels of this folder once, with the g++ of the machine they run on, and say where the library is."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import scipy_openblas32
+
+logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "cpu"
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+
+
+@cache
+def cpu_library() -> str:
+    """Path of the shared library with the CPU kernels; compiled on first use, seconds, then reused by later runs.
+
+    PANGU_SIGMA_CACHE names the folder that keeps it (default ~/.cache/pangu_sigma).
+    Raises RuntimeError with the compiler's message when g++ is missing or fails.
+    """
+    target = _cache_folder() / f"ascend_ops_{_fingerprint()}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        logger.info("compiling the CPU kernels into %s", target)
+        _compile(target)
+    return str(target)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("PANGU_SIGMA_CACHE", Path.home() / ".cache" / "pangu_sigma"))
+
+
+def _fingerprint() -> str:
+    """Everything that makes another binary: sources, flags, BLAS, and the processor that -march=native looked at."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.read_bytes())
+    digest.update(scipy_openblas32.get_lib_dir().encode())
+    cpuinfo = Path("/proc/cpuinfo")
+    features = [line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))][:1]
+    digest.update(f"{platform.machine()} {features}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _compile(target: Path) -> None:
+    lib_dir = scipy_openblas32.get_lib_dir()
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built = Path(folder) / target.name
+        command = ["g++", *FLAGS, f"-I{scipy_openblas32.get_include_dir()}", "-o", str(built)]
+        command += [str(path) for path in sorted(SOURCES.glob("*.cc"))]
+        command += [f"-L{lib_dir}", "-lscipy_openblas", f"-Wl,-rpath,{lib_dir}"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise RuntimeError("g++ is needed to compile the CPU kernels and is not on PATH; install it") from error
+        if done.returncode:
+            raise RuntimeError(f"g++ could not compile the CPU kernels:\n{done.stderr}")
+        built.rename(target)  # atomic: several processes may build at the same time
