@@ -1,6 +1,7 @@
-"""The FFN of many experts over rows sorted by expert: y = FastGeLU(x·w1 + b1)·w2 + b2, forward and backward.
+"""The FFN of many experts over rows sorted by expert: y = FastGeLU(x·w1ᵀ + b1)·w2 + b2, forward and backward.
 
 Shape suffixes: T rows, H hidden, F ffn, A experts. A dense FFN is the case A = 1.
+Both matrices are stored ffn-major, so that a tensor-parallel rank owns a contiguous piece of a flattened expert.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ascend_ops.host import host_op
 class GroupedFFN(nn.Cell):
     """Grouped expert FFN on the CPU: no padding, no sorting, no graph node per expert.
 
-    construct(x_TH, w1_AHF, b1_AF, w2_AFH, b2_AH, offsets_A1) -> y_TH
+    construct(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> y_TH
         Rows offsets[a] … offsets[a + 1] - 1 of x go through expert a. float32; offsets int32, ascending from 0 to T.
         An expert without rows costs nothing forward and gets zero gradients.
     Raises RuntimeError when offsets do not cover the rows (kernel check 3) or a dtype is another one (check 2).
@@ -23,17 +24,17 @@ class GroupedFFN(nn.Cell):
     def __init__(self):
         super().__init__()
         self.forward = host_op(
-            "GroupedFfn", lambda x, w1, b1, w2, b2, o: (x, (x[0], w1[2])), lambda x, w1, b1, w2, b2, o: (x, x)
+            "GroupedFfn", lambda x, w1, b1, w2, b2, o: (x, (x[0], w1[1])), lambda x, w1, b1, w2, b2, o: (x, x)
         )
         self.backward = host_op(
             "GroupedFfnGrad",
-            lambda dy, x, h, w1, w2, o: (x, w1, (w1[0], w1[2]), w2, (w2[0], w2[2])),
+            lambda dy, x, h, w1, w2, o: (x, w1, (w1[0], w1[1]), w2, (w2[0], w2[2])),
             lambda dy, x, h, w1, w2, o: (x, x, x, x, x),
         )
         self.differentiable = _Differentiable(self.forward, self.backward)
 
-    def construct(self, x_TH, w1_AHF, b1_AF, w2_AFH, b2_AH, offsets_A1):
-        return self.differentiable(x_TH, w1_AHF, b1_AF, w2_AFH, b2_AH, offsets_A1)[0]
+    def construct(self, x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1):
+        return self.differentiable(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)[0]
 
 
 class _Differentiable(nn.Cell):
@@ -52,12 +53,12 @@ class _Differentiable(nn.Cell):
         return dx, dw1, db1, dw2, db2, ops.zeros_like(offsets)
 
 
-def grouped_ffn_oracle(x_TH, w1_AHF, b1_AF, w2_AFH, b2_AH, offsets_A1) -> np.ndarray:
+def grouped_ffn_oracle(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> np.ndarray:
     """The same in NumPy, in the precision of its inputs, one expert after another."""
     y_TH = np.empty_like(x_TH)
-    for a in range(len(w1_AHF)):
+    for a in range(len(w1_AFH)):
         rows = slice(offsets_A1[a], offsets_A1[a + 1])
-        inner = x_TH[rows] @ w1_AHF[a] + b1_AF[a]
+        inner = x_TH[rows] @ w1_AFH[a].T + b1_AF[a]
         y_TH[rows] = (inner / (1 + np.exp(-1.702 * inner))) @ w2_AFH[a] + b2_AH[a]
     return y_TH
 

@@ -66,12 +66,12 @@ void ColumnSum(const float *x, int64_t rows, int64_t stride, int64_t width, floa
 }
 }  // namespace
 
-// x[T,H] w1[A,H,F] b1[A,F] w2[A,F,H] b2[A,H] offsets[A+1] -> y[T,H] inner[T,F] (before the activation, kept for the backward)
+// x[T,H] w1[A,F,H] b1[A,F] w2[A,F,H] b2[A,H] offsets[A+1] -> y[T,H] inner[T,F] (before the activation, kept for the backward)
 extern "C" int GroupedFfn(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   const Args in{data, ranks, shapes, dtypes};
   if (n != 8) return 1;
   if (!in.is(0, "float32") || !in.is(1, "float32") || !in.is(5, "int32")) return 2;
-  const int64_t T = in.dim(0, 0), H = in.dim(1, 1), F = in.dim(1, 2), A = in.dim(1, 0);
+  const int64_t T = in.dim(0, 0), A = in.dim(1, 0), F = in.dim(1, 1), H = in.dim(1, 2);
   const float *x = in.f32(0), *w1 = in.f32(1), *b1 = in.f32(2), *w2 = in.f32(3), *b2 = in.f32(4);
   const int32_t *offsets = in.i32(5);
   float *y = in.f32(6), *inner = in.f32(7);
@@ -87,7 +87,7 @@ extern "C" int GroupedFfn(int n, void **data, int *ranks, int64_t **shapes, cons
       const int64_t rows = end - begin;
       float *h = inner + begin * F, *out = y + begin * H;
       FillRows(h, b1 + e * F, rows, F);
-      Gemm(false, false, rows, F, H, x + begin * H, H, w1 + e * H * F, F, 1.0f, h, F);
+      Gemm(false, true, rows, F, H, x + begin * H, H, w1 + e * F * H, H, 1.0f, h, F);
       Activate(h, gate.data(), rows * F);
       FillRows(out, b2 + e * H, rows, H);
       Gemm(false, false, rows, H, F, gate.data(), F, w2 + e * F * H, H, 1.0f, out, H);
@@ -96,12 +96,12 @@ extern "C" int GroupedFfn(int n, void **data, int *ranks, int64_t **shapes, cons
   return 0;
 }
 
-// dy[T,H] x[T,H] inner[T,F] w1[A,H,F] w2[A,F,H] offsets[A+1] -> dx[T,H] dw1[A,H,F] db1[A,F] dw2[A,F,H] db2[A,H]
+// dy[T,H] x[T,H] inner[T,F] w1[A,F,H] w2[A,F,H] offsets[A+1] -> dx[T,H] dw1[A,F,H] db1[A,F] dw2[A,F,H] db2[A,H]
 extern "C" int GroupedFfnGrad(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   const Args in{data, ranks, shapes, dtypes};
   if (n != 11) return 1;
   if (!in.is(0, "float32") || !in.is(3, "float32") || !in.is(5, "int32")) return 2;
-  const int64_t T = in.dim(1, 0), A = in.dim(3, 0), H = in.dim(3, 1), F = in.dim(3, 2);
+  const int64_t T = in.dim(1, 0), A = in.dim(3, 0), F = in.dim(3, 1), H = in.dim(3, 2);
   const float *dy = in.f32(0), *x = in.f32(1), *inner = in.f32(2), *w1 = in.f32(3), *w2 = in.f32(4);
   const int32_t *offsets = in.i32(5);
   float *dx = in.f32(6), *dw1 = in.f32(7), *db1 = in.f32(8), *dw2 = in.f32(9), *db2 = in.f32(10);
@@ -118,19 +118,19 @@ extern "C" int GroupedFfnGrad(int n, void **data, int *ranks, int64_t **shapes, 
     const int64_t rows = end - begin;
     Gemm(false, true, rows, F, H, dy + begin * H, H, w2 + e * F * H, H, 0.0f, dh + begin * F, F);
     ActivateBackward(inner + begin * F, g + begin * F, dh + begin * F, rows * F);
-    Gemm(false, true, rows, H, F, dh + begin * F, F, w1 + e * H * F, F, 0.0f, dx + begin * H, H);
+    Gemm(false, false, rows, H, F, dh + begin * F, F, w1 + e * F * H, H, 0.0f, dx + begin * H, H);
   }
   const int64_t columns = (F + kColumns - 1) / kColumns;
 #pragma omp parallel for schedule(dynamic) collapse(2)
   for (int64_t e = 0; e < A; ++e)
     for (int64_t c = 0; c < columns; ++c) {
       const int64_t first = c * kColumns, width = std::min(kColumns, F - first), begin = offsets[e], rows = offsets[e + 1] - begin;
-      float *d1 = dw1 + e * H * F + first, *d2 = dw2 + (e * F + first) * H;
+      float *d1 = dw1 + (e * F + first) * H, *d2 = dw2 + (e * F + first) * H;
       if (rows == 0) {
-        for (int64_t k = 0; k < H; ++k) std::fill(d1 + k * F, d1 + k * F + width, 0.0f);
+        std::fill(d1, d1 + width * H, 0.0f);
         std::fill(d2, d2 + width * H, 0.0f);
       } else {
-        Gemm(true, false, H, width, rows, x + begin * H, H, dh + begin * F + first, F, 0.0f, d1, F);
+        Gemm(true, false, width, H, rows, dh + begin * F + first, F, x + begin * H, H, 0.0f, d1, H);
         Gemm(true, false, width, H, rows, g + begin * F + first, F, dy + begin * H, H, 0.0f, d2, H);
       }
       ColumnSum(dh + begin * F + first, rows, F, width, db1 + e * F + first);

@@ -1,0 +1,51 @@
+"""AdamW on the host, over the rows of a store that a step used. Lazy: a row without tokens keeps everything it has.
+
+    m ← β1·m + (1 − β1)·g      v ← β2·v + (1 − β2)·g²      g = gradient · grad_scale
+    w ← w·(1 − lr·decay) − lr · m/(1 − β1ᵗ) / (√(v/(1 − β2ᵗ)) + ε)      t = the row's own step count
+
+A dense parameter is a store of one row. Shape suffixes: K stored rows, P elements of a row, A active rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from ascend_ops.host import host_op
+
+HYPER = ("lr", "grad_scale", "apply", "beta1", "beta2", "eps", "weight_decay")
+"""Order of the `hyper` vector, float32 [7]. grad_scale holds unscaling and clipping; apply = 0 makes the call change nothing."""
+
+
+class AdamRows(nn.Cell):
+    """In-place AdamW of the active rows.
+
+    construct(w_KP, m_KP, v_KP, step_K, grad_AP, active_A, offsets_A1, hyper) -> float32 [1], rows updated
+        w, m, v, step: Parameters, changed in place; the trailing shape of w and grad may be anything with P elements.
+        active: row of each gradient; place a is skipped when offsets[a] == offsets[a + 1] (no token), whatever active[a] says.
+    Raises RuntimeError when a used place names a row outside the store (kernel check 4), for sizes that do not fit (3) or another
+    dtype (2).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.op = host_op("AdamRows", lambda *shapes: (1,), lambda w, *others: w)
+        self.op.add_prim_attr("side_effect_mem", True)  # it writes its inputs: keep it, keep its place in the order
+
+    def construct(self, w_KP, m_KP, v_KP, step_K, grad_AP, active_A, offsets_A1, hyper):
+        return self.op(w_KP, m_KP, v_KP, step_K, grad_AP, active_A, offsets_A1, hyper)
+
+
+def every_row(rows: int) -> tuple[Tensor, Tensor]:
+    """`active` and `offsets` that update all rows: ordinary Adam."""
+    return Tensor(np.arange(rows, dtype=np.int32)), Tensor(np.arange(rows + 1, dtype=np.int32))
+
+
+def adam_oracle(w, m, v, t, grad, *, lr, grad_scale, beta1, beta2, eps, weight_decay) -> tuple[np.ndarray, ...]:
+    """One row in float64; t is the step count after this step. Returns (w, m, v)."""
+    w, m, v, g = (np.asarray(a, np.float64) for a in (w, m, v, grad))
+    g = g * grad_scale
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    w = w * (1 - lr * weight_decay) - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+    return w, m, v

@@ -1,0 +1,237 @@
+"""PanGu-Σ, the whole network.
+
+    rows of the domain's embedding slot + positions
+      → M dense layers        LayerNorm, attention, LayerNorm, FFN            all domains share them
+      → N RRE layers          the same attention, but the FFN is one expert   chosen by domain and token id
+        the last layer is PanGu-α's query layer: its query is a table of positions, not the hidden state
+      → logits over the domain's own embedding slot (tied)
+
+With N = 0, or one expert per domain and one domain, this is PanGu-α (spec §1.3, §8). Where PanGu-α's releases differ we follow the
+original code: the final LayerNorm comes before the query layer and none after it.
+
+Shape suffixes: B batch, S sequence, T tokens = B·S, H hidden, F ffn, n heads, d = H/n, M blocks of a batch (one domain each),
+R rows of an embedding slot, A active experts, N RRE layers. Weights of experts are arguments, not parameters: the network is a pure
+function of the dense parameters and the active experts (design decision 5), wherever those come from.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mindspore as ms
+from mindspore import nn, ops
+from mindspore.ops import functional as F
+
+from ascend_ops.grouped_ffn import GroupedFFN, one_expert
+from pangu_sigma.config import ModelConfig
+from pangu_sigma.model.declare import Normal, Ones, TruncatedNormal, Zero, declare
+from pangu_sigma.model.experts import MoveRows, PaddedFFN
+
+EXPERT_TENSORS = 4
+"""Tensors of the active experts of one layer, in this order: w1 [A, F, H], b1 [A, F], w2 [A, F, H], b2 [A, H]."""
+
+MASKED = -10_000.0
+"""Added to the scores of positions that must not be seen (PanGu-α's value; it survives float16)."""
+
+
+class LayerNorm(nn.Cell):
+    """LayerNorm over H, computed in float32."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.gain = declare("gain", (hidden,), Ones(), decay=False)
+        self.bias = declare("bias", (hidden,), Zero(), decay=False)
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
+
+    def construct(self, x):
+        return self.norm(F.cast(x, ms.float32), self.gain, self.bias)[0]
+
+
+class Linear(nn.Cell):
+    """x [T, in] · w [in, out] + b [out]."""
+
+    def __init__(self, inputs: int, outputs: int, std: float, dtype: ms.Type):
+        super().__init__()
+        self.weight = declare("weight", (inputs, outputs), Normal(std), decay=True)
+        self.bias = declare("bias", (outputs,), Zero(), decay=False)
+        self.matmul = ops.MatMul()
+        self.add = ops.BiasAdd()
+        self.dtype = dtype
+
+    def construct(self, x):
+        return self.add(self.matmul(F.cast(x, self.dtype), F.cast(self.weight, self.dtype)), F.cast(self.bias, self.dtype))
+
+
+class Attention(nn.Cell):
+    """Causal multi-head attention; every domain shares it."""
+
+    def __init__(self, config: ModelConfig, dtype: ms.Type):
+        super().__init__()
+        hidden, std = config.hidden, config.init_std
+        self.query = Linear(hidden, hidden, std, dtype)
+        self.key = Linear(hidden, hidden, std, dtype)
+        self.value = Linear(hidden, hidden, std, dtype)
+        self.output = Linear(hidden, hidden, std / math.sqrt(2 * config.layers), dtype)
+        self.heads = config.heads
+        self.scale = 1 / math.sqrt(hidden // config.heads)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.weigh = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+        self.drop_weights = Dropout(config.dropout)
+        self.drop_output = Dropout(config.dropout)
+        self.dtype = dtype
+
+    def construct(self, query_TH, x_TH, hidden_from_B1SS):
+        batch, _, length, _ = F.shape(hidden_from_B1SS)
+        q = self._split(self.query(query_TH), batch, length)
+        k = self._split(self.key(x_TH), batch, length)
+        v = self._split(self.value(x_TH), batch, length)
+        scores_BnSS = F.cast(self.scores(q * self.scale, k), ms.float32) + hidden_from_B1SS
+        weights_BnSS = self.drop_weights(F.cast(self.softmax(scores_BnSS), self.dtype))
+        mixed_BSnd = F.transpose(self.weigh(weights_BnSS, v), (0, 2, 1, 3))
+        return self.drop_output(self.output(F.reshape(mixed_BSnd, F.shape(x_TH))))
+
+    def _split(self, x_TH, batch, length):
+        return F.transpose(F.reshape(x_TH, (batch, length, self.heads, -1)), (0, 2, 1, 3))
+
+
+class DenseFFN(nn.Cell):
+    """The FFN of a dense layer: one expert that meets every token."""
+
+    def __init__(self, config: ModelConfig, ffn: nn.Cell):
+        super().__init__()
+        for name, shape, init in ffn_shapes(config):
+            setattr(self, name, declare(name, (1, *shape), init, decay=name.startswith("w")))
+        self.ffn = ffn
+        self.drop = Dropout(config.dropout)
+        self.padded = isinstance(ffn, PaddedFFN)
+
+    def construct(self, x_TH):
+        x = F.expand_dims(x_TH, 0) if self.padded else x_TH
+        offsets = one_expert(F.shape(x_TH)[0]) if not self.padded else None
+        y = self.ffn(x, self.w1, self.b1, self.w2, self.b2, offsets)
+        return self.drop(F.reshape(y, F.shape(x_TH)))
+
+
+class RoutedFFN(nn.Cell):
+    """Random Routed Experts: each token's row goes to its expert, and the result comes back unweighted (there is no gate)."""
+
+    def __init__(self, config: ModelConfig, ffn: nn.Cell):
+        super().__init__()
+        self.move = MoveRows()
+        self.ffn = ffn
+        self.drop = Dropout(config.dropout)
+        self.padded = isinstance(ffn, PaddedFFN)
+
+    def construct(self, x_TH, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH):
+        rows = self.move(x_TH, order, inverse_T)
+        rows = self.ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
+        if self.padded:
+            rows = F.reshape(rows, (-1, F.shape(x_TH)[-1]))
+        return self.drop(self.move(rows, inverse_T, order))
+
+
+class Layer(nn.Cell):
+    """x + attention(LN(x)), then x + FFN(LN(x))."""
+
+    def __init__(self, config: ModelConfig, dtype: ms.Type, ffn: nn.Cell):
+        super().__init__()
+        self.attention_norm = LayerNorm(config.hidden)
+        self.attention = Attention(config, dtype)
+        self.ffn_norm = LayerNorm(config.hidden)
+        self.ffn = ffn
+        self.dtype = dtype
+
+    def construct(self, x_TH, query_TH, hidden_from_B1SS, *routed):
+        """query_TH: the query layer's position rows; None elsewhere, where the hidden state asks. routed: of an RRE layer."""
+        normed = F.cast(self.attention_norm(x_TH), self.dtype)
+        x_TH = x_TH + self.attention(normed if query_TH is None else query_TH, normed, hidden_from_B1SS)
+        return x_TH + self.ffn(F.cast(self.ffn_norm(x_TH), self.dtype), *routed)
+
+
+class PanGuSigma(nn.Cell):
+    """Hidden states and tied logits of a batch. `slots`: embedding slots. `padded`: layout of the experts' rows."""
+
+    def __init__(self, config: ModelConfig, slots: int, dtype: ms.Type = ms.float32, padded: bool = False):
+        super().__init__()
+        make_ffn = PaddedFFN if padded else GroupedFFN
+        tables = TruncatedNormal(config.init_std)
+        self.embedding = declare(
+            "embedding", (slots, config.slot_rows, config.hidden), Normal(config.init_std), decay=True
+        )
+        self.positions = declare("positions", (config.seq_length, config.hidden), tables, decay=True)
+        self.query_positions = declare("query_positions", (config.seq_length, config.hidden), tables, decay=True)
+        dense = [Layer(config, dtype, DenseFFN(config, make_ffn())) for _ in range(config.dense_layers)]
+        routed = [Layer(config, dtype, RoutedFFN(config, make_ffn())) for _ in range(config.rre_layers)]
+        self.layers = nn.CellList(dense + routed)
+        self.norm = LayerNorm(config.hidden)
+        self.drop = Dropout(config.dropout)
+        self.lookup = ops.Gather()
+        self.logits_matmul = ops.BatchMatMul(transpose_b=True)
+        self.first_routed = config.dense_layers
+        self.last = config.layers - 1
+        self.hidden = config.hidden
+        self.slots = slots
+        self.dtype = dtype
+
+    def construct(self, rows_BS, positions_BS, documents_BS, order, inverse_NT, offsets_NA1, *experts):
+        """Hidden states [T, H] after the query layer.
+
+        rows: row of each token in the flattened slots [slots·R]. positions: restart at every document. documents: number of the
+        document each token belongs to; tokens see only their own. order, inverse, offsets: the routing plan.
+        experts: EXPERT_TENSORS tensors for each RRE layer, bottom layer first.
+        """
+        table = F.reshape(self.embedding, (-1, self.hidden))
+        positions = F.reshape(positions_BS, (-1,))
+        x_TH = self.lookup(table, F.reshape(rows_BS, (-1,)), 0) + self.lookup(self.positions, positions, 0)
+        x_TH = F.cast(self.drop(x_TH), self.dtype)
+        unseen = hidden_from(documents_BS)
+        for i in range(self.last + 1):
+            query_TH = None
+            if i == self.last:
+                x_TH = F.cast(self.norm(x_TH), self.dtype)
+                query_TH = F.cast(self.lookup(self.query_positions, positions, 0), self.dtype)
+            if i < self.first_routed:
+                x_TH = self.layers[i](x_TH, query_TH, unseen)
+            else:
+                n = i - self.first_routed
+                weights = experts[EXPERT_TENSORS * n : EXPERT_TENSORS * (n + 1)]
+                x_TH = self.layers[i](x_TH, query_TH, unseen, order[n], inverse_NT[n], offsets_NA1[n], *weights)
+        return x_TH
+
+    def logits(self, hidden_TH, slots_M):
+        """Logits [M, T/M, R] of each block over the rows of its slot."""
+        table_MRH = F.cast(self.embedding if self.slots == 1 else self.lookup(self.embedding, slots_M, 0), self.dtype)
+        blocks = F.shape(table_MRH)[0]
+        return self.logits_matmul(F.reshape(hidden_TH, (blocks, -1, self.hidden)), table_MRH)
+
+
+class Dropout(nn.Cell):
+    """Dropout that is absent from the graph at rate 0."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.drop = nn.Dropout(p=rate) if rate else None
+
+    def construct(self, x):
+        return x if self.drop is None else self.drop(x)
+
+
+def ffn_shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...], ms.common.initializer.Initializer]]:
+    """Name, shape and initialiser of the tensors of one FFN, dense or expert."""
+    down = Normal(config.init_std / math.sqrt(2 * config.layers))
+    return [
+        ("w1", (config.ffn, config.hidden), Normal(config.init_std)),
+        ("b1", (config.ffn,), Zero()),
+        ("w2", (config.ffn, config.hidden), down),
+        ("b2", (config.hidden,), Zero()),
+    ]
+
+
+def hidden_from(documents_BS):
+    """float32 [B, 1, S, S]: 0 where query i may see key j (same document, j ≤ i), MASKED elsewhere."""
+    places_S = ops.arange(F.shape(documents_BS)[1])
+    later_SS = F.expand_dims(places_S, 0) > F.expand_dims(places_S, 1)
+    other_BSS = F.expand_dims(documents_BS, 1) != F.expand_dims(documents_BS, 2)
+    unseen_BSS = ops.logical_or(other_BSS, F.expand_dims(later_SS, 0))
+    return F.expand_dims(F.cast(unseen_BSS, ms.float32) * MASKED, 1)
