@@ -1,0 +1,76 @@
+"""What a prepared data folder holds, and what it was made from: manifest.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pangu_sigma.data.errors import DataError
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Record):
+    """Where text came from. `sha256` of the archive or file; None when it is the running Python's library."""
+
+    name: str
+    version: str
+    licence: str
+    sha256: str | None
+
+
+class SplitCounts(_Record):
+    """Documents, tokens (<eot> and tags included), bytes of UTF-8 and <unk> tokens of one split of a domain."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    unknown: int
+
+
+class DomainRecord(_Record):
+    """One domain. `rows`: rows in use of its slot.
+
+    unigram_entropy: nats per token that the training frequencies, plus ½ for every row of the slot, need for the held-out
+    tokens: what a model must beat.
+    offered, duplicates, too_long: documents that came in, exact copies left out, documents above data.max_mib_per_domain.
+    """
+
+    slot: str
+    rows: int
+    offered: int
+    duplicates: int
+    too_long: int
+    train: SplitCounts
+    held_out: SplitCounts
+    unigram_entropy: float
+    sources: list[Source]
+
+
+class Manifest(_Record):
+    """The whole folder. `fingerprint`: sha256 over everything that decides its content; `config`: what that is."""
+
+    fingerprint: str
+    vocabulary_hash: str
+    vocabulary_size: int
+    domains: dict[str, DomainRecord]
+    quarantined: dict[str, int]
+    config: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        (folder / "manifest.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load_manifest(path: Path) -> Manifest:
+    """The manifest of a prepared data folder; DataError when there is none or it is damaged."""
+    file = path / "manifest.json"
+    try:
+        return Manifest.model_validate_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}; run prepare-data first, or set data.path to its output") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: damaged: {error}; run prepare-data again") from error

