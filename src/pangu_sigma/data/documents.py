@@ -1,7 +1,7 @@
 """A user's own text: `*.jsonl` or `*.jsonl.gz`, one {"text": …, "domain": …} a line, read into documents.
 
-A line that cannot be used is never repaired, guessed or moved to another domain: it comes out as `Rejected`, with the file,
-the byte offset of the line's start (in the uncompressed stream) and the reason.
+A line that cannot be used is never repaired, guessed or moved to another domain: it comes out as `Rejected`, with
+the file, the byte offset of the line's start (in the uncompressed stream) and the reason.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A line that is quarantined. `reason` is one of a few fixed sentences, to be counted; `detail` is for the reader."""
+    """A quarantined line. `reason` is one of a few fixed sentences, to be counted; `detail` is for the reader."""
 
     file: str
     offset: int

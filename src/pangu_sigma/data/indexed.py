@@ -1,9 +1,9 @@
 """Token files in Megatron's `.bin`/`.idx` format, which MindFormers and Megatron read as they are.
 
-`.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4, number of
-sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document bounds.
-Writing goes through MindFormers. Reading checks every count of the index against the sizes of both files, which MindFormers does
-not, and then maps the `.bin`.
+`.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4,
+number of sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document
+bounds. Writing goes through MindFormers. Reading checks every number of the index against the others and the sizes of
+both files, which MindFormers does not, and then maps the `.bin`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class TokenFile:
         size = self._size(self.path)
         if size != 4 * self.tokens:
             raise DataError(
-                f"{self.path}: has {size} bytes and should have {4 * self.tokens} (4 for each of {self.tokens} tokens); "
+                f"{self.path}: has {size} bytes, {self.tokens} tokens need {4 * self.tokens}; "
                 f"first difference at byte {min(size, 4 * self.tokens)}; {_FIX}"
             )
         self._ids = np.memmap(self.path, dtype="<i4", mode="r") if size else np.empty(0, dtype="<i4")
@@ -121,7 +121,7 @@ class TokenFile:
 
 
 def _checked_lengths(path: Path, data: bytes, sequences: int) -> np.ndarray:
-    """[sequences] int32 lengths, after the offsets and document bounds have been compared with what follows from them."""
+    """[sequences] int32 lengths; the offsets and document bounds must be what follows from them."""
     lengths = np.frombuffer(data, "<i4", sequences, _HEADER.size)
     at_offsets = _HEADER.size + 4 * sequences
     offsets = np.frombuffer(data, "<i8", sequences, at_offsets)

@@ -35,9 +35,10 @@ class SplitCounts(_Record):
 class DomainRecord(_Record):
     """One domain. `rows`: rows in use of its slot.
 
-    unigram_entropy: nats per token that the training frequencies, plus ½ for every row of the slot, need for the held-out
-    tokens: what a model must beat.
-    offered, duplicates, too_long: documents that came in, exact copies left out, documents above data.max_mib_per_domain.
+    unigram_entropy: nats per token that the training frequencies, plus ½ for every row of the slot, need for the
+    held-out tokens: what a model must beat.
+    offered, duplicates, too_long: documents that came in, exact copies left out, documents that are longer than
+    data.max_mib_per_domain by themselves.
     """
 
     slot: str

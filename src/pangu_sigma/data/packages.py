@@ -149,7 +149,7 @@ class _Packaged:
 
 
 def archives_of(domains: list[Domain]) -> list[Archive]:
-    """The archives that these domains need, each once. Raises ConfigError for a domain that packages have no text for."""
+    """The archives that these domains need, each once; ConfigError for a domain that no package has text for."""
     return list(dict.fromkeys(archive for domain in domains for archive in _packaged(domain).archives))
 
 
@@ -252,7 +252,7 @@ def _chinese(files: list[Path]) -> Iterator[Document]:
 
 
 def _articles(lines: list[str]) -> Iterator[str]:
-    """Articles of the tagged news: a headline, a short line that ends no sentence, after running text starts a new one."""
+    """Articles of the tagged news: a headline (a short line that ends no sentence) after running text starts one."""
     article: list[str] = []
     was_text = False
     for line in lines:
@@ -330,7 +330,7 @@ def _code(files: list[Path]) -> Iterator[Document]:
 
 
 def readable_code(content: bytes) -> str | None:
-    """PanGu-Coder's filter: UTF-8 Python under 1 MB that parses, under 100 characters a line on average and 1,000 at most."""
+    """PanGu-Coder's filter: Python under 1 MB that parses, lines under 100 characters on average, 1,000 at most."""
     try:
         text = content.decode()
         with warnings.catch_warnings():

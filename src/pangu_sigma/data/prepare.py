@@ -1,6 +1,6 @@
 """prepare-data: text in, a folder that `train` reads out.
 
-    documents → kept → train | held out → runs (jieba, once) → English pieces → frequencies → rows of the slots → ids → files
+    documents → kept → train | held out → runs (jieba, once) → English pieces → counts → rows of slots → ids → files
 
 The folder is written beside its final place and renamed when it is complete:
 
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _LEARNING_BYTES = 4 << 20
 """English and code text that pieces are learned from; more changes few pieces and takes longer."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of the fingerprint: raise it when the same text would give a different folder."""
 
 
@@ -70,8 +70,8 @@ class _Corpus:
 def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     """Write the prepared data of `config` to `output` and return its manifest.
 
-    inputs: the user's *.jsonl and *.jsonl.gz; none: the packaged text. A folder that holds this very result already is left as
-    it is, an older result is replaced. Raises ConfigError or DataError for what the user can fix.
+    inputs: the user's *.jsonl and *.jsonl.gz; none: the packaged text. A folder that holds this very result already
+    is left as it is, an older result is replaced. Raises ConfigError or DataError for what the user can fix.
     """
     domains = domains_of(config)
     for domain in domains:
@@ -120,7 +120,7 @@ def _decisive(config: Config, inputs: list[Path]) -> dict[str, Any]:
 
 
 def _existing(output: Path) -> Manifest | None:
-    """The manifest at `output`; None when there is nothing or a damaged result; DataError when the folder is not ours."""
+    """The manifest at `output`, None for nothing or a damaged result; DataError when the folder is not ours."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if not (output / "manifest.json").is_file():

@@ -1,8 +1,8 @@
 """Which documents are kept, and which of them are held out: decided by the content of each document alone.
 
-A document's place is a hash of its text. The documents with the lowest hashes that fit into the limit are kept, which spreads
-them over the whole source, drops exact duplicates, does not depend on the order of the input, and needs memory for the kept
-documents only.
+A document's place is a hash of its text. The documents with the lowest hashes that fit into the limit are kept, which
+spreads them over the whole source, drops exact duplicates, does not depend on the order of the input, and needs memory
+for the kept documents only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pangu_sigma.data.documents import Document
 class Selection:
     """Documents of one domain, at most `limit` bytes of UTF-8 of them.
 
-    offered, duplicates, too_long: how many documents came in, were exact copies, were longer than `limit` by themselves.
+    offered, duplicates, too_long: documents that came in, exact copies of a kept one, longer than `limit` alone.
     """
 
     def __init__(self, limit: int) -> None:
@@ -56,7 +56,7 @@ class Selection:
 
 
 def split(documents: list[Document], held_out: float) -> tuple[list[Document], list[Document]]:
-    """(train, held out): the share `held_out` of the documents with the lowest hashes, at least one of each when there are two."""
+    """(train, held out): the share `held_out` with the lowest hashes; at least one on either side (of two or more)."""
     count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
     places = [_place("hold out", document) for document in documents]
     chosen = set(sorted(range(len(documents)), key=places.__getitem__)[:count])

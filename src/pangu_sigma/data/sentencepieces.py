@@ -1,4 +1,4 @@
-"""SentencePiece models as data: find PanGu-α's, learn or take the English pieces, restrict a model to some of its pieces."""
+"""SentencePiece models as data: find PanGu-α's, learn or take English pieces, restrict a model to some pieces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import sentencepiece
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.errors import DataError
 
-# MindSpore's own messages load only into protobuf's Python implementation, which it selects itself when it is imported first;
+# MindSpore's messages load only into protobuf's Python implementation, which it selects when it is imported first;
 # protobuf decides once per process, so whoever comes first has to make the same choice.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
@@ -139,7 +139,7 @@ def compact_model(pieces: list[tuple[str, float]], kind: int) -> bytes:
 
 
 def restricted_model(model: Any, keep: Iterable[bool]) -> bytes:
-    """`model` with every piece that is not kept marked unused: ids stay, text is segmented with the kept pieces only."""
+    """`model` with every piece that is not kept marked unused: ids stay, only kept pieces segment text."""
     kinds = sentencepiece_model.ModelProto.SentencePiece
     copy = sentencepiece_model.ModelProto()
     copy.CopyFrom(model)

