@@ -1,0 +1,236 @@
+"""What a run says about itself: `metrics.jsonl`, TensorBoard files, and a progress line on stderr.
+
+`metrics.jsonl` has one JSON object a line, told apart by `kind`:
+
+* `run`: domains, steps_total; once, first.
+* `step`: means over the steps since the line before, every log_interval steps.
+* `evaluation`: held-out loss of each domain.
+* `load`: tokens per expert [N][K] since the `load` line before. Their sum is the load of the whole run.
+
+Losses are in nats per token. Shape suffixes: N RRE layers, K experts stored in a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+_SMOOTHING = 0.95
+"""Weight of the past in the losses of the progress line."""
+_DOMAINS_SHOWN = 6
+"""Most domains that the progress line always shows."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One training step.
+
+    step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite
+    when the step was skipped. load_NK: tokens that each expert received, integers.
+    """
+
+    step: int
+    loss: float
+    per_domain_loss: dict[str, float]
+    learning_rate: float
+    gradient_norm: float
+    loss_scale: float
+    skipped: bool
+    tokens: int
+    load_NK: np.ndarray
+
+
+class MetricsLog:
+    """Takes every step of a run; use as a context manager, so that the files are complete however the run ends."""
+
+    def __init__(
+        self, folder: Path, domains: list[str], steps_total: int, log_interval: int, resumed_step: int = 0
+    ) -> None:
+        """resumed_step: step of the checkpoint that the run continues; what `folder` holds beyond it is dropped."""
+        folder.mkdir(parents=True, exist_ok=True)
+        _drop_lines_beyond(folder / FILE, resumed_step)
+        fresh = not (folder / FILE).exists()
+        self._lines = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=resumed_step + 1)
+        self._log_interval = log_interval
+        self._pending: list[StepMetrics] = []
+        self._load_NK: np.ndarray | None = None
+        self._seconds = 0.0
+        self._timed_tokens = 0
+        self._clock: float | None = None
+        self._last_step = resumed_step
+        self._smoothed: dict[str, float] = {}
+        self._progress = tqdm(
+            total=steps_total,
+            initial=resumed_step,
+            unit="step",
+            desc="train",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
+            bar_format="{desc} {n_fmt}/{total_fmt} {postfix}, {remaining} left",
+        )
+        if fresh:
+            self._write({"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total})
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def record(self, metrics: StepMetrics) -> None:
+        """Call once after every step."""
+        now = time.perf_counter()
+        if self._clock is not None:  # the first step compiles the graph and says nothing about speed
+            self._seconds += now - self._clock
+            self._timed_tokens += metrics.tokens
+        self._clock = now
+        self._last_step = metrics.step
+        self._pending.append(metrics)
+        self._load_NK = metrics.load_NK + (0 if self._load_NK is None else self._load_NK)
+        self._show(metrics)
+        if metrics.step % self._log_interval == 0:
+            self._log()
+
+    def evaluation(self, step: int, per_domain: dict[str, float]) -> None:
+        """Held-out loss of each domain after `step`."""
+        self._write({"kind": "evaluation", "step": step, "per_domain_loss": _finite(per_domain)})
+        for name, loss in per_domain.items():
+            self._board.add_scalar(f"loss_held_out/{name}", loss, step)
+        self.flush()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in this block (evaluation, checkpoint) is not the speed of training."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._clock is not None:
+                self._clock += time.perf_counter() - started
+
+    def flush(self) -> None:
+        """Put everything known on file. Call before each checkpoint: a resumed run then has the whole expert load."""
+        if self._load_NK is not None:
+            self._write({"kind": "load", "step": self._last_step, "tokens_NK": self._load_NK.tolist()})
+            self._load_NK = None
+        self._lines.flush()
+        self._board.flush()
+
+    def close(self) -> None:
+        if self._lines.closed:
+            return
+        if self._pending:
+            self._log()
+        self.flush()
+        self._progress.close()
+        self._board.close()
+        self._lines.close()
+
+    def _show(self, metrics: StepMetrics) -> None:
+        """Advance the progress line."""
+        for name, loss in _finite(metrics.per_domain_loss).items():
+            if loss is not None:
+                past = self._smoothed.get(name, loss)
+                self._smoothed[name] = _SMOOTHING * past + (1 - _SMOOTHING) * loss
+        # With many domains the line has room only for those of this step.
+        shown = self._smoothed if len(self._smoothed) <= _DOMAINS_SHOWN else metrics.per_domain_loss
+        losses = " ".join(f"{name} {self._smoothed[name]:.3f}" for name in shown if name in self._smoothed)
+        speed = f", {self._timed_tokens / self._seconds:,.0f} tokens/s" if self._seconds else ""
+        balance = load_max_over_mean(metrics.load_NK)
+        load = "" if balance is None else f", load max/mean {balance:.2f}"
+        self._progress.set_postfix_str(f"loss {losses}{speed}{load}", refresh=False)
+        self._progress.update()
+
+    def _log(self) -> None:
+        """Write the means of the pending steps."""
+        steps, self._pending = self._pending, []
+        last = steps[-1]
+        names = dict.fromkeys(name for s in steps for name in s.per_domain_loss)
+        per_domain_loss = {n: _mean([s.per_domain_loss[n] for s in steps if n in s.per_domain_loss]) for n in names}
+        line = {
+            "kind": "step",
+            "step": last.step,
+            "loss": _mean([s.loss for s in steps]),
+            "per_domain_loss": per_domain_loss,
+            "learning_rate": last.learning_rate,
+            "gradient_norm": _mean([s.gradient_norm for s in steps]),
+            "loss_scale": last.loss_scale,
+            "skipped": sum(s.skipped for s in steps),
+            "tokens": sum(s.tokens for s in steps),
+            "tokens_per_second": self._timed_tokens / self._seconds if self._seconds else None,
+            "load_max_over_mean": _mean([load_max_over_mean(s.load_NK) for s in steps]),
+        }
+        self._seconds, self._timed_tokens = 0.0, 0
+        self._write(line)
+        self._lines.flush()
+        for key, value in line.items():
+            if isinstance(value, int | float) and key != "step":
+                self._board.add_scalar(f"train/{key}", value, last.step)
+        for name, loss in per_domain_loss.items():
+            if loss is not None:
+                self._board.add_scalar(f"loss_train/{name}", loss, last.step)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Lines of a run's metrics.jsonl, in order; a last line that a crash cut off is left out.
+
+    Raises FileNotFoundError when the run has written none.
+    """
+    lines = []
+    for number, text in enumerate((folder / FILE).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            logger.warning("%s: line %d is not JSON, probably cut off by a crash; ignored", folder / FILE, number)
+    return lines
+
+
+def load_max_over_mean(load_NK: np.ndarray) -> float | None:
+    """Tokens of the fullest expert over the mean of those that received any; mean over layers, None without load."""
+    ratios = [load_K.max() / load_K[load_K > 0].mean() for load_K in load_NK if load_K.any()]
+    return float(np.mean(ratios)) if ratios else None
+
+
+def _drop_lines_beyond(file: Path, step: int) -> None:
+    """Keep what happened up to `step`: the resumed run will write the rest again. Step 0 starts afresh."""
+    if not file.exists():
+        return
+    kept = [line for line in read_metrics(file.parent) if line["step"] <= step] if step else []
+    if not kept:
+        file.unlink()
+        return
+    fresh = file.with_suffix(".new")
+    fresh.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+    fresh.replace(file)
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN and no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the finite values; None when there are none (every step overflowed)."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else None
