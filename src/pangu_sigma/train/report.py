@@ -27,10 +27,11 @@ _ANNOTATE_MAX = 40
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report/` in `run_folder`: loss.png, expert_load.png, tokens_per_second.png, and report.html with all three.
+    """Write `report/` in `run_folder`: loss.png, expert_load.png, tokens_per_second.png and a page with all three.
 
-    Returns the path of report.html, which needs no other file. A picture without data (a model without RRE layers has no
-    expert load) is left out. Raises FileNotFoundError when the run has no metrics.jsonl, ValueError when it holds no step.
+    Returns the path of the page, report.html, which needs no other file. A picture without data (a model without RRE
+    layers has no expert load) is left out. Raises FileNotFoundError when the run has no metrics.jsonl, ValueError when
+    that holds no step.
     """
     lines = read_metrics(run_folder)
     by_kind: dict[str, list[Line]] = {"run": [], "step": [], "evaluation": [], "load": []}
@@ -70,8 +71,8 @@ def _draw_loss(domains: list[str], steps: list[Line], evaluations: list[Line]) -
     _axes(axes, "step", "loss (nats per token)", "Loss: thin line training, dots held-out text")
     columns, size = math.ceil(len(domains) / 24), 10 if len(domains) <= _FEW_DOMAINS else 8
     legend = figure.legend(title="domain", loc="outside right upper", ncols=columns, fontsize=size)
-    for handle in legend.legend_handles:
-        handle.set(alpha=1.0, linewidth=2.0)
+    for line in legend.get_lines():
+        line.set(alpha=1.0, linewidth=2.0)
     return figure
 
 
