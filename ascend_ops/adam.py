@@ -3,7 +3,7 @@
     m ← β1·m + (1 − β1)·g      v ← β2·v + (1 − β2)·g²      g = gradient · grad_scale
     w ← w·(1 − lr·decay) − lr · m/(1 − β1ᵗ) / (√(v/(1 − β2ᵗ)) + ε)      t = the row's own step count
 
-A dense parameter is a store of one row. Shape suffixes: K stored rows, P elements of a row, A active rows.
+A dense parameter is a store of one row. Shape suffixes: K stored rows, A active rows; `*` any trailing shape.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from mindspore import Tensor, nn
 
 from ascend_ops.host import host_op
 
-HYPER = ("lr", "grad_scale", "apply", "beta1", "beta2", "eps", "weight_decay")
-"""Order of the `hyper` vector, float32 [7]. grad_scale holds unscaling and clipping; apply = 0 makes the call change nothing."""
+HYPER = ("lr", "grad_scale", "apply", "beta1", "beta2", "eps")
+"""Order of the `hyper` vector, float32 [6]. grad_scale holds unscaling and clipping; apply = 0 makes the call change nothing."""
 
 
 class AdamRows(nn.Cell):
-    """In-place AdamW of the active rows.
+    """In-place AdamW of the active rows of several tensors that share step counts (the tensors of one layer's experts).
 
-    construct(w_KP, m_KP, v_KP, step_K, grad_AP, active_A, offsets_A1, hyper) -> float32 [1], rows updated
-        w, m, v, step: Parameters, changed in place; the trailing shape of w and grad may be anything with P elements.
+    construct(w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay) -> float32 [1], rows updated
+        w, m, v: tuples of G Parameters [K, *], changed in place; step_K: int32 Parameter, changed in place.
+        grad: tuple of G tensors [A, *]. decay: float32 [G], weight decay of each tensor.
         active: row of each gradient; place a is skipped when offsets[a] == offsets[a + 1] (no token), whatever active[a] says.
     Raises RuntimeError when a used place names a row outside the store (kernel check 4), for sizes that do not fit (3) or another
-    dtype (2).
+    dtype (2); nothing is changed then.
     """
 
     def __init__(self):
@@ -32,8 +33,8 @@ class AdamRows(nn.Cell):
         self.op = host_op("AdamRows", lambda *shapes: (1,), lambda w, *others: w)
         self.op.add_prim_attr("side_effect_mem", True)  # it writes its inputs: keep it, keep its place in the order
 
-    def construct(self, w_KP, m_KP, v_KP, step_K, grad_AP, active_A, offsets_A1, hyper):
-        return self.op(w_KP, m_KP, v_KP, step_K, grad_AP, active_A, offsets_A1, hyper)
+    def construct(self, w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay):
+        return self.op(*w, *m, *v, *grad, step_K, active_A, offsets_A1, hyper, decay)
 
 
 def every_row(rows: int) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,8 @@ from pangu_sigma.routing.table import RoutingTable
 class RoutingPlan:
     """Where the T tokens of a batch go in each RRE layer. All int32.
 
-    active_NA: ids of the experts with at least one token, ascending; unused places hold `stored` (one past the last expert),
-        which every consumer skips: such a row is not fetched, not multiplied and not updated.
+    active_NA: ids of the experts with at least one token, ascending; unused places hold `stored` (one past the last expert) and
+        have no tokens, so nothing is multiplied or updated there.
     order_NT: row i of the sorted tokens is token order[i]; tokens of one expert keep their order in the batch.
     inverse_NT: token t is row inverse[t] of the sorted tokens.
     offsets_NA1: tokens of active expert a are the sorted rows offsets[a] … offsets[a + 1] - 1.
@@ -46,31 +46,52 @@ def make_plan(
 ) -> RoutingPlan:
     """Plan one batch.
 
-    stored: K, experts stored in a layer. places: A, length of the active list.
-    Raises ValueError when the batch activates more than `places` experts.
+    stored: K, experts stored in a layer. places: A, length of the active list; with places = stored every expert has the place of
+    its own number. Raises ValueError when the batch activates more than `places` experts.
     """
-    domains_BS = np.broadcast_to(domains_B[:, None], ids_BS.shape)
-    experts_NT = table.route(ids_BS, domains_BS, positions_BS).reshape(table.layers, -1)
-    layers = [_plan_layer(experts_T, stored, places) for experts_T in experts_NT]
-    return RoutingPlan(*(np.stack(part).astype(np.int32) for part in zip(*layers, strict=True)))
+    return make_plans(table, ids_BS[None], domains_B[None], positions_BS[None], stored, places)[0]
 
 
-def _plan_layer(experts_T: np.ndarray, stored: int, places: int) -> tuple[np.ndarray, ...]:
-    order = np.argsort(experts_T, kind="stable")
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    count_K = np.bincount(experts_T, minlength=stored)
-    used = np.flatnonzero(count_K)
+def make_plans(
+    table: RoutingTable,
+    ids_GBS: np.ndarray,
+    domains_GB: np.ndarray,
+    positions_GBS: np.ndarray,
+    stored: int,
+    places: int,
+) -> list[RoutingPlan]:
+    """Plans of G micro-batches of one update, which share one active list: experts are fetched once and updated once."""
+    domains_GBS = np.broadcast_to(domains_GB[..., None], ids_GBS.shape)
+    experts_NGT = table.route(ids_GBS, domains_GBS, positions_GBS).reshape(table.layers, len(ids_GBS), -1)
+    used_N = [_used(experts_GT, stored, places) for experts_GT in experts_NGT]
+    plans = []
+    for g in range(len(ids_GBS)):
+        layers = [_plan_layer(experts_NGT[n, g], used, stored, places) for n, used in enumerate(used_N)]
+        plans.append(RoutingPlan(*(np.stack(part).astype(np.int32) for part in zip(*layers, strict=True))))
+    return plans
+
+
+def _used(experts_GT: np.ndarray, stored: int, places: int) -> np.ndarray:
+    if places == stored:
+        return np.arange(stored)
+    used = np.unique(experts_GT)
     if len(used) > places:
         raise ValueError(
             f"the batch activates {len(used)} experts of a layer, but the plan holds {places}; "
             "raise data.domains_per_step, or put fewer domains in a batch"
         )
+    return used
+
+
+def _plan_layer(experts_T: np.ndarray, used: np.ndarray, stored: int, places: int) -> tuple[np.ndarray, ...]:
+    order = np.argsort(experts_T, kind="stable")
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
     active = np.full(places, stored)
     active[: len(used)] = used
-    offsets = np.zeros(places + 1, np.int64)
-    offsets[1 : len(used) + 1] = np.cumsum(count_K[used])
-    offsets[len(used) + 1 :] = len(order)
+    offsets = np.full(places + 1, len(order))
+    offsets[0] = 0
+    offsets[1 : len(used) + 1] = np.cumsum(np.bincount(experts_T, minlength=stored)[used])
     return active, order, inverse, offsets
 
 
@@ -82,7 +103,7 @@ def pad_to_capacity(plan: RoutingPlan) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """
     layers, tokens = plan.order_NT.shape
     load_NA = plan.load()
-    used = max(1, int((load_NA > 0).sum(axis=1).max()))
+    used = int(np.flatnonzero(load_NA.any(axis=0)).max()) + 1
     capacity = int(load_NA.max())
     order_NAC = np.zeros((layers, used, capacity), np.int32)
     inverse_NT = np.empty((layers, tokens), np.int32)

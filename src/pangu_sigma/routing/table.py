@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +42,15 @@ class RoutingTable:
         digest.update(np.ascontiguousarray(self.first_NDV).tobytes())
         digest.update(np.ascontiguousarray(self.spread_DV).tobytes())
         return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, first_NDV=self.first_NDV, spread_DV=self.spread_DV, experts=self.experts)
+
+    @classmethod
+    def load(cls, path: Path) -> RoutingTable:
+        """The tables that `save` wrote."""
+        with np.load(path) as arrays:
+            return cls(arrays["first_NDV"], arrays["spread_DV"], int(arrays["experts"]))
 
     def route(self, ids: np.ndarray, domains: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Expert of every token in every layer, numbered over the whole layer (0 … D·E − 1).

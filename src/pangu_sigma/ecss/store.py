@@ -1,0 +1,111 @@
+"""Where experts live, how the active ones reach the network, and how their update finds its way back.
+
+Shape suffixes: N RRE layers, K experts stored in a layer, A active experts.
+
+Two stores with one contract, so that the training step does not know which it has:
+
+* `HostStore` (ECSS): weights, both Adam moments and the step count of every expert are host parameters, one row per expert, like an
+  embedding table. `fetch` looks up the active rows on the host; only they cross to the device. `update` runs Adam on the host over the
+  same rows. An expert that was not activated keeps weights, moments and step count bit for bit (lazy Adam, design decision 7).
+* `DeviceStore`: ECSS off. Every expert is an ordinary parameter of the device with ordinary Adam: all of them are multiplied,
+  differentiated and updated at each step, as in any mixture of experts.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from ascend_ops.adam import AdamRows, every_row
+from pangu_sigma.config import Config
+from pangu_sigma.model.declare import Replicated, Zero, declare
+from pangu_sigma.model.pangu_sigma import EXPERT_TENSORS, ffn_shapes
+
+
+class ExpertStore(nn.Cell):
+    """Parameters of the experts of all RRE layers, with their Adam state; see the module's text for the two kinds.
+
+    fetch(active_NA) -> EXPERT_TENSORS tensors per layer, [A, …], what `PanGuSigma` takes.
+    update(grads, active_NA, offsets_NA1, hyper) -> rows updated, float32 [1]; changes the store in place.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.tensors = EXPERT_TENSORS
+        self.layers = config.model.rre_layers
+        weights, moments, variances, steps = [], [], [], []
+        for layer in range(self.layers):
+            for name, shape, init in ffn_shapes(config.model):
+                full = (config.experts, *shape)
+                first = Replicated(init) if config.model.expert_init == "replicated" else init
+                label = f"experts.{layer}.{name}"
+                weights.append(declare(label, full, first, decay=name.startswith("w")))
+                moments.append(declare(f"{label}.moment", full, Zero(), decay=False))
+                variances.append(declare(f"{label}.variance", full, Zero(), decay=False))
+            steps.append(Parameter(Tensor(np.zeros(config.experts, np.int32)), name=f"experts.{layer}.step"))
+        self.weights, self.moments = ParameterTuple(weights), ParameterTuple(moments)
+        self.variances, self.steps = ParameterTuple(variances), ParameterTuple(steps)
+        rate = config.train.optimizer.weight_decay
+        self.decay = Tensor(np.array([rate * name.startswith("w") for name, *_ in ffn_shapes(config.model)], np.float32))
+        self.adam = AdamRows()
+
+    def layer_update(self, layer, grads, active_A, offsets_A1, hyper):
+        """Adam over the tensors of one layer."""
+        part = slice(layer * self.tensors, (layer + 1) * self.tensors)
+        return self.adam(
+            self.weights[part],
+            self.moments[part],
+            self.variances[part],
+            grads[part],
+            self.steps[layer],
+            active_A,
+            offsets_A1,
+            hyper,
+            self.decay,
+        )
+
+
+class HostStore(ExpertStore):
+    """ECSS: rows of host tables, fetched and updated by their numbers."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.lookup = ops.Gather()
+        self.lookup.set_device("CPU")
+        self.last = config.experts - 1
+
+    def fetch(self, active_NA):
+        active_NA = ops.minimum(active_NA, self.last)  # unused places hold K: they read some row, and nobody reads theirs
+        fetched = ()
+        for i in range(len(self.weights)):
+            fetched += (self.lookup(self.weights[i], active_NA[i // self.tensors], 0),)
+        return fetched
+
+    def update(self, grads, active_NA, offsets_NA1, hyper):
+        updated = 0.0
+        for layer in range(self.layers):
+            updated = updated + self.layer_update(layer, grads, active_NA[layer], offsets_NA1[layer], hyper)
+        return updated
+
+
+class DeviceStore(ExpertStore):
+    """ECSS off: all experts take part in every step."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.all_rows, self.all_offsets = every_row(config.experts)
+
+    def fetch(self, active_NA):
+        return tuple(self.weights)
+
+    def update(self, grads, active_NA, offsets_NA1, hyper):
+        updated = 0.0
+        for layer in range(self.layers):
+            updated = updated + self.layer_update(layer, grads, self.all_rows, self.all_offsets, hyper)
+        return updated
+
+
+def make_store(config: Config) -> ExpertStore:
+    """The store that `ecss.enabled` asks for."""
+    return HostStore(config) if config.ecss.enabled else DeviceStore(config)

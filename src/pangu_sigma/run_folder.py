@@ -1,0 +1,83 @@
+"""A run folder: everything that training leaves behind, and all that evaluation, generation and export need.
+
+    config.yaml        the resolved tree
+    tokenizer/         what the model's ids mean
+    routing.npz        the routing tables
+    checkpoints/       see train/checkpoint.py
+    metrics.jsonl, tensorboard/, report/
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pangu_sigma.config import Config, ConfigError, dump_config, load_config
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.routing.table import RoutingTable, draw_tables
+from pangu_sigma.train.checkpoint import Identity
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An open run folder."""
+
+    path: Path
+    config: Config
+    tokenizer: Tokenizer
+    table: RoutingTable
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"))
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> RunFolder:
+        """Start a run: copy the tokenizer of the prepared data, draw the tables. An existing folder of the same tables is reused.
+
+        Raises ConfigError when the folder holds a run with another vocabulary or other routing tables.
+        """
+        prepared = Path(config.data.path)
+        tokenizer = Tokenizer.load(prepared / "tokenizer")
+        if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
+            raise ConfigError(
+                f"data.path={config.data.path}: its tokenizer has {tokenizer.slot_rows.shape[0]} slots of "
+                f"{tokenizer.slot_rows.shape[1]} rows, this configuration has {config.slots} of {config.model.slot_rows}; "
+                "run prepare-data with this configuration"
+            )
+        table = draw_tables(
+            config.routing,
+            config.model.rre_layers,
+            len(config.domains),
+            tokenizer.size,
+            config.model.experts_per_domain,
+            np.load(prepared / "frequencies.npy") if config.routing.table == "balanced" else None,
+        )
+        if (path / "routing.npz").exists():
+            old = cls.open(path)
+            if (old.tokenizer.hash, old.table.hash) != (tokenizer.hash, table.hash):
+                raise ConfigError(
+                    f"{path} holds a run with another vocabulary or other routing tables; choose another folder with --run, "
+                    "or remove it"
+                )
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        shutil.copytree(prepared / "tokenizer", path / "tokenizer", dirs_exist_ok=True)
+        table.save(path / "routing.npz")
+        return cls(path, config, tokenizer, table)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run. Raises ConfigError when `path` is none."""
+        for name in ("config.yaml", "routing.npz", "tokenizer"):
+            if not (path / name).exists():
+                raise ConfigError(f"{path} is not a run folder: it has no {name}; pass a folder that `train` wrote")
+        config = load_config(path / "config.yaml")
+        return cls(path, config, Tokenizer.load(path / "tokenizer"), RoutingTable.load(path / "routing.npz"))

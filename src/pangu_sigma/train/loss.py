@@ -1,0 +1,51 @@
+"""Next-token loss of a batch.
+
+Shape suffixes: B batch, S sequence, M blocks (one domain each), R rows of a slot.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+
+
+class NextTokenLoss(nn.Cell):
+    """Weighted cross-entropy over the rows of each block's slot, in float32.
+
+    construct(scale, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse_NT, offsets_NA1, *experts)
+        -> (scale · sum over tokens of weight · nll, the same sum per block without the scale [M])
+    labels are rows of the slot; weights are the loss mask over the tokens of the whole update, so that micro-batches add up.
+    """
+
+    def __init__(self, network: PanGuSigma):
+        super().__init__()
+        self.network = network
+        self.log_softmax = ops.LogSoftmax(-1)
+        self.pick = ops.GatherD()
+
+    def construct(
+        self,
+        scale,
+        rows_BS,
+        positions_BS,
+        documents_BS,
+        slots_M,
+        labels_BS,
+        weights_BS,
+        order,
+        inverse_NT,
+        offsets_NA1,
+        *experts,
+    ):
+        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, order, inverse_NT, offsets_NA1, *experts)
+        logits = ops.cast(self.network.logits(hidden_TH, slots_M), ms.float32)
+        labels = ops.reshape(labels_BS, (logits.shape[0], -1, 1))
+        picked = self.pick(self.log_softmax(logits), 2, labels)
+        per_block_M = -ops.sum(picked * ops.reshape(weights_BS, labels.shape), (1, 2))
+        return per_block_M.sum() * scale, per_block_M
+
+
+FIRST_EXPERT = 10
+"""Arguments of `NextTokenLoss` before the experts."""

@@ -1,0 +1,33 @@
+"""Learning rate of each update: linear warm-up to the peak, half a cosine down, then constant (spec §5.4; the decay's shape is PanGu-α's)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import mindspore as ms
+from mindspore import Tensor
+
+from pangu_sigma.config import OptimizerConfig
+
+
+class Schedule:
+    """MindFormers' cosine schedule, evaluated on the host.
+
+    The rate is an input of the step graph: MindFormers' schedules branch on the step, and a branch inside a heterogeneous graph cuts
+    it into pieces.
+    """
+
+    def __init__(self, config: OptimizerConfig):
+        os.environ.setdefault("LOG_MF_PATH", str(Path(tempfile.gettempdir()) / "mindformers_log"))
+        from mindformers.core.lr import CosineWithWarmUpLR  # its import takes seconds and opens log files
+
+        steps = config.warmup_steps + config.decay_steps
+        self._cell = CosineWithWarmUpLR(
+            learning_rate=config.peak_lr, warmup_steps=config.warmup_steps, total_steps=steps, lr_end=config.end_lr
+        )
+
+    def __call__(self, update: int) -> float:
+        """Rate of update number `update`, counted from 1."""
+        return float(self._cell(Tensor(update, ms.float32)))

@@ -1,0 +1,82 @@
+"""What a checkpoint holds of a run, and how it comes back: parameters by shard, everything else as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter
+
+from pangu_sigma.data.batches import Cursor
+from pangu_sigma.ecss.store import ExpertStore, make_store
+from pangu_sigma.model.pangu_sigma import EXPERT_TENSORS, PanGuSigma
+from pangu_sigma.run_folder import RunFolder
+from pangu_sigma.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from pangu_sigma.train.step import TrainStep
+
+WEIGHTS = "dense"
+"""Shard of the dense parameters; `experts_layer_<n>` are those of the experts, with their Adam state."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. step: steps done. updates: those of them that were applied; the learning rate follows it."""
+
+    step: int
+    updates: int
+    cursor: Cursor
+
+    def state(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Progress:
+        return cls(state["step"], state["updates"], Cursor.from_state(state["cursor"]))
+
+
+def shards_of(network: PanGuSigma, store: ExpertStore, step: TrainStep | None = None) -> dict[str, list[Parameter]]:
+    """Parameters of each shard; the optimizer's and the loss scale's with `step` only."""
+    shards = {WEIGHTS: network.trainable_params()}
+    for layer in range(store.layers):
+        part = slice(layer * EXPERT_TENSORS, (layer + 1) * EXPERT_TENSORS)
+        shards[f"experts_layer_{layer}"] = [
+            *store.weights[part],
+            *store.moments[part],
+            *store.variances[part],
+            store.steps[layer],
+        ]
+    if step is not None:
+        dense = step.dense
+        shards["dense_optimizer"] = [*dense.moments, *dense.variances, dense.step]
+        shards["loss_scale"] = [step.scale.value, step.scale.good_steps]
+    return shards
+
+
+def arrays_of(shards: dict[str, list[Parameter]]) -> dict[str, dict[str, np.ndarray]]:
+    """The values to save."""
+    return {shard: {p.name: p.asnumpy() for p in parameters} for shard, parameters in shards.items()}
+
+
+def restore(shards: dict[str, list[Parameter]], checkpoint: Checkpoint) -> None:
+    """Set every parameter from the checkpoint. Raises CheckpointError for one that is missing or of another shape."""
+    for shard, parameters in shards.items():
+        saved = checkpoint.shards.get(shard, {})
+        for parameter in parameters:
+            value = saved.get(parameter.name)
+            if value is None or value.shape != tuple(parameter.shape):
+                found = "is missing" if value is None else f"has shape {value.shape}"
+                raise CheckpointError(
+                    f"checkpoint of step {checkpoint.step}: {parameter.name} {found} in shard {shard}, the model needs "
+                    f"{tuple(parameter.shape)}; the checkpoint is of another configuration"
+                )
+            parameter.set_data(ms.Tensor(value))
+
+
+def load_trained(run: RunFolder) -> tuple[PanGuSigma, ExpertStore]:
+    """Network and experts of a run's newest intact checkpoint."""
+    network = PanGuSigma(run.config.model, run.config.slots)
+    store = make_store(run.config)
+    restore(shards_of(network, store), load_checkpoint(run.checkpoints, run.identity))
+    return network, store
