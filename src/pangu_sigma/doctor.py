@@ -1,0 +1,152 @@
+"""Can this machine run the project? Each check says what it found and, when something is wrong, what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from packaging.requirements import Requirement
+
+_REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
+_GIB = 1 << 30
+_MEMORY_GIB = 4.0
+"""Enough for sigma_tiny with MindSpore's compiler."""
+_DISK_GIB = 2.0
+"""Enough for prepared data and the checkpoints of sigma_tiny."""
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. fix: what to do, empty when ok."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+def run_checks() -> list[Check]:
+    """All checks, in the order to read them; a check that itself breaks is a failed check, never an exception."""
+    checks = [_python(), *_requirements(), _compiler(), _kernels(), _cores(), _memory(), _disk(), _ascend()]
+    return [check for check in checks if check is not None]
+
+
+def format_checks(checks: list[Check]) -> str:
+    """One line a check, and a line with the fix under each one that failed."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok  ' if check.ok else 'FAIL'} {check.name:<{width}}  {check.found}")
+        if not check.ok:
+            lines.append(f"     {'':<{width}}  fix: {check.fix}")
+    failed = sum(not check.ok for check in checks)
+    lines.append(f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed")
+    return "\n".join(lines)
+
+
+def _python() -> Check:
+    ok = sys.version_info[:2] == (3, 11)
+    return Check(
+        "python", ok, platform.python_version(), "" if ok else "make the venv with Python 3.11: PYTHON=python3.11"
+    )
+
+
+def _requirements() -> Iterator[Check]:
+    """Installed version of every requirement, from requirements.txt in a checkout and from the metadata elsewhere."""
+    for requirement in _declared():
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        fix = f"pip install '{requirement}'"
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(requirement.name, False, "not installed", fix)
+            continue
+        ok = requirement.specifier.contains(version, prereleases=True)
+        wanted = f" (wants {requirement.specifier})" if requirement.specifier else ""
+        yield Check(requirement.name, ok, f"{version}{wanted}", "" if ok else fix)
+
+
+def _declared() -> list[Requirement]:
+    if _REQUIREMENTS.exists():
+        texts = [re.split(r"(?:^|\s)#", line)[0].strip() for line in _REQUIREMENTS.read_text().splitlines()]
+    else:
+        texts = importlib.metadata.requires("pangu-sigma") or []
+    return [Requirement(text) for text in texts if text]
+
+
+def _compiler() -> Check:
+    name = "g++"
+    fix = "install g++ (Debian, Ubuntu: apt install g++; others: the gcc-c++ package); it compiles the CPU kernels"
+    if shutil.which(name) is None:
+        return Check(name, False, "not on PATH", fix)
+    done = subprocess.run([name, "--version"], capture_output=True, text=True)
+    return Check(
+        name, done.returncode == 0, (done.stdout or done.stderr).splitlines()[0], "" if not done.returncode else fix
+    )
+
+
+def _kernels() -> Check:
+    """Compile the CPU kernels and compare a grouped FFN with its oracle. Imports MindSpore."""
+    name = "CPU kernels"
+    fix = "see the message; remove the folder PANGU_SIGMA_CACHE (default ~/.cache/pangu_sigma) to compile again"
+    try:
+        error = _kernel_error()
+    except Exception as problem:  # whatever is broken in MindSpore, the compiler or the cache is what we report
+        return Check(name, False, f"{type(problem).__name__}: {problem}", fix)
+    ok = error < _TOLERANCE
+    return Check(
+        name, ok, f"grouped FFN is within {error:.0e} of its oracle (limit {_TOLERANCE:.0e})", "" if ok else fix
+    )
+
+
+def _kernel_error() -> float:
+    """Largest difference between the compiled grouped FFN and NumPy in float64 on a small case."""
+    from mindspore import Tensor
+
+    from ascend_ops.grouped_ffn import GroupedFFN, grouped_ffn_oracle
+
+    rng = np.random.default_rng(0)
+    shapes = [(7, 8), (3, 16, 8), (3, 16), (3, 16, 8), (3, 8)]
+    x, w1, b1, w2, b2 = (rng.normal(size=shape) for shape in shapes)
+    offsets = np.array([0, 4, 4, 7], np.int32)
+    tensors = (Tensor(value.astype(np.float32)) for value in (x, w1, b1, w2, b2))
+    found = GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
+    return float(np.abs(found - grouped_ffn_oracle(x, w1, b1, w2, b2, offsets)).max())
+
+
+def _cores() -> Check:
+    return Check("CPU cores", True, f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
+
+
+def _memory() -> Check:
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    if found is None:
+        return Check("free memory", True, "not known on this system")
+    free = int(found[1]) * 1024 / _GIB
+    fix = f"close other programs; the smallest model needs {_MEMORY_GIB:g} GiB"
+    return Check("free memory", free >= _MEMORY_GIB, f"{free:.1f} GiB", "" if free >= _MEMORY_GIB else fix)
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / _GIB
+    fix = f"free space on this disk, or run from another one; data and checkpoints need {_DISK_GIB:g} GiB"
+    return Check("free disk", free >= _DISK_GIB, f"{free:.1f} GiB here", "" if free >= _DISK_GIB else fix)
+
+
+def _ascend() -> Check:
+    """For information: everything runs on the CPU without one."""
+    devices = sorted(path.name for path in Path("/dev").glob("davinci[0-9]*"))
+    toolkit = next((os.environ[v] for v in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH") if os.environ.get(v)), None)
+    found = [f"{len(devices)} devices" if devices else "no device", f"CANN in {toolkit}" if toolkit else "no CANN"]
+    return Check("Ascend", True, ", ".join(found) + ("" if devices else "; runs use the CPU"))

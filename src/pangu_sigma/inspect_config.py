@@ -1,0 +1,90 @@
+"""What a configuration weighs, without building it: parameters, and bytes on the host and on the device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pangu_sigma.config import Config
+
+_FLOAT32 = 4
+_STORED_COPIES = 3
+"""Weight and two Adam moments."""
+
+
+def inspect(config: Config) -> dict[str, Any]:
+    """Counts and bytes of `config` as a plain tree.
+
+    expert_store: weights and both Adam moments of all experts in float32; on the host with ECSS, on the device without.
+    active_expert_*: float32 weights and gradients of the experts that one step can activate, all that ECSS holds on the
+    device.
+    All bytes are sums over the cluster, not per device.
+    """
+    m, count = config.model, config.num_params()
+    per_expert = count.experts // (m.rre_layers * config.experts) if m.rre_layers else 0
+    active = m.rre_layers * config.active_experts * per_expert
+    return {
+        "name": config.name,
+        "params": asdict(count),
+        "layers": {"dense": m.dense_layers, "rre": m.rre_layers, "total": m.layers},
+        "domains": len(config.domains),
+        "embedding_slots": {"count": config.slots, "rows_each": m.slot_rows},
+        "experts": {
+            "stored_per_layer": config.experts if m.rre_layers else 0,
+            "active_per_layer_at_most": config.active_experts if m.rre_layers else 0,
+            "params_each": per_expert,
+        },
+        "tokens_per_step": config.train.batch_size * config.train.accumulation * m.seq_length,
+        "bytes": {
+            "expert_store": count.experts * _FLOAT32 * _STORED_COPIES,
+            "expert_store_on": "host" if config.ecss.enabled else "device",
+            "active_expert_weights": active * _FLOAT32,
+            "active_expert_gradients": active * _FLOAT32,
+            "dense_and_adam": (count.dense + count.embeddings) * _FLOAT32 * _STORED_COPIES,
+        },
+    }
+
+
+def format_inspection(inspection: dict[str, Any]) -> str:
+    """`inspect`'s result as a table for people."""
+    params, layers, experts, size = (inspection[key] for key in ("params", "layers", "experts", "bytes"))
+    slots = inspection["embedding_slots"]
+    rows = [
+        ("parameters", _count(params["total"])),
+        ("  dense", _count(params["dense"])),
+        ("  experts", _count(params["experts"])),
+        ("  embeddings", _count(params["embeddings"])),
+        ("  met by a token", f"{_count(params['active_per_token'])}, without embeddings"),
+        ("layers", f"{layers['dense']} dense + {layers['rre']} RRE"),
+        ("domains", f"{inspection['domains']}"),
+        ("embedding slots", f"{slots['count']} of {slots['rows_each']:,} rows"),
+        (
+            "experts in a layer",
+            f"{experts['stored_per_layer']}, at most {experts['active_per_layer_at_most']} in a step",
+        ),
+        ("one expert", _count(experts["params_each"])),
+        ("tokens in a step", f"{inspection['tokens_per_step']:,}"),
+        ("expert store", f"{_bytes(size['expert_store'])} on the {size['expert_store_on']}, weights and two moments"),
+        ("active experts", f"{_bytes(size['active_expert_weights'])} on the device, and as much for gradients"),
+        ("dense parameters", f"{_bytes(size['dense_and_adam'])}, weights and two moments"),
+    ]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join([inspection["name"], *(f"  {label:<{width}}  {value}" for label, value in rows)])
+
+
+def _count(number: int) -> str:
+    """1085405440000 -> '1.0854T (1,085,405,440,000)'."""
+    for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if number >= unit:
+            return f"{number / unit:.5g}{letter} ({number:,})"
+    return f"{number:,}"
+
+
+def _bytes(number: int) -> str:
+    """Binary units: 2 ** 30 -> '1.0 GiB'."""
+    value, unit = float(number), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f} {unit}"
