@@ -132,7 +132,7 @@ PAIRS_PER_DOCUMENT = 30
 
 _IDENTIFIER = re.compile(r"[a-z0-9]+(?:[_.-][a-z0-9]+)+")
 _HAN = re.compile("[\u4e00-\u9fff]")
-_LETTER = re.compile("[A-Za-z]")
+_WORD = re.compile("[A-Za-z]{2}")
 _CATALOGUE = re.compile(r"zh[-_](?:CN|Hans|Hans_CN)/LC_MESSAGES/[^/]+\.mo$")
 _SENTENCE_ENDS = "。！？；：，、…”』）》—"
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -311,7 +311,7 @@ def _pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
     for key, value in translations._catalog.items():  # type: ignore[attr-defined]
         original = key[0] if isinstance(key, tuple) else key  # (singular, plural form) when it has plurals
         english, chinese = original.rpartition("\x04")[2].strip(), value.strip()  # context, \x04, text
-        if _HAN.search(chinese) and _LETTER.search(english) and not _IDENTIFIER.fullmatch(english):
+        if _HAN.search(chinese) and _WORD.search(english) and not _IDENTIFIER.fullmatch(english):
             yield chinese, english
 
 
@@ -331,6 +331,8 @@ def _code(files: list[Path]) -> Iterator[Document]:
 
 def readable_code(content: bytes) -> str | None:
     """PanGu-Coder's filter: Python under 1 MB that parses, lines under 100 characters on average, 1,000 at most."""
+    if len(content) >= 1_000_000:
+        return None
     try:
         text = content.decode()
         with warnings.catch_warnings():
@@ -339,7 +341,7 @@ def readable_code(content: bytes) -> str | None:
     except (UnicodeDecodeError, SyntaxError, ValueError):
         return None
     lengths = [len(line) for line in text.split("\n")]
-    good = text.strip() and len(content) < 1_000_000 and sum(lengths) < 100 * len(lengths) and max(lengths) < 1_000
+    good = text.strip() and sum(lengths) < 100 * len(lengths) and max(lengths) < 1_000
     return text if good else None
 
 

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _LEARNING_BYTES = 4 << 20
 """English and code text that pieces are learned from; more changes few pieces and takes longer."""
 
-_FORMAT = 2
+_FORMAT = 1
 """Part of the fingerprint: raise it when the same text would give a different folder."""
 
 
@@ -259,6 +259,7 @@ def _encoded(tokenizer: Tokenizer, domain: Domain, cuts: list[_Cut], what: str) 
 def _replacing(output: Path) -> Iterator[Path]:
     """A new folder beside `output` that takes its place when the block ends well and is removed when it does not."""
     partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
     partial.mkdir(parents=True)
     try:
         yield partial

@@ -19,6 +19,7 @@ from pangu_sigma.data.errors import DataError
 # MindSpore's messages load only into protobuf's Python implementation, which it selects when it is imported first;
 # protobuf decides once per process, so whoever comes first has to make the same choice.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
 META = "\u2581"
@@ -29,9 +30,12 @@ _TRAINING_LINE = 2_000
 
 
 def parse_model(data: bytes) -> Any:
-    """A SentencePiece model file as its protocol message."""
+    """A SentencePiece model file as its protocol message; DataError when it is none."""
     model = sentencepiece_model.ModelProto()
-    model.ParseFromString(data)
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise DataError(f"not a SentencePiece model: {error}") from error
     return model
 
 
@@ -96,10 +100,8 @@ def read_english(path: Path) -> bytes:
         raise ConfigError(
             f"{key}: cannot be read: {error.strerror}; give the path of a SentencePiece .model"
         ) from error
-    except Exception as error:  # protobuf's DecodeError has no public home that all its versions share
-        raise ConfigError(
-            f"{key}: not a SentencePiece model ({error}); give the path of a SentencePiece .model"
-        ) from error
+    except DataError as error:
+        raise ConfigError(f"{key}: {error}; give the path of a SentencePiece .model") from error
     kind = model.trainer_spec.model_type
     if kind not in (sentencepiece_model.TrainerSpec.UNIGRAM, sentencepiece_model.TrainerSpec.BPE):
         raise ConfigError(f"{key}: is a word or character model; give a unigram or BPE model")

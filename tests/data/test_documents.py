@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pangu_sigma.data.documents import Document, Rejected, read_jsonl
+from pangu_sigma.data.errors import DataError
+
+
+def write(path: Path, *lines: bytes) -> Path:
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def line(**record: object) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode()
+
+
+def test_good_lines_become_documents_in_order(tmp_path, domains):
+    file = write(
+        tmp_path / "a.jsonl",
+        b"\xef\xbb\xbf" + line(domain="zh", text="你好"),
+        b"",
+        line(domain="bilingual", text={"en": "hello", "zh": "你好"}, extra=1),
+        line(domain="bilingual", text="你好 hello"),
+    )
+    items = list(read_jsonl(file, domains))
+    assert [(item.domain, item.text) for item in items] == [
+        ("zh", "你好"),
+        ("bilingual", (("en", "hello"), ("zh", "你好"))),
+        ("bilingual", "你好 hello"),
+    ]
+    assert items[1].bytes == 5 + 6
+    assert items[0].segments == (("", "你好"),)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason", "detail"),
+    [
+        (b'{"domain": "zh", "text": "\xff"}', "not UTF-8", "byte 26"),
+        (b'{"domain": "zh", ', "not JSON", "column"),
+        (b"[" * 100_000, "not JSON", "recursion"),
+        (b'["zh"]', "not a JSON object", "list"),
+        (line(text="x"), "domain missing or not a string", "None"),
+        (line(text="x", domain=3), "domain missing or not a string", "3"),
+        (line(text="x", domain="fr"), "unknown domain", "'fr'; the configuration has zh, en, bilingual, code"),
+        (line(domain="zh"), "text missing or not a string", "NoneType"),
+        (line(domain="zh", text=1), "text missing or not a string", "int"),
+        (line(domain="zh", text={"zh": "x"}), "text missing or not a string", "dict"),
+        (line(domain="zh", text=" \n\u3000"), "empty text", "text"),
+        (line(domain="bilingual", text={"zh": "你", "en": ""}), "empty text", "text.en"),
+        (line(domain="bilingual", text={"zh": "你", "fr": "x"}), "wrong sides", "fr"),
+        (line(domain="bilingual", text={}), "wrong sides", "zh, en"),
+        (b'{"domain": "zh", "text": "ab\\ud800"}', "not Unicode text", "character 2"),
+    ],
+)
+def test_bad_lines_are_rejected_with_their_place(tmp_path, domains, bad, reason, detail):
+    good = line(domain="zh", text="好")
+    items = list(read_jsonl(write(tmp_path / "a.jsonl", good, bad, good), domains))
+    assert [type(item) for item in items] == [Document, Rejected, Document]
+    rejected = items[1]
+    assert (rejected.file, rejected.offset, rejected.reason) == (str(tmp_path / "a.jsonl"), len(good) + 1, reason)
+    assert detail in rejected.detail
+
+
+def test_a_cut_gzip_file_gives_its_whole_lines_and_says_where_it_breaks(tmp_path, domains):
+    lines = [line(domain="zh", text=f"{i}" * 200 + str(hash(i))) for i in range(2_000)]
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n".join(lines))[:-400])
+    *documents, rejected = read_jsonl(path, domains)
+    assert 0 < len(documents) < 2_000
+    assert all(isinstance(item, Document) for item in documents)
+    assert rejected.reason == "broken gzip stream"
+    assert rejected.offset == sum(len(text) + 1 for text in lines[: len(documents)])
+    path.write_bytes(b"not gzip")
+    assert [item.reason for item in read_jsonl(path, domains)] == ["broken gzip stream"]
+
+
+def test_files_that_cannot_be_read_are_one_error(tmp_path, domains):
+    with pytest.raises(DataError, match=r"--input .*none\.jsonl: cannot be read: No such file"):
+        list(read_jsonl(tmp_path / "none.jsonl", domains))
+    with pytest.raises(DataError, match=r"must end in \.jsonl or \.jsonl\.gz"):
+        list(read_jsonl(write(tmp_path / "a.txt"), domains))
+
+
+@given(st.lists(st.binary(max_size=30), max_size=5))
+def test_any_bytes_are_either_documents_or_rejected(tmp_path_factory, domains, chunks):
+    path = tmp_path_factory.mktemp("bytes") / "a.jsonl"
+    path.write_bytes(b"\n".join(chunks))
+    for item in read_jsonl(path, domains):
+        assert isinstance(item, Rejected)
+        assert item.offset <= len(path.read_bytes())

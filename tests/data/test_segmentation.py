@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pangu_sigma.data.segmentation import Run, all_runs, is_chinese, runs_of
+
+
+def plain(runs: tuple[Run, ...]) -> list[tuple[bool, str]]:
+    """Runs with jieba's blanks taken out and PanGu-α's blank and newline put back."""
+    return [
+        (run.alpha, run.text.replace(" ", "").replace("▂", " ").replace("▃", "\n") if run.alpha else run.text)
+        for run in runs
+    ]
+
+
+def test_one_run_where_the_language_is_known():
+    assert plain(runs_of("你好 world\n", "zh")) == [(True, "你好 world\n")]
+    assert runs_of("你好 world\n", "python") == (Run(False, "你好 world\n"),)
+    assert runs_of("", "zh") == runs_of("", "mixed") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("你好，世界！", [(True, "你好，世界！")]),
+        ("1998年12月31日", [(False, "1998"[:4]), (True, "年12月31日")]),
+        ("《红楼梦》 and more", [(True, "《红楼梦》"), (False, " and more")]),
+        ("用 Python 写", [(True, "用"), (False, " Python "), (True, "写")]),
+        ("Save 100% (a)", [(False, "Save 100% (a)")]),
+        ("第一行\n\n第二行", [(True, "第一行\n\n第二行")]),
+    ],
+)
+def test_mixed_text_is_cut_by_script(text, expected):
+    assert plain(runs_of(text, "mixed")) == expected
+
+
+@given(st.text(alphabet="你好，。《》“”ab1 \n_-Ａé", max_size=40))
+def test_mixed_runs_put_the_text_together_again(text):
+    assert "".join(part for _, part in plain(runs_of(text, "mixed"))) == text
+
+
+def test_a_text_is_chinese_when_it_has_more_han_than_latin_words():
+    assert is_chinese("打开 File 菜单")
+    assert not is_chinese("the character 中")
+    assert not is_chinese("")
+
+
+def test_processes_give_what_one_process_gives():
+    texts = [(f"第{i}个句子，包含一些中文和 English words。" * 40, "mixed" if i % 2 else "zh") for i in range(100)]
+    assert list(all_runs(texts)) == [runs_of(*pair) for pair in texts]

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pangu_sigma.data.documents import Document
+from pangu_sigma.data.selection import Selection, split
+
+
+def select(texts: list[str], limit: int) -> Selection:
+    selection = Selection(limit)
+    for text in texts:
+        selection.add(Document("zh", text, ""))
+    return selection
+
+
+@given(st.lists(st.text(min_size=1, max_size=12), max_size=30), st.integers(0, 60), st.randoms(use_true_random=False))
+def test_the_kept_set_fits_and_does_not_depend_on_order(texts, limit, shuffle):
+    kept = {document.text for document in select(texts, limit).documents()}
+    assert sum(len(text.encode()) for text in kept) <= limit
+    shuffle.shuffle(texts)
+    assert {document.text for document in select(texts, limit).documents()} == kept
+
+
+def test_documents_are_spread_over_the_source_and_stay_in_order():
+    texts = [f"{i:04}" for i in range(1_000)]
+    kept = [int(document.text) for document in select(texts, 400).documents()]
+    assert len(kept) == 100
+    assert kept == sorted(kept)
+    assert 300 < sum(kept) / len(kept) < 700
+
+
+def test_copies_and_giants_are_counted_and_left_out():
+    selection = select(["a", "b", "a", "x" * 100], 50)
+    assert (selection.offered, selection.duplicates, selection.too_long) == (4, 1, 1)
+    assert [document.text for document in selection.documents()] == ["a", "b"]
+
+
+def test_the_split_is_a_share_of_the_documents_and_stable():
+    documents = [Document("zh", str(i), "") for i in range(100)]
+    train, held_out = split(documents, 0.05)
+    assert (len(train), len(held_out)) == (95, 5)
+    shuffled = random.Random(0).sample(documents, 100)
+    assert set(split(shuffled, 0.05)[1]) == set(held_out)
+    assert [len(part) for part in split(documents[:2], 0.05)] == [1, 1]
