@@ -2,14 +2,16 @@
 
 Shape suffixes: N RRE layers, D domains, V vocabulary, E experts of one domain.
 
-`random` is the paper's table (a shuffled round robin: every expert gets the same number of token *ids*). Real text is Zipf
-distributed, so equal ids are not equal load; `balanced` packs ids by their frequency instead, and spreads an id that alone
-exceeds an expert's fair share over several neighbouring experts by the position of the token (our choice; the paper is silent).
+`random` is the paper's table (a shuffled round robin: every expert gets the same number of token *ids*). Real text is
+Zipf distributed, so equal ids are not equal load; `balanced` packs ids by their frequency instead, and spreads an id
+that alone exceeds half an expert's fair share over several neighbouring experts by the position of the token (our
+choice; the paper is silent).
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,22 +69,25 @@ def draw_tables(
 ) -> RoutingTable:
     """Draw the tables of `layers` RRE layers, layer l from seed + l.
 
-    frequencies_DV: token counts of the training text, needed by `balanced` only. Raises ValueError when it is missing there.
+    frequencies_DV: token counts of the training text, needed by `balanced` only; ValueError when it is missing there.
     """
-    if routing.table == "balanced" and frequencies_DV is None:
-        raise ValueError("routing.table=balanced needs token frequencies; run prepare-data, or use routing.table=random")
-    spread = np.ones((domains, vocabulary), np.int16)
-    if routing.table == "balanced":
-        spread = np.stack([_spread(f, experts) for f in frequencies_DV])
-    first = np.empty((layers, domains, vocabulary), np.int16)
+    if routing.table == "random":
+        spread_DV = np.ones((domains, vocabulary), np.int16)
+    elif frequencies_DV is None:
+        raise ValueError(
+            "routing.table=balanced needs token frequencies; run prepare-data, or use routing.table=random"
+        )
+    else:
+        spread_DV = np.stack([_spread(counts_V, experts) for counts_V in frequencies_DV])
+    first_NDV = np.empty((layers, domains, vocabulary), np.int16)
     for layer in range(layers):
         rng = np.random.default_rng(routing.seed + layer)
         for domain in range(domains):
-            if routing.table == "random":
-                first[layer, domain, rng.permutation(vocabulary)] = np.arange(vocabulary) % experts
+            if frequencies_DV is None or routing.table == "random":
+                first_NDV[layer, domain, rng.permutation(vocabulary)] = np.arange(vocabulary) % experts
             else:
-                first[layer, domain] = _pack(frequencies_DV[domain], spread[domain], experts, rng)
-    return RoutingTable(first, spread, experts)
+                first_NDV[layer, domain] = _pack(frequencies_DV[domain], spread_DV[domain], experts, rng)
+    return RoutingTable(first_NDV, spread_DV, experts)
 
 
 def _spread(counts_V: np.ndarray, experts: int) -> np.ndarray:
@@ -92,24 +97,26 @@ def _spread(counts_V: np.ndarray, experts: int) -> np.ndarray:
 
 
 def _pack(counts_V: np.ndarray, spread_V: np.ndarray, experts: int, rng: np.random.Generator) -> np.ndarray:
-    """Heaviest id first: ids that are spread go one by one, the others in rounds of one id per expert.
+    """Roughly heaviest id first, each to the expert with the lightest load; ids that are spread before all others.
 
-    A round gives its heaviest id to the expert with the lightest load. Equal counts are in random order and the experts
-    are rotated at the end, so the tables of different layers differ.
+    The order is by counts that chance multiplies by up to two: strictly by counts, all layers would put the same
+    frequent ids together. Ids that never occurred have no load to balance and are dealt out in turn.
     """
+    order = np.argsort(-counts_V * rng.uniform(1.0, 2.0, len(counts_V)), kind="stable")
+    order, unseen = np.split(order, [np.count_nonzero(counts_V)])
+    wide = spread_V[order] > 1
     first = np.empty(len(counts_V), np.int16)
     load = np.zeros(experts)
-    order = np.lexsort((rng.random(len(counts_V)), -counts_V))
-    wide = spread_V[order] > 1
     for token in order[wide]:
         width = int(spread_V[token])
         heaviest = np.max([np.roll(load, -i) for i in range(width)], axis=0)
         first[token] = heaviest.argmin()
         load[(first[token] + np.arange(width)) % experts] += counts_V[token] / width
-    narrow = order[~wide]
-    for start in range(0, len(narrow), experts):
-        ids = narrow[start : start + experts]
-        lightest = np.argsort(load, kind="stable")[: len(ids)]
-        first[ids] = lightest
-        load[lightest] += counts_V[ids]
+    lightest_first = [(carried, expert) for expert, carried in enumerate(load.tolist())]
+    heapq.heapify(lightest_first)
+    for token in order[~wide]:
+        carried, expert = lightest_first[0]
+        first[token] = expert
+        heapq.heapreplace(lightest_first, (carried + counts_V[token], expert))
+    first[rng.permutation(unseen)] = np.arange(len(unseen)) % experts
     return ((first + rng.integers(experts)) % experts).astype(np.int16)
