@@ -1,7 +1,8 @@
 """One validated configuration tree: what every YAML key means, what it may be, and what the model it describes weighs.
 
 Load with `load_config(path, overrides)`. Anything wrong (unknown key, wrong type, impossible combination) raises
-`ConfigError`, which names the key path, the value, what is allowed and the nearest valid key, before MindSpore is imported.
+`ConfigError`, which names the key path, the value, what is allowed and the nearest valid key, before MindSpore is
+imported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: `2e-5` is a number, where PyYAML reads a string unless it is written `2.0e-5`."""
+    """YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, and a key written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is written twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -30,9 +38,9 @@ _Loader.add_implicit_resolver(
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown keys and silently converted types are refused."""
+    """A part of the tree: unknown keys, silently converted types, infinity and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -53,7 +61,7 @@ class ModelConfig(Section):
     dense_layers: NonNegative
     """M, the lower layers, shared by all domains."""
     rre_layers: NonNegative
-    """N, the upper layers; the last layer of the model is PanGu-α's query layer and its FFN is routed too when N > 0."""
+    """N, the upper layers; the model's last layer is PanGu-α's query layer, and its FFN is routed too when N > 0."""
     experts_per_domain: Positive = 1
     """Experts of one domain in one RRE layer; a layer stores (number of domains) times this many."""
     seq_length: Positive = 1024
@@ -61,11 +69,11 @@ class ModelConfig(Section):
     slot_rows: Positive = 40_000
     """R, word-embedding rows in each embedding slot, and so the classes that a domain's output head chooses from."""
     dropout: Rate = 0.0
-    """On embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1; the paper gives none."""
+    """On embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1, the paper has none."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of weights and tables (PanGu-α); output projections are divided by sqrt(2 · layers)."""
     expert_init: Literal["replicated", "independent"] = "replicated"
-    """`replicated`: the experts of a layer start equal, as they do after inheriting; `independent`: each draws its own."""
+    """`replicated`: the experts of a layer start equal, as after inheriting; `independent`: each draws its own."""
 
     @property
     def layers(self) -> int:
@@ -76,7 +84,9 @@ class ModelConfig(Section):
         if self.hidden % self.heads:
             raise ValueError(f"hidden={self.hidden} is not divisible by heads={self.heads}; choose a divisor of hidden")
         if self.layers < 1:
-            raise ValueError("dense_layers + rre_layers is 0; the last layer is the query layer, so at least 1 is needed")
+            raise ValueError(
+                "dense_layers + rre_layers is 0; the last layer is the query layer, so at least 1 is needed"
+            )
         return self
 
 
@@ -107,7 +117,7 @@ class RoutingConfig(Section):
     """Level 2 of RRE: token id → expert of the domain's group, one fixed table per RRE layer."""
 
     table: Literal["random", "balanced"] = "random"
-    """`random` is the paper's. `balanced` packs tokens by their frequency and spreads the heaviest over several experts."""
+    """`random` is the paper's. `balanced` packs tokens by frequency and spreads the heaviest over several experts."""
     seed: NonNegative = 0
     """Layer l draws its table from seed + l."""
 
@@ -259,7 +269,7 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply `key.path=value` overrides (values are YAML) and validate.
 
-    Raises ConfigError for a missing file, broken YAML, an override that is not `key=value`, or anything the tree refuses.
+    Raises ConfigError for a missing file, broken YAML, an override that is not `key=value`, or what the tree refuses.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -328,7 +338,9 @@ def _explain(problem: Any) -> str:
     if kind == "extra_forbidden":
         allowed = _keys_at(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1, cutoff=0.0)
-        return f"{path}: unknown key (value {value!r}); nearest valid key: {near[0]}; allowed here: {', '.join(allowed)}"
+        return (
+            f"{path}: unknown key (value {value!r}); nearest valid key: {near[0]}; allowed here: {', '.join(allowed)}"
+        )
     if kind == "missing":
         return f"{path}: required key is missing; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -1,0 +1,39 @@
+"""Domains: groups of experts that cover the layer without overlap, and slots that domains may share."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pangu_sigma.config import parse_config
+from pangu_sigma.domains import Domains, domains_of
+
+
+def built(slots: list[str], experts: int = 2) -> Domains:
+    model = {"hidden": 8, "ffn": 16, "heads": 2, "dense_layers": 1, "rre_layers": 1, "experts_per_domain": experts}
+    domains = [{"name": f"d{i}", "slot": slot, "weight": i + 0.5} for i, slot in enumerate(slots)]
+    return domains_of(parse_config({"name": "test", "model": model, "domains": domains}))
+
+
+@given(slots=st.lists(st.sampled_from("abc"), min_size=1, max_size=6), experts=st.integers(1, 5))
+def test_groups_tile_the_experts_and_slots_are_numbered_without_gaps(slots: list[str], experts: int):
+    domains = built(slots, experts)
+    owned = [e for d in domains for e in range(d.first_expert, d.first_expert + d.experts)]
+    assert owned == list(range(len(slots) * experts))
+    assert {d.slot for d in domains} == set(range(len(set(slots))))
+    assert [domains.slot_names[d.slot] for d in domains] == slots
+    assert [d.index for d in domains] == list(range(len(domains)))
+
+
+def test_domains_are_found_by_index_by_name_and_by_slot():
+    domains = built(["a", "b", "a"])
+    assert domains[1] is domains.named("d1")
+    assert [d.name for d in domains.in_slot(0)] == ["d0", "d2"]
+    assert domains.in_slot(7) == []
+    assert domains[2].weight == 2.5
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(KeyError, match="unknown domain 'zh'; this configuration has d0, d1"):
+        built(["a", "a"]).named("zh")
