@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,14 @@ def test_a_failure_leaves_nothing_behind(text, tmp_path, config, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         prepare(config, [text], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["en.train.bin", "zh.held_out.idx", "tokenizer/english.model", "frequencies.npy"])
+def test_a_result_with_a_lost_file_is_made_again(text, prepared, tmp_path, config, name):
+    shutil.copytree(prepared, tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    prepare(config, [text], tmp_path / "out")
+    assert (tmp_path / "out" / name).read_bytes() == (prepared / name).read_bytes()
 
 
 def test_folders_of_others_are_left_alone(text, tmp_path, config):

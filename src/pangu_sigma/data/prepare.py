@@ -30,7 +30,7 @@ from tqdm import tqdm
 from pangu_sigma.config import Config
 from pangu_sigma.data.documents import Document, Rejected, read_jsonl
 from pangu_sigma.data.errors import DataError
-from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.data.indexed import TokenFile, write_tokens
 from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
 from pangu_sigma.data.packages import archives_of, download, packaged_documents, packaged_sources, sha256_of
 from pangu_sigma.data.segmentation import all_runs
@@ -79,7 +79,7 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     decisive = _decisive(config, inputs)
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     existing = _existing(output)
-    if existing and existing.fingerprint == fingerprint:
+    if existing and existing.fingerprint == fingerprint and _intact(output, existing):
         logger.info("%s already holds this data; nothing to do", output)
         return existing
     selections, sources, rejected = _from_inputs(config, domains, inputs) if inputs else _from_packages(config, domains)
@@ -132,6 +132,20 @@ def _existing(output: Path) -> Manifest | None:
     except DataError as error:
         logger.warning("%s; it will be replaced", error)
         return None
+
+
+def _intact(output: Path, manifest: Manifest) -> bool:
+    """Whether the tokenizer and every token file are there and sound, as far as they check themselves."""
+    try:
+        tokenizer = Tokenizer.load(output / "tokenizer")
+        for name, record in manifest.domains.items():
+            for split_name, counts in (("train", record.train), ("held_out", record.held_out)):
+                if TokenFile(output / f"{name}.{split_name}", tokenizer.size).tokens != counts.tokens:
+                    return False
+    except DataError as error:
+        logger.warning("%s", error)
+        return False
+    return tokenizer.hash == manifest.vocabulary_hash and (output / "frequencies.npy").is_file()
 
 
 def _input_sha256(path: Path) -> str:
