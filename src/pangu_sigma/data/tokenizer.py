@@ -49,7 +49,7 @@ class Tokenizer:
 
     def __init__(self, alpha: bytes, english: bytes, slot_rows: np.ndarray) -> None:
         self._alpha, self._english = alpha, english
-        self.vocabulary = Vocabulary(alpha, english)
+        self.vocabulary = _vocabulary(alpha, english)
         self.size = len(self.vocabulary)
         self.slot_rows = np.ascontiguousarray(slot_rows, dtype=np.int32)
         self.row_of = _inverse(self.slot_rows, self.size)
@@ -59,7 +59,7 @@ class Tokenizer:
     @classmethod
     def whole(cls, alpha: bytes, english: bytes, slots: int) -> Tokenizer:
         """A tokenizer whose slots hold every id, at the row of the same number."""
-        size = len(Vocabulary(alpha, english))
+        size = len(_vocabulary(alpha, english))
         return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)))
 
     def encode(self, text: str, domain: Domain) -> list[int]:
@@ -174,6 +174,12 @@ class Tokenizer:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
         return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=2)
+def _vocabulary(alpha: bytes, english: bytes) -> Vocabulary:
+    """One vocabulary for all tokenizers of the same models: preparing makes two, and parsing takes half a second."""
+    return Vocabulary(alpha, english)
 
 
 class _Models:
