@@ -14,7 +14,7 @@ from mindspore import Tensor, nn
 from ascend_ops.host import host_op
 
 HYPER = ("lr", "grad_scale", "apply", "beta1", "beta2", "eps")
-"""Order of the `hyper` vector, float32 [6]. grad_scale holds unscaling and clipping; apply = 0 makes the call change nothing."""
+"""Order of the `hyper` vector, float32 [6]. grad_scale: unscaling and clipping; apply = 0: the call changes nothing."""
 
 
 class AdamRows(nn.Cell):
@@ -23,9 +23,10 @@ class AdamRows(nn.Cell):
     construct(w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay) -> float32 [1], rows updated
         w, m, v: tuples of G Parameters [K, *], changed in place; step_K: int32 Parameter, changed in place.
         grad: tuple of G tensors [A, *]. decay: float32 [G], weight decay of each tensor.
-        active: row of each gradient; place a is skipped when offsets[a] == offsets[a + 1] (no token), whatever active[a] says.
-    Raises RuntimeError when a used place names a row outside the store (kernel check 4), for sizes that do not fit (3) or another
-    dtype (2); nothing is changed then.
+        active: row of each gradient; place a is skipped when offsets[a] == offsets[a + 1] (no token), whatever
+        active[a] says.
+    Raises RuntimeError when a used place names a row outside the store (kernel check 4), for sizes that do not fit (3)
+    or another dtype (2); nothing is changed then.
     """
 
     def __init__(self):
@@ -42,7 +43,20 @@ def every_row(rows: int) -> tuple[Tensor, Tensor]:
     return Tensor(np.arange(rows, dtype=np.int32)), Tensor(np.arange(rows + 1, dtype=np.int32))
 
 
-def adam_oracle(w, m, v, t, grad, *, lr, grad_scale, beta1, beta2, eps, weight_decay) -> tuple[np.ndarray, ...]:
+def adam_oracle(
+    w: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    t: int,
+    grad: np.ndarray,
+    *,
+    lr: float,
+    grad_scale: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> tuple[np.ndarray, ...]:
     """One row in float64; t is the step count after this step. Returns (w, m, v)."""
     w, m, v, g = (np.asarray(a, np.float64) for a in (w, m, v, grad))
     g = g * grad_scale

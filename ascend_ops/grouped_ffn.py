@@ -18,7 +18,8 @@ class GroupedFFN(nn.Cell):
     construct(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> y_TH
         Rows offsets[a] … offsets[a + 1] - 1 of x go through expert a. float32; offsets int32, ascending from 0 to T.
         An expert without rows costs nothing forward and gets zero gradients.
-    Raises RuntimeError when offsets do not cover the rows (kernel check 3) or a dtype is another one (check 2).
+    Raises RuntimeError when sizes do not fit or offsets do not cut the rows (kernel check 3), or a dtype is another
+    one (2).
     """
 
     def __init__(self):
@@ -38,7 +39,7 @@ class GroupedFFN(nn.Cell):
 
 
 class _Differentiable(nn.Cell):
-    """Returns (y, inner): `inner`, the rows before the activation, is an output so that the backward need not compute it again."""
+    """Returns (y, inner): `inner`, the rows before the activation, is an output so that the backward has it."""
 
     def __init__(self, forward, backward):
         super().__init__()
@@ -53,7 +54,14 @@ class _Differentiable(nn.Cell):
         return dx, dw1, db1, dw2, db2, ops.zeros_like(offsets)
 
 
-def grouped_ffn_oracle(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> np.ndarray:
+def grouped_ffn_oracle(
+    x_TH: np.ndarray,
+    w1_AFH: np.ndarray,
+    b1_AF: np.ndarray,
+    w2_AFH: np.ndarray,
+    b2_AH: np.ndarray,
+    offsets_A1: np.ndarray,
+) -> np.ndarray:
     """The same in NumPy, in the precision of its inputs, one expert after another."""
     y_TH = np.empty_like(x_TH)
     for a in range(len(w1_AFH)):

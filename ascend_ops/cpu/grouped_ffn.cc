@@ -39,6 +39,13 @@ bool OffsetsFit(const int32_t *offsets, int64_t experts, int64_t rows) {
   return true;
 }
 
+// Inputs 0 … 4 of both kernels are float32 and input 5 holds the offsets.
+bool FloatsThenOffsets(const Args &in) {
+  for (int i = 0; i < 5; ++i)
+    if (!in.is(i, "float32")) return false;
+  return in.is(5, "int32");
+}
+
 void FillRows(float *out, const float *bias, int64_t rows, int64_t width) {
   for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * width, bias, width * sizeof(float));
 }
@@ -70,12 +77,13 @@ void ColumnSum(const float *x, int64_t rows, int64_t stride, int64_t width, floa
 extern "C" int GroupedFfn(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   const Args in{data, ranks, shapes, dtypes};
   if (n != 8) return 1;
-  if (!in.is(0, "float32") || !in.is(1, "float32") || !in.is(5, "int32")) return 2;
+  if (!FloatsThenOffsets(in)) return 2;
   const int64_t T = in.dim(0, 0), A = in.dim(1, 0), F = in.dim(1, 1), H = in.dim(1, 2);
   const float *x = in.f32(0), *w1 = in.f32(1), *b1 = in.f32(2), *w2 = in.f32(3), *b2 = in.f32(4);
   const int32_t *offsets = in.i32(5);
   float *y = in.f32(6), *inner = in.f32(7);
-  if (!OffsetsFit(offsets, A, T)) return 3;
+  if (in.count(0) != T * H || in.count(2) != A * F || in.count(3) != A * F * H || in.count(4) != A * H) return 3;
+  if (in.count(5) != A + 1 || !OffsetsFit(offsets, A, T)) return 3;
   scipy_openblas_set_num_threads(1);
   const auto pieces = RowPieces(offsets, A);
 #pragma omp parallel
@@ -100,12 +108,13 @@ extern "C" int GroupedFfn(int n, void **data, int *ranks, int64_t **shapes, cons
 extern "C" int GroupedFfnGrad(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   const Args in{data, ranks, shapes, dtypes};
   if (n != 11) return 1;
-  if (!in.is(0, "float32") || !in.is(3, "float32") || !in.is(5, "int32")) return 2;
+  if (!FloatsThenOffsets(in)) return 2;
   const int64_t T = in.dim(1, 0), A = in.dim(3, 0), F = in.dim(3, 1), H = in.dim(3, 2);
   const float *dy = in.f32(0), *x = in.f32(1), *inner = in.f32(2), *w1 = in.f32(3), *w2 = in.f32(4);
   const int32_t *offsets = in.i32(5);
   float *dx = in.f32(6), *dw1 = in.f32(7), *db1 = in.f32(8), *dw2 = in.f32(9), *db2 = in.f32(10);
-  if (!OffsetsFit(offsets, A, T)) return 3;
+  if (in.count(0) != T * H || in.count(1) != T * H || in.count(2) != T * F || in.count(4) != A * F * H) return 3;
+  if (in.count(5) != A + 1 || !OffsetsFit(offsets, A, T)) return 3;
   scipy_openblas_set_num_threads(1);
   static thread_local std::vector<float> gate, dinner;  // grow once, then reused by every call
   gate.resize(T * F);

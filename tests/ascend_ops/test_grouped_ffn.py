@@ -1,0 +1,170 @@
+"""The compiled grouped FFN is the oracle, forward and backward, whatever the experts' shares of the rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ascend_ops.grouped_ffn import grouped_ffn_oracle
+
+HIDDEN, FFN = 6, 10
+ROWS_OF_EXPERTS = {
+    "even": [3, 3, 3],
+    "uneven": [1, 7, 2],
+    "empty experts": [0, 4, 0, 0, 5, 0],
+    "one row": [0, 1, 0],
+    "one expert": [9],
+    "one expert, one row": [1],
+}
+
+
+def make_case(rows_A: list[int], hidden: int = HIDDEN, ffn: int = FFN) -> tuple[list[np.ndarray], np.ndarray]:
+    """float64 arguments x, w1, b1, w2, b2 and int32 offsets."""
+    rng = np.random.default_rng(len(rows_A))
+    experts, rows = len(rows_A), sum(rows_A)
+    shapes = [(rows, hidden), (experts, ffn, hidden), (experts, ffn), (experts, ffn, hidden), (experts, hidden)]
+    return [rng.normal(size=shape) for shape in shapes], np.cumsum([0, *rows_A]).astype(np.int32)
+
+
+def run(arguments: list[np.ndarray], offsets: np.ndarray) -> np.ndarray:
+    from mindspore import Tensor
+
+    from ascend_ops.grouped_ffn import GroupedFFN
+
+    tensors = [Tensor(a.astype(np.float32)) for a in arguments]
+    return GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
+
+
+def gradients(arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+    """Of sum(y · dy) with respect to x, w1, b1, w2, b2."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from ascend_ops.grouped_ffn import GroupedFFN
+
+    op, weight = GroupedFFN(), Tensor(dy.astype(np.float32))
+
+    def weighted_sum(x, w1, b1, w2, b2, offsets):
+        return (op(x, w1, b1, w2, b2, offsets) * weight).sum()
+
+    differentiate = ms.grad(weighted_sum, grad_position=(0, 1, 2, 3, 4))
+    tensors = [Tensor(a.astype(np.float32)) for a in arguments]
+    return [g.asnumpy() for g in differentiate(*tensors, Tensor(offsets))]
+
+
+def finite_differences(arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+    """Central differences of the oracle in float64."""
+    step = 1e-6
+    result = []
+    for array in arguments:
+        slope = np.empty_like(array)
+        for index in np.ndindex(array.shape):
+            kept, sides = array[index], []
+            for value in (kept + step, kept - step):
+                array[index] = value
+                sides.append((grouped_ffn_oracle(*arguments, offsets) * dy).sum())
+            array[index] = kept
+            slope[index] = (sides[0] - sides[1]) / (2 * step)
+        result.append(slope)
+    return result
+
+
+@pytest.mark.parametrize("rows_A", ROWS_OF_EXPERTS.values(), ids=ROWS_OF_EXPERTS)
+def test_forward_is_the_float64_oracle(graph_mode: None, rows_A: list[int]):
+    arguments, offsets = make_case(rows_A)
+    np.testing.assert_allclose(run(arguments, offsets), grouped_ffn_oracle(*arguments, offsets), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows_A", ROWS_OF_EXPERTS.values(), ids=ROWS_OF_EXPERTS)
+def test_backward_is_the_slope_of_the_float64_oracle(graph_mode: None, rows_A: list[int]):
+    arguments, offsets = make_case(rows_A)
+    dy = np.random.default_rng(1).normal(size=arguments[0].shape)
+    expected = finite_differences(arguments, offsets, dy)
+    for found, slope in zip(gradients(arguments, offsets, dy), expected, strict=True):
+        np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-4)
+
+
+def test_an_expert_without_rows_has_gradients_of_exactly_zero(graph_mode: None):
+    rows_A = ROWS_OF_EXPERTS["empty experts"]
+    arguments, offsets = make_case(rows_A)
+    empty = np.array(rows_A) == 0
+    for of_experts in gradients(arguments, offsets, np.ones_like(arguments[0]))[1:]:
+        assert not of_experts[empty].any()
+        assert of_experts[~empty].any()
+
+
+def test_pieces_larger_than_the_kernels_blocks(graph_mode: None):
+    """More rows than a forward piece and more columns than a weight-gradient piece (256 each), neither a multiple."""
+    arguments, offsets = make_case([300, 0, 523], hidden=8, ffn=270)
+    arguments = [a * 0.2 for a in arguments]
+    np.testing.assert_allclose(run(arguments, offsets), grouped_ffn_oracle(*arguments, offsets), rtol=1e-4, atol=1e-5)
+    dy = np.random.default_rng(1).normal(size=arguments[0].shape)
+    whole = gradients(arguments, offsets, dy)
+    first = gradients([arguments[0][:300], *(a[:1] for a in arguments[1:])], np.array([0, 300], np.int32), dy[:300])
+    np.testing.assert_allclose(whole[0][:300], first[0], rtol=1e-4, atol=1e-5)
+    for found, alone in zip(whole[1:], first[1:], strict=True):
+        np.testing.assert_allclose(found[:1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_result_does_not_depend_on_the_run(graph_mode: None):
+    arguments, offsets = make_case([100, 3, 211])
+    assert run(arguments, offsets).tobytes() == run(arguments, offsets).tobytes()
+
+
+def kernel_arrays(offsets: list[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Inputs and outputs of the forward and of the backward kernel for 9 rows and 2 experts."""
+    (x, w1, b1, w2, b2), _ = make_case([3, 6])
+    inner, o = np.zeros((9, FFN)), np.array(offsets, np.int32)
+    forward, backward = [x, w1, b1, w2, b2, o, x, inner], [x, x, inner, w1, w2, o, x, w1, b1, w2, b2]
+    single, wrote = np.float32, slice(6, None)
+    both = [[a if a is o else a.astype(single) for a in arrays] for arrays in (forward, backward)]
+    for arrays in both:
+        arrays[wrote] = [np.zeros_like(a) for a in arrays[wrote]]
+    return both[0], both[1]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "check"),
+    [
+        ([0, 3, 9], 0),
+        ([0, 0, 9], 0),
+        ([1, 3, 9], 3),
+        ([0, 3, 8], 3),
+        ([0, 3, 10], 3),
+        ([0, 10, 9], 3),
+        ([0, -1, 9], 3),
+        ([0, 9], 3),
+        ([0, 3, 9, 9], 3),
+    ],
+)
+def test_kernels_check_that_offsets_cut_the_rows(call_kernel: Callable[..., int], offsets: list[int], check: int):
+    forward, backward = kernel_arrays(offsets)
+    assert call_kernel("GroupedFfn", *forward) == check
+    assert call_kernel("GroupedFfnGrad", *backward) == check
+
+
+def test_kernels_check_the_dtype_and_the_number_of_arrays(call_kernel: Callable[..., int]):
+    for name, arrays in zip(("GroupedFfn", "GroupedFfnGrad"), kernel_arrays([0, 3, 9]), strict=True):
+        assert call_kernel(name, *arrays[:-1]) == 1
+        assert call_kernel(name, arrays[0].astype(np.float16), *arrays[1:]) == 2
+        assert call_kernel(name, *arrays[:5], arrays[5].astype(np.int64), *arrays[6:]) == 2
+        assert call_kernel(name, *arrays[:4], arrays[4].astype(np.float64), *arrays[5:]) == 2
+
+
+@pytest.mark.parametrize("short", [0, 2, 4])
+def test_kernels_check_that_sizes_fit(call_kernel: Callable[..., int], short: int):
+    for name, arrays in zip(("GroupedFfn", "GroupedFfnGrad"), kernel_arrays([0, 3, 9]), strict=True):
+        arrays[short] = np.ascontiguousarray(arrays[short][..., :-1])
+        assert call_kernel(name, *arrays) == 3
+
+
+def test_a_failed_check_is_a_runtime_error_that_names_the_function(
+    graph_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # MindSpore leaves an analysis of the failed graph in the working directory
+    arguments, _ = make_case([3, 6])
+    with pytest.raises(RuntimeError, match="GroupedFfn"):
+        run(arguments, np.array([0, 3, 10], np.int32))
