@@ -1,10 +1,10 @@
 """A run folder: everything that training leaves behind, and all that evaluation, generation and export need.
 
-    config.yaml        the resolved tree
-    tokenizer/         what the model's ids mean
-    routing.npz        the routing tables
-    checkpoints/       see train/checkpoint.py
-    metrics.jsonl, tensorboard/, report/
+config.yaml        the resolved tree
+tokenizer/         what the model's ids mean
+routing.npz        the routing tables
+checkpoints/       see train/checkpoint.py
+metrics.jsonl, tensorboard/, report/
 """
 
 from __future__ import annotations

@@ -169,7 +169,9 @@ class Batches:
         )
 
     def _plans(self, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> list[RoutingPlan]:
-        if not self.table.layers:  # graphs cannot take empty tensors, so a model without RRE layers carries a plan of zeros
+        if (
+            not self.table.layers
+        ):  # graphs cannot take empty tensors, so a model without RRE layers carries a plan of zeros
             return [RoutingPlan(*(np.zeros((1, 2), np.int32),) * 4) for _ in ids_GBS]
         places = self.config.active_experts
         return make_plans(self.table, ids_GBS, domains_GB, positions_GBS, self.config.experts, places)

@@ -4,35 +4,34 @@ Shape suffixes: N RRE layers, K experts stored in a layer, A active experts.
 
 Two stores with one contract, so that the training step does not know which it has:
 
-* `HostStore` (ECSS): weights, both Adam moments and the step count of every expert are host parameters, one row per expert, like an
-  embedding table. `fetch` looks up the active rows on the host; only they cross to the device. `update` runs Adam on the host over the
-  same rows. An expert that was not activated keeps weights, moments and step count bit for bit (lazy Adam, design decision 7).
+* `HostStore` (ECSS): weights, both Adam moments and the step count of every expert are host parameters, one row per expert,
+  like an embedding table. `fetch` looks up the active rows on the host; only they cross to the device. `update` runs Adam on
+  the host over the same rows. An expert that was not activated keeps weights, moments and step count bit for bit (lazy Adam).
 * `DeviceStore`: ECSS off. Every expert is an ordinary parameter of the device with ordinary Adam: all of them are multiplied,
   differentiated and updated at each step, as in any mixture of experts.
 """
 
 from __future__ import annotations
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ascend_ops.adam import AdamRows, every_row
 from pangu_sigma.config import Config
 from pangu_sigma.model.declare import Replicated, Zero, declare
-from pangu_sigma.model.pangu_sigma import EXPERT_TENSORS, ffn_shapes
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_shapes
 
 
 class ExpertStore(nn.Cell):
     """Parameters of the experts of all RRE layers, with their Adam state; see the module's text for the two kinds.
 
-    fetch(active_NA) -> EXPERT_TENSORS tensors per layer, [A, …], what `PanGuSigma` takes.
+    fetch(active_NA) -> FFN_TENSORS of every layer, [A, …], what `PanGuSigma` takes.
     update(grads, active_NA, offsets_NA1, hyper) -> rows updated, float32 [1]; changes the store in place.
     """
 
     def __init__(self, config: Config):
         super().__init__()
-        self.tensors = EXPERT_TENSORS
+        self.tensors = len(FFN_TENSORS)
         self.layers = config.model.rre_layers
         weights, moments, variances, steps = [], [], [], []
         for layer in range(self.layers):
@@ -47,8 +46,22 @@ class ExpertStore(nn.Cell):
         self.weights, self.moments = ParameterTuple(weights), ParameterTuple(moments)
         self.variances, self.steps = ParameterTuple(variances), ParameterTuple(steps)
         rate = config.train.optimizer.weight_decay
-        self.decay = Tensor(np.array([rate * name.startswith("w") for name, *_ in ffn_shapes(config.model)], np.float32))
+        self.decay = Tensor(
+            np.array([rate * name.startswith("w") for name, *_ in ffn_shapes(config.model)], np.float32)
+        )
         self.adam = AdamRows()
+
+    def layer_parameters(self, layer: int) -> dict[str, Parameter]:
+        """Everything stored of the experts of one layer, by name."""
+        named: dict[str, Parameter] = {}
+        for i, name in enumerate(FFN_TENSORS):
+            at = layer * self.tensors + i
+            named |= {
+                name: self.weights[at],
+                f"{name}.moment": self.moments[at],
+                f"{name}.variance": self.variances[at],
+            }
+        return named | {"step": self.steps[layer]}
 
     def layer_update(self, layer, grads, active_A, offsets_A1, hyper):
         """Adam over the tensors of one layer."""
@@ -76,8 +89,10 @@ class HostStore(ExpertStore):
         self.last = config.experts - 1
 
     def fetch(self, active_NA):
-        active_NA = ops.minimum(active_NA, self.last)  # unused places hold K: they read some row, and nobody reads theirs
-        fetched = ()
+        active_NA = ops.minimum(
+            active_NA, self.last
+        )  # unused places hold K: they read some row, and nobody reads theirs
+        fetched: tuple = ()
         for i in range(len(self.weights)):
             fetched += (self.lookup(self.weights[i], active_NA[i // self.tensors], 0),)
         return fetched

@@ -7,7 +7,7 @@ from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 from mindspore.common.initializer import Initializer, Normal, TruncatedNormal, Zero, initializer
 
-__all__ = ["Normal", "Ones", "Replicated", "TruncatedNormal", "Zero", "declare", "decays"]
+__all__ = ["Normal", "Ones", "Replicated", "TruncatedNormal", "Zero", "decays", "declare"]
 
 
 def declare(name: str, shape: tuple[int, ...], init: Initializer, *, decay: bool) -> Parameter:

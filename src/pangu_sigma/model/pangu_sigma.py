@@ -27,8 +27,8 @@ from pangu_sigma.config import ModelConfig
 from pangu_sigma.model.declare import Normal, Ones, TruncatedNormal, Zero, declare
 from pangu_sigma.model.experts import MoveRows, PaddedFFN
 
-EXPERT_TENSORS = 4
-"""Tensors of the active experts of one layer, in this order: w1 [A, F, H], b1 [A, F], w2 [A, F, H], b2 [A, H]."""
+FFN_TENSORS = ("w1", "b1", "w2", "b2")
+"""Tensors of an FFN. Of the active experts of a layer they are [A, F, H], [A, F], [A, F, H] and [A, H]."""
 
 MASKED = -10_000.0
 """Added to the scores of positions that must not be seen (PanGu-α's value; it survives float16)."""
@@ -59,7 +59,9 @@ class Linear(nn.Cell):
         self.dtype = dtype
 
     def construct(self, x):
-        return self.add(self.matmul(F.cast(x, self.dtype), F.cast(self.weight, self.dtype)), F.cast(self.bias, self.dtype))
+        return self.add(
+            self.matmul(F.cast(x, self.dtype), F.cast(self.weight, self.dtype)), F.cast(self.bias, self.dtype)
+        )
 
 
 class Attention(nn.Cell):
@@ -179,7 +181,7 @@ class PanGuSigma(nn.Cell):
 
         rows: row of each token in the flattened slots [slots·R]. positions: restart at every document. documents: number of the
         document each token belongs to; tokens see only their own. order, inverse, offsets: the routing plan.
-        experts: EXPERT_TENSORS tensors for each RRE layer, bottom layer first.
+        experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
         """
         table = F.reshape(self.embedding, (-1, self.hidden))
         positions = F.reshape(positions_BS, (-1,))
@@ -195,7 +197,7 @@ class PanGuSigma(nn.Cell):
                 x_TH = self.layers[i](x_TH, query_TH, unseen)
             else:
                 n = i - self.first_routed
-                weights = experts[EXPERT_TENSORS * n : EXPERT_TENSORS * (n + 1)]
+                weights = experts[len(FFN_TENSORS) * n : len(FFN_TENSORS) * (n + 1)]
                 x_TH = self.layers[i](x_TH, query_TH, unseen, order[n], inverse_NT[n], offsets_NA1[n], *weights)
         return x_TH
 

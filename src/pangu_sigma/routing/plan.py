@@ -42,12 +42,13 @@ def make_plan(
     domains_B: np.ndarray,
     positions_BS: np.ndarray,
     stored: int,
-    places: int,
+    places: int | None,
 ) -> RoutingPlan:
     """Plan one batch.
 
-    stored: K, experts stored in a layer. places: A, length of the active list; with places = stored every expert has the place of
-    its own number. Raises ValueError when the batch activates more than `places` experts.
+    stored: K, experts stored in a layer. places: A, length of the active list; None: as long as the batch needs. With
+    places = stored every expert has the place of its own number.
+    Raises ValueError when the batch activates more than `places` experts.
     """
     return make_plans(table, ids_BS[None], domains_B[None], positions_BS[None], stored, places)[0]
 
@@ -58,29 +59,24 @@ def make_plans(
     domains_GB: np.ndarray,
     positions_GBS: np.ndarray,
     stored: int,
-    places: int,
+    places: int | None,
 ) -> list[RoutingPlan]:
     """Plans of G micro-batches of one update, which share one active list: experts are fetched once and updated once."""
     domains_GBS = np.broadcast_to(domains_GB[..., None], ids_GBS.shape)
     experts_NGT = table.route(ids_GBS, domains_GBS, positions_GBS).reshape(table.layers, len(ids_GBS), -1)
-    used_N = [_used(experts_GT, stored, places) for experts_GT in experts_NGT]
+    used_N = [np.arange(stored) if places == stored else np.unique(experts_GT) for experts_GT in experts_NGT]
+    most = max(len(used) for used in used_N)
+    places = most if places is None else places
+    if most > places:
+        raise ValueError(
+            f"the batch activates {most} experts of a layer, but the plan holds {places}; "
+            "raise data.domains_per_step, or put fewer domains in a batch"
+        )
     plans = []
     for g in range(len(ids_GBS)):
         layers = [_plan_layer(experts_NGT[n, g], used, stored, places) for n, used in enumerate(used_N)]
         plans.append(RoutingPlan(*(np.stack(part).astype(np.int32) for part in zip(*layers, strict=True))))
     return plans
-
-
-def _used(experts_GT: np.ndarray, stored: int, places: int) -> np.ndarray:
-    if places == stored:
-        return np.arange(stored)
-    used = np.unique(experts_GT)
-    if len(used) > places:
-        raise ValueError(
-            f"the batch activates {len(used)} experts of a layer, but the plan holds {places}; "
-            "raise data.domains_per_step, or put fewer domains in a batch"
-        )
-    return used
 
 
 def _plan_layer(experts_T: np.ndarray, used: np.ndarray, stored: int, places: int) -> tuple[np.ndarray, ...]:
@@ -98,18 +94,17 @@ def _plan_layer(experts_T: np.ndarray, used: np.ndarray, stored: int, places: in
 def pad_to_capacity(plan: RoutingPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same plan with every active expert padded to the capacity C of the fullest one (nothing is dropped).
 
-    For graphs without a grouped kernel (exported models): active_NA without the unused places common to all layers,
-    order_NAC (padding repeats token 0; nobody reads its result) and inverse_NT into the flattened [A·C] rows.
+    For graphs without a grouped kernel (exported models). Returns active_NA with unused places set to expert 0, order_NAC (padding
+    repeats token 0; nobody reads its result) and inverse_NT into the flattened [A·C] rows.
     """
-    layers, tokens = plan.order_NT.shape
+    (layers, tokens), places = plan.order_NT.shape, plan.active_NA.shape[1]
     load_NA = plan.load()
-    used = int(np.flatnonzero(load_NA.any(axis=0)).max()) + 1
     capacity = int(load_NA.max())
-    order_NAC = np.zeros((layers, used, capacity), np.int32)
+    order_NAC = np.zeros((layers, places, capacity), np.int32)
     inverse_NT = np.empty((layers, tokens), np.int32)
     for layer in range(layers):
-        expert_of_row = np.repeat(np.arange(used), load_NA[layer, :used])
-        place = np.arange(tokens) - plan.offsets_NA1[layer, expert_of_row]
-        order_NAC[layer, expert_of_row, place] = plan.order_NT[layer]
-        inverse_NT[layer, plan.order_NT[layer]] = expert_of_row * capacity + place
-    return plan.active_NA[:, :used], order_NAC, inverse_NT
+        place_of_row = np.repeat(np.arange(places), load_NA[layer])
+        within = np.arange(tokens) - plan.offsets_NA1[layer, place_of_row]
+        order_NAC[layer, place_of_row, within] = plan.order_NT[layer]
+        inverse_NT[layer, plan.order_NT[layer]] = place_of_row * capacity + within
+    return np.where(load_NA > 0, plan.active_NA, 0), order_NAC, inverse_NT

@@ -1,4 +1,7 @@
-"""Learning rate of each update: linear warm-up to the peak, half a cosine down, then constant (spec §5.4; the decay's shape is PanGu-α's)."""
+"""Learning rate of each update: linear warm-up to the peak, half a cosine down, then constant.
+
+Warm-up, decay and end are the paper's numbers in the configuration; the shape of the decay is PanGu-α's.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from pangu_sigma.config import OptimizerConfig
 class Schedule:
     """MindFormers' cosine schedule, evaluated on the host.
 
-    The rate is an input of the step graph: MindFormers' schedules branch on the step, and a branch inside a heterogeneous graph cuts
-    it into pieces.
+    The rate is an input of the step graph: MindFormers' schedules branch on the step, and a branch inside a heterogeneous
+    graph cuts it into pieces.
     """
 
     def __init__(self, config: OptimizerConfig):

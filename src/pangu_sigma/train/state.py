@@ -11,7 +11,7 @@ from mindspore import Parameter
 
 from pangu_sigma.data.batches import Cursor
 from pangu_sigma.ecss.store import ExpertStore, make_store
-from pangu_sigma.model.pangu_sigma import EXPERT_TENSORS, PanGuSigma
+from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.run_folder import RunFolder
 from pangu_sigma.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from pangu_sigma.train.step import TrainStep
@@ -36,39 +36,41 @@ class Progress:
         return cls(state["step"], state["updates"], Cursor.from_state(state["cursor"]))
 
 
-def shards_of(network: PanGuSigma, store: ExpertStore, step: TrainStep | None = None) -> dict[str, list[Parameter]]:
-    """Parameters of each shard; the optimizer's and the loss scale's with `step` only."""
-    shards = {WEIGHTS: network.trainable_params()}
+Shards = dict[str, dict[str, Parameter]]
+"""Parameters by shard and by their place in the structure: MindSpore renames a parameter whenever its cell joins another one."""
+
+
+def shards_of(network: PanGuSigma, store: ExpertStore, step: TrainStep | None = None) -> Shards:
+    """What a checkpoint holds; the dense optimizer's and the loss scale's parts with `step` only."""
+    dense = dict(network.parameters_and_names())
+    shards = {WEIGHTS: dense}
     for layer in range(store.layers):
-        part = slice(layer * EXPERT_TENSORS, (layer + 1) * EXPERT_TENSORS)
-        shards[f"experts_layer_{layer}"] = [
-            *store.weights[part],
-            *store.moments[part],
-            *store.variances[part],
-            store.steps[layer],
-        ]
+        shards[f"experts_layer_{layer}"] = store.layer_parameters(layer)
     if step is not None:
-        dense = step.dense
-        shards["dense_optimizer"] = [*dense.moments, *dense.variances, dense.step]
-        shards["loss_scale"] = [step.scale.value, step.scale.good_steps]
+        shards["dense_optimizer"] = {
+            **{f"{name}.moment": p for name, p in zip(dense, step.dense.moments, strict=True)},
+            **{f"{name}.variance": p for name, p in zip(dense, step.dense.variances, strict=True)},
+            "step": step.dense.step,
+        }
+        shards["loss_scale"] = {"value": step.scale.value, "good_steps": step.scale.good_steps}
     return shards
 
 
-def arrays_of(shards: dict[str, list[Parameter]]) -> dict[str, dict[str, np.ndarray]]:
+def arrays_of(shards: Shards) -> dict[str, dict[str, np.ndarray]]:
     """The values to save."""
-    return {shard: {p.name: p.asnumpy() for p in parameters} for shard, parameters in shards.items()}
+    return {shard: {name: p.asnumpy() for name, p in parameters.items()} for shard, parameters in shards.items()}
 
 
-def restore(shards: dict[str, list[Parameter]], checkpoint: Checkpoint) -> None:
+def restore(shards: Shards, checkpoint: Checkpoint) -> None:
     """Set every parameter from the checkpoint. Raises CheckpointError for one that is missing or of another shape."""
     for shard, parameters in shards.items():
         saved = checkpoint.shards.get(shard, {})
-        for parameter in parameters:
-            value = saved.get(parameter.name)
+        for name, parameter in parameters.items():
+            value = saved.get(name)
             if value is None or value.shape != tuple(parameter.shape):
                 found = "is missing" if value is None else f"has shape {value.shape}"
                 raise CheckpointError(
-                    f"checkpoint of step {checkpoint.step}: {parameter.name} {found} in shard {shard}, the model needs "
+                    f"checkpoint of step {checkpoint.step}: {name} {found} in shard {shard}, the model needs "
                     f"{tuple(parameter.shape)}; the checkpoint is of another configuration"
                 )
             parameter.set_data(ms.Tensor(value))

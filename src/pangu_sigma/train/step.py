@@ -19,8 +19,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from ascend_ops.adam import HYPER, AdamRows, every_row
 from pangu_sigma.config import Config, OptimizerConfig
 from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.model.declare import Zero, declare, decays
-from pangu_sigma.model.pangu_sigma import EXPERT_TENSORS, PanGuSigma
+from pangu_sigma.model.declare import Zero, decays, declare
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
 from pangu_sigma.train.loss import FIRST_EXPERT, NextTokenLoss
 
 
@@ -106,7 +106,7 @@ class TrainStep(nn.Cell):
         self.store = store
         dense = network.trainable_params()
         self.dense = DenseAdam(config, dense)
-        experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + EXPERT_TENSORS * config.model.rre_layers))
+        experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + len(FFN_TENSORS) * config.model.rre_layers))
         self.loss_and_grads = ms.value_and_grad(
             NextTokenLoss(network), grad_position=experts or None, weights=ParameterTuple(dense), has_aux=True
         )
@@ -135,7 +135,9 @@ class TrainStep(nn.Cell):
     ):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
         experts = self.store.fetch(active_NA)
-        block_loss, expert_grads, dense_grads = (), (), ()
+        block_loss: tuple = ()
+        expert_grads: tuple = ()
+        dense_grads: tuple = ()
         for g in range(self.micro_batches):
             (_, loss_M), grads = self.loss_and_grads(
                 scale,
@@ -174,7 +176,7 @@ class TrainStep(nn.Cell):
 
 def add(left, right):
     """Sum of two tuples of gradients."""
-    total = ()
+    total: tuple = ()
     for i in range(len(left)):
         total += (left[i] + right[i],)
     return total

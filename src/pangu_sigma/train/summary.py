@@ -1,0 +1,59 @@
+"""The few numbers that a run comes down to, from its metrics.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.run_folder import RunFolder
+from pangu_sigma.train.metrics import load_max_over_mean, read_metrics
+from pangu_sigma.train.report import expert_load, write_report
+
+
+def summarise(path: Path) -> dict[str, Any]:
+    """Losses (held-out nats per token) before and after, by domain, beside the unigram entropy; tokens/s; expert load max/mean.
+
+    Raises FileNotFoundError or ValueError when the run has not trained yet.
+    """
+    run = RunFolder.open(path)
+    lines = read_metrics(path)
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
+    load_NK = expert_load([line for line in lines if line["kind"] == "load"])
+    manifest = load_manifest(Path(run.config.data.path))
+    return {
+        "run": str(path),
+        "steps": max(line["step"] for line in lines),
+        "domains": {
+            name: {
+                "loss_before": evaluations[0]["per_domain_loss"][name],
+                "loss_after": evaluations[-1]["per_domain_loss"][name],
+                "unigram": manifest.domains[name].unigram_entropy,
+            }
+            for name in evaluations[0]["per_domain_loss"]
+        },
+        "tokens_per_second": float(np.median(speeds)) if speeds else None,
+        "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
+        "checkpoint": str(run.checkpoints / (run.checkpoints / "LATEST").read_text().strip()),
+        "report": str(write_report(path)),
+    }
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """The table that `pangu-sigma report` prints."""
+    lines = [
+        f"{'domain':12} {'before':>8} {'after':>8} {'unigram':>8}   held-out loss, nats per token",
+        *(
+            f"{name:12} {d['loss_before']:8.3f} {d['loss_after']:8.3f} {d['unigram']:8.3f}"
+            for name, d in summary["domains"].items()
+        ),
+    ]
+    speed, load = summary["tokens_per_second"], summary["expert_load_max_over_mean"]
+    lines.append(f"{'steps':12} {summary['steps']}")
+    lines += [f"{'tokens/s':12} {speed:,.0f}"] if speed else []
+    lines += [f"{'expert load':12} max/mean {load:.2f}"] if load else []
+    lines += [f"{name:12} {summary[name]}" for name in ("checkpoint", "report")]
+    return "\n".join(lines)
