@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _with_json(commands.add_parser("report", help="summary and pictures of a run"))
     command.add_argument("run", type=Path, help="run folder")
+    command.add_argument("--against", type=Path, metavar="RUN", help="compare the losses with another run's")
     command.set_defaults(run_command=_report)
 
     command = _with_json(commands.add_parser("generate", help="continue prompts"))
@@ -154,10 +155,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from pangu_sigma.train.summary import format_summary, summarise
+    from pangu_sigma.train.summary import format_comparison, format_summary, summarise
 
     summary = summarise(options.run)
-    _show(summary, format_summary(summary), options.json)
+    if options.against is None:
+        _show(summary, format_summary(summary), options.json)
+    else:
+        other = summarise(options.against)
+        _show([summary, other], format_comparison(summary, other), options.json)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import mindspore as ms
@@ -26,16 +25,6 @@ from pangu_sigma.train.state import Progress, arrays_of, restore, shards_of
 from pangu_sigma.train.step import StepResult, TrainStep
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run achieved; losses are held-out nats per token by domain."""
-
-    run: RunFolder
-    steps: int
-    loss_before: dict[str, float]
-    loss_after: dict[str, float]
 
 
 class Trainer:
@@ -104,24 +93,22 @@ class Trainer:
         logger.info("resuming %s after step %d", self.run.path, checkpoint.step)
 
 
-def train(config: Config, folder: Path) -> TrainResult:
+def train(config: Config, folder: Path) -> None:
     """Train `config` in `folder`, from its newest checkpoint if it has one, and write metrics, checkpoints and a report."""
     trainer = Trainer(config, folder)
     options, names = config.train, [d.name for d in config.domains]
     evaluator = Evaluator(config, trainer.run.tokenizer, trainer.run.table, trainer.network, trainer.store)
     start = trainer.progress.step
-    loss_before = loss_after = evaluator.losses()
     with MetricsLog(folder, names, options.steps, options.log_interval, start) as log:
-        log.evaluation(start, loss_before)
+        if start == 0:
+            log.evaluation(start, evaluator.losses())
         while trainer.progress.step < options.steps:
             log.record(trainer.metrics(*trainer.advance()))
             step, last = trainer.progress.step, trainer.progress.step == options.steps
             with log.paused():
                 if step % options.eval_interval == 0 or last:
-                    loss_after = evaluator.losses()
-                    log.evaluation(step, loss_after)
+                    log.evaluation(step, evaluator.losses())
                 if step % options.checkpoint_interval == 0 or last:
                     log.flush()
                     trainer.save()
     write_report(folder)
-    return TrainResult(trainer.run, trainer.progress.step, loss_before, loss_after)

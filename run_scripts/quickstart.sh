@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# From nothing to a trained sparse model that answers from an exported graph, on a CPU. Takes no arguments.
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+
+config=model_configs/sigma_tiny.yaml
+run=runs/sigma_tiny
+model=exports/sigma_tiny
+prompts=(--prompt "zh:今天" --prompt "en:The " --prompt "bilingual:文件" --prompt "code:def ")
+
+echo "== text of four domains"
+pangu-sigma prepare-data $config
+echo "== training"
+pangu-sigma train $config --run $run >/dev/null
+echo "== held-out loss of the newest checkpoint"
+pangu-sigma evaluate $run
+echo "== one sample per domain"
+pangu-sigma generate --run $run "${prompts[@]}" --max-new-tokens 40 --temperature 0.8 --top-p 0.9 --json $run/samples.json
+pangu-sigma generate --run $run "${prompts[@]}" --max-new-tokens 40
+echo "== export"
+pangu-sigma export $run --format mindir --output $model
+pangu-sigma generate --model $model "${prompts[@]}" --max-new-tokens 40
+echo "== summary"
+pangu-sigma report $run
+printf '%-12s %s\n' samples $run/samples.json model $model

@@ -1,0 +1,333 @@
+"""The network against the PanGu-α of spec §1.3, written again in float64 NumPy from the formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+from toy import EOT, VOCABULARY, random_documents, toy_batches, toy_config, toy_network
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.ecss.store import ExpertStore
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.inference import InferenceGraph, any_length
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
+from pangu_sigma.routing.plan import make_plan, pad_to_capacity
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+Weights = dict[str, np.ndarray]
+
+
+class Oracle:
+    """PanGu-α with an FFN per token: `ffns[layer]` is one set of FFN tensors [K, …], `experts[layer]` the expert [B, S]."""
+
+    def __init__(self, config: Config, weights: Weights, expert_weights: list[Weights]):
+        self.config = config.model
+        self.w = {name: array.astype(np.float64) for name, array in weights.items()}
+        self.experts = [{n: a.astype(np.float64) for n, a in layer.items()} for layer in expert_weights]
+
+    def hidden(self, batch: Batch, routes_NBS: np.ndarray | None) -> np.ndarray:
+        """[B, S, H]: every sequence and head on its own, no vectorisation to share a mistake with."""
+        table = self.w["embedding"].reshape(-1, self.config.hidden)
+        sequences = []
+        for b, rows in enumerate(batch.rows_GBS[0]):
+            places, documents = batch.positions_GBS[0][b], batch.documents_GBS[0][b]
+            x = table[rows] + self.w["positions"][places]
+            for layer in range(self.config.layers):
+                query = None
+                if layer == self.config.layers - 1:
+                    x = self.norm("norm", x)
+                    query = self.w["query_positions"][places]
+                x = self.layer(layer, x, query, documents, None if routes_NBS is None else routes_NBS[:, b])
+            sequences.append(x)
+        return np.stack(sequences)
+
+    def layer(
+        self, index: int, x: np.ndarray, query: np.ndarray | None, documents: np.ndarray, routes_NS: np.ndarray | None
+    ) -> np.ndarray:
+        name = f"layers.{index}"
+        normed = self.norm(f"{name}.attention_norm", x)
+        x = x + self.attention(f"{name}.attention", normed if query is None else query, normed, documents)
+        normed = self.norm(f"{name}.ffn_norm", x)
+        routed = index - self.config.dense_layers
+        if routed < 0:
+            tensors = {t: self.w[f"{name}.ffn.{t}"] for t in FFN_TENSORS}
+            chosen = np.zeros(len(x), int)
+        else:
+            assert routes_NS is not None
+            tensors, chosen = self.experts[routed], routes_NS[routed]
+        return x + np.stack([ffn(row, {t: tensors[t][e] for t in FFN_TENSORS}) for row, e in zip(normed, chosen)])
+
+    def attention(self, name: str, query: np.ndarray, x: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        width = self.config.hidden // self.config.heads
+        q, k, v = (self.linear(f"{name}.{part}", rows) for part, rows in (("query", query), ("key", x), ("value", x)))
+        mixed = np.zeros_like(x)
+        for head in range(self.config.heads):
+            columns = slice(head * width, (head + 1) * width)
+            for i in range(len(x)):
+                scores = k[:, columns] @ q[i, columns] / math.sqrt(width)
+                for j in range(len(x)):
+                    scores[j] += 0.0 if j <= i and documents[i] == documents[j] else -10_000.0
+                chances = np.exp(scores - scores.max())
+                mixed[i, columns] = chances / chances.sum() @ v[:, columns]
+        return self.linear(f"{name}.output", mixed)
+
+    def linear(self, name: str, x: np.ndarray) -> np.ndarray:
+        return x @ self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
+
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return scaled * self.w[f"{name}.gain"] + self.w[f"{name}.bias"]
+
+
+def ffn(x_H: np.ndarray, tensors: Weights) -> np.ndarray:
+    inner = tensors["w1"] @ x_H + tensors["b1"]
+    return (inner / (1 + np.exp(-1.702 * inner))) @ tensors["w2"] + tensors["b2"]
+
+
+class Logits(nn.Cell):
+    """Hidden states and logits in one graph."""
+
+    def __init__(self, network: PanGuSigma):
+        super().__init__()
+        self.network = network
+
+    def construct(self, rows, positions, documents, slots, order, inverse, offsets, *experts):
+        hidden = self.network(rows, positions, documents, order, inverse, offsets, *experts)
+        return hidden, self.network.logits(hidden, slots)
+
+
+class Model:
+    """A compiled network, its weights, and the text it reads."""
+
+    def __init__(self, config: Config, batches: Batches):
+        self.config, self.batches = config, batches
+        self.network, self.store = toy_network(config)
+        self.graph = Logits(self.network).set_train(False)
+
+    def __call__(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Hidden states [T, H] and logits [M, T/M, R]."""
+        rows, positions, documents, slots, _, _, order, inverse, offsets, active, _ = batch.arrays()
+        inputs = [a[0] for a in (rows, positions, documents, slots, order, inverse, offsets)]
+        layers = self.config.model.rre_layers
+        experts = [self.store.weights[i].asnumpy()[active[i // 4] % self.config.experts] for i in range(4 * layers)]
+        hidden, logits = self.graph(*map(as_tensor, [*inputs, *experts]))
+        return hidden.asnumpy(), logits.asnumpy()
+
+    def oracle(self) -> Oracle:
+        layers = [self.store.layer_parameters(n) for n in range(self.config.model.rre_layers)]
+        experts = [{t: layer[t].asnumpy() for t in FFN_TENSORS} for layer in layers]
+        return Oracle(self.config, weights_of(self.network), experts)
+
+    def batch(self, seed: int = 0, domains: tuple[int, ...] = (0, 3)) -> Batch:
+        """Four sequences of short random documents."""
+        return self.assemble(random_ids(np.random.default_rng(seed), self.config), domains)
+
+    def assemble(self, ids_BS1: np.ndarray, domains: tuple[int, ...] = (0, 3)) -> Batch:
+        domains = domains[: self.config.data.domains_per_step]
+        return self.batches.assemble(ids_BS1[None], np.array(domains))
+
+
+def random_ids(rng: np.random.Generator, config: Config) -> np.ndarray:
+    """[B, S + 1]"""
+    text = sum(random_documents(rng, 60), [])
+    shape = config.train.batch_size, config.model.seq_length + 1
+    return np.array(text[: shape[0] * shape[1]]).reshape(shape)
+
+
+def weights_of(network: PanGuSigma) -> Weights:
+    return {name: p.asnumpy() for name, p in network.parameters_and_names()}
+
+
+@pytest.fixture(scope="module")
+def make(graph_mode, tmp_path_factory) -> Callable[..., Model]:
+    """Models over the same kind of text."""
+
+    def made(domains: int, per_step: int, slots: int = 2, **model: int) -> Model:
+        config = toy_config(
+            domains, slots, model=model, data={"domains_per_step": per_step}, train={"batch_size": 4}
+        )
+        return Model(config, toy_batches(config, tmp_path_factory.mktemp("toy")))
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def routed(make) -> Model:
+    """One dense layer, two RRE layers, four domains of two experts in two slots; two domains in a batch."""
+    return make(4, 2)
+
+
+@pytest.fixture(scope="module")
+def dense(make) -> Model:
+    """PanGu-α: three dense layers, one slot."""
+    return make(1, 1, slots=1, dense_layers=3, rre_layers=0)
+
+
+@pytest.fixture(scope="module")
+def one_expert(make, dense) -> Model:
+    """One dense layer, two RRE layers with a single expert, and the weights of `dense`."""
+    model = make(1, 1, slots=1, dense_layers=1, rre_layers=2, experts_per_domain=1)
+    source = dict(dense.network.parameters_and_names())
+    for name, parameter in model.network.parameters_and_names():
+        parameter.set_data(source[name])
+    for n in range(2):
+        for tensor in FFN_TENSORS:
+            model.store.layer_parameters(n)[tensor].set_data(source[f"layers.{n + 1}.ffn.{tensor}"])
+    return model
+
+
+def routes(model: Model, batch: Batch) -> np.ndarray:
+    """Expert of each token by the definition: the table's entry for the domain of the sequence and the token's id."""
+    ids_BS = batch.ids_GBS[0]
+    domains_B = np.repeat(batch.domains_M, len(ids_BS) // len(batch.domains_M))
+    first, experts = model.batches.table.first_NDV, model.config.model.experts_per_domain
+    return np.array(
+        [[[first[n, d, i] + d * experts for i in row] for d, row in zip(domains_B, ids_BS)] for n in range(len(first))]
+    )
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, relative: float) -> None:
+    """Largest error relative to the largest value."""
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
+
+
+def test_without_rre_layers_it_is_pangu_alpha(dense):
+    batch = dense.batch()
+    hidden, logits = dense(batch)
+    expected = dense.oracle().hidden(batch, None).reshape(hidden.shape)
+    assert_close(hidden, expected, 1e-5)
+    assert_close(logits[0], expected @ dense.oracle().w["embedding"][0].T, 1e-5)
+
+
+def test_rre_layers_send_each_token_through_its_expert(routed):
+    batch = routed.batch()
+    routes_NBS = routes(routed, batch)
+    assert len(np.unique(routes_NBS)) == 4, "the batch should meet every expert of both of its domains"
+    hidden, logits = routed(batch)
+    oracle = routed.oracle()
+    expected = oracle.hidden(batch, routes_NBS).reshape(hidden.shape)
+    assert_close(hidden, expected, 1e-5)
+    blocks = expected.reshape(2, -1, expected.shape[-1])
+    for block, slot, found in zip(blocks, batch.slots_GM[0], logits, strict=True):
+        assert_close(found, block @ oracle.w["embedding"][slot].T, 1e-5)
+
+
+def test_one_block_reads_and_predicts_with_its_own_slot(routed):
+    batch = routed.batch(domains=(0, 3))
+    assert batch.slots_GM.tolist() == [[0, 1]]
+    before = routed(batch)
+    changed = weights_of(routed.network)["embedding"]
+    original = changed.copy()
+    changed[1] += 1.0
+    routed.network.embedding.set_data(ms.Tensor(changed))
+    hidden, logits = routed(batch)
+    routed.network.embedding.set_data(ms.Tensor(original))
+    tokens = len(hidden) // 2
+    assert (hidden[:tokens] == before[0][:tokens]).all() and (logits[0] == before[1][0]).all()
+    assert (hidden[tokens:] != before[0][tokens:]).any(axis=1).all()
+    assert (logits[1] != before[1][1]).any()
+
+
+def test_an_expert_touches_only_the_tokens_of_its_route(routed):
+    batch = routed.batch()
+    hidden, _ = routed(batch)
+    bias = routed.store.layer_parameters(1)["b2"]  # of the last layer: nothing mixes tokens after it
+    original = bias.asnumpy()
+    for expert in np.unique(routes(routed, batch)[1]):
+        changed = original.copy()
+        changed[expert] += 1.0
+        bias.set_data(ms.Tensor(changed))
+        moved = (routed(batch)[0] != hidden).any(axis=1)
+        assert (moved == (routes(routed, batch)[1] == expert).reshape(-1)).all()
+    bias.set_data(ms.Tensor(original))
+
+
+@pytest.mark.parametrize("kind", ["dense", "routed"])
+def test_documents_do_not_see_each_other(kind, request):
+    model = request.getfixturevalue(kind)
+    ids = random_ids(np.random.default_rng(1), model.config)
+    ids[:, 5], ids[:, 6:] = EOT, np.where(ids[:, 6:] == EOT, 11, ids[:, 6:])
+    other = ids.copy()
+    other[:, :5] = (ids[:, :5] - 10 + 17) % 50 + 10
+    (one, _), (two, _) = model(model.assemble(ids)), model(model.assemble(other))
+    one, two = (h.reshape(len(ids), -1, h.shape[-1]) for h in (one, two))
+    assert (one[:, :5] != two[:, :5]).any(axis=2).all()
+    if kind == "dense":
+        assert (one[:, 6:] == two[:, 6:]).all()
+    else:  # other tokens before them move the rows that an expert multiplies together, and so the rounding
+        np.testing.assert_allclose(one[:, 6:], two[:, 6:], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["dense", "routed"])
+def test_a_token_sees_nothing_after_it(kind, request):
+    model = request.getfixturevalue(kind)
+    ids = random_ids(np.random.default_rng(2), model.config)
+    ids[ids == EOT] = 12
+    other = ids.copy()
+    other[:, 9:] = (ids[:, 9:] - 10 + 23) % 50 + 10
+    (one, _), (two, _) = model(model.assemble(ids)), model(model.assemble(other))
+    one, two = (h.reshape(len(ids), -1, h.shape[-1]) for h in (one, two))
+    np.testing.assert_allclose(one[:, :9], two[:, :9], rtol=0, atol=0 if kind == "dense" else 2e-6)
+    assert (one[:, 9:] != two[:, 9:]).any(axis=2).all()
+
+
+def test_positions_restart_with_every_document(dense):
+    """A document gives the same hidden states wherever in the row it stands."""
+    rng = np.random.default_rng(3)
+    document = rng.integers(10, VOCABULARY, 6)
+    ids = np.full((4, 17), 20)
+    ids[0, :6] = document
+    ids[1, 3], ids[1, 4:10] = EOT, document
+    hidden = dense(dense.assemble(ids))[0].reshape(4, 16, -1)
+    np.testing.assert_allclose(hidden[0, :6], hidden[1, 4:10], rtol=0, atol=2e-6)
+
+
+def test_one_domain_with_one_expert_is_pangu_alpha_exactly(dense, one_expert):
+    """Design §4.1, bit for bit."""
+    batch = dense.batch(4)
+    (hidden, logits), (hidden_rre, logits_rre) = dense(batch), one_expert(one_expert.batch(4))
+    assert (hidden == hidden_rre).all()
+    assert (logits == logits_rre).all()
+
+
+@pytest.fixture(scope="module")
+def deployed(routed) -> InferenceGraph:
+    graph = inference_graph(routed.config, routed.network, routed.store)
+    graph.set_inputs(*any_length(routed.config))
+    return graph
+
+
+def inference_graph(config: Config, network: PanGuSigma, store: ExpertStore) -> InferenceGraph:
+    """The deployed graph with the weights of a network that trains."""
+    graph = InferenceGraph(config, [w.asnumpy() for w in store.weights])
+    source = weights_of(network)
+    for name, parameter in graph.network.parameters_and_names():
+        parameter.set_data(ms.Tensor(source[name]))
+    return graph
+
+
+@pytest.mark.parametrize(("sequences", "length"), [(4, 16), (2, 16), (4, 7)])
+def test_the_padded_layout_of_deployed_graphs_equals_the_grouped_one(routed, deployed, sequences, length):
+    whole = routed.batch(5)
+    hidden, logits = routed(whole)
+    chosen = np.array([0, 3, 1, 2])[:sequences]
+    domains_B = np.repeat(whole.domains_M, 2)[chosen]
+    slots_B = np.repeat(whole.slots_GM[0], 2)[chosen]
+    rows, positions, documents, ids = (
+        a[0][chosen, :length] for a in (whole.rows_GBS, whole.positions_GBS, whole.documents_GBS, whole.ids_GBS)
+    )
+    plan = make_plan(routed.batches.table, ids, domains_B, positions, routed.config.experts, None)
+    last_B = (np.arange(sequences) * length + length - 1).astype(np.int32)
+    inputs = (rows, positions, documents, slots_B, last_B, *pad_to_capacity(plan))
+    found = deployed(*map(as_tensor, inputs)).asnumpy()
+    expected = logits.reshape(4, 16, -1)[chosen, length - 1]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
