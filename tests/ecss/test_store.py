@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from toy import Toy, bits, random_documents, toy_config
+
+from pangu_sigma.data.batches import Batch
+from pangu_sigma.ecss.store import DeviceStore, HostStore, make_store
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+PARTS = [*FFN_TENSORS, *(f"{t}.{part}" for t in FFN_TENSORS for part in ("moment", "variance")), "step"]
+
+
+class Fetch(nn.Cell):
+    def __init__(self, store: nn.Cell):
+        super().__init__()
+        self.store = store
+
+    def construct(self, active_NA):
+        return self.store.fetch(active_NA)
+
+
+def batch_of(toy: Toy, domains: tuple[int, ...], seed: int = 0) -> Batch:
+    """A batch of those domains, one a block."""
+    shape = (1, toy.config.train.batch_size, toy.config.model.seq_length + 1)
+    documents = random_documents(np.random.default_rng(seed), 200)
+    text = np.array([token for document in documents for token in document])
+    return toy.batches.assemble(text[: np.prod(shape)].reshape(shape), np.array(domains))
+
+
+def state_of(toy: Toy) -> list[dict[str, np.ndarray]]:
+    """Per RRE layer, every array of the store, each [K, …]."""
+    layers = range(toy.config.model.rre_layers)
+    return [{name: p.asnumpy().copy() for name, p in toy.store.layer_parameters(n).items()} for n in layers]
+
+
+@pytest.fixture(scope="module")
+def host(graph_mode, tmp_path_factory) -> Toy:
+    """Four domains of two experts; two domains, so at most four experts of eight, in a step."""
+    return Toy.build(toy_config(), tmp_path_factory.mktemp("host"))
+
+
+def test_fetch_returns_exactly_the_active_rows(graph_mode):
+    config = toy_config()
+    store = make_store(config)
+    active_NA = np.array([[1, 3, 4, 7], [0, 2, 5, 6]], np.int32)
+    fetched = Fetch(store)(as_tensor(active_NA))
+    assert len(fetched) == 2 * len(FFN_TENSORS)
+    for i, found in enumerate(fetched):
+        layer, tensor = divmod(i, len(FFN_TENSORS))
+        stored = store.layer_parameters(layer)[FFN_TENSORS[tensor]].asnumpy()
+        assert found.shape == (4, *stored.shape[1:])
+        assert (found.asnumpy() == stored[active_NA[layer]]).all()
+
+
+def test_unused_places_are_fetched_without_harm(graph_mode):
+    """The plan writes one past the last expert there."""
+    store = make_store(toy_config())
+    fetched = Fetch(store)(as_tensor(np.array([[2, 8, 8, 8], [5, 8, 8, 8]], np.int32)))
+    for i, found in enumerate(fetched):
+        layer, tensor = divmod(i, len(FFN_TENSORS))
+        stored = store.layer_parameters(layer)[FFN_TENSORS[tensor]].asnumpy()
+        assert (found.asnumpy()[0] == stored[[2, 5][layer]]).all()
+        assert np.isfinite(found.asnumpy()).all()
+
+
+def test_the_configuration_chooses_the_store(graph_mode):
+    assert type(make_store(toy_config())) is HostStore
+    assert type(make_store(toy_config(ecss={"enabled": False}))) is DeviceStore
+
+
+@pytest.mark.parametrize("kind", ["replicated", "independent"])
+def test_experts_start_as_copies_only_when_asked(graph_mode, kind):
+    store = make_store(toy_config(model={"expert_init": kind}))
+    for layer in range(2):
+        w1 = store.layer_parameters(layer)["w1"].asnumpy()
+        assert (w1[1:] == w1[0]).all() == (kind == "replicated")
+        assert w1.std() == pytest.approx(0.02, rel=0.1)
+    assert (store.layer_parameters(0)["w1"].asnumpy() != store.layer_parameters(1)["w1"].asnumpy()).any()
+
+
+def test_a_store_knows_every_array_of_a_layer(graph_mode):
+    store = make_store(toy_config())
+    for layer in range(2):
+        named = store.layer_parameters(layer)
+        assert sorted(named) == sorted(PARTS)
+        assert all(p.shape[0] == 8 for p in named.values())
+
+
+def test_inactive_experts_keep_everything_bit_for_bit(host):
+    """Design §4.4: weights, moments, variances, step counts, also of experts that were active before."""
+    host.reset()
+    seen: set[tuple[int, int]] = set()
+    for step, domains in enumerate([(0, 1), (1, 3), (2, 3), (0, 2), (3, 3)]):
+        batch = batch_of(host, domains, seed=step)
+        load_NK = batch.load(host.config.experts)
+        before = state_of(host)
+        assert host.run(batch).applied.asnumpy() == 1
+        for layer, (old, new) in enumerate(zip(before, state_of(host), strict=True)):
+            active_K = load_NK[layer] > 0
+            assert 0 < active_K.sum() <= 4
+            assert (active_K.reshape(4, 2).any(axis=1) == np.isin(range(4), domains)).all()
+            for name in PARTS:
+                assert old[name][~active_K].tobytes() == new[name][~active_K].tobytes(), f"{layer} {name}"
+            for name in PARTS[:-1]:
+                changed = (old[name] != new[name]).reshape(len(active_K), -1).any(axis=1)
+                assert changed[active_K].all(), f"{layer} {name}"
+            assert (new["step"] - old["step"] == active_K).all()
+            seen |= {(layer, int(expert)) for expert in np.flatnonzero(active_K)}
+    assert len(seen) == 16, "the test should have used, and rested, every expert"
+
+
+def test_an_expert_that_was_never_active_has_no_state(host):
+    host.reset()
+    for step in range(3):
+        host.run(batch_of(host, (0, 1), seed=step))
+    for layer in state_of(host):
+        for name in PARTS:
+            if "." in name or name == "step":
+                assert not layer[name][4:].any(), name
+                assert layer[name][:4].any(), name
+
+
+def test_ecss_on_equals_ecss_off_when_every_expert_is_active(tmp_path):
+    """Design §4.5, bit for bit: same weights, same batches, two stores."""
+    pair = []
+    for enabled in (True, False):
+        config = toy_config(domains=2, data={"domains_per_step": 2}, ecss={"enabled": enabled})
+        pair.append(Toy.build(config, tmp_path))
+    on, off = pair
+    on.reset()
+    off.reset(weights_from=on)
+    for step in range(4):
+        batches = [batch_of(toy, (0, 1), seed=step) for toy in pair]
+        assert (batches[0].load(4) > 0).all(), "the batch should activate every expert"
+        results = [toy.run(batch) for toy, batch in zip(pair, batches, strict=True)]
+        assert results[0].norm.asnumpy().tobytes() == results[1].norm.asnumpy().tobytes()
+        for one, other in zip(results[0].block_loss_GM, results[1].block_loss_GM, strict=True):
+            assert (one.asnumpy() == other.asnumpy()).all()
+    assert bits(on.snapshot()) == bits(off.snapshot())
+
+
+def test_without_ecss_an_expert_without_tokens_takes_an_ordinary_adam_step(tmp_path):
+    """Its gradient is zero, so its moments decay and its weights shrink: what ECSS off means."""
+    toy = Toy.build(toy_config(ecss={"enabled": False}), tmp_path)
+    toy.reset()
+    toy.run(batch_of(toy, (0, 1)))
+    before = state_of(toy)
+    toy.run(batch_of(toy, (2, 3)))
+    for old, new in zip(before, state_of(toy), strict=True):
+        assert (new["step"] == 2).all()
+        np.testing.assert_allclose(new["w1.moment"][:4], 0.8 * old["w1.moment"][:4], rtol=1e-6)
+        np.testing.assert_allclose(new["w1.variance"][:4], 0.95 * old["w1.variance"][:4], rtol=1e-6)
+
+
+def test_the_step_takes_no_longer_list_of_experts_than_it_stores(host):
+    """A place that holds no expert changes nothing: one domain in both blocks uses two places of four."""
+    host.reset()
+    batch = batch_of(host, (1, 1))
+    active_NA, used_NA1 = batch.arrays()[-2:]
+    assert active_NA[:, 2:].tolist() == [[8, 8], [8, 8]]
+    assert (used_NA1[:, 2:] == used_NA1[:, 2:3]).all()
+    host.run(batch)
+    for layer in state_of(host):
+        assert layer["step"].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
+def test_wrong_rows_stop_the_step_before_anything_changes(host):
+    """An active place beyond the store would write into someone else's memory."""
+    host.reset()
+    *arrays, active_NA, used_NA1 = batch_of(host, (0, 1)).arrays()
+    wrong = active_NA.copy()
+    wrong[1, 0] = 99
+    before = state_of(host)
+    with pytest.raises(RuntimeError):
+        host.run_arrays((*arrays, wrong, used_NA1))
+        ms.runtime.synchronize()
+    after = state_of(host)
+    assert bits(before[1]) == bits(after[1])
+    host.reset()
+    assert Tensor(host.run(batch_of(host, (0, 1))).applied).asnumpy() == 1
