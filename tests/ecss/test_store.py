@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import nn
 from toy import Toy, bits, random_documents, toy_config
 
 from pangu_sigma.data.batches import Batch
@@ -158,8 +157,8 @@ def test_without_ecss_an_expert_without_tokens_takes_an_ordinary_adam_step(tmp_p
         np.testing.assert_allclose(new["w1.variance"][:4], 0.95 * old["w1.variance"][:4], rtol=1e-6)
 
 
-def test_the_step_takes_no_longer_list_of_experts_than_it_stores(host):
-    """A place that holds no expert changes nothing: one domain in both blocks uses two places of four."""
+def test_places_that_no_expert_needs_change_nothing(host):
+    """One domain in both blocks uses two places of four."""
     host.reset()
     batch = batch_of(host, (1, 1))
     active_NA, used_NA1 = batch.arrays()[-2:]
@@ -168,19 +167,3 @@ def test_the_step_takes_no_longer_list_of_experts_than_it_stores(host):
     host.run(batch)
     for layer in state_of(host):
         assert layer["step"].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
-
-
-def test_wrong_rows_stop_the_step_before_anything_changes(host):
-    """An active place beyond the store would write into someone else's memory."""
-    host.reset()
-    *arrays, active_NA, used_NA1 = batch_of(host, (0, 1)).arrays()
-    wrong = active_NA.copy()
-    wrong[1, 0] = 99
-    before = state_of(host)
-    with pytest.raises(RuntimeError):
-        host.run_arrays((*arrays, wrong, used_NA1))
-        ms.runtime.synchronize()
-    after = state_of(host)
-    assert bits(before[1]) == bits(after[1])
-    host.reset()
-    assert Tensor(host.run(batch_of(host, (0, 1))).applied).asnumpy() == 1
