@@ -40,14 +40,19 @@ class Evaluator:
     ):
         batches = Batches(config, Path(config.data.path), tokenizer, table, "held_out")
         self._batches = {d.name: batches.held_out(d.index, config.train.eval_batches) for d in batches.domains}
+        self._network = network
         self._step = EvaluationStep(network, store)
 
     def losses(self) -> dict[str, float]:
         """Mean nats per held-out token, by domain."""
+        training = self._network.training
         self._step.set_train(False)
         total = sum(len(batches) for batches in self._batches.values())
-        with tqdm(total=total, desc="evaluate", unit="batch", leave=False) as progress:
-            return {name: self._mean(batches, progress) for name, batches in self._batches.items()}
+        try:
+            with tqdm(total=total, desc="evaluate", unit="batch", leave=False) as progress:
+                return {name: self._mean(batches, progress) for name, batches in self._batches.items()}
+        finally:
+            self._network.set_train(training)  # a training step that is compiled after this must keep its dropout
 
     def _mean(self, batches: list[Batch], progress: tqdm) -> float:
         weighted, tokens = 0.0, 0

@@ -107,8 +107,9 @@ class TrainStep(nn.Cell):
         dense = network.trainable_params()
         self.dense = DenseAdam(config, dense)
         experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + len(FFN_TENSORS) * config.model.rre_layers))
+        self.loss = NextTokenLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
         self.loss_and_grads = ms.value_and_grad(
-            NextTokenLoss(network), grad_position=experts or None, weights=ParameterTuple(dense), has_aux=True
+            self.loss, grad_position=experts or None, weights=ParameterTuple(dense), has_aux=True
         )
         self.sparse = config.model.rre_layers > 0
         self.scale = LossScale(config)
