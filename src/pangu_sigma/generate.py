@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.predictor import Predictor
 from pangu_sigma.sampling import Sampling
@@ -38,10 +39,16 @@ def generate(
     domains = [known.named(name) for name, _ in prompts]
     sequences = [predictor.tokenizer.prompt(text, domain) for (_, text), domain in zip(prompts, domains, strict=True)]
     starts = [len(ids) for ids in sequences]
+    limit = predictor.config.model.seq_length
+    for (name, _), length in zip(prompts, starts, strict=True):
+        if length > limit:
+            raise ConfigError(
+                f"a prompt of domain {name} has {length} tokens, more than model.seq_length={limit}; shorten it"
+            )
     open_, finished = list(range(len(prompts))), [False] * len(prompts)
     rng = np.random.default_rng(seed)
     for _ in tqdm(range(max_new_tokens), desc="generate", unit="token", leave=False):
-        open_ = [i for i in open_ if len(sequences[i]) < predictor.config.model.seq_length]
+        open_ = [i for i in open_ if len(sequences[i]) < limit]
         if not open_:
             break
         logits_BR = predictor.next_logits([sequences[i] for i in open_], [domains[i] for i in open_])
