@@ -39,3 +39,11 @@ def tiny_run(tiny_data, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "tiny"
     train(tiny_config(tiny_data), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_run, tmp_path_factory) -> Path:
+    """That run as an exported model. Read only."""
+    from pangu_sigma.export import export_mindir
+
+    return export_mindir(tiny_run, tmp_path_factory.mktemp("exports") / "tiny")

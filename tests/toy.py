@@ -12,7 +12,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, nn
 
 from pangu_sigma.config import Config, parse_config
 from pangu_sigma.data.batches import Batch, Batches
@@ -92,6 +92,18 @@ def randomise(parameters: list[Parameter], seed: int) -> None:
     for parameter in parameters:
         around = 1.0 if parameter.name.endswith("gain") else 0.0
         parameter.set_data(Tensor((around + 0.2 * rng.standard_normal(parameter.shape)).astype(np.float32)))
+
+
+class Logits(nn.Cell):
+    """Hidden states and logits of a network that trains, in one graph."""
+
+    def __init__(self, network: PanGuSigma):
+        super().__init__()
+        self.network = network
+
+    def construct(self, rows, positions, documents, slots, order, inverse, offsets, *experts):
+        hidden = self.network(rows, positions, documents, order, inverse, offsets, *experts)
+        return hidden, self.network.logits(hidden, slots)
 
 
 @dataclass

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import nn
-from toy import EOT, VOCABULARY, random_documents, toy_batches, toy_config, toy_network
+from toy import EOT, VOCABULARY, Logits, random_documents, toy_batches, toy_config, toy_network
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
@@ -92,18 +91,6 @@ class Oracle:
 def ffn(x_H: np.ndarray, tensors: Weights) -> np.ndarray:
     inner = tensors["w1"] @ x_H + tensors["b1"]
     return (inner / (1 + np.exp(-1.702 * inner))) @ tensors["w2"] + tensors["b2"]
-
-
-class Logits(nn.Cell):
-    """Hidden states and logits in one graph."""
-
-    def __init__(self, network: PanGuSigma):
-        super().__init__()
-        self.network = network
-
-    def construct(self, rows, positions, documents, slots, order, inverse, offsets, *experts):
-        hidden = self.network(rows, positions, documents, order, inverse, offsets, *experts)
-        return hidden, self.network.logits(hidden, slots)
 
 
 class Model:

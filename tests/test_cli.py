@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import STEPS, tiny_tree
+
+from pangu_sigma.cli import main
+from pangu_sigma.config import load_config
+from pangu_sigma.run_folder import RunFolder
+
+
+@pytest.fixture
+def file(tmp_path, request) -> Path:
+    """The tiny configuration as YAML; its data folder exists in tests that ask for it."""
+    data = request.getfixturevalue("tiny_data") if "tiny_data" in request.fixturenames else tmp_path / "none"
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_tree(data), allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The message of a command that must end with status 2, without a traceback and without output."""
+    assert main([str(a) for a in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err[captured.err.index("error: ") :]
+
+
+def prints(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Standard output of a command that must succeed."""
+    assert main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_wrong_key_is_refused_in_seconds_and_before_mindspore_is_loaded(file):
+    """In a process of its own, as a user runs it."""
+    code = (
+        "import sys; from pangu_sigma.cli import main; status = main(sys.argv[1:]);"
+        "print([m for m in sys.modules if m.split('.')[0] in ('mindspore', 'mindformers')]); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, "train", str(file), "--set", "train.stepz=5"]
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert time.perf_counter() - started < 5
+    assert done.returncode == 2
+    assert done.stdout.strip() == "[]"
+    assert "train.stepz" in done.stderr
+    assert "nearest valid key: steps" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["prepare-data", "train", "inspect"])
+def test_print_config_prints_a_configuration_that_reads_back_equal(file, capsys, tmp_path, command):
+    text = prints(capsys, command, file, "--set", "train.steps=7", "--print-config")
+    (tmp_path / "printed.yaml").write_text(text, encoding="utf-8")
+    assert load_config(tmp_path / "printed.yaml") == load_config(file, ["train.steps=7"])
+    assert yaml.safe_load(text)["train"]["steps"] == 7
+    assert yaml.safe_load(text)["train"]["optimizer"]["beta1"] == 0.8, "defaults are filled in"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["printed.yaml", "tiny.yaml"], "and nothing else happens"
+
+
+def test_set_overrides_sections_lists_and_numbers(file, capsys):
+    options = ["--set", "domains.1.weight=2.5", "--set", "train.optimizer.peak_lr=2e-3", "--set", "ecss.enabled=false"]
+    tree = yaml.safe_load(prints(capsys, "inspect", file, *options, "--print-config"))
+    assert tree["domains"][1]["weight"] == 2.5
+    assert tree["train"]["optimizer"]["peak_lr"] == 2e-3
+    assert tree["ecss"]["enabled"] is False
+
+
+def test_inspect_counts_as_json_and_as_text(file, capsys, tmp_path):
+    found = json.loads(prints(capsys, "inspect", file, "--json", "-"))
+    count = load_config(file).num_params()
+    assert found["params"]["total"] == count.total
+    assert found["experts"]["stored_per_layer"] == 6
+    assert found["experts"]["active_per_layer_at_most"] == 4
+    assert found["bytes"]["expert_store_on"] == "host"
+    assert f"{count.total:,}" in prints(capsys, "inspect", file)
+    assert prints(capsys, "inspect", file, "--json", tmp_path / "out.json") == ""
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == found
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=many", r"train.steps: 'many' is not allowed"),
+        ("train.batch_size=3", r"batch_size=3 is not divisible by data.domains_per_step=2"),
+        ("steps", r"--set 'steps' is not key.path=value"),
+    ],
+)
+def test_wrong_overrides_are_refused_with_the_key(file, capsys, override, message):
+    assert message in fails(capsys, "inspect", file, "--set", override)
+
+
+def test_missing_files_and_folders_are_refused_by_name(file, capsys, tmp_path):
+    assert "cannot read configuration" in fails(capsys, "inspect", tmp_path / "none.yaml")
+    assert "run prepare-data" in fails(capsys, "train", file, "--run", tmp_path / "run")
+    for command in (["evaluate"], ["report"], ["export", "--output", tmp_path / "out"]):
+        assert "is not a run folder: it has no config.yaml" in fails(capsys, *command, tmp_path / "none")
+    assert "is not a run folder" in fails(capsys, "generate", "--run", tmp_path / "none", "--prompt", "en:a")
+    assert "is not an exported model" in fails(capsys, "generate", "--model", tmp_path / "none", "--prompt", "en:a")
+
+
+def test_wrong_usage_ends_with_status_2(capsys):
+    for arguments in ([], ["fly"], ["generate", "--prompt", "en:a"], ["generate", "--run", "a", "--model", "b"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        capsys.readouterr()
+
+
+def test_a_run_that_never_trained_is_refused_with_what_to_do(file, tiny_data, capsys, tmp_path):
+    RunFolder.create(tmp_path / "run", load_config(file))
+    assert "cannot read checkpoints" in fails(capsys, "evaluate", tmp_path / "run")
+    assert "train it first" in fails(capsys, "report", tmp_path / "run")
+
+
+def test_evaluate_prints_the_loss_of_each_domain(tiny_run, capsys):
+    found = json.loads(prints(capsys, "evaluate", tiny_run, "--json", "-"))
+    last = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in last if line["kind"] == "evaluation"][-1]["per_domain_loss"]
+    assert set(found) == {"zh", "en", "code"}
+    for name, losses in found.items():
+        assert losses["loss"] == pytest.approx(logged[name], rel=1e-5), "the checkpoint is the model that was evaluated"
+        assert 0 < losses["unigram"] < math.log(2 * 640)
+
+
+def test_report_prints_the_summary(tiny_run, capsys):
+    found = json.loads(prints(capsys, "report", tiny_run, "--json", "-"))
+    assert found["steps"] == STEPS
+    text = prints(capsys, "report", tiny_run)
+    for name in ("zh", "en", "code"):
+        assert f"{found['domains'][name]['loss_after']:.3f}" in text
+
+
+def test_generate_answers_each_prompt(tiny_run, capsys):
+    prompts = ["--prompt", "en:the cat: and ", "--prompt", "zh:今天"]
+    options = ["--max-new-tokens", 3, "--json", "-"]
+    found = json.loads(prints(capsys, "generate", "--run", tiny_run, *prompts, *options))
+    assert [(a["domain"], a["prompt"]) for a in found] == [("en", "the cat: and "), ("zh", "今天")]
+    assert found == json.loads(prints(capsys, "generate", "--run", tiny_run, *prompts, *options))
+    text = prints(capsys, "generate", "--run", tiny_run, *prompts, "--max-new-tokens", 3)
+    for answer in found:
+        assert f"[{answer['domain']}] {answer['prompt']}|{answer['text']}" in text
+
+
+def test_generate_refuses_what_it_cannot_do(tiny_run, capsys):
+    generate = ["generate", "--run", tiny_run, "--prompt"]
+    assert "unknown domain 'fr'; this configuration has zh, en, code" in fails(capsys, *generate, "fr:bonjour")
+    assert "names no domain; write DOMAIN:TEXT" in fails(capsys, *generate, "hello")
+    assert "top_p=2.0 is not allowed" in fails(capsys, *generate, "en:a", "--top-p", 2)
+    assert "a prompt has no tokens" in fails(capsys, *generate, "en:")
+    assert "more than model.seq_length=32" in fails(capsys, *generate, "en:" + "cat dog " * 40)
+
+
+def test_export_then_generate_from_the_folder(tiny_run, capsys, tmp_path):
+    out = prints(capsys, "export", tiny_run, "--output", tmp_path / "out")
+    assert "greedy tokens equal those of the checkpoint" in out
+    prompt = ["--prompt", "en:the cat", "--max-new-tokens", 4, "--json", "-"]
+    one, other = (
+        json.loads(prints(capsys, "generate", *source, *prompt))
+        for source in (["--run", tiny_run], ["--model", tmp_path / "out"])
+    )
+    assert one == other
+
+
+def test_train_continues_a_run_and_prints_its_summary(file, tiny_data, tiny_run, capsys, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    out = prints(capsys, "train", file, "--run", copy)
+    assert f"step_{STEPS:08d}" in out
+    assert "held-out loss" in out
+    assert "another vocabulary or other routing tables" in fails(
+        capsys, "train", file, "--run", copy, "--set", "routing.seed=9"
+    )
+
+
+def test_prepare_data_reads_the_users_text(file, capsys, tmp_path):
+    text = tmp_path / "a.jsonl"
+    lines = [{"domain": d, "text": f"text {i} of {d}"} for i in range(20) for d in ("zh", "en", "code")]
+    text.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--set", "vocabulary.english_pieces=270", "--input"]
+    assert main(["prepare-data", str(file), *options, str(text)]) == 0
+    assert json.loads((tmp_path / "none" / "manifest.json").read_text())["domains"]["en"]["train"]["documents"] == 18
+    capsys.readouterr()
+    assert "cannot be read" in fails(capsys, "prepare-data", file, *options, tmp_path / "b.jsonl")
