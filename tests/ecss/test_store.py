@@ -167,3 +167,17 @@ def test_places_that_no_expert_needs_change_nothing(host):
     host.run(batch)
     for layer in state_of(host):
         assert layer["step"].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
+def test_each_layer_updates_the_experts_of_its_own_table(host):
+    """Text of one token has one expert a layer, and not the same one in both."""
+    host.reset()
+    first_NDV = host.batches.table.first_NDV
+    token = int(np.flatnonzero(first_NDV[0, 2, 10:] != first_NDV[1, 2, 10:])[0]) + 10
+    batch = host.batches.assemble(np.full((1, 8, 17), token), np.array([2, 2]))
+    before = state_of(host)
+    host.run(batch)
+    for n, (old, new) in enumerate(zip(before, state_of(host), strict=True)):
+        expert = 2 * 2 + int(first_NDV[n, 2, token])
+        assert np.flatnonzero(new["step"]).tolist() == [expert]
+        assert np.flatnonzero((old["w1"] != new["w1"]).any(axis=(1, 2))).tolist() == [expert]
