@@ -6,6 +6,7 @@ config=model_configs/sigma_tiny.yaml
 run=runs/sigma_tiny
 model=exports/sigma_tiny
 prompts=(--prompt "zh:今天" --prompt "en:The " --prompt "bilingual:文件" --prompt "code:def ")
+sampling=(--temperature 0.7 --top-p 0.9 --repetition-penalty 1.2)
 
 echo "== text of four domains"
 pangu-sigma prepare-data $config
@@ -14,11 +15,10 @@ pangu-sigma train $config --run $run >/dev/null
 echo "== held-out loss of the newest checkpoint"
 pangu-sigma evaluate $run
 echo "== one sample per domain"
-pangu-sigma generate --run $run "${prompts[@]}" --max-new-tokens 40 --temperature 0.8 --top-p 0.9 --json $run/samples.json
-pangu-sigma generate --run $run "${prompts[@]}" --max-new-tokens 40
+pangu-sigma generate --run $run "${prompts[@]}" --max-new-tokens 40 "${sampling[@]}" --json $run/samples.json
 echo "== export"
 pangu-sigma export $run --format mindir --output $model
-pangu-sigma generate --model $model "${prompts[@]}" --max-new-tokens 40
+pangu-sigma generate --model $model "${prompts[@]}" --max-new-tokens 40 "${sampling[@]}"
 echo "== summary"
 pangu-sigma report $run
 printf '%-12s %s\n' samples $run/samples.json model $model

@@ -8,9 +8,7 @@ both files, which MindFormers does not, and then maps the `.bin`.
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.data.errors import DataError
+from pangu_sigma.mindformers_import import quiet_mindformers
 
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -43,9 +42,8 @@ def write_tokens(prefix: Path, documents: Iterable[list[int]]) -> None:
 
 
 def _mindformers_builder() -> Any:
-    """MindFormers' IndexedDatasetBuilder; its import would open log files in the working directory."""
-    os.environ.setdefault("LOG_MF_PATH", str(Path(tempfile.gettempdir()) / "mindformers_log"))
-    from mindformers.dataset.blended_datasets.indexed_dataset import IndexedDatasetBuilder
+    with quiet_mindformers():
+        from mindformers.dataset.blended_datasets.indexed_dataset import IndexedDatasetBuilder
 
     return IndexedDatasetBuilder
 

@@ -5,14 +5,11 @@ Warm-up, decay and end are the paper's numbers in the configuration; the shape o
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
-
 import mindspore as ms
 from mindspore import Tensor
 
 from pangu_sigma.config import OptimizerConfig
+from pangu_sigma.mindformers_import import quiet_mindformers
 
 
 class Schedule:
@@ -23,8 +20,8 @@ class Schedule:
     """
 
     def __init__(self, config: OptimizerConfig):
-        os.environ.setdefault("LOG_MF_PATH", str(Path(tempfile.gettempdir()) / "mindformers_log"))
-        from mindformers.core.lr import CosineWithWarmUpLR  # its import takes seconds and opens log files
+        with quiet_mindformers():
+            from mindformers.core.lr import CosineWithWarmUpLR
 
         steps = config.warmup_steps + config.decay_steps
         self._cell = CosineWithWarmUpLR(

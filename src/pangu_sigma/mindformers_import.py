@@ -1,0 +1,21 @@
+"""MindFormers without its side effects: its import opens log files in the working directory and warns about parts not installed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def quiet_mindformers() -> Iterator[None]:
+    """Import what is needed of MindFormers inside this block, and only where it is used: the import takes seconds."""
+    os.environ.setdefault("LOG_MF_PATH", str(Path(tempfile.gettempdir()) / "mindformers_log"))
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
