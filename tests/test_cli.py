@@ -14,7 +14,7 @@ from tiny import STEPS, tiny_tree
 
 from pangu_sigma.cli import main
 from pangu_sigma.config import load_config
-from pangu_sigma.run_folder import RunFolder
+from pangu_sigma.train.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.export import ExportError, export_mindir, verify_export
 from pangu_sigma.generate import generate
 from pangu_sigma.predictor import Predictor
-from pangu_sigma.run_folder import RunFolder
 from pangu_sigma.train.checkpoint import load_checkpoint, save_checkpoint
 from pangu_sigma.train.loop import Trainer
+from pangu_sigma.train.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -12,8 +12,8 @@ from pangu_sigma.data.batches import Batches
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.predictor import Predictor
-from pangu_sigma.run_folder import RunFolder
 from pangu_sigma.train.checkpoint import CheckpointError
+from pangu_sigma.train.run_folder import RunFolder
 from pangu_sigma.train.state import load_trained
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -21,7 +21,7 @@ from pangu_sigma.predictor import (
     Predictor,
     inference_graph,
 )
-from pangu_sigma.run_folder import RunFolder
+from pangu_sigma.train.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

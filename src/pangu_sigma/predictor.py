@@ -22,7 +22,7 @@ from pangu_sigma.model.inference import InferenceGraph, any_length
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.routing.plan import make_plan, pad_to_capacity
 from pangu_sigma.routing.table import RoutingTable
-from pangu_sigma.run_folder import RunFolder
+from pangu_sigma.train.run_folder import RunFolder
 from pangu_sigma.train.state import load_trained
 
 GRAPH_FILE = "model.mindir"

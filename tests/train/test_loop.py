@@ -14,8 +14,8 @@ from tiny import SAVED_AT, STEPS, tiny_config
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
-from pangu_sigma.evaluate import Evaluator
 from pangu_sigma.train.checkpoint import CheckpointError, load_checkpoint
+from pangu_sigma.train.evaluation import Evaluator
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
 from pangu_sigma.train.summary import format_comparison, format_summary, summarise

@@ -11,8 +11,8 @@ from mindspore import ParameterTuple, Tensor
 from toy import Toy, bits, toy_config, toy_network
 
 from pangu_sigma.data.batches import Batch
-from pangu_sigma.evaluate import EvaluationStep
 from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.train.evaluation import EvaluationStep
 from pangu_sigma.train.loss import FIRST_EXPERT, NextTokenLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -13,13 +13,13 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import make_store
-from pangu_sigma.evaluate import Evaluator
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.run_folder import RunFolder
 from pangu_sigma.train.checkpoint import load_checkpoint, save_checkpoint
+from pangu_sigma.train.evaluation import Evaluator
 from pangu_sigma.train.metrics import MetricsLog, StepMetrics
 from pangu_sigma.train.report import write_report
+from pangu_sigma.train.run_folder import RunFolder
 from pangu_sigma.train.schedule import Schedule
 from pangu_sigma.train.state import Progress, arrays_of, restore, shards_of
 from pangu_sigma.train.step import StepResult, TrainStep

@@ -12,8 +12,8 @@ from mindspore import Parameter
 from pangu_sigma.data.batches import Cursor
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.run_folder import RunFolder
 from pangu_sigma.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from pangu_sigma.train.run_folder import RunFolder
 from pangu_sigma.train.step import TrainStep
 
 WEIGHTS = "dense"

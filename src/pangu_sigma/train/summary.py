@@ -9,9 +9,9 @@ import numpy as np
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.run_folder import RunFolder
 from pangu_sigma.train.metrics import FILE, load_max_over_mean, read_metrics
 from pangu_sigma.train.report import expert_load, write_report
+from pangu_sigma.train.run_folder import RunFolder
 
 
 def summarise(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.routing.table import draw_tables
-from pangu_sigma.run_folder import RunFolder
+from pangu_sigma.train.run_folder import RunFolder
 
 
 def test_what_was_created_is_opened(tiny_data, tmp_path):

@@ -1,0 +1,63 @@
+"""Held-out loss of each domain, of a network in memory: the training loop's eyes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mindspore import nn
+from tqdm import tqdm
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.ecss.store import ExpertStore
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.routing.table import RoutingTable
+from pangu_sigma.train.loss import NextTokenLoss
+
+
+class EvaluationStep(nn.Cell):
+    """Fetch and forward of one batch. construct(batch arguments of NextTokenLoss without scale, active_NA) -> weighted loss [M]."""
+
+    def __init__(self, network: PanGuSigma, store: ExpertStore):
+        super().__init__()
+        self.loss = NextTokenLoss(network)
+        self.store = store
+
+    def construct(self, active_NA, *batch):
+        return self.loss(1.0, *batch, *self.store.fetch(active_NA))[1]
+
+
+class Evaluator:
+    """Losses of a network on held-out text, batch by batch, without touching it."""
+
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer, table: RoutingTable, network: PanGuSigma, store: ExpertStore
+    ):
+        batches = Batches(config, Path(config.data.path), tokenizer, table, "held_out")
+        self._batches = {d.name: batches.held_out(d.index, config.train.eval_batches) for d in batches.domains}
+        self._network = network
+        self._step = EvaluationStep(network, store)
+
+    def losses(self) -> dict[str, float]:
+        """Mean nats per held-out token, by domain."""
+        training = self._network.training
+        self._step.set_train(False)
+        total = sum(len(batches) for batches in self._batches.values())
+        try:
+            with tqdm(total=total, desc="evaluate", unit="batch", leave=False) as progress:
+                return {name: self._mean(batches, progress) for name, batches in self._batches.items()}
+        finally:
+            self._network.set_train(training)  # a training step that is compiled after this must keep its dropout
+
+    def _mean(self, batches: list[Batch], progress: tqdm) -> float:
+        weighted, tokens = 0.0, 0
+        for batch in batches:
+            *per_micro, active_NA, _ = batch.arrays()
+            loss_M = self._step(as_tensor(active_NA), *(as_tensor(array[0]) for array in per_micro))
+            counted = int((batch.weights_GBS > 0).sum())
+            weighted += float(loss_M.asnumpy().sum()) * counted
+            tokens += counted
+            progress.update()
+        return weighted / tokens
