@@ -69,7 +69,8 @@ class ModelConfig(Section):
     slot_rows: Positive = 40_000
     """R, word-embedding rows in each embedding slot, and so the classes that a domain's output head chooses from."""
     dropout: Rate = 0.0
-    """On embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1, the paper has none."""
+    """On embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1, the paper has none.
+    Above 0 a resumed run goes on with other masks: MindSpore's CPU dropout keeps its random state to itself."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of weights and tables (PanGu-α); output projections are divided by sqrt(2 · layers)."""
     expert_init: Literal["replicated", "independent"] = "replicated"
