@@ -16,7 +16,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from ascend_ops.host import host_op
+from ascend_ops.device import Signature, device_op
+
+DISPATCH = Signature("ExpertDispatch", {"x": 2, "order": 1}, {"rows": 2}, rows=("x", "rows"))
+COMBINE = Signature(
+    "ExpertCombine", {"rows": 2, "inverse": 1, "residual": 2}, {"out": 2}, rows=("rows", "residual", "out")
+)
 
 FLOATS = (ms.float32, ms.float16, ms.bfloat16)
 
@@ -78,11 +83,17 @@ class RoutingPlan(nn.Cell):
         super().__init__()
         if experts < 1:
             raise ValueError(f"RoutingPlan: experts={experts} is not allowed; a plan needs at least 1 expert")
-        self.op = host_op("RoutingPlan", lambda e: (e, e, (experts + 1,)), lambda e: (e, e, e))
+        outputs = {"order": 1, "inverse": 1, "offsets": 1}
+        signature = Signature("RoutingPlan", {"experts": 1}, outputs, attributes={"stored": experts})
+        self.op = device_op(signature, lambda e: (e, e, (experts + 1,)), lambda e: (e, e, e))
 
     def construct(self, experts_T):
         check_index("RoutingPlan", experts_T, "experts", None, "")
         return self.op(experts_T)
+
+
+def _gather():
+    return device_op(DISPATCH, lambda x, i: (i[0], x[1]), lambda x, i: x)
 
 
 class _Move(nn.Cell):
@@ -90,7 +101,7 @@ class _Move(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.gather = host_op("ExpertDispatch", lambda x, i: (i[0], x[1]), lambda x, i: x)
+        self.gather = _gather()
 
     def construct(self, x, index, back):
         return self.gather(x, index)
@@ -102,8 +113,8 @@ class _Move(nn.Cell):
 class _MoveAdd(nn.Cell):
     def __init__(self):
         super().__init__()
-        self.gather = host_op("ExpertDispatch", lambda x, i: (i[0], x[1]), lambda x, i: x)
-        self.gather_add = host_op("ExpertCombineAdd", lambda x, i, r: r, lambda x, i, r: x)
+        self.gather = _gather()
+        self.gather_add = device_op(COMBINE, lambda rows, i, r: r, lambda rows, i, r: rows)
 
     def construct(self, x, index, back, residual):
         return self.gather_add(x, index, residual)

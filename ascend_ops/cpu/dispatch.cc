@@ -119,7 +119,7 @@ extern "C" int ExpertDispatch(int n, void **data, int *ranks, int64_t **shapes, 
 }
 
 // rows[M,H] index[T] residual[T,H] -> out[T,H]: residual plus row index[t], or residual alone where index[t] < 0
-extern "C" int ExpertCombineAdd(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
+extern "C" int ExpertCombine(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   const Args in{data, ranks, shapes, dtypes};
   if (n != 4) return 1;
   const int64_t size = SizeOf(dtypes[0]);
