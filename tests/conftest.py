@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 
@@ -12,3 +14,28 @@ def graph_mode() -> None:
 
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("CPU")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """What prepare-data makes of three domains of generated text. Read only."""
+    from tiny import tiny_config, write_text
+
+    from pangu_sigma.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_text(folder / "text.jsonl")
+    prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data, tmp_path_factory) -> Path:
+    """The folder of a whole run on that data, trained once for all tests. Read only: copy the folder to change it."""
+    from tiny import tiny_config
+
+    from pangu_sigma.train.loop import train
+
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    train(tiny_config(tiny_data), path)
+    return path

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pangu_sigma.config import Config, parse_config
+from pangu_sigma.data.batches import Batches, Cursor, documents_and_positions
+from pangu_sigma.data.errors import DataError
+from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.routing.table import draw_tables
+
+VOCABULARY, PAD, EOT = 700, 6, 9
+LENGTH = 8
+SAMPLES = (20, 11, 30)
+"""Whole samples in the text of each domain."""
+FIRST = (10, 210, 400)
+"""Token i of a domain is FIRST + i: an id says where it was read."""
+
+
+def config_of(accumulation: int = 1, blocks: int = 1, batch: int = 4, seed: int = 0, layers: int = 2) -> Config:
+    model = {"hidden": 8, "ffn": 8, "heads": 1, "dense_layers": 1, "rre_layers": layers, "experts_per_domain": 2}
+    return parse_config(
+        {
+            "name": "test",
+            "seed": seed,
+            "model": model | {"seq_length": LENGTH, "slot_rows": VOCABULARY},
+            "domains": [
+                {"name": "a", "slot": "one", "weight": 1.0},
+                {"name": "b", "slot": "two", "weight": 2.0},
+                {"name": "c", "slot": "one", "weight": 5.0},
+            ],
+            "data": {"domains_per_step": blocks},
+            "train": {"batch_size": batch, "accumulation": accumulation},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokens")
+    for name, samples, first in zip("abc", SAMPLES, FIRST, strict=True):
+        text = list(range(first, first + samples * LENGTH + 3))
+        for split in ("train", "held_out"):
+            write_tokens(path / f"{name}.{split}", [text[:50], text[50:]])
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> SimpleNamespace:
+    """Two slots that hold all ids, the second one in reverse."""
+    rows = np.arange(VOCABULARY, dtype=np.int32)
+    return SimpleNamespace(size=VOCABULARY, eot=EOT, pad=PAD, row_of=np.stack([rows, rows[::-1]]))
+
+
+def open_batches(config: Config, folder: Path, tokenizer: SimpleNamespace, split: str = "train") -> Batches:
+    domains, layers = len(config.domains), config.model.rre_layers
+    table = draw_tables(config.routing, layers, domains, VOCABULARY, config.model.experts_per_domain, None)
+    return Batches(config, folder, tokenizer, table, split)  # type: ignore[arg-type]
+
+
+def samples_of(ids_GBS: np.ndarray, domains_M: np.ndarray) -> list[tuple[int, int]]:
+    """(domain, sample number) of every sequence of a batch; checks that each is a whole sample of its block's domain."""
+    found = []
+    for ids_BS in ids_GBS:
+        for ids, domain in zip(ids_BS, np.repeat(domains_M, len(ids_BS) // len(domains_M)), strict=True):
+            number, rest = divmod(int(ids[0]) - FIRST[domain], LENGTH)
+            assert rest == 0
+            assert 0 <= number < SAMPLES[domain]
+            assert (ids == ids[0] + np.arange(LENGTH)).all()
+            found.append((int(domain), number))
+    return found
+
+
+def test_the_order_follows_from_the_cursor_alone(folder, tokenizer):
+    config = config_of(blocks=2)
+    batches = open_batches(config, folder, tokenizer)
+    cursor, states, expected = batches.start(), [], []
+    for _ in range(20):
+        states.append(json.dumps(cursor.state()))
+        expected.append(batches.next(cursor))
+    for start in (19, 0, 7):  # any order of asking
+        other = open_batches(config, folder, tokenizer)
+        resumed = Cursor.from_state(json.loads(states[start]))
+        for batch in expected[start:]:
+            found = other.next(resumed)
+            for one, two in zip(found.arrays(), batch.arrays(), strict=True):
+                assert (one == two).all()
+        assert resumed == cursor
+
+
+def test_another_seed_gives_another_order(folder, tokenizer):
+    def order(seed: int) -> list[tuple[int, int]]:
+        batches = open_batches(config_of(seed=seed), folder, tokenizer)
+        cursor, found = batches.start(), []
+        for _ in range(10):
+            batch = batches.next(cursor)
+            found += samples_of(batch.ids_GBS, batch.domains_M)
+        return found
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+
+
+@pytest.mark.parametrize(("accumulation", "blocks", "batch"), [(1, 1, 4), (1, 3, 3), (2, 2, 4)])
+def test_every_sample_of_a_pass_comes_once_before_any_comes_again(folder, tokenizer, accumulation, blocks, batch):
+    batches = open_batches(config_of(accumulation, blocks, batch), folder, tokenizer)
+    cursor, taken = batches.start(), [[], [], []]
+    for _ in range(60):
+        found = batches.next(cursor)
+        for domain, number in samples_of(found.ids_GBS, found.domains_M):
+            taken[domain].append(number)
+    assert cursor.taken == [len(numbers) for numbers in taken]
+    for numbers, samples in zip(taken, SAMPLES, strict=True):
+        passes = [numbers[i : i + samples] for i in range(0, len(numbers), samples)]
+        assert len(passes) > 1
+        for one in passes[:-1]:
+            assert sorted(one) == list(range(samples))
+        assert len(set(passes[-1])) == len(passes[-1])
+        if len(passes) > 2:
+            assert passes[0] != passes[1], "each pass should be shuffled anew"
+        assert passes[0] != sorted(passes[0])
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_domain_shares_follow_the_weights_at_all_times(folder, tokenizer, blocks):
+    batches = open_batches(config_of(blocks=blocks, batch=6), folder, tokenizer)
+    cursor, drawn = batches.start(), Counter()
+    for step in range(1, 161):
+        batch = batches.next(cursor)
+        drawn.update(batch.domains_M.tolist())
+        for domain, share in enumerate((1 / 8, 2 / 8, 5 / 8)):
+            assert abs(drawn[domain] - step * blocks * share) < 2
+    assert cursor.taken == [drawn[d] * 6 // blocks for d in range(3)]
+
+
+def test_a_batch_is_cut_into_blocks_of_one_domain(folder, tokenizer):
+    """Also over the passes of an update: block m has the same domain in each."""
+    batches = open_batches(config_of(accumulation=3, blocks=2, batch=4), folder, tokenizer)
+    cursor = batches.start()
+    for _ in range(10):
+        batch = batches.next(cursor)
+        assert batch.ids_GBS.shape == (3, 4, LENGTH)
+        assert batch.domains_M.shape == (2,)
+        samples_of(batch.ids_GBS, batch.domains_M)
+        slots = [[0, 1, 0][d] for d in batch.domains_M]
+        assert batch.slots_GM.tolist() == [slots] * 3
+        assert batch.tokens == 3 * 4 * LENGTH
+
+
+def test_labels_are_the_inputs_shifted_by_one_in_the_rows_of_the_slot(folder, tokenizer):
+    batches = open_batches(config_of(blocks=3, batch=3), folder, tokenizer)
+    batch = batches.next(batches.start())
+    for b, domain in enumerate(batch.domains_M):
+        slot = [0, 1, 0][domain]
+        ids = batch.ids_GBS[0, b]
+        rows, labels = batch.rows_GBS[0, b] - slot * VOCABULARY, batch.labels_GBS[0, b]
+        if slot == 1:
+            rows, labels = VOCABULARY - 1 - rows, VOCABULARY - 1 - labels
+        assert (rows == ids).all()
+        assert (labels == ids + 1).all()
+
+
+def test_weights_are_a_mean_over_what_should_be_predicted(folder, tokenizer):
+    """Not after <eot>, where another document begins, and not of <pad>."""
+    config = config_of(accumulation=2, blocks=2, batch=4)
+    batches = open_batches(config, folder, tokenizer)
+    rng = np.random.default_rng(0)
+    ids = rng.choice([EOT, PAD, *range(10, 20)], (2, 4, LENGTH + 1))
+    batch = batches.assemble(ids, np.array([0, 1]))
+    counted = (ids[..., :-1] != EOT) & (ids[..., 1:] != PAD)
+    assert 0 < counted.sum() < counted.size
+    assert batch.weights_GBS.sum() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(batch.weights_GBS, counted / counted.sum(), rtol=1e-6)
+    blocks = counted.reshape(2, 2, -1).sum(-1) / counted.sum()
+    np.testing.assert_allclose(batch.block_weights(), blocks, rtol=1e-5)
+
+
+def test_load_counts_every_token_once_in_every_layer(folder, tokenizer):
+    batches = open_batches(config_of(accumulation=2, blocks=2, batch=4), folder, tokenizer)
+    cursor = batches.start()
+    for _ in range(5):
+        batch = batches.next(cursor)
+        expected = np.zeros((2, 6), int)
+        for g in range(2):
+            for ids, domain in zip(batch.ids_GBS[g], np.repeat(batch.domains_M, 2), strict=True):
+                for n in range(2):
+                    np.add.at(expected[n], domain * 2 + batches.table.first_NDV[n, domain, ids], 1)
+        assert (batch.load(6) == expected).all()
+        active_NA, used_NA1 = batch.arrays()[-2:]
+        for n in range(2):
+            used = active_NA[n] < 6
+            assert (np.diff(used_NA1[n])[used] == expected[n, active_NA[n][used]]).all()
+            assert (np.diff(used_NA1[n])[~used] == 0).all()
+
+
+def test_a_model_without_rre_layers_has_batches_of_the_same_form(folder, tokenizer):
+    routed, dense = (open_batches(config_of(blocks=2, layers=n), folder, tokenizer) for n in (2, 0))
+    one, two = (b.next(b.start()).arrays() for b in (routed, dense))
+    assert len(one) == len(two)
+    for a, b in zip(one[:6], two[:6], strict=True):
+        assert (a == b).all()
+    assert all(array.size for array in two)
+
+
+@given(st.lists(st.lists(st.sampled_from([EOT, 1, 2]), min_size=7, max_size=7), min_size=1, max_size=4))
+def test_documents_and_positions_restart_after_each_eot(rows):
+    documents, positions = documents_and_positions(np.array(rows), EOT)
+    assert documents.dtype == positions.dtype == np.int32
+    for row, numbers, places in zip(rows, documents.tolist(), positions.tolist(), strict=True):
+        document = place = 0
+        for token, number, found in zip(row, numbers, places, strict=True):
+            assert (number, found) == (document, place)
+            document, place = (document + 1, 0) if token == EOT else (document, place + 1)
+
+
+def test_held_out_batches_read_in_file_order_and_weigh_what_fills_them_up_nothing(folder, tokenizer):
+    batches = open_batches(config_of(blocks=2, batch=4), folder, tokenizer, "held_out")
+    found = batches.held_out(1, 8)
+    assert len(found) == 3, "11 samples fill 3 batches of 4"
+    numbers = []
+    for batch in found:
+        assert batch.domains_M.tolist() == [1, 1]
+        counts = batch.weights_GBS[0].sum(axis=1) > 0
+        numbers += [number for (_, number), c in zip(samples_of(batch.ids_GBS, batch.domains_M), counts) if c]  # noqa: B905
+        assert batch.weights_GBS.sum() == pytest.approx(1, abs=1e-6)
+    assert numbers == list(range(11))
+    assert (found[-1].weights_GBS[0, 3] == 0).all()
+    assert len(batches.held_out(1, 2)) == 2
+
+
+def test_a_domain_with_less_text_than_a_sample_is_refused_by_name(folder, tokenizer, tmp_path):
+    for name, tokens in (("a", LENGTH + 1), ("b", LENGTH), ("c", 100)):
+        write_tokens(tmp_path / f"{name}.train", [list(range(10, 10 + tokens))])
+    with pytest.raises(DataError, match=r"domain b: the train split has 8 tokens.*9.*seq_length"):
+        open_batches(config_of(), tmp_path, tokenizer)
+
+
+def test_an_id_without_a_row_is_refused_by_domain_id_and_slot(folder, tokenizer):
+    row_of = tokenizer.row_of.copy()
+    row_of[1, 250:260] = -1
+    batches = open_batches(
+        config_of(blocks=3, batch=3), folder, SimpleNamespace(**vars(tokenizer) | {"row_of": row_of})
+    )
+    ids = np.full((1, 3, LENGTH + 1), 20)
+    batches.assemble(ids, np.array([0, 1, 2]))
+    for place in (2, LENGTH):  # as input, as label
+        wrong = ids.copy()
+        wrong[0, 1, place] = 255
+        with pytest.raises(DataError, match=r"domain b: token id 255 has no row in embedding slot 'two'.*prepare-data"):
+            batches.assemble(wrong, np.array([0, 1, 2]))
+        batches.assemble(wrong[:, [0, 2, 1]], np.array([0, 1, 2]))  # the slot of domain c has it
+
+
+def test_missing_text_says_to_prepare(tokenizer, tmp_path):
+    with pytest.raises(DataError, match=r"a\.train.*prepare-data"):
+        open_batches(config_of(), tmp_path, tokenizer)

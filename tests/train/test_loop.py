@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from tiny import SAVED_AT, STEPS, tiny_config
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.batches import Batches
+from pangu_sigma.evaluate import Evaluator
+from pangu_sigma.train.checkpoint import CheckpointError, load_checkpoint
+from pangu_sigma.train.loop import Trainer, train
+from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.summary import format_comparison, format_summary, summarise
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of every array and of the state."""
+    loaded = load_checkpoint(checkpoint)
+    found = {
+        f"{shard}/{name}": hashlib.sha256(f"{a.dtype} {a.shape}".encode() + a.tobytes()).hexdigest()
+        for shard, arrays in loaded.shards.items()
+        for name, a in arrays.items()
+    }
+    return found | {"state": json.dumps(loaded.state, sort_keys=True), "step": str(loaded.step)}
+
+
+def stopped_at(run: Path, step: int, copy: Path) -> Path:
+    """A copy of a run as it was when it had just saved `step`; what it logged later is still there, as after a crash."""
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints").glob("step_*"):
+        if int(path.name.removeprefix("step_")) > step:
+            shutil.rmtree(path)
+    (copy / "checkpoints" / "LATEST").write_text(f"step_{step:08d}")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def resumed(tiny_data, tiny_run, tmp_path_factory) -> Path:
+    """The tiny run, lost after its first checkpoint and trained again to its end."""
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path_factory.mktemp("resumed") / "tiny")
+    np.random.seed(99)  # states that must not matter
+    ms.set_seed(99)
+    train(tiny_config(tiny_data), copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def trainer(tiny_data, tmp_path_factory) -> Trainer:
+    """A run of its own, with dropout, advanced step by step."""
+    config = tiny_config(tiny_data, model={**tiny_config(tiny_data).model.model_dump(), "dropout": 0.2})
+    return Trainer(config, tmp_path_factory.mktemp("trainer") / "run")
+
+
+def held_out_losses(run: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """First and last evaluation of a run."""
+    lines = [line["per_domain_loss"] for line in read_metrics(run) if line["kind"] == "evaluation"]
+    return lines[0], lines[-1]
+
+
+def test_it_learns(tiny_run):
+    before, after = held_out_losses(tiny_run)
+    assert set(before) == {"zh", "en", "code"}
+    for name, loss in before.items():
+        assert loss == pytest.approx(math.log(640), rel=0.05), "an untrained model knows nothing"
+        assert after[name] < 0.75 * loss, name
+
+
+def test_a_run_leaves_metrics_checkpoints_and_a_report(tiny_run):
+    lines = read_metrics(tiny_run)
+    assert lines[0]["kind"] == "run"
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(5, STEPS + 1, 5))
+    assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [0, STEPS]
+    for line in lines:
+        if line["kind"] == "step":
+            assert set(line["per_domain_loss"]) <= {"zh", "en", "code"}
+            assert line["loss"] == pytest.approx(np.mean(list(line["per_domain_loss"].values())), rel=0.2)
+            assert line["tokens"] == 5 * 4 * 32
+            assert (line["skipped"], line["gradient_norm"] > 0) == (0, True)
+    load = sum(np.array(line["tokens_NK"]) for line in lines if line["kind"] == "load")
+    assert load.shape == (2, 6)
+    assert (load.sum(axis=1) == STEPS * 4 * 32).all()
+    names = sorted(path.name for path in (tiny_run / "checkpoints").iterdir())
+    assert names == ["LATEST", f"step_{SAVED_AT:08d}", f"step_{STEPS:08d}"]
+    assert (tiny_run / "checkpoints/LATEST").read_text().strip() == f"step_{STEPS:08d}"
+    assert list((tiny_run / "tensorboard").iterdir())
+    assert list((tiny_run / "report").iterdir())
+
+
+def test_the_learning_rate_of_the_log_is_the_schedule(tiny_run):
+    rates = {line["step"]: line["learning_rate"] for line in read_metrics(tiny_run) if line["kind"] == "step"}
+    assert rates[5] == pytest.approx(1e-2, rel=1e-5)
+    assert rates[30] == pytest.approx(1e-3 + 9e-3 * (1 + math.cos(math.pi * 25 / 100)) / 2, rel=1e-4)
+
+
+def test_a_resumed_run_ends_in_the_bits_of_the_uninterrupted_one(tiny_run, resumed):
+    """Design §4.7: weights, moments, step counts, loss scale, counters, data cursor."""
+    expected, found = (digests(run / "checkpoints" / f"step_{STEPS:08d}") for run in (tiny_run, resumed))
+    assert len(expected) > 100
+    assert {name for name in expected if expected[name] != found.get(name)} == set()
+    assert expected == found
+
+
+def test_a_resumed_run_logs_each_step_once(tiny_run, resumed):
+    steps = [line["step"] for line in read_metrics(resumed) if line["kind"] == "step"]
+    assert steps == list(range(5, STEPS + 1, 5))
+    one, two = (
+        sum(np.array(line["tokens_NK"]) for line in read_metrics(run) if line["kind"] == "load")
+        for run in (tiny_run, resumed)
+    )
+    assert (one == two).all()
+    for run in (tiny_run, resumed):
+        losses = [line["loss"] for line in read_metrics(run) if line["kind"] == "step"]
+        assert losses == [line["loss"] for line in read_metrics(tiny_run) if line["kind"] == "step"]
+
+
+def test_a_checkpoint_holds_all_of_the_store_and_the_optimizer(tiny_run):
+    loaded = load_checkpoint(tiny_run / "checkpoints")
+    assert set(loaded.shards) == {"dense", "dense_optimizer", "experts_layer_0", "experts_layer_1", "loss_scale"}
+    for name, array in loaded.shards["dense"].items():
+        for part in ("moment", "variance"):
+            assert loaded.shards["dense_optimizer"][f"{name}.{part}"].shape == array.shape
+    assert loaded.state["step"] == loaded.state["updates"] == STEPS
+    assert sum(loaded.state["cursor"]["taken"]) == STEPS * 4
+    counts = loaded.shards["experts_layer_0"]["step"]
+    assert counts.shape == (6,)
+    assert 0 < counts.min() < counts.max() < STEPS, "experts of a domain count only the steps it was in"
+
+
+def test_resuming_with_other_routing_or_another_vocabulary_is_refused(tiny_data, tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"another vocabulary or other routing tables; choose another folder"):
+        Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
+    assert "seed: 0" in (copy / "config.yaml").read_text(), "a refusal must not overwrite the run's configuration"
+    shutil.rmtree(copy / "tokenizer")
+    (copy / "routing.npz").unlink()
+    with pytest.raises(CheckpointError, match=r"routing_hash.*routing\.seed"):
+        Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
+
+
+def test_a_model_of_another_shape_cannot_take_the_checkpoint(tiny_data, tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    model = tiny_config(tiny_data).model.model_dump() | {"ffn": 40}
+    with pytest.raises(CheckpointError, match=r"has shape .* the model needs .*another configuration"):
+        Trainer(tiny_config(tiny_data, model=model), copy)
+
+
+def test_a_finished_run_is_not_trained_again(tiny_data, tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    train(tiny_config(tiny_data), copy)
+    assert read_metrics(copy) == read_metrics(tiny_run)
+    latest = f"checkpoints/step_{STEPS:08d}"
+    assert digests(copy / latest) == digests(tiny_run / latest)
+
+
+def test_a_skipped_step_moves_the_data_but_not_the_schedule(trainer):
+    _, rate, result = trainer.advance()
+    assert result.applied.asnumpy() == 1
+    before = (trainer.progress.step, trainer.progress.updates, sum(trainer.progress.cursor.taken))
+    trainer.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
+    batch, skipped_rate, result = trainer.advance()
+    assert result.applied.asnumpy() == 0
+    assert (trainer.progress.step, trainer.progress.updates) == (before[0] + 1, before[1])
+    assert sum(trainer.progress.cursor.taken) == before[2] + 4
+    metrics = trainer.metrics(batch, skipped_rate, result)
+    assert metrics.skipped
+    assert not math.isfinite(metrics.gradient_norm)
+    trainer.step.scale.value.set_data(Tensor(1024.0, ms.float32))
+    _, next_rate, _ = trainer.advance()
+    assert next_rate == skipped_rate > rate
+
+
+def test_metrics_are_means_per_token_of_each_domain(trainer):
+    batch, rate, result = trainer.advance()
+    metrics = trainer.metrics(batch, rate, result)
+    assert metrics.loss == pytest.approx(float(result.block_loss_GM[0].asnumpy().sum()))
+    names = [["zh", "en", "code"][d] for d in batch.domains_M]
+    assert list(metrics.per_domain_loss) == list(dict.fromkeys(names))
+    if len(set(names)) == 2:
+        shares = batch.block_weights()[0]
+        assert metrics.loss == pytest.approx(
+            sum(metrics.per_domain_loss[n] * share for n, share in zip(names, shares, strict=True))
+        )
+    assert metrics.tokens == 4 * 32
+    assert (metrics.load_NK.sum(axis=1) == 4 * 32).all()
+
+
+def test_evaluation_changes_nothing_and_leaves_dropout_on_for_training(trainer):
+    """The step may be compiled after an evaluation: it must find its network in training."""
+    before = digests(trainer.save())
+    evaluator = Evaluator(trainer.config, trainer.run.tokenizer, trainer.run.table, trainer.network, trainer.store)
+    first = evaluator.losses()
+    assert first == evaluator.losses(), "dropout is off"
+    assert trainer.network.training
+    assert digests(trainer.save()) == before
+
+
+def test_held_out_loss_is_a_mean_over_all_its_tokens(tiny_data, trainer):
+    """Batches of any size give it: the last one, which is filled up, weighs what it holds."""
+    losses = []
+    for size in (4, 10):
+        options = trainer.config.train.model_dump() | {"batch_size": size, "eval_batches": 40 // size}
+        config = tiny_config(tiny_data, train=options, model=trainer.config.model.model_dump())
+        run = trainer.run
+        losses.append(Evaluator(config, run.tokenizer, run.table, trainer.network, trainer.store).losses())
+        samples = Batches(config, tiny_data, run.tokenizer, run.table, "held_out").samples
+        assert any(n % size for n in samples), "one batch should be filled up"
+    for name, loss in losses[0].items():
+        assert loss == pytest.approx(losses[1][name], rel=1e-5)
+
+
+def test_the_summary_says_what_the_log_says(tiny_run):
+    summary, (before, after) = summarise(tiny_run), held_out_losses(tiny_run)
+    assert summary["steps"] == STEPS
+    for name, losses in summary["domains"].items():
+        assert (losses["loss_before"], losses["loss_after"]) == (before[name], after[name])
+        assert 0 < losses["unigram"] < math.log(2 * 640)
+    assert Path(summary["checkpoint"]).name == f"step_{STEPS:08d}"
+    assert Path(summary["report"]).exists()
+    assert summary["expert_load_max_over_mean"] >= 1
+    text = format_summary(summary)
+    for shown in ("zh", "en", "code", f"{after['zh']:.3f}", summary["checkpoint"]):
+        assert shown in text
+
+
+def test_two_runs_are_compared_domain_by_domain(tiny_run):
+    one = summarise(tiny_run)
+    other = {**one, "domains": {n: {**d, "loss_after": d["loss_after"] + 1} for n, d in one["domains"].items()}}
+    lines = format_comparison(one, other).splitlines()
+    for name in ("zh", "en", "code"):
+        assert "-1.000" in next(line for line in lines if line.startswith(name))
