@@ -146,7 +146,9 @@ def _refuse_residual(rows, tokens, residual, rows_dtype, residual_dtype):
     if residual_dtype != rows_dtype:
         raise TypeError(f"ExpertCombine: residual has dtype {residual_dtype}; it must be that of rows, {rows_dtype}")
     if residual != (tokens[0], rows[1]):
-        raise ValueError(f"ExpertCombine: residual has shape {residual}; it must be {(tokens[0], rows[1])}, tokens by hidden")
+        raise ValueError(
+            f"ExpertCombine: residual has shape {residual}; it must be {(tokens[0], rows[1])}, tokens by hidden"
+        )
 
 
 def check(operator, x, x_name, index, index_name):
