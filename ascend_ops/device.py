@@ -1,4 +1,4 @@
-"""One operator, two devices: a C++ kernel of `cpu/` when the target is the CPU, the Ascend C operator of the same name on Ascend."""
+"""One operator, two devices: a C++ kernel of `cpu/` on the CPU, the Ascend C operator of the same name on Ascend."""
 
 from __future__ import annotations
 

@@ -2,12 +2,13 @@
 
 Shape suffixes: T tokens, M sorted rows (T, or experts · capacity when padded), H hidden, K experts.
 
-Only gathers: every output row is written once, by one core, whatever the plan; the gradient of a gather along a permutation is the gather
-along its inverse. So results are bit-reproducible, and nothing is added atomically.
+Only gathers: every output row is written once, by one core, whatever the plan; the gradient of a gather along a permutation is
+the gather along its inverse. So results are bit-reproducible, and nothing is added atomically.
 
-On the CPU the operators are C++ (`cpu/dispatch.cc`); on Ascend they are the Ascend C operators of `op_kernel/`, which must be installed
-(`README.md` in this folder). Under `semi_auto_parallel` an operator acts on the rows of its own rank: its layouts are declared
-replicated over the parallel group and no communication is inserted.
+On the CPU the operators are C++ (`cpu/dispatch.cc`); on Ascend they are the Ascend C operators of `op_kernel/`, which must be
+installed (`README.md` in this folder). Under `semi_auto_parallel` an operator acts on the rows of its own rank: its layouts are
+declared whole, so nothing is communicated inside it. Bring its inputs to that layout outside (as the AllReduce after a row-split
+MatMul does): a redistribution at its very border would be inside its gradient rule, and be lost.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class ExpertDispatch(nn.Cell):
         inverse[t] is the row of token t, negative for a token that no expert takes; only the gradient reads it:
         dx[t] = drows[inverse[t]], or zeros.
     x: float32, float16, or bfloat16 where the device has it. order, inverse: int32.
-    Raises TypeError or ValueError that names operator, argument and value for a wrong dtype, rank or length; RuntimeError (kernel check 4)
-    for an index past the last row.
+    Raises TypeError or ValueError that names operator, argument and value for a wrong dtype, rank or length; RuntimeError
+    (kernel check 4) for an index past the last row.
     """
 
     def __init__(self):
@@ -74,7 +75,7 @@ class ExpertCombine(nn.Cell):
 class RoutingPlan(nn.Cell):
     """Stable counting sort of expert ids.
 
-    construct(experts_T) -> order_T, inverse_T, offsets_K1, int32: rows of expert k are the sorted rows offsets[k] … offsets[k+1] - 1.
+    construct(experts_T) -> order_T, inverse_T, offsets_K1, int32: expert k has the sorted rows offsets[k] … offsets[k + 1] - 1.
     experts: K, at least 1. Raises TypeError or ValueError as above, RuntimeError (kernel check 4) for an id outside 0 … K - 1.
     Not differentiable; it has no float input.
     """

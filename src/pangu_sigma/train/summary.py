@@ -62,14 +62,11 @@ def format_summary(summary: dict[str, Any]) -> str:
 def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
     """Held-out losses of two runs side by side, and their difference (negative: the first run is better)."""
     width = max(len(summary["run"]), len(other["run"]), 8)
-    lines = [
-        f"{'domain':12} {summary['run']:>{width}} {other['run']:>{width}} {'difference':>10} {'unigram':>8}   nats per token"
-    ]
-    for name, mine in summary["domains"].items():
-        theirs = other["domains"][name]["loss_after"]
-        lines.append(
-            f"{name:12} {mine['loss_after']:{width}.3f} {theirs:{width}.3f} {mine['loss_after'] - theirs:10.3f} {mine['unigram']:8.3f}"
-        )
+    heads = f"{summary['run']:>{width}} {other['run']:>{width}} {'difference':>10} {'unigram':>8}"
+    lines = [f"{'domain':12} {heads}   held-out loss, nats per token"]
+    for name, domain in summary["domains"].items():
+        mine, theirs = domain["loss_after"], other["domains"][name]["loss_after"]
+        lines.append(f"{name:12} {mine:{width}.3f} {theirs:{width}.3f} {mine - theirs:10.3f} {domain['unigram']:8.3f}")
     for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
         lines.append(f"{title:12} {summary[key] or 0:{width},.0f} {other[key] or 0:{width},.0f}")
     return "\n".join(lines)
