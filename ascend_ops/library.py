@@ -26,7 +26,7 @@ def cpu_library() -> str:
     PANGU_SIGMA_CACHE names the folder that keeps it (default ~/.cache/pangu_sigma).
     Raises RuntimeError with the compiler's message when g++ is missing or fails.
     """
-    target = _cache_folder() / f"ascend_ops_{_fingerprint()}.so"
+    target = cache_folder() / f"ascend_ops_{_fingerprint()}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         logger.info("compiling the CPU kernels into %s", target)
@@ -34,7 +34,8 @@ def cpu_library() -> str:
     return str(target)
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where compiled things are kept: PANGU_SIGMA_CACHE, or ~/.cache/pangu_sigma."""
     return Path(os.environ.get("PANGU_SIGMA_CACHE", Path.home() / ".cache" / "pangu_sigma"))
 
 

@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     command = _with_json(_with_config(commands.add_parser("inspect", help="what a configuration weighs")))
     command.set_defaults(run_command=_inspect)
 
+    command = _with_json(commands.add_parser("bench", help="our speed against peers, in one run"))
+    command.add_argument("bench", choices=["ops"])
+    command.add_argument("--peers", action="store_true", help="with the peers of the [bench] extra")
+    command.set_defaults(run_command=_bench)
+
     command = _with_json(commands.add_parser("doctor", help="is this machine ready?"))
     command.set_defaults(run_command=_doctor)
     return parser
@@ -206,6 +211,15 @@ def _inspect(options: argparse.Namespace) -> int:
 
         inspection = inspect(config)
         _show(inspection, format_inspection(inspection), options.json)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from pangu_sigma.bench import ops
+    from pangu_sigma.bench.harness import format_rows
+
+    rows = {"ops": ops.run}[options.bench](options.peers)
+    _show([row.as_dict() for row in rows], format_rows(rows), options.json)
     return 0
 
 

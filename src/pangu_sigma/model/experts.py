@@ -3,32 +3,42 @@
 Shape suffixes: T tokens, H hidden, F ffn, A active experts, C capacity.
 
 Dispatch and combine have no parameters and do not look at the tokens: the routing plan says which row goes where. Two layouts of
-the sorted rows exist, and each has its FFN:
+the sorted rows exist, each with its own dispatch, FFN and combine:
 
-* grouped: [T, H], rows of expert a at offsets[a] … offsets[a + 1] - 1; `GroupedFFN` (CPU training). Nothing is padded.
-* padded: [A, C, H]; `PaddedFFN`, two BatchMatMuls (exported graphs, which run where no kernel of ours is).
+* grouped: [T, H], rows of expert a at offsets[a] … offsets[a + 1] - 1; the operators of `ascend_ops`. Nothing is padded.
+* padded: [A, C, H]; standard operators, for exported graphs, which run where no operator of ours is.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from mindspore import nn, ops
 
+from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
+from ascend_ops.grouped_ffn import GroupedFFN
 
-class MoveRows(nn.Cell):
-    """Gather rows by a permutation whose inverse is known, so that the gradient is a gather too.
 
-    construct(x_TH, index, inverse) -> rows of x in the order of `index`. Dispatch: (order, inverse). Combine: (inverse, order).
+class Experts(NamedTuple):
+    """What a layer does with its rows; one layout, three cells.
+
+    dispatch(x_TH, order, inverse_T) -> rows. ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> rows.
+    combine(rows, inverse_T, order, residual_TH) -> residual plus each token's row [T, H].
     """
 
-    def __init__(self):
-        super().__init__()
-        self.gather = ops.Gather()
+    dispatch: nn.Cell
+    ffn: nn.Cell
+    combine: nn.Cell
 
-    def construct(self, x_TH, index, inverse):
-        return self.gather(x_TH, index, 0)
 
-    def bprop(self, x_TH, index, inverse, out, dout):
-        return self.gather(dout, inverse, 0), ops.zeros_like(index), ops.zeros_like(inverse)
+def grouped_experts() -> Experts:
+    """The layout of training."""
+    return Experts(ExpertDispatch(), GroupedFFN(), ExpertCombine())
+
+
+def padded_experts() -> Experts:
+    """The layout of exported graphs."""
+    return Experts(_PaddedDispatch(), PaddedFFN(), _PaddedCombine())
 
 
 class PaddedFFN(nn.Cell):
@@ -43,3 +53,22 @@ class PaddedFFN(nn.Cell):
     def construct(self, x_ACH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1):
         inner_ACF = self.activate(self.up(x_ACH, w1_AFH) + ops.expand_dims(b1_AF, 1))
         return self.down(inner_ACF, w2_AFH) + ops.expand_dims(b2_AH, 1)
+
+
+class _PaddedDispatch(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.gather = ops.Gather()
+
+    def construct(self, x_TH, order_AC, inverse_T):
+        return self.gather(x_TH, order_AC, 0)
+
+
+class _PaddedCombine(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.gather = ops.Gather()
+
+    def construct(self, rows_ACH, inverse_T, order_AC, residual_TH):
+        rows = ops.reshape(rows_ACH, (-1, ops.shape(residual_TH)[-1]))
+        return residual_TH + self.gather(rows, inverse_T, 0)

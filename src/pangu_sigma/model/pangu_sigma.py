@@ -22,10 +22,10 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops import functional as F
 
-from ascend_ops.grouped_ffn import GroupedFFN, one_expert
+from ascend_ops.grouped_ffn import one_expert
 from pangu_sigma.config import ModelConfig
 from pangu_sigma.model.declare import Normal, Ones, TruncatedNormal, Zero, declare
-from pangu_sigma.model.experts import MoveRows, PaddedFFN
+from pangu_sigma.model.experts import Experts, PaddedFFN, grouped_experts, padded_experts
 
 FFN_TENSORS = ("w1", "b1", "w2", "b2")
 """Tensors of an FFN. Of the active experts of a layer they are [A, F, H], [A, F], [A, F, H] and [A, H]."""
@@ -108,29 +108,25 @@ class DenseFFN(nn.Cell):
         self.drop = Dropout(config.dropout)
         self.padded = isinstance(ffn, PaddedFFN)
 
-    def construct(self, x_TH):
+    def construct(self, residual_TH, x_TH):
         x = F.expand_dims(x_TH, 0) if self.padded else x_TH
         offsets = one_expert(F.shape(x_TH)[0]) if not self.padded else None
         y = self.ffn(x, self.w1, self.b1, self.w2, self.b2, offsets)
-        return self.drop(F.reshape(y, F.shape(x_TH)))
+        return residual_TH + self.drop(F.reshape(y, F.shape(x_TH)))
 
 
 class RoutedFFN(nn.Cell):
     """Random Routed Experts: each token's row goes to its expert, and the result comes back unweighted (there is no gate)."""
 
-    def __init__(self, config: ModelConfig, ffn: nn.Cell):
+    def __init__(self, config: ModelConfig, experts: Experts):
         super().__init__()
-        self.move = MoveRows()
-        self.ffn = ffn
+        self.dispatch, self.ffn, self.combine = experts
         self.drop = Dropout(config.dropout)
-        self.padded = isinstance(ffn, PaddedFFN)
 
-    def construct(self, x_TH, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH):
-        rows = self.move(x_TH, order, inverse_T)
-        rows = self.ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
-        if self.padded:
-            rows = F.reshape(rows, (-1, F.shape(x_TH)[-1]))
-        return self.drop(self.move(rows, inverse_T, order))
+    def construct(self, residual_TH, x_TH, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH):
+        rows = self.dispatch(x_TH, order, inverse_T)
+        rows = self.drop(self.ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1))
+        return self.combine(rows, inverse_T, order, residual_TH)
 
 
 class Layer(nn.Cell):
@@ -148,7 +144,7 @@ class Layer(nn.Cell):
         """query_TH: the query layer's position rows; None elsewhere, where the hidden state asks. routed: of an RRE layer."""
         normed = F.cast(self.attention_norm(x_TH), self.dtype)
         x_TH = x_TH + self.attention(normed if query_TH is None else query_TH, normed, hidden_from_B1SS)
-        return x_TH + self.ffn(F.cast(self.ffn_norm(x_TH), self.dtype), *routed)
+        return self.ffn(x_TH, F.cast(self.ffn_norm(x_TH), self.dtype), *routed)
 
 
 class PanGuSigma(nn.Cell):
@@ -156,15 +152,15 @@ class PanGuSigma(nn.Cell):
 
     def __init__(self, config: ModelConfig, slots: int, dtype: ms.Type = ms.float32, padded: bool = False):
         super().__init__()
-        make_ffn = PaddedFFN if padded else GroupedFFN
+        make_experts = padded_experts if padded else grouped_experts
         tables = TruncatedNormal(config.init_std)
         self.embedding = declare(
             "embedding", (slots, config.slot_rows, config.hidden), Normal(config.init_std), decay=True
         )
         self.positions = declare("positions", (config.seq_length, config.hidden), tables, decay=True)
         self.query_positions = declare("query_positions", (config.seq_length, config.hidden), tables, decay=True)
-        dense = [Layer(config, dtype, DenseFFN(config, make_ffn())) for _ in range(config.dense_layers)]
-        routed = [Layer(config, dtype, RoutedFFN(config, make_ffn())) for _ in range(config.rre_layers)]
+        dense = [Layer(config, dtype, DenseFFN(config, make_experts().ffn)) for _ in range(config.dense_layers)]
+        routed = [Layer(config, dtype, RoutedFFN(config, make_experts())) for _ in range(config.rre_layers)]
         self.layers = nn.CellList(dense + routed)
         self.norm = LayerNorm(config.hidden)
         self.drop = Dropout(config.dropout)

@@ -7,25 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.train.metrics import FILE, load_max_over_mean, read_metrics
+from pangu_sigma.run_folder import RunFolder
+from pangu_sigma.train.metrics import load_max_over_mean, read_metrics
 from pangu_sigma.train.report import expert_load, write_report
-from pangu_sigma.train.run_folder import RunFolder
 
 
 def summarise(path: Path) -> dict[str, Any]:
     """Losses (held-out nats per token) before and after, by domain, beside the unigram entropy; tokens/s; expert load max/mean.
 
-    Raises ConfigError when the run has not reached its first checkpoint.
+    Raises FileNotFoundError or ValueError when the run has not trained yet.
     """
     run = RunFolder.open(path)
-    lines = read_metrics(path) if (path / FILE).exists() else []
+    lines = read_metrics(path)
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
-    if not evaluations or not (run.checkpoints / "LATEST").exists():
-        raise ConfigError(
-            f"{path} has no checkpoint and no losses to report yet; train it first, or wait for its first checkpoint"
-        )
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     load_NK = expert_load([line for line in lines if line["kind"] == "load"])
     manifest = load_manifest(Path(run.config.data.path))
@@ -67,12 +62,11 @@ def format_summary(summary: dict[str, Any]) -> str:
 def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
     """Held-out losses of two runs side by side, and their difference (negative: the first run is better)."""
     width = max(len(summary["run"]), len(other["run"]), 8)
-    lines = [
-        f"{'domain':12} {summary['run']:>{width}} {other['run']:>{width}} {'difference':>10} {'unigram':>8}   nats per token"
-    ]
-    for name, mine in summary["domains"].items():
-        one, two = mine["loss_after"], other["domains"][name]["loss_after"]
-        lines.append(f"{name:12} {one:{width}.3f} {two:{width}.3f} {one - two:10.3f} {mine['unigram']:8.3f}")
+    heads = f"{summary['run']:>{width}} {other['run']:>{width}} {'difference':>10} {'unigram':>8}"
+    lines = [f"{'domain':12} {heads}   held-out loss, nats per token"]
+    for name, domain in summary["domains"].items():
+        mine, theirs = domain["loss_after"], other["domains"][name]["loss_after"]
+        lines.append(f"{name:12} {mine:{width}.3f} {theirs:{width}.3f} {mine - theirs:10.3f} {domain['unigram']:8.3f}")
     for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
         lines.append(f"{title:12} {summary[key] or 0:{width},.0f} {other[key] or 0:{width},.0f}")
     return "\n".join(lines)

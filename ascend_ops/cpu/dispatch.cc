@@ -1,0 +1,176 @@
+// Rows to experts and back, and the counting sort that says where they go. See ascend_ops/expert_dispatch.py for the contract.
+//
+// A large result is written past the caches (streaming stores): nobody reads it before it would have been evicted, and a plain
+// store would first read the line it is about to overwrite.
+#include <algorithm>
+#include <vector>
+
+#include <omp.h>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#include "aot.h"
+
+namespace {
+constexpr int64_t kStreamBytes = 8 << 20;   // results from this size on do not stay in a cache
+constexpr int64_t kParallelBytes = 1 << 17;  // below this a second thread costs more than it brings
+
+int64_t SizeOf(const char *dtype) {
+  if (std::strcmp(dtype, "float32") == 0 || std::strcmp(dtype, "int32") == 0) return 4;
+  if (std::strcmp(dtype, "float16") == 0 || std::strcmp(dtype, "bfloat16") == 0) return 2;
+  return 0;
+}
+
+bool Aligned(const void *p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+
+void CopyRow(char *out, const char *in, int64_t bytes, bool stream) {
+#ifdef __AVX512F__
+  if (stream && Aligned(out)) {
+    int64_t i = 0;
+    for (; i + 64 <= bytes; i += 64) _mm512_stream_si512(reinterpret_cast<__m512i *>(out + i), _mm512_loadu_si512(in + i));
+    std::memcpy(out + i, in + i, bytes - i);
+    return;
+  }
+#endif
+  std::memcpy(out, in, bytes);
+}
+
+void Fence() {
+#ifdef __AVX512F__
+  _mm_sfence();
+#endif
+}
+
+float Widen(float x) { return x; }
+float Widen(_Float16 x) { return static_cast<float>(x); }
+void Narrow(float x, float *out) { *out = x; }
+void Narrow(float x, _Float16 *out) { *out = static_cast<_Float16>(x); }
+
+struct BFloat16 {
+  uint16_t bits;
+};
+float Widen(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+void Narrow(float x, BFloat16 *out) {  // to nearest even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  out->bits = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <typename T>
+void AddRow(char *out, const char *a, const char *b, int64_t bytes) {
+  const T *left = reinterpret_cast<const T *>(a), *right = reinterpret_cast<const T *>(b);
+  T *sum = reinterpret_cast<T *>(out);
+  for (int64_t i = 0, n = bytes / static_cast<int64_t>(sizeof(T)); i < n; ++i) Narrow(Widen(left[i]) + Widen(right[i]), sum + i);
+}
+
+void AddRowF32(char *out, const char *a, const char *b, int64_t bytes, bool stream) {
+#ifdef __AVX512F__
+  if (stream && Aligned(out)) {
+    int64_t i = 0;
+    for (; i + 64 <= bytes; i += 64)
+      _mm512_stream_ps(reinterpret_cast<float *>(out + i), _mm512_add_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i)));
+    AddRow<float>(out + i, a + i, b + i, bytes - i);
+    return;
+  }
+#endif
+  AddRow<float>(out, a, b, bytes);
+}
+
+bool InRange(const int32_t *index, int64_t count, int64_t rows) {
+  bool good = true;
+#pragma omp simd reduction(&& : good)
+  for (int64_t i = 0; i < count; ++i) good = good && index[i] < rows;
+  return good;
+}
+}  // namespace
+
+// x[R,H] index[M] -> rows[M,H]: row index[i] of x, zeros where index[i] < 0
+extern "C" int ExpertDispatch(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
+  const Args in{data, ranks, shapes, dtypes};
+  if (n != 3) return 1;
+  const int64_t size = SizeOf(dtypes[0]);
+  if (size == 0 || !in.is(1, "int32")) return 2;
+  if (ranks[0] != 2 || ranks[1] != 1 || in.count(2) != in.dim(1, 0) * in.dim(0, 1)) return 3;
+  const int64_t M = in.dim(1, 0), bytes = in.dim(0, 1) * size;
+  const int32_t *index = in.i32(1);
+  if (!InRange(index, M, in.dim(0, 0))) return 4;
+  const char *x = static_cast<char *>(data[0]);
+  char *out = static_cast<char *>(data[2]);
+  const bool stream = M * bytes >= kStreamBytes;
+#pragma omp parallel if (M * bytes > kParallelBytes)
+  {
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < M; ++i) {
+      if (index[i] < 0)
+        std::memset(out + i * bytes, 0, bytes);
+      else
+        CopyRow(out + i * bytes, x + index[i] * bytes, bytes, stream);
+    }
+    Fence();
+  }
+  return 0;
+}
+
+// rows[M,H] index[T] residual[T,H] -> out[T,H]: residual plus row index[t], or residual alone where index[t] < 0
+extern "C" int ExpertCombine(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
+  const Args in{data, ranks, shapes, dtypes};
+  if (n != 4) return 1;
+  const int64_t size = SizeOf(dtypes[0]);
+  if (size == 0 || in.is(0, "int32") || !in.is(1, "int32") || std::strcmp(dtypes[0], dtypes[2]) != 0) return 2;
+  if (ranks[0] != 2 || ranks[1] != 1 || ranks[2] != 2 || in.dim(2, 0) != in.dim(1, 0) || in.dim(2, 1) != in.dim(0, 1)) return 3;
+  const int64_t T = in.dim(1, 0), bytes = in.dim(0, 1) * size;
+  const int32_t *index = in.i32(1);
+  if (!InRange(index, T, in.dim(0, 0))) return 4;
+  const char *rows = static_cast<char *>(data[0]), *residual = static_cast<char *>(data[2]);
+  char *out = static_cast<char *>(data[3]);
+  const bool stream = T * bytes >= kStreamBytes, wide = size == 4, half = in.is(0, "float16");
+#pragma omp parallel if (T * bytes > kParallelBytes)
+  {
+#pragma omp for schedule(static) nowait
+    for (int64_t t = 0; t < T; ++t) {
+      char *o = out + t * bytes;
+      const char *r = residual + t * bytes, *y = rows + index[t] * bytes;
+      if (index[t] < 0)
+        CopyRow(o, r, bytes, stream);
+      else if (wide)
+        AddRowF32(o, r, y, bytes, stream);
+      else if (half)
+        AddRow<_Float16>(o, r, y, bytes);
+      else
+        AddRow<BFloat16>(o, r, y, bytes);
+    }
+    Fence();
+  }
+  return 0;
+}
+
+// experts[T] -> order[T] inverse[T] offsets[K+1]: stable counting sort; K is the length of offsets minus one
+extern "C" int RoutingPlan(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
+  const Args in{data, ranks, shapes, dtypes};
+  if (n != 4) return 1;
+  for (int i = 0; i < 4; ++i)
+    if (!in.is(i, "int32")) return 2;
+  if (ranks[0] != 1 || in.count(1) != in.count(0) || in.count(2) != in.count(0) || in.count(3) < 2) return 3;
+  const int64_t T = in.count(0), K = in.count(3) - 1;
+  const int32_t *experts = in.i32(0);
+  int32_t *order = in.i32(1), *inverse = in.i32(2), *offsets = in.i32(3);
+  for (int64_t t = 0; t < T; ++t)
+    if (experts[t] < 0 || experts[t] >= K) return 4;
+  std::fill(offsets, offsets + K + 1, 0);
+  for (int64_t t = 0; t < T; ++t) ++offsets[experts[t] + 1];
+  for (int64_t k = 0; k < K; ++k) offsets[k + 1] += offsets[k];
+  std::vector<int32_t> next(offsets, offsets + K);
+  for (int64_t t = 0; t < T; ++t) {
+    const int32_t place = next[experts[t]]++;
+    order[place] = static_cast<int32_t>(t);
+    inverse[t] = place;
+  }
+  return 0;
+}

@@ -1,0 +1,66 @@
+"""One operator, two devices: a C++ kernel of `cpu/` on the CPU, the Ascend C operator of the same name on Ascend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import mindspore as ms
+from mindspore import ops
+from mindspore.communication import get_group_size
+from mindspore.ops import CustomRegOp, DataType
+from mindspore.parallel import Layout
+
+from ascend_ops.host import host_op
+
+_ROWS = (DataType.F32_Default, DataType.F16_Default, DataType.BF16_Default)
+"""Row dtypes that the Ascend C operators are built for; 910A has no bfloat16 and refuses it when the operator runs."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names as in the operator's OpDef (`op_host/`), with the number of axes of each. rows: floats; the others are int32."""
+
+    name: str
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+    rows: tuple[str, ...] = ()
+    attributes: dict[str, int] = field(default_factory=dict)
+
+
+def device_op(signature: Signature, shapes: Callable, dtypes: Callable) -> ops.Custom:
+    """The operator for the current device target. shapes, dtypes: from those of the inputs to those of the outputs.
+
+    The target is looked at here, so construct operators after `set_device`.
+    """
+    if ms.get_context("device_target") == "CPU":
+        return host_op(signature.name, shapes, dtypes)
+    op = ops.Custom(f"aclnn{signature.name}", shapes, dtypes, func_type="aot", reg_info=_registration(signature))
+    if ms.get_auto_parallel_context("parallel_mode") in ("semi_auto_parallel", "auto_parallel"):
+        _keep_to_own_rows(op, signature)
+    return op
+
+
+def _registration(signature: Signature) -> dict:
+    """What MindSpore must know of an Ascend operator; given here, so that a graph compiles where the operator is not installed."""
+    info = CustomRegOp(signature.name)
+    for i, name in enumerate(signature.inputs):
+        info = info.input(i, name, "required")
+    for i, name in enumerate(signature.outputs):
+        info = info.output(i, name, "required")
+    for name, value in signature.attributes.items():
+        info = info.attr(name, "required", "int", value=value)
+    names = [*signature.inputs, *signature.outputs]
+    for dtype in _ROWS if signature.rows else _ROWS[:1]:
+        info = info.dtype_format(*(dtype if name in signature.rows else DataType.I32_Default for name in names))
+    return info.target("Ascend").get_op_info()
+
+
+def _keep_to_own_rows(op: ops.Custom, signature: Signature) -> None:
+    """Under auto-parallel: the operator acts on what its rank holds, and nothing is communicated inside it."""
+    layout = Layout((get_group_size(),), ("rank",))
+
+    def whole(axes: int) -> Layout:
+        return layout(*("None",) * axes)
+
+    op.shard(tuple(map(whole, signature.inputs.values())), tuple(map(whole, signature.outputs.values())))

@@ -1,0 +1,188 @@
+"""Rows to their experts and back, and the plan that says where they go. One front for both devices, GRAPH and PyNative.
+
+Shape suffixes: T tokens, M sorted rows (T, or experts · capacity when padded), H hidden, K experts.
+
+Only gathers: every output row is written once, by one core, whatever the plan; the gradient of a gather along a permutation is
+the gather along its inverse. So results are bit-reproducible, and nothing is added atomically.
+
+On the CPU the operators are C++ (`cpu/dispatch.cc`); on Ascend they are the Ascend C operators of `op_kernel/`, which must be
+installed (`README.md` in this folder). Under `semi_auto_parallel` an operator acts on the rows of its own rank: its layouts are
+declared whole, so nothing is communicated inside it. Bring its inputs to that layout outside (as the AllReduce after a row-split
+MatMul does): a redistribution at its very border would be inside its gradient rule, and be lost.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+from ascend_ops.device import Signature, device_op
+
+DISPATCH = Signature("ExpertDispatch", {"x": 2, "order": 1}, {"rows": 2}, rows=("x", "rows"))
+COMBINE = Signature(
+    "ExpertCombine", {"rows": 2, "inverse": 1, "residual": 2}, {"out": 2}, rows=("rows", "residual", "out")
+)
+
+FLOATS = (ms.float32, ms.float16, ms.bfloat16)
+
+
+class ExpertDispatch(nn.Cell):
+    """Gather the rows of the tokens in expert order.
+
+    construct(x_TH, order_M, inverse_T) -> rows_MH
+        rows[i] = x[order[i]], or zeros where order[i] < 0 (padding to a capacity).
+        inverse[t] is the row of token t, negative for a token that no expert takes; only the gradient reads it:
+        dx[t] = drows[inverse[t]], or zeros.
+    x: float32, float16, or bfloat16 where the device has it. order, inverse: int32.
+    Raises TypeError or ValueError that names operator, argument and value for a wrong dtype, rank or length; RuntimeError
+    (kernel check 4) for an index past the last row.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.move = _Move()
+
+    def construct(self, x_TH, order_M, inverse_T):
+        check("ExpertDispatch", x_TH, "x", order_M, "order")
+        check_index("ExpertDispatch", inverse_T, "inverse", x_TH.shape[0], "rows of x")
+        return self.move(x_TH, order_M, inverse_T)
+
+
+class ExpertCombine(nn.Cell):
+    """Gather the experts' rows back into token order, and add the residual while the row is at hand.
+
+    construct(rows_MH, inverse_T, order_M, residual_TH=None) -> out_TH
+        out[t] = residual[t] + rows[inverse[t]]; a token without a row (inverse[t] < 0) is its residual, or zeros.
+        order is read by the gradient only: drows[i] = dout[order[i]], or zeros; dresidual = dout.
+    dtypes and errors as in ExpertDispatch; the residual has the dtype of the rows.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.move = _Move()
+        self.add = _MoveAdd()
+
+    def construct(self, rows_MH, inverse_T, order_M, residual_TH=None):
+        check("ExpertCombine", rows_MH, "rows", inverse_T, "inverse")
+        check_index("ExpertCombine", order_M, "order", rows_MH.shape[0], "rows")
+        if residual_TH is None:
+            return self.move(rows_MH, inverse_T, order_M)
+        check_residual(rows_MH, inverse_T, residual_TH)
+        return self.add(rows_MH, inverse_T, order_M, residual_TH)
+
+
+class RoutingPlan(nn.Cell):
+    """Stable counting sort of expert ids.
+
+    construct(experts_T) -> order_T, inverse_T, offsets_K1, int32: expert k has the sorted rows offsets[k] … offsets[k + 1] - 1.
+    experts: K, at least 1. Raises TypeError or ValueError as above, RuntimeError (kernel check 4) for an id outside 0 … K - 1.
+    Not differentiable; it has no float input.
+    """
+
+    def __init__(self, experts: int):
+        super().__init__()
+        if experts < 1:
+            raise ValueError(f"RoutingPlan: experts={experts} is not allowed; a plan needs at least 1 expert")
+        outputs = {"order": 1, "inverse": 1, "offsets": 1}
+        signature = Signature("RoutingPlan", {"experts": 1}, outputs, attributes={"stored": experts})
+        self.op = device_op(signature, lambda e: (e, e, (experts + 1,)), lambda e: (e, e, e))
+
+    def construct(self, experts_T):
+        check_index("RoutingPlan", experts_T, "experts", None, "")
+        return self.op(experts_T)
+
+
+def _gather():
+    return device_op(DISPATCH, lambda x, i: (i[0], x[1]), lambda x, i: x)
+
+
+class _Move(nn.Cell):
+    """rows of x by `index`; `back` is its inverse, for the gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.gather = _gather()
+
+    def construct(self, x, index, back):
+        return self.gather(x, index)
+
+    def bprop(self, x, index, back, out, dout):
+        return self.gather(dout, back), ops.zeros_like(index), ops.zeros_like(back)
+
+
+class _MoveAdd(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.gather = _gather()
+        self.gather_add = device_op(COMBINE, lambda rows, i, r: r, lambda rows, i, r: rows)
+
+    def construct(self, x, index, back, residual):
+        return self.gather_add(x, index, residual)
+
+    def bprop(self, x, index, back, residual, out, dout):
+        return self.gather(dout, back), ops.zeros_like(index), ops.zeros_like(back), dout
+
+
+@ms.constexpr
+def _refuse_index(operator, name, dtype, shape, length, of):
+    if dtype != ms.int32:
+        raise TypeError(f"{operator}: {name} has dtype {dtype}; it must be int32")
+    if len(shape) != 1:
+        raise ValueError(f"{operator}: {name} has shape {shape}; it must have one axis")
+    if length is not None and shape[0] != length:
+        raise ValueError(f"{operator}: {name} has {shape[0]} entries for {length} {of}; the numbers must agree")
+
+
+@ms.constexpr
+def _refuse_rows(operator, name, dtype, shape):
+    if dtype not in FLOATS:
+        raise TypeError(f"{operator}: {name} has dtype {dtype}; it must be float32, float16 or bfloat16")
+    if len(shape) != 2:
+        raise ValueError(f"{operator}: {name} has shape {shape}; it must have two axes, rows and hidden")
+
+
+@ms.constexpr
+def _refuse_residual(rows, tokens, residual, rows_dtype, residual_dtype):
+    if residual_dtype != rows_dtype:
+        raise TypeError(f"ExpertCombine: residual has dtype {residual_dtype}; it must be that of rows, {rows_dtype}")
+    if residual != (tokens[0], rows[1]):
+        raise ValueError(
+            f"ExpertCombine: residual has shape {residual}; it must be {(tokens[0], rows[1])}, tokens by hidden"
+        )
+
+
+def check(operator, x, x_name, index, index_name):
+    """Refuse rows and index that the kernels cannot take."""
+    _refuse_rows(operator, x_name, x.dtype, x.shape)
+    _refuse_index(operator, index_name, index.dtype, index.shape, None, "")
+
+
+def check_index(operator, index, name, length, of):
+    """Refuse an index of another dtype, rank or length."""
+    _refuse_index(operator, name, index.dtype, index.shape, length, of)
+
+
+def check_residual(rows, index, residual):
+    """Refuse a residual that is not tokens by hidden, in the dtype of the rows."""
+    _refuse_residual(rows.shape, index.shape, residual.shape, rows.dtype, residual.dtype)
+
+
+def dispatch_oracle(x_TH: np.ndarray, order_M: np.ndarray) -> np.ndarray:
+    """ExpertDispatch in NumPy."""
+    return np.where((order_M >= 0)[:, None], x_TH[np.maximum(order_M, 0)], np.zeros((), x_TH.dtype))
+
+
+def combine_oracle(rows_MH: np.ndarray, inverse_T: np.ndarray, residual_TH: np.ndarray | None = None) -> np.ndarray:
+    """ExpertCombine in NumPy, in the precision of its inputs."""
+    moved_TH = dispatch_oracle(rows_MH, inverse_T)
+    return moved_TH if residual_TH is None else np.where((inverse_T >= 0)[:, None], residual_TH + moved_TH, residual_TH)
+
+
+def plan_oracle(experts_T: np.ndarray, experts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """RoutingPlan in NumPy: order, inverse, offsets."""
+    order = np.argsort(experts_T, kind="stable").astype(np.int32)
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order), dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(experts_T, minlength=experts))]).astype(np.int32)
+    return order, inverse, offsets

@@ -1,0 +1,115 @@
+"""Dispatch and combine, forward and backward, against MindSpore's own operators, torch, and a plain copy of the same bytes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
+from pangu_sigma.bench.harness import Row, absent, compare, take_turns
+from pangu_sigma.device import use_cpu
+
+TOKENS, HIDDEN, EXPERTS = 8192, 2560, 16
+CASE = f"dispatch+combine fwd+bwd {TOKENS}x{HIDDEN}"
+
+
+def run(peers: bool) -> list[Row]:
+    """Rows of the bench. peers: with torch, when it is installed."""
+    use_cpu()
+    rng = np.random.default_rng(0)
+    x_TH, dout_TH = (rng.standard_normal((TOKENS, HIDDEN), dtype=np.float32) for _ in range(2))
+    order_T = np.argsort(rng.integers(0, EXPERTS, TOKENS), kind="stable").astype(np.int32)
+    contenders = {
+        "ours": _ours(x_TH, dout_TH, order_T),
+        "MindSpore gather, scatter_nd": _mindspore(x_TH, dout_TH, order_T),
+        "copy of the same bytes, 2 threads": _copies(x_TH),
+    }
+    has_torch = importlib.util.find_spec("torch") is not None
+    if peers and has_torch:
+        contenders["torch index_select, index_add"] = _torch(x_TH, dout_TH, order_T)
+    rows = compare("ops", CASE, take_turns(contenders))
+    if peers and not has_torch:
+        rows.append(absent("ops", CASE, rows[0].ours, "torch index_select, index_add", "ms", rows[0].runs))
+    return rows
+
+
+class _RoundTrip(nn.Cell):
+    """Forward result and gradient of `moves`, with a given gradient of the result; both are outputs, so neither is left out."""
+
+    def __init__(self, moves: nn.Cell):
+        super().__init__()
+        self.moves = moves
+        self.grad = ops.GradOperation(sens_param=True)
+
+    def construct(self, x, indices, dout):
+        return self.moves(x, indices), self.grad(self.moves)(x, indices, dout)
+
+
+class _Ours(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.dispatch, self.combine = ExpertDispatch(), ExpertCombine()
+
+    def construct(self, x, indices):
+        order, inverse = indices
+        return self.combine(self.dispatch(x, order, inverse), inverse, order)
+
+
+class _GatherScatter(nn.Cell):
+    """What one writes without an operator for it; MindSpore derives the gradients."""
+
+    def construct(self, x, indices):
+        order, places = indices
+        return ops.scatter_nd(places, ops.gather(x, order, 0), x.shape)
+
+
+def _graph(
+    moves: nn.Cell, x: np.ndarray, indices: tuple[np.ndarray, np.ndarray], dout: np.ndarray
+) -> Callable[[], Any]:
+    trip, inputs = _RoundTrip(moves), (Tensor(x), (Tensor(indices[0]), Tensor(indices[1])), Tensor(dout))
+
+    def work() -> None:
+        for tensor in trip(*inputs):
+            tensor.asnumpy()  # waits; on the CPU it is a view
+
+    return work
+
+
+def _ours(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
+    inverse_T = np.argsort(order_T).astype(np.int32)
+    return _graph(_Ours(), x_TH, (order_T, inverse_T), dout_TH)
+
+
+def _mindspore(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
+    return _graph(_GatherScatter(), x_TH, (order_T, order_T[:, None]), dout_TH)
+
+
+def _torch(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
+    import torch
+
+    x, dout, order = torch.from_numpy(x_TH), torch.from_numpy(dout_TH), torch.from_numpy(order_T).long()
+
+    def work() -> None:
+        leaf = x.requires_grad_()
+        leaf.grad = None
+        rows = torch.index_select(leaf, 0, order)
+        torch.zeros_like(leaf).index_add(0, order, rows).backward(dout)
+
+    return work
+
+
+def _copies(x_TH: np.ndarray) -> Callable[[], Any]:
+    """Four copies (dispatch, combine and their gradients each read and write every byte once), half of the rows per thread."""
+    targets, half = [np.empty_like(x_TH) for _ in range(4)], TOKENS // 2
+    pool = ThreadPoolExecutor(2)
+
+    def work() -> None:
+        for target in targets:
+            list(pool.map(lambda rows, t=target: np.copyto(t[rows], x_TH[rows]), (slice(half), slice(half, None))))
+
+    return work

@@ -1,0 +1,175 @@
+"""Stand-ins for the CANN libraries, so that MindSpore's Ascend plugin loads on a machine without CANN.
+
+With them `device_target="Ascend"` is accepted and `MS_SIMULATION_LEVEL=0` compiles a whole graph for any number of ranks:
+MindSpore's own passes place the collectives and slice the parameters. Nothing runs and no kernel exists: this checks a plan and
+never a number.
+
+Three things a process that uses it must know: the check for HCCL's Python package has to be off (`GlobalComm.CHECK_ENVS`), it must
+leave through `os._exit`, because unloading the stub crashes, and the compiled graph is the last `*_validate_*.ir` it saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from ascend_ops.library import cache_folder
+
+MINDSPORE_LIB = Path(sysconfig.get_paths()["purelib"]) / "mindspore" / "lib"
+
+_LIBRARIES = [
+    "libge_runner",
+    "libgraph",
+    "libascendcl",
+    "libmsprofiler",
+    "libhccl",
+    "libruntime",
+    "libplatform",
+    "libc_sec",
+    "libnnopbase",
+    "libascend_hal",
+    "libprofapi",
+    "libregister",
+    "libmmpa",
+    "libascendalog",
+    "libatb",
+    "libacl_op_compiler",
+    "libacl_tdt_channel",
+]
+"""Libraries that the plugin asks the loader for."""
+
+_LOOKED_UP = re.compile(r"(acl\w*|hal[A-Z]\w+|Hccl\w+|Hcom\w+)")
+"""Names that the plugin looks up with dlsym when it loads."""
+
+_STATUS_FACTORY = """
+#include <cstdint>
+#include <map>
+#include <string>
+extern "C" const char *aclrtGetSocName() { return "Ascend910A"; }
+namespace ge {  // used by inline code at load time, so it needs a real map, of the old C++ ABI that CANN is built with
+struct StatusFactory { static StatusFactory *Instance(); };
+StatusFactory *StatusFactory::Instance() {
+  static std::map<uint32_t, std::string> errors;
+  return reinterpret_cast<StatusFactory *>(&errors);
+}
+}
+"""
+_DEFINED_THERE = {"aclrtGetSocName", "_ZN2ge13StatusFactory8InstanceEv"}
+
+
+def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
+    """Environment of a process that compiles for `ranks` Ascend ranks, as rank `rank`. Builds the stand-ins on first use."""
+    root = build_cann_stub()
+    lib64 = root / "cann" / "lib64"
+    paths = [lib64, MINDSPORE_LIB, MINDSPORE_LIB / "plugin", MINDSPORE_LIB / "plugin" / "ascend"]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(map(str, paths)),
+        "ASCEND_OPP_PATH": str(root / "cann" / "opp"),
+        "MS_SIMULATION_LEVEL": "0",
+        "RANK_SIZE": str(ranks),
+        "RANK_ID": str(rank),
+        "GLOG_v": "3",
+    }
+
+
+def build_cann_stub() -> Path:
+    """Folder that holds `cann/lib64`; built with g++ in seconds, once for each MindSpore version."""
+    version = (MINDSPORE_LIB.parent / "version.py").read_bytes()
+    digest = hashlib.sha256(Path(__file__).read_bytes() + version).hexdigest()[:16]
+    target = cache_folder() / f"cann_stub_{digest}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            root = Path(temporary) / target.name
+            _build(root)
+            root.rename(target)
+    return target
+
+
+def _build(root: Path) -> None:
+    lib64, work = root / "cann" / "lib64", root / "build"
+    (lib64 / "driver").mkdir(parents=True)
+    (root / "cann" / "opp").mkdir()
+    acl = root / "cann" / "include" / "acl"
+    acl.mkdir(parents=True)
+    (acl / "acl_base.h").write_text("#include <cstdint>\n")  # all that MindSpore's glue for aclnn operators needs of it
+    work.mkdir()
+    plugin = _plugin_libraries()
+    linked = _missing_symbols(plugin)
+    looked_up = _looked_up_names(plugin) - set(linked) - _DEFINED_THERE
+    (work / "linked.c").write_text(_linked_source(linked))
+    (work / "late.c").write_text("".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(looked_up)))
+    (work / "status.cc").write_text(_STATUS_FACTORY)
+    (work / "empty.c").write_text("")
+    _run(work, "gcc", "-w", "-c", "-fPIC", "linked.c", "late.c", "empty.c")
+    _run(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc")
+    objects = {"libascendcl": ["linked.o", "late.o", "status.o"]}
+    for name in ("libacl_op_compiler", "libacl_tdt_channel", "libmsprofiler", "driver/libascend_hal"):
+        objects[name] = ["late.o"]
+    for name in [*_LIBRARIES, "driver/libascend_hal"]:
+        soname = f"{Path(name).name}.so"
+        _run(
+            work, "g++", "-shared", "-o", f"{lib64}/{name}.so", *objects.get(name, ["empty.o"]), f"-Wl,-soname,{soname}"
+        )
+
+
+def _plugin_libraries() -> list[str]:
+    plugin = MINDSPORE_LIB / "plugin"
+    parts = sorted((plugin / "ascend").rglob("*.so*"))
+    return [str(path) for path in [*parts, plugin / "libmindspore_ascend.so.2", plugin / "libmindspore_ops_ascend.so"]]
+
+
+def _missing_symbols(libraries: list[str]) -> list[str]:
+    """What the plugin needs and neither MindSpore, Python nor the system has."""
+    known: set[str] = set()
+    system = Path("/lib/x86_64-linux-gnu").glob("lib*.so*")
+    for library in [*MINDSPORE_LIB.glob("*.so*"), *MINDSPORE_LIB.parent.glob("*.so"), *system, *libraries]:
+        known.update(line[-1].split("@")[0] for line in _symbols(str(library), "--defined-only"))
+    needed = set()
+    for library in libraries:
+        for kind, name in (line[-2:] for line in _symbols(library, "--undefined-only")):
+            foreign = "@" not in name and not name.startswith(("Py", "_Py"))
+            if kind not in "wv" and foreign and name not in known:
+                needed.add(name)
+    return sorted(needed)
+
+
+def _symbols(library: str, which: str) -> list[list[str]]:
+    listing = subprocess.run(["nm", "-D", which, library], capture_output=True, text=True).stdout
+    return [line.split() for line in listing.splitlines() if line.strip()]
+
+
+def _looked_up_names(libraries: list[str]) -> set[str]:
+    found: set[str] = set()
+    for library in libraries:
+        text = subprocess.run(["strings", "-n", "5", library], capture_output=True, text=True).stdout
+        found.update(word for word in text.splitlines() if _LOOKED_UP.fullmatch(word))
+    return found
+
+
+def _linked_source(names: list[str]) -> str:
+    """One C function a symbol; a constructor zeroes its object, since most classes of ge hold one shared pointer."""
+    listing = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout
+    lines = ["#include <string.h>"]
+    for name, plain in zip(names, listing.splitlines(), strict=True):
+        constructor = re.match(r"ge::(\w+)::(\w+)\(", plain)
+        if name in _DEFINED_THERE:
+            continue
+        if constructor and constructor.group(1) == constructor.group(2):
+            size = 24 if constructor.group(1) == "Operator" else 16
+            lines.append(f"long {name}(void *self) {{ memset(self, 0, {size}); return (long)self; }}")
+        else:
+            lines.append(f"long {name}(void) {{ return 0; }}")
+    return "\n".join(lines) + "\n"
+
+
+def _run(folder: Path, *command: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"building the CANN stand-ins: {' '.join(command[:3])} … failed:\n{done.stderr}")
