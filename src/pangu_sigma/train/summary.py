@@ -7,20 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.run_folder import RunFolder
-from pangu_sigma.train.metrics import load_max_over_mean, read_metrics
+from pangu_sigma.train.metrics import FILE, load_max_over_mean, read_metrics
 from pangu_sigma.train.report import expert_load, write_report
+from pangu_sigma.train.run_folder import RunFolder
 
 
 def summarise(path: Path) -> dict[str, Any]:
     """Losses (held-out nats per token) before and after, by domain, beside the unigram entropy; tokens/s; expert load max/mean.
 
-    Raises FileNotFoundError or ValueError when the run has not trained yet.
+    Raises ConfigError when the run has not reached its first checkpoint.
     """
     run = RunFolder.open(path)
-    lines = read_metrics(path)
+    lines = read_metrics(path) if (path / FILE).exists() else []
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    if not evaluations or not (run.checkpoints / "LATEST").exists():
+        raise ConfigError(
+            f"{path} has no checkpoint and no losses to report yet; train it first, or wait for its first checkpoint"
+        )
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     load_NK = expert_load([line for line in lines if line["kind"] == "load"])
     manifest = load_manifest(Path(run.config.data.path))
