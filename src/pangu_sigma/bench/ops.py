@@ -38,7 +38,7 @@ def run(peers: bool) -> list[Row]:
     return rows
 
 
-class _RoundTrip(nn.Cell):
+class RoundTrip(nn.Cell):
     """Forward result and gradient of `moves`, with a given gradient of the result; both are outputs, so neither is left out."""
 
     def __init__(self, moves: nn.Cell):
@@ -50,7 +50,9 @@ class _RoundTrip(nn.Cell):
         return self.moves(x, indices), self.grad(self.moves)(x, indices, dout)
 
 
-class _Ours(nn.Cell):
+class Ours(nn.Cell):
+    """Our operators."""
+
     def __init__(self):
         super().__init__()
         self.dispatch, self.combine = ExpertDispatch(), ExpertCombine()
@@ -60,7 +62,7 @@ class _Ours(nn.Cell):
         return self.combine(self.dispatch(x, order, inverse), inverse, order)
 
 
-class _GatherScatter(nn.Cell):
+class GatherScatter(nn.Cell):
     """What one writes without an operator for it; MindSpore derives the gradients."""
 
     def construct(self, x, indices):
@@ -71,7 +73,7 @@ class _GatherScatter(nn.Cell):
 def _graph(
     moves: nn.Cell, x: np.ndarray, indices: tuple[np.ndarray, np.ndarray], dout: np.ndarray
 ) -> Callable[[], Any]:
-    trip, inputs = _RoundTrip(moves), (Tensor(x), (Tensor(indices[0]), Tensor(indices[1])), Tensor(dout))
+    trip, inputs = RoundTrip(moves), (Tensor(x), (Tensor(indices[0]), Tensor(indices[1])), Tensor(dout))
 
     def work() -> None:
         for tensor in trip(*inputs):
@@ -82,11 +84,11 @@ def _graph(
 
 def _ours(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
     inverse_T = np.argsort(order_T).astype(np.int32)
-    return _graph(_Ours(), x_TH, (order_T, inverse_T), dout_TH)
+    return _graph(Ours(), x_TH, (order_T, inverse_T), dout_TH)
 
 
 def _mindspore(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
-    return _graph(_GatherScatter(), x_TH, (order_T, order_T[:, None]), dout_TH)
+    return _graph(GatherScatter(), x_TH, (order_T, order_T[:, None]), dout_TH)
 
 
 def _torch(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:

@@ -1,0 +1,31 @@
+"""The contenders of `bench ops` do the same work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pangu_sigma.bench import ops
+
+
+def test_ours_and_mindspore_round_trips_agree(graph_mode: None):
+    import mindspore as ms
+
+    rng = np.random.default_rng(0)
+    x, dout = (rng.standard_normal((40, 8)).astype(np.float32) for _ in range(2))
+    order = rng.permutation(40).astype(np.int32)
+    inverse = np.argsort(order).astype(np.int32)
+    tensors = ms.Tensor(x), ms.Tensor(dout)
+    ours = ops.RoundTrip(ops.Ours())(tensors[0], (ms.Tensor(order), ms.Tensor(inverse)), tensors[1])
+    theirs = ops.RoundTrip(ops.GatherScatter())(tensors[0], (ms.Tensor(order), ms.Tensor(order[:, None])), tensors[1])
+    for mine, peer, expected in zip(ours, theirs, (x, dout), strict=True):
+        assert np.array_equal(mine.asnumpy(), expected)
+        assert np.array_equal(peer.asnumpy(), expected)
+
+
+def test_rows_have_every_field(graph_mode: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ops, "TOKENS", 64)
+    monkeypatch.setattr(ops, "HIDDEN", 32)
+    rows = [row.as_dict() for row in ops.run(peers=False)]
+    assert [row["peer"] for row in rows] == ["MindSpore gather, scatter_nd", "copy of the same bytes, 2 threads"]
+    assert all(row["ratio"] > 0 and row["runs"] >= 9 and row["unit"] == "ms" for row in rows)
