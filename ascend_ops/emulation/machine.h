@@ -50,7 +50,7 @@ struct QueueSlot {
 };
 
 // A tensor in GM as the kernel's caller sees it. An allocation is always whole 32 B blocks (aclrtMalloc documents it, also for
-// pools): a tensor smaller than one block may be accessed as that block, a larger one not one byte past its end.
+// pools): 910A may access a tensor smaller than one block as that block, and any other not one byte past its end.
 struct GmBuffer {
   std::vector<uint8_t> memory;
   std::vector<uint16_t> writer, reader;  // 1 + the block that touched the byte, 0: nobody
@@ -113,20 +113,22 @@ inline void TouchGm(const void *address, size_t bytes, bool write, bool scalar, 
   if (found == world.gm.begin()) Fail("range", std::string(what) + " before every GM buffer");
   GmBuffer &buffer = *(--found)->second;
   const size_t offset = first - buffer.memory.data();
-  const size_t end = buffer.size < 32 && !scalar ? 32 : buffer.size;
+  const size_t end = IS_910A && buffer.size < 32 && !scalar ? 32 : buffer.size;
   if (offset + bytes > end) {
     Fail("range", std::string(what) + " of " + std::to_string(bytes) + " B at byte " + std::to_string(offset) + " of a GM buffer of " +
                       std::to_string(buffer.size) + " B");
   }
   const auto me = static_cast<uint16_t>(world.block + 1);
+  int64_t crossed = 0;  // what the scalar unit has read once is in its data cache
   for (size_t i = offset; i < offset + bytes; ++i) {
     const uint16_t writer = buffer.writer[i], reader = buffer.reader[i];
     if (writer && writer != me) Fail("cores", std::string(what) + ": byte also written by block " + std::to_string(writer - 1));
     if (write && reader && reader != me) Fail("cores", std::string(what) + ": byte also read by block " + std::to_string(reader - 1));
     if (!write && writer == me) Fail("sync", std::string(what) + " reads GM that this block has written");
+    if (!scalar || reader != me) ++crossed;
     (write ? buffer.writer : buffer.reader)[i] = me;
   }
-  world.transfers.push_back({write, scalar, static_cast<int64_t>(bytes)});
+  world.transfers.push_back({write, scalar, crossed});
 }
 
 // A new instruction of a pipe. Every engine but the vector unit finishes one instruction before the next touches memory.

@@ -30,7 +30,7 @@ class MoveRows {
       for (uint32_t i = 0; i < n;) {
         const bool padding = indices.At(i) < 0;
         uint32_t run = 1;
-        while (run < t.groupRows && i + run < n && (indices.At(i + run) < 0) == padding) ++run;
+        while ((padding || run < t.groupRows) && i + run < n && (indices.At(i + run) < 0) == padding) ++run;
         const uint64_t at = static_cast<uint64_t>(first + i) * t.cols;
         if (padding) {
           StoreZeros(at, static_cast<uint64_t>(run) * t.cols);
