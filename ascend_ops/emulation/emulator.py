@@ -30,23 +30,25 @@ class KernelError(Exception):
     """A kernel broke a rule of the hardware; the text begins with the rule in brackets (machine.h lists them)."""
 
 
-def compile_emulator(chip: str, dtype: str, project: Path = PROJECT) -> Path:
-    """Shared library with the kernels of `project` for a chip ("910A", "910B") and dtype; kept in PANGU_SIGMA_CACHE.
+def compile_emulator(chip: str, dtype: str, project: Path = PROJECT, cache_folder: Path | None = None) -> Path:
+    """Shared library with the kernels of `project` for a chip ("910A", "910B") and dtype.
 
+    It is kept in cache_folder, by default the folder PANGU_SIGMA_CACHE names (~/.cache/pangu_sigma).
     Raises CompileError with the compiler's message: also what a chip lacks does not compile.
     """
     sources = [path for folder in FOLDERS for path in sorted((project / folder).glob("*.[hc]*"))]
     digest = hashlib.sha256(f"{chip} {dtype}".encode())
     for path in sources:
         digest.update(path.name.encode() + path.read_bytes())
-    cached = Path(os.environ.get("PANGU_SIGMA_CACHE", Path.home() / ".cache" / "pangu_sigma"))
-    target = cached / f"emulator_{digest.hexdigest()[:16]}.so"
+    if cache_folder is None:
+        cache_folder = Path(os.environ.get("PANGU_SIGMA_CACHE", Path.home() / ".cache" / "pangu_sigma"))
+    target = cache_folder / f"emulator_{digest.hexdigest()[:16]}.so"
     if target.exists():
         return target
-    cached.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cached) as folder:
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
         built = Path(folder) / target.name
-        command = ["g++", "-std=c++17", "-O2", "-Wall", "-shared", "-fPIC", f"-I{project / 'emulation'}"]
+        command = ["g++", "-std=c++17", "-O1", "-Wall", "-shared", "-fPIC", f"-I{project / 'emulation'}"]
         command += [f"-D__NPU_ARCH__={CHIPS[chip][0]}", f"-DDTYPE={DTYPES[dtype][0]}"]
         command += [str(project / "emulation" / "harness.cpp"), "-o", str(built)]
         try:
@@ -67,11 +69,11 @@ class Emulator:
     After a call: `blocks` launched, and `transfers(kind)`.
     """
 
-    def __init__(self, chip: str, dtype: str, project: Path = PROJECT):
+    def __init__(self, chip: str, dtype: str, library: Path | None = None):
         self.chip, self.dtype = chip, dtype
         self.numpy_dtype: Any = DTYPES[dtype][1]
         self.blocks = 0
-        self.library = ctypes.CDLL(str(compile_emulator(chip, dtype, project)))
+        self.library = ctypes.CDLL(str(library or compile_emulator(chip, dtype)))
         self.library.run.restype = ctypes.c_char_p
         self.library.transfers.restype = ctypes.c_int64
 
@@ -113,9 +115,16 @@ class Emulator:
         return int(sum(self.transfers(kind).sum() for kind in ("load", "store", "scalar")))
 
     def traffic(
-        self, source_rows: int, rows: int, hidden: int, *, residual: bool = False, read: int | None = None, cores: int | None = None
+        self,
+        source_rows: int,
+        rows: int,
+        hidden: int,
+        *,
+        residual: bool = False,
+        read: int | None = None,
+        cores: int | None = None,
     ) -> tuple[int, int]:
-        """(bytes moved, fewest possible) of a row operator by the tiling arithmetic; `read` rows have an index that is not negative."""
+        """(bytes moved, fewest possible) of a row operator by the tiling; `read` rows have an index that is not negative."""
         moved, minimum = ctypes.c_int64(), ctypes.c_int64()
         self.library.rows_traffic(
             ctypes.c_int(cores or CHIPS[self.chip][1]),
@@ -144,9 +153,7 @@ class Emulator:
         self._run(op, arrays, (len(source), len(index), source.shape[1]), cores, reverse)
         return out
 
-    def _run(
-        self, op: str, arrays: list[Any], sizes: tuple[int, ...], cores: int | None, reverse: bool
-    ) -> None:
+    def _run(self, op: str, arrays: list[Any], sizes: tuple[int, ...], cores: int | None, reverse: bool) -> None:
         blocks = ctypes.c_int64()
         broken = self.library.run(
             op.encode(),
@@ -167,7 +174,9 @@ def _emulator(chip: str, dtype: str) -> Emulator:
 
 
 def bytes_ratio(rows: int, hidden: int, dtype: str = "float16", chip: str = "910B", residual: bool = False) -> float:
-    """Bytes a device moves for one dispatch (with residual: combine) of `rows` rows ÷ the fewest possible: 1.0 is every row read once
-    and written once. From the tiling that is shipped; the tests hold it against what the emulation counted."""
+    """Bytes a device moves for one dispatch (with residual: combine) of `rows` rows ÷ the fewest possible.
+
+    1.0 is every row read once and written once. From the shipped tiling; tests hold it against what the emulation counted.
+    """
     moved, minimum = _emulator(chip, dtype).traffic(rows, rows, hidden, residual=residual)
     return moved / minimum

@@ -14,7 +14,9 @@ Chip ChipOf(uint32_t cores) {
   return emulation::IS_910A ? Chip{cores, 262144, false} : Chip{cores, 196608, true};
 }
 
-bool IsBfloat16() { return std::is_same<DTYPE, bfloat16_t>::value; }
+bool IsBfloat16() {
+  return std::is_same<DTYPE, bfloat16_t>::value;
+}
 
 // Tensors are copied into guarded buffers: every access outside them is an error.
 uint8_t *In(const void *data, size_t bytes) {
@@ -53,7 +55,8 @@ void RunPlan(uint32_t cores, bool reversed, void **data, const int64_t *sizes, i
   ascend_ops_host::TilePlan(ChipOf(cores), tokens, experts, &t);
   uint8_t *ids = In(data[0], tokens * 4), *order = emulation::GmAllocate(tokens * 4), *inverse = emulation::GmAllocate(tokens * 4);
   uint8_t *offsets = emulation::GmAllocate((experts + 1) * 4);
-  emulation::Launch(t.cores, reversed, [&] { routing_plan(ids, order, inverse, offsets, nullptr, reinterpret_cast<uint8_t *>(&t)); });
+  emulation::Launch(t.cores, reversed,
+                    [&] { routing_plan(ids, order, inverse, offsets, nullptr, reinterpret_cast<uint8_t *>(&t)); });
   Out(data[1], order, tokens * 4);
   Out(data[2], inverse, tokens * 4);
   Out(data[3], offsets, (experts + 1) * 4);

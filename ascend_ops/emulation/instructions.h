@@ -49,12 +49,14 @@ inline void DataCopy(const GlobalTensor<T> &to, const LocalTensor<T> &from, uint
 template <typename T>
 inline uint32_t CheckPadParameters(const DataCopyExtParams &p) {
   static_assert(!emulation::IS_910A || sizeof(T) == 0, "910A has no DataCopyPad");
-  emulation::Check(p.blockCount <= 4095 && p.blockLen <= 2097151 && p.blockLen % sizeof(T) == 0, "length", "DataCopyPad parameters");
+  emulation::Check(p.blockCount <= 4095 && p.blockLen <= 2097151 && p.blockLen % sizeof(T) == 0, "length",
+                   "DataCopyPad parameters");
   return (p.blockLen + 31) / 32 * 32;
 }
 
 template <typename T>
-inline void DataCopyPad(const LocalTensor<T> &to, const GlobalTensor<T> &from, const DataCopyExtParams &p, const DataCopyPadExtParams<T> &pad) {
+inline void DataCopyPad(const LocalTensor<T> &to, const GlobalTensor<T> &from, const DataCopyExtParams &p,
+                        const DataCopyPadExtParams<T> &pad) {
   const uint32_t padded = CheckPadParameters<T>(p);
   emulation::Check(!pad.isPad, "length", "the emulation has no padding values");
   CheckAligned(to.data);
@@ -97,7 +99,8 @@ inline void DataCopyPad(const GlobalTensor<T> &to, const LocalTensor<T> &from, c
 
 template <typename D, typename F, typename... S>
 inline void Vector(const LocalTensor<D> &to, uint32_t count, F value, const LocalTensor<S> &...from) {
-  emulation::Check(count <= to.count && (true && ... && (count <= from.count)), "range", "vector instruction outside a LocalTensor");
+  emulation::Check(count <= to.count && (true && ... && (count <= from.count)), "range",
+                   "vector instruction outside a LocalTensor");
   CheckAligned(to.data);
   (CheckAligned(from.data), ...);
   const uint32_t seq = emulation::Issue(PIPE_V);

@@ -34,8 +34,8 @@ struct Error : std::runtime_error {
 };
 
 struct ChipLimits {
-  uint32_t ubBytes;       // what a kernel may use: 256 B (910B) and 8 KB of API temporaries are not ours
-  int queueBuffers;       // event ids, and so queue buffers, of one position
+  uint32_t ubBytes;  // what a kernel may use: 256 B (910B) and 8 KB of API temporaries are not ours
+  int queueBuffers;  // event ids, and so queue buffers, of one position
 };
 constexpr bool IS_910A = __NPU_ARCH__ == 1001;
 constexpr ChipLimits CHIP = IS_910A ? ChipLimits{262144 - 8192, 4} : ChipLimits{196608 - 256 - 8192, 8};
@@ -50,7 +50,7 @@ struct QueueSlot {
 };
 
 // A tensor in GM as the kernel's caller sees it. An allocation is always whole 32 B blocks (aclrtMalloc documents it, also for
-// pools): a tensor smaller than one block may be accessed as that block, a larger one not one byte past its end.
+// pools): 910A may access a tensor smaller than one block as that block, and any other not one byte past its end.
 struct GmBuffer {
   std::vector<uint8_t> memory;
   std::vector<uint16_t> writer, reader;  // 1 + the block that touched the byte, 0: nobody
@@ -65,13 +65,13 @@ struct Transfer {
 
 struct Core {
   std::vector<uint8_t> ub;
-  std::vector<int8_t> writerPipe;                 // of every UB byte, -1: never written
+  std::vector<int8_t> writerPipe;  // of every UB byte, -1: never written
   std::vector<uint32_t> writerSeq;
   std::array<std::vector<uint32_t>, PIPES> readSeq;
-  uint32_t dirty{0};                              // UB bytes handed out in this block
+  uint32_t dirty{0};  // UB bytes handed out in this block
   std::array<uint32_t, PIPES> seq{};
   std::array<Clock, PIPES> known{};
-  std::map<std::pair<int, int>, Clock> flags;     // (event, id) -> what the setting pipe had done
+  std::map<std::pair<int, int>, Clock> flags;  // (event, id) -> what the setting pipe had done
   std::vector<std::shared_ptr<std::vector<QueueSlot>>> queues;
 };
 
@@ -113,20 +113,23 @@ inline void TouchGm(const void *address, size_t bytes, bool write, bool scalar, 
   if (found == world.gm.begin()) Fail("range", std::string(what) + " before every GM buffer");
   GmBuffer &buffer = *(--found)->second;
   const size_t offset = first - buffer.memory.data();
-  const size_t end = buffer.size < 32 && !scalar ? 32 : buffer.size;
+  const size_t end = IS_910A && buffer.size < 32 && !scalar ? 32 : buffer.size;
   if (offset + bytes > end) {
-    Fail("range", std::string(what) + " of " + std::to_string(bytes) + " B at byte " + std::to_string(offset) + " of a GM buffer of " +
-                      std::to_string(buffer.size) + " B");
+    Fail("range", std::string(what) + " of " + std::to_string(bytes) + " B at byte " + std::to_string(offset) +
+                      " of a GM buffer of " + std::to_string(buffer.size) + " B");
   }
   const auto me = static_cast<uint16_t>(world.block + 1);
+  int64_t crossed = 0;  // what the scalar unit has read once is in its data cache
   for (size_t i = offset; i < offset + bytes; ++i) {
     const uint16_t writer = buffer.writer[i], reader = buffer.reader[i];
     if (writer && writer != me) Fail("cores", std::string(what) + ": byte also written by block " + std::to_string(writer - 1));
-    if (write && reader && reader != me) Fail("cores", std::string(what) + ": byte also read by block " + std::to_string(reader - 1));
+    if (write && reader && reader != me)
+      Fail("cores", std::string(what) + ": byte also read by block " + std::to_string(reader - 1));
     if (!write && writer == me) Fail("sync", std::string(what) + " reads GM that this block has written");
+    if (!scalar || reader != me) ++crossed;
     (write ? buffer.writer : buffer.reader)[i] = me;
   }
-  world.transfers.push_back({write, scalar, static_cast<int64_t>(bytes)});
+  world.transfers.push_back({write, scalar, crossed});
 }
 
 // A new instruction of a pipe. Every engine but the vector unit finishes one instruction before the next touches memory.
@@ -137,7 +140,9 @@ inline uint32_t Issue(int pipe) {
   return seq;
 }
 
-inline size_t UbOffset(const void *address) { return static_cast<const uint8_t *>(address) - TheWorld().core.ub.data(); }
+inline size_t UbOffset(const void *address) {
+  return static_cast<const uint8_t *>(address) - TheWorld().core.ub.data();
+}
 
 inline void TouchUb(int pipe, uint32_t seq, const void *address, size_t bytes, bool write) {
   static const char *names[] = {"S", "V", "MTE2", "MTE3"};
@@ -157,7 +162,8 @@ inline void TouchUb(int pipe, uint32_t seq, const void *address, size_t bytes, b
       for (int other = 0; other < PIPES; ++other) {
         const uint32_t read = core.readSeq[other][i];
         if (read > known[other] && !(other == pipe && read == seq)) {
-          Fail(other == pipe ? "barrier" : "sync", std::string(names[pipe]) + " writes what " + names[other] + " may still be reading");
+          Fail(other == pipe ? "barrier" : "sync",
+               std::string(names[pipe]) + " writes what " + names[other] + " may still be reading");
         }
       }
       core.writerPipe[i] = static_cast<int8_t>(pipe);

@@ -25,8 +25,12 @@ namespace AscendC {
 enum class TPosition { GM, VECIN, VECOUT, VECCALC };
 enum class HardEvent { MTE2_V, V_MTE2, MTE3_V, V_MTE3, MTE2_S, S_MTE2, V_S, S_V, MTE3_S, S_MTE3, MTE2_MTE3, MTE3_MTE2 };
 
-inline int64_t GetBlockIdx() { return emulation::TheWorld().block; }
-inline int64_t GetBlockNum() { return emulation::TheWorld().blocks; }
+inline int64_t GetBlockIdx() {
+  return emulation::TheWorld().block;
+}
+inline int64_t GetBlockNum() {
+  return emulation::TheWorld().blocks;
+}
 
 constexpr int EVENT_PIPES[][2] = {{2, 1}, {1, 2}, {3, 1}, {1, 3}, {2, 0}, {0, 2}, {1, 0}, {0, 1}, {3, 0}, {0, 3}, {2, 3}, {3, 2}};
 
@@ -65,7 +69,8 @@ class LocalTensor {
 
  public:
   LocalTensor() = default;
-  LocalTensor(T *data, uint32_t count, const void *owner = nullptr, int slot = -1) : data(data), count(count), owner(owner), slot(slot) {}
+  LocalTensor(T *data, uint32_t count, const void *owner = nullptr, int slot = -1)
+      : data(data), count(count), owner(owner), slot(slot) {}
   LocalTensor operator[](uint32_t offset) const {
     emulation::Check(offset <= count, "range", "offset outside a LocalTensor");
     return LocalTensor(data + offset, count - offset, owner, slot);
@@ -239,5 +244,7 @@ class TPipe {
   int queueBuffers[2] = {0, 0};
 };
 
-inline TPipe *GetTPipePtr() { return TPipe::Current(); }
+inline TPipe *GetTPipePtr() {
+  return TPipe::Current();
+}
 }  // namespace AscendC

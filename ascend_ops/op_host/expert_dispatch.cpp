@@ -1,8 +1,11 @@
-// Host side of ExpertDispatch: prototype, shape and dtype inference, tiling. The semantics are told in op_kernel/expert_dispatch.cpp.
+// Host side of ExpertDispatch: prototype, shape and dtype inference, tiling. The semantics are told in
+// op_kernel/expert_dispatch.cpp.
 #include "operator.h"
 
 namespace optiling {
-static ge::graphStatus TileExpertDispatch(gert::TilingContext *context) { return ascend_ops_host::TileRowOperator(context, nullptr); }
+static ge::graphStatus TileExpertDispatch(gert::TilingContext *context) {
+  return ascend_ops_host::TileRowOperator(context, nullptr);
+}
 }  // namespace optiling
 
 namespace ops {

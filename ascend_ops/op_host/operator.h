@@ -1,4 +1,5 @@
-// What the host sides of the operators share: the chip as the tiling sees it, shape inference by dimensions, and the dtypes of a chip.
+// What the host sides of the operators share: the chip as the tiling sees it, shape inference by dimensions, and the dtypes of a
+// chip.
 #ifndef ASCEND_OPS_OPERATOR_H
 #define ASCEND_OPS_OPERATOR_H
 #include <string>
@@ -67,8 +68,12 @@ inline std::vector<ge::DataType> RowTypes(bool bfloat16) {
   return types;
 }
 
-inline std::vector<ge::DataType> IndexTypes(bool bfloat16) { return std::vector<ge::DataType>(RowTypes(bfloat16).size(), ge::DT_INT32); }
+inline std::vector<ge::DataType> IndexTypes(bool bfloat16) {
+  return std::vector<ge::DataType>(RowTypes(bfloat16).size(), ge::DT_INT32);
+}
 
-inline std::vector<ge::Format> Formats(bool bfloat16) { return std::vector<ge::Format>(RowTypes(bfloat16).size(), ge::FORMAT_ND); }
+inline std::vector<ge::Format> Formats(bool bfloat16) {
+  return std::vector<ge::Format>(RowTypes(bfloat16).size(), ge::FORMAT_ND);
+}
 }  // namespace ascend_ops_host
 #endif

@@ -9,8 +9,8 @@ static ge::graphStatus TileRoutingPlan(gert::TilingContext *context) {
   if (stored == nullptr || *stored < 1 || *stored > ascend_ops_host::MOST_EXPERTS) return ge::GRAPH_FAILED;
   auto *tiling = context->GetTilingData<PlanTilingData>();
   if (tiling == nullptr) return ge::GRAPH_FAILED;
-  ascend_ops_host::TilePlan(ascend_ops_host::ReadChip(context), static_cast<uint32_t>(experts.GetDim(0)), static_cast<uint32_t>(*stored),
-                            tiling);
+  ascend_ops_host::TilePlan(ascend_ops_host::ReadChip(context), static_cast<uint32_t>(experts.GetDim(0)),
+                            static_cast<uint32_t>(*stored), tiling);
   return ascend_ops_host::Launch(context, tiling->cores);
 }
 }  // namespace optiling

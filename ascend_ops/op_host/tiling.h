@@ -1,4 +1,5 @@
-// Tiling arithmetic: how rows are divided over cores and UB buffers. No CANN header, so that host tests run exactly what is shipped.
+// Tiling arithmetic: how rows are divided over cores and UB buffers. No CANN header, so that host tests run exactly what is
+// shipped.
 #ifndef ASCEND_OPS_TILING_H
 #define ASCEND_OPS_TILING_H
 #include <algorithm>
@@ -24,9 +25,15 @@ constexpr uint32_t MOST_EXPERTS = 4096;
 constexpr uint32_t ID_TILE = 2048;
 constexpr uint32_t WINDOW_TILE = 8192;
 
-inline uint64_t CeilDiv(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
-inline uint64_t AlignUp(uint64_t a, uint64_t b) { return CeilDiv(a, b) * b; }
-inline uint64_t AlignDown(uint64_t a, uint64_t b) { return a / b * b; }
+inline uint64_t CeilDiv(uint64_t a, uint64_t b) {
+  return (a + b - 1) / b;
+}
+inline uint64_t AlignUp(uint64_t a, uint64_t b) {
+  return CeilDiv(a, b) * b;
+}
+inline uint64_t AlignDown(uint64_t a, uint64_t b) {
+  return a / b * b;
+}
 
 // Columns of one UB buffer and rows of one group.
 // buffers: of `capacity` bytes each, at most. tiny: 910A rows shorter than a block, which are flat there (tiny_rows.h).
@@ -66,7 +73,9 @@ inline void TileRows(const Chip &chip, uint32_t sourceRows, uint32_t rows, uint3
 
   const uint32_t mostRows = t->cores == 1 ? rows : t->rowsPerCore;
   t->castTile = hasResidual && isBfloat16 ? CAST_ELEMENTS : 0;
-  t->zeroTile = hasResidual ? 0 : static_cast<uint32_t>(std::min<uint64_t>(ZERO_BYTES / elementBytes, AlignUp(uint64_t(mostRows) * cols, lane)));
+  t->zeroTile =
+      hasResidual ? 0
+                  : static_cast<uint32_t>(std::min<uint64_t>(ZERO_BYTES / elementBytes, AlignUp(uint64_t(mostRows) * cols, lane)));
   const uint64_t fixedBytes = RESERVED_BYTES + MOST_INDICES * 4 + t->zeroTile * uint64_t(elementBytes) + t->castTile * uint64_t(8);
   const uint32_t buffers = hasResidual ? 6 : 2;  // double-buffered: source, residual and sum; or one queue through which rows pass
   const uint64_t capacity = std::min(MOST_BYTES, AlignDown((chip.ubBytes - fixedBytes) / buffers, BLOCK_BYTES));

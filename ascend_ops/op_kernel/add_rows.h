@@ -9,7 +9,8 @@ namespace ascend_ops {
 template <typename T>
 class AddRows {
  public:
-  __aicore__ inline void Init(GM_ADDR source, GM_ADDR index, GM_ADDR residual, GM_ADDR out, const RowsTilingData &tiling, TPipe *pipe) {
+  __aicore__ inline void Init(GM_ADDR source, GM_ADDR index, GM_ADDR residual, GM_ADDR out, const RowsTilingData &tiling,
+                              TPipe *pipe) {
     t = tiling;
     const uint32_t begin = CoreBegin(t.rowsPerCore);
     rows = CoreCount(t.rows, t.rowsPerCore, t.cores);

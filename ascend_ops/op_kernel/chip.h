@@ -1,9 +1,10 @@
 // Transfers that hide what differs between the chips, and flags.
 //
-// 910B and 910_93 have DataCopyPad, which moves any number of bytes. 910A moves whole 32 B blocks only, and a block that reaches past
-// the end of a row belongs to another row, perhaps of another core. So on 910A the last block of a piece is moved shifted back, to end
-// where the piece ends: its first bytes are moved twice, with the same value, and no other byte is touched. GM addresses need no
-// alignment; in the UB the shifted block has a place of its own, so that a piece takes the same room on every chip.
+// 910B and 910_93 have DataCopyPad, which moves any number of bytes. 910A moves whole 32 B blocks only, and a block that reaches
+// past the end of a row belongs to another row, perhaps of another core. So on 910A the last block of a piece is moved shifted
+// back, to end where the piece ends: its first bytes are moved twice, with the same value, and no other byte is touched. GM
+// addresses need no alignment; in the UB the shifted block has a place of its own, so that a piece takes the same room on every
+// chip.
 #ifndef ASCEND_OPS_CHIP_H
 #define ASCEND_OPS_CHIP_H
 #include "kernel_operator.h"
@@ -29,10 +30,14 @@ __aicore__ inline uint32_t Slot(uint32_t n) {
   return (n + Lane<T>() - 1) / Lane<T>() * Lane<T>();
 }
 
-__aicore__ inline uint32_t Least(uint32_t a, uint32_t b) { return a < b ? a : b; }
+__aicore__ inline uint32_t Least(uint32_t a, uint32_t b) {
+  return a < b ? a : b;
+}
 
 // First element and number of elements of this core; the last core takes what is left over.
-__aicore__ inline uint32_t CoreBegin(uint32_t perCore) { return static_cast<uint32_t>(GetBlockIdx()) * perCore; }
+__aicore__ inline uint32_t CoreBegin(uint32_t perCore) {
+  return static_cast<uint32_t>(GetBlockIdx()) * perCore;
+}
 __aicore__ inline uint32_t CoreCount(uint32_t total, uint32_t perCore, uint32_t cores) {
   const uint32_t begin = CoreBegin(perCore);
   return static_cast<uint32_t>(GetBlockIdx()) + 1 == cores ? total - begin : perCore;
@@ -61,7 +66,8 @@ __aicore__ inline void LoadPieces(const LocalTensor<T> &to, const GlobalTensor<T
 
 // The way back.
 template <typename T>
-__aicore__ inline void StorePieces(const GlobalTensor<T> &gm, uint64_t at, const LocalTensor<T> &from, uint32_t pieces, uint32_t n) {
+__aicore__ inline void StorePieces(const GlobalTensor<T> &gm, uint64_t at, const LocalTensor<T> &from, uint32_t pieces,
+                                   uint32_t n) {
   if (n % Lane<T>() == 0) {
     n *= pieces;
     pieces = 1;

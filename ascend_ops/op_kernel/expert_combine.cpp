@@ -4,8 +4,8 @@
 #include "move_rows.h"
 #include "tiny_rows.h"
 
-extern "C" __global__ __aicore__ void expert_combine(GM_ADDR rows, GM_ADDR inverse, GM_ADDR residual, GM_ADDR out, GM_ADDR workspace,
-                                                     GM_ADDR tiling) {
+extern "C" __global__ __aicore__ void expert_combine(GM_ADDR rows, GM_ADDR inverse, GM_ADDR residual, GM_ADDR out,
+                                                     GM_ADDR workspace, GM_ADDR tiling) {
   REGISTER_TILING_DEFAULT(RowsTilingData);
   GET_TILING_DATA(t, tiling);
   if (t.rows == 0 || t.cols == 0) return;

@@ -14,7 +14,8 @@ class MoveRows {
     const uint32_t begin = CoreBegin(t.rowsPerCore);
     rows = CoreCount(t.rows, t.rowsPerCore, t.cores);
     sourceGm.SetGlobalBuffer(reinterpret_cast<__gm__ T *>(source), static_cast<uint64_t>(t.sourceRows) * t.cols);
-    outGm.SetGlobalBuffer(reinterpret_cast<__gm__ T *>(out) + static_cast<uint64_t>(begin) * t.cols, static_cast<uint64_t>(rows) * t.cols);
+    outGm.SetGlobalBuffer(reinterpret_cast<__gm__ T *>(out) + static_cast<uint64_t>(begin) * t.cols,
+                          static_cast<uint64_t>(rows) * t.cols);
     indices.Init(index, begin, rows, t.indexTile, pipe);
     pipe->InitBuffer(queue, 2, t.groupRows * t.colTile * sizeof(T));
     pipe->InitBuffer(zeroBuffer, t.zeroTile * sizeof(T));
@@ -30,7 +31,7 @@ class MoveRows {
       for (uint32_t i = 0; i < n;) {
         const bool padding = indices.At(i) < 0;
         uint32_t run = 1;
-        while (run < t.groupRows && i + run < n && (indices.At(i + run) < 0) == padding) ++run;
+        while ((padding || run < t.groupRows) && i + run < n && (indices.At(i + run) < 0) == padding) ++run;
         const uint64_t at = static_cast<uint64_t>(first + i) * t.cols;
         if (padding) {
           StoreZeros(at, static_cast<uint64_t>(run) * t.cols);

@@ -1,16 +1,17 @@
 // RoutingPlan: experts [T] int32 in 0 ... K - 1 -> order [T], inverse [T], offsets [K + 1]: a stable counting sort.
 // Row i of the sorted tokens is token order[i], token t is row inverse[t], expert k owns rows offsets[k] ... offsets[k + 1] - 1.
 //
-// Every core reads all ids (4 B a token) and counts them; after that it knows where every token goes, and keeps only what it owns: its
-// window of `order` and its chunk of `inverse`. No atomics, no workspace, nothing to wait for between cores; the UB holds tiles, so T
-// is not bounded. A window longer than its tile costs one more pass over the ids. Core 0 also writes `offsets`.
+// Every core reads all ids (4 B a token) and counts them; after that it knows where every token goes, and keeps only what it owns:
+// its window of `order` and its chunk of `inverse`. No atomics, no workspace, nothing to wait for between cores; the UB holds
+// tiles, so T is not bounded. A window longer than its tile costs one more pass over the ids. Core 0 also writes `offsets`.
 #include "index_tile.h"
 #include "tiling_data.h"
 
 namespace ascend_ops {
 class RoutingPlan {
  public:
-  __aicore__ inline void Init(GM_ADDR experts, GM_ADDR order, GM_ADDR inverse, GM_ADDR offsets, const PlanTilingData &tiling, TPipe *pipe) {
+  __aicore__ inline void Init(GM_ADDR experts, GM_ADDR order, GM_ADDR inverse, GM_ADDR offsets, const PlanTilingData &tiling,
+                              TPipe *pipe) {
     t = tiling;
     begin = CoreBegin(t.tokensPerCore);
     end = begin + CoreCount(t.tokens, t.tokensPerCore, t.cores);
@@ -92,7 +93,8 @@ class RoutingPlan {
   __aicore__ inline void Store(const GlobalTensor<int32_t> &gm, uint32_t at, const LocalTensor<int32_t> &from, uint32_t n) {
 #if ASCEND_OPS_WHOLE_BLOCKS
     const uint32_t whole = n / 8 * 8;
-    for (uint32_t i = 0; whole < n && i < 8; ++i) tail.SetValue(i, n >= 8 ? from.GetValue(n - 8 + i) : i < n ? from.GetValue(i) : 0);
+    for (uint32_t i = 0; whole < n && i < 8; ++i)
+      tail.SetValue(i, n >= 8 ? from.GetValue(n - 8 + i) : i < n ? from.GetValue(i) : 0);
     Sync<HardEvent::S_MTE3>();
     if (whole > 0) DataCopy(gm[at], from, whole);
     if (whole < n) DataCopy(gm[n >= 8 ? at + n - 8 : at], tail, 8);
@@ -123,8 +125,8 @@ class RoutingPlan {
 };
 }  // namespace ascend_ops
 
-extern "C" __global__ __aicore__ void routing_plan(GM_ADDR experts, GM_ADDR order, GM_ADDR inverse, GM_ADDR offsets, GM_ADDR workspace,
-                                                   GM_ADDR tiling) {
+extern "C" __global__ __aicore__ void routing_plan(GM_ADDR experts, GM_ADDR order, GM_ADDR inverse, GM_ADDR offsets,
+                                                   GM_ADDR workspace, GM_ADDR tiling) {
   REGISTER_TILING_DEFAULT(PlanTilingData);
   GET_TILING_DATA(t, tiling);
   AscendC::TPipe pipe;

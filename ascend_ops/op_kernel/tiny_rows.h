@@ -1,9 +1,9 @@
-// 910A, rows shorter than one 32 B block (at most 15 half or 7 float). A block then covers several rows, so a core's output is treated
-// as one flat array, cut into whole blocks that the scalar unit fills element by element. That is slow and exact; no real hidden size
-// comes here. The tiling starts every core on a block boundary and gives every core at least one block, so the last, shifted block of
-// a core never reaches into its neighbour. Only when the whole output is shorter than a block is the rest of the block written too:
-// it is part of the allocation, which the runtime documents to be whole 32 B blocks (for pools as well), and holds nothing.
-// Scalar stores to GM are not used: 910A has no documented way to flush the data cache.
+// 910A, rows shorter than one 32 B block (at most 15 half or 7 float). A block then covers several rows, so a core's output is
+// treated as one flat array, cut into whole blocks that the scalar unit fills element by element. That is slow and exact; no real
+// hidden size comes here. The tiling starts every core on a block boundary and gives every core at least one block, so the last,
+// shifted block of a core never reaches into its neighbour. Only when the whole output is shorter than a block is the rest of the
+// block written too: it is part of the allocation, which the runtime documents to be whole 32 B blocks (for pools as well), and
+// holds nothing. Scalar stores to GM are not used: 910A has no documented way to flush the data cache.
 #ifndef ASCEND_OPS_TINY_ROWS_H
 #define ASCEND_OPS_TINY_ROWS_H
 #include "chip.h"
@@ -14,7 +14,8 @@ namespace ascend_ops {
 template <typename T>
 class TinyRows {
  public:
-  __aicore__ inline void Init(GM_ADDR source, GM_ADDR index, GM_ADDR residual, GM_ADDR out, const RowsTilingData &tiling, TPipe *pipe) {
+  __aicore__ inline void Init(GM_ADDR source, GM_ADDR index, GM_ADDR residual, GM_ADDR out, const RowsTilingData &tiling,
+                              TPipe *pipe) {
     t = tiling;
     const uint32_t begin = CoreBegin(t.rowsPerCore);
     const uint32_t rows = CoreCount(t.rows, t.rowsPerCore, t.cores);

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from kernel_cases import TARGETS
 
+from ascend_ops.emulation import Emulator, compile_emulator
 from ascend_ops.library import cpu_library
 
 
@@ -30,3 +33,12 @@ def call_kernel() -> Callable[..., int]:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def emulators(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Emulator]:
+    """The shipped Ascend C kernels compiled for every chip and dtype, by (chip, dtype)."""
+    cache_folder = tmp_path_factory.mktemp("emulators")
+    with ThreadPoolExecutor() as pool:
+        libraries = pool.map(lambda target: compile_emulator(*target, cache_folder=cache_folder), TARGETS)
+    return {target: Emulator(*target, library) for target, library in zip(TARGETS, libraries, strict=True)}

@@ -1,0 +1,284 @@
+"""Every mutation of a kernel or its tiling is caught by the compiler, by a rule of the emulation, or by a wrong result.
+
+This is the evidence that the emulation would notice if the shipped kernels had such a defect. Left out, because nothing can
+see them, are mutations that change no behaviour: one more barrier, a larger buffer, and the upper bound of a window in
+routing_plan.cpp, whose extra entry falls into the room that the buffer has for it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from kernel_cases import check_everything
+
+from ascend_ops.emulation import CompileError, Emulator, KernelError, compile_emulator
+from ascend_ops.emulation.emulator import FOLDERS, PROJECT
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old` is replaced by `new`, everywhere in `file`; `caught` is what the error must say."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    caught: str
+    chip: str = "910B"
+    dtype: str = "float16"
+
+
+def dropped(name: str, file: str, line: str, caught: str, chip: str = "910B", dtype: str = "float16") -> Mutation:
+    return Mutation(f"dropped {name}", file, line, "", caught, chip, dtype)
+
+
+MOVE, ADD, TINY, CHIP, INDEX, PLAN, TILING = (
+    "op_kernel/move_rows.h",
+    "op_kernel/add_rows.h",
+    "op_kernel/tiny_rows.h",
+    "op_kernel/chip.h",
+    "op_kernel/index_tile.h",
+    "op_kernel/routing_plan.cpp",
+    "op_host/tiling.h",
+)
+LACKING = (
+    "910A has no DataCopyPad",
+    "910A has no bfloat16",
+    "no chip adds bfloat16",
+)  # these do not compile, all others do
+STORE_TAIL = "    if (whole < n) DataCopy(gm[at + n - Lane<T>()], from[i * Slot<T>(n) + whole], Lane<T>());\n"
+LOAD_TAIL = "    if (whole < n) DataCopy(to[i * Slot<T>(n) + whole], gm[at + n - Lane<T>()], Lane<T>());\n"
+
+MUTATIONS = [
+    # flags and barriers
+    dropped("V_MTE3 before zeros are stored", MOVE, "    Sync<HardEvent::V_MTE3>();", "[sync]"),
+    dropped("S_MTE2 before indices are overwritten", INDEX, "    Sync<HardEvent::S_MTE2>();", "[sync]"),
+    dropped("MTE2_S before indices are read", INDEX, "    Sync<HardEvent::MTE2_S>();", "[sync]"),
+    dropped("S_V before the flat sum", TINY, "      Sync<HardEvent::S_V>();", "[sync]", "910A"),
+    dropped("V_MTE3 after the flat sum", TINY, "      Sync<HardEvent::V_MTE3>();", "[sync]", "910A"),
+    dropped("S_MTE3 before a flat tile is stored", TINY, "      Sync<HardEvent::S_MTE3>();", "[sync]", "910A"),
+    dropped("MTE3_S before a flat tile is refilled", TINY, "    Sync<HardEvent::MTE3_S>();", "[sync]", "910A"),
+    dropped("V_S before ids are counted", PLAN, "    Sync<HardEvent::V_S>();", "[sync]"),
+    dropped("S_MTE3 before the plan is stored", PLAN, "    Sync<HardEvent::S_MTE3>();", "[sync]"),
+    dropped("S_MTE3 before the plan is stored, 910A", PLAN, "    Sync<HardEvent::S_MTE3>();", "[sync]", "910A"),
+    dropped("MTE3_S before the plan is overwritten", PLAN, "    Sync<HardEvent::MTE3_S>();", "[sync]"),
+    dropped("SetFlag", CHIP, "  SetFlag<event>(id);\n", "[flags]"),
+    dropped("WaitFlag", CHIP, "  WaitFlag<event>(id);\n", "["),
+    dropped(
+        "barrier after clearing", ADD, "    PipeBarrier<PIPE_V>();  // the sum reads what was cleared\n", "[barrier]"
+    ),
+    Mutation(
+        "dropped barrier after Cast",
+        ADD,
+        "n);\n        PipeBarrier<PIPE_V>();\n        Add(",
+        "n);\n        Add(",
+        "[barrier]",
+        dtype="bfloat16",
+    ),
+    Mutation(
+        "dropped barrier after Add",
+        ADD,
+        "PipeBarrier<PIPE_V>();\n        Cast(sum",
+        "Cast(sum",
+        "[barrier]",
+        dtype="bfloat16",
+    ),
+    dropped(
+        "barrier before the next Cast",
+        ADD,
+        "        PipeBarrier<PIPE_V>();  // the next turn overwrites fa\n",
+        "[barrier]",
+        dtype="bfloat16",
+    ),
+    # queues
+    dropped("EnQue", MOVE, "      queue.EnQue(group);\n", "[queue]"),
+    dropped("DeQue", MOVE, "      group = queue.template DeQue<T>();", "[sync]"),
+    dropped("FreeTensor", MOVE, "      queue.FreeTensor(group);\n", "[queue]"),
+    dropped("FreeTensor of the source", ADD, "      sourceQueue.FreeTensor(source);\n", "[queue]"),
+    dropped("FreeTensor of the sum", ADD, "      outQueue.FreeTensor(sum);\n", "[queue]"),
+    dropped("EnQue of the residual", ADD, "      residualQueue.EnQue(residual);\n", "[queue]"),
+    dropped("DeQue of the residual", ADD, "      residual = residualQueue.template DeQue<T>();\n", "[sync]"),
+    dropped("DeQue of the sum", ADD, "      sum = outQueue.template DeQue<T>();\n", "[sync]"),
+    Mutation(
+        "more queue buffers than 910A has", MOVE, "InitBuffer(queue, 2,", "InitBuffer(queue, 5,", "[capacity]", "910A"
+    ),
+    # the unified buffer
+    Mutation(
+        "buffer of one row for a group", MOVE, "t.groupRows * t.colTile * sizeof", "t.colTile * sizeof", "[range]"
+    ),
+    Mutation(
+        "buffer too small by half",
+        ADD,
+        "bytes = t.groupRows * t.colTile * sizeof(T)",
+        "bytes = t.groupRows * t.colTile",
+        "[range]",
+    ),
+    Mutation("six buffers counted as two", TILING, "hasResidual ? 6 : 2", "hasResidual ? 2 : 2", "[capacity]"),
+    Mutation(
+        "cast buffers not counted",
+        TILING,
+        "t->castTile * uint64_t(8)",
+        "t->castTile * 0",
+        "[capacity]",
+        dtype="bfloat16",
+    ),
+    Mutation("slots not on 32 B", CHIP, "from[i * Slot<T>(n)]", "from[i * n]", "[alignment]", "910A"),
+    # what is written, and by whom
+    Mutation("cores overlap by a row", CHIP, "GetBlockIdx()) * perCore;", "GetBlockIdx()) * (perCore - 1);", "[cores]"),
+    Mutation(
+        "one row too many at the end",
+        MOVE,
+        "rows = CoreCount(t.rows, t.rowsPerCore, t.cores);",
+        "rows = CoreCount(t.rows, t.rowsPerCore, t.cores) + 1;",
+        "[",
+    ),
+    Mutation(
+        "one row too few at the end",
+        MOVE,
+        "rows = CoreCount(t.rows, t.rowsPerCore, t.cores);",
+        "rows = CoreCount(t.rows, t.rowsPerCore, t.cores) - 1;",
+        "wrong",
+    ),
+    Mutation("first row left out", MOVE, "uint32_t first = 0;", "uint32_t first = 1;", "wrong"),
+    Mutation(
+        "last core ignores the rest", CHIP, "== cores ? total - begin : perCore", "== cores ? perCore : perCore", "["
+    ),
+    Mutation("offsets written by every core", PLAN, "if (GetBlockIdx() == 0) Store", "Store", "[cores]"),
+    Mutation(
+        "tail not shifted back", CHIP, STORE_TAIL, STORE_TAIL.replace("at + n - Lane<T>()", "at + whole"), "[", "910A"
+    ),
+    Mutation(
+        "tail loaded from a wrong place",
+        CHIP,
+        LOAD_TAIL,
+        LOAD_TAIL.replace("at + n - Lane<T>()", "at + whole - Lane<T>()"),
+        "wrong",
+        "910A",
+    ),
+    dropped("tail", CHIP, STORE_TAIL, "wrong", "910A"),
+    Mutation("part of a block", CHIP, "from[i * Slot<T>(n)], whole)", "from[i * Slot<T>(n)], n)", "[length]", "910A"),
+    Mutation("cores start inside a block", TILING, "% lane != 0 ? lane : 1", "% lane != 0 ? 1 : 1", "[", "910A"),
+    Mutation(
+        "a core owns less than a block",
+        TILING,
+        "&& last < lane) --t->cores;",
+        "&& last < 0) --t->cores;",
+        "[range]",
+        "910A",
+    ),
+    Mutation("flat tail not shifted back", TINY, "at = count < n ? 0 : count - n;", "at = at;", "[", "910A"),
+    Mutation(
+        "flat rows forgotten",
+        "op_kernel/expert_dispatch.cpp",
+        "t.cols < ascend_ops::Lane<DTYPE_X>()",
+        "false",
+        "[",
+        "910A",
+    ),
+    Mutation("short last tile of ids", PLAN, "left < tile + 8 ?", "left < tile ?", "[range]", "910A"),
+    Mutation("plan tail taken from the front", PLAN, "from.GetValue(n - 8 + i)", "from.GetValue(i)", "wrong", "910A"),
+    # what the chip lacks
+    Mutation(
+        "DataCopyPad on 910A",
+        CHIP,
+        "#define ASCEND_OPS_WHOLE_BLOCKS 1",
+        "#define ASCEND_OPS_WHOLE_BLOCKS 0",
+        "910A has no DataCopyPad",
+        "910A",
+    ),
+    Mutation(
+        "bfloat16 on 910A",
+        "op_kernel/expert_dispatch.cpp",
+        "MoveRows<DTYPE_X>",
+        "MoveRows<bfloat16_t>",
+        "910A has no bfloat16",
+        "910A",
+    ),
+    Mutation(
+        "Add in bfloat16",
+        ADD,
+        "CAST = std::is_same<T, bfloat16_t>::value",
+        "CAST = false",
+        "no chip adds bfloat16",
+        dtype="bfloat16",
+    ),
+    Mutation(
+        "rounding Cast without a mode",
+        ADD,
+        "RoundMode::CAST_RINT",
+        "RoundMode::CAST_NONE",
+        "[length]",
+        dtype="bfloat16",
+    ),
+    # values
+    dropped(
+        "zero fill",
+        MOVE,
+        "    Duplicate(zeros, static_cast<T>(0), static_cast<int32_t>(t.zeroTile));\n",
+        "[uninitialised]",
+    ),
+    Mutation(
+        "dropped tokens not cleared",
+        ADD,
+        "if (indices.At(i + r) < 0) Duplicate",
+        "if (indices.At(i + r) < -1) Duplicate",
+        "[",
+    ),
+    Mutation("token 0 taken for padding", MOVE, "indices.At(i) < 0", "indices.At(i) <= 0", "wrong"),
+    Mutation("padding inside a group not seen", MOVE, " && (indices.At(i + run) < 0) == padding", "", "["),
+    Mutation("one row for the whole group", MOVE, "indices.At(i + r)", "indices.At(i)", "wrong"),
+    Mutation("column ignored", MOVE, "* t.cols + c;", "* t.cols;", "wrong"),
+    Mutation("residual of core 0", ADD, "(residual) + offset", "(residual)", "wrong"),
+    Mutation("residual forgotten", ADD, "Add(sum, a, b,", "Add(sum, a, a,", "wrong"),
+    Mutation("index tail not read from GM", INDEX, "i < loaded ?", "true ?", "", "910A"),
+    Mutation(
+        "index tail read as a block", INDEX, "n / Lane<int32_t>() * Lane<int32_t>() : n", "n : n", "wrong", "910A"
+    ),
+    Mutation(
+        "order and inverse swapped",
+        PLAN,
+        "op.Init(experts, order, inverse,",
+        "op.Init(experts, inverse, order,",
+        "wrong",
+    ),
+    Mutation("unstable sort", PLAN, "static_cast<int32_t>(row + 1)", "static_cast<int32_t>(row)", "["),
+    Mutation("offsets shifted by one expert", PLAN, "(ids.At(i)) + 1;", "(ids.At(i));", ""),
+    Mutation("first row of a window left out", PLAN, "row >= windowBegin &&", "row > windowBegin &&", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Path]]]:
+    """A library for every mutation, compiled in the background."""
+    with ThreadPoolExecutor() as pool:
+        yield {
+            mutation.name: pool.submit(_compile, mutation, tmp_path_factory.mktemp("mutant")) for mutation in MUTATIONS
+        }
+
+
+def _compile(mutation: Mutation, folder: Path) -> Path:
+    for name in FOLDERS:
+        shutil.copytree(PROJECT / name, folder / name)
+    path = folder / mutation.file
+    text = path.read_text()
+    if mutation.old not in text:
+        raise LookupError(f"{mutation.name}: {mutation.file} has changed; mutate it as it is now")
+    path.write_text(text.replace(mutation.old, mutation.new))
+    return compile_emulator(mutation.chip, mutation.dtype, folder, folder)
+
+
+def test_names_are_unique():
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 20
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation.name for mutation in MUTATIONS])
+def test_mutation_is_caught(libraries, mutation: Mutation):
+    how = CompileError if mutation.caught in LACKING else (KernelError, AssertionError)
+    with pytest.raises(how) as caught:
+        check_everything(Emulator(mutation.chip, mutation.dtype, libraries[mutation.name].result()))
+    assert mutation.caught in str(caught.value)

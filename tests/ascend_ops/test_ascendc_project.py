@@ -1,0 +1,98 @@
+"""The Ascend C project: names that must agree between files that no compiler here sees together, and its scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+
+from ascend_ops.emulation.emulator import PROJECT
+
+OPERATORS = ("ExpertDispatch", "ExpertCombine", "RoutingPlan")
+by_operator = pytest.mark.parametrize("operator", OPERATORS)
+
+
+def snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
+
+
+def host(operator: str) -> str:
+    return (PROJECT / "op_host" / f"{snake(operator)}.cpp").read_text()
+
+
+def kernel(operator: str) -> str:
+    return (PROJECT / "op_kernel" / f"{snake(operator)}.cpp").read_text()
+
+
+def test_kernels_include_only_ascend_c_and_their_own_headers():
+    own = {path.name for path in (PROJECT / "op_kernel").glob("*.h")}
+    for path in (PROJECT / "op_kernel").glob("*.[hc]*"):
+        included = set(re.findall(r"#include\s+[<\"]([^>\"]+)", path.read_text()))
+        assert included <= own | {"kernel_operator.h"} | ({"cstdint"} if path.name == "tiling_data.h" else set()), path
+
+
+def test_tiling_needs_no_cann():
+    assert set(re.findall(r"#include\s+[<\"]([^>\"]+)", (PROJECT / "op_host" / "tiling.h").read_text())) == {
+        "algorithm",
+        "cstdint",
+        "../op_kernel/tiling_data.h",
+    }
+
+
+@by_operator
+def test_names_agree(operator):
+    text = host(operator)
+    assert f"class {operator} : public OpDef" in text
+    assert f"explicit {operator}(const char *name) : OpDef(name)" in text
+    assert f"OP_ADD({operator});" in text
+    entry = re.search(r'extern "C" __global__ __aicore__ void (\w+)\(([^)]*)\)', kernel(operator))
+    assert entry and entry[1] == snake(operator)
+    arguments = [part.split()[-1] for part in entry[2].split(",")]
+    declared = re.findall(r'this->(?:Input|Output)\("(\w+)"\)', text)
+    assert arguments == [*declared, "workspace", "tiling"]
+    for dtype in re.findall(r"\bDTYPE_(\w+)", kernel(operator)):
+        assert dtype.lower() in declared
+
+
+@by_operator
+def test_configurations(operator):
+    """All three chips; 910A lists every argument again, without bfloat16."""
+    text = host(operator)
+    assert set(re.findall(r'AddConfig\("(\w+)"', text)) == {"ascend910", "ascend910b", "ascend910_93"}
+    narrowed = re.findall(r'ascend910\.(?:Input|Output)\("(\w+)"\)\.ParamType\((\w+)\)', text)
+    if operator != "RoutingPlan":
+        assert narrowed == re.findall(r'this->(?:Input|Output)\("(\w+)"\)\.ParamType\((\w+)\)', text)
+        assert "Types(true)" not in "".join(line for line in text.splitlines() if "ascend910." in line)
+
+
+def test_presets_name_the_chips_and_the_vendor():
+    variables = json.loads((PROJECT / "CMakePresets.json").read_text())["configurePresets"][0]["cacheVariables"]
+    assert variables["ASCEND_COMPUTE_UNIT"]["value"] == "ascend910;ascend910b;ascend910_93"
+    assert f"vendors/{variables['vendor_name']['value']}" in (PROJECT / "install.sh").read_text()
+
+
+def run_script(script: str, *arguments: str, **environment: str) -> tuple[int, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("ASCEND")} | environment
+    done = subprocess.run(["bash", str(PROJECT / script), *arguments], env=clean, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def test_build_says_what_is_missing(tmp_path):
+    for arguments, environment, message in [
+        ((), {}, "ASCEND_HOME_PATH is not set"),
+        ((), {"ASCEND_HOME_PATH": str(tmp_path / "gone")}, "is not a directory"),
+        ((), {"ASCEND_HOME_PATH": str(tmp_path)}, "this is not a CANN toolkit"),
+        (("ascend310p",), {}, "unknown chip 'ascend310p'"),
+    ]:
+        code, error = run_script("build.sh", *arguments, **environment)
+        assert code == 2 and message in error
+
+
+def test_install_says_what_is_missing():
+    if any((PROJECT / "build_out").glob("custom_opp_*.run")):
+        pytest.skip("a package has been built here")
+    code, error = run_script("install.sh")
+    assert code == 2 and "run build.sh" in error

@@ -1,0 +1,34 @@
+"""Every rule of the emulation speaks up about a kernel that breaks it, and only then."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ascend_ops.emulation.emulator import CHIPS, PROJECT
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_rules(chip, tmp_path):
+    target = tmp_path / "broken.so"
+    source = Path(__file__).parent / "broken_kernels.cpp"
+    command = [
+        "g++",
+        "-std=c++17",
+        "-O0",
+        "-shared",
+        "-fPIC",
+        f"-I{PROJECT / 'emulation'}",
+        f"-D__NPU_ARCH__={CHIPS[chip][0]}",
+    ]
+    subprocess.run([*command, str(source), "-o", str(target)], check=True)
+    library = ctypes.CDLL(str(target))
+    library.names.restype = library.run_broken.restype = ctypes.c_char_p
+    names = library.names().decode().split("\n")[:-1]
+    assert len(names) > 30
+    for name in names:
+        error = (library.run_broken(name.encode()) or b"[fine]").decode()
+        assert error.startswith(f"[{name.partition(':')[0]}]"), f"{name}: {error}"
