@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import subprocess
 import tempfile
 from functools import cache
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ascend_ops.library import cache_folder
 
 PROJECT = Path(__file__).parent.parent
 FOLDERS = ("emulation", "op_host", "op_kernel")
@@ -30,24 +31,23 @@ class KernelError(Exception):
     """A kernel broke a rule of the hardware; the text begins with the rule in brackets (machine.h lists them)."""
 
 
-def compile_emulator(chip: str, dtype: str, project: Path = PROJECT, cache_folder: Path | None = None) -> Path:
+def compile_emulator(chip: str, dtype: str, project: Path = PROJECT, folder: Path | None = None) -> Path:
     """Shared library with the kernels of `project` for a chip ("910A", "910B") and dtype.
 
-    It is kept in cache_folder, by default the folder PANGU_SIGMA_CACHE names (~/.cache/pangu_sigma).
+    It is kept in `folder`, by default that of all compiled things (`library.cache_folder`).
     Raises CompileError with the compiler's message: also what a chip lacks does not compile.
     """
-    sources = [path for folder in FOLDERS for path in sorted((project / folder).glob("*.[hc]*"))]
+    sources = [path for part in FOLDERS for path in sorted((project / part).glob("*.[hc]*"))]
     digest = hashlib.sha256(f"{chip} {dtype}".encode())
     for path in sources:
         digest.update(path.name.encode() + path.read_bytes())
-    if cache_folder is None:
-        cache_folder = Path(os.environ.get("PANGU_SIGMA_CACHE", Path.home() / ".cache" / "pangu_sigma"))
-    target = cache_folder / f"emulator_{digest.hexdigest()[:16]}.so"
+    folder = folder or cache_folder()
+    target = folder / f"emulator_{digest.hexdigest()[:16]}.so"
     if target.exists():
         return target
-    cache_folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
-        built = Path(folder) / target.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        built = Path(temporary) / target.name
         command = ["g++", "-std=c++17", "-O1", "-Wall", "-shared", "-fPIC", f"-I{project / 'emulation'}"]
         command += [f"-D__NPU_ARCH__={CHIPS[chip][0]}", f"-DDTYPE={DTYPES[dtype][0]}"]
         command += [str(project / "emulation" / "harness.cpp"), "-o", str(built)]

@@ -38,7 +38,7 @@ def call_kernel() -> Callable[..., int]:
 @pytest.fixture(scope="session")
 def emulators(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Emulator]:
     """The shipped Ascend C kernels compiled for every chip and dtype, by (chip, dtype)."""
-    cache_folder = tmp_path_factory.mktemp("emulators")
+    folder = tmp_path_factory.mktemp("emulators")
     with ThreadPoolExecutor() as pool:
-        libraries = pool.map(lambda target: compile_emulator(*target, cache_folder=cache_folder), TARGETS)
+        libraries = pool.map(lambda target: compile_emulator(*target, folder=folder), TARGETS)
     return {target: Emulator(*target, library) for target, library in zip(TARGETS, libraries, strict=True)}

@@ -114,7 +114,7 @@ def test_an_expert_out_of_range_is_seen(emulators: Emulators, target):
 
 def test_910a_has_no_bfloat16(tmp_path):
     with pytest.raises(CompileError, match="910A has no bfloat16"):
-        compile_emulator("910A", "bfloat16", cache_folder=tmp_path)
+        compile_emulator("910A", "bfloat16", folder=tmp_path)
 
 
 @by_target

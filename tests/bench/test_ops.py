@@ -27,5 +27,7 @@ def test_rows_have_every_field(graph_mode: None, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ops, "TOKENS", 64)
     monkeypatch.setattr(ops, "HIDDEN", 32)
     rows = [row.as_dict() for row in ops.run(peers=False)]
-    assert [row["peer"] for row in rows] == ["MindSpore gather, scatter_nd", "copy of the same bytes, 2 threads"]
-    assert all(row["ratio"] > 0 and row["runs"] >= 9 and row["unit"] == "ms" for row in rows)
+    timed = [row for row in rows if row["unit"] == "ms"]
+    assert [row["peer"] for row in timed] == ["MindSpore gather, scatter_nd", "copy of the same bytes, 2 threads"]
+    assert all(row["ratio"] > 0 and row["runs"] >= 9 for row in timed)
+    assert [row["ratio"] for row in rows if row["unit"] != "ms"] == [1.0] * 4

@@ -1,4 +1,7 @@
-"""Dispatch and combine, forward and backward, against MindSpore's own operators, torch, and a plain copy of the same bytes."""
+"""Dispatch and combine, forward and backward, against MindSpore's own operators, torch, and a plain copy of the same bytes.
+
+The last rows say what the Ascend C kernels would move on a device: arithmetic of the shipped tiling, not a time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from ascend_ops.emulation import bytes_ratio
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from pangu_sigma.bench.harness import Row, absent, compare, take_turns
 from pangu_sigma.device import use_cpu
@@ -35,7 +39,14 @@ def run(peers: bool) -> list[Row]:
     rows = compare("ops", CASE, take_turns(contenders))
     if peers and not has_torch:
         rows.append(absent("ops", CASE, rows[0].ours, "torch index_select, index_add", "ms", rows[0].runs))
-    return rows
+    return rows + [_device_traffic(chip, residual) for chip in ("910A", "910B") for residual in (False, True)]
+
+
+def _device_traffic(chip: str, residual: bool) -> Row:
+    """Bytes that the Ascend C kernel moves, from its tiling, over the fewest possible; nothing is timed."""
+    case = f"{'combine' if residual else 'dispatch'} 8192x5120 float16 on {chip}"
+    moved = bytes_ratio(8192, 5120, "float16", chip, residual)
+    return Row("ops", case, moved, "each row read once, written once", 1.0, 1.0 / moved, "bytes / minimum", 1)
 
 
 class RoundTrip(nn.Cell):
