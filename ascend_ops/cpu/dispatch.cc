@@ -23,12 +23,14 @@ int64_t SizeOf(const char *dtype) {
   return 0;
 }
 
-bool Aligned(const void *p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+// Bytes up to the first whole cache line of `p`, at most `bytes`: streaming stores take whole lines.
+int64_t ToLine(const void *p, int64_t bytes) { return std::min<int64_t>(-reinterpret_cast<uintptr_t>(p) & 63, bytes); }
 
 void CopyRow(char *out, const char *in, int64_t bytes, bool stream) {
 #ifdef __AVX512F__
-  if (stream && Aligned(out)) {
-    int64_t i = 0;
+  if (stream) {
+    int64_t i = ToLine(out, bytes);
+    std::memcpy(out, in, i);
     for (; i + 64 <= bytes; i += 64) _mm512_stream_si512(reinterpret_cast<__m512i *>(out + i), _mm512_loadu_si512(in + i));
     std::memcpy(out + i, in + i, bytes - i);
     return;
@@ -72,8 +74,9 @@ void AddRow(char *out, const char *a, const char *b, int64_t bytes) {
 
 void AddRowF32(char *out, const char *a, const char *b, int64_t bytes, bool stream) {
 #ifdef __AVX512F__
-  if (stream && Aligned(out)) {
-    int64_t i = 0;
+  if (stream) {
+    int64_t i = ToLine(out, bytes);
+    AddRow<float>(out, a, b, i);
     for (; i + 64 <= bytes; i += 64)
       _mm512_stream_ps(reinterpret_cast<float *>(out + i), _mm512_add_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i)));
     AddRow<float>(out + i, a + i, b + i, bytes - i);
