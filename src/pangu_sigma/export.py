@@ -13,15 +13,8 @@ from pangu_sigma.config import ConfigError, dump_config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate import generate
 from pangu_sigma.model.inference import any_length
-from pangu_sigma.predictor import (
-    CONFIG_FILE,
-    GRAPH_FILE,
-    ROUTING_FILE,
-    TOKENIZER_FOLDER,
-    Predictor,
-    inference_graph,
-)
-from pangu_sigma.train.run_folder import RunFolder
+from pangu_sigma.predictor import GRAPH_FILE, Predictor, inference_graph
+from pangu_sigma.train.run_folder import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, RunFolder
 
 logger = logging.getLogger(__name__)
 

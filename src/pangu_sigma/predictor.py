@@ -22,13 +22,10 @@ from pangu_sigma.model.inference import InferenceGraph, any_length
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.routing.plan import make_plan, pad_to_capacity
 from pangu_sigma.routing.table import RoutingTable
-from pangu_sigma.train.run_folder import RunFolder
+from pangu_sigma.train.run_folder import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, RunFolder
 from pangu_sigma.train.state import load_trained
 
 GRAPH_FILE = "model.mindir"
-CONFIG_FILE = "config.yaml"
-ROUTING_FILE = "routing.npz"
-TOKENIZER_FOLDER = "tokenizer"
 
 
 class Predictor:

@@ -19,7 +19,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from ascend_ops.adam import AdamRows, every_row
 from pangu_sigma.config import Config
 from pangu_sigma.model.declare import Replicated, Zero, declare
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_shapes
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_tensors
 
 
 class ExpertStore(nn.Cell):
@@ -27,6 +27,7 @@ class ExpertStore(nn.Cell):
 
     fetch(active_NA) -> FFN_TENSORS of every layer, [A, …], what `PanGuSigma` takes.
     update(grads, active_NA, offsets_NA1, hyper) -> rows updated, float32 [1]; changes the store in place.
+    updated_rows(active_A, offsets_A1) -> which rows of a layer `update` changes, as `AdamRows` takes them.
     """
 
     def __init__(self, config: Config):
@@ -35,20 +36,18 @@ class ExpertStore(nn.Cell):
         self.layers = config.model.rre_layers
         weights, moments, variances, steps = [], [], [], []
         for layer in range(self.layers):
-            for name, shape, init in ffn_shapes(config.model):
+            for name, shape, init, decay in ffn_tensors(config.model):
                 full = (config.experts, *shape)
                 first = Replicated(init) if config.model.expert_init == "replicated" else init
                 label = f"experts.{layer}.{name}"
-                weights.append(declare(label, full, first, decay=name.startswith("w")))
+                weights.append(declare(label, full, first, decay=decay))
                 moments.append(declare(f"{label}.moment", full, Zero(), decay=False))
                 variances.append(declare(f"{label}.variance", full, Zero(), decay=False))
             steps.append(Parameter(Tensor(np.zeros(config.experts, np.int32)), name=f"experts.{layer}.step"))
         self.weights, self.moments = ParameterTuple(weights), ParameterTuple(moments)
         self.variances, self.steps = ParameterTuple(variances), ParameterTuple(steps)
         rate = config.train.optimizer.weight_decay
-        self.decay = Tensor(
-            np.array([rate * name.startswith("w") for name, *_ in ffn_shapes(config.model)], np.float32)
-        )
+        self.decay = Tensor(np.array([rate * decay for *_, decay in ffn_tensors(config.model)], np.float32))
         self.adam = AdamRows()
 
     def layer_parameters(self, layer: int) -> dict[str, Parameter]:
@@ -63,20 +62,23 @@ class ExpertStore(nn.Cell):
             }
         return named | {"step": self.steps[layer]}
 
-    def layer_update(self, layer, grads, active_A, offsets_A1, hyper):
-        """Adam over the tensors of one layer."""
-        part = slice(layer * self.tensors, (layer + 1) * self.tensors)
-        return self.adam(
-            self.weights[part],
-            self.moments[part],
-            self.variances[part],
-            grads[part],
-            self.steps[layer],
-            active_A,
-            offsets_A1,
-            hyper,
-            self.decay,
-        )
+    def update(self, grads, active_NA, offsets_NA1, hyper):
+        updated = 0.0
+        for layer in range(self.layers):
+            part = slice(layer * self.tensors, (layer + 1) * self.tensors)
+            active_A, offsets_A1 = self.updated_rows(active_NA[layer], offsets_NA1[layer])
+            updated = updated + self.adam(
+                self.weights[part],
+                self.moments[part],
+                self.variances[part],
+                grads[part],
+                self.steps[layer],
+                active_A,
+                offsets_A1,
+                hyper,
+                self.decay,
+            )
+        return updated
 
 
 class HostStore(ExpertStore):
@@ -89,19 +91,16 @@ class HostStore(ExpertStore):
         self.last = config.experts - 1
 
     def fetch(self, active_NA):
-        active_NA = ops.minimum(
-            active_NA, self.last
-        )  # unused places hold K: they read some row, and nobody reads theirs
+        # unused places hold K: they read some row, and nobody reads theirs
+        active_NA = ops.minimum(active_NA, self.last)
         fetched: tuple = ()
         for i in range(len(self.weights)):
             fetched += (self.lookup(self.weights[i], active_NA[i // self.tensors], 0),)
         return fetched
 
-    def update(self, grads, active_NA, offsets_NA1, hyper):
-        updated = 0.0
-        for layer in range(self.layers):
-            updated = updated + self.layer_update(layer, grads, active_NA[layer], offsets_NA1[layer], hyper)
-        return updated
+    def updated_rows(self, active_A, offsets_A1):
+        """Those that the plan activated."""
+        return active_A, offsets_A1
 
 
 class DeviceStore(ExpertStore):
@@ -114,11 +113,9 @@ class DeviceStore(ExpertStore):
     def fetch(self, active_NA):
         return tuple(self.weights)
 
-    def update(self, grads, active_NA, offsets_NA1, hyper):
-        updated = 0.0
-        for layer in range(self.layers):
-            updated = updated + self.layer_update(layer, grads, self.all_rows, self.all_offsets, hyper)
-        return updated
+    def updated_rows(self, active_A, offsets_A1):
+        """All of them, tokens or none."""
+        return self.all_rows, self.all_offsets
 
 
 def make_store(config: Config) -> ExpertStore:

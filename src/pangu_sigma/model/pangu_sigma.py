@@ -102,8 +102,8 @@ class DenseFFN(nn.Cell):
 
     def __init__(self, config: ModelConfig, ffn: nn.Cell):
         super().__init__()
-        for name, shape, init in ffn_shapes(config):
-            setattr(self, name, declare(name, (1, *shape), init, decay=name.startswith("w")))
+        for name, shape, init, decay in ffn_tensors(config):
+            setattr(self, name, declare(name, (1, *shape), init, decay=decay))
         self.ffn = ffn
         self.drop = Dropout(config.dropout)
         self.padded = isinstance(ffn, PaddedFFN)
@@ -215,14 +215,14 @@ class Dropout(nn.Cell):
         return x if self.drop is None else self.drop(x)
 
 
-def ffn_shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...], ms.common.initializer.Initializer]]:
-    """Name, shape and initialiser of the tensors of one FFN, dense or expert."""
+def ffn_tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...], ms.common.initializer.Initializer, bool]]:
+    """Name, shape, initialiser and whether weight decay applies, of the tensors of one FFN, dense or expert."""
     down = Normal(config.init_std / math.sqrt(2 * config.layers))
     return [
-        ("w1", (config.ffn, config.hidden), Normal(config.init_std)),
-        ("b1", (config.ffn,), Zero()),
-        ("w2", (config.ffn, config.hidden), down),
-        ("b2", (config.hidden,), Zero()),
+        ("w1", (config.ffn, config.hidden), Normal(config.init_std), True),
+        ("b1", (config.ffn,), Zero(), False),
+        ("w2", (config.ffn, config.hidden), down, True),
+        ("b2", (config.hidden,), Zero(), False),
     ]
 
 

@@ -20,6 +20,11 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.routing.table import RoutingTable, draw_tables
 from pangu_sigma.train.checkpoint import Identity
 
+CONFIG_FILE = "config.yaml"
+ROUTING_FILE = "routing.npz"
+TOKENIZER_FOLDER = "tokenizer"
+"""Names that a run folder and an exported model share."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -45,7 +50,7 @@ class RunFolder:
         Raises ConfigError when the folder holds a run with another vocabulary or other routing tables.
         """
         prepared = Path(config.data.path)
-        tokenizer = Tokenizer.load(prepared / "tokenizer")
+        tokenizer = Tokenizer.load(prepared / TOKENIZER_FOLDER)
         if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
             raise ConfigError(
                 f"data.path={config.data.path}: its tokenizer has {tokenizer.slot_rows.shape[0]} slots of "
@@ -60,7 +65,7 @@ class RunFolder:
             config.model.experts_per_domain,
             np.load(prepared / "frequencies.npy") if config.routing.table == "balanced" else None,
         )
-        if (path / "routing.npz").exists():
+        if (path / ROUTING_FILE).exists():
             old = cls.open(path)
             if (old.tokenizer.hash, old.table.hash) != (tokenizer.hash, table.hash):
                 raise ConfigError(
@@ -68,16 +73,16 @@ class RunFolder:
                     "or remove it"
                 )
         path.mkdir(parents=True, exist_ok=True)
-        (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        shutil.copytree(prepared / "tokenizer", path / "tokenizer", dirs_exist_ok=True)
-        table.save(path / "routing.npz")
+        (path / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+        shutil.copytree(prepared / TOKENIZER_FOLDER, path / TOKENIZER_FOLDER, dirs_exist_ok=True)
+        table.save(path / ROUTING_FILE)
         return cls(path, config, tokenizer, table)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """An existing run. Raises ConfigError when `path` is none."""
-        for name in ("config.yaml", "routing.npz", "tokenizer"):
+        for name in (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER):
             if not (path / name).exists():
                 raise ConfigError(f"{path} is not a run folder: it has no {name}; pass a folder that `train` wrote")
-        config = load_config(path / "config.yaml")
-        return cls(path, config, Tokenizer.load(path / "tokenizer"), RoutingTable.load(path / "routing.npz"))
+        config = load_config(path / CONFIG_FILE)
+        return cls(path, config, Tokenizer.load(path / TOKENIZER_FOLDER), RoutingTable.load(path / ROUTING_FILE))
