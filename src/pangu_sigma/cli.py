@@ -7,6 +7,7 @@ Commands import what they need when they run, so that a wrong configuration is r
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -17,6 +18,9 @@ from typing import Any
 from pangu_sigma.config import Config, ConfigError, dump_config, load_config
 
 logger = logging.getLogger(__name__)
+
+BENCHES = ("ops", "adam", "ecss", "moe", "train", "tokenizer", "scale")
+"""Modules of `pangu_sigma.bench`, each with run(peers) -> rows."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run_command=_inspect)
 
     command = _with_json(commands.add_parser("bench", help="our speed against peers, in one run"))
-    command.add_argument("bench", choices=["ops"])
+    command.add_argument("bench", choices=BENCHES)
     command.add_argument("--peers", action="store_true", help="with the peers of the [bench] extra")
     command.set_defaults(run_command=_bench)
 
@@ -215,10 +219,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from pangu_sigma.bench import ops
     from pangu_sigma.bench.harness import format_rows
 
-    rows = {"ops": ops.run}[options.bench](options.peers)
+    rows = importlib.import_module(f"pangu_sigma.bench.{options.bench}").run(options.peers)
     _show([row.as_dict() for row in rows], format_rows(rows), options.json)
     return 0
 
