@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.segmentation import Run, all_runs, is_chinese, runs_of
+from pangu_sigma.data.segmentation import Run, is_chinese, runs_of
 
 
 def plain(runs: tuple[Run, ...]) -> list[tuple[bool, str]]:
@@ -45,8 +45,3 @@ def test_a_text_is_chinese_when_it_has_more_han_than_latin_words():
     assert is_chinese("打开 File 菜单")
     assert not is_chinese("the character 中")
     assert not is_chinese("")
-
-
-def test_processes_give_what_one_process_gives():
-    texts = [(f"第{i}个句子，包含一些中文和 English words。" * 40, "mixed" if i % 2 else "zh") for i in range(100)]
-    assert list(all_runs(texts)) == [runs_of(*pair) for pair in texts]

@@ -1,6 +1,6 @@
 """prepare-data: text in, a folder that `train` reads out.
 
-    documents → kept → train | held out → runs (jieba, once) → English pieces → counts → rows of slots → ids → files
+    documents → kept → train | held out → runs (words, once) → English pieces → counts → rows of slots → ids → files
 
 The folder is written beside its final place and renamed when it is complete:
 
@@ -33,10 +33,9 @@ from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.indexed import TokenFile, write_tokens
 from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
 from pangu_sigma.data.packages import archives_of, download, packaged_documents, packaged_sources, sha256_of
-from pangu_sigma.data.segmentation import all_runs
 from pangu_sigma.data.selection import Selection, split
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english, read_english
-from pangu_sigma.data.tokenizer import SegmentedText, Tokenizer, tag_language
+from pangu_sigma.data.tokenizer import SegmentedText, Tokenizer, segmented, tag_language
 from pangu_sigma.data.vocabulary import UNK, choose_rows
 from pangu_sigma.domains import Domain, Domains, domains_of
 
@@ -51,7 +50,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class _Cut:
-    """A document after jieba."""
+    """A document and its words."""
 
     document: Document
     segments: SegmentedText
@@ -194,8 +193,8 @@ def _empty_selection(config: Config) -> Selection:
 def _cut(
     config: Config, domains: Domains, selections: dict[str, Selection], sources: dict[str, list[Source]]
 ) -> list[_Corpus]:
-    """Split every domain and run jieba, once, over all of it."""
-    splits = []
+    """Split every domain and cut all of it into words, once."""
+    corpora = []
     for domain in domains:
         documents = selections[domain.name].documents()
         if len(documents) < 2:
@@ -203,29 +202,12 @@ def _cut(
                 f"domain {domain.name}: {len(documents)} usable documents; at least 2 are needed, one of them to hold "
                 f'out; pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
             )
-        splits.append(split(documents, config.data.held_out))
-    texts = [
-        (text, domain.language)
-        for domain, parts in zip(domains, splits, strict=True)
-        for part in parts
-        for document in part
-        for _, text in document.segments
-    ]
-    runs = iter(tqdm(all_runs(texts), desc="segmenting", total=len(texts), unit="text", disable=None))
-    cut = [
-        [
-            [
-                _Cut(d, tuple((tag_language(language, text, domain), next(runs)) for language, text in d.segments))
-                for d in part
-            ]
-            for part in parts
-        ]
-        for domain, parts in zip(domains, splits, strict=True)
-    ]
-    return [
-        _Corpus(selections[domain.name], sources[domain.name], train, held_out)
-        for domain, (train, held_out) in zip(domains, cut, strict=True)
-    ]
+        train, held_out = (
+            [_Cut(document, segmented(document.segments, domain)) for document in _progress(part, "segmenting", domain)]
+            for part in split(documents, config.data.held_out)
+        )
+        corpora.append(_Corpus(selections[domain.name], sources[domain.name], train, held_out))
+    return corpora
 
 
 def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -> Tokenizer:
@@ -265,8 +247,12 @@ def _learning_text(corpora: list[_Corpus]) -> Iterator[str]:
 
 
 def _encoded(tokenizer: Tokenizer, domain: Domain, cuts: list[_Cut], what: str) -> Iterator[list[int]]:
-    for cut in tqdm(cuts, desc=f"{what} {domain.name}", unit="document", disable=None, leave=False):
+    for cut in _progress(cuts, what, domain):
         yield tokenizer.sample_runs(cut.segments, domain)
+
+
+def _progress(documents: list[Any], what: str, domain: Domain) -> Iterable[Any]:
+    return tqdm(documents, desc=f"{what} {domain.name}", unit="document", disable=None, leave=False)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from pangu_sigma.data.vocabulary import (
 from pangu_sigma.domains import Domain
 
 SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
-"""A document after jieba: (language or "", runs) for each of its segments."""
+"""A document and its words: (language or "", runs) for each of its segments."""
 
 _META_BYTES = [FIRST_BYTE + value for value in META.encode()]
 _FORMAT = 1
@@ -54,6 +54,7 @@ class Tokenizer:
         self.slot_rows = np.ascontiguousarray(slot_rows, dtype=np.int32)
         self.row_of = _inverse(self.slot_rows, self.size)
         self.hash = self._hash()
+        self._has_every_id = (self.row_of >= 0).all(axis=1).tolist()
         self._models: dict[int | None, _Models] = {}
 
     @classmethod
@@ -155,9 +156,9 @@ class Tokenizer:
 
     def _slot_models(self, slot: int) -> _Models:
         """The models of a slot; slots with a row for every id share the unrestricted ones."""
-        rows = self.row_of[slot]
-        key = None if bool((rows >= 0).all()) else slot
+        key = None if self._has_every_id[slot] else slot
         if key not in self._models:
+            rows = self.row_of[slot]
             self._models[key] = (
                 _Models(self._alpha, self._english)
                 if key is None
@@ -198,7 +199,7 @@ class _Models:
 
 
 def segmented(segments: Segments, domain: Domain) -> SegmentedText:
-    """Segments with the language tag they get and their runs (jieba has run after this)."""
+    """Segments with the language tag they get and their runs, cut into words."""
     return tuple((tag_language(language, text, domain), runs_of(text, domain.language)) for language, text in segments)
 
 

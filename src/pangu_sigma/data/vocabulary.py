@@ -19,8 +19,8 @@ import numpy as np
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.errors import DataError
-from pangu_sigma.data.segmentation import NEWLINE, SPACE
 from pangu_sigma.data.sentencepieces import META, byte_names, parse_model
+from pangu_sigma.data.words import NEWLINE, SPACE
 from pangu_sigma.domains import Domain
 
 UNK, NEWLINE_ID, SPACE_ID, PAD, EOT, WORD_MARK = 0, 3, 4, 6, 9, 13

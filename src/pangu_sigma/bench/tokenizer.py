@@ -1,0 +1,110 @@
+"""Chinese text to ids, one process each: our tokenizer against the JIEBATokenizer of PanGu-α's authors.
+
+Every round encodes another part of the packaged Chinese text, and what both made of it is compared: the rounds together
+are the proof that the ids are the same, and without it there is no ratio.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import logging
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.bench.harness import RUNS, Row, take_turns
+from pangu_sigma.config import DataConfig
+from pangu_sigma.data.errors import DataError
+from pangu_sigma.data.packages import archives_of, download, packaged_documents
+from pangu_sigma.data.segmentation import runs_of
+from pangu_sigma.data.selection import Selection
+from pangu_sigma.data.sentencepieces import alpha_model, learn_english
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import Domain
+
+BYTES = 6_000_000
+"""Text of all rounds together."""
+
+PEER = "pcl-pangu JIEBATokenizer"
+_CHINESE = Domain(0, "zh", "text", "zh", 0, 0, 1, 1.0)
+
+Encoder = Callable[[list[str]], list[list[int]]]
+"""Documents → ids of each."""
+
+
+def run(peers: bool) -> list[Row]:
+    """Rows of the bench. peers: makes no difference, the peer comes with the project. DataError when any id differs."""
+    return compare_encoders(_text(), {"ours": _ours(), PEER: _pangu_alpha()})
+
+
+def compare_encoders(texts: list[str], encoders: dict[str, Encoder]) -> list[Row]:
+    """The row of ours and a peer over `texts`, of which every round takes another part; DataError when ids differ."""
+    parts = [texts[i :: RUNS + 1] for i in range(RUNS + 1)]
+    ids: dict[str, list[list[int]]] = {name: [] for name in encoders}
+    seconds = take_turns({name: _taking(parts, encode, ids[name]) for name, encode in encoders.items()})
+    ours, peer = encoders
+    for text, mine, theirs in zip(itertools.chain(*parts), ids[ours], ids[peer], strict=True):
+        if mine != theirs:
+            raise DataError(f"bench tokenizer: {peer} gives other ids for {text[:60]!r}…; there is nothing to compare")
+    sizes = [_megabytes(part) for part in parts]
+    speeds = {
+        name: [size / time for size, time in zip(sizes[1:], times, strict=True)] for name, times in seconds.items()
+    }
+    return [
+        Row(
+            bench="tokenizer",
+            case=f"{sum(sizes):.1f} MB zh, ids equal",
+            ours=statistics.median(speeds[ours]),
+            peer=peer,
+            peer_value=statistics.median(speeds[peer]),
+            ratio=statistics.median(a / b for a, b in zip(speeds[ours], speeds[peer], strict=True)),
+            unit="MB/s",
+            runs=RUNS,
+        )
+    ]
+
+
+def _taking(parts: list[list[str]], encode: Encoder, ids: list[list[int]]) -> Callable[[], None]:
+    """Work for a round: the next part, its ids appended to `ids`."""
+    remaining = iter(parts)
+    return lambda: ids.extend(encode(next(remaining)))
+
+
+def _megabytes(texts: Iterable[str]) -> float:
+    return sum(len(text.encode()) for text in texts) / 1e6
+
+
+def _text() -> list[str]:
+    """The documents that `prepare-data` has for Chinese, spread over all of them."""
+    files = download(archives_of([_CHINESE]), Path(DataConfig().path).parent / "packages")
+    selection = Selection(BYTES)
+    for document in packaged_documents(_CHINESE, files):
+        selection.add(document)
+    return [text for document in selection.documents() for _, text in document.segments]
+
+
+def _ours() -> Encoder:
+    """As `prepare-data` does it: the words of all documents, then the ids."""
+    tokenizer = Tokenizer.whole(alpha_model(), learn_english([], 0), 1)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        documents = [runs_of(text, _CHINESE.language) for text in texts]
+        return [tokenizer.encode_runs(runs, _CHINESE) for runs in documents]
+
+    return encode
+
+
+def _pangu_alpha() -> Encoder:
+    """Loaded from its file: importing the package would pull in a training framework."""
+    import jieba
+
+    jieba.setLogLevel(logging.WARNING)
+    package: Any = importlib.util.find_spec("pcl_pangu")
+    folder = Path(package.submodule_search_locations[0]) / "tokenizer"
+    spec: Any = importlib.util.spec_from_file_location("tokenization_jieba", folder / "tokenization_jieba.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tokenizer = module.JIEBATokenizer(str(folder / "bpe_4w_pcl/vocab"))
+    return lambda texts: [tokenizer.encode(text) for text in texts]
