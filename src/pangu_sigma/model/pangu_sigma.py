@@ -24,27 +24,15 @@ from mindspore.ops import functional as F
 
 from ascend_ops.grouped_ffn import one_expert
 from pangu_sigma.config import ModelConfig
-from pangu_sigma.model.declare import Normal, Ones, TruncatedNormal, Zero, declare
+from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, declare
 from pangu_sigma.model.experts import Experts, PaddedFFN, grouped_experts, padded_experts
+from pangu_sigma.model.rowwise import LayerNorm, softmax
 
 FFN_TENSORS = ("w1", "b1", "w2", "b2")
 """Tensors of an FFN. Of the active experts of a layer they are [A, F, H], [A, F], [A, F, H] and [A, H]."""
 
 MASKED = -10_000.0
 """Added to the scores of positions that must not be seen (PanGu-α's value; it survives float16)."""
-
-
-class LayerNorm(nn.Cell):
-    """LayerNorm over H, computed in float32."""
-
-    def __init__(self, hidden: int):
-        super().__init__()
-        self.gain = declare("gain", (hidden,), Ones(), decay=False)
-        self.bias = declare("bias", (hidden,), Zero(), decay=False)
-        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
-
-    def construct(self, x):
-        return self.norm(F.cast(x, ms.float32), self.gain, self.bias)[0]
 
 
 class Linear(nn.Cell):
@@ -78,7 +66,7 @@ class Attention(nn.Cell):
         self.scale = 1 / math.sqrt(hidden // config.heads)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.weigh = ops.BatchMatMul()
-        self.softmax = ops.Softmax(-1)
+        self.softmax = softmax()
         self.drop_weights = Dropout(config.dropout)
         self.drop_output = Dropout(config.dropout)
         self.dtype = dtype
