@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 from tqdm import tqdm
@@ -43,23 +45,42 @@ def take_turns(contenders: dict[str, Callable[[], Any]], runs: int = RUNS) -> di
     return seconds
 
 
-def compare(bench: str, case: str, seconds: dict[str, list[float]], ours: str = "ours") -> list[Row]:
-    """A row for each peer in `seconds`, in milliseconds; the ratio is the median over rounds of peer ÷ ours."""
+def compare(
+    bench: str,
+    case: str,
+    seconds: dict[str, list[float]],
+    ours: str = "ours",
+    work: float | None = None,
+    unit: str = "ms",
+) -> list[Row]:
+    """A row for each peer in `seconds`; the ratio is the median over rounds of peer ÷ ours.
+
+    Values are milliseconds, or, when `work` says how many units a round does (tokens), the median rate in `unit`.
+    """
     mine = seconds[ours]
+    value = _milliseconds if work is None else partial(_rate, work)
     return [
         Row(
             bench=bench,
             case=case,
-            ours=1e3 * statistics.median(mine),
+            ours=value(mine),
             peer=peer,
-            peer_value=1e3 * statistics.median(theirs),
+            peer_value=value(theirs),
             ratio=statistics.median(b / a for a, b in zip(mine, theirs, strict=True)),
-            unit="ms",
+            unit=unit,
             runs=len(mine),
         )
         for peer, theirs in seconds.items()
         if peer != ours
     ]
+
+
+def _milliseconds(seconds: list[float]) -> float:
+    return 1e3 * statistics.median(seconds)
+
+
+def _rate(work: float, seconds: list[float]) -> float:
+    return work / statistics.median(seconds)
 
 
 def absent(bench: str, case: str, ours: float, peer: str, unit: str, runs: int) -> Row:
@@ -68,10 +89,12 @@ def absent(bench: str, case: str, ours: float, peer: str, unit: str, runs: int) 
 
 
 def format_rows(rows: list[Row]) -> str:
-    """A table of rows."""
-    lines = [f"{'bench':8} {'case':34} {'ours':>10} {'peer':34} {'peer':>10} {'ratio':>7}  unit"]
-    for row in rows:
-        value = "absent" if row.peer_value is None else f"{row.peer_value:.2f}"
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-        lines.append(f"{row.bench:8} {row.case:34} {row.ours:10.2f} {row.peer:34} {value:>10} {ratio:>7}  {row.unit}")
+    """A table of rows, one per comparison, under a line for each case."""
+    lines = [f"{'bench':8} {'peer':38} {'ours':>10} {'peer':>10} {'ratio':>7}  unit"]
+    for case, of_case in groupby(rows, key=lambda row: row.case):
+        lines.append(case)
+        for row in of_case:
+            value = "absent" if row.peer_value is None else f"{row.peer_value:.2f}"
+            ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
+            lines.append(f"{row.bench:8} {row.peer:38} {row.ours:10.2f} {value:>10} {ratio:>7}  {row.unit}")
     return "\n".join(lines)
