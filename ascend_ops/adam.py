@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from ascend_ops.host import host_op
 
@@ -49,7 +49,7 @@ class AdamRows(nn.Cell):
 
 
 class SquareSum(nn.Cell):
-    """Sum of the squares of all elements of several tensors, the norm pass: construct(tensors) -> float32 [1].
+    """Sum of the squares of all elements of several tensors, the norm pass: construct(tensors) -> float32 scalar.
 
     float32 or float16 tensors; added in float64, in an order that does not depend on the number of threads.
     """
@@ -59,7 +59,7 @@ class SquareSum(nn.Cell):
         self.op = host_op("SquareSum", lambda *shapes: (1,), lambda *dtypes: ms.float32)
 
     def construct(self, tensors):
-        return self.op(*tensors)
+        return ops.reshape(self.op(*tensors), ())
 
 
 def every_row(rows: int) -> tuple[Tensor, Tensor]:
