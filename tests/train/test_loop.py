@@ -175,13 +175,13 @@ def test_a_skipped_step_moves_the_data_but_not_the_schedule(trainer):
     assert metrics.skipped
     assert not math.isfinite(metrics.gradient_norm)
     trainer.step.scale.value.set_data(Tensor(1024.0, ms.float32))
-    _, next_rate, _ = trainer.advance()
+    _, next_rate, *_ = trainer.advance()
     assert next_rate == skipped_rate > rate
 
 
 def test_metrics_are_means_per_token_of_each_domain(trainer):
     batch, rate, result, traffic = trainer.advance()
-    metrics = trainer.metrics(batch, rate, result)
+    metrics = trainer.metrics(batch, rate, result, traffic)
     assert metrics.loss == pytest.approx(float(result.block_loss_GM[0].asnumpy().sum()))
     names = [["zh", "en", "code"][d] for d in batch.domains_M]
     assert list(metrics.per_domain_loss) == list(dict.fromkeys(names))
