@@ -104,7 +104,7 @@ class Batches:
         self.domains: Domains = domains_of(config)
         self.tokenizer = tokenizer
         self.table = table
-        self.files = [TokenFile(folder / f"{d.name}.{split}", tokenizer.size) for d in self.domains]
+        self.files = [self._open(folder / f"{d.name}.{split}") for d in self.domains]
         self.length = config.model.seq_length
         self.samples = [(file.tokens - 1) // self.length for file in self.files]
         for domain, samples, file in zip(self.domains, self.samples, self.files, strict=True):
@@ -172,6 +172,9 @@ class Batches:
             weights_GBS=weights / weights.sum(),
             plans=self._plans(ids, domains_GB, positions),
         )
+
+    def _open(self, path: Path) -> TokenFile:
+        return TokenFile(path, self.tokenizer.size)
 
     def _plans(self, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> list[RoutingPlan]:
         if (
