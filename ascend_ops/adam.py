@@ -8,34 +8,58 @@ A dense parameter is a store of one row. Shape suffixes: K stored rows, A active
 
 from __future__ import annotations
 
+import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from ascend_ops.host import host_op
 
-HYPER = ("lr", "grad_scale", "apply", "beta1", "beta2", "eps")
-"""Order of the `hyper` vector, float32 [6]. grad_scale: unscaling and clipping; apply = 0: the call changes nothing."""
+HYPER = ("lr", "grad_scale", "apply", "beta1", "beta2", "eps", "zero_grad")
+"""Order of the `hyper` vector, float32 [7]. grad_scale: unscaling and clipping in one factor. apply = 0: nothing is updated (the
+gradients overflowed). zero_grad = 1: gradients are zero afterwards, for callers that add to them."""
 
 
 class AdamRows(nn.Cell):
     """In-place AdamW of the active rows of several tensors that share step counts (the tensors of one layer's experts).
 
-    construct(w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay) -> float32 [1], rows updated
-        w, m, v: tuples of G Parameters [K, *], changed in place; step_K: int32 Parameter, changed in place.
-        grad: tuple of G tensors [A, *]. decay: float32 [G], weight decay of each tensor.
+    construct(w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay, copy=(), next_A=None) -> float32 [1], rows updated
+        w, m, v: tuples of G Parameters [K, *], changed in place: w float32; m and v both float32, or both bfloat16 as the uint16 of
+        its bits (rounded to nearest). step_K: int32 Parameter, changed in place.
+        grad: tuple of G tensors [A, *], float32 or float16. decay: float32 [G], weight decay of each tensor.
         active: row of each gradient; place a is skipped when offsets[a] == offsets[a + 1] (no token), whatever
         active[a] says.
+        copy: tuple of G tensors [A, *], float32 or float16, written in place: row active[a] as it is after the step goes to place
+        next[a], updated or not; nowhere when next[a] is negative.
     Raises RuntimeError when a used place names a row outside the store (kernel check 4), for sizes that do not fit (3)
     or another dtype (2); nothing is changed then.
     """
 
     def __init__(self):
         super().__init__()
-        self.op = host_op("AdamRows", lambda *shapes: (1,), lambda w, *others: w)
-        self.op.add_prim_attr("side_effect_mem", True)  # it writes its inputs: keep it, keep its place in the order
+        self.op, self.copying_op = (
+            host_op(function, lambda *shapes: (1,), lambda w, *others: w) for function in ("AdamRows", "AdamRowsCopied")
+        )
+        for op in (self.op, self.copying_op):
+            op.add_prim_attr("side_effect_mem", True)  # it writes its inputs: keep it, keep its place in the order
 
-    def construct(self, w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay):
-        return self.op(*w, *m, *v, *grad, step_K, active_A, offsets_A1, hyper, decay)
+    def construct(self, w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay, copy=(), next_A=None):
+        if next_A is None:
+            return self.op(*w, *m, *v, *grad, step_K, active_A, offsets_A1, hyper, decay)
+        return self.copying_op(*w, *m, *v, *grad, *copy, step_K, active_A, offsets_A1, next_A, hyper, decay)
+
+
+class SquareSum(nn.Cell):
+    """Sum of the squares of all elements of several tensors, the norm pass: construct(tensors) -> float32 scalar.
+
+    float32 or float16 tensors; added in float64, in an order that does not depend on the number of threads.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.op = host_op("SquareSum", lambda *shapes: (1,), lambda *dtypes: ms.float32)
+
+    def construct(self, tensors):
+        return ops.reshape(self.op(*tensors), ())
 
 
 def every_row(rows: int) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ class GroupedFFN(nn.Cell):
     """Grouped expert FFN on the CPU: no padding, no sorting, no graph node per expert.
 
     construct(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> y_TH
-        Rows offsets[a] … offsets[a + 1] - 1 of x go through expert a. Weights float32, x and y float32 or float16 (computed in
-        float32: the CPU gains nothing from half precision); offsets int32, ascending from 0 to T.
+        Rows offsets[a] … offsets[a + 1] - 1 of x go through expert a. Weights, x and y float32 or float16 (computed in float32: the
+        CPU gains nothing from half precision); offsets int32, ascending from 0 to T.
         An expert without rows costs nothing forward and gets zero gradients.
     Raises RuntimeError when sizes do not fit or offsets do not cut the rows (kernel check 3), or a dtype is another
     one (2).
@@ -37,7 +37,8 @@ class GroupedFFN(nn.Cell):
         self.differentiable = _Differentiable(self.forward, self.backward)
 
     def construct(self, x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1):
-        y_TH = self.differentiable(ops.cast(x_TH, ms.float32), w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)[0]
+        x, w1, b1, w2, b2 = (ops.cast(tensor, ms.float32) for tensor in (x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH))
+        y_TH = self.differentiable(x, w1, b1, w2, b2, offsets_A1)[0]
         return ops.cast(y_TH, x_TH.dtype)
 
 

@@ -16,7 +16,7 @@ import scipy_openblas32
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "cpu"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
 
 @cache
@@ -40,14 +40,12 @@ def cache_folder() -> Path:
 
 
 def _fingerprint() -> str:
-    """Everything that makes another binary: sources, flags, BLAS, and the processor that -march=native looked at."""
+    """Everything that makes another binary: sources, flags, BLAS and the kind of processor."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.read_bytes())
     digest.update(scipy_openblas32.get_lib_dir().encode())
-    cpuinfo = Path("/proc/cpuinfo")
-    features = [line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))][:1]
-    digest.update(f"{platform.machine()} {features}".encode())
+    digest.update(platform.machine().encode())
     return digest.hexdigest()[:16]
 
 

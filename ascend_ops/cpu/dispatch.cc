@@ -7,11 +7,12 @@
 
 #include <omp.h>
 
-#ifdef __AVX512F__
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include "aot.h"
+#include "kernels.h"
 
 namespace {
 constexpr int64_t kStreamBytes = 8 << 20;   // results from this size on do not stay in a cache
@@ -27,11 +28,13 @@ int64_t SizeOf(const char *dtype) {
 int64_t ToLine(const void *p, int64_t bytes) { return std::min<int64_t>(-reinterpret_cast<uintptr_t>(p) & 63, bytes); }
 
 void CopyRow(char *out, const char *in, int64_t bytes, bool stream) {
-#ifdef __AVX512F__
+#if defined(__x86_64__)
   if (stream) {
     int64_t i = ToLine(out, bytes);
     std::memcpy(out, in, i);
-    for (; i + 64 <= bytes; i += 64) _mm512_stream_si512(reinterpret_cast<__m512i *>(out + i), _mm512_loadu_si512(in + i));
+    for (; i + 64 <= bytes; i += 64)
+      for (int64_t j = i; j < i + 64; j += 16)
+        _mm_stream_si128(reinterpret_cast<__m128i *>(out + j), _mm_loadu_si128(reinterpret_cast<const __m128i *>(in + j)));
     std::memcpy(out + i, in + i, bytes - i);
     return;
   }
@@ -40,50 +43,48 @@ void CopyRow(char *out, const char *in, int64_t bytes, bool stream) {
 }
 
 void Fence() {
-#ifdef __AVX512F__
+#if defined(__x86_64__)
   _mm_sfence();
 #endif
 }
 
-float Widen(float x) { return x; }
-float Widen(_Float16 x) { return static_cast<float>(x); }
-void Narrow(float x, float *out) { *out = x; }
-void Narrow(float x, _Float16 *out) { *out = static_cast<_Float16>(x); }
-
-struct BFloat16 {
-  uint16_t bits;
-};
-float Widen(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-void Narrow(float x, BFloat16 *out) {  // to nearest even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  out->bits = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-template <typename T>
 void AddRow(char *out, const char *a, const char *b, int64_t bytes) {
-  const T *left = reinterpret_cast<const T *>(a), *right = reinterpret_cast<const T *>(b);
-  T *sum = reinterpret_cast<T *>(out);
-  for (int64_t i = 0, n = bytes / static_cast<int64_t>(sizeof(T)); i < n; ++i) Narrow(Widen(left[i]) + Widen(right[i]), sum + i);
+  const float *left = reinterpret_cast<const float *>(a), *right = reinterpret_cast<const float *>(b);
+  float *sum = reinterpret_cast<float *>(out);
+  for (int64_t i = 0, n = bytes / 4; i < n; ++i) sum[i] = left[i] + right[i];
+}
+
+// Half precision, or bfloat16: the sum in float32, rounded once.
+void AddHalfRow(char *out, const char *a, const char *b, int64_t bytes, bool half) {
+  constexpr int64_t kBlock = 1024;
+  const Kernels &kernels = BestKernels();
+  const auto widen = half ? kernels.widen_half : kernels.widen_bfloat;
+  const auto narrow = half ? kernels.narrow_half : kernels.narrow_bfloat;
+  float left[kBlock], right[kBlock];
+  for (int64_t i = 0, total = bytes / 2; i < total; i += kBlock) {
+    const int64_t n = std::min(kBlock, total - i);
+    widen(reinterpret_cast<const uint16_t *>(a) + i, left, n);
+    widen(reinterpret_cast<const uint16_t *>(b) + i, right, n);
+    for (int64_t j = 0; j < n; ++j) left[j] += right[j];
+    narrow(left, reinterpret_cast<uint16_t *>(out) + i, n);
+  }
 }
 
 void AddRowF32(char *out, const char *a, const char *b, int64_t bytes, bool stream) {
-#ifdef __AVX512F__
+#if defined(__x86_64__)
   if (stream) {
     int64_t i = ToLine(out, bytes);
-    AddRow<float>(out, a, b, i);
+    AddRow(out, a, b, i);
     for (; i + 64 <= bytes; i += 64)
-      _mm512_stream_ps(reinterpret_cast<float *>(out + i), _mm512_add_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i)));
-    AddRow<float>(out + i, a + i, b + i, bytes - i);
+      for (int64_t j = i; j < i + 64; j += 16) {
+        const __m128 sum = _mm_add_ps(_mm_loadu_ps(reinterpret_cast<const float *>(a + j)), _mm_loadu_ps(reinterpret_cast<const float *>(b + j)));
+        _mm_stream_ps(reinterpret_cast<float *>(out + j), sum);
+      }
+    AddRow(out + i, a + i, b + i, bytes - i);
     return;
   }
 #endif
-  AddRow<float>(out, a, b, bytes);
+  AddRow(out, a, b, bytes);
 }
 
 bool InRange(const int32_t *index, int64_t count, int64_t rows) {
@@ -144,10 +145,8 @@ extern "C" int ExpertCombine(int n, void **data, int *ranks, int64_t **shapes, c
         CopyRow(o, r, bytes, stream);
       else if (wide)
         AddRowF32(o, r, y, bytes, stream);
-      else if (half)
-        AddRow<_Float16>(o, r, y, bytes);
       else
-        AddRow<BFloat16>(o, r, y, bytes);
+        AddHalfRow(o, r, y, bytes, half);
     }
     Fence();
   }

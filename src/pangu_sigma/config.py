@@ -129,6 +129,23 @@ class EcssConfig(Section):
     enabled: bool = True
     """true: experts and their Adam state live on the host and only active experts reach the device.
     false: every expert is an ordinary device parameter with ordinary Adam, for comparison."""
+    store: Literal["host", "file"] = "host"
+    """`host`: in memory. `file`: in files mapped into memory, for more experts than memory holds; the same results."""
+    path: str | None = None
+    """Folder of the `file` store; null: `experts` in the run folder."""
+    cache_gib: PositiveFloat = 4.0
+    """How much of a `file` store stays mapped, in GiB."""
+    prefetch: bool = True
+    """Bring the next step's experts while this step computes, and those of both steps not at all. false: look all of them up
+    at the start of each step."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the experts' Adam moments on the host: bfloat16 takes 8 bytes a parameter in all instead of 12."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> EcssConfig:
+        if not self.enabled and self.store == "file":
+            raise ValueError("store=file needs enabled=true: without ECSS every expert is in the device's memory")
+        return self
 
 
 class DataConfig(Section):
@@ -228,6 +245,11 @@ class Config(Section):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"domains: name {twice[0]!r} is used more than once; names must be different")
+        if self.ecss.moments == "bfloat16" and self.train.optimizer.beta2 > 0.99:
+            raise ValueError(
+                f"ecss.moments=bfloat16 needs train.optimizer.beta2 <= 0.99, not {self.train.optimizer.beta2}: bfloat16 has "
+                "8 bits, and a change of less than 1/256 a step would be rounded away"
+            )
         blocks = self.data.domains_per_step
         if self.train.batch_size % blocks:
             raise ValueError(

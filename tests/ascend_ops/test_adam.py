@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ascend_ops.adam import AdamRows, adam_oracle, every_row
 
-HYPER = {"lr": 1e-2, "grad_scale": 0.5, "apply": 1.0, "beta1": 0.8, "beta2": 0.95, "eps": 1e-20}
+HYPER = {"lr": 1e-2, "grad_scale": 0.5, "apply": 1.0, "beta1": 0.8, "beta2": 0.95, "eps": 1e-20, "zero_grad": 0.0}
 
 
 class Store:
@@ -41,7 +41,7 @@ class Store:
 
 def oracle(w, m, v, t, grad, **hyper) -> tuple[np.ndarray, ...]:
     values = {**HYPER, "weight_decay": 0.0, **hyper}
-    del values["apply"]
+    del values["apply"], values["zero_grad"]
     # The kernel receives float32: the oracle takes the same numbers.
     return adam_oracle(w, m, v, t, grad, **{name: float(np.float32(value)) for name, value in values.items()})
 

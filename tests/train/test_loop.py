@@ -150,7 +150,7 @@ def test_resuming_with_other_routing_or_another_vocabulary_is_refused(tiny_data,
 def test_a_model_of_another_shape_cannot_take_the_checkpoint(tiny_data, tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     model = tiny_config(tiny_data).model.model_dump() | {"ffn": 40}
-    with pytest.raises(CheckpointError, match=r"has shape .* the model needs .*another configuration"):
+    with pytest.raises(CheckpointError, match=r"of shape .* the model needs .*another configuration"):
         Trainer(tiny_config(tiny_data, model=model), copy)
 
 
@@ -163,7 +163,7 @@ def test_a_finished_run_is_not_trained_again(tiny_data, tiny_run, tmp_path):
 
 
 def test_a_skipped_step_moves_the_data_but_not_the_schedule(trainer):
-    _, rate, result = trainer.advance()
+    _, rate, result, _ = trainer.advance()
     assert result.applied.asnumpy() == 1
     before = (trainer.progress.step, trainer.progress.updates, sum(trainer.progress.cursor.taken))
     trainer.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
@@ -175,13 +175,13 @@ def test_a_skipped_step_moves_the_data_but_not_the_schedule(trainer):
     assert metrics.skipped
     assert not math.isfinite(metrics.gradient_norm)
     trainer.step.scale.value.set_data(Tensor(1024.0, ms.float32))
-    _, next_rate, _ = trainer.advance()
+    _, next_rate, *_ = trainer.advance()
     assert next_rate == skipped_rate > rate
 
 
 def test_metrics_are_means_per_token_of_each_domain(trainer):
-    batch, rate, result = trainer.advance()
-    metrics = trainer.metrics(batch, rate, result)
+    batch, rate, result, traffic = trainer.advance()
+    metrics = trainer.metrics(batch, rate, result, traffic)
     assert metrics.loss == pytest.approx(float(result.block_loss_GM[0].asnumpy().sum()))
     names = [["zh", "en", "code"][d] for d in batch.domains_M]
     assert list(metrics.per_domain_loss) == list(dict.fromkeys(names))

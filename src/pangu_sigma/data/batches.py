@@ -56,13 +56,18 @@ class Batch:
     def tokens(self) -> int:
         return self.ids_GBS.size
 
+    @property
+    def active_NA(self) -> np.ndarray:
+        """Active experts of the update in each RRE layer, unused places K."""
+        return self.plans[0].active_NA
+
     def block_weights(self) -> np.ndarray:
         """Share of the loss that each block brings, [G, M]."""
         return self.weights_GBS.reshape(*self.slots_GM.shape, -1).sum(axis=-1)
 
     def load(self, stored: int) -> np.ndarray:
         """Tokens per stored expert over the whole update, int64 [N, K]."""
-        load_NK = np.zeros((len(self.plans[0].active_NA), stored + 1), np.int64)
+        load_NK = np.zeros((len(self.active_NA), stored + 1), np.int64)
         for plan in self.plans:
             for n, active_A in enumerate(plan.active_NA):
                 np.add.at(load_NK[n], active_A, plan.load()[n])
@@ -83,7 +88,7 @@ class Batch:
             np.stack([plan.order_NT for plan in plans]),
             np.stack([plan.inverse_NT for plan in plans]),
             np.stack([plan.offsets_NA1 for plan in plans]),
-            plans[0].active_NA,
+            self.active_NA,
             used_NA1,
         )
 
@@ -99,7 +104,7 @@ class Batches:
         self.domains: Domains = domains_of(config)
         self.tokenizer = tokenizer
         self.table = table
-        self.files = [TokenFile(folder / f"{d.name}.{split}", tokenizer.size) for d in self.domains]
+        self.files = [self._open(folder / f"{d.name}.{split}") for d in self.domains]
         self.length = config.model.seq_length
         self.samples = [(file.tokens - 1) // self.length for file in self.files]
         for domain, samples, file in zip(self.domains, self.samples, self.files, strict=True):
@@ -167,6 +172,9 @@ class Batches:
             weights_GBS=weights / weights.sum(),
             plans=self._plans(ids, domains_GB, positions),
         )
+
+    def _open(self, path: Path) -> TokenFile:
+        return TokenFile(path, self.tokenizer.size)
 
     def _plans(self, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> list[RoutingPlan]:
         if (

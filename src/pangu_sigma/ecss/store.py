@@ -5,47 +5,44 @@ Shape suffixes: N RRE layers, K experts stored in a layer, A active experts.
 Two stores with one contract, so that the training step does not know which it has:
 
 * `HostStore` (ECSS): weights, both Adam moments and the step count of every expert are host parameters, one row per expert,
-  like an embedding table. `fetch` looks up the active rows on the host; only they cross to the device. `update` runs Adam on
-  the host over the same rows. An expert that was not activated keeps weights, moments and step count bit for bit (lazy Adam).
+  like an embedding table. `fetch` looks up the active rows on the host, or takes those that a `Prefetcher` has brought; only they
+  cross to the device. `update` runs Adam on the host over the same rows. An expert that was not activated keeps weights, moments
+  and step count bit for bit (lazy Adam).
 * `DeviceStore`: ECSS off. Every expert is an ordinary parameter of the device with ordinary Adam: all of them are multiplied,
   differentiated and updated at each step, as in any mixture of experts.
 """
 
 from __future__ import annotations
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ascend_ops.adam import AdamRows, every_row
 from pangu_sigma.config import Config
-from pangu_sigma.model.declare import Replicated, Zero, declare
+from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_tensors
 
 
 class ExpertStore(nn.Cell):
     """Parameters of the experts of all RRE layers, with their Adam state; see the module's text for the two kinds.
 
-    fetch(active_NA) -> FFN_TENSORS of every layer, [A, …], what `PanGuSigma` takes.
-    update(grads, active_NA, offsets_NA1, hyper) -> rows updated, float32 [1]; changes the store in place.
+    fetch(active_NA, brought) -> FFN_TENSORS of every layer, [A, …], in the network's dtype: what `PanGuSigma` takes.
+    update(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> rows updated, float32 [1]; changes the store in place.
     updated_rows(active_A, offsets_A1) -> which rows of a layer `update` changes, as `AdamRows` takes them.
+    brought, next_NA, copies: of a `Prefetcher`; empty, None and empty without one.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, tier: HostTier):
         super().__init__()
         self.tensors = len(FFN_TENSORS)
         self.layers = config.model.rre_layers
-        weights, moments, variances, steps = [], [], [], []
-        for layer in range(self.layers):
-            for name, shape, init, decay in ffn_tensors(config.model):
-                full = (config.experts, *shape)
-                first = Replicated(init) if config.model.expert_init == "replicated" else init
-                label = f"experts.{layer}.{name}"
-                weights.append(declare(label, full, first, decay=decay))
-                moments.append(declare(f"{label}.moment", full, Zero(), decay=False))
-                variances.append(declare(f"{label}.variance", full, Zero(), decay=False))
-            steps.append(Parameter(Tensor(np.zeros(config.experts, np.int32)), name=f"experts.{layer}.step"))
-        self.weights, self.moments = ParameterTuple(weights), ParameterTuple(moments)
-        self.variances, self.steps = ParameterTuple(variances), ParameterTuple(steps)
+        self.tier = tier
+        self.dtype = getattr(ms, config.train.compute_dtype)
+        made = [(spec.kind, tier.parameter(spec)) for spec in array_specs(config)]
+        self.weights, self.moments, self.variances, self.steps = (
+            ParameterTuple([p for of, p in made if of == kind]) for kind in ("weight", "moment", "variance", "step")
+        )
         rate = config.train.optimizer.weight_decay
         self.decay = Tensor(np.array([rate * decay for *_, decay in ffn_tensors(config.model)], np.float32))
         self.adam = AdamRows()
@@ -62,7 +59,7 @@ class ExpertStore(nn.Cell):
             }
         return named | {"step": self.steps[layer]}
 
-    def update(self, grads, active_NA, offsets_NA1, hyper):
+    def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         updated = 0.0
         for layer in range(self.layers):
             part = slice(layer * self.tensors, (layer + 1) * self.tensors)
@@ -77,6 +74,8 @@ class ExpertStore(nn.Cell):
                 offsets_A1,
                 hyper,
                 self.decay,
+                copies[part],
+                None if next_NA is None else next_NA[layer],
             )
         return updated
 
@@ -84,18 +83,21 @@ class ExpertStore(nn.Cell):
 class HostStore(ExpertStore):
     """ECSS: rows of host tables, fetched and updated by their numbers."""
 
-    def __init__(self, config: Config):
-        super().__init__(config)
+    def __init__(self, config: Config, tier: HostTier):
+        super().__init__(config, tier)
         self.lookup = ops.Gather()
         self.lookup.set_device("CPU")
         self.last = config.experts - 1
 
-    def fetch(self, active_NA):
+    def fetch(self, active_NA, brought=()):
+        if brought:
+            return brought
         # unused places hold K: they read some row, and nobody reads theirs
         active_NA = ops.minimum(active_NA, self.last)
         fetched: tuple = ()
         for i in range(len(self.weights)):
-            fetched += (self.lookup(self.weights[i], active_NA[i // self.tensors], 0),)
+            rows = self.lookup(self.weights[i], active_NA[i // self.tensors], 0)
+            fetched += (ops.cast(rows, self.dtype),)
         return fetched
 
     def updated_rows(self, active_A, offsets_A1):
@@ -106,18 +108,39 @@ class HostStore(ExpertStore):
 class DeviceStore(ExpertStore):
     """ECSS off: all experts take part in every step."""
 
-    def __init__(self, config: Config):
-        super().__init__(config)
+    def __init__(self, config: Config, tier: HostTier):
+        super().__init__(config, tier)
         self.all_rows, self.all_offsets = every_row(config.experts)
 
-    def fetch(self, active_NA):
-        return tuple(self.weights)
+    def fetch(self, active_NA, brought=()):
+        weights: tuple = ()
+        for weight in self.weights:
+            weights += (ops.cast(weight, self.dtype),)
+        return weights
 
     def updated_rows(self, active_A, offsets_A1):
         """All of them, tokens or none."""
         return self.all_rows, self.all_offsets
 
 
-def make_store(config: Config) -> ExpertStore:
-    """The store that `ecss.enabled` asks for."""
-    return HostStore(config) if config.ecss.enabled else DeviceStore(config)
+def make_store(config: Config, tier: HostTier | None = None) -> ExpertStore:
+    """The store that `ecss.enabled` asks for; in the host's memory unless `tier` says otherwise."""
+    kind = HostStore if config.ecss.enabled else DeviceStore
+    return kind(config, tier or HostTier())
+
+
+def array_specs(config: Config) -> list[ArraySpec]:
+    """Every array of the store of `config`, in the order in which they are initialised."""
+    moments = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
+    replicated = config.model.expert_init == "replicated"
+    specs = []
+    for layer in range(config.model.rre_layers):
+        for name, shape, init, decay in ffn_tensors(config.model):
+            full = (config.experts, *shape)
+            specs += [
+                ArraySpec(layer, name, "weight", full, "float32", init, replicated, decay),
+                ArraySpec(layer, f"{name}.moment", "moment", full, moments),
+                ArraySpec(layer, f"{name}.variance", "variance", full, moments),
+            ]
+        specs.append(ArraySpec(layer, "step", "step", (config.experts,), "int32"))
+    return specs

@@ -7,12 +7,20 @@ from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 from mindspore.common.initializer import Initializer, Normal, TruncatedNormal, Zero, initializer
 
-__all__ = ["Normal", "Ones", "Replicated", "TruncatedNormal", "Zero", "decays", "declare"]
+__all__ = ["Initializer", "Normal", "Ones", "TruncatedNormal", "Zero", "adopt", "as_tensor", "decays", "declare"]
 
 
 def declare(name: str, shape: tuple[int, ...], init: Initializer, *, decay: bool) -> Parameter:
     """A float32 parameter. decay: whether weight decay applies (PanGu-α: not to biases and LayerNorm)."""
     parameter = Parameter(initializer(init, shape, mstype.float32), name=name)
+    parameter.weight_decays = decay
+    return parameter
+
+
+def adopt(name: str, array: np.ndarray, *, decay: bool) -> Parameter:
+    """A parameter whose memory is `array` itself: what either writes, the other sees."""
+    parameter = Parameter(Tensor(np.zeros(1, array.dtype)), name=name)
+    parameter.set_data(Tensor.from_numpy(array), slice_shape=True)
     parameter.weight_decays = decay
     return parameter
 
@@ -27,19 +35,6 @@ class Ones(Initializer):
 
     def _initialize(self, arr: np.ndarray) -> None:
         arr[:] = 1.0
-
-
-class Replicated(Initializer):
-    """Every row along the first axis equal to one draw of `inner`: experts that start as copies of one FFN."""
-
-    def __init__(self, inner: Initializer):
-        super().__init__(inner=inner)
-        self.inner = inner
-
-    def _initialize(self, arr: np.ndarray) -> None:
-        one = np.empty(arr.shape[1:], arr.dtype)
-        self.inner(one)
-        arr[:] = one
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

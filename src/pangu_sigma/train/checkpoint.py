@@ -17,14 +17,15 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+
+from pangu_sigma.train.shards import map_shard, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint in memory; the arrays are writable and independent of the files."""
+    """A verified checkpoint; its arrays are mapped files, and writing to one changes memory only."""
 
     step: int
     state: dict[str, Any]
@@ -79,11 +80,13 @@ def save_checkpoint(
     state: dict[str, Any],
     identity: Identity,
     keep: int,
+    after_chunk: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write the checkpoint of `step`, make it the latest, then prune to the `keep` newest; returns its directory.
 
     shards: file stem → name → array. state: values that JSON can hold. A checkpoint of the same step is replaced.
     Checkpoints of later steps (of a run that was resumed further back) are neither counted nor removed.
+    after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
     Raises CheckpointError when a shard name or a state value is not allowed, or the disk refuses; LATEST is then
     what it was.
     """
@@ -95,11 +98,11 @@ def save_checkpoint(
         root.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(root)
         unfinished.mkdir()
-        _write_files(unfinished, step, shards, encoded_state, identity)
+        _write_files(unfinished, step, shards, encoded_state, identity, after_chunk)
         _sync(unfinished)
         _move_into_place(unfinished, target)
         _write_latest(root, target.name)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
             f"cannot save checkpoint {target}: {error}; earlier checkpoints are unchanged; "
@@ -150,11 +153,15 @@ def _encode_state(state: dict[str, Any]) -> bytes:
 
 
 def _write_files(
-    folder: Path, step: int, shards: dict[str, dict[str, np.ndarray]], state: bytes, identity: Identity
+    folder: Path,
+    step: int,
+    shards: dict[str, dict[str, np.ndarray]],
+    state: bytes,
+    identity: Identity,
+    after_chunk: Callable[[], None],
 ) -> None:
     for name, arrays in shards.items():
-        whole = {key: np.asarray(array, order="C") for key, array in arrays.items()}  # the format knows no strides
-        save_file(whole, folder / f"{name}.safetensors")
+        write_shard(folder / f"{name}.safetensors", arrays, after_chunk)
     (folder / STATE).write_bytes(state)
     files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
     body = {"format": FORMAT, "step": step, "files": files, "identity": asdict(identity)}
@@ -250,7 +257,7 @@ def _load_directory(path: Path, expected: Identity | None) -> Checkpoint:
     if expected is not None:
         _refuse_other(path, identity, expected)
     shards = {
-        name.removesuffix(".safetensors"): load_file(path / name)
+        name.removesuffix(".safetensors"): map_shard(path / name)
         for name in manifest["files"]
         if name.endswith(".safetensors")
     }

@@ -11,8 +11,11 @@ from mindspore import Tensor
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.device import use_cpu
-from pangu_sigma.ecss.store import make_store
+from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
+from pangu_sigma.ecss.store import HostStore, array_specs, make_store
+from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.train.checkpoint import load_checkpoint, save_checkpoint
@@ -35,7 +38,7 @@ class Trainer:
         self.run = RunFolder.create(folder, config)
         use_cpu(config.seed)
         self.network = PanGuSigma(config.model, config.slots, getattr(ms, config.train.compute_dtype))
-        self.store = make_store(config)
+        self.store = make_store(config, self._tier())
         self.step = TrainStep(config, self.network, self.store)
         self.step.set_train()
         self.shards = shards_of(self.network, self.store, self.step)
@@ -44,17 +47,28 @@ class Trainer:
         self.progress = Progress(0, 0, self.batches.start())
         if (self.run.checkpoints / "LATEST").exists():
             self._resume()
+        self.feed = Lookahead(self.batches, self.progress.cursor)
+        fetches = isinstance(self.store, HostStore) and self.store.layers > 0 and config.ecss.prefetch
+        self.prefetcher = Prefetcher(self.store, config.active_experts) if fetches else None
 
-    def advance(self) -> tuple[Batch, float, StepResult]:
-        """One step. Returns its batch, learning rate and result."""
-        batch = self.batches.next(self.progress.cursor)
+    def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
+        """One step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
+        batch, cursor, coming = self.feed.take()
         rate = self.schedule(self.progress.updates + 1)
-        result = StepResult(*self.step(Tensor(rate, ms.float32), *map(as_tensor, batch.arrays())))
+        transfer: tuple[Tensor, ...] = ()
+        traffic = None
+        if self.prefetcher is not None:
+            transfer, traffic = self.prefetcher.transfer(batch.active_NA, coming.active_NA)
+        arrays = map(as_tensor, batch.arrays())
+        result = StepResult(*self.step(Tensor(rate, ms.float32), *arrays, *transfer))
+        if self.prefetcher is None:
+            self.store.tier.release()
         self.progress.step += 1
         self.progress.updates += int(result.applied.asnumpy())
-        return batch, rate, result
+        self.progress.cursor = cursor
+        return batch, rate, result, traffic
 
-    def metrics(self, batch: Batch, rate: float, result: StepResult) -> StepMetrics:
+    def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
         """The step's figures; losses are means over the tokens of each domain."""
         loss_GM = np.stack([loss_M.asnumpy() for loss_M in result.block_loss_GM])
         weight_GM = batch.block_weights()
@@ -73,6 +87,7 @@ class Trainer:
             skipped=not result.applied.asnumpy(),
             tokens=batch.tokens,
             load_NK=batch.load(self.config.experts),
+            traffic=traffic,
         )
 
     def save(self) -> Path:
@@ -84,11 +99,19 @@ class Trainer:
             self.progress.state(),
             self.run.identity,
             self.config.train.keep_checkpoints,
+            self.store.tier.release,
         )
+
+    def _tier(self) -> HostTier:
+        options = self.config.ecss
+        if options.store == "host":
+            return HostTier()
+        folder = Path(options.path) if options.path else self.run.path / "experts"
+        return FileTier(folder, array_specs(self.config), self.run.table.hash, options.cache_gib)
 
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.run.checkpoints, self.run.identity)
-        restore(self.shards, checkpoint)
+        restore(self.shards, checkpoint, self.store.tier.release)
         self.progress = Progress.from_state(checkpoint.state)
         logger.info("resuming %s after step %d", self.run.path, checkpoint.step)
 
@@ -108,6 +131,7 @@ def train(config: Config, folder: Path) -> None:
             with log.paused():
                 if step % options.eval_interval == 0 or last:
                     log.evaluation(step, evaluator.losses())
+                    trainer.store.tier.release()
                 if step % options.checkpoint_interval == 0 or last:
                     log.flush()
                     trainer.save()

@@ -3,7 +3,8 @@
 `metrics.jsonl` has one JSON object a line, told apart by `kind`:
 
 * `run`: domains, steps_total; once, first.
-* `step`: means over the steps since the line before, every log_interval steps.
+* `step`: means over the steps since the line before, every log_interval steps. With a prefetcher: MiB fetched, refreshed and
+  returned a step, its hit rate, and its stall as a share of the time.
 * `evaluation`: held-out loss of each domain.
 * `load`: tokens per expert [N][K] since the `load` line before. Their sum is the load of the whole run.
 
@@ -27,6 +28,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from pangu_sigma.ecss.prefetch import Traffic
+
 logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
@@ -43,7 +46,7 @@ class StepMetrics:
     """One training step.
 
     step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite
-    when the step was skipped. load_NK: tokens that each expert received, integers.
+    when the step was skipped. load_NK: tokens that each expert received, integers. traffic: what the prefetcher moved.
     """
 
     step: int
@@ -55,6 +58,7 @@ class StepMetrics:
     skipped: bool
     tokens: int
     load_NK: np.ndarray
+    traffic: Traffic | None = None
 
 
 class MetricsLog:
@@ -74,6 +78,7 @@ class MetricsLog:
         self._load_NK: np.ndarray | None = None
         self._seconds = 0.0
         self._timed_tokens = 0
+        self._stalled = 0.0
         self._clock: float | None = None
         self._last_step = resumed_step
         self._smoothed: dict[str, float] = {}
@@ -101,6 +106,7 @@ class MetricsLog:
         if self._clock is not None:  # the first step compiles the graph and says nothing about speed
             self._seconds += now - self._clock
             self._timed_tokens += metrics.tokens
+            self._stalled += metrics.traffic.stall_seconds if metrics.traffic else 0.0
         self._clock = now
         self._last_step = metrics.step
         self._pending.append(metrics)
@@ -156,7 +162,8 @@ class MetricsLog:
         speed = f", {self._timed_tokens / self._seconds:,.0f} tokens/s" if self._seconds else ""
         balance = load_max_over_mean(metrics.load_NK)
         load = "" if balance is None else f", load max/mean {balance:.2f}"
-        self._progress.set_postfix_str(f"loss {losses}{speed}{load}", refresh=False)
+        stall = f", stall {self._stalled / self._seconds:.1%}" if metrics.traffic and self._seconds else ""
+        self._progress.set_postfix_str(f"loss {losses}{speed}{load}{stall}", refresh=False)
         self._progress.update()
 
     def _log(self) -> None:
@@ -177,8 +184,9 @@ class MetricsLog:
             "tokens": sum(s.tokens for s in steps),
             "tokens_per_second": self._timed_tokens / self._seconds if self._seconds else None,
             "load_max_over_mean": _mean([load_max_over_mean(s.load_NK) for s in steps]),
+            **self._traffic([s.traffic for s in steps if s.traffic]),
         }
-        self._seconds, self._timed_tokens = 0.0, 0
+        self._seconds, self._timed_tokens, self._stalled = 0.0, 0, 0.0
         self._write(line)
         self._lines.flush()
         for key, value in line.items():
@@ -187,6 +195,19 @@ class MetricsLog:
         for name, loss in per_domain_loss.items():
             if loss is not None:
                 self._board.add_scalar(f"loss_train/{name}", loss, last.step)
+
+    def _traffic(self, moved: list[Traffic]) -> dict[str, float | None]:
+        """Keys of a `step` line that the prefetcher brings."""
+        if not moved:
+            return {}
+        steps, active = len(moved), sum(t.hits + t.misses for t in moved)
+        return {
+            "fetched_mib": sum(t.fetched_bytes for t in moved) / steps / (1 << 20),
+            "refreshed_mib": sum(t.refreshed_bytes for t in moved) / steps / (1 << 20),
+            "returned_mib": sum(t.returned_bytes for t in moved) / steps / (1 << 20),
+            "prefetch_hit_rate": sum(t.hits for t in moved) / active if active else None,
+            "prefetch_stall": self._stalled / self._seconds if self._seconds else None,
+        }
 
     def _write(self, line: dict[str, Any]) -> None:
         self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")

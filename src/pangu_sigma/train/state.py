@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,9 +12,11 @@ from mindspore import Parameter
 
 from pangu_sigma.data.batches import Cursor
 from pangu_sigma.ecss.store import ExpertStore, make_store
+from pangu_sigma.ecss.tiers import UnsetTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from pangu_sigma.train.run_folder import RunFolder
+from pangu_sigma.train.shards import copy_mapped
 from pangu_sigma.train.step import TrainStep
 
 WEIGHTS = "dense"
@@ -61,24 +64,36 @@ def arrays_of(shards: Shards) -> dict[str, dict[str, np.ndarray]]:
     return {shard: {name: p.asnumpy() for name, p in parameters.items()} for shard, parameters in shards.items()}
 
 
-def restore(shards: Shards, checkpoint: Checkpoint) -> None:
-    """Set every parameter from the checkpoint. Raises CheckpointError for one that is missing or of another shape."""
-    for shard, parameters in shards.items():
-        saved = checkpoint.shards.get(shard, {})
-        for name, parameter in parameters.items():
-            value = saved.get(name)
-            if value is None or value.shape != tuple(parameter.shape):
-                found = "is missing" if value is None else f"has shape {value.shape}"
-                raise CheckpointError(
-                    f"checkpoint of step {checkpoint.step}: {name} {found} in shard {shard}, the model needs "
-                    f"{tuple(parameter.shape)}; the checkpoint is of another configuration"
-                )
-            parameter.set_data(ms.Tensor(value))
+def restore(shards: Shards, checkpoint: Checkpoint, after_row: Callable[[], None] = lambda: None) -> None:
+    """Copy the checkpoint into the memory of every parameter; after_row: called after each row of an array.
+
+    Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
+    """
+    for parameter, value in _matched(shards, checkpoint):
+        copy_mapped(value, parameter.asnumpy(), after_row)
 
 
 def load_trained(run: RunFolder) -> tuple[PanGuSigma, ExpertStore]:
-    """Network and experts of a run's newest intact checkpoint."""
+    """Network and experts of a run's newest intact checkpoint; the experts stay in its files and are read as they are used."""
     network = PanGuSigma(run.config.model, run.config.slots)
-    store = make_store(run.config)
-    restore(shards_of(network, store), load_checkpoint(run.checkpoints, run.identity))
+    store = make_store(run.config, UnsetTier())
+    shards, checkpoint = shards_of(network, store), load_checkpoint(run.checkpoints, run.identity)
+    restore({WEIGHTS: shards.pop(WEIGHTS)}, checkpoint)
+    for parameter, value in _matched(shards, checkpoint):
+        parameter.set_data(ms.Tensor.from_numpy(value), slice_shape=True)
     return network, store
+
+
+def _matched(shards: Shards, checkpoint: Checkpoint) -> Iterator[tuple[Parameter, np.ndarray]]:
+    """Every parameter with its saved value."""
+    for shard, parameters in shards.items():
+        saved = checkpoint.shards.get(shard, {})
+        for name, parameter in parameters.items():
+            value, target = saved.get(name), parameter.asnumpy()
+            if value is None or value.shape != target.shape or value.dtype != target.dtype:
+                found = "is missing" if value is None else f"is {value.dtype} of shape {value.shape}"
+                raise CheckpointError(
+                    f"checkpoint of step {checkpoint.step}: {name} {found} in shard {shard}, the model needs "
+                    f"{target.dtype} of shape {target.shape}; the checkpoint is of another configuration"
+                )
+            yield parameter, value

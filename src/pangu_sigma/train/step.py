@@ -1,6 +1,6 @@
 """One training step as one graph.
 
-    fetch active experts (host)                          ecss/store.py
+    active experts, looked up here or brought before     ecss/store.py, ecss/prefetch.py
       → loss and gradients of every micro-batch          train/loss.py, model/
       → global norm, overflow, loss scale
       → Adam: dense parameters, active rows of the store  ascend_ops/adam.py
@@ -16,7 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from ascend_ops.adam import HYPER, AdamRows, every_row
+from ascend_ops.adam import HYPER, AdamRows, SquareSum, every_row
 from pangu_sigma.config import Config, OptimizerConfig
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import Zero, decays, declare
@@ -96,8 +96,9 @@ class TrainStep(nn.Cell):
     """Forward, backward and update.
 
     construct(lr, rows_GBS, positions_GBS, documents_GBS, slots_GM, labels_GBS, weights_GBS, order_GNT, inverse_GNT, offsets_GNA1,
-    active_NA, used_NA1) -> StepResult's fields
+    active_NA, used_NA1, *transfer) -> StepResult's fields
         active: the experts of all micro-batches; offsets: their tokens in each; used: their tokens summed over the micro-batches.
+        transfer: what a `Prefetcher` gives, or nothing: next_NA, the experts brought, and where the next step's go.
     """
 
     def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore):
@@ -113,7 +114,8 @@ class TrainStep(nn.Cell):
         )
         self.sparse = config.model.rre_layers > 0
         self.scale = LossScale(config)
-        self.half_square = ops.L2Loss()
+        self.square_sum = SquareSum()
+        self.expert_tensors = len(store.weights)
         self.micro_batches = config.train.accumulation
         self.clip_norm = optimizer.clip_norm
         self.hyper_dense = Hyper(optimizer, optimizer.eps_dense)
@@ -133,9 +135,11 @@ class TrainStep(nn.Cell):
         offsets_GNA1,
         active_NA,
         used_NA1,
+        *transfer,
     ):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
-        experts = self.store.fetch(active_NA)
+        next_NA = transfer[0] if transfer else None
+        experts = self.store.fetch(active_NA, transfer[1 : 1 + self.expert_tensors])
         block_loss: tuple = ()
         expert_grads: tuple = ()
         dense_grads: tuple = ()
@@ -157,22 +161,16 @@ class TrainStep(nn.Cell):
             block_loss += (loss_M,)
             expert_grads = of_experts if g == 0 else add(expert_grads, of_experts)
             dense_grads = of_dense if g == 0 else add(dense_grads, of_dense)
-        norm = self.global_norm(dense_grads + expert_grads) / scale
+        norm = ops.sqrt(self.square_sum(dense_grads + expert_grads)) / scale  # one process: each gradient is here once
         applied = ops.cast(ops.isfinite(norm), ms.float32)
         grad_scale = ops.minimum(self.clip_norm / (norm + 1e-12), Tensor(1.0, ms.float32)) / scale
         updated = self.dense.update(dense_grads, self.hyper_dense(lr, grad_scale, applied))
         if self.sparse:
             hyper = self.hyper_experts(lr, grad_scale, applied)
-            updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper))
+            copies = transfer[1 + self.expert_tensors :]
+            updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, copies))
         rescaled = self.scale.update(applied)
         return ops.depend((block_loss, norm, applied, scale), (updated, rescaled))
-
-    def global_norm(self, grads):
-        """Norm over dense parameters and active experts; each gradient counts once (one process holds each once)."""
-        total = self.half_square(grads[0])
-        for grad in grads[1:]:
-            total = total + self.half_square(grad)
-        return ops.sqrt(2.0 * total)
 
 
 def add(left, right):

@@ -1,0 +1,156 @@
+#include "kernels.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define AVX512 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
+#define AVX2 __attribute__((target("arch=x86-64-v3")))
+#endif
+
+#define INLINE static inline __attribute__((always_inline))  // becomes part of, and is compiled for, each instruction set below
+
+namespace {
+INLINE void Adam(float *__restrict w, float *__restrict m, float *__restrict v, const float *__restrict grad, int64_t n,
+                 const AdamScalars &s) {
+  const float rest1 = 1.0f - s.beta1, rest2 = 1.0f - s.beta2;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = grad[i] * s.grad_scale;
+    m[i] = s.beta1 * m[i] + rest1 * g;
+    v[i] = s.beta2 * v[i] + rest2 * g * g;
+    w[i] = w[i] * s.keep - s.rate * m[i] / (std::sqrt(v[i]) * s.unbias + s.eps);
+  }
+}
+
+INLINE double SquareSum(const float *x, int64_t n) {  // in double: squares of float32 overflow and vanish otherwise
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
+  return sum;
+}
+
+INLINE uint32_t Bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+INLINE float Float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// Half precision by integer arithmetic, for processors without the conversion. The exponent is rebased by 112; subnormal numbers
+// are normalised by one float addition or subtraction of a power of two, which never meets a subnormal float.
+INLINE float HalfToFloat(uint16_t half) {
+  const uint32_t magnitude = (half & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u, sign = (half & 0x8000u) << 16;
+  const uint32_t rebased = magnitude + (112u << 23);
+  const uint32_t special = magnitude + (224u << 23);  // infinity, NaN
+  const uint32_t subnormal = Bits(Float(rebased + (1u << 23)) - Float(113u << 23));
+  return Float(sign | (exponent == 0x0f800000u ? special : exponent == 0 ? subnormal : rebased));
+}
+
+INLINE uint16_t FloatToHalf(float x) {
+  const uint32_t sign = Bits(x) & 0x80000000u, magnitude = Bits(x) ^ sign;
+  const uint32_t rounded = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t subnormal = Bits(Float(magnitude) + 0.5f) - Bits(0.5f);
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  return static_cast<uint16_t>(sign >> 16 | (magnitude >= (143u << 23) ? special : magnitude < (113u << 23) ? subnormal : rounded));
+}
+
+INLINE uint16_t FloatToBfloat(float x) {
+  const uint32_t bits = Bits(x), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+INLINE void WidenHalf(const uint16_t *__restrict in, float *__restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = HalfToFloat(in[i]);
+}
+
+INLINE void NarrowHalf(const float *__restrict in, uint16_t *__restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = FloatToHalf(in[i]);
+}
+
+INLINE void WidenBfloat(const uint16_t *__restrict in, float *__restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = Float(static_cast<uint32_t>(in[i]) << 16);
+}
+
+INLINE void NarrowBfloat(const float *__restrict in, uint16_t *__restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = FloatToBfloat(in[i]);
+}
+
+// The loops above as functions of one instruction set.
+#define KERNELS(ISA, TARGET)                                                                                                 \
+  TARGET void Adam##ISA(float *w, float *m, float *v, const float *g, int64_t n, const AdamScalars &s) { Adam(w, m, v, g, n, s); } \
+  TARGET double SquareSum##ISA(const float *x, int64_t n) { return SquareSum(x, n); }                                          \
+  TARGET void WidenBfloat##ISA(const uint16_t *in, float *out, int64_t n) { WidenBfloat(in, out, n); }                         \
+  TARGET void NarrowBfloat##ISA(const float *in, uint16_t *out, int64_t n) { NarrowBfloat(in, out, n); }
+
+KERNELS(Scalar, )
+void WidenHalfScalar(const uint16_t *in, float *out, int64_t n) { WidenHalf(in, out, n); }
+void NarrowHalfScalar(const float *in, uint16_t *out, int64_t n) { NarrowHalf(in, out, n); }
+
+#define TABLE(NAME, ISA) \
+  Kernels { NAME, Adam##ISA, SquareSum##ISA, WidenHalf##ISA, NarrowHalf##ISA, WidenBfloat##ISA, NarrowBfloat##ISA }
+const Kernels kScalar = TABLE("scalar", Scalar);
+
+#if defined(__x86_64__)
+KERNELS(Avx512, AVX512)
+KERNELS(Avx2, AVX2)
+
+// g++ does not vectorise half precision by itself.
+AVX512 void WidenHalfAvx512(const uint16_t *in, float *out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(in + i))));
+  WidenHalf(in + i, out + i, n - i);
+}
+
+AVX512 void NarrowHalfAvx512(const float *in, uint16_t *out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + i), _mm512_cvtps_ph(_mm512_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+  NarrowHalf(in + i, out + i, n - i);
+}
+
+AVX2 void WidenHalfAvx2(const uint16_t *in, float *out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(in + i))));
+  WidenHalf(in + i, out + i, n - i);
+}
+
+AVX2 void NarrowHalfAvx2(const float *in, uint16_t *out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+  NarrowHalf(in + i, out + i, n - i);
+}
+
+const Kernels kAvx512 = TABLE("avx512", Avx512), kAvx2 = TABLE("avx2", Avx2);
+#endif
+
+const Kernels &Choose() {
+  const char *limit = std::getenv("PANGU_SIGMA_ISA");
+  const bool any = limit == nullptr || *limit == 0;
+#if defined(__x86_64__)
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  if (avx512 && (any || std::strcmp(limit, "avx512") == 0)) return kAvx512;
+  if (avx2 && (any || std::strcmp(limit, "avx512") == 0 || std::strcmp(limit, "avx2") == 0)) return kAvx2;
+#endif
+  return kScalar;
+}
+}  // namespace
+
+const Kernels &BestKernels() {
+  static const Kernels &best = Choose();
+  return best;
+}
+
+extern "C" const char *KernelIsa() { return BestKernels().isa; }

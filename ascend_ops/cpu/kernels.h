@@ -1,0 +1,23 @@
+// Loops over contiguous floats, each compiled for AVX-512, AVX2 and the baseline of the processor, and chosen when first used.
+// PANGU_SIGMA_ISA=avx512|avx2|scalar asks for a narrower set, so that tests reach all of them on one machine.
+#pragma once
+#include <cstdint>
+
+struct AdamScalars {  // what is the same for a whole row of a tensor
+  float grad_scale, beta1, beta2, eps;
+  float rate;    // lr / (1 − β1ᵗ)
+  float unbias;  // 1 / √(1 − β2ᵗ)
+  float keep;    // 1 − lr · decay
+};
+
+struct Kernels {
+  const char *isa;
+  void (*adam)(float *w, float *m, float *v, const float *grad, int64_t n, const AdamScalars &s);
+  double (*square_sum)(const float *x, int64_t n);
+  void (*widen_half)(const uint16_t *in, float *out, int64_t n);
+  void (*narrow_half)(const float *in, uint16_t *out, int64_t n);  // to nearest even
+  void (*widen_bfloat)(const uint16_t *in, float *out, int64_t n);
+  void (*narrow_bfloat)(const float *in, uint16_t *out, int64_t n);  // to nearest even
+};
+
+const Kernels &BestKernels();

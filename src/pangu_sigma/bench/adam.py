@@ -1,0 +1,169 @@
+"""The host optimizer: the kernel by itself, and the whole pipeline around it, against torch, DeepSpeed and MindSpore.
+
+The pipeline is what a step in half precision with host-side weights needs: norm of the gradients, unscale, clip, AdamW, half
+precision copy of the weights for the device, gradients back to zero. Ours is two passes over memory; peers are called the way their
+users call them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from ascend_ops.adam import HYPER, AdamRows, SquareSum
+from ascend_ops.library import cpu_library
+from pangu_sigma.bench.harness import Row, absent, compare, take_turns
+from pangu_sigma.device import use_cpu
+
+TENSORS, SIZE = 48, 1 << 20
+LR, BETAS, EPS, DECAY, SCALE, CLIP = 1e-4, (0.9, 0.999), 1e-8, 0.01, 1024.0, 1.0
+DEEPSPEED, FUSED = "DeepSpeedCPUAdam", "torch AdamW fused"
+
+
+def run(peers: bool) -> list[Row]:
+    """Rows of the bench. peers: with torch and DeepSpeed, where they are installed."""
+    use_cpu()
+    ours = HostAdam(TENSORS, 1, SIZE)
+    kernel: dict[str, Callable[[], Any]] = {
+        "ours": ours.kernel,
+        "memory traffic of Adam alone": _traffic(),
+        "MindSpore nn.AdamWeightDecay": _mindspore(),
+    }
+    pipeline: dict[str, Callable[[], Any]] = {"ours": ours.pipeline}
+    missing = []
+    if peers:
+        for name, make in ((FUSED, torch_fused), (DEEPSPEED, deepspeed_adam)):
+            if not installed(name):
+                missing.append(name)
+                continue
+            peer = TorchAdam(make, [np.full(SIZE, 0.02, np.float32) for _ in range(TENSORS)])
+            kernel[name], pipeline[name] = peer.kernel, peer.pipeline
+    size = f"{TENSORS * SIZE / 1e6:.0f} M parameters"
+    rows = []
+    for what, contenders in (("kernel", kernel), ("pipeline", pipeline)):
+        if len(contenders) > 1:
+            rows += compare("adam", f"{what}, {size}", take_turns(contenders))
+        rows += [absent("adam", f"{what}, {size}", rows[0].ours, name, "ms", rows[0].runs) for name in missing]
+    return rows
+
+
+class _Update(nn.Cell):
+    """AdamW over stored rows in one graph; with `half`, everything around it too."""
+
+    def __init__(self, weights: list[np.ndarray], half: bool):
+        super().__init__()
+        self.w, self.m, self.v = (
+            ParameterTuple([Parameter(Tensor(a * keep), name=f"{part}.{i}") for i, a in enumerate(weights)])
+            for part, keep in (("w", 1), ("m", 0), ("v", 0))
+        )
+        self.step = Parameter(Tensor(np.zeros(len(weights[0]), np.int32)), name="step")
+        self.decay = Tensor(np.full(len(weights), DECAY, np.float32))
+        fixed = {"lr": LR, "apply": 1.0, "beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS, "zero_grad": float(half)}
+        self.fixed = Tensor(np.array([fixed.get(name, 0.0) for name in HYPER], np.float32))
+        self.scale_at = Tensor(np.eye(len(HYPER), dtype=np.float32)[HYPER.index("grad_scale")])
+        self.adam, self.square_sum, self.half = AdamRows(), SquareSum(), half
+
+    def construct(self, active_A, offsets_A1, next_A, grads, copies):
+        if not self.half:
+            hyper = self.fixed + self.scale_at
+            return self.adam(self.w, self.m, self.v, grads, self.step, active_A, offsets_A1, hyper, self.decay)
+        norm = ops.sqrt(self.square_sum(grads)) / SCALE
+        hyper = self.fixed + self.scale_at * ops.minimum(CLIP / (norm + 1e-6), 1.0) / SCALE
+        return self.adam(
+            self.w, self.m, self.v, grads, self.step, active_A, offsets_A1, hyper, self.decay, copies, next_A
+        )
+
+
+class HostAdam:
+    """Our update of `active` rows of `tensors` stores of `rows` rows."""
+
+    def __init__(self, tensors: int, rows: int, size: int, active: int | None = None):
+        places = rows if active is None else active
+        weights = [np.full((rows, size), 0.02, np.float32) for _ in range(tensors)]
+        self._kernel, self._pipeline = _Update(weights, False), _Update(weights, True)
+        for part in ("w", "m", "v"):  # one set of arrays for both
+            for one, other in zip(getattr(self._kernel, part), getattr(self._pipeline, part), strict=True):
+                other.set_data(Tensor.from_numpy(one.asnumpy()), slice_shape=True)
+        numbers = np.arange(places, dtype=np.int32)
+        self._plan = [Tensor(a) for a in (numbers, np.arange(places + 1, dtype=np.int32), numbers)]
+        self._grads = tuple(Tensor(np.full((places, size), 1e-3, np.float32)) for _ in weights)
+        self._copies = tuple(Tensor(np.zeros((places, size), np.float16)) for _ in weights)
+
+    def kernel(self) -> None:
+        self._kernel(*self._plan, self._grads, ()).asnumpy()
+
+    def pipeline(self) -> None:
+        self._pipeline(*self._plan, self._grads, self._copies).asnumpy()
+
+
+class TorchAdam:
+    """An optimizer of torch's interface over `weights`, and the pipeline that its users write around it."""
+
+    def __init__(self, make: Callable[[list[Any]], Any], weights: list[np.ndarray]):
+        import torch
+
+        self.torch = torch
+        self.parameters = [torch.nn.Parameter(torch.from_numpy(w.copy())) for w in weights]
+        for parameter in self.parameters:
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        self.grads = [parameter.grad for parameter in self.parameters]
+        self.half = [torch.zeros(w.shape, dtype=torch.float16) for w in weights]
+        self.optimizer = make(self.parameters)
+
+    def kernel(self) -> None:
+        self.optimizer.step()
+
+    def pipeline(self) -> None:
+        torch = self.torch
+        with torch.no_grad():
+            torch._foreach_mul_(self.grads, 1 / SCALE)
+            torch.nn.utils.clip_grad_norm_(self.parameters, CLIP, foreach=True)
+            self.optimizer.step()
+            torch._foreach_copy_(self.half, self.parameters)
+            torch._foreach_zero_(self.grads)
+
+
+def torch_fused(parameters: list[Any]) -> Any:
+    """torch's own fused AdamW."""
+    import torch
+
+    return torch.optim.AdamW(parameters, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, fused=True)
+
+
+def deepspeed_adam(parameters: list[Any]) -> Any:
+    """DeepSpeed's CPU Adam; compiles its C++ on first use."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(parameters, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, adamw_mode=True)
+
+
+def installed(peer: str) -> bool:
+    """Whether the package of a peer is there."""
+    packages = ["torch", "deepspeed"] if peer == DEEPSPEED else ["torch"]
+    return all(importlib.util.find_spec(package) is not None for package in packages)
+
+
+def _traffic() -> Callable[[], Any]:
+    function = ctypes.CDLL(cpu_library()).AdamTraffic
+    arrays = [np.ones(TENSORS * SIZE, np.float32) for _ in range(4)]
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in arrays]
+    return lambda: (function(*pointers, ctypes.c_int64(arrays[0].size)), arrays)[0]
+
+
+def _mindspore() -> Callable[[], Any]:
+    parameters = [Parameter(Tensor(np.full(SIZE, 0.02, np.float32)), name=f"p{i}") for i in range(TENSORS)]
+    optimizer = nn.AdamWeightDecay(parameters, LR, *BETAS, EPS, DECAY)
+    grads = tuple(Tensor(np.full(SIZE, 1e-3, np.float32)) for _ in parameters)
+
+    def work() -> None:
+        optimizer(grads)
+        parameters[-1].asnumpy()  # waits; on the CPU it is a view
+
+    return work

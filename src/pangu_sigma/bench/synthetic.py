@@ -1,0 +1,102 @@
+"""Training runs on drawn token ids: the project's own batches, step, store and prefetcher, without prepared text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from pangu_sigma.config import Config, parse_config
+from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.lookahead import Lookahead
+from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
+from pangu_sigma.ecss.store import ExpertStore, HostStore, make_store
+from pangu_sigma.ecss.tiers import ArraySpec, HostTier
+from pangu_sigma.model.declare import adopt, as_tensor
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.routing.table import draw_tables
+from pangu_sigma.train.step import StepResult, TrainStep
+
+PAD, EOT, FIRST = 6, 9, 10
+"""Ids below FIRST are never drawn, so that every token counts in the loss and a sequence is one document."""
+RATE = 1e-4
+
+
+def config_of(domains: int, model: dict[str, Any], **sections: dict[str, Any]) -> Config:
+    """A configuration with that many domains in one embedding slot."""
+    named = [{"name": f"d{i}"} for i in range(domains)]
+    return parse_config({"name": "bench", "model": model, "domains": named, **sections})
+
+
+class SyntheticRun:
+    """What `train` does for each step, on uniformly drawn ids. Ids, initial weights and tables depend on the seed only."""
+
+    def __init__(self, config: Config, store: ExpertStore | None = None):
+        """store: made for this configuration when none is given."""
+        ms.set_seed(config.seed)
+        self.config = config
+        self.store = make_store(config) if store is None else store
+        self.step = TrainStep(config, PanGuSigma(config.model, config.slots, self.store.dtype), self.store)
+        self.step.set_train()
+        batches = _batches(config)
+        self._feed = Lookahead(batches, batches.start())
+        fetches = isinstance(self.store, HostStore) and config.ecss.prefetch
+        self._prefetcher = Prefetcher(self.store, config.active_experts) if fetches else None
+        self.traffic: Traffic | None = None
+        self.tokens = config.train.batch_size * config.model.seq_length
+
+    def advance(self) -> float:
+        """One step; returns its loss, when everything it changes is changed."""
+        batch, _, coming = self._feed.take()
+        transfer: tuple[Tensor, ...] = ()
+        if self._prefetcher is not None:
+            transfer, self.traffic = self._prefetcher.transfer(batch.active_NA, coming.active_NA)
+        result = StepResult(*self.step(Tensor(RATE, ms.float32), *map(as_tensor, batch.arrays()), *transfer))
+        return float(result.block_loss_GM[0].asnumpy().sum())
+
+
+class SharedTier(HostTier):
+    """The arrays of another store: two stores over one set, so that both fit into memory."""
+
+    def __init__(self, store: ExpertStore):
+        self._arrays = {}
+        for layer in range(store.layers):
+            for name, parameter in store.layer_parameters(layer).items():
+                self._arrays[f"experts.{layer}.{name}"] = parameter.asnumpy()
+
+    def parameter(self, spec: ArraySpec) -> Parameter:
+        return adopt(spec.key, self._arrays[spec.key], decay=spec.decay)
+
+
+class _DrawnText:
+    """A domain's text in place of a file: ids drawn once, repeated without end."""
+
+    tokens = 1 << 40
+
+    def __init__(self, vocabulary: int, name: str):
+        self._ids = np.random.default_rng(list(name.encode())).integers(FIRST, vocabulary, 1 << 16, np.int32)
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        return self._ids[(first + np.arange(count)) % len(self._ids)]
+
+
+class _DrawnBatches(Batches):
+    """The project's batches, of drawn text; each domain's samples in order (a shuffle of so many would fill the memory)."""
+
+    def _open(self, path: Path) -> Any:
+        return _DrawnText(self.tokenizer.size, path.name)
+
+    def _sample(self, domain: int, number: int) -> np.ndarray:
+        return self._read(domain, number)
+
+
+def _batches(config: Config) -> Batches:
+    rows, model = config.model.slot_rows, config.model
+    row_of = np.tile(np.arange(rows, dtype=np.int32), (config.slots, 1))
+    tokenizer: Any = SimpleNamespace(size=rows, eot=EOT, pad=PAD, row_of=row_of)  # all that batches need of one
+    table = draw_tables(config.routing, model.rre_layers, len(config.domains), rows, model.experts_per_domain, None)
+    return _DrawnBatches(config, Path(), tokenizer, table)

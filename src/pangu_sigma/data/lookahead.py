@@ -1,0 +1,29 @@
+"""Batches made before they are asked for, by a thread, while the step before computes."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from pangu_sigma.data.batches import Batch, Batches, Cursor
+
+
+class Lookahead:
+    """The batches from a cursor on, each with the one that follows it: its experts can be brought in time."""
+
+    def __init__(self, batches: Batches, cursor: Cursor):
+        self._batches = batches
+        self._cursor = Cursor.from_state(cursor.state())
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._coming: deque[Future[tuple[Batch, Cursor]]] = deque()
+
+    def take(self) -> tuple[Batch, Cursor, Batch]:
+        """The next batch, the cursor after it, and the batch after it. Raises DataError as `Batches.next` does."""
+        while len(self._coming) < 3:
+            self._coming.append(self._thread.submit(self._make))
+        batch, cursor = self._coming.popleft().result()
+        return batch, cursor, self._coming[0].result()[0]
+
+    def _make(self) -> tuple[Batch, Cursor]:
+        batch = self._batches.next(self._cursor)
+        return batch, Cursor.from_state(self._cursor.state())

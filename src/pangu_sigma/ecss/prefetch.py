@@ -1,0 +1,122 @@
+"""The next step's experts, brought while this step computes.
+
+Two sets of buffers take turns. During step t the network reads the front set; a thread copies into the back set those experts of
+step t + 1 that step t does not use. An expert of both steps is not fetched: the Adam of step t writes its new row into the back
+set as it writes the store, so both hold the same. No other row changes during step t, which is why nothing has to wait.
+
+RRE is what makes this exact: the experts of a batch are known when it is read, so nothing is guessed.
+
+Shape suffixes: N RRE layers, K experts stored in a layer, A places for active experts.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from pangu_sigma.ecss.store import HostStore
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a step moved between host and device. Experts are counted once a layer."""
+
+    fetched_bytes: int
+    """Weights of experts that the step before did not use, in the dtype of the network."""
+    refreshed_bytes: int
+    """Weights of experts that it used too: written by its Adam, not fetched."""
+    returned_bytes: int
+    """Gradients that came back to the host."""
+    hits: int
+    misses: int
+    """Active experts that the step before used, and that it did not."""
+    stall_seconds: float
+    """Time that the step waited for its experts."""
+
+
+class Prefetcher:
+    """Feeds `TrainStep` from a store: `transfer`, then the step, in turn."""
+
+    def __init__(self, store: HostStore, places: int):
+        self._store = store
+        self._stored = store.weights[0].shape[0]
+        dtype = np.float16 if store.dtype == ms.float16 else np.float32
+        shapes = [(places, *weight.shape[1:]) for weight in store.weights]
+        self._sets = [[np.zeros(shape, dtype) for shape in shapes] for _ in range(2)]
+        self._tensors = [tuple(Tensor.from_numpy(a) for a in arrays) for arrays in self._sets]
+        self._filling = 0  # the set that the thread fills for the coming step
+        self._row_bytes = sum(a[0].nbytes for a in self._sets[0]) // store.layers
+        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self._announced: np.ndarray | None = None
+        self._brought: Future[int] | None = None
+        self._hits = 0
+
+    def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[tuple[Tensor, ...], Traffic]:
+        """Arguments `transfer` of the step that uses `active`, while the experts `coming` of the step after it start moving.
+
+        The step must run after this and before the next call. Both are routing plans' active lists, unused places K.
+        """
+        started = time.perf_counter()
+        if self._announced is None or not np.array_equal(self._announced, active_NA):
+            self._settle()
+            self._start(active_NA, np.full_like(active_NA, self._stored))
+        misses, hits = self._settle(), self._hits
+        stall = time.perf_counter() - started
+        front, self._filling = self._filling, 1 - self._filling
+        next_NA = self._start(coming_NA, active_NA)
+        self._announced = coming_NA.copy()
+        traffic = Traffic(
+            fetched_bytes=misses * self._row_bytes,
+            refreshed_bytes=hits * self._row_bytes,
+            returned_bytes=int((active_NA < self._stored).sum()) * self._row_bytes,
+            hits=hits,
+            misses=misses,
+            stall_seconds=stall,
+        )
+        return (Tensor(next_NA), *self._tensors[front], *self._tensors[self._filling]), traffic
+
+    def _start(self, coming_NA: np.ndarray, active_NA: np.ndarray) -> np.ndarray:
+        """Begin to fill a set; returns where in it the experts of `active` go, -1 for those that are not coming."""
+        next_NA = np.full_like(active_NA, -1)
+        self._hits = 0
+        wanted: list[tuple[int, int, int]] = []
+        for layer, (coming_A, active_A) in enumerate(zip(coming_NA.tolist(), active_NA.tolist(), strict=True)):
+            here = {expert: place for place, expert in enumerate(active_A)}
+            for place, expert in enumerate(coming_A):
+                if expert == self._stored:
+                    continue
+                if expert in here:
+                    next_NA[layer, here[expert]] = place
+                    self._hits += 1
+                else:
+                    wanted.append((layer, place, expert))
+        rows = [weight.asnumpy() for weight in self._store.weights]
+        needed_NA = np.concatenate([active_NA, coming_NA], axis=1)
+        self._brought = self._thread.submit(self._bring, rows, self._sets[self._filling], wanted, needed_NA)
+        return next_NA
+
+    def _bring(
+        self,
+        rows: list[np.ndarray],
+        buffers: list[np.ndarray],
+        wanted: list[tuple[int, int, int]],
+        needed_NA: np.ndarray,
+    ) -> int:
+        store = self._store
+        for layer, _, expert in wanted:
+            store.tier.expect(layer, expert)
+        for layer, place, expert in wanted:
+            for i in range(layer * store.tensors, (layer + 1) * store.tensors):
+                np.copyto(buffers[i][place], rows[i][expert], casting="same_kind")
+        store.tier.used([active_A[active_A < self._stored] for active_A in needed_NA])
+        return len(wanted)
+
+    def _settle(self) -> int:
+        """Wait for the thread; experts that it brought."""
+        brought, self._brought = self._brought, None
+        return brought.result() if brought is not None else 0

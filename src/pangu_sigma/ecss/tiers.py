@@ -1,0 +1,222 @@
+"""Where the arrays of an expert store are kept: in the host's memory, or in files larger than it.
+
+Both give MindSpore a parameter whose memory is the array itself, so that nothing above this file knows which it has, and results
+are the same bit for bit. Shape suffixes: N RRE layers, K experts stored in a layer, A active experts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from mindspore import Parameter
+
+from pangu_sigma.model.declare import Initializer, adopt
+
+logger = logging.getLogger(__name__)
+
+GIB = 1 << 30
+
+
+class StoreError(RuntimeError):
+    """A file store that cannot be used; the message names the key, what is wrong and the fix."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a store: [K, …], all rows of one kind in one layer."""
+
+    layer: int
+    name: str
+    kind: Literal["weight", "moment", "variance", "step"]
+    shape: tuple[int, ...]
+    dtype: str
+    init: Initializer | None = None
+    """Of one row; None: zeros."""
+    replicated: bool = False
+    """All rows equal to one draw of `init`: experts that start as copies of one FFN. Otherwise each row draws its own."""
+    decay: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"experts.{self.layer}.{self.name}"
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def fill(self, array: np.ndarray) -> Iterator[None]:
+        """Initialise zeros; stops after every row, so that a file's can be let go."""
+        if self.init is None:
+            return
+        one = np.empty(self.shape[1:], self.dtype)
+        if self.replicated:
+            self.init(one)
+        for row in array:
+            if self.replicated:
+                row[...] = one
+            else:
+                self.init(row)
+            yield
+
+
+class HostTier:
+    """Arrays in the host's memory."""
+
+    def parameter(self, spec: ArraySpec) -> Parameter:
+        """The parameter of an array, initialised."""
+        array = np.zeros(spec.shape, spec.dtype)
+        for _ in spec.fill(array):
+            pass
+        return adopt(spec.key, array, decay=spec.decay)
+
+    def expect(self, layer: int, expert: int) -> None:
+        """An expert will be used in the next step."""
+
+    def used(self, active: list[np.ndarray]) -> None:
+        """These experts of each layer are in use, or will be next."""
+
+    def release(self) -> None:
+        """Nothing needs to stay in memory for now."""
+
+
+class UnsetTier(HostTier):
+    """Parameters that wait for the arrays of a checkpoint."""
+
+    def parameter(self, spec: ArraySpec) -> Parameter:
+        return adopt(
+            spec.key, np.zeros(spec.shape, spec.dtype), decay=spec.decay
+        )  # zero pages: no memory until written
+
+
+class FileTier(HostTier):
+    """Arrays in files of one folder, mapped into memory: more experts than memory holds.
+
+    At most about `cache_gib` of them stays mapped: the experts used longest ago are let go. The files are working space. What a run
+    resumes from is its checkpoint, which is whole whenever the process ends (train/checkpoint.py); the files are then made anew.
+    Their blocks are reserved at the start, so that a full disk is an error here and not a crash in the middle of a step.
+
+    Raises StoreError when the folder is in use, holds another model's experts, or has no room.
+    """
+
+    def __init__(self, folder: Path, specs: list[ArraySpec], identity: str, cache_gib: float):
+        """identity: hash of the routing table; with another one the same rows mean other experts."""
+        self._folder, self._budget = folder, int(cache_gib * GIB)
+        self._maps: dict[int, list[tuple[mmap.mmap, int]]] = {}
+        self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._lock = _claim(folder, {"identity": identity, "arrays": {s.key: [list(s.shape), s.dtype] for s in specs}})
+        self._reserve(specs)
+
+    def parameter(self, spec: ArraySpec) -> Parameter:
+        file, row = self._file(spec), spec.nbytes // spec.shape[0]
+        with open(file, "r+b") as stream:
+            mapped = mmap.mmap(stream.fileno(), spec.nbytes)
+        self._maps.setdefault(spec.layer, []).append((mapped, row))
+        array = np.frombuffer(mapped, spec.dtype).reshape(spec.shape)
+        for _ in spec.fill(array):
+            mapped.madvise(mmap.MADV_DONTNEED)
+        return adopt(spec.key, array, decay=spec.decay)
+
+    def expect(self, layer: int, expert: int) -> None:
+        for mapped, row in self._maps[layer]:
+            _advise(mapped, mmap.MADV_WILLNEED, expert * row, row)
+
+    def used(self, active: list[np.ndarray]) -> None:
+        keep = set()
+        for layer, experts in enumerate(active):
+            size = sum(row for _, row in self._maps[layer])
+            for expert in experts.tolist():
+                keep.add((layer, expert))
+                self._mapped[layer, expert] = size
+                self._mapped.move_to_end((layer, expert))
+        total = sum(self._mapped.values())
+        for (layer, expert), size in list(self._mapped.items()):
+            if total <= self._budget or (layer, expert) in keep:
+                break
+            for mapped, row in self._maps[layer]:
+                _advise(mapped, mmap.MADV_DONTNEED, expert * row, row)
+            del self._mapped[layer, expert]
+            total -= size
+
+    def release(self) -> None:
+        for maps in self._maps.values():
+            for mapped, _ in maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+        self._mapped.clear()
+
+    def _file(self, spec: ArraySpec) -> Path:
+        return self._folder / f"{spec.key}.bin"
+
+    def _reserve(self, specs: list[ArraySpec]) -> None:
+        needed = sum(spec.nbytes for spec in specs)
+        try:
+            for spec in specs:
+                self._file(spec).unlink(missing_ok=True)  # a run that ended leaves its files
+            for spec in specs:
+                with open(self._file(spec), "wb") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, spec.nbytes)
+        except OSError as error:
+            for spec in specs:
+                self._file(spec).unlink(missing_ok=True)
+            free = _free(self._folder)
+            raise StoreError(
+                f"ecss.path={self._folder}: cannot reserve {needed / GIB:.1f} GiB for the experts ({error.strerror}; "
+                f"{free / GIB:.1f} GiB are free); free space, or set ecss.path to a larger disk"
+            ) from error
+
+
+def _claim(folder: Path, content: dict[str, Any]) -> Any:
+    """Lock the folder for this process and check, or write, what it says it holds."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = open(folder / "store.json", "a+", encoding="utf-8")  # noqa: SIM115 (open, and so locked, as long as the store)
+    except OSError as error:
+        raise StoreError(f"ecss.path={folder}: {error.strerror}; set it to a folder that can be written") from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise StoreError(f"ecss.path={folder}: another process uses it; give each run its own folder") from error
+    stream.seek(0)
+    text = stream.read()
+    if text:
+        _refuse_other(folder, text, content)
+    else:
+        json.dump(content, stream, indent=1)
+        stream.flush()
+    return stream
+
+
+def _refuse_other(folder: Path, text: str, wanted: dict[str, Any]) -> None:
+    fix = "choose another ecss.path, or remove the folder"
+    try:
+        found = json.loads(text)
+        identity, arrays = found["identity"], found["arrays"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"ecss.path={folder}: its store.json is damaged; {fix}") from error
+    for key, need in wanted["arrays"].items():
+        if arrays.get(key) != need:
+            raise StoreError(f"ecss.path={folder}: {key} is {arrays.get(key)}, this configuration needs {need}; {fix}")
+    if identity != wanted["identity"]:
+        raise StoreError(
+            f"ecss.path={folder}: holds experts of routing table {identity}, this run's is {wanted['identity']}; {fix}"
+        )
+
+
+def _advise(mapped: mmap.mmap, advice: int, start: int, length: int) -> None:
+    """`madvise` of the whole pages that hold these bytes; a neighbour that shares one is read again when needed."""
+    first = start - start % mmap.PAGESIZE
+    mapped.madvise(advice, first, min(start + length, len(mapped)) - first)
+
+
+def _free(folder: Path) -> int:
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize
