@@ -1,8 +1,8 @@
 """What keeping experts on the host and updating only the active ones is worth: step against step, and the optimizer by itself.
 
-`paper` re-enacts the paper's proportions. Its step takes 7.50 s with ECSS at 10 % active experts and 47.25 s without: compute X and
-host work Y for all experts, X + 0.1 Y = 7.50 and X + Y = 47.25, give Y : X = 14. A CPU has far less arithmetic per byte than an NPU, so
-the case picks the tokens a step at which Y : X, both measured here, is nearest to 14.
+`paper` re-enacts the paper's proportions. Its step takes 7.50 s with ECSS at 10 % active experts and 47.25 s without: compute X
+and host work Y for all experts, X + 0.1 Y = 7.50 and X + Y = 47.25, give Y : X = 14. A CPU has far less arithmetic per byte than
+an NPU, so the case picks the tokens a step at which Y : X, both measured here, is nearest to 14.
 
 Every comparison runs one set of experts under two stores, so that the memory holds both.
 """
@@ -30,7 +30,7 @@ from pangu_sigma.train.step import Hyper
 
 DOMAINS = 10
 """One is active in a step."""
-PAPER_MODEL = {"hidden": 1024, "ffn": 4096, "heads": 8, "dense_layers": 0, "rre_layers": 3, "experts_per_domain": 2}
+PAPER_MODEL = {"hidden": 1024, "ffn": 4096, "heads": 8, "dense_layers": 0, "rre_layers": 2, "experts_per_domain": 2}
 PAPER_TOKENS = (32, 64, 128, 256)
 PAPER_RATIO, PAPER_SPEEDUP = 14.0, 6.3
 

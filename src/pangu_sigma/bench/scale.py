@@ -9,7 +9,15 @@ from pangu_sigma.device import use_cpu
 STORED = (16, 64, 256, 640)
 """Experts of a layer; one domain of four is active in a step."""
 ACTIVE = 4
-MODEL = {"hidden": 192, "ffn": 768, "heads": 6, "dense_layers": 2, "rre_layers": 2, "seq_length": 256, "slot_rows": 1024}
+MODEL = {
+    "hidden": 192,
+    "ffn": 768,
+    "heads": 6,
+    "dense_layers": 2,
+    "rre_layers": 2,
+    "seq_length": 256,
+    "slot_rows": 1024,
+}
 BATCH = 4
 
 

@@ -52,7 +52,9 @@ class Prefetcher:
         shapes = [(places, *weight.shape[1:]) for weight in store.weights]
         self._sets = [[np.zeros(shape, dtype) for shape in shapes] for _ in range(2)]
         self._buffers = [[Tensor.from_numpy(a) for a in arrays] for arrays in self._sets]
-        self._experts = [list(buffers) for buffers in self._buffers]  # what the network reads: buffers, or rows of the store
+        self._experts = [
+            list(buffers) for buffers in self._buffers
+        ]  # what the network reads: buffers, or rows of the store
         self._in_place = dtype == np.float32 and ms.get_context("device_target") == "CPU"
         self._filling = 0  # the set that the thread fills for the coming step
         self._row_bytes = sum(a[0].nbytes for a in self._sets[0]) // store.layers
