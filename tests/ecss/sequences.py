@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import mindspore as ms
@@ -12,15 +12,18 @@ from toy import Toy, random_documents, randomise, toy_batches
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
-from pangu_sigma.ecss.prefetch import Prefetcher
+from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
 from pangu_sigma.ecss.store import array_specs, make_store
 from pangu_sigma.ecss.tiers import FileTier
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.train.step import StepResult, TrainStep
 
-SEQUENCE = [(0, 1), (1, 2), (1, 2), (0, 3), (2, 2), (0, 3), (0, 1)]
-"""Domains of each step's blocks: the active experts of neighbours overlap partly, wholly and not at all."""
+SEQUENCE = [(0, 1), (1, 2), (1, 2), (1, 3), (1, 3), (0, 3), (2, 2), (0, 3), (0, 1)]
+"""Domains of each step's blocks. Experts that lie next to each other, and that do not, follow both kinds; neighbours share some of
+their experts, all and none."""
+Watch = Callable[[int, Batch, dict[str, np.ndarray], dict[str, np.ndarray]], None]
+"""Called after a step with its number, its batch, and everything before and after it."""
 
 
 def batch_of(toy: Toy, domains: tuple[int, ...], seed: int = 0) -> Batch:
@@ -35,6 +38,8 @@ def batch_of(toy: Toy, domains: tuple[int, ...], seed: int = 0) -> Batch:
 class Sequence(Toy):
     """A toy whose arrays are changed where they are, so that those of files stay in their files."""
 
+    folder: Path
+
     @classmethod
     def make(cls, config: Config, folder: Path) -> Sequence:
         """`ecss.store` is looked at as `train` does; the file store may keep a tenth of its arrays in memory."""
@@ -45,7 +50,9 @@ class Sequence(Toy):
         store = make_store(config, tier)
         step = TrainStep(config, network, store)
         step.set_train()
-        return cls(config, toy_batches(config, folder), network, store, step)
+        made = cls(config, toy_batches(config, folder), network, store, step)
+        made.folder = folder
+        return made
 
     def start(self) -> None:
         """Weights that depend on nothing but their number, no optimizer state, the first loss scale."""
@@ -59,31 +66,33 @@ class Sequence(Toy):
         self.step.scale.value.set_data(Tensor(self.config.train.loss_scale.initial, ms.float32))
 
     def train(
-        self, prefetch: bool, sequence: Iterable[tuple[int, ...]] = SEQUENCE, bad_step: int | None = None
-    ) -> list[StepResult]:
+        self,
+        prefetch: bool,
+        sequence: list[tuple[int, ...]] = SEQUENCE,
+        bad_step: int | None = None,
+        watch: Watch | None = None,
+    ) -> tuple[list[StepResult], list[Traffic]]:
         """Train on the sequence from the start. bad_step: one token of this step weighs NaN."""
         self.start()
-        batches, results = [batch_of(self, domains, seed) for seed, domains in enumerate(sequence)], []
+        batches = [batch_of(self, domains, seed) for seed, domains in enumerate(sequence)]
         fed = Prefetcher(self.store, self.config.active_experts) if prefetch else None
+        results, moved, transfer = [], [], ()
         for number, batch in enumerate(batches):
-            arrays, transfer = list(batch.arrays()), ()
+            arrays = list(batch.arrays())
             if number == bad_step:
                 arrays[5] = arrays[5].copy()
                 arrays[5][0, 0, 0] = np.nan
             if fed is not None:
-                coming = batches[(number + 1) % len(batches)]
-                transfer, _ = fed.transfer(batch.active_NA, coming.active_NA)
-            before = self.snapshot() if number == bad_step else {}
-            result = StepResult(*self.step(Tensor(1e-3, ms.float32), *map(as_tensor, arrays), *transfer))
-            results.append(result)
-            assert float(result.applied.asnumpy()) == (number != bad_step)
+                transfer, traffic = fed.transfer(batch.active_NA, batches[(number + 1) % len(batches)].active_NA)
+                moved.append(traffic)
+            before = self.snapshot() if watch else {}
+            results.append(StepResult(*self.step(Tensor(1e-3, ms.float32), *map(as_tensor, arrays), *transfer)))
+            assert float(results[-1].applied.asnumpy()) == (number != bad_step)
             if fed is None:
                 self.store.tier.release()
-            if number == bad_step:
-                after = self.snapshot()
-                changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
-                assert changed <= {"loss_scale/value", "loss_scale/good_steps"}
-        return results
+            if watch:
+                watch(number, batch, before, self.snapshot())
+        return results, moved
 
     def evidence(self, results: list[StepResult]) -> dict[str, bytes]:
         """Bits of everything that training changed, and of what every step reported."""
