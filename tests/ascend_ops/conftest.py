@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import pytest
@@ -33,6 +34,23 @@ def call_kernel() -> Callable[..., int]:
         )
 
     return call
+
+
+@pytest.fixture
+def threads_of() -> Callable[[int], AbstractContextManager[None]]:
+    """`with threads_of(n):` kernels called from here use n threads, as OMP_NUM_THREADS=n makes them."""
+    library = ctypes.CDLL(cpu_library())
+
+    @contextmanager
+    def limited(threads: int) -> Iterator[None]:
+        before = library.omp_get_max_threads()
+        library.omp_set_num_threads(threads)
+        try:
+            yield
+        finally:
+            library.omp_set_num_threads(before)
+
+    return limited
 
 
 @pytest.fixture(scope="session")
