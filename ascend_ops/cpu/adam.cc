@@ -108,8 +108,10 @@ struct Call {
     const int step_at = at++, active_at = at++, offsets_at = at++, next_at = copies ? at++ : -1, hyper_at = at++, decay_at = at++;
     for (int i : {step_at, active_at, offsets_at, copies ? next_at : step_at})
       if (!in.is(i, "int32")) return 2;
+    if (!in.is(hyper_at, "float32") || !in.is(decay_at, "float32")) return 2;
     K = in.count(step_at), A = in.count(active_at);
     if (in.count(offsets_at) != A + 1 || (copies && in.count(next_at) != A) || in.count(hyper_at) != 7 || in.count(decay_at) != G) return 3;
+    if (K < 1) return 3;
     for (int g = 0; g < G; ++g) {
       const int m = G + g, v = 2 * G + g, grad = 3 * G + g, copy = copies ? 4 * G + g : grad;
       const auto raw = [&](int i) { return static_cast<char *>(in.data[i]); };

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
+from kernel_call import call_kernel
 from kernel_cases import TARGETS
 
 from ascend_ops.emulation import Emulator, compile_emulator
-from ascend_ops.library import cpu_library
 
 
-@pytest.fixture(scope="session")
-def call_kernel() -> Callable[..., int]:
+@pytest.fixture(scope="session", name="call_kernel")
+def kernel_in_this_process() -> Callable[..., int]:
     """call_kernel(function, *arrays) -> 0, or the number of the check that failed; arrays are inputs, then outputs."""
-    library = ctypes.CDLL(cpu_library())
-
-    def call(function: str, *arrays: np.ndarray) -> int:
-        count = len(arrays)
-        shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
-        return getattr(library, function)(
-            ctypes.c_int(count),
-            (ctypes.c_void_p * count)(*(array.ctypes.data for array in arrays)),
-            (ctypes.c_int * count)(*(array.ndim for array in arrays)),
-            (ctypes.POINTER(ctypes.c_int64) * count)(*shapes),
-            (ctypes.c_char_p * count)(*(array.dtype.name.encode() for array in arrays)),
-            None,
-            None,
-        )
-
-    return call
+    return call_kernel
 
 
 @pytest.fixture(scope="session")

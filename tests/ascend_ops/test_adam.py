@@ -32,10 +32,11 @@ class Store:
         self, grad: np.ndarray, active: list[int], tokens: list[int], decay: float = 0.0, **hyper: float
     ) -> tuple[int, float]:
         """tokens: of each active place. Returns the number of the failed check and the rows updated."""
+        grad = grad if grad.dtype == np.float16 else grad.astype(np.float32)
         values = np.array(list({**HYPER, **hyper}.values()), np.float32)
         offsets, updated = np.cumsum([0, *tokens]).astype(np.int32), np.full(1, -1.0, np.float32)
         places, decays = np.array(active, np.int32), np.array([decay], np.float32)
-        arrays = [self.w, self.m, self.v, grad.astype(np.float32), self.step, places, offsets, values, decays, updated]
+        arrays = [self.w, self.m, self.v, grad, self.step, places, offsets, values, decays, updated]
         return self.call("AdamRows", *arrays), float(updated[0])
 
 
@@ -158,6 +159,186 @@ def test_weight_decay_is_decoupled_from_the_moments(call_kernel: Callable[..., i
     decayed.update(grad, [0], [1], decay=0.5)
     assert bits(plain.state()[1:]) == bits(decayed.state()[1:])
     np.testing.assert_allclose(plain.w - decayed.w, w * 1e-2 * 0.5, rtol=1e-3, atol=1e-7)
+
+
+def test_gradients_in_half_precision_are_their_values(call_kernel: Callable[..., int]):
+    half, whole = Store(call_kernel, 3, 37), Store(call_kernel, 3, 37)
+    grad = half.rng.normal(size=(2, 37)).astype(np.float16)
+    assert half.update(grad, [0, 2], [1, 1], 0.1) == (0, 2)
+    assert whole.update(grad.astype(np.float32), [0, 2], [1, 1], 0.1) == (0, 2)
+    assert bits(half.state()) == bits(whole.state())
+
+
+def widened(bits16: np.ndarray) -> np.ndarray:
+    return (bits16.astype(np.uint32) << 16).view(np.float32)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 999), width=st.integers(1, 70), scale=st.sampled_from([1e-8, 1.0, 1e4]))
+def test_moments_in_bfloat16_are_rounded_after_each_step(
+    call_kernel: Callable[..., int], seed: int, width: int, scale: float
+):
+    """The weight takes the moments as they were before rounding; the next step takes them as they are stored."""
+    store = Store(call_kernel, 2, width, seed)
+    store.m, store.v = (np.zeros((2, width), np.uint16) for _ in range(2))
+    before = bits([a[1] for a in store.state()])
+    for t in range(1, 6):
+        start = store.w[0].copy(), widened(store.m[0]), widened(store.v[0])
+        grad = (scale * store.rng.normal(size=(1, width))).astype(np.float32)
+        assert store.update(grad, [0], [1], decay=0.1) == (0, 1)
+        w, m, v = oracle(*start, t, grad[0], weight_decay=0.1)
+        np.testing.assert_allclose(store.w[0], w, rtol=2e-5, atol=1e-6)
+        for stored, exact in ((store.m, m), (store.v, v)):
+            np.testing.assert_allclose(widened(stored[0]), exact, rtol=1.001 * 2**-8, atol=1e-44)  # half of a last bit
+    assert bits([a[1] for a in store.state()]) == before
+
+
+class Copies:
+    """A call of AdamRowsCopied on a store of four rows of two tensors, with places for three gradients."""
+
+    def __init__(self, call_kernel: Callable[..., int], copied: type = np.float32):
+        rng = np.random.default_rng(8)
+        shapes = [(4, 3, 7), (4, 19)]
+        self.w, self.m, self.v = ([rng.random(s).astype(np.float32) for s in shapes] for _ in range(3))
+        self.grads: list[np.ndarray] = [rng.normal(size=(3, *s[1:])).astype(np.float32) for s in shapes]
+        self.copies = [np.full((3, *s[1:]), 7, copied) for s in shapes]
+        self.step = np.array([3, 2, 1, 0], np.int32)
+        self.decay = np.array([0.1, 0.0], np.float32)
+        self.call_kernel = call_kernel
+
+    def stored(self) -> list[np.ndarray]:
+        return [*self.w, *self.m, *self.v, self.step]
+
+    def everything(self) -> list[np.ndarray]:
+        return [*self.stored(), *self.grads, *self.copies]
+
+    def call(self, active: list[int], tokens: list[int], places: list[int], **hyper: float) -> tuple[int, float]:
+        """The number of the failed check, and the rows updated."""
+        offsets, updated = np.cumsum([0, *tokens]).astype(np.int32), np.full(1, -1.0, np.float32)
+        values = np.array(list({**HYPER, **hyper}.values()), np.float32)
+        lists = [np.array(active, np.int32), offsets, np.array(places, np.int32)]
+        arrays = [*self.w, *self.m, *self.v, *self.grads, *self.copies, self.step, *lists, values, self.decay, updated]
+        return self.call_kernel("AdamRowsCopied", *arrays), float(updated[0])
+
+    def plain(self, active: list[int], tokens: list[int], **hyper: float) -> int:
+        """The same without copies."""
+        offsets, updated = np.cumsum([0, *tokens]).astype(np.int32), np.zeros(1, np.float32)
+        values = np.array(list({**HYPER, **hyper}.values()), np.float32)
+        lists = [np.array(active, np.int32), offsets]
+        arrays = [*self.w, *self.m, *self.v, *self.grads, self.step, *lists, values, self.decay, updated]
+        return self.call_kernel("AdamRows", *arrays)
+
+
+@pytest.mark.parametrize("copied", [np.float32, np.float16])
+def test_a_copy_is_the_row_after_the_step_at_the_place_it_is_sent_to(call_kernel: Callable[..., int], copied: type):
+    """Rows that are not updated too; and nothing is written where none is sent."""
+    one, other = Copies(call_kernel, copied), Copies(call_kernel)
+    assert one.call([3, 1, 0], [2, 0, 5], [2, 0, -1]) == (0, 2)
+    assert other.plain([3, 1, 0], [2, 0, 5]) == 0
+    assert bits(one.stored()) == bits(other.stored())
+    for w, first, copy in zip(one.w, Copies(call_kernel).w, one.copies, strict=True):
+        assert (w[3] != first[3]).any()
+        assert (w[1] == first[1]).all()
+        assert copy[2].tobytes() == w[3].astype(copied).tobytes()
+        assert copy[0].tobytes() == w[1].astype(copied).tobytes()
+        assert (copy[1] == 7).all()
+
+
+@pytest.mark.parametrize("copied", [np.float32, np.float16])
+def test_a_skipped_step_copies_and_changes_nothing_else(call_kernel: Callable[..., int], copied: type):
+    call = Copies(call_kernel, copied)
+    call.grads[0][...] = np.nan
+    before = bits([*call.stored(), *call.grads])
+    assert call.call([0, 1, 2], [1, 1, 0], [1, 2, 0], apply=0.0) == (0, 0)
+    assert bits([*call.stored(), *call.grads]) == before
+    for w, copy in zip(call.w, call.copies, strict=True):
+        assert copy.tobytes() == w[[2, 0, 1]].astype(copied).tobytes()
+
+
+def test_places_below_zero_are_sent_nowhere(call_kernel: Callable[..., int]):
+    """Then an unused place may name a row that does not exist, as a plan's does."""
+    call, other = Copies(call_kernel), Copies(call_kernel)
+    before = bits(call.copies)
+    assert call.call([0, 4, -1], [1, 0, 0], [-1, -1, -5]) == (0, 1)
+    assert other.plain([0, 4, -1], [1, 0, 0]) == 0
+    assert bits(call.copies) == before
+    assert bits(call.stored()) == bits(other.stored())
+
+
+@pytest.mark.parametrize(
+    ("active", "places"), [([0, 1, 2], [0, 1, 3]), ([0, 4, 2], [0, 1, -1]), ([0, -1, 2], [0, 1, 2])]
+)
+@pytest.mark.parametrize("apply", [0.0, 1.0])
+def test_a_copy_outside_its_array_or_of_no_row_is_refused_before_anything_changes(
+    call_kernel: Callable[..., int], active: list[int], places: list[int], apply: float
+):
+    """Also when the place has no token."""
+    call = Copies(call_kernel)
+    before = bits(call.everything())
+    assert call.call(active, [1, 0, 1], places, apply=apply, zero_grad=1.0)[0] == 4
+    assert bits(call.everything()) == before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("apply", [0.0, 1.0])
+@pytest.mark.parametrize("copying", [False, True])
+def test_zero_grad_leaves_no_gradient_in_any_place(
+    call_kernel: Callable[..., int], dtype: type, apply: float, copying: bool
+):
+    """Also of places without tokens, whatever row they name, and when the step is skipped."""
+    call, other = Copies(call_kernel), Copies(call_kernel)
+    for pair in (call, other):
+        pair.grads = [g.astype(dtype) for g in pair.grads]
+        pair.grads[1][2] = np.inf
+    active, tokens = [0, 2, 4], [1, 1, 0]
+    if copying:
+        assert call.call(active, tokens, [0, -1, -1], apply=apply, zero_grad=1.0) == (0, 2 * apply)
+    else:
+        assert call.plain(active, tokens, apply=apply, zero_grad=1.0) == 0
+    assert all((g.view(np.uint8) == 0).all() for g in call.grads)
+    assert other.plain(active, tokens, apply=apply) == 0
+    assert bits(call.stored()) == bits(other.stored()), "the update has seen the gradients"
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "check"),
+    [
+        ("w", lambda a: a.astype(np.float16), 2),
+        ("m", lambda a: a.astype(np.float16), 2),
+        ("m", lambda a: a.astype(np.uint16), 2),  # and v float32
+        ("v", lambda a: a.astype(np.float64), 2),
+        ("grads", lambda a: a.astype(np.float64), 2),
+        ("grads", lambda a: a.astype(np.uint16), 2),
+        ("copies", lambda a: a.astype(np.uint16), 2),
+        ("m", lambda a: a[:, :-1].copy(), 3),
+        ("v", lambda a: a[:3].copy(), 3),
+        ("grads", lambda a: a[:2].copy(), 3),
+        ("copies", lambda a: a[:2].copy(), 3),
+        ("step", lambda a: a.astype(np.int64), 2),
+        ("step", lambda a: a[:3].copy(), 3),
+        ("decay", lambda a: a.astype(np.float64), 2),
+        ("decay", lambda a: np.zeros(3, np.float32), 3),
+    ],
+)
+def test_arrays_of_another_dtype_or_size_are_refused_before_anything_changes(
+    call_kernel: Callable[..., int], part: str, change: Callable, check: int
+):
+    call = Copies(call_kernel)
+    found = getattr(call, part)
+    setattr(call, part, [*found[:-1], change(found[-1])] if isinstance(found, list) else change(found))
+    before = bits(call.everything())
+    assert call.call([0, 1, 2], [1, 1, 1], [0, 1, 2])[0] == check
+    assert bits(call.everything()) == before
+
+
+def test_a_store_without_rows_is_refused(call_kernel: Callable[..., int]):
+    assert Store(call_kernel, 0).update(np.zeros((0, 5)), [], [])[0] == 3
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int32, np.uint16])
+def test_the_square_sum_refuses_another_dtype(call_kernel: Callable[..., int], dtype: type):
+    assert call_kernel("SquareSum", np.ones(3, np.float32), np.ones(3, dtype), np.zeros(1, np.float32)) == 2
+    assert call_kernel("SquareSum", np.zeros(1, np.float32)) == 1
 
 
 @pytest.fixture
