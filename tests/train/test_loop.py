@@ -167,11 +167,11 @@ def test_a_skipped_step_moves_the_data_but_not_the_schedule(trainer):
     assert result.applied.asnumpy() == 1
     before = (trainer.progress.step, trainer.progress.updates, sum(trainer.progress.cursor.taken))
     trainer.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
-    batch, skipped_rate, result = trainer.advance()
+    batch, skipped_rate, result, traffic = trainer.advance()
     assert result.applied.asnumpy() == 0
     assert (trainer.progress.step, trainer.progress.updates) == (before[0] + 1, before[1])
     assert sum(trainer.progress.cursor.taken) == before[2] + 4
-    metrics = trainer.metrics(batch, skipped_rate, result)
+    metrics = trainer.metrics(batch, skipped_rate, result, traffic)
     assert metrics.skipped
     assert not math.isfinite(metrics.gradient_norm)
     trainer.step.scale.value.set_data(Tensor(1024.0, ms.float32))
