@@ -46,16 +46,12 @@ def test_what_is_written_is_what_is_mapped_and_what_the_library_reads(arrays: di
 
 
 def test_an_array_without_elements_may_lie_on_the_border_of_a_page(tmp_path: Path):
-    """At the end of the file, where there is nothing to map, and before the end."""
-    arrays = {"a": np.zeros(0, np.uint8), "b": np.zeros((3, 0), np.float32)}
+    """At the end of the file there is nothing to map."""
+    arrays = {"a": np.ones(3000, np.uint8), "b": np.zeros((3, 0), np.float32)}
     write_shard(tmp_path / "a", arrays, nothing)
-    header = -(tmp_path / "a").stat().st_size % mmap.PAGESIZE
-    arrays["a"] = np.ones(header, np.uint8)  # the header takes the same 64-byte lines as before
+    arrays["a"] = np.ones(3000 + mmap.PAGESIZE - (tmp_path / "a").stat().st_size, np.uint8)
     write_shard(tmp_path / "a", arrays, nothing)
     assert (tmp_path / "a").stat().st_size == mmap.PAGESIZE
-    assert_same(map_shard(tmp_path / "a"), arrays)
-    arrays["c"] = np.ones(header - 64, np.uint8)
-    write_shard(tmp_path / "a", arrays, nothing)
     assert_same(map_shard(tmp_path / "a"), arrays)
 
 

@@ -59,10 +59,14 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
-    return {
-        name: np.memmap(path, _DTYPES[e["dtype"]], "c", 8 + length + e["data_offsets"][0], tuple(e["shape"]))
-        for name, e in header.items()
-    }
+    arrays = {}
+    for name, entry in header.items():
+        (first, last), dtype, shape = entry["data_offsets"], _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        # a map of no bytes cannot be made everywhere
+        arrays[name] = (
+            np.memmap(path, dtype, "c", 8 + length + first, shape) if last > first else np.empty(shape, dtype)
+        )
+    return arrays
 
 
 def copy_mapped(value: np.ndarray, target: np.ndarray, after_row: Callable[[], None]) -> None:
