@@ -26,7 +26,7 @@ class Fetch(nn.Cell):
 
 def batch_of(toy: Toy, domains: tuple[int, ...], seed: int = 0) -> Batch:
     """A batch of those domains, one a block."""
-    shape = (1, toy.config.train.batch_size, toy.config.model.seq_length + 1)
+    shape = (toy.config.train.accumulation, toy.config.train.batch_size, toy.config.model.seq_length + 1)
     documents = random_documents(np.random.default_rng(seed), 200)
     text = np.array([token for document in documents for token in document])
     return toy.batches.assemble(text[: np.prod(shape)].reshape(shape), np.array(domains))
