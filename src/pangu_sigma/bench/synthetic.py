@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from pangu_sigma.config import Config, parse_config
-from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
 from pangu_sigma.ecss.store import ExpertStore, HostStore, make_store
@@ -47,7 +47,12 @@ class SyntheticRun:
         fetches = isinstance(self.store, HostStore) and config.ecss.prefetch
         self._prefetcher = Prefetcher(self.store, config.active_experts) if fetches else None
         self.traffic: Traffic | None = None
-        self.tokens = config.train.batch_size * config.model.seq_length
+        self.device_bytes = 0
+        """Expert weights that the last step's network read."""
+
+    def batch(self) -> Batch:
+        """The next batch, which no step will see then."""
+        return self._feed.take()[0]
 
     def advance(self) -> float:
         """One step; returns its loss, when everything it changes is changed."""
@@ -55,6 +60,7 @@ class SyntheticRun:
         transfer: tuple[Tensor, ...] = ()
         if self._prefetcher is not None:
             transfer, self.traffic = self._prefetcher.transfer(batch.active_NA, coming.active_NA)
+            self.device_bytes = sum(t.nbytes for t in transfer[1 : 1 + len(self.store.weights)])
         result = StepResult(*self.step(Tensor(RATE, ms.float32), *map(as_tensor, batch.arrays()), *transfer))
         return float(result.block_loss_GM[0].asnumpy().sum())
 

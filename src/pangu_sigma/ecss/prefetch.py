@@ -6,6 +6,9 @@ set as it writes the store, so both hold the same. No other row changes during s
 
 RRE is what makes this exact: the experts of a batch are known when it is read, so nothing is guessed.
 
+Where the device is the host itself, experts that lie next to each other in the store (the whole group of a domain) need not move at
+all: the network reads them where they are, and the Adam that ends the step changes them there.
+
 Shape suffixes: N RRE layers, K experts stored in a layer, A places for active experts.
 """
 
@@ -27,14 +30,14 @@ class Traffic:
     """What a step moved between host and device. Experts are counted once a layer."""
 
     fetched_bytes: int
-    """Weights of experts that the step before did not use, in the dtype of the network."""
+    """Weights copied from the store, in the dtype of the network."""
     refreshed_bytes: int
-    """Weights of experts that it used too: written by its Adam, not fetched."""
+    """Weights of experts that the step before used too: written by its Adam, not fetched."""
     returned_bytes: int
     """Gradients that came back to the host."""
     hits: int
     misses: int
-    """Active experts that the step before used, and that it did not."""
+    """Active experts that were there already, and that had to be fetched."""
     stall_seconds: float
     """Time that the step waited for its experts."""
 
@@ -48,13 +51,17 @@ class Prefetcher:
         dtype = np.float16 if store.dtype == ms.float16 else np.float32
         shapes = [(places, *weight.shape[1:]) for weight in store.weights]
         self._sets = [[np.zeros(shape, dtype) for shape in shapes] for _ in range(2)]
-        self._tensors = [tuple(Tensor.from_numpy(a) for a in arrays) for arrays in self._sets]
+        self._buffers = [[Tensor.from_numpy(a) for a in arrays] for arrays in self._sets]
+        self._experts = [
+            list(buffers) for buffers in self._buffers
+        ]  # what the network reads: buffers, or rows of the store
+        self._in_place = dtype == np.float32 and ms.get_context("device_target") == "CPU"
         self._filling = 0  # the set that the thread fills for the coming step
         self._row_bytes = sum(a[0].nbytes for a in self._sets[0]) // store.layers
         self._thread = ThreadPoolExecutor(1, "prefetch")
         self._announced: np.ndarray | None = None
         self._brought: Future[int] | None = None
-        self._hits = 0
+        self._hits = self._refreshed = 0
 
     def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[tuple[Tensor, ...], Traffic]:
         """Arguments `transfer` of the step that uses `active`, while the experts `coming` of the step after it start moving.
@@ -69,37 +76,43 @@ class Prefetcher:
         if announced is None or not np.array_equal(announced, active_NA):
             self._settle()
             self._start(active_NA, np.full_like(active_NA, self._stored))
-        misses, hits = self._settle(), self._hits
+        misses, hits, refreshed = self._settle(), self._hits, self._refreshed
         stall = time.perf_counter() - started
         front, self._filling = self._filling, 1 - self._filling
         next_NA = self._start(coming_NA, active_NA)
         self._announced = coming_NA.copy()
         traffic = Traffic(
             fetched_bytes=misses * self._row_bytes,
-            refreshed_bytes=hits * self._row_bytes,
+            refreshed_bytes=refreshed * self._row_bytes,
             returned_bytes=int((active_NA < self._stored).sum()) * self._row_bytes,
-            hits=hits,
+            hits=hits + refreshed,
             misses=misses,
             stall_seconds=stall,
         )
-        return (Tensor(next_NA), *self._tensors[front], *self._tensors[self._filling]), traffic
+        return (Tensor(next_NA), *self._experts[front], *self._buffers[self._filling]), traffic
 
     def _start(self, coming_NA: np.ndarray, active_NA: np.ndarray) -> np.ndarray:
-        """Begin to fill a set; returns where in it the experts of `active` go, -1 for those that are not coming."""
+        """Begin to fill a set; returns where in it the experts of `active` go, -1 for those that need not."""
         next_NA = np.full_like(active_NA, -1)
-        self._hits = 0
+        rows = [weight.asnumpy() for weight in self._store.weights]
         wanted: list[tuple[int, int, int]] = []
-        for layer, (coming_A, active_A) in enumerate(zip(coming_NA.tolist(), active_NA.tolist(), strict=True)):
-            here = {expert: place for place, expert in enumerate(active_A)}
-            for place, expert in enumerate(coming_A):
-                if expert == self._stored:
-                    continue
-                if expert in here:
-                    next_NA[layer, here[expert]] = place
-                    self._hits += 1
+        self._hits = self._refreshed = 0
+        for layer, (coming_A, active_A) in enumerate(zip(coming_NA, active_NA, strict=True)):
+            tensors = range(layer * self._store.tensors, (layer + 1) * self._store.tensors)
+            in_place = self._in_place and coming_A[-1] < self._stored and (np.diff(coming_A) == 1).all()
+            for i in tensors:
+                here = Tensor.from_numpy(rows[i][coming_A[0] : coming_A[-1] + 1]) if in_place else None
+                self._experts[self._filling][i] = self._buffers[self._filling][i] if here is None else here
+            if in_place:
+                self._hits += len(coming_A)
+                continue
+            places = {int(expert): place for place, expert in enumerate(active_A)}
+            for place, expert in enumerate(coming_A[coming_A < self._stored].tolist()):
+                if expert in places:
+                    next_NA[layer, places[expert]] = place
+                    self._refreshed += 1
                 else:
                     wanted.append((layer, place, expert))
-        rows = [weight.asnumpy() for weight in self._store.weights]
         needed_NA = np.concatenate([active_NA, coming_NA], axis=1)
         self._brought = self._thread.submit(self._bring, rows, self._sets[self._filling], wanted, needed_NA)
         return next_NA
@@ -112,8 +125,9 @@ class Prefetcher:
         needed_NA: np.ndarray,
     ) -> int:
         store = self._store
-        for layer, _, expert in wanted:
-            store.tier.expect(layer, expert)
+        for layer, coming_A in enumerate(needed_NA[:, needed_NA.shape[1] // 2 :]):
+            for expert in coming_A[coming_A < self._stored].tolist():
+                store.tier.expect(layer, expert)
         for layer, place, expert in wanted:
             for i in range(layer * store.tensors, (layer + 1) * store.tensors):
                 np.copyto(buffers[i][place], rows[i][expert], casting="same_kind")

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
+TRAFFIC = ("fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall")
+"""Keys of a `step` line that a prefetcher brings."""
+
 _SMOOTHING = 0.95
 """Weight of the past in the losses of the progress line."""
 _DOMAINS_SHOWN = 6
@@ -197,17 +200,17 @@ class MetricsLog:
                 self._board.add_scalar(f"loss_train/{name}", loss, last.step)
 
     def _traffic(self, moved: list[Traffic]) -> dict[str, float | None]:
-        """Keys of a `step` line that the prefetcher brings."""
+        """TRAFFIC of these steps."""
         if not moved:
             return {}
         steps, active = len(moved), sum(t.hits + t.misses for t in moved)
-        return {
-            "fetched_mib": sum(t.fetched_bytes for t in moved) / steps / (1 << 20),
-            "refreshed_mib": sum(t.refreshed_bytes for t in moved) / steps / (1 << 20),
-            "returned_mib": sum(t.returned_bytes for t in moved) / steps / (1 << 20),
-            "prefetch_hit_rate": sum(t.hits for t in moved) / active if active else None,
-            "prefetch_stall": self._stalled / self._seconds if self._seconds else None,
-        }
+        mib = [
+            sum(getattr(t, f"{kind}_bytes") for t in moved) / steps / (1 << 20)
+            for kind in ("fetched", "refreshed", "returned")
+        ]
+        rate = sum(t.hits for t in moved) / active if active else None
+        stall = self._stalled / self._seconds if self._seconds else None
+        return dict(zip(TRAFFIC, [*mib, rate, stall], strict=True))
 
     def _write(self, line: dict[str, Any]) -> None:
         self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")

@@ -9,13 +9,14 @@ import numpy as np
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.train.metrics import FILE, load_max_over_mean, read_metrics
+from pangu_sigma.train.metrics import FILE, TRAFFIC, load_max_over_mean, read_metrics
 from pangu_sigma.train.report import expert_load, write_report
 from pangu_sigma.train.run_folder import RunFolder
 
 
 def summarise(path: Path) -> dict[str, Any]:
-    """Losses (held-out nats per token) before and after, by domain, beside the unigram entropy; tokens/s; expert load max/mean.
+    """Losses (held-out nats per token) before and after, by domain, beside the unigram entropy; tokens/s; expert load max/mean;
+    what the prefetcher moved (medians of the log lines; None without one).
 
     Raises ConfigError when the run has not reached its first checkpoint.
     """
@@ -26,6 +27,7 @@ def summarise(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} has no checkpoint and no losses to report yet; train it first, or wait for its first checkpoint"
         )
+    moved = [line for line in lines if "fetched_mib" in line]
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     load_NK = expert_load([line for line in lines if line["kind"] == "load"])
     manifest = load_manifest(Path(run.config.data.path))
@@ -40,7 +42,8 @@ def summarise(path: Path) -> dict[str, Any]:
             }
             for name in evaluations[0]["per_domain_loss"]
         },
-        "tokens_per_second": float(np.median(speeds)) if speeds else None,
+        "tokens_per_second": _median(speeds),
+        "ecss": {name: _median([line[name] for line in moved]) for name in TRAFFIC} if moved else None,
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
         "checkpoint": str(run.checkpoints / (run.checkpoints / "LATEST").read_text().strip()),
         "report": str(write_report(path)),
@@ -60,6 +63,12 @@ def format_summary(summary: dict[str, Any]) -> str:
     lines.append(f"{'steps':12} {summary['steps']}")
     lines += [f"{'tokens/s':12} {speed:,.0f}"] if speed else []
     lines += [f"{'expert load':12} max/mean {load:.2f}"] if load else []
+    if ecss := summary["ecss"]:
+        lines.append(
+            f"{'ECSS':12} fetched {ecss['fetched_mib']:.1f}, refreshed {ecss['refreshed_mib']:.1f}, returned "
+            f"{ecss['returned_mib']:.1f} MiB a step; hits {ecss['prefetch_hit_rate'] or 0:.0%}, "
+            f"stall {ecss['prefetch_stall'] or 0:.2%}"
+        )
     lines += [f"{name:12} {summary[name]}" for name in ("checkpoint", "report")]
     return "\n".join(lines)
 
@@ -75,3 +84,8 @@ def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
     for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
         lines.append(f"{title:12} {summary[key] or 0:{width},.0f} {other[key] or 0:{width},.0f}")
     return "\n".join(lines)
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
