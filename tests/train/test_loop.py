@@ -3,7 +3,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import mindspore as ms
@@ -14,10 +18,13 @@ from tiny import SAVED_AT, STEPS, tiny_config
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
+from pangu_sigma.evaluate import evaluate_run
 from pangu_sigma.train.checkpoint import CheckpointError, load_checkpoint
 from pangu_sigma.train.evaluation import Evaluator
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.run_folder import RunFolder
+from pangu_sigma.train.state import arrays_of
 from pangu_sigma.train.summary import format_comparison, format_summary, summarise
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -52,6 +59,38 @@ def resumed(tiny_data, tiny_run, tmp_path_factory) -> Path:
     ms.set_seed(99)
     train(tiny_config(tiny_data), copy)
     return copy
+
+
+FILES = {"store": "file", "cache_gib": 5e-5}
+"""Experts in files, of which about a quarter may be in memory."""
+
+KILLED = f"""
+import os, signal, sys
+from pathlib import Path
+from tiny import SAVED_AT, tiny_config
+from pangu_sigma.train import loop
+
+def metrics(trainer, *step):
+    if trainer.progress.step == SAVED_AT + 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(trainer, *step)
+
+whole, loop.Trainer.metrics = loop.Trainer.metrics, metrics
+loop.train(tiny_config(Path(sys.argv[1]), ecss={FILES}), Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def file_run(tiny_data, tmp_path_factory) -> Path:
+    """The tiny run with its experts in files, killed while it moves them for step 20, and resumed."""
+    folder = tmp_path_factory.mktemp("files") / "run"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", KILLED, str(tiny_data), str(folder)]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (folder / "checkpoints/LATEST").read_text().strip() == f"step_{SAVED_AT:08d}"
+    train(tiny_config(tiny_data, ecss=FILES), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +162,62 @@ def test_a_resumed_run_logs_each_step_once(tiny_run, resumed):
         assert losses == [line["loss"] for line in read_metrics(tiny_run) if line["kind"] == "step"]
 
 
+def test_a_run_with_experts_in_files_that_was_killed_ends_in_the_bits_of_the_one_in_memory(tiny_run, file_run):
+    """Design §4.4, §4.7: whatever the files held when it was killed, the run goes on from its checkpoint."""
+    assert (file_run / "experts" / "experts.0.w1.bin").exists()
+    for step in (SAVED_AT, STEPS):
+        expected, found = (digests(run / "checkpoints" / f"step_{step:08d}") for run in (tiny_run, file_run))
+        assert {name for name in expected if expected[name] != found.get(name)} == set()
+        assert expected == found
+    lines = [[line for line in read_metrics(run) if line["kind"] == "evaluation"] for run in (tiny_run, file_run)]
+    assert lines[0] == lines[1]
+
+
+def test_a_run_that_looks_its_experts_up_goes_on_from_any_store_to_the_same_bits(tiny_data, tiny_run, tmp_path):
+    """No prefetch, files: from a checkpoint of memory and prefetch."""
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    trainer = Trainer(tiny_config(tiny_data, ecss={**FILES, "prefetch": False}), copy)
+    while trainer.progress.step < STEPS:
+        *_, traffic = trainer.advance()
+        assert traffic is None
+    assert digests(trainer.save()) == digests(tiny_run / "checkpoints" / f"step_{STEPS:08d}")
+
+
+@pytest.mark.parametrize("ecss", [{}, FILES], ids=["memory", "files"])
+def test_any_store_takes_a_checkpoint_of_files(tiny_data, file_run, tmp_path, ecss):
+    trainer = Trainer(tiny_config(tiny_data, ecss=ecss), stopped_at(file_run, SAVED_AT, tmp_path / "run"))
+    assert trainer.progress.step == SAVED_AT
+    saved, found = load_checkpoint(trainer.run.checkpoints).shards, arrays_of(trainer.shards)
+    for shard, arrays in saved.items():
+        for name, array in arrays.items():
+            assert found[shard][name].tobytes() == array.tobytes(), name
+    assert found.keys() == saved.keys()
+
+
+def test_a_trained_run_with_experts_in_files_is_evaluated_to_the_losses_of_its_end(file_run):
+    found = {name: values["loss"] for name, values in evaluate_run(file_run).items()}
+    assert found == held_out_losses(file_run)[1]
+
+
+def test_the_traffic_of_the_log_is_that_of_the_batches(tiny_data, tiny_run):
+    """From the active experts of each batch and of the one before."""
+    run = RunFolder.open(tiny_run)
+    batches = Batches(run.config, tiny_data, run.tokenizer, run.table)
+    cursor, before, counts = batches.start(), set(), []
+    for _ in range(STEPS):
+        active = {(n, k) for n, row in enumerate(batches.next(cursor).active_NA.tolist()) for k in row if k < 6}
+        counts.append((len(active & before), len(active - before), len(active)))
+        before = active
+    mib = 4 * (2 * 24 * 32 + 32 + 24) / (1 << 20)
+    for line in (line for line in read_metrics(tiny_run) if line["kind"] == "step"):
+        hits, misses, used = np.sum(counts[line["step"] - 5 : line["step"]], axis=0)
+        assert line["refreshed_mib"] == pytest.approx(hits * mib / 5)
+        assert line["fetched_mib"] == pytest.approx(misses * mib / 5)
+        assert line["returned_mib"] == pytest.approx(used * mib / 5)
+        assert line["prefetch_hit_rate"] == pytest.approx(hits / used)
+        assert 0 <= line["prefetch_stall"] <= 1
+
+
 def test_a_checkpoint_holds_all_of_the_store_and_the_optimizer(tiny_run):
     loaded = load_checkpoint(tiny_run / "checkpoints")
     assert set(loaded.shards) == {"dense", "dense_optimizer", "experts_layer_0", "experts_layer_1", "loss_scale"}
@@ -167,11 +262,11 @@ def test_a_skipped_step_moves_the_data_but_not_the_schedule(trainer):
     assert result.applied.asnumpy() == 1
     before = (trainer.progress.step, trainer.progress.updates, sum(trainer.progress.cursor.taken))
     trainer.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
-    batch, skipped_rate, result = trainer.advance()
+    batch, skipped_rate, result, traffic = trainer.advance()
     assert result.applied.asnumpy() == 0
     assert (trainer.progress.step, trainer.progress.updates) == (before[0] + 1, before[1])
     assert sum(trainer.progress.cursor.taken) == before[2] + 4
-    metrics = trainer.metrics(batch, skipped_rate, result)
+    metrics = trainer.metrics(batch, skipped_rate, result, traffic)
     assert metrics.skipped
     assert not math.isfinite(metrics.gradient_norm)
     trainer.step.scale.value.set_data(Tensor(1024.0, ms.float32))

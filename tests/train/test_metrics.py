@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.train.metrics import MetricsLog, StepMetrics, load_max_over_mean, read_metrics
 
 DOMAINS = ["zh", "en"]
@@ -116,6 +117,59 @@ def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path: Path):
     assert (second["gradient_norm"], second["per_domain_loss"]) == (None, {"zh": None})
     for text in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+
+
+TRAFFIC = {"fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall"}
+
+
+def traffic(hits: int, misses: int, stall: float = 0.0, mib: int = 1) -> Traffic:
+    row = mib << 20
+    return Traffic(misses * row, hits * row, (hits + misses) * row, hits, misses, stall)
+
+
+def test_what_a_prefetcher_moved_is_a_mean_per_step_and_its_hits_a_share_of_all_experts(tmp_path: Path):
+    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
+        for step, moved in enumerate([traffic(0, 8), traffic(8, 0), traffic(3, 5), traffic(1, 1)], 1):
+            log.record(step_metrics(step, traffic=moved))
+    line = of_kind(tmp_path, "step")[0]
+    assert line.keys() >= TRAFFIC
+    assert (line["fetched_mib"], line["refreshed_mib"], line["returned_mib"]) == (14 / 4, 12 / 4, 26 / 4)
+    assert line["prefetch_hit_rate"] == 12 / 26
+
+
+def test_each_line_tells_the_traffic_of_its_own_steps(tmp_path: Path):
+    with MetricsLog(tmp_path, DOMAINS, 4, 2) as log:
+        for step in range(1, 5):
+            log.record(step_metrics(step, traffic=traffic(0, 2) if step < 3 else traffic(2, 0)))
+    assert [(line["fetched_mib"], line["prefetch_hit_rate"]) for line in of_kind(tmp_path, "step")] == [(2, 0), (0, 1)]
+
+
+def test_the_stall_is_a_share_of_the_time_that_the_speed_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without the first step, which compiles, and without evaluations: a step ends at 0, 2, 4 and 206."""
+    clock = iter([0.0, 2.0, 4.0, 100.0, 200.0, 206.0])
+    monkeypatch.setattr("pangu_sigma.train.metrics.time.perf_counter", lambda: next(clock))
+    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
+        log.record(step_metrics(1, traffic=traffic(1, 1, stall=50.0)))
+        log.record(step_metrics(2, traffic=traffic(1, 1, stall=0.5)))
+        log.record(step_metrics(3, traffic=traffic(1, 1, stall=0.5)))
+        with log.paused():
+            pass  # from 100 to 200
+        log.record(step_metrics(4, traffic=traffic(1, 1, stall=0.5)))
+    line = of_kind(tmp_path, "step")[0]
+    assert line["tokens_per_second"] == pytest.approx(3 * 64 / 106)
+    assert line["prefetch_stall"] == pytest.approx(1.5 / 106)
+
+
+def test_without_a_prefetcher_a_line_says_nothing_of_traffic(tmp_path: Path):
+    run(tmp_path, range(1, 5))
+    assert not TRAFFIC & of_kind(tmp_path, "step")[0].keys()
+
+
+def test_a_step_that_moved_nothing_has_no_hit_rate(tmp_path: Path):
+    with MetricsLog(tmp_path, DOMAINS, 1, 1) as log:
+        log.record(step_metrics(1, traffic=traffic(0, 0)))
+    line = of_kind(tmp_path, "step")[0]
+    assert (line["fetched_mib"], line["prefetch_hit_rate"], line["prefetch_stall"]) == (0, None, None)
 
 
 def test_a_model_without_routed_layers_has_no_load(tmp_path: Path):

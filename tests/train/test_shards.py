@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,20 @@ def test_a_mapped_array_is_copied_row_by_row(tmp_path: Path, array: np.ndarray):
     assert len(rows) == (len(array) if array.ndim else 0)
     copy_mapped(array, target, lambda: None)  # one that is not mapped
     assert target.tobytes() == array.tobytes()
+
+
+def test_an_array_without_elements_may_lie_on_the_border_of_a_page(tmp_path: Path):
+    """At the end of the file there is nothing to map."""
+    arrays = {"a": np.ones(3000, np.uint8), "b": np.zeros((3, 0), np.float32)}
+    write_shard(tmp_path / "a", arrays, lambda: None)
+    arrays["a"] = np.ones(3000 + mmap.PAGESIZE - (tmp_path / "a").stat().st_size, np.uint8)
+    write_shard(tmp_path / "a", arrays, lambda: None)
+    assert (tmp_path / "a").stat().st_size == mmap.PAGESIZE
+    assert_same(map_shard(tmp_path / "a"), arrays)
+
+
+def test_an_array_that_is_mapped_outlives_its_file_and_its_siblings(tmp_path: Path):
+    write_shard(tmp_path / "a", {"x": np.arange(5000), "y": np.ones(3)}, lambda: None)
+    x = map_shard(tmp_path / "a")["x"]
+    (tmp_path / "a").unlink()
+    assert (x == np.arange(5000)).all()

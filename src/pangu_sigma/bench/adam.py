@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, mutable, nn, ops
 
 from ascend_ops.adam import HYPER, AdamRows, SquareSum
 from ascend_ops.library import cpu_library
@@ -92,8 +92,9 @@ class HostAdam:
                 other.set_data(Tensor.from_numpy(one.asnumpy()), slice_shape=True)
         numbers = np.arange(places, dtype=np.int32)
         self._plan = [Tensor(a) for a in (numbers, np.arange(places + 1, dtype=np.int32), numbers)]
-        self._grads = tuple(Tensor(np.full((places, size), 1e-3, np.float32)) for _ in weights)
-        self._copies = tuple(Tensor(np.zeros((places, size), np.float16)) for _ in weights)
+        # mutable: a graph takes other tuples for constants, and equal constants for one
+        self._grads = mutable(tuple(Tensor(np.full((places, size), 1e-3, np.float32)) for _ in weights))
+        self._copies = mutable(tuple(Tensor(np.zeros((places, size), np.float16)) for _ in weights))
 
     def kernel(self) -> None:
         self._kernel(*self._plan, self._grads, ()).asnumpy()
@@ -160,7 +161,7 @@ def _traffic() -> Callable[[], Any]:
 def _mindspore() -> Callable[[], Any]:
     parameters = [Parameter(Tensor(np.full(SIZE, 0.02, np.float32)), name=f"p{i}") for i in range(TENSORS)]
     optimizer = nn.AdamWeightDecay(parameters, LR, *BETAS, EPS, DECAY)
-    grads = tuple(Tensor(np.full(SIZE, 1e-3, np.float32)) for _ in parameters)
+    grads = mutable(tuple(Tensor(np.full(SIZE, 1e-3, np.float32)) for _ in parameters))
 
     def work() -> None:
         optimizer(grads)

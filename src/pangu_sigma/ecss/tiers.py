@@ -11,6 +11,7 @@ import json
 import logging
 import mmap
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ class FileTier(HostTier):
         self._folder, self._budget = folder, int(cache_gib * GIB)
         self._maps: dict[int, list[tuple[mmap.mmap, int]]] = {}
         self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._counting = threading.Lock()  # of `_mapped`: a prefetcher's thread and the loop both let go
         self._lock = _claim(folder, {"identity": identity, "arrays": {s.key: [list(s.shape), s.dtype] for s in specs}})
         self._reserve(specs)
 
@@ -131,6 +133,17 @@ class FileTier(HostTier):
             _advise(mapped, mmap.MADV_WILLNEED, expert * row, row)
 
     def used(self, active: list[np.ndarray]) -> None:
+        with self._counting:
+            self._used(active)
+
+    def release(self) -> None:
+        with self._counting:
+            for maps in self._maps.values():
+                for mapped, _ in maps:
+                    mapped.madvise(mmap.MADV_DONTNEED)
+            self._mapped.clear()
+
+    def _used(self, active: list[np.ndarray]) -> None:
         keep = set()
         for layer, experts in enumerate(active):
             size = sum(row for _, row in self._maps[layer])
@@ -146,12 +159,6 @@ class FileTier(HostTier):
                 _advise(mapped, mmap.MADV_DONTNEED, expert * row, row)
             del self._mapped[layer, expert]
             total -= size
-
-    def release(self) -> None:
-        for maps in self._maps.values():
-            for mapped, _ in maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
-        self._mapped.clear()
 
     def _file(self, spec: ArraySpec) -> Path:
         return self._folder / f"{spec.key}.bin"
@@ -199,12 +206,13 @@ def _refuse_other(folder: Path, text: str, wanted: dict[str, Any]) -> None:
     fix = "choose another ecss.path, or remove the folder"
     try:
         found = json.loads(text)
-        identity, arrays = found["identity"], found["arrays"]
+        identity, arrays = found["identity"], dict(found["arrays"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"ecss.path={folder}: its store.json is damaged; {fix}") from error
-    for key, need in wanted["arrays"].items():
-        if arrays.get(key) != need:
-            raise StoreError(f"ecss.path={folder}: {key} is {arrays.get(key)}, this configuration needs {need}; {fix}")
+    for key in wanted["arrays"] | arrays:
+        has, needs = arrays.get(key), wanted["arrays"].get(key)
+        if has != needs:
+            raise StoreError(f"ecss.path={folder}: {key} is {has}, this configuration needs {needs}; {fix}")
     if identity != wanted["identity"]:
         raise StoreError(
             f"ecss.path={folder}: holds experts of routing table {identity}, this run's is {wanted['identity']}; {fix}"

@@ -65,7 +65,9 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
         begin, end = entry["data_offsets"]
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"{path}: {name} is {entry['dtype']}, which is not read here")
-        arrays[name] = np.memmap(path, _DTYPES[entry["dtype"]], "c", 8 + length + begin, tuple(entry["shape"]))
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        # a map of no bytes cannot be made everywhere
+        arrays[name] = np.memmap(path, dtype, "c", 8 + length + begin, shape) if end > begin else np.empty(shape, dtype)
         if arrays[name].nbytes != end - begin:
             raise ValueError(f"{path}: {name} of shape {entry['shape']} has {end - begin} bytes")
     return arrays

@@ -1,0 +1,83 @@
+"""Batches that are made ahead are the batches that would have been made in time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy import toy_batches, toy_config
+
+from pangu_sigma.data.batches import Batch, Batches, Cursor
+from pangu_sigma.data.errors import DataError
+from pangu_sigma.data.lookahead import Lookahead
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("text")
+
+
+def batches(folder: Path) -> Batches:
+    return toy_batches(toy_config(train={"accumulation": 2}), folder)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    pairs = zip((*one.arrays(), one.domains_M), (*other.arrays(), other.domains_M), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_batches_and_cursors_come_in_the_order_of_batches_with_the_one_that_follows(folder: Path):
+    """Over several passes through the text, whose orders are drawn anew."""
+    feed, expected = Lookahead(batches(folder), Cursor([0] * 4)), batches(folder)
+    cursor = expected.start()
+    coming = expected.next(cursor)
+    assert min(expected.samples) < 20 * 8
+    for _ in range(20):
+        now, after = coming, cursor.state()["taken"].copy()
+        coming = expected.next(cursor)
+        batch, at, follows = feed.take()
+        assert same(batch, now)
+        assert at.taken == after
+        assert same(follows, coming)
+
+
+def test_the_cursor_of_a_batch_resumes_after_it(folder: Path):
+    feed = Lookahead(batches(folder), Cursor([0] * 4))
+    for _ in range(5):
+        _, cursor, follows = feed.take()
+    resumed = Lookahead(batches(folder), cursor)
+    for _ in range(3):
+        batch, at, coming = resumed.take()
+        assert same(batch, follows)
+        now, after, follows = feed.take()
+        assert same(now, batch)
+        assert same(coming, follows)
+        assert at == after
+
+
+def test_what_is_made_ahead_moves_no_cursor_of_the_caller(folder: Path):
+    start = Cursor([0] * 4)
+    feed = Lookahead(batches(folder), start)
+    _, first, _ = feed.take()
+    taken = first.taken.copy()
+    for _ in range(4):
+        feed.take()
+    assert start.taken == [0] * 4
+    assert first.taken == taken
+    assert sum(taken) == 2 * 8
+
+
+def test_an_error_of_the_thread_reaches_the_caller(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    source = batches(folder)
+    feed, made = Lookahead(source, Cursor([0] * 4)), source.next
+    feed.take()
+
+    def fail(cursor: Cursor) -> Batch:
+        made(cursor)
+        raise DataError("domain d1: token id 5 has no row")
+
+    monkeypatch.setattr(source, "next", fail)
+    with pytest.raises(DataError, match="domain d1"):
+        for _ in range(4):
+            feed.take()

@@ -1,0 +1,279 @@
+"""Experts that are brought ahead are the experts that would have been looked up, bit for bit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mindspore import Tensor
+from test_store import batch_of, state_of
+from toy import Toy, bits, toy_config
+
+from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
+from pangu_sigma.ecss.store import HostStore, make_store
+from pangu_sigma.ecss.tiers import HostTier
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.train.step import StepResult
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+LAYERS, STORED, PLACES = 2, 8, 4
+ROW_BYTES = 4 * (16 * 24 + 24 + 24 * 16 + 16)
+"""Weights of one expert of the toy."""
+
+
+def places_of(experts: list[list[int]]) -> np.ndarray:
+    """A plan's active list: unused places hold K."""
+    return np.array([sorted(of_layer) + [STORED] * (PLACES - len(of_layer)) for of_layer in experts], np.int32)
+
+
+NOTHING = places_of([[], []])
+
+
+class SlowTier(HostTier):
+    """The thread begins when it is told to: at once, or when the step is over."""
+
+    def __init__(self):
+        self.go = threading.Event()
+        self.go.set()
+        self.keep: list[list[int]] = []
+
+    def expect(self, layer: int, expert: int) -> None:
+        self.go.wait()
+
+    def used(self, active: list[np.ndarray]) -> None:
+        self.keep = [sorted(set(experts.tolist())) for experts in active]
+
+
+class BrokenTier(SlowTier):
+    """A disk that fails, once."""
+
+    broken = False
+
+    def expect(self, layer: int, expert: int) -> None:
+        if self.broken:
+            self.broken = False
+            raise OSError("Input/output error")
+
+
+def step_of(store: HostStore, active_NA: np.ndarray, transfer: tuple[Tensor, ...], rng: np.random.Generator) -> None:
+    """What a step does to its buffers: new rows for the active experts, also in the next step's buffers."""
+    next_NA, copies = transfer[0].asnumpy(), transfer[1 + len(store.weights) :]
+    for i, weight in enumerate(store.weights):
+        stored, copy = weight.asnumpy(), copies[i].asnumpy()
+        layer = i // store.tensors
+        for place, expert in enumerate(active_NA[layer]):
+            if expert < STORED:
+                stored[expert] = rng.standard_normal(stored.shape[1:])
+                if next_NA[layer, place] >= 0:
+                    copy[next_NA[layer, place]] = stored[expert]
+
+
+def assert_brought(store: HostStore, active_NA: np.ndarray, transfer: tuple[Tensor, ...]) -> None:
+    for i, weight in enumerate(store.weights):
+        buffer = transfer[1 + i].asnumpy()
+        active_A = active_NA[i // store.tensors]
+        used = active_A < STORED
+        assert buffer[used].tobytes() == weight.asnumpy()[active_A[used]].astype(buffer.dtype).tobytes()
+
+
+EXPERTS = st.lists(st.integers(0, STORED - 1), unique=True, max_size=PLACES)
+LISTS = st.lists(EXPERTS, min_size=LAYERS, max_size=LAYERS).map(places_of)
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def tables(request: pytest.FixtureRequest, graph_mode: None) -> HostStore:
+    return make_store(toy_config(train={"compute_dtype": request.param}), SlowTier())  # type: ignore[return-value]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sequence=st.lists(LISTS, min_size=2, max_size=7),
+    surprises=st.lists(st.none() | LISTS, min_size=7, max_size=7),
+    late=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_each_step_finds_the_rows_of_the_store_whatever_was_announced(
+    tables: HostStore, sequence: list[np.ndarray], surprises: list[np.ndarray | None], late: bool, seed: int
+):
+    """late: the thread moves after the step has changed the store. surprises: steps that are announced and do not come."""
+    prefetcher, rng, tier = Prefetcher(tables, PLACES), np.random.default_rng(seed), tables.tier
+    announced, size = None, ROW_BYTES * (1 if tables.dtype == ms.float32 else 0.5)
+    before = NOTHING
+    for active_NA, follows, surprise in zip(sequence, [*sequence[1:], NOTHING], surprises, strict=False):
+        coming_NA = follows if surprise is None else surprise
+        transfer, traffic = prefetcher.transfer(active_NA, coming_NA)
+        if late:
+            tier.go.clear()
+        assert_brought(tables, active_NA, transfer)
+        expected = sets_of(active_NA)
+        hits = len(expected & sets_of(before)) if np.array_equal(announced, active_NA) else 0
+        assert (traffic.hits, traffic.misses) == (hits, len(expected) - hits)
+        assert traffic.refreshed_bytes == size * traffic.hits
+        assert traffic.fetched_bytes == size * traffic.misses
+        assert traffic.returned_bytes == size * len(expected)
+        step_of(tables, active_NA, transfer, rng)
+        tier.go.set()
+        announced, before = coming_NA, active_NA
+
+
+def sets_of(active_NA: np.ndarray) -> set[tuple[int, int]]:
+    return {(n, int(k)) for n, active_A in enumerate(active_NA) for k in active_A if k < STORED}
+
+
+def test_traffic_of_a_sequence_counted_by_hand(graph_mode: None):
+    """Places without an expert count for nothing; a layer's expert is not another layer's."""
+    store = make_store(toy_config(), SlowTier())
+    prefetcher, rng = Prefetcher(store, PLACES), np.random.default_rng(0)  # type: ignore[arg-type]
+    lists = [[[0, 1, 2, 3], [4]], [[2, 3, 4], [4, 5]], [[2, 3, 4], [4, 5]], [[], [2, 3]], [[1], [1]]]
+    counted = []
+    for active, coming in zip(lists, [*lists[1:], [[], []]], strict=True):
+        transfer, traffic = prefetcher.transfer(places_of(active), places_of(coming))
+        step_of(store, places_of(active), transfer, rng)  # type: ignore[arg-type]
+        counted.append((traffic.hits, traffic.misses))
+        assert traffic == Traffic(
+            traffic.misses * ROW_BYTES, traffic.hits * ROW_BYTES, (traffic.hits + traffic.misses) * ROW_BYTES,
+            traffic.hits, traffic.misses, traffic.stall_seconds,
+        )  # fmt: skip
+        assert traffic.stall_seconds >= 0
+    assert counted == [(0, 5), (3, 2), (5, 0), (0, 2), (0, 2)]
+
+
+def test_the_tier_learns_which_experts_this_step_and_the_next_need(graph_mode: None):
+    store = make_store(toy_config(), SlowTier())
+    prefetcher = Prefetcher(store, PLACES)  # type: ignore[arg-type]
+    prefetcher.transfer(places_of([[0, 1], [7]]), places_of([[1, 2], [3, 4]]))
+    prefetcher.transfer(places_of([[1, 2], [3, 4]]), places_of([[5], []]))
+    prefetcher.transfer(places_of([[5], []]), NOTHING)  # what the thread did for the step before is over
+    prefetcher.transfer(NOTHING, NOTHING)
+    assert store.tier.keep in ([[], []], [[5], []])
+
+
+def test_an_error_of_the_thread_reaches_the_caller_and_leaves_nothing_that_was_half_brought(graph_mode: None):
+    tier = BrokenTier()
+    store, rng = make_store(toy_config(), tier), np.random.default_rng(0)
+    prefetcher = Prefetcher(store, PLACES)  # type: ignore[arg-type]
+    first, second = places_of([[0, 1], [2]]), places_of([[1, 4], [2, 5]])
+    transfer, _ = prefetcher.transfer(first, NOTHING)
+    step_of(store, first, transfer, rng)  # type: ignore[arg-type]
+    tier.broken = True
+    transfer, _ = prefetcher.transfer(NOTHING, second)
+    with pytest.raises(OSError, match="Input/output error"):
+        prefetcher.transfer(second, NOTHING)
+    transfer, traffic = prefetcher.transfer(second, NOTHING)
+    assert (traffic.hits, traffic.misses) == (0, 4)
+    assert_brought(store, second, transfer)  # type: ignore[arg-type]
+
+
+EVERYTHING = {"compute_dtype": "float16", "accumulation": 2, "batch_size": 4}
+
+
+@pytest.fixture(scope="module", params=[{}, EVERYTHING], ids=["float32", "float16 twice, bfloat16 moments"])
+def toy(request: pytest.FixtureRequest, graph_mode: None, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """Four domains of two experts, two domains a step."""
+    moments = "bfloat16" if request.param else "float32"
+    config = toy_config(train=request.param, ecss={"moments": moments})
+    return Toy.build(config, tmp_path_factory.mktemp("toy"))
+
+
+DOMAINS = [(0, 1), (0, 1), (1, 2), (3, 3), (0, 2), (0, 2), (2, 3), (1, 1), (0, 3)]
+"""Of one step after another: the same experts, some of them, none; half of the places."""
+
+
+class Prefetched:
+    """Steps of a toy whose experts are brought ahead."""
+
+    def __init__(self, toy: Toy, domains: list[tuple[int, int]]):
+        self.toy, self.prefetcher = toy, Prefetcher(toy.store, toy.config.active_experts)  # type: ignore[arg-type]
+        self.batches = [batch_of(toy, pair, seed) for seed, pair in enumerate(domains)]
+        self.hits = 0
+
+    def run(self, t: int, spoil: Callable[[tuple[Tensor, ...]], None] | None = None) -> StepResult:
+        batch, coming = self.batches[t], self.batches[min(t + 1, len(self.batches) - 1)]
+        transfer, traffic = self.prefetcher.transfer(batch.active_NA, coming.active_NA)
+        self.hits += traffic.hits
+        if spoil is not None:
+            spoil(transfer)
+        arrays = map(as_tensor, batch.arrays())
+        return StepResult(*self.toy.step(Tensor(1e-3, ms.float32), *arrays, *transfer))
+
+
+def test_a_run_with_prefetch_is_the_run_without_bit_for_bit(toy: Toy):
+    """Weights, moments, step counts, loss scale and losses after each step; and experts at rest keep every bit."""
+    expected = []
+    toy.reset()
+    for seed, domains in enumerate(DOMAINS):
+        result = toy.run(batch_of(toy, domains, seed))
+        expected.append((bits(toy.snapshot()), [loss.asnumpy().tolist() for loss in result.block_loss_GM]))
+    toy.reset()
+    prefetched = Prefetched(toy, DOMAINS)
+    for t, (state, losses) in enumerate(expected):
+        before = state_of(toy)
+        result = prefetched.run(t)
+        assert result.applied.asnumpy() == 1
+        assert [loss.asnumpy().tolist() for loss in result.block_loss_GM] == losses
+        assert bits(toy.snapshot()) == state, t
+        load_NK = prefetched.batches[t].load(STORED)
+        for layer, (old, new) in enumerate(zip(before, state_of(toy), strict=True)):
+            for name in old:
+                assert old[name][load_NK[layer] == 0].tobytes() == new[name][load_NK[layer] == 0].tobytes()
+    assert prefetched.hits > 8, "some experts should be those of the step before"
+
+
+def test_a_step_with_an_expert_that_is_not_a_number_changes_nothing_and_the_next_ones_are_right(toy: Toy):
+    """The NaN is in the buffer alone, where it stays until another expert comes to its place; (3, 3) and (1, 1) leave it there."""
+    bad = 2
+    toy.reset()
+    for t, domains in enumerate(DOMAINS):
+        if t == bad:
+            scale = toy.step.scale
+            scale.value.set_data(Tensor(scale.value.asnumpy() / 2))
+            scale.good_steps.set_data(Tensor(0, ms.int32))
+        else:
+            toy.run(batch_of(toy, domains, t))
+    expected = bits(toy.snapshot())
+
+    def spoil(transfer: tuple[Tensor, ...]) -> None:
+        for place in (1, 3):
+            transfer[1].asnumpy()[place] = np.nan
+
+    toy.reset()
+    prefetched = Prefetched(toy, DOMAINS)
+    for t in range(len(DOMAINS)):
+        before = toy.snapshot()
+        result = prefetched.run(t, spoil if t == bad else None)
+        assert result.applied.asnumpy() == (t != bad)
+        if t == bad:
+            after = toy.snapshot()
+            assert after.pop("loss_scale/value") == before.pop("loss_scale/value") / 2
+            assert after.pop("loss_scale/good_steps") == 0 != before.pop("loss_scale/good_steps")
+            assert bits(after) == bits(before)
+    assert bits(toy.snapshot()) == expected
+
+
+def test_ecss_on_equals_ecss_off_when_every_expert_is_active_also_in_half_precision(tmp_path: Path):
+    """Design §4.5: float16, bfloat16 moments, prefetch on the one side; every expert is a hit but in the first step."""
+    pair = []
+    for enabled in (True, False):
+        options = {"enabled": enabled, "moments": "bfloat16"}
+        config = toy_config(domains=2, ecss=options, train={"compute_dtype": "float16"})
+        pair.append(Toy.build(config, tmp_path))
+    on, off = pair
+    on.reset()
+    off.reset(weights_from=on)
+    domains = [(0, 1)] * 5
+    prefetched = Prefetched(on, domains)
+    for t in range(len(domains)):
+        batch = batch_of(off, domains[t], t)
+        assert (batch.load(4) > 0).all(), "the batch should activate every expert"
+        found, expected = prefetched.run(t), off.run(batch)
+        assert expected.applied.asnumpy() == 1
+        assert found.norm.asnumpy().tobytes() == expected.norm.asnumpy().tobytes()
+        assert bits(on.snapshot()) == bits(off.snapshot()), t
+    assert prefetched.hits == 4 * 2 * 4

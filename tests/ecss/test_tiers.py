@@ -1,0 +1,262 @@
+"""A store in files is the store in memory, bit for bit, in a bounded part of the memory; what it cannot use it refuses by name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from toy import toy_config
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.ecss import tiers
+from pangu_sigma.ecss.store import array_specs, make_store
+from pangu_sigma.ecss.tiers import ArraySpec, FileTier, StoreError
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+def tier_of(folder: Path, config: Config | None = None, identity: str = "tables") -> FileTier:
+    return FileTier(folder, array_specs(config or toy_config()), identity, cache_gib=1.0)
+
+
+def content(store) -> dict[str, bytes]:
+    layers = range(store.layers)
+    return {f"{n} {name}": p.asnumpy().tobytes() for n in layers for name, p in store.layer_parameters(n).items()}
+
+
+@pytest.mark.parametrize("kind", ["replicated", "independent"])
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_it_is_initialised_like_memory(tmp_path: Path, kind: str, moments: str):
+    config = toy_config(model={"expert_init": kind}, ecss={"moments": moments})
+    found = []
+    for tier in (None, tier_of(tmp_path, config)):
+        ms.set_seed(3)
+        found.append(content(make_store(config, tier)))
+    assert found[0] == found[1]
+
+
+def test_a_parameter_is_its_file(tmp_path: Path):
+    """What the one is given the other holds, also after the memory was let go."""
+    tier = tier_of(tmp_path)
+    store = make_store(toy_config(), tier)
+    w1 = store.layer_parameters(1)["w1"]
+    file = tmp_path / "experts.1.w1.bin"
+    assert file.read_bytes() == w1.asnumpy().tobytes()
+    w1.asnumpy()[5] = 7
+    tier.release()
+    assert file.read_bytes() == w1.asnumpy().tobytes()
+    assert (w1.asnumpy()[5] == 7).all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["store.json", *(f"{spec.key}.bin" for spec in array_specs(toy_config()))]
+    )
+
+
+def test_letting_go_of_experts_changes_none_of_them(tmp_path: Path):
+    config = toy_config()
+    tier = FileTier(tmp_path, array_specs(config), "tables", cache_gib=1e-9)
+    store, rng = make_store(config, tier), np.random.default_rng(0)
+    arrays = {name: p.asnumpy() for name, p in store.layer_parameters(0).items()}
+    expected = {name: array.copy() for name, array in arrays.items()}
+    for _ in range(20):
+        active = rng.choice(8, 3, replace=False)
+        for expert in active.tolist():
+            tier.expect(0, expert)
+        for name, array in arrays.items():
+            new = rng.integers(0, 9, array[active].shape)
+            array[active], expected[name][active] = new, new
+        tier.used([active, active[:1]])
+    assert {name: a.tobytes() for name, a in arrays.items()} == {name: a.tobytes() for name, a in expected.items()}
+
+
+RESIDENT = """
+import sys
+from pathlib import Path
+import numpy as np
+from mindspore.common.initializer import One
+from pangu_sigma.ecss.tiers import ArraySpec, FileTier
+
+MIB = 1 << 20
+rows, row = 64, (MIB // 4,)
+kinds = [("w", "weight", One()), ("m", "moment", None), ("v", "variance", None)]
+specs = [ArraySpec(n, name, kind, (rows, *row), "float32", init) for n in (0, 1) for name, kind, init in kinds]
+
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssFile")) / 1024
+
+
+tier = FileTier(Path(sys.argv[1]), specs, "tables", float(sys.argv[2]) / 1024)
+before = resident()
+arrays = [tier.parameter(spec).asnumpy() for spec in specs]
+made = resident() - before
+most, expected = 0.0, np.ones((2, rows))
+for step in range(70):
+    active = [np.array([step, step + 1]) % rows, np.array([3 * step]) % rows]
+    for layer in (0, 1):
+        for expert in active[layer]:
+            expected[layer, expert] += 1
+            for array in arrays[3 * layer : 3 * layer + 3]:
+                array[expert] += 1
+    tier.used(active)
+    most = max(most, resident() - before)
+tier.release()
+left = resident() - before
+right = all((arrays[3 * layer][:, :: 1000] == expected[layer][:, None]).all() for layer in (0, 1))
+print(made, most, left, right)
+"""
+
+
+def test_no_more_of_the_files_is_in_memory_than_was_allowed(tmp_path: Path):
+    """384 MiB of experts, of which a step uses 9; 32 are allowed."""
+    found = run_python(RESIDENT, tmp_path, 32)
+    assert (found.returncode, found.stderr) == (0, "")
+    made, most, left, right = found.stdout.split()
+    assert float(made) < 8
+    assert 24 < float(most) < 32 + 9 + 8
+    assert float(left) < 8
+    assert right == "True"
+
+
+def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, with the path of this one."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_a_new_run_makes_the_files_of_an_ended_one_anew(tmp_path: Path):
+    store = make_store(toy_config(), tier_of(tmp_path))
+    store.layer_parameters(0)["step"].asnumpy()[...] = 9
+    del store
+    again = make_store(toy_config(), tier_of(tmp_path / ".." / tmp_path.name))
+    assert not again.layer_parameters(0)["step"].asnumpy().any()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"model": {"ffn": 32}}, r"experts\.0\.w1 is \[\[8, 24, 16\], 'float32'\], .* needs \[\[8, 32, 16\]"),
+        ({"ecss": {"moments": "bfloat16"}}, r"experts\.0\.w1\.moment is .*'float32'\], .* needs .*'uint16'"),
+        ({"model": {"rre_layers": 3}}, r"experts\.2\.w1 is None, .* needs \[\[8"),
+        ({"model": {"rre_layers": 1}}, r"experts\.1\.w1 is \[\[8.* needs None"),
+    ],
+)
+def test_a_folder_with_experts_of_another_shape_is_refused_and_left_alone(tmp_path: Path, other: dict, named: str):
+    tier_of(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(StoreError, match=rf"ecss\.path={tmp_path}: {named}.*choose another ecss\.path"):
+        tier_of(tmp_path, toy_config(**other))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_with_experts_of_other_routing_is_refused(tmp_path: Path):
+    tier_of(tmp_path, identity="tables-1")
+    with pytest.raises(StoreError, match=r"routing table tables-1, this run's is tables-2; choose another"):
+        tier_of(tmp_path, identity="tables-2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", "7", '{"identity": "tables"}', '{"identity": 1, "arrays": [1]}', '{"arrays": 3, "identity": 3}'],
+)
+def test_a_damaged_description_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "store.json").write_text(text)
+    with pytest.raises(StoreError, match=r"store\.json is damaged; choose another ecss\.path, or remove the folder"):
+        tier_of(tmp_path)
+
+
+def test_a_description_that_a_crash_left_empty_is_written_again(tmp_path: Path):
+    (tmp_path / "store.json").write_text("")
+    tier_of(tmp_path, identity="tables-1")
+    assert json.loads((tmp_path / "store.json").read_text())["identity"] == "tables-1"
+
+
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "a+") as stream:
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_uses_is_refused_and_free_when_that_ends(tmp_path: Path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "store.json")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(StoreError, match=r"another process uses it; give each run its own folder"):
+            tier_of(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+        other.stdin.close()
+    tier_of(tmp_path)
+
+
+def test_two_stores_of_one_process_do_not_share_a_folder_either(tmp_path: Path):
+    first = tier_of(tmp_path)
+    with pytest.raises(StoreError, match="another process uses it"):
+        tier_of(tmp_path)
+    del first
+    tier_of(tmp_path)
+
+
+@pytest.mark.parametrize("fits", [0, 5])
+def test_a_disk_without_room_is_an_error_before_the_first_step_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int
+):
+    reserve, calls = os.posix_fallocate, iter(range(1000))
+
+    def full(*arguments: int) -> None:
+        if next(calls) >= fits:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiers.os, "posix_fallocate", full)
+        message = r"cannot reserve \d+\.\d GiB .*No space left.* GiB are free\); free space, or set ecss\.path"
+        with pytest.raises(StoreError, match=message):
+            tier_of(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+    make_store(toy_config(), tier_of(tmp_path))
+
+
+def test_the_blocks_of_the_files_are_reserved_at_the_start(tmp_path: Path):
+    """A sparse file would be a full disk, and so a crash, in the middle of a step."""
+    specs = [ArraySpec(0, "w1", "weight", (4, 8192), "float32")]
+    FileTier(tmp_path, specs, "tables", 1.0)
+    status = (tmp_path / "experts.0.w1.bin").stat()
+    assert status.st_size == specs[0].nbytes == 4 * 8192 * 4
+    assert status.st_blocks * 512 >= status.st_size
+
+
+def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"ecss\.path=.*set it to a folder that can be written"):
+        tier_of(tmp_path / "file" / "experts")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(StoreError, match=r"set it to a folder that can be written"):
+            tier_of(tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_combinations_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigError, match="store=file needs enabled=true"):
+        toy_config(ecss={"enabled": False, "store": "file"})
+    with pytest.raises(ConfigError, match=r"bfloat16 needs train\.optimizer\.beta2 <= 0\.99, not 0\.999"):
+        toy_config(ecss={"moments": "bfloat16"}, train={"optimizer": {"beta2": 0.999}})
+    with pytest.raises(ConfigError, match="cache_gib"):
+        toy_config(ecss={"store": "file", "cache_gib": 0})
