@@ -60,7 +60,7 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
         if entry["dtype"] not in _DTYPES:
