@@ -137,11 +137,11 @@ typedef float Vector64 __attribute__((vector_size(64)));
   TARGET void ColumnSum##ISA(const float *x, int64_t rows, int64_t stride, int64_t width, float *sum) { \
     ColumnSum(x, rows, stride, width, sum); \
   } \
-  TARGET void Dot##ISA(const float *x, int64_t rows, const float *w, int64_t count, int64_t width, float *out, int64_t stride) { \
-    few_rows::Dot<Vector##BYTES>(x, rows, w, count, width, out, stride); \
+  TARGET void Dot##ISA(const float *x, int64_t rows, const float *w, int64_t count, int64_t width, float *out, int64_t stride, const float *next) { \
+    few_rows::Dot<Vector##BYTES>(x, rows, w, count, width, out, stride, next); \
   } \
-  TARGET void Sum##ISA(const float *g, int64_t stride, int64_t rows, const float *w, int64_t count, int64_t width, float *out) { \
-    few_rows::Sum<Vector##BYTES>(g, stride, rows, w, count, width, out); \
+  TARGET void Sum##ISA(const float *g, int64_t stride, int64_t rows, const float *w, int64_t count, int64_t width, float *out, const float *next) { \
+    few_rows::Sum<Vector##BYTES>(g, stride, rows, w, count, width, out, next); \
   } \
   TARGET void Outer##ISA(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, float *out, int64_t count) { \
     few_rows::Outer<Vector##BYTES>(g, stride, x, rows, width, out, count); \

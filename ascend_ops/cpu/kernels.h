@@ -22,8 +22,8 @@ struct Kernels {
   void (*gelu_grad)(const float *x, float *y, float *grad, int64_t n);  // the same, and grad *= FastGeLU'(x)
   void (*column_sum)(const float *x, int64_t rows, int64_t stride, int64_t width, float *sum);
   // Few rows against a matrix, see few_rows.h: out[r, f] += x[r] · w[f], out[r] += Σ_f g[r, f] w[f], out[f] = Σ_r g[r, f] x[r].
-  void (*dot)(const float *x, int64_t rows, const float *w, int64_t count, int64_t width, float *out, int64_t stride);
-  void (*sum)(const float *g, int64_t stride, int64_t rows, const float *w, int64_t count, int64_t width, float *out);
+  void (*dot)(const float *x, int64_t rows, const float *w, int64_t count, int64_t width, float *out, int64_t stride, const float *next);
+  void (*sum)(const float *g, int64_t stride, int64_t rows, const float *w, int64_t count, int64_t width, float *out, const float *next);
   void (*outer)(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, float *out, int64_t count);
   void (*clear)(float *out, int64_t n);  // zeros; like outer, past the caches
 };
