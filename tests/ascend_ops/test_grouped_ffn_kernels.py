@@ -27,7 +27,7 @@ def make_case(rows_A: list[int], hidden: int, ffn: int) -> tuple[list[np.ndarray
 
 def compute(call: Call, arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
     """y, dx, dw1, db1, dw2, db2 of the kernels; what they do not write is NaN."""
-    x, w1, b1, w2, b2 = arguments
+    x, w1, _, w2, _ = arguments
     inner, y = np.full((len(x), w1.shape[1]), np.nan, np.float32), np.full_like(x, np.nan)
     gradients = [np.full_like(a, np.nan) for a in arguments]
     assert call("GroupedFfn", *arguments, offsets, y, inner) == 0
