@@ -4,13 +4,13 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "few_rows.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define AVX512 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
 #define AVX2 __attribute__((target("arch=x86-64-v3")))
 #endif
-
-#define INLINE static inline __attribute__((always_inline))  // becomes part of, and is compiled for, each instruction set below
 
 namespace {
 INLINE void Adam(float *__restrict w, float *__restrict m, float *__restrict v, const float *__restrict grad, int64_t n,
@@ -83,24 +83,85 @@ INLINE void NarrowBfloat(const float *__restrict in, uint16_t *__restrict out, i
   for (int64_t i = 0; i < n; ++i) out[i] = FloatToBfloat(in[i]);
 }
 
-// The loops above as functions of one instruction set.
-#define KERNELS(ISA, TARGET)                                                                                                 \
-  TARGET void Adam##ISA(float *w, float *m, float *v, const float *g, int64_t n, const AdamScalars &s) { Adam(w, m, v, g, n, s); } \
-  TARGET double SquareSum##ISA(const float *x, int64_t n) { return SquareSum(x, n); }                                          \
-  TARGET void WidenBfloat##ISA(const uint16_t *in, float *out, int64_t n) { WidenBfloat(in, out, n); }                         \
-  TARGET void NarrowBfloat##ISA(const float *in, uint16_t *out, int64_t n) { NarrowBfloat(in, out, n); }
+// eˣ to 1 unit in the last place where the result is a normal number; what is beyond has the value at the edge, NaN stays NaN.
+// Plain arithmetic, because compilers call their vector libraries only when told to compute carelessly.
+INLINE float Exp(float x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 · 2²³: adding it rounds to an integer, which is then in the lowest bits
+  x = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;
+  const float shifted = x * 1.44269504f + kRound, n = shifted - kRound;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return (p * r * r + r + 1.0f) * Float((Bits(shifted) << 23) + (127u << 23));
+}
 
-KERNELS(Scalar, )
+// FastGeLU(x) = x · sigmoid(1.702 x), and its derivative.
+INLINE void Gelu(const float *__restrict x, float *__restrict y, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) y[i] = x[i] / (1.0f + Exp(-1.702f * x[i]));
+}
+
+INLINE void GeluGrad(const float *__restrict x, float *__restrict y, float *__restrict grad, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const float s = 1.0f / (1.0f + Exp(-1.702f * x[i]));
+    y[i] = x[i] * s;
+    grad[i] *= s * (1.0f + 1.702f * x[i] * (1.0f - s));
+  }
+}
+
+INLINE void ColumnSum(const float *__restrict x, int64_t rows, int64_t stride, int64_t width, float *__restrict sum) {
+  for (int64_t c = 0; c < width; ++c) sum[c] = 0.0f;
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) sum[c] += x[r * stride + c];
+  }
+}
+
+typedef float Vector16 __attribute__((vector_size(16)));
+typedef float Vector32 __attribute__((vector_size(32)));
+typedef float Vector64 __attribute__((vector_size(64)));
+
+// The loops above, and those of few_rows.h, as functions of one instruction set.
+#define KERNELS(ISA, TARGET, BYTES) \
+  TARGET void Adam##ISA(float *w, float *m, float *v, const float *g, int64_t n, const AdamScalars &s) { Adam(w, m, v, g, n, s); } \
+  TARGET double SquareSum##ISA(const float *x, int64_t n) { return SquareSum(x, n); } \
+  TARGET void WidenBfloat##ISA(const uint16_t *in, float *out, int64_t n) { WidenBfloat(in, out, n); } \
+  TARGET void NarrowBfloat##ISA(const float *in, uint16_t *out, int64_t n) { NarrowBfloat(in, out, n); } \
+  TARGET void Gelu##ISA(const float *x, float *y, int64_t n) { Gelu(x, y, n); } \
+  TARGET void GeluGrad##ISA(const float *x, float *y, float *grad, int64_t n) { GeluGrad(x, y, grad, n); } \
+  TARGET void ColumnSum##ISA(const float *x, int64_t rows, int64_t stride, int64_t width, float *sum) { \
+    ColumnSum(x, rows, stride, width, sum); \
+  } \
+  TARGET void Dot##ISA(const float *x, int64_t rows, const float *w, int64_t count, int64_t width, float *out, int64_t stride, const float *next) { \
+    few_rows::Dot<Vector##BYTES>(x, rows, w, count, width, out, stride, next); \
+  } \
+  TARGET void Sum##ISA(const float *g, int64_t stride, int64_t rows, const float *w, int64_t count, int64_t width, float *out, const float *next) { \
+    few_rows::Sum<Vector##BYTES>(g, stride, rows, w, count, width, out, next); \
+  } \
+  TARGET void Outer##ISA(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, float *out, int64_t count) { \
+    few_rows::Outer<Vector##BYTES>(g, stride, x, rows, width, out, count); \
+  } \
+  TARGET void Clear##ISA(float *out, int64_t n) { few_rows::Clear<Vector##BYTES>(out, n); }
+
+KERNELS(Scalar, , 16)
 void WidenHalfScalar(const uint16_t *in, float *out, int64_t n) { WidenHalf(in, out, n); }
 void NarrowHalfScalar(const float *in, uint16_t *out, int64_t n) { NarrowHalf(in, out, n); }
 
 #define TABLE(NAME, ISA) \
-  Kernels { NAME, Adam##ISA, SquareSum##ISA, WidenHalf##ISA, NarrowHalf##ISA, WidenBfloat##ISA, NarrowBfloat##ISA }
+  Kernels { \
+    NAME, Adam##ISA, SquareSum##ISA, WidenHalf##ISA, NarrowHalf##ISA, WidenBfloat##ISA, NarrowBfloat##ISA, Gelu##ISA, \
+        GeluGrad##ISA, ColumnSum##ISA, Dot##ISA, Sum##ISA, Outer##ISA, Clear##ISA \
+  }
 const Kernels kScalar = TABLE("scalar", Scalar);
 
 #if defined(__x86_64__)
-KERNELS(Avx512, AVX512)
-KERNELS(Avx2, AVX2)
+KERNELS(Avx512, AVX512, 64)
+KERNELS(Avx2, AVX2, 32)
 
 // g++ does not vectorise half precision by itself.
 AVX512 void WidenHalfAvx512(const uint16_t *in, float *out, int64_t n) {

@@ -18,6 +18,14 @@ struct Kernels {
   void (*narrow_half)(const float *in, uint16_t *out, int64_t n);  // to nearest even
   void (*widen_bfloat)(const uint16_t *in, float *out, int64_t n);
   void (*narrow_bfloat)(const float *in, uint16_t *out, int64_t n);  // to nearest even
+  void (*gelu)(const float *x, float *y, int64_t n);                    // y = FastGeLU(x)
+  void (*gelu_grad)(const float *x, float *y, float *grad, int64_t n);  // the same, and grad *= FastGeLU'(x)
+  void (*column_sum)(const float *x, int64_t rows, int64_t stride, int64_t width, float *sum);
+  // Few rows against a matrix, see few_rows.h: out[r, f] += x[r] · w[f], out[r] += Σ_f g[r, f] w[f], out[f] = Σ_r g[r, f] x[r].
+  void (*dot)(const float *x, int64_t rows, const float *w, int64_t count, int64_t width, float *out, int64_t stride, const float *next);
+  void (*sum)(const float *g, int64_t stride, int64_t rows, const float *w, int64_t count, int64_t width, float *out, const float *next);
+  void (*outer)(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, float *out, int64_t count);
+  void (*clear)(float *out, int64_t n);  // zeros; like outer, past the caches
 };
 
 const Kernels &BestKernels();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,24 @@ from ascend_ops.library import cpu_library
 @pytest.fixture(scope="session")
 def call_kernel() -> Callable[..., int]:
     """call_kernel(function, *arrays) -> 0, or the number of the check that failed; arrays are inputs, then outputs."""
-    library = ctypes.CDLL(cpu_library())
+    return caller(ctypes.CDLL(cpu_library()))
+
+
+@pytest.fixture(scope="session", params=["avx512", "avx2", "scalar"])
+def call_kernel_of_isa(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
+    """call_kernel with the loops of each instruction set; skips those that this processor does not have."""
+    copy = shutil.copy(cpu_library(), tmp_path_factory.mktemp(request.param))  # a library chooses once
+    library = ctypes.CDLL(copy)
+    library.KernelIsa.restype = ctypes.c_char_p
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PANGU_SIGMA_ISA", request.param)
+        if library.KernelIsa().decode() != request.param:
+            pytest.skip(f"this processor has no {request.param}")
+    return caller(library)
+
+
+def caller(library: ctypes.CDLL) -> Callable[..., int]:
+    """See call_kernel."""
 
     def call(function: str, *arrays: np.ndarray) -> int:
         count = len(arrays)

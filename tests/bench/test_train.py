@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from pangu_sigma.bench import train
+from pangu_sigma.bench.peer import Worker, peers_python
+from pangu_sigma.bench.synthetic import FIRST, SyntheticRun
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"LENGTH": 16, "VOCABULARY": 64, "LAYERS": 1, "HIDDEN": 16, "HEADS": 2, "EXPERTS": 4, "INTERMEDIATE": 32}
-    for name, value in {**sizes, "SIDE": 64, "RATE": 1e-2}.items():
+    for name, value in {**sizes, "SIDE": 64}.items():
         monkeypatch.setattr(train, name, value)
 
 
-def test_every_token_meets_one_expert_and_counts_equally(small: None):
-    config, ids_BS = train.make_config(), train.draw_ids()
-    table = train.draw_tables(config.routing, 1, 1, train.VOCABULARY, train.EXPERTS, None)
-    batch = train.make_batch(config, table, ids_BS)
-    assert batch.load(config.experts).sum() == batch.tokens == ids_BS.size
-    assert batch.weights_GBS.sum() == pytest.approx(1.0)
-    assert np.array_equal(batch.labels_GBS[0, :, :-1], ids_BS[:, 1:])
+@pytest.fixture
+def grouped_mm() -> Iterator[Worker]:
+    """The peer of the size of the bench."""
+    python = peers_python()
+    if python is None:
+        pytest.skip("the environment of the peers is not installed")
+    with train.mixtral(python, "grouped_mm") as worker:
+        yield worker
 
 
-def test_ours_learns_the_batch(graph_mode: None, small: None):
-    step = train.ours(train.make_config(), train.draw_ids())
-    losses = [step() for _ in range(9)]
-    assert losses[0] == pytest.approx(np.log(train.VOCABULARY), rel=0.1)
-    assert losses[-1] < losses[0] - 0.1
+def test_ours_trains_on_every_token(graph_mode: None, small: None):
+    run = SyntheticRun(train.make_config())
+    losses = [run.advance() for _ in range(3)]
+    assert run.tokens == train.BATCH * train.LENGTH
+    assert losses == pytest.approx([np.log(train.VOCABULARY)] * 3, rel=0.1)
+    assert len(set(losses)) == 3
 
 
-def test_mixtral_learns_the_batch_too_and_has_as_many_parameters():
-    if not train.has_mixtral():
-        pytest.skip("torch and transformers 5 are not installed")
-    model, config = train.mixtral("grouped_mm"), train.make_config()
-    assert model.num_parameters() == pytest.approx(config.num_params().total, rel=0.01)
-    step = train.torch_step(model, train.draw_ids())
-    losses = [step() for _ in range(3)]
-    assert losses[0] == pytest.approx(np.log(train.VOCABULARY), rel=0.1)
-    assert losses[-1] < losses[0]
+def test_mixtral_learns_which_ids_are_never_drawn_and_has_as_many_parameters_as_ours(grouped_mm: Worker):
+    assert grouped_mm.started["parameters"] == pytest.approx(train.make_config().num_params().total, rel=0.01)
+    losses = [grouped_mm.step()["loss"] for _ in range(3)]
+    assert losses == pytest.approx([np.log(train.VOCABULARY - FIRST)] * 3, rel=0.1)
+    assert len(set(losses)) == 3
 
 
 def test_the_roof_is_the_time_that_the_steps_flops_would_take(small: None):
@@ -52,7 +54,7 @@ def test_the_roof_is_the_time_that_the_steps_flops_would_take(small: None):
 def test_rows_have_every_field_and_absent_peers_are_named(
     graph_mode: None, small: None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(train, "has_mixtral", lambda: False)
+    monkeypatch.setenv("PANGU_SIGMA_PEERS", "/absent/python")
     rows = [row.as_dict() for row in train.run(peers=True)]
     assert [row["ratio"] is None for row in rows] == [False, True, True]
     assert [row["peer"] for row in rows[1:]] == ["HF Mixtral, grouped_mm", "HF Mixtral, eager"]

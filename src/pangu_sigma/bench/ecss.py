@@ -206,10 +206,10 @@ class _UpdateAll(nn.Cell):
         self._plan = [Tensor(np.tile(a, (store.layers, 1))) for a in (every_K, offsets_K1)]
         self._grads = tuple(Tensor.from_numpy(np.full(w.shape, 1e-4, np.float32)) for w in store.weights)
 
-    def construct(self, rate, active_NK, offsets_NK1, grads):
+    def construct(self, rate, active_NK, offsets_NK1, *grads):
         norm = ops.sqrt(self.square_sum(grads))
         hyper = self.hyper(rate, ops.minimum(1.0 / (norm + 1e-12), 1.0), 1.0)
         return self.store.update(grads, active_NK, offsets_NK1, hyper)
 
     def run(self) -> None:
-        self(Tensor(RATE, ms.float32), *self._plan, self._grads).asnumpy()
+        self(Tensor(RATE, ms.float32), *self._plan, *self._grads).asnumpy()

@@ -1,0 +1,182 @@
+// Products of few rows with a matrix that is read, or written, exactly once. Loops of kernels.cc, for vectors V of one instruction set.
+//
+// Matrices are row-major. What stays in registers is a tile of the result. The order of addition depends on the sizes only.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#define INLINE static inline __attribute__((always_inline))  // becomes part of, and is compiled for, the set that calls it
+#define UNROLL _Pragma("GCC unroll 16")
+
+namespace few_rows {
+template <class V>
+constexpr int kLanes = sizeof(V) / sizeof(float);
+
+template <class V>
+constexpr int kWide = sizeof(V) == 64 ? 4 : 2;  // sides of a tile: AVX-512 has 32 registers, the others 16
+
+template <class V>
+INLINE void Load(V *v, const float *at) {
+  std::memcpy(v, at, sizeof(V));
+}
+
+template <class V, bool kStream>
+INLINE void Store(float *at, const V &v) {
+#if defined(__x86_64__)
+  if constexpr (kStream) {  // past the caches: nobody reads it soon, and the line need not be fetched
+    if constexpr (sizeof(V) == 16)
+      asm volatile("movntps %1, %0" : "=m"(*reinterpret_cast<V *>(at)) : "x"(v));
+    else
+      asm volatile("vmovntps %1, %0" : "=m"(*reinterpret_cast<V *>(at)) : "v"(v));
+    return;
+  }
+#endif
+  std::memcpy(at, &v, sizeof(V));
+}
+
+template <class V>
+INLINE bool Streams(const float *out, int64_t width) {
+  return reinterpret_cast<uintptr_t>(out) % sizeof(V) == 0 && width % kLanes<V> == 0;
+}
+
+// Before another thread reads what was streamed.
+INLINE void Fence() {
+#if defined(__x86_64__)
+  asm volatile("sfence" ::: "memory");
+#endif
+}
+
+// a and b hold the partial sums of kLanes / S numbers each, S lanes for one; *out those of all, S / 2 lanes for one, in order.
+template <class V, int S, int... I>
+INLINE void Fold(const V &a, const V &b, V *out, std::integer_sequence<int, I...>) {
+  *out = __builtin_shufflevector(a, b, (I / (S / 2) * S + I % (S / 2))...) + __builtin_shufflevector(a, b, (I / (S / 2) * S + I % (S / 2) + S / 2)...);
+}
+
+// out[i] = sum of the lanes of v[i]. N: a power of two.
+template <class V, int N, int S = kLanes<V>>
+INLINE void Totals(V *v, float *out) {
+  constexpr int kHalf = N > 1 ? N / 2 : 1;
+  V folded[kHalf];
+  UNROLL for (int i = 0; i < kHalf; ++i)
+    Fold<V, S>(v[2 * i < N ? 2 * i : 0], v[2 * i + 1 < N ? 2 * i + 1 : 0], &folded[i], std::make_integer_sequence<int, kLanes<V>>());
+  if constexpr (S > 2)
+    Totals<V, kHalf, S / 2>(folded, out);
+  else
+    std::memcpy(out, folded, sizeof(folded));
+}
+
+template <class V, int R, int F>
+INLINE void DotTile(const float *__restrict x, const float *__restrict w, int64_t width, float *out, int64_t stride, const float *next) {
+  V sum[R * F] = {};
+  int64_t c = 0;
+  for (; c + kLanes<V> <= width; c += kLanes<V>) {
+    V of_w[F];
+    UNROLL for (int f = 0; f < F; ++f) Load(&of_w[f], w + f * width + c);
+    if (next != nullptr) UNROLL for (int f = 0; f < F; ++f) __builtin_prefetch(next + f * width + c, 0, 2);
+    UNROLL for (int r = 0; r < R; ++r) {
+      V of_x;
+      Load(&of_x, x + r * width + c);
+      UNROLL for (int f = 0; f < F; ++f) sum[r * F + f] += of_x * of_w[f];
+    }
+  }
+  float total[R * F > kLanes<V> ? R * F : kLanes<V>];
+  Totals<V, R * F>(sum, total);
+  UNROLL for (int r = 0; r < R; ++r) UNROLL for (int f = 0; f < F; ++f) {
+    for (int64_t i = c; i < width; ++i) total[r * F + f] += x[r * width + i] * w[f * width + i];
+    out[r * stride + f] += total[r * F + f];
+  }
+}
+
+template <class V, int F>
+INLINE void DotRows(const float *x, int64_t rows, const float *w, int64_t width, float *out, int64_t stride, const float *next) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4, next = nullptr) DotTile<V, 4, F>(x + r * width, w, width, out + r * stride, stride, next);
+  for (; r + 2 <= rows; r += 2, next = nullptr) DotTile<V, 2, F>(x + r * width, w, width, out + r * stride, stride, next);
+  for (; r < rows; ++r, next = nullptr) DotTile<V, 1, F>(x + r * width, w, width, out + r * stride, stride, next);
+}
+
+// out[r, f] += x[r] · w[f]; meanwhile next[f], rows as long as those of w, come into the cache.
+template <class V>
+INLINE void Dot(const float *x, int64_t rows, const float *w, int64_t count, int64_t width, float *out, int64_t stride, const float *next) {
+  constexpr int F = kWide<V>;
+  int64_t f = 0;
+  for (; f + F <= count; f += F) DotRows<V, F>(x, rows, w + f * width, width, out + f, stride, next + f * width);
+  for (; f < count; ++f) DotRows<V, 1>(x, rows, w + f * width, width, out + f, stride, next + f * width);
+}
+
+struct Factors {  // of row i of the result and row k of the matrix
+  const float *at;
+  int64_t by_i, by_k;
+
+  __attribute__((always_inline)) Factors From(int64_t i) const { return {at + i * by_i, by_i, by_k}; }
+};
+
+template <class V, int I, int C, bool kAdd, bool kStream>
+INLINE void MixTile(Factors g, const float *__restrict m, int64_t count, int64_t width, float *__restrict out, const float *next) {
+  V sum[I][C] = {};
+  for (int64_t k = 0; k < count; ++k) {
+    V of_m[C];
+    UNROLL for (int c = 0; c < C; ++c) Load(&of_m[c], m + k * width + c * kLanes<V>);
+    if (next != nullptr) UNROLL for (int c = 0; c < C; ++c) __builtin_prefetch(next + k * width + c * kLanes<V>, 0, 2);
+    UNROLL for (int i = 0; i < I; ++i) UNROLL for (int c = 0; c < C; ++c) sum[i][c] += g.at[i * g.by_i + k * g.by_k] * of_m[c];
+  }
+  UNROLL for (int i = 0; i < I; ++i) UNROLL for (int c = 0; c < C; ++c) {
+    float *at = out + i * width + c * kLanes<V>;
+    V before = {};
+    if constexpr (kAdd) Load(&before, at);
+    Store<V, kStream>(at, before + sum[i][c]);
+  }
+}
+
+template <class V, int I, int C, bool kAdd, bool kStream>
+INLINE void MixRows(Factors g, const float *m, int64_t count, int64_t width, float *out, const float *next) {
+  int64_t c = 0;
+  for (; c + C * kLanes<V> <= width; c += C * kLanes<V>)
+    MixTile<V, I, C, kAdd, kStream>(g, m + c, count, width, out + c, next == nullptr ? next : next + c);
+  for (; c + kLanes<V> <= width; c += kLanes<V>) MixTile<V, I, 1, kAdd, kStream>(g, m + c, count, width, out + c, nullptr);
+  for (; c < width; ++c)
+    for (int i = 0; i < I; ++i) {
+      float sum = 0.0f;
+      for (int64_t k = 0; k < count; ++k) sum += g.at[i * g.by_i + k * g.by_k] * m[k * width + c];
+      out[i * width + c] = (kAdd ? out[i * width + c] : 0.0f) + sum;
+    }
+}
+
+// out[i] = Σ_k g[i, k] m[k], or += it.
+template <class V, bool kAdd, bool kStream>
+INLINE void Mix(Factors g, int64_t rows, const float *m, int64_t count, int64_t width, float *out, const float *next) {
+  constexpr int W = kWide<V>;
+  int64_t i = 0;
+  for (; i + 2 * W <= rows; i += 2 * W, next = nullptr) MixRows<V, 2 * W, 2, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
+  for (; i + 2 <= rows; i += 2, next = nullptr) MixRows<V, 2, W, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
+  for (; i < rows; ++i, next = nullptr) MixRows<V, 1, 2 * W, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
+}
+
+// out[r] += Σ_f g[r, f] w[f]; meanwhile next[f], rows as long as those of w, come into the cache.
+template <class V>
+INLINE void Sum(const float *g, int64_t stride, int64_t rows, const float *w, int64_t count, int64_t width, float *out, const float *next) {
+  Mix<V, true, false>({g, stride, 1}, rows, w, count, width, out, next);
+}
+
+// out[f] = Σ_r g[r, f] x[r]
+template <class V>
+INLINE void Outer(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, float *out, int64_t count) {
+  if (Streams<V>(out, width)) {
+    Mix<V, false, true>({g, 1, stride}, count, x, rows, width, out, nullptr);
+    Fence();
+  } else {
+    Mix<V, false, false>({g, 1, stride}, count, x, rows, width, out, nullptr);
+  }
+}
+
+// Zeros, past the caches.
+template <class V>
+INLINE void Clear(float *out, int64_t n) {
+  int64_t i = 0;
+  for (; i < n && !Streams<V>(out + i, 0); ++i) out[i] = 0.0f;
+  for (; i + kLanes<V> <= n; i += kLanes<V>) Store<V, true>(out + i, V{});
+  for (; i < n; ++i) out[i] = 0.0f;
+  Fence();
+}
+}  // namespace few_rows

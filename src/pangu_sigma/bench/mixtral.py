@@ -1,0 +1,42 @@
+"""The script of a peer.Worker: trains transformers' Mixtral. It is run by path and imports nothing of this project."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig
+
+
+class Training:
+    """settings: model (of MixtralConfig), experts (the backend that multiplies by them), batch, length, first_id, rate."""
+
+    def __init__(self, settings: dict[str, Any]):
+        torch.manual_seed(0)
+        config = MixtralConfig(**settings["model"])
+        self.model = AutoModelForCausalLM.from_config(config, experts_implementation=settings["experts"]).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings["rate"], fused=True)
+        self.ids = settings["first_id"], config.vocab_size, (settings["batch"], settings["length"])
+
+    def step(self) -> float:
+        """One update on new ids; returns the loss."""
+        ids = torch.randint(*self.ids)
+        loss = self.model(ids, labels=ids).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+def main() -> None:
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    training = Training(json.loads(sys.argv[1]))
+    print(json.dumps({"parameters": training.model.num_parameters()}), file=answers, flush=True)
+    for _ in sys.stdin:
+        print(json.dumps({"loss": training.step()}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The kernels of the grouped FFN against float64, for experts with few rows, many and none, in every instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+Call = Callable[..., int]
+FEW = 128
+"""kFewRows of grouped_ffn.cc: with more rows an expert is computed by GEMMs."""
+
+
+def make_case(rows_A: list[int], hidden: int, ffn: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """float32 x, w1, b1, w2, b2; offsets; dy."""
+    rng = np.random.default_rng(sum(rows_A) * hidden + ffn)
+    experts, rows = len(rows_A), sum(rows_A)
+    shapes = [(rows, hidden), (experts, ffn, hidden), (experts, ffn), (experts, ffn, hidden), (experts, hidden)]
+    x, w1, b1, w2, b2 = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    arguments = [x, w1 / np.float32(hidden**0.5), b1, w2 / np.float32(ffn**0.5), b2]
+    offsets = np.cumsum([0, *rows_A]).astype(np.int32)
+    return arguments, offsets, rng.standard_normal(x.shape, np.float32)
+
+
+def compute(call: Call, arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+    """y, dx, dw1, db1, dw2, db2 of the kernels; what they do not write is NaN."""
+    x, w1, _, w2, _ = arguments
+    inner, y = np.full((len(x), w1.shape[1]), np.nan, np.float32), np.full_like(x, np.nan)
+    gradients = [np.full_like(a, np.nan) for a in arguments]
+    assert call("GroupedFfn", *arguments, offsets, y, inner) == 0
+    assert call("GroupedFfnGrad", dy, x, inner, w1, w2, offsets, *gradients) == 0
+    return [y, *gradients]
+
+
+def oracle(arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+    """The same in float64, by the chain rule."""
+    x, w1, b1, w2, b2, dy = (a.astype(np.float64) for a in (*arguments, dy))
+    y, dx, dw1, db1, dw2, db2 = (np.zeros_like(a) for a in (x, x, w1, b1, w2, b2))
+    for e in range(len(w1)):
+        rows = slice(offsets[e], offsets[e + 1])
+        inner = x[rows] @ w1[e].T + b1[e]
+        s = 1 / (1 + np.exp(-1.702 * inner))
+        dinner = dy[rows] @ w2[e].T * s * (1 + 1.702 * inner * (1 - s))
+        y[rows], dx[rows] = inner * s @ w2[e] + b2[e], dinner @ w1[e]
+        dw1[e], dw2[e] = dinner.T @ x[rows], (inner * s).T @ dy[rows]
+        db1[e], db2[e] = dinner.sum(0), dy[rows].sum(0)
+    return [y, dx, dw1, db1, dw2, db2]
+
+
+def check(call: Call, rows_A: list[int], hidden: int, ffn: int) -> None:
+    case = make_case(rows_A, hidden, ffn)
+    names = ("y", "dx", "dw1", "db1", "dw2", "db2")
+    for name, found, expected in zip(names, compute(call, *case), oracle(*case), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5, err_msg=name)
+
+
+rows = st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, 13]), min_size=1, max_size=5).filter(any)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows_A=rows, hidden=st.integers(1, 150), ffn=st.integers(1, 90))
+@example(rows_A=[FEW - 1, FEW, FEW + 1], hidden=48, ffn=40)
+@example(rows_A=[FEW + 1, 0, 1, 4], hidden=64, ffn=600)  # more than a slice of 256 and than a block of 512 columns
+@example(rows_A=[1], hidden=1, ffn=1)
+def test_few_rows_are_the_float64_oracle(call_kernel_of_isa: Call, rows_A: list[int], hidden: int, ffn: int):
+    check(call_kernel_of_isa, rows_A, hidden, ffn)
+
+
+@pytest.mark.parametrize("hidden", [64, 67])
+def test_streamed_and_ordinary_stores_write_the_same(call_kernel_of_isa: Call, hidden: int):
+    """Rows of 64 can be streamed, when the array is aligned; rows of 67 cannot. Both are next to an expert without rows."""
+    check(call_kernel_of_isa, [0, 7, 0, 0, 64, 0], hidden, 300)
+
+
+def test_one_call_after_another_finds_no_rest_of_the_one_before(call_kernel_of_isa: Call):
+    """Scratch is kept between calls."""
+    for rows_A, hidden, ffn in (([200, 9], 32, 48), ([3], 8, 8), ([9, 300, 9], 40, 64)):
+        check(call_kernel_of_isa, rows_A, hidden, ffn)
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads(
+    call_kernel: Call, threads_of: Callable[[int], AbstractContextManager[None]]
+):
+    case = make_case([5, 0, 300, 90, 1], 96, 700)
+    results = []
+    for threads in (1, 2, 5, 2):
+        with threads_of(threads):
+            results.append([array.tobytes() for array in compute(call_kernel, *case)])
+    assert results[1:] == results[:-1]
+
+
+def test_the_activation_is_that_of_float64_within_units_in_the_last_place(call_kernel_of_isa: Call):
+    """Through an expert that passes numbers on. Rounding 1.702 x alone changes e^(-1.702 x) by up to |1.702 x| units."""
+    x = np.linspace(-50, 50, 100_001, dtype=np.float32)[:, None]
+    one, zero = np.ones((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
+    (y, *_) = compute(call_kernel_of_isa, [x, one, zero, one, zero], np.array([0, len(x)], np.int32), x)
+    exact = x / (1 + np.exp(-1.702 * x.astype(np.float64)))
+    units = np.finfo(np.float32).eps * (2 + 1.702 * np.maximum(-x, 0))
+    assert (np.abs(y - exact) <= units * np.abs(exact)).all()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e30, -1e30])
+def test_what_is_not_finite_stays_so_and_huge_numbers_do_not_overflow(call_kernel_of_isa: Call, value: float):
+    x = np.full((20, 1), value, np.float32)
+    one, zero = np.ones((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
+    y, dx, *_ = compute(call_kernel_of_isa, [x, one, zero, one, zero], np.array([0, 20], np.int32), np.ones_like(x))
+    if np.isfinite(value):
+        np.testing.assert_allclose(y, np.maximum(x, 0), atol=1e-6)
+        np.testing.assert_allclose(dx, np.float32(value > 0), atol=1e-6)
+    else:
+        assert not np.isfinite(y).any()
