@@ -108,7 +108,8 @@ struct Call {
     const int step_at = at++, active_at = at++, offsets_at = at++, next_at = copies ? at++ : -1, hyper_at = at++, decay_at = at++;
     for (int i : {step_at, active_at, offsets_at, copies ? next_at : step_at})
       if (!in.is(i, "int32")) return 2;
-    if (!in.is(hyper_at, "float32") || !in.is(decay_at, "float32")) return 2;
+    for (int i : {hyper_at, decay_at})
+      if (!in.is(i, "float32")) return 2;
     K = in.count(step_at), A = in.count(active_at);
     if (in.count(offsets_at) != A + 1 || (copies && in.count(next_at) != A) || in.count(hyper_at) != 7 || in.count(decay_at) != G) return 3;
     if (K < 1) return 3;
@@ -120,7 +121,7 @@ struct Call {
       if (type(m) != Float::f32 && type(m) != Float::bf16) return 2;
       for (int i : {grad, copy})
         if (type(i) != Float::f32 && type(i) != Float::f16) return 2;
-      if (in.count(grad) * K != in.count(g) * A || in.count(m) != in.count(g) || in.count(v) != in.count(g)) return 3;
+      if (in.count(g) % K || in.count(grad) * K != in.count(g) * A || in.count(m) != in.count(g) || in.count(v) != in.count(g)) return 3;
       if (in.count(copy) != in.count(grad)) return 3;
       tensors.push_back({in.f32(g), raw(m), raw(v), raw(grad), copies ? raw(copy) : nullptr, type(m), type(grad), type(copy)});
       P.push_back(in.count(g) / K);

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 
+import numpy as np
 import pytest
-from kernel_call import call_kernel
 from kernel_cases import TARGETS
 
 from ascend_ops.emulation import Emulator, compile_emulator
+from ascend_ops.library import cpu_library
 
 
-@pytest.fixture(scope="session", name="call_kernel")
-def kernel_in_this_process() -> Callable[..., int]:
+@pytest.fixture(scope="session")
+def call_kernel() -> Callable[..., int]:
     """call_kernel(function, *arrays) -> 0, or the number of the check that failed; arrays are inputs, then outputs."""
-    return call_kernel
+    library = ctypes.CDLL(cpu_library())
+
+    def call(function: str, *arrays: np.ndarray) -> int:
+        count = len(arrays)
+        shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
+        return getattr(library, function)(
+            ctypes.c_int(count),
+            (ctypes.c_void_p * count)(*(array.ctypes.data for array in arrays)),
+            (ctypes.c_int * count)(*(array.ndim for array in arrays)),
+            (ctypes.POINTER(ctypes.c_int64) * count)(*shapes),
+            (ctypes.c_char_p * count)(*(array.dtype.name.encode() for array in arrays)),
+            None,
+            None,
+        )
+
+    return call
+
+
+@pytest.fixture
+def threads_of() -> Callable[[int], AbstractContextManager[None]]:
+    """`with threads_of(n):` kernels called from here use n threads, as OMP_NUM_THREADS=n makes them."""
+    library = ctypes.CDLL(cpu_library())
+
+    @contextmanager
+    def limited(threads: int) -> Iterator[None]:
+        before = library.omp_get_max_threads()
+        library.omp_set_num_threads(threads)
+        try:
+            yield
+        finally:
+            library.omp_set_num_threads(before)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

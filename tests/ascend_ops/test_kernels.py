@@ -1,267 +1,305 @@
-"""The loops of Adam and the norm, for every instruction set of this processor, against NumPy and the float64 oracle.
-
-The set is chosen once per process, so each has a process of its own that calls the kernels and sends the arrays back.
-"""
+"""The loops of cpu/kernels.cc, each instruction set of this processor on its own: what NumPy and the float64 oracle say."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_call import KernelProcess
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ascend_ops.adam import HYPER, adam_oracle
+from ascend_ops.adam import adam_oracle
+from ascend_ops.library import cpu_library
 
 ISAS = ("avx512", "avx2", "scalar")
-LENGTHS = (1, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 2047, 2049, 16_385)
-"""Around the widths of vectors, of a conversion block and of a piece of the parallel loop."""
-PLAIN = {"lr": 1e-2, "grad_scale": 1.0, "apply": 1.0, "beta1": 0.8, "beta2": 0.95, "eps": 1e-20, "zero_grad": 0.0}
-
-FLUSH = """#include <immintrin.h>
-extern "C" void set_flushing(int on) { _mm_setcsr((_mm_getcsr() & ~0x8040u) | (on ? 0x8040u : 0u)); }
-extern "C" unsigned flushing() { return (_mm_getcsr() & 0x8040u) == 0x8040u; }
-"""
+SUBNORMAL = float(np.finfo(np.float32).smallest_subnormal)
+BETA1, BETA2, EPS, RATE = 0.8, 0.95, 1e-20, 1e-2
 
 
-class Processor(KernelProcess):
-    """Adam and conversions of one row in such a process."""
+class Scalars(ctypes.Structure):
+    """`AdamScalars` of kernels.h."""
 
-    def adam(self, w, m, v, grad, decay: float = 0.0, flush: str = "", **hyper: float) -> list[np.ndarray]:
-        """w, m, v and grad of one row after a step."""
-        rows = [a[None] for a in (w, m, v, grad)]
-        return [a[0] for a in self.call("AdamRows", *rows, *one_row(decay, hyper), updated(), flush=flush)[:4]]
-
-    def half(self, x: np.ndarray) -> np.ndarray:
-        """float32 narrowed to float16: the copy of a row that is not updated."""
-        arrays = one_row(0.0, {"apply": 0.0})
-        arrays.insert(3, np.zeros(1, np.int32))
-        zeros, copy = np.zeros((1, len(x)), np.float32), np.zeros((1, len(x)), np.float16)
-        return self.call("AdamRowsCopied", x[None], zeros, zeros, zeros, copy, *arrays, updated())[4][0]
+    _fields_ = [(n, ctypes.c_float) for n in ("grad_scale", "beta1", "beta2", "eps", "rate", "unbias", "keep")]
 
 
-def one_row(decay: float, hyper: dict[str, float]) -> list[np.ndarray]:
-    """Step counts, active, offsets, hyper and decay of a store of one row."""
-    values = np.array([{**PLAIN, **hyper}[name] for name in HYPER], np.float32)
-    places = [np.zeros(1, np.int32), np.zeros(1, np.int32), np.array([0, 1], np.int32)]
-    return [*places, values, np.array([decay], np.float32)]
+class Loops:
+    """The functions of one instruction set, called on NumPy arrays."""
+
+    NAMES = ("adam", "square_sum", "widen_half", "narrow_half", "widen_bfloat", "narrow_bfloat")
+
+    def __init__(self, library: ctypes.CDLL):
+        best = library._Z11BestKernelsv
+        best.restype = ctypes.POINTER(ctypes.c_void_p)
+        table = best()
+        self.isa = ctypes.string_at(table[0]).decode()
+        self.at = dict(zip(self.NAMES, table[1:7], strict=True))
+
+    def convert(self, name: str, values: np.ndarray, out: np.ndarray) -> np.ndarray:
+        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(self.at[name])
+        function(values.ctypes.data, out.ctypes.data, out.size)
+        return out
+
+    def square_sum(self, values: np.ndarray) -> float:
+        function = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_void_p, ctypes.c_int64)(self.at["square_sum"])
+        return function(values.ctypes.data, values.size)
+
+    def adam(self, w: np.ndarray, m: np.ndarray, v: np.ndarray, grad: np.ndarray, t: int) -> None:
+        scalars = Scalars(1.0, BETA1, BETA2, EPS, RATE / (1 - BETA1**t), 1 / np.sqrt(1 - BETA2**t), 1.0)
+        arguments = [*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.POINTER(Scalars)]
+        function = ctypes.CFUNCTYPE(None, *arguments)(self.at["adam"])
+        function(*(array.ctypes.data for array in (w, m, v, grad)), w.size, ctypes.byref(scalars))
 
 
-def updated() -> np.ndarray:
-    return np.zeros(1, np.float32)
-
-
-@pytest.fixture(scope="module")
-def processors() -> Iterator[dict[str, Processor]]:
-    """By the instruction set that is in use, of those that the processor has."""
-    made = [Processor(PANGU_SIGMA_ISA=isa) for isa in ISAS]
-    yield {processor.isa(): processor for processor in made}
-    for processor in made:
-        processor.close()
+@pytest.fixture(scope="session")
+def every_loops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loops]:
+    """By name, each instruction set that this processor has. A library chooses once, so each comes from a copy of it."""
+    folder, found = tmp_path_factory.mktemp("kernels"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        for isa in ISAS:
+            patch.setenv("PANGU_SIGMA_ISA", isa)
+            loops = Loops(ctypes.CDLL(str(shutil.copy(cpu_library(), folder / f"{isa}.so"))))
+            found[loops.isa] = loops
+    return found
 
 
 @pytest.fixture(params=ISAS)
-def processor(request: pytest.FixtureRequest, processors: dict[str, Processor]) -> Processor:
-    if request.param not in processors:
+def loops(request: pytest.FixtureRequest, every_loops: dict[str, Loops]) -> Loops:
+    if request.param not in every_loops:
         pytest.skip(f"this processor has no {request.param}")
-    return processors[request.param]
+    return every_loops[request.param]
 
 
-@pytest.fixture(scope="module")
-def flush(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder: Path = tmp_path_factory.mktemp("flush")
-    (folder / "flush.cc").write_text(FLUSH)
-    subprocess.run(["g++", "-shared", "-fPIC", "-o", folder / "flush.so", folder / "flush.cc"], check=True)
-    return str(folder / "flush.so")
-
-
-def test_the_environment_narrows_the_instruction_set(processors: dict[str, Processor]):
-    """One that the processor has not is answered with the next one down."""
-    assert list(processors) == [isa for isa in ISAS if isa in processors]
-    assert "scalar" in processors
-
-
-def test_every_half_widens_exactly(processor: Processor):
-    """All 65,536; seen as the first moment of a step with beta1 = 0."""
-    grad = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    zeros = np.zeros(len(grad), np.float32)
-    with np.errstate(invalid="ignore"):
-        expected = grad.astype(np.float32)
-    found = processor.adam(zeros, np.copysign(zeros, -1), zeros, grad, beta1=0.0)[1]  # -0 + x is x, also for -0
-    number = ~np.isnan(expected)
-    assert np.isnan(found[~number]).all()
-    assert (found.view(np.uint32) == expected.view(np.uint32))[number].all()
-
-
-def floats() -> np.ndarray:
-    """Every half, what lies between it and the next one and beside that, and bits drawn over the whole range of float32."""
-    halves = np.arange(0x7C01, dtype=np.uint16).view(np.float16).astype(np.float64)
-    halves[-1] = 65_536.0  # what would follow the largest one
-    ties = ((halves[1:] + halves[:-1]) / 2).astype(np.float32)
-    positive = np.concatenate(
-        [halves.astype(np.float32), ties, np.nextafter(ties, np.float32(0)), np.nextafter(ties, 1e9)]
+@pytest.fixture
+def flush_to_zero(tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
+    """`with flush_to_zero():` this thread treats subnormal numbers as zeros, as some libraries make it do."""
+    (tmp_path / "csr.cc").write_text(
+        "#include <immintrin.h>\n"
+        'extern "C" unsigned Get() { return _mm_getcsr(); }\n'
+        'extern "C" void Set(unsigned csr) { _mm_setcsr(csr); }\n'
     )
-    drawn = np.random.default_rng(0).integers(0, 1 << 32, 100_003, np.uint32).view(np.float32)
-    special = np.array([np.inf, np.nan, 1e-45, 1e-38, 2e-38, 65_519.99, 65_520.0, 3e38], np.float32)
-    return np.concatenate([positive, -positive, drawn, special, -special]).astype(np.float32)
+    if subprocess.run(["g++", "-shared", "-fPIC", "-o", tmp_path / "csr.so", tmp_path / "csr.cc"]).returncode:
+        pytest.skip("not an x86 processor")
+    helper = ctypes.CDLL(str(tmp_path / "csr.so"))
+    helper.Get.restype, helper.Set.argtypes = ctypes.c_uint32, [ctypes.c_uint32]
+
+    @contextmanager
+    def flushed() -> Iterator[None]:
+        before = helper.Get()
+        helper.Set(before | 0x8040)
+        try:
+            yield
+            assert helper.Get() & 0x8040 == 0x8040, "what was called should leave the setting alone"
+        finally:
+            helper.Set(before)
+
+    return flushed
 
 
-def test_floats_narrow_to_the_nearest_half_and_ties_to_even(processor: Processor):
-    x = floats()
-    with np.errstate(over="ignore", invalid="ignore"):
-        expected = x.astype(np.float16)
-    found = processor.half(x)
-    number = ~np.isnan(x)
-    assert np.isnan(found[~number]).all()
-    assert (found.view(np.uint16) == expected.view(np.uint16))[number].all()
+def hard_floats() -> np.ndarray:
+    """Where rounding to 16 bits is decided: halves, the middles of two, the floats beside them; so with bfloat16; any others."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+    halves = np.unique(halves[np.isfinite(halves)])
+    near = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2]).astype(np.float32)
+    beside = [np.nextafter(near, np.float32(towards)) for towards in (np.inf, -np.inf)]
+    bfloats = np.arange(1 << 16, dtype=np.uint32) << 16
+    others = np.random.default_rng(0).integers(0, 1 << 32, 100_000, dtype=np.uint32)
+    bits = [bfloats | low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]
+    return np.concatenate([near, *beside, np.concatenate([*bits, others]).view(np.float32)])
 
 
-def to_bfloat(x: np.ndarray) -> np.ndarray:
-    """Bits of the nearest bfloat16, ties to even, where x is not NaN: its two neighbours compared in float64."""
-    below = x.view(np.uint32) & np.uint32(0xFFFF0000)
-    above = below + np.uint32(0x10000)  # away from zero
+SPECIAL_HALVES = [
+    (0.0, 0x0000), (-0.0, 0x8000), (np.inf, 0x7C00), (-np.inf, 0xFC00), (65504, 0x7BFF), (65519.996, 0x7BFF), (65520, 0x7C00),
+    (-3e38, 0xFC00), (2.0**-24, 0x0001), (2.0**-25, 0x0000), (2.0**-25 * 1.001, 0x0001), (-(2.0**-26), 0x8000),
+    (1 + 2.0**-11, 0x3C00), (1 + 3 * 2.0**-11, 0x3C02),
+]  # fmt: skip
+SPECIAL_BFLOATS = [
+    (0.0, 0x0000), (-0.0, 0x8000), (np.inf, 0x7F80), (-np.inf, 0xFF80), (3.4028234e38, 0x7F80), (-3.3895e38, 0xFF7F),
+    (1e-45, 0x0000), (2.0**-133, 0x0001), (2.0**-134, 0x0000), (1 + 2.0**-8, 0x3F80), (1 + 3 * 2.0**-8, 0x3F82),
+    (1 + 2.0**-8 + 2.0**-20, 0x3F81),
+]  # fmt: skip
+
+
+def narrowed(loops: Loops, name: str, values: np.ndarray) -> np.ndarray:
+    return loops.convert(name, values, np.empty(values.size, np.uint16))
+
+
+def nearest_bfloat(values: np.ndarray) -> np.ndarray:
+    """Bits of the bfloat16 nearest to finite floats, of two equally near the even one; found by comparing distances."""
+    low = values.view(np.uint32) >> 16
+    below = (low << 16).view(np.float32).astype(np.float64)
+    above = (low + 1 << 16).view(np.float32).astype(np.float64)
+    above = np.where(
+        np.isinf(above), np.copysign(2.0**128, above), above
+    )  # infinity stands where the next number would
+    to_low, to_high = np.abs(values - below), np.abs(above - values)
+    return np.where((to_low < to_high) | ((to_low == to_high) & (low % 2 == 0)), low, low + 1).astype(np.uint16)
+
+
+def test_the_library_can_be_held_to_any_instruction_set_up_to_its_best(every_loops: dict[str, Loops]):
+    assert "scalar" in every_loops
+    unlimited = Loops(ctypes.CDLL(cpu_library())).isa
+    assert os.environ.get("PANGU_SIGMA_ISA") or unlimited == next(iter(every_loops)), "the widest is tried first"
+
+
+def test_every_half_becomes_its_float(loops: Loops):
+    halves = np.arange(1 << 16, dtype=np.uint16)
     with np.errstate(invalid="ignore"):
-        exact, low, high = (np.abs(a.view(np.float32).astype(np.float64)) for a in (x, below, above))
-        high = np.where(np.isinf(high), 2.0**128, high)  # infinity is where the next number would be
-        to_low, to_high = exact - low, high - exact
-    up = (to_high < to_low) | ((to_high == to_low) & ((below >> 16) & 1 == 1))
-    return np.where(np.isinf(x) | ~up, below >> 16, above >> 16).astype(np.uint16)
+        expected = halves.view(np.float16).astype(np.float32)
+    found, nan = loops.convert("widen_half", halves, np.empty(1 << 16, np.float32)), np.isnan(expected)
+    assert nan.sum() == 2 * 1023
+    assert np.isnan(found[nan]).all()
+    assert found[~nan].tobytes() == expected[~nan].tobytes()
 
 
-def test_moments_narrow_to_the_nearest_bfloat_and_ties_to_even(processor: Processor):
-    """Seen as the first moment of a step with beta1 = 0."""
-    ties = (np.arange(0x7F80, dtype=np.uint32) << 16 | 0x8000).view(np.float32)
-    near = [(ties.view(np.uint32) + np.uint32(off)).view(np.float32) for off in (1, 0xFFFFFFFF)]
-    x = np.concatenate([floats(), ties, -ties, *near])
-    minus_0, zeros = np.full(len(x), 0x8000, np.uint16), np.zeros(len(x), np.uint16)
-    found = processor.adam(np.zeros(len(x), np.float32), minus_0, zeros, x, beta1=0.0)[1]
-    number = ~np.isnan(x)
-    assert np.isnan((found.astype(np.uint32) << 16).view(np.float32)[~number]).all()
-    assert (found == to_bfloat(x))[number].all()
-    assert (found[np.isposinf(x)] == 0x7F80).all()
+def test_a_float_becomes_the_nearest_half(loops: Loops):
+    values = hard_floats()
+    with np.errstate(all="ignore"):
+        expected = values.astype(np.float16)
+    found, nan = narrowed(loops, "narrow_half", values).view(np.float16), np.isnan(values)
+    assert np.isnan(found[nan]).all()
+    assert found[~nan].tobytes() == expected[~nan].tobytes()
+    special, bits = zip(*SPECIAL_HALVES * 4, strict=True)  # four times: full vectors and a rest
+    assert narrowed(loops, "narrow_half", np.array(special, np.float32)).tolist() == list(bits)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_adam_of_any_length_follows_the_oracle(processor: Processor, length: int):
-    rng = np.random.default_rng(length)
-    w, m, grad = (rng.standard_normal(length).astype(np.float32) for _ in range(3))
-    v = rng.random(length, np.float32)
-    hyper = {**PLAIN, "grad_scale": 0.37}
-    found = processor.adam(w, m, v, grad, decay=0.1, **hyper)
-    for mine, exact in zip(found, exact_step(w, m, v, grad, weight_decay=0.1, **hyper), strict=False):
-        np.testing.assert_allclose(mine, exact, rtol=1e-5, atol=1e-7)
-    assert (found[3] == grad).all()
+def test_a_float_becomes_the_nearest_bfloat16(loops: Loops):
+    values = hard_floats()
+    found, finite = narrowed(loops, "narrow_bfloat", values), np.isfinite(values)
+    assert ((found[np.isnan(values)] & 0x7FFF) > 0x7F80).all(), "NaN stays NaN, also when only its low bits say so"
+    assert (found[finite] == nearest_bfloat(values[finite])).all()
+    special, bits = zip(*SPECIAL_BFLOATS * 4, strict=True)
+    assert narrowed(loops, "narrow_bfloat", np.array(special, np.float32)).tolist() == list(bits)
 
 
-def exact_step(w, m, v, grad, weight_decay: float = 0.0, **hyper: float) -> tuple[np.ndarray, ...]:
-    """The first step in float64, with the numbers that the kernel receives as float32."""
-    values = {name: float(np.float32(value)) for name, value in {**PLAIN, **hyper}.items()}
-    del values["apply"], values["zero_grad"]
-    return adam_oracle(w, m, v, 1, grad, weight_decay=weight_decay, **values)
+def test_every_bfloat16_becomes_its_float(loops: Loops):
+    every = np.arange(1 << 16, dtype=np.uint16)
+    found = loops.convert("widen_bfloat", every, np.empty(1 << 16, np.float32))
+    assert (found.view(np.uint32) == every.astype(np.uint32) << 16).all()
 
 
-@pytest.mark.parametrize("flushes", [False, True], ids=["", "flush-to-zero"])
-def test_tiny_gradients_are_kept_whatever_the_thread_does_with_subnormal_numbers(
-    processor: Processor, flush: str, flushes: bool
+@settings(deadline=None, max_examples=40)
+@given(length=st.integers(0, 70), offset=st.integers(0, 3))
+def test_an_array_of_any_length_at_any_place_is_converted_and_updated_and_nothing_beside_it(
+    every_loops: dict[str, Loops], length: int, offset: int
 ):
-    """Moments down to the smallest subnormal. Weights start at 0, so that their step is seen and not lost in rounding."""
-    size = np.repeat(np.logspace(-45, -15, 61), 7)
-    grad = (size * np.resize([1, -1], len(size))).astype(np.float32)
-    zeros = np.zeros(len(grad), np.float32)
-    w, m, v, _ = processor.adam(zeros, zeros, zeros, grad, flush=flush if flushes else "")
-    _, exact_m, exact_v = exact_step(zeros, zeros, zeros, grad)
-    quantum = 2.0**-149
-    np.testing.assert_allclose(m, exact_m, rtol=1e-6, atol=quantum)
-    np.testing.assert_allclose(v, exact_v, rtol=1e-6, atol=2 * quantum)
-    assert ((v > 0) & (v < 1e-38)).any()
-    assert (v[size < 1e-23] == 0).all()
-    assert ((m != 0) & (np.abs(m) < 1e-38)).any()
-    # the weight from the moments as they are stored
-    move = 1e-2 * (m.astype(np.float64) / 0.2) / (np.sqrt(v.astype(np.float64) / np.float64(np.float32(0.05))) + 1e-20)
-    np.testing.assert_allclose(w, -move, rtol=1e-4, atol=quantum / 1e-20)
-    assert (np.sign(w) == -np.sign(grad))[size > 1e-38].all()
+    part, values = (
+        slice(offset, offset + length),
+        np.random.default_rng(length).normal(size=length + 8).astype(np.float32),
+    )
+    halves, bfloats = values.astype(np.float16).view(np.uint16), nearest_bfloat(values)
+    cases = {
+        "narrow_half": (values, halves),
+        "narrow_bfloat": (values, bfloats),
+        "widen_half": (halves, halves.view(np.float16).astype(np.float32)),
+        "widen_bfloat": (bfloats, (bfloats.astype(np.uint32) << 16).view(np.float32)),
+    }
+    for loops in every_loops.values():
+        for name, (source, expected) in cases.items():
+            out = np.full(length + 8, 7, expected.dtype)
+            loops.convert(name, source[part], out[part])
+            assert (out[part] == expected[part]).all()
+            assert (np.delete(out, np.arange(length + 8)[part]) == 7).all()
+        arrays = [np.ones(length + 8, np.float32) for _ in range(4)]
+        loops.adam(*(array[part] for array in arrays), t=1)
+        for array in arrays[:3]:
+            assert (np.delete(array, np.arange(length + 8)[part]) == 1).all()
+        assert (arrays[0][part] < 1).all()
 
 
-def test_a_second_moment_of_zero_is_no_division_by_zero(processor: Processor):
-    w, zeros = np.ones(33, np.float32), np.zeros(33, np.float32)
-    found = processor.adam(w, zeros, zeros, zeros)
-    assert [a.tobytes() for a in found] == [a.tobytes() for a in (w, zeros, zeros, zeros)]
-    found = processor.adam(w, zeros, zeros, np.full(33, 1e-30, np.float32))
-    np.testing.assert_allclose(found[0], 1 - 1e-2 * 1e-30 / 1e-20)
-    assert not found[2].any()
-
-
-def test_where_a_number_is_in_its_row_makes_no_difference(processor: Processor):
-    """Vectors and what is left over of them round alike."""
-    rng = np.random.default_rng(5)
-    values = [np.full(77, x, np.float32) for x in rng.random(4)]
-    for array in processor.adam(*values, decay=0.1):
-        assert (array == array[0]).all()
-
-
-def test_instruction_sets_agree_to_rounding(processors: dict[str, Processor]):
-    rng = np.random.default_rng(6)
-    w, m, grad = (rng.standard_normal(5001).astype(np.float32) for _ in range(3))
-    v = rng.random(5001, np.float32)
-    first, *others = (p.adam(w, m, v, grad, decay=0.1) for p in processors.values())
-    for other in others:
-        for one, two in zip(first, other, strict=True):
-            np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
-
-
-def square_sum(processor: Processor, *tensors: np.ndarray) -> np.float32:
-    return processor.call("SquareSum", *tensors, np.full(1, -1.0, np.float32))[-1][0]
-
-
-def exact_square_sum(*tensors: np.ndarray) -> float:
-    return sum(float(np.square(t.astype(np.float64)).sum()) for t in tensors)
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-def test_the_square_sum_is_that_of_float64(processor: Processor, length: int):
+@pytest.mark.parametrize("length", [1, 7, 8, 15, 16, 17, 31, 33, 64, 1000])
+def test_adam_is_the_oracle_at_every_length(loops: Loops, length: int):
     rng = np.random.default_rng(length)
-    tensors = [rng.standard_normal(length).astype(dtype) for dtype in (np.float32, np.float16, np.float32)]
-    tensors[2] = tensors[2].reshape(1, length, 1) * np.float32(1e4)
-    assert square_sum(processor, *tensors) == pytest.approx(exact_square_sum(*tensors), rel=1e-6)
+    w, m, v = (rng.normal(size=length).astype(np.float32) for _ in range(3))
+    v = np.abs(v)
+    exact = (w, m, v)
+    for t in (1, 2, 3):
+        grad = rng.normal(size=length).astype(np.float32)
+        exact = oracle(*exact, t, grad)
+        loops.adam(w, m, v, grad, t)
+    for found, expected in zip((w, m, v), exact, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("place", [0, 8, 32])
-def test_one_number_that_is_not_finite_comes_through_the_square_sum(
-    processor: Processor, dtype: type, value: float, place: int
+def oracle(w: np.ndarray, m: np.ndarray, v: np.ndarray, t: int, grad: np.ndarray) -> tuple[np.ndarray, ...]:
+    options = {"lr": RATE, "grad_scale": 1.0, "beta1": BETA1, "beta2": BETA2, "eps": EPS, "weight_decay": 0.0}
+    return adam_oracle(w, m, v, t, grad, **{name: float(np.float32(value)) for name, value in options.items()})
+
+
+SIZES = [0.0, *(10.0**-e for e in range(19, 31)), 1e-38, 1e-40, 3e-44]
+"""From gradients whose square is subnormal, over those whose square is 0, to those that are subnormal themselves."""
+GRADS = np.array([*SIZES, *(-s for s in SIZES)], np.float32)
+
+
+def assert_tiny_step(before: list[np.ndarray], after: list[np.ndarray], grad: np.ndarray, t: int) -> None:
+    """The moments of the oracle, to the two smallest floats, and the weight that the moments as stored say."""
+    _, m, v = oracle(*before, t, grad)
+    np.testing.assert_allclose(after[1], m, rtol=1e-6, atol=2 * SUBNORMAL)
+    np.testing.assert_allclose(after[2], v, rtol=1e-6, atol=2 * SUBNORMAL)
+    beta1, beta2, eps, rate = (np.float64(np.float32(x)) for x in (BETA1, BETA2, EPS, RATE))
+    m, v = (a.astype(np.float64) for a in after[1:])
+    move = rate * m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + eps)
+    np.testing.assert_allclose(after[0], before[0] - move, rtol=2e-6, atol=1e-6 * rate)
+
+
+def assert_subnormal_is_not_zero(m: np.ndarray, v: np.ndarray) -> None:
+    assert (v[:4] > 0).tolist() == [False, True, True, True], "of gradients of 1e-19, 1e-20 and 1e-21"
+    assert m[SIZES.index(1e-40)] > 0
+
+
+def test_adam_of_gradients_whose_square_is_subnormal_or_zero(loops: Loops):
+    grad = np.tile(GRADS, 3)
+    state = [np.zeros(grad.size, np.float32) for _ in range(3)]
+    for t in (1, 2, 3):
+        before = [a.copy() for a in state]
+        loops.adam(*state, grad, t)
+        assert_tiny_step(before, state, grad, t)
+    assert_subnormal_is_not_zero(*state[1:])
+    assert state[0][0] == 0, "no gradient, no step: 0/ε, not 0/0"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_operator_keeps_subnormal_moments_in_a_thread_that_flushes_them(
+    call_kernel: Callable[..., int],
+    threads_of: Callable[[int], AbstractContextManager[None]],
+    flush_to_zero: Callable[[], AbstractContextManager[None]],
+    threads: int,
 ):
-    x = np.ones(33, dtype)
-    x[place] = value
-    np.testing.assert_equal(square_sum(processor, np.ones(20_000, np.float32), x), np.float32(abs(value)))
+    grad = np.tile(GRADS, 2000)  # several pieces of the parallel loop
+    state = [np.zeros((1, grad.size), np.float32) for _ in range(3)]
+    hyper = np.array([RATE, 1.0, 1.0, BETA1, BETA2, EPS, 0.0], np.float32)
+    integers = [np.array(values, np.int32) for values in ([0], [0], [0, 1])]
+    for t in (1, 2, 3):
+        before = [a[0].copy() for a in state]
+        with threads_of(threads), flush_to_zero():
+            assert call_kernel("AdamRows", *state, grad[None], *integers, hyper, *np.zeros((2, 1), np.float32)) == 0
+        assert_tiny_step(before, [a[0] for a in state], grad, t)
+    assert_subnormal_is_not_zero(state[1][0], state[2][0])
 
 
-def test_the_square_sum_overflows_and_vanishes_in_its_result_only(processor: Processor):
-    assert square_sum(processor, np.full(5, 1e30, np.float32)) == np.inf
-    large = np.full(5, 1.5e19, np.float32)  # each square, and all of them together, are below 3.4e38 … and above it
-    assert square_sum(processor, large[:1]) == pytest.approx(2.25e38, rel=1e-6)
-    assert square_sum(processor, large) == np.inf
-    tiny = np.full(200_000, 1e-24, np.float32)  # a square is 1e-48, zero in float32
-    assert square_sum(processor, tiny) == pytest.approx(2e-43, rel=0.01)
-    assert square_sum(processor, np.full(33, 1e-30, np.float32), np.ones(1, np.float32)) == 1.0
-    assert square_sum(processor, np.zeros(33, np.float32)) == 0.0
+def test_the_sum_of_squares_is_numpys(loops: Loops):
+    rng = np.random.default_rng(0)
+    for length in (0, 1, 5, 16, 33, 4097):
+        values = (rng.normal(size=length) * 10.0 ** rng.integers(-15, 15, length)).astype(np.float32)
+        assert loops.square_sum(values) == pytest.approx((values.astype(np.float64) ** 2).sum(), rel=1e-14)
+    for size in (1e30, 1e-30):
+        assert loops.square_sum(np.full(3, size, np.float32)) == pytest.approx(3 * size**2, rel=1e-6)
 
 
-def test_numbers_too_small_for_one_float_sum_are_added_one_by_one(processor: Processor):
-    """In float32, 1 + 1e-8 is 1 however often it is added."""
-    x = np.full(400_001, 1e-4, np.float32)
-    x[0] = 1.0
-    assert square_sum(processor, x) == pytest.approx(1.004, rel=1e-6)
-
-
-def test_the_square_sum_is_the_same_bits_for_any_number_of_threads():
-    rng = np.random.default_rng(7)
-    tensors = [rng.standard_normal(n).astype(np.float32) for n in (300_001, 5, 70_000)]
-    found = []
-    for threads in ("1", "2", "3"):
-        processor = Processor(OMP_NUM_THREADS=threads)
-        found.append(square_sum(processor, *tensors).tobytes())
-        processor.close()
-    assert len(set(found)) == 1
+def test_instruction_sets_agree_to_rounding(every_loops: dict[str, Loops]):
+    rng = np.random.default_rng(1)
+    start, results = np.abs(rng.normal(size=(3, 3001))).astype(np.float32), {}
+    grads = rng.normal(size=(5, 3001)).astype(np.float32)
+    for name, loops in every_loops.items():
+        results[name] = start.copy()
+        for t, grad in enumerate(grads, 1):
+            loops.adam(*results[name], grad, t)
+    for found in results.values():
+        np.testing.assert_allclose(found, results["scalar"], rtol=1e-6, atol=1e-6)
+    assert (results["scalar"] != start).all()

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from mindspore import nn
-from toy import Toy, bits, random_documents, toy_config
+from sequences import batch_of
+from toy import Toy, bits, toy_config
 
-from pangu_sigma.data.batches import Batch
 from pangu_sigma.ecss.store import DeviceStore, HostStore, make_store
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
@@ -22,14 +22,6 @@ class Fetch(nn.Cell):
 
     def construct(self, active_NA):
         return self.store.fetch(active_NA)
-
-
-def batch_of(toy: Toy, domains: tuple[int, ...], seed: int = 0) -> Batch:
-    """A batch of those domains, one a block."""
-    shape = (toy.config.train.accumulation, toy.config.train.batch_size, toy.config.model.seq_length + 1)
-    documents = random_documents(np.random.default_rng(seed), 200)
-    text = np.array([token for document in documents for token in document])
-    return toy.batches.assemble(text[: np.prod(shape)].reshape(shape), np.array(domains))
 
 
 def state_of(toy: Toy) -> list[dict[str, np.ndarray]]:

@@ -19,47 +19,59 @@ bool InBlock(char32_t c) {  // re_han_default
   return IsHan(c) || IsAlnum(c) || c == '+' || c == '#' || c == '&' || c == '.' || c == '_' || c == '%' || c == '-';
 }
 
-// Beginnings of the dictionary's words, in a hash table; one is named by its slot.
+// Beginnings of the dictionary's words, in a hash table; one is named by its slot. Nearly all time goes into waiting for memory, so
+// the table is sparse (few second looks), and a filter that stays in the cache answers most questions about what begins no word.
 class Trie {
  public:
-  struct Prefix {
-    uint32_t shorter = 0;      // the prefix without its last character
-    char32_t last = 0;         // 0: the slot is free
-    double score = kNoWord;    // log probability, if it is a word
-  };
-  static constexpr uint32_t kEmpty = ~0u;
+  static constexpr uint32_t kEmpty = ~0u, kNone = ~0u - 1;  // the empty beginning; no beginning of a word
 
-  explicit Trie(size_t prefixes) {
-    while ((size_t{1} << bits_) <= 2 * prefixes) ++bits_;
+  explicit Trie(size_t characters) : filter_(size_t{1} << (kFilterBits - 6)) {  // of all words together
+    while ((size_t{1} << bits_) <= 2 * characters) ++bits_;
     slots_.resize(size_t{1} << bits_);
   }
 
-  // The slot of `prefix` and `c`, free when no word begins so.
+  // `prefix` with `c` behind it, or kNone.
   uint32_t Find(uint32_t prefix, char32_t c) const {
-    size_t slot = Hash(prefix, c);
-    while (slots_[slot].last && (slots_[slot].shorter != prefix || slots_[slot].last != c)) slot = (slot + 1) & (slots_.size() - 1);
-    return slot;
+    const uint64_t hash = Hash(prefix, c), bit = hash >> (64 - kFilterBits);
+    if (!(filter_[bit / 64] >> (bit % 64) & 1)) return kNone;
+    const uint32_t slot = Slot(hash, prefix, c);
+    return slots_[slot].last ? slot : kNone;
   }
 
-  // Begin to load what `Find` will read: most of the time goes into waiting for memory.
-  void Prefetch(uint32_t prefix, char32_t c) const { __builtin_prefetch(&slots_[Hash(prefix, c)]); }
-
   uint32_t Add(uint32_t prefix, char32_t c) {
-    const uint32_t slot = Find(prefix, c);
+    const uint64_t hash = Hash(prefix, c), bit = hash >> (64 - kFilterBits);
+    filter_[bit / 64] |= uint64_t{1} << (bit % 64);
+    const uint32_t slot = Slot(hash, prefix, c);
     slots_[slot].shorter = prefix;
     slots_[slot].last = c;
     return slot;
   }
 
-  Prefix &operator[](uint32_t slot) { return slots_[slot]; }
-  const Prefix &operator[](uint32_t slot) const { return slots_[slot]; }
-  std::vector<Prefix> &Slots() { return slots_; }
+  double Score(uint32_t prefix) const { return slots_[prefix].score; }  // log probability of a word, kNoWord of others
+  void SetScore(uint32_t prefix, double score) { slots_[prefix].score = score; }
+  void AddToScores(double term) {
+    for (Prefix &prefix : slots_) prefix.score += term;
+  }
 
  private:
-  size_t Hash(uint32_t prefix, char32_t c) const { return (((uint64_t{prefix} << 21) | c) * 0x9E3779B97F4A7C15u) >> (64 - bits_); }
+  struct Prefix {
+    uint32_t shorter = 0;  // the prefix without its last character
+    char32_t last = 0;     // 0: the slot is free
+    double score = kNoWord;
+  };
+  static constexpr int kFilterBits = 22;  // 512 KiB
+
+  static uint64_t Hash(uint32_t prefix, char32_t c) { return (uint64_t{prefix} << 21 | c) * 0x9E3779B97F4A7C15u; }
+
+  size_t Slot(uint64_t hash, uint32_t prefix, char32_t c) const {
+    size_t slot = hash >> (64 - bits_);
+    while (slots_[slot].last && (slots_[slot].shorter != prefix || slots_[slot].last != c)) slot = (slot + 1) & (slots_.size() - 1);
+    return slot;
+  }
 
   int bits_ = 1;
   std::vector<Prefix> slots_;
+  std::vector<uint64_t> filter_;
 };
 
 enum State { B, E, M, S };  // first, last, middle character of a word; a word of its own
@@ -78,6 +90,7 @@ class Cutter {
   Cutter(const Model &model, const char32_t *text, char32_t *out) : model_(model), text_(text), begin_(out), out_(out) {}
 
   size_t Cut(size_t n) {
+    route_.resize(n + 1);
     for (size_t i = 0, j; i < n; i = j) {
       j = i + 1;
       if (InBlock(text_[i])) {
@@ -93,7 +106,7 @@ class Cutter {
 
  private:
   struct Step {
-    double score;  // of the best words from here to the end
+    double score;  // of the best words from here to the end of the block
     size_t end;    // of the first of them
   };
 
@@ -103,34 +116,25 @@ class Cutter {
   }
 
   void Block(size_t begin, size_t end) {  // Tokenizer.__cut_DAG
-    route_.resize(end - begin + 1);
-    Step *route = route_.data() - begin;
-    route[end] = {0.0, end};
-    first_.resize(end - begin);
-    for (size_t i = begin; i < end; ++i) {
-      first_[i - begin] = model_.trie.Find(Trie::kEmpty, text_[i]);
-      if (i + 1 < end) model_.trie.Prefetch(first_[i - begin], text_[i + 1]);
-    }
+    route_[end] = {0.0, end};
     for (size_t i = end; i-- > begin;) {
-      Step best = {model_.unknown + route[i + 1].score, i + 1};
+      Step best = {model_.unknown + route_[i + 1].score, i + 1};
       bool found = false;
-      uint32_t prefix = first_[i - begin];
-      for (size_t j = i; j < end; ++j) {
-        if (j > i) prefix = model_.trie.Find(prefix, text_[j]);
-        if (!model_.trie[prefix].last) break;
-        if (model_.trie[prefix].score == kNoWord) continue;
-        const double score = model_.trie[prefix].score + route[j + 1].score;
-        if (!found || score >= best.score) best = {score, j + 1};
+      uint32_t prefix = Trie::kEmpty;
+      for (size_t j = i; j < end && (prefix = model_.trie.Find(prefix, text_[j])) != Trie::kNone; ++j) {
+        const double word = model_.trie.Score(prefix), score = word + route_[j + 1].score;
+        if (word == kNoWord || (found && score < best.score)) continue;
+        best = {score, j + 1};
         found = true;
       }
-      route[i] = best;
+      route_[i] = best;
     }
     size_t singles = begin;  // characters from here to i are words of their own so far
-    for (size_t i = begin; i < end; i = route[i].end) {
-      if (route[i].end - i == 1) continue;
+    for (size_t i = begin; i < end; i = route_[i].end) {
+      if (route_[i].end - i == 1) continue;
       Singles(singles, i);
-      Word(i, route[i].end);
-      singles = route[i].end;
+      Word(i, route_[i].end);
+      singles = route_[i].end;
     }
     Singles(singles, end);
   }
@@ -147,9 +151,9 @@ class Cutter {
     uint32_t prefix = Trie::kEmpty;
     for (size_t i = begin; i < end; ++i) {
       prefix = model_.trie.Find(prefix, text_[i]);
-      if (!model_.trie[prefix].last) return false;
+      if (prefix == Trie::kNone) return false;
     }
-    return model_.trie[prefix].score != kNoWord;
+    return model_.trie.Score(prefix) != kNoWord;
   }
 
   void Unknown(size_t begin, size_t end) {  // finalseg.cut
@@ -205,7 +209,6 @@ class Cutter {
   const char32_t *text_;
   char32_t *begin_, *out_;
   std::vector<Step> route_;
-  std::vector<uint32_t> first_;
   std::vector<std::array<State, 4>> before_;
   std::vector<State> states_;
 };
@@ -213,24 +216,24 @@ class Cutter {
 
 // dictionary: jieba's, n characters, lines "word frequency tag\n". The three tables must live as long as the model.
 extern "C" const void *NewModel(const char32_t *dictionary, size_t n, const double *start, const double *change, const double *emit) {
-  size_t prefixes = 0;
+  size_t characters = 0;
   for (size_t i = 0; i < n; ++i) {
-    for (; dictionary[i] != ' '; ++i) ++prefixes;
+    for (; dictionary[i] != ' '; ++i) ++characters;
     while (dictionary[i] != '\n') ++i;
   }
-  auto *model = new Model{Trie(prefixes), 0.0, start, change, emit};
+  auto *model = new Model{Trie(characters), 0.0, start, change, emit};
   double total = 0;
   for (size_t i = 0; i < n; ++i) {
     uint32_t prefix = Trie::kEmpty;
     for (; dictionary[i] != ' '; ++i) prefix = model->trie.Add(prefix, dictionary[i]);
     double frequency = 0;
     for (++i; IsDigit(dictionary[i]); ++i) frequency = 10 * frequency + (dictionary[i] - '0');
-    if (frequency > 0) model->trie[prefix].score = std::log(frequency);
+    if (frequency > 0) model->trie.SetScore(prefix, std::log(frequency));
     total += frequency;
     while (dictionary[i] != '\n') ++i;
   }
   model->unknown = -std::log(total);
-  for (Trie::Prefix &prefix : model->trie.Slots()) prefix.score += model->unknown;
+  model->trie.AddToScores(model->unknown);
   return model;
 }
 

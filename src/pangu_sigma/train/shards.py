@@ -1,7 +1,8 @@
 """Arrays in a safetensors file, written and read without a second copy of them in memory.
 
 The library's own `save_file` copies every array first, and its `load_file` reads all of them: experts may fill the memory, or be
-larger than it. The format is its: eight bytes of header length, a JSON header, the arrays one after another.
+larger than it. The format is its: eight bytes of header length, a JSON header, the arrays one after another; those of the widest
+elements first, as the library does, so that every array begins at a multiple of its elements' size.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _CHUNK = 64 << 20
 
 
 def write_shard(path: Path, arrays: dict[str, np.ndarray], after_chunk: Callable[[], None]) -> None:
-    """Write arrays in the order of their names. after_chunk: called every 64 MiB, to let go of memory that was read for it."""
+    """Write arrays. after_chunk: called after each, and every 64 MiB of a large one, to let go of memory that was read for it."""
     names = {dtype: name for name, dtype in _DTYPES.items()}
     header, at = {}, 0
-    for name in sorted(arrays):
-        array = arrays[name]
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    for name, array in ordered:
         header[name] = {
             "dtype": names[array.dtype.name],
             "shape": list(array.shape),
@@ -43,8 +44,8 @@ def write_shard(path: Path, arrays: dict[str, np.ndarray], after_chunk: Callable
     text += b" " * (-len(text) % 64 + 56)  # arrays begin at a multiple of 64, which the processor likes
     with open(path, "wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for name in sorted(arrays):
-            flat = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
+        for _, array in ordered:
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             for first in range(0, len(flat), _CHUNK):
                 stream.write(flat[first : first + _CHUNK].data)
                 after_chunk()
@@ -61,11 +62,14 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
     header.pop("__metadata__", None)
     arrays = {}
     for name, entry in header.items():
-        (first, last), dtype, shape = entry["data_offsets"], _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{path}: {name} is {entry['dtype']}, which is not read here")
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
         # a map of no bytes cannot be made everywhere
-        arrays[name] = (
-            np.memmap(path, dtype, "c", 8 + length + first, shape) if last > first else np.empty(shape, dtype)
-        )
+        arrays[name] = np.memmap(path, dtype, "c", 8 + length + begin, shape) if end > begin else np.empty(shape, dtype)
+        if arrays[name].nbytes != end - begin:
+            raise ValueError(f"{path}: {name} of shape {entry['shape']} has {end - begin} bytes")
     return arrays
 
 

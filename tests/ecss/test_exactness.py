@@ -1,0 +1,167 @@
+"""However experts are stored and brought, training gives the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from sequences import SEQUENCE, Sequence, batch_of, differing
+from toy import toy_config
+
+from pangu_sigma.data.batches import Batch
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+SMALL = {"dense_layers": 0}
+OPTIMIZER = {"clip_norm": 0.5, "weight_decay": 0.1}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16 moments, two passes": {
+        "ecss": {"moments": "bfloat16"},
+        "train": {"accumulation": 2, "batch_size": 4, "optimizer": OPTIMIZER},
+    },
+    "float16": {"train": {"compute_dtype": "float16", "optimizer": OPTIMIZER}},
+}
+
+
+@pytest.fixture(scope="module")
+def made(graph_mode, tmp_path_factory) -> Callable[..., Sequence]:
+    """made(variant, store): compiled once for all tests."""
+    kept: dict[tuple[str, str], Sequence] = {}
+
+    def make(variant: str, store: str = "host") -> Sequence:
+        if (variant, store) not in kept:
+            sections = {"train": {"optimizer": OPTIMIZER}} | VARIANTS[variant]
+            sections["ecss"] = {"store": store} | sections.get("ecss", {})
+            config = toy_config(model=SMALL, **sections)
+            kept[variant, store] = Sequence.make(config, tmp_path_factory.mktemp("toy"))
+        return kept[variant, store]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def looked_up(made) -> Callable[..., dict[str, bytes]]:
+    """looked_up(variant, bad_step): evidence of training from memory, every expert looked up as it is needed."""
+    kept: dict[tuple[str, int | None], dict[str, bytes]] = {}
+
+    def found(variant: str, bad_step: int | None = None) -> dict[str, bytes]:
+        if (variant, bad_step) not in kept:
+            kept[variant, bad_step] = evidence(made(variant), prefetch=False, bad_step=bad_step)
+        return kept[variant, bad_step]
+
+    return found
+
+
+def evidence(toy: Sequence, **options: Any) -> dict[str, bytes]:
+    return toy.evidence(toy.train(**options)[0])
+
+
+def test_the_sequence_has_every_kind_of_neighbours(made):
+    """Side by side or not in the store, sharing some experts, all, or none."""
+    toy, kinds = made("float32"), []
+    steps = [batch_of(toy, domains, seed).active_NA for seed, domains in enumerate(SEQUENCE)]
+    for one, other in pairwise(steps):
+        for layer in range(2):
+            first, second = (set(active[layer]) - {8} for active in (one, other))
+            shared = "all" if first == second else "some" if first & second else "none"
+            kinds.append((side_by_side(one[layer]), side_by_side(other[layer]), shared))
+    assert set(kinds) == {
+        *((True, True, shared) for shared in ("some", "all")),
+        *((False, False, shared) for shared in ("some", "all", "none")),
+        *((*kind, "some") for kind in ((True, False), (False, True))),
+    }
+
+
+def side_by_side(active_A: np.ndarray) -> bool:
+    return bool((np.diff(active_A) == 1).all() and active_A[-1] < 8)
+
+
+def test_files_and_prefetching_change_no_bit(made, looked_up):
+    """All four of (memory, files) × (looked up, brought)."""
+    expected, file = looked_up("float32"), made("float32", "file")
+    assert len(expected) > 60
+    assert differing(expected, evidence(made("float32"), prefetch=True)) == set()
+    assert differing(expected, evidence(file, prefetch=False)) == set()
+    assert differing(expected, evidence(file, prefetch=True)) == set()
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS)[1:])
+def test_files_and_prefetching_change_no_bit_with(made, looked_up, variant: str):
+    """Both at once against neither."""
+    expected = looked_up(variant)
+    assert differing(expected, evidence(made(variant, "file"), prefetch=True)) == set()
+    assert differing(expected, looked_up("float32")), "the option should do something"
+
+
+def test_experts_were_read_in_place_fetched_and_refreshed(made):
+    """What the tests above compare is not one way only. A float16 network cannot read float32 rows in place."""
+    for variant, in_place in (("float32", True), ("float16", False)):
+        toy = made(variant, "file")
+        moved = toy.train(prefetch=True)[1]
+        row = moved[0].returned_bytes // sum((batch_of(toy, SEQUENCE[0]).active_NA < 8).ravel())
+        assert sum(t.fetched_bytes for t in moved) == sum(t.misses for t in moved) * row > 0
+        assert sum(t.refreshed_bytes for t in moved) > 0
+        assert (sum(t.hits for t in moved) * row > sum(t.refreshed_bytes for t in moved)) == in_place
+
+
+@pytest.mark.parametrize("bad_step", [0, 2, 3, 7])
+def test_a_step_with_a_gradient_that_is_not_a_number_changes_nothing_and_the_next_is_fed_right(
+    made, looked_up, bad_step: int
+):
+    """Steps that share experts with the next one: rows that were not updated are brought on all the same."""
+
+    def watch(number: int, _: Batch, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
+        if number == bad_step:
+            changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+            assert "loss_scale/value" in changed <= {"loss_scale/value", "loss_scale/good_steps"}
+
+    expected = looked_up("float32", bad_step)
+    for store in ("host", "file"):
+        found = evidence(made("float32", store), prefetch=True, bad_step=bad_step, watch=watch)
+        assert differing(expected, found) == set(), store
+    assert differing(expected, looked_up("float32")), "the bad step should be missing"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_inactive_experts_keep_everything_bit_for_bit_when_brought_from_files(made, variant: str):
+    toy, rested = made(variant, "file"), set()
+
+    def watch(_: int, batch: Batch, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
+        active_NK = batch.load(8) > 0
+        for layer, active_K in enumerate(active_NK):
+            for name in toy.store.layer_parameters(layer):
+                key = f"experts_layer_{layer}/{name}"
+                assert before[key][~active_K].tobytes() == after[key][~active_K].tobytes(), key
+            steps = f"experts_layer_{layer}/step"
+            assert (after[steps] - before[steps] == active_K).all()
+            weights = f"experts_layer_{layer}/w1"
+            assert (before[weights] != after[weights]).any(axis=(1, 2)).tolist() == active_K.tolist()
+            rested.update((layer, int(expert)) for expert in np.flatnonzero(~active_K))
+
+    toy.train(prefetch=True, watch=watch)
+    assert len(rested) == 16, "every expert should have rested"
+
+
+def test_the_files_hold_what_was_trained(made):
+    toy = made("float32", "file")
+    toy.train(prefetch=True)
+    for layer in range(2):
+        for name, parameter in toy.store.layer_parameters(layer).items():
+            [file] = toy.folder.glob(f"experts/experts.{layer}.{name}.bin")
+            assert file.read_bytes() == parameter.asnumpy().tobytes(), name
+
+
+def test_ecss_on_equals_ecss_off_when_every_expert_is_active(tmp_path):
+    """The same bfloat16 moments, everything else different: host rows from files, brought; against ordinary parameters."""
+    found, sequence = [], [(0, 1)] * 4
+    for ecss in ({"store": "file"}, {"enabled": False}):
+        options = {"ecss": {"moments": "bfloat16", **ecss}, "train": {"optimizer": OPTIMIZER}}
+        toy = Sequence.make(toy_config(2, model=SMALL, **options), tmp_path)
+        for seed, domains in enumerate(sequence):
+            assert (batch_of(toy, domains, seed).load(4) > 0).all(), "the batch should activate every expert"
+        found.append(evidence(toy, prefetch=toy.config.ecss.enabled, sequence=sequence))
+    assert differing(*found) == set()
