@@ -111,7 +111,11 @@ def test_each_step_finds_the_rows_of_the_store_whatever_was_announced(
         transfer, traffic = prefetcher.transfer(active_NA, coming_NA)
         if late:
             tier.go.clear()
-        assert_brought(tables, active_NA, transfer)
+        try:
+            assert_brought(tables, active_NA, transfer)
+            step_of(tables, active_NA, transfer, rng)
+        finally:
+            tier.go.set()
         known = before if np.array_equal(announced, active_NA) else NOTHING
         counted = [
             moved(now_A, known_A, tables.dtype == ms.float32) for now_A, known_A in zip(active_NA, known, strict=True)
@@ -121,8 +125,6 @@ def test_each_step_finds_the_rows_of_the_store_whatever_was_announced(
         assert traffic.refreshed_bytes == size * refreshed
         assert traffic.fetched_bytes == size * misses
         assert traffic.returned_bytes == size * (in_place + refreshed + misses)
-        step_of(tables, active_NA, transfer, rng)
-        tier.go.set()
         announced, before = coming_NA, active_NA
 
 
