@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pangu_sigma.ecss.prefetch import Traffic
-from pangu_sigma.train.metrics import MetricsLog, StepMetrics, load_max_over_mean, read_metrics
+from pangu_sigma.train.metrics import TRAFFIC, MetricsLog, StepMetrics, load_max_over_mean, read_metrics
 
 DOMAINS = ["zh", "en"]
 
@@ -119,9 +119,6 @@ def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path: Path):
         json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
 
 
-TRAFFIC = {"fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall"}
-
-
 def traffic(hits: int, misses: int, stall: float = 0.0, mib: int = 1) -> Traffic:
     row = mib << 20
     return Traffic(misses * row, hits * row, (hits + misses) * row, hits, misses, stall)
@@ -132,7 +129,7 @@ def test_what_a_prefetcher_moved_is_a_mean_per_step_and_its_hits_a_share_of_all_
         for step, moved in enumerate([traffic(0, 8), traffic(8, 0), traffic(3, 5), traffic(1, 1)], 1):
             log.record(step_metrics(step, traffic=moved))
     line = of_kind(tmp_path, "step")[0]
-    assert line.keys() >= TRAFFIC
+    assert line.keys() >= set(TRAFFIC)
     assert (line["fetched_mib"], line["refreshed_mib"], line["returned_mib"]) == (14 / 4, 12 / 4, 26 / 4)
     assert line["prefetch_hit_rate"] == 12 / 26
 
@@ -162,7 +159,7 @@ def test_the_stall_is_a_share_of_the_time_that_the_speed_is_of(tmp_path: Path, m
 
 def test_without_a_prefetcher_a_line_says_nothing_of_traffic(tmp_path: Path):
     run(tmp_path, range(1, 5))
-    assert not TRAFFIC & of_kind(tmp_path, "step")[0].keys()
+    assert not set(TRAFFIC) & of_kind(tmp_path, "step")[0].keys()
 
 
 def test_a_step_that_moved_nothing_has_no_hit_rate(tmp_path: Path):

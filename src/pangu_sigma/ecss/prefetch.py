@@ -69,10 +69,7 @@ class Prefetcher:
         The step must run after this and before the next call. Both are routing plans' active lists, unused places K.
         """
         started = time.perf_counter()
-        announced, self._announced = (
-            self._announced,
-            None,
-        )  # until the next experts are on their way: an error may come between
+        announced, self._announced = self._announced, None  # an error may come before the next ones are announced
         if announced is None or not np.array_equal(announced, active_NA):
             self._settle()
             self._start(active_NA, np.full_like(active_NA, self._stored))
