@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,3 +41,15 @@ def test_a_missing_environment_says_what_installs_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PANGU_SIGMA_PEERS", "/absent/python")
     assert peers_python() is None
     assert "bash run_scripts/peers.sh" in caplog.text
+
+
+def test_a_worker_has_the_environment_that_this_process_was_started_with(tmp_path: Path):
+    """MindSpore's library path and our OpenMP settings are in ours, and would slow torch down."""
+    code = (
+        "import pangu_sigma.bench.peer as p, sys; print(p.Worker(p.Path(sys.executable), p.Path(sys.argv[1])).started)"
+    )
+    script = tmp_path / "script.py"
+    script.write_text("import json, os; print(json.dumps(os.environ.get('OMP_WAIT_POLICY')), flush=True)")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", code, str(script)]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "None\n"
