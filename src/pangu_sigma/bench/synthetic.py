@@ -35,8 +35,8 @@ def config_of(domains: int, model: dict[str, Any], **sections: dict[str, Any]) -
 class SyntheticRun:
     """What `train` does for each step, on uniformly drawn ids. Ids, initial weights and tables depend on the seed only."""
 
-    def __init__(self, config: Config, store: ExpertStore | None = None):
-        """store: made for this configuration when none is given."""
+    def __init__(self, config: Config, store: ExpertStore | None = None, in_place: bool = True):
+        """store: made for this configuration when none is given. in_place: of the prefetcher."""
         ms.set_seed(config.seed)
         self.config = config
         self.store = make_store(config) if store is None else store
@@ -45,7 +45,7 @@ class SyntheticRun:
         batches = _batches(config)
         self._feed = Lookahead(batches, batches.start())
         fetches = isinstance(self.store, HostStore) and config.ecss.prefetch
-        self._prefetcher = Prefetcher(self.store, config.active_experts) if fetches else None
+        self._prefetcher = Prefetcher(self.store, config.active_experts, in_place) if fetches else None
         self.traffic: Traffic | None = None
         self.device_bytes = 0
         """Expert weights that the last step's network read."""

@@ -45,7 +45,8 @@ class Traffic:
 class Prefetcher:
     """Feeds `TrainStep` from a store: `transfer`, then the step, in turn."""
 
-    def __init__(self, store: HostStore, places: int):
+    def __init__(self, store: HostStore, places: int, in_place: bool = True):
+        """places: A. in_place: read experts where they are when that is possible; False copies them, as a device must."""
         self._store = store
         self._stored = store.weights[0].shape[0]
         dtype = np.float16 if store.dtype == ms.float16 else np.float32
@@ -55,7 +56,7 @@ class Prefetcher:
         self._experts = [
             list(buffers) for buffers in self._buffers
         ]  # what the network reads: buffers, or rows of the store
-        self._in_place = dtype == np.float32 and ms.get_context("device_target") == "CPU"
+        self._in_place = in_place and dtype == np.float32 and ms.get_context("device_target") == "CPU"
         self._filling = 0  # the set that the thread fills for the coming step
         self._row_bytes = sum(a[0].nbytes for a in self._sets[0]) // store.layers
         self._thread = ThreadPoolExecutor(1, "prefetch")

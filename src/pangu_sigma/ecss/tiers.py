@@ -75,7 +75,7 @@ class HostTier:
 
     def parameter(self, spec: ArraySpec) -> Parameter:
         """The parameter of an array, initialised."""
-        array = np.zeros(spec.shape, spec.dtype)
+        array = _large_pages(spec)
         for _ in spec.fill(array):
             pass
         return adopt(spec.key, array, decay=spec.decay)
@@ -179,6 +179,14 @@ class FileTier(HostTier):
                 f"ecss.path={self._folder}: cannot reserve {needed / GIB:.1f} GiB for the experts ({error.strerror}; "
                 f"{free / GIB:.1f} GiB are free); free space, or set ecss.path to a larger disk"
             ) from error
+
+
+def _large_pages(spec: ArraySpec) -> np.ndarray:
+    """Zeros in memory that asks for large pages: rows are read after a long pause, and with small ones most of the time goes into
+    finding where each page is."""
+    memory = mmap.mmap(-1, max(spec.nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, spec.dtype, int(np.prod(spec.shape))).reshape(spec.shape)
 
 
 def _claim(folder: Path, content: dict[str, Any]) -> Any:
