@@ -21,7 +21,7 @@ from mindspore import Tensor, nn, ops
 
 from ascend_ops.adam import SquareSum, every_row
 from pangu_sigma.bench.adam import DEEPSPEED, HostAdam, TorchAdam, deepspeed_adam, installed
-from pangu_sigma.bench.harness import Row, absent, compare, take_turns
+from pangu_sigma.bench.harness import RUNS, Row, absent, compare, take_turns
 from pangu_sigma.bench.synthetic import RATE, SharedTier, SyntheticRun, config_of
 from pangu_sigma.config import Config, EcssConfig
 from pangu_sigma.device import use_cpu
@@ -37,7 +37,7 @@ PAPER_TOKENS = (8, 16, 32, 64)
 PAPER_RATIO, PAPER_SPEEDUP = 14.0, 6.3
 
 SWEEP_MODEL = {"hidden": 512, "ffn": 2048, "heads": 8, "dense_layers": 0, "rre_layers": 2, "experts_per_domain": 2}
-SWEEP_TOKENS, SWEEP_DOMAINS, SWEEP_RUNS = (64, 512, 4096, 8192), (1, 10, 40), 3
+SWEEP_TOKENS, SWEEP_DOMAINS, SWEEP_RUNS = (64, 1024, 8192), (1, 10, 40), 3
 
 OPTIMIZER_CASES = ((16, 4), (40, 1))
 """Stored and active experts of a layer."""
@@ -89,7 +89,7 @@ def sweep() -> list[Row]:
     """Measured and predicted speed-up over tokens a step and over stored : active."""
     rows = []
     for domains in SWEEP_DOMAINS:
-        lab = Lab(SWEEP_MODEL, domains)
+        lab = Lab(SWEEP_MODEL, domains, SWEEP_RUNS)
         for tokens in SWEEP_TOKENS:
             on, off = lab.on(tokens), lab.off(tokens)
             seconds = take_turns({"ours": on.advance, "ecss.enabled: false": off.advance}, SWEEP_RUNS)
@@ -141,8 +141,8 @@ def _advance(run: SyntheticRun, stalls: list[float]) -> None:
 class Lab:
     """One set of expert arrays, and steps over it: with ECSS, without, and their parts."""
 
-    def __init__(self, model: dict[str, Any], domains: int):
-        self._model, self._domains = model, domains
+    def __init__(self, model: dict[str, Any], domains: int, runs: int = RUNS):
+        self._model, self._domains, self._runs = model, domains, runs
         self._store = make_store(self._config(64))
         self.parameters = self._config(64).num_params().experts
         self.weight_bytes = sum(weight.nbytes for weight in self._store.weights)
@@ -177,7 +177,7 @@ class Lab:
                 every_row(self._config(64).experts)[0],
             )
             work = {"fetch": lambda: fetch(Tensor(np.tile(every.asnumpy(), (self._store.layers, 1))))[-1].asnumpy()}
-            self._fetch_seconds = statistics.median(take_turns(work)["fetch"])
+            self._fetch_seconds = statistics.median(take_turns(work, self._runs)["fetch"])
         return self._fetch_seconds + self.update_all
 
     @property
@@ -185,14 +185,14 @@ class Lab:
         """Y: seconds of norm and AdamW over every stored expert; run first, it also makes all moments exist."""
         if self._update_seconds is None:
             work = _UpdateAll(self._config(64), self._store)
-            self._update_seconds = statistics.median(take_turns({"update": work.run})["update"])
+            self._update_seconds = statistics.median(take_turns({"update": work.run}, self._runs)["update"])
         return self._update_seconds
 
     def compute(self, tokens: int) -> float:
         """X: seconds of forward and backward with the active experts."""
         if tokens not in self._compute_seconds:
             work = _Compute(self.on(tokens))
-            self._compute_seconds[tokens] = statistics.median(take_turns({"compute": work.run})["compute"])
+            self._compute_seconds[tokens] = statistics.median(take_turns({"compute": work.run}, self._runs)["compute"])
         return self._compute_seconds[tokens]
 
     def predicted(self, tokens: int) -> float:

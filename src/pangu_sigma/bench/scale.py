@@ -1,8 +1,23 @@
-"""Step time as the stored experts grow and the active ones stay: ECSS promises that nothing else grows with them."""
+"""Step time as the stored experts grow and the active ones stay: ECSS promises that nothing else grows with them.
+
+The last case stores more than four billion parameters in files, and holds that step against one with the same active experts whose
+store is in memory, each in a process of its own. Every step is another domain's, so every step's experts come from the disk.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.bench import stored_experts
 from pangu_sigma.bench.harness import Row, compare, take_turns
+from pangu_sigma.bench.peer import Worker
 from pangu_sigma.bench.synthetic import SyntheticRun, config_of
 from pangu_sigma.device import use_cpu
 
@@ -20,6 +35,12 @@ MODEL = {
 }
 BATCH = 4
 
+IN_FILES, IN_MEMORY = 60, 8
+"""Domains, of an expert in each of eight layers, that are stored in files and in memory."""
+CACHE_GIB, MOST_GIB = 1.25, 6.0
+
+logger = logging.getLogger(__name__)
+
 
 def run(peers: bool) -> list[Row]:
     """Rows of the bench: the step at 16 stored experts as the peer of the others. peers: makes no difference."""
@@ -31,9 +52,47 @@ def run(peers: bool) -> list[Row]:
             synthetic.advance()
     seconds = take_turns({f"{stored} stored": synthetic.advance for stored, synthetic in runs.items()})
     first = f"{STORED[0]} stored"
+    del runs
     rows = []
     for stored in STORED[1:]:
         case = f"step with {stored} stored experts a layer, {ACTIVE} active"
         pair = {"ours": seconds[f"{stored} stored"], f"{first}, {ACTIVE} active": seconds[first]}
         rows += compare("scale", case, pair)
-    return rows
+    return rows + in_files()
+
+
+def in_files() -> list[Row]:
+    """The case of the file store; none, with a warning, when the disk of the working directory has no room."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        needed = 12 * stored_experts.parameters(IN_FILES)
+        if shutil.disk_usage(folder).free < 1.1 * needed:
+            logger.warning(
+                "bench scale: %s has less than %.0f GiB for the file store", folder, 1.1 * needed / (1 << 30)
+            )
+            return []
+        with _worker(IN_FILES, folder) as files, _worker(IN_MEMORY, None) as memory:
+            answers: list[dict[str, Any]] = []
+            seconds = take_turns({"ours": lambda: answers.append(files.step()), "in memory": memory.step})
+            stored = files.started["parameters"] / 1e9
+    case = f"{stored:.2f} B parameters in files, cache {CACHE_GIB} GiB, another domain each step"
+    peak, stall = max(a["peak_gib"] for a in answers), statistics.median(a["stall"] for a in answers)
+    share = stall / statistics.median(seconds["ours"])
+    return [
+        *compare("scale", case, seconds),
+        Row("scale", case, peak, "peak resident memory, at most", MOST_GIB, MOST_GIB / peak, "GiB", 1),
+        Row(
+            "scale",
+            case,
+            100 * share,
+            "stall, at most 5 % of the step",
+            5.0,
+            0.05 / max(share, 1e-9),
+            "%",
+            len(answers),
+        ),
+    ]
+
+
+def _worker(domains: int, folder: str | None) -> Worker:
+    settings = {"domains": domains, "folder": folder, "cache_gib": CACHE_GIB}
+    return Worker(Path(sys.executable), Path(stored_experts.__file__), json.dumps(settings))

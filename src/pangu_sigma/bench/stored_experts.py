@@ -1,0 +1,58 @@
+"""A training run with many stored experts in a process of its own, so that its resident memory is its own: see `scale`.
+
+Run by path with one argument, JSON: domains (one expert each in a layer), folder (of the file store; null: in memory), cache_gib.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.bench.synthetic import SyntheticRun, config_of
+from pangu_sigma.config import Config
+from pangu_sigma.device import use_cpu
+from pangu_sigma.ecss.store import array_specs, make_store
+from pangu_sigma.ecss.tiers import FileTier, HostTier
+
+MODEL = {"hidden": 1024, "ffn": 4096, "heads": 8, "dense_layers": 0, "rre_layers": 8, "experts_per_domain": 1}
+LENGTH, BATCH = 128, 8
+
+
+def parameters(domains: int) -> int:
+    """How many are stored."""
+    return _config(domains).num_params().experts
+
+
+def start(domains: int, folder: str | None, cache_gib: float) -> SyntheticRun:
+    """The run; a domain a step, in turn."""
+    use_cpu()
+    config = _config(domains)
+    tier = HostTier() if folder is None else FileTier(Path(folder), array_specs(config), "bench", cache_gib)
+    return SyntheticRun(config, make_store(config, tier))
+
+
+def _config(domains: int) -> Config:
+    return config_of(domains, MODEL | {"seq_length": LENGTH, "slot_rows": 1024}, train={"batch_size": BATCH})
+
+
+def resident() -> dict[str, float]:
+    """GiB of this process that are in memory now, and were at most."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: int(lines[key].split()[0]) / (1 << 20) for name, key in (("gib", "VmRSS"), ("peak_gib", "VmHWM"))}
+
+
+def main() -> None:
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    settings: dict[str, Any] = json.loads(sys.argv[1])
+    run = start(**settings)
+    print(json.dumps({"parameters": run.config.num_params().experts}), file=answers, flush=True)
+    for _ in sys.stdin:
+        loss = run.advance()
+        stall = run.traffic.stall_seconds if run.traffic else 0.0
+        print(json.dumps({"loss": loss, "stall": stall, **resident()}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
