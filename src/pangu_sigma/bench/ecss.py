@@ -41,14 +41,17 @@ SWEEP_TOKENS, SWEEP_DOMAINS, SWEEP_RUNS = (64, 1024, 8192), (1, 10, 40), 3
 
 OPTIMIZER_CASES = ((16, 4), (40, 1))
 """Stored and active experts of a layer."""
-OPTIMIZER_LAYERS, OPTIMIZER_SIZE = 4, 2 * 512 * 2048
+OPTIMIZER_LAYERS, OPTIMIZER_SIZE = 2, 2 * 512 * 2048
 
 
 def run(peers: bool) -> list[Row]:
     """Rows of the bench. peers: with DeepSpeed's optimizer on stacked experts, where it is installed."""
     use_cpu()
-    rows = paper() + sweep()
-    return rows + optimizer(peers)
+    rows: list[Row] = []
+    for part in (lambda: optimizer(peers), paper, sweep):
+        rows += part()
+        gc.collect()  # cells refer to each other in circles: without it the arrays of a part would stay
+    return rows
 
 
 def paper() -> list[Row]:
@@ -97,7 +100,10 @@ def sweep() -> list[Row]:
             [row] = compare("ecss", case, seconds)
             predicted = lab.predicted(tokens)
             rows += [row, _figure(case, "speed-up that X and Y predict", _known(row.ratio), predicted, "x")]
+            del on, off
             gc.collect()
+        del lab
+        gc.collect()
     return rows
 
 

@@ -1,0 +1,75 @@
+"""The runs that are compared are the same training, and every row names what it is compared with."""
+
+from __future__ import annotations
+
+import pytest
+
+from pangu_sigma.bench import adam, ecss
+from pangu_sigma.bench.ecss import Lab
+from pangu_sigma.bench.synthetic import SyntheticRun, config_of
+from pangu_sigma.config import Config
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+MODEL = {"hidden": 16, "ffn": 24, "heads": 2, "dense_layers": 0, "rre_layers": 1, "experts_per_domain": 2}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PAPER_MODEL": MODEL,
+        "PAPER_TOKENS": (16,),
+        "SWEEP_MODEL": MODEL,
+        "SWEEP_TOKENS": (16,),
+        "SWEEP_DOMAINS": (2,),
+        "OPTIMIZER_CASES": ((4, 2),),
+        "OPTIMIZER_LAYERS": 2,
+        "OPTIMIZER_SIZE": 100,
+    }.items():
+        monkeypatch.setattr(ecss, name, value)
+
+
+def config(**ecss_keys: bool) -> Config:
+    model = MODEL | {"seq_length": 16, "slot_rows": 64, "expert_init": "independent"}
+    return config_of(3, model, train={"batch_size": 2}, ecss=ecss_keys)
+
+
+def test_a_run_is_the_same_however_its_experts_are_brought():
+    runs = [
+        SyntheticRun(config()),
+        SyntheticRun(config(), in_place=False),
+        SyntheticRun(config(prefetch=False)),
+    ]
+    losses = [[run.advance() for _ in range(5)] for run in runs]
+    assert losses[0] == losses[1] == losses[2]
+    assert len(set(losses[0])) == 5
+
+
+def test_with_and_without_ecss_begin_with_the_same_loss_over_the_same_arrays(small: None):
+    lab = Lab(MODEL, 3)
+    runs = [lab.on(16), lab.off(16), lab.offloaded(16)]
+    first = runs[0].store.weights[0].asnumpy()
+    assert all(run.store.weights[0].asnumpy().ctypes.data == first.ctypes.data for run in runs)
+    before = first.copy()
+    losses = [run.advance() for run in runs]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-3), "the experts differ by one or two updates"
+    assert (first != before).any()
+
+
+def test_rows_of_every_part(small: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(adam, "installed", lambda peer: False)
+    monkeypatch.setattr(ecss, "installed", lambda peer: False)
+    rows = ecss.run(peers=True)
+    peers = [row.peer for row in rows]
+    for peer in (
+        "ecss.enabled: false",
+        "all experts fetched and updated",
+        "speed-up, the paper's",
+        "ours, all experts",
+    ):
+        assert peer in peers
+    [absent] = [row for row in rows if row.ratio is None]
+    assert "DeepSpeed" in absent.peer
+    assert all(row.ours > 0 for row in rows if row.unit == "ms")
+    [device] = [row for row in rows if "on the device" in row.peer]
+    assert device.ours == pytest.approx(100 / ecss.DOMAINS)
