@@ -247,7 +247,7 @@ def test_a_disk_without_room_is_an_error_before_the_first_step_and_leaves_no_fil
         message = r"cannot reserve \d+\.\d GiB .*No space left.* GiB are free\); free space, or set ecss\.path"
         with pytest.raises(StoreError, match=message):
             tier_of(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("store.json", 0)]
     make_store(toy_config(), tier_of(tmp_path))
 
 

@@ -14,6 +14,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -94,9 +95,8 @@ class UnsetTier(HostTier):
     """Parameters that wait for the arrays of a checkpoint."""
 
     def parameter(self, spec: ArraySpec) -> Parameter:
-        return adopt(
-            spec.key, np.zeros(spec.shape, spec.dtype), decay=spec.decay
-        )  # zero pages: no memory until written
+        array = np.zeros(spec.shape, spec.dtype)  # pages of zeros: no memory until written
+        return adopt(spec.key, array, decay=spec.decay)
 
 
 class FileTier(HostTier):
@@ -174,6 +174,8 @@ class FileTier(HostTier):
         except OSError as error:
             for spec in specs:
                 self._file(spec).unlink(missing_ok=True)
+            self._lock.truncate(0)  # the folder holds nothing and is anybody's again
+            self._lock.close()
             free = _free(self._folder)
             raise StoreError(
                 f"ecss.path={self._folder}: cannot reserve {needed / GIB:.1f} GiB for the experts ({error.strerror}; "
@@ -185,7 +187,8 @@ def _large_pages(spec: ArraySpec) -> np.ndarray:
     """Zeros in memory that asks for large pages: rows are read after a long pause, and with small ones most of the time goes into
     finding where each page is."""
     memory = mmap.mmap(-1, max(spec.nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, spec.dtype, int(np.prod(spec.shape))).reshape(spec.shape)
 
 
@@ -203,7 +206,11 @@ def _claim(folder: Path, content: dict[str, Any]) -> Any:
     stream.seek(0)
     text = stream.read()
     if text:
-        _refuse_other(folder, text, content)
+        try:
+            _refuse_other(folder, text, content)
+        except StoreError:
+            stream.close()  # and so unlocked
+            raise
     else:
         json.dump(content, stream, indent=1)
         stream.flush()
