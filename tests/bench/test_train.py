@@ -32,7 +32,7 @@ def grouped_mm() -> Iterator[Worker]:
 def test_ours_trains_on_every_token(graph_mode: None, small: None):
     run = SyntheticRun(train.make_config())
     losses = [run.advance() for _ in range(3)]
-    assert run.tokens == train.BATCH * train.LENGTH
+    assert run.batch().tokens == train.BATCH * train.LENGTH
     assert losses == pytest.approx([np.log(train.VOCABULARY)] * 3, rel=0.1)
     assert len(set(losses)) == 3
 
