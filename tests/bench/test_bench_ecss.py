@@ -21,8 +21,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         "PAPER_TOKENS": (16,),
         "SWEEP_MODEL": MODEL,
         "SWEEP_TOKENS": (16,),
-        "SWEEP_DOMAINS": (2,),
-        "OPTIMIZER_CASES": ((4, 2),),
         "OPTIMIZER_LAYERS": 2,
         "OPTIMIZER_SIZE": 100,
     }.items():
@@ -59,7 +57,7 @@ def test_with_and_without_ecss_begin_with_the_same_loss_over_the_same_arrays(sma
 def test_rows_of_every_part(small: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(adam, "installed", lambda peer: False)
     monkeypatch.setattr(ecss, "installed", lambda peer: False)
-    rows = ecss.run(peers=True)
+    rows = [*ecss.optimizer(4, 2, peers=True), *ecss.paper(), *ecss.sweep(2)]
     peers = [row.peer for row in rows]
     for peer in (
         "ecss.enabled: false",

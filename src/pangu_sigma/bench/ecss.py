@@ -10,14 +10,16 @@ Every comparison runs one set of experts under two stores, so that the memory ho
 
 from __future__ import annotations
 
-import gc
+import multiprocessing
 import statistics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from tqdm import tqdm
 
 from ascend_ops.adam import SquareSum, every_row
 from pangu_sigma.bench.adam import DEEPSPEED, HostAdam, TorchAdam, deepspeed_adam, installed
@@ -45,25 +47,28 @@ OPTIMIZER_LAYERS, OPTIMIZER_SIZE = 2, 2 * 512 * 2048
 
 
 def run(peers: bool) -> list[Row]:
-    """Rows of the bench. peers: with DeepSpeed's optimizer on stacked experts, where it is installed."""
-    use_cpu()
+    """Rows of the bench. peers: with DeepSpeed's optimizer on stacked experts, where it is installed.
+
+    Every part is a process of its own: MindSpore keeps the memory that it has once used.
+    """
+    parts: list[tuple[Any, ...]] = [(optimizer, stored, active, peers) for stored, active in OPTIMIZER_CASES]
+    parts += [(paper,), *((sweep, domains) for domains in SWEEP_DOMAINS)]
     rows: list[Row] = []
-    for part in (lambda: optimizer(peers), paper, sweep):
-        rows += part()
-        gc.collect()  # cells refer to each other in circles: without it the arrays of a part would stay
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+        for part in tqdm(parts, desc="bench ecss", unit="part", leave=False):
+            rows += processes.submit(*part).result()
     return rows
 
 
 def paper() -> list[Row]:
     """The case `paper`, against ECSS off, and against what the paper had without ECSS: all experts fetched and updated."""
+    use_cpu()
     lab = Lab(PAPER_MODEL, DOMAINS)
     tokens = min(PAPER_TOKENS, key=lambda t: abs(np.log(lab.offload_all / lab.compute(t) / PAPER_RATIO)))
     case = f"paper: 1 of {DOMAINS} active, {tokens} tokens, {lab.parameters / 1e6:.0f} M stored"
     on, off = lab.on(tokens), lab.off(tokens)
     rows = compare("ecss", case, take_turns({"ours": on.advance, "ecss.enabled: false": off.advance}))
     rows.append(_figure(case, "speed-up that X and Y predict", _known(rows[0].ratio), lab.predicted(tokens), "x"))
-    del on, off
-    gc.collect()
 
     copied = case + ", experts copied as to a device"
     stalls: list[float] = []
@@ -88,43 +93,35 @@ def paper() -> list[Row]:
     ]
 
 
-def sweep() -> list[Row]:
-    """Measured and predicted speed-up over tokens a step and over stored : active."""
-    rows = []
-    for domains in SWEEP_DOMAINS:
-        lab = Lab(SWEEP_MODEL, domains, SWEEP_RUNS)
-        for tokens in SWEEP_TOKENS:
-            on, off = lab.on(tokens), lab.off(tokens)
-            seconds = take_turns({"ours": on.advance, "ecss.enabled: false": off.advance}, SWEEP_RUNS)
-            case = f"sweep: 1 of {domains} active, {tokens} tokens"
-            [row] = compare("ecss", case, seconds)
-            predicted = lab.predicted(tokens)
-            rows += [row, _figure(case, "speed-up that X and Y predict", _known(row.ratio), predicted, "x")]
-            del on, off
-            gc.collect()
-        del lab
-        gc.collect()
+def sweep(domains: int) -> list[Row]:
+    """Measured and predicted speed-up over tokens a step, with one of `domains` active."""
+    use_cpu()
+    lab, rows = Lab(SWEEP_MODEL, domains, SWEEP_RUNS), []
+    for tokens in SWEEP_TOKENS:
+        on, off = lab.on(tokens), lab.off(tokens)
+        seconds = take_turns({"ours": on.advance, "ecss.enabled: false": off.advance}, SWEEP_RUNS)
+        case = f"sweep: 1 of {domains} active, {tokens} tokens"
+        [row] = compare("ecss", case, seconds)
+        predicted = lab.predicted(tokens)
+        rows += [row, _figure(case, "speed-up that X and Y predict", _known(row.ratio), predicted, "x")]
     return rows
 
 
-def optimizer(peers: bool) -> list[Row]:
+def optimizer(stored: int, active: int, peers: bool) -> list[Row]:
     """AdamW over the active rows, against DeepSpeed's over all rows of stacked experts."""
-    rows = []
-    for stored, active in OPTIMIZER_CASES:
-        case = f"optimizer, {active} of {stored} experts active, {OPTIMIZER_LAYERS} layers"
-        contenders: dict[str, Callable[[], Any]] = {
-            "ours": HostAdam(OPTIMIZER_LAYERS, stored, OPTIMIZER_SIZE, active).kernel,
-            "ours, all experts": HostAdam(OPTIMIZER_LAYERS, stored, OPTIMIZER_SIZE).kernel,
-        }
-        name = f"{DEEPSPEED}, stacked experts"
-        if peers and installed(DEEPSPEED):
-            weights = [np.full((stored, OPTIMIZER_SIZE), 0.02, np.float32) for _ in range(OPTIMIZER_LAYERS)]
-            contenders[name] = TorchAdam(deepspeed_adam, weights).kernel
-        rows += compare("ecss", case, take_turns(contenders))
-        if peers and not installed(DEEPSPEED):
-            rows.append(absent("ecss", case, rows[-1].ours, name, "ms", rows[-1].runs))
-        del contenders
-        gc.collect()
+    use_cpu()
+    case = f"optimizer, {active} of {stored} experts active, {OPTIMIZER_LAYERS} layers"
+    contenders: dict[str, Callable[[], Any]] = {
+        "ours": HostAdam(OPTIMIZER_LAYERS, stored, OPTIMIZER_SIZE, active).kernel,
+        "ours, all experts": HostAdam(OPTIMIZER_LAYERS, stored, OPTIMIZER_SIZE).kernel,
+    }
+    name = f"{DEEPSPEED}, stacked experts"
+    if peers and installed(DEEPSPEED):
+        weights = [np.full((stored, OPTIMIZER_SIZE), 0.02, np.float32) for _ in range(OPTIMIZER_LAYERS)]
+        contenders[name] = TorchAdam(deepspeed_adam, weights).kernel
+    rows = compare("ecss", case, take_turns(contenders))
+    if peers and not installed(DEEPSPEED):
+        rows.append(absent("ecss", case, rows[-1].ours, name, "ms", rows[-1].runs))
     return rows
 
 
