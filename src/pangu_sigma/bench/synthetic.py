@@ -12,13 +12,13 @@ from mindspore import Parameter, Tensor
 
 from pangu_sigma.config import Config, parse_config
 from pangu_sigma.data.batches import Batch, Batches
-from pangu_sigma.data.lookahead import Lookahead
-from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
-from pangu_sigma.ecss.store import ExpertStore, HostStore, make_store
+from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
-from pangu_sigma.model.declare import adopt, as_tensor
+from pangu_sigma.model.declare import adopt
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.routing.table import draw_tables
+from pangu_sigma.train.feed import Feed
 from pangu_sigma.train.step import StepResult, TrainStep
 
 PAD, EOT, FIRST = 6, 9, 10
@@ -43,25 +43,21 @@ class SyntheticRun:
         self.step = TrainStep(config, PanGuSigma(config.model, config.slots, self.store.dtype), self.store)
         self.step.set_train()
         batches = _batches(config)
-        self._feed = Lookahead(batches, batches.start())
-        fetches = isinstance(self.store, HostStore) and config.ecss.prefetch
-        self._prefetcher = Prefetcher(self.store, config.active_experts, in_place) if fetches else None
+        self._feed = Feed(config, batches, batches.start(), self.store, in_place)
         self.traffic: Traffic | None = None
         self.device_bytes = 0
         """Expert weights that the last step's network read."""
 
     def batch(self) -> Batch:
         """The next batch, which no step will see then."""
-        return self._feed.take()[0]
+        return self._feed.take().batch
 
     def advance(self) -> float:
         """One step; returns its loss, when everything it changes is changed."""
-        batch, _, coming = self._feed.take()
-        transfer: tuple[Tensor, ...] = ()
-        if self._prefetcher is not None:
-            transfer, self.traffic = self._prefetcher.transfer(batch.active_NA, coming.active_NA)
-            self.device_bytes = sum(t.nbytes for t in transfer[1 : 1 + len(self.store.weights)])
-        result = StepResult(*self.step(Tensor(RATE, ms.float32), *map(as_tensor, batch.arrays()), *transfer))
+        fed = self._feed.take()
+        self.traffic = fed.traffic
+        self.device_bytes = sum(t.nbytes for t in fed.transfer[1 : 1 + len(self.store.weights)])
+        result = StepResult(*self.step(Tensor(RATE, ms.float32), *fed.arrays, *fed.transfer))
         return float(result.block_loss_GM[0].asnumpy().sum())
 
 
@@ -69,13 +65,10 @@ class SharedTier(HostTier):
     """The arrays of another store: two stores over one set, so that both fit into memory."""
 
     def __init__(self, store: ExpertStore):
-        self._arrays = {}
-        for layer in range(store.layers):
-            for name, parameter in store.layer_parameters(layer).items():
-                self._arrays[f"experts.{layer}.{name}"] = parameter.asnumpy()
+        self._store = store
 
     def parameter(self, spec: ArraySpec) -> Parameter:
-        return adopt(spec.key, self._arrays[spec.key], decay=spec.decay)
+        return adopt(spec.key, self._store.layer_parameters(spec.layer)[spec.name].asnumpy(), decay=spec.decay)
 
 
 class _DrawnText:

@@ -11,15 +11,14 @@ from mindspore import Tensor
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
-from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.device import use_cpu
-from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
-from pangu_sigma.ecss.store import HostStore, array_specs, make_store
+from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.ecss.store import array_specs, make_store
 from pangu_sigma.ecss.tiers import FileTier, HostTier
-from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.train.checkpoint import load_checkpoint, save_checkpoint
 from pangu_sigma.train.evaluation import Evaluator
+from pangu_sigma.train.feed import Feed
 from pangu_sigma.train.metrics import MetricsLog, StepMetrics
 from pangu_sigma.train.report import write_report
 from pangu_sigma.train.run_folder import RunFolder
@@ -47,26 +46,17 @@ class Trainer:
         self.progress = Progress(0, 0, self.batches.start())
         if (self.run.checkpoints / "LATEST").exists():
             self._resume()
-        self.feed = Lookahead(self.batches, self.progress.cursor)
-        fetches = isinstance(self.store, HostStore) and self.store.layers > 0 and config.ecss.prefetch
-        self.prefetcher = Prefetcher(self.store, config.active_experts) if fetches else None
+        self.feed = Feed(config, self.batches, self.progress.cursor, self.store)
 
     def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
         """One step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
-        batch, cursor, coming = self.feed.take()
+        fed = self.feed.take()
         rate = self.schedule(self.progress.updates + 1)
-        transfer: tuple[Tensor, ...] = ()
-        traffic = None
-        if self.prefetcher is not None:
-            transfer, traffic = self.prefetcher.transfer(batch.active_NA, coming.active_NA)
-        arrays = map(as_tensor, batch.arrays())
-        result = StepResult(*self.step(Tensor(rate, ms.float32), *arrays, *transfer))
-        if self.prefetcher is None:
-            self.store.tier.release()
+        result = StepResult(*self.step(Tensor(rate, ms.float32), *fed.arrays, *fed.transfer))
         self.progress.step += 1
         self.progress.updates += int(result.applied.asnumpy())
-        self.progress.cursor = cursor
-        return batch, rate, result, traffic
+        self.progress.cursor = fed.cursor
+        return fed.batch, rate, result, fed.traffic
 
     def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
         """The step's figures; losses are means over the tokens of each domain."""
