@@ -111,8 +111,9 @@ class Prefetcher:
                     self._refreshed += 1
                 else:
                     wanted.append((layer, place, expert))
-        needed_NA = np.concatenate([active_NA, coming_NA], axis=1)
-        self._brought = self._thread.submit(self._bring, rows, self._sets[self._filling], wanted, needed_NA)
+        self._brought = self._thread.submit(
+            self._bring, rows, self._sets[self._filling], wanted, coming_NA.copy(), active_NA.copy()
+        )
         return next_NA
 
     def _bring(
@@ -120,16 +121,18 @@ class Prefetcher:
         rows: list[np.ndarray],
         buffers: list[np.ndarray],
         wanted: list[tuple[int, int, int]],
-        needed_NA: np.ndarray,
+        coming_NA: np.ndarray,
+        active_NA: np.ndarray,
     ) -> int:
         store = self._store
-        for layer, coming_A in enumerate(needed_NA[:, needed_NA.shape[1] // 2 :]):
+        for layer, coming_A in enumerate(coming_NA):
             for expert in coming_A[coming_A < self._stored].tolist():
                 store.tier.expect(layer, expert)
         for layer, place, expert in wanted:
             for i in range(layer * store.tensors, (layer + 1) * store.tensors):
                 np.copyto(buffers[i][place], rows[i][expert], casting="same_kind")
-        store.tier.used([active_A[active_A < self._stored] for active_A in needed_NA])
+        needed_NA = np.concatenate([active_NA, coming_NA], axis=1)
+        store.tier.used([needed_A[needed_A < self._stored] for needed_A in needed_NA])
         return len(wanted)
 
     def _settle(self) -> int:

@@ -39,9 +39,10 @@ class ExpertStore(nn.Cell):
         self.layers = config.model.rre_layers
         self.tier = tier
         self.dtype = getattr(ms, config.train.compute_dtype)
-        made = [(spec.kind, tier.parameter(spec)) for spec in array_specs(config)]
+        self._made = [(spec, tier.parameter(spec)) for spec in array_specs(config)]
         self.weights, self.moments, self.variances, self.steps = (
-            ParameterTuple([p for of, p in made if of == kind]) for kind in ("weight", "moment", "variance", "step")
+            ParameterTuple([p for spec, p in self._made if spec.kind == kind])
+            for kind in ("weight", "moment", "variance", "step")
         )
         rate = config.train.optimizer.weight_decay
         self.decay = Tensor(np.array([rate * decay for *_, decay in ffn_tensors(config.model)], np.float32))
@@ -49,15 +50,7 @@ class ExpertStore(nn.Cell):
 
     def layer_parameters(self, layer: int) -> dict[str, Parameter]:
         """Everything stored of the experts of one layer, by name."""
-        named: dict[str, Parameter] = {}
-        for i, name in enumerate(FFN_TENSORS):
-            at = layer * self.tensors + i
-            named |= {
-                name: self.weights[at],
-                f"{name}.moment": self.moments[at],
-                f"{name}.variance": self.variances[at],
-            }
-        return named | {"step": self.steps[layer]}
+        return {spec.name: parameter for spec, parameter in self._made if spec.layer == layer}
 
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         updated = 0.0
