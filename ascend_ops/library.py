@@ -28,8 +28,6 @@ def cpu_library() -> str:
     """
     target = cache_folder() / f"ascend_ops_{_fingerprint()}.so"
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        logger.info("compiling the CPU kernels into %s", target)
         _compile(target)
     return str(target)
 
@@ -51,15 +49,24 @@ def _fingerprint() -> str:
 
 def _compile(target: Path) -> None:
     lib_dir = scipy_openblas32.get_lib_dir()
+    sources = [str(path) for path in sorted(SOURCES.glob("*.cc"))]
+    blas = [f"-L{lib_dir}", "-lscipy_openblas", f"-Wl,-rpath,{lib_dir}"]
+    compile_library(target, [*FLAGS, f"-I{scipy_openblas32.get_include_dir()}", *sources, *blas], "the CPU kernels")
+
+
+def compile_library(target: Path, arguments: list[str], what: str) -> None:
+    """Make a shared library with g++; `target` appears when it is whole, so several processes may build it at the same time.
+
+    Raises RuntimeError that names `what`, with the compiler's message, when g++ is missing or fails.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("compiling %s into %s", what, target)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built = Path(folder) / target.name
-        command = ["g++", *FLAGS, f"-I{scipy_openblas32.get_include_dir()}", "-o", str(built)]
-        command += [str(path) for path in sorted(SOURCES.glob("*.cc"))]
-        command += [f"-L{lib_dir}", "-lscipy_openblas", f"-Wl,-rpath,{lib_dir}"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(["g++", *arguments, "-o", str(built)], capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise RuntimeError("g++ is needed to compile the CPU kernels and is not on PATH; install it") from error
+            raise RuntimeError(f"g++ is needed to compile {what} and is not on PATH; install it") from error
         if done.returncode:
-            raise RuntimeError(f"g++ could not compile the CPU kernels:\n{done.stderr}")
-        built.rename(target)  # atomic: several processes may build at the same time
+            raise RuntimeError(f"g++ could not compile {what}:\n{done.stderr}")
+        built.rename(target)

@@ -11,18 +11,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import logging
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ascend_ops.library import cache_folder
+from ascend_ops.library import cache_folder, compile_library
 from pangu_sigma.data.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 SPACE, NEWLINE = "\u2582", "\u2583"
 """What PanGu-α's vocabulary writes for a space and a newline; its blank only separates words."""
@@ -82,16 +77,8 @@ def _library() -> Path:
     target = cache_folder() / f"words_{hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]}.so"
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("compiling the segmentation into %s", target)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        built = Path(folder) / target.name
-        command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-o", str(built), str(_SOURCE)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            raise DataError("g++ is needed to compile the segmentation and is not on PATH; install it") from error
-        if done.returncode:
-            raise DataError(f"g++ could not compile the segmentation:\n{done.stderr}")
-        built.rename(target)  # atomic: several processes may build at the same time
+    try:
+        compile_library(target, ["-std=c++17", "-O2", "-shared", "-fPIC", str(_SOURCE)], "the segmentation")
+    except RuntimeError as error:
+        raise DataError(str(error)) from error
     return target
