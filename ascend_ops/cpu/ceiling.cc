@@ -2,13 +2,16 @@
 #include <algorithm>
 #include <cstdint>
 
-extern "C" void AdamTraffic(float *w, float *m, float *v, const float *grad, int64_t n) {
+extern "C" void AdamTraffic(float *__restrict w, float *__restrict m, float *__restrict v, const float *__restrict grad, int64_t n) {
   constexpr int64_t kPiece = 65536;
 #pragma omp parallel for schedule(dynamic)
-  for (int64_t begin = 0; begin < n; begin += kPiece)
-    for (int64_t i = begin, end = std::min(begin + kPiece, n); i < end; ++i) {
+  for (int64_t begin = 0; begin < n; begin += kPiece) {
+    const int64_t end = std::min(begin + kPiece, n);
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) {
       w[i] += grad[i];
       m[i] += grad[i];
       v[i] += grad[i];
     }
+  }
 }

@@ -42,7 +42,7 @@ def expected(gradients: list[np.ndarray], grad_scale: float) -> list[np.ndarray]
 
 
 def ours_with(gradients: list[np.ndarray]) -> adam.HostAdam:
-    ours = adam.HostAdam(TENSORS, 1, SIZE)
+    ours = adam.HostAdam(adam.Arrays.of(TENSORS, 1, SIZE), 1)
     set_gradients(ours, gradients)
     return ours
 
@@ -107,7 +107,7 @@ def test_peers_do_the_same(small: None, gradients: list[np.ndarray], make: Calla
 
 def test_only_active_rows_are_updated(small: None):
     """The store of a step has more rows than places."""
-    ours = adam.HostAdam(1, 5, SIZE, active=2)
+    ours = adam.HostAdam(adam.Arrays.of(1, 5, SIZE), active=2)
     ours.pipeline()
     w = ours._kernel.w[0].asnumpy()
     assert (w[:2] != np.float32(0.02)).all()

@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ascend_ops.adam import HYPER, AdamRows, SquareSum
 from ascend_ops.library import cpu_library
 from pangu_sigma.bench.harness import Row, absent, compare, take_turns
 from pangu_sigma.device import use_cpu
+from pangu_sigma.model.declare import adopt
 
 TENSORS, SIZE = 48, 1 << 20
 LR, BETAS, EPS, DECAY, SCALE, CLIP = 1e-4, (0.9, 0.999), 1e-8, 0.01, 1024.0, 1.0
@@ -29,7 +31,8 @@ DEEPSPEED, FUSED = "DeepSpeedCPUAdam", "torch AdamW fused"
 def run(peers: bool) -> list[Row]:
     """Rows of the bench. peers: with torch and DeepSpeed, where they are installed."""
     use_cpu()
-    ours = HostAdam(TENSORS, 1, SIZE)
+    arrays = Arrays.of(TENSORS, 1, SIZE)
+    ours = HostAdam(arrays, 1)
     kernel: dict[str, Callable[[], Any]] = {
         "ours": ours.kernel,
         "memory traffic of Adam alone": _traffic(),
@@ -42,7 +45,7 @@ def run(peers: bool) -> list[Row]:
             if not installed(name):
                 missing.append(name)
                 continue
-            peer = TorchAdam(make, [np.full(SIZE, 0.02, np.float32) for _ in range(TENSORS)])
+            peer = TorchAdam(make, arrays.weights)
             kernel[name], pipeline[name] = peer.kernel, peer.pipeline
     size = f"{TENSORS * SIZE / 1e6:.0f} M parameters"
     rows = []
@@ -53,17 +56,32 @@ def run(peers: bool) -> list[Row]:
     return rows
 
 
+@dataclass(frozen=True)
+class Arrays:
+    """Stored rows with their Adam state, which several contenders may update: the rows do not care who does."""
+
+    weights: list[np.ndarray]
+    moments: list[np.ndarray]
+    variances: list[np.ndarray]
+
+    @classmethod
+    def of(cls, tensors: int, rows: int, size: int) -> Arrays:
+        """Each array [rows, size]."""
+        return cls(*([np.full((rows, size), value, np.float32) for _ in range(tensors)] for value in (0.02, 0.0, 0.0)))
+
+
 class _Update(nn.Cell):
     """AdamW over stored rows in one graph; with `half`, everything around it too."""
 
-    def __init__(self, weights: list[np.ndarray], half: bool):
+    def __init__(self, arrays: Arrays, half: bool):
         super().__init__()
         self.w, self.m, self.v = (
-            ParameterTuple([Parameter(Tensor(a * keep), name=f"{part}.{i}") for i, a in enumerate(weights)])
-            for part, keep in (("w", 1), ("m", 0), ("v", 0))
+            ParameterTuple([adopt(f"{part}.{i}", array, decay=False) for i, array in enumerate(of_part)])
+            for part, of_part in (("w", arrays.weights), ("m", arrays.moments), ("v", arrays.variances))
         )
-        self.step = Parameter(Tensor(np.zeros(len(weights[0]), np.int32)), name="step")
-        self.decay = Tensor(np.full(len(weights), DECAY, np.float32))
+        tensors, rows = len(arrays.weights), len(arrays.weights[0])
+        self.step = Parameter(Tensor(np.zeros(rows, np.int32)), name="step")
+        self.decay = Tensor(np.full(tensors, DECAY, np.float32))
         fixed = {"lr": LR, "apply": 1.0, "beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS, "zero_grad": float(half)}
         self.fixed = Tensor(np.array([fixed.get(name, 0.0) for name in HYPER], np.float32))
         self.scale_at = Tensor(np.eye(len(HYPER), dtype=np.float32)[HYPER.index("grad_scale")])
@@ -81,20 +99,16 @@ class _Update(nn.Cell):
 
 
 class HostAdam:
-    """Our update of `active` rows of `tensors` stores of `rows` rows."""
+    """Our update of the first `active` rows of `arrays`."""
 
-    def __init__(self, tensors: int, rows: int, size: int, active: int | None = None):
-        places = rows if active is None else active
-        weights = [np.full((rows, size), 0.02, np.float32) for _ in range(tensors)]
-        self._kernel, self._pipeline = _Update(weights, False), _Update(weights, True)
-        for part in ("w", "m", "v"):  # one set of arrays for both
-            for one, other in zip(getattr(self._kernel, part), getattr(self._pipeline, part), strict=True):
-                other.set_data(Tensor.from_numpy(one.asnumpy()), slice_shape=True)
-        numbers = np.arange(places, dtype=np.int32)
-        self._plan = [Tensor(a) for a in (numbers, np.arange(places + 1, dtype=np.int32), numbers)]
+    def __init__(self, arrays: Arrays, active: int):
+        self._kernel, self._pipeline = _Update(arrays, False), _Update(arrays, True)
+        numbers = np.arange(active, dtype=np.int32)
+        self._plan = [Tensor(a) for a in (numbers, np.arange(active + 1, dtype=np.int32), numbers)]
+        shapes = [(active, weight.shape[1]) for weight in arrays.weights]
         # mutable: a graph takes other tuples for constants, and equal constants for one
-        self._grads = mutable(tuple(Tensor(np.full((places, size), 1e-3, np.float32)) for _ in weights))
-        self._copies = mutable(tuple(Tensor(np.zeros((places, size), np.float16)) for _ in weights))
+        self._grads = mutable(tuple(Tensor(np.full(shape, 1e-3, np.float32)) for shape in shapes))
+        self._copies = mutable(tuple(Tensor(np.zeros(shape, np.float16)) for shape in shapes))
 
     def kernel(self) -> None:
         self._kernel(*self._plan, self._grads, ()).asnumpy()
@@ -152,10 +166,15 @@ def installed(peer: str) -> bool:
 
 
 def _traffic() -> Callable[[], Any]:
+    """Tensor by tensor: four streams that are a power of two apart would share the same lines of the caches."""
     function = ctypes.CDLL(cpu_library()).AdamTraffic
-    arrays = [np.ones(TENSORS * SIZE, np.float32) for _ in range(4)]
-    pointers = [ctypes.c_void_p(a.ctypes.data) for a in arrays]
-    return lambda: (function(*pointers, ctypes.c_int64(arrays[0].size)), arrays)[0]
+    arrays, grads = Arrays.of(TENSORS, 1, SIZE), [np.full(SIZE, 1e-3, np.float32) for _ in range(TENSORS)]
+
+    def work() -> None:
+        for tensor in zip(arrays.weights, arrays.moments, arrays.variances, grads, strict=True):
+            function(*(ctypes.c_void_p(array.ctypes.data) for array in tensor), ctypes.c_int64(SIZE))
+
+    return work
 
 
 def _mindspore() -> Callable[[], Any]:

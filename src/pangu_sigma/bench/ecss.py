@@ -22,8 +22,8 @@ from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from ascend_ops.adam import SquareSum, every_row
-from pangu_sigma.bench.adam import DEEPSPEED, HostAdam, TorchAdam, deepspeed_adam, installed
-from pangu_sigma.bench.harness import RUNS, Row, absent, compare, take_turns
+from pangu_sigma.bench.adam import DEEPSPEED, Arrays, HostAdam, TorchAdam, deepspeed_adam, installed
+from pangu_sigma.bench.harness import RUNS, Row, absent, compare, figure, take_turns
 from pangu_sigma.bench.synthetic import RATE, SharedTier, SyntheticRun, config_of
 from pangu_sigma.config import Config, EcssConfig
 from pangu_sigma.device import use_cpu
@@ -43,7 +43,7 @@ SWEEP_TOKENS, SWEEP_DOMAINS, SWEEP_RUNS = (64, 1024, 8192), (1, 10, 40), 3
 
 OPTIMIZER_CASES = ((16, 4), (40, 1))
 """Stored and active experts of a layer."""
-OPTIMIZER_LAYERS, OPTIMIZER_SIZE = 2, 2 * 512 * 2048
+OPTIMIZER_LAYERS, OPTIMIZER_SIZE = 4, 2 * 512 * 2048
 
 
 def run(peers: bool) -> list[Row]:
@@ -68,7 +68,9 @@ def paper() -> list[Row]:
     case = f"paper: 1 of {DOMAINS} active, {tokens} tokens, {lab.parameters / 1e6:.0f} M stored"
     on, off = lab.on(tokens), lab.off(tokens)
     rows = compare("ecss", case, take_turns({"ours": on.advance, "ecss.enabled: false": off.advance}))
-    rows.append(_figure(case, "speed-up that X and Y predict", _known(rows[0].ratio), lab.predicted(tokens), "x"))
+    rows.append(
+        figure("ecss", case, "speed-up that X and Y predict", _known(rows[0].ratio), lab.predicted(tokens), "x")
+    )
 
     copied = case + ", experts copied as to a device"
     stalls: list[float] = []
@@ -82,13 +84,26 @@ def paper() -> list[Row]:
     return [
         *rows,
         row,
-        _figure(copied, "speed-up, the paper's", _known(row.ratio), PAPER_SPEEDUP, "x"),
-        _figure(copied, "host work Y of all : compute X, the paper's", y / x, PAPER_RATIO, "x"),
-        _figure(copied, "(X + Y) / (X + Y/10), no overlap", _known(row.ratio), (x + y) / (x + y / DOMAINS), "x"),
-        _figure(copied, "(X + Y) / max(X, Y/10), whole overlap", _known(row.ratio), (x + y) / max(x, y / DOMAINS), "x"),
-        _figure(copied, "stall, at most 5 % of the step", 100 * stall, 5.0, "%", lower=True),
-        _figure(
-            copied, "expert weights on the device, active : stored", 100 * on_device, 100 / DOMAINS, "%", lower=True
+        figure("ecss", copied, "speed-up, the paper's", _known(row.ratio), PAPER_SPEEDUP, "x"),
+        figure("ecss", copied, "host work Y of all : compute X, the paper's", y / x, PAPER_RATIO, "x"),
+        figure("ecss", copied, "(X + Y) / (X + Y/10), no overlap", _known(row.ratio), (x + y) / (x + y / DOMAINS), "x"),
+        figure(
+            "ecss",
+            copied,
+            "(X + Y) / max(X, Y/10), whole overlap",
+            _known(row.ratio),
+            (x + y) / max(x, y / DOMAINS),
+            "x",
+        ),
+        figure("ecss", copied, "stall, at most 5 % of the step", 100 * stall, 5.0, "%", lower=True),
+        figure(
+            "ecss",
+            copied,
+            "expert weights on the device, active : stored",
+            100 * on_device,
+            100 / DOMAINS,
+            "%",
+            lower=True,
         ),
     ]
 
@@ -103,7 +118,7 @@ def sweep(domains: int) -> list[Row]:
         case = f"sweep: 1 of {domains} active, {tokens} tokens"
         [row] = compare("ecss", case, seconds)
         predicted = lab.predicted(tokens)
-        rows += [row, _figure(case, "speed-up that X and Y predict", _known(row.ratio), predicted, "x")]
+        rows += [row, figure("ecss", case, "speed-up that X and Y predict", _known(row.ratio), predicted, "x")]
     return rows
 
 
@@ -111,23 +126,18 @@ def optimizer(stored: int, active: int, peers: bool) -> list[Row]:
     """AdamW over the active rows, against DeepSpeed's over all rows of stacked experts."""
     use_cpu()
     case = f"optimizer, {active} of {stored} experts active, {OPTIMIZER_LAYERS} layers"
+    arrays = Arrays.of(OPTIMIZER_LAYERS, stored, OPTIMIZER_SIZE)
     contenders: dict[str, Callable[[], Any]] = {
-        "ours": HostAdam(OPTIMIZER_LAYERS, stored, OPTIMIZER_SIZE, active).kernel,
-        "ours, all experts": HostAdam(OPTIMIZER_LAYERS, stored, OPTIMIZER_SIZE).kernel,
+        "ours": HostAdam(arrays, active).kernel,
+        "ours, all experts": HostAdam(arrays, stored).kernel,
     }
     name = f"{DEEPSPEED}, stacked experts"
     if peers and installed(DEEPSPEED):
-        weights = [np.full((stored, OPTIMIZER_SIZE), 0.02, np.float32) for _ in range(OPTIMIZER_LAYERS)]
-        contenders[name] = TorchAdam(deepspeed_adam, weights).kernel
+        contenders[name] = TorchAdam(deepspeed_adam, arrays.weights).kernel
     rows = compare("ecss", case, take_turns(contenders))
     if peers and not installed(DEEPSPEED):
         rows.append(absent("ecss", case, rows[-1].ours, name, "ms", rows[-1].runs))
     return rows
-
-
-def _figure(case: str, what: str, ours: float, other: float, unit: str, lower: bool = False) -> Row:
-    """A row of something that is not a time; lower: less is better."""
-    return Row("ecss", case, ours, what, other, other / max(ours, 1e-9) if lower else ours / other, unit, 1)
 
 
 def _known(ratio: float | None) -> float:

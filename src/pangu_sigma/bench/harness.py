@@ -83,6 +83,11 @@ def _rate(work: float, seconds: list[float]) -> float:
     return work / statistics.median(seconds)
 
 
+def figure(bench: str, case: str, what: str, ours: float, other: float, unit: str, lower: bool = False) -> Row:
+    """A row of something that is not a time, beside what it should be; lower: less is better."""
+    return Row(bench, case, ours, what, other, other / max(ours, 1e-9) if lower else ours / other, unit, 1)
+
+
 def absent(bench: str, case: str, ours: float, peer: str, unit: str, runs: int) -> Row:
     """The row of a peer that is not installed."""
     return Row(bench, case, ours, peer, None, None, unit, runs)

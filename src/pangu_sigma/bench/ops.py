@@ -15,7 +15,7 @@ from mindspore import Tensor, nn, ops
 
 from ascend_ops.emulation import bytes_ratio
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
-from pangu_sigma.bench.harness import Row, absent, compare, take_turns
+from pangu_sigma.bench.harness import Row, absent, compare, figure, take_turns
 from pangu_sigma.device import use_cpu
 
 TOKENS, HIDDEN, EXPERTS = 8192, 2560, 16
@@ -46,7 +46,7 @@ def _device_traffic(chip: str, residual: bool) -> Row:
     """Bytes that the Ascend C kernel moves, from its tiling, over the fewest possible; nothing is timed."""
     case = f"{'combine' if residual else 'dispatch'} 8192x5120 float16 on {chip}"
     moved = bytes_ratio(8192, 5120, "float16", chip, residual)
-    return Row("ops", case, moved, "each row read once, written once", 1.0, 1.0 / moved, "bytes / minimum", 1)
+    return figure("ops", case, "each row read once, written once", moved, 1.0, "bytes / minimum", lower=True)
 
 
 class RoundTrip(nn.Cell):

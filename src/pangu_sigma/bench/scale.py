@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.bench import stored_experts
-from pangu_sigma.bench.harness import Row, compare, take_turns
+from pangu_sigma.bench.harness import Row, compare, figure, take_turns
 from pangu_sigma.bench.peer import Worker
 from pangu_sigma.bench.synthetic import SyntheticRun, config_of
 from pangu_sigma.device import use_cpu
@@ -79,17 +79,8 @@ def in_files() -> list[Row]:
     share = stall / statistics.median(seconds["ours"])
     return [
         *compare("scale", case, seconds),
-        Row("scale", case, peak, "peak resident memory, at most", MOST_GIB, MOST_GIB / peak, "GiB", 1),
-        Row(
-            "scale",
-            case,
-            100 * share,
-            "stall, at most 5 % of the step",
-            5.0,
-            0.05 / max(share, 1e-9),
-            "%",
-            len(answers),
-        ),
+        figure("scale", case, "peak resident memory, at most", peak, MOST_GIB, "GiB", lower=True),
+        figure("scale", case, "stall, at most 5 % of the step", 100 * share, 5.0, "%", lower=True),
     ]
 
 
