@@ -159,6 +159,10 @@ class DataConfig(Section):
     """Share of each domain's documents that is never trained on."""
     domains_per_step: Positive = 1
     """Blocks of a batch; each block holds samples of one domain, so at most this many domains are active in a step."""
+    domain_sets: Positive = 1
+    """Sets of equally many domains and near-equal weight; block m of a batch draws from set m modulo this. Groups of ranks store
+    whole sets, so each group has its domains in every step. It decides the order of samples and so belongs to the data: the order
+    is the same on any number of ranks."""
 
 
 class OptimizerConfig(Section):
@@ -178,6 +182,35 @@ class OptimizerConfig(Section):
     """Not applied to biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
     """Global norm over dense parameters and active experts."""
+
+
+class ParallelConfig(Section):
+    """How a run is spread over ranks, one process and one device each: groups · expert · data · tensor of them. The last varies
+    fastest, so that the ranks of a tensor group share a host."""
+
+    groups: Positive = 1
+    """Groups of ranks; each stores the experts of its own sets of domains and takes their blocks of a batch."""
+    expert: Positive = 1
+    """Ranks of a group among which the experts of every domain are divided; tokens travel among them by all-to-all."""
+    data: Positive = 1
+    """Replicas, experts included; each takes a part of the sequences of every block."""
+    tensor: Positive = 1
+    """Ranks that share every matrix: attention heads, FFN columns and rows (op-level parallelism of PanGu-α)."""
+    optimizer: bool = True
+    """Where a dense parameter is the same on several ranks, each keeps a part of it and of its Adam state (ZeRO)."""
+    recompute: bool = False
+    """Keep only the inputs of layers for the backward pass and compute the rest again."""
+    fusion_mib: NonNegative = 64
+    """Gradients are summed over ranks in pieces of this size, in MiB; 0: each by itself."""
+    capacity_factor: PositiveFloat = 2.0
+    """Rows that a rank can send to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
+    overflow: Literal["refuse", "drop"] = "refuse"
+    """What happens to rows beyond it, which are known before the step. `refuse`: an error that names the factor needed. `drop`:
+    they skip that FFN, counted and reported."""
+
+    @property
+    def ranks(self) -> int:
+        return self.groups * self.expert * self.data * self.tensor
 
 
 class LossScaleConfig(Section):
@@ -238,6 +271,7 @@ class Config(Section):
     ecss: EcssConfig = EcssConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
@@ -260,7 +294,25 @@ class Config(Section):
             raise ValueError(
                 f"data.domains_per_step={blocks} is more than the {len(self.domains)} domains; lower it to at most that"
             )
+        self._check_divisible()
         return self
+
+    def _check_divisible(self) -> None:
+        """Every part of a run that is divided among ranks must come out even; the first that does not is an error."""
+        m, p, sets = self.model, self.parallel, self.data.domain_sets
+        sequences = self.train.batch_size // self.data.domains_per_step
+        for key, value, by, number in (
+            ("the number of domains", len(self.domains), "data.domain_sets", sets),
+            ("data.domains_per_step", self.data.domains_per_step, "data.domain_sets", sets),
+            ("data.domain_sets", sets, "parallel.groups", p.groups),
+            ("model.experts_per_domain", m.experts_per_domain, "parallel.expert", p.expert),
+            ("sequences in a block", sequences, "parallel.expert · parallel.data", p.expert * p.data),
+            ("model.heads", m.heads, "parallel.tensor", p.tensor),
+            ("model.hidden", m.hidden, "parallel.tensor", p.tensor),
+            ("model.ffn", m.ffn, "parallel.tensor", p.tensor),
+        ):
+            if value % number:
+                raise ValueError(f"{key} ({value}) is not divisible by {by} ({number}); change one of them")
 
     @property
     def slots(self) -> int:

@@ -70,3 +70,15 @@ def domains_of(config: Config) -> Domains:
         ],
         slot_names,
     )
+
+
+def domain_sets(config: Config) -> list[list[int]]:
+    """Indices of the domains of each of `data.domain_sets` sets, ascending: equally many, and weights as equal as a greedy
+    packing makes them. Our choice: the paper says that domains share groups of ranks, not how."""
+    sets: list[list[int]] = [[] for _ in range(config.data.domain_sets)]
+    weights, size = [0.0] * len(sets), len(config.domains) // len(sets)
+    for index in sorted(range(len(config.domains)), key=lambda i: -config.domains[i].weight):
+        lightest = min((s for s in range(len(sets)) if len(sets[s]) < size), key=lambda s: weights[s])
+        sets[lightest].append(index)
+        weights[lightest] += config.domains[index].weight
+    return [sorted(members) for members in sets]

@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
+from pangu_sigma.model.experts import PaddedFFN, padded_experts
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
 
 
@@ -27,7 +28,7 @@ class InferenceGraph(nn.Cell):
     def __init__(self, config: Config, expert_weights: list[np.ndarray]):
         """expert_weights: FFN_TENSORS as arrays [K, …] per RRE layer, bottom layer first."""
         super().__init__()
-        self.network = PanGuSigma(config.model, config.slots, padded=True)
+        self.network = PanGuSigma(config.model, config.slots, routed=padded_experts, dense=PaddedFFN)
         names = [f"experts.{i // len(FFN_TENSORS)}.{i % len(FFN_TENSORS)}" for i in range(len(expert_weights))]
         self.experts = ParameterTuple(
             [Parameter(Tensor(w), name=n, requires_grad=False) for w, n in zip(expert_weights, names, strict=True)]

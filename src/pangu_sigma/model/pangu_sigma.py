@@ -17,15 +17,16 @@ function of the dense parameters and the active experts (design decision 5), whe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops import functional as F
 
-from ascend_ops.grouped_ffn import one_expert
+from ascend_ops.grouped_ffn import GroupedFFN, one_expert
 from pangu_sigma.config import ModelConfig
 from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, declare
-from pangu_sigma.model.experts import Experts, PaddedFFN, grouped_experts, padded_experts
+from pangu_sigma.model.experts import Experts, PaddedFFN, grouped_experts
 from pangu_sigma.model.rowwise import LayerNorm, softmax
 
 FFN_TENSORS = ("w1", "b1", "w2", "b2")
@@ -136,20 +137,27 @@ class Layer(nn.Cell):
 
 
 class PanGuSigma(nn.Cell):
-    """Hidden states and tied logits of a batch. `slots`: embedding slots. `padded`: layout of the experts' rows."""
+    """Hidden states and tied logits of a batch."""
 
-    def __init__(self, config: ModelConfig, slots: int, dtype: ms.Type = ms.float32, padded: bool = False):
+    def __init__(
+        self,
+        config: ModelConfig,
+        slots: int,
+        dtype: ms.Type = ms.float32,
+        routed: Callable[[], Experts] = grouped_experts,
+        dense: Callable[[], nn.Cell] = GroupedFFN,
+    ):
+        """slots: embedding slots. routed, dense: make what the FFN of an RRE layer and of a dense layer is made of."""
         super().__init__()
-        make_experts = padded_experts if padded else grouped_experts
         tables = TruncatedNormal(config.init_std)
         self.embedding = declare(
             "embedding", (slots, config.slot_rows, config.hidden), Normal(config.init_std), decay=True
         )
         self.positions = declare("positions", (config.seq_length, config.hidden), tables, decay=True)
         self.query_positions = declare("query_positions", (config.seq_length, config.hidden), tables, decay=True)
-        dense = [Layer(config, dtype, DenseFFN(config, make_experts().ffn)) for _ in range(config.dense_layers)]
-        routed = [Layer(config, dtype, RoutedFFN(config, make_experts())) for _ in range(config.rre_layers)]
-        self.layers = nn.CellList(dense + routed)
+        ffns = [DenseFFN(config, dense()) for _ in range(config.dense_layers)]
+        ffns += [RoutedFFN(config, routed()) for _ in range(config.rre_layers)]
+        self.layers = nn.CellList([Layer(config, dtype, ffn) for ffn in ffns])
         self.norm = LayerNorm(config.hidden)
         self.drop = Dropout(config.dropout)
         self.lookup = ops.Gather()
