@@ -41,7 +41,7 @@ class ExpertDispatch(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.move = _Move()
+        self.move = Gather()
 
     def construct(self, x_TH, order_M, inverse_T):
         check("ExpertDispatch", x_TH, "x", order_M, "order")
@@ -60,8 +60,8 @@ class ExpertCombine(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.move = _Move()
-        self.add = _MoveAdd()
+        self.move = Gather()
+        self.add = GatherAdd()
 
     def construct(self, rows_MH, inverse_T, order_M, residual_TH=None):
         check("ExpertCombine", rows_MH, "rows", inverse_T, "inverse")
@@ -97,7 +97,7 @@ def _gather():
     return device_op(DISPATCH, lambda x, i: (i[0], x[1]), lambda x, i: x)
 
 
-class _Move(nn.Cell):
+class Gather(nn.Cell):
     """rows of x by `index`; `back` is its inverse, for the gradient."""
 
     def __init__(self):
@@ -111,7 +111,7 @@ class _Move(nn.Cell):
         return self.gather(dout, back), ops.zeros_like(index), ops.zeros_like(back)
 
 
-class _MoveAdd(nn.Cell):
+class GatherAdd(nn.Cell):
     def __init__(self):
         super().__init__()
         self.gather = _gather()

@@ -33,7 +33,7 @@ class Oracle:
 
     def hidden(self, batch: Batch, routes_NBS: np.ndarray | None) -> np.ndarray:
         """[B, S, H]: every sequence and head on its own, no vectorisation to share a mistake with."""
-        table = self.w["embedding"].reshape(-1, self.config.hidden)
+        table = self.w["embedding"]
         sequences = []
         for b, rows in enumerate(batch.rows_GBS[0]):
             places, documents = batch.positions_GBS[0][b], batch.documents_GBS[0][b]
@@ -56,7 +56,7 @@ class Oracle:
         normed = self.norm(f"{name}.ffn_norm", x)
         routed = index - self.config.dense_layers
         if routed < 0:
-            tensors = {t: self.w[f"{name}.ffn.{t}"] for t in FFN_TENSORS}
+            tensors = {t: self.w[f"{name}.ffn.{t}"][None] for t in FFN_TENSORS}
             chosen = np.zeros(len(x), int)
         else:
             assert routes_NS is not None
@@ -167,7 +167,8 @@ def one_expert(make, dense) -> Model:
         parameter.set_data(source[name])
     for n in range(2):
         for tensor in FFN_TENSORS:
-            model.store.layer_parameters(n)[tensor].set_data(source[f"layers.{n + 1}.ffn.{tensor}"])
+            dense_tensor = source[f"layers.{n + 1}.ffn.{tensor}"].asnumpy()
+            model.store.layer_parameters(n)[tensor].set_data(as_tensor(dense_tensor[None]))
     return model
 
 
@@ -195,7 +196,7 @@ def test_without_rre_layers_it_is_pangu_alpha(dense):
     hidden, logits = dense(batch)
     expected = dense.oracle().hidden(batch, None).reshape(hidden.shape)
     assert_close(hidden, expected, 1e-5)
-    assert_close(logits[0], expected @ dense.oracle().w["embedding"][0].T, 1e-5)
+    assert_close(logits[0], expected @ dense.oracle().w["embedding"].T, 1e-5)
 
 
 def test_rre_layers_send_each_token_through_its_expert(routed):
@@ -208,7 +209,8 @@ def test_rre_layers_send_each_token_through_its_expert(routed):
     assert_close(hidden, expected, 1e-5)
     blocks = expected.reshape(2, -1, expected.shape[-1])
     for block, slot, found in zip(blocks, batch.slots_GM[0], logits, strict=True):
-        assert_close(found, block @ oracle.w["embedding"][slot].T, 1e-5)
+        table = oracle.w["embedding"].reshape(-1, routed.config.model.slot_rows, expected.shape[-1])
+        assert_close(found, block @ table[slot].T, 1e-5)
 
 
 def test_one_block_reads_and_predicts_with_its_own_slot(routed):
@@ -217,7 +219,7 @@ def test_one_block_reads_and_predicts_with_its_own_slot(routed):
     before = routed(batch)
     changed = weights_of(routed.network)["embedding"]
     original = changed.copy()
-    changed[1] += 1.0
+    changed[routed.config.model.slot_rows :] += 1.0
     routed.network.embedding.set_data(ms.Tensor(changed))
     hidden, logits = routed(batch)
     routed.network.embedding.set_data(ms.Tensor(original))

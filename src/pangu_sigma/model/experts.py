@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mindspore import nn, ops
 
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
-from ascend_ops.grouped_ffn import GroupedFFN
+from ascend_ops.grouped_ffn import GroupedFFN, one_expert
 
 
 class Experts(NamedTuple):
@@ -42,17 +42,52 @@ def padded_experts() -> Experts:
 
 
 class PaddedFFN(nn.Cell):
-    """The contract of `ascend_ops.grouped_ffn.GroupedFFN` for rows padded to [A, C, H]; offsets are not needed."""
+    """The contract of `ascend_ops.grouped_ffn.GroupedFFN` for rows padded to [A, C, H]; offsets are not needed.
+
+    The biases have an axis for the rows: a reshape in here would be one more thing for a parallel plan to place.
+    """
 
     def __init__(self):
         super().__init__()
         self.up = ops.BatchMatMul(transpose_b=True)
         self.down = ops.BatchMatMul()
         self.activate = ops.FastGeLU()
+        self.add_up, self.add_down = ops.Add(), ops.Add()
 
-    def construct(self, x_ACH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1):
-        inner_ACF = self.activate(self.up(x_ACH, w1_AFH) + ops.expand_dims(b1_AF, 1))
-        return self.down(inner_ACF, w2_AFH) + ops.expand_dims(b2_AH, 1)
+    def construct(self, x_ACH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, offsets_A1):
+        inner_ACF = self.activate(self.add_up(self.up(x_ACH, w1_AFH), b1_A1F))
+        return self.add_down(self.down(inner_ACF, w2_AFH), b2_A1H)
+
+
+class OneExpertFFN(nn.Cell):
+    """The FFN of a dense layer by the grouped kernel: one expert that meets every token.
+
+    construct(x_TH, w1_FH, b1_F, w2_FH, b2_H) -> y_TH
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.ffn = GroupedFFN()
+
+    def construct(self, x_TH, w1_FH, b1_F, w2_FH, b2_H):
+        w1, b1, w2, b2 = (ops.reshape(w, (1, *ops.shape(w))) for w in (w1_FH, b1_F, w2_FH, b2_H))
+        return self.ffn(x_TH, w1, b1, w2, b2, one_expert(ops.shape(x_TH)[0]))
+
+
+class MatMulFFN(nn.Cell):
+    """The same by standard operators, for exported graphs and for Ascend."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = ops.MatMul(transpose_b=True)
+        self.down = ops.MatMul()
+        self.activate = ops.FastGeLU()
+        self.add_up, self.add_down = ops.BiasAdd(), ops.BiasAdd()
+
+    def construct(self, x_TH, w1_FH, b1_F, w2_FH, b2_H):
+        w1, b1, w2, b2 = (ops.cast(w, x_TH.dtype) for w in (w1_FH, b1_F, w2_FH, b2_H))
+        inner_TF = self.activate(self.add_up(self.up(x_TH, w1), b1))
+        return self.add_down(self.down(inner_TF, w2), b2)
 
 
 class _PaddedDispatch(nn.Cell):

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
-from pangu_sigma.model.experts import PaddedFFN, padded_experts
+from pangu_sigma.model.experts import MatMulFFN, padded_experts
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
 
 
@@ -28,7 +28,7 @@ class InferenceGraph(nn.Cell):
     def __init__(self, config: Config, expert_weights: list[np.ndarray]):
         """expert_weights: FFN_TENSORS as arrays [K, …] per RRE layer, bottom layer first."""
         super().__init__()
-        self.network = PanGuSigma(config.model, config.slots, routed=padded_experts, dense=PaddedFFN)
+        self.network = PanGuSigma(config.model, config.slots, routed=padded_experts, dense=MatMulFFN)
         names = [f"experts.{i // len(FFN_TENSORS)}.{i % len(FFN_TENSORS)}" for i in range(len(expert_weights))]
         self.experts = ParameterTuple(
             [Parameter(Tensor(w), name=n, requires_grad=False) for w, n in zip(expert_weights, names, strict=True)]
@@ -38,7 +38,8 @@ class InferenceGraph(nn.Cell):
     def construct(self, rows_BS, positions_BS, documents_BS, slots_B, last_B, active_NA, order_NAC, inverse_NT):
         experts: tuple = ()
         for i in range(len(self.experts)):
-            experts += (self.pick(self.experts[i], active_NA[i // len(FFN_TENSORS)], 0),)
+            weight = self.pick(self.experts[i], active_NA[i // len(FFN_TENSORS)], 0)
+            experts += (ops.expand_dims(weight, 1) if weight.ndim == 2 else weight,)  # biases
         hidden_TH = self.network(rows_BS, positions_BS, documents_BS, order_NAC, inverse_NT, inverse_NT, *experts)
         logits_B1R = self.network.logits(self.pick(hidden_TH, last_B, 0), slots_B)
         return ops.cast(ops.squeeze(logits_B1R, 1), ms.float32)

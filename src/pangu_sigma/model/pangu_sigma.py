@@ -12,6 +12,9 @@ original code: the final LayerNorm comes before the query layer and none after i
 Shape suffixes: B batch, S sequence, T tokens = B·S, H hidden, F ffn, n heads, d = H/n, M blocks of a batch (one domain each),
 R rows of an embedding slot, A active experts, N RRE layers. Weights of experts are arguments, not parameters: the network is a pure
 function of the dense parameters and the active experts (design decision 5), wherever those come from.
+
+Operators that a parallel plan must place are attributes of their cells, so that `parallel/sharding.py` finds them; casts and
+reshapes follow their neighbours. On several ranks the blocks are those of all ranks, so M is ranks times blocks of one.
 """
 
 from __future__ import annotations
@@ -23,10 +26,9 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops import functional as F
 
-from ascend_ops.grouped_ffn import GroupedFFN, one_expert
 from pangu_sigma.config import ModelConfig
 from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, declare
-from pangu_sigma.model.experts import Experts, PaddedFFN, grouped_experts
+from pangu_sigma.model.experts import Experts, OneExpertFFN, grouped_experts
 from pangu_sigma.model.rowwise import LayerNorm, softmax
 
 FFN_TENSORS = ("w1", "b1", "w2", "b2")
@@ -65,9 +67,12 @@ class Attention(nn.Cell):
         self.output = Linear(hidden, hidden, std / math.sqrt(2 * config.layers), dtype)
         self.heads = config.heads
         self.scale = 1 / math.sqrt(hidden // config.heads)
+        self.split_heads, self.join_heads = ops.Transpose(), ops.Transpose()
+        self.multiply = ops.Mul()
         self.scores = ops.BatchMatMul(transpose_b=True)
-        self.weigh = ops.BatchMatMul()
+        self.mask = ops.Add()
         self.softmax = softmax()
+        self.weigh = ops.BatchMatMul()
         self.drop_weights = Dropout(config.dropout)
         self.drop_output = Dropout(config.dropout)
         self.dtype = dtype
@@ -77,31 +82,28 @@ class Attention(nn.Cell):
         q = self._split(self.query(query_TH), batch, length)
         k = self._split(self.key(x_TH), batch, length)
         v = self._split(self.value(x_TH), batch, length)
-        scores_BnSS = F.cast(self.scores(q * self.scale, k), ms.float32) + hidden_from_B1SS
+        scores_BnSS = self.mask(F.cast(self.scores(self.multiply(q, self.scale), k), ms.float32), hidden_from_B1SS)
         weights_BnSS = self.drop_weights(F.cast(self.softmax(scores_BnSS), self.dtype))
-        mixed_BSnd = F.transpose(self.weigh(weights_BnSS, v), (0, 2, 1, 3))
+        mixed_BSnd = self.join_heads(self.weigh(weights_BnSS, v), (0, 2, 1, 3))
         return self.drop_output(self.output(F.reshape(mixed_BSnd, F.shape(x_TH))))
 
     def _split(self, x_TH, batch, length):
-        return F.transpose(F.reshape(x_TH, (batch, length, self.heads, -1)), (0, 2, 1, 3))
+        return self.split_heads(F.reshape(x_TH, (batch, length, self.heads, -1)), (0, 2, 1, 3))
 
 
 class DenseFFN(nn.Cell):
-    """The FFN of a dense layer: one expert that meets every token."""
+    """The FFN of a dense layer: every token meets it."""
 
     def __init__(self, config: ModelConfig, ffn: nn.Cell):
         super().__init__()
         for name, shape, init, decay in ffn_tensors(config):
-            setattr(self, name, declare(name, (1, *shape), init, decay=decay))
+            setattr(self, name, declare(name, shape, init, decay=decay))
         self.ffn = ffn
+        self.add = ops.Add()
         self.drop = Dropout(config.dropout)
-        self.padded = isinstance(ffn, PaddedFFN)
 
     def construct(self, residual_TH, x_TH):
-        x = F.expand_dims(x_TH, 0) if self.padded else x_TH
-        offsets = one_expert(F.shape(x_TH)[0]) if not self.padded else None
-        y = self.ffn(x, self.w1, self.b1, self.w2, self.b2, offsets)
-        return residual_TH + self.drop(F.reshape(y, F.shape(x_TH)))
+        return self.add(residual_TH, self.drop(self.ffn(x_TH, self.w1, self.b1, self.w2, self.b2)))
 
 
 class RoutedFFN(nn.Cell):
@@ -125,6 +127,7 @@ class Layer(nn.Cell):
         super().__init__()
         self.attention_norm = LayerNorm(config.hidden)
         self.attention = Attention(config, dtype)
+        self.add = ops.Add()
         self.ffn_norm = LayerNorm(config.hidden)
         self.ffn = ffn
         self.dtype = dtype
@@ -132,7 +135,7 @@ class Layer(nn.Cell):
     def construct(self, x_TH, query_TH, hidden_from_B1SS, *routed):
         """query_TH: the query layer's position rows; None elsewhere, where the hidden state asks. routed: of an RRE layer."""
         normed = F.cast(self.attention_norm(x_TH), self.dtype)
-        x_TH = x_TH + self.attention(normed if query_TH is None else query_TH, normed, hidden_from_B1SS)
+        x_TH = self.add(x_TH, self.attention(normed if query_TH is None else query_TH, normed, hidden_from_B1SS))
         return self.ffn(x_TH, F.cast(self.ffn_norm(x_TH), self.dtype), *routed)
 
 
@@ -145,13 +148,13 @@ class PanGuSigma(nn.Cell):
         slots: int,
         dtype: ms.Type = ms.float32,
         routed: Callable[[], Experts] = grouped_experts,
-        dense: Callable[[], nn.Cell] = GroupedFFN,
+        dense: Callable[[], nn.Cell] = OneExpertFFN,
     ):
         """slots: embedding slots. routed, dense: make what the FFN of an RRE layer and of a dense layer is made of."""
         super().__init__()
         tables = TruncatedNormal(config.init_std)
         self.embedding = declare(
-            "embedding", (slots, config.slot_rows, config.hidden), Normal(config.init_std), decay=True
+            "embedding", (slots * config.slot_rows, config.hidden), Normal(config.init_std), decay=True
         )
         self.positions = declare("positions", (config.seq_length, config.hidden), tables, decay=True)
         self.query_positions = declare("query_positions", (config.seq_length, config.hidden), tables, decay=True)
@@ -160,7 +163,9 @@ class PanGuSigma(nn.Cell):
         self.layers = nn.CellList([Layer(config, dtype, ffn) for ffn in ffns])
         self.norm = LayerNorm(config.hidden)
         self.drop = Dropout(config.dropout)
-        self.lookup = ops.Gather()
+        self.lookup, self.pick_slots = ops.Gather(), ops.Gather()
+        self.add = ops.Add()
+        self.hidden_from = HiddenFrom()
         self.logits_matmul = ops.BatchMatMul(transpose_b=True)
         self.first_routed = config.dense_layers
         self.last = config.layers - 1
@@ -175,11 +180,12 @@ class PanGuSigma(nn.Cell):
         document each token belongs to; tokens see only their own. order, inverse, offsets: the routing plan.
         experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
         """
-        table = F.reshape(self.embedding, (-1, self.hidden))
         positions = F.reshape(positions_BS, (-1,))
-        x_TH = self.lookup(table, F.reshape(rows_BS, (-1,)), 0) + self.lookup(self.positions, positions, 0)
+        x_TH = self.add(
+            self.lookup(self.embedding, F.reshape(rows_BS, (-1,)), 0), self.lookup(self.positions, positions, 0)
+        )
         x_TH = F.cast(self.drop(x_TH), self.dtype)
-        unseen = hidden_from(documents_BS)
+        unseen = self.hidden_from(documents_BS)
         for i in range(self.last + 1):
             query_TH = None
             if i == self.last:
@@ -195,7 +201,9 @@ class PanGuSigma(nn.Cell):
 
     def logits(self, hidden_TH, slots_M):
         """Logits [M, T/M, R] of each block over the rows of its slot."""
-        table_MRH = F.cast(self.embedding if self.slots == 1 else self.lookup(self.embedding, slots_M, 0), self.dtype)
+        table_MRH = F.reshape(F.cast(self.embedding, self.dtype), (self.slots, -1, self.hidden))
+        if self.slots > 1:
+            table_MRH = self.pick_slots(table_MRH, slots_M, 0)
         blocks = F.shape(table_MRH)[0]
         return self.logits_matmul(F.reshape(hidden_TH, (blocks, -1, self.hidden)), table_MRH)
 
@@ -211,6 +219,22 @@ class Dropout(nn.Cell):
         return x if self.drop is None else self.drop(x)
 
 
+class HiddenFrom(nn.Cell):
+    """construct(documents_BS) -> float32 [B, 1, S, S]: 0 where query i may see key j (same document, j ≤ i), MASKED elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.across, self.down, self.heads = ops.ExpandDims(), ops.ExpandDims(), ops.ExpandDims()
+        self.differ, self.either, self.multiply = ops.NotEqual(), ops.LogicalOr(), ops.Mul()
+
+    def construct(self, documents_BS):
+        places_S = ops.arange(F.shape(documents_BS)[1])
+        later_1SS = F.reshape(places_S, (1, 1, -1)) > F.reshape(places_S, (1, -1, 1))
+        other_BSS = self.differ(self.across(documents_BS, 1), self.down(documents_BS, 2))
+        unseen_BSS = F.cast(self.either(other_BSS, later_1SS), ms.float32)
+        return self.heads(self.multiply(unseen_BSS, MASKED), 1)
+
+
 def ffn_tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...], ms.common.initializer.Initializer, bool]]:
     """Name, shape, initialiser and whether weight decay applies, of the tensors of one FFN, dense or expert."""
     down = Normal(config.init_std / math.sqrt(2 * config.layers))
@@ -220,12 +244,3 @@ def ffn_tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...], ms.comm
         ("w2", (config.ffn, config.hidden), down, True),
         ("b2", (config.hidden,), Zero(), False),
     ]
-
-
-def hidden_from(documents_BS):
-    """float32 [B, 1, S, S]: 0 where query i may see key j (same document, j ≤ i), MASKED elsewhere."""
-    places_S = ops.arange(F.shape(documents_BS)[1])
-    later_SS = F.expand_dims(places_S, 0) > F.expand_dims(places_S, 1)
-    other_BSS = F.expand_dims(documents_BS, 1) != F.expand_dims(documents_BS, 2)
-    unseen_BSS = ops.logical_or(other_BSS, F.expand_dims(later_SS, 0))
-    return F.expand_dims(F.cast(unseen_BSS, ms.float32) * MASKED, 1)

@@ -24,6 +24,9 @@ class NextTokenLoss(nn.Cell):
         self.network = network
         self.log_softmax = ops.LogSoftmax(-1)
         self.pick = ops.GatherD()
+        self.weigh, self.negate = ops.Mul(), ops.Neg()
+        self.sum_tokens, self.sum_blocks = ops.ReduceSum(), ops.ReduceSum()
+        self.scale = ops.Mul()
 
     def construct(
         self,
@@ -43,8 +46,9 @@ class NextTokenLoss(nn.Cell):
         logits = ops.cast(self.network.logits(hidden_TH, slots_M), ms.float32)
         labels = ops.reshape(labels_BS, (logits.shape[0], -1, 1))
         picked = self.pick(self.log_softmax(logits), 2, labels)
-        per_block_M = -ops.sum(picked * ops.reshape(weights_BS, labels.shape), (1, 2))
-        return per_block_M.sum() * scale, per_block_M
+        weighted = self.weigh(picked, ops.reshape(weights_BS, labels.shape))
+        per_block_M = self.negate(self.sum_tokens(weighted, (1, 2)))
+        return self.scale(self.sum_blocks(per_block_M, 0), scale), per_block_M
 
 
 FIRST_EXPERT = 10

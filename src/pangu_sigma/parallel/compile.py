@@ -1,0 +1,239 @@
+"""The training step of one rank compiled for Ascend on a machine without one, and what MindSpore made of it.
+
+MindSpore's own front end is the judge: it infers every layout, places the collectives, cuts the parameters, and refuses what does
+not fit. Nothing runs, so this says nothing about speed, about kernels that the device might not have, or about memory that only the
+device's runtime knows. A process of its own does it (`python -m pangu_sigma.parallel.compile`): see cann_stub.py for why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pangu_sigma.config import Config, ConfigError, dump_config, load_config
+from pangu_sigma.parallel.cann_stub import ascend_environment
+
+COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter")
+
+
+class PlanRefused(RuntimeError):
+    """MindSpore does not compile the plan; the message holds its reason."""
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Equal collectives of one rank's step. bytes: the larger of what one takes and gives, summed over all of them."""
+
+    op: str
+    purpose: str
+    """`forward`, `backward`, `gradient` (sum over ranks with other tokens), `weight` (parts of a dense matrix), `norm`."""
+    count: int
+    group_size: int
+    ranks: list[int] = field(compare=False)
+    """The first ones of the group."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PlacedParameter:
+    """What one rank holds of a parameter. device: `npu`, or `host` when only operators pinned to the host touch it."""
+
+    name: str
+    slice: list[int]
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The step of one rank as MindSpore compiled it."""
+
+    rank: int
+    seconds: float
+    peak_gib: float
+    """Memory of the compiling process."""
+    collectives: list[Collective]
+    parameters: list[PlacedParameter]
+    host_operators: dict[str, int]
+    """Operators pinned to the host, by name."""
+
+
+def compile_step(config: Config, rank: int = 0) -> Compiled:
+    """Compile the step of `rank` under `config.parallel`.
+
+    Raises PlanRefused with MindSpore's reason. Takes minutes and gigabytes for the largest plans: a progress bar counts seconds.
+    """
+    with tempfile.TemporaryDirectory(prefix="pangu_sigma_plan_") as folder:
+        work = Path(folder)
+        (work / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        environment = ascend_environment(config.parallel.ranks, rank)
+        environment["MS_DEV_DUMP_IR_PASSES"] = "validate"  # of the hundred graphs that it could save
+        command = [sys.executable, "-m", "pangu_sigma.parallel.compile", "config.yaml"]
+        with open(work / "log", "w", encoding="utf-8") as log:
+            process = subprocess.Popen(command, cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            _wait(process, f"compile {config.name} for {config.parallel.ranks} ranks")
+        if process.returncode or not (work / "result.json").exists():
+            raise PlanRefused(_reason((work / "log").read_text(encoding="utf-8", errors="replace")))
+        timing = json.loads((work / "result.json").read_text())
+        graph = max(work.rglob("*_validate_*.ir"), key=lambda path: path.name)
+        with open(graph, encoding="utf-8") as lines:
+            return Compiled(rank, **timing, **read_graph(lines, config.parallel.ranks))
+
+
+def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
+    """Collectives, parameters and host operators of a saved graph."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    hosted: Counter[str] = Counter()
+    shapes: dict[str, tuple[list[int], str]] = {}
+    on_host: set[str] = set()
+    on_device: set[str] = set()
+    for line in lines:
+        if line.startswith("%para"):
+            name, dtype, shape = _parameter(line)
+            if "has_default" in line:
+                shapes[name] = (shape, dtype)
+            continue
+        operator = re.match(r"\s+%\d+\(.*?\) = (\S+?)\(", line)
+        if operator is None:
+            continue
+        used = set(re.findall(r"%para\d+_([^,\s)]+)", line))
+        if 'primitive_target: "CPU"' in line:
+            hosted[_host_name(line, operator[1])] += 1
+            on_host |= used
+        else:
+            on_device |= used if operator[1] not in _NOT_A_USE else set()
+        if operator[1] in COLLECTIVES:
+            key = _collective(operator[1], line, next(lines), ranks)
+            groups.setdefault(key[:-1], []).append(key[-1])
+    return {
+        "collectives": [
+            Collective(op, purpose, len(sizes), size, list(first), sum(sizes))
+            for (op, purpose, size, first), sizes in sorted(groups.items())
+        ],
+        "parameters": [
+            PlacedParameter(name, shape, dtype, "host" if name in on_host - on_device else "npu")
+            for name, (shape, dtype) in shapes.items()
+        ],
+        "host_operators": dict(hosted),
+    }
+
+
+def _parameter(line: str) -> tuple[str, str, list[int]]:
+    """`%para13_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=…>` -> name, dtype, shape."""
+    found = re.match(r"%para\d+_(\S+): <(?:Ref\[)?Tensor\[(\w+)\]\]?, \(([^)]*)\)", line)
+    if found is None:
+        raise PlanRefused(f"the saved graph has a parameter that cannot be read: {line.strip()[:200]}")
+    return found[1], found[2].lower(), [int(size) for size in found[3].split(",") if size.strip()]
+
+
+def _host_name(line: str, operator: str) -> str:
+    custom = re.search(r'func_name: "[^"]*:(\w+)"', line)
+    return custom[1] if custom else operator.removeprefix("PrimFunc_")
+
+
+_NOT_A_USE = ("Load", "UpdateState", "Depend", "PrimFunc_Depend", "MakeTuple", "Return")
+
+_PURPOSES = (
+    ("grad_mirror", "gradient"),
+    ("grad_parallel_optimizer", "gradient"),
+    ("parallel_optimizer", "weight"),
+    ("grad", "backward"),
+    ("forward_op", "forward"),
+    ("redistribution", "forward"),
+)
+"""How MindSpore names the collectives that it places."""
+
+
+def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
+    name = re.search(r"instance name: (\w+)", line)
+    purpose = next((p for start, p in _PURPOSES if name and name[1].startswith(start)), "norm")
+    members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
+    group = re.search(r'group: "(\d*)-?[^"]*"', line)
+    first = tuple(int(r) for r in members[1].split(",") if r.strip()) if members else ()
+    size = len(first) or (int(group[1]) if group and group[1] else ranks)
+    return op, purpose, size, first[:4], max(_bytes(side) for side in types.split("->"))
+
+
+_SIZES = {
+    "Float16": 2,
+    "Float32": 4,
+    "Int32": 4,
+    "BFloat16": 2,
+    "Float64": 8,
+    "Int64": 8,
+    "Bool": 1,
+    "Int8": 1,
+    "UInt16": 2,
+}
+
+
+def _bytes(types: str) -> int:
+    tensors = re.findall(r"Tensor\[(\w+)\]\]?, \(([^)]*)\)", types)
+    return sum(
+        int(np.prod([int(n) for n in shape.split(",") if n.strip()])) * _SIZES[dtype] for dtype, shape in tensors
+    )
+
+
+def _wait(process: subprocess.Popen[bytes], what: str) -> None:
+    """Wait with a progress bar; a plan that is interrupted leaves no process behind."""
+    try:
+        with tqdm(desc=what, unit="s", bar_format="{desc}: {elapsed}", leave=False) as bar:
+            while process.poll() is None:
+                time.sleep(0.5)
+                bar.update()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _reason(log: str) -> str:
+    """MindSpore's own words, without its call stacks: what its parallel passes said first, else the exception."""
+    said = re.findall(r"\[ERROR\] PARALLEL\(.*?\] (?:\w+\] )?(.*)", log)
+    lines = [line.strip() for line in said if line.strip()]
+    failed = re.search(r"^failed: (.*)", log, re.MULTILINE)
+    if failed:
+        lines.append(failed[1])
+    return "MindSpore refuses this plan: " + ("; ".join(dict.fromkeys(lines[:4])) or log.strip()[-2000:])
+
+
+def main() -> None:
+    """Compile the step of the rank and write `result.json`. Leaves without tearing the stand-ins down, which would crash."""
+    started = time.perf_counter()
+    config = load_config(sys.argv[1])
+    from pangu_sigma.device import use_ascend
+
+    use_ascend(config, save_graphs="graphs")
+    from pangu_sigma.parallel.ascend_step import AscendStep, step_inputs
+
+    status = 0
+    try:
+        step = AscendStep(config)
+        step.set_train()
+        step.compile(*step_inputs(config))
+        peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        seconds = round(time.perf_counter() - started, 1)
+        result = {"seconds": seconds, "peak_gib": round(int(peak[1]) / 2**20, 2) if peak else 0.0}
+        Path("result.json").write_text(json.dumps(result))
+    except (ConfigError, RuntimeError, ValueError, TypeError) as error:
+        print(f"failed: {str(error).strip().splitlines()[0]}", flush=True)
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()
