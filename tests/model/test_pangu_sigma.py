@@ -56,7 +56,7 @@ class Oracle:
         normed = self.norm(f"{name}.ffn_norm", x)
         routed = index - self.config.dense_layers
         if routed < 0:
-            tensors = {t: self.w[f"{name}.ffn.{t}"] for t in FFN_TENSORS}
+            tensors = {t: self.w[f"{name}.ffn.{t}"][None] for t in FFN_TENSORS}
             chosen = np.zeros(len(x), int)
         else:
             assert routes_NS is not None
@@ -167,7 +167,8 @@ def one_expert(make, dense) -> Model:
         parameter.set_data(source[name])
     for n in range(2):
         for tensor in FFN_TENSORS:
-            model.store.layer_parameters(n)[tensor].set_data(source[f"layers.{n + 1}.ffn.{tensor}"])
+            dense_tensor = source[f"layers.{n + 1}.ffn.{tensor}"].asnumpy()
+            model.store.layer_parameters(n)[tensor].set_data(as_tensor(dense_tensor[None]))
     return model
 
 

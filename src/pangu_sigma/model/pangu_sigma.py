@@ -87,12 +87,15 @@ class Attention(nn.Cell):
 
 
 class DenseFFN(nn.Cell):
-    """The FFN of a dense layer: one expert that meets every token."""
+    """The FFN of a dense layer: one expert that meets every token.
+
+    Its tensors have no axis for experts: optimizer parallelism divides the first axis of a parameter, which would be 1.
+    """
 
     def __init__(self, config: ModelConfig, ffn: nn.Cell):
         super().__init__()
         for name, shape, init, decay in ffn_tensors(config):
-            setattr(self, name, declare(name, (1, *shape), init, decay=decay))
+            setattr(self, name, declare(name, shape, init, decay=decay))
         self.ffn = ffn
         self.drop = Dropout(config.dropout)
         self.padded = isinstance(ffn, PaddedFFN)
@@ -100,7 +103,9 @@ class DenseFFN(nn.Cell):
     def construct(self, residual_TH, x_TH):
         x = F.expand_dims(x_TH, 0) if self.padded else x_TH
         offsets = one_expert(F.shape(x_TH)[0]) if not self.padded else None
-        y = self.ffn(x, self.w1, self.b1, self.w2, self.b2, offsets)
+        w1_1FH, b1_1F = F.expand_dims(self.w1, 0), F.expand_dims(self.b1, 0)
+        w2_1FH, b2_1H = F.expand_dims(self.w2, 0), F.expand_dims(self.b2, 0)
+        y = self.ffn(x, w1_1FH, b1_1F, w2_1FH, b2_1H, offsets)
         return residual_TH + self.drop(F.reshape(y, F.shape(x_TH)))
 
 
