@@ -70,6 +70,8 @@ def test_any_number_is_laid_out_or_refused_with_numbers_that_can_be(devices: int
 def test_what_fits_is_the_least_change_that_fits():
     assert what_fits(shipped("sigma_1t")) is None, "it fits as it is"
     assert what_fits(with_parallel(shipped("sigma_1t"), recompute=False)) == {"parallel.recompute": True}
+    without_ecss = load_config(MODEL_CONFIGS / "sigma_1t.yaml", ["ecss.enabled=false"])
+    assert what_fits(without_ecss) == {"ecss.enabled": True}
     config = with_parallel(shipped("sigma_38b"), **suggest_layout(shipped("sigma_38b"), 64).model_dump())
     keys = what_fits(config)
     assert keys == {"train.batch_size": 128, "train.accumulation": 4}

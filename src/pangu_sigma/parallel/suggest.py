@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -39,31 +40,38 @@ def fits(config: Config) -> bool:
 
 
 def what_fits(config: Config) -> dict[str, int | bool] | None:
-    """Keys to set so that an NPU has room on the same ranks: recompute, then as few passes over smaller batches as suffice. Each
-    update still sees the same number of sequences. None when `config` fits as it is, or when that is not enough."""
-    train = config.train
-    for passes in range(1, train.batch_size + 1):
-        if train.batch_size % passes:
-            continue
-        batch, accumulation = train.batch_size // passes, train.accumulation * passes
-        keys = train.model_dump() | {"batch_size": batch, "accumulation": accumulation}
-        for recompute in sorted({config.parallel.recompute, True}):
+    """Keys to set so that an NPU has room on the same ranks: ECSS, recompute, then as few passes over smaller batches as suffice,
+    with as many sequences in an update as before. None when `config` fits as it is, or when all of that is not enough."""
+    ecss, train = config.ecss.enabled, config.train
+    recompute, batch = config.parallel.recompute, train.batch_size
+    now = _keys(ecss, recompute, batch, train.accumulation)
+    for passes in (n for n in range(1, batch + 1) if batch % n == 0):
+        for switches in itertools.product(sorted({ecss, True}), sorted({recompute, True})):
+            keys = _keys(*switches, batch // passes, train.accumulation * passes)
             try:
-                tried = with_parallel(parse_config(config.model_dump() | {"train": keys}), recompute=recompute)
+                tried = _with_keys(config, keys)
             except ConfigError:
                 continue  # fewer sequences than ranks that divide them
             if total(npu_items(tried)) <= NPU_MEMORY:
-                return _changes(config, tried)
+                return {key: value for key, value in keys.items() if value != now[key]} or None
     return None
 
 
-def _changes(config: Config, tried: Config) -> dict[str, int | bool] | None:
-    keys: dict[str, int | bool] = {}
-    if tried.parallel.recompute != config.parallel.recompute:
-        keys["parallel.recompute"] = True
-    if tried.train != config.train:
-        keys |= {"train.batch_size": tried.train.batch_size, "train.accumulation": tried.train.accumulation}
-    return keys or None
+def _keys(ecss: bool, recompute: bool, batch: int, accumulation: int) -> dict[str, int | bool]:
+    return {
+        "ecss.enabled": ecss,
+        "parallel.recompute": recompute,
+        "train.batch_size": batch,
+        "train.accumulation": accumulation,
+    }
+
+
+def _with_keys(config: Config, keys: dict[str, int | bool]) -> Config:
+    tree = config.model_dump()
+    for path, value in keys.items():
+        section, key = path.split(".")
+        tree[section][key] = value
+    return parse_config(tree)
 
 
 def _layouts(config: Config, devices: int) -> Iterator[Config]:
