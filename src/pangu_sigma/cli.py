@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     command = _with_json(_with_config(commands.add_parser("inspect", help="what a configuration weighs")))
     command.set_defaults(run_command=_inspect)
 
+    command = _with_json(commands.add_parser("plan", help="memory, traffic and time on a number of NPUs"))
+    command.add_argument("--config", type=Path, required=True, help="YAML file")
+    command.add_argument("--devices", type=int, required=True, metavar="N", help="NPUs, 8 a host")
+    _with_overrides(command)
+    command.set_defaults(run_command=_plan)
+
     command = _with_json(commands.add_parser("bench", help="our speed against peers, in one run"))
     command.add_argument("bench", choices=BENCHES)
     command.add_argument("--peers", action="store_true", help="with the peers of the [bench] extra")
@@ -100,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("config", type=Path, help="YAML file")
+    return _with_overrides(command)
+
+
+def _with_overrides(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as train.steps=10"
     )
@@ -215,6 +225,16 @@ def _inspect(options: argparse.Namespace) -> int:
 
         inspection = inspect(config)
         _show(inspection, format_inspection(inspection), options.json)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = _config(options)
+    if config is not None:
+        from pangu_sigma.parallel.plan import format_plan, make_plan
+
+        plan = make_plan(config, options.devices)
+        _show(plan, format_plan(plan), options.json)
     return 0
 
 

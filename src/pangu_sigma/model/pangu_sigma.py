@@ -92,7 +92,10 @@ class Attention(nn.Cell):
 
 
 class DenseFFN(nn.Cell):
-    """The FFN of a dense layer: every token meets it."""
+    """The FFN of a dense layer: every token meets it.
+
+    Its tensors have no axis for experts: optimizer parallelism divides the first axis of a parameter, which would be 1.
+    """
 
     def __init__(self, config: ModelConfig, ffn: nn.Cell):
         super().__init__()

@@ -1,0 +1,182 @@
+"""Every array that lasts from step to step, and the part of it that each rank keeps. Pure Python.
+
+Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of the expert store; a test holds them together.
+
+* Tensor parallelism as in Megatron and PanGu-α: query, key, value and the first FFN matrix are divided by columns, with their
+  biases; attention output and the second FFN matrix by rows. LayerNorm, the biases that are added after the sum over ranks, and
+  all tables are whole on every rank.
+* Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice each keep a part of its first axis, when
+  that divides evenly and the parameter is not tiny. Otherwise all keep all of it.
+* Experts are divided among groups and expert ranks, each of them among tensor ranks along the ffn axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pangu_sigma.config import Config
+
+Shape = tuple[int, ...]
+
+SMALLEST_DIVIDED = 64 << 10
+"""Bytes of a whole parameter. MindSpore's default: smaller ones are not divided by optimizer parallelism."""
+
+NPU, HOST = "Ascend", "CPU"
+"""Devices, by MindSpore's names."""
+
+ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of the whole model, and what a rank has of it."""
+
+    name: str
+    kind: Literal["weight", "moment", "variance", "step"]
+    expert: bool
+    shape: Shape
+    """Of the whole model."""
+    computed: Shape
+    """What the rank computes with: its slice under tensor and expert parallelism."""
+    kept: Shape
+    """What the rank keeps between steps: its part of `computed` under optimizer parallelism."""
+    replicas: int
+    """Ranks that compute with the same slice."""
+    dtype: str
+    used_as: str
+    """What the network reads it as: tables and LayerNorm in float32, all else in the compute dtype. Copies, gathered slices and
+    gradients that are summed over ranks have this dtype."""
+    device: str
+
+    @property
+    def divided(self) -> bool:
+        """Whether `replicas` ranks each keep a part."""
+        return self.kept != self.computed
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rank keeps."""
+        return math.prod(self.kept) * ITEM_SIZE[self.dtype]
+
+    @property
+    def used_nbytes(self) -> int:
+        """Bytes of all that the rank computes with, as the network reads it."""
+        return math.prod(self.computed) * ITEM_SIZE[self.used_as]
+
+
+def weights(config: Config) -> list[Array]:
+    """All weights; the elements of their shapes add up to `config.num_params().total`."""
+    return [*dense_weights(config), *(array for array in expert_arrays(config) if array.kind == "weight")]
+
+
+def all_arrays(config: Config) -> list[Array]:
+    """Weights and Adam state, dense parameters first."""
+    dense = dense_weights(config)
+    return [
+        *dense,
+        *(replace(array, name=f"{array.name}.moment", kind="moment") for array in dense),
+        *(replace(array, name=f"{array.name}.variance", kind="variance") for array in dense),
+        *expert_arrays(config),
+    ]
+
+
+def dense_weights(config: Config) -> list[Array]:
+    """Everything but experts, always on the NPU in float32."""
+    return [_dense_array(config, *tensor) for tensor in _dense_tensors(config)]
+
+
+def expert_arrays(config: Config) -> list[Array]:
+    """Weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without.
+
+    The first axis counts experts. moments: `ecss.moments` on the host, float32 on the NPU.
+    """
+    device = HOST if config.ecss.enabled else NPU
+    moments = config.ecss.moments if config.ecss.enabled else "float32"
+    arrays = []
+    for layer in range(config.model.rre_layers):
+        for name, shape, axis in _ffn_tensors(config):
+            behind = None if axis is None else axis + 1
+            weight = _expert_array(config, f"experts.{layer}.{name}", (config.experts, *shape), behind, device)
+            moment = replace(weight, name=f"{weight.name}.moment", kind="moment", dtype=moments)
+            variance = replace(weight, name=f"{weight.name}.variance", kind="variance", dtype=moments)
+            arrays += [weight, moment, variance]
+        step = _expert_array(config, f"experts.{layer}.step", (config.experts,), None, device)
+        arrays.append(replace(step, kind="step", dtype="int32"))
+    return arrays
+
+
+def active_experts(config: Config) -> int:
+    """Most experts of one RRE layer that a group of ranks activates in a step."""
+    return config.data.domains_per_step // config.parallel.groups * config.model.experts_per_domain
+
+
+def active_weights(config: Config) -> list[Shape]:
+    """Slices of the active experts' weights that a rank computes with in a step, at most."""
+    local = active_experts(config) // config.parallel.expert
+    return [(local, *a.computed[1:]) for a in expert_arrays(config) if a.kind == "weight"]
+
+
+Tensors = Iterator[tuple[str, Shape, int | None, str]]
+"""Name, shape, the axis that tensor parallelism divides, and `Array.used_as`."""
+
+
+def _dense_tensors(config: Config) -> Tensors:
+    m, dtype = config.model, config.train.compute_dtype
+    yield "embedding", (config.slots, m.slot_rows, m.hidden), None, "float32"
+    yield "positions", (m.seq_length, m.hidden), None, "float32"
+    yield "query_positions", (m.seq_length, m.hidden), None, "float32"
+    for layer in range(m.layers):
+        at = f"layers.{layer}"
+        yield from _norm(f"{at}.attention_norm", m.hidden)
+        for name in ("query", "key", "value"):
+            yield f"{at}.attention.{name}.weight", (m.hidden, m.hidden), 1, dtype
+            yield f"{at}.attention.{name}.bias", (m.hidden,), 0, dtype
+        yield f"{at}.attention.output.weight", (m.hidden, m.hidden), 0, dtype
+        yield f"{at}.attention.output.bias", (m.hidden,), None, dtype
+        yield from _norm(f"{at}.ffn_norm", m.hidden)
+        if layer < m.dense_layers:
+            for name, shape, axis in _ffn_tensors(config):
+                yield f"{at}.ffn.{name}", shape, axis, dtype
+    yield from _norm("norm", m.hidden)
+
+
+def _norm(name: str, hidden: int) -> Tensors:
+    yield f"{name}.gain", (hidden,), None, "float32"
+    yield f"{name}.bias", (hidden,), None, "float32"
+
+
+def _ffn_tensors(config: Config) -> list[tuple[str, Shape, int | None]]:
+    """Name, shape and tensor-parallel axis of the tensors of one FFN."""
+    hidden, ffn = config.model.hidden, config.model.ffn
+    return [("w1", (ffn, hidden), 0), ("b1", (ffn,), 0), ("w2", (ffn, hidden), 0), ("b2", (hidden,), None)]
+
+
+def _dense_array(config: Config, name: str, shape: Shape, axis: int | None, used_as: str) -> Array:
+    parallel = config.parallel
+    computed = _divide(shape, axis, parallel.tensor)
+    replicas = parallel.ranks if axis is None else parallel.ranks // parallel.tensor
+    divides = (
+        parallel.optimizer
+        and computed[0] % replicas == 0
+        and math.prod(shape) * ITEM_SIZE["float32"] >= SMALLEST_DIVIDED
+    )
+    kept = _divide(computed, 0, replicas) if divides else computed
+    return Array(name, "weight", False, shape, computed, kept, replicas, "float32", used_as, NPU)
+
+
+def _expert_array(config: Config, name: str, shape: Shape, axis: int | None, device: str) -> Array:
+    parallel = config.parallel
+    held = _divide(shape, 0, parallel.groups * parallel.expert)
+    computed = _divide(held, axis, parallel.tensor)
+    replicas = parallel.data * (parallel.tensor if axis is None else 1)
+    used_as = config.train.compute_dtype
+    return Array(name, "weight", True, shape, computed, computed, replicas, "float32", used_as, device)
+
+
+def _divide(shape: Shape, axis: int | None, parts: int) -> Shape:
+    if axis is None:
+        return shape
+    return (*shape[:axis], shape[axis] // parts, *shape[axis + 1 :])

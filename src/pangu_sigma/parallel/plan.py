@@ -1,0 +1,226 @@
+"""`pangu-sigma plan`: what a configuration needs on a number of NPUs, and how long a step takes. Pure Python; nothing is built.
+
+The numbers come from `parameters.py`, `memory.py`, `traffic.py` and `cost.py`, which state their rules, and `machine.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import yaml
+
+from pangu_sigma.config import Config
+from pangu_sigma.parallel import machine
+from pangu_sigma.parallel.cost import (
+    HOST_UPDATE_BANDWIDTH,
+    MATMUL_EFFICIENCY,
+    step_time,
+    step_time_all_experts,
+    tokens_per_second,
+)
+from pangu_sigma.parallel.machine import GIB, HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
+from pangu_sigma.parallel.memory import (
+    Item,
+    capacity,
+    exchanged_rows,
+    host_items,
+    npu_items,
+    tokens_of_rank,
+    total,
+)
+from pangu_sigma.parallel.parameters import all_arrays
+from pangu_sigma.parallel.suggest import fits, suggest_layout, what_fits, with_parallel
+from pangu_sigma.parallel.traffic import collectives, link_bytes
+
+
+def laid_out(config: Config, devices: int) -> Config:
+    """`config` for `devices` ranks: as it is when its parallel section has so many, else with a suggested section. Raises
+    ConfigError when there is none."""
+    if config.parallel.ranks == devices:
+        return config
+    return with_parallel(config, **suggest_layout(config, devices).model_dump())
+
+
+def make_plan(config: Config, devices: int) -> dict[str, Any]:
+    """The plan as a plain tree. Raises ConfigError when `devices` cannot be laid out.
+
+    npu, host: memory items of one NPU and of one host, all alike. what_fits: keys that would make an NPU fit, None when it does or
+    nothing would. variants: the same with one setting changed.
+    traffic_bytes: of one NPU in one step. collectives: of one rank in one step; bytes are of all `count` calls, of the larger side
+    (what is summed, gathered or exchanged on the rank). parameters: slice is what a rank keeps between steps, computed what it
+    computes with, shape that of the whole model.
+    """
+    planned = laid_out(config, devices)
+    time, links = step_time(planned), link_bytes(planned)
+    return {
+        "name": planned.name,
+        "devices": devices,
+        "hosts": math.ceil(devices / NPUS_PER_HOST),
+        "parallel": planned.parallel.model_dump(),
+        "suggested": planned is not config,
+        "tokens_of_rank": tokens_of_rank(planned),
+        "capacity": capacity(planned) if planned.model.rre_layers else 0,
+        "exchanged_rows": exchanged_rows(planned) if planned.model.rre_layers else 0,
+        "npu_memory_gib": total(npu_items(planned)) / GIB,
+        "npu_limit_gib": NPU_MEMORY / GIB,
+        "host_memory_gib": total(host_items(planned)) / GIB,
+        "host_limit_gib": HOST_MEMORY / GIB,
+        "fits": fits(planned),
+        "npu": _tree(npu_items(planned)),
+        "host": _tree(host_items(planned)),
+        "what_fits": what_fits(planned),
+        "variants": _variants(planned),
+        "tokens_per_second": tokens_per_second(planned, time),
+        "step_seconds": time.step,
+        "seconds": dataclasses.asdict(time),
+        "constants": _constants(),
+        "traffic_bytes": dataclasses.asdict(links),
+        "compiled": False,
+        "collectives": [
+            {
+                "op": c.op,
+                "count": c.count,
+                "group_size": c.group_size,
+                "bytes": c.nbytes,
+                "axes": list(c.axes),
+                "purpose": c.purpose,
+                "phase": c.phase,
+            }
+            for c in collectives(planned)
+        ],
+        "parameters": [
+            {
+                "name": a.name,
+                "slice": list(a.kept),
+                "device": a.device,
+                "computed": list(a.computed),
+                "shape": list(a.shape),
+                "dtype": a.dtype,
+            }
+            for a in all_arrays(planned)
+        ],
+    }
+
+
+def _variants(config: Config) -> dict[str, Any]:
+    """Memory without ECSS, without and with recompute; time of the paper's baseline."""
+    variants = {
+        "without recompute": with_parallel(config, recompute=False),
+        "with recompute": with_parallel(config, recompute=True),
+    }
+    if config.model.rre_layers:
+        off = config.ecss.model_copy(update={"enabled": False, "store": "host"})
+        variants["without ECSS"] = config.model_copy(update={"ecss": off})
+    found: dict[str, Any] = {}
+    for name, variant in variants.items():
+        needed = total(npu_items(variant))
+        found[name] = {"npu_memory_gib": needed / GIB, "over_limit_gib": max(0, needed - NPU_MEMORY) / GIB}
+    if config.model.rre_layers and config.ecss.enabled:
+        all_experts = step_time_all_experts(config)
+        found["all experts moved and updated"] = {
+            "step_seconds": all_experts.step,
+            "tokens_per_second": tokens_per_second(config, all_experts),
+        }
+    return found
+
+
+def _constants() -> dict[str, float]:
+    names = ("PEAK_FLOPS", "HBM_BANDWIDTH", "PCIE_BANDWIDTH", "HCCS_BANDWIDTH", "NETWORK_BANDWIDTH")
+    return {
+        **{name.lower(): getattr(machine, name) for name in names},
+        "matmul_efficiency": MATMUL_EFFICIENCY,
+        "host_update_bandwidth": HOST_UPDATE_BANDWIDTH,
+    }
+
+
+def _tree(items: list[Item]) -> list[dict[str, Any]]:
+    return [{"item": item.name, "gib": item.nbytes / GIB, "how": item.how} for item in items if item.nbytes]
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """`make_plan`'s result for people."""
+    return "\n".join(
+        [
+            f"{plan['name']} on {_count(plan['devices'], 'NPU')}, {_count(plan['hosts'], 'host')}; all alike",
+            *_format_layout(plan),
+            *_format_memory("an NPU", plan["npu"], plan["npu_memory_gib"], plan["npu_limit_gib"]),
+            *_format_variants(plan),
+            *_format_memory("a host", plan["host"], plan["host_memory_gib"], plan["host_limit_gib"]),
+            *_format_traffic(plan),
+            *_format_time(plan),
+        ]
+    )
+
+
+def _format_layout(plan: dict[str, Any]) -> list[str]:
+    section = yaml.safe_dump({"parallel": plan["parallel"]}, sort_keys=False).rstrip().splitlines()
+    origin = "suggested; copy it into the configuration" if plan["suggested"] else "as configured"
+    rows = (
+        f", and {plan['exchanged_rows']:,} rows of experts, {plan['capacity']:,} an expert" if plan["capacity"] else ""
+    )
+    return [
+        f"  layout, {origin}:",
+        *(f"    {line}" for line in section),
+        f"  a rank sees {plan['tokens_of_rank']:,} tokens in a pass{rows}",
+    ]
+
+
+def _format_memory(of: str, items: list[dict[str, Any]], needed: float, limit: float) -> list[str]:
+    width = max(len(item["item"]) for item in items)
+    verdict = f"fits, {limit - needed:.2f} left" if needed <= limit else f"DOES NOT FIT, {needed - limit:.2f} too much"
+    return [
+        f"memory of {of}, GiB",
+        *(f"  {item['item']:<{width}} {item['gib']:8.2f}  {item['how']}" for item in items),
+        f"  {'total':<{width}} {needed:8.2f}  of {limit:.2f}: {verdict}",
+    ]
+
+
+def _format_variants(plan: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, variant in plan["variants"].items():
+        if "over_limit_gib" in variant and variant["npu_memory_gib"] != plan["npu_memory_gib"]:
+            over = variant["over_limit_gib"]
+            rows.append(f"  {name}: {variant['npu_memory_gib']:.2f}, {f'{over:.2f} too much' if over else 'fits'}")
+    if plan["npu_memory_gib"] > plan["npu_limit_gib"]:
+        keys = plan["what_fits"] or {}
+        settings = " ".join(f"--set {key}={str(value).lower()}" for key, value in keys.items())
+        rows.append(f"  to make it fit: {settings or 'more NPUs'}")
+    return rows
+
+
+def _format_traffic(plan: dict[str, Any]) -> list[str]:
+    traffic = plan["traffic_bytes"]
+    rows = [
+        f"  {c['op']:<13} {c['count']:>5} {c['group_size']:>6} {c['bytes'] / 1e9:9.3f}  {c['purpose']}, {c['phase']}"
+        for c in plan["collectives"]
+    ]
+    return [
+        "bytes that an NPU sends in a step, GB: "
+        + f"PCIe {traffic['pcie'] / 1e9:.2f}, HCCS {traffic['hccs'] / 1e9:.2f}, network {traffic['network'] / 1e9:.2f}",
+        f"  {'collective':<13} {'calls':>5} {'ranks':>6} {'GB':>9}  of the tensors, predicted",
+        *rows,
+    ]
+
+
+def _format_time(plan: dict[str, Any]) -> list[str]:
+    seconds = plan["seconds"]
+    parts = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in seconds.items() if name != "all_to_all"]
+    rows = [
+        f"time of a step, estimated: {plan['step_seconds']:.3g} s, {plan['tokens_per_second']:,.0f} tokens/s",
+        f"  seconds: {', '.join(parts)}",
+        f"  all-to-all is {seconds['all_to_all'] / plan['step_seconds']:.1%} of it",
+    ]
+    baseline = plan["variants"].get("all experts moved and updated")
+    if baseline:
+        ratio = baseline["step_seconds"] / plan["step_seconds"]
+        rows.append(f"  moving and updating all experts: {baseline['step_seconds']:.4g} s, {ratio:.1f}x as long")
+    return [
+        *rows,
+        "  two constants are fitted to the paper's 7.5 s and 6.3x at 512 NPUs; what to trust: parallel/cost.py",
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")

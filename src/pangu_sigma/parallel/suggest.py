@@ -1,0 +1,101 @@
+"""A layout for a number of NPUs, when the configuration has none for it. Pure Python."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+from pangu_sigma.config import Config, ConfigError, ParallelConfig, parse_config
+from pangu_sigma.parallel.machine import HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
+from pangu_sigma.parallel.memory import host_items, npu_items, total
+
+
+def with_parallel(config: Config, **keys: int | bool) -> Config:
+    """`config` with other values in its parallel section, validated. Raises ConfigError."""
+    return parse_config(config.model_dump() | {"parallel": config.parallel.model_dump() | keys})
+
+
+def suggest_layout(config: Config, devices: int) -> ParallelConfig:
+    """The parallel section for `devices` NPUs: the smallest tensor degree that fits, without recompute if possible; as many groups
+    as sets of domains allow, as many expert ranks as experts allow, the rest data parallel. When nothing fits, the largest tensor
+    degree, with recompute. Our choice, for memory and not for speed: data parallel ranks update the same experts once more.
+
+    Raises ConfigError when `devices` cannot be laid out, and names the nearest numbers that can.
+    """
+    choices = list(_layouts(config, devices))
+    if not choices:
+        raise ConfigError(_cannot(config, devices))
+    for recompute in sorted({config.parallel.recompute, True}):
+        for choice in choices:
+            tried = with_parallel(choice, recompute=recompute)
+            if fits(tried):
+                return tried.parallel
+    return with_parallel(choices[-1], recompute=True).parallel
+
+
+def fits(config: Config) -> bool:
+    """Whether every NPU and every host have room."""
+    return total(npu_items(config)) <= NPU_MEMORY and total(host_items(config)) <= HOST_MEMORY
+
+
+def what_fits(config: Config) -> dict[str, int | bool] | None:
+    """Keys to set so that an NPU has room on the same ranks: ECSS, recompute, then as few passes over smaller batches as suffice,
+    with as many sequences in an update as before. None when `config` fits as it is, or when all of that is not enough."""
+    ecss, train = config.ecss.enabled, config.train
+    recompute, batch = config.parallel.recompute, train.batch_size
+    now = _keys(ecss, recompute, batch, train.accumulation)
+    for passes in (n for n in range(1, batch + 1) if batch % n == 0):
+        for switches in itertools.product(sorted({ecss, True}), sorted({recompute, True})):
+            keys = _keys(*switches, batch // passes, train.accumulation * passes)
+            try:
+                tried = _with_keys(config, keys)
+            except ConfigError:
+                continue  # fewer sequences than ranks that divide them
+            if total(npu_items(tried)) <= NPU_MEMORY:
+                return {key: value for key, value in keys.items() if value != now[key]} or None
+    return None
+
+
+def _keys(ecss: bool, recompute: bool, batch: int, accumulation: int) -> dict[str, int | bool]:
+    return {
+        "ecss.enabled": ecss,
+        "parallel.recompute": recompute,
+        "train.batch_size": batch,
+        "train.accumulation": accumulation,
+    }
+
+
+def _with_keys(config: Config, keys: dict[str, int | bool]) -> Config:
+    tree = config.model_dump()
+    for path, value in keys.items():
+        section, key = path.split(".")
+        tree[section][key] = value
+    return parse_config(tree)
+
+
+def _layouts(config: Config, devices: int) -> Iterator[Config]:
+    """Every configuration that lays out `devices`, the smallest tensor degree first."""
+    for tensor in range(1, NPUS_PER_HOST + 1):
+        if NPUS_PER_HOST % tensor or devices < 1 or devices % tensor:
+            continue
+        groups = math.gcd(config.data.domain_sets, devices // tensor)
+        rest = devices // tensor // groups
+        expert = math.gcd(config.model.experts_per_domain, rest)
+        try:
+            yield with_parallel(config, groups=groups, expert=expert, data=rest // expert, tensor=tensor)
+        except ConfigError:
+            continue  # something does not come out even, such as attention heads
+
+
+def _cannot(config: Config, devices: int) -> str:
+    sequences = config.train.batch_size // config.data.domains_per_step
+    most = config.data.domain_sets * sequences * NPUS_PER_HOST
+    fewer = next((n for n in range(min(devices - 1, most), 0, -1) if any(_layouts(config, n))), None)
+    more = next((n for n in range(max(devices + 1, 1), most + 1) if any(_layouts(config, n))), None)
+    nearest = " or ".join(str(n) for n in (fewer, more) if n)
+    return (
+        f"--devices {devices}: {config.name} cannot be laid out on so many NPUs, because each needs an equal part of "
+        f"data.domain_sets={config.data.domain_sets}, of the {sequences} sequences of a block and, up to {NPUS_PER_HOST} ways, of "
+        f"attention heads, hidden and ffn; the nearest numbers that can be are {nearest}"
+    )

@@ -1,0 +1,92 @@
+"""The cost model: fitted to two figures of the paper, and held to what it says of itself."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given, settings
+from small_clusters import MODEL_CONFIGS, by_hand, clusters
+
+from pangu_sigma.config import Config, load_config
+from pangu_sigma.parallel import cost
+from pangu_sigma.parallel.cost import flops, host_update_bytes, step_time, step_time_all_experts, tokens_per_second
+from pangu_sigma.parallel.machine import PCIE_BANDWIDTH
+
+
+def test_fitted_constants_reproduce_the_papers_two_figures():
+    config = load_config(MODEL_CONFIGS / "sigma_1t.yaml")
+    time = step_time(config)
+    assert time.step == pytest.approx(7.5, rel=2e-3)
+    assert tokens_per_second(config, time) == pytest.approx(69_905, rel=2e-3)
+    assert step_time_all_experts(config).step / time.step == pytest.approx(6.3, rel=2e-3)
+
+
+def test_constants_are_the_solution_of_the_two_equations():
+    """Layouts, collectives or matrices that change move it; the message has the new values."""
+    time = step_time(load_config(MODEL_CONFIGS / "sigma_1t.yaml"))
+    others = 10 - 1  # of ten experts one is active
+    update = (7.5 * 6.3 - 7.5) / others - time.gradients_back
+    compute = 7.5 - update - (time.step - time.compute - time.host_update)
+    assert pytest.approx(cost.HOST_UPDATE_BANDWIDTH * time.host_update / update, rel=2e-3) == cost.HOST_UPDATE_BANDWIDTH
+    assert pytest.approx(cost.MATMUL_EFFICIENCY * time.compute / compute, rel=2e-3) == cost.MATMUL_EFFICIENCY
+
+
+def test_flops_are_six_a_parameter_and_token_or_eight_with_recompute():
+    """Parameters met by a token, apart from scores, logits and the padding of experts, which are counted here by hand."""
+    for recompute, passes in ((False, 3), (True, 4)):
+        config = load_config(MODEL_CONFIGS / "sigma_1t.yaml", [f"parallel.recompute={str(recompute).lower()}"])
+        tokens = 512 * 1024 / 512
+        weights = 40 * 4 * 5120**2 + 32 * 2 * 5120 * 20480
+        padded = 2 * 8 * 2 * 5120 * 20480
+        scores, logits = 40 * 2 * 1024 * 5120, 40_000 * 5120
+        expected = 2 * tokens * (passes * (weights + padded + scores) + 3 * logits)
+        assert flops(config) == pytest.approx(expected, rel=1e-9)
+        assert weights + padded / 2 == pytest.approx(config.num_params().active_per_token, rel=1e-3)
+
+
+def test_the_share_of_all_to_all_is_as_small_as_the_docstring_admits():
+    for data in (1, 2):
+        config = load_config(MODEL_CONFIGS / "sigma_38b.yaml", [f"parallel.data={data}"])
+        time = step_time(config)
+        assert config.parallel.ranks == 128 * data
+        assert 0 < time.all_to_all / time.step < 0.02
+
+
+def test_weights_that_are_not_prefetched_cost_their_whole_way():
+    without = by_hand(ecss={"prefetch": False})
+    assert step_time(without).fetch == pytest.approx(2 * 144 / PCIE_BANDWIDTH)
+    assert step_time(by_hand()).fetch < step_time(without).fetch
+
+
+def test_adam_on_the_host_reads_and_writes_26_bytes_an_element_or_18():
+    assert host_update_bytes(by_hand()) == 26 * 144
+    assert host_update_bytes(by_hand(ecss={"moments": "bfloat16"})) == 18 * 144
+    assert host_update_bytes(by_hand(ecss={"enabled": False})) == 0
+
+
+@settings(deadline=None)
+@given(clusters())
+def test_a_step_is_the_sum_of_its_parts_and_all_experts_take_longer(config: Config):
+    time = step_time(config)
+    parts = time.compute + time.hccs + time.network + time.npu_update + time.fetch
+    assert time.step == pytest.approx(parts + time.gradients_back + time.host_update)
+    assert 0 <= time.all_to_all <= time.hccs + time.network
+    assume(config.model.rre_layers and config.ecss.enabled)
+    assert step_time_all_experts(config).step > time.step, "half of the experts are active"
+
+
+@settings(deadline=None)
+@given(clusters())
+def test_more_tokens_take_longer_but_not_in_proportion(config: Config):
+    train = config.train.model_copy(update={"batch_size": 2 * config.train.batch_size})
+    double = config.model_copy(update={"train": train})
+    one, two = step_time(config), step_time(double)
+    assert one.compute < two.compute
+    assert one.step * (1 - 1e-9) <= two.step <= 2 * one.step, "equal where a longer step hides more of the fetch"
+
+
+def test_a_slower_host_only_slows_the_host(monkeypatch):
+    before = step_time(by_hand())
+    monkeypatch.setattr(cost, "HOST_UPDATE_BANDWIDTH", cost.HOST_UPDATE_BANDWIDTH / 2)
+    after = step_time(by_hand())
+    assert after.host_update == 2 * before.host_update
+    assert after.step - before.step == pytest.approx(before.host_update)
