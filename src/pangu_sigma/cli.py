@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _with_json(commands.add_parser("plan", help="memory, traffic and time on a number of NPUs"))
     command.add_argument("--config", type=Path, required=True, help="YAML file")
     command.add_argument("--devices", type=int, required=True, metavar="N", help="NPUs, 8 a host")
+    command.add_argument("--compile", action="store_true", help="let MindSpore compile the step for Ascend; minutes")
     _with_overrides(command)
     command.set_defaults(run_command=_plan)
 
@@ -231,10 +232,15 @@ def _inspect(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     config = _config(options)
     if config is not None:
-        from pangu_sigma.parallel.plan import format_plan, make_plan
+        from pangu_sigma.parallel.plan import add_compiled, format_plan, laid_out, make_plan
 
         plan = make_plan(config, options.devices)
+        if options.compile:
+            from pangu_sigma.parallel.compile import compile_step
+
+            plan = add_compiled(plan, compile_step(laid_out(config, options.devices)))
         _show(plan, format_plan(plan), options.json)
+        return 1 if plan["compiled"] and plan["differences"] else 0
     return 0
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from pangu_sigma.config import Config, ConfigError, dump_config, load_config
 from pangu_sigma.parallel.cann_stub import ascend_environment
+from pangu_sigma.parallel.parameters import HOST, NPU
 
 COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter")
 
@@ -49,7 +50,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class PlacedParameter:
-    """What one rank holds of a parameter. device: `npu`, or `host` when only operators pinned to the host touch it."""
+    """What one rank holds of a parameter. device: the host when only operators pinned to it touch the parameter."""
 
     name: str
     slice: list[int]
@@ -102,14 +103,14 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
     on_device: set[str] = set()
     for line in lines:
         if line.startswith("%para"):
-            name, dtype, shape = _parameter(line)
-            if "has_default" in line:
+            if "has_default" in line:  # inputs have none
+                name, dtype, shape = _parameter(line)
                 shapes[name] = (shape, dtype)
             continue
         operator = re.match(r"\s+%\d+\(.*?\) = (\S+?)\(", line)
         if operator is None:
             continue
-        used = set(re.findall(r"%para\d+_([^,\s)]+)", line))
+        used = {_plain_name(name) for name in re.findall(r"%para\d+_([^,\s)]+)", line)}
         if 'primitive_target: "CPU"' in line:
             hosted[_host_name(line, operator[1])] += 1
             on_host |= used
@@ -124,7 +125,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             for (op, purpose, size, first), sizes in sorted(groups.items())
         ],
         "parameters": [
-            PlacedParameter(name, shape, dtype, "host" if name in on_host - on_device else "npu")
+            PlacedParameter(name, shape, dtype, HOST if name in on_host - on_device else NPU)
             for name, (shape, dtype) in shapes.items()
         ],
         "host_operators": dict(hosted),
@@ -136,7 +137,14 @@ def _parameter(line: str) -> tuple[str, str, list[int]]:
     found = re.match(r"%para\d+_(\S+): <(?:Ref\[)?Tensor\[(\w+)\]\]?, \(([^)]*)\)", line)
     if found is None:
         raise PlanRefused(f"the saved graph has a parameter that cannot be read: {line.strip()[:200]}")
-    return found[1], found[2].lower(), [int(size) for size in found[3].split(",") if size.strip()]
+    return _plain_name(found[1]), found[2].lower(), [int(size) for size in found[3].split(",") if size.strip()]
+
+
+def _plain_name(name: str) -> str:
+    """The name in `parameters.py`; MindSpore puts the cells that a parameter is in before it."""
+    kind = re.match(r"dense\.(moment|variance)\.", name)
+    name = re.sub(r"^(dense\.(moment\.|variance\.)?)?network\.(loss\.network\.)?|^store\.", "", name)
+    return f"{name}.{kind[1]}" if kind else name
 
 
 def _host_name(line: str, operator: str) -> str:

@@ -3,10 +3,10 @@
 Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of the expert store; a test holds them together.
 
 * Tensor parallelism as in Megatron and PanGu-α: query, key, value and the first FFN matrix are divided by columns, with their
-  biases; attention output and the second FFN matrix by rows. LayerNorm, the biases that are added after the sum over ranks, and
-  all tables are whole on every rank.
-* Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice each keep a part of its first axis, when
-  that divides evenly and the parameter is not tiny. Otherwise all keep all of it.
+  biases; attention output and the second FFN matrix by rows; tables by hidden. LayerNorm and the biases that are added after the
+  sum over ranks are whole on every rank. `sharding.py` says the same to MindSpore; a test holds the two together.
+* Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice of a matrix each keep a part of its
+  first axis, when that divides evenly. Otherwise all keep all of it, as they do vectors.
 * Experts are divided among groups and expert ranks, each of them among tensor ranks along the ffn axis.
 """
 
@@ -20,9 +20,6 @@ from typing import Literal
 from pangu_sigma.config import Config
 
 Shape = tuple[int, ...]
-
-SMALLEST_DIVIDED = 64 << 10
-"""Bytes of a whole parameter. MindSpore's default: smaller ones are not divided by optimizer parallelism."""
 
 NPU, HOST = "Ascend", "CPU"
 """Devices, by MindSpore's names."""
@@ -108,6 +105,29 @@ def expert_arrays(config: Config) -> list[Array]:
     return arrays
 
 
+def active_buffers(config: Config) -> list[Array]:
+    """The device's buffers of active experts with ECSS, in the order of the network's arguments. Biases have an axis for rows."""
+    parallel = config.parallel
+    count = parallel.groups * active_experts(config)
+    buffers = []
+    for weight in expert_arrays(config) if config.ecss.enabled else []:
+        if weight.kind == "weight":
+            shape, computed = (
+                (a, *rest) if len(rest) == 2 else (a, 1, *rest)
+                for a, rest in (
+                    (count, weight.shape[1:]),
+                    (active_experts(config) // parallel.expert, weight.computed[1:]),
+                )
+            )
+            name = weight.name.replace("experts", "active", 1)
+            buffers.append(
+                replace(
+                    weight, name=name, shape=shape, computed=computed, kept=computed, dtype=weight.used_as, device=NPU
+                )
+            )
+    return buffers
+
+
 def active_experts(config: Config) -> int:
     """Most experts of one RRE layer that a group of ranks activates in a step."""
     return config.data.domains_per_step // config.parallel.groups * config.model.experts_per_domain
@@ -125,9 +145,9 @@ Tensors = Iterator[tuple[str, Shape, int | None, str]]
 
 def _dense_tensors(config: Config) -> Tensors:
     m, dtype = config.model, config.train.compute_dtype
-    yield "embedding", (config.slots, m.slot_rows, m.hidden), None, "float32"
-    yield "positions", (m.seq_length, m.hidden), None, "float32"
-    yield "query_positions", (m.seq_length, m.hidden), None, "float32"
+    yield "embedding", (config.slots * m.slot_rows, m.hidden), 1, "float32"
+    yield "positions", (m.seq_length, m.hidden), 1, "float32"
+    yield "query_positions", (m.seq_length, m.hidden), 1, "float32"
     for layer in range(m.layers):
         at = f"layers.{layer}"
         yield from _norm(f"{at}.attention_norm", m.hidden)
@@ -158,11 +178,7 @@ def _dense_array(config: Config, name: str, shape: Shape, axis: int | None, used
     parallel = config.parallel
     computed = _divide(shape, axis, parallel.tensor)
     replicas = parallel.ranks if axis is None else parallel.ranks // parallel.tensor
-    divides = (
-        parallel.optimizer
-        and computed[0] % replicas == 0
-        and math.prod(shape) * ITEM_SIZE["float32"] >= SMALLEST_DIVIDED
-    )
+    divides = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0
     kept = _divide(computed, 0, replicas) if divides else computed
     return Array(name, "weight", False, shape, computed, kept, replicas, "float32", used_as, NPU)
 

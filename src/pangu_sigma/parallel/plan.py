@@ -13,6 +13,7 @@ import yaml
 
 from pangu_sigma.config import Config
 from pangu_sigma.parallel import machine
+from pangu_sigma.parallel.compile import Compiled
 from pangu_sigma.parallel.cost import (
     HOST_UPDATE_BANDWIDTH,
     MATMUL_EFFICIENCY,
@@ -30,7 +31,7 @@ from pangu_sigma.parallel.memory import (
     tokens_of_rank,
     total,
 )
-from pangu_sigma.parallel.parameters import all_arrays
+from pangu_sigma.parallel.parameters import active_buffers, all_arrays
 from pangu_sigma.parallel.suggest import fits, suggest_layout, what_fits, with_parallel
 from pangu_sigma.parallel.traffic import collectives, link_bytes
 
@@ -85,8 +86,7 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
                 "group_size": c.group_size,
                 "bytes": c.nbytes,
                 "axes": list(c.axes),
-                "purpose": c.purpose,
-                "phase": c.phase,
+                "purpose": f"{c.purpose}, {c.phase}",
             }
             for c in collectives(planned)
         ],
@@ -99,8 +99,31 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
                 "shape": list(a.shape),
                 "dtype": a.dtype,
             }
-            for a in all_arrays(planned)
+            for a in [*all_arrays(planned), *active_buffers(planned)]
         ],
+    }
+
+
+def add_compiled(plan: dict[str, Any], compiled: Compiled) -> dict[str, Any]:
+    """The plan with what MindSpore made of it: its collectives, slices and host operators in place of the predicted ones.
+
+    differences: predicted parameters that MindSpore cut in another way; a plan with any is not to be trusted.
+    """
+    found = {parameter.name: parameter for parameter in compiled.parameters}
+    differences = []
+    for wanted in plan["parameters"]:
+        placed = found.get(wanted["name"])
+        if placed is None or (placed.slice, placed.device) != (wanted["slice"], wanted["device"]):
+            was = "is absent" if placed is None else f"is {placed.slice} on {placed.device}"
+            differences.append(f"{wanted['name']} {was}, predicted {wanted['slice']} on {wanted['device']}")
+    return plan | {
+        "compiled": True,
+        "compile": {"rank": compiled.rank, "seconds": compiled.seconds, "peak_gib": compiled.peak_gib},
+        "collectives": [dataclasses.asdict(c) for c in compiled.collectives],
+        "predicted_collectives": plan["collectives"],
+        "parameters": [dataclasses.asdict(p) for p in compiled.parameters],
+        "host_operators": compiled.host_operators,
+        "differences": differences,
     }
 
 
@@ -150,6 +173,7 @@ def format_plan(plan: dict[str, Any]) -> str:
             *_format_memory("a host", plan["host"], plan["host_memory_gib"], plan["host_limit_gib"]),
             *_format_traffic(plan),
             *_format_time(plan),
+            *(_format_compiled(plan) if plan["compiled"] else []),
         ]
     )
 
@@ -193,13 +217,14 @@ def _format_variants(plan: dict[str, Any]) -> list[str]:
 def _format_traffic(plan: dict[str, Any]) -> list[str]:
     traffic = plan["traffic_bytes"]
     rows = [
-        f"  {c['op']:<13} {c['count']:>5} {c['group_size']:>6} {c['bytes'] / 1e9:9.3f}  {c['purpose']}, {c['phase']}"
+        f"  {c['op']:<13} {c['count']:>5} {c['group_size']:>6} {c['bytes'] / 1e9:9.3f}  {c['purpose']}"
         for c in plan["collectives"]
     ]
+    origin = "as MindSpore placed them" if plan["compiled"] else "predicted"
     return [
         "bytes that an NPU sends in a step, GB: "
         + f"PCIe {traffic['pcie'] / 1e9:.2f}, HCCS {traffic['hccs'] / 1e9:.2f}, network {traffic['network'] / 1e9:.2f}",
-        f"  {'collective':<13} {'calls':>5} {'ranks':>6} {'GB':>9}  of the tensors, predicted",
+        f"  {'collective':<13} {'calls':>5} {'ranks':>6} {'GB':>9}  of the tensors, {origin}",
         *rows,
     ]
 
@@ -219,6 +244,17 @@ def _format_time(plan: dict[str, Any]) -> list[str]:
     return [
         *rows,
         "  two constants are fitted to the paper's 7.5 s and 6.3x at 512 NPUs; what to trust: parallel/cost.py",
+    ]
+
+
+def _format_compiled(plan: dict[str, Any]) -> list[str]:
+    compile_, hosted = plan["compile"], plan["host_operators"]
+    return [
+        f"compiled for Ascend as rank {compile_['rank']} of {plan['devices']}: {compile_['seconds']:.0f} s, "
+        f"{compile_['peak_gib']:.1f} GiB",
+        "  on the host: " + (", ".join(f"{name} {count}" for name, count in hosted.items()) or "nothing"),
+        f"  {len(plan['parameters'])} parameters, {len(plan['differences'])} cut in another way than predicted",
+        *(f"    {line}" for line in plan["differences"][:20]),
     ]
 
 

@@ -122,6 +122,8 @@ def shard(loss: NextTokenLoss, parallel: ParallelConfig) -> None:
         for name, operator in vars(cell).items():
             if isinstance(operator, ops.Primitive):
                 _place(operator, _strategy(path, cell, name, operator.name), parts)
+        if parallel.recompute and isinstance(cell, Layer):
+            cell.recompute()
         for name, parameter in cell.parameters_and_names(expand=False):
             cut(parameter, _axes(path, cell, name), parallel, divide=parallel.optimizer and parameter.ndim == 2)
 
