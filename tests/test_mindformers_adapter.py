@@ -185,7 +185,11 @@ def test_every_key_means_its_own():
         ("use_parallel=true", "use_parallel: True is not allowed"),
         ("callbacks.1.type=CheckpointMonitor", "callbacks: CheckpointMonitor is not allowed"),
         ("callbacks.1.save_steps=5", "callbacks.PanGuSigmaCheckpoint.save_steps: unknown key; nearest valid key:"),
-        ("train_dataset.data_loader.domains_per_step=3", "configuration: train.batch_size=8 is not divisible"),
+        (
+            "train_dataset.data_loader.domains_per_step=3",
+            "configuration: runner_config.batch_size=8 is not divisible by train_dataset.data_loader.domains_per_step=3;",
+        ),
+        ("lr_schedule.lr_end=-1.0", "lr_schedule.lr_end: -1.0 is not allowed"),
     ],
 )
 def test_a_wrong_key_is_refused_by_its_name(override: str, said: str):
@@ -294,6 +298,18 @@ def test_a_step_that_overflows_is_said_to_and_does_not_advance_the_rate(graph_mo
         batches.next(taken)
     assert (progress.step, progress.updates, progress.cursor) == (len(outputs), 1, taken)
     assert isinstance(cell(*columns)[0], Tensor)
+
+
+def test_more_than_one_process_is_refused(monkeypatch):
+    register()
+    from mindformers.tools.register import MindFormerConfig
+
+    from pangu_sigma.mindformers_adapter.trainer import PanGuSigmaTrainer
+
+    monkeypatch.setenv("RANK_SIZE", "2")
+    config = MindFormerConfig(**read_tree(SHIPPED))
+    with pytest.raises(ConfigError, match="2 processes were started"):
+        PanGuSigmaTrainer("sigma_tiny").train(config)
 
 
 def test_everything_is_in_the_registry():

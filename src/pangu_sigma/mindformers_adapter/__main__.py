@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="YAML file in MindFormers' style")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of it")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("GLOG_v", "3")  # as in cli.py
     try:
         _train(options.config, options.set)
     except Exception as error:

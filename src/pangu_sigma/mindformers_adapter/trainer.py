@@ -9,10 +9,12 @@ from typing import Any
 import mindspore as ms
 from mindformers.core import build_optim
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindformers.tools.utils import get_real_group_size
 from mindformers.trainer import CausalLanguageModelingTrainer
 from mindformers.wrapper import build_wrapper
 from mindspore.dataset import GeneratorDataset
 
+from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches, Cursor
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.mindformers_adapter.step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
@@ -28,11 +30,17 @@ logger = logging.getLogger(__name__)
 class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
     """Trains in the folder `output_dir`, from its newest checkpoint if it has one.
 
-    Raises ConfigError for a YAML that words.py refuses, DataError and CheckpointError as `pangu-sigma train` does.
+    Raises ConfigError for a YAML that words.py refuses and for more than one process, DataError and CheckpointError as
+    `pangu-sigma train` does.
     """
 
     def train(self, config: Any, **kwargs: Any) -> None:
         self.sigma = sigma_config(config)
+        if (processes := get_real_group_size()) > 1:
+            raise ConfigError(
+                f"{processes} processes were started, and each would train the same in {config.output_dir}; start one, "
+                "with msrun --worker_num=1"
+            )
         self.folder = RunFolder.create(Path(config.output_dir), self.sigma)
         self.checkpoint = None
         self.progress = Progress(0, 0, Cursor([0] * len(self.sigma.domains)))

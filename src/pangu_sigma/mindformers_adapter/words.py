@@ -7,6 +7,7 @@ of ours. Every key of a section that belongs to this project must be in a table;
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,6 +68,14 @@ OURS = ("model.model_config", "model.arch", "train_dataset.data_loader", "optimi
 
 THEIRS = ("model.model_config.checkpoint_name_or_path", "model.model_config.disable_lazy_inline")
 """Keys that MindFormers itself writes into them."""
+
+
+_THEIR_KEY = {ours: theirs for theirs, ours in KEYS.items()} | {"model": "model.model_config"}
+_OUR_KEY = re.compile(
+    rf"(?<![\w.])({'|'.join(key for key in sorted(_THEIR_KEY, reverse=True) if '.' in key)})(?!\w)"  # anywhere
+    rf"|(?<![\w.])({'|'.join(SECTIONS)})(?=\.\w)|^({'|'.join(key for key in _THEIR_KEY if '.' not in key)})(?=[:.])"
+)
+"""Keys of ours in a message. A name without dots is also a word, so it counts in front of a line or of a dot only."""
 
 
 def sigma_config(yaml: dict[str, Any]) -> Config:
@@ -162,9 +171,5 @@ def _with_decay(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_their_words(line: str) -> str:
-    """A line of a ConfigError with the YAML's key in front."""
-    sections = {"model.model_config": "model"}
-    for theirs, ours in sorted((KEYS | sections).items(), key=lambda pair: -len(pair[1])):
-        if line.startswith((f"{ours}:", f"{ours}.")):
-            return theirs + line.removeprefix(ours)
-    return line
+    """A line of a ConfigError with the YAML's keys in the place of ours."""
+    return _OUR_KEY.sub(lambda found: _THEIR_KEY[found[0]], line)
