@@ -112,6 +112,7 @@ def test_the_shipped_yaml_is_sigma_tiny():
     theirs = sigma_config(read_tree(SHIPPED)).model_dump()
     assert ours["train"].pop("eval_interval") and theirs["train"].pop("eval_interval")  # nothing evaluates there
     assert theirs == ours
+    assert yaml.safe_load(SHIPPED.read_text(encoding="utf-8")) == read_tree(SHIPPED)  # MindFormers reads it so
 
 
 def test_every_key_means_its_own():
@@ -184,6 +185,17 @@ def test_every_key_means_its_own():
         ("runner_config.epochs=2", "runner_config.epochs: 2 is not allowed: it must be 1"),
         ("use_parallel=true", "use_parallel: True is not allowed"),
         ("callbacks.1.type=CheckpointMonitor", "callbacks: CheckpointMonitor is not allowed"),
+        ("callbacks=3", "callbacks: 3 is not allowed: it must be a list"),
+        ("optimizer=3", "optimizer.type: None is not allowed"),
+        (
+            "load_checkpoint=somewhere",
+            "load_checkpoint: 'somewhere' is not allowed: a training goes on from the newest",
+        ),
+        (
+            "model.model_config.checkpoint_name_or_path=x",
+            "model.model_config.checkpoint_name_or_path: 'x' is not allowed",
+        ),
+        ("do_eval=true", "do_eval: True is not allowed: `pangu-sigma evaluate`"),
         ("callbacks.1.save_steps=5", "callbacks.PanGuSigmaCheckpoint.save_steps: unknown key; nearest valid key:"),
         (
             "train_dataset.data_loader.domains_per_step=3",

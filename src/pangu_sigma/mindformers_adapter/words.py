@@ -63,12 +63,19 @@ FIXED = {
 """Keys with one possible value. The step needs its host between any two steps, so nothing can be sunk; samples are drawn by step,
 and there are no epochs; accumulation is the step's own (runner_wrapper.accumulation); and the adapter trains on one device."""
 
+EMPTY = {
+    "load_checkpoint": "a training goes on from the newest checkpoint in output_dir",
+    "resume_training": "a training goes on from the newest checkpoint in output_dir, if it has one",
+    "model.model_config.checkpoint_name_or_path": "a training goes on from the newest checkpoint in output_dir",
+    "do_eval": "`pangu-sigma evaluate` measures the held-out loss of output_dir",
+}
+"""Keys that must have no value, and why. MindFormers itself writes some of them."""
+
 OURS = ("model.model_config", "model.arch", "train_dataset.data_loader", "optimizer", "lr_schedule", "runner_wrapper")
 """Sections of which every key belongs to a table."""
 
-THEIRS = ("model.model_config.checkpoint_name_or_path", "model.model_config.disable_lazy_inline")
-"""Keys that MindFormers itself writes into them."""
-
+WRITTEN = "model.model_config.disable_lazy_inline"
+"""The key that MindFormers writes into them."""
 
 _THEIR_KEY = {ours: theirs for theirs, ours in KEYS.items()} | {"model": "model.model_config"}
 _OUR_KEY = re.compile(
@@ -82,14 +89,17 @@ def sigma_config(yaml: dict[str, Any]) -> Config:
     """The configuration that a YAML in MindFormers' style describes.
 
     yaml: as read from the file, or with what MindFormers adds to it.
-    Raises ConfigError, naming the YAML's key: for an unknown key, a key of FIXED that is missing or has another value, MindFormers'
-    CheckpointMonitor (checkpoint.py says why), the file store (only `pangu-sigma train` makes it), and for what `Config` refuses.
+    Raises ConfigError, naming the YAML's key: for an unknown key, a key of FIXED that is missing or has another value, a value in
+    EMPTY, MindFormers' CheckpointMonitor (checkpoint.py says why), the file store (only `pangu-sigma train` makes it), and for what
+    `Config` refuses.
     """
-    found = {path: value for path, value in _leaves(_by_type(yaml), "") if path not in THEIRS}
+    found = dict(_leaves(_by_type(yaml), ""))
     for path, value in FIXED.items():
         if found.get(path) != value or type(found.get(path)) is not type(value):
             raise ConfigError(f"{path}: {found.get(path)!r} is not allowed: it must be {value!r} for PanGu-Σ")
-    for path in found:
+    for path, value in found.items():
+        if value and path in EMPTY:
+            raise ConfigError(f"{path}: {value!r} is not allowed: {EMPTY[path]}")
         _check_known(path)
     for path in KEYS:
         if path.startswith("lr_schedule.") and path not in found:
@@ -109,7 +119,10 @@ def sigma_config(yaml: dict[str, Any]) -> Config:
 
 def _by_type(yaml: dict[str, Any]) -> dict[str, Any]:
     """The YAML with its list of callbacks as a section of callbacks by type."""
-    callbacks = {str(callback.get("type")): callback for callback in yaml.get("callbacks") or []}
+    listed = yaml.get("callbacks")
+    if not isinstance(listed, list) or not all(isinstance(callback, dict) for callback in listed):
+        raise ConfigError(f"callbacks: {listed!r} is not allowed: it must be a list of sections with a type")
+    callbacks = {str(callback.get("type")): callback for callback in listed}
     if "CheckpointMonitor" in callbacks:
         raise ConfigError(
             "callbacks: CheckpointMonitor is not allowed: its files hold neither the place in the data nor what the ids mean; use "
@@ -140,7 +153,7 @@ def _check_known(path: str) -> None:
     section = next(
         (section for section in (*OURS, "callbacks.PanGuSigmaCheckpoint") if path.startswith(f"{section}.")), None
     )
-    if section is None or path in KEYS or path in FIXED or path == "callbacks.PanGuSigmaCheckpoint.type":
+    if section is None or path in (*KEYS, *FIXED, *EMPTY, WRITTEN, "callbacks.PanGuSigmaCheckpoint.type"):
         return
     allowed = [key for key in (*FIXED, *KEYS) if key.startswith(f"{section}.")]
     near = difflib.get_close_matches(path, allowed, n=1, cutoff=0.0)
