@@ -34,13 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        if not _is_ours(error):
+        if not is_ours(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _is_ours(error: Exception) -> bool:
+def is_ours(error: Exception) -> bool:
     """Errors whose message is complete and meant for the user."""
     return type(error).__module__.startswith("pangu_sigma.")
 

@@ -342,9 +342,14 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file, apply `key.path=value` overrides (values are YAML) and validate.
+    """The configuration in a YAML file; raises ConfigError for what `read_tree` or the tree refuses."""
+    return parse_config(read_tree(path, overrides))
 
-    Raises ConfigError for a missing file, broken YAML, an override that is not `key=value`, or what the tree refuses.
+
+def read_tree(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Read a YAML file and apply `key.path=value` overrides (values are YAML).
+
+    Raises ConfigError for a missing file, broken YAML, or an override that is not `key=value`.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -357,7 +362,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(tree).__name__}")
     for text in overrides or []:
         _override(tree, text)
-    return parse_config(tree)
+    return tree
 
 
 def parse_config(tree: dict[str, Any]) -> Config:

@@ -1,0 +1,56 @@
+"""`python -m pangu_sigma.mindformers_adapter CONFIG`: MindFormers' run entry, which its wheel does not have."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import yaml
+
+from pangu_sigma.cli import is_ours
+from pangu_sigma.config import read_tree
+from pangu_sigma.mindformers_adapter import register
+from pangu_sigma.mindformers_adapter.words import sigma_config
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train what a YAML describes, and return the exit status: 2 for what the user can fix, said in one message."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pangu_sigma.mindformers_adapter", description="train PanGu-Σ with mindformers.Trainer"
+    )
+    parser.add_argument("config", type=Path, help="YAML file in MindFormers' style")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of it")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("GLOG_v", "3")  # as in cli.py
+    try:
+        _train(options.config, options.set)
+    except Exception as error:
+        if not is_ours(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train(path: Path, overrides: list[str]) -> None:
+    tree = read_tree(path, overrides)
+    sigma_config(tree)  # a wrong key is refused before MindSpore is loaded
+    folder = Path(tree.get("output_dir", "output"))
+    os.environ.setdefault("LOG_MF_PATH", str(folder / "log"))
+    register()
+    from mindformers import MindFormerConfig, Trainer, build_context
+
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = folder / "mindformers.yaml"
+    resolved.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    config = MindFormerConfig(str(resolved))
+    build_context(config)
+    Trainer(args=config).train()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

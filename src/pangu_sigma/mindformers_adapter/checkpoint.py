@@ -1,0 +1,56 @@
+"""Checkpoints of a training under MindFormers, in the project's own form.
+
+MindFormers' CheckpointMonitor would write every parameter, experts and moments included, under the names they have in its cells.
+But its file holds neither the place in the data nor which vocabulary and routing tables the weights belong to, and nothing notices
+when a bit of it has changed. So a callback of our own writes what `pangu-sigma train` writes.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindspore.train import Callback
+
+from pangu_sigma.mindformers_adapter.step import PanGuSigmaTrainOneStepCell
+from pangu_sigma.train.checkpoint import save_checkpoint
+from pangu_sigma.train.state import arrays_of
+
+logger = logging.getLogger(__name__)
+
+
+@MindFormerRegister.register(MindFormerModuleType.CALLBACK)
+class PanGuSigmaCheckpoint(Callback):
+    """Saves to the run folder every `save_checkpoint_steps` and after the last step, and keeps the newest `keep_checkpoint_max`."""
+
+    def __init__(self, save_checkpoint_steps: int = 500, keep_checkpoint_max: int = 2):
+        super().__init__()
+        self.interval = save_checkpoint_steps
+        self.keep = keep_checkpoint_max
+        self.saved = 0
+
+    def on_train_step_end(self, run_context: Any) -> None:
+        cell = run_context.original_args().train_network
+        if cell.progress.step % self.interval == 0:
+            self.save(cell)
+
+    def on_train_end(self, run_context: Any) -> None:
+        cell = run_context.original_args().train_network
+        if cell.progress.step != self.saved:
+            self.save(cell)
+
+    def save(self, cell: PanGuSigmaTrainOneStepCell) -> Path:
+        """Write a checkpoint of the state after the last step. Raises CheckpointError as `save_checkpoint` does."""
+        self.saved = cell.progress.step
+        path = save_checkpoint(
+            cell.folder.checkpoints,
+            cell.progress.step,
+            arrays_of(cell.shards),
+            cell.progress.state(),
+            cell.folder.identity,
+            self.keep,
+        )
+        logger.info("saved %s", path)
+        return path

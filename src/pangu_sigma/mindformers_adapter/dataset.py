@@ -1,0 +1,55 @@
+"""The project's batches as a MindSpore dataset whose rows are the arguments of the step.
+
+Shape suffixes: N RRE layers, A active experts, D domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindspore.dataset import GeneratorDataset
+
+from pangu_sigma.data.batches import Batches, Cursor
+from pangu_sigma.data.lookahead import Lookahead
+
+ARRAYS = (
+    "rows",
+    "positions",
+    "documents",
+    "slots",
+    "labels",
+    "weights",
+    "order",
+    "inverse",
+    "offsets",
+    "active",
+    "used",
+)
+"""`Batch.arrays()`, in its order."""
+COLUMNS = (*ARRAYS, "coming", "taken")
+"""With the experts of the batch after it [N, A], for the prefetcher, and the samples taken of each domain once it is done [D]."""
+
+
+class Rows:
+    """The next `steps` batches from a cursor on. Iterated once: a training is one epoch."""
+
+    def __init__(self, batches: Batches, cursor: Cursor, steps: int):
+        self._lookahead = Lookahead(batches, cursor)
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+        for _ in range(self._steps):
+            batch, cursor, coming = self._lookahead.take()
+            yield (*batch.arrays(), coming.active_NA, np.array(cursor.taken))
+
+
+@MindFormerRegister.register(MindFormerModuleType.DATASET, alias="PanGuSigmaDataset")
+def make_dataset(dataset_config: Any, batches: Batches, cursor: Cursor, steps: int) -> GeneratorDataset:
+    """COLUMNS, a row each step, without batching. dataset_config is the YAML's `train_dataset`, which words.py has read already."""
+    return GeneratorDataset(Rows(batches, cursor, steps), list(COLUMNS), shuffle=False, python_multiprocessing=False)

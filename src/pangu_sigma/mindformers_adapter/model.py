@@ -1,0 +1,71 @@
+"""Configuration and network as MindFormers knows them.
+
+Shape suffixes: B batch, S sequence, M blocks (one domain each), N RRE layers, A active experts, R rows of a slot, T tokens = B·S.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+from mindformers.models import PretrainedConfig, PreTrainedModel
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+
+from pangu_sigma.config import Config, ModelConfig, parse_config
+from pangu_sigma.ecss.store import make_store
+from pangu_sigma.mindformers_adapter.words import SECTIONS
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+
+
+@MindFormerRegister.register(MindFormerModuleType.CONFIG)
+class PanGuSigmaConfig(PretrainedConfig):
+    """`model.model_config` of a YAML: keys of `ModelConfig`, and the sections domains, vocabulary, routing and ecss.
+
+    tree: the whole configuration as a plain tree, in their place. `PanGuSigmaTrainer` sets it, because the experts' store needs the
+    optimizer's weight decay.
+    """
+
+    model_type = "pangu_sigma"
+
+    def __init__(self, tree: dict[str, Any] | None = None, compute_dtype: str = "float32", **keys: Any):
+        model = {key: keys.pop(key) for key in ModelConfig.model_fields if key in keys}
+        sections: dict[str, Any] = {key: keys.pop(key) for key in SECTIONS if key in keys}
+        super().__init__(**keys)
+        self.tree = tree or {
+            "name": self.model_type,
+            "model": model,
+            "train": {"compute_dtype": compute_dtype},
+            **sections,
+        }
+
+    @property
+    def sigma(self) -> Config:
+        """Raises ConfigError for what the keys may not be."""
+        return parse_config(self.tree)
+
+
+@MindFormerRegister.register(MindFormerModuleType.MODELS)
+class PanGuSigmaForCausalLM(PreTrainedModel):
+    """Network and experts' store. Training differentiates `network` with respect to the experts it is given (step.py).
+
+    construct(rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA) -> logits [M, T/M, R]
+    """
+
+    config_class = PanGuSigmaConfig
+    base_model_prefix = "network"
+
+    def __init__(self, config: PanGuSigmaConfig):
+        super().__init__(config)
+        sigma = config.sigma
+        self.network = PanGuSigma(sigma.model, sigma.slots, getattr(ms, sigma.train.compute_dtype))
+        self.store = make_store(sigma)
+
+    def construct(self, rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA):
+        experts = self.store.fetch(active_NA)
+        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, order, inverse_NT, offsets_NA1, *experts)
+        return self.network.logits(hidden_TH, slots_M)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """No: `pangu-sigma generate` does, from the run's checkpoint."""
+        return False

@@ -1,0 +1,79 @@
+"""The project's training step as MindFormers' one-step cell: same graph, same prefetcher, same loss scale.
+
+Shape suffixes: N RRE layers, A active experts, D domains.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindspore import Tensor, nn
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import Cursor
+from pangu_sigma.ecss.prefetch import Prefetcher
+from pangu_sigma.ecss.store import HostStore
+from pangu_sigma.mindformers_adapter.dataset import ARRAYS
+from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
+from pangu_sigma.train.run_folder import RunFolder
+from pangu_sigma.train.state import Progress, shards_of
+from pangu_sigma.train.step import StepResult, TrainStep
+
+
+@MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
+class PanGuSigmaAdam:
+    """`optimizer` of a YAML. Moments and update belong to the step, since no gradient has the shape of all experts; what is left
+    here is the learning rate, MindFormers' own schedule, evaluated on the host (train/schedule.py says why)."""
+
+    def __init__(self, params: list[ms.Parameter], learning_rate: nn.Cell, **settings: Any):
+        """settings: those of the YAML, which words.py has given to the step."""
+        self.learning_rate = learning_rate
+
+    def rate(self, update: int) -> float:
+        """Rate of update number `update`, counted from 1."""
+        return float(self.learning_rate(Tensor(update, ms.float32)))
+
+
+@MindFormerRegister.register(MindFormerModuleType.WRAPPER)
+class PanGuSigmaTrainOneStepCell(nn.Cell):
+    """Called with the dataset's columns; returns loss, overflow, loss scale, learning rate and gradient norm, for MFLossMonitor.
+
+    What a step needs of its host (learning rate, the next experts) is done here, before the graph: this cell is called, and never
+    compiled into another one.
+    """
+
+    def __init__(
+        self,
+        network: PanGuSigmaForCausalLM,
+        optimizer: PanGuSigmaAdam,
+        config: Config,
+        folder: RunFolder,
+        progress: Progress,
+    ):
+        """progress: where the run stands; it moves with every step."""
+        super().__init__(auto_prefix=False)
+        self.network, self.optimizer, self.folder, self.progress = network, optimizer, folder, progress
+        self.step = TrainStep(config, network.network, network.store)
+        self.shards = shards_of(network.network, network.store, self.step)
+        store = network.store
+        self.prefetcher = None
+        if isinstance(store, HostStore) and store.layers > 0 and config.ecss.prefetch:
+            self.prefetcher = Prefetcher(store, config.active_experts)
+
+    def __call__(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        arrays, (coming_NA, taken_D) = columns[: len(ARRAYS)], columns[len(ARRAYS) :]
+        transfer: tuple[Tensor, ...] = ()
+        if self.prefetcher is not None:
+            active_NA = arrays[ARRAYS.index("active")]
+            transfer, _ = self.prefetcher.transfer(active_NA.asnumpy(), coming_NA.asnumpy())
+        rate = Tensor(self.optimizer.rate(self.progress.updates + 1), ms.float32)
+        result = StepResult(*self.step(rate, *arrays, *transfer))
+        applied = int(result.applied.asnumpy())
+        self.progress.step += 1
+        self.progress.updates += applied
+        self.progress.cursor = Cursor(taken_D.asnumpy().tolist())
+        loss = np.stack([loss_M.asnumpy() for loss_M in result.block_loss_GM]).sum()
+        return Tensor(loss), Tensor(not applied), result.scale, rate, result.norm

@@ -1,0 +1,86 @@
+"""The task `PanGuSigmaTrainer`: MindFormers' training of a language model, whose parts get what they need of the run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+from mindformers.core import build_optim
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindformers.tools.utils import get_real_group_size
+from mindformers.trainer import CausalLanguageModelingTrainer
+from mindformers.wrapper import build_wrapper
+from mindspore.dataset import GeneratorDataset
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.batches import Batches, Cursor
+from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
+from pangu_sigma.mindformers_adapter.step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
+from pangu_sigma.mindformers_adapter.words import sigma_config
+from pangu_sigma.train.checkpoint import load_checkpoint
+from pangu_sigma.train.run_folder import RunFolder
+from pangu_sigma.train.state import Progress, restore
+
+logger = logging.getLogger(__name__)
+
+
+@MindFormerRegister.register(MindFormerModuleType.TRAINER)
+class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
+    """Trains in the folder `output_dir`, from its newest checkpoint if it has one.
+
+    Raises ConfigError for a YAML that words.py refuses and for more than one process, DataError and CheckpointError as
+    `pangu-sigma train` does.
+    """
+
+    def train(self, config: Any, **kwargs: Any) -> None:
+        self.sigma = sigma_config(config)
+        if (processes := get_real_group_size()) > 1:
+            raise ConfigError(
+                f"{processes} processes were started, and each would train the same in {config.output_dir}; start one, "
+                "with msrun --worker_num=1"
+            )
+        self.folder = RunFolder.create(Path(config.output_dir), self.sigma)
+        self.checkpoint = None
+        self.progress = Progress(0, 0, Cursor([0] * len(self.sigma.domains)))
+        if (self.folder.checkpoints / "LATEST").exists():
+            self.checkpoint = load_checkpoint(self.folder.checkpoints, self.folder.identity)
+            self.progress = Progress.from_state(self.checkpoint.state)
+            logger.info("resuming %s after step %d", self.folder.path, self.progress.step)
+        if self.progress.step >= self.sigma.train.steps:
+            logger.info("%s has all of its %d steps", self.folder.path, self.sigma.train.steps)
+            return
+        super().train(config=config, **kwargs)
+
+    def create_train_dataset(self, default_args: dict[str, Any] | None = None) -> GeneratorDataset:
+        data = Path(self.sigma.data.path)
+        batches = Batches(self.sigma, data, self.folder.tokenizer, self.folder.table)
+        steps = self.sigma.train.steps - self.progress.step
+        return super().create_train_dataset({"batches": batches, "cursor": self.progress.cursor, "steps": steps})
+
+    def create_network(self, default_args: dict[str, Any] | None = None) -> PanGuSigmaForCausalLM:
+        ms.set_seed(self.sigma.seed)  # MindFormers takes 0 for no seed
+        return super().create_network({**(default_args or {}), "tree": self.sigma.model_dump(mode="json")})
+
+    def create_optimizer_scheduler(self, network: PanGuSigmaForCausalLM, model_params: set[Any]) -> PanGuSigmaAdam:
+        self.lr_scheduler = self.create_lr_scheduler(self.config.lr_schedule)
+        arguments = {"params": network.trainable_params(), "learning_rate": self.lr_scheduler}
+        return build_optim(self.config.optimizer, default_args=arguments)
+
+    def create_model_wrapper(
+        self, network: PanGuSigmaForCausalLM, optimizer: PanGuSigmaAdam
+    ) -> PanGuSigmaTrainOneStepCell:
+        cell = build_wrapper(
+            {"type": self.config.runner_wrapper.type},
+            default_args={
+                "network": network,
+                "optimizer": optimizer,
+                "config": self.sigma,
+                "folder": self.folder,
+                "progress": self.progress,
+            },
+        )
+        if self.checkpoint is not None:
+            restore(cell.shards, self.checkpoint)
+        return cell

@@ -1,0 +1,413 @@
+"""Under mindformers.Trainer the same configuration is the same training, bit for bit, and its folder is a run folder.
+
+MindFormers' context is one for a process and binds it to cores, so trainings run in processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
+from toy import EOT, Logits, randomise, toy_batches, toy_config
+
+from pangu_sigma.config import ConfigError, load_config, read_tree
+from pangu_sigma.mindformers_adapter import register
+from pangu_sigma.mindformers_adapter.words import KEYS, sigma_config
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "model_configs" / "mindformers" / "sigma_tiny.yaml"
+SCRIPT = ROOT / "run_scripts" / "mindformers_ascend.sh"
+PLAIN = """
+import sys
+from mindformers import MindFormerConfig, Trainer, build_context
+config = MindFormerConfig(sys.argv[1])
+build_context(config)
+Trainer(args=config).train()
+"""
+"""All that MindFormers' own run entry does."""
+
+
+def tiny_yaml(data: Path, folder: Path, steps: int) -> dict[str, Any]:
+    """`tiny_tree` in MindFormers' words."""
+    tree = tiny_tree(data)
+    model = {"type": "PanGuSigmaConfig", **tree["model"], "domains": tree["domains"], "vocabulary": tree["vocabulary"]}
+    peak, end, warmup, decay = tree["train"]["optimizer"].values()
+    return {
+        "output_dir": str(folder),
+        "run_mode": "train",
+        "use_parallel": False,
+        "seed": 0,
+        "trainer": {"type": "PanGuSigmaTrainer", "model_name": tree["name"]},
+        "context": {"mode": 0, "device_target": "CPU"},
+        "runner_config": {
+            "epochs": 1,
+            "batch_size": tree["train"]["batch_size"],
+            "sink_mode": False,
+            "gradient_accumulation_steps": 1,
+        },
+        "model": {"model_config": model, "arch": {"type": "PanGuSigmaForCausalLM"}},
+        "train_dataset": {"data_loader": {"dataset_dir": str(data), "domains_per_step": 2, "steps": steps}},
+        "train_dataset_task": {"type": "PanGuSigmaDataset"},
+        "optimizer": {"type": "PanGuSigmaAdam"},
+        "lr_schedule": {
+            "type": "CosineWithWarmUpLR",
+            "learning_rate": peak,
+            "lr_end": end,
+            "warmup_steps": warmup,
+            "total_steps": warmup + decay,
+        },
+        "runner_wrapper": {
+            "type": "PanGuSigmaTrainOneStepCell",
+            "scale_sense": {"type": "DynamicLossScaleUpdateCell", "scale_factor": 2},
+        },
+        "callbacks": [
+            {"type": "MFLossMonitor"},
+            {"type": "PanGuSigmaCheckpoint", "save_checkpoint_steps": SAVED_AT},
+        ],
+    }
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """Output of a command that must succeed, in a working directory that its own output does not name."""
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def write_yaml(tree: dict[str, Any], path: Path) -> Path:
+    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def same_checkpoint(left: Path, right: Path, step: int) -> None:
+    from pangu_sigma.train.checkpoint import load_checkpoint
+
+    ours, theirs = (load_checkpoint(folder / "checkpoints" / f"step_{step:08d}") for folder in (left, right))
+    assert ours.state == theirs.state
+    assert ours.shards.keys() == theirs.shards.keys()
+    for shard, arrays in ours.shards.items():
+        assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in theirs.shards[shard].items()}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory) -> tuple[Path, str]:
+    """Folder and output of a training under MindFormers up to the tiny run's first checkpoint."""
+    folder = tmp_path_factory.mktemp("mindformers")
+    path = write_yaml(tiny_yaml(tiny_data, folder / "run", SAVED_AT), folder / "tiny.yaml")
+    return folder / "run", run(sys.executable, "-m", "pangu_sigma.mindformers_adapter", path)
+
+
+def test_the_shipped_yaml_is_sigma_tiny():
+    ours = load_config(ROOT / "model_configs" / "sigma_tiny.yaml").model_dump()
+    theirs = sigma_config(read_tree(SHIPPED)).model_dump()
+    assert ours["train"].pop("eval_interval") and theirs["train"].pop("eval_interval")  # nothing evaluates there
+    assert theirs == ours
+    assert yaml.safe_load(SHIPPED.read_text(encoding="utf-8")) == read_tree(SHIPPED)  # MindFormers reads it so
+
+
+def test_every_key_means_its_own():
+    """All numbers differ from each other and from the defaults, so that none can stand in another's place."""
+    overrides = {
+        "trainer.model_name": "other",
+        "seed": 7,
+        "runner_config.batch_size": 12,
+        "train_dataset.data_loader.dataset_dir": "elsewhere",
+        "train_dataset.data_loader.domains_per_step": 2,
+        "train_dataset.data_loader.domain_sets": 1,
+        "train_dataset.data_loader.steps": 70,
+        "optimizer.betas": [0.5, 0.6],
+        "optimizer.eps": 1e-5,
+        "optimizer.eps_experts": 1e-6,
+        "optimizer.weight_decay": 0.3,
+        "lr_schedule.learning_rate": 0.04,
+        "lr_schedule.lr_end": 0.03,
+        "lr_schedule.warmup_steps": 9,
+        "lr_schedule.total_steps": 40,
+        "runner_wrapper.accumulation": 3,
+        "runner_wrapper.max_grad_norm": 0.7,
+        "runner_wrapper.scale_sense.loss_scale_value": 32.0,
+        "runner_wrapper.scale_sense.scale_window": 11,
+        "callbacks.1.save_checkpoint_steps": 13,
+        "callbacks.1.keep_checkpoint_max": 5,
+        "model.model_config.compute_dtype": "float16",
+        "model.model_config.routing.table": "balanced",
+        "model.model_config.ecss.prefetch": False,
+    }
+    tree = read_tree(SHIPPED, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+    config = sigma_config(tree)
+    assert (config.name, config.seed, config.routing.table, config.ecss.prefetch) == ("other", 7, "balanced", False)
+    assert config.data.model_dump().items() >= {"path": "elsewhere", "domains_per_step": 2, "domain_sets": 1}.items()
+    train = config.train.model_dump()
+    assert train.pop("optimizer") == {
+        "peak_lr": 0.04,
+        "end_lr": 0.03,
+        "warmup_steps": 9,
+        "decay_steps": 31,
+        "beta1": 0.5,
+        "beta2": 0.6,
+        "eps_dense": 1e-5,
+        "eps_experts": 1e-6,
+        "weight_decay": 0.3,
+        "clip_norm": 0.7,
+    }
+    assert train.pop("loss_scale") == {"initial": 32.0, "window": 11}
+    assert train.items() >= {"steps": 70, "batch_size": 12, "accumulation": 3, "compute_dtype": "float16"}.items()
+    assert train.items() >= {"checkpoint_interval": 13, "keep_checkpoints": 5}.items()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "model.model_config.hiden=3",
+            "model.model_config.hiden: unknown key; nearest valid key: model.model_config.hidden;",
+        ),
+        ("model.model_config.hidden=100", "model.model_config: hidden=100 is not divisible by heads=6"),
+        ("model.model_config.routing.tabel=random", "model.model_config.routing.tabel: unknown key (value 'random')"),
+        ("model.model_config.ecss.store=file", "model.model_config.ecss.store: 'file' is not allowed"),
+        ("optimizer.beta=0.9", "optimizer.beta: unknown key; nearest valid key: optimizer.betas"),
+        ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1: 1.5 is not allowed: Input should be less than 1"),
+        ("optimizer.type=AdamW", "optimizer.type: 'AdamW' is not allowed: it must be 'PanGuSigmaAdam'"),
+        ("lr_schedule.total_steps=20", "lr_schedule.total_steps: 20 must be more than lr_schedule.warmup_steps=50"),
+        ("lr_schedule.warmup_ratio=0.1", "lr_schedule.warmup_ratio: unknown key"),
+        ("runner_wrapper.scale_sense.scale_factor=4", "runner_wrapper.scale_sense.scale_factor: 4 is not allowed"),
+        ("runner_config.sink_mode=true", "runner_config.sink_mode: True is not allowed: it must be False"),
+        ("runner_config.epochs=2", "runner_config.epochs: 2 is not allowed: it must be 1"),
+        ("use_parallel=true", "use_parallel: True is not allowed"),
+        ("callbacks.1.type=CheckpointMonitor", "callbacks: CheckpointMonitor is not allowed"),
+        ("callbacks=3", "callbacks: 3 is not allowed: it must be a list"),
+        ("optimizer=3", "optimizer.type: None is not allowed"),
+        (
+            "load_checkpoint=somewhere",
+            "load_checkpoint: 'somewhere' is not allowed: a training goes on from the newest",
+        ),
+        (
+            "model.model_config.checkpoint_name_or_path=x",
+            "model.model_config.checkpoint_name_or_path: 'x' is not allowed",
+        ),
+        ("do_eval=true", "do_eval: True is not allowed: `pangu-sigma evaluate`"),
+        ("callbacks.1.save_steps=5", "callbacks.PanGuSigmaCheckpoint.save_steps: unknown key; nearest valid key:"),
+        (
+            "train_dataset.data_loader.domains_per_step=3",
+            "configuration: runner_config.batch_size=8 is not divisible by train_dataset.data_loader.domains_per_step=3;",
+        ),
+        ("lr_schedule.lr_end=-1.0", "lr_schedule.lr_end: -1.0 is not allowed"),
+    ],
+)
+def test_a_wrong_key_is_refused_by_its_name(override: str, said: str):
+    with pytest.raises(ConfigError) as error:
+        sigma_config(read_tree(SHIPPED, [override]))
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key.startswith("lr_schedule.")])
+def test_a_rate_is_not_left_to_mindformers_default(key: str):
+    tree = read_tree(SHIPPED)
+    del tree["lr_schedule"][key.removeprefix("lr_schedule.")]
+    with pytest.raises(ConfigError, match=f"{key}: required key is missing"):
+        sigma_config(tree)
+
+
+def test_a_wrong_yaml_ends_before_mindspore_is_loaded():
+    program = (
+        "import sys; from pangu_sigma.mindformers_adapter.__main__ import main; status = main(sys.argv[1:]); "
+        "print([m for m in sys.modules if m.split('.')[0] in ('mindspore', 'mindformers')]); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", program, SHIPPED, "--set", "optimizer.beta=0.9"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert done.stderr.startswith("error: optimizer.beta: unknown key") and done.stderr.count("\n") == 1
+
+
+def test_the_same_training_bit_for_bit(trained, tiny_run):
+    same_checkpoint(trained[0], tiny_run, SAVED_AT)
+
+
+def test_the_losses_that_mindformers_prints_are_those_of_the_run(trained, tiny_run):
+    printed = [float(loss) for loss in re.findall(r"loss:\[([0-9.]+)/", trained[1])]
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    ours = [line["loss"] for line in lines if line["kind"] == "step" and line["step"] <= SAVED_AT]
+    assert len(printed) == SAVED_AT
+    np.testing.assert_allclose(np.reshape(printed, (len(ours), -1)).mean(axis=1), ours, atol=1e-6)
+
+
+def test_its_folder_can_be_evaluated(trained, tiny_run, tmp_path):
+    from pangu_sigma.evaluate import evaluate_run
+
+    earlier = tmp_path / "earlier"
+    shutil.copytree(tiny_run, earlier)
+    (earlier / "checkpoints" / "LATEST").write_text(f"step_{SAVED_AT:08d}\n")
+    shutil.copy(trained[0] / "config.yaml", earlier / "config.yaml")  # as many held-out batches
+    before = {name: losses["loss"] for name, losses in evaluate_run(earlier).items()}
+    after = {name: losses["loss"] for name, losses in evaluate_run(trained[0]).items()}
+    assert set(after) == {"zh", "en", "code"}
+    assert all(after[name] == pytest.approx(before[name], rel=1e-6) for name in before)
+
+
+def test_mindformers_goes_on_from_a_checkpoint_of_the_projects_trainer(tiny_run, tiny_data, tmp_path):
+    """Through MindFormers' own registration, and without the prefetcher, which changes no bit."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    (folder / "checkpoints" / "LATEST").write_text(f"step_{SAVED_AT:08d}\n")
+    shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
+    tree = tiny_yaml(tiny_data, folder, STEPS)
+    tree["model"]["model_config"]["ecss"] = {"prefetch": False}
+    tree["trainer"]["auto_register"] = "registration.PanGuSigmaTrainer"
+    path = write_yaml(tree, tmp_path / "tiny.yaml")
+    import pangu_sigma.mindformers_adapter as adapter
+
+    run(
+        *(sys.executable, "-c", PLAIN, path),
+        REGISTER_PATH=str(Path(adapter.__file__).parent),
+        OM_MODULES_CACHE=str(tmp_path / "modules"),
+        LOG_MF_PATH=str(tmp_path / "log"),
+    )
+    same_checkpoint(folder, tiny_run, STEPS)
+
+
+def test_a_step_that_overflows_is_said_to_and_does_not_advance_the_rate(graph_mode, tmp_path):
+    register()
+    from mindspore import Tensor, nn
+
+    from pangu_sigma.data.batches import Cursor
+    from pangu_sigma.mindformers_adapter.dataset import make_dataset
+    from pangu_sigma.mindformers_adapter.model import PanGuSigmaConfig, PanGuSigmaForCausalLM
+    from pangu_sigma.mindformers_adapter.step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
+    from pangu_sigma.train.state import Progress
+
+    config = toy_config(ecss={"enabled": False}, train={"loss_scale": {"initial": 1e20, "window": 3}})
+    batches = toy_batches(config, tmp_path)
+    model = PanGuSigmaForCausalLM(PanGuSigmaConfig(tree=config.model_dump(mode="json")))
+    randomise([*model.network.trainable_params(), *model.store.weights], 0)
+    progress = Progress(0, 0, batches.start())
+    optimizer = PanGuSigmaAdam([], nn.PolynomialDecayLR(0.5, 0.1, 4, 1.0))
+    cell = PanGuSigmaTrainOneStepCell(model, optimizer, config, None, progress).set_train()
+    rows = make_dataset({}, batches, batches.start(), 40)
+    assert rows.get_dataset_size() == 40
+    outputs = []
+    for columns in rows.create_tuple_iterator(num_epochs=1):
+        outputs.append([tensor.asnumpy() for tensor in cell(*columns)])
+        if not outputs[-1][1]:
+            break
+    loss, overflow, scale, rate, norm = zip(*outputs, strict=True)
+    assert list(overflow) == [True] * (len(outputs) - 1) + [False] and len(outputs) > 1
+    assert np.isfinite(loss).all() and np.isfinite(norm[-1]) and not np.isfinite(norm[0])
+    assert scale[0] / scale[-1] == 2.0 ** (len(outputs) - 1)
+    assert len(set(map(float, rate))) == 1 and optimizer.rate(1) != optimizer.rate(2)
+    taken = Cursor([0] * len(config.domains))
+    for _ in outputs:
+        batches.next(taken)
+    assert (progress.step, progress.updates, progress.cursor) == (len(outputs), 1, taken)
+    assert isinstance(cell(*columns)[0], Tensor)
+
+
+def test_more_than_one_process_is_refused(monkeypatch):
+    register()
+    from mindformers.tools.register import MindFormerConfig
+
+    from pangu_sigma.mindformers_adapter.trainer import PanGuSigmaTrainer
+
+    monkeypatch.setenv("RANK_SIZE", "2")
+    config = MindFormerConfig(**read_tree(SHIPPED))
+    with pytest.raises(ConfigError, match="2 processes were started"):
+        PanGuSigmaTrainer("sigma_tiny").train(config)
+
+
+def test_everything_is_in_the_registry():
+    register()
+    from mindformers.tools.register import MindFormerRegister
+
+    tree = read_tree(SHIPPED)
+    for kind, section in {
+        "trainer": tree["trainer"],
+        "config": tree["model"]["model_config"],
+        "models": tree["model"]["arch"],
+        "dataset": tree["train_dataset_task"],
+        "optimizer": tree["optimizer"],
+        "wrapper": tree["runner_wrapper"],
+        "callback": tree["callbacks"][1],
+        "tokenizer": tree["processor"]["tokenizer"],
+    }.items():
+        assert MindFormerRegister.is_exist(kind, section["type"]), kind
+
+
+def test_the_model_predicts_what_the_network_predicts(graph_mode, tmp_path):
+    register()
+    from mindformers.models import build_network
+    from mindformers.tools.register import MindFormerConfig
+
+    from pangu_sigma.model.declare import as_tensor
+
+    config = toy_config()
+    sections = {"domains": [d.model_dump() for d in config.domains], "routing": config.routing.model_dump()}
+    keys = {"type": "PanGuSigmaConfig", **config.model.model_dump(), **sections}
+    model = build_network(MindFormerConfig(model_config=keys, arch={"type": "PanGuSigmaForCausalLM"}))
+    assert model.config.sigma.model == config.model
+    assert type(model.config)(tree=model.config.to_dict()["tree"]).sigma == model.config.sigma
+    randomise([*model.network.trainable_params(), *model.store.weights], 0)
+    batches = toy_batches(config, tmp_path)
+    rows, positions, documents, slots, _, _, order, inverse, offsets, active, _ = batches.next(batches.start()).arrays()
+    plan = [as_tensor(array[0]) for array in (rows, positions, documents, slots, order, inverse, offsets)]
+    expected = Logits(model.network)(*plan, *model.store.fetch(as_tensor(active)))[1]
+    np.testing.assert_allclose(model(*plan, as_tensor(active)).asnumpy(), expected.asnumpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_the_tokenizer_of_a_yaml_is_the_projects(tiny_data, tmp_path):
+    register()
+    from mindformers.models import build_tokenizer
+
+    from pangu_sigma.data.tokenizer import Tokenizer
+    from pangu_sigma.domains import domains_of
+
+    tree = tiny_yaml(tiny_data, tmp_path, STEPS)["model"]["model_config"]
+    ours, domains = Tokenizer.load(tiny_data / "tokenizer"), domains_of(tiny_config(tiny_data))
+    section = {"type": "PanGuSigmaTokenizer", "tokenizer_dir": str(tiny_data / "tokenizer"), "model_config": tree}
+    for name, text in {
+        "en": "the old cat, <eot> sees  a tree.",
+        "zh": "今天 天气不错。<pad>",
+        "code": "def add(x):\n\treturn x",
+    }.items():
+        tokenizer = build_tokenizer({**section, "domain": name})
+        ids = ours.encode(text, domains.named(name))
+        assert tokenizer(text)["input_ids"] == ids and EOT not in ids
+        assert tokenizer.decode(ids) == ours.decode(ids)
+        assert tokenizer.convert_tokens_to_ids(tokenizer.convert_ids_to_tokens(list(range(ours.size)))) == list(
+            range(ours.size)
+        )
+        assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (
+            ours.pad,
+            ours.eot,
+            ours.unk,
+        )
+        assert tokenizer.vocab_size == ours.size == len(tokenizer.get_vocab())
+    tokenizer.save_vocabulary(str(tmp_path / "saved"))
+    assert Tokenizer.load(tmp_path / "saved").hash == ours.hash
+    with pytest.raises(ConfigError, match=r"processor\.tokenizer\.domain: unknown domain 'java'"):
+        build_tokenizer({**section, "domain": "java"})
+
+
+def test_the_launch_script_prints_what_it_would_start():
+    said = run("bash", SCRIPT, "--dry-run", "--device", "3", "train_dataset.data_loader.steps=100")
+    assert said.startswith("ASCEND_RT_VISIBLE_DEVICES=3 'msrun' '--worker_num=1'")
+    overrides = [part.strip("'") for part in said.split() if "=" in part and not part.startswith(("'--", "ASCEND"))]
+    assert "train_dataset.data_loader.steps=100" in overrides
+    entry = said.split("'pangu_sigma.mindformers_adapter' ")[1].split()[0].strip("'")
+    config = sigma_config(read_tree(ROOT / entry, overrides))  # what the entry would make of it
+    assert (config.train.compute_dtype, config.train.steps) == ("float16", 100)
+
+
+@pytest.mark.parametrize("wrong", [["--devise", "3"], ["--device", "x"], ["--port"], ["steps"]])
+def test_the_launch_script_refuses_what_it_does_not_know(wrong: list[str]):
+    done = subprocess.run(["bash", SCRIPT, "--dry-run", *wrong], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
