@@ -36,14 +36,25 @@ from pangu_sigma.train.step import Hyper, LossScale
 
 
 class RankTier(HostTier):
-    """Host memory that MindSpore takes when the graph is loaded, not before: compiling a trillion parameters needs none."""
+    """Host memory that MindSpore takes when the graph is loaded: zeros, until `fill`. Compiling a trillion parameters needs none."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[ArraySpec, Parameter]] = []
 
     def parameter(self, spec: ArraySpec) -> Parameter:
-        parameter = Parameter(
-            initializer(spec.init or Zero(), spec.shape, getattr(ms, spec.dtype)), name=spec.key, requires_grad=False
-        )
+        zeros = initializer(Zero(), spec.shape, getattr(ms, spec.dtype))
+        parameter = Parameter(zeros, name=spec.key, requires_grad=False)
         parameter.weight_decays = spec.decay
+        self._made.append((spec, parameter))
         return parameter
+
+    def fill(self) -> None:
+        """Initial values, which are the same for an expert on any number of ranks."""
+        for spec, parameter in self._made:
+            array = np.zeros(spec.shape, spec.dtype)
+            for _ in spec.fill(array):
+                pass
+            parameter.set_data(Tensor.from_numpy(array))
 
 
 class ActiveExperts(nn.Cell):
@@ -149,7 +160,7 @@ class AscendStep(nn.Cell):
         self.shares = tuple(1.0 / p.replicas for p in weights)
         self.map, self.sum = ops.HyperMap(), ops.AddN()
         self.dense_count = len(dense)
-        self.all_reduce = ops.AllReduce()
+        self.all_reduce = ops.AllReduce() if parallel.ranks > 1 else None
         self.scale = LossScale(config)
         self.clip_norm = optimizer.clip_norm
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
@@ -170,7 +181,8 @@ class AscendStep(nn.Cell):
         (_, block_loss_M), grads = self.loss_and_grads(
             scale, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans
         )
-        norm = ops.sqrt(self.all_reduce(self.square_sum(grads))) / scale
+        squares = self.square_sum(grads)
+        norm = ops.sqrt(squares if self.all_reduce is None else self.all_reduce(squares)) / scale
         applied = ops.cast(ops.isfinite(norm), ms.float32)
         grad_scale = ops.minimum(self.clip_norm / (norm + 1e-12), Tensor(1.0, ms.float32)) / scale
         updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)

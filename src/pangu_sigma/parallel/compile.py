@@ -40,7 +40,7 @@ class Collective:
 
     op: str
     purpose: str
-    """`forward`, `backward`, `gradient` (sum over ranks with other tokens), `weight` (parts of a dense matrix), `norm`."""
+    """`forward`, `recompute`, `backward`, `gradient` (sum over ranks with other tokens), `weight` (parts of a dense matrix), `norm`."""
     count: int
     group_size: int
     ranks: list[int] = field(compare=False)
@@ -168,6 +168,8 @@ _PURPOSES = (
 def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
     name = re.search(r"instance name: (\w+)", line)
     purpose = next((p for start, p in _PURPOSES if name and name[1].startswith(start)), "norm")
+    if "duplicated: Bool(1)" in line:
+        purpose = "recompute"
     members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
     group = re.search(r'group: "(\d*)-?[^"]*"', line)
     first = tuple(int(r) for r in members[1].split(",") if r.strip()) if members else ()

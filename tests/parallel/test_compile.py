@@ -1,0 +1,134 @@
+"""The training step compiled for Ascend, here: MindSpore places and cuts what the plan predicts, and says why when it refuses.
+
+Every case starts a process that compiles; the shipped configurations at their full sizes are slow ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from small_clusters import MODEL_CONFIGS
+
+from pangu_sigma.config import Config, load_config
+from pangu_sigma.parallel.compile import Compiled, PlanRefused, compile_step, read_graph
+from pangu_sigma.parallel.plan import add_compiled, laid_out, make_plan
+
+TINY = MODEL_CONFIGS / "sigma_tiny.yaml"
+SMALL = [
+    "model.dense_layers=1",
+    "model.rre_layers=1",
+    "model.seq_length=32",
+    "model.slot_rows=256",
+    "train.batch_size=16",
+]
+
+
+def compiled_plan(config: Config) -> tuple[dict[str, Any], Compiled]:
+    compiled = compile_step(config)
+    return add_compiled(make_plan(config, config.parallel.ranks), compiled), compiled
+
+
+def counted(compiled: Compiled, **wanted: object) -> int:
+    return sum(c.count for c in compiled.collectives if all(getattr(c, k) == v for k, v in wanted.items()))
+
+
+def check(config: Config) -> Compiled:
+    """What must hold of every plan."""
+    plan, compiled = compiled_plan(config)
+    parallel, model = config.parallel, config.model
+    assert plan["compiled"]
+    assert plan["differences"] == []
+    places, tensor_ranks = model.rre_layers, parallel.tensor
+    assert compiled.host_operators == ({"FetchRows": places, "AdamRows": places} if places else {})
+    exchanges = 2 * places if parallel.expert > 1 else 0
+    for purpose in ("forward", "backward"):
+        # rows to experts and back, inside one group of ranks and nowhere else
+        assert counted(compiled, op="AlltoAll", purpose=purpose) == exchanges
+        assert counted(compiled, op="AlltoAll", purpose=purpose, group_size=parallel.expert) == exchanges
+        # attention and FFN of every layer, and the loss over the tokens that tensor ranks divide
+        sums = 2 * model.layers + 1 if tensor_ranks > 1 else 0
+        assert counted(compiled, op="AllReduce", purpose=purpose, group_size=tensor_ranks) == sums
+    again = exchanges // 2 if parallel.recompute else 0  # the way back is not needed for any gradient
+    assert counted(compiled, op="AlltoAll", purpose="recompute") == again
+    predicted = Counter(c["op"] for c in plan["predicted_collectives"] for _ in range(c["count"]))
+    gathered = sum(len(p.slice) == 2 and "layers" in p.name for p in compiled.parameters)
+    assert counted(compiled, op="AllGather", purpose="weight") <= gathered  # dense matrices, and no expert
+    assert predicted["AlltoAll"] == 2 * exchanges + again
+    return compiled
+
+
+LAYOUTS = {
+    "groups and experts": {"groups": 4, "expert": 2},
+    "all axes": {"groups": 2, "expert": 2, "tensor": 2},
+    "replicas": {"expert": 2, "data": 2, "tensor": 2},
+    "no optimizer parallelism": {"groups": 2, "expert": 4, "optimizer": False},
+    "recompute": {"groups": 2, "expert": 2, "tensor": 2, "recompute": True},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_compiled_step_is_the_predicted_one(name: str):
+    axes = LAYOUTS[name]
+    sets = axes.get("groups", 1)
+    section = "{" + ", ".join(f"{key}: {str(value).lower()}" for key, value in axes.items()) + "}"
+    data = [f"data.domain_sets={sets}", f"data.domains_per_step={sets}"]
+    check(load_config(TINY, [*SMALL, *data, f"parallel={section}"]))
+
+
+def test_a_dense_model_has_neither_experts_nor_host_operators():
+    config = load_config(TINY, [*SMALL, "model.rre_layers=0", "model.dense_layers=2", "parallel={data: 4, tensor: 2}"])
+    compiled = check(config)
+    assert counted(compiled, op="AlltoAll") == 0
+
+
+def test_a_plan_that_mindspore_refuses_says_why_in_one_message():
+    config = load_config(TINY, [*SMALL, "model.dropout=0.1", "parallel={groups: 4, expert: 2}"])
+    with pytest.raises(PlanRefused) as refused:
+        compile_step(config)
+    assert "has no strategy" in str(refused.value)
+    assert "sharding.py" in str(refused.value)
+    assert "Call Stack" not in str(refused.value)
+
+
+def test_reading_a_graph_counts_bytes_purpose_group_and_device():
+    lines = iter(
+        [
+            "%para1_lr: <Tensor[Float32], ()> : []\n",
+            "%para2_network.active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=x, is_parameter>  :  has_default\n",
+            "%para3_store.experts.0.w1: <Ref[Tensor[Float32]], (10, 2560, 5120), ref_key=y, is_parameter>  :  has_default\n",
+            '  %4(a) = Custom(%para3_store.experts.0.w1) {func_name: "/x/ops.so:FetchRows", primitive_target: "CPU"}\n',
+            "  %5(b) = PrimFunc_Assign(%para2_network.active.0.w1, %4) {instance name: assign}\n",
+            '  %6(c) = AlltoAll(%5) {instance name: redistribution_op_1AlltoAll_} primitive_attrs: {group: "16-9", '
+            "rank_list: (0, 8, 16)}\n",
+            "      : (<Tensor[Float16], (2, 3)>) -> (<Tensor[Float16], (2, 4)>)\n",
+            '  %7(d) = AllReduce(%6) {instance name: grad_mirror_MirrorOperator} primitive_attrs: {group: "64-77"}\n',
+            "      : (<Tensor[Float32], (5)>) -> (<Tensor[Float32], (5)>)\n",
+        ]
+    )
+    found = read_graph(lines, 512)
+    assert [(c.op, c.purpose, c.count, c.group_size, c.bytes) for c in found["collectives"]] == [
+        ("AllReduce", "gradient", 1, 64, 20),
+        ("AlltoAll", "forward", 1, 3, 16),
+    ]
+    assert [(p.name, p.slice, p.dtype, p.device) for p in found["parameters"]] == [
+        ("active.0.w1", [1, 2560, 5120], "float16", "Ascend"),
+        ("experts.0.w1", [10, 2560, 5120], "float32", "CPU"),
+    ]
+    assert found["host_operators"] == {"FetchRows": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "devices"), [("sigma_tiny", 8), ("sigma_38b", 16), ("sigma_38b", 64), ("sigma_1t", 512)]
+)
+def test_shipped_configurations_compile(name: str, devices: int):
+    compiled = check(laid_out(load_config(MODEL_CONFIGS / f"{name}.yaml"), devices))
+    assert compiled.seconds < 15 * 60
+    assert compiled.peak_gib < 12
+    if name == "sigma_1t":
+        slices = {p.name: p.slice for p in compiled.parameters}
+        assert slices["active.0.w1"] == [1, 2560, 5120]
+        assert slices["experts.7.w2"] == [10, 2560, 5120]
+        assert {c.group_size for c in compiled.collectives if c.op == "AlltoAll"} == {16}
