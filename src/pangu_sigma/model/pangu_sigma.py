@@ -204,11 +204,9 @@ class PanGuSigma(nn.Cell):
 
     def logits(self, hidden_TH, slots_M):
         """Logits [M, T/M, R] of each block over the rows of its slot."""
-        table_MRH = F.reshape(F.cast(self.embedding, self.dtype), (self.slots, -1, self.hidden))
-        if self.slots > 1:
-            table_MRH = self.pick_slots(table_MRH, slots_M, 0)
-        blocks = F.shape(table_MRH)[0]
-        return self.logits_matmul(F.reshape(hidden_TH, (blocks, -1, self.hidden)), table_MRH)
+        table = F.reshape(F.cast(self.embedding, self.dtype), (self.slots, -1, self.hidden))
+        table_MRH = self.pick_slots(table, slots_M, 0)
+        return self.logits_matmul(F.reshape(hidden_TH, (F.shape(slots_M)[0], -1, self.hidden)), table_MRH)
 
 
 class Dropout(nn.Cell):

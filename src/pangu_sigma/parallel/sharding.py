@@ -1,10 +1,11 @@
 """Where every operator of the network runs on many Ascend ranks: strategies as data, applied to a built network.
 
 A strategy says into how many parts each axis of each input is cut; MindSpore places the collectives between operators whose
-strategies differ, and cuts the parameters. Four symbols stand for the numbers:
+strategies differ, and cuts the parameters. Symbols stand for the numbers:
 
     D  ranks that see different tokens (groups · expert · data)        T  tensor ranks
-    G  groups · expert: ranks that store different experts             1  not cut
+    E  groups · expert: ranks that store different experts             1  not cut
+    G  groups        P  expert        R  data
 
 Tensor parallelism is PanGu-α's: Q, K, V and FFN-up by columns, attention output and FFN-down by rows, so two AllReduces a layer.
 Rows of logits are divided over the tensor ranks as well: no vocabulary is cut, and the softmax stays inside a rank.
