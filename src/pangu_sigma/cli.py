@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
     command.set_defaults(run_command=_train)
 
+    _add_launch(commands)
+
     command = _with_json(commands.add_parser("evaluate", help="held-out loss of each domain"))
     command.add_argument("run", type=Path, help="run folder")
     command.set_defaults(run_command=_evaluate)
@@ -96,6 +99,30 @@ def _parser() -> argparse.ArgumentParser:
     command = _with_json(commands.add_parser("doctor", help="is this machine ready?"))
     command.set_defaults(run_command=_doctor)
     return parser
+
+
+def _add_launch(commands: Any) -> None:
+    command = _with_config(
+        commands.add_parser("launch", help="train on many processes, NPUs or nodes, and watch over them")
+    )
+    command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
+    command.add_argument(
+        "--processes", type=int, metavar="N", help="how many you count on: refused if not the configuration's"
+    )
+    command.add_argument("--nodes", type=int, default=1, metavar="N")
+    command.add_argument("--node-rank", type=int, metavar="R", help="0 … N - 1; node 0 has the master's address")
+    command.add_argument("--master-address", metavar="HOST", help="an address of node 0 that all nodes reach")
+    command.add_argument(
+        "--master-port", type=int, default=8118, metavar="PORT", help="with several nodes, the next one too"
+    )
+    command.add_argument("--ascend", action="store_true", help="one NPU for each process; bind cores to processes")
+    command.add_argument(
+        "--restarts", type=int, default=0, metavar="N", help="after a failure, go on from the last checkpoint"
+    )
+    command.add_argument("--grace", type=float, default=10.0, metavar="S", help="seconds to save in when asked to stop")
+    command.add_argument("--wait", type=float, default=300.0, metavar="S", help="seconds to wait for the other nodes")
+    command.add_argument("--dry-run", action="store_true", help="print what each node would start, and start nothing")
+    command.set_defaults(run_command=_launch)
 
 
 def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -150,6 +177,42 @@ def _train(options: argparse.Namespace) -> int:
         train(config, run)
         print(format_summary(summarise(run)))
     return 0
+
+
+def _launch(options: argparse.Namespace) -> int:
+    config = _config(options)
+    if config is None:
+        return 0
+    from pangu_sigma.parallel.launch import Job, check, check_numbers, dry_run, launch
+    from pangu_sigma.parallel.training import check_ranks, training_command, training_facts
+
+    check_ranks(config, options.processes)
+    several = options.nodes > 1 and not options.dry_run
+    for name, value in (("--node-rank", options.node_rank), ("--master-address", options.master_address)):
+        if several and value is None:
+            raise ConfigError(
+                f"{name} is missing: with --nodes {options.nodes} each node is told its rank and where node 0 is"
+            )
+    run = options.run or Path("runs") / config.name
+    job = Job(
+        command=training_command(options.config, run, options.set),
+        logs=run / "logs",
+        ranks=config.parallel.ranks,
+        nodes=options.nodes,
+        node=options.node_rank or 0,
+        address=options.master_address or ("127.0.0.1" if options.nodes == 1 else "MASTER"),
+        port=options.master_port,
+        ascend=options.ascend,
+        restarts=options.restarts,
+        grace=options.grace,
+        wait=options.wait,
+    )
+    if options.dry_run:
+        check_numbers(job)
+        print(dry_run(job))
+        return 0
+    check(job)
+    return launch(replace(job, facts=training_facts(config)) if several else job)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
