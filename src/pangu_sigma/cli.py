@@ -14,9 +14,12 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.config import Config, ConfigError, dump_config, load_config
+
+if TYPE_CHECKING:
+    from pangu_sigma.parallel.launch import Job
 
 logger = logging.getLogger(__name__)
 
@@ -183,36 +186,43 @@ def _launch(options: argparse.Namespace) -> int:
     config = _config(options)
     if config is None:
         return 0
-    from pangu_sigma.parallel.launch import Job, check, check_numbers, dry_run, launch
-    from pangu_sigma.parallel.training import check_ranks, training_command, training_facts
+    from pangu_sigma.parallel.launch import check, dry_run, launch
+    from pangu_sigma.parallel.training import check_ranks, training_facts
 
     check_ranks(config, options.processes)
-    several = options.nodes > 1 and not options.dry_run
-    for name, value in (("--node-rank", options.node_rank), ("--master-address", options.master_address)):
-        if several and value is None:
-            raise ConfigError(
-                f"{name} is missing: with --nodes {options.nodes} each node is told its rank and where node 0 is"
-            )
+    job = _job(config, options)
+    if options.dry_run:
+        print(dry_run(job))
+        return 0
+    check(job)
+    return launch(replace(job, facts=training_facts(config)) if job.nodes > 1 else job)
+
+
+def _job(config: Config, options: argparse.Namespace) -> Job:
+    from pangu_sigma.parallel.launch import Job
+    from pangu_sigma.parallel.training import training_command
+
+    node, address = options.node_rank, options.master_address
+    if options.nodes > 1 and not options.dry_run:
+        for name, value in (("--node-rank", node), ("--master-address", address)):
+            if value is None:
+                raise ConfigError(
+                    f"{name} is missing: with --nodes {options.nodes} each is told its rank and where node 0 is"
+                )
     run = options.run or Path("runs") / config.name
-    job = Job(
+    return Job(
         command=training_command(options.config, run, options.set),
         logs=run / "logs",
         ranks=config.parallel.ranks,
         nodes=options.nodes,
-        node=options.node_rank or 0,
-        address=options.master_address or ("127.0.0.1" if options.nodes == 1 else "MASTER"),
+        node=node or 0,
+        address=address or ("MASTER" if options.nodes > 1 else "127.0.0.1"),
         port=options.master_port,
         ascend=options.ascend,
         restarts=options.restarts,
         grace=options.grace,
         wait=options.wait,
     )
-    if options.dry_run:
-        check_numbers(job)
-        print(dry_run(job))
-        return 0
-    check(job)
-    return launch(replace(job, facts=training_facts(config)) if several else job)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

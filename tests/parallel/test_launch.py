@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from launched import eventually, free_port, launched
 from pangu_sigma.parallel.launch import Job, check, check_numbers, dry_run
 from pangu_sigma.parallel.processes import LaunchError
 
+SCRIPTS = Path(__file__).parents[2] / "run_scripts"
 SLEEPS = "import os, time; print('rank', os.environ['RANK_ID'], flush=True); time.sleep(600)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPS}"
 SAVES = """
@@ -156,6 +158,18 @@ def test_a_rank_that_cannot_even_start_is_named(tmp_path):
     assert "FileNotFoundError" in it.errors
 
 
+def test_a_rank_that_ends_before_it_is_known_is_named(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif sys.orig_argv[1:3] == ['-m', 'pangu_sigma.parallel.worker']: os._exit(print('broken', flush=True) or 5)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with launched(SLEEPS, tmp_path / "logs", ranks=1) as it:
+        assert it.wait() == 1
+        assert it.left() == []
+    assert "rank 0 ended before it was let start" in it.errors
+    assert "worker_0.log:\nbroken\n" in it.errors
+
+
 def test_a_lost_rank_stops_and_restarts_all_nodes(tmp_path):
     """Two nodes on this machine: two launchers, two ranks, one scheduler."""
     port = free_port()
@@ -282,3 +296,22 @@ def test_a_rank_whose_launcher_is_gone_does_not_start(tmp_path):
     assert done.returncode == 1
     assert "launcher 1 is gone" in done.stderr
     assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("name", ["cpu", "node", "cluster"])
+def test_scripts_explain_themselves_without_installing_anything(name, tmp_path):
+    script = shutil.copy(SCRIPTS / f"msrun_{name}.sh", tmp_path)  # away from install.sh
+    for arguments in (["--help"], []):
+        done = subprocess.run(["bash", script, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("Train on ")
+        assert f"bash run_scripts/msrun_{name}.sh CONFIG" in done.stdout
+
+
+def test_settings_for_ascend_give_way_to_what_is_set():
+    code = f"set -euo pipefail; source {shlex.quote(str(SCRIPTS / 'ascend_env.sh'))}; env"
+    variables = {"PATH": os.environ["PATH"], "HCCL_EXEC_TIMEOUT": "680"}
+    done = subprocess.run(["bash", "-c", code], env=variables, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert "HCCL_EXEC_TIMEOUT=680" in lines
+    assert "HCCL_CONNECT_TIMEOUT=1800" in lines

@@ -27,20 +27,21 @@ from pangu_sigma.parallel.processes import LaunchError, Processes
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8118
-"""MindSpore's own. The launchers of a run with several nodes use the port after it."""
+"""MindSpore's own."""
 
 _POLL_SECONDS = 0.1
 _FAILED_GRACE_SECONDS = 3.0
 """Between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
 _SHOWN = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
-"""Beginnings of the variables that `dry_run` prints: those that decide how MindSpore, CANN and HCCL run."""
+"""Beginnings of the variables that `dry_run` prints, besides those that are set here: what MindSpore, CANN and HCCL look at."""
 
 
 @dataclass(frozen=True)
 class Job:
     """What to launch, and where.
 
-    command: a rank's. logs: folder for a folder of logs a start. ranks: of the whole run.
+    command: a rank's. logs: folder for a folder of logs a start. ranks: of the whole run. node: this one, of `nodes`.
+    address, port: the scheduler's, on node 0; with several nodes the launchers use the port after it.
     facts: what all nodes must have in common, by name; only looked at with several nodes.
     ascend: one NPU a rank, cores bound to ranks. restarts: how often to start again after a failure.
     grace: seconds that ranks get to save when the launch is asked to stop. wait: seconds to wait for the other nodes.
@@ -102,15 +103,20 @@ def launch(job: Job) -> int:
     for start in range(job.restarts + 1):
         if start > 0:
             logger.info("starting again: %d of %d times", start, job.restarts)
-        status, again = _run(job, f"{launched}.{start}")
+        try:
+            status, again = _run(job, f"{launched}.{start}")
+        except KeyboardInterrupt:  # only while it waits for other nodes: later it is a signal like others
+            raise LaunchError("interrupted") from None
         if not again:
             break
     return status
 
 
 def dry_run(job: Job) -> str:
-    """What `launch` would start on each node, as a shell script."""
-    environment = {k: v for k, v in sorted(_environment().items()) if k.startswith(_SHOWN)}
+    """What `launch` would start on each node, as a shell script. LaunchError as for `check_numbers`."""
+    check_numbers(job)
+    all_of_it = sorted(_environment(job).items())
+    environment = {k: v for k, v in all_of_it if k.startswith(_SHOWN) or os.environ.get(k) != v}
     lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
     for node in range(job.nodes):
         here = replace(job, node=node)
@@ -125,7 +131,7 @@ def check(job: Job) -> None:
     check_numbers(job)
     if not 0 <= job.node < job.nodes:
         raise LaunchError(f"--node-rank {job.node} does not exist: with --nodes {job.nodes} it is 0 … {job.nodes - 1}")
-    if shutil.which("msrun", path=_environment()["PATH"]) is None:
+    if shutil.which("msrun", path=_environment(job)["PATH"]) is None:
         raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install -r requirements.txt")
     if job.ascend:
         devices = len(list(Path("/dev").glob("davinci[0-9]*")))
@@ -159,13 +165,16 @@ def _check_port(address: str, port: int) -> None:
         ) from error
 
 
-def _environment() -> dict[str, str]:
+def _environment(job: Job) -> dict[str, str]:
     """Variables of msrun and so of the ranks: `python` is this one, and what a rank prints is in its log at once."""
-    return {
+    environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }
+    if not job.ascend:  # ranks share the cores; on Ascend each is bound to its own
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.local)))
+    return environment
 
 
 def _run(job: Job, name: str) -> tuple[int, bool]:
@@ -177,25 +186,25 @@ def _run(job: Job, name: str) -> tuple[int, bool]:
         logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
         with (
             _Asked(job.node) as asked,
-            Processes(job.msrun(folder), _environment(), job.gate, folder, job.ranks_here) as processes,
+            Processes(job.msrun(folder), _environment(job), job.gate, folder, job.ranks_here) as processes,
         ):
-            stop = _watch(job, processes, peers, asked)
+            follower = _Follower(processes.log("rank 0") if job.node == 0 else Path(os.devnull))
+            stop = _watch(processes, peers, asked, follower)
             if stop is None:
                 return 0, False
             logger.error("%s; stopping all ranks", stop.reason)
             peers.tell(stop)
             well = _end(processes, asked, _FAILED_GRACE_SECONDS if stop.status else job.grace)
+            follower.copy()
     return (stop.status, stop.status == 1) if stop.status else (int(not well), False)
 
 
-def _watch(job: Job, processes: Processes, peers: Peers, asked: _Asked) -> Stop | None:
+def _watch(processes: Processes, peers: Peers, asked: _Asked, follower: _Follower) -> Stop | None:
     """Wait until the ranks of all nodes have ended well, or until something happens for which they must be stopped."""
-    follower = _Follower(processes.log("rank 0")) if job.node == 0 else None
     done = False
     while not peers.ended:
         stop = _failure(processes) or asked.stop or peers.wait(_POLL_SECONDS)
-        if follower:
-            follower.copy()
+        follower.copy()
         if stop:
             return stop
         if not done and not processes.running:
