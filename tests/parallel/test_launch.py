@@ -160,7 +160,7 @@ def test_a_rank_that_cannot_even_start_is_named(tmp_path):
 
 def test_a_rank_that_ends_before_it_is_known_is_named(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif sys.orig_argv[1:3] == ['-m', 'pangu_sigma.parallel.worker']: os._exit(print('broken', flush=True) or 5)\n"
+        "import os, sys\nif sys.orig_argv[1:3] == ['-m', 'pangu_sigma.parallel.worker']: sys.exit(print('broken') or 5)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     with launched(SLEEPS, tmp_path / "logs", ranks=1) as it:

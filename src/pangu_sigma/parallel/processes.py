@@ -141,9 +141,8 @@ class Processes:
                 self._names[pid] = f"rank {variables['MS_NODE_ID']}"
             elif role == "MS_SCHED" and self._ranks.start == 0:
                 self._names[pid] = SCHEDULER
-            elif (
-                role == "MS_SCHED"
-            ):  # msrun starts one wherever the master's address is: on two "nodes" of one machine, two
+            elif role == "MS_SCHED":
+                # msrun starts one wherever the master's address is; "nodes" that share a machine need only node 0's.
                 os.kill(pid, signal.SIGKILL)
         fcntl.flock(self._gate, fcntl.LOCK_UN)
         return sorted({f"rank {rank}" for rank in self._ranks} - set(self._names.values()))
