@@ -12,10 +12,14 @@ import json
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.config import Config, ConfigError, dump_config, load_config
+
+if TYPE_CHECKING:
+    from pangu_sigma.parallel.launch import Job
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     command = _with_config(commands.add_parser("train", help="train, or resume, in a run folder"))
     command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
     command.set_defaults(run_command=_train)
+
+    _add_launch(commands)
 
     command = _with_json(commands.add_parser("evaluate", help="held-out loss of each domain"))
     command.add_argument("run", type=Path, help="run folder")
@@ -103,6 +109,30 @@ def _parser() -> argparse.ArgumentParser:
     command = _with_json(commands.add_parser("doctor", help="is this machine ready?"))
     command.set_defaults(run_command=_doctor)
     return parser
+
+
+def _add_launch(commands: Any) -> None:
+    command = _with_config(
+        commands.add_parser("launch", help="train on many processes, NPUs or nodes, and watch over them")
+    )
+    command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
+    command.add_argument(
+        "--processes", type=int, metavar="N", help="how many you count on: refused if not the configuration's"
+    )
+    command.add_argument("--nodes", type=int, default=1, metavar="N")
+    command.add_argument("--node-rank", type=int, metavar="R", help="0 … N - 1; node 0 has the master's address")
+    command.add_argument("--master-address", metavar="HOST", help="an address of node 0 that all nodes reach")
+    command.add_argument(
+        "--master-port", type=int, default=8118, metavar="PORT", help="with several nodes, the next one too"
+    )
+    command.add_argument("--ascend", action="store_true", help="one NPU for each process; bind cores to processes")
+    command.add_argument(
+        "--restarts", type=int, default=0, metavar="N", help="after a failure, go on from the last checkpoint"
+    )
+    command.add_argument("--grace", type=float, default=10.0, metavar="S", help="seconds to save in when asked to stop")
+    command.add_argument("--wait", type=float, default=300.0, metavar="S", help="seconds to wait for the other nodes")
+    command.add_argument("--dry-run", action="store_true", help="print what each node would start, and start nothing")
+    command.set_defaults(run_command=_launch)
 
 
 def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -161,6 +191,49 @@ def _train(options: argparse.Namespace) -> int:
         train(config, run)
         print(format_summary(summarise(run)))
     return 0
+
+
+def _launch(options: argparse.Namespace) -> int:
+    config = _config(options)
+    if config is None:
+        return 0
+    from pangu_sigma.parallel.launch import check, dry_run, launch
+    from pangu_sigma.parallel.training import check_ranks, training_facts
+
+    check_ranks(config, options.processes)
+    job = _job(config, options)
+    if options.dry_run:
+        print(dry_run(job))
+        return 0
+    check(job)
+    return launch(replace(job, facts=training_facts(config)) if job.nodes > 1 else job)
+
+
+def _job(config: Config, options: argparse.Namespace) -> Job:
+    from pangu_sigma.parallel.launch import Job
+    from pangu_sigma.parallel.training import training_command
+
+    node, address = options.node_rank, options.master_address
+    if options.nodes > 1 and not options.dry_run:
+        for name, value in (("--node-rank", node), ("--master-address", address)):
+            if value is None:
+                raise ConfigError(
+                    f"{name} is missing: with --nodes {options.nodes} each is told its rank and where node 0 is"
+                )
+    run = options.run or Path("runs") / config.name
+    return Job(
+        command=training_command(options.config, run, options.set),
+        logs=run / "logs",
+        ranks=config.parallel.ranks,
+        nodes=options.nodes,
+        node=node or 0,
+        address=address or ("MASTER" if options.nodes > 1 else "127.0.0.1"),
+        port=options.master_port,
+        ascend=options.ascend,
+        restarts=options.restarts,
+        grace=options.grace,
+        wait=options.wait,
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -49,22 +49,7 @@ class RunFolder:
 
         Raises ConfigError when the folder holds a run with another vocabulary or other routing tables.
         """
-        prepared = Path(config.data.path)
-        tokenizer = Tokenizer.load(prepared / TOKENIZER_FOLDER)
-        if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
-            raise ConfigError(
-                f"data.path={config.data.path}: its tokenizer has {tokenizer.slot_rows.shape[0]} slots of "
-                f"{tokenizer.slot_rows.shape[1]} rows, this configuration has {config.slots} of {config.model.slot_rows}; "
-                "run prepare-data with this configuration"
-            )
-        table = draw_tables(
-            config.routing,
-            config.model.rre_layers,
-            len(config.domains),
-            tokenizer.size,
-            config.model.experts_per_domain,
-            np.load(prepared / "frequencies.npy") if config.routing.table == "balanced" else None,
-        )
+        tokenizer, table = read_prepared(config)
         if (path / ROUTING_FILE).exists():
             old = cls.open(path)
             if (old.tokenizer.hash, old.table.hash) != (tokenizer.hash, table.hash):
@@ -74,7 +59,7 @@ class RunFolder:
                 )
         path.mkdir(parents=True, exist_ok=True)
         (path / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
-        shutil.copytree(prepared / TOKENIZER_FOLDER, path / TOKENIZER_FOLDER, dirs_exist_ok=True)
+        shutil.copytree(Path(config.data.path) / TOKENIZER_FOLDER, path / TOKENIZER_FOLDER, dirs_exist_ok=True)
         table.save(path / ROUTING_FILE)
         return cls(path, config, tokenizer, table)
 
@@ -86,3 +71,27 @@ class RunFolder:
                 raise ConfigError(f"{path} is not a run folder: it has no {name}; pass a folder that `train` wrote")
         config = load_config(path / CONFIG_FILE)
         return cls(path, config, Tokenizer.load(path / TOKENIZER_FOLDER), RoutingTable.load(path / ROUTING_FILE))
+
+
+def read_prepared(config: Config) -> tuple[Tokenizer, RoutingTable]:
+    """The tokenizer of the prepared data, and the tables drawn for it.
+
+    Raises ConfigError when the tokenizer was made for other slots, DataError when there is none.
+    """
+    prepared = Path(config.data.path)
+    tokenizer = Tokenizer.load(prepared / TOKENIZER_FOLDER)
+    if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
+        raise ConfigError(
+            f"data.path={config.data.path}: its tokenizer has {tokenizer.slot_rows.shape[0]} slots of "
+            f"{tokenizer.slot_rows.shape[1]} rows, this configuration has {config.slots} of {config.model.slot_rows}; "
+            "run prepare-data with this configuration"
+        )
+    table = draw_tables(
+        config.routing,
+        config.model.rre_layers,
+        len(config.domains),
+        tokenizer.size,
+        config.model.experts_per_domain,
+        np.load(prepared / "frequencies.npy") if config.routing.table == "balanced" else None,
+    )
+    return tokenizer, table

@@ -1,0 +1,279 @@
+"""Start the ranks of a run with `msrun`, and watch over them until the last has ended. One launcher on each node.
+
+    check → meet the other nodes → msrun → ranks         a rank fails: stop all on all nodes, say why, start again if asked
+                                                         the launcher is asked to stop: ranks save, then end
+
+`meeting` is what launchers say to each other, `processes` what a node runs, `worker` what msrun starts. Nothing here needs
+MindSpore, so that what is wrong is said at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pangu_sigma.parallel.meeting import Peers, Stop, meet
+from pangu_sigma.parallel.processes import LaunchError, Processes
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PORT = 8118
+"""MindSpore's own."""
+
+_POLL_SECONDS = 0.1
+_FAILED_GRACE_SECONDS = 3.0
+"""Between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
+_SHOWN = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
+"""Beginnings of the variables that `dry_run` prints, besides those that are set here: what MindSpore, CANN and HCCL look at."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to launch, and where.
+
+    command: a rank's. logs: folder for a folder of logs a start. ranks: of the whole run. node: this one, of `nodes`.
+    address, port: the scheduler's, on node 0; with several nodes the launchers use the port after it.
+    facts: what all nodes must have in common, by name; only looked at with several nodes.
+    ascend: one NPU a rank, cores bound to ranks. restarts: how often to start again after a failure.
+    grace: seconds that ranks get to save when the launch is asked to stop. wait: seconds to wait for the other nodes.
+    """
+
+    command: list[str]
+    logs: Path
+    ranks: int
+    nodes: int = 1
+    node: int = 0
+    address: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    ascend: bool = False
+    restarts: int = 0
+    grace: float = 10.0
+    wait: float = 300.0
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def local(self) -> int:
+        """Ranks on each node."""
+        return self.ranks // self.nodes
+
+    @property
+    def ranks_here(self) -> range:
+        return range(self.node * self.local, (self.node + 1) * self.local)
+
+    @property
+    def gate(self) -> Path:
+        """On the node's own disk: not every shared file system has locks."""
+        return Path(tempfile.gettempdir()) / f"pangu_sigma_{os.getuid()}" / f"port_{self.port}_node_{self.node}.gate"
+
+    def msrun(self, folder: Path) -> list[str]:
+        """The command that starts this node's ranks."""
+        bind = ["--bind-cores", str(self.local)] if self.ascend else []
+        return [
+            "msrun",
+            f"--worker_num={self.ranks}",
+            f"--local_worker_num={self.local}",
+            f"--master_addr={self.address}",
+            f"--master_port={self.port}",
+            f"--node_rank={self.node}",
+            f"--log_dir={folder}",
+            "--join=False",  # it only starts the ranks: see `processes`
+            *(["--bind_core=True"] if self.ascend else []),
+            *["python", "-m", "pangu_sigma.parallel.worker", *bind, str(self.gate), *self.command],
+        ]
+
+
+def launch(job: Job) -> int:
+    """Run a job to its end and return the exit status.
+
+    0: the ranks ended well, also when somebody asked for it. 1: a failure that restarts did not mend, or ranks that were asked to
+    end and did not in time. 2: a rank said that something is wrong that only the user can mend.
+    Raises LaunchError for what is known before ranks start.
+    """
+    check(job)
+    launched = time.strftime("%Y%m%d-%H%M%S")
+    for start in range(job.restarts + 1):
+        if start > 0:
+            logger.info("starting again: %d of %d times", start, job.restarts)
+        try:
+            status, again = _run(job, f"{launched}.{start}")
+        except KeyboardInterrupt:  # only while it waits for other nodes: later it is a signal like others
+            raise LaunchError("interrupted") from None
+        if not again:
+            break
+    return status
+
+
+def dry_run(job: Job) -> str:
+    """What `launch` would start on each node, as a shell script. LaunchError as for `check_numbers`."""
+    check_numbers(job)
+    all_of_it = sorted(_environment(job).items())
+    environment = {k: v for k, v in all_of_it if k.startswith(_SHOWN) or os.environ.get(k) != v}
+    lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
+    for node in range(job.nodes):
+        here = replace(job, node=node)
+        ranks = here.ranks_here
+        lines += ["", f"# node {node} of {job.nodes}: ranks {ranks.start} … {ranks.stop - 1}"]
+        lines.append(shlex.join(here.msrun(job.logs / "START")))
+    return "\n".join(lines)
+
+
+def check(job: Job) -> None:
+    """Raise LaunchError for what makes a launch from this node impossible."""
+    check_numbers(job)
+    if not 0 <= job.node < job.nodes:
+        raise LaunchError(f"--node-rank {job.node} does not exist: with --nodes {job.nodes} it is 0 … {job.nodes - 1}")
+    if shutil.which("msrun", path=_environment(job)["PATH"]) is None:
+        raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install -r requirements.txt")
+    if job.ascend:
+        devices = len(list(Path("/dev").glob("davinci[0-9]*")))
+        if devices < job.local:
+            raise LaunchError(
+                f"node {job.node} ({socket.gethostname()}) has {devices} NPUs and is to run {job.local} ranks, one on each; "
+                "take more nodes (--nodes), or change the parallel section"
+            )
+    if job.node == 0:
+        for port in (job.port, job.port + 1)[: job.nodes]:
+            _check_port(job.address, port)
+
+
+def check_numbers(job: Job) -> None:
+    """Raise LaunchError for numbers that are wrong on any node."""
+    if job.nodes < 1 or job.ranks % job.nodes:
+        raise LaunchError(
+            f"{job.ranks} processes cannot be divided among --nodes {job.nodes}: every node runs the same number; use a divisor"
+        )
+    if not 1024 <= job.port < 65_535:
+        raise LaunchError(f"--master-port {job.port} is not allowed: it and the one after it must be in 1024 … 65535")
+
+
+def _check_port(address: str, port: int) -> None:
+    try:
+        socket.create_server((address, port)).close()
+    except OSError as error:
+        raise LaunchError(
+            f"{address}:{port} cannot be used: {error.strerror}; the master's address is one of node 0, and the port must be free "
+            "there: choose another --master-port"
+        ) from error
+
+
+def _environment(job: Job) -> dict[str, str]:
+    """Variables of msrun and so of the ranks: `python` is this one, and what a rank prints is in its log at once."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not job.ascend:  # ranks share the cores; on Ascend each is bound to its own
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.local)))
+    return environment
+
+
+def _run(job: Job, name: str) -> tuple[int, bool]:
+    """Start the ranks once, and see them to their end. Returns the exit status, and whether starting again may mend it."""
+    facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--restarts": str(job.restarts)}
+    with meet(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:
+        folder = job.logs / peers.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
+        with (
+            _Asked(job.node) as asked,
+            Processes(job.msrun(folder), _environment(job), job.gate, folder, job.ranks_here) as processes,
+        ):
+            follower = _Follower(processes.log("rank 0") if job.node == 0 else Path(os.devnull))
+            stop = _watch(processes, peers, asked, follower)
+            if stop is None:
+                return 0, False
+            logger.error("%s; stopping all ranks", stop.reason)
+            peers.tell(stop)
+            well = _end(processes, asked, _FAILED_GRACE_SECONDS if stop.status else job.grace)
+            follower.copy()
+    return (stop.status, stop.status == 1) if stop.status else (int(not well), False)
+
+
+def _watch(processes: Processes, peers: Peers, asked: _Asked, follower: _Follower) -> Stop | None:
+    """Wait until the ranks of all nodes have ended well, or until something happens for which they must be stopped."""
+    done = False
+    while not peers.ended:
+        stop = _failure(processes) or asked.stop or peers.wait(_POLL_SECONDS)
+        follower.copy()
+        if stop:
+            return stop
+        if not done and not processes.running:
+            peers.done()
+            done = True
+    return None
+
+
+def _failure(processes: Processes) -> Stop | None:
+    """The first process that failed, whose last lines are shown."""
+    failures = processes.failures()
+    if not failures:
+        return None
+    first = failures[0]
+    log = processes.log(first.name)
+    logger.error("%s (%s); the end of %s:\n%s", first, socket.gethostname(), log, processes.last_lines(first.name))
+    return Stop(f"{first} ({socket.gethostname()})", 2 if first.status == 2 else 1)
+
+
+def _end(processes: Processes, asked: _Asked, grace: float) -> bool:
+    """Have the ranks end, and kill those that have not within `grace` seconds, or when asked again. Did all end well?"""
+    processes.terminate()
+    deadline = time.monotonic() + grace
+    failures = []
+    while processes.running and time.monotonic() < deadline and asked.times < 2:
+        time.sleep(_POLL_SECONDS)
+        failures += processes.failures()
+    for name in processes.running:
+        logger.warning("%s did not end within %g s of SIGTERM: killed", name, grace)
+    for failure in failures:
+        logger.warning("%s when it was to end", failure)
+    return not failures and not processes.running
+
+
+class _Asked:
+    """Signals that ask the launcher to stop, noted while ranks run. Before and after, they simply end it."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def __init__(self, node: int):
+        self._node, self.times = node, 0
+        self.stop: Stop | None = None
+
+    def __enter__(self) -> _Asked:
+        # What is ignored stays so: `nohup` means it.
+        self._before = {s: signal.getsignal(s) for s in self._SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
+        for number in self._before:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self.times += 1
+        self.stop = Stop(f"node {self._node} ({socket.gethostname()}) got {signal.Signals(number).name}", 0)
+
+
+class _Follower:
+    """Copies to standard output what a rank writes to its log."""
+
+    def __init__(self, log: Path):
+        self._log, self._at = log, 0
+
+    def copy(self) -> None:
+        if self._log.exists():
+            with open(self._log, "rb") as file:
+                file.seek(self._at)
+                shutil.copyfileobj(file, sys.stdout.buffer)
+                self._at = file.tell()
+            sys.stdout.flush()

@@ -1,0 +1,208 @@
+"""The processes of one node: started by `msrun`, adopted, watched, and ended with all that they started.
+
+The launcher is a *child subreaper*: a process whose parent ends becomes the launcher's child, not that of process 1. So `msrun`
+only starts the ranks and ends (`--join=False`; if it stayed it would notice a dead rank after half a minute, and leave orphans),
+the kernel tells the launcher how each of them ended, and nothing that any of them started can escape it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pangu_sigma.parallel.worker import end_with_parent
+
+logger = logging.getLogger(__name__)
+
+SCHEDULER = "scheduler"
+
+_MSRUN = "msrun"
+_PR_SET_CHILD_SUBREAPER = 36
+_KILL_SECONDS = 30.0
+"""After SIGKILL a process is gone at once, unless it waits for a disk or a device that does not answer."""
+_LAST_LINES, _LAST_BYTES = 20, 1 << 16
+
+
+class LaunchError(RuntimeError):
+    """A launch that cannot go on; the message says what is wrong, on which node, and the fix."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that ended badly. name: `rank 3`, `scheduler` or `msrun`.
+
+    status: exit status, or minus the number of the signal that killed it; None when it ended before its name was known.
+    """
+
+    name: str
+    status: int | None
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return f"{self.name} ended before it was let start"
+        if self.status >= 0:
+            return f"{self.name} ended with status {self.status}"
+        return f"{self.name} was killed by {signal.Signals(-self.status).name}"
+
+
+class Processes:
+    """What `msrun` started on this node. A context manager: leaving it kills whatever is left."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
+        """Start `command`: an msrun that starts `parallel.worker` with `gate` for each of `ranks` and logs to the folder `logs`."""
+        _adopt_orphans()
+        self._logs, self._ranks = logs, ranks
+        self._gate = _locked(gate)
+        with open(self.log(_MSRUN), "wb") as output:
+            # In a session of its own: Ctrl-C at a terminal reaches the launcher alone, which decides what happens.
+            self._msrun = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        self._names = {self._msrun.pid: _MSRUN}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._gate.close()
+
+    @property
+    def running(self) -> list[str]:
+        """Names of the ranks that have not ended, and `msrun` until it has started them."""
+        return [name for name in self._names.values() if name != SCHEDULER]
+
+    def log(self, name: str) -> Path:
+        """Log file of a process, as msrun calls it; its own is called after the first rank, for nodes may share the folder."""
+        stem = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
+        return self._logs / f"{stem}.log"
+
+    def last_lines(self, name: str) -> str:
+        """The end of a process's log. Of a progress bar each drawing is a line."""
+        with open(self.log(name), "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])
+
+    def failures(self) -> list[Ended]:
+        """Processes that ended badly since the last call, in the order in which the kernel reports them."""
+        bad = []
+        for pid, status in _ended_children():
+            name = self._names.pop(pid, None)
+            if name == _MSRUN:
+                self._msrun.returncode = status
+            if name is not None and status != 0:
+                bad.append(Ended(name, status))
+            elif name == _MSRUN:
+                bad += [Ended(missing, None) for missing in self._adopt()]
+        return bad
+
+    def terminate(self) -> None:
+        """Ask the ranks to end. The scheduler stays: they talk to each other through it while they save."""
+        for pid, name in self._names.items():
+            if name != SCHEDULER:
+                os.kill(pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill everything that was started, directly or not, and wait until it is gone."""
+        deadline = time.monotonic() + _KILL_SECONDS
+        while children := list(children_of(os.getpid())):
+            for pid in children:
+                _kill_with_group(pid)
+            time.sleep(0.01)
+            for pid, status in _ended_children():
+                if self._names.pop(pid, None) == _MSRUN:
+                    self._msrun.returncode = status
+            if time.monotonic() > deadline:
+                logger.error("processes %s do not end even by SIGKILL: they wait for a device or a disk", children)
+                return
+
+    def _adopt(self) -> list[str]:
+        """Learn from the variables that msrun gave each process which rank it is, and let them start. Returns who is missing."""
+        for pid in children_of(os.getpid()):
+            variables = environment_of(pid)
+            role = variables.get("MS_ROLE")
+            if role == "MS_WORKER":
+                self._names[pid] = f"rank {variables['MS_NODE_ID']}"
+            elif role == "MS_SCHED" and self._ranks.start == 0:
+                self._names[pid] = SCHEDULER
+            elif role == "MS_SCHED":
+                # msrun starts one wherever the master's address is; "nodes" that share a machine need only node 0's.
+                os.kill(pid, signal.SIGKILL)
+        fcntl.flock(self._gate, fcntl.LOCK_UN)
+        return sorted({f"rank {rank}" for rank in self._ranks} - set(self._names.values()))
+
+
+def _adopt_orphans() -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def _locked(gate: Path) -> IO[str]:
+    """The gate, closed: `parallel.worker` waits until the lock is given back, by us or by our end."""
+    gate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = open(gate, "a+")  # noqa: SIM115 (closed by Processes)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise LaunchError(f"another launch is starting here with the same port ({gate} is locked)") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _ended_children() -> Iterator[tuple[int, int]]:
+    """Process id and status of children that have ended, adopted ones included."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
+
+
+def children_of(parent: int) -> Iterator[int]:
+    """Process ids whose parent is `parent`. By reading /proc: not every kernel has `/proc/<id>/task/<id>/children`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            after_name = (folder / "stat").read_bytes().rpartition(b")")[2].split()
+            if int(after_name[1]) == parent:
+                yield int(folder.name)
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """Variables that a process was started with; empty when it has ended."""
+    try:
+        content = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {}
+    pairs = (entry.partition("=") for entry in content.decode(errors="replace").split("\0"))
+    return {name: value for name, _, value in pairs}
+
+
+def _kill_with_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        group = os.getpgid(pid)
+        if group == os.getpgrp():
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.killpg(group, signal.SIGKILL)

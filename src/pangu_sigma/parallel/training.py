@@ -1,0 +1,62 @@
+"""Training as a job to launch, and what its nodes must have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.config import Config, ConfigError
+
+
+def training_command(file: Path, run: Path, overrides: list[str]) -> list[str]:
+    """What every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint."""
+    settings = [text for override in overrides for text in ("--set", override)]
+    return [sys.executable, "-m", "pangu_sigma", "train", str(file), "--run", str(run), *settings]
+
+
+def check_ranks(config: Config, processes: int | None) -> None:
+    """Raise ConfigError when `processes`, the number that the user counts on, is not what the configuration lays out."""
+    p = config.parallel
+    if processes not in (None, p.ranks):
+        raise ConfigError(
+            f"--processes {processes} is not what the parallel section lays out: groups {p.groups} · expert {p.expert} · "
+            f"data {p.data} · tensor {p.tensor} = {p.ranks} ranks; change one of them, for example --set parallel.data=…"
+        )
+
+
+def training_facts(config: Config) -> dict[str, str]:
+    """Everything that must be the same on all nodes for a run to be one run.
+
+    Every key of the configuration; hashes of vocabulary, routing tables and prepared data; versions of what computes.
+    Raises ConfigError or DataError when the prepared data does not fit or is not there. Needs no device.
+    """
+    from pangu_sigma.train.run_folder import read_prepared  # reads text models: only where it is needed
+
+    tokenizer, table = read_prepared(config)
+    facts = dict(_leaves(config.model_dump(mode="json")))
+    facts |= {name: importlib.metadata.version(name) for name in ("pangu-sigma", "mindspore", "numpy")}
+    data = Path(config.data.path)
+    return facts | {
+        "vocabulary": tokenizer.hash[:16],
+        "routing tables": table.hash[:16],
+        "prepared data": _fingerprint(data)[:16],
+    }
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, str]:
+    """Values of a tree by their path, such as train.optimizer.beta1."""
+    if not isinstance(tree, dict | list):
+        return {path: str(tree)}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {key: value for name, child in items for key, value in _leaves(child, f"{path}.{name}".lstrip(".")).items()}
+
+
+def _fingerprint(data: Path) -> str:
+    """SHA-256 over token counts of the training text, and name and size of every token file: a copy that is cut short shows."""
+    digest = hashlib.sha256((data / "frequencies.npy").read_bytes())
+    for file in sorted([*data.glob("*.bin"), *data.glob("*.idx")]):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    return digest.hexdigest()

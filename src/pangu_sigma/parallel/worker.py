@@ -1,0 +1,66 @@
+"""What `msrun` starts in the place of each rank: a short program that waits, ties its life to the launcher's, and becomes the rank.
+
+Nobody but the kernel can end a rank whose launcher was killed with SIGKILL. `msrun` stands between the two, so the order is:
+
+1. `msrun` starts these programs, which wait at the gate (a file that the launcher has locked), and ends.
+2. They become children of the launcher, their nearest ancestor that adopts orphans. It notes which is which and opens the gate.
+3. They ask the kernel for SIGKILL when their parent dies, which survives the exec that follows, and exec the rank's command.
+
+No thread and no process watches anything, so a rank that computes for minutes without letting Python run is ended as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_SCHEDULER = [sys.executable, "-c", "from mindspore.communication import init; init()"]
+"""The scheduler tells ranks each other's addresses and takes no part in training, so it needs nothing of ours."""
+
+
+def main(arguments: list[str]) -> None:
+    """Become the rank. SystemExit when the launcher is gone."""
+    parser = argparse.ArgumentParser(description="started by msrun, see `pangu-sigma launch`")
+    parser.add_argument("--bind-cores", type=int, metavar="RANKS", help="divide the cores among the node's ranks")
+    parser.add_argument("gate", type=Path, help="file with the launcher's process id, locked until ranks may start")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args(arguments)
+    with open(options.gate) as gate:
+        fcntl.flock(gate, fcntl.LOCK_SH)
+        launcher = int(gate.read())
+    end_with_parent()
+    if os.getppid() != launcher:  # it died before the kernel was asked
+        raise SystemExit(f"launcher {launcher} is gone")
+    if os.environ["MS_ROLE"] == "MS_SCHED":
+        os.execv(_SCHEDULER[0], _SCHEDULER)
+    if options.bind_cores:
+        _bind_cores(launcher, options.bind_cores)
+    os.execvp(options.command[0], options.command)
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies. Linux only, like MindSpore's Ascend backend."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
+def _bind_cores(launcher: int, ranks: int) -> None:
+    """Give this rank its share of the cores, in the order of devices, unless `msrun` has bound it already.
+
+    `msrun` knows which cores are near which NPU, but only where it finds the cpuset of cgroup v1; elsewhere it only warns.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if set(cores) == os.sched_getaffinity(launcher) and len(cores) >= ranks:
+        each = len(cores) // ranks
+        first = int(os.environ["DEVICE_ID"]) * each
+        os.sched_setaffinity(0, cores[first : first + each])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,110 @@
+"""A launcher in a process of its own, as a user has it, and whatever it left running."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pangu_sigma.parallel.processes import children_of, environment_of
+
+T = TypeVar("T")
+
+MARK = "LAUNCHED_BY_TEST"
+"""Variable by which everything that a launcher started, directly or not, is found again."""
+
+_LAUNCH = """
+import logging, sys
+from pathlib import Path
+from pangu_sigma.parallel.launch import Job, launch
+from pangu_sigma.parallel.processes import LaunchError
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+try:
+    sys.exit(launch(eval(sys.argv[1])))
+except LaunchError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+class Launched:
+    """A running launcher, `command`, whose ranks log to folders in `logs`."""
+
+    def __init__(self, command: list[str], logs: Path):
+        self.logs, self.mark = logs, uuid.uuid4().hex
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | {MARK: self.mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.output = self.errors = ""
+
+    def __enter__(self) -> Launched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        for pid in self.left():
+            os.kill(pid, signal.SIGKILL)
+
+    def wait(self, seconds: float = 60) -> int:
+        """Exit status; what it printed is then in `output` and `errors`."""
+        self.output, self.errors = self.process.communicate(timeout=seconds)
+        return self.process.returncode
+
+    def left(self) -> list[int]:
+        """Processes, the launcher excepted, that are still there."""
+        everything = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+        return [p for p in everything if p != self.process.pid and environment_of(p).get(MARK) == self.mark]
+
+    def rank(self, rank: int, start: int = 0) -> int:
+        """Process id of a rank, once it has printed something. start: 1 after the first restart."""
+        eventually(lambda: "".join(self.texts(rank)[start:]))
+        wanted = {"MS_ROLE": "MS_WORKER", "RANK_ID": str(rank)}.items()
+        return next(pid for pid in children_of(self.process.pid) if wanted <= environment_of(pid).items())
+
+    def texts(self, rank: int) -> list[str]:
+        """What a rank has written at each start."""
+        return [file.read_text() for file in sorted(self.logs.glob(f"*/worker_{rank}.log"))]
+
+
+def launched(program: str | list[str], logs: Path, **fields: object) -> Launched:
+    """A launcher of a `Job` whose ranks, two unless `fields` says so, run a Python program or another command."""
+    command = [sys.executable, "-c", program] if isinstance(program, str) else program
+    fields = {"command": command, "ranks": 2, "port": free_port(), **fields}
+    return Launched([sys.executable, "-c", _LAUNCH, f"Job(logs=Path({str(logs)!r}), **{fields!r})"], logs)
+
+
+def eventually(condition: Callable[[], T], seconds: float = 60) -> T:
+    """The condition's value as soon as it is true; AssertionError when that takes longer than `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+    return value
+
+
+_ports = itertools.count(20_000 + os.getpid() % 10_000, 2)
+
+
+def free_port() -> int:
+    """A port that is free now, as is the one after it; below those that the kernel gives to outgoing connections."""
+    for port in _ports:
+        try:
+            for each in (port, port + 1):
+                socket.create_server(("127.0.0.1", each)).close()
+            return port
+        except OSError:
+            continue
+    raise AssertionError("unreachable: the ports are endless")
