@@ -36,7 +36,7 @@ from pangu_sigma.train.step import Hyper, LossScale
 
 
 class RankTier(HostTier):
-    """Host memory that MindSpore takes when the graph is loaded: zeros, until `fill`. Compiling a trillion parameters needs none."""
+    """Host memory that MindSpore takes when the graph is loaded: zeros, until `fill`. To compile, little is needed."""
 
     def __init__(self) -> None:
         self._made: list[tuple[ArraySpec, Parameter]] = []

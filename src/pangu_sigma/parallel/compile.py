@@ -39,8 +39,8 @@ class Collective:
     """Equal collectives of one rank's step. bytes: the larger of what one takes and gives, summed over all of them."""
 
     op: str
-    purpose: str
-    """`forward`, `recompute`, `backward`, `gradient` (sum over ranks with other tokens), `weight` (parts of a dense matrix), `norm`."""
+    phase: str
+    """forward, recompute, backward, gradient (sum over ranks with other tokens), weight (parts of a dense matrix) or norm."""
     count: int
     group_size: int
     ranks: list[int] = field(compare=False)
@@ -121,8 +121,8 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             groups.setdefault(key[:-1], []).append(key[-1])
     return {
         "collectives": [
-            Collective(op, purpose, len(sizes), size, list(first), sum(sizes))
-            for (op, purpose, size, first), sizes in sorted(groups.items())
+            Collective(op, phase, len(sizes), size, list(first), sum(sizes))
+            for (op, phase, size, first), sizes in sorted(groups.items())
         ],
         "parameters": [
             PlacedParameter(name, shape, dtype, HOST if name in on_host - on_device else NPU)
@@ -154,7 +154,7 @@ def _host_name(line: str, operator: str) -> str:
 
 _NOT_A_USE = ("Load", "UpdateState", "Depend", "PrimFunc_Depend", "MakeTuple", "Return")
 
-_PURPOSES = (
+_PHASES = (
     ("grad_mirror", "gradient"),
     ("grad_parallel_optimizer", "gradient"),
     ("parallel_optimizer", "weight"),
@@ -167,14 +167,18 @@ _PURPOSES = (
 
 def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
     name = re.search(r"instance name: (\w+)", line)
-    purpose = next((p for start, p in _PURPOSES if name and name[1].startswith(start)), "norm")
+    phase = next((p for start, p in _PHASES if name and name[1].startswith(start)), "norm")
     if "duplicated: Bool(1)" in line:
-        purpose = "recompute"
+        phase = "recompute"
+    elif phase == "norm" and re.match(
+        r"\s+%\d+\(dx\)", line
+    ):  # placed by MindSpore over the same ranks, under our operator's name
+        phase = "backward"
     members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
     group = re.search(r'group: "(\d*)-?[^"]*"', line)
     first = tuple(int(r) for r in members[1].split(",") if r.strip()) if members else ()
     size = len(first) or (int(group[1]) if group and group[1] else ranks)
-    return op, purpose, size, first[:4], max(_bytes(side) for side in types.split("->"))
+    return op, phase, size, first[:4], max(_bytes(side) for side in types.split("->"))
 
 
 _SIZES = {

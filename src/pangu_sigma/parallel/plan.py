@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -86,7 +88,8 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
                 "group_size": c.group_size,
                 "bytes": c.nbytes,
                 "axes": list(c.axes),
-                "purpose": f"{c.purpose}, {c.phase}",
+                "purpose": c.purpose,
+                "phase": c.phase,
             }
             for c in collectives(planned)
         ],
@@ -107,24 +110,51 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
 def add_compiled(plan: dict[str, Any], compiled: Compiled) -> dict[str, Any]:
     """The plan with what MindSpore made of it: its collectives, slices and host operators in place of the predicted ones.
 
-    differences: predicted parameters that MindSpore cut in another way; a plan with any is not to be trusted.
+    differences: parameters and collectives that MindSpore made otherwise; a plan with any is not to be trusted.
     """
-    found = {parameter.name: parameter for parameter in compiled.parameters}
-    differences = []
-    for wanted in plan["parameters"]:
-        placed = found.get(wanted["name"])
-        if placed is None or (placed.slice, placed.device) != (wanted["slice"], wanted["device"]):
-            was = "is absent" if placed is None else f"is {placed.slice} on {placed.device}"
-            differences.append(f"{wanted['name']} {was}, predicted {wanted['slice']} on {wanted['device']}")
+    collectives = [dataclasses.asdict(c) for c in compiled.collectives]
+    parameters = [dataclasses.asdict(p) for p in compiled.parameters]
     return plan | {
         "compiled": True,
         "compile": {"rank": compiled.rank, "seconds": compiled.seconds, "peak_gib": compiled.peak_gib},
-        "collectives": [dataclasses.asdict(c) for c in compiled.collectives],
+        "collectives": collectives,
         "predicted_collectives": plan["collectives"],
-        "parameters": [dataclasses.asdict(p) for p in compiled.parameters],
+        "parameters": parameters,
         "host_operators": compiled.host_operators,
-        "differences": differences,
+        "differences": [
+            *_other_slices(plan["parameters"], parameters),
+            *_other_collectives(plan["collectives"], collectives),
+        ],
     }
+
+
+def _other_slices(predicted: list[dict[str, Any]], compiled: list[dict[str, Any]]) -> Iterator[str]:
+    found = {parameter["name"]: parameter for parameter in compiled}
+    for wanted in predicted:
+        placed = found.get(wanted["name"])
+        if placed is None:
+            yield f"{wanted['name']} is absent, predicted {wanted['slice']} on {wanted['device']}"
+        elif (placed["slice"], placed["device"]) != (wanted["slice"], wanted["device"]):
+            where = f"{wanted['slice']} on {wanted['device']}"
+            yield f"{wanted['name']} is {placed['slice']} on {placed['device']}, predicted {where}"
+
+
+def _other_collectives(predicted: list[dict[str, Any]], compiled: list[dict[str, Any]]) -> Iterator[str]:
+    """Calls and bytes of each operator in each phase, by size of the group."""
+    wanted, found = _summed(predicted), _summed(compiled)
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted[key] != found[key]:
+            op, phase, size = key
+            (calls, nbytes), (should, should_bytes) = found[key], wanted[key]
+            yield f"{op} of {size} ranks, {phase}: {calls} of {nbytes:,} bytes, predicted {should} of {should_bytes:,}"
+
+
+def _summed(collectives: list[dict[str, Any]]) -> defaultdict[tuple[str, str, int], tuple[int, int]]:
+    summed: defaultdict[tuple[str, str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for c in collectives:
+        calls, nbytes = summed[c["op"], c["phase"], c["group_size"]]
+        summed[c["op"], c["phase"], c["group_size"]] = calls + c["count"], nbytes + c["bytes"]
+    return summed
 
 
 def _variants(config: Config) -> dict[str, Any]:
@@ -217,7 +247,8 @@ def _format_variants(plan: dict[str, Any]) -> list[str]:
 def _format_traffic(plan: dict[str, Any]) -> list[str]:
     traffic = plan["traffic_bytes"]
     rows = [
-        f"  {c['op']:<13} {c['count']:>5} {c['group_size']:>6} {c['bytes'] / 1e9:9.3f}  {c['purpose']}"
+        f"  {c['op']:<13} {c['count']:>5} {c['group_size']:>6} {c['bytes'] / 1e9:9.3f}  {c['phase']:<9}  "
+        f"{c.get('purpose', '')}".rstrip()
         for c in plan["collectives"]
     ]
     origin = "as MindSpore placed them" if plan["compiled"] else "predicted"
@@ -253,7 +284,7 @@ def _format_compiled(plan: dict[str, Any]) -> list[str]:
         f"compiled for Ascend as rank {compile_['rank']} of {plan['devices']}: {compile_['seconds']:.0f} s, "
         f"{compile_['peak_gib']:.1f} GiB",
         "  on the host: " + (", ".join(f"{name} {count}" for name, count in hosted.items()) or "nothing"),
-        f"  {len(plan['parameters'])} parameters, {len(plan['differences'])} cut in another way than predicted",
+        f"  {len(plan['parameters'])} parameters; {len(plan['differences'])} differences from the prediction",
         *(f"    {line}" for line in plan["differences"][:20]),
     ]
 

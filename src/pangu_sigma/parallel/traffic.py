@@ -1,20 +1,23 @@
 """What a rank sends in one step: collectives, and bytes by the link that carries them. Pure Python.
 
-Rules, for each pass over a micro-batch (T tokens of a rank, W rows of its RRE layer, H hidden; spec §3.5):
+Rules, for each pass over a micro-batch (T tokens of a rank, W rows of its RRE layer, H hidden, R rows of a slot; spec §3.5).
+They are what MindSpore makes of the strategies of `sharding.py`; a test holds them against compiled graphs, every call and byte.
 
-    attention     forward   AllReduce [T, H] of the output rows, in the tensor group
-                  backward  AllReduce [T, H] of the input's gradient, once each for the query, key and value matrices
-    dense FFN     forward   AllReduce [T, H]; backward AllReduce [T, H]
-    RRE FFN       forward   AlltoAll [W, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
-                            ReduceScatter [W, H] in the tensor group, AlltoAll [W, H/t], AllGather [W, H]: and back
-                  backward  as many of each: the way back is the gradient of the way there
-    logits        backward  AllGather [T, H]: the ranks of a tensor group divide the tokens
-    recompute     forward again, but for what no gradient needs: the attention's AllReduce, the rows' way there
+    embeddings    AllGather [T, H] in the tensor group: of tables cut by hidden; once more for the LayerNorm, if it is float32 alone
+    attention     AllReduce [T, H] of the output rows, in the tensor group
+    dense FFN     AllReduce [T, H]
+    RRE FFN       AlltoAll [W, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
+                  AllReduce [W, H] in the tensor group, AlltoAll [W, H/t], AllGather [W, H]: and back
+    logits        AllGather [R, H] of each block's slot; the ranks of a tensor group divide the tokens
+    loss          AllReduce of a number for each block; over all blocks only the gradient is summed
+    backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather
+    recompute     forward again inside layers, but for what no gradient needs: FFN output, the rows' way back
 
-    gradients     ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the others
+    gradient      float32: ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the others; and
+                  AllReduce of active experts' tensors that several ranks hold
 
-and once a step an AllGather of every divided dense weight, before it is used, and an AllReduce of the active experts' gradients
-among data ranks. Each parameter counts as one collective; `parallel.fusion_mib` merges them.
+and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
+`parallel.fusion_mib` merges them.
 """
 
 from __future__ import annotations
@@ -27,12 +30,20 @@ from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.parallel.machine import NPUS_PER_HOST
 from pangu_sigma.parallel.memory import exchanged_rows, tokens_of_rank
-from pangu_sigma.parallel.parameters import ITEM_SIZE, Array, active_weights, dense_weights, expert_arrays
+from pangu_sigma.parallel.parameters import (
+    ITEM_SIZE,
+    Array,
+    active_buffers,
+    active_weights,
+    dense_weights,
+    expert_arrays,
+)
 
-TENSOR, EXPERT, DATA, REPLICAS, ALL = (
+TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, ALL = (
     ("tensor",),
     ("expert",),
     ("data",),
+    ("data", "tensor"),
     ("groups", "expert", "data"),
     ("groups", "expert", "data", "tensor"),
 )
@@ -44,7 +55,7 @@ class Collective:
     """Equal calls of one rank in one step.
 
     nbytes: of all `count` calls, of the larger side: what is summed, gathered or exchanged on this rank.
-    purpose: what for. phase: forward, backward, recompute or update.
+    purpose: what for. phase: forward, backward, recompute, weight, gradient or norm.
     """
 
     op: str
@@ -97,51 +108,61 @@ def pcie_bytes(config: Config) -> tuple[int, int]:
 
 
 def _activations(config: Config) -> Iterator[Collective]:
-    m, passes = config.model, config.train.accumulation
-    item = ITEM_SIZE[config.train.compute_dtype]
-    tokens, rows = (n * m.hidden * item for n in (tokens_of_rank(config), exchanged_rows(config)))
-    slices = rows // config.parallel.tensor
-    recompute = config.parallel.recompute
+    for purpose, op, axes, count, nbytes, again in _forward(config):
+        calls = config.train.accumulation * count
+        size = _size(config, axes)
+        back = {"AllGather": "ReduceScatter"}.get(op, op)
+        yield Collective(op, axes, size, calls, calls * nbytes, purpose, "forward")
+        yield Collective(back, axes, size, calls, calls * nbytes, purpose, "backward")
+        if config.parallel.recompute and again:
+            yield Collective(op, axes, size, calls, calls * nbytes, purpose, "recompute")
+    passes = config.train.accumulation
+    yield Collective("AllReduce", REPLICAS, _size(config, REPLICAS), passes, 4 * passes, "loss", "backward")
 
-    def row(op: str, axes: tuple[str, ...], count: int, nbytes: int, purpose: str, phase: str) -> Collective:
-        calls = passes * count
-        return Collective(op, axes, _size(config, axes), calls, calls * nbytes, purpose, phase)
 
-    yield row("AllReduce", TENSOR, m.layers, tokens, "attention output", "forward")
-    yield row("AllReduce", TENSOR, m.dense_layers, tokens, "FFN output", "forward")
-    yield row("AllReduce", TENSOR, 3 * m.layers, tokens, "query, key and value inputs", "backward")
-    yield row("AllReduce", TENSOR, m.dense_layers, tokens, "FFN input", "backward")
-    for phase in ("forward", "backward"):
-        yield row("AlltoAll", EXPERT, 2 * m.rre_layers, slices, "rows to experts and back", phase)
-        yield row("AllGather", TENSOR, 2 * m.rre_layers, rows, "hidden axis of rows", phase)
-        yield row("ReduceScatter", TENSOR, m.rre_layers, rows, "hidden axis of rows", phase)
-    yield row("AllGather", TENSOR, 1, tokens, "tokens of the logits", "backward")
-    if recompute:
-        yield row("AllReduce", TENSOR, m.layers, tokens, "attention output", "recompute")
-        yield row("AlltoAll", EXPERT, m.rre_layers, slices, "rows to experts", "recompute")
-        yield row("AllGather", TENSOR, m.rre_layers, rows, "hidden axis of rows", "recompute")
+def _forward(config: Config) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
+    """Purpose, operator, axes, calls, bytes of one, whether it is repeated by recompute."""
+    m, item = config.model, ITEM_SIZE[config.train.compute_dtype]
+    elements = tokens_of_rank(config) * m.hidden
+    tokens, rows = elements * item, exchanged_rows(config) * m.hidden * item
+    blocks = config.data.domains_per_step // config.parallel.groups
+    yield "embeddings", "AllGather", TENSOR, 1, tokens, True
+    if item < 4:
+        yield "embeddings, for LayerNorm", "AllGather", TENSOR, 1, 4 * elements, True
+    yield "query positions", "AllGather", TENSOR, 1, tokens, True
+    yield "attention output", "AllReduce", TENSOR, m.layers, tokens, True
+    yield "FFN output", "AllReduce", TENSOR, m.dense_layers, tokens, False
+    yield "rows to experts", "AlltoAll", EXPERT, m.rre_layers, rows // config.parallel.tensor, True
+    yield "rows of experts, whole", "AllGather", TENSOR, m.rre_layers, rows, True
+    yield "experts' output", "AllReduce", TENSOR, m.rre_layers, rows, False
+    yield "rows from experts", "AlltoAll", EXPERT, m.rre_layers, rows // config.parallel.tensor, False
+    yield "rows of tokens, whole", "AllGather", TENSOR, m.rre_layers, rows, False
+    yield "slots of the logits", "AllGather", TENSOR, 1, blocks * m.slot_rows * m.hidden * item, False
+    yield "loss of blocks", "AllReduce", TENSOR, 1, 4 * blocks, False
 
 
 def _parameters(config: Config) -> Iterator[Collective]:
     dense, passes = dense_weights(config), config.train.accumulation
+    axes: tuple[str, ...]
     for axes in (REPLICAS, ALL):
         shared = [a for a in dense if _whole_on_tensor_ranks(a) == (axes == ALL)]
         divided, whole = [a for a in shared if a.divided], [a for a in shared if not a.divided]
-        yield _of_arrays(config, "AllGather", axes, divided, "dense weights", "forward")
-        yield _of_arrays(config, "ReduceScatter", axes, passes * divided, "dense gradients", "backward")
-        yield _of_arrays(config, "AllReduce", axes, passes * whole, "dense gradients", "backward")
-    experts = [a for a in expert_arrays(config) if a.kind == "weight"]
-    shapes = active_weights(config) if config.ecss.enabled else [a.computed for a in experts]
-    nbytes = sum(math.prod(shape) for shape in shapes) * ITEM_SIZE[config.train.compute_dtype]
-    size = _size(config, DATA)
-    yield Collective("AllReduce", DATA, size, len(shapes), nbytes, "experts' gradients", "update")
-    yield Collective("AllReduce", ALL, _size(config, ALL), 1, 4, "norm of all gradients", "update")
+        yield _of_arrays(config, "AllGather", axes, divided, "dense weights", "weight")
+        yield _of_arrays(config, "ReduceScatter", axes, passes * divided, "dense gradients", "gradient")
+        yield _of_arrays(config, "AllReduce", axes, passes * whole, "dense gradients", "gradient")
+    experts = active_buffers(config) or [a for a in expert_arrays(config) if a.kind == "weight"]
+    for axes in (DATA, HOLDERS):
+        held = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
+        yield _of_arrays(config, "AllReduce", axes, passes * held, "experts' gradients", "gradient")
+    yield Collective("AllReduce", ALL, _size(config, ALL), 1, 4, "norm of all gradients", "norm")
 
 
 def _of_arrays(
     config: Config, op: str, axes: tuple[str, ...], arrays: Iterable[Array], purpose: str, phase: str
 ) -> Collective:
-    sizes = [array.used_nbytes for array in arrays]
+    """Weights are gathered as the network reads them; gradients of dense weights are summed in float32."""
+    whole = phase == "gradient" and purpose.startswith("dense")
+    sizes = [math.prod(a.computed) * (4 if whole else ITEM_SIZE[a.used_as]) for a in arrays]
     return Collective(op, axes, _size(config, axes), len(sizes), sum(sizes), purpose, phase)
 
 
