@@ -121,7 +121,7 @@ def shard(loss: NextTokenLoss, parallel: ParallelConfig) -> None:
     parts = _parts(parallel)
     for path, cell in loss.cells_and_names():
         for name, operator in vars(cell).items():
-            if isinstance(operator, ops.Primitive):
+            if isinstance(operator, ops.Primitive) and parallel.ranks > 1:
                 _place(operator, _strategy(path, cell, name, operator.name), parts)
         if parallel.recompute and isinstance(cell, Layer):
             cell.recompute()
