@@ -14,7 +14,6 @@ import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
 from pangu_sigma.config import ConfigError, ParallelConfig
-from pangu_sigma.device import use_cpu
 from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.parallel.ranks import ALONE, Ranks
 
@@ -51,7 +50,7 @@ class ConnectedRanks(Ranks):
 
 
 def join(parallel: ParallelConfig) -> Ranks:
-    """This process among the ranks of its run; call before any tensor is made. The scheduler of msrun does not return from here.
+    """This process among the ranks of its run; call after `use_cpu`, before any tensor is made. The scheduler of msrun does not return from here.
 
     Raises ConfigError when the `parallel` section lays out another number of ranks than were started, or what the CPU cannot do.
     """
@@ -68,7 +67,6 @@ def join(parallel: ParallelConfig) -> Ranks:
         )
     if started == 1:
         return ALONE
-    use_cpu()
     communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         sys.exit(0)

@@ -38,9 +38,10 @@ class Trainer:
 
     def __init__(self, config: Config, folder: Path):
         self.config = config
+        use_cpu(config.seed)
         self.ranks = join(config.parallel)
         self.run = RunFolder.create(folder, config, self.ranks)
-        use_cpu(config.seed)
+        ms.set_seed(config.seed)  # again: what joins ranks may have drawn
         dtype = getattr(ms, config.train.compute_dtype)
         self.network = PanGuSigma(config.model, config.slots, dtype, routed=experts_of(config, self.ranks))
         self.store = make_store(config, self._tier(), self.ranks.rank)
