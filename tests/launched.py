@@ -37,7 +37,9 @@ class Launched:
     @staticmethod
     def _start(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
         with log.open("w") as output:
-            return subprocess.Popen([sys.executable, "-c", MAIN, *arguments], env=environment, stdout=output, stderr=output)
+            return subprocess.Popen(
+                [sys.executable, "-c", MAIN, *arguments], env=environment, stdout=output, stderr=output
+            )
 
     def __enter__(self) -> Launched:
         return self
