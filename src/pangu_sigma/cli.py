@@ -85,9 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0)
     command.set_defaults(run_command=_generate)
 
-    command = commands.add_parser("export", help="a trained model as a folder that stands alone")
+    command = commands.add_parser(
+        "export", help="a trained model as a folder that stands alone, or its weights as one file"
+    )
     command.add_argument("run", type=Path, help="run folder")
-    command.add_argument("--format", choices=["mindir"], default="mindir")
+    command.add_argument("--format", choices=["mindir", "safetensors"], default="mindir")
     command.add_argument("--output", type=Path, required=True)
     command.set_defaults(run_command=_export)
 
@@ -188,8 +190,9 @@ def _train(options: argparse.Namespace) -> int:
         from pangu_sigma.train.summary import format_summary, summarise
 
         run = options.run or Path("runs") / config.name
-        train(config, run)
-        print(format_summary(summarise(run)))
+        trainer = train(config, run)
+        if trainer.finished and trainer.ranks.first:
+            print(format_summary(summarise(run)))
     return 0
 
 
@@ -284,8 +287,11 @@ def _prompt(text: str) -> tuple[str, str]:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from pangu_sigma.export import export_mindir, verify_export
+    from pangu_sigma.export import export_mindir, export_safetensors, verify_export
 
+    if options.format == "safetensors":
+        print(f"{export_safetensors(options.run, options.output)}: all weights, without optimizer state")
+        return 0
     output = export_mindir(options.run, options.output)
     tokens = verify_export(options.run, output)
     print(f"{output}: reloaded, and {tokens} greedy tokens equal those of the checkpoint")

@@ -329,6 +329,10 @@ class Config(Section):
         """A, the most experts of one RRE layer that a step can activate."""
         return self.experts if not self.ecss.enabled else self.data.domains_per_step * self.model.experts_per_domain
 
+    def on_one_rank(self) -> Config:
+        """The same run, its data and its model, in one process."""
+        return self.model_copy(update={"parallel": ParallelConfig()})
+
     def num_params(self) -> ParamCount:
         """Parameters of the model this tree describes (the arithmetic of spec §1.2)."""
         m = self.model

@@ -16,6 +16,6 @@ def evaluate_run(path: Path) -> dict[str, dict[str, float]]:
     run = RunFolder.open(path)
     use_cpu()
     network, store = load_trained(run)
-    losses = Evaluator(run.config, run.tokenizer, run.table, network, store).losses()
+    losses = Evaluator(run.config.on_one_rank(), run.tokenizer, run.table, network, store).losses()
     manifest = load_manifest(Path(run.config.data.path))
     return {name: {"loss": loss, "unigram": manifest.domains[name].unigram_entropy} for name, loss in losses.items()}

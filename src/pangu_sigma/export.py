@@ -1,4 +1,4 @@
-"""A trained model as a folder that needs nothing else: MindIR graph, configuration, tokenizer, routing tables."""
+"""A trained model as a folder that needs nothing else (MindIR graph, configuration, tokenizer, routing tables), or as one file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import tempfile
 from pathlib import Path
 
 import mindspore as ms
+from tqdm import tqdm
 
 from pangu_sigma.config import ConfigError, dump_config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate import generate
 from pangu_sigma.model.inference import any_length
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.predictor import GRAPH_FILE, Predictor, inference_graph
+from pangu_sigma.train.checkpoint import load_checkpoint
+from pangu_sigma.train.parts import Part, copy_part
 from pangu_sigma.train.run_folder import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, RunFolder
+from pangu_sigma.train.shards import new_shard
+from pangu_sigma.train.state import EXPERTS, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +54,31 @@ def export_mindir(run_path: Path, output: Path) -> Path:
         if output.exists():
             shutil.rmtree(output)
         folder.rename(output)
+    return output
+
+
+def export_safetensors(run_path: Path, output: Path) -> Path:
+    """Write all weights of a run's newest intact checkpoint into one file, whatever ranks wrote them; its metadata hold the
+    configuration.
+
+    Names are those of the network's parameters, and `experts.<layer>.<name>` of shape [experts, …]. The file appears whole or not
+    at all, and need not fit into memory.
+    """
+    run = RunFolder.open(run_path)
+    checkpoint = load_checkpoint(run.checkpoints, run.identity)
+    pieces = checkpoint.pieces(WEIGHTS)
+    for layer in range(run.config.model.rre_layers):
+        saved = checkpoint.pieces(f"{EXPERTS}{layer}")
+        pieces |= {f"experts.{layer}.{name}": saved[name] for name in FFN_TENSORS}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    arrays = {name: (of_it[0][1].dtype, of_it[0][0].whole) for name, of_it in pieces.items()}
+    targets = new_shard(unfinished, arrays, {"config": dump_config(run.config.on_one_rank())})
+    for name in tqdm(targets, desc="export", unit="array", leave=False):
+        target = targets[name]
+        for part, value in pieces[name]:
+            copy_part(value, part, target, Part.everything(target.shape))
+    unfinished.rename(output)
     return output
 
 

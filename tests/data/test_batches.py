@@ -179,7 +179,7 @@ def test_weights_are_a_mean_over_what_should_be_predicted(folder, tokenizer):
     assert batch.weights_GBS.sum() == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(batch.weights_GBS, counted / counted.sum(), rtol=1e-6)
     blocks = counted.reshape(2, 2, -1).sum(-1) / counted.sum()
-    np.testing.assert_allclose(batch.block_weights(), blocks, rtol=1e-5)
+    np.testing.assert_allclose(batch.block_weights_GM, blocks, rtol=1e-5)
 
 
 def test_load_counts_every_token_once_in_every_layer(folder, tokenizer):
@@ -192,7 +192,7 @@ def test_load_counts_every_token_once_in_every_layer(folder, tokenizer):
             for ids, domain in zip(batch.ids_GBS[g], np.repeat(batch.domains_M, 2), strict=True):
                 for n in range(2):
                     np.add.at(expected[n], domain * 2 + batches.table.first_NDV[n, domain, ids], 1)
-        assert (batch.load(6) == expected).all()
+        assert (batch.load_NK == expected).all()
         active_NA, used_NA1 = batch.arrays()[-2:]
         for n in range(2):
             used = active_NA[n] < 6

@@ -131,7 +131,7 @@ def test_inactive_experts_keep_everything_bit_for_bit_when_brought_from_files(ma
     toy, rested = made(variant, "file"), set()
 
     def watch(_: int, batch: Batch, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
-        active_NK = batch.load(8) > 0
+        active_NK = batch.load_NK > 0
         for layer, active_K in enumerate(active_NK):
             for name in toy.store.layer_parameters(layer):
                 key = f"experts_layer_{layer}/{name}"
@@ -162,6 +162,6 @@ def test_ecss_on_equals_ecss_off_when_every_expert_is_active(tmp_path):
         options = {"ecss": {"moments": "bfloat16", **ecss}, "train": {"optimizer": OPTIMIZER}}
         toy = Sequence.make(toy_config(2, model=SMALL, **options), tmp_path)
         for seed, domains in enumerate(sequence):
-            assert (batch_of(toy, domains, seed).load(4) > 0).all(), "the batch should activate every expert"
+            assert (batch_of(toy, domains, seed).load_NK > 0).all(), "the batch should activate every expert"
         found.append(evidence(toy, prefetch=toy.config.ecss.enabled, sequence=sequence))
     assert differing(*found) == set()

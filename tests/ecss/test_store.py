@@ -89,7 +89,7 @@ def test_inactive_experts_keep_everything_bit_for_bit(host):
     seen: set[tuple[int, int]] = set()
     for step, domains in enumerate([(0, 1), (1, 3), (2, 3), (0, 2), (3, 3)]):
         batch = batch_of(host, domains, seed=step)
-        load_NK = batch.load(host.config.experts)
+        load_NK = batch.load_NK
         before = state_of(host)
         assert host.run(batch).applied.asnumpy() == 1
         for layer, (old, new) in enumerate(zip(before, state_of(host), strict=True)):
@@ -128,7 +128,7 @@ def test_ecss_on_equals_ecss_off_when_every_expert_is_active(tmp_path):
     off.reset(weights_from=on)
     for step in range(4):
         batches = [batch_of(toy, (0, 1), seed=step) for toy in pair]
-        assert (batches[0].load(4) > 0).all(), "the batch should activate every expert"
+        assert (batches[0].load_NK > 0).all(), "the batch should activate every expert"
         results = [toy.run(batch) for toy, batch in zip(pair, batches, strict=True)]
         assert results[0].norm.asnumpy().tobytes() == results[1].norm.asnumpy().tobytes()
         for one, other in zip(results[0].block_loss_GM, results[1].block_loss_GM, strict=True):

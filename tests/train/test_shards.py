@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
 from pangu_sigma.train import shards as module
-from pangu_sigma.train.shards import copy_mapped, map_shard, write_shard
+from pangu_sigma.train.parts import Part, copy_part
+from pangu_sigma.train.shards import map_shard, write_shard
 
 DTYPES = [np.dtype(name) for name in module._DTYPES.values()]
 
@@ -136,10 +137,11 @@ def test_a_file_cut_short_is_a_value_error(tmp_path: Path, kept: int):
 def test_a_mapped_array_is_copied_row_by_row(tmp_path: Path, array: np.ndarray):
     write_shard(tmp_path / "file", {"a": array}, lambda: None)
     target, rows = np.ones_like(array), []
-    copy_mapped(map_shard(tmp_path / "file")["a"], target, lambda: rows.append(len(rows)))
+    everything = Part.everything(array.shape)
+    copy_part(map_shard(tmp_path / "file")["a"], everything, target, everything, lambda: rows.append(len(rows)))
     assert target.tobytes() == array.tobytes()
-    assert len(rows) == (len(array) if array.ndim else 0)
-    copy_mapped(array, target, lambda: None)  # one that is not mapped
+    assert len(rows) == (len(array) if array.ndim and array.size else 0)
+    assert copy_part(array, everything, target, everything) == array.size  # one that is not mapped
     assert target.tobytes() == array.tobytes()
 
 

@@ -133,7 +133,7 @@ def test_weights_follow_adamw_with_the_epsilon_of_their_group(toy):
             move = moment / (1 - BETA1**counted) / (np.sqrt(variance / (1 - BETA2**counted)) + eps)
             expected = before[name] * (1 - RATE * decay) - RATE * move
             if experts:
-                active = batch.load(toy.config.experts)[int(name.split("/")[0][-1])] > 0
+                active = batch.load_NK[int(name.split("/")[0][-1])] > 0
                 expected[~active] = before[name][~active]
             np.testing.assert_allclose(after[name], expected, rtol=0, atol=2e-7, err_msg=name)
 
@@ -155,7 +155,7 @@ def test_what_has_no_gradient_shrinks_only_where_decay_is_declared(toy):
     for name in weight_names(after):
         expected = before[name] * (1 - RATE * 0.1) if declared_decay(name) else before[name].copy()
         if name.startswith("experts"):
-            active = batch.load(toy.config.experts)[int(name.split("/")[0][-1])] > 0
+            active = batch.load_NK[int(name.split("/")[0][-1])] > 0
             expected[~active] = before[name][~active]
         np.testing.assert_allclose(after[name], expected, rtol=2e-7, atol=0, err_msg=name)
 

@@ -1,26 +1,33 @@
 """Which samples make which batch, and the batch as arrays: rows, positions, documents, labels, weights and the routing plan.
 
 Shape suffixes: G micro-batches of an update, B sequences of one, S sequence, T = B·S, M blocks (one domain each), N RRE layers,
-A active experts.
+K experts stored in a layer, A active experts.
 
 The order of samples is a function of the seed and of how many samples each domain has given, and of nothing else: not of the
 number of processes, nor of when a run was stopped. A `Cursor` is those counts.
+
+Every rank of a run makes the same whole batch, and then takes its share: some of the blocks, and of each some sequences. So what is
+wrong with a batch is wrong on all ranks, and none waits for one that stopped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.domains import Domains, domains_of
-from pangu_sigma.routing.plan import RoutingPlan, make_plans
+from pangu_sigma.domains import Domains, domain_sets, domains_of
+from pangu_sigma.parallel.layout import capacity, share_of, takers
+from pangu_sigma.parallel.plans import Planner, UpdatePlan
+from pangu_sigma.routing.plan import RoutingPlan, route
 from pangu_sigma.routing.table import RoutingTable
 
 
@@ -40,9 +47,8 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Batch:
-    """One update's data on the host side."""
+    """One update's data on the host side: this rank's, and what it should know of the whole, which is the same on all ranks."""
 
-    domains_M: np.ndarray
     slots_GM: np.ndarray
     ids_GBS: np.ndarray
     rows_GBS: np.ndarray
@@ -50,34 +56,32 @@ class Batch:
     documents_GBS: np.ndarray
     labels_GBS: np.ndarray
     weights_GBS: np.ndarray
-    plans: list[RoutingPlan] = field(repr=False)
+    """The loss mask over the tokens that count in the whole batch: losses and gradients of ranks add up."""
+    plan: UpdatePlan = field(repr=False)
+    blocks: np.ndarray
+    """Which blocks of the whole this rank has a part of."""
 
-    @property
-    def tokens(self) -> int:
-        return self.ids_GBS.size
+    domains_M: np.ndarray
+    block_weights_GM: np.ndarray
+    """Share of the loss that each block brings."""
+    tokens: int
+    counted: int
+    """Tokens whose successor is predicted."""
+    load_NK: np.ndarray
+    """Tokens per stored expert over the whole update, int64."""
+    digest: str
+    """Hash of the token ids and their domains: equal where the same samples come in the same order."""
 
     @property
     def active_NA(self) -> np.ndarray:
-        """Active experts of the update in each RRE layer, unused places K."""
-        return self.plans[0].active_NA
-
-    def block_weights(self) -> np.ndarray:
-        """Share of the loss that each block brings, [G, M]."""
-        return self.weights_GBS.reshape(*self.slots_GM.shape, -1).sum(axis=-1)
-
-    def load(self, stored: int) -> np.ndarray:
-        """Tokens per stored expert over the whole update, int64 [N, K]."""
-        load_NK = np.zeros((len(self.active_NA), stored + 1), np.int64)
-        for plan in self.plans:
-            for n, active_A in enumerate(plan.active_NA):
-                np.add.at(load_NK[n], active_A, plan.load()[n])
-        return load_NK[:, :stored]
+        """Active experts of the update in each RRE layer, in rows of the rank's store; unused places hold the number of rows."""
+        return self.plan.plans[0].active_NA
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Arguments of `TrainStep` after the learning rate, in its order."""
-        plans = self.plans
+        plans = self.plan.plans
         used_NA1 = np.zeros_like(plans[0].offsets_NA1)
-        used_NA1[:, 1:] = np.cumsum(sum(plan.load() for plan in plans), axis=1)
+        used_NA1[:, 1:] = np.cumsum(self.plan.used_NA, axis=1)
         return (
             self.rows_GBS,
             self.positions_GBS,
@@ -99,8 +103,19 @@ class Batches:
     folder: what `prepare-data` wrote. Raises DataError when a domain has less text than one sample.
     """
 
-    def __init__(self, config: Config, folder: Path, tokenizer: Tokenizer, table: RoutingTable, split: str = "train"):
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        tokenizer: Tokenizer,
+        table: RoutingTable,
+        split: str = "train",
+        rank: int = 0,
+        exchanged: bool | None = None,
+    ):
+        """rank: whose share of each batch is made. exchanged: of `Planner`."""
         self.config = config
+        self.planner = Planner(config, rank, exchanged)
         self.domains: Domains = domains_of(config)
         self.tokenizer = tokenizer
         self.table = table
@@ -114,6 +129,9 @@ class Batches:
                     f"{self.length + 1}; prepare more text, or lower model.seq_length"
                 )
         self._orders: dict[tuple[int, int], np.ndarray] = {}
+        self._sets = [np.array(members) for members in domain_sets(config)]
+        self._mine = [d for s in share_of(config, rank).sets for d in self._sets[s].tolist()]
+        self._held_out_capacity: int | None = None
 
     def start(self) -> Cursor:
         return Cursor([0] * len(self.domains))
@@ -132,22 +150,37 @@ class Batches:
         return self.assemble(ids_GBS1, np.array(chosen))
 
     def held_out(self, domain: int, batches: int) -> list[Batch]:
-        """The first `batches` batches of a domain in file order; the last one is filled up with samples of weight 0."""
-        size, blocks = self.config.train.batch_size, self.config.data.domains_per_step
-        wanted = min(self.samples[domain], batches * size)
-        result = []
-        for first in range(0, wanted, size):
-            numbers = np.arange(first, first + size)
-            ids = np.stack([self._read(domain, min(int(n), wanted - 1)) for n in numbers])
-            result.append(self.assemble(ids[None], np.full(blocks, domain), numbers < wanted))
-        return result
+        """This rank's share of the first `batches` batches of a domain in file order; none of a domain of another group.
 
-    def assemble(self, ids_GBS1: np.ndarray, domains_M: np.ndarray, counted_B: np.ndarray | None = None) -> Batch:
+        The group takes such a batch as several, each as large as its part of a training batch. The last one is filled up with
+        samples of weight 0. No row is dropped: the capacity is what these batches need.
+        """
+        if domain not in self._mine:
+            return []
+        if self._held_out_capacity is None and self.planner.exchanged and self.table.layers:
+            self._held_out_capacity = max(self._fullest(d, batches) for d in self._mine)
+        return [
+            self._assemble(ids, domains_M, self._group_takers(), self._held_out_capacity or 0, counted_B)
+            for ids, domains_M, counted_B in self._held_out_ids(domain, batches)
+        ]
+
+    def assemble(self, ids_GBS1: np.ndarray, domains_M: np.ndarray) -> Batch:
         """Arrays of a batch from its token ids; the sequences of block m belong to domain domains_M[m].
 
-        ids_GBS1 hold one id more than the sequence, for the shift to labels. counted_B: sequences that count in the loss.
-        Raises DataError for an id that the domain's slot has no row for.
+        ids_GBS1 hold one id more than the sequence, for the shift to labels.
+        Raises DataError for an id that the domain's slot has no row for, CapacityError as `Planner.plan`.
         """
+        return self._assemble(ids_GBS1, domains_M, takers(self.config), capacity(self.config))
+
+    def _assemble(
+        self,
+        ids_GBS1: np.ndarray,
+        domains_M: np.ndarray,
+        taker_B: np.ndarray,
+        capacity: int,
+        counted_B: np.ndarray | None = None,
+    ) -> Batch:
+        """taker: who takes each sequence. counted_B: sequences that count in the loss."""
         ids, labels = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
         micro, batch = ids.shape[:2]
         domains_B = np.repeat(domains_M, batch // len(domains_M))
@@ -160,41 +193,91 @@ class Batches:
         weights = ((ids != self.tokenizer.eot) & (labels != self.tokenizer.pad)).astype(np.float32)
         if counted_B is not None:
             weights *= counted_B[:, None]
-        domains_GB = np.broadcast_to(domains_B, (micro, batch))
+        counted = weights.sum()
+        weights /= counted
+        plan, load_NK = self._plan(ids, domains_B, positions, taker_B, capacity)
+        own = self.planner.own(taker_B)
+        blocks = np.unique(own // (batch // len(domains_M)))
+        digest = xxhash.xxh3_64(np.ascontiguousarray(ids_GBS1, np.int32).tobytes())
+        digest.update(np.ascontiguousarray(domains_M, np.int32).tobytes())
         return Batch(
+            slots_GM=np.tile(slots_M[blocks], (micro, 1)),
+            ids_GBS=ids[:, own],
+            rows_GBS=(slots_B1 * self.config.model.slot_rows + rows).astype(np.int32)[:, own],
+            positions_GBS=positions[:, own],
+            documents_GBS=documents[:, own],
+            labels_GBS=label_rows.astype(np.int32)[:, own],
+            weights_GBS=weights[:, own],
+            plan=plan,
+            blocks=blocks,
             domains_M=domains_M,
-            slots_GM=np.tile(slots_M, (micro, 1)),
-            ids_GBS=ids,
-            rows_GBS=(slots_B1 * self.config.model.slot_rows + rows).astype(np.int32),
-            positions_GBS=positions,
-            documents_GBS=documents,
-            labels_GBS=label_rows.astype(np.int32),
-            weights_GBS=weights / weights.sum(),
-            plans=self._plans(ids, domains_GB, positions),
+            block_weights_GM=weights.reshape(micro, len(domains_M), -1).sum(axis=-1),
+            tokens=ids.size,
+            counted=int(counted),
+            load_NK=load_NK,
+            digest=digest.hexdigest(),
         )
 
     def _open(self, path: Path) -> TokenFile:
         return TokenFile(path, self.tokenizer.size)
 
-    def _plans(self, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> list[RoutingPlan]:
-        if (
-            not self.table.layers
-        ):  # graphs cannot take empty tensors, so a model without RRE layers carries a plan of zeros
-            return [RoutingPlan(*(np.zeros((1, 2), np.int32),) * 4) for _ in ids_GBS]
-        places = self.config.active_experts
-        return make_plans(self.table, ids_GBS, domains_GB, positions_GBS, self.config.experts, places)
+    def _plan(
+        self, ids_GBS: np.ndarray, domains_B: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray, capacity: int
+    ) -> tuple[UpdatePlan, np.ndarray]:
+        """The rank's plan, and the tokens of each expert in the whole batch."""
+        stored = self.config.experts
+        if not self.table.layers:
+            # graphs cannot take empty tensors, so a model without RRE layers carries a plan of zeros
+            plans = [RoutingPlan(*(np.zeros((1, 2), np.int32),) * 4) for _ in ids_GBS]
+            return UpdatePlan(plans, np.zeros((1, 1), int), 0), np.zeros((1, stored), int)
+        experts_NGBS = self._route(ids_GBS, domains_B, positions_GBS)
+        load_NK = np.stack([np.bincount(experts.ravel(), minlength=stored) for experts in experts_NGBS])
+        return self.planner.plan(experts_NGBS, taker_B, capacity), load_NK
+
+    def _route(self, ids_GBS: np.ndarray, domains_B: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray:
+        domains_GB = np.broadcast_to(domains_B, ids_GBS.shape[:2])
+        return route(self.table, ids_GBS, domains_GB, positions_GBS)
+
+    def _held_out_ids(self, domain: int, batches: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Ids, domain of each block, and which sequences count, of each batch of a group."""
+        groups, batch = self.config.parallel.groups, self.config.train.batch_size
+        size, wanted = batch // groups, min(self.samples[domain], batches * batch)
+        domains_M = np.full(self.config.data.domains_per_step // groups, domain)
+        for first in range(0, wanted, size):
+            numbers = np.arange(first, first + size)
+            ids = np.stack([self._read(domain, min(int(n), wanted - 1)) for n in numbers])
+            yield ids[None], domains_M, numbers < wanted
+
+    def _group_takers(self) -> np.ndarray:
+        """Who of the rank's group takes each sequence of a held-out batch."""
+        everybody = takers(self.config)
+        return everybody[np.isin(everybody, self.planner.group)]
+
+    def _fullest(self, domain: int, batches: int) -> int:
+        """Capacity that held-out batches of a domain need."""
+        most = 0
+        for ids_GBS1, domains_M, _ in self._held_out_ids(domain, batches):
+            ids = ids_GBS1[..., :-1]
+            _, positions = documents_and_positions(ids, self.tokenizer.eot)
+            domains_B = np.repeat(domains_M, ids.shape[1] // len(domains_M))
+            most = max(most, self.planner.fullest(self._route(ids, domains_B, positions), self._group_takers()))
+        return most
 
     def _choose(self, cursor: Cursor, blocks: int, per_block: int) -> list[int]:
-        """Domains of the next blocks: each time the one that is furthest behind its weight, equals by a seeded draw."""
+        """Domains of the next blocks: of its set, each time the one that is furthest behind its weight, equals by a seeded draw."""
         weights = np.array([d.weight for d in self.domains])
         drawn = np.array(cursor.taken) // per_block
         rng = np.random.default_rng([self.config.seed, int(drawn.sum())])
-        chosen = []
-        for _ in range(blocks):
-            behind = (drawn.sum() + 1) * weights / weights.sum() - drawn + 1e-6 * rng.random(len(weights))
-            chosen.append(int(behind.argmax()))
-            drawn[chosen[-1]] += 1
-        return sorted(chosen)
+        chosen = np.zeros(blocks, int)
+        for m in range(blocks):
+            members, chance = self._sets[m % len(self._sets)], rng.random(len(weights))
+            due = (drawn[members].sum() + 1) * weights[members] / weights[members].sum()
+            behind = due - drawn[members] + 1e-6 * chance[members]
+            chosen[m] = members[behind.argmax()]
+            drawn[chosen[m]] += 1
+        for s in range(len(self._sets)):
+            chosen[s :: len(self._sets)].sort()
+        return chosen.tolist()
 
     def _sample(self, domain: int, number: int) -> np.ndarray:
         """The domain's sample in training order: a new shuffle for every pass over its text."""

@@ -1,6 +1,6 @@
 """Where experts live, how the active ones reach the network, and how their update finds its way back.
 
-Shape suffixes: N RRE layers, K experts stored in a layer, A active experts.
+Shape suffixes: N RRE layers, K experts that this rank stores in a layer (one process: all), A active experts.
 
 Two stores with one contract, so that the training step does not know which it has:
 
@@ -22,6 +22,7 @@ from ascend_ops.adam import AdamRows, every_row
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_tensors
+from pangu_sigma.parallel.layout import share_of
 
 
 class ExpertStore(nn.Cell):
@@ -33,13 +34,15 @@ class ExpertStore(nn.Cell):
     brought, next_NA, copies: of a `Prefetcher`; empty, None and empty without one.
     """
 
-    def __init__(self, config: Config, tier: HostTier):
+    def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__()
+        self.held, self.experts = share_of(config, rank).held, config.experts
+        """Numbers of the experts of its rows, ascending, and how many there are on all ranks."""
         self.tensors = len(FFN_TENSORS)
         self.layers = config.model.rre_layers
         self.tier = tier
         self.dtype = getattr(ms, config.train.compute_dtype)
-        self._made = [(spec, tier.parameter(spec)) for spec in array_specs(config)]
+        self._made = [(spec, tier.parameter(spec)) for spec in array_specs(config, rank)]
         self.weights, self.moments, self.variances, self.steps = (
             ParameterTuple([p for spec, p in self._made if spec.kind == kind])
             for kind in ("weight", "moment", "variance", "step")
@@ -76,11 +79,11 @@ class ExpertStore(nn.Cell):
 class HostStore(ExpertStore):
     """ECSS: rows of host tables, fetched and updated by their numbers."""
 
-    def __init__(self, config: Config, tier: HostTier):
-        super().__init__(config, tier)
+    def __init__(self, config: Config, tier: HostTier, rank: int = 0):
+        super().__init__(config, tier, rank)
         self.lookup = ops.Gather()
         self.lookup.set_device("CPU")
-        self.last = config.experts - 1
+        self.last = len(self.held) - 1
 
     def fetch(self, active_NA, brought=()):
         if brought:
@@ -101,9 +104,9 @@ class HostStore(ExpertStore):
 class DeviceStore(ExpertStore):
     """ECSS off: all experts take part in every step."""
 
-    def __init__(self, config: Config, tier: HostTier):
-        super().__init__(config, tier)
-        self.all_rows, self.all_offsets = every_row(config.experts)
+    def __init__(self, config: Config, tier: HostTier, rank: int = 0):
+        super().__init__(config, tier, rank)
+        self.all_rows, self.all_offsets = every_row(len(self.held))
 
     def fetch(self, active_NA, brought=()):
         weights: tuple = ()
@@ -116,24 +119,26 @@ class DeviceStore(ExpertStore):
         return self.all_rows, self.all_offsets
 
 
-def make_store(config: Config, tier: HostTier | None = None) -> ExpertStore:
-    """The store that `ecss.enabled` asks for; in the host's memory unless `tier` says otherwise."""
+def make_store(config: Config, tier: HostTier | None = None, rank: int = 0) -> ExpertStore:
+    """The store that `ecss.enabled` asks for, of the experts of `rank`; in the host's memory unless `tier` says otherwise."""
     kind = HostStore if config.ecss.enabled else DeviceStore
-    return kind(config, tier or HostTier())
+    return kind(config, tier or HostTier(), rank)
 
 
-def array_specs(config: Config) -> list[ArraySpec]:
-    """Every array of the store of `config`, in the order in which they are initialised."""
+def array_specs(config: Config, rank: int = 0) -> list[ArraySpec]:
+    """Every array of the store of `rank`, in the order in which they are initialised."""
+    held = share_of(config, rank).held
+    drawn = tuple(np.isin(np.arange(config.experts), held).tolist())
     moments = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
     replicated = config.model.expert_init == "replicated"
     specs = []
     for layer in range(config.model.rre_layers):
         for name, shape, init, decay in ffn_tensors(config.model):
-            full = (config.experts, *shape)
+            full = (len(held), *shape)
             specs += [
-                ArraySpec(layer, name, "weight", full, "float32", init, replicated, decay),
+                ArraySpec(layer, name, "weight", full, "float32", init, replicated, decay, drawn),
                 ArraySpec(layer, f"{name}.moment", "moment", full, moments),
                 ArraySpec(layer, f"{name}.variance", "variance", full, moments),
             ]
-        specs.append(ArraySpec(layer, "step", "step", (config.experts,), "int32"))
+        specs.append(ArraySpec(layer, "step", "step", (len(held),), "int32"))
     return specs

@@ -47,6 +47,9 @@ class ArraySpec:
     replicated: bool = False
     """All rows equal to one draw of `init`: experts that start as copies of one FFN. Otherwise each row draws its own."""
     decay: bool = False
+    drawn: tuple[bool, ...] = ()
+    """Of all experts of the layer, which have a row here; (): as many as there are rows. All of them are drawn, in order, so that
+    the values of an expert are the same on any number of ranks."""
 
     @property
     def key(self) -> str:
@@ -63,7 +66,9 @@ class ArraySpec:
         one = np.empty(self.shape[1:], self.dtype)
         if self.replicated:
             self.init(one)
-        for row in array:
+        rows = iter(array)
+        for here in [True] * len(array) if self.replicated or not self.drawn else self.drawn:
+            row = next(rows) if here else one
             if self.replicated:
                 row[...] = one
             else:

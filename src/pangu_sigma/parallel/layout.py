@@ -1,5 +1,7 @@
 """Which rank is where, and what it holds. Pure Python: neither MindSpore nor a device is needed.
 
+Shape suffixes: B sequences of a batch, A' places for active experts of a rank, C capacity.
+
 A rank is group, expert, data and tensor coordinates; the last varies fastest. In the paper's layout on 512 ranks (spec §3.5):
 
     rank = ((group · 16 + expert) · 1 + data) · 8 + tensor       4 groups × 16 × 1 × 8
@@ -11,6 +13,7 @@ A rank is group, expert, data and tensor coordinates; the last varies fastest. I
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,3 +85,33 @@ def share_of(config: Config, rank: int) -> Share:
         parts=parallel.expert * parallel.data,
         held=(first[:, None] + np.arange(each)).ravel(),
     )
+
+
+def takers(config: Config) -> np.ndarray:
+    """Who takes each sequence of a batch, [B]: group · parts + part, the number that `taker_of` gives a rank."""
+    data, parallel = config.data, config.parallel
+    groups = np.arange(data.domains_per_step) % data.domain_sets // (data.domain_sets // parallel.groups)
+    parts, sequences = parallel.expert * parallel.data, config.train.batch_size // data.domains_per_step
+    return (groups[:, None] * parts + np.arange(sequences) // (sequences // parts)).ravel()
+
+
+def taker_of(config: Config, rank: int) -> int:
+    """Number of a rank among those that take different sequences; ranks of a tensor group take the same."""
+    return rank // config.parallel.tensor
+
+
+def active_places(config: Config) -> int:
+    """A', the places of a layer for active experts on one rank; without ECSS each expert it stores has one."""
+    return config.active_experts // (config.parallel.groups * config.parallel.expert)
+
+
+def active_in_group(config: Config) -> int:
+    """Experts of a layer among which a group's tokens are divided: those of the domains of its blocks."""
+    return config.data.domains_per_step * config.model.experts_per_domain // config.parallel.groups
+
+
+def capacity(config: Config) -> int:
+    """C, the rows that a rank can send to one expert: `capacity_factor` times an even share of the rank's tokens."""
+    parallel = config.parallel
+    tokens = config.train.batch_size * config.model.seq_length * parallel.tensor // parallel.ranks
+    return math.ceil(parallel.capacity_factor * tokens / active_in_group(config))

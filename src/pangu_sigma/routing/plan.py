@@ -8,6 +8,7 @@ gradient of either is the other (design decision 4).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +63,18 @@ def make_plans(
     places: int | None,
 ) -> list[RoutingPlan]:
     """Plans of G micro-batches of one update, which share one active list: experts are fetched once and updated once."""
-    domains_GBS = np.broadcast_to(domains_GB[..., None], ids_GBS.shape)
-    experts_NGT = table.route(ids_GBS, domains_GBS, positions_GBS).reshape(table.layers, len(ids_GBS), -1)
-    used_N = [np.arange(stored) if places == stored else np.unique(experts_GT) for experts_GT in experts_NGT]
+    experts_NGT = route(table, ids_GBS, domains_GB, positions_GBS).reshape(table.layers, len(ids_GBS), -1)
+    return plan_rows(experts_NGT, active_lists(experts_NGT, stored, places))
+
+
+def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray:
+    """The expert of each token in each layer, int32 [N, G, B, S]."""
+    return table.route(ids_GBS, np.broadcast_to(domains_GB[..., None], ids_GBS.shape), positions_GBS)
+
+
+def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, places: int | None) -> np.ndarray:
+    """Active list of each layer, int64 [N, A], from the experts of its tokens; `stored`, `places` and error as in `make_plan`."""
+    used_N = [np.arange(stored) if places == stored else np.unique(experts) for experts in experts_N]
     most = max(len(used) for used in used_N)
     places = most if places is None else places
     if most > places:
@@ -72,23 +82,30 @@ def make_plans(
             f"the batch activates {most} experts of a layer, but the plan holds {places}; "
             "raise data.domains_per_step, or put fewer domains in a batch"
         )
+    active_NA = np.full((len(used_N), places), stored)
+    for active_A, used in zip(active_NA, used_N, strict=True):
+        active_A[: len(used)] = used
+    return active_NA
+
+
+def plan_rows(experts_NGT: np.ndarray, active_NA: np.ndarray) -> list[RoutingPlan]:
+    """Plans of G micro-batches whose tokens all go to experts of the active list."""
     plans = []
-    for g in range(len(ids_GBS)):
-        layers = [_plan_layer(experts_NGT[n, g], used, stored, places) for n, used in enumerate(used_N)]
-        plans.append(RoutingPlan(*(np.stack(part).astype(np.int32) for part in zip(*layers, strict=True))))
+    for g in range(experts_NGT.shape[1]):
+        layers = [_plan_layer(experts_NGT[n, g], active_A) for n, active_A in enumerate(active_NA)]
+        order_NT, inverse_NT, offsets_NA1 = (np.stack(part).astype(np.int32) for part in zip(*layers, strict=True))
+        plans.append(RoutingPlan(active_NA.astype(np.int32), order_NT, inverse_NT, offsets_NA1))
     return plans
 
 
-def _plan_layer(experts_T: np.ndarray, used: np.ndarray, stored: int, places: int) -> tuple[np.ndarray, ...]:
+def _plan_layer(experts_T: np.ndarray, active_A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     order = np.argsort(experts_T, kind="stable")
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
-    active = np.full(places, stored)
-    active[: len(used)] = used
-    offsets = np.full(places + 1, len(order))
-    offsets[0] = 0
-    offsets[1 : len(used) + 1] = np.cumsum(np.bincount(experts_T, minlength=stored)[used])
-    return active, order, inverse, offsets
+    tokens = np.bincount(experts_T, minlength=active_A.max() + 1)[
+        active_A
+    ]  # none for unused places: nobody is routed there
+    return order, inverse, np.concatenate([[0], np.cumsum(tokens)])
 
 
 def pad_to_capacity(plan: RoutingPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

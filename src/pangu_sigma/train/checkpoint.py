@@ -7,7 +7,11 @@
 
 A save writes a sibling directory, flushes it to the disk, renames it, and only then changes LATEST (also by a rename):
 a crash at any moment leaves the previous checkpoint in force. A load checks every byte of every file before it hands
-out an array (design decision 14). One process saves into a root at a time.
+out an array (design decision 14). One run saves into a root at a time.
+
+The ranks of a run write into one directory, which all of them must see: each its shards, and rank 0 the rest. A shard of
+several files, `<shard>.<rank>.safetensors`, says in their metadata where each array lies in the whole one (parts.py), so that any
+number of ranks can read what any other number wrote.
 """
 
 from __future__ import annotations
@@ -18,14 +22,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from pangu_sigma.train.shards import map_shard, write_shard
+from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
+from pangu_sigma.train.parts import Part, decode_parts, encode_parts
+from pangu_sigma.train.shards import map_shard, metadata_of, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +43,10 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 UNFINISHED = ".unfinished-"
 """Prefix of directories that a save has not completed; the next save removes them."""
+WRITTEN = ".written-"
+"""Prefix of files in which ranks tell rank 0 what they wrote."""
+PARTS = "parts"
+"""Key of a shard's metadata: where its arrays lie; those that it does not name are whole."""
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -71,6 +81,19 @@ class Checkpoint:
     state: dict[str, Any]
     identity: Identity
     shards: dict[str, dict[str, np.ndarray]]
+    """By file stem."""
+    parts: dict[str, dict[str, Part]] = field(default_factory=dict)
+    """Of the arrays that are not whole, by file stem."""
+
+    def pieces(self, shard: str) -> dict[str, list[tuple[Part, np.ndarray]]]:
+        """What the files of a shard hold of each of its arrays."""
+        found: dict[str, list[tuple[Part, np.ndarray]]] = {}
+        for stem, arrays in self.shards.items():
+            if stem.partition(".")[0] == shard:
+                for name, array in arrays.items():
+                    part = self.parts.get(stem, {}).get(name) or Part.everything(array.shape)
+                    found.setdefault(name, []).append((part, array))
+        return found
 
 
 def save_checkpoint(
@@ -81,51 +104,65 @@ def save_checkpoint(
     identity: Identity,
     keep: int,
     after_chunk: Callable[[], None] = lambda: None,
+    parts: dict[str, dict[str, Part]] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write the checkpoint of `step`, make it the latest, then prune to the `keep` newest; returns its directory.
 
     shards: file stem → name → array. state: values that JSON can hold. A checkpoint of the same step is replaced.
     Checkpoints of later steps (of a run that was resumed further back) are neither counted nor removed.
     after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
-    Raises CheckpointError when a shard name or a state value is not allowed, or the disk refuses; LATEST is then
-    what it was.
+    parts: file stem → name → where the array lies, of those that are not whole.
+    ranks: all of them call this, each with the shards that it writes; everything else is rank 0's.
+    Raises CheckpointError, on all ranks, when a shard name or a state value is not allowed, or the disk refuses; LATEST is
+    then what it was.
     """
     _check_arguments(step, shards, keep)
     encoded_state = _encode_state(state)
     target = root / f"step_{step:08d}"
     unfinished = root / f"{UNFINISHED}{target.name}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(root)
-        unfinished.mkdir()
-        _write_files(unfinished, step, shards, encoded_state, identity, after_chunk)
-        _sync(unfinished)
-        _move_into_place(unfinished, target)
-        _write_latest(root, target.name)
-    except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with ranks.together("making the folder of a checkpoint"):
+            if ranks.first:
+                root.mkdir(parents=True, exist_ok=True)
+                _remove_leftovers(root)
+                unfinished.mkdir()
+        with ranks.together("writing a checkpoint"):
+            written = _write_shards(unfinished, shards, parts or {}, after_chunk)
+            if not ranks.first:
+                (unfinished / f"{WRITTEN}{ranks.rank}").write_bytes(_json(written))
+        with ranks.together("completing a checkpoint"):
+            if ranks.first:
+                _write_manifest(unfinished, step, written, encoded_state, identity)
+                _move_into_place(unfinished, target)
+                _write_latest(root, target.name)
+    except (OSError, RankError) as error:
+        if ranks.first:
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
             f"cannot save checkpoint {target}: {error}; earlier checkpoints are unchanged; "
             "free space on that disk or make the folder writable, then resume"
         ) from error
-    _prune(root, step, keep)
+    if ranks.first:
+        _prune(root, step, keep)
     return target
 
 
-def load_checkpoint(path: Path, expected: Identity | None = None) -> Checkpoint:
+def load_checkpoint(path: Path, expected: Identity | None = None, ranks: Ranks = ALONE) -> Checkpoint:
     """Read and verify a checkpoint.
 
     path: one checkpoint's directory, where damage is an error; or a root, where LATEST is read and, should that one be
         damaged, the newest whole one before it, with a warning that names the damaged file.
     expected: what the caller is about to continue; another vocabulary or routing hash is refused. Configs may differ.
+    ranks: all of them call this. Each verifies some of the files, and all take the same checkpoint.
     Raises CheckpointError when there is no whole checkpoint or it is not the expected one.
     """
     if _CHECKPOINT_NAME.fullmatch(path.name) or (path / MANIFEST).exists():
-        return _load_directory(path, expected)
+        return _load_directory(path, expected, ranks)
     problems = []
     for directory in _candidates(path):
         try:
-            return _load_directory(directory, expected)
+            return _load_directory(directory, expected, ranks)
         except DamagedCheckpoint as error:
             logger.warning("%s; trying the checkpoint before it", error)
             problems.append(str(error))
@@ -152,21 +189,33 @@ def _encode_state(state: dict[str, Any]) -> bytes:
         ) from error
 
 
-def _write_files(
+def _write_shards(
     folder: Path,
-    step: int,
     shards: dict[str, dict[str, np.ndarray]],
-    state: bytes,
-    identity: Identity,
+    parts: dict[str, dict[str, Part]],
     after_chunk: Callable[[], None],
-) -> None:
-    for name, arrays in shards.items():
-        write_shard(folder / f"{name}.safetensors", arrays, after_chunk)
+) -> dict[str, Any]:
+    """Write a rank's shards and flush them to the disk; their fingerprints by file name."""
+    written = {}
+    for stem, arrays in shards.items():
+        file = folder / f"{stem}.safetensors"
+        write_shard(file, arrays, after_chunk, {PARTS: encode_parts(parts[stem])} if parts.get(stem) else None)
+        written[file.name] = _fingerprint(file)
+        _sync(file)
+    return written
+
+
+def _write_manifest(folder: Path, step: int, written: dict[str, Any], state: bytes, identity: Identity) -> None:
+    """Add what only rank 0 writes. written: by rank 0; what the others wrote is in the folder."""
+    files = dict(written)
+    for note in folder.glob(f"{WRITTEN}*"):
+        files |= json.loads(note.read_bytes())
+        note.unlink()
     (folder / STATE).write_bytes(state)
-    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
+    files[STATE] = _fingerprint(folder / STATE)
     body = {"format": FORMAT, "step": step, "files": files, "identity": asdict(identity)}
     (folder / MANIFEST).write_bytes(_sealed(body))
-    for path in folder.iterdir():
+    for path in (folder / STATE, folder / MANIFEST, folder):
         _sync(path)
 
 
@@ -249,20 +298,22 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
-def _load_directory(path: Path, expected: Identity | None) -> Checkpoint:
-    manifest = _read_manifest(path)
-    for name, recorded in manifest["files"].items():
-        _verify(path / name, recorded)
+def _load_directory(path: Path, expected: Identity | None, ranks: Ranks) -> Checkpoint:
+    try:
+        with ranks.together(f"verifying {path}"):
+            manifest = _read_manifest(path)
+            for name, recorded in list(manifest["files"].items())[ranks.rank :: ranks.world]:
+                _verify(path / name, recorded)
+    except RankError as error:
+        raise DamagedCheckpoint(str(error)) from error
     identity = Identity(**manifest["identity"])
     if expected is not None:
         _refuse_other(path, identity, expected)
-    shards = {
-        name.removesuffix(".safetensors"): map_shard(path / name)
-        for name in manifest["files"]
-        if name.endswith(".safetensors")
-    }
+    files = {Path(name).stem: path / name for name in manifest["files"] if name.endswith(".safetensors")}
+    shards = {stem: map_shard(file) for stem, file in files.items()}
+    parts = {stem: decode_parts(text) for stem, file in files.items() if (text := metadata_of(file).get(PARTS))}
     state = json.loads((path / STATE).read_bytes())
-    return Checkpoint(manifest["step"], state, identity, shards)
+    return Checkpoint(manifest["step"], state, identity, shards, parts)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
@@ -13,6 +14,7 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.parallel.ranks import ALONE, Ranks
 from pangu_sigma.routing.table import RoutingTable
 from pangu_sigma.train.loss import NextTokenLoss
 
@@ -33,10 +35,18 @@ class Evaluator:
     """Losses of a network on held-out text, batch by batch, without touching it."""
 
     def __init__(
-        self, config: Config, tokenizer: Tokenizer, table: RoutingTable, network: PanGuSigma, store: ExpertStore
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        table: RoutingTable,
+        network: PanGuSigma,
+        store: ExpertStore,
+        ranks: Ranks = ALONE,
     ):
-        batches = Batches(config, Path(config.data.path), tokenizer, table, "held_out")
+        """ranks: all of them evaluate, each its share of the batches of its group's domains."""
+        batches = Batches(config, Path(config.data.path), tokenizer, table, "held_out", ranks.rank)
         self._batches = {d.name: batches.held_out(d.index, config.train.eval_batches) for d in batches.domains}
+        self._ranks = ranks
         self._network = network
         self._step = EvaluationStep(network, store)
 
@@ -46,18 +56,22 @@ class Evaluator:
         self._step.set_train(False)
         total = sum(len(batches) for batches in self._batches.values())
         try:
-            with tqdm(total=total, desc="evaluate", unit="batch", leave=False) as progress:
-                return {name: self._mean(batches, progress) for name, batches in self._batches.items()}
+            with tqdm(
+                total=total, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first
+            ) as progress:
+                own_D2 = np.array([self._sum(batches, progress) for batches in self._batches.values()])
         finally:
             self._network.set_train(training)  # a training step that is compiled after this must keep its dropout
+        losses_D2 = self._ranks.sum(own_D2)
+        return {name: float(nats / tokens) for name, (nats, tokens) in zip(self._batches, losses_D2, strict=True)}
 
-    def _mean(self, batches: list[Batch], progress: tqdm) -> float:
+    def _sum(self, batches: list[Batch], progress: tqdm) -> tuple[float, int]:
+        """Nats of this rank's tokens, and how many they are."""
         weighted, tokens = 0.0, 0
         for batch in batches:
             *per_micro, active_NA, _ = batch.arrays()
             loss_M = self._step(as_tensor(active_NA), *(as_tensor(array[0]) for array in per_micro))
-            counted = int((batch.weights_GBS > 0).sum())
-            weighted += float(loss_M.asnumpy().sum()) * counted
-            tokens += counted
+            weighted += float(loss_M.asnumpy().sum()) * batch.counted
+            tokens += int((batch.weights_GBS > 0).sum())
             progress.update()
-        return weighted / tokens
+        return weighted, tokens

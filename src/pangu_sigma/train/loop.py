@@ -16,37 +16,49 @@ from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.ecss.store import array_specs, make_store
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.parallel.connect import join
+from pangu_sigma.parallel.dispatch import experts_of
+from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.train.checkpoint import load_checkpoint, save_checkpoint
 from pangu_sigma.train.evaluation import Evaluator
 from pangu_sigma.train.feed import Feed
-from pangu_sigma.train.metrics import MetricsLog, StepMetrics
+from pangu_sigma.train.metrics import MetricsLog, NoLog, StepMetrics
 from pangu_sigma.train.report import write_report
 from pangu_sigma.train.run_folder import RunFolder
 from pangu_sigma.train.schedule import Schedule
-from pangu_sigma.train.state import Progress, arrays_of, restore, shards_of
+from pangu_sigma.train.state import Progress, files_of, parts_of, restore, shards_of
 from pangu_sigma.train.step import StepResult, TrainStep
+from pangu_sigma.train.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """A run that can be advanced, saved and resumed."""
+    """A run that can be advanced, saved and resumed; of a run of several ranks, one of them, and all do the same."""
 
     def __init__(self, config: Config, folder: Path):
         self.config = config
-        self.run = RunFolder.create(folder, config)
         use_cpu(config.seed)
-        self.network = PanGuSigma(config.model, config.slots, getattr(ms, config.train.compute_dtype))
-        self.store = make_store(config, self._tier())
-        self.step = TrainStep(config, self.network, self.store)
+        self.ranks = join(config.parallel)
+        self.run = RunFolder.create(folder, config, self.ranks)
+        ms.set_seed(config.seed)  # again: what joins ranks may have drawn
+        dtype = getattr(ms, config.train.compute_dtype)
+        self.network = PanGuSigma(config.model, config.slots, dtype, routed=experts_of(config, self.ranks))
+        self.store = make_store(config, self._tier(), self.ranks.rank)
+        self.step = TrainStep(config, self.network, self.store, self.ranks)
         self.step.set_train()
         self.shards = shards_of(self.network, self.store, self.step)
-        self.batches = Batches(config, Path(config.data.path), self.run.tokenizer, self.run.table)
+        data = Path(config.data.path)
+        self.batches = Batches(config, data, self.run.tokenizer, self.run.table, rank=self.ranks.rank)
         self.schedule = Schedule(config.train.optimizer)
         self.progress = Progress(0, 0, self.batches.start())
         if (self.run.checkpoints / "LATEST").exists():
             self._resume()
         self.feed = Feed(config, self.batches, self.progress.cursor, self.store)
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.step >= self.config.train.steps
 
     def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
         """One step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
@@ -59,9 +71,11 @@ class Trainer:
         return fed.batch, rate, result, fed.traffic
 
     def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
-        """The step's figures; losses are means over the tokens of each domain."""
-        loss_GM = np.stack([loss_M.asnumpy() for loss_M in result.block_loss_GM])
-        weight_GM = batch.block_weights()
+        """The step's figures, the same on every rank; losses are means over the tokens of each domain."""
+        weight_GM = batch.block_weights_GM
+        loss_GM = np.zeros_like(weight_GM)
+        loss_GM[:, batch.blocks] = [loss_M.asnumpy() for loss_M in result.block_loss_GM]
+        loss_GM = self.ranks.sum(loss_GM)
         per_domain = {}
         for index in dict.fromkeys(batch.domains_M.tolist()):
             blocks = batch.domains_M == index
@@ -76,53 +90,74 @@ class Trainer:
             loss_scale=float(result.scale.asnumpy()),
             skipped=not result.applied.asnumpy(),
             tokens=batch.tokens,
-            load_NK=batch.load(self.config.experts),
+            load_NK=batch.load_NK,
+            samples=batch.digest,
+            dropped=batch.plan.dropped,
             traffic=traffic,
         )
 
     def save(self) -> Path:
         """Write a checkpoint of the state after the last step."""
+        first_replica = Layout(self.config.parallel).place(self.ranks.rank).data == 0
+        arrays, parts = files_of(self.shards, self.store, self.ranks, first_replica)
         return save_checkpoint(
             self.run.checkpoints,
             self.progress.step,
-            arrays_of(self.shards),
+            arrays,
             self.progress.state(),
             self.run.identity,
             self.config.train.keep_checkpoints,
             self.store.tier.release,
+            parts,
+            self.ranks,
         )
 
     def _tier(self) -> HostTier:
         options = self.config.ecss
         if options.store == "host":
             return HostTier()
-        folder = Path(options.path) if options.path else self.run.path / "experts"
-        return FileTier(folder, array_specs(self.config), self.run.table.hash, options.cache_gib)
+        folder, parallel, rank = Path(options.path or self.run.path / "experts"), self.config.parallel, self.ranks.rank
+        if self.ranks.world > 1:  # with another layout the same rank stores others
+            folder = folder / f"groups{parallel.groups}_expert{parallel.expert}_data{parallel.data}" / f"rank{rank}"
+        return FileTier(folder, array_specs(self.config, rank), self.run.table.hash, options.cache_gib)
 
     def _resume(self) -> None:
-        checkpoint = load_checkpoint(self.run.checkpoints, self.run.identity)
-        restore(self.shards, checkpoint, self.store.tier.release)
+        checkpoint = load_checkpoint(self.run.checkpoints, self.run.identity, self.ranks)
+        restore(self.shards, checkpoint, self.store.tier.release, parts_of(self.shards, self.store))
         self.progress = Progress.from_state(checkpoint.state)
         logger.info("resuming %s after step %d", self.run.path, checkpoint.step)
 
 
-def train(config: Config, folder: Path) -> None:
-    """Train `config` in `folder`, from its newest checkpoint if it has one, and write metrics, checkpoints and a report."""
+def train(config: Config, folder: Path) -> Trainer:
+    """Train `config` in `folder`, from its newest checkpoint if it has one, and write metrics, checkpoints and a report.
+
+    At SIGTERM, to any rank, all ranks finish the same step, save it and return; the run is then not at its last step.
+    """
     trainer = Trainer(config, folder)
-    options, names = config.train, [d.name for d in config.domains]
-    evaluator = Evaluator(config, trainer.run.tokenizer, trainer.run.table, trainer.network, trainer.store)
+    ranks, options, names = trainer.ranks, config.train, [d.name for d in config.domains]
+    if not ranks.first:
+        logging.getLogger().setLevel(logging.WARNING)
+    evaluator = Evaluator(config, trainer.run.tokenizer, trainer.run.table, trainer.network, trainer.store, ranks)
     start = trainer.progress.step
-    with MetricsLog(folder, names, options.steps, options.log_interval, start) as log:
+    log = MetricsLog(folder, names, options.steps, options.log_interval, start) if ranks.first else NoLog()
+    with StopRequest() as stop, log:
         if start == 0:
             log.evaluation(start, evaluator.losses())
-        while trainer.progress.step < options.steps:
+        stopped = False
+        while trainer.progress.step < options.steps and not stopped:
             log.record(trainer.metrics(*trainer.advance()))
             step, last = trainer.progress.step, trainer.progress.step == options.steps
+            stopped = ranks.any(stop.requested)
             with log.paused():
-                if step % options.eval_interval == 0 or last:
+                if last or (step % options.eval_interval == 0 and not stopped):
                     log.evaluation(step, evaluator.losses())
                     trainer.store.tier.release()
-                if step % options.checkpoint_interval == 0 or last:
+                if step % options.checkpoint_interval == 0 or last or stopped:
                     log.flush()
                     trainer.save()
-    write_report(folder)
+    if ranks.first and trainer.finished:
+        write_report(folder)
+    elif not trainer.finished:
+        logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
+    ranks.leave()
+    return trainer

@@ -3,8 +3,9 @@
 `metrics.jsonl` has one JSON object a line, told apart by `kind`:
 
 * `run`: domains, steps_total; once, first.
-* `step`: means over the steps since the line before, every log_interval steps. With a prefetcher: MiB fetched, refreshed and
-  returned a step, its hit rate, and its stall as a share of the time.
+* `step`: means over the steps since the line before, every log_interval steps. `samples`: hash of what they were trained on, the
+  same at any number of ranks. `dropped`: rows that found no room at their expert's rank, over all layers. With a prefetcher, of
+  rank 0: MiB fetched, refreshed and returned a step, its hit rate, and its stall as a share of the time.
 * `evaluation`: held-out loss of each domain.
 * `load`: tokens per expert [N][K] since the `load` line before. Their sum is the load of the whole run.
 
@@ -19,12 +20,13 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -49,7 +51,8 @@ class StepMetrics:
     """One training step.
 
     step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite
-    when the step was skipped. load_NK: tokens that each expert received, integers. traffic: what the prefetcher moved.
+    when the step was skipped. load_NK: tokens that each expert received, integers. samples: `Batch.digest`. dropped: rows
+    beyond an expert's capacity. traffic: what the prefetcher moved.
     """
 
     step: int
@@ -61,6 +64,8 @@ class StepMetrics:
     skipped: bool
     tokens: int
     load_NK: np.ndarray
+    samples: str = ""
+    dropped: int = 0
     traffic: Traffic | None = None
 
 
@@ -85,6 +90,7 @@ class MetricsLog:
         self._clock: float | None = None
         self._last_step = resumed_step
         self._smoothed: dict[str, float] = {}
+        self._dropped = 0
         self._progress = tqdm(
             total=steps_total,
             initial=resumed_step,
@@ -166,7 +172,9 @@ class MetricsLog:
         balance = load_max_over_mean(metrics.load_NK)
         load = "" if balance is None else f", load max/mean {balance:.2f}"
         stall = f", stall {self._stalled / self._seconds:.1%}" if metrics.traffic and self._seconds else ""
-        self._progress.set_postfix_str(f"loss {losses}{speed}{load}{stall}", refresh=False)
+        self._dropped += metrics.dropped
+        dropped = f", {self._dropped:,} rows dropped" if self._dropped else ""
+        self._progress.set_postfix_str(f"loss {losses}{speed}{load}{stall}{dropped}", refresh=False)
         self._progress.update()
 
     def _log(self) -> None:
@@ -185,6 +193,8 @@ class MetricsLog:
             "loss_scale": last.loss_scale,
             "skipped": sum(s.skipped for s in steps),
             "tokens": sum(s.tokens for s in steps),
+            "samples": xxhash.xxh3_64_hexdigest("".join(s.samples for s in steps).encode()),
+            "dropped": sum(s.dropped for s in steps),
             "tokens_per_second": self._timed_tokens / self._seconds if self._seconds else None,
             "load_max_over_mean": _mean([load_max_over_mean(s.load_NK) for s in steps]),
             **self._traffic([s.traffic for s in steps if s.traffic]),
@@ -214,6 +224,28 @@ class MetricsLog:
 
     def _write(self, line: dict[str, Any]) -> None:
         self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+class NoLog:
+    """In place of a `MetricsLog` on the ranks that write none."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was opened."""
+
+    def record(self, metrics: StepMetrics) -> None:
+        """Rank 0 has the same."""
+
+    def evaluation(self, step: int, per_domain: dict[str, float]) -> None:
+        """Rank 0 has the same."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

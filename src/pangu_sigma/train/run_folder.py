@@ -9,6 +9,7 @@ metrics.jsonl, tensorboard/, report/
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from pangu_sigma.config import Config, ConfigError, dump_config, load_config
 from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.parallel.ranks import ALONE, Ranks
 from pangu_sigma.routing.table import RoutingTable, draw_tables
 from pangu_sigma.train.checkpoint import Identity
 
@@ -44,24 +46,36 @@ class RunFolder:
         return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"))
 
     @classmethod
-    def create(cls, path: Path, config: Config) -> RunFolder:
+    def create(cls, path: Path, config: Config, ranks: Ranks = ALONE) -> RunFolder:
         """Start a run: copy the tokenizer of the prepared data, draw the tables. An existing folder of the same tables is reused.
 
-        Raises ConfigError when the folder holds a run with another vocabulary or other routing tables.
+        ranks: all of them call this; rank 0 writes, into a folder that all of them see.
+        Raises ConfigError when the folder holds a run with another vocabulary or other routing tables, RankError when a rank has
+        another configuration or other prepared data than rank 0.
         """
-        tokenizer, table = read_prepared(config)
-        if (path / ROUTING_FILE).exists():
-            old = cls.open(path)
-            if (old.tokenizer.hash, old.table.hash) != (tokenizer.hash, table.hash):
+        with ranks.together(f"reading {config.data.path}"):
+            tokenizer, table = read_prepared(config)
+        sections = {key: json.dumps(value) for key, value in config.model_dump(mode="json").items()}
+        ranks.agree({**sections, "vocabulary": tokenizer.hash, "routing table": table.hash})
+        run = cls(path, config, tokenizer, table)
+        with ranks.together(f"writing {path}"):
+            if ranks.first:
+                run._write()
+        return run
+
+    def _write(self) -> None:
+        if (self.path / ROUTING_FILE).exists():
+            old = self.open(self.path)
+            if (old.tokenizer.hash, old.table.hash) != (self.tokenizer.hash, self.table.hash):
                 raise ConfigError(
-                    f"{path} holds a run with another vocabulary or other routing tables; choose another folder with --run, "
+                    f"{self.path} holds a run with another vocabulary or other routing tables; choose another folder with --run, "
                     "or remove it"
                 )
-        path.mkdir(parents=True, exist_ok=True)
-        (path / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
-        shutil.copytree(Path(config.data.path) / TOKENIZER_FOLDER, path / TOKENIZER_FOLDER, dirs_exist_ok=True)
-        table.save(path / ROUTING_FILE)
-        return cls(path, config, tokenizer, table)
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
+        prepared = Path(self.config.data.path)
+        shutil.copytree(prepared / TOKENIZER_FOLDER, self.path / TOKENIZER_FOLDER, dirs_exist_ok=True)
+        self.table.save(self.path / ROUTING_FILE)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

@@ -8,9 +8,10 @@ elements first, as the library does, so that every array begins at a multiple of
 from __future__ import annotations
 
 import json
-import mmap
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,27 +29,55 @@ _CHUNK = 64 << 20
 """Bytes written between two calls of `after_chunk`."""
 
 
-def write_shard(path: Path, arrays: dict[str, np.ndarray], after_chunk: Callable[[], None]) -> None:
+def write_shard(
+    path: Path, arrays: dict[str, np.ndarray], after_chunk: Callable[[], None], metadata: dict[str, str] | None = None
+) -> None:
     """Write arrays. after_chunk: called after each, and every 64 MiB of a large one, to let go of memory that was read for it."""
-    names = {dtype: name for name, dtype in _DTYPES.items()}
-    header, at = {}, 0
-    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
-    for name, array in ordered:
-        header[name] = {
-            "dtype": names[array.dtype.name],
-            "shape": list(array.shape),
-            "data_offsets": [at, at + array.nbytes],
-        }
-        at += array.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 64 + 56)  # arrays begin at a multiple of 64, which the processor likes
+    text, places = _header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
     with open(path, "wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for _, array in ordered:
-            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        stream.write(text)
+        for name in places:
+            flat = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
             for first in range(0, len(flat), _CHUNK):
                 stream.write(flat[first : first + _CHUNK].data)
                 after_chunk()
+
+
+def new_shard(
+    path: Path, arrays: dict[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """A new file for arrays of these types and shapes: mapped, zeros, and what is written to one is written to the file."""
+    text, places = _header(arrays, metadata)
+    with open(path, "wb") as stream:
+        stream.write(text)
+        stream.truncate(len(text) + sum(size for _, size in places.values()))
+    mapped: dict[str, np.ndarray] = {}
+    for name, (dtype, shape) in arrays.items():
+        at, size = places[name]  # a map of no bytes cannot be made everywhere
+        mapped[name] = np.memmap(path, dtype, "r+", len(text) + at, shape) if size else np.empty(shape, dtype)
+    return mapped
+
+
+def _header(
+    arrays: dict[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, str] | None
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """What a file begins with, and where after it each array is: (offset, bytes), in the order of the file."""
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    places, at = {}, 0
+    for name, (dtype, shape) in sorted(arrays.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
+        size = math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype.name], "shape": list(shape), "data_offsets": [at, at + size]}
+        places[name] = (at, size)
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 64 + 56)  # arrays begin at a multiple of 64, which the processor likes
+    return len(text).to_bytes(8, "little") + text, places
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What the file says about itself."""
+    return _read_header(path)[1].get("__metadata__", {})
 
 
 def map_shard(path: Path) -> dict[str, np.ndarray]:
@@ -56,9 +85,7 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
 
     Raises ValueError when the file is not what its header says.
     """
-    with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
+    start, header = _read_header(path)
     header.pop("__metadata__", None)
     arrays: dict[str, np.ndarray] = {}
     for name, entry in header.items():
@@ -67,19 +94,14 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path}: {name} is {entry['dtype']}, which is not read here")
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
         # a map of no bytes cannot be made everywhere
-        arrays[name] = np.memmap(path, dtype, "c", 8 + length + begin, shape) if end > begin else np.empty(shape, dtype)
+        arrays[name] = np.memmap(path, dtype, "c", start + begin, shape) if end > begin else np.empty(shape, dtype)
         if arrays[name].nbytes != end - begin:
             raise ValueError(f"{path}: {name} of shape {entry['shape']} has {end - begin} bytes")
     return arrays
 
 
-def copy_mapped(value: np.ndarray, target: np.ndarray, after_row: Callable[[], None]) -> None:
-    """Copy an array of `map_shard` into another, row by row, and keep no more than a row of it in memory."""
-    if not value.ndim:
-        target[...] = value
-        return
-    for row in range(len(value)):
-        target[row] = value[row]
-        if isinstance(value.base, mmap.mmap):
-            value.base.madvise(mmap.MADV_DONTNEED)
-        after_row()
+def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the arrays begin, and the header."""
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return 8 + length, json.loads(stream.read(length))

@@ -14,13 +14,16 @@ from pangu_sigma.data.batches import Cursor
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.ecss.tiers import UnsetTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from pangu_sigma.train.parts import Part, copy_part
 from pangu_sigma.train.run_folder import RunFolder
-from pangu_sigma.train.shards import copy_mapped
 from pangu_sigma.train.step import TrainStep
 
 WEIGHTS = "dense"
-"""Shard of the dense parameters; `experts_layer_<n>` are those of the experts, with their Adam state."""
+"""Shard of the dense parameters."""
+EXPERTS = "experts_layer_"
+"""Begins the names of the shards of the experts, one a layer, with their Adam state."""
 
 
 @dataclass
@@ -48,7 +51,7 @@ def shards_of(network: PanGuSigma, store: ExpertStore, step: TrainStep | None = 
     dense = dict(network.parameters_and_names())
     shards = {WEIGHTS: dense}
     for layer in range(store.layers):
-        shards[f"experts_layer_{layer}"] = store.layer_parameters(layer)
+        shards[f"{EXPERTS}{layer}"] = store.layer_parameters(layer)
     if step is not None:
         shards["dense_optimizer"] = {
             **{f"{name}.moment": p for name, p in zip(dense, step.dense.moments, strict=True)},
@@ -59,41 +62,104 @@ def shards_of(network: PanGuSigma, store: ExpertStore, step: TrainStep | None = 
     return shards
 
 
+def parts_of(shards: Shards, store: ExpertStore) -> dict[str, dict[str, Part]]:
+    """Where the parameters of this rank lie in those of the run, of the shards that are divided among ranks."""
+    if len(store.held) == store.experts:
+        return {}
+    return {
+        shard: {name: Part.of_rows((store.experts, *p.shape[1:]), store.held) for name, p in parameters.items()}
+        for shard, parameters in shards.items()
+        if shard.startswith(EXPERTS)
+    }
+
+
 def arrays_of(shards: Shards) -> dict[str, dict[str, np.ndarray]]:
     """The values to save."""
     return {shard: {name: p.asnumpy() for name, p in parameters.items()} for shard, parameters in shards.items()}
 
 
-def restore(shards: Shards, checkpoint: Checkpoint, after_row: Callable[[], None] = lambda: None) -> None:
+def files_of(
+    shards: Shards, store: ExpertStore, ranks: Ranks, writes_experts: bool
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, Part]]]:
+    """What this rank writes of a checkpoint: arrays and parts by file stem.
+
+    Rank 0 writes what is not divided. writes_experts: whether this rank is the one of the replicas that writes what all of them
+    store.
+    """
+    parts = parts_of(shards, store)
+    own = {
+        f"{shard}.{ranks.rank:05d}" if shard in parts else shard: shard
+        for shard in shards
+        if (writes_experts if shard in parts else ranks.first)
+    }
+    arrays = arrays_of({shard: shards[shard] for shard in own.values()})
+    return (
+        {stem: arrays[shard] for stem, shard in own.items()},
+        {stem: parts[shard] for stem, shard in own.items() if shard in parts},
+    )
+
+
+def restore(
+    shards: Shards,
+    checkpoint: Checkpoint,
+    after_row: Callable[[], None] = lambda: None,
+    parts: dict[str, dict[str, Part]] | None = None,
+) -> None:
     """Copy the checkpoint into the memory of every parameter; after_row: called after each row of an array.
 
+    parts: where parameters lie that are not whole, as `parts_of`.
     Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
     """
-    for parameter, value in _matched(shards, checkpoint):
-        copy_mapped(value, parameter.asnumpy(), after_row)
+    for shard, name, parameter, pieces in _matched(shards, checkpoint, parts or {}):
+        target, wanted = parameter.asnumpy(), _part(parts or {}, shard, name, parameter)
+        copied = sum(copy_part(value, part, target, wanted, after_row) for part, value in pieces)
+        if copied != target.size:
+            raise CheckpointError(
+                f"checkpoint of step {checkpoint.step}: {name} has {copied} of {target.size} values in shard {shard}; "
+                "a file is missing, use another checkpoint"
+            )
 
 
 def load_trained(run: RunFolder) -> tuple[PanGuSigma, ExpertStore]:
-    """Network and experts of a run's newest intact checkpoint; the experts stay in its files and are read as they are used."""
+    """Network and experts of a run's newest intact checkpoint, in one process, however many ranks wrote it.
+
+    Experts that one rank wrote stay in its files and are read as they are used.
+    """
     network = PanGuSigma(run.config.model, run.config.slots)
-    store = make_store(run.config, UnsetTier())
+    store = make_store(run.config.on_one_rank(), UnsetTier())
     shards, checkpoint = shards_of(network, store), load_checkpoint(run.checkpoints, run.identity)
-    restore({WEIGHTS: shards.pop(WEIGHTS)}, checkpoint)
-    for parameter, value in _matched(shards, checkpoint):
-        parameter.set_data(ms.Tensor.from_numpy(value), slice_shape=True)
+    for shard, name, parameter, pieces in list(_matched(shards, checkpoint, {})):
+        (part, value), *others = pieces
+        if shard != WEIGHTS and not others and value.shape == part.whole:
+            parameter.set_data(ms.Tensor.from_numpy(value), slice_shape=True)
+            del shards[shard][name]
+    restore(shards, checkpoint)
     return network, store
 
 
-def _matched(shards: Shards, checkpoint: Checkpoint) -> Iterator[tuple[Parameter, np.ndarray]]:
-    """Every parameter with its saved value."""
+Matched = tuple[str, str, Parameter, list[tuple[Part, np.ndarray]]]
+"""Shard and name of a parameter, and what the checkpoint has of it."""
+
+
+def _matched(shards: Shards, checkpoint: Checkpoint, parts: dict[str, dict[str, Part]]) -> Iterator[Matched]:
     for shard, parameters in shards.items():
-        saved = checkpoint.shards.get(shard, {})
+        saved = checkpoint.pieces(shard)
         for name, parameter in parameters.items():
-            value, target = saved.get(name), parameter.asnumpy()
-            if value is None or value.shape != target.shape or value.dtype != target.dtype:
-                found = "is missing" if value is None else f"is {value.dtype} of shape {value.shape}"
+            target, pieces = parameter.asnumpy(), saved.get(name, [])
+            whole = _part(parts, shard, name, parameter).whole
+            wrong = [
+                (part.whole, value.dtype)
+                for part, value in pieces
+                if (part.whole, value.dtype) != (whole, target.dtype)
+            ]
+            if wrong or not pieces:
+                found = f"is {wrong[0][1]} of shape {wrong[0][0]}" if wrong else "is missing"
                 raise CheckpointError(
                     f"checkpoint of step {checkpoint.step}: {name} {found} in shard {shard}, the model needs "
-                    f"{target.dtype} of shape {target.shape}; the checkpoint is of another configuration"
+                    f"{target.dtype} of shape {whole}; the checkpoint is of another configuration"
                 )
-            yield parameter, value
+            yield shard, name, parameter, pieces
+
+
+def _part(parts: dict[str, dict[str, Part]], shard: str, name: str, parameter: Parameter) -> Part:
+    return parts.get(shard, {}).get(name) or Part.everything(tuple(parameter.shape))

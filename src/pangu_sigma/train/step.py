@@ -2,7 +2,8 @@
 
     active experts, looked up here or brought before     ecss/store.py, ecss/prefetch.py
       → loss and gradients of every micro-batch          train/loss.py, model/
-      → global norm, overflow, loss scale
+      → sums over ranks, global norm                     parallel/reduce.py
+      → overflow, loss scale
       → Adam: dense parameters, active rows of the store  ascend_ops/adam.py
 
 Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks, N RRE layers, A active experts.
@@ -16,11 +17,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from ascend_ops.adam import HYPER, AdamRows, SquareSum, every_row
+from ascend_ops.adam import HYPER, AdamRows, every_row
 from pangu_sigma.config import Config, OptimizerConfig
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import Zero, decays, declare
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
+from pangu_sigma.parallel.layout import active_places
+from pangu_sigma.parallel.ranks import ALONE, Ranks
+from pangu_sigma.parallel.reduce import gradients_of
 from pangu_sigma.train.loss import FIRST_EXPERT, NextTokenLoss
 
 
@@ -101,7 +105,8 @@ class TrainStep(nn.Cell):
         transfer: what a `Prefetcher` gives, or nothing: next_NA, the experts brought, and where the next step's go.
     """
 
-    def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore):
+    def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = ALONE):
+        """ranks: all of them take the step, each with its share of the batch and of the experts."""
         super().__init__()
         optimizer = config.train.optimizer
         self.store = store
@@ -114,7 +119,9 @@ class TrainStep(nn.Cell):
         )
         self.sparse = config.model.rre_layers > 0
         self.scale = LossScale(config)
-        self.square_sum = SquareSum()
+        places = active_places(config)
+        of_experts = [(places, *weight.shape[1:]) for weight in store.weights]
+        self.reduce = gradients_of(config, ranks, [p.shape for p in dense], of_experts)
         self.expert_tensors = len(store.weights)
         self.micro_batches = config.train.accumulation
         self.clip_norm = optimizer.clip_norm
@@ -145,7 +152,7 @@ class TrainStep(nn.Cell):
         dense_grads: tuple = ()
         for g in range(self.micro_batches):
             (_, loss_M), grads = self.loss_and_grads(
-                scale,
+                ops.depend(scale, dense_grads) if g > 0 and self.reduce.chained else scale,
                 rows_GBS[g],
                 positions_GBS[g],
                 documents_GBS[g],
@@ -161,7 +168,8 @@ class TrainStep(nn.Cell):
             block_loss += (loss_M,)
             expert_grads = of_experts if g == 0 else add(expert_grads, of_experts)
             dense_grads = of_dense if g == 0 else add(dense_grads, of_dense)
-        norm = ops.sqrt(self.square_sum(dense_grads + expert_grads)) / scale  # one process: each gradient is here once
+        dense_grads, expert_grads, squares = self.reduce(dense_grads, expert_grads)
+        norm = ops.sqrt(squares) / scale
         applied = ops.cast(ops.isfinite(norm), ms.float32)
         grad_scale = ops.minimum(self.clip_norm / (norm + 1e-12), Tensor(1.0, ms.float32)) / scale
         updated = self.dense.update(dense_grads, self.hyper_dense(lr, grad_scale, applied))

@@ -16,7 +16,7 @@ from pangu_sigma.train.run_folder import RunFolder
 
 def summarise(path: Path) -> dict[str, Any]:
     """Losses (held-out nats per token) before and after, by domain, beside the unigram entropy; tokens/s; expert load max/mean;
-    what the prefetcher moved (medians of the log lines; None without one).
+    rows dropped beyond an expert's capacity; what the prefetcher moved (medians of the log lines; None without one).
 
     Raises ConfigError when the run has not reached its first checkpoint.
     """
@@ -44,6 +44,7 @@ def summarise(path: Path) -> dict[str, Any]:
         },
         "tokens_per_second": _median(speeds),
         "ecss": {name: _median([line[name] for line in moved]) for name in TRAFFIC} if moved else None,
+        "dropped": sum(line.get("dropped", 0) for line in lines),
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
         "checkpoint": str(run.checkpoints / (run.checkpoints / "LATEST").read_text().strip()),
         "report": str(write_report(path)),
@@ -63,6 +64,9 @@ def format_summary(summary: dict[str, Any]) -> str:
     lines.append(f"{'steps':12} {summary['steps']}")
     lines += [f"{'tokens/s':12} {speed:,.0f}"] if speed else []
     lines += [f"{'expert load':12} max/mean {load:.2f}"] if load else []
+    lines += (
+        [f"{'dropped':12} {dropped:,} rows beyond parallel.capacity_factor"] if (dropped := summary["dropped"]) else []
+    )
     if ecss := summary["ecss"]:
         lines.append(
             f"{'ECSS':12} fetched {ecss['fetched_mib']:.1f}, refreshed {ecss['refreshed_mib']:.1f}, returned "

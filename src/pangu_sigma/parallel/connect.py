@@ -1,0 +1,82 @@
+"""Ranks of a run that are connected: MindSpore's communication, and the groups of ranks that exchange something.
+
+One process a rank, started by `msrun` (or with its environment variables). Without them a run is one process and nothing here is
+initialised.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import numpy as np
+from mindspore import Tensor, communication, nn, ops
+
+from pangu_sigma.config import ConfigError, ParallelConfig
+from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.parallel.ranks import ALONE, Ranks
+
+PAUSE = 1.0
+"""Seconds between the last word of all ranks and their end. A process that ends drops what its sockets have not delivered, and the
+rank that waits for it then waits for half a minute and fails (seen with four ranks on two cores)."""
+
+
+class ConnectedRanks(Ranks):
+    """More than one; made by `join`."""
+
+    def __init__(self, parallel: ParallelConfig):
+        self.rank, self.world = communication.get_rank(), communication.get_group_size()
+        self._layout, self._groups = Layout(parallel), set[str]()
+        self._sum = _Sum(communication.GlobalComm.WORLD_COMM_GROUP)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        return self._sum(Tensor(values.astype(np.float32).reshape(-1))).asnumpy().reshape(values.shape)
+
+    def group(self, *axes: str) -> str:
+        """Name of the communication group of the ranks that differ from this one in `axes` only; made when first asked for."""
+        ranks = self._layout.peers(self.rank, *axes)
+        if len(ranks) == self.world:
+            return communication.GlobalComm.WORLD_COMM_GROUP
+        name = f"{'_'.join(axes)}_{'_'.join(map(str, ranks))}"
+        if name not in self._groups:
+            communication.create_group(name, ranks)
+            self._groups.add(name)
+        return name
+
+    def leave(self) -> None:
+        self.any(False)
+        time.sleep(PAUSE)
+
+
+def join(parallel: ParallelConfig) -> Ranks:
+    """This process among the ranks of its run; call after `use_cpu`, before any tensor is made. The scheduler of msrun does not return from here.
+
+    Raises ConfigError when the `parallel` section lays out another number of ranks than were started, or what the CPU cannot do.
+    """
+    started = int(os.environ.get("MS_WORKER_NUM", "1"))
+    if started != parallel.ranks:
+        raise ConfigError(
+            f"the parallel section lays out {parallel.ranks} ranks (groups={parallel.groups} · expert={parallel.expert} · "
+            f"data={parallel.data} · tensor={parallel.tensor}), but {started} were started; start {parallel.ranks} with "
+            "run_scripts/msrun_cpu.sh, or change the section"
+        )
+    if parallel.tensor > 1:
+        raise ConfigError(
+            f"parallel.tensor={parallel.tensor} needs Ascend: MindSpore shares no matrices on the CPU; set it to 1"
+        )
+    if started == 1:
+        return ALONE
+    communication.init()
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        sys.exit(0)
+    return ConnectedRanks(parallel)
+
+
+class _Sum(nn.Cell):
+    def __init__(self, group: str):
+        super().__init__()
+        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
+
+    def construct(self, values):
+        return self.all_reduce(values)

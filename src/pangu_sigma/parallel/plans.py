@@ -1,0 +1,83 @@
+"""From the routes of a whole batch to the plan of one rank. Every rank knows the whole batch, so nothing is asked of another.
+
+Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens, K experts stored in a layer, A active places of a
+rank, P expert ranks of a group, C capacity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pangu_sigma.config import Config
+from pangu_sigma.parallel.layout import Layout, active_in_group, active_places, share_of, taker_of
+from pangu_sigma.routing.exchange import dropped_rows, exchange_plans, sent_rows
+from pangu_sigma.routing.plan import RoutingPlan, active_lists, plan_rows
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """What one update's tokens mean for a rank.
+
+    plans: of each of its micro-batches. used_NA: tokens of the whole group in each active place, over the micro-batches.
+    dropped: rows of the whole batch that found no room.
+    """
+
+    plans: list[RoutingPlan]
+    used_NA: np.ndarray
+    dropped: int
+
+
+class Planner:
+    """Plans for one rank. exchanged: in the all-to-all layout; by itself only where expert ranks are several."""
+
+    def __init__(self, config: Config, rank: int = 0, exchanged: bool | None = None):
+        parallel = config.parallel
+        layout = Layout(parallel)
+        self._config = config
+        self.exchanged = parallel.expert > 1 if exchanged is None else exchanged
+        self._peer = layout.place(rank).expert
+        self._held_PK = np.stack([share_of(config, peer).held for peer in layout.peers(rank, "expert")])
+        self._row_PK = np.full((parallel.expert, config.experts), -1)  # of each expert in the store of each peer
+        np.put_along_axis(self._row_PK, self._held_PK, np.arange(self._held_PK.shape[1])[None], axis=1)
+        self._places = active_places(config)
+        self._taker = taker_of(config, rank)
+        self._takers = parallel.ranks // parallel.tensor
+        parts = parallel.expert * parallel.data
+        self.group = np.arange(parts) + self._taker // parts * parts
+        """Takers of the rank's group."""
+
+    def fullest(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
+        """Most rows that a rank has for one expert: the capacity that these tokens need."""
+        return int(sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts).max())
+
+    def own(self, taker_B: np.ndarray) -> np.ndarray:
+        """Which sequences of a batch this rank takes, ascending."""
+        return np.flatnonzero(taker_B == self._taker)
+
+    def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, capacity: int) -> UpdatePlan:
+        """taker: who takes each sequence, as `layout.takers`. capacity: C of the all-to-all layout.
+
+        Raises CapacityError when the batch does not fit and `parallel.overflow` is refuse; on every rank, or on none.
+        """
+        layers, micro = experts_NGBS.shape[:2]
+        group_NT = experts_NGBS[:, :, np.isin(taker_B, self.group)].reshape(layers, -1)
+        own_NGT = experts_NGBS[:, :, self.own(taker_B)].reshape(layers, micro, -1)
+        active_PNA = np.stack([self._active(row_K[group_NT]) for row_K in self._row_PK])
+        row_K, active_NA = self._row_PK[self._peer], active_PNA[self._peer]
+        used_NA = np.stack([self._tokens(row_K[e_T])[a] for e_T, a in zip(group_NT, active_NA, strict=True)])
+        if not self.exchanged:
+            return UpdatePlan(plan_rows(row_K[own_NGT], active_NA), used_NA, 0)
+        sent = sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts)
+        even, overflow = active_in_group(self._config), self._config.parallel.overflow
+        dropped = dropped_rows(sent, capacity, own_NGT.shape[-1], even, overflow)
+        return UpdatePlan(exchange_plans(own_NGT, self._held_PK, active_PNA, self._peer, capacity), used_NA, dropped)
+
+    def _active(self, rows_NT: np.ndarray) -> np.ndarray:
+        """Active list of each layer, from rows of a store; -1 for tokens of other ranks' experts."""
+        return active_lists([rows_T[rows_T >= 0] for rows_T in rows_NT], self._held_PK.shape[1], self._places)
+
+    def _tokens(self, rows_T: np.ndarray) -> np.ndarray:
+        """Tokens of each row of a store, and none for the unused place."""
+        return np.bincount(rows_T[rows_T >= 0], minlength=self._held_PK.shape[1] + 1)

@@ -1,0 +1,71 @@
+"""The processes of a run as one of them sees them: who it is, and the few things that all do together on the host.
+
+What all do together must be done by all, in the same order: a rank that stops on its own leaves the others waiting. So whatever may
+fail on one rank alone (a disk, a missing file) runs inside `together`, which makes it fail on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import xxhash
+
+
+class RankError(RuntimeError):
+    """Ranks that do not agree, or one that failed; the message names what and where to look."""
+
+
+class Ranks:
+    """This class: a process that is a whole run."""
+
+    rank = 0
+    world = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank is the one that writes what is written once."""
+        return self.rank == 0
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Sum over all ranks, on each; of several ranks in float32."""
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds on at least one rank. No rank goes on before all have come here."""
+        return bool(self.sum(np.array([flag], np.float32))[0])
+
+    @contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """A piece of work that succeeds on all ranks or fails on all: RankError where it would have succeeded."""
+        try:
+            yield
+        except Exception:
+            self.any(True)
+            raise
+        if self.any(False):
+            raise RankError(f"{what} failed on another rank; its log says why")
+
+    def agree(self, values: dict[str, str]) -> None:
+        """Raises RankError on every rank when one of `values` is not what it is on rank 0."""
+        marks = np.zeros((self.world, len(values), _MARKS), np.float32)
+        for place, text in enumerate(values.values()):
+            digest = xxhash.xxh3_128_digest(text.encode())
+            marks[self.rank, place] = np.frombuffer(digest, np.uint16)  # which float32 holds exactly
+        differs = (self.sum(marks) != self.sum(marks)[0]).any(axis=-1)
+        if differs.any():
+            rank, place = np.argwhere(differs)[0]
+            raise RankError(
+                f"rank {rank} was started with another {list(values)[place]} than rank 0; "
+                "start all ranks with the same configuration file, --set options and prepared data"
+            )
+
+    def leave(self) -> None:
+        """Call last: no rank ends while another still needs it."""
+
+
+_MARKS = 8
+"""Numbers of 16 bits in a hash."""
+
+ALONE = Ranks()

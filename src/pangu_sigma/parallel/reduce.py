@@ -1,0 +1,64 @@
+"""From the gradients of one rank's tokens to those of the whole batch. Two kinds, so that the step does not know which it has.
+
+construct(dense, experts) -> (dense, experts, square sum): gradients as the optimizers of this rank need them, and the sum of the
+squares of all gradients of the run, each counted once: the same bits on every rank, because by it dense parameters stay equal.
+"""
+
+from __future__ import annotations
+
+from mindspore import nn, ops
+
+from ascend_ops.adam import SquareSum
+from pangu_sigma.config import Config
+from pangu_sigma.parallel.collectives import TensorSum
+from pangu_sigma.parallel.connect import ConnectedRanks
+from pangu_sigma.parallel.ranks import Ranks
+
+
+class OwnGradients(nn.Cell):
+    """One process: they are all there."""
+
+    chained = False
+
+    def __init__(self):
+        super().__init__()
+        self.square_sum = SquareSum()
+
+    def construct(self, dense, experts):
+        return dense, experts, self.square_sum(dense + experts)
+
+
+class SummedGradients(nn.Cell):
+    """Several: dense gradients are summed over all ranks, those of experts over the replicas that store the same."""
+
+    chained = True
+    """Whether micro-batches hold collectives, which must come one after another."""
+
+    def __init__(
+        self, config: Config, ranks: ConnectedRanks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]
+    ):
+        """dense, experts: shapes of the gradients."""
+        super().__init__()
+        element = 2 if config.train.compute_dtype == "float16" else 4
+        piece, replicas = config.parallel.fusion_mib << 20, config.parallel.data
+        everybody = ranks.group("groups", "expert", "data", "tensor")
+        self.over_ranks = TensorSum(everybody, dense, piece // 4)
+        self.over_replicas = TensorSum(ranks.group("data"), experts, piece // element) if replicas > 1 else None
+        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, everybody)
+        self.square_sum = SquareSum()
+        self.sparse, self.replicas = bool(experts), replicas
+
+    def construct(self, dense, experts):
+        dense = self.over_ranks(dense)
+        squares = self.square_sum(dense)
+        if self.sparse:
+            if self.over_replicas is not None:
+                experts = self.over_replicas((ops.depend(experts[0], dense[-1]), *experts[1:]))
+            own = ops.depend(ops.reshape(self.square_sum(experts), (1,)), dense[-1])
+            squares = squares + ops.reshape(self.all_reduce(own), ()) / self.replicas
+        return dense, experts, squares
+
+
+def gradients_of(config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]) -> nn.Cell:
+    """The kind that these ranks need."""
+    return SummedGradients(config, ranks, dense, experts) if isinstance(ranks, ConnectedRanks) else OwnGradients()

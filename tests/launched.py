@@ -1,0 +1,59 @@
+"""`pangu-sigma` started as several ranks on this machine, as msrun does it: a process a rank, and a scheduler."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+MAIN = "import sys; from pangu_sigma.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+class Launched:
+    """The processes of a run; kills what is left of them when its block ends."""
+
+    def __init__(self, ranks: int, arguments: list[str], logs: Path):
+        """logs: folder for what each rank prints, `<rank>.log`."""
+        logs.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        shared = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "MS_WORKER_NUM": str(ranks),
+            "MS_SCHED_HOST": "127.0.0.1",
+            "MS_SCHED_PORT": str(port),
+        }
+        self.logs = [logs / f"{rank}.log" for rank in range(ranks)]
+        self.workers = [
+            self._start(arguments, {**shared, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank)}, log)
+            for rank, log in enumerate(self.logs)
+        ]
+        self.scheduler = self._start(arguments, {**shared, "MS_ROLE": "MS_SCHED"}, logs / "scheduler.log")
+
+    @staticmethod
+    def _start(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
+        with log.open("w") as output:
+            return subprocess.Popen(
+                [sys.executable, "-c", MAIN, *arguments], env=environment, stdout=output, stderr=output
+            )
+
+    def __enter__(self) -> Launched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (*self.workers, self.scheduler):
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def wait(self, seconds: float) -> list[int]:
+        """Exit status of each rank."""
+        return [worker.wait(seconds) for worker in self.workers]
+
+    def said(self) -> str:
+        """What the ranks printed, for messages of failed tests."""
+        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in self.logs)

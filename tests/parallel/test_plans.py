@@ -1,0 +1,179 @@
+"""Plans of ranks: together they are the plan of the whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.config import Config, parse_config
+from pangu_sigma.domains import domain_sets
+from pangu_sigma.parallel.layout import Layout, active_places, capacity, share_of, taker_of, takers
+from pangu_sigma.parallel.plans import Planner, UpdatePlan
+from pangu_sigma.routing.exchange import CapacityError
+
+LAYERS, LENGTH = 2, 12
+
+
+def config_of(groups: int, expert: int, data: int, **parallel: object) -> Config:
+    """Eight domains in four sets, four blocks, four experts a domain."""
+    model = {"hidden": 8, "ffn": 8, "heads": 1, "dense_layers": 1, "rre_layers": LAYERS, "experts_per_domain": 4}
+    return parse_config(
+        {
+            "name": "test",
+            "model": model | {"seq_length": LENGTH},
+            "domains": [{"name": f"d{i}", "weight": 1.0 + i} for i in range(8)],
+            "data": {"domains_per_step": 4, "domain_sets": 4},
+            "train": {"batch_size": 4 * expert * data},
+            "parallel": {"groups": groups, "expert": expert, "data": data, "overflow": "drop"} | parallel,
+        }
+    )
+
+
+@dataclass
+class Case:
+    config: Config
+    experts: np.ndarray
+    """[N, G, B, S]."""
+    capacity: int
+    exchanged: bool
+
+    def plan(self, rank: int) -> UpdatePlan:
+        return Planner(self.config, rank, self.exchanged).plan(self.experts, takers(self.config), self.capacity)
+
+    def own(self, rank: int) -> np.ndarray:
+        """Experts of the rank's tokens [N, G, T]."""
+        mine = takers(self.config) == taker_of(self.config, rank)
+        return self.experts[:, :, mine].reshape(LAYERS, self.experts.shape[1], -1)
+
+
+@st.composite
+def cases(draw: st.DrawFn, exchanged: bool | None = None) -> Case:
+    layouts = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (4, 2, 2), (2, 4, 1), (1, 4, 2)]
+    config = config_of(*draw(st.sampled_from(layouts)))
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    blocks, micro = config.data.domains_per_step, draw(st.integers(1, 2))
+    sets = domain_sets(config)
+    domains_M = np.array([rng.choice(sets[m % 4]) for m in range(blocks)])
+    domains_B = np.repeat(domains_M, config.train.batch_size // blocks)
+    shape = (LAYERS, micro, len(domains_B), LENGTH)
+    some = draw(st.integers(1, 4))  # experts of a domain that have tokens
+    experts = domains_B[:, None] * 4 + rng.integers(0, some, shape)
+    if exchanged is None:
+        exchanged = config.parallel.expert > 1 or draw(st.booleans())
+    return Case(config, experts, draw(st.integers(1, 14)), exchanged)
+
+
+@pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (4, 4, 1)])
+def test_every_sequence_is_taken_once_by_ranks_that_store_its_experts(layout):
+    config = config_of(*layout)
+    taken = takers(config)
+    ranks = range(config.parallel.ranks)
+    assert sorted({taker_of(config, r) for r in ranks}) == sorted(set(taken.tolist()))
+    assert len(set(np.bincount(taken).tolist())) == 1
+    experts = {r: set(share_of(config, r).held.tolist()) for r in ranks}
+    for block, set_of_block in enumerate(np.arange(4) % 4):
+        for taker in taken[block * len(taken) // 4 : (block + 1) * len(taken) // 4]:
+            rank = next(r for r in ranks if taker_of(config, r) == taker)
+            assert set_of_block in share_of(config, rank).sets
+    for rank in ranks:
+        group = [experts[r] for r in Layout(config.parallel).peers(rank, "expert")]
+        assert sum(map(len, group)) == len(set.union(*group)) == config.experts // layout[0]
+
+
+@settings(deadline=None)
+@given(cases())
+def test_active_experts_of_all_ranks_are_those_of_the_batch(case: Case):
+    for layer in range(LAYERS):
+        for data in range(case.config.parallel.data):
+            found: dict[int, int] = {}
+            for rank in range(case.config.parallel.ranks):
+                if Layout(case.config.parallel).place(rank).data != data:
+                    continue
+                plan, held = case.plan(rank), share_of(case.config, rank).held
+                active = plan.plans[0].active_NA[layer]
+                assert len(active) == active_places(case.config)
+                used = active < len(held)
+                assert (np.diff(active[used]) > 0).all()
+                assert (active[~used] == len(held)).all()
+                assert (plan.used_NA[layer, ~used] == 0).all()
+                found |= dict(zip(held[active[used]].tolist(), plan.used_NA[layer, used].tolist(), strict=True))
+            ids, counts = np.unique(case.experts[layer], return_counts=True)
+            assert found == dict(zip(ids.tolist(), counts.tolist(), strict=True))
+
+
+@settings(deadline=None)
+@given(cases(exchanged=True))
+def test_every_row_arrives_at_the_place_of_its_expert(case: Case):
+    """The exchange in NumPy: what peer p has for this rank lies in block p of what arrives."""
+    layout, places, rows = Layout(case.config.parallel), active_places(case.config), case.capacity
+    peers = case.config.parallel.expert
+    plans = {rank: case.plan(rank).plans for rank in range(case.config.parallel.ranks)}
+    for rank, of_rank in plans.items():
+        held = np.append(share_of(case.config, rank).held, -1)
+        for g, plan in enumerate(of_rank):
+            for n in range(LAYERS):
+                assert plan.order_NT.shape[1] == peers * places * rows
+                assert np.array_equal(plan.offsets_NA1[n], np.arange(places + 1) * peers * rows)
+                for source in layout.peers(rank, "expert"):
+                    sent = plans[source][g].order_NT[n].reshape(peers, places, rows)[layout.place(rank).expert]
+                    for place, tokens in enumerate(sent):
+                        there = tokens[tokens >= 0]
+                        assert (tokens[len(there) :] == -1).all()
+                        assert (np.diff(there) > 0).all(), "tokens keep their order in the batch"
+                        assert (case.own(source)[n, g, there] == held[plan.active_NA[n, place]]).all()
+
+
+@settings(deadline=None)
+@given(cases(exchanged=True))
+def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
+    counts = []
+    for rank in range(case.config.parallel.ranks):
+        update = case.plan(rank)
+        lost = 0
+        for g, plan in enumerate(update.plans):
+            for n in range(LAYERS):
+                order, inverse, experts = plan.order_NT[n], plan.inverse_NT[n], case.own(rank)[n, g]
+                kept = np.flatnonzero(inverse >= 0)
+                assert np.array_equal(order[inverse[kept]], kept)
+                assert np.array_equal(np.sort(order[order >= 0]), kept)
+                assert len(set(inverse[kept].tolist())) == len(kept)
+                for expert in np.unique(experts):
+                    of_expert = np.flatnonzero(experts == expert)
+                    assert np.array_equal(np.intersect1d(of_expert, kept), of_expert[: case.capacity])
+                lost += len(experts) - len(kept)
+        counts.append((lost, update.dropped))
+    assert {dropped for _, dropped in counts} == {sum(lost for lost, _ in counts)}, "every rank knows the total"
+
+
+@settings(deadline=None)
+@given(cases())
+def test_the_capacity_that_fullest_names_is_enough_and_one_less_is_not(case: Case):
+    planner, everybody = Planner(case.config, 0, True), takers(case.config)
+    needed = planner.fullest(case.experts, everybody)
+    assert planner.plan(case.experts, everybody, needed).dropped == 0
+    assert planner.plan(case.experts, everybody, needed - 1).dropped > 0
+
+
+def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
+    config = config_of(2, 2, 1, overflow="refuse", capacity_factor=1.5)
+    rng = np.random.default_rng(0)
+    domains_B = np.repeat([members[0] for members in domain_sets(config)], 2)
+    experts = domains_B[:, None] * 4 + rng.integers(0, 4, (LAYERS, 1, 8, LENGTH))
+    experts[1, 0, 2] = domains_B[2] * 4 + 3  # a whole sequence for one expert
+    rows = capacity(config)
+    assert rows == int(np.ceil(1.5 * 24 / 8))
+    messages = set()
+    for rank in range(4):
+        with pytest.raises(CapacityError) as error:
+            Planner(config, rank).plan(experts, takers(config), rows)
+        messages.add(str(error.value))
+    assert len(messages) == 1
+    message = messages.pop()
+    assert f"RRE layer 1: a rank has 12 rows for expert {domains_B[2] * 4 + 3}, whose capacity is {rows}" in message
+    assert "capacity_factor to 4 or more" in message
+    enough = config_of(2, 2, 1, overflow="refuse", capacity_factor=4.0)
+    assert Planner(enough, 0).plan(experts, takers(enough), capacity(enough)).dropped == 0

@@ -1,0 +1,63 @@
+"""What ranks do together succeeds on all of them or fails on all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from threads import on_ranks
+
+from pangu_sigma.config import ConfigError, ParallelConfig
+from pangu_sigma.parallel.connect import join
+from pangu_sigma.parallel.ranks import ALONE, RankError
+
+
+def test_one_process_is_all_ranks():
+    assert (ALONE.rank, ALONE.world, ALONE.first) == (0, 1, True)
+    assert ALONE.sum(np.array([1.5])).tolist() == [1.5]
+    assert (ALONE.any(True), ALONE.any(False)) == (True, False)
+    with ALONE.together("this"):
+        pass
+    ALONE.agree({"train": "a"})
+
+
+def test_any_holds_on_all_when_it_holds_on_one():
+    assert on_ranks(3, lambda ranks: ranks.any(ranks.rank == 2)) == [True] * 3
+    assert on_ranks(3, lambda ranks: ranks.any(False)) == [False] * 3
+
+
+def test_what_fails_on_one_rank_fails_on_all_and_the_others_say_where_to_look():
+    def work(ranks):
+        with ranks.together("writing"):
+            if ranks.rank == 1:
+                raise OSError("disk full")
+
+    found = on_ranks(3, work)
+    assert [type(error) for error in found] == [RankError, OSError, RankError]
+    assert "writing failed on another rank; its log" in str(found[0])
+
+
+def test_the_section_that_differs_is_named_with_its_rank():
+    values = {"model": "same", "train": "steps 10", "vocabulary": "abc"}
+
+    def work(ranks):
+        ranks.agree(values | ({"train": "steps 11"} if ranks.rank == 2 else {}))
+
+    found = on_ranks(4, work)
+    assert all(isinstance(error, RankError) for error in found)
+    assert all("rank 2 was started with another train than rank 0" in str(error) for error in found)
+    assert on_ranks(4, lambda ranks: ranks.agree(values)) == [None] * 4
+
+
+@pytest.mark.parametrize("started", [None, "4"])
+def test_another_number_of_ranks_than_laid_out_is_refused_naming_both(monkeypatch, started):
+    monkeypatch.delenv("MS_WORKER_NUM", raising=False)
+    if started:
+        monkeypatch.setenv("MS_WORKER_NUM", started)
+    with pytest.raises(ConfigError, match=rf"lays out 6 ranks .*groups=3.*data=2.*but {started or 1} were started"):
+        join(ParallelConfig(groups=3, data=2))
+
+
+def test_shared_matrices_are_refused_on_the_cpu(monkeypatch):
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    with pytest.raises(ConfigError, match=r"parallel\.tensor=2 needs Ascend"):
+        join(ParallelConfig(tensor=2))
