@@ -11,10 +11,9 @@ import pytest
 from mindspore import Tensor
 from toy import Toy, toy_config
 
-from pangu_sigma.data.batches import Batch
+from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.parallel.ascend_step import AscendStep
-from pangu_sigma.routing.plan import pad_to_capacity
+from pangu_sigma.parallel.ascend_step import AscendStep, arrays_of
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -24,8 +23,17 @@ RATE = 1e-2
 @pytest.fixture(scope="module")
 def toy(graph_mode, tmp_path_factory) -> Toy:
     optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
-    config = toy_config(train={"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8})
+    train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8}
+    config = toy_config(train=train, parallel={"capacity_factor": 4.0})
     return Toy.build(config, tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def exchanged(toy: Toy) -> Batches:
+    """The same batches in the layout of Ascend."""
+    batches = toy.batches
+    folder = batches.files[0].path.parent
+    return Batches(toy.config, folder, batches.tokenizer, batches.table, exchanged=True)
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +60,10 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
 
 def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
     """One step on a batch of one pass. factor: of all loss weights, and so of all gradients."""
-    rows, positions, documents, slots, labels, weights, *_, active_NA, used_NA1 = batch.arrays()
-    _, order_NAC, inverse_NT = pad_to_capacity(batch.plans[0])
-    step.tell(active_NA, used_NA1)
-    order_NR = order_NAC.reshape(len(order_NAC), -1)
-    for order_R, inverse_T in zip(order_NR, inverse_NT, strict=True):
-        order_R[np.setdiff1d(np.arange(len(order_R)), inverse_T)] = -1  # padding is rows of zeros, and gets no gradient
-    plans = [*order_NR, *inverse_NT]
-    weights = (weights * factor).astype(np.float32)
-    inputs = [as_tensor(a) for a in (*(x[0] for x in (rows, positions, documents, slots, labels, weights)), *plans)]
-    return [np.asarray(t.asnumpy()) for t in step(Tensor(RATE, ms.float32), *inputs)]
+    rows, positions, documents, slots, labels, weights, *plans = arrays_of(batch)
+    step.tell(*batch.arrays()[-2:])
+    inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *plans)
+    return [np.asarray(t.asnumpy()) for t in step(Tensor(RATE, ms.float32), *map(as_tensor, inputs))]
 
 
 def same_state(toy: Toy, step: AscendStep) -> None:
@@ -74,13 +76,12 @@ def same_state(toy: Toy, step: AscendStep) -> None:
         np.testing.assert_allclose(mine.asnumpy(), other.asnumpy(), rtol=2e-4, atol=2e-6, err_msg=other.name)
 
 
-def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep):
+def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchanged: Batches):
     start_equal(toy, step)
-    cursor = toy.batches.start()
+    cursor, same = toy.batches.start(), exchanged.start()
     for _ in range(3):
-        batch = toy.batches.next(cursor)
-        result = toy.run(batch, RATE)
-        loss_M, norm, applied, scale = advance(step, batch)
+        result = toy.run(toy.batches.next(cursor), RATE)
+        loss_M, norm, applied, scale = advance(step, exchanged.next(same))
         np.testing.assert_allclose(loss_M, result.block_loss_GM[0].asnumpy(), rtol=1e-5)
         np.testing.assert_allclose(norm, result.norm.asnumpy(), rtol=1e-5)
         assert (applied, scale) == (1.0, result.scale.asnumpy())
@@ -88,10 +89,10 @@ def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep):
     assert step.scale.value.asnumpy() == toy.step.scale.value.asnumpy() == 2048.0
 
 
-def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep):
+def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, exchanged: Batches):
     start_equal(toy, step)
-    cursor = toy.batches.start()
-    advance(step, toy.batches.next(cursor))
+    cursor = exchanged.start()
+    advance(step, exchanged.next(cursor))
     kinds = [
         *step.dense.weights,
         *step.dense.moments,
@@ -100,7 +101,7 @@ def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep):
         *step.store.get_parameters(),
     ]
     before = [p.asnumpy().copy() for p in kinds]
-    _, _, applied, scale = advance(step, toy.batches.next(cursor), factor=1e38)
+    _, _, applied, scale = advance(step, exchanged.next(cursor), factor=1e38)
     assert (applied, scale) == (0.0, 1024.0)
     for parameter, was in zip(kinds, before, strict=True):
         assert np.array_equal(parameter.asnumpy(), was), parameter.name

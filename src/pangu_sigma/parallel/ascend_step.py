@@ -15,8 +15,6 @@ Shape suffixes: N RRE layers, A active experts of all ranks, F ffn, H hidden; B,
 
 from __future__ import annotations
 
-import math
-
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -24,12 +22,15 @@ from mindspore.common.initializer import initializer
 
 from ascend_ops.fetch import FetchRows
 from pangu_sigma.config import Config
+from pangu_sigma.data.batches import Batch
 from pangu_sigma.ecss.store import HostStore
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import Zero, decays
 from pangu_sigma.model.experts import MatMulFFN, PaddedFFN
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma, ffn_tensors
-from pangu_sigma.parallel.exchange import exchanged_experts
+from pangu_sigma.parallel.dispatch import exchanged_experts
+from pangu_sigma.parallel.exchange import ascend_exchange
+from pangu_sigma.parallel.layout import active_places, capacity
 from pangu_sigma.parallel.sharding import EXPERT_TENSORS, STRATEGIES, cut, shard
 from pangu_sigma.train.loss import NextTokenLoss
 from pangu_sigma.train.step import Hyper, LossScale
@@ -136,7 +137,8 @@ class AscendStep(nn.Cell):
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, rank: int = 0):
+        """rank: which experts it stores."""
         super().__init__()
         parallel, model, optimizer = config.parallel, config.model, config.train.optimizer
         places = active_places(config)
@@ -144,14 +146,14 @@ class AscendStep(nn.Cell):
             model,
             config.slots,
             getattr(ms, config.train.compute_dtype),
-            routed=lambda: exchanged_experts(parallel, places, PaddedFFN()),
+            routed=lambda: exchanged_experts(ascend_exchange(parallel, places), PaddedFFN()),
             dense=MatMulFFN,
         )
         self.network = ActiveExperts(config, NextTokenLoss(network))
         shard(self.network.loss, parallel)
         dense = list(network.trainable_params())
         self.dense = DeviceAdam(config, dense)
-        self.store = HostStore(rank_config(config), RankTier())
+        self.store = HostStore(_columns(config), RankTier(), rank)
         self.fetch = FetchRows(len(FFN_TENSORS))
         self.active_rows = _host_table("active_rows", model.rre_layers, places)
         self.used = _host_table("used", model.rre_layers, places + 1)
@@ -231,23 +233,10 @@ def _host_table(name: str, layers: int, entries: int) -> ParameterTuple:
     return ParameterTuple([Parameter(Tensor(zeros), f"{name}.{i}", requires_grad=False) for i in range(layers)])
 
 
-def active_places(config: Config) -> int:
-    """Experts of one layer that one rank has active in a step."""
-    blocks = config.data.domains_per_step // config.parallel.groups
-    return blocks * (config.model.experts_per_domain // config.parallel.expert)
-
-
-def rank_config(config: Config) -> Config:
-    """`config` as one rank's store sees it: its domains, its experts of each, its columns of every FFN."""
-    parallel, model = config.parallel, config.model
-    part = model.model_copy(
-        update={
-            "ffn": model.ffn // parallel.tensor,
-            "experts_per_domain": model.experts_per_domain // parallel.expert,
-        }
-    )
-    domains = config.domains[: len(config.domains) // parallel.groups]
-    return config.model_copy(update={"model": part, "domains": domains})
+def _columns(config: Config) -> Config:
+    """`config` as a tensor rank stores experts: its columns of every FFN."""
+    part = config.model.model_copy(update={"ffn": config.model.ffn // config.parallel.tensor})
+    return config.model_copy(update={"model": part})
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
@@ -275,8 +264,7 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
     return (Tensor(0.0, ms.float32), *map(zeros, ints), weights, *map(zeros, plans))
 
 
-def capacity(config: Config) -> int:
-    """C: rows that a rank can send to one active expert of its group."""
-    parallel = config.parallel
-    tokens = config.train.batch_size // (parallel.ranks // parallel.tensor) * config.model.seq_length
-    return math.ceil(parallel.capacity_factor * tokens / (parallel.expert * active_places(config)))
+def arrays_of(batch: Batch) -> tuple[np.ndarray, ...]:
+    """Inputs of the step after the learning rate, of a rank's share of a batch of one pass in the all-to-all layout."""
+    rows, positions, documents, slots, labels, weights, order, inverse, *_ = (array[0] for array in batch.arrays())
+    return (rows, positions, documents, slots, labels, weights, *order, *inverse)

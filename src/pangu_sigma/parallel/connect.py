@@ -50,7 +50,7 @@ class ConnectedRanks(Ranks):
 
 
 def join(parallel: ParallelConfig) -> Ranks:
-    """This process among the ranks of its run; call after `use_cpu`, before any tensor is made. The scheduler of msrun does not return from here.
+    """This process among the ranks of its run; call after `use_cpu`, before any tensor is made. msrun's scheduler never returns.
 
     Raises ConfigError when the `parallel` section lays out another number of ranks than were started, or what the CPU cannot do.
     """

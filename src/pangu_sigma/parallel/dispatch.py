@@ -46,12 +46,12 @@ def experts_of(config: Config, ranks: Ranks) -> Callable[[], Experts]:
     assert isinstance(ranks, ConnectedRanks)
     peers, places = config.parallel.expert, active_places(config)
     all_to_all = AllToAll(ranks.group("expert"), peers, Layout(config.parallel).place(ranks.rank).expert)
-    return lambda: exchanged_experts(exchange(peers, places, all_to_all))
+    return lambda: exchanged_experts(exchange(peers, places, all_to_all), UniformFFN())
 
 
-def exchanged_experts(exchange: Exchange) -> Experts:
-    """The all-to-all layout."""
-    return Experts(_Dispatch(exchange), _UniformFFN(), _Combine(exchange))
+def exchanged_experts(exchange: Exchange, ffn: nn.Cell) -> Experts:
+    """The all-to-all layout. ffn: of rows [A, P·C, H], with the arguments of `GroupedFFN`."""
+    return Experts(_Dispatch(exchange), ffn, _Combine(exchange))
 
 
 def exchange(peers: int, places: int, all_to_all: nn.Cell | None = None) -> Exchange:
@@ -94,8 +94,8 @@ class _Dispatch(nn.Cell):
         return self.to_experts(self.gather(x_TH, order_R, inverse_T))
 
 
-class _UniformFFN(nn.Cell):
-    """Rows [A, P·C, H], as many for each expert; offsets say so."""
+class UniformFFN(nn.Cell):
+    """The grouped kernel over rows [A, P·C, H], as many for each expert; offsets say so."""
 
     def __init__(self):
         super().__init__()

@@ -26,7 +26,7 @@ from pangu_sigma.config import ConfigError, ParallelConfig
 from pangu_sigma.model.experts import MatMulFFN, PaddedFFN
 from pangu_sigma.model.pangu_sigma import Attention, DenseFFN, HiddenFrom, Layer, Linear, PanGuSigma, RoutedFFN
 from pangu_sigma.model.rowwise import LayerNorm
-from pangu_sigma.parallel.exchange import AscendExchange
+from pangu_sigma.parallel.exchange import ToExperts, ToTokens
 from pangu_sigma.train.loss import NextTokenLoss
 
 Strategy = tuple[tuple[str | int, ...], ...]
@@ -73,9 +73,11 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     },
     Gather: {"gather": (("D", 1), ("D",))},
     GatherAdd: {"gather": (("D", 1), ("D",)), "gather_add": (("D", 1), ("D",), ("D", 1))},
-    AscendExchange: {
+    ToExperts: {
         "pack": (("G", "P", "R", 1, 1, 1, "T"),),
         "arrange": (("G", "P", 1, "R", 1, 1, "T"),),
+    },
+    ToTokens: {
         "unarrange": (("G", "P", 1, "R", 1, 1, "T"),),
         "unpack": (("G", 1, "P", "R", 1, 1, "T"),),
     },
