@@ -148,6 +148,22 @@ def test_losses_and_samples_do_not_depend_on_the_ranks(run, parallel):
     assert_same_run(run(parallel), run(ONE))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"accumulation": 2}},
+        {"ecss": {"enabled": False}},
+        {"ecss": {"store": "file", "prefetch": False}},
+        {"parallel": {"fusion_mib": 0}},
+        {"model": {"rre_layers": 1, "dense_layers": 2, "expert_init": "replicated"}},
+    ],
+    ids=str,
+)
+def test_nor_do_they_with_other_options(run, sections):
+    assert_same_run(run(MIXED, **sections), run(ONE, **sections))
+
+
 @pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
 def test_ranks_save_the_weights_of_one_process(run, parallel):
     step = f"checkpoints/step_{SAVED_AT:08d}"
