@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.config import Config, parse_config
-from pangu_sigma.data.batches import Batches, Cursor, documents_and_positions
+from pangu_sigma.data.batches import Batch, Batches, Cursor, documents_and_positions
 from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.domains import domain_sets
 from pangu_sigma.routing.table import draw_tables
 
 VOCABULARY, PAD, EOT = 700, 6, 9
@@ -261,3 +263,75 @@ def test_an_id_without_a_row_is_refused_by_domain_id_and_slot(folder, tokenizer)
 def test_missing_text_says_to_prepare(tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"a\.train.*prepare-data"):
         open_batches(config_of(), tmp_path, tokenizer)
+
+
+def sets_config(parallel: dict[str, int], accumulation: int = 1) -> Config:
+    """Four domains in two sets of unequal weights, four blocks."""
+    tree = config_of(accumulation, 2, 16).model_dump(mode="json")
+    tree["domains"] = [{"name": n, "weight": w} for n, w in (("a", 1.0), ("b", 2.0), ("c", 5.0), ("d", 3.0))]
+    tree["data"] |= {"domains_per_step": 4, "domain_sets": 2}
+    return parse_config(tree | {"parallel": parallel | {"overflow": "drop"}})
+
+
+@pytest.fixture(scope="module")
+def four(folder, tmp_path_factory) -> Path:
+    copy = shutil.copytree(folder, tmp_path_factory.mktemp("four") / "tokens")
+    for split in ("train", "held_out"):
+        write_tokens(copy / f"d.{split}", [list(range(10, 10 + 25 * LENGTH))])
+    return copy
+
+
+def test_a_block_draws_from_its_set_by_the_weights_there(four, tokenizer):
+    config = sets_config({})
+    sets, batches = domain_sets(config), open_batches(config, four, tokenizer)
+    assert sets == [[0, 2], [1, 3]]
+    cursor, drawn = batches.start(), Counter()
+    for step in range(1, 121):
+        domains_M = batches.next(cursor).domains_M
+        assert all(domain in sets[m % 2] for m, domain in enumerate(domains_M.tolist()))
+        drawn.update(domains_M.tolist())
+        for domain, share in ((0, 1 / 6), (2, 5 / 6), (1, 2 / 5), (3, 3 / 5)):
+            assert abs(drawn[domain] - step * 2 * share) < 2
+
+
+@pytest.mark.parametrize("parallel", [{"groups": 2}, {"expert": 2}, {"groups": 2, "expert": 2, "data": 2}], ids=str)
+def test_shares_of_ranks_make_up_the_batch_of_one_process(four, tokenizer, parallel):
+    whole = open_batches(sets_config({}, 2), four, tokenizer)
+    config = sets_config(parallel, 2)
+    ranks = []
+    for rank in range(config.parallel.ranks):
+        table = draw_tables(config.routing, 2, 4, VOCABULARY, 2, None)
+        ranks.append(Batches(config, four, tokenizer, table, rank=rank))  # type: ignore[arg-type]
+    cursors = [batches.start() for batches in (whole, *ranks)]
+    for _ in range(5):
+        expected, *found = (b.next(c) for b, c in zip((whole, *ranks), cursors, strict=True))
+        assert {batch.digest for batch in found} == {expected.digest}
+        assert all(cursor == cursors[0] for cursor in cursors)
+        for g in range(2):
+            rows = Counter(row.tobytes() for batch in found for row in batch.rows_GBS[g])
+            assert rows == Counter(row.tobytes() for row in expected.rows_GBS[g])
+        assert sum(batch.weights_GBS.sum() for batch in found) == pytest.approx(1, abs=1e-5)
+        for batch in found:
+            assert (batch.load_NK == expected.load_NK).all()
+            assert (batch.block_weights_GM == expected.block_weights_GM).all()
+            assert (batch.tokens, batch.counted) == (expected.tokens, expected.counted)
+            assert (batch.slots_GM == expected.slots_GM[:, batch.blocks]).all()
+
+
+def test_held_out_batches_of_ranks_are_the_samples_of_one_process(four, tokenizer):
+    one, config = sets_config({}), sets_config({"groups": 2, "expert": 2})
+    whole = open_batches(one, four, tokenizer, "held_out")
+    table = draw_tables(config.routing, 2, 4, VOCABULARY, 2, None)
+    ranks = [Batches(config, four, tokenizer, table, "held_out", rank) for rank in range(4)]  # type: ignore[arg-type]
+    for domain in range(4):
+        expected = Counter(r.tobytes() for b in whole.held_out(domain, 2) for r in counted_rows(b))
+        shares = [batches.held_out(domain, 2) for batches in ranks]
+        assert Counter(r.tobytes() for share in shares for b in share for r in counted_rows(b)) == expected
+        groups = [bool(share) for share in shares]
+        assert groups in ([True, True, False, False], [False, False, True, True])
+        assert all(b.plan.dropped == 0 for share in shares for b in share)
+        assert len({b.plan.plans[0].order_NT.shape for share in shares for b in share}) == 1, "one graph for all"
+
+
+def counted_rows(batch: Batch) -> np.ndarray:
+    return batch.rows_GBS[0][batch.weights_GBS[0].sum(axis=1) > 0]

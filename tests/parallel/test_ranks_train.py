@@ -35,8 +35,8 @@ WAIT = 240.0
 
 ONE: dict[str, int] = {}
 DATA, EXPERT, MIXED = {"data": 2}, {"expert": 2}, {"groups": 2, "expert": 2}
-LAYOUTS = [DATA, EXPERT, MIXED]
-SLOW_LAYOUTS = [{"groups": 2}, {"data": 2, "expert": 2}, {"groups": 2, "data": 2}, {"data": 4}]
+LAYOUTS = [DATA, EXPERT, pytest.param(MIXED, marks=pytest.mark.slow)]
+MORE_LAYOUTS = [{"groups": 2}, {"data": 2, "expert": 2}, {"groups": 2, "data": 2}, {"data": 4}]
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +142,26 @@ def assert_same_weights(found: Path, expected: Path, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "parallel", [*LAYOUTS, *(pytest.param(p, marks=pytest.mark.slow) for p in SLOW_LAYOUTS)], ids=str
+    "parallel", [*LAYOUTS, *(pytest.param(p, marks=pytest.mark.slow) for p in MORE_LAYOUTS)], ids=str
 )
 def test_losses_and_samples_do_not_depend_on_the_ranks(run, parallel):
     assert_same_run(run(parallel), run(ONE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"accumulation": 2}},
+        {"ecss": {"enabled": False}},
+        {"ecss": {"store": "file", "prefetch": False}},
+        {"parallel": {"fusion_mib": 0}},
+        {"model": {"rre_layers": 1, "dense_layers": 2, "expert_init": "replicated"}},
+    ],
+    ids=str,
+)
+def test_nor_do_they_with_other_options(run, sections):
+    assert_same_run(run(MIXED, **sections), run(ONE, **sections))
 
 
 @pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
@@ -165,8 +181,8 @@ def test_one_process_evaluates_what_ranks_trained(run, parallel):
 
 
 def test_an_expert_without_tokens_keeps_every_bit(run):
-    """Design §4.4, on four ranks."""
-    folder = run(MIXED)
+    """Design §4.4."""
+    folder = run(EXPERT)
     loads = {line["step"]: np.array(line["tokens_NK"]) for line in lines(folder, "load")}
     before = whole(load_checkpoint(folder / "checkpoints" / f"step_{1:08d}"))
     resting = 0
@@ -237,8 +253,8 @@ def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path)
 
 def test_one_file_holds_the_weights_of_all_ranks(run, tmp_path):
     file = tmp_path / "weights.safetensors"
-    assert main(["export", str(run(MIXED)), "--format", "safetensors", "--output", str(file)]) == 0
-    found, saved = load_file(file), whole(load_checkpoint(run(MIXED) / "checkpoints"))
+    assert main(["export", str(run(EXPERT)), "--format", "safetensors", "--output", str(file)]) == 0
+    found, saved = load_file(file), whole(load_checkpoint(run(EXPERT) / "checkpoints"))
     expected = {name.removeprefix("dense/"): a for name, a in saved.items() if name.startswith("dense/")}
     for name, array in saved.items():
         shard, _, tensor = name.partition("/")
@@ -249,5 +265,5 @@ def test_one_file_holds_the_weights_of_all_ranks(run, tmp_path):
         assert np.array_equal(found[name], expected[name]), name
     with safe_open(file, "numpy") as opened:
         config = yaml.safe_load(opened.metadata()["config"])
-    assert parse_config(config) == load_config(run(MIXED) / "config.yaml").on_one_rank()
+    assert parse_config(config) == load_config(run(EXPERT) / "config.yaml").on_one_rank()
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]

@@ -329,7 +329,9 @@ def test_the_summary_says_what_the_log_says(tiny_run):
     assert Path(summary["checkpoint"]).name == f"step_{STEPS:08d}"
     assert Path(summary["report"]).exists()
     assert summary["expert_load_max_over_mean"] >= 1
+    assert "12 rows beyond parallel.capacity_factor" in format_summary(summary | {"dropped": 12})
     text = format_summary(summary)
+    assert "dropped" not in text
     for shown in ("zh", "en", "code", f"{after['zh']:.3f}", summary["checkpoint"]):
         assert shown in text
 

@@ -26,6 +26,8 @@ def step_metrics(step: int, **changes) -> StepMetrics:
         "skipped": False,
         "tokens": 64,
         "load_NK": load_NK,
+        "samples": f"{step:016x}",
+        "dropped": step % 4,
     }
     return StepMetrics(**{**values, **changes})
 
@@ -185,3 +187,12 @@ def test_progress_shows_losses_speed_load_and_time_left(tmp_path: Path, capsys: 
 def test_load_is_compared_over_experts_that_received_tokens():
     assert load_max_over_mean(np.array([[0, 0, 6, 2], [3, 3, 0, 0]])) == pytest.approx((6 / 4 + 1) / 2)
     assert load_max_over_mean(np.zeros((2, 4))) is None
+
+
+def test_a_line_names_its_samples_and_counts_what_was_dropped(tmp_path: Path):
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        run(folder, range(1, 9))
+    first, second = of_kind(tmp_path / "one", "step")
+    assert [first["samples"], second["samples"]] == [line["samples"] for line in of_kind(tmp_path / "two", "step")]
+    assert first["samples"] != second["samples"]
+    assert (first["dropped"], second["dropped"]) == (6, 6)

@@ -6,6 +6,7 @@ initialised.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -50,7 +51,7 @@ class ConnectedRanks(Ranks):
 
 
 def join(parallel: ParallelConfig) -> Ranks:
-    """This process among the ranks of its run; call after `use_cpu`, before any tensor is made. msrun's scheduler never returns.
+    """This process among the ranks of its run; call after `use_cpu`, before any tensor is made. msrun's scheduler does not return.
 
     Raises ConfigError when the `parallel` section lays out another number of ranks than were started, or what the CPU cannot do.
     """
@@ -65,12 +66,16 @@ def join(parallel: ParallelConfig) -> Ranks:
         raise ConfigError(
             f"parallel.tensor={parallel.tensor} needs Ascend: MindSpore shares no matrices on the CPU; set it to 1"
         )
-    if started == 1:
-        return ALONE
-    communication.init()
+    if started > 1:
+        communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         sys.exit(0)
-    return ConnectedRanks(parallel)
+    if started == 1:
+        return ALONE
+    ranks = ConnectedRanks(parallel)
+    if not ranks.first:
+        logging.getLogger().setLevel(logging.WARNING)  # what all of them know, rank 0 says
+    return ranks
 
 
 class _Sum(nn.Cell):

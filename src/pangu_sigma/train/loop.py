@@ -135,8 +135,6 @@ def train(config: Config, folder: Path) -> Trainer:
     """
     trainer = Trainer(config, folder)
     ranks, options, names = trainer.ranks, config.train, [d.name for d in config.domains]
-    if not ranks.first:
-        logging.getLogger().setLevel(logging.WARNING)
     evaluator = Evaluator(config, trainer.run.tokenizer, trainer.run.table, trainer.network, trainer.store, ranks)
     start = trainer.progress.step
     log = MetricsLog(folder, names, options.steps, options.log_interval, start) if ranks.first else NoLog()
