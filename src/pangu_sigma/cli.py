@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _with_config(commands.add_parser("train", help="train, or resume, in a run folder"))
     command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
+    command.add_argument("--device", choices=["cpu", "ascend"], default="cpu")
     command.set_defaults(run_command=_train)
 
     _add_launch(commands)
@@ -186,11 +187,16 @@ def _prepare_data(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     config = _config(options)
     if config is not None:
-        from pangu_sigma.train.loop import train
+        from pangu_sigma.train.loop import Trainer, train
         from pangu_sigma.train.summary import format_summary, summarise
 
+        kind: type[Trainer] = Trainer
+        if options.device == "ascend":
+            from pangu_sigma.train.ascend import AscendTrainer
+
+            kind = AscendTrainer
         run = options.run or Path("runs") / config.name
-        trainer = train(config, run)
+        trainer = train(config, run, kind)
         if trainer.finished and trainer.ranks.first:
             print(format_summary(summarise(run)))
     return 0
@@ -225,7 +231,7 @@ def _job(config: Config, options: argparse.Namespace) -> Job:
                 )
     run = options.run or Path("runs") / config.name
     return Job(
-        command=training_command(options.config, run, options.set),
+        command=training_command(options.config, run, options.set, options.ascend),
         logs=run / "logs",
         ranks=config.parallel.ranks,
         nodes=options.nodes,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.device import use_cpu
-from pangu_sigma.train.evaluation import Evaluator
+from pangu_sigma.train.evaluation import EvaluationStep, Evaluator
 from pangu_sigma.train.run_folder import RunFolder
 from pangu_sigma.train.state import load_trained
 
@@ -16,6 +17,8 @@ def evaluate_run(path: Path) -> dict[str, dict[str, float]]:
     run = RunFolder.open(path)
     use_cpu()
     network, store = load_trained(run)
-    losses = Evaluator(run.config.on_one_rank(), run.tokenizer, run.table, network, store).losses()
-    manifest = load_manifest(Path(run.config.data.path))
+    config, data = run.config.on_one_rank(), Path(run.config.data.path)
+    batches = Batches(config, data, run.tokenizer, run.table, "held_out")
+    losses = Evaluator(config, batches, EvaluationStep(network, store), network).losses()
+    manifest = load_manifest(data)
     return {name: {"loss": loss, "unigram": manifest.domains[name].unigram_entropy} for name, loss in losses.items()}

@@ -20,7 +20,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.evaluate import evaluate_run
 from pangu_sigma.train.checkpoint import CheckpointError, load_checkpoint
-from pangu_sigma.train.evaluation import Evaluator
+from pangu_sigma.train.evaluation import EvaluationStep, Evaluator
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
 from pangu_sigma.train.run_folder import RunFolder
@@ -299,7 +299,7 @@ def test_metrics_are_means_per_token_of_each_domain(trainer):
 def test_evaluation_changes_nothing_and_leaves_dropout_on_for_training(trainer):
     """The step may be compiled after an evaluation: it must find its network in training."""
     before = digests(trainer.save())
-    evaluator = Evaluator(trainer.config, trainer.run.tokenizer, trainer.run.table, trainer.network, trainer.store)
+    evaluator = trainer.evaluator()
     first = evaluator.losses()
     assert first == evaluator.losses(), "dropout is off"
     assert trainer.network.training
@@ -313,9 +313,10 @@ def test_held_out_loss_is_a_mean_over_all_its_tokens(tiny_data, trainer):
         options = trainer.config.train.model_dump() | {"batch_size": size, "eval_batches": 40 // size}
         config = tiny_config(tiny_data, train=options, model=trainer.config.model.model_dump())
         run = trainer.run
-        losses.append(Evaluator(config, run.tokenizer, run.table, trainer.network, trainer.store).losses())
-        samples = Batches(config, tiny_data, run.tokenizer, run.table, "held_out").samples
-        assert any(n % size for n in samples), "one batch should be filled up"
+        batches = Batches(config, tiny_data, run.tokenizer, run.table, "held_out")
+        forward = EvaluationStep(trainer.network, trainer.store)
+        losses.append(Evaluator(config, batches, forward, trainer.network).losses())
+        assert any(n % size for n in batches.samples), "one batch should be filled up"
     for name, loss in losses[0].items():
         assert loss == pytest.approx(losses[1][name], rel=1e-5)
 

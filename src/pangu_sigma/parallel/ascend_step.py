@@ -25,7 +25,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.ecss.store import HostStore
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
-from pangu_sigma.model.declare import Zero, decays
+from pangu_sigma.model.declare import Zero, as_tensor, decays
 from pangu_sigma.model.experts import MatMulFFN, PaddedFFN
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma, ffn_tensors
 from pangu_sigma.parallel.dispatch import exchanged_experts
@@ -111,15 +111,17 @@ class DeviceAdam(nn.Cell):
         options = config.train.optimizer
         self.weights = ParameterTuple(parameters)
         self.moments, self.variances = self.weights.clone("moment", "zeros"), self.weights.clone("variance", "zeros")
-        self.step = Parameter(Tensor(0.0, ms.float32), name="dense.step")
+        self.step = Parameter(
+            Tensor(np.zeros(1, np.int32)), name="dense.step"
+        )  # as `DenseAdam` of train/step.py has it
         self.beta1, self.beta2, self.eps = options.beta1, options.beta2, options.eps_dense
         self.decay = tuple(options.weight_decay * decays(p) for p in parameters)
         self.adam = ops.AdamWeightDecay()
         self.map = ops.HyperMap()  # a loop would be hundreds of nested calls
 
     def update(self, grads, lr, grad_scale, applied):
-        step = self.step + applied
-        counted = ops.assign(self.step, step)
+        counted = ops.assign(self.step, self.step + ops.cast(applied, ms.int32))
+        step = ops.reshape(ops.cast(counted, ms.float32), ())
         power1, power2 = ops.pow(self.beta1, ops.maximum(step, 1.0)), ops.pow(self.beta2, ops.maximum(step, 1.0))
         unbias = ops.sqrt(1.0 - power2)
         correction = unbias / (1.0 - power1)
@@ -153,7 +155,8 @@ class AscendStep(nn.Cell):
         shard(self.network.loss, parallel)
         dense = list(network.trainable_params())
         self.dense = DeviceAdam(config, dense)
-        self.store = HostStore(_columns(config), RankTier(), rank)
+        self.tier = RankTier()
+        self.store = HostStore(_columns(config), self.tier, rank)
         self.fetch = FetchRows(len(FFN_TENSORS))
         self.active_rows = _host_table("active_rows", model.rre_layers, places)
         self.used = _host_table("used", model.rre_layers, places + 1)
@@ -162,6 +165,7 @@ class AscendStep(nn.Cell):
         self.shares = tuple(1.0 / p.replicas for p in weights)
         self.map, self.sum = ops.HyperMap(), ops.AddN()
         self.dense_count = len(dense)
+        self.tensor_ranks, self.tensor_rank = parallel.tensor, rank % parallel.tensor
         self.all_reduce = ops.AllReduce() if parallel.ranks > 1 else None
         self.scale = LossScale(config)
         self.clip_norm = optimizer.clip_norm
@@ -193,6 +197,17 @@ class AscendStep(nn.Cell):
         rescaled = self.scale.update(applied)
         return ops.depend((block_loss_M, norm, applied, scale), (updated, experts, rescaled))
 
+    def take(self, rate: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """One step on a rank's share of a batch."""
+        self.tell(*batch.arrays()[-2:])
+        return self(rate, *map(as_tensor, arrays_of(batch)))
+
+    def fill(self, seed: int) -> None:
+        """Initial values of the experts, by a seed: the same for an expert on any number of groups and expert ranks."""
+        if self.tensor_ranks > 1:
+            ms.set_seed(seed + 1 + self.tensor_rank)  # each draws its own columns
+        self.tier.fill()
+
     def tell(self, active_NA: np.ndarray, used_NA1: np.ndarray) -> None:
         """Which of the rank's experts the next step uses, and the offsets of their tokens, as `TrainStep` takes them.
 
@@ -216,6 +231,23 @@ class AscendStep(nn.Cell):
     def square_sum(self, grads):
         """This rank's share of the sum of all squares: what several ranks hold counts once."""
         return self.sum(self.map(_squares, grads, self.shares))
+
+
+class AscendEvaluation(nn.Cell):
+    """Losses of a batch by the network of a step, without touching it. construct(one, inputs of the step after the rate) -> [M]."""
+
+    def __init__(self, step: AscendStep):
+        super().__init__()
+        self.step = step
+
+    def construct(self, one, *batch):
+        one = ops.depend(one, self.step.bring())
+        return self.step.network(one, *batch)[1]
+
+    def of(self, batch: Batch) -> np.ndarray:
+        """Weighted loss of each block of the rank's share."""
+        self.step.tell(*batch.arrays()[-2:])
+        return self(Tensor(1.0, ms.float32), *map(as_tensor, arrays_of(batch))).asnumpy()
 
 
 def _squares(grad, share):

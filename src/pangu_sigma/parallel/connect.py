@@ -50,9 +50,10 @@ class ConnectedRanks(Ranks):
         time.sleep(PAUSE)
 
 
-def join(parallel: ParallelConfig) -> Ranks:
+def join(parallel: ParallelConfig, tensor: bool = False) -> Ranks:
     """This process among the ranks of its run; call after `use_cpu`, before any tensor is made. msrun's scheduler does not return.
 
+    tensor: whether the device shares matrices.
     Raises ConfigError when the `parallel` section lays out another number of ranks than were started, or what the CPU cannot do.
     """
     started = int(os.environ.get("MS_WORKER_NUM", "1"))
@@ -62,11 +63,11 @@ def join(parallel: ParallelConfig) -> Ranks:
             f"data={parallel.data} · tensor={parallel.tensor}), but {started} were started; start {parallel.ranks} with "
             "run_scripts/msrun_cpu.sh, or change the section"
         )
-    if parallel.tensor > 1:
+    if parallel.tensor > 1 and not tensor:
         raise ConfigError(
             f"parallel.tensor={parallel.tensor} needs Ascend: MindSpore shares no matrices on the CPU; set it to 1"
         )
-    if started > 1:
+    if started > 1 and not communication.GlobalComm.INITED:
         communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         sys.exit(0)

@@ -134,10 +134,11 @@ def shard(loss: NextTokenLoss, parallel: ParallelConfig) -> None:
 def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
     """Note on a parameter how it is cut, for the optimizer and for the plan.
 
-    slice_shape: what one rank holds for the network. shards: ranks that divide that slice among them, with its Adam state (ZeRO).
-    replicas: ranks that hold the same numbers, the shards counted as different.
+    whole_shape: of all ranks together. slice_shape: what one rank holds for the network. shards: ranks that divide that slice among
+    them, with its Adam state (ZeRO). replicas: ranks that hold the same numbers, the shards counted as different.
     """
     parts = [_parts(parallel)[axis] for axis in axes]
+    parameter.whole_shape = tuple(parameter.shape)
     parameter.slice_shape = tuple(size // part for size, part in zip(parameter.shape, parts, strict=True))
     same = parallel.ranks // math.prod(parts)
     parameter.shards = same if divide and parameter.slice_shape[0] % same == 0 else 1

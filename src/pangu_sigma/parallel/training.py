@@ -11,10 +11,11 @@ from typing import Any
 from pangu_sigma.config import Config, ConfigError
 
 
-def training_command(file: Path, run: Path, overrides: list[str]) -> list[str]:
+def training_command(file: Path, run: Path, overrides: list[str], ascend: bool = False) -> list[str]:
     """What every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint."""
     settings = [text for override in overrides for text in ("--set", override)]
-    return [sys.executable, "-m", "pangu_sigma", "train", str(file), "--run", str(run), *settings]
+    device = ["--device", "ascend"] if ascend else []
+    return [sys.executable, "-m", "pangu_sigma", "train", str(file), "--run", str(run), *device, *settings]
 
 
 def check_ranks(config: Config, processes: int | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from mindspore import nn
@@ -10,12 +10,10 @@ from tqdm import tqdm
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.ranks import ALONE, Ranks
-from pangu_sigma.routing.table import RoutingTable
 from pangu_sigma.train.loss import NextTokenLoss
 
 
@@ -30,25 +28,31 @@ class EvaluationStep(nn.Cell):
     def construct(self, active_NA, *batch):
         return self.loss(1.0, *batch, *self.store.fetch(active_NA))[1]
 
+    def of(self, batch: Batch) -> np.ndarray:
+        """Weighted loss of each block."""
+        *per_micro, active_NA, _ = batch.arrays()
+        return self(as_tensor(active_NA), *(as_tensor(array[0]) for array in per_micro)).asnumpy()
+
+
+class Forward(Protocol):
+    """A graph that gives losses."""
+
+    def of(self, batch: Batch) -> np.ndarray:
+        """Weighted loss of each block."""
+
+    def set_train(self, mode: bool) -> object:
+        """False: without dropout."""
+
 
 class Evaluator:
     """Losses of a network on held-out text, batch by batch, without touching it."""
 
-    def __init__(
-        self,
-        config: Config,
-        tokenizer: Tokenizer,
-        table: RoutingTable,
-        network: PanGuSigma,
-        store: ExpertStore,
-        ranks: Ranks = ALONE,
-    ):
-        """ranks: all of them evaluate, each its share of the batches of its group's domains."""
-        batches = Batches(config, Path(config.data.path), tokenizer, table, "held_out", ranks.rank)
+    def __init__(self, config: Config, batches: Batches, forward: Forward, network: PanGuSigma, ranks: Ranks = ALONE):
+        """batches: held-out ones. ranks: all of them evaluate, each its share of the batches of its group's domains."""
         self._batches = {d.name: batches.held_out(d.index, config.train.eval_batches) for d in batches.domains}
         self._ranks = ranks
         self._network = network
-        self._step = EvaluationStep(network, store)
+        self._step = forward
 
     def losses(self) -> dict[str, float]:
         """Mean nats per held-out token, by domain."""
@@ -69,9 +73,7 @@ class Evaluator:
         """Nats of this rank's tokens, and how many they are."""
         weighted, tokens = 0.0, 0
         for batch in batches:
-            *per_micro, active_NA, _ = batch.arrays()
-            loss_M = self._step(as_tensor(active_NA), *(as_tensor(array[0]) for array in per_micro))
-            weighted += float(loss_M.asnumpy().sum()) * batch.counted
+            weighted += float(self._step.of(batch).sum()) * batch.counted
             tokens += int((batch.weights_GBS > 0).sum())
             progress.update()
         return weighted, tokens

@@ -13,20 +13,21 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.prefetch import Traffic
-from pangu_sigma.ecss.store import array_specs, make_store
+from pangu_sigma.ecss.store import ExpertStore, array_specs, make_store
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.connect import join
 from pangu_sigma.parallel.dispatch import experts_of
 from pangu_sigma.parallel.layout import Layout
-from pangu_sigma.train.checkpoint import load_checkpoint, save_checkpoint
-from pangu_sigma.train.evaluation import Evaluator
-from pangu_sigma.train.feed import Feed
+from pangu_sigma.parallel.ranks import Ranks
+from pangu_sigma.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pangu_sigma.train.evaluation import EvaluationStep, Evaluator
+from pangu_sigma.train.feed import Fed, Feed
 from pangu_sigma.train.metrics import MetricsLog, NoLog, StepMetrics
 from pangu_sigma.train.report import write_report
 from pangu_sigma.train.run_folder import RunFolder
 from pangu_sigma.train.schedule import Schedule
-from pangu_sigma.train.state import Progress, files_of, parts_of, restore, shards_of
+from pangu_sigma.train.state import Parts, Progress, files_of, parts_of, restore, shards_of
 from pangu_sigma.train.step import StepResult, TrainStep
 from pangu_sigma.train.stop import StopRequest
 
@@ -36,25 +37,33 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """A run that can be advanced, saved and resumed; of a run of several ranks, one of them, and all do the same."""
 
+    exchanged: bool | None = None
+    """Of `Batches`."""
+
     def __init__(self, config: Config, folder: Path):
         self.config = config
-        use_cpu(config.seed)
-        self.ranks = join(config.parallel)
+        self.ranks = self._join()
         self.run = RunFolder.create(folder, config, self.ranks)
         ms.set_seed(config.seed)  # again: what joins ranks may have drawn
-        dtype = getattr(ms, config.train.compute_dtype)
-        self.network = PanGuSigma(config.model, config.slots, dtype, routed=experts_of(config, self.ranks))
-        self.store = make_store(config, self._tier(), self.ranks.rank)
-        self.step = TrainStep(config, self.network, self.store, self.ranks)
+        self.network, self.store, self.step = self._build()
         self.step.set_train()
         self.shards = shards_of(self.network, self.store, self.step)
-        data = Path(config.data.path)
-        self.batches = Batches(config, data, self.run.tokenizer, self.run.table, rank=self.ranks.rank)
+        self.batches = self.open_batches("train")
         self.schedule = Schedule(config.train.optimizer)
         self.progress = Progress(0, 0, self.batches.start())
         if (self.run.checkpoints / "LATEST").exists():
             self._resume()
         self.feed = Feed(config, self.batches, self.progress.cursor, self.store)
+
+    def open_batches(self, split: str) -> Batches:
+        """This rank's share of a split of the prepared data."""
+        data = Path(self.config.data.path)
+        return Batches(self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, self.exchanged)
+
+    def evaluator(self) -> Evaluator:
+        """Held-out losses of the network as it is."""
+        forward = EvaluationStep(self.network, self.store)
+        return Evaluator(self.config, self.open_batches("held_out"), forward, self.network, self.ranks)
 
     @property
     def finished(self) -> bool:
@@ -64,7 +73,7 @@ class Trainer:
         """One step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
         fed = self.feed.take()
         rate = self.schedule(self.progress.updates + 1)
-        result = StepResult(*self.step(Tensor(rate, ms.float32), *fed.arrays, *fed.transfer))
+        result = self._take_step(Tensor(rate, ms.float32), fed)
         self.progress.step += 1
         self.progress.updates += int(result.applied.asnumpy())
         self.progress.cursor = fed.cursor
@@ -98,8 +107,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the state after the last step."""
-        first_replica = Layout(self.config.parallel).place(self.ranks.rank).data == 0
-        arrays, parts = files_of(self.shards, self.store, self.ranks, first_replica)
+        arrays, parts = self._files()
         return save_checkpoint(
             self.run.checkpoints,
             self.progress.step,
@@ -112,6 +120,27 @@ class Trainer:
             self.ranks,
         )
 
+    def _join(self) -> Ranks:
+        use_cpu(self.config.seed)
+        return join(self.config.parallel)
+
+    def _build(self) -> tuple[PanGuSigma, ExpertStore, TrainStep]:
+        dtype = getattr(ms, self.config.train.compute_dtype)
+        network = PanGuSigma(self.config.model, self.config.slots, dtype, routed=experts_of(self.config, self.ranks))
+        store = make_store(self.config, self._tier(), self.ranks.rank)
+        return network, store, TrainStep(self.config, network, store, self.ranks)
+
+    def _take_step(self, rate: Tensor, fed: Fed) -> StepResult:
+        return StepResult(*self.step(rate, *fed.arrays, *fed.transfer))
+
+    def _files(self) -> tuple[dict[str, dict[str, np.ndarray]], Parts]:
+        """What this rank writes of a checkpoint."""
+        first_replica = Layout(self.config.parallel).place(self.ranks.rank).data == 0
+        return files_of(self.shards, parts_of(self.shards, self.store), self.ranks, first_replica)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        restore(self.shards, checkpoint, self.store.tier.release, parts_of(self.shards, self.store))
+
     def _tier(self) -> HostTier:
         options = self.config.ecss
         if options.store == "host":
@@ -123,19 +152,19 @@ class Trainer:
 
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.run.checkpoints, self.run.identity, self.ranks)
-        restore(self.shards, checkpoint, self.store.tier.release, parts_of(self.shards, self.store))
+        self._restore(checkpoint)
         self.progress = Progress.from_state(checkpoint.state)
         logger.info("resuming %s after step %d", self.run.path, checkpoint.step)
 
 
-def train(config: Config, folder: Path) -> Trainer:
+def train(config: Config, folder: Path, kind: type[Trainer] = Trainer) -> Trainer:
     """Train `config` in `folder`, from its newest checkpoint if it has one, and write metrics, checkpoints and a report.
 
     At SIGTERM, to any rank, all ranks finish the same step, save it and return; the run is then not at its last step.
     """
-    trainer = Trainer(config, folder)
+    trainer = kind(config, folder)
     ranks, options, names = trainer.ranks, config.train, [d.name for d in config.domains]
-    evaluator = Evaluator(config, trainer.run.tokenizer, trainer.run.table, trainer.network, trainer.store, ranks)
+    evaluator = trainer.evaluator()
     start = trainer.progress.step
     log = MetricsLog(folder, names, options.steps, options.log_interval, start) if ranks.first else NoLog()
     with StopRequest() as stop, log:

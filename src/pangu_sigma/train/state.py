@@ -62,7 +62,11 @@ def shards_of(network: PanGuSigma, store: ExpertStore, step: TrainStep | None = 
     return shards
 
 
-def parts_of(shards: Shards, store: ExpertStore) -> dict[str, dict[str, Part]]:
+Parts = dict[str, dict[str, Part]]
+"""Where the parameters of shards lie in those of the run."""
+
+
+def parts_of(shards: Shards, store: ExpertStore) -> Parts:
     """Where the parameters of this rank lie in those of the run, of the shards that are divided among ranks."""
     if len(store.held) == store.experts:
         return {}
@@ -79,14 +83,13 @@ def arrays_of(shards: Shards) -> dict[str, dict[str, np.ndarray]]:
 
 
 def files_of(
-    shards: Shards, store: ExpertStore, ranks: Ranks, writes_experts: bool
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, Part]]]:
+    shards: Shards, parts: Parts, ranks: Ranks, writes_experts: bool
+) -> tuple[dict[str, dict[str, np.ndarray]], Parts]:
     """What this rank writes of a checkpoint: arrays and parts by file stem.
 
     Rank 0 writes what is not divided. writes_experts: whether this rank is the one of the replicas that writes what all of them
     store.
     """
-    parts = parts_of(shards, store)
     own = {
         f"{shard}.{ranks.rank:05d}" if shard in parts else shard: shard
         for shard in shards
@@ -111,13 +114,28 @@ def restore(
     Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
     """
     for shard, name, parameter, pieces in _matched(shards, checkpoint, parts or {}):
-        target, wanted = parameter.asnumpy(), _part(parts or {}, shard, name, parameter)
-        copied = sum(copy_part(value, part, target, wanted, after_row) for part, value in pieces)
-        if copied != target.size:
-            raise CheckpointError(
-                f"checkpoint of step {checkpoint.step}: {name} has {copied} of {target.size} values in shard {shard}; "
-                "a file is missing, use another checkpoint"
-            )
+        wanted = _part(parts or {}, shard, name, parameter)
+        _fill(parameter.asnumpy(), wanted, pieces, f"checkpoint of step {checkpoint.step}: {name}", after_row)
+
+
+def fill_from(checkpoint: Checkpoint, shards: Shards, parts: Parts) -> Iterator[tuple[Parameter, np.ndarray]]:
+    """Every parameter with its part of the checkpoint, where a parameter's memory is not the host's. Raises as `restore`."""
+    for shard, name, parameter, pieces in _matched(shards, checkpoint, parts):
+        array = np.empty_like(parameter.asnumpy())
+        _fill(array, parts[shard][name], pieces, f"checkpoint of step {checkpoint.step}: {name}")
+        yield parameter, array
+
+
+def _fill(
+    target: np.ndarray,
+    wanted: Part,
+    pieces: list[tuple[Part, np.ndarray]],
+    what: str,
+    after_row: Callable[[], None] = lambda: None,
+) -> None:
+    copied = sum(copy_part(value, part, target, wanted, after_row) for part, value in pieces)
+    if copied != target.size:
+        raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, use another checkpoint")
 
 
 def load_trained(run: RunFolder) -> tuple[PanGuSigma, ExpertStore]:
