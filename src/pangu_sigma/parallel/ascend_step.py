@@ -31,6 +31,7 @@ from pangu_sigma.model.experts import MatMulFFN, PaddedFFN
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma, ffn_tensors
 from pangu_sigma.parallel.exchange import exchanged_experts
 from pangu_sigma.parallel.sharding import EXPERT_TENSORS, STRATEGIES, cut, shard
+from pangu_sigma.parallel.supported import check_ascend
 from pangu_sigma.train.loss import NextTokenLoss
 from pangu_sigma.train.step import Hyper, LossScale
 
@@ -134,10 +135,12 @@ class AscendStep(nn.Cell):
 
     construct(lr, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
+    Raises ConfigError for what supported.py lists.
     """
 
     def __init__(self, config: Config):
         super().__init__()
+        check_ascend(config)
         parallel, model, optimizer = config.parallel, config.model, config.train.optimizer
         places = active_places(config)
         network = PanGuSigma(
