@@ -93,7 +93,7 @@ def _cannot(config: Config, devices: int) -> str:
     more = next((n for n in range(max(devices + 1, 1), most + 1) if any(_layouts(config, n))), None)
     nearest = " or ".join(str(n) for n in (fewer, more) if n)
     return (
-        f"--devices {devices}: {config.name} cannot be laid out on so many NPUs. MindSpore takes 1, 2, 4 or a multiple of "
-        f"{NPUS_PER_HOST}; each needs an equal part of data.domain_sets={config.data.domain_sets}, of the {sequences} sequences of "
-        f"a block and, up to {NPUS_PER_HOST} ways, of attention heads, hidden and ffn. The nearest numbers that can be are {nearest}"
+        f"--devices {devices}: {config.name} cannot be laid out on so many NPUs. MindSpore takes 1, 2, 4 or a multiple of 8; each "
+        f"needs an equal part of data.domain_sets={config.data.domain_sets}, of the {sequences} sequences of a block and, up to "
+        f"{NPUS_PER_HOST} ways, of attention heads, hidden and ffn. The nearest numbers that can be are {nearest}"
     )

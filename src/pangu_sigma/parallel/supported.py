@@ -6,7 +6,6 @@ Each limit is an error that names the key, its value and the fix. What does not 
 from __future__ import annotations
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.parallel.machine import NPUS_PER_HOST
 from pangu_sigma.parallel.memory import tokens_of_rank
 
 
@@ -40,9 +39,9 @@ def check_passes(config: Config) -> None:
 def check_layout(config: Config) -> None:
     """Raises ConfigError for a parallel section that MindSpore does not take."""
     ranks, tensor = config.parallel.ranks, config.parallel.tensor
-    if ranks not in (1, 2, 4) and ranks % NPUS_PER_HOST:
+    if ranks not in (1, 2, 4) and ranks % 8:
         raise ConfigError(
-            f"parallel: groups · expert · data · tensor is {ranks}; MindSpore takes 1, 2, 4 or a multiple of {NPUS_PER_HOST} NPUs"
+            f"parallel: groups · expert · data · tensor is {ranks}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs"
         )
     tokens = tokens_of_rank(config) // (config.data.domains_per_step // config.parallel.groups)
     if tokens % tensor:
