@@ -69,7 +69,7 @@ ALL_AXES = LAYOUTS["all axes"]
 OTHER_KEYS = {
     "float32": (ALL_AXES, ["train.compute_dtype=float32"]),
     "an only layer": (LAYOUTS["recompute"], ["model.dense_layers=0"]),
-    "shares that end inside sequences": (ALL_AXES, ["train.batch_size=12"]),
+    "one and a half sequences a tensor rank": (ALL_AXES, ["train.batch_size=12"]),
     "bfloat16 moments": (ALL_AXES, ["ecss.moments=bfloat16"]),
 }
 

@@ -72,7 +72,7 @@ def test_an_only_layer_is_the_query_layer_and_reads_the_embeddings_through_the_l
 
 
 @pytest.mark.parametrize(("batch", "calls"), [(2, 0), (4, 0), (6, 2), (8, 0), (10, 2)])
-def test_labels_are_gathered_when_shares_of_a_tensor_group_end_inside_sequences(batch: int, calls: int):
+def test_labels_are_gathered_when_a_tensor_rank_has_one_and_a_half_sequences(batch: int, calls: int):
     """Half of the sequences on each of 2 expert ranks, half of those on each of 2 tensor ranks: 1.5 of them, or 2.5."""
     config = by_hand(train={"batch_size": batch})
     assert counted(config, "AllGather", axes=REPLICAS, phase="forward") == (calls, calls * 4 * batch * 4)

@@ -222,6 +222,9 @@ def format_plan(plan: dict[str, Any]) -> str:
     )
 
 
+_AXES = ("groups", "expert", "data", "tensor")
+
+
 def _format_layout(plan: dict[str, Any]) -> list[str]:
     parallel = plan["parallel"]
     if plan["suggested"]:
@@ -229,7 +232,7 @@ def _format_layout(plan: dict[str, Any]) -> list[str]:
         section = yaml.safe_dump({"parallel": other}, sort_keys=False).rstrip().splitlines()
         rows = ["  layout, suggested; copy it into the configuration:", *(f"    {line}" for line in section)]
     else:
-        axes = " x ".join(f"{parallel[name]} {name}" for name in ("groups", "expert", "data", "tensor"))
+        axes = " x ".join(f"{parallel[name]} {name}" for name in _AXES if parallel[name] > 1) or "a single rank"
         switches = "".join(f", {key}: {str(parallel[key]).lower()}" for key in ("optimizer", "recompute"))
         rows = [f"  layout, as configured: {axes}{switches}"]
     if plan["refused"]:
@@ -280,7 +283,7 @@ def _format_traffic(plan: dict[str, Any]) -> list[str]:
         origin = "as MindSpore placed them" if plan["compiled"] else "predicted; what each is for: --json"
         rows.insert(0, f"  {'collective':<13} {'ranks':>6} {'calls':>6} {'tensors':>9}  {origin}")
     links = (f"{name} {traffic[key] / 1e9:.2f}" for name, key in _LINKS if traffic[key])
-    return ["sent by an NPU in a step, in GB: " + (", ".join(links) or "nothing"), *rows]
+    return ["moved by an NPU in a step, in GB: " + (", ".join(links) or "nothing"), *rows]
 
 
 _LINKS = (("PCIe to and from its host", "pcie"), ("HCCS inside the host", "hccs"), ("network", "network"))

@@ -1,7 +1,7 @@
 """What a rank sends in one step: collectives, and bytes by the link that carries them. Pure Python.
 
-Rules (T tokens of a rank, W rows of its RRE layer, H hidden, R rows of a slot; spec §3.5).
-They are what MindSpore makes of the strategies of `sharding.py`; a test holds them against compiled graphs, every call and byte.
+Rules (T tokens of a rank, W rows of its RRE layer, H hidden, R rows of a slot, t tensor ranks; spec §3.5). They are what MindSpore
+makes of the strategies of `sharding.py`; a test holds them against compiled graphs, every call and byte.
 
     embeddings    AllGather [T, H] in the tensor group: of tables cut by hidden; once more for the LayerNorm, if it is float32 alone
     attention     AllReduce [T, H] of the output rows, in the tensor group
@@ -9,14 +9,14 @@ They are what MindSpore makes of the strategies of `sharding.py`; a test holds t
     RRE FFN       AlltoAll [W, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
                   AllReduce [W, H] in the tensor group, AlltoAll [W, H/t], AllGather [W, H]: and back
     logits        AllGather [R, H] of each block's slot; the ranks of a tensor group divide the tokens
-    labels        AllGather of all ranks' labels and of their weights, when the tensor ranks' shares end inside sequences and are
-                  longer than one; else nothing
+    labels        AllGather of all labels and of their weights, where a tensor rank's share of a block is neither whole sequences
+                  nor an even part of one
     loss          AllReduce of a number for each block; over all blocks only the gradient is summed
     backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather
     recompute     forward again inside layers, but for what no gradient needs: FFN output, the rows' way back
 
     gradient      float32: ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the others; and
-                  AllReduce of active experts' tensors that several ranks hold
+                  AllReduce of active experts' tensors that several ranks hold, in the compute dtype
 
 and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
 `parallel.fusion_mib` merges them.
