@@ -24,7 +24,7 @@ def test_constants_are_the_solution_of_the_two_equations():
     """Layouts, collectives or matrices that change move it; the message has the new values."""
     time = step_time(load_config(MODEL_CONFIGS / "sigma_1t.yaml"))
     others = 10 - 1  # of ten experts one is active
-    update = (7.5 * 6.3 - 7.5) / others - time.gradients_back
+    update = (7.5 * 6.3 - 7.5) / others - time.fetch - time.gradients_back
     compute = 7.5 - update - (time.step - time.compute - time.host_update)
     assert pytest.approx(cost.HOST_UPDATE_BANDWIDTH * time.host_update / update, rel=2e-3) == cost.HOST_UPDATE_BANDWIDTH
     assert pytest.approx(cost.MATMUL_EFFICIENCY * time.compute / compute, rel=2e-3) == cost.MATMUL_EFFICIENCY
@@ -51,10 +51,9 @@ def test_the_share_of_all_to_all_is_as_small_as_the_docstring_admits():
         assert 0 < time.all_to_all / time.step < 0.02
 
 
-def test_weights_that_are_not_prefetched_cost_their_whole_way():
-    without = by_hand(ecss={"prefetch": False})
-    assert step_time(without).fetch == pytest.approx(2 * 144 / PCIE_BANDWIDTH)
-    assert step_time(by_hand()).fetch < step_time(without).fetch
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_active_weights_come_before_the_step_and_cost_their_whole_way(prefetch: bool):
+    assert step_time(by_hand(ecss={"prefetch": prefetch})).fetch == pytest.approx(2 * 144 / PCIE_BANDWIDTH)
 
 
 def test_adam_on_the_host_reads_and_writes_26_bytes_an_element_or_18():
@@ -81,7 +80,7 @@ def test_more_tokens_take_longer_but_not_in_proportion(config: Config):
     double = config.model_copy(update={"train": train})
     one, two = step_time(config), step_time(double)
     assert one.compute < two.compute
-    assert one.step * (1 - 1e-9) <= two.step <= 2 * one.step, "equal where a longer step hides more of the fetch"
+    assert one.step < two.step <= 2 * one.step
 
 
 def test_a_slower_host_only_slows_the_host(monkeypatch):

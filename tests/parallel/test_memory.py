@@ -7,15 +7,29 @@ from hypothesis import strategies as st
 from small_clusters import MODEL_CONFIGS, by_hand, clusters
 
 from pangu_sigma.config import Config, load_config
+from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.parallel.machine import GIB, HOST_MEMORY, NPU_MEMORY
-from pangu_sigma.parallel.memory import capacity, exchanged_rows, host_items, npu_items, tokens_of_rank, total
+from pangu_sigma.parallel.memory import (
+    capacity,
+    communicators,
+    exchanged_rows,
+    host_items,
+    npu_items,
+    tokens_of_rank,
+    total,
+)
 from pangu_sigma.parallel.suggest import with_parallel
+from pangu_sigma.parallel.traffic import collectives
 
-FFN_SLICE = 8 * 8 + 8 + 8 * 8 + 8
+TABLES = 16 * 4 + 2 * 4 * 4
+"""Of a rank, cut by hidden: the only slot, positions and query positions."""
+ATTENTION, ATTENTION_BIASES = 3 * 8 * 4 + 4 * 8, 3 * 4 + 8
+FFN, FFN_BIASES = 2 * 8 * 8, 8 + 8
 """w1 and w2 [16/2, 8], b1 [16/2], b2 [8]."""
-ATTENTION_SLICE = 3 * (8 * 4 + 4) + 4 * 8 + 8
+FFN_SLICE = FFN + FFN_BIASES
 NORM = 2 * 8
-DENSE_SLICE = 16 * 8 + 2 * 4 * 8 + 2 * (ATTENTION_SLICE + 2 * NORM) + FFN_SLICE + NORM
+DENSE_KEPT = (TABLES + 2 * ATTENTION + FFN) // 2 + 2 * (ATTENTION_BIASES + 2 * NORM) + FFN_BIASES + NORM
+"""Two replicas divide the matrices; vectors are whole."""
 
 
 def npu(config: Config) -> dict[str, int]:
@@ -29,18 +43,19 @@ def host(config: Config) -> dict[str, int]:
 def test_an_npu_counted_by_hand():
     config = by_hand()
     assert (tokens_of_rank(config), capacity(config), exchanged_rows(config)) == (8, 8, 16)
-    every_layer = 8 * 8 * (4 + 4 + 8) + 4 * 2 * 8 * 4 + 2 * 1 * 4 * 4 * (4 + 2)
-    dense, routed = every_layer + 2 * 2 * 8 * 8, every_layer + 2 * 16 * 8 + 2 * 2 * 16 * 8
+    every_layer = 8 * 8 * (2 + 8) + 4 * 2 * 8 * 4 + 2 * 1 * 4 * 4 * (4 + 2)
+    dense = every_layer + 2 * 8 * 8 + 2 * 2 * 8 * 8
+    routed = every_layer + 2 * 16 * 8 + 2 * 2 * 16 * 8 + 2 * 8 * 8
     assert npu(config) == {
-        "dense: weights": 4 * DENSE_SLICE,
-        "dense: gradients": 4 * DENSE_SLICE,
-        "dense: moments": 8 * DENSE_SLICE,
-        "dense: weights in use": 2 * (2 * ATTENTION_SLICE + FFN_SLICE),
-        "dense: slots of the logits": 2 * 16 * 8,
-        "dense: gradients being summed": 4 * 16 * 8,
-        "experts: active weights": 2 * 2 * FFN_SLICE,
+        "dense: weights": 4 * DENSE_KEPT,
+        "dense: gradients": 4 * DENSE_KEPT,
+        "dense: moments": 8 * DENSE_KEPT,
+        "dense: weights in use": 2 * (2 * (ATTENTION + ATTENTION_BIASES) + FFN_SLICE) + 4 * 2 * 4 * 4,
+        "dense: embedding in use": 4 * 16 * 4,
+        "dense: gradients being summed": 4 * 8 * 8,
+        "experts: active weights": 2 * FFN_SLICE,
         "experts: gradients of the active": 2 * FFN_SLICE,
-        "activations kept": dense + routed,
+        "activations kept": dense + routed + 4 * 8 * 8,
         "largest transient": routed,
         "attention mask": 2 * 4 * 4 * 4,
         "communication buffers": 3 * 400 << 20,
@@ -48,19 +63,45 @@ def test_an_npu_counted_by_hand():
     }
 
 
+def test_logits_are_the_fullest_moment_of_a_large_vocabulary():
+    """512 rows for 4 of 8 tokens, three times in float32; the slot and its gradient in float16."""
+    config = by_hand(model={"slot_rows": 512})
+    assert npu(config)["largest transient"] == 3 * 4 * 4 * 512 + 2 * 2 * 512 * 8
+
+
 def test_recompute_keeps_inputs_and_one_layer():
-    every_layer = 8 * 8 * 16 + 256 + 192
-    found = npu(by_hand(parallel={"expert": 2, "tensor": 2, "fusion_mib": 0, "recompute": True}))
-    assert found["activations kept"] == 2 * 2 * 8 * 8
-    assert found["largest transient"] == 2 * (every_layer + 256 + 512)
+    """The first layer's input and the query rows are still cut by hidden; the last norm is in no layer."""
+    plain, recomputed = npu(by_hand()), npu(with_parallel(by_hand(), recompute=True))
+    assert recomputed["activations kept"] == 2 * (8 * 8 + 2 * 8 * 4) + 4 * 8 * 8
+    assert recomputed["largest transient"] == 2 * plain["largest transient"]
+
+
+def test_prefetch_brings_no_second_set_of_active_weights():
+    assert npu(by_hand(ecss={"prefetch": False})) == npu(by_hand())
+
+
+def test_gradients_are_summed_in_pieces_of_fusion_mib():
+    """But not less than the largest, an FFN matrix, and not more than all but the embedding's. A single rank sums nothing."""
+    for mib, expected in ((0, 4 * 2560 * 5120), (64, 64 << 20)):
+        found = npu(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [f"parallel.fusion_mib={mib}"]))
+        assert found["dense: gradients being summed"] == expected
+    others = TABLES - 16 * 4 + 2 * (ATTENTION + ATTENTION_BIASES + 2 * NORM) + FFN_SLICE + NORM
+    assert npu(with_parallel(by_hand(), fusion_mib=64))["dense: gradients being summed"] == 4 * others
+    assert npu(by_hand(parallel={"expert": 1, "tensor": 1}))["dense: gradients being summed"] == 0
+
+
+@settings(deadline=None)
+@given(clusters())
+def test_every_group_that_communicates_has_its_buffers(config: Config):
+    layout = Layout(config.parallel)
+    assert {tuple(layout.peers(0, *c.axes)) for c in collectives(config)} == communicators(config)
 
 
 def test_a_host_counted_by_hand():
     stored = 4 * 2 * FFN_SLICE
     assert host(by_hand()) == {
-        "experts: weights": 4 * stored,
+        "experts: weights": 4 * stored + 4 * 4 * 2,
         "experts: moments": 8 * stored,
-        "experts: step counts": 4 * 4 * 2,
         "rows on their way": 4 * 3 * 2 * FFN_SLICE,
         "processes": 4 * 4 * GIB,
         "operating system": 16 * GIB,
@@ -89,15 +130,6 @@ def test_without_ecss_all_stored_experts_are_on_the_npu():
     assert not any(
         name.startswith("experts") and nbytes for name, nbytes in host(by_hand(ecss={"enabled": False})).items()
     )
-
-
-def test_passes_keep_a_sum_of_gradients():
-    one, two = by_hand(), by_hand(train={"batch_size": 4, "accumulation": 2, "compute_dtype": "float16"})
-    added = {name: npu(two)[name] - nbytes for name, nbytes in npu(one).items()}
-    assert {name for name, nbytes in added.items() if nbytes} == {
-        "dense: gradients",
-        "experts: gradients of the active",
-    }
 
 
 def test_the_trillion_fits_its_512_npus_and_64_hosts_with_ecss_only():

@@ -59,9 +59,11 @@ def test_what_each_rank_of_the_paper_keeps():
     assert (query.computed, query.kept, query.replicas) == ((5120, 640), (80, 640), 64)
     assert (output.computed, output.kept) == ((640, 5120), (10, 5120))
     assert (found["layers.0.ffn.w1"].computed, found["layers.0.ffn.w1"].kept) == ((2560, 5120), (40, 5120))
-    assert (found["positions"].kept, found["positions"].replicas) == ((2, 5120), 512)
-    assert not found["embedding"].divided, "3 slots, 512 ranks"
-    assert not found["layers.0.attention_norm.gain"].divided, "smaller than MindSpore divides"
+    positions, embedding = found["positions"], found["embedding"]
+    assert (positions.computed, positions.kept, positions.replicas) == ((1024, 640), (16, 640), 64)
+    assert (embedding.computed, embedding.kept) == ((3 * 40_000, 640), (1875, 640))
+    norm = found["layers.0.attention_norm.gain"]
+    assert (norm.kept, norm.replicas) == ((5120,), 512), "vectors are whole on every rank"
     assert found["layers.0.ffn.w1.variance"].kept == (40, 5120)
     expert = found["experts.7.w1"]
     assert (expert.shape, expert.kept, expert.device) == ((640, 20480, 5120), (10, 2560, 5120), "CPU")

@@ -74,16 +74,17 @@ def test_what_fits_is_the_least_change_that_fits():
     assert what_fits(without_ecss) == {"ecss.enabled": True}
     config = with_parallel(shipped("sigma_38b"), **suggest_layout(shipped("sigma_38b"), 64).model_dump())
     keys = what_fits(config)
-    assert keys == {"train.batch_size": 128, "train.accumulation": 4}
-    for batch, accumulation, room in ((128, 4, True), (256, 2, False)):
-        train = config.train.model_copy(update={"batch_size": batch, "accumulation": accumulation})
+    assert keys == {"train.batch_size": 256}, "one pass with fewer sequences"
+    for batch, room in ((256, True), (512, False)):
+        train = config.train.model_copy(update={"batch_size": batch})
         tried = config.model_copy(update={"train": train})
         assert (total(npu_items(tried)) <= NPU_MEMORY) == room
 
 
 def test_what_fits_is_nothing_when_nothing_does():
+    """On one host, weights, gradients and moments alone are too much."""
     config = shipped("sigma_38b")
-    assert what_fits(with_parallel(config, **suggest_layout(config, 16).model_dump())) is None
+    assert what_fits(with_parallel(config, **suggest_layout(config, 8).model_dump())) is None
 
 
 def test_a_section_that_does_not_come_out_even_is_refused():

@@ -32,6 +32,7 @@ from pangu_sigma.parallel.dispatch import exchanged_experts
 from pangu_sigma.parallel.exchange import ascend_exchange
 from pangu_sigma.parallel.layout import active_places, capacity
 from pangu_sigma.parallel.sharding import EXPERT_TENSORS, STRATEGIES, cut, shard
+from pangu_sigma.parallel.supported import check_ascend
 from pangu_sigma.train.loss import NextTokenLoss
 from pangu_sigma.train.step import Hyper, LossScale
 
@@ -137,11 +138,13 @@ class AscendStep(nn.Cell):
 
     construct(lr, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
+    Raises ConfigError for what supported.py lists.
     """
 
     def __init__(self, config: Config, rank: int = 0):
         """rank: which experts it stores."""
         super().__init__()
+        check_ascend(config)
         parallel, model, optimizer = config.parallel, config.model, config.train.optimizer
         places = active_places(config)
         network = PanGuSigma(

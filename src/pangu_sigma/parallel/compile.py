@@ -26,6 +26,7 @@ from tqdm import tqdm
 from pangu_sigma.config import Config, ConfigError, dump_config, load_config
 from pangu_sigma.parallel.cann_stub import ascend_environment
 from pangu_sigma.parallel.parameters import HOST, NPU
+from pangu_sigma.parallel.supported import check_ascend
 
 COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter")
 
@@ -75,8 +76,10 @@ class Compiled:
 def compile_step(config: Config, rank: int = 0) -> Compiled:
     """Compile the step of `rank` under `config.parallel`.
 
-    Raises PlanRefused with MindSpore's reason. Takes minutes and gigabytes for the largest plans: a progress bar counts seconds.
+    Raises ConfigError for what the step does not do, PlanRefused with MindSpore's reason. Takes minutes and gigabytes for the
+    largest plans: a progress bar counts seconds.
     """
+    check_ascend(config)
     with tempfile.TemporaryDirectory(prefix="pangu_sigma_plan_") as folder:
         work = Path(folder)
         (work / "config.yaml").write_text(dump_config(config), encoding="utf-8")

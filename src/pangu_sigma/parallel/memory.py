@@ -1,16 +1,26 @@
 """Bytes on one NPU and on one host, item by item. All ranks are alike, because a layout divides everything evenly. Pure Python.
 
-Symbols: T tokens of a rank in one pass, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, R rows of a slot, t tensor
-ranks, c bytes of the compute dtype, W rows that the RRE layer of a rank multiplies. What is kept for the backward pass:
+Symbols: T tokens of a rank, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, t tensor ranks, c bytes of the compute
+dtype, W rows that the RRE layer of a rank multiplies. What the backward pass of the compiled step (`ascend_step.py`) reads of its
+forward pass:
 
-    every layer   T·H·(2c + 2c + 8)     inputs of both halves; what both LayerNorms return; their inputs in float32
+    every layer   T·H·(c + 8)           what the first LayerNorm returns; inputs of both in float32
                   4·c·T·H/t             q, k, v, and their mixture
                   B·n/t·S·S·(4 + c)     softmax in float32, and its cast (none when c is 4)
-    dense FFN     2·c·T·F/t             before and after the activation
-    RRE FFN       c·W·H + 2·c·W·F/t     rows that arrived, before and after the activation
+    dense FFN     c·T·H + 2·c·T·F/t     what the second LayerNorm returns; before and after the activation
+    RRE FFN       c·W·H + 2·c·W·F/t     rows that arrived; before and after the activation
+    query layer   c·T·H                 the query table's rows, gathered over tensor ranks
+    last norm     4·T·H                 its input in float32
 
-With `recompute` a layer keeps c·T·H, its input, and the rest is there for one layer at a time. While the backward pass is in a
-layer, each tensor kept of it has a gradient of its size (an upper bound: some are gone before others come).
+With `recompute` a layer keeps its input, c·T·H, and the query layer its query rows; the first input and those rows are still cut,
+c·T·H/t. The rest is there for one layer at a time. While the backward pass is in a layer, each tensor kept of it has a gradient of
+its size (an upper bound: some are gone before others come).
+
+Counted in compiled graphs: what is kept, and which copies of weights there are. Assumed, because only the device's runtime knows:
+that a tensor goes after its last reader, that one layer after the other is recomputed, and that the highest of the peaks comes on
+top of all that is kept. Left out, because as much is there at other moments: active experts on their way into their buffers (as
+large as their gradients), and Adam's scaled copy of one gradient at a time. A gradient in the compute dtype, before it is cast to
+be summed, is in the reserve. Without ECSS the numbers are for comparison: no compiled step stands behind them.
 """
 
 from __future__ import annotations
@@ -63,9 +73,9 @@ def npu_items(config: Config) -> list[Item]:
         Item(
             "communication buffers",
             COMMUNICATOR_BUFFERS * len(communicators(config)),
-            f"{len(communicators(config))} groups of ranks, 2 x 200 MB each",
+            f"HCCL's, 2 x 200 MB a group of ranks; {len(communicators(config))} of them",
         ),
-        Item("reserve", NPU_RESERVE, "streams, graph, fragmentation (assumed)"),
+        Item("reserve", NPU_RESERVE, "assumed: streams, graph, fragmentation"),
     ]
 
 
@@ -77,9 +87,8 @@ def host_items(config: Config) -> list[Item]:
     items = [
         Item(f"experts: {what}", ranks * _nbytes(stored, *kinds), how)
         for what, kinds, how in (
-            ("weights", ("weight",), "float32, all that its ranks store"),
-            ("moments", ("moment", "variance"), f"{config.ecss.moments}"),
-            ("step counts", ("step",), "int32"),
+            ("weights", ("weight", "step"), "all that its ranks store, float32, and step counts"),
+            ("moments", ("moment", "variance"), f"two, {config.ecss.moments}"),
         )
     ]
     if config.ecss.store == "file":
@@ -87,14 +96,14 @@ def host_items(config: Config) -> list[Item]:
         items = [Item("experts: mapped files", min(mapped, total(items)), "ecss.cache_gib of each rank")]
     return [
         *items,
-        Item("rows on their way", ranks * 3 * rows, "two sets of active weights and one of gradients"),
-        Item("processes", ranks * PROCESS_RESERVE, f"{ranks} ranks, 4 GiB each (assumed)"),
+        Item("rows on their way", ranks * 3 * rows, "active weights, the buffers' last contents, gradients"),
+        Item("processes", ranks * PROCESS_RESERVE, f"assumed: 4 GiB for each of {ranks} ranks"),
         Item("operating system", HOST_RESERVE, "assumed"),
     ]
 
 
 def tokens_of_rank(config: Config) -> int:
-    """T, tokens that a rank's network sees in one pass; ranks of a tensor group see the same."""
+    """T, tokens that a rank's network sees; ranks of a tensor group see the same."""
     parallel = config.parallel
     return config.train.batch_size // (parallel.ranks // parallel.tensor) * config.model.seq_length
 
@@ -114,31 +123,29 @@ def communicators(config: Config) -> set[tuple[int, ...]]:
     layout = Layout(config.parallel)
     axes = [("tensor",), ("groups", "expert", "data"), ("groups", "expert", "data", "tensor")]
     if config.model.rre_layers:
-        axes += [("expert",), ("data",)]
+        axes += [("expert",), ("data",), ("data", "tensor")]
     return {peers for names in axes if len(peers := tuple(layout.peers(0, *names))) > 1}
 
 
 def _dense_items(config: Config) -> list[Item]:
     dense = [array for array in all_arrays(config) if not array.expert]
-    weights = dense_weights(config)
+    embedding, *others = dense_weights(config)
     kept = _nbytes(dense, "weight")
-    whole = sum(a.nbytes for a in weights if not a.divided and a.replicas > 1)
-    largest = max(array.used_nbytes for array in weights)
-    slots = _slots_of_logits(config)
+    whole = sum(a.nbytes for a in (embedding, *others) if not a.divided and a.replicas > 1)
     return [
-        Item("dense: weights", kept, f"float32; {whole / GIB:.2f} GiB of them not divided by optimizer parallelism"),
-        Item("dense: gradients", _sums(config) * kept, f"float32, divided like the weights{_sums_text(config)}"),
-        Item("dense: moments", _nbytes(dense, "moment", "variance"), "two, float32, divided like the weights"),
-        Item("dense: weights in use", sum(map(_copy_nbytes, weights)), "gathered or cast, for the whole step"),
+        Item("dense: weights", kept, f"this rank's part, float32; {whole / GIB:.2f} GiB that all ranks keep whole"),
+        Item("dense: gradients", kept, "the same part, float32"),
+        Item("dense: moments", _nbytes(dense, "moment", "variance"), "the same part, two, float32"),
+        Item("dense: weights in use", sum(map(_copy_nbytes, others)), "gathered from other ranks, or cast"),
         Item(
-            "dense: slots of the logits",
-            slots * config.model.slot_rows * config.model.hidden * _item(config),
-            f"{config.train.compute_dtype}, one a block, {slots} in all",
+            "dense: embedding in use",
+            embedding.used_nbytes,
+            "gathered; after the logits, their part of its gradient, float32",
         ),
         Item(
             "dense: gradients being summed",
-            max(largest, config.parallel.fusion_mib * MIB) if config.parallel.ranks > 1 else 0,
-            "the largest, or parallel.fusion_mib",
+            _summed_bytes(config, others),
+            "whole, float32: the largest or parallel.fusion_mib",
         ),
     ]
 
@@ -148,14 +155,19 @@ def _copy_nbytes(array: Array) -> int:
     return array.used_nbytes if array.divided or array.used_as != array.dtype else 0
 
 
+def _summed_bytes(config: Config, weights: list[Array]) -> int:
+    """The embedding's gradient is summed last, when activations are gone."""
+    sizes = [math.prod(a.computed) * ITEM_SIZE["float32"] for a in weights if a.replicas > 1]
+    return max(max(sizes, default=0), min(sum(sizes), config.parallel.fusion_mib * MIB))
+
+
 def _expert_items(config: Config) -> list[Item]:
     active = sum(math.prod(shape) for shape in active_weights(config)) * _item(config)
     dtype = config.train.compute_dtype
     if config.ecss.enabled:
-        sets = 2 if config.ecss.prefetch else 1
         return [
-            Item("experts: active weights", sets * active, f"{dtype}, {sets} sets"),
-            Item("experts: gradients of the active", _sums(config) * active, f"{dtype}{_sums_text(config)}"),
+            Item("experts: active weights", active, f"{dtype}; filled at the start of a step"),
+            Item("experts: gradients of the active", active, dtype),
         ]
     stored = [array for array in all_arrays(config) if array.expert]
     elements = sum(math.prod(array.computed) for array in stored if array.kind == "weight")
@@ -164,61 +176,50 @@ def _expert_items(config: Config) -> list[Item]:
         Item("experts: weights", _nbytes(stored, "weight", "step"), "float32, all that the rank stores"),
         Item("experts: moments", _nbytes(stored, "moment", "variance"), "two, float32"),
         Item("experts: weights in use", copies if _item(config) < 4 else 0, dtype),
-        Item("experts: gradients", _sums(config) * copies, f"{dtype}{_sums_text(config)}"),
+        Item("experts: gradients", copies, dtype),
     ]
 
 
-def _sums(config: Config) -> int:
-    """Sets of gradients: those of a pass, and the sum over the passes before it."""
-    return 2 if config.train.accumulation > 1 else 1
-
-
-def _sums_text(config: Config) -> str:
-    return ", of a pass and of those before" if _sums(config) > 1 else ""
-
-
 def _activation_items(config: Config) -> list[Item]:
-    m, layers = config.model, layer_bytes(config)
-    kept, fullest = sum(layers), max(layers)
+    m, t, layers = config.model, config.parallel.tensor, layer_bytes(config)
+    row = tokens_of_rank(config) * m.hidden
+    kept, fullest, how = sum(layers), max(layers), "what the backward pass reads"
     if config.parallel.recompute:
-        kept, fullest = m.layers * _item(config) * tokens_of_rank(config) * m.hidden, 2 * fullest
-    table = m.slot_rows * m.hidden * config.slots * ITEM_SIZE["float32"]
+        cut = 2 if m.layers > 1 else 1  # the first layer's input and the query rows; the norm is before an only layer
+        kept = _item(config) * ((m.layers + 1 - cut) * row + cut * row // t)
+        fullest, how = 2 * fullest, "inputs of layers (recompute)"
     peaks = {
-        "one layer's backward": fullest,
+        "backward pass of one layer": fullest,
         "logits": _logits_bytes(config),
-        "second part of the embedding's gradient": table,
+        "embedding's gradient, from the lookup and whole": 2 * dense_weights(config)[0].used_nbytes,
     }
     highest = max(peaks, key=lambda name: peaks[name])
     return [
-        Item("activations kept", kept, "inputs of layers" if config.parallel.recompute else "all of all layers"),
+        Item("activations kept", kept + 4 * row, how),
         Item("largest transient", peaks[highest], highest),
-        Item("attention mask", _sequences(config) * m.seq_length**2 * 4, "float32"),
+        Item("attention mask", _sequences(config) * m.seq_length**2 * 4, "float32; all layers share it"),
     ]
 
 
 def layer_bytes(config: Config) -> list[int]:
-    """What the backward pass needs of each layer without recompute; the formulas of the module's text."""
+    """What the backward pass reads of each layer without recompute; the formulas of the module's text."""
     m, t, c = config.model, config.parallel.tensor, _item(config)
     tokens, rows = tokens_of_rank(config), exchanged_rows(config)
     scores = _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))
-    shared = tokens * m.hidden * (4 * c + 8) + 4 * c * tokens * m.hidden // t + scores
-    dense = shared + 2 * c * tokens * m.ffn // t
+    shared = tokens * m.hidden * (c + 8) + 4 * c * tokens * m.hidden // t + scores
+    dense = shared + c * tokens * m.hidden + 2 * c * tokens * m.ffn // t
     routed = shared + c * rows * m.hidden + 2 * c * rows * m.ffn // t
-    return [dense] * m.dense_layers + [routed] * m.rre_layers
+    layers = [dense] * m.dense_layers + [routed] * m.rre_layers
+    return [*layers[:-1], layers[-1] + c * tokens * m.hidden]
 
 
 def _logits_bytes(config: Config) -> int:
-    """Logits, their log-softmax and the gradient in float32; logits and gradient in the compute dtype, if it is another; the slots
-    in float32, where they have to be looked up."""
-    m, c = config.model, _item(config)
-    tokens = tokens_of_rank(config) // config.parallel.tensor
-    looked_up = _slots_of_logits(config) * m.slot_rows * m.hidden * 4 if config.slots > 1 else 0
-    return tokens * m.slot_rows * (12 + (2 * c if c < 4 else 0)) + looked_up
-
-
-def _slots_of_logits(config: Config) -> int:
-    """Embedding slots that a rank multiplies with: one for each of its blocks, or the only one."""
-    return 1 if config.slots == 1 else config.data.domains_per_step // config.parallel.groups
+    """In float32, of this rank's share of the tokens: log-softmax, its gradient, that of the logits. In the compute dtype, gathered
+    over tensor ranks: the slot of each block, and its gradient."""
+    m, parallel = config.model, config.parallel
+    blocks = config.data.domains_per_step // parallel.groups
+    logits = tokens_of_rank(config) // parallel.tensor * m.slot_rows
+    return 12 * logits + 2 * _item(config) * blocks * m.slot_rows * m.hidden
 
 
 def _sequences(config: Config) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.parallel import machine
 from pangu_sigma.parallel.compile import Compiled
 from pangu_sigma.parallel.cost import (
@@ -35,13 +35,16 @@ from pangu_sigma.parallel.memory import (
 )
 from pangu_sigma.parallel.parameters import active_buffers, all_arrays
 from pangu_sigma.parallel.suggest import fits, suggest_layout, what_fits, with_parallel
+from pangu_sigma.parallel.supported import check_ascend, check_layout, check_passes
 from pangu_sigma.parallel.traffic import collectives, link_bytes
 
 
 def laid_out(config: Config, devices: int) -> Config:
     """`config` for `devices` ranks: as it is when its parallel section has so many, else with a suggested section. Raises
-    ConfigError when there is none."""
+    ConfigError when there is none, or for what cannot be planned."""
+    check_passes(config)
     if config.parallel.ranks == devices:
+        check_layout(config)
         return config
     return with_parallel(config, **suggest_layout(config, devices).model_dump())
 
@@ -49,6 +52,7 @@ def laid_out(config: Config, devices: int) -> Config:
 def make_plan(config: Config, devices: int) -> dict[str, Any]:
     """The plan as a plain tree. Raises ConfigError when `devices` cannot be laid out.
 
+    refused: why the Ascend step does not run this plan, which is for comparison then; else None.
     npu, host: memory items of one NPU and of one host, all alike. what_fits: keys that would make an NPU fit, None when it does or
     nothing would. variants: the same with one setting changed.
     traffic_bytes: of one NPU in one step. collectives: of one rank in one step; bytes are of all `count` calls, of the larger side
@@ -63,6 +67,7 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
         "hosts": math.ceil(devices / NPUS_PER_HOST),
         "parallel": planned.parallel.model_dump(),
         "suggested": planned is not config,
+        "refused": _refused(planned),
         "tokens_of_rank": tokens_of_rank(planned),
         "capacity": capacity(planned) if planned.model.rre_layers else 0,
         "exchanged_rows": exchanged_rows(planned) if planned.model.rre_layers else 0,
@@ -105,6 +110,14 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
             for a in [*all_arrays(planned), *active_buffers(planned)]
         ],
     }
+
+
+def _refused(config: Config) -> str | None:
+    try:
+        check_ascend(config)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def add_compiled(plan: dict[str, Any], compiled: Compiled) -> dict[str, Any]:
@@ -170,7 +183,7 @@ def _variants(config: Config) -> dict[str, Any]:
     for name, variant in variants.items():
         needed = total(npu_items(variant))
         found[name] = {"npu_memory_gib": needed / GIB, "over_limit_gib": max(0, needed - NPU_MEMORY) / GIB}
-    if config.model.rre_layers and config.ecss.enabled:
+    if config.ecss.enabled and config.experts > config.active_experts:
         all_experts = step_time_all_experts(config)
         found["all experts moved and updated"] = {
             "step_seconds": all_experts.step,
@@ -194,13 +207,14 @@ def _tree(items: list[Item]) -> list[dict[str, Any]]:
 
 def format_plan(plan: dict[str, Any]) -> str:
     """`make_plan`'s result for people."""
+    npu, host = f"an NPU (Ascend 910, {plan['npu_limit_gib']:.0f} GiB)", f"a host ({HOST_MEMORY / 1e9:.0f} GB)"
     return "\n".join(
         [
-            f"{plan['name']} on {_count(plan['devices'], 'NPU')}, {_count(plan['hosts'], 'host')}; all alike",
+            f"{plan['name']} on {_count(plan['devices'], 'NPU')}, {_count(plan['hosts'], 'host')}; all are alike",
             *_format_layout(plan),
-            *_format_memory("an NPU", plan["npu"], plan["npu_memory_gib"], plan["npu_limit_gib"]),
+            *_format_memory(npu, plan["npu"], plan["npu_memory_gib"], plan["npu_limit_gib"]),
             *_format_variants(plan),
-            *_format_memory("a host", plan["host"], plan["host_memory_gib"], plan["host_limit_gib"]),
+            *_format_memory(host, plan["host"], plan["host_memory_gib"], plan["host_limit_gib"]),
             *_format_traffic(plan),
             *_format_time(plan),
             *(_format_compiled(plan) if plan["compiled"] else []),
@@ -208,24 +222,30 @@ def format_plan(plan: dict[str, Any]) -> str:
     )
 
 
+_AXES = ("groups", "expert", "data", "tensor")
+
+
 def _format_layout(plan: dict[str, Any]) -> list[str]:
-    section = yaml.safe_dump({"parallel": plan["parallel"]}, sort_keys=False).rstrip().splitlines()
-    origin = "suggested; copy it into the configuration" if plan["suggested"] else "as configured"
-    rows = (
-        f", and {plan['exchanged_rows']:,} rows of experts, {plan['capacity']:,} an expert" if plan["capacity"] else ""
-    )
-    return [
-        f"  layout, {origin}:",
-        *(f"    {line}" for line in section),
-        f"  a rank sees {plan['tokens_of_rank']:,} tokens in a pass{rows}",
-    ]
+    parallel = plan["parallel"]
+    if plan["suggested"]:
+        other = {key: value for key, value in parallel.items() if value != getattr(ParallelConfig(), key)}
+        section = yaml.safe_dump({"parallel": other}, sort_keys=False).rstrip().splitlines()
+        rows = ["  layout, suggested; copy it into the configuration:", *(f"    {line}" for line in section)]
+    else:
+        axes = " x ".join(f"{parallel[name]} {name}" for name in _AXES if parallel[name] > 1) or "a single rank"
+        switches = "".join(f", {key}: {str(parallel[key]).lower()}" for key in ("optimizer", "recompute"))
+        rows = [f"  layout, as configured: {axes}{switches}"]
+    if plan["refused"]:
+        rows.append(f"  DOES NOT RUN as it is. {plan['refused']}")
+    capacity = f", at most {plan['capacity']:,} of them for one expert" if plan["capacity"] else ""
+    return [*rows, f"  a rank sees {plan['tokens_of_rank']:,} tokens of a step{capacity}"]
 
 
 def _format_memory(of: str, items: list[dict[str, Any]], needed: float, limit: float) -> list[str]:
     width = max(len(item["item"]) for item in items)
     verdict = f"fits, {limit - needed:.2f} left" if needed <= limit else f"DOES NOT FIT, {needed - limit:.2f} too much"
     return [
-        f"memory of {of}, GiB",
+        f"memory of {of}, in GiB",
         *(f"  {item['item']:<{width}} {item['gib']:8.2f}  {item['how']}" for item in items),
         f"  {'total':<{width}} {needed:8.2f}  of {limit:.2f}: {verdict}",
     ]
@@ -240,42 +260,58 @@ def _format_variants(plan: dict[str, Any]) -> list[str]:
     if plan["npu_memory_gib"] > plan["npu_limit_gib"]:
         keys = plan["what_fits"] or {}
         settings = " ".join(f"--set {key}={str(value).lower()}" for key, value in keys.items())
-        rows.append(f"  to make it fit: {settings or 'more NPUs'}")
+        fewer = " (fewer sequences in an update)" if "train.batch_size" in keys else ""
+        rows.append(f"  to make it fit: {settings or 'more NPUs'}{fewer}")
     return rows
 
 
 def _format_traffic(plan: dict[str, Any]) -> list[str]:
+    """One row for each operator and size of group; the tree has them one by one."""
     traffic = plan["traffic_bytes"]
-    rows = [
-        f"  {c['op']:<13} {c['count']:>5} {c['group_size']:>6} {c['bytes'] / 1e9:9.3f}  {c['phase']:<9}  "
-        f"{c.get('purpose', '')}".rstrip()
-        for c in plan["collectives"]
-    ]
-    origin = "as MindSpore placed them" if plan["compiled"] else "predicted"
-    return [
-        "bytes that an NPU sends in a step, GB: "
-        + f"PCIe {traffic['pcie'] / 1e9:.2f}, HCCS {traffic['hccs'] / 1e9:.2f}, network {traffic['network'] / 1e9:.2f}",
-        f"  {'collective':<13} {'calls':>5} {'ranks':>6} {'GB':>9}  of the tensors, {origin}",
-        *rows,
-    ]
+    groups: defaultdict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for c in plan["collectives"]:
+        groups[c["op"], c["group_size"]].append(c)
+    rows = []
+    for (op, size), calls in sorted(groups.items()):
+        phases = {c["phase"]: 0 for c in calls}
+        for c in calls:
+            phases[c["phase"]] += c["count"]
+        count, nbytes = sum(phases.values()), sum(c["bytes"] for c in calls)
+        when = ", ".join(f"{phase} {number}" for phase, number in phases.items())
+        rows.append(f"  {op:<13} {size:>6} {count:>6} {nbytes / 1e9:>9.2f}  {when}")
+    if rows:
+        origin = "as MindSpore placed them" if plan["compiled"] else "predicted; what each is for: --json"
+        rows.insert(0, f"  {'collective':<13} {'ranks':>6} {'calls':>6} {'tensors':>9}  {origin}")
+    links = (f"{name} {traffic[key] / 1e9:.2f}" for name, key in _LINKS if traffic[key])
+    return ["moved by an NPU in a step, in GB: " + (", ".join(links) or "nothing"), *rows]
+
+
+_LINKS = (("PCIe to and from its host", "pcie"), ("HCCS inside the host", "hccs"), ("network", "network"))
+
+_PARTS = {
+    "compute": "computing",
+    "hccs": "HCCS",
+    "network": "network",
+    "npu_update": "Adam on the NPU",
+    "fetch": "experts to the NPU",
+    "gradients_back": "gradients to the host",
+    "host_update": "Adam on the host",
+}
 
 
 def _format_time(plan: dict[str, Any]) -> list[str]:
-    seconds = plan["seconds"]
-    parts = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in seconds.items() if name != "all_to_all"]
-    rows = [
-        f"time of a step, estimated: {plan['step_seconds']:.3g} s, {plan['tokens_per_second']:,.0f} tokens/s",
-        f"  seconds: {', '.join(parts)}",
-        f"  all-to-all is {seconds['all_to_all'] / plan['step_seconds']:.1%} of it",
-    ]
+    seconds, step = plan["seconds"], plan["step_seconds"]
+    parts = ", ".join(f"{name} {seconds[key]:.3g}" for key, name in _PARTS.items() if seconds[key] > step / 1000)
+    rows = [f"time of a step, estimated: {step:.3g} s, {plan['tokens_per_second']:,.0f} tokens/s", f"  {parts}"]
+    if seconds["all_to_all"]:
+        rows.append(f"  all-to-all of tokens, part of HCCS and network: {seconds['all_to_all'] / step:.1%}")
     baseline = plan["variants"].get("all experts moved and updated")
     if baseline:
-        ratio = baseline["step_seconds"] / plan["step_seconds"]
-        rows.append(f"  moving and updating all experts: {baseline['step_seconds']:.4g} s, {ratio:.1f}x as long")
-    return [
-        *rows,
-        "  two constants are fitted to the paper's 7.5 s and 6.3x at 512 NPUs; what to trust: parallel/cost.py",
-    ]
+        ratio = baseline["step_seconds"] / step
+        rows.append(
+            f"  moving and updating all experts, not only the active: {baseline['step_seconds']:.3g} s, {ratio:.1f}x"
+        )
+    return [*rows, "  fitted to the paper's 7.5 s and 6.3x on 512 NPUs; what to trust: parallel/cost.py"]
 
 
 def _format_compiled(plan: dict[str, Any]) -> list[str]:
@@ -284,10 +320,10 @@ def _format_compiled(plan: dict[str, Any]) -> list[str]:
         f"compiled for Ascend as rank {compile_['rank']} of {plan['devices']}: {compile_['seconds']:.0f} s, "
         f"{compile_['peak_gib']:.1f} GiB",
         "  on the host: " + (", ".join(f"{name} {count}" for name, count in hosted.items()) or "nothing"),
-        f"  {len(plan['parameters'])} parameters; {len(plan['differences'])} differences from the prediction",
+        f"  {_count(len(plan['parameters']), 'parameter')}; {len(plan['differences'])} differences from the prediction",
         *(f"    {line}" for line in plan["differences"][:20]),
     ]
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("s" if number != 1 else "")
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")

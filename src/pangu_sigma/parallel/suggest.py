@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pangu_sigma.config import Config, ConfigError, ParallelConfig, parse_config
 from pangu_sigma.parallel.machine import HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
 from pangu_sigma.parallel.memory import host_items, npu_items, total
+from pangu_sigma.parallel.supported import check_layout
 
 
 def with_parallel(config: Config, **keys: int | bool) -> Config:
@@ -40,30 +41,25 @@ def fits(config: Config) -> bool:
 
 
 def what_fits(config: Config) -> dict[str, int | bool] | None:
-    """Keys to set so that an NPU has room on the same ranks: ECSS, recompute, then as few passes over smaller batches as suffice,
-    with as many sequences in an update as before. None when `config` fits as it is, or when all of that is not enough."""
-    ecss, train = config.ecss.enabled, config.train
-    recompute, batch = config.parallel.recompute, train.batch_size
-    now = _keys(ecss, recompute, batch, train.accumulation)
-    for passes in (n for n in range(1, batch + 1) if batch % n == 0):
+    """Keys to set so that an NPU has room on the same ranks: ECSS, recompute, then the largest batch that suffices (fewer sequences
+    in an update). None when `config` fits as it is, or when all of that is not enough."""
+    ecss, recompute, batch = config.ecss.enabled, config.parallel.recompute, config.train.batch_size
+    now = _keys(ecss, recompute, batch)
+    for part in (n for n in range(1, batch + 1) if batch % n == 0):
         for switches in itertools.product(sorted({ecss, True}), sorted({recompute, True})):
-            keys = _keys(*switches, batch // passes, train.accumulation * passes)
+            keys = _keys(*switches, batch // part)
             try:
                 tried = _with_keys(config, keys)
+                check_layout(tried)
             except ConfigError:
-                continue  # fewer sequences than ranks that divide them
+                continue  # too few sequences for so many ranks
             if total(npu_items(tried)) <= NPU_MEMORY:
                 return {key: value for key, value in keys.items() if value != now[key]} or None
     return None
 
 
-def _keys(ecss: bool, recompute: bool, batch: int, accumulation: int) -> dict[str, int | bool]:
-    return {
-        "ecss.enabled": ecss,
-        "parallel.recompute": recompute,
-        "train.batch_size": batch,
-        "train.accumulation": accumulation,
-    }
+def _keys(ecss: bool, recompute: bool, batch: int) -> dict[str, int | bool]:
+    return {"ecss.enabled": ecss, "parallel.recompute": recompute, "train.batch_size": batch}
 
 
 def _with_keys(config: Config, keys: dict[str, int | bool]) -> Config:
@@ -83,9 +79,11 @@ def _layouts(config: Config, devices: int) -> Iterator[Config]:
         rest = devices // tensor // groups
         expert = math.gcd(config.model.experts_per_domain, rest)
         try:
-            yield with_parallel(config, groups=groups, expert=expert, data=rest // expert, tensor=tensor)
+            choice = with_parallel(config, groups=groups, expert=expert, data=rest // expert, tensor=tensor)
+            check_layout(choice)
         except ConfigError:
             continue  # something does not come out even, such as attention heads
+        yield choice
 
 
 def _cannot(config: Config, devices: int) -> str:
@@ -95,7 +93,7 @@ def _cannot(config: Config, devices: int) -> str:
     more = next((n for n in range(max(devices + 1, 1), most + 1) if any(_layouts(config, n))), None)
     nearest = " or ".join(str(n) for n in (fewer, more) if n)
     return (
-        f"--devices {devices}: {config.name} cannot be laid out on so many NPUs, because each needs an equal part of "
-        f"data.domain_sets={config.data.domain_sets}, of the {sequences} sequences of a block and, up to {NPUS_PER_HOST} ways, of "
-        f"attention heads, hidden and ffn; the nearest numbers that can be are {nearest}"
+        f"--devices {devices}: {config.name} cannot be laid out on so many NPUs. MindSpore takes 1, 2, 4 or a multiple of 8; each "
+        f"needs an equal part of data.domain_sets={config.data.domain_sets}, of the {sequences} sequences of a block and, up to "
+        f"{NPUS_PER_HOST} ways, of attention heads, hidden and ffn. The nearest numbers that can be are {nearest}"
     )

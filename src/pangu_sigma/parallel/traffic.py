@@ -1,7 +1,7 @@
 """What a rank sends in one step: collectives, and bytes by the link that carries them. Pure Python.
 
-Rules, for each pass over a micro-batch (T tokens of a rank, W rows of its RRE layer, H hidden, R rows of a slot; spec §3.5).
-They are what MindSpore makes of the strategies of `sharding.py`; a test holds them against compiled graphs, every call and byte.
+Rules (T tokens of a rank, W rows of its RRE layer, H hidden, R rows of a slot, t tensor ranks; spec §3.5). They are what MindSpore
+makes of the strategies of `sharding.py`; a test holds them against compiled graphs, every call and byte.
 
     embeddings    AllGather [T, H] in the tensor group: of tables cut by hidden; once more for the LayerNorm, if it is float32 alone
     attention     AllReduce [T, H] of the output rows, in the tensor group
@@ -9,12 +9,14 @@ They are what MindSpore makes of the strategies of `sharding.py`; a test holds t
     RRE FFN       AlltoAll [W, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
                   AllReduce [W, H] in the tensor group, AlltoAll [W, H/t], AllGather [W, H]: and back
     logits        AllGather [R, H] of each block's slot; the ranks of a tensor group divide the tokens
+    labels        AllGather of all labels and of their weights, where a tensor rank's share of a block is neither whole sequences
+                  nor an even part of one
     loss          AllReduce of a number for each block; over all blocks only the gradient is summed
     backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather
     recompute     forward again inside layers, but for what no gradient needs: FFN output, the rows' way back
 
     gradient      float32: ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the others; and
-                  AllReduce of active experts' tensors that several ranks hold
+                  AllReduce of active experts' tensors that several ranks hold, in the compute dtype
 
 and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
 `parallel.fusion_mib` merges them.
@@ -100,7 +102,11 @@ def sent_bytes(config: Config, collective: Collective) -> tuple[int, int]:
 
 
 def pcie_bytes(config: Config) -> tuple[int, int]:
-    """Weights to the NPU and gradients back, of the active experts, in the compute dtype; nothing without ECSS."""
+    """Weights to the NPU and gradients back, of the active experts, in the compute dtype; nothing without ECSS.
+
+    Not counted: the buffers of active experts, of which the fetch on the host reads only shapes. Whether the runtime copies them
+    there first cannot be seen here.
+    """
     if not config.ecss.enabled:
         return 0, 0
     one_way = sum(math.prod(shape) for shape in active_weights(config)) * ITEM_SIZE[config.train.compute_dtype]
@@ -109,15 +115,17 @@ def pcie_bytes(config: Config) -> tuple[int, int]:
 
 def _activations(config: Config) -> Iterator[Collective]:
     for purpose, op, axes, count, nbytes, again in _forward(config):
-        calls = config.train.accumulation * count
         size = _size(config, axes)
         back = {"AllGather": "ReduceScatter"}.get(op, op)
-        yield Collective(op, axes, size, calls, calls * nbytes, purpose, "forward")
-        yield Collective(back, axes, size, calls, calls * nbytes, purpose, "backward")
+        yield Collective(op, axes, size, count, count * nbytes, purpose, "forward")
+        yield Collective(back, axes, size, count, count * nbytes, purpose, "backward")
         if config.parallel.recompute and again:
-            yield Collective(op, axes, size, calls, calls * nbytes, purpose, "recompute")
-    passes = config.train.accumulation
-    yield Collective("AllReduce", REPLICAS, _size(config, REPLICAS), passes, 4 * passes, "loss", "backward")
+            yield Collective(op, axes, size, count, count * nbytes, purpose, "recompute")
+    replicas = _size(config, REPLICAS)
+    if _shares_end_inside_sequences(config):
+        labels = 4 * config.train.batch_size * config.model.seq_length
+        yield Collective("AllGather", REPLICAS, replicas, 2, 2 * labels, "labels and their weights", "forward")
+    yield Collective("AllReduce", REPLICAS, replicas, 1, 4, "loss", "backward")
 
 
 def _forward(config: Config) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
@@ -126,9 +134,10 @@ def _forward(config: Config) -> Iterator[tuple[str, str, tuple[str, ...], int, i
     elements = tokens_of_rank(config) * m.hidden
     tokens, rows = elements * item, exchanged_rows(config) * m.hidden * item
     blocks = config.data.domains_per_step // config.parallel.groups
-    yield "embeddings", "AllGather", TENSOR, 1, tokens, True
-    if item < 4:
-        yield "embeddings, for LayerNorm", "AllGather", TENSOR, 1, 4 * elements, True
+    several = m.layers > 1  # else the norm outside of layers reads the embeddings, and nothing else does
+    yield "embeddings", "AllGather", TENSOR, several, tokens, True
+    if item < 4 or not several:
+        yield "embeddings, for LayerNorm", "AllGather", TENSOR, 1, 4 * elements, several
     yield "query positions", "AllGather", TENSOR, 1, tokens, True
     yield "attention output", "AllReduce", TENSOR, m.layers, tokens, True
     yield "FFN output", "AllReduce", TENSOR, m.dense_layers, tokens, False
@@ -141,19 +150,26 @@ def _forward(config: Config) -> Iterator[tuple[str, str, tuple[str, ...], int, i
     yield "loss of blocks", "AllReduce", TENSOR, 1, 4 * blocks, False
 
 
+def _shares_end_inside_sequences(config: Config) -> bool:
+    """Of the sequences of a block that a rank has, divided among its tensor group."""
+    blocks, tensor = config.data.domains_per_step // config.parallel.groups, config.parallel.tensor
+    sequences = tokens_of_rank(config) // blocks // config.model.seq_length
+    return sequences % tensor > 0 and tensor % sequences > 0
+
+
 def _parameters(config: Config) -> Iterator[Collective]:
-    dense, passes = dense_weights(config), config.train.accumulation
+    dense = dense_weights(config)
     axes: tuple[str, ...]
     for axes in (REPLICAS, ALL):
         shared = [a for a in dense if _whole_on_tensor_ranks(a) == (axes == ALL)]
         divided, whole = [a for a in shared if a.divided], [a for a in shared if not a.divided]
         yield _of_arrays(config, "AllGather", axes, divided, "dense weights", "weight")
-        yield _of_arrays(config, "ReduceScatter", axes, passes * divided, "dense gradients", "gradient")
-        yield _of_arrays(config, "AllReduce", axes, passes * whole, "dense gradients", "gradient")
+        yield _of_arrays(config, "ReduceScatter", axes, divided, "dense gradients", "gradient")
+        yield _of_arrays(config, "AllReduce", axes, whole, "dense gradients", "gradient")
     experts = active_buffers(config) or [a for a in expert_arrays(config) if a.kind == "weight"]
     for axes in (DATA, HOLDERS):
         held = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
-        yield _of_arrays(config, "AllReduce", axes, passes * held, "experts' gradients", "gradient")
+        yield _of_arrays(config, "AllReduce", axes, held, "experts' gradients", "gradient")
     yield Collective("AllReduce", ALL, _size(config, ALL), 1, 4, "norm of all gradients", "norm")
 
 

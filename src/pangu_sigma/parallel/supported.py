@@ -1,0 +1,51 @@
+"""What a configuration may ask of the training step on Ascend (`ascend_step.py`). Pure Python: said before MindSpore would say it.
+
+Each limit is an error that names the key, its value and the fix. What does not divide among ranks is refused earlier, by config.py.
+"""
+
+from __future__ import annotations
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.parallel.memory import tokens_of_rank
+
+
+def check_ascend(config: Config) -> None:
+    """Raises ConfigError for what the step does not do. Dropout, and experts on NPUs or in files, are planned all the same."""
+    check_passes(config)
+    check_layout(config)
+    if config.model.dropout > 0:
+        raise ConfigError(
+            f"model.dropout={config.model.dropout}: the Ascend step has no parallel strategy for dropout; set model.dropout=0"
+        )
+    if not config.model.rre_layers:
+        return
+    if not config.ecss.enabled:
+        raise ConfigError("ecss.enabled=false: the Ascend step keeps experts on the host; set ecss.enabled=true")
+    if config.ecss.store != "host":
+        raise ConfigError(
+            f"ecss.store={config.ecss.store}: the Ascend step keeps experts in the host's memory; set ecss.store=host"
+        )
+
+
+def check_passes(config: Config) -> None:
+    """Raises ConfigError for more than one."""
+    passes = config.train.accumulation
+    if passes > 1:
+        raise ConfigError(
+            f"train.accumulation={passes}: the Ascend step takes one pass; set train.accumulation=1 and a smaller train.batch_size"
+        )
+
+
+def check_layout(config: Config) -> None:
+    """Raises ConfigError for a parallel section that MindSpore does not take."""
+    ranks, tensor = config.parallel.ranks, config.parallel.tensor
+    if ranks not in (1, 2, 4) and ranks % 8:
+        raise ConfigError(
+            f"parallel: groups · expert · data · tensor is {ranks}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs"
+        )
+    tokens = tokens_of_rank(config) // (config.data.domains_per_step // config.parallel.groups)
+    if tokens % tensor:
+        raise ConfigError(
+            f"parallel.tensor={tensor} does not divide the {tokens} tokens that a rank has of a block, whose logits the ranks of a "
+            "tensor group share equally; change parallel.tensor, model.seq_length or train.batch_size"
+        )
