@@ -7,15 +7,13 @@ from hypothesis import strategies as st
 from small_clusters import MODEL_CONFIGS, by_hand, clusters
 
 from pangu_sigma.config import Config, load_config
-from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.parallel.layout import Layout, capacity, tokens_of_rank
 from pangu_sigma.parallel.machine import GIB, HOST_MEMORY, NPU_MEMORY
 from pangu_sigma.parallel.memory import (
-    capacity,
     communicators,
     exchanged_rows,
     host_items,
     npu_items,
-    tokens_of_rank,
     total,
 )
 from pangu_sigma.parallel.suggest import with_parallel

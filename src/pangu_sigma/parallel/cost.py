@@ -26,6 +26,7 @@ import math
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
+from pangu_sigma.parallel.layout import tokens_of_rank
 from pangu_sigma.parallel.machine import (
     HBM_BANDWIDTH,
     HCCS_BANDWIDTH,
@@ -34,7 +35,7 @@ from pangu_sigma.parallel.machine import (
     PCIE_BANDWIDTH,
     PEAK_FLOPS,
 )
-from pangu_sigma.parallel.memory import exchanged_rows, tokens_of_rank
+from pangu_sigma.parallel.memory import exchanged_rows
 from pangu_sigma.parallel.parameters import (
     ITEM_SIZE,
     NPU,

@@ -110,8 +110,12 @@ def active_in_group(config: Config) -> int:
     return config.data.domains_per_step * config.model.experts_per_domain // config.parallel.groups
 
 
+def tokens_of_rank(config: Config) -> int:
+    """T, tokens that a rank's network sees in a pass; ranks of a tensor group see the same."""
+    parallel = config.parallel
+    return config.train.batch_size // (parallel.ranks // parallel.tensor) * config.model.seq_length
+
+
 def capacity(config: Config) -> int:
     """C, the rows that a rank can send to one expert: `capacity_factor` times an even share of the rank's tokens."""
-    parallel = config.parallel
-    tokens = config.train.batch_size * config.model.seq_length * parallel.tensor // parallel.ranks
-    return math.ceil(parallel.capacity_factor * tokens / active_in_group(config))
+    return math.ceil(config.parallel.capacity_factor * tokens_of_rank(config) / active_in_group(config))

@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.parallel.layout import Layout, active_in_group, capacity, tokens_of_rank
 from pangu_sigma.parallel.machine import (
     COMMUNICATOR_BUFFERS,
     GIB,
@@ -44,7 +44,6 @@ from pangu_sigma.parallel.parameters import (
     HOST,
     ITEM_SIZE,
     Array,
-    active_experts,
     active_weights,
     all_arrays,
     dense_weights,
@@ -102,20 +101,9 @@ def host_items(config: Config) -> list[Item]:
     ]
 
 
-def tokens_of_rank(config: Config) -> int:
-    """T, tokens that a rank's network sees; ranks of a tensor group see the same."""
-    parallel = config.parallel
-    return config.train.batch_size // (parallel.ranks // parallel.tensor) * config.model.seq_length
-
-
-def capacity(config: Config) -> int:
-    """C, rows that a rank can send to one expert."""
-    return math.ceil(config.parallel.capacity_factor * tokens_of_rank(config) / active_experts(config))
-
-
 def exchanged_rows(config: Config) -> int:
     """W, rows [expert ranks, local active experts, C] that a rank sends, receives and multiplies in an RRE layer."""
-    return active_experts(config) * capacity(config)
+    return active_in_group(config) * capacity(config)
 
 
 def communicators(config: Config) -> set[tuple[int, ...]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pangu_sigma.config import Config
+from pangu_sigma.parallel.layout import active_in_group
 
 Shape = tuple[int, ...]
 
@@ -108,7 +109,7 @@ def expert_arrays(config: Config) -> list[Array]:
 def active_buffers(config: Config) -> list[Array]:
     """The device's buffers of active experts with ECSS, in the order of the network's arguments. Biases have an axis for rows."""
     parallel = config.parallel
-    count = parallel.groups * active_experts(config)
+    count = parallel.groups * active_in_group(config)
     buffers = []
     for weight in expert_arrays(config) if config.ecss.enabled else []:
         if weight.kind == "weight":
@@ -116,7 +117,7 @@ def active_buffers(config: Config) -> list[Array]:
                 (a, *rest) if len(rest) == 2 else (a, 1, *rest)
                 for a, rest in (
                     (count, weight.shape[1:]),
-                    (active_experts(config) // parallel.expert, weight.computed[1:]),
+                    (active_in_group(config) // parallel.expert, weight.computed[1:]),
                 )
             )
             name = weight.name.replace("experts", "active", 1)
@@ -128,14 +129,9 @@ def active_buffers(config: Config) -> list[Array]:
     return buffers
 
 
-def active_experts(config: Config) -> int:
-    """Most experts of one RRE layer that a group of ranks activates in a step."""
-    return config.data.domains_per_step // config.parallel.groups * config.model.experts_per_domain
-
-
 def active_weights(config: Config) -> list[Shape]:
     """Slices of the active experts' weights that a rank computes with in a step, at most."""
-    local = active_experts(config) // config.parallel.expert
+    local = active_in_group(config) // config.parallel.expert
     return [(local, *a.computed[1:]) for a in expert_arrays(config) if a.kind == "weight"]
 
 

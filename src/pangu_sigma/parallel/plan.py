@@ -23,14 +23,13 @@ from pangu_sigma.parallel.cost import (
     step_time_all_experts,
     tokens_per_second,
 )
+from pangu_sigma.parallel.layout import capacity, tokens_of_rank
 from pangu_sigma.parallel.machine import GIB, HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
 from pangu_sigma.parallel.memory import (
     Item,
-    capacity,
     exchanged_rows,
     host_items,
     npu_items,
-    tokens_of_rank,
     total,
 )
 from pangu_sigma.parallel.parameters import active_buffers, all_arrays

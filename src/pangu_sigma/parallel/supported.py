@@ -6,7 +6,7 @@ Each limit is an error that names the key, its value and the fix. What does not 
 from __future__ import annotations
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.parallel.memory import tokens_of_rank
+from pangu_sigma.parallel.layout import tokens_of_rank
 
 
 def check_ascend(config: Config) -> None:

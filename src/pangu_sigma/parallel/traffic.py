@@ -29,9 +29,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.parallel.layout import Layout, tokens_of_rank
 from pangu_sigma.parallel.machine import NPUS_PER_HOST
-from pangu_sigma.parallel.memory import exchanged_rows, tokens_of_rank
+from pangu_sigma.parallel.memory import exchanged_rows
 from pangu_sigma.parallel.parameters import (
     ITEM_SIZE,
     Array,

@@ -19,6 +19,7 @@ from pangu_sigma.parallel.ascend_step import AscendEvaluation, AscendStep, step_
 from pangu_sigma.parallel.connect import join
 from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.parallel.ranks import Ranks
+from pangu_sigma.parallel.supported import check_ascend
 from pangu_sigma.train.checkpoint import Checkpoint
 from pangu_sigma.train.evaluation import Evaluator
 from pangu_sigma.train.feed import Fed
@@ -42,6 +43,7 @@ class AscendTrainer(Trainer):
         return Evaluator(self.config, self.open_batches("held_out"), forward, self.network, self.ranks)
 
     def _join(self) -> Ranks:
+        check_ascend(self.config)
         use_ascend(self.config)
         return join(self.config.parallel, tensor=True)
 
