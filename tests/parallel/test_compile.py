@@ -134,7 +134,8 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "devices"), [("sigma_tiny", 8), ("sigma_38b", 16), ("sigma_38b", 64), ("sigma_1t", 512)]
+    ("name", "devices"),
+    [("sigma_tiny", 8), ("sigma_38b", 16), ("sigma_38b", 64), ("sigma_38b", 128), ("sigma_1t", 512)],
 )
 def test_shipped_configurations_compile(name: str, devices: int):
     compiled = check(laid_out(load_config(MODEL_CONFIGS / f"{name}.yaml"), devices))
