@@ -272,11 +272,9 @@ def _format_traffic(plan: dict[str, Any]) -> list[str]:
         groups[c["op"], c["group_size"]].append(c)
     rows = []
     for (op, size), calls in sorted(groups.items()):
-        phases = {c["phase"]: 0 for c in calls}
-        for c in calls:
-            phases[c["phase"]] += c["count"]
+        phases = {phase: sum(c["count"] for c in calls if c["phase"] == phase) for phase in _PHASES}
         count, nbytes = sum(phases.values()), sum(c["bytes"] for c in calls)
-        when = ", ".join(f"{phase} {number}" for phase, number in phases.items())
+        when = ", ".join(f"{phase} {number}" for phase, number in phases.items() if number)
         rows.append(f"  {op:<13} {size:>6} {count:>6} {nbytes / 1e9:>9.2f}  {when}")
     if rows:
         origin = "as MindSpore placed them" if plan["compiled"] else "predicted; what each is for: --json"
@@ -284,6 +282,8 @@ def _format_traffic(plan: dict[str, Any]) -> list[str]:
     links = (f"{name} {traffic[key] / 1e9:.2f}" for name, key in _LINKS if traffic[key])
     return ["moved by an NPU in a step, in GB: " + (", ".join(links) or "nothing"), *rows]
 
+
+_PHASES = ("forward", "recompute", "backward", "weight", "gradient", "norm")
 
 _LINKS = (("PCIe to and from its host", "pcie"), ("HCCS inside the host", "hccs"), ("network", "network"))
 
