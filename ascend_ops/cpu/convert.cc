@@ -1,4 +1,4 @@
-// float32 to float16, to nearest even, at the speed of memory: MindSpore's Cast and NumPy convert one number after another. See ascend_ops/half.py.
+// float32 to float16, to nearest even, at the speed of memory. See ascend_ops/half.py.
 #include <algorithm>
 
 #include "aot.h"
