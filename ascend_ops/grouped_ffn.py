@@ -17,8 +17,11 @@ class GroupedFFN(nn.Cell):
     """Grouped expert FFN on the CPU: no padding, no sorting, no graph node per expert.
 
     construct(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> y_TH
-        Rows offsets[a] … offsets[a + 1] - 1 of x go through expert a. Weights, x and y float32 or float16 (computed in float32: the
-        CPU gains nothing from half precision); offsets int32, ascending from 0 to T.
+        Rows offsets[a] … offsets[a + 1] - 1 of x go through expert a; offsets int32, ascending from 0 to T.
+        x float32 or float16, y and the gradient of x like it. Weights and biases float32 or float16, their gradients like them.
+        Half precision saves memory traffic only: everything is computed and added in float32, and y and each gradient are rounded
+        once, to nearest even, when written. What is beyond 65,504 is then infinite: the step sees it in the norm, skips its update
+        and halves the loss scale.
         An expert without rows costs nothing forward and gets zero gradients.
     Raises RuntimeError when sizes do not fit or offsets do not cut the rows (kernel check 3), or a dtype is another
     one (2).
@@ -27,23 +30,21 @@ class GroupedFFN(nn.Cell):
     def __init__(self):
         super().__init__()
         self.forward = host_op(
-            "GroupedFfn", lambda x, w1, b1, w2, b2, o: (x, (x[0], w1[1])), lambda x, w1, b1, w2, b2, o: (x, x)
+            "GroupedFfn", lambda x, w1, b1, w2, b2, o: (x, (x[0], w1[1])), lambda x, w1, b1, w2, b2, o: (x, ms.float32)
         )
         self.backward = host_op(
             "GroupedFfnGrad",
             lambda dy, x, h, w1, w2, o: (x, w1, (w1[0], w1[1]), w2, (w2[0], w2[2])),
-            lambda dy, x, h, w1, w2, o: (x, x, x, x, x),
+            lambda dy, x, h, w1, w2, o: (x, w1, w1, w2, w2),
         )
         self.differentiable = _Differentiable(self.forward, self.backward)
 
     def construct(self, x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1):
-        x, w1, b1, w2, b2 = (ops.cast(tensor, ms.float32) for tensor in (x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH))
-        y_TH = self.differentiable(x, w1, b1, w2, b2, offsets_A1)[0]
-        return ops.cast(y_TH, x_TH.dtype)
+        return self.differentiable(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)[0]
 
 
 class _Differentiable(nn.Cell):
-    """Returns (y, inner): `inner`, the rows before the activation, is an output so that the backward has it."""
+    """Returns (y, inner): `inner`, the rows before the activation, float32, is an output so that the backward has it."""
 
     def __init__(self, forward, backward):
         super().__init__()

@@ -81,7 +81,8 @@ def toy_batches(config: Config, folder: Path, documents: int = 60) -> Batches:
 def toy_network(config: Config, seed: int = 0) -> tuple[PanGuSigma, ExpertStore]:
     """Network and experts, no parameter at the value it is initialised to (zero biases would hide mistakes)."""
     ms.set_seed(seed)
-    network, store = PanGuSigma(config.model, config.slots), make_store(config)
+    network = PanGuSigma(config.model, config.slots, getattr(ms, config.train.compute_dtype))
+    store = make_store(config)
     randomise([*network.trainable_params(), *store.weights], seed)
     return network, store
 

@@ -204,7 +204,7 @@ extern "C" int SquareSum(int n, void **data, int *ranks, int64_t **shapes, const
     for (int64_t begin = 0, count = in.count(i); begin < count; begin += kPiece) pieces.push_back({i, nullptr, begin, std::min(begin + kPiece, count)});
   }
   std::vector<double> sums(pieces.size());
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic, 4)
   for (size_t i = 0; i < pieces.size(); ++i) {
     const Piece &p = pieces[i];
     const Float type = FloatOf(dtypes[p.tensor]);

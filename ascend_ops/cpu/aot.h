@@ -10,8 +10,12 @@ struct Args {
   int64_t **shapes;
   const char **dtypes;
 
-  float *f32(int i) const { return static_cast<float *>(data[i]); }
-  int32_t *i32(int i) const { return static_cast<int32_t *>(data[i]); }
+  template <class Element>
+  Element *as(int i) const {
+    return static_cast<Element *>(data[i]);
+  }
+  float *f32(int i) const { return as<float>(i); }
+  int32_t *i32(int i) const { return as<int32_t>(i); }
   int64_t dim(int i, int axis) const { return shapes[i][axis]; }
   int64_t count(int i) const {
     int64_t n = 1;

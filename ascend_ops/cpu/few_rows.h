@@ -1,12 +1,14 @@
 // Products of few rows with a matrix that is read, or written, exactly once. Loops of kernels.cc, for vectors V of one instruction set.
 //
-// Matrices are row-major. What stays in registers is a tile of the result. The order of addition depends on the sizes only.
+// Matrices are row-major, of elements W: float, or Half, which is widened when read into a register and rounded, to nearest even, when
+// written. All arithmetic is float. What stays in registers is a tile of the result. The order of addition depends on the sizes only.
 #pragma once
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
-#define INLINE static inline __attribute__((always_inline))  // becomes part of, and is compiled for, the set that calls it
+#include "half.h"
+
 #define UNROLL _Pragma("GCC unroll 16")
 
 namespace few_rows {
@@ -17,8 +19,46 @@ template <class V>
 constexpr int kWide = sizeof(V) == 64 ? 4 : 2;  // sides of a tile: AVX-512 has 32 registers, the others 16
 
 template <class V>
+using Halves __attribute__((vector_size(sizeof(V) / 2), aligned(2), may_alias)) = Half;  // as many as V has floats
+
+template <class V>
+constexpr bool kConverts = sizeof(V) > 16;  // the set has instructions for Half
+
+INLINE float Widened(float x) { return x; }
+INLINE float Widened(Half x) { return HalfToFloat(x); }
+INLINE void Narrow(float x, float *to) { *to = x; }
+INLINE void Narrow(float x, Half *to) { *to = FloatToHalf(x); }
+
+template <class V>
 INLINE void Load(V *v, const float *at) {
   std::memcpy(v, at, sizeof(V));
+}
+
+template <class V>
+INLINE void Load(V *v, const Half *at) {
+#if defined(__x86_64__)
+  if constexpr (kConverts<V>) {
+    asm("vcvtph2ps %1, %0" : "=v"(*v) : "m"(*reinterpret_cast<const Halves<V> *>(at)));
+    return;
+  }
+#endif
+  UNROLL for (int i = 0; i < kLanes<V>; ++i)(*v)[i] = HalfToFloat(at[i]);
+}
+
+template <class V, bool kStream>
+INLINE void Store(Half *at, const V &v) {
+#if defined(__x86_64__)
+  if constexpr (kConverts<V>) {
+    Halves<V> rounded, *to = reinterpret_cast<Halves<V> *>(at);
+    asm("vcvtps2ph $0, %1, %0" : "=v"(rounded) : "v"(v));
+    if constexpr (kStream)
+      asm volatile("vmovntdq %1, %0" : "=m"(*to) : "v"(rounded));
+    else
+      *to = rounded;
+    return;
+  }
+#endif
+  UNROLL for (int i = 0; i < kLanes<V>; ++i) at[i] = FloatToHalf(v[i]);
 }
 
 template <class V, bool kStream>
@@ -35,9 +75,9 @@ INLINE void Store(float *at, const V &v) {
   std::memcpy(at, &v, sizeof(V));
 }
 
-template <class V>
-INLINE bool Streams(const float *out, int64_t width) {
-  return reinterpret_cast<uintptr_t>(out) % sizeof(V) == 0 && width % kLanes<V> == 0;
+template <class V, class W>
+INLINE bool Streams(const W *out, int64_t width) {
+  return reinterpret_cast<uintptr_t>(out) % (kLanes<V> * sizeof(W)) == 0 && width % kLanes<V> == 0;
 }
 
 // Before another thread reads what was streamed.
@@ -66,8 +106,8 @@ INLINE void Totals(V *v, float *out) {
     std::memcpy(out, folded, sizeof(folded));
 }
 
-template <class V, int R, int F>
-INLINE void DotTile(const float *__restrict x, const float *__restrict w, int64_t width, float *out, int64_t stride, const float *next) {
+template <class V, int R, int F, class W>
+INLINE void DotTile(const float *__restrict x, const W *__restrict w, int64_t width, float *out, int64_t stride, const W *next) {
   V sum[R * F] = {};
   int64_t c = 0;
   for (; c + kLanes<V> <= width; c += kLanes<V>) {
@@ -83,13 +123,13 @@ INLINE void DotTile(const float *__restrict x, const float *__restrict w, int64_
   float total[R * F > kLanes<V> ? R * F : kLanes<V>];
   Totals<V, R * F>(sum, total);
   UNROLL for (int r = 0; r < R; ++r) UNROLL for (int f = 0; f < F; ++f) {
-    for (int64_t i = c; i < width; ++i) total[r * F + f] += x[r * width + i] * w[f * width + i];
+    for (int64_t i = c; i < width; ++i) total[r * F + f] += x[r * width + i] * Widened(w[f * width + i]);
     out[r * stride + f] += total[r * F + f];
   }
 }
 
-template <class V, int F>
-INLINE void DotRows(const float *x, int64_t rows, const float *w, int64_t width, float *out, int64_t stride, const float *next) {
+template <class V, int F, class W>
+INLINE void DotRows(const float *x, int64_t rows, const W *w, int64_t width, float *out, int64_t stride, const W *next) {
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4, next = nullptr) DotTile<V, 4, F>(x + r * width, w, width, out + r * stride, stride, next);
   for (; r + 2 <= rows; r += 2, next = nullptr) DotTile<V, 2, F>(x + r * width, w, width, out + r * stride, stride, next);
@@ -97,8 +137,8 @@ INLINE void DotRows(const float *x, int64_t rows, const float *w, int64_t width,
 }
 
 // out[r, f] += x[r] · w[f]; meanwhile next[f], rows as long as those of w, come into the cache.
-template <class V>
-INLINE void Dot(const float *x, int64_t rows, const float *w, int64_t count, int64_t width, float *out, int64_t stride, const float *next) {
+template <class V, class W>
+INLINE void Dot(const float *x, int64_t rows, const W *w, int64_t count, int64_t width, float *out, int64_t stride, const W *next) {
   constexpr int F = kWide<V>;
   int64_t f = 0;
   for (; f + F <= count; f += F) DotRows<V, F>(x, rows, w + f * width, width, out + f, stride, next + f * width);
@@ -112,8 +152,8 @@ struct Factors {  // of row i of the result and row k of the matrix
   __attribute__((always_inline)) Factors From(int64_t i) const { return {at + i * by_i, by_i, by_k}; }
 };
 
-template <class V, int I, int C, bool kAdd, bool kStream>
-INLINE void MixTile(Factors g, const float *__restrict m, int64_t count, int64_t width, float *__restrict out, const float *next) {
+template <class V, int I, int C, bool kAdd, bool kStream, class M, class W>
+INLINE void MixTile(Factors g, const M *__restrict m, int64_t count, int64_t width, W *__restrict out, const M *next) {
   V sum[I][C] = {};
   for (int64_t k = 0; k < count; ++k) {
     V of_m[C];
@@ -122,61 +162,75 @@ INLINE void MixTile(Factors g, const float *__restrict m, int64_t count, int64_t
     UNROLL for (int i = 0; i < I; ++i) UNROLL for (int c = 0; c < C; ++c) sum[i][c] += g.at[i * g.by_i + k * g.by_k] * of_m[c];
   }
   UNROLL for (int i = 0; i < I; ++i) UNROLL for (int c = 0; c < C; ++c) {
-    float *at = out + i * width + c * kLanes<V>;
+    W *at = out + i * width + c * kLanes<V>;
     V before = {};
     if constexpr (kAdd) Load(&before, at);
     Store<V, kStream>(at, before + sum[i][c]);
   }
 }
 
-template <class V, int I, int C, bool kAdd, bool kStream>
-INLINE void MixRows(Factors g, const float *m, int64_t count, int64_t width, float *out, const float *next) {
+template <class V, int I, int C, bool kAdd, bool kStream, class M, class W>
+INLINE void MixRows(Factors g, const M *m, int64_t count, int64_t width, W *out, const M *next) {
   int64_t c = 0;
   for (; c + C * kLanes<V> <= width; c += C * kLanes<V>)
     MixTile<V, I, C, kAdd, kStream>(g, m + c, count, width, out + c, next == nullptr ? next : next + c);
-  for (; c + kLanes<V> <= width; c += kLanes<V>) MixTile<V, I, 1, kAdd, kStream>(g, m + c, count, width, out + c, nullptr);
+  for (; c + kLanes<V> <= width; c += kLanes<V>) MixTile<V, I, 1, kAdd, kStream, M>(g, m + c, count, width, out + c, nullptr);
   for (; c < width; ++c)
     for (int i = 0; i < I; ++i) {
       float sum = 0.0f;
-      for (int64_t k = 0; k < count; ++k) sum += g.at[i * g.by_i + k * g.by_k] * m[k * width + c];
-      out[i * width + c] = (kAdd ? out[i * width + c] : 0.0f) + sum;
+      for (int64_t k = 0; k < count; ++k) sum += g.at[i * g.by_i + k * g.by_k] * Widened(m[k * width + c]);
+      Narrow((kAdd ? Widened(out[i * width + c]) : 0.0f) + sum, out + i * width + c);
     }
 }
 
 // out[i] = Σ_k g[i, k] m[k], or += it.
-template <class V, bool kAdd, bool kStream>
-INLINE void Mix(Factors g, int64_t rows, const float *m, int64_t count, int64_t width, float *out, const float *next) {
-  constexpr int W = kWide<V>;
+template <class V, bool kAdd, bool kStream, class M, class W>
+INLINE void Mix(Factors g, int64_t rows, const M *m, int64_t count, int64_t width, W *out, const M *next) {
+  constexpr int N = kWide<V>;
   int64_t i = 0;
-  for (; i + 2 * W <= rows; i += 2 * W, next = nullptr) MixRows<V, 2 * W, 2, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
-  for (; i + 2 <= rows; i += 2, next = nullptr) MixRows<V, 2, W, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
-  for (; i < rows; ++i, next = nullptr) MixRows<V, 1, 2 * W, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
+  for (; i + 2 * N <= rows; i += 2 * N, next = nullptr) MixRows<V, 2 * N, 2, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
+  for (; i + 2 <= rows; i += 2, next = nullptr) MixRows<V, 2, N, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
+  for (; i < rows; ++i, next = nullptr) MixRows<V, 1, 2 * N, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
 }
 
 // out[r] += Σ_f g[r, f] w[f]; meanwhile next[f], rows as long as those of w, come into the cache.
-template <class V>
-INLINE void Sum(const float *g, int64_t stride, int64_t rows, const float *w, int64_t count, int64_t width, float *out, const float *next) {
+template <class V, class W>
+INLINE void Sum(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, float *out, const W *next) {
   Mix<V, true, false>({g, stride, 1}, rows, w, count, width, out, next);
 }
 
 // out[f] = Σ_r g[r, f] x[r]
-template <class V>
-INLINE void Outer(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, float *out, int64_t count) {
+template <class V, class W>
+INLINE void Outer(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, W *out, int64_t count) {
   if (Streams<V>(out, width)) {
-    Mix<V, false, true>({g, 1, stride}, count, x, rows, width, out, nullptr);
+    Mix<V, false, true, float>({g, 1, stride}, count, x, rows, width, out, nullptr);
     Fence();
   } else {
-    Mix<V, false, false>({g, 1, stride}, count, x, rows, width, out, nullptr);
+    Mix<V, false, false, float>({g, 1, stride}, count, x, rows, width, out, nullptr);
   }
 }
 
 // Zeros, past the caches.
-template <class V>
-INLINE void Clear(float *out, int64_t n) {
+template <class V, class W>
+INLINE void Clear(W *out, int64_t n) {
   int64_t i = 0;
-  for (; i < n && !Streams<V>(out + i, 0); ++i) out[i] = 0.0f;
+  for (; i < n && !Streams<V>(out + i, 0); ++i) out[i] = 0;
   for (; i + kLanes<V> <= n; i += kLanes<V>) Store<V, true>(out + i, V{});
-  for (; i < n; ++i) out[i] = 0.0f;
+  for (; i < n; ++i) out[i] = 0;
+  Fence();
+}
+
+// The nearest halves, past the caches.
+template <class V>
+INLINE void NarrowPast(const float *in, Half *out, int64_t n) {
+  int64_t i = 0;
+  for (; i < n && !Streams<V>(out + i, 0); ++i) Narrow(in[i], out + i);
+  for (; i + kLanes<V> <= n; i += kLanes<V>) {
+    V v;
+    Load(&v, in + i);
+    Store<V, true>(out + i, v);
+  }
+  for (; i < n; ++i) Narrow(in[i], out + i);
   Fence();
 }
 }  // namespace few_rows

@@ -1,4 +1,7 @@
-// FFN of many experts over rows sorted by expert, forward and backward, float32. See ascend_ops/grouped_ffn.py for the contract.
+// FFN of many experts over rows sorted by expert, forward and backward. See ascend_ops/grouped_ffn.py for the contract.
+//
+// Weights are float or Half; a half is widened when it is read, and a gradient rounded when it is written, so nothing of the size of the
+// weights is converted in memory. Rows and biases are small: they are converted at the edges, and all between is float.
 //
 // An expert with many rows is a few large GEMMs, each single threaded inside OpenBLAS. With few rows, reading the weights is the work,
 // and OpenBLAS would copy them first: a slice of ffn rows of both matrices is contiguous, and the whole FFN is computed slice by slice
@@ -9,8 +12,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 #include <new>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "aot.h"
@@ -54,6 +59,42 @@ class Scratch {
   static constexpr int64_t kHuge = 2 << 20;  // pages of this size are asked for
   float *at_ = nullptr;
   int64_t size_ = 0;
+};
+
+// Rows or biases, arguments of a kernel: floats where they are, halves converted at the beginning and at the end.
+class Edge {
+ public:
+  const float *In(const Args &in, int i) {
+    if (!in.is(i, "float16")) return in.f32(i);
+    const Half *from = in.as<Half>(i);
+    float *to = floats_.Get(in.count(i));
+    Blocks(in.count(i), [=](int64_t at, int64_t n) { BestKernels().widen_half(from + at, to + at, n); });
+    return to;
+  }
+
+  float *Out(const Args &in, int i) {
+    halves_ = in.is(i, "float16") ? in.as<Half>(i) : nullptr;
+    count_ = in.count(i);
+    return from_ = halves_ == nullptr ? in.f32(i) : floats_.Get(count_);
+  }
+
+  void Write() const {
+    if (halves_ == nullptr) return;
+    Blocks(count_, [this](int64_t at, int64_t n) { BestKernels().narrow_half(from_ + at, halves_ + at, n); });
+  }
+
+ private:
+  template <class Work>
+  static void Blocks(int64_t count, Work work) {
+    constexpr int64_t kBlock = 16384;
+#pragma omp parallel for schedule(static) if (count > kBlock)
+    for (int64_t at = 0; at < count; at += kBlock) work(at, std::min(kBlock, count - at));
+  }
+
+  Scratch floats_;
+  float *from_;
+  Half *halves_;
+  int64_t count_;
 };
 
 void FillRows(float *out, const float *bias, int64_t rows, int64_t width, int64_t stride) {
@@ -120,16 +161,77 @@ bool OffsetsFit(const int32_t *offsets, int64_t experts, int64_t rows) {
   return true;
 }
 
-// Inputs 0 … 4 of both kernels are float32 and input 5 holds the offsets.
-bool FloatsThenOffsets(const Args &in) {
-  for (int i = 0; i < 5; ++i)
-    if (!in.is(i, "float32")) return false;
-  return in.is(5, "int32");
+// Whether these arguments are all float32, or all float16.
+bool OneFloatType(const Args &in, std::initializer_list<int> arguments) {
+  const char *dtype = in.is(*arguments.begin(), "float16") ? "float16" : "float32";
+  return std::all_of(arguments.begin(), arguments.end(), [&](int i) { return in.is(i, dtype); });
 }
 
+template <class W>
+const FewRowsKernels<W> &FewRows() {
+  if constexpr (std::is_same_v<W, Half>)
+    return BestKernels().few_rows_half;
+  else
+    return BestKernels().few_rows;
+}
+
+// GEMMs with one of an expert's matrices W [F, H], for many rows. Halves pass through a scratch, in blocks that stay in the cache.
+template <class W>
+struct Matrix {
+  // c [rows, F] = a [rows, H] · Wᵀ + beta · c
+  static void TimesTransposed(const float *a, const W *w, int64_t rows, int64_t F, int64_t H, float beta, float *c) {
+    for (int64_t f = 0, block = Block(F); f < F; f += block) {
+      const int64_t n = std::min(block, F - f);
+      Gemm(false, true, rows, n, H, a, H, Read(w + f * H, n * H), H, beta, c + f, F);
+    }
+  }
+
+  // c [rows, H] = a [rows, F] · W + beta · c
+  static void Times(const float *a, const W *w, int64_t rows, int64_t F, int64_t H, float beta, float *c) {
+    for (int64_t f = 0, block = Block(F); f < F; f += block) {
+      const int64_t n = std::min(block, F - f);
+      Gemm(false, false, rows, H, n, a + f, F, Read(w + f * H, n * H), H, f == 0 ? beta : 1.0f, c, H);
+    }
+  }
+
+  // w [n, H] = columns of a [rows, F], transposed, · b [rows, H]
+  static void Outer(const float *a, const float *b, int64_t rows, int64_t n, int64_t F, int64_t H, W *w) {
+    if constexpr (std::is_same_v<W, Half>) {
+      float *floats = OfThread().Get(n * H);
+      Gemm(true, false, n, H, rows, a, F, b, H, 0.0f, floats, H);
+      BestKernels().narrow_half_past(floats, w, n * H);
+    } else {
+      Gemm(true, false, n, H, rows, a, F, b, H, 0.0f, w, H);
+    }
+  }
+
+ private:
+  static int64_t Block(int64_t F) { return std::is_same_v<W, Half> ? kColumns : F; }
+
+  static Scratch &OfThread() {
+    static thread_local Scratch scratch;
+    return scratch;
+  }
+
+  static const float *Read(const W *w, int64_t n) {
+    if constexpr (std::is_same_v<W, Half>) {
+      float *floats = OfThread().Get(n);
+      BestKernels().widen_half(w, floats, n);
+      return floats;
+    } else {
+      return w;
+    }
+  }
+};
+
+template <class W>
 struct Forward {
   const Plan &plan;
-  const float *x, *w1, *b1, *w2, *b2;
+  const float *x;
+  const W *w1;
+  const float *b1;
+  const W *w2;
+  const float *b2;
   float *y, *inner;
 
   void Many(const Piece &p, float *gate) const {
@@ -137,14 +239,14 @@ struct Forward {
     const int64_t weights = p.expert * F * H;
     float *h = inner + p.begin * F, *out = y + p.begin * H;
     FillRows(h, b1 + p.expert * F, rows, F, F);
-    Gemm(false, true, rows, F, H, x + p.begin * H, H, w1 + weights, H, 1.0f, h, F);
+    Matrix<W>::TimesTransposed(x + p.begin * H, w1 + weights, rows, F, H, 1.0f, h);
     BestKernels().gelu(h, gate, rows * F);
     FillRows(out, b2 + p.expert * H, rows, H, H);
-    Gemm(false, false, rows, H, F, gate, F, w2 + weights, H, 1.0f, out, H);
+    Matrix<W>::Times(gate, w2 + weights, rows, F, H, 1.0f, out);
   }
 
   void Few(const Piece &p) const {
-    const Kernels &kernels = BestKernels();
+    const auto &kernels = FewRows<W>();
     const int64_t rows = p.end - p.begin, F = plan.F, H = plan.H;
     alignas(64) float gate[kFewRows * kChunk];
     std::fill_n(p.partial, rows * H, 0.0f);
@@ -153,28 +255,34 @@ struct Forward {
       float *h = inner + p.begin * F + f;
       FillRows(h, b1 + p.expert * F + f, rows, n, F);
       kernels.dot(x + p.begin * H, rows, w1 + weights, n, H, h, F, w2 + weights);
-      for (int64_t r = 0; r < rows; ++r) kernels.gelu(h + r * F, gate + r * kChunk, n);
+      for (int64_t r = 0; r < rows; ++r) BestKernels().gelu(h + r * F, gate + r * kChunk, n);
       kernels.sum(gate, kChunk, rows, w2 + weights, n, H, p.partial, w1 + weights + n * H);
     }
   }
 };
 
+template <class W>
 struct Backward {
   const Plan &plan;
-  const float *dy, *x, *inner, *w1, *w2;
-  float *dx, *dw1, *db1, *dw2, *db2;
+  const float *dy, *x, *inner;
+  const W *w1, *w2;
+  float *dx;
+  W *dw1;
+  float *db1;
+  W *dw2;
+  float *db2;
   float *gate, *dinner;  // scratch [T, F] each, for experts with many rows
 
   void Many(const Piece &p) const {
     const int64_t rows = p.end - p.begin, F = plan.F, H = plan.H;
     const int64_t weights = p.expert * F * H, at = p.begin * F;
-    Gemm(false, true, rows, F, H, dy + p.begin * H, H, w2 + weights, H, 0.0f, dinner + at, F);
+    Matrix<W>::TimesTransposed(dy + p.begin * H, w2 + weights, rows, F, H, 0.0f, dinner + at);
     BestKernels().gelu_grad(inner + at, gate + at, dinner + at, rows * F);
-    Gemm(false, false, rows, H, F, dinner + at, F, w1 + weights, H, 0.0f, dx + p.begin * H, H);
+    Matrix<W>::Times(dinner + at, w1 + weights, rows, F, H, 0.0f, dx + p.begin * H);
   }
 
   void Few(const Piece &p) const {
-    const Kernels &kernels = BestKernels();
+    const auto &kernels = FewRows<W>();
     const int64_t rows = p.end - p.begin, F = plan.F, H = plan.H;
     const float *dy_rows = dy + p.begin * H, *x_rows = x + p.begin * H;
     alignas(64) float g[kFewRows * kChunk], dh[kFewRows * kChunk];
@@ -184,43 +292,37 @@ struct Backward {
       std::fill_n(dh, rows * kChunk, 0.0f);
       kernels.dot(dy_rows, rows, w2 + weights, n, H, dh, kChunk, w1 + weights);
       for (int64_t r = 0; r < rows; ++r)
-        kernels.gelu_grad(inner + (p.begin + r) * F + f, g + r * kChunk, dh + r * kChunk, n);
+        BestKernels().gelu_grad(inner + (p.begin + r) * F + f, g + r * kChunk, dh + r * kChunk, n);
       kernels.sum(dh, kChunk, rows, w1 + weights, n, H, p.partial, w2 + weights + n * H);
       kernels.outer(g, kChunk, dy_rows, rows, H, dw2 + weights, n);
       kernels.outer(dh, kChunk, x_rows, rows, H, dw1 + weights, n);
-      kernels.column_sum(dh, rows, kChunk, n, db1 + p.expert * F + f);
+      BestKernels().column_sum(dh, rows, kChunk, n, db1 + p.expert * F + f);
     }
   }
 
   // Weight gradients of an expert with many rows, or none.
-  void Weights(int64_t e, int64_t f) const {
-    const Kernels &kernels = BestKernels();
+  void Gradients(int64_t e, int64_t f) const {
     const int64_t F = plan.F, H = plan.H, n = std::min(kColumns, F - f), rows = plan.Rows(e);
     const int64_t begin = plan.offsets[e], at = begin * F + f, weights = (e * F + f) * H;
     if (rows == 0) {
-      kernels.clear(dw1 + weights, n * H);
-      kernels.clear(dw2 + weights, n * H);
+      FewRows<W>().clear(dw1 + weights, n * H);
+      FewRows<W>().clear(dw2 + weights, n * H);
     } else {
-      Gemm(true, false, n, H, rows, dinner + at, F, x + begin * H, H, 0.0f, dw1 + weights, H);
-      Gemm(true, false, n, H, rows, gate + at, F, dy + begin * H, H, 0.0f, dw2 + weights, H);
+      Matrix<W>::Outer(dinner + at, x + begin * H, rows, n, F, H, dw1 + weights);
+      Matrix<W>::Outer(gate + at, dy + begin * H, rows, n, F, H, dw2 + weights);
     }
-    kernels.column_sum(dinner + at, rows, F, n, db1 + e * F + f);
+    BestKernels().column_sum(dinner + at, rows, F, n, db1 + e * F + f);
   }
 };
-}  // namespace
 
-// x[T,H] w1[A,F,H] b1[A,F] w2[A,F,H] b2[A,H] offsets[A+1] -> y[T,H] inner[T,F] (before the activation, kept for the backward)
-extern "C" int GroupedFfn(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
-  const Args in{data, ranks, shapes, dtypes};
-  if (n != 8) return 1;
-  if (!FloatsThenOffsets(in)) return 2;
-  const int64_t T = in.dim(0, 0), A = in.dim(1, 0), F = in.dim(1, 1), H = in.dim(1, 2);
-  if (in.count(0) != T * H || in.count(2) != A * F || in.count(3) != A * F * H || in.count(4) != A * H) return 3;
-  if (in.count(5) != A + 1 || !OffsetsFit(in.i32(5), A, T)) return 3;
-  scipy_openblas_set_num_threads(1);
+// The checked arguments of the entry below.
+template <class W>
+int RunForward(const Args &in, int64_t T, int64_t A, int64_t F, int64_t H) {
   const Plan plan(in.i32(5), A, F, H);
   const auto &pieces = plan.pieces;
-  const Forward forward{plan, in.f32(0), in.f32(1), in.f32(2), in.f32(3), in.f32(4), in.f32(6), in.f32(7)};
+  static thread_local Edge x, b1, b2, y;
+  const Forward<W> forward{plan,          x.In(in, 0),  in.as<W>(1),  b1.In(in, 2), in.as<W>(3),
+                           b2.In(in, 4), y.Out(in, 6), in.f32(7)};
 #pragma omp parallel
   {
     static thread_local Scratch gate;
@@ -233,25 +335,20 @@ extern "C" int GroupedFfn(int n, void **data, int *ranks, int64_t **shapes, cons
     for (size_t i = 0; i < pieces.size(); ++i)
       if (pieces[i].partial != nullptr && pieces[i].first == 0) plan.AddPartials(pieces[i], forward.b2, forward.y);
   }
+  y.Write();
   return 0;
 }
 
-// dy[T,H] x[T,H] inner[T,F] w1[A,F,H] w2[A,F,H] offsets[A+1] -> dx[T,H] dw1[A,F,H] db1[A,F] dw2[A,F,H] db2[A,H]
-extern "C" int GroupedFfnGrad(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
-  const Args in{data, ranks, shapes, dtypes};
-  if (n != 11) return 1;
-  if (!FloatsThenOffsets(in)) return 2;
-  const int64_t T = in.dim(1, 0), A = in.dim(3, 0), F = in.dim(3, 1), H = in.dim(3, 2);
-  if (in.count(0) != T * H || in.count(1) != T * H || in.count(2) != T * F || in.count(4) != A * F * H) return 3;
-  if (in.count(5) != A + 1 || !OffsetsFit(in.i32(5), A, T)) return 3;
-  scipy_openblas_set_num_threads(1);
+template <class W>
+int RunBackward(const Args &in, int64_t T, int64_t A, int64_t F, int64_t H) {
   const Plan plan(in.i32(5), A, F, H);
   const auto &pieces = plan.pieces;
   const bool many = std::any_of(pieces.begin(), pieces.end(), [](const Piece &p) { return p.partial == nullptr; });
   static thread_local Scratch gate, dinner;
-  const Backward backward{plan,      in.f32(0), in.f32(1), in.f32(2),  in.f32(3),  in.f32(4),
-                          in.f32(6), in.f32(7), in.f32(8), in.f32(9),  in.f32(10), gate.Get(many ? T * F : 0),
-                          dinner.Get(many ? T * F : 0)};
+  static thread_local Edge dy, x, dx, db1, db2;
+  const Backward<W> backward{plan,           dy.In(in, 0),     x.In(in, 1),    in.f32(2),        in.as<W>(3),
+                             in.as<W>(4),    dx.Out(in, 6),    in.as<W>(7),    db1.Out(in, 8),   in.as<W>(9),
+                             db2.Out(in, 10), gate.Get(many ? T * F : 0), dinner.Get(many ? T * F : 0)};
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic)
@@ -263,9 +360,35 @@ extern "C" int GroupedFfnGrad(int n, void **data, int *ranks, int64_t **shapes, 
     for (int64_t i = 0; i < A; ++i)
       for (int64_t f = 0; f < F; f += kColumns) {
         const int64_t e = plan.experts[i];
-        if (!plan.Few(e)) backward.Weights(e, f);
+        if (!plan.Few(e)) backward.Gradients(e, f);
         if (f == 0) BestKernels().column_sum(backward.dy + plan.offsets[e] * H, plan.Rows(e), H, H, backward.db2 + e * H);
       }
   }
+  for (const Edge *edge : {&dx, &db1, &db2}) edge->Write();
   return 0;
+}
+}  // namespace
+
+// x[T,H] w1[A,F,H] b1[A,F] w2[A,F,H] b2[A,H] offsets[A+1] -> y[T,H] inner[T,F] (before the activation, kept for the backward)
+extern "C" int GroupedFfn(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
+  const Args in{data, ranks, shapes, dtypes};
+  if (n != 8) return 1;
+  if (!OneFloatType(in, {0, 6}) || !OneFloatType(in, {1, 2, 3, 4}) || !in.is(5, "int32") || !in.is(7, "float32")) return 2;
+  const int64_t T = in.dim(0, 0), A = in.dim(1, 0), F = in.dim(1, 1), H = in.dim(1, 2);
+  if (in.count(0) != T * H || in.count(2) != A * F || in.count(3) != A * F * H || in.count(4) != A * H) return 3;
+  if (in.count(5) != A + 1 || !OffsetsFit(in.i32(5), A, T)) return 3;
+  scipy_openblas_set_num_threads(1);
+  return in.is(1, "float16") ? RunForward<Half>(in, T, A, F, H) : RunForward<float>(in, T, A, F, H);
+}
+
+// dy[T,H] x[T,H] inner[T,F] w1[A,F,H] w2[A,F,H] offsets[A+1] -> dx[T,H] dw1[A,F,H] db1[A,F] dw2[A,F,H] db2[A,H]
+extern "C" int GroupedFfnGrad(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
+  const Args in{data, ranks, shapes, dtypes};
+  if (n != 11) return 1;
+  if (!OneFloatType(in, {0, 1, 6}) || !OneFloatType(in, {3, 4, 7, 8, 9, 10}) || !in.is(2, "float32") || !in.is(5, "int32")) return 2;
+  const int64_t T = in.dim(1, 0), A = in.dim(3, 0), F = in.dim(3, 1), H = in.dim(3, 2);
+  if (in.count(0) != T * H || in.count(1) != T * H || in.count(2) != T * F || in.count(4) != A * F * H) return 3;
+  if (in.count(5) != A + 1 || !OffsetsFit(in.i32(5), A, T)) return 3;
+  scipy_openblas_set_num_threads(1);
+  return in.is(3, "float16") ? RunBackward<Half>(in, T, A, F, H) : RunBackward<float>(in, T, A, F, H);
 }

@@ -32,36 +32,6 @@ INLINE double SquareSum(const float *x, int64_t n) {  // in double: squares of f
   return sum;
 }
 
-INLINE uint32_t Bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
-INLINE float Float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-// Half precision by integer arithmetic, for processors without the conversion. The exponent is rebased by 112; subnormal numbers
-// are normalised by one float addition or subtraction of a power of two, which never meets a subnormal float.
-INLINE float HalfToFloat(uint16_t half) {
-  const uint32_t magnitude = (half & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u, sign = (half & 0x8000u) << 16;
-  const uint32_t rebased = magnitude + (112u << 23);
-  const uint32_t special = magnitude + (224u << 23);  // infinity, NaN
-  const uint32_t subnormal = Bits(Float(rebased + (1u << 23)) - Float(113u << 23));
-  return Float(sign | (exponent == 0x0f800000u ? special : exponent == 0 ? subnormal : rebased));
-}
-
-INLINE uint16_t FloatToHalf(float x) {
-  const uint32_t sign = Bits(x) & 0x80000000u, magnitude = Bits(x) ^ sign;
-  const uint32_t rounded = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const uint32_t subnormal = Bits(Float(magnitude) + 0.5f) - Bits(0.5f);
-  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  return static_cast<uint16_t>(sign >> 16 | (magnitude >= (143u << 23) ? special : magnitude < (113u << 23) ? subnormal : rounded));
-}
-
 INLINE uint16_t FloatToBfloat(float x) {
   const uint32_t bits = Bits(x), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
@@ -126,7 +96,19 @@ typedef float Vector16 __attribute__((vector_size(16)));
 typedef float Vector32 __attribute__((vector_size(32)));
 typedef float Vector64 __attribute__((vector_size(64)));
 
-// The loops above, and those of few_rows.h, as functions of one instruction set.
+// The loops of few_rows.h, and those above, as functions of one instruction set.
+#define FEW_ROWS(ISA, TARGET, BYTES, W) \
+  TARGET void Dot##ISA(const float *x, int64_t rows, const W *w, int64_t count, int64_t width, float *out, int64_t stride, const W *next) { \
+    few_rows::Dot<Vector##BYTES>(x, rows, w, count, width, out, stride, next); \
+  } \
+  TARGET void Sum##ISA(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, float *out, const W *next) { \
+    few_rows::Sum<Vector##BYTES>(g, stride, rows, w, count, width, out, next); \
+  } \
+  TARGET void Outer##ISA(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, W *out, int64_t count) { \
+    few_rows::Outer<Vector##BYTES>(g, stride, x, rows, width, out, count); \
+  } \
+  TARGET void Clear##ISA(W *out, int64_t n) { few_rows::Clear<Vector##BYTES>(out, n); }
+
 #define KERNELS(ISA, TARGET, BYTES) \
   TARGET void Adam##ISA(float *w, float *m, float *v, const float *g, int64_t n, const AdamScalars &s) { Adam(w, m, v, g, n, s); } \
   TARGET double SquareSum##ISA(const float *x, int64_t n) { return SquareSum(x, n); } \
@@ -137,16 +119,9 @@ typedef float Vector64 __attribute__((vector_size(64)));
   TARGET void ColumnSum##ISA(const float *x, int64_t rows, int64_t stride, int64_t width, float *sum) { \
     ColumnSum(x, rows, stride, width, sum); \
   } \
-  TARGET void Dot##ISA(const float *x, int64_t rows, const float *w, int64_t count, int64_t width, float *out, int64_t stride, const float *next) { \
-    few_rows::Dot<Vector##BYTES>(x, rows, w, count, width, out, stride, next); \
-  } \
-  TARGET void Sum##ISA(const float *g, int64_t stride, int64_t rows, const float *w, int64_t count, int64_t width, float *out, const float *next) { \
-    few_rows::Sum<Vector##BYTES>(g, stride, rows, w, count, width, out, next); \
-  } \
-  TARGET void Outer##ISA(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, float *out, int64_t count) { \
-    few_rows::Outer<Vector##BYTES>(g, stride, x, rows, width, out, count); \
-  } \
-  TARGET void Clear##ISA(float *out, int64_t n) { few_rows::Clear<Vector##BYTES>(out, n); }
+  FEW_ROWS(ISA, TARGET, BYTES, float) \
+  FEW_ROWS(ISA, TARGET, BYTES, Half) \
+  TARGET void NarrowHalfPast##ISA(const float *in, Half *out, int64_t n) { few_rows::NarrowPast<Vector##BYTES>(in, out, n); }
 
 KERNELS(Scalar, , 16)
 void WidenHalfScalar(const uint16_t *in, float *out, int64_t n) { WidenHalf(in, out, n); }
@@ -155,7 +130,8 @@ void NarrowHalfScalar(const float *in, uint16_t *out, int64_t n) { NarrowHalf(in
 #define TABLE(NAME, ISA) \
   Kernels { \
     NAME, Adam##ISA, SquareSum##ISA, WidenHalf##ISA, NarrowHalf##ISA, WidenBfloat##ISA, NarrowBfloat##ISA, Gelu##ISA, \
-        GeluGrad##ISA, ColumnSum##ISA, Dot##ISA, Sum##ISA, Outer##ISA, Clear##ISA \
+        GeluGrad##ISA, ColumnSum##ISA, {Dot##ISA, Sum##ISA, Outer##ISA, Clear##ISA}, {Dot##ISA, Sum##ISA, Outer##ISA, Clear##ISA}, \
+        NarrowHalfPast##ISA \
   }
 const Kernels kScalar = TABLE("scalar", Scalar);
 

@@ -3,11 +3,25 @@
 #pragma once
 #include <cstdint>
 
+using Half = uint16_t;  // bits of a float16
+
 struct AdamScalars {  // what is the same for a whole row of a tensor
   float grad_scale, beta1, beta2, eps;
   float rate;    // lr / (1 − β1ᵗ)
   float unbias;  // 1 / √(1 − β2ᵗ)
   float keep;    // 1 − lr · decay
+};
+
+// Few rows against a matrix of elements W, see few_rows.h.
+template <class W>
+struct FewRowsKernels {
+  void (*dot)(const float *x, int64_t rows, const W *w, int64_t count, int64_t width, float *out, int64_t stride,
+              const W *next);  // out[r, f] += x[r] · w[f]
+  void (*sum)(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, float *out,
+              const W *next);  // out[r] += Σ_f g[r, f] w[f]
+  void (*outer)(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, W *out,
+                int64_t count);        // out[f] = Σ_r g[r, f] x[r]
+  void (*clear)(W *out, int64_t n);    // zeros; like outer, past the caches
 };
 
 struct Kernels {
@@ -21,11 +35,9 @@ struct Kernels {
   void (*gelu)(const float *x, float *y, int64_t n);                    // y = FastGeLU(x)
   void (*gelu_grad)(const float *x, float *y, float *grad, int64_t n);  // the same, and grad *= FastGeLU'(x)
   void (*column_sum)(const float *x, int64_t rows, int64_t stride, int64_t width, float *sum);
-  // Few rows against a matrix, see few_rows.h: out[r, f] += x[r] · w[f], out[r] += Σ_f g[r, f] w[f], out[f] = Σ_r g[r, f] x[r].
-  void (*dot)(const float *x, int64_t rows, const float *w, int64_t count, int64_t width, float *out, int64_t stride, const float *next);
-  void (*sum)(const float *g, int64_t stride, int64_t rows, const float *w, int64_t count, int64_t width, float *out, const float *next);
-  void (*outer)(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, float *out, int64_t count);
-  void (*clear)(float *out, int64_t n);  // zeros; like outer, past the caches
+  FewRowsKernels<float> few_rows;
+  FewRowsKernels<Half> few_rows_half;
+  void (*narrow_half_past)(const float *in, Half *out, int64_t n);  // narrow_half, past the caches
 };
 
 const Kernels &BestKernels();

@@ -109,6 +109,33 @@ def test_pieces_larger_than_the_kernels_blocks(graph_mode: None):
         np.testing.assert_allclose(found[:1], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("weights", [np.float16, np.float32])
+def test_rows_and_gradients_come_back_in_the_dtypes_of_what_they_belong_to(graph_mode: None, weights: type):
+    """A float16 network reads float16 experts, and the float32 parameters of its dense layers."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from ascend_ops.grouped_ffn import GroupedFFN
+
+    (x, *parameters), offsets = make_case([3, 0, 4])
+    arguments = [x.astype(np.float16), *(p.astype(weights) for p in parameters)]
+    op = GroupedFFN()
+
+    def total(x, w1, b1, w2, b2, offsets):
+        y = op(x, w1, b1, w2, b2, offsets)
+        return y.astype(ms.float32).sum(), y
+
+    differentiate = ms.value_and_grad(total, grad_position=(0, 1, 2, 3, 4), has_aux=True)
+    (_, y), gradients = differentiate(*map(Tensor, arguments), Tensor(offsets))
+    assert y.dtype == ms.float16
+    assert [g.asnumpy().dtype for g in gradients] == [a.dtype for a in arguments]
+    wide = [a.astype(np.float64) for a in arguments]
+    np.testing.assert_allclose(y.asnumpy(), grouped_ffn_oracle(*wide, offsets), rtol=2.0**-11 + 1e-5, atol=1e-5)
+    slopes = finite_differences(wide, offsets, np.ones_like(x))
+    for found, slope in zip(gradients, slopes, strict=True):
+        np.testing.assert_allclose(found.asnumpy(), slope, rtol=2.0**-11 + 1e-4, atol=1e-4)
+
+
 def test_the_result_does_not_depend_on_the_run(graph_mode: None):
     arguments, offsets = make_case([100, 3, 211])
     assert run(arguments, offsets).tobytes() == run(arguments, offsets).tobytes()

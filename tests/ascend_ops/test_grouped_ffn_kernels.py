@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def make_case(rows_A: list[int], hidden: int, ffn: int) -> tuple[list[np.ndarray
 
 
 def compute(call: Call, arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
-    """y, dx, dw1, db1, dw2, db2 of the kernels; what they do not write is NaN."""
+    """y, dx, dw1, db1, dw2, db2 of the kernels, in the dtypes of x and of the weights; what they do not write is NaN."""
     x, w1, _, w2, _ = arguments
     inner, y = np.full((len(x), w1.shape[1]), np.nan, np.float32), np.full_like(x, np.nan)
     gradients = [np.full_like(a, np.nan) for a in arguments]
@@ -56,6 +57,27 @@ def check(call: Call, rows_A: list[int], hidden: int, ffn: int) -> None:
     names = ("y", "dx", "dw1", "db1", "dw2", "db2")
     for name, found, expected in zip(names, compute(call, *case), oracle(*case), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5, err_msg=name)
+
+
+def halved(case: tuple[list[np.ndarray], np.ndarray, np.ndarray], rows: type, weights: type) -> tuple[Any, ...]:
+    """The case with x and dy in the dtype `rows`, and the parameters in `weights`."""
+    (x, *parameters), offsets, dy = case
+    return [x.astype(rows), *(p.astype(weights) for p in parameters)], offsets, dy.astype(rows)
+
+
+def check_rounded_once(call: Call, case: tuple[Any, ...]) -> None:
+    """Of halves the kernels compute what they compute of the same numbers as floats, bit for bit, rounded once to the nearest half.
+
+    For hidden a multiple of 16: compilers fuse the additions of a rest in one way or another.
+    """
+    arguments, offsets, dy = case
+    found = compute(call, *case)
+    single = compute(call, [a.astype(np.float32) for a in arguments], offsets, dy.astype(np.float32))
+    with np.errstate(over="ignore"):
+        expected = [value.astype(like.dtype) for value, like in zip(single, [arguments[0], *arguments], strict=True)]
+    for name, of_halves, rounded in zip(("y", "dx", "dw1", "db1", "dw2", "db2"), found, expected, strict=True):
+        assert of_halves.dtype == rounded.dtype
+        np.testing.assert_array_equal(of_halves, rounded, err_msg=name)
 
 
 rows = st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, 13]), min_size=1, max_size=5).filter(any)
@@ -113,3 +135,81 @@ def test_what_is_not_finite_stays_so_and_huge_numbers_do_not_overflow(call_kerne
         np.testing.assert_allclose(dx, np.float32(value > 0), atol=1e-6)
     else:
         assert not np.isfinite(y).any()
+
+
+HALVES = [(np.float16, np.float16), (np.float16, np.float32), (np.float32, np.float16)]
+"""Rows and weights: mixed precision, a dense layer of it (parameters in float32), and the other way round."""
+
+
+@settings(deadline=None, max_examples=40)
+@given(dtypes=st.sampled_from(HALVES), rows_A=rows, vectors=st.integers(1, 9), ffn=st.integers(1, 90))
+@example(dtypes=HALVES[0], rows_A=[FEW - 1, FEW, FEW + 1], vectors=3, ffn=40)
+@example(dtypes=HALVES[0], rows_A=[FEW + 1, 0, 1, 4], vectors=4, ffn=512)  # two slices of 256, a whole block of 512
+def test_halves_are_floats_rounded_once(
+    call_kernel_of_isa: Call, dtypes: tuple[type, type], rows_A: list[int], vectors: int, ffn: int
+):
+    check_rounded_once(call_kernel_of_isa, halved(make_case(rows_A, 16 * vectors, ffn), *dtypes))
+
+
+@settings(deadline=None, max_examples=40)
+@given(dtypes=st.sampled_from(HALVES), rows_A=rows, hidden=st.integers(1, 150), ffn=st.integers(1, 90))
+@example(dtypes=HALVES[0], rows_A=[5, 0, 2, FEW + 1], hidden=96, ffn=700)  # more columns than a block of 512
+@example(dtypes=HALVES[0], rows_A=[0, 7, 0, 0, 64, 0], hidden=67, ffn=300)  # an odd number of halves before each expert
+@example(dtypes=HALVES[0], rows_A=[FEW + 1, 300, 0], hidden=33, ffn=1100)
+@example(dtypes=HALVES[0], rows_A=[1], hidden=1, ffn=1)
+def test_halves_are_the_float64_oracle_within_one_rounding(
+    call_kernel_of_isa: Call, dtypes: tuple[type, type], rows_A: list[int], hidden: int, ffn: int
+):
+    """Half a unit in the last place, 2⁻¹¹ of a number or 2⁻²⁵, beside what float32 is allowed above."""
+    case = halved(make_case(rows_A, hidden, ffn), *dtypes)
+    likes = [case[0][0], *case[0]]
+    for found, expected, like in zip(compute(call_kernel_of_isa, *case), oracle(*case), likes, strict=True):
+        assert found.dtype == like.dtype
+        once, least = (2.0**-11, 2.0**-25) if found.dtype == np.float16 else (0.0, 0.0)
+        np.testing.assert_allclose(found, expected, rtol=once + 1e-5, atol=least + 2e-5)
+
+
+@pytest.mark.parametrize("rows", [3, FEW + 2])
+def test_subnormal_halves_are_numbers(call_kernel_of_isa: Call, rows: int):
+    """As weights, whose smallest is 2⁻²⁴, and as gradients."""
+    (x, w1, b1, _, b2), offsets, dy = halved(make_case([rows], 48, 24), np.float16, np.float16)
+    tiny = (np.arange(w1.size) % 1024).astype(np.uint16).view(np.float16).reshape(w1.shape)
+    case = [x, tiny, np.ones_like(b1), tiny, np.zeros_like(b2)], offsets, dy * np.float16(2.0**-14)
+    check_rounded_once(call_kernel_of_isa, case)
+    y, _, _, _, dw2, _ = compute(call_kernel_of_isa, *case)
+    assert (y > 0).all(), "of weights that are all subnormal, one in 1024 of them zero"
+    assert 0 < np.abs(dw2[dw2 != 0]).min() < np.finfo(np.float16).smallest_normal
+
+
+@pytest.mark.parametrize("rows", [3, FEW + 2])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("where", range(5))
+def test_a_half_that_is_not_finite_goes_where_a_float_goes(
+    call_kernel_of_isa: Call, rows: int, value: float, where: int
+):
+    case = halved(make_case([rows, 2], 48, 24), np.float16, np.float16)
+    case[0][where].flat[7] = value
+    with np.errstate(invalid="ignore"):
+        check_rounded_once(call_kernel_of_isa, case)
+    assert not all(np.isfinite(array).all() for array in compute(call_kernel_of_isa, *case))
+
+
+@pytest.mark.parametrize("rows", [3, FEW + 2])
+def test_a_gradient_beyond_the_largest_half_is_infinite(call_kernel_of_isa: Call, rows: int):
+    """So that a step sees it and skips the update."""
+    arguments, offsets, dy = halved(make_case([rows], 48, 24), np.float16, np.float16)
+    case = arguments, offsets, np.full_like(dy, 60_000)
+    check_rounded_once(call_kernel_of_isa, case)
+    gradients = compute(call_kernel_of_isa, *case)[1:]
+    assert any(np.isinf(array).any() for array in gradients)
+
+
+def test_half_precision_does_not_depend_on_the_number_of_threads(
+    call_kernel: Call, threads_of: Callable[[int], AbstractContextManager[None]]
+):
+    case = halved(make_case([5, 0, 300, 90, 1], 96, 700), np.float16, np.float16)
+    results = []
+    for threads in (1, 2, 5, 2):
+        with threads_of(threads):
+            results.append([array.tobytes() for array in compute(call_kernel, *case)])
+    assert results[1:] == results[:-1]

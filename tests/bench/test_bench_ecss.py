@@ -18,6 +18,7 @@ MODEL = {"hidden": 16, "ffn": 24, "heads": 2, "dense_layers": 0, "rre_layers": 1
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "PAPER_MODEL": MODEL,
+        "HALF_MODEL": MODEL,
         "PAPER_TOKENS": (16,),
         "SWEEP_MODEL": MODEL,
         "SWEEP_TOKENS": (16,),
@@ -43,8 +44,9 @@ def test_a_run_is_the_same_however_its_experts_are_brought():
     assert len(set(losses[0])) == 5
 
 
-def test_with_and_without_ecss_begin_with_the_same_loss_over_the_same_arrays(small: None):
-    lab = Lab(MODEL, 3)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_with_and_without_ecss_begin_with_the_same_loss_over_the_same_arrays(small: None, dtype: str):
+    lab = Lab(MODEL, 3, dtype=dtype)
     runs = [lab.on(16), lab.off(16), lab.offloaded(16)]
     first = runs[0].store.weights[0].asnumpy()
     assert all(run.store.weights[0].asnumpy().ctypes.data == first.ctypes.data for run in runs)
@@ -57,7 +59,7 @@ def test_with_and_without_ecss_begin_with_the_same_loss_over_the_same_arrays(sma
 def test_rows_of_every_part(small: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(adam, "installed", lambda peer: False)
     monkeypatch.setattr(ecss, "installed", lambda peer: False)
-    rows = [*ecss.optimizer(4, 2, peers=True), *ecss.paper(), *ecss.sweep(2)]
+    rows = [*ecss.optimizer(4, 2, peers=True), *ecss.paper(), *ecss.paper_half(), *ecss.sweep(2)]
     peers = [row.peer for row in rows]
     for peer in (
         "ecss.enabled: false",
@@ -69,5 +71,5 @@ def test_rows_of_every_part(small: None, monkeypatch: pytest.MonkeyPatch):
     [absent] = [row for row in rows if row.ratio is None]
     assert "DeepSpeed" in absent.peer
     assert all(row.ours > 0 for row in rows if row.unit == "ms")
-    [device] = [row for row in rows if "on the device" in row.peer]
-    assert device.ours == pytest.approx(100 / ecss.DOMAINS)
+    on_device = [row.ours for row in rows if "on the device" in row.peer]
+    assert on_device == pytest.approx([100 / ecss.DOMAINS] * 2), "of float32 weights, and of float16 weights"

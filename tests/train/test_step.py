@@ -326,3 +326,28 @@ def test_a_model_without_rre_layers_trains(graph_mode, tmp_path):
     batch = first_batch(toy)
     losses = [float(toy.run(batch, 1e-2).block_loss_GM[0].asnumpy().sum()) for _ in range(10)]
     assert losses[-1] < losses[0]
+
+
+def test_half_precision_trains_close_to_single(make, toy):
+    half, losses = make(compute_dtype="float16"), []
+    half.reset(weights_from=toy)
+    for one in (toy, half):
+        cursor, found = one.batches.start(), []
+        for _ in range(6):
+            result = one.run(one.batches.next(cursor))
+            assert float(result.applied.asnumpy()) == 1.0
+            found.append(float(result.block_loss_GM[0].asnumpy().sum()))
+        losses.append(found)
+    assert losses[1] == pytest.approx(losses[0], rel=3e-3)
+    assert losses[1] != losses[0]
+
+
+def test_a_gradient_beyond_float16_skips_the_update(make):
+    half = make(compute_dtype="float16")
+    half.reset()
+    half.step.scale.value.set_data(Tensor(2.0**24, ms.float32))
+    before, result = half.snapshot(), half.run(first_batch(half))
+    after = half.snapshot()
+    assert float(result.applied.asnumpy()) == 0.0
+    assert after.pop("loss_scale/value") == before.pop("loss_scale/value") / 2
+    assert bits(before) == bits(after)

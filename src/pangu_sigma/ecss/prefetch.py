@@ -22,6 +22,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from ascend_ops.half import copy_rows
 from pangu_sigma.ecss.store import HostStore
 
 
@@ -130,7 +131,7 @@ class Prefetcher:
                 store.tier.expect(layer, expert)
         for layer, place, expert in wanted:
             for i in range(layer * store.tensors, (layer + 1) * store.tensors):
-                np.copyto(buffers[i][place], rows[i][expert], casting="same_kind")
+                copy_rows(rows[i][expert], buffers[i][place])
         needed_NA = np.concatenate([active_NA, coming_NA], axis=1)
         store.tier.used([needed_A[needed_A < self._stored] for needed_A in needed_NA])
         return len(wanted)

@@ -19,6 +19,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ascend_ops.adam import AdamRows, every_row
+from ascend_ops.half import CastWeights
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_tensors
@@ -42,6 +43,7 @@ class ExpertStore(nn.Cell):
         self.layers = config.model.rre_layers
         self.tier = tier
         self.dtype = getattr(ms, config.train.compute_dtype)
+        self.cast = CastWeights(self.dtype)
         self._made = [(spec, tier.parameter(spec)) for spec in array_specs(config, rank)]
         self.weights, self.moments, self.variances, self.steps = (
             ParameterTuple([p for spec, p in self._made if spec.kind == kind])
@@ -93,7 +95,7 @@ class HostStore(ExpertStore):
         fetched: tuple = ()
         for i in range(len(self.weights)):
             rows = self.lookup(self.weights[i], active_NA[i // self.tensors], 0)
-            fetched += (ops.cast(rows, self.dtype),)
+            fetched += (self.cast(rows),)
         return fetched
 
     def updated_rows(self, active_A, offsets_A1):
@@ -111,7 +113,7 @@ class DeviceStore(ExpertStore):
     def fetch(self, active_NA, brought=()):
         weights: tuple = ()
         for weight in self.weights:
-            weights += (ops.cast(weight, self.dtype),)
+            weights += (self.cast(weight),)
         return weights
 
     def updated_rows(self, active_A, offsets_A1):
