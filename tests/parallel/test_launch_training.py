@@ -28,9 +28,7 @@ COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]
 
 @pytest.fixture
 def file(tmp_path, tiny_data) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_tree(tiny_data), allow_unicode=True), encoding="utf-8")
-    return path
+    return write_config(tmp_path, tiny_data, {})
 
 
 def test_two_ranks_add_up_and_go_on_after_one_is_killed_as_if_nothing_had_happened(tmp_path):
@@ -54,22 +52,50 @@ def test_two_ranks_add_up_and_go_on_after_one_is_killed_as_if_nothing_had_happen
 
 
 @pytest.mark.slow
-def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_an_undisturbed_run(file, tiny_run, tmp_path):
-    run = tmp_path / "run"
-    options = ["--run", str(run), "--restarts", "1", "--master-port", str(free_port())]
-    with Launched([*COMMAND, str(file), *options], run / "logs") as it:
+@pytest.mark.parametrize("axes", [{}, {"data": 2}, {"expert": 2, "capacity_factor": 4.0}], ids=str)
+def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_an_undisturbed_run(tiny_data, tmp_path, axes: dict):
+    file = write_config(tmp_path, tiny_data, axes)
+    run, other = tmp_path / "run", tmp_path / "other"
+    with launch(file, other) as it:
+        assert it.wait(300) == 0
+    with launch(file, run, "--restarts", "1") as it:
         eventually(lambda: (run / "checkpoints" / "LATEST").exists(), 120)
         os.kill(it.rank(0), signal.SIGKILL)
-        assert it.wait(120) == 0
+        assert it.wait(300) == 0
         assert it.left() == []
     assert "resuming" in it.texts(0)[1]
-    ours, undisturbed = (load_checkpoint(path / "checkpoints") for path in (run, tiny_run))
+    ours, undisturbed = (load_checkpoint(path / "checkpoints") for path in (run, other))
     assert ours.step == undisturbed.step == STEPS
     assert ours.state == undisturbed.state
     assert ours.shards.keys() == undisturbed.shards.keys()
     for name, arrays in undisturbed.shards.items():
         for key, array in arrays.items():
             np.testing.assert_array_equal(ours.shards[name][key], array, err_msg=f"{name} {key}")
+
+
+@pytest.mark.slow
+def test_a_launch_that_is_stopped_saves_within_ten_seconds_and_leaves_nothing(tiny_data, tmp_path):
+    run = tmp_path / "run"
+    steps = 400
+    with launch(write_config(tmp_path, tiny_data, {"data": 2}), run, "--set", f"train.steps={steps}") as it:
+        eventually(lambda: (run / "checkpoints" / "LATEST").exists(), 120)
+        saved = load_checkpoint(run / "checkpoints").step
+        started = time.monotonic()
+        it.process.send_signal(signal.SIGTERM)
+        assert it.wait(30) == 0
+        assert time.monotonic() - started < 10
+        assert it.left() == []
+    assert saved < load_checkpoint(run / "checkpoints").step < steps
+
+
+def write_config(folder: Path, data: Path, axes: dict) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_tree(data) | {"parallel": axes}, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def launch(file: Path, run: Path, *options: str) -> Launched:
+    return Launched([*COMMAND, str(file), "--run", str(run), "--master-port", str(free_port()), *options], run / "logs")
 
 
 @pytest.mark.parametrize(

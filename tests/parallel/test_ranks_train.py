@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from launched import Launched
+from rank_processes import RankProcesses
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tiny import tiny_tree
@@ -94,7 +94,7 @@ def start_run(file: Path, folder: Path) -> Path:
     if config.parallel.ranks == 1:
         train(config, folder)
     else:
-        with Launched(
+        with RankProcesses(
             config.parallel.ranks, ["train", str(file), "--run", str(folder)], folder.parent / "logs"
         ) as ranks:
             assert set(ranks.wait(WAIT)) == {0}, ranks.said()
@@ -235,7 +235,7 @@ def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path)
     folder = tmp_path / "run"
     many = {"steps": 100_000, "checkpoint_interval": 100_000, "eval_interval": 100_000}
     file = write_config(tmp_path / "config.yaml", four_domains, EXPERT, train=many)
-    with Launched(2, ["train", str(file), "--run", str(folder)], tmp_path / "logs") as ranks:
+    with RankProcesses(2, ["train", str(file), "--run", str(folder)], tmp_path / "logs") as ranks:
         began = time.monotonic()
         while not (folder / "metrics.jsonl").exists() or not lines(folder, "step"):
             assert time.monotonic() - began < WAIT, ranks.said()

@@ -11,7 +11,7 @@ from pathlib import Path
 MAIN = "import sys; from pangu_sigma.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-class Launched:
+class RankProcesses:
     """The processes of a run; kills what is left of them when its block ends."""
 
     def __init__(self, ranks: int, arguments: list[str], logs: Path):
@@ -41,7 +41,7 @@ class Launched:
                 [sys.executable, "-c", MAIN, *arguments], env=environment, stdout=output, stderr=output
             )
 
-    def __enter__(self) -> Launched:
+    def __enter__(self) -> RankProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
