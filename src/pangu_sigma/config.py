@@ -137,7 +137,7 @@ class EcssConfig(Section):
     """How much of a `file` store stays mapped, in GiB."""
     prefetch: bool = True
     """Bring the next step's experts while this step computes, and those of both steps not at all. false: look all of them up
-    at the start of each step."""
+    at the start of each step, as the Ascend step always does."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Precision of the experts' Adam moments on the host: bfloat16 takes 8 bytes a parameter in all instead of 12."""
 

@@ -27,6 +27,7 @@ from pangu_sigma.config import Config, ConfigError, dump_config, load_config
 from pangu_sigma.parallel.cann_stub import ascend_environment
 from pangu_sigma.parallel.parameters import HOST, NPU
 from pangu_sigma.parallel.supported import check_ascend
+from pangu_sigma.parallel.worker import end_with_parent
 
 COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter")
 
@@ -229,6 +230,7 @@ def _reason(log: str) -> str:
 
 def main() -> None:
     """Compile the step of the rank and write `result.json`. Leaves without tearing the stand-ins down, which would crash."""
+    end_with_parent()
     started = time.perf_counter()
     config = load_config(sys.argv[1])
     from pangu_sigma.device import use_ascend
