@@ -1,4 +1,4 @@
-"""float32 to float16 on the CPU, at the speed of memory: the casts of MindSpore and NumPy take one number after another."""
+"""float32 to float16 on the CPU, at the speed of memory; the casts of MindSpore and NumPy take several times as long."""
 
 from __future__ import annotations
 

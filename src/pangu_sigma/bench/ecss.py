@@ -36,7 +36,7 @@ DOMAINS = 10
 """One is active in a step."""
 PAPER_MODEL = {"hidden": 1024, "ffn": 6144, "heads": 4, "dense_layers": 0, "rre_layers": 1, "experts_per_domain": 4}
 HALF_MODEL = PAPER_MODEL | {"hidden": 256, "ffn": 24576}
-"""As many expert parameters, and less of a dense part, whose float16 products MindSpore computes 10 times as slowly as float32."""
+"""As many expert parameters, and less of a dense part, whose float16 products take MindSpore up to 15 times as long as float32."""
 PAPER_TOKENS = (8, 16, 32, 64)
 PAPER_RATIO, PAPER_SPEEDUP = 14.0, 6.3
 DEVICE_WEIGHTS = "expert weights on the device, active : stored"
