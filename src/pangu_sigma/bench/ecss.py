@@ -41,7 +41,7 @@ PAPER_TOKENS = (8, 16, 32, 64)
 PAPER_RATIO, PAPER_SPEEDUP = 14.0, 6.3
 DEVICE_WEIGHTS = "expert weights on the device, active : stored"
 
-SWEEP_MODEL = {"hidden": 512, "ffn": 2048, "heads": 8, "dense_layers": 0, "rre_layers": 2, "experts_per_domain": 2}
+SWEEP_MODEL = {"hidden": 512, "ffn": 1024, "heads": 8, "dense_layers": 0, "rre_layers": 2, "experts_per_domain": 2}
 SWEEP_TOKENS, SWEEP_DOMAINS, SWEEP_RUNS = (64, 1024, 8192), (1, 10, 40), 3
 
 OPTIMIZER_CASES = ((16, 4), (40, 1))
