@@ -152,6 +152,7 @@ def _train(options: argparse.Namespace) -> int:
         trainer = train(config, run)
         if trainer.finished and trainer.ranks.first:
             print(format_summary(summarise(run)))
+        trainer.ranks.leave()
     return 0
 
 
