@@ -199,6 +199,7 @@ def _train(options: argparse.Namespace) -> int:
         trainer = train(config, run, kind)
         if trainer.finished and trainer.ranks.first:
             print(format_summary(summarise(run)))
+        trainer.ranks.leave()
     return 0
 
 

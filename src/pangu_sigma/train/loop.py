@@ -160,7 +160,8 @@ class Trainer:
 def train(config: Config, folder: Path, kind: type[Trainer] = Trainer) -> Trainer:
     """Train `config` in `folder`, from its newest checkpoint if it has one, and write metrics, checkpoints and a report.
 
-    At SIGTERM, to any rank, all ranks finish the same step, save it and return; the run is then not at its last step.
+    At SIGTERM, to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. A process of
+    several ranks calls `ranks.leave` when it needs the trainer no longer.
     """
     trainer = kind(config, folder)
     ranks, options, names = trainer.ranks, config.train, [d.name for d in config.domains]
@@ -186,5 +187,4 @@ def train(config: Config, folder: Path, kind: type[Trainer] = Trainer) -> Traine
         write_report(folder)
     elif not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
-    ranks.leave()
     return trainer
