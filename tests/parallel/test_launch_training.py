@@ -31,6 +31,7 @@ def file(tmp_path, tiny_data) -> Path:
     return write_config(tmp_path, tiny_data, {})
 
 
+@pytest.mark.slow
 def test_two_ranks_add_up_and_go_on_after_one_is_killed_as_if_nothing_had_happened(tmp_path):
     """MindSpore's AllReduce between two processes on the CPU."""
     saved, steps = tmp_path / "saved", 40
