@@ -318,13 +318,9 @@ def _inspect(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     config = _config(options)
     if config is not None:
-        from pangu_sigma.parallel.plan import add_compiled, format_plan, laid_out, make_plan
+        from pangu_sigma.parallel.plan import compile_plan, format_plan, make_plan
 
-        plan = make_plan(config, options.devices)
-        if options.compile:
-            from pangu_sigma.parallel.compile import compile_step
-
-            plan = add_compiled(plan, compile_step(laid_out(config, options.devices)))
+        plan = (compile_plan if options.compile else make_plan)(config, options.devices)
         _show(plan, format_plan(plan), options.json)
         return 1 if plan["compiled"] and plan["differences"] else 0
     return 0

@@ -185,9 +185,12 @@ class OptimizerConfig(Section):
 
 
 class ParallelConfig(Section):
-    """How a run is spread over ranks, one process and one device each: groups · expert · data · tensor of them. The last varies
-    fastest, so that the ranks of a tensor group share a host."""
+    """How a run is spread over ranks, one process and one device each: stages · groups · expert · data · tensor of them. The last
+    varies fastest, so that the ranks of a tensor group share a host."""
 
+    stages: Positive = 1
+    """Pipeline stages: parts of the network's layers, one behind the other, each on ranks of its own. A batch goes through them in
+    its `train.accumulation` micro-batches. Only on Ascend."""
     groups: Positive = 1
     """Groups of ranks; each stores the experts of its own sets of domains and takes their blocks of a batch."""
     expert: Positive = 1
@@ -209,8 +212,13 @@ class ParallelConfig(Section):
     they skip that FFN, counted and reported."""
 
     @property
-    def ranks(self) -> int:
+    def stage_ranks(self) -> int:
+        """Ranks of one stage."""
         return self.groups * self.expert * self.data * self.tensor
+
+    @property
+    def ranks(self) -> int:
+        return self.stages * self.stage_ranks
 
 
 class LossScaleConfig(Section):
@@ -295,7 +303,18 @@ class Config(Section):
                 f"data.domains_per_step={blocks} is more than the {len(self.domains)} domains; lower it to at most that"
             )
         self._check_divisible()
+        self._check_stages()
         return self
+
+    def _check_stages(self) -> None:
+        stages, layers, passes = self.parallel.stages, self.model.layers, self.train.accumulation
+        if stages > layers:
+            raise ValueError(f"parallel.stages={stages} is more than the {layers} layers of the model; lower it")
+        if stages > 1 and passes < stages:
+            raise ValueError(
+                f"parallel.stages={stages} needs train.accumulation >= {stages}, not {passes}: a stage works on one micro-batch "
+                "while the others work on other ones; raise it, and lower train.batch_size to keep the batch"
+            )
 
     def _check_divisible(self) -> None:
         """Every part of a run that is divided among ranks must come out even; the first that does not is an error."""

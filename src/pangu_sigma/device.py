@@ -25,6 +25,7 @@ def use_ascend(config: Config, save_graphs: str | None = None) -> None:
     from mindspore.communication import init
     from mindspore.communication._comm_helper import GlobalComm
 
+    os.environ["PIPELINE_SLICE_SKIP_REDISTRIBUTION"] = "1"  # every rank cuts micro-batches out of its own rows
     if "MS_SIMULATION_LEVEL" in os.environ:
         GlobalComm.CHECK_ENVS = False  # of HCCL's Python package
     ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend")
@@ -38,9 +39,11 @@ def use_ascend(config: Config, save_graphs: str | None = None) -> None:
     fusion = {"mode": "size", "config": parallel.fusion_mib} if parallel.fusion_mib else None
     ms.set_auto_parallel_context(
         parallel_mode="semi_auto_parallel",
+        pipeline_stages=parallel.stages,
         enable_alltoall=True,
         dataset_strategy=input_strategies(config),  # each rank reads its own part
-        enable_parallel_optimizer=parallel.optimizer,
+        # with accumulation always: otherwise gradients would be in the accumulators and nowhere else
+        enable_parallel_optimizer=parallel.optimizer or config.train.accumulation > 1,
         parallel_optimizer_config={"parallel_optimizer_threshold": 0},  # which parameters: parallel/sharding.py
         comm_fusion=dict.fromkeys(("allreduce", "allgather", "reducescatter"), fusion) if fusion else {},
     )

@@ -61,9 +61,9 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
 def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
     """One step on a batch of one pass. factor: of all loss weights, and so of all gradients."""
     rows, positions, documents, slots, labels, weights, *plans = arrays_of(batch)
-    step.tell(*batch.arrays()[-2:])
+    step.tell(RATE, *batch.arrays()[-2:])
     inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *plans)
-    return [np.asarray(t.asnumpy()) for t in step(Tensor(RATE, ms.float32), *map(as_tensor, inputs))]
+    return [np.asarray(t.asnumpy()) for t in step(*map(as_tensor, inputs))]
 
 
 def same_state(toy: Toy, step: AscendStep) -> None:

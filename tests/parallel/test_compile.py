@@ -11,7 +11,10 @@ import pytest
 from small_clusters import MODEL_CONFIGS
 
 from pangu_sigma.config import Config, load_config
+from pangu_sigma.parallel import compile as compile_module
 from pangu_sigma.parallel.compile import Compiled, PlanRefused, compile_step, read_graph
+from pangu_sigma.parallel.layout import rre_layers_of_stage
+from pangu_sigma.parallel.parameters import accumulators, dense_weights
 from pangu_sigma.parallel.plan import add_compiled, laid_out, make_plan
 
 TINY = MODEL_CONFIGS / "sigma_tiny.yaml"
@@ -25,36 +28,43 @@ SMALL = [
 ]
 
 
-def compiled_plan(config: Config) -> tuple[dict[str, Any], Compiled]:
-    compiled = compile_step(config)
-    return add_compiled(make_plan(config, config.parallel.ranks), compiled), compiled
-
-
 def counted(compiled: Compiled, **wanted: object) -> int:
     return sum(c.count for c in compiled.collectives if all(getattr(c, k) == v for k, v in wanted.items()))
 
 
-def check(config: Config) -> Compiled:
-    """What must hold of every plan."""
-    plan, compiled = compiled_plan(config)
-    parallel, model = config.parallel, config.model
+def check(config: Config) -> list[Compiled]:
+    """What must hold of every plan; the step of the first rank of each stage."""
+    parallel, passes = config.parallel, config.train.accumulation
+    stages = [compile_step(config, rank) for rank in range(0, parallel.ranks, parallel.stage_ranks)]
+    plan = add_compiled(make_plan(config, parallel.ranks), stages)
     assert plan["compiled"]
     assert plan["differences"] == []
-    places = model.rre_layers
-    assert compiled.host_operators == ({"FetchRows": places, "AdamRows": places} if places else {})
-    exchanges = 2 * places if parallel.expert > 1 else 0
-    for phase in ("forward", "backward"):
-        # rows to experts and back, inside one group of ranks and nowhere else
-        assert counted(compiled, op="AlltoAll", phase=phase) == exchanges
-        assert counted(compiled, op="AlltoAll", phase=phase, group_size=parallel.expert) == exchanges
-    again = exchanges // 2 if parallel.recompute else 0  # the way back is not needed for any gradient
-    assert counted(compiled, op="AlltoAll", phase="recompute") == again
-    dense = (
-        sum(len(p["slice"]) == 2 for p in plan["parameters"] if "expert" not in p["name"] and "active" not in p["name"])
-        // 3
-    )
-    assert counted(compiled, op="AllGather", phase="weight") <= dense  # never an expert
-    return compiled
+    for stage, compiled in enumerate(stages):
+        places = len(rre_layers_of_stage(config, stage))
+        assert compiled.host_operators == ({"FetchRows": places, "AdamRows": places} if places else {})
+        exchanges = 2 * places * passes if parallel.expert > 1 else 0
+        for phase in ("forward", "backward"):
+            # rows to experts and back, inside one group of ranks and nowhere else
+            assert counted(compiled, op="AlltoAll", phase=phase) == exchanges
+            assert counted(compiled, op="AlltoAll", phase=phase, group_size=parallel.expert) == exchanges
+        again = exchanges // 2 if parallel.recompute else 0  # the way back is not needed for any gradient
+        assert counted(compiled, op="AlltoAll", phase="recompute") == again
+        dense = [w for w in dense_weights(config, stage) if len(w.shape) == 2]
+        assert counted(compiled, op="AllGather", phase="weight") <= len(dense)  # never an expert
+    check_sums(config, stages)
+    return stages
+
+
+def check_sums(config: Config, stages: list[Compiled]) -> None:
+    """The gradient of every micro-batch reaches the accumulator of every weight; of the word table that of both of its uses."""
+    passes, last = config.train.accumulation, len(stages) - 1
+    for stage, compiled in enumerate(stages):
+        summed = [a.name.removesuffix(".accumulated") for a in accumulators(config, stage)]
+        wanted = dict.fromkeys(summed, passes)
+        if stage == 0 and "embedding" in wanted:
+            # looked up and multiplied with; or looked up, and what the last stage sends for all micro-batches together
+            wanted["embedding"] = 2 * passes if last == 0 else passes + 1
+        assert compiled.additions == wanted
 
 
 LAYOUTS = {
@@ -64,6 +74,7 @@ LAYOUTS = {
     "no optimizer parallelism": {"groups": 2, "expert": 4, "optimizer": False},
     "recompute": {"groups": 2, "expert": 2, "tensor": 2, "recompute": True},
 }
+STAGES = {"stages": 2, "expert": 2, "tensor": 2}
 ALL_AXES = LAYOUTS["all axes"]
 
 OTHER_KEYS = {
@@ -71,6 +82,22 @@ OTHER_KEYS = {
     "an only layer": (LAYOUTS["recompute"], ["model.dense_layers=0"]),
     "one and a half sequences a tensor rank": (ALL_AXES, ["train.batch_size=12"]),
     "bfloat16 moments": (ALL_AXES, ["ecss.moments=bfloat16"]),
+    "two passes": (LAYOUTS["replicas"], ["train.accumulation=2"]),
+    "three passes, recompute": (LAYOUTS["recompute"], ["train.accumulation=3"]),
+    "two passes, no optimizer parallelism": (LAYOUTS["no optimizer parallelism"], ["train.accumulation=2"]),
+    "two stages": (STAGES, ["train.accumulation=2"]),
+    "two stages, both with experts": (
+        STAGES | {"groups": 2, "recompute": True},
+        ["train.accumulation=3", "model.rre_layers=3"],
+    ),
+    "two stages, no optimizer parallelism": (
+        STAGES | {"optimizer": False},
+        ["train.accumulation=2", "model.dense_layers=2"],
+    ),
+    "four stages": (
+        {"stages": 4, "expert": 2},
+        ["train.accumulation=4", "model.dense_layers=2", "model.rre_layers=3"],
+    ),
 }
 
 
@@ -94,13 +121,28 @@ def test_other_keys_do_not_change_that(name: str):
 
 def test_a_dense_model_has_neither_experts_nor_host_operators():
     config = load_config(TINY, [*SMALL, "model.rre_layers=0", "model.dense_layers=2", "parallel={data: 4, tensor: 2}"])
-    compiled = check(config)
+    (compiled,) = check(config)
     assert counted(compiled, op="AlltoAll") == 0
 
 
-def test_a_plan_that_mindspore_refuses_says_why_in_one_message():
-    with pytest.raises(PlanRefused, match=r"^MindSpore refuses this plan: .*global_rank.*8") as refused:
-        compile_step(laid({"groups": 4, "expert": 2}), rank=8)
+def test_dense_stages_send_hidden_states_and_the_word_table():
+    """8 sequences of 32 tokens a rank and micro-batch, hidden 192, float16; of the table a tensor rank's half, float32."""
+    layers = ["model.rre_layers=0", "model.dense_layers=3", "train.accumulation=2"]
+    config = load_config(TINY, [*SMALL, *layers, "parallel={stages: 2, data: 2, tensor: 2}"])
+    hidden, table = 8 * 32 * 192 * 2, 4 * 256 * 96 * 4
+    for compiled, there, back in zip(check(config), ("Send", "Receive"), ("Receive", "Send"), strict=True):
+        for op, phase in ((there, "forward"), (back, "backward")):
+            calls = [c for c in compiled.collectives if (c.op, c.phase) == (op, phase)]
+            assert sum(c.count for c in calls) == 2 + 1
+            assert sum(c.bytes for c in calls) == 2 * hidden + table
+            assert {tuple(c.ranks) for c in calls} == {(4,) if compiled.rank == 0 else (0,)}
+
+
+def test_a_plan_that_mindspore_refuses_says_why_in_one_message(monkeypatch: pytest.MonkeyPatch):
+    started = compile_module.ascend_environment
+    monkeypatch.setattr(compile_module, "ascend_environment", lambda ranks, rank: started(ranks // 2, rank))
+    with pytest.raises(PlanRefused, match=r"^MindSpore refuses this plan: .*device number in one stage 4") as refused:
+        compile_step(laid({"groups": 4, "expert": 2}))
     assert "\n" not in str(refused.value)
     assert "Call Stack" not in str(refused.value)
 
@@ -109,13 +151,14 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
     lines = iter(
         [
             "%para1_lr: <Tensor[Float32], ()> : []\n",
-            "%para2_network.active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=x, is_parameter>  :  has_default\n",
-            "%para3_store.experts.0.w1: <Ref[Tensor[Float32]], (10, 2560, 5120), ref_key=y, is_parameter>  :  has_default\n",
-            '  %4(a) = Custom(%para3_store.experts.0.w1) {func_name: "/x/ops.so:FetchRows", primitive_target: "CPU"}\n',
-            "  %5(b) = PrimFunc_Assign(%para2_network.active.0.w1, %4) {instance name: assign}\n",
+            "%para2_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=x, is_parameter>  :  has_default\n",
+            "%para3_experts.0.w1: <Ref[Tensor[Float32]], (10, 2560, 5120), ref_key=y, is_parameter>  :  has_default\n",
+            '  %4(a) = Custom(%para3_experts.0.w1) {func_name: "/x/ops.so:FetchRows", primitive_target: "CPU"}\n',
+            "  %5(b) = PrimFunc_Assign(%para2_active.0.w1, %4) {instance name: assign}\n",
             '  %6(c) = AlltoAll(%5) {instance name: redistribution_op_1AlltoAll_} primitive_attrs: {group: "16-9", '
             "rank_list: (0, 8, 16)}\n",
             "      : (<Tensor[Float16], (2, 3)>) -> (<Tensor[Float16], (2, 4)>)\n",
+            "  %9(e) = PrimFunc_AssignAdd(%para4_accu_grads.loss.network.layers.0.norm.gain, %6)\n",
             '  %7(d) = AllReduce(%6) {instance name: grad_mirror_MirrorOperator} primitive_attrs: {group: "64-77"}\n',
             "      : (<Tensor[Float32], (5)>) -> (<Tensor[Float32], (5)>)\n",
         ]
@@ -130,6 +173,7 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
         ("experts.0.w1", [10, 2560, 5120], "float32", "CPU"),
     ]
     assert found["host_operators"] == {"FetchRows": 1}
+    assert found["additions"] == {"layers.0.norm.gain": 1}
 
 
 @pytest.mark.slow
@@ -138,7 +182,7 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
     [("sigma_tiny", 8), ("sigma_38b", 16), ("sigma_38b", 64), ("sigma_38b", 128), ("sigma_1t", 512)],
 )
 def test_shipped_configurations_compile(name: str, devices: int):
-    compiled = check(laid_out(load_config(MODEL_CONFIGS / f"{name}.yaml"), devices))
+    (compiled,) = check(laid_out(load_config(MODEL_CONFIGS / f"{name}.yaml"), devices))
     assert compiled.seconds < 15 * 60
     assert compiled.peak_gib < 12
     if name == "sigma_1t":

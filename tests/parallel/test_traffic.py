@@ -13,6 +13,7 @@ from pangu_sigma.parallel.traffic import (
     EXPERT,
     HOLDERS,
     REPLICAS,
+    STAGE,
     TENSOR,
     Collective,
     collectives,
@@ -50,9 +51,9 @@ def test_a_small_case_by_hand():
     assert counted(config, "ReduceScatter", phase="gradient") == (3 + 2 * 4 + 2, 4 * (tables + matrices))
     # biases of query, key, value and of the FFN's columns; all other vectors
     assert counted(config, "AllReduce", axes=REPLICAS, phase="gradient") == (2 * 3 + 1, 4 * (2 * 3 * 4 + 8))
-    assert counted(config, "AllReduce", axes=ALL, phase="gradient") == (2 * (1 + 4) + 1 + 2, 4 * 13 * 8)
+    assert counted(config, "AllReduce", axes=STAGE, phase="gradient") == (2 * (1 + 4) + 1 + 2, 4 * 13 * 8)
     assert counted(config, "AllReduce", axes=HOLDERS, phase="gradient") == (1, 2 * 8)  # b2 of the one local expert
-    assert counted(config, "AllReduce", phase="norm") == (1, 4)
+    assert counted(config, "AllReduce", phase="norm") == (2, 8)  # and overflow
     assert pcie_bytes(config) == (2 * 144, 2 * 144)
 
 

@@ -6,7 +6,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.train.loss import FIRST_EXPERT, NextTokenLoss
+from pangu_sigma.train.loss import FIRST_EXPERT, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -52,7 +52,7 @@ def case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_it_is_the_weighted_cross_entropy_of_each_block(graph_mode, case):
     logits, labels, weights = case
-    total, per_block = NextTokenLoss(FixedLogits(logits))(*inputs(weights, labels))
+    total, per_block = ScaledLoss(FixedLogits(logits))(*inputs(weights, labels))
     expected = cross_entropy(logits, labels.reshape(BLOCKS, -1)) * weights.reshape(BLOCKS, -1)
     np.testing.assert_allclose(per_block.asnumpy(), expected.sum(axis=1), rtol=1e-6)
     assert float(total.asnumpy()) == pytest.approx(expected.sum(), rel=1e-6)
@@ -60,7 +60,7 @@ def test_it_is_the_weighted_cross_entropy_of_each_block(graph_mode, case):
 
 def test_the_scale_multiplies_the_total_only(graph_mode, case):
     logits, labels, weights = case
-    loss = NextTokenLoss(FixedLogits(logits))
+    loss = ScaledLoss(FixedLogits(logits))
     plain, scaled = (loss(*inputs(weights, labels, scale)) for scale in (1.0, 1024.0))
     assert float(scaled[0].asnumpy()) == 1024 * float(plain[0].asnumpy())
     assert (scaled[1].asnumpy() == plain[1].asnumpy()).all()
@@ -69,7 +69,7 @@ def test_the_scale_multiplies_the_total_only(graph_mode, case):
 def test_the_gradient_is_softmax_minus_label(graph_mode, case):
     logits, labels, weights = case
     network = FixedLogits(logits)
-    _, gradient = ms.value_and_grad(NextTokenLoss(network), None, network.trainable_params(), has_aux=True)(
+    _, gradient = ms.value_and_grad(ScaledLoss(network), None, network.trainable_params(), has_aux=True)(
         *inputs(weights, labels, 8.0)
     )
     chances = np.exp(logits.astype(np.float64).reshape(-1, ROWS))
@@ -82,7 +82,7 @@ def test_large_logits_stay_finite(graph_mode, case):
     _, labels, weights = case
     logits = np.zeros((BLOCKS, TOKENS, ROWS), np.float32)
     logits[..., 0] = 1e4
-    total, _ = NextTokenLoss(FixedLogits(logits))(*inputs(weights, np.ones_like(labels)))
+    total, _ = ScaledLoss(FixedLogits(logits))(*inputs(weights, np.ones_like(labels)))
     assert float(total.asnumpy()) == pytest.approx(1e4 * weights.sum(), rel=1e-6)
 
 

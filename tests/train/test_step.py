@@ -13,7 +13,7 @@ from toy import Toy, bits, toy_config, toy_network
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.train.evaluation import EvaluationStep
-from pangu_sigma.train.loss import FIRST_EXPERT, NextTokenLoss
+from pangu_sigma.train.loss import FIRST_EXPERT, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -74,7 +74,7 @@ def gradients(toy: Toy, batch: Batch) -> dict[str, np.ndarray]:
     dense = dict(toy.network.parameters_and_names())
     layers, tensors = toy.config.model.rre_layers, ["w1", "b1", "w2", "b2"]
     places = tuple(range(FIRST_EXPERT, FIRST_EXPERT + 4 * layers))
-    function = ms.value_and_grad(NextTokenLoss(toy.network), places, ParameterTuple(dense.values()), has_aux=True)
+    function = ms.value_and_grad(ScaledLoss(toy.network), places, ParameterTuple(dense.values()), has_aux=True)
     rows, positions, documents, slots, labels, weights, order, inverse, offsets, active, _ = batch.arrays()
     per_pass = [a[0] for a in (rows, positions, documents, slots, labels, weights, order, inverse, offsets)]
     experts = [toy.store.weights[i].asnumpy()[active[i // 4] % toy.config.experts] for i in range(4 * layers)]

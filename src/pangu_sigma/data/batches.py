@@ -149,19 +149,27 @@ class Batches:
         ids_GBS1 = ids.transpose(1, 0, 2, 3).reshape(train.accumulation, train.batch_size, self.length + 1)
         return self.assemble(ids_GBS1, np.array(chosen))
 
-    def held_out(self, domain: int, batches: int) -> list[Batch]:
+    def held_out(self, domain: int, batches: int, like_training: bool = False) -> list[Batch]:
         """This rank's share of the first `batches` batches of a domain in file order; none of a domain of another group.
 
         The group takes such a batch as several, each as large as its part of a training batch. The last one is filled up with
-        samples of weight 0. No row is dropped: the capacity is what these batches need.
+        samples of weight 0.
+        like_training: with as many micro-batches, and as much room for an expert, as a training batch, so that the same graph takes
+        it; raises CapacityError as that does. Otherwise one pass each, and no row is dropped: the capacity is what they need.
         """
         if domain not in self._mine:
             return []
-        if self._held_out_capacity is None and self.planner.exchanged and self.table.layers:
-            self._held_out_capacity = max(self._fullest(d, batches) for d in self._mine)
+        passes = self.config.train.accumulation if like_training else 1
+        if like_training:
+            rows = capacity(self.config)
+        elif self.planner.exchanged and self.table.layers:
+            self._held_out_capacity = self._held_out_capacity or max(self._fullest(d, batches) for d in self._mine)
+            rows = self._held_out_capacity
+        else:
+            rows = 0
         return [
-            self._assemble(ids, domains_M, self._group_takers(), self._held_out_capacity or 0, counted_B)
-            for ids, domains_M, counted_B in self._held_out_ids(domain, batches)
+            self._assemble(ids, domains_M, self._group_takers(), rows, counted_GB)
+            for ids, domains_M, counted_GB in self._held_out_ids(domain, batches, passes)
         ]
 
     def assemble(self, ids_GBS1: np.ndarray, domains_M: np.ndarray) -> Batch:
@@ -178,9 +186,9 @@ class Batches:
         domains_M: np.ndarray,
         taker_B: np.ndarray,
         capacity: int,
-        counted_B: np.ndarray | None = None,
+        counted_GB: np.ndarray | None = None,
     ) -> Batch:
-        """taker: who takes each sequence. counted_B: sequences that count in the loss."""
+        """taker: who takes each sequence. counted: sequences that count in the loss."""
         ids, labels = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
         micro, batch = ids.shape[:2]
         domains_B = np.repeat(domains_M, batch // len(domains_M))
@@ -191,8 +199,8 @@ class Batches:
         self._check_rows(label_rows, labels, domains_B)
         documents, positions = documents_and_positions(ids, self.tokenizer.eot)
         weights = ((ids != self.tokenizer.eot) & (labels != self.tokenizer.pad)).astype(np.float32)
-        if counted_B is not None:
-            weights *= counted_B[:, None]
+        if counted_GB is not None:
+            weights *= counted_GB[..., None]
         counted = weights.sum()
         weights /= counted
         plan, load_NK = self._plan(ids, domains_B, positions, taker_B, capacity)
@@ -238,15 +246,17 @@ class Batches:
         domains_GB = np.broadcast_to(domains_B, ids_GBS.shape[:2])
         return route(self.table, ids_GBS, domains_GB, positions_GBS)
 
-    def _held_out_ids(self, domain: int, batches: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _held_out_ids(
+        self, domain: int, batches: int, passes: int = 1
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Ids, domain of each block, and which sequences count, of each batch of a group."""
         groups, batch = self.config.parallel.groups, self.config.train.batch_size
-        size, wanted = batch // groups, min(self.samples[domain], batches * batch)
+        size, wanted = passes * (batch // groups), min(self.samples[domain], batches * batch)
         domains_M = np.full(self.config.data.domains_per_step // groups, domain)
         for first in range(0, wanted, size):
             numbers = np.arange(first, first + size)
             ids = np.stack([self._read(domain, min(int(n), wanted - 1)) for n in numbers])
-            yield ids[None], domains_M, numbers < wanted
+            yield ids.reshape(passes, -1, ids.shape[-1]), domains_M, (numbers < wanted).reshape(passes, -1)
 
     def _group_takers(self) -> np.ndarray:
         """Who of the rank's group takes each sequence of a held-out batch."""

@@ -37,10 +37,13 @@ class ExpertStore(nn.Cell):
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__()
-        self.held, self.experts = share_of(config, rank).held, config.experts
+        share = share_of(config, rank)
+        self.held, self.experts = share.held, config.experts
         """Numbers of the experts of its rows, ascending, and how many there are on all ranks."""
+        self.numbers = share.layers
+        """Its RRE layers among those of the network: all, unless ranks divide them into stages."""
         self.tensors = len(FFN_TENSORS)
-        self.layers = config.model.rre_layers
+        self.layers = len(self.numbers)
         self.tier = tier
         self.dtype = getattr(ms, config.train.compute_dtype)
         self.cast = CastWeights(self.dtype)
@@ -54,7 +57,7 @@ class ExpertStore(nn.Cell):
         self.adam = AdamRows()
 
     def layer_parameters(self, layer: int) -> dict[str, Parameter]:
-        """Everything stored of the experts of one layer, by name."""
+        """Everything stored of the experts of the layer with this number, by name."""
         return {spec.name: parameter for spec, parameter in self._made if spec.layer == layer}
 
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
@@ -129,12 +132,13 @@ def make_store(config: Config, tier: HostTier | None = None, rank: int = 0) -> E
 
 def array_specs(config: Config, rank: int = 0) -> list[ArraySpec]:
     """Every array of the store of `rank`, in the order in which they are initialised."""
-    held = share_of(config, rank).held
+    share = share_of(config, rank)
+    held = share.held
     drawn = tuple(np.isin(np.arange(config.experts), held).tolist())
     moments = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
     replicated = config.model.expert_init == "replicated"
     specs = []
-    for layer in range(config.model.rre_layers):
+    for layer in share.layers:
         for name, shape, init, decay in ffn_tensors(config.model):
             full = (len(held), *shape)
             specs += [

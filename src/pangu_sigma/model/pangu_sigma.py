@@ -142,6 +142,50 @@ class Layer(nn.Cell):
         return self.ffn(x_TH, F.cast(self.ffn_norm(x_TH), self.dtype), *routed)
 
 
+class Embedding(nn.Cell):
+    """Rows of the word table and of the position table, added. construct(words, places, rows_T, positions_T) -> x_TH"""
+
+    def __init__(self, dropout: float):
+        super().__init__()
+        self.lookup, self.lookup_places = ops.Gather(), ops.Gather()
+        self.add = ops.Add()
+        self.drop = Dropout(dropout)
+
+    def construct(self, words, places, rows_T, positions_T):
+        return self.drop(self.add(self.lookup(words, rows_T, 0), self.lookup_places(places, positions_T, 0)))
+
+
+class QueryRows(nn.Cell):
+    """What the query layer asks with: rows of a table of positions. construct(places, positions_T) -> query_TH"""
+
+    def __init__(self):
+        super().__init__()
+        self.lookup = ops.Gather()
+
+    def construct(self, places, positions_T):
+        return self.lookup(places, positions_T, 0)
+
+
+class Head(nn.Cell):
+    """Logits [M, T/M, R] of each block over the rows of its slot, tied to the word table.
+
+    construct(words, hidden_TH, slots_M) -> logits
+    """
+
+    def __init__(self, slots: int, dtype: ms.Type):
+        super().__init__()
+        self.pick_slots = ops.Gather()
+        self.matmul = ops.BatchMatMul(transpose_b=True)
+        self.slots = slots
+        self.dtype = dtype
+
+    def construct(self, words, hidden_TH, slots_M):
+        hidden = F.shape(hidden_TH)[-1]
+        table = F.reshape(F.cast(words, self.dtype), (self.slots, -1, hidden))
+        table_MRH = self.pick_slots(table, slots_M, 0)
+        return self.matmul(F.reshape(hidden_TH, (F.shape(slots_M)[0], -1, hidden)), table_MRH)
+
+
 class PanGuSigma(nn.Cell):
     """Hidden states and tied logits of a batch."""
 
@@ -161,19 +205,16 @@ class PanGuSigma(nn.Cell):
         )
         self.positions = declare("positions", (config.seq_length, config.hidden), tables, decay=True)
         self.query_positions = declare("query_positions", (config.seq_length, config.hidden), tables, decay=True)
+        self.embed = Embedding(config.dropout)
         ffns = [DenseFFN(config, dense()) for _ in range(config.dense_layers)]
         ffns += [RoutedFFN(config, routed()) for _ in range(config.rre_layers)]
         self.layers = nn.CellList([Layer(config, dtype, ffn) for ffn in ffns])
         self.norm = LayerNorm(config.hidden)
-        self.drop = Dropout(config.dropout)
-        self.lookup, self.pick_slots = ops.Gather(), ops.Gather()
-        self.add = ops.Add()
+        self.ask = QueryRows()
+        self.head = Head(slots, dtype)
         self.hidden_from = HiddenFrom()
-        self.logits_matmul = ops.BatchMatMul(transpose_b=True)
         self.first_routed = config.dense_layers
         self.last = config.layers - 1
-        self.hidden = config.hidden
-        self.slots = slots
         self.dtype = dtype
 
     def construct(self, rows_BS, positions_BS, documents_BS, order, inverse_NT, offsets_NA1, *experts):
@@ -183,17 +224,15 @@ class PanGuSigma(nn.Cell):
         document each token belongs to; tokens see only their own. order, inverse, offsets: the routing plan.
         experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
         """
-        positions = F.reshape(positions_BS, (-1,))
-        x_TH = self.add(
-            self.lookup(self.embedding, F.reshape(rows_BS, (-1,)), 0), self.lookup(self.positions, positions, 0)
-        )
-        x_TH = F.cast(self.drop(x_TH), self.dtype)
+        positions_T = F.reshape(positions_BS, (-1,))
+        x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
+        x_TH = F.cast(x_TH, self.dtype)
         unseen = self.hidden_from(documents_BS)
         for i in range(self.last + 1):
             query_TH = None
             if i == self.last:
                 x_TH = F.cast(self.norm(x_TH), self.dtype)
-                query_TH = F.cast(self.lookup(self.query_positions, positions, 0), self.dtype)
+                query_TH = F.cast(self.ask(self.query_positions, positions_T), self.dtype)
             if i < self.first_routed:
                 x_TH = self.layers[i](x_TH, query_TH, unseen)
             else:
@@ -204,9 +243,7 @@ class PanGuSigma(nn.Cell):
 
     def logits(self, hidden_TH, slots_M):
         """Logits [M, T/M, R] of each block over the rows of its slot."""
-        table = F.reshape(F.cast(self.embedding, self.dtype), (self.slots, -1, self.hidden))
-        table_MRH = self.pick_slots(table, slots_M, 0)
-        return self.logits_matmul(F.reshape(hidden_TH, (F.shape(slots_M)[0], -1, self.hidden)), table_MRH)
+        return self.head(self.embedding, hidden_TH, slots_M)
 
 
 class Dropout(nn.Cell):

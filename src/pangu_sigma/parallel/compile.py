@@ -29,7 +29,7 @@ from pangu_sigma.parallel.parameters import HOST, NPU
 from pangu_sigma.parallel.supported import check_ascend
 from pangu_sigma.parallel.worker import end_with_parent
 
-COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter")
+COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter", "Send", "Receive")
 
 
 class PlanRefused(RuntimeError):
@@ -46,7 +46,7 @@ class Collective:
     count: int
     group_size: int
     ranks: list[int] = field(compare=False)
-    """The first ones of the group."""
+    """The first ones of the group; of a Send or a Receive the other rank."""
     bytes: int
 
 
@@ -72,6 +72,8 @@ class Compiled:
     parameters: list[PlacedParameter]
     host_operators: dict[str, int]
     """Operators pinned to the host, by name."""
+    additions: dict[str, int]
+    """How often the step adds a gradient to the accumulator of a weight."""
 
 
 def compile_step(config: Config, rank: int = 0) -> Compiled:
@@ -101,7 +103,7 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
 def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
     """Collectives, parameters and host operators of a saved graph."""
     groups: dict[tuple[Any, ...], list[int]] = {}
-    hosted: Counter[str] = Counter()
+    hosted, additions = Counter[str](), Counter[str]()
     shapes: dict[str, tuple[list[int], str]] = {}
     on_host: set[str] = set()
     on_device: set[str] = set()
@@ -120,6 +122,8 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             on_host |= used
         else:
             on_device |= used if operator[1] not in _NOT_A_USE else set()
+        if operator[1] == "PrimFunc_AssignAdd":
+            additions.update(name.removesuffix(".accumulated") for name in used)
         if operator[1] in COLLECTIVES:
             key = _collective(operator[1], line, next(lines), ranks)
             groups.setdefault(key[:-1], []).append(key[-1])
@@ -133,6 +137,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             for name, (shape, dtype) in shapes.items()
         ],
         "host_operators": dict(hosted),
+        "additions": dict(additions),
     }
 
 
@@ -145,10 +150,10 @@ def _parameter(line: str) -> tuple[str, str, list[int]]:
 
 
 def _plain_name(name: str) -> str:
-    """The name in `parameters.py`; MindSpore puts the cells that a parameter is in before it."""
-    kind = re.match(r"dense\.(moment|variance)\.", name)
-    name = re.sub(r"^(dense\.(moment\.|variance\.)?)?network\.(loss\.network\.)?|^store\.", "", name)
-    return f"{name}.{kind[1]}" if kind else name
+    """The name in `parameters.py`. MindSpore puts before it the cells of a parameter, and what a clone is for."""
+    kind = re.match(r"(moment|variance|accu_grads)\.", name)
+    plain = re.sub(r"^(moment\.|variance\.|accu_grads\.)?(loss\.network\.)?", "", name)
+    return f"{plain}.{kind[1].replace('accu_grads', 'accumulated')}" if kind else plain
 
 
 def _host_name(line: str, operator: str) -> str:
@@ -170,19 +175,21 @@ _PHASES = (
 
 
 def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
+    """Operator, phase, size of the group, its first ranks, bytes."""
+    taken, given = map(_bytes, types.split("->"))
+    if op in ("Send", "Receive"):
+        other = re.search(rf"{'dest' if op == 'Send' else 'src'}_rank: I64\((\d+)\)", line)
+        phase = "backward" if "forward_node_name" in line else "forward"
+        return op, phase, 2, (int(other[1]),) if other else (), given
     name = re.search(r"instance name: (\w+)", line)
     phase = next((p for start, p in _PHASES if name and name[1].startswith(start)), "norm")
     if "duplicated: Bool(1)" in line:
         phase = "recompute"
-    elif phase == "norm" and re.match(
-        r"\s+%\d+\(dx\)", line
-    ):  # placed by MindSpore over the same ranks, under our operator's name
-        phase = "backward"
     members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
     group = re.search(r'group: "(\d*)-?[^"]*"', line)
     first = tuple(int(r) for r in members[1].split(",") if r.strip()) if members else ()
     size = len(first) or (int(group[1]) if group and group[1] else ranks)
-    return op, phase, size, first[:4], max(_bytes(side) for side in types.split("->"))
+    return op, phase, size, first[:4], max(taken, given)
 
 
 _SIZES = {
@@ -240,7 +247,7 @@ def main() -> None:
 
     status = 0
     try:
-        step = AscendStep(config)
+        step = AscendStep(config, int(os.environ["RANK_ID"]))
         step.set_train()
         step.compile(*step_inputs(config))
         peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())

@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
 from pangu_sigma.config import ConfigError, ParallelConfig
-from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.parallel.layout import Layout, axes_text
 from pangu_sigma.parallel.ranks import ALONE, Ranks
 
 PAUSE = 1.0
@@ -50,23 +50,22 @@ class ConnectedRanks(Ranks):
         time.sleep(PAUSE)
 
 
-def join(parallel: ParallelConfig, tensor: bool = False) -> Ranks:
+def join(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
     """This process among the ranks of its run; call after `use_cpu`, before any tensor is made. msrun's scheduler does not return.
 
-    tensor: whether the device shares matrices.
     Raises ConfigError when the `parallel` section lays out another number of ranks than were started, or what the CPU cannot do.
     """
     started = int(os.environ.get("MS_WORKER_NUM", "1"))
     if started != parallel.ranks:
         raise ConfigError(
-            f"the parallel section lays out {parallel.ranks} ranks (groups={parallel.groups} · expert={parallel.expert} · "
-            f"data={parallel.data} · tensor={parallel.tensor}), but {started} were started; start {parallel.ranks} with "
-            "run_scripts/msrun_cpu.sh, or change the section"
+            f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {started} were started; start "
+            f"{parallel.ranks} with run_scripts/msrun_cpu.sh, or change the section"
         )
-    if parallel.tensor > 1 and not tensor:
-        raise ConfigError(
-            f"parallel.tensor={parallel.tensor} needs Ascend: MindSpore shares no matrices on the CPU; set it to 1"
-        )
+    for key, what in (("tensor", "shares no matrices"), ("stages", "cuts no network into stages")):
+        if getattr(parallel, key) > 1 and not ascend:
+            raise ConfigError(
+                f"parallel.{key}={getattr(parallel, key)} needs Ascend: MindSpore {what} on the CPU; set it to 1"
+            )
     if started > 1 and not communication.GlobalComm.INITED:
         communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":

@@ -5,6 +5,7 @@
     NPU update      what Adam reads and writes ÷ HBM_BANDWIDTH
     host            active experts over PCIe before the step, their gradients after it, then Adam ÷ HOST_UPDATE_BANDWIDTH; nothing
                     hidden either: the Ascend step fetches its own experts first, whatever ecss.prefetch says
+    bubble          with p stages and g micro-batches, (p - 1) ÷ g of what the slowest stage does for all of them (1F1B)
 
 Two constants are fitted to two figures of the paper (spec §3.1, §3.4): 512 Ascend 910 take 7.5 s a step with ECSS (69,905
 tokens/s), and 6.3 times as long when all experts are moved and updated in every step. Those two are therefore reproduced by
@@ -26,7 +27,7 @@ import math
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import tokens_of_rank
+from pangu_sigma.parallel.layout import layers_of_stage, rre_layers_of_stage, tokens_of_rank
 from pangu_sigma.parallel.machine import (
     HBM_BANDWIDTH,
     HCCS_BANDWIDTH,
@@ -42,7 +43,7 @@ from pangu_sigma.parallel.parameters import (
     active_weights,
     all_arrays,
 )
-from pangu_sigma.parallel.traffic import collectives, link_bytes, pcie_bytes, sent_bytes
+from pangu_sigma.parallel.traffic import Collective, collectives, link_bytes, pcie_bytes, sent_bytes
 
 MATMUL_EFFICIENCY = 0.465
 """Fitted. Share of PEAK_FLOPS."""
@@ -54,9 +55,9 @@ on two cores (README). The figure holds everything that grew with the experts in
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one update of all parameters, part by part; the step is their sum.
+    """Seconds of one update of all parameters on the ranks of a stage, part by part; the step is their sum.
 
-    all_to_all: part of hccs and network that the exchange of rows takes.
+    bubble: waiting for other stages. all_to_all: part of hccs and network that the exchange of rows takes.
     """
 
     compute: float
@@ -66,11 +67,12 @@ class StepTime:
     fetch: float
     gradients_back: float
     host_update: float
+    bubble: float
     all_to_all: float
 
     @property
     def step(self) -> float:
-        return self.compute + self.hccs + self.network + self.npu_update + self.host
+        return self.compute + self.hccs + self.network + self.bubble + self.npu_update + self.host
 
     @property
     def host(self) -> float:
@@ -79,69 +81,82 @@ class StepTime:
 
 
 def step_time(config: Config) -> StepTime:
-    """With ECSS as configured: only active experts move and are updated."""
-    return _step_time(config, 1.0)
+    """With ECSS as configured: only active experts move and are updated. Of the slowest stage."""
+    return _slowest(config, 1.0)
 
 
 def step_time_all_experts(config: Config) -> StepTime:
     """The paper's baseline of 6.3x: experts and Adam on the host, all of them moved and updated in every step."""
     active = config.data.domains_per_step * config.model.experts_per_domain
-    return _step_time(config, config.experts / active)
+    return _slowest(config, config.experts / active)
 
 
 def tokens_per_second(config: Config, time: StepTime) -> float:
-    return config.train.batch_size * config.model.seq_length / time.step
+    return config.train.accumulation * config.train.batch_size * config.model.seq_length / time.step
 
 
-def flops(config: Config) -> float:
+def flops(config: Config, stage: int = 0) -> float:
     """Floating-point operations of a rank's matrix multiplications in a step; a multiplication with addition counts two.
 
     The backward pass takes twice the forward's, recompute the layers' forward again. Rows of experts count up to the capacity,
     because padding is multiplied.
     """
     m, t = config.model, config.parallel.tensor
-    tokens = tokens_of_rank(config)
+    tokens, layers, routed = (
+        tokens_of_rank(config),
+        len(layers_of_stage(config, stage)),
+        rre_layers_of_stage(config, stage),
+    )
     attention = 2 * tokens * 4 * m.hidden**2 / t + 4 * tokens * m.seq_length * m.hidden / t
-    dense = 4 * tokens * m.hidden * m.ffn / t
-    routed = 4 * exchanged_rows(config) * m.hidden * m.ffn / t
-    layers = m.layers * attention + m.dense_layers * dense + m.rre_layers * routed
-    logits = 2 * (tokens / t) * m.slot_rows * m.hidden
-    return layers * (4 if config.parallel.recompute else 3) + 3 * logits
+    dense_ffn = 4 * tokens * m.hidden * m.ffn / t
+    routed_ffn = 4 * exchanged_rows(config) * m.hidden * m.ffn / t
+    once = layers * attention + (layers - len(routed)) * dense_ffn + len(routed) * routed_ffn
+    logits = 2 * (tokens / t) * m.slot_rows * m.hidden if stage == config.parallel.stages - 1 else 0
+    return config.train.accumulation * (once * (4 if config.parallel.recompute else 3) + 3 * logits)
 
 
-def host_update_bytes(config: Config) -> int:
+def host_update_bytes(config: Config, stage: int = 0) -> int:
     """What Adam reads and writes on the host for the active experts of one rank: weights, moments, gradients."""
     if not config.ecss.enabled:
         return 0
     element = 2 * 4 + 4 * ITEM_SIZE[config.ecss.moments] + ITEM_SIZE[config.train.compute_dtype]
-    return element * sum(math.prod(shape) for shape in active_weights(config))
+    return element * sum(math.prod(shape) for shape in active_weights(config, stage))
 
 
-def _step_time(config: Config, experts_moved: float) -> StepTime:
-    """experts_moved: as a multiple of the active ones."""
-    links, (there, back) = link_bytes(config), pcie_bytes(config)
-    ranks = min(NPUS_PER_HOST, config.parallel.ranks)
-    compute = flops(config) / (PEAK_FLOPS * MATMUL_EFFICIENCY)
-    hccs, network = links.hccs / HCCS_BANDWIDTH, links.network / NETWORK_BANDWIDTH
-    return StepTime(
-        compute=compute,
-        hccs=hccs,
-        network=network,
-        npu_update=_npu_update_bytes(config) / HBM_BANDWIDTH,
-        fetch=experts_moved * there / PCIE_BANDWIDTH,
-        gradients_back=experts_moved * back / PCIE_BANDWIDTH,
-        host_update=experts_moved * ranks * host_update_bytes(config) / HOST_UPDATE_BANDWIDTH,
-        all_to_all=_all_to_all(config),
+def _slowest(config: Config, experts_moved: float) -> StepTime:
+    return max(
+        (_stage_time(config, s, experts_moved) for s in range(config.parallel.stages)), key=lambda time: time.step
     )
 
 
-def _npu_update_bytes(config: Config) -> int:
+def _stage_time(config: Config, stage: int, experts_moved: float) -> StepTime:
+    """experts_moved: as a multiple of the active ones."""
+    links, (there, back) = link_bytes(config, stage), pcie_bytes(config, stage)
+    ranks = min(NPUS_PER_HOST, config.parallel.stage_ranks)
+    compute = flops(config, stage) / (PEAK_FLOPS * MATMUL_EFFICIENCY)
+    exchanged = sum(
+        _seconds(config, c) for c in collectives(config, stage) if c.phase in ("forward", "backward", "recompute")
+    )
+    return StepTime(
+        compute=compute,
+        hccs=links.hccs / HCCS_BANDWIDTH,
+        network=links.network / NETWORK_BANDWIDTH,
+        npu_update=_npu_update_bytes(config, stage) / HBM_BANDWIDTH,
+        fetch=experts_moved * there / PCIE_BANDWIDTH,
+        gradients_back=experts_moved * back / PCIE_BANDWIDTH,
+        host_update=experts_moved * ranks * host_update_bytes(config, stage) / HOST_UPDATE_BANDWIDTH,
+        bubble=(config.parallel.stages - 1) / config.train.accumulation * (compute + exchanged),
+        all_to_all=sum(_seconds(config, c) for c in collectives(config, stage) if c.op == "AlltoAll"),
+    )
+
+
+def _npu_update_bytes(config: Config, stage: int) -> int:
     """Weights and moments read and written, float32 gradients read."""
-    kept = [array for array in all_arrays(config) if array.device == NPU]
+    kept = [array for array in all_arrays(config, stage) if array.device == NPU]
     weights = sum(array.nbytes for array in kept if array.kind == "weight")
     return weights + 2 * sum(array.nbytes for array in kept)
 
 
-def _all_to_all(config: Config) -> float:
-    sent = [sent_bytes(config, c) for c in collectives(config) if c.op == "AlltoAll"]
-    return sum(hccs / HCCS_BANDWIDTH + network / NETWORK_BANDWIDTH for hccs, network in sent)
+def _seconds(config: Config, collective: Collective) -> float:
+    hccs, network = sent_bytes(config, collective)
+    return hccs / HCCS_BANDWIDTH + network / NETWORK_BANDWIDTH

@@ -4,8 +4,9 @@ Shape suffixes: B sequences of a batch, A' places for active experts of a rank, 
 
 A rank is group, expert, data and tensor coordinates; the last varies fastest. In the paper's layout on 512 ranks (spec §3.5):
 
-    rank = ((group · 16 + expert) · 1 + data) · 8 + tensor       4 groups × 16 × 1 × 8
+    rank = (((stage · 4 + group) · 16 + expert) · 1 + data) · 8 + tensor       1 stage × 4 groups × 16 × 1 × 8
 
+* the ranks of a stage have its layers; all that follows is about the ranks of one stage;
 * the 8 ranks of a tensor group share a host and every matrix;
 * tokens of a group's domains travel among its 16 expert ranks, and to no other group;
 * the dense layers see all but the tensor axis as data parallelism, 64 ways.
@@ -21,11 +22,21 @@ import numpy as np
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.domains import domain_sets
 
+AXES = ("stages", "groups", "expert", "data", "tensor")
+"""Keys of the parallel section that count ranks, the slowest first."""
+
+
+def axes_text(parallel: ParallelConfig) -> str:
+    """The layout in words, such as `groups=4 · expert=16 · data=1 · tensor=8`; stages where there are some."""
+    axes = {name: getattr(parallel, name) for name in AXES}
+    return " · ".join(f"{name}={size}" for name, size in axes.items() if name != "stages" or size > 1)
+
 
 @dataclass(frozen=True)
 class Place:
     """Coordinates of a rank."""
 
+    stage: int
     group: int
     expert: int
     data: int
@@ -36,7 +47,7 @@ class Layout:
     """The ranks of a run."""
 
     def __init__(self, parallel: ParallelConfig):
-        self.axes = {name: getattr(parallel, name) for name in ("groups", "expert", "data", "tensor")}
+        self.axes = {name: getattr(parallel, name) for name in AXES}
         self.ranks = parallel.ranks
         self._grid = np.arange(self.ranks).reshape(*self.axes.values())
 
@@ -49,10 +60,24 @@ class Layout:
         index = tuple(slice(None) if name in axes else place[i] for i, name in enumerate(names))
         return sorted(self._grid[index].ravel().tolist())
 
-    @property
-    def dense_replicas(self) -> int:
-        """Ranks that hold the same part of a dense matrix and see different sequences."""
-        return self.ranks // self.axes["tensor"]
+
+def layers_of_stage(config: Config, stage: int) -> range:
+    """The network's layers that run on the ranks of a stage: as many on each as divides, the first stages one more."""
+    each, more = divmod(config.model.layers, config.parallel.stages)
+    first = stage * each + min(stage, more)
+    return range(first, first + each + (stage < more))
+
+
+def rre_layers_of_stage(config: Config, stage: int) -> list[int]:
+    """Numbers of its RRE layers among all RRE layers."""
+    dense = config.model.dense_layers
+    return [layer - dense for layer in layers_of_stage(config, stage) if layer >= dense]
+
+
+def stages_of_host(parallel: ParallelConfig, host: int, size: int) -> list[int]:
+    """The stage of each rank of a host of `size` devices."""
+    ranks = range(host * size, min((host + 1) * size, parallel.ranks))
+    return [rank // parallel.stage_ranks for rank in ranks]
 
 
 @dataclass(frozen=True)
@@ -60,12 +85,13 @@ class Share:
     """What one rank takes of the data and of the experts.
 
     sets: domain sets of its group. part, parts: its part of the sequences of each of the group's blocks.
-    held: ids of the experts it stores in every RRE layer, ascending.
+    layers: RRE layers of its stage. held: ids of the experts it stores in each of them, ascending.
     """
 
     sets: tuple[int, ...]
     part: int
     parts: int
+    layers: list[int]
     held: np.ndarray
 
 
@@ -83,6 +109,7 @@ def share_of(config: Config, rank: int) -> Share:
         sets=mine,
         part=place.expert * parallel.data + place.data,
         parts=parallel.expert * parallel.data,
+        layers=rre_layers_of_stage(config, place.stage),
         held=(first[:, None] + np.arange(each)).ravel(),
     )
 
@@ -97,7 +124,7 @@ def takers(config: Config) -> np.ndarray:
 
 def taker_of(config: Config, rank: int) -> int:
     """Number of a rank among those that take different sequences; ranks of a tensor group take the same."""
-    return rank // config.parallel.tensor
+    return rank % config.parallel.stage_ranks // config.parallel.tensor
 
 
 def active_places(config: Config) -> int:
@@ -113,7 +140,7 @@ def active_in_group(config: Config) -> int:
 def tokens_of_rank(config: Config) -> int:
     """T, tokens that a rank's network sees in a pass; ranks of a tensor group see the same."""
     parallel = config.parallel
-    return config.train.batch_size // (parallel.ranks // parallel.tensor) * config.model.seq_length
+    return config.train.batch_size // (parallel.stage_ranks // parallel.tensor) * config.model.seq_length
 
 
 def capacity(config: Config) -> int:

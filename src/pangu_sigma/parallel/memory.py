@@ -1,4 +1,5 @@
-"""Bytes on one NPU and on one host, item by item. All ranks are alike, because a layout divides everything evenly. Pure Python.
+"""Bytes on one NPU and on one host, item by item. All ranks of a stage are alike, because a layout divides everything evenly. Pure
+Python.
 
 Symbols: T tokens of a rank, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, t tensor ranks, c bytes of the compute
 dtype, W rows that the RRE layer of a rank multiplies. What the backward pass of the compiled step (`ascend_step.py`) reads of its
@@ -12,6 +13,9 @@ forward pass:
     query layer   c·T·H                 the query table's rows, gathered over tensor ranks
     last norm     4·T·H                 its input in float32
 
+That is of one micro-batch: the next one begins when the gradients of the one before are there. With stages, stage s of p has
+started p - s micro-batches before the first gradient comes back (1F1B), and keeps what all of them need.
+
 With `recompute` a layer keeps its input, c·T·H, and the query layer its query rows; the first input and those rows are still cut,
 c·T·H/t. The rest is there for one layer at a time. While the backward pass is in a layer, each tensor kept of it has a gradient of
 its size (an upper bound: some are gone before others come).
@@ -21,6 +25,8 @@ that a tensor goes after its last reader, that one layer after the other is reco
 top of all that is kept. Left out, because as much is there at other moments: active experts on their way into their buffers (as
 large as their gradients), and Adam's scaled copy of one gradient at a time. A gradient in the compute dtype, before it is cast to
 be summed, is in the reserve. Without ECSS the numbers are for comparison: no compiled step stands behind them.
+
+stage: of the rank; without stages there is only 0.
 """
 
 from __future__ import annotations
@@ -30,7 +36,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import Layout, active_in_group, capacity, tokens_of_rank
+from pangu_sigma.parallel.layout import (
+    AXES,
+    Layout,
+    active_in_group,
+    capacity,
+    layers_of_stage,
+    stages_of_host,
+    tokens_of_rank,
+)
 from pangu_sigma.parallel.machine import (
     COMMUNICATOR_BUFFERS,
     GIB,
@@ -44,6 +58,7 @@ from pangu_sigma.parallel.parameters import (
     HOST,
     ITEM_SIZE,
     Array,
+    accumulators,
     active_weights,
     all_arrays,
     dense_weights,
@@ -63,42 +78,60 @@ def total(items: Iterable[Item]) -> int:
     return sum(item.nbytes for item in items)
 
 
-def npu_items(config: Config) -> list[Item]:
+def npu_items(config: Config, stage: int = 0) -> list[Item]:
     """Everything on one NPU at the fullest moment of a step."""
+    groups = len(communicators(config))
     return [
-        *_dense_items(config),
-        *_expert_items(config),
-        *_activation_items(config),
+        *_dense_items(config, stage),
+        *_expert_items(config, stage),
+        *_accumulator_items(config, stage),
+        *_activation_items(config, stage),
         Item(
             "communication buffers",
-            COMMUNICATOR_BUFFERS * len(communicators(config)),
-            f"HCCL's, 2 x 200 MB a group of ranks; {len(communicators(config))} of them",
+            COMMUNICATOR_BUFFERS * groups,
+            f"HCCL's, 2 x 200 MB a group of ranks; {groups} of them",
         ),
         Item("reserve", NPU_RESERVE, "assumed: streams, graph, fragmentation"),
     ]
 
 
-def host_items(config: Config) -> list[Item]:
+def fullest_stage(config: Config) -> int:
+    """The stage whose NPUs need most; the first of equals."""
+    return max(range(config.parallel.stages), key=lambda stage: total(npu_items(config, stage)))
+
+
+def fullest_host(config: Config) -> int:
+    """The host that needs most; the first of equals. Which ranks are on one follows from their numbers."""
+    hosts = math.ceil(config.parallel.ranks / NPUS_PER_HOST)
+    different = {tuple(stages_of_host(config.parallel, h, NPUS_PER_HOST)): h for h in reversed(range(hosts))}
+    return max(sorted(different.values()), key=lambda host: total(host_items(config, host)))
+
+
+def host_items(config: Config, host: int = 0) -> list[Item]:
     """Everything in the memory of one host."""
-    ranks = min(NPUS_PER_HOST, config.parallel.ranks)
-    stored = [array for array in all_arrays(config) if array.device == HOST]
-    rows = sum(math.prod(shape) for shape in active_weights(config)) * _item(config) if stored else 0
+    stages = stages_of_host(config.parallel, host, NPUS_PER_HOST)
+    stored = [array for stage in stages for array in all_arrays(config, stage) if array.device == HOST]
+    rows = sum(_active_bytes(config, stage) for stage in stages) if stored else 0
     items = [
-        Item(f"experts: {what}", ranks * _nbytes(stored, *kinds), how)
+        Item(f"experts: {what}", _nbytes(stored, *kinds), how)
         for what, kinds, how in (
             ("weights", ("weight", "step"), "all that its ranks store, float32, and step counts"),
             ("moments", ("moment", "variance"), f"two, {config.ecss.moments}"),
         )
     ]
     if config.ecss.store == "file":
-        mapped = int(ranks * config.ecss.cache_gib * GIB)
+        mapped = int(len(stages) * config.ecss.cache_gib * GIB)
         items = [Item("experts: mapped files", min(mapped, total(items)), "ecss.cache_gib of each rank")]
     return [
         *items,
-        Item("rows on their way", ranks * 3 * rows, "active weights, the buffers' last contents, gradients"),
-        Item("processes", ranks * PROCESS_RESERVE, f"assumed: 4 GiB for each of {ranks} ranks"),
+        Item("rows on their way", 3 * rows, "active weights, the buffers' last contents, gradients"),
+        Item("processes", len(stages) * PROCESS_RESERVE, f"assumed: 4 GiB for each of {len(stages)} ranks"),
         Item("operating system", HOST_RESERVE, "assumed"),
     ]
+
+
+def _active_bytes(config: Config, stage: int) -> int:
+    return sum(math.prod(shape) for shape in active_weights(config, stage)) * _item(config)
 
 
 def exchanged_rows(config: Config) -> int:
@@ -107,19 +140,20 @@ def exchanged_rows(config: Config) -> int:
 
 
 def communicators(config: Config) -> set[tuple[int, ...]]:
-    """Groups of more than one rank that rank 0 belongs to."""
+    """Groups of more than one rank that rank 0 belongs to; what is sent between stages goes by the group of all."""
     layout = Layout(config.parallel)
-    axes = [("tensor",), ("groups", "expert", "data"), ("groups", "expert", "data", "tensor")]
+    axes = [("tensor",), ("groups", "expert", "data"), ("groups", "expert", "data", "tensor"), AXES]
     if config.model.rre_layers:
         axes += [("expert",), ("data",), ("data", "tensor")]
     return {peers for names in axes if len(peers := tuple(layout.peers(0, *names))) > 1}
 
 
-def _dense_items(config: Config) -> list[Item]:
-    dense = [array for array in all_arrays(config) if not array.expert]
-    embedding, *others = dense_weights(config)
+def _dense_items(config: Config, stage: int) -> list[Item]:
+    dense = [array for array in all_arrays(config, stage) if not array.expert]
+    table, weights = dense_weights(config, 0)[0], dense_weights(config, stage)
+    others = [w for w in weights if w.name != table.name]
     kept = _nbytes(dense, "weight")
-    whole = sum(a.nbytes for a in (embedding, *others) if not a.divided and a.replicas > 1)
+    whole = sum(a.nbytes for a in weights if not a.divided and a.replicas > 1)
     return [
         Item("dense: weights", kept, f"this rank's part, float32; {whole / GIB:.2f} GiB that all ranks keep whole"),
         Item("dense: gradients", kept, "the same part, float32"),
@@ -127,8 +161,10 @@ def _dense_items(config: Config) -> list[Item]:
         Item("dense: weights in use", sum(map(_copy_nbytes, others)), "gathered from other ranks, or cast"),
         Item(
             "dense: embedding in use",
-            embedding.used_nbytes,
-            "gathered; after the logits, their part of its gradient, float32",
+            table.used_nbytes
+            if stage == config.parallel.stages - 1
+            else 0,  # others look up rows of what they keep, or none
+            "gathered, or sent by the first stage; after the logits, their part of its gradient, float32",
         ),
         Item(
             "dense: gradients being summed",
@@ -149,15 +185,19 @@ def _summed_bytes(config: Config, weights: list[Array]) -> int:
     return max(max(sizes, default=0), min(sum(sizes), config.parallel.fusion_mib * MIB))
 
 
-def _expert_items(config: Config) -> list[Item]:
-    active = sum(math.prod(shape) for shape in active_weights(config)) * _item(config)
-    dtype = config.train.compute_dtype
+def _accumulator_items(config: Config, stage: int) -> list[Item]:
+    summed = accumulators(config, stage)
+    return [Item("gradients added up", _nbytes(summed, "accumulator"), "whole, over micro-batches")] if summed else []
+
+
+def _expert_items(config: Config, stage: int) -> list[Item]:
+    active, dtype = _active_bytes(config, stage), config.train.compute_dtype
     if config.ecss.enabled:
         return [
             Item("experts: active weights", active, f"{dtype}; filled at the start of a step"),
             Item("experts: gradients of the active", active, dtype),
         ]
-    stored = [array for array in all_arrays(config) if array.expert]
+    stored = [array for array in all_arrays(config, stage) if array.expert]
     elements = sum(math.prod(array.computed) for array in stored if array.kind == "weight")
     copies = elements * _item(config)
     return [
@@ -168,37 +208,45 @@ def _expert_items(config: Config) -> list[Item]:
     ]
 
 
-def _activation_items(config: Config) -> list[Item]:
-    m, t, layers = config.model, config.parallel.tensor, layer_bytes(config)
+def _activation_items(config: Config, stage: int) -> list[Item]:
+    m, t, layers = config.model, config.parallel.tensor, layer_bytes(config, stage)
     row = tokens_of_rank(config) * m.hidden
+    first, last = stage == 0, stage == config.parallel.stages - 1
     kept, fullest, how = sum(layers), max(layers), "what the backward pass reads"
     if config.parallel.recompute:
-        cut = 2 if m.layers > 1 else 1  # the first layer's input and the query rows; the norm is before an only layer
-        kept = _item(config) * ((m.layers + 1 - cut) * row + cut * row // t)
+        # of its inputs, the first layer's and the query rows are cut; the norm is before an only layer
+        cut = int(first and m.layers > 1) + int(last)
+        kept = _item(config) * ((len(layers) + int(last) - cut) * row + cut * row // t)
         fullest, how = 2 * fullest, "inputs of layers (recompute)"
-    peaks = {
-        "backward pass of one layer": fullest,
-        "logits": _logits_bytes(config),
-        "embedding's gradient, from the lookup and whole": 2 * dense_weights(config)[0].used_nbytes,
-    }
+    ahead = min(config.parallel.stages - stage, config.train.accumulation)
+    if ahead > 1:
+        how += f", of {ahead} micro-batches"
+    peaks = {"backward pass of one layer": fullest}
+    if last:
+        peaks["logits"] = _logits_bytes(config)
+    if first:
+        peaks["embedding's gradient, from the lookup and whole"] = 2 * dense_weights(config, 0)[0].used_nbytes
     highest = max(peaks, key=lambda name: peaks[name])
     return [
-        Item("activations kept", kept + 4 * row, how),
+        Item("activations kept", ahead * (kept + int(last) * 4 * row), how),
         Item("largest transient", peaks[highest], highest),
         Item("attention mask", _sequences(config) * m.seq_length**2 * 4, "float32; all layers share it"),
     ]
 
 
-def layer_bytes(config: Config) -> list[int]:
-    """What the backward pass reads of each layer without recompute; the formulas of the module's text."""
+def layer_bytes(config: Config, stage: int = 0) -> list[int]:
+    """What the backward pass reads of each layer of a stage without recompute; the formulas of the module's text."""
     m, t, c = config.model, config.parallel.tensor, _item(config)
     tokens, rows = tokens_of_rank(config), exchanged_rows(config)
     scores = _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))
     shared = tokens * m.hidden * (c + 8) + 4 * c * tokens * m.hidden // t + scores
     dense = shared + c * tokens * m.hidden + 2 * c * tokens * m.ffn // t
     routed = shared + c * rows * m.hidden + 2 * c * rows * m.ffn // t
-    layers = [dense] * m.dense_layers + [routed] * m.rre_layers
-    return [*layers[:-1], layers[-1] + c * tokens * m.hidden]
+    query = c * tokens * m.hidden
+    return [
+        (dense if layer < m.dense_layers else routed) + (query if layer == m.layers - 1 else 0)
+        for layer in layers_of_stage(config, stage)
+    ]
 
 
 def _logits_bytes(config: Config) -> int:

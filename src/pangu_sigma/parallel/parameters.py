@@ -8,6 +8,9 @@ Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of th
 * Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice of a matrix each keep a part of its
   first axis, when that divides evenly. Otherwise all keep all of it, as they do vectors.
 * Experts are divided among groups and expert ranks, each of them among tensor ranks along the ffn axis.
+* A stage has the arrays of its layers. The word table is the first stage's and whole there, because it is sent to the last.
+
+stage: of which; without stages there is only 0. Layers and experts keep their numbers of the whole model.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import active_in_group
+from pangu_sigma.parallel.layout import active_in_group, layers_of_stage, rre_layers_of_stage
 
 Shape = tuple[int, ...]
 
@@ -33,7 +36,7 @@ class Array:
     """One array of the whole model, and what a rank has of it."""
 
     name: str
-    kind: Literal["weight", "moment", "variance", "step"]
+    kind: Literal["weight", "moment", "variance", "step", "accumulator"]
     expert: bool
     shape: Shape
     """Of the whole model."""
@@ -66,27 +69,29 @@ class Array:
 
 
 def weights(config: Config) -> list[Array]:
-    """All weights; the elements of their shapes add up to `config.num_params().total`."""
-    return [*dense_weights(config), *(array for array in expert_arrays(config) if array.kind == "weight")]
+    """All weights of all stages; the elements of their shapes add up to `config.num_params().total`."""
+    stages = range(config.parallel.stages)
+    arrays = (a for stage in stages for a in [*dense_weights(config, stage), *expert_arrays(config, stage)])
+    return [a for a in arrays if a.kind == "weight"]
 
 
-def all_arrays(config: Config) -> list[Array]:
+def all_arrays(config: Config, stage: int = 0) -> list[Array]:
     """Weights and Adam state, dense parameters first."""
-    dense = dense_weights(config)
+    dense = dense_weights(config, stage)
     return [
         *dense,
         *(replace(array, name=f"{array.name}.moment", kind="moment") for array in dense),
         *(replace(array, name=f"{array.name}.variance", kind="variance") for array in dense),
-        *expert_arrays(config),
+        *expert_arrays(config, stage),
     ]
 
 
-def dense_weights(config: Config) -> list[Array]:
+def dense_weights(config: Config, stage: int = 0) -> list[Array]:
     """Everything but experts, always on the NPU in float32."""
-    return [_dense_array(config, *tensor) for tensor in _dense_tensors(config)]
+    return [_dense_array(config, *tensor) for tensor in _dense_tensors(config, stage)]
 
 
-def expert_arrays(config: Config) -> list[Array]:
+def expert_arrays(config: Config, stage: int = 0) -> list[Array]:
     """Weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without.
 
     The first axis counts experts. moments: `ecss.moments` on the host, float32 on the NPU.
@@ -94,7 +99,7 @@ def expert_arrays(config: Config) -> list[Array]:
     device = HOST if config.ecss.enabled else NPU
     moments = config.ecss.moments if config.ecss.enabled else "float32"
     arrays = []
-    for layer in range(config.model.rre_layers):
+    for layer in rre_layers_of_stage(config, stage):
         for name, shape, axis in _ffn_tensors(config):
             behind = None if axis is None else axis + 1
             weight = _expert_array(config, f"experts.{layer}.{name}", (config.experts, *shape), behind, device)
@@ -106,12 +111,12 @@ def expert_arrays(config: Config) -> list[Array]:
     return arrays
 
 
-def active_buffers(config: Config) -> list[Array]:
+def active_buffers(config: Config, stage: int = 0) -> list[Array]:
     """The device's buffers of active experts with ECSS, in the order of the network's arguments. Biases have an axis for rows."""
     parallel = config.parallel
     count = parallel.groups * active_in_group(config)
     buffers = []
-    for weight in expert_arrays(config) if config.ecss.enabled else []:
+    for weight in expert_arrays(config, stage) if config.ecss.enabled else []:
         if weight.kind == "weight":
             shape, computed = (
                 (a, *rest) if len(rest) == 2 else (a, 1, *rest)
@@ -129,22 +134,37 @@ def active_buffers(config: Config) -> list[Array]:
     return buffers
 
 
-def active_weights(config: Config) -> list[Shape]:
+def accumulators(config: Config, stage: int = 0) -> list[Array]:
+    """Where gradients of micro-batches are added up, if there are several: whole slices, in the dtype of the weights.
+
+    The last stage has one for the word table that it is sent.
+    """
+    if config.train.accumulation == 1:
+        return []
+    summed = [*dense_weights(config, stage), *active_buffers(config, stage)]
+    if 0 < stage == config.parallel.stages - 1:
+        summed.append(dense_weights(config, 0)[0])
+    return [replace(a, name=f"{a.name}.accumulated", kind="accumulator", kept=a.computed) for a in summed]
+
+
+def active_weights(config: Config, stage: int = 0) -> list[Shape]:
     """Slices of the active experts' weights that a rank computes with in a step, at most."""
     local = active_in_group(config) // config.parallel.expert
-    return [(local, *a.computed[1:]) for a in expert_arrays(config) if a.kind == "weight"]
+    return [(local, *a.computed[1:]) for a in expert_arrays(config, stage) if a.kind == "weight"]
 
 
 Tensors = Iterator[tuple[str, Shape, int | None, str]]
 """Name, shape, the axis that tensor parallelism divides, and `Array.used_as`."""
 
 
-def _dense_tensors(config: Config) -> Tensors:
-    m, dtype = config.model, config.train.compute_dtype
-    yield "embedding", (config.slots * m.slot_rows, m.hidden), 1, "float32"
-    yield "positions", (m.seq_length, m.hidden), 1, "float32"
-    yield "query_positions", (m.seq_length, m.hidden), 1, "float32"
-    for layer in range(m.layers):
+def _dense_tensors(config: Config, stage: int) -> Tensors:
+    m, dtype, last = config.model, config.train.compute_dtype, stage == config.parallel.stages - 1
+    if stage == 0:
+        yield "embedding", (config.slots * m.slot_rows, m.hidden), 1, "float32"
+        yield "positions", (m.seq_length, m.hidden), 1, "float32"
+    if last:
+        yield "query_positions", (m.seq_length, m.hidden), 1, "float32"
+    for layer in layers_of_stage(config, stage):
         at = f"layers.{layer}"
         yield from _norm(f"{at}.attention_norm", m.hidden)
         for name in ("query", "key", "value"):
@@ -156,7 +176,8 @@ def _dense_tensors(config: Config) -> Tensors:
         if layer < m.dense_layers:
             for name, shape, axis in _ffn_tensors(config):
                 yield f"{at}.ffn.{name}", shape, axis, dtype
-    yield from _norm("norm", m.hidden)
+    if last:
+        yield from _norm("norm", m.hidden)
 
 
 def _norm(name: str, hidden: int) -> Tensors:
@@ -173,8 +194,9 @@ def _ffn_tensors(config: Config) -> list[tuple[str, Shape, int | None]]:
 def _dense_array(config: Config, name: str, shape: Shape, axis: int | None, used_as: str) -> Array:
     parallel = config.parallel
     computed = _divide(shape, axis, parallel.tensor)
-    replicas = parallel.ranks if axis is None else parallel.ranks // parallel.tensor
-    divides = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0
+    replicas = parallel.stage_ranks if axis is None else parallel.stage_ranks // parallel.tensor
+    travels = name == "embedding" and parallel.stages > 1
+    divides = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0 and not travels
     kept = _divide(computed, 0, replicas) if divides else computed
     return Array(name, "weight", False, shape, computed, kept, replicas, "float32", used_as, NPU)
 

@@ -43,7 +43,7 @@ class Planner:
         np.put_along_axis(self._row_PK, self._held_PK, np.arange(self._held_PK.shape[1])[None], axis=1)
         self._places = active_places(config)
         self._taker = taker_of(config, rank)
-        self._takers = parallel.ranks // parallel.tensor
+        self._takers = parallel.stage_ranks // parallel.tensor
         parts = parallel.expert * parallel.data
         self.group = np.arange(parts) + self._taker // parts * parts
         """Takers of the rank's group."""

@@ -37,6 +37,12 @@ class Ranks:
         """Whether it holds on at least one rank. No rank goes on before all have come here."""
         return bool(self.sum(np.array([flag], np.float32))[0])
 
+    def most(self, number: int) -> int:
+        """The largest number that a rank has."""
+        numbers = np.zeros(self.world, np.float32)
+        numbers[self.rank] = number
+        return int(self.sum(numbers).max())
+
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
         """A piece of work that succeeds on all ranks or fails on all: RankError where it would have succeeded."""

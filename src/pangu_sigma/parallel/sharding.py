@@ -3,7 +3,7 @@
 A strategy says into how many parts each axis of each input is cut; MindSpore places the collectives between operators whose
 strategies differ, and cuts the parameters. Symbols stand for the numbers:
 
-    D  ranks that see different tokens (groups · expert · data)        T  tensor ranks
+    D  ranks that see different tokens (groups · expert · data)        T  tensor ranks; both of one stage
     E  groups · expert: ranks that store different experts             1  not cut
     G  groups        P  expert        R  data
 
@@ -16,17 +16,31 @@ an operator is an error here, before MindSpore would guess.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from mindspore import Parameter, nn, ops
 from mindspore.parallel import Layout
 
 from ascend_ops.expert_dispatch import Gather, GatherAdd
-from pangu_sigma.config import ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.model.experts import MatMulFFN, PaddedFFN
-from pangu_sigma.model.pangu_sigma import Attention, DenseFFN, HiddenFrom, Layer, Linear, PanGuSigma, RoutedFFN
+from pangu_sigma.model.pangu_sigma import (
+    Attention,
+    DenseFFN,
+    Embedding,
+    Head,
+    HiddenFrom,
+    Layer,
+    Linear,
+    PanGuSigma,
+    QueryRows,
+    RoutedFFN,
+)
 from pangu_sigma.model.rowwise import LayerNorm
+from pangu_sigma.parallel.active_experts import ActiveExperts
 from pangu_sigma.parallel.exchange import ToExperts, ToTokens
+from pangu_sigma.parallel.layout import layers_of_stage
 from pangu_sigma.train.loss import NextTokenLoss
 
 Strategy = tuple[tuple[str | int, ...], ...]
@@ -81,11 +95,15 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
         "unarrange": (("G", "P", 1, "R", 1, 1, "T"),),
         "unpack": (("G", 1, "P", "R", 1, 1, "T"),),
     },
-    PanGuSigma: {
+    Embedding: {
         "lookup": ((1, "T"), ("D",)),
-        "pick_slots": ((1, 1, "T"), ("D",)),
+        "lookup_places": ((1, "T"), ("D",)),
         "add": (("D", "T"), ("D", "T")),
-        "logits_matmul": (("D", "T", 1), ("D", 1, 1)),
+    },
+    QueryRows: {"lookup": ((1, "T"), ("D",))},
+    Head: {
+        "pick_slots": ((1, 1, "T"), ("D",)),
+        "matmul": (("D", "T", 1), ("D", 1, 1)),
     },
     NextTokenLoss: {
         "log_softmax": (("D", "T", 1),),
@@ -93,9 +111,8 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
         "weigh": (("D", "T", 1), ("D", "T", 1)),
         "sum_tokens": (("D", "T", 1),),
         "negate": (("D",),),
-        "sum_blocks": (("D",),),
-        "scale": ((), ()),
     },
+    ActiveExperts: {"multiply": (("D",), (1,))},
 }
 
 ROLES: dict[str, dict[str, Strategy]] = {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "output": ROWS}
@@ -106,7 +123,11 @@ PARAMETERS: dict[type[nn.Cell], dict[str, tuple[str, int]]] = {
     Linear: {"weight": ("matmul", 1), "bias": ("add", 1)},
     LayerNorm: {"gain": ("norm", 1), "bias": ("norm", 2)},
     DenseFFN: {"w1": ("ffn.up", 1), "b1": ("ffn.add_up", 1), "w2": ("ffn.down", 1), "b2": ("ffn.add_down", 1)},
-    PanGuSigma: dict.fromkeys(("embedding", "positions", "query_positions"), ("lookup", 0)),
+    PanGuSigma: {
+        "embedding": ("embed.lookup", 0),
+        "positions": ("embed.lookup_places", 0),
+        "query_positions": ("ask.lookup", 0),
+    },
 }
 """Which operator's which input decides how a parameter is cut."""
 
@@ -115,20 +136,65 @@ EXPERT_TENSORS = {"w1": ("up", 1), "b1": ("add_up", 1), "w2": ("down", 1), "b2":
 """The same for the tensors of active experts, which meet the operators of a `PaddedFFN`."""
 
 
-def shard(loss: NextTokenLoss, parallel: ParallelConfig) -> None:
-    """Give every operator of the network and its loss its strategy, and every parameter its cut.
+def shard(network: ActiveExperts, config: Config) -> None:
+    """Give every operator of the network and its loss its strategy, every parameter its cut, and every cell its stage.
 
     Raises ConfigError for an operator or a parameter that has none here, naming its cell.
     """
+    parallel = config.parallel
     parts = _parts(parallel)
-    for path, cell in loss.cells_and_names():
+    for path, cell in network.cells_and_names():
         for name, operator in vars(cell).items():
             if isinstance(operator, ops.Primitive) and parallel.ranks > 1:
                 _place(operator, _strategy(path, cell, name, operator.name), parts)
         if parallel.recompute and isinstance(cell, Layer):
             cell.recompute()
-        for name, parameter in cell.parameters_and_names(expand=False):
-            cut(parameter, _axes(path, cell, name), parallel, divide=parallel.optimizer and parameter.ndim == 2)
+        for name, parameter in cell.parameters_and_names(expand=False) if cell is not network else ():
+            cut(
+                parameter,
+                _axes(path, cell, name),
+                parallel,
+                divide=parallel.optimizer and _divides(parameter, name, parallel),
+            )
+    for parameter, name in zip(network.active, itertools.cycle(EXPERT_TENSORS)):
+        operator, index = EXPERT_TENSORS[name]
+        cut(parameter, STRATEGIES[PaddedFFN][operator][index], parallel, divide=False)
+    for stage in range(parallel.stages) if parallel.stages > 1 else ():
+        for cell in cells_of_stage(network.loss.network, config, stage):
+            cell.pipeline_stage = stage
+
+
+def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
+    """What runs on the ranks of a stage. Operators outside of these cells follow their inputs; the attention mask, which has none
+    from another stage, is made on every one.
+
+    Parts of layers and not layers: MindSpore 2.9 fails where what a stage receives goes into a cell that has an operator with a
+    gradient rule of ours inside.
+    """
+    cells: list[nn.Cell] = [network.embed] if stage == 0 else []
+    for layer in (network.layers[i] for i in layers_of_stage(config, stage)):
+        cells += [layer.attention_norm, layer.attention, layer.ffn_norm, layer.ffn]
+    return [*cells, network.norm, network.ask, network.head] if stage == config.parallel.stages - 1 else cells
+
+
+def parameters_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
+    """Dense parameters that the ranks of a stage keep and update, in the network's order."""
+    kept = [p for cell in cells_of_stage(network, config, stage) for p in cell.trainable_params()]
+    kept += [network.embedding, network.positions] if stage == 0 else []
+    kept += [network.query_positions] if stage == config.parallel.stages - 1 else []
+    names = {id(p) for p in kept}
+    return [p for p in network.trainable_params() if id(p) in names]
+
+
+def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
+    """Parameters of another stage that a stage reads: the word table is the first one's, and the last, whose head multiplies with
+    it, is sent it in every step and sends its part of the gradient back."""
+    return [network.embedding] if 0 < stage == config.parallel.stages - 1 else []
+
+
+def _divides(parameter: Parameter, name: str, parallel: ParallelConfig) -> bool:
+    """Whether optimizer parallelism may divide it: a matrix, but not a word table that travels, which MindSpore sends as kept."""
+    return parameter.ndim == 2 and (name != "embedding" or parallel.stages == 1)
 
 
 def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
@@ -140,7 +206,7 @@ def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelCon
     parts = [_parts(parallel)[axis] for axis in axes]
     parameter.whole_shape = tuple(parameter.shape)
     parameter.slice_shape = tuple(size // part for size, part in zip(parameter.shape, parts, strict=True))
-    same = parallel.ranks // math.prod(parts)
+    same = parallel.stage_ranks // math.prod(parts)
     parameter.shards = same if divide and parameter.slice_shape[0] % same == 0 else 1
     parameter.replicas = same // parameter.shards
     parameter.parallel_optimizer = parameter.shards > 1
@@ -148,7 +214,7 @@ def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelCon
 
 def _parts(parallel: ParallelConfig) -> dict[str | int, int]:
     return {
-        "D": parallel.ranks // parallel.tensor,
+        "D": parallel.stage_ranks // parallel.tensor,
         "T": parallel.tensor,
         "E": parallel.groups * parallel.expert,
         "G": parallel.groups,

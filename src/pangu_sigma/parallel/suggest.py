@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pangu_sigma.config import Config, ConfigError, ParallelConfig, parse_config
 from pangu_sigma.parallel.machine import HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
-from pangu_sigma.parallel.memory import host_items, npu_items, total
+from pangu_sigma.parallel.memory import fullest_host, fullest_stage, host_items, npu_items, total
 from pangu_sigma.parallel.supported import check_layout
 
 
@@ -37,29 +37,35 @@ def suggest_layout(config: Config, devices: int) -> ParallelConfig:
 
 def fits(config: Config) -> bool:
     """Whether every NPU and every host have room."""
-    return total(npu_items(config)) <= NPU_MEMORY and total(host_items(config)) <= HOST_MEMORY
+    npus = total(npu_items(config, fullest_stage(config)))
+    return npus <= NPU_MEMORY and total(host_items(config, fullest_host(config))) <= HOST_MEMORY
 
 
 def what_fits(config: Config) -> dict[str, int | bool] | None:
-    """Keys to set so that an NPU has room on the same ranks: ECSS, recompute, then the largest batch that suffices (fewer sequences
-    in an update). None when `config` fits as it is, or when all of that is not enough."""
-    ecss, recompute, batch = config.ecss.enabled, config.parallel.recompute, config.train.batch_size
-    now = _keys(ecss, recompute, batch)
-    for part in (n for n in range(1, batch + 1) if batch % n == 0):
+    """Keys to set so that an NPU has room on the same ranks: ECSS, recompute, then the largest batch that suffices, with as many
+    more passes for the same update. None when `config` fits as it is, or when all of that is not enough."""
+    ecss, recompute, train = config.ecss.enabled, config.parallel.recompute, config.train
+    now = _keys(ecss, recompute, train.batch_size, train.accumulation)
+    for part in (n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0):
         for switches in itertools.product(sorted({ecss, True}), sorted({recompute, True})):
-            keys = _keys(*switches, batch // part)
+            keys = _keys(*switches, train.batch_size // part, train.accumulation * part)
             try:
                 tried = _with_keys(config, keys)
                 check_layout(tried)
             except ConfigError:
                 continue  # too few sequences for so many ranks
-            if total(npu_items(tried)) <= NPU_MEMORY:
+            if total(npu_items(tried, fullest_stage(tried))) <= NPU_MEMORY:
                 return {key: value for key, value in keys.items() if value != now[key]} or None
     return None
 
 
-def _keys(ecss: bool, recompute: bool, batch: int) -> dict[str, int | bool]:
-    return {"ecss.enabled": ecss, "parallel.recompute": recompute, "train.batch_size": batch}
+def _keys(ecss: bool, recompute: bool, batch: int, passes: int) -> dict[str, int | bool]:
+    return {
+        "ecss.enabled": ecss,
+        "parallel.recompute": recompute,
+        "train.batch_size": batch,
+        "train.accumulation": passes,
+    }
 
 
 def _with_keys(config: Config, keys: dict[str, int | bool]) -> Config:
@@ -71,15 +77,17 @@ def _with_keys(config: Config, keys: dict[str, int | bool]) -> Config:
 
 
 def _layouts(config: Config, devices: int) -> Iterator[Config]:
-    """Every configuration that lays out `devices`, the smallest tensor degree first."""
+    """Every configuration that lays out `devices`, the smallest tensor degree first; stages as configured if they come out even."""
+    stages = config.parallel.stages if devices % config.parallel.stages == 0 else 1
     for tensor in range(1, NPUS_PER_HOST + 1):
-        if NPUS_PER_HOST % tensor or devices < 1 or devices % tensor:
+        if NPUS_PER_HOST % tensor or devices < 1 or devices % (stages * tensor):
             continue
-        groups = math.gcd(config.data.domain_sets, devices // tensor)
-        rest = devices // tensor // groups
+        groups = math.gcd(config.data.domain_sets, devices // stages // tensor)
+        rest = devices // stages // tensor // groups
         expert = math.gcd(config.model.experts_per_domain, rest)
         try:
-            choice = with_parallel(config, groups=groups, expert=expert, data=rest // expert, tensor=tensor)
+            axes = {"groups": groups, "expert": expert, "data": rest // expert, "tensor": tensor}
+            choice = with_parallel(config, stages=stages, **axes)
             check_layout(choice)
         except ConfigError:
             continue  # something does not come out even, such as attention heads

@@ -11,7 +11,6 @@ from pangu_sigma.parallel.layout import tokens_of_rank
 
 def check_ascend(config: Config) -> None:
     """Raises ConfigError for what the step does not do. Dropout, and experts on NPUs or in files, are planned all the same."""
-    check_passes(config)
     check_layout(config)
     if config.model.dropout > 0:
         raise ConfigError(
@@ -24,15 +23,6 @@ def check_ascend(config: Config) -> None:
     if config.ecss.store != "host":
         raise ConfigError(
             f"ecss.store={config.ecss.store}: the Ascend step keeps experts in the host's memory; set ecss.store=host"
-        )
-
-
-def check_passes(config: Config) -> None:
-    """Raises ConfigError for more than one."""
-    passes = config.train.accumulation
-    if passes > 1:
-        raise ConfigError(
-            f"train.accumulation={passes}: the Ascend step takes one pass; set train.accumulation=1 and a smaller train.batch_size"
         )
 
 

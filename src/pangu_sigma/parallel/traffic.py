@@ -11,15 +11,20 @@ makes of the strategies of `sharding.py`; a test holds them against compiled gra
     logits        AllGather [R, H] of each block's slot; the ranks of a tensor group divide the tokens
     labels        AllGather of all labels and of their weights, where a tensor rank's share of a block is neither whole sequences
                   nor an even part of one
-    loss          AllReduce of a number for each block; over all blocks only the gradient is summed
-    backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather
+    loss          AllReduce of a number for each block
+    stages        Send of [T, H] to the next one, Receive from the one before
+    backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather, Receive for Send
     recompute     forward again inside layers, but for what no gradient needs: FFN output, the rows' way back
+
+All of that for every micro-batch; without stages the loss has one AllReduce backward, of what is the same for all of them. Then
 
     gradient      float32: ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the others; and
                   AllReduce of active experts' tensors that several ranks hold, in the compute dtype
 
 and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
-`parallel.fusion_mib` merges them.
+`parallel.fusion_mib` merges them. With stages the first one sends the word table, its part of a tensor rank, to the last.
+
+stage: whose rank; without stages there is only 0.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import Layout, tokens_of_rank
+from pangu_sigma.parallel.layout import AXES, Layout, layers_of_stage, rre_layers_of_stage, tokens_of_rank
 from pangu_sigma.parallel.machine import NPUS_PER_HOST
 from pangu_sigma.parallel.memory import exchanged_rows
 from pangu_sigma.parallel.parameters import (
@@ -41,15 +46,19 @@ from pangu_sigma.parallel.parameters import (
     expert_arrays,
 )
 
-TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, ALL = (
+TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
     ("tensor",),
     ("expert",),
     ("data",),
     ("data", "tensor"),
     ("groups", "expert", "data"),
     ("groups", "expert", "data", "tensor"),
+    AXES,
 )
 """Axes along which the ranks of a group differ."""
+
+STAGES = ("stages",)
+"""Of a Send or a Receive: the other rank is of another stage."""
 
 
 @dataclass(frozen=True)
@@ -78,30 +87,34 @@ class LinkBytes:
     network: int
 
 
-def collectives(config: Config) -> list[Collective]:
+def collectives(config: Config, stage: int = 0) -> list[Collective]:
     """All of a step, in groups of more than one rank."""
-    found = [*_activations(config), *_parameters(config)]
+    found = [*_activations(config, stage), *_between_stages(config, stage), *_parameters(config, stage)]
     return [c for c in found if c.group_size > 1 and c.count]
 
 
-def link_bytes(config: Config) -> LinkBytes:
+def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
     """Bytes of a rank by link. Rings inside a host, then rings between hosts over what is left, as HCCL does it."""
-    sent = [sent_bytes(config, c) for c in collectives(config)]
-    return LinkBytes(sum(pcie_bytes(config)), sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
+    sent = [sent_bytes(config, c) for c in collectives(config, stage)]
+    return LinkBytes(sum(pcie_bytes(config, stage)), sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
 
 
 def sent_bytes(config: Config, collective: Collective) -> tuple[int, int]:
     """Bytes that a rank sends to ranks of its host, and to others, in the calls of one row."""
+    nbytes = collective.nbytes
+    if collective.op in ("Send", "Receive"):
+        sent = nbytes if collective.op == "Send" else 0
+        return (sent, 0) if config.parallel.stage_ranks < NPUS_PER_HOST else (0, sent)
     peers = Layout(config.parallel).peers(0, *collective.axes)
     here = sum(peer < NPUS_PER_HOST for peer in peers)
-    size, hosts, nbytes = len(peers), math.ceil(len(peers) / here), collective.nbytes
+    size, hosts = len(peers), math.ceil(len(peers) / here)
     if collective.op == "AlltoAll":
         return nbytes * (here - 1) // size, nbytes * (size - here) // size
     rounds = 2 if collective.op == "AllReduce" else 1
     return rounds * nbytes * (here - 1) // here, rounds * nbytes * (hosts - 1) // (hosts * here)
 
 
-def pcie_bytes(config: Config) -> tuple[int, int]:
+def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
     """Weights to the NPU and gradients back, of the active experts, in the compute dtype; nothing without ECSS.
 
     Not counted: the buffers of active experts, of which the fetch on the host reads only shapes. Whether the runtime copies them
@@ -109,45 +122,68 @@ def pcie_bytes(config: Config) -> tuple[int, int]:
     """
     if not config.ecss.enabled:
         return 0, 0
-    one_way = sum(math.prod(shape) for shape in active_weights(config)) * ITEM_SIZE[config.train.compute_dtype]
+    one_way = sum(math.prod(shape) for shape in active_weights(config, stage)) * ITEM_SIZE[config.train.compute_dtype]
     return one_way, one_way
 
 
-def _activations(config: Config) -> Iterator[Collective]:
-    for purpose, op, axes, count, nbytes, again in _forward(config):
+def _activations(config: Config, stage: int) -> Iterator[Collective]:
+    passes, stages = config.train.accumulation, config.parallel.stages
+    for purpose, op, axes, count, nbytes, again in _forward(config, stage):
         size = _size(config, axes)
         back = {"AllGather": "ReduceScatter"}.get(op, op)
-        yield Collective(op, axes, size, count, count * nbytes, purpose, "forward")
-        yield Collective(back, axes, size, count, count * nbytes, purpose, "backward")
+        forward = passes * count
+        backward = count if purpose == LOSS and stages == 1 else forward
+        yield Collective(op, axes, size, forward, forward * nbytes, purpose, "forward")
+        yield Collective(back, axes, size, backward, backward * nbytes, purpose, "backward")
         if config.parallel.recompute and again:
-            yield Collective(op, axes, size, count, count * nbytes, purpose, "recompute")
-    replicas = _size(config, REPLICAS)
-    if _shares_end_inside_sequences(config):
+            yield Collective(op, axes, size, forward, forward * nbytes, purpose, "recompute")
+    if stage == stages - 1 and _shares_end_inside_sequences(config):
         labels = 4 * config.train.batch_size * config.model.seq_length
-        yield Collective("AllGather", REPLICAS, replicas, 2, 2 * labels, "labels and their weights", "forward")
-    yield Collective("AllReduce", REPLICAS, replicas, 1, 4, "loss", "backward")
+        calls, size = 2 * passes, _size(config, REPLICAS)
+        yield Collective("AllGather", REPLICAS, size, calls, calls * labels, "labels and their weights", "forward")
 
 
-def _forward(config: Config) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
-    """Purpose, operator, axes, calls, bytes of one, whether it is repeated by recompute."""
+LOSS = "loss of blocks"
+
+
+def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
+    """Of one micro-batch: purpose, operator, axes, calls, bytes of one, whether it is repeated by recompute."""
     m, item = config.model, ITEM_SIZE[config.train.compute_dtype]
     elements = tokens_of_rank(config) * m.hidden
     tokens, rows = elements * item, exchanged_rows(config) * m.hidden * item
     blocks = config.data.domains_per_step // config.parallel.groups
+    layers, routed = len(layers_of_stage(config, stage)), len(rre_layers_of_stage(config, stage))
+    first, last = stage == 0, stage == config.parallel.stages - 1
     several = m.layers > 1  # else the norm outside of layers reads the embeddings, and nothing else does
-    yield "embeddings", "AllGather", TENSOR, several, tokens, True
+    yield "embeddings", "AllGather", TENSOR, first and several, tokens, True
     if item < 4 or not several:
-        yield "embeddings, for LayerNorm", "AllGather", TENSOR, 1, 4 * elements, several
-    yield "query positions", "AllGather", TENSOR, 1, tokens, True
-    yield "attention output", "AllReduce", TENSOR, m.layers, tokens, True
-    yield "FFN output", "AllReduce", TENSOR, m.dense_layers, tokens, False
-    yield "rows to experts", "AlltoAll", EXPERT, m.rre_layers, rows // config.parallel.tensor, True
-    yield "rows of experts, whole", "AllGather", TENSOR, m.rre_layers, rows, True
-    yield "experts' output", "AllReduce", TENSOR, m.rre_layers, rows, False
-    yield "rows from experts", "AlltoAll", EXPERT, m.rre_layers, rows // config.parallel.tensor, False
-    yield "rows of tokens, whole", "AllGather", TENSOR, m.rre_layers, rows, False
-    yield "slots of the logits", "AllGather", TENSOR, 1, blocks * m.slot_rows * m.hidden * item, False
-    yield "loss of blocks", "AllReduce", TENSOR, 1, 4 * blocks, False
+        yield "embeddings, for LayerNorm", "AllGather", TENSOR, int(first), 4 * elements, several
+    yield "query positions", "AllGather", TENSOR, int(last), tokens, True
+    yield "attention output", "AllReduce", TENSOR, layers, tokens, True
+    yield "FFN output", "AllReduce", TENSOR, layers - routed, tokens, False
+    yield "rows to experts", "AlltoAll", EXPERT, routed, rows // config.parallel.tensor, True
+    yield "rows of experts, whole", "AllGather", TENSOR, routed, rows, True
+    yield "experts' output", "AllReduce", TENSOR, routed, rows, False
+    yield "rows from experts", "AlltoAll", EXPERT, routed, rows // config.parallel.tensor, False
+    yield "rows of tokens, whole", "AllGather", TENSOR, routed, rows, False
+    yield "slots of the logits", "AllGather", TENSOR, int(last), blocks * m.slot_rows * m.hidden * item, False
+    yield LOSS, "AllReduce", TENSOR, int(last), 4 * blocks, False
+
+
+def _between_stages(config: Config, stage: int) -> Iterator[Collective]:
+    passes, last = config.train.accumulation, config.parallel.stages - 1
+    hidden = tokens_of_rank(config) * config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
+    table = dense_weights(config, 0)[0]
+    for behind, ahead, count, nbytes, purpose in (
+        (stage < last, stage > 0, passes, passes * hidden, "hidden states"),
+        (stage == 0 < last, 0 < stage == last, 1, table.used_nbytes, "word table"),
+    ):
+        if behind:
+            yield Collective("Send", STAGES, 2, count, nbytes, purpose, "forward")
+            yield Collective("Receive", STAGES, 2, count, nbytes, purpose, "backward")
+        if ahead:
+            yield Collective("Receive", STAGES, 2, count, nbytes, purpose, "forward")
+            yield Collective("Send", STAGES, 2, count, nbytes, purpose, "backward")
 
 
 def _shares_end_inside_sequences(config: Config) -> bool:
@@ -157,20 +193,20 @@ def _shares_end_inside_sequences(config: Config) -> bool:
     return sequences % tensor > 0 and tensor % sequences > 0
 
 
-def _parameters(config: Config) -> Iterator[Collective]:
-    dense = dense_weights(config)
+def _parameters(config: Config, stage: int) -> Iterator[Collective]:
+    dense = dense_weights(config, stage)
     axes: tuple[str, ...]
-    for axes in (REPLICAS, ALL):
-        shared = [a for a in dense if _whole_on_tensor_ranks(a) == (axes == ALL)]
+    for axes in (REPLICAS, STAGE):
+        shared = [a for a in dense if _whole_on_tensor_ranks(a) == (axes == STAGE)]
         divided, whole = [a for a in shared if a.divided], [a for a in shared if not a.divided]
         yield _of_arrays(config, "AllGather", axes, divided, "dense weights", "weight")
         yield _of_arrays(config, "ReduceScatter", axes, divided, "dense gradients", "gradient")
         yield _of_arrays(config, "AllReduce", axes, whole, "dense gradients", "gradient")
-    experts = active_buffers(config) or [a for a in expert_arrays(config) if a.kind == "weight"]
+    experts = active_buffers(config, stage) or [a for a in expert_arrays(config, stage) if a.kind == "weight"]
     for axes in (DATA, HOLDERS):
         held = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
         yield _of_arrays(config, "AllReduce", axes, held, "experts' gradients", "gradient")
-    yield Collective("AllReduce", ALL, _size(config, ALL), 1, 4, "norm of all gradients", "norm")
+    yield Collective("AllReduce", ALL, _size(config, ALL), 2, 8, "norm of all gradients, and overflow", "norm")
 
 
 def _of_arrays(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.parallel.layout import axes_text
 
 
 def training_command(file: Path, run: Path, overrides: list[str], ascend: bool = False) -> list[str]:
@@ -23,8 +24,8 @@ def check_ranks(config: Config, processes: int | None) -> None:
     p = config.parallel
     if processes not in (None, p.ranks):
         raise ConfigError(
-            f"--processes {processes} is not what the parallel section lays out: groups {p.groups} · expert {p.expert} · "
-            f"data {p.data} · tensor {p.tensor} = {p.ranks} ranks; change one of them, for example --set parallel.data=…"
+            f"--processes {processes} is not what the parallel section lays out: {axes_text(p)} is {p.ranks} ranks; change one of "
+            "them, for example --set parallel.data=…"
         )
 
 

@@ -15,7 +15,7 @@ from pangu_sigma.config import ParallelConfig
 from pangu_sigma.device import use_ascend
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.parallel.ascend_step import AscendEvaluation, AscendStep, step_inputs
+from pangu_sigma.parallel.ascend_step import AscendStep, step_inputs
 from pangu_sigma.parallel.connect import join
 from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.parallel.ranks import Ranks
@@ -38,21 +38,27 @@ class AscendTrainer(Trainer):
     step: AscendStep
     exchanged = True
 
+    @property
+    def counts(self) -> bool:  # type: ignore[override]
+        """Tensor ranks see the same tokens, and stages the same ones after each other: the last has the losses."""
+        place = Layout(self.config.parallel).place(self.ranks.rank)
+        return place.tensor == 0 and place.stage == self.config.parallel.stages - 1
+
     def evaluator(self) -> Evaluator:
-        forward = AscendEvaluation(self.step)
-        return Evaluator(self.config, self.open_batches("held_out"), forward, self.network, self.ranks)
+        held_out = self.open_batches("held_out")
+        return Evaluator(self.config, held_out, self.step, self.network, self.ranks, together=True, counts=self.counts)
 
     def _join(self) -> Ranks:
         check_ascend(self.config)
         use_ascend(self.config)
-        return join(self.config.parallel, tensor=True)
+        return join(self.config.parallel, ascend=True)
 
     def _build(self) -> tuple[PanGuSigma, ExpertStore, AscendStep]:
         step = AscendStep(self.config, self.ranks.rank)
         step.fill(self.config.seed)
         return step.network.loss.network, step.store, step
 
-    def _take_step(self, rate: Tensor, fed: Fed) -> StepResult:
+    def _take_step(self, rate: float, fed: Fed) -> StepResult:
         loss_M, norm, applied, scale = self.step.take(rate, fed.batch)
         return StepResult((loss_M,), norm, applied, scale)
 
@@ -100,6 +106,7 @@ def dense_of(shards: Shards, name: str) -> Parameter | None:
 
 def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Part:
     """Of a parameter that `sharding.cut` has marked, or of its moments."""
+    rank %= parallel.stage_ranks
     whole, held = parameter.whole_shape, list(parameter.slice_shape)
     offset = [rank % parallel.tensor * size if size < full else 0 for size, full in zip(held, whole, strict=True)]
     if parameter.shards > 1:
@@ -127,6 +134,7 @@ def writes(parameter: Parameter | None, shard: str, name: str, parallel: Paralle
         return place.data == 0 and (columns or place.tensor == 0)
     if parameter is None:
         return rank == 0
+    rank %= parallel.stage_ranks  # a stage has its own dense parameters
     if parameter.shards > 1:
         return True  # no two have the same
     return rank < parallel.tensor if parameter.slice_shape != parameter.whole_shape else rank == 0

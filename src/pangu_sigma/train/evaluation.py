@@ -18,7 +18,7 @@ from pangu_sigma.train.loss import NextTokenLoss
 
 
 class EvaluationStep(nn.Cell):
-    """Fetch and forward of one batch. construct(batch arguments of NextTokenLoss without scale, active_NA) -> weighted loss [M]."""
+    """Fetch and forward of one batch. construct(active_NA, batch arguments of NextTokenLoss) -> weighted loss [M]."""
 
     def __init__(self, network: PanGuSigma, store: ExpertStore):
         super().__init__()
@@ -26,7 +26,7 @@ class EvaluationStep(nn.Cell):
         self.store = store
 
     def construct(self, active_NA, *batch):
-        return self.loss(1.0, *batch, *self.store.fetch(active_NA))[1]
+        return self.loss(*batch, *self.store.fetch(active_NA))
 
     def of(self, batch: Batch) -> np.ndarray:
         """Weighted loss of each block."""
@@ -47,9 +47,23 @@ class Forward(Protocol):
 class Evaluator:
     """Losses of a network on held-out text, batch by batch, without touching it."""
 
-    def __init__(self, config: Config, batches: Batches, forward: Forward, network: PanGuSigma, ranks: Ranks = ALONE):
-        """batches: held-out ones. ranks: all of them evaluate, each its share of the batches of its group's domains."""
-        self._batches = {d.name: batches.held_out(d.index, config.train.eval_batches) for d in batches.domains}
+    def __init__(
+        self,
+        config: Config,
+        batches: Batches,
+        forward: Forward,
+        network: PanGuSigma,
+        ranks: Ranks = ALONE,
+        together: bool = False,
+        counts: bool = True,
+    ):
+        """batches: held-out ones. ranks: all of them evaluate, each its share of the batches of its group's domains.
+        together: the forward is the training step, which takes batches like training's and in which all ranks meet.
+        counts: whether the losses of this rank count; of ranks that see the same tokens, those of one do."""
+        wanted = config.train.eval_batches
+        self._names = [d.name for d in batches.domains]
+        self._batches = [(d.index, b) for d in batches.domains for b in batches.held_out(d.index, wanted, together)]
+        self._together, self._counts = together, counts
         self._ranks = ranks
         self._network = network
         self._step = forward
@@ -58,22 +72,22 @@ class Evaluator:
         """Mean nats per held-out token, by domain."""
         training = self._network.training
         self._step.set_train(False)
-        total = sum(len(batches) for batches in self._batches.values())
         try:
-            with tqdm(
-                total=total, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first
-            ) as progress:
-                own_D2 = np.array([self._sum(batches, progress) for batches in self._batches.values()])
+            own_D2 = self._own()
         finally:
             self._network.set_train(training)  # a training step that is compiled after this must keep its dropout
         losses_D2 = self._ranks.sum(own_D2)
-        return {name: float(nats / tokens) for name, (nats, tokens) in zip(self._batches, losses_D2, strict=True)}
+        return {name: float(nats / tokens) for name, (nats, tokens) in zip(self._names, losses_D2, strict=True)}
 
-    def _sum(self, batches: list[Batch], progress: tqdm) -> tuple[float, int]:
-        """Nats of this rank's tokens, and how many they are."""
-        weighted, tokens = 0.0, 0
-        for batch in batches:
-            weighted += float(self._step.of(batch).sum()) * batch.counted
-            tokens += int((batch.weights_GBS > 0).sum())
-            progress.update()
-        return weighted, tokens
+    def _own(self) -> np.ndarray:
+        """Nats of this rank's tokens of each domain, and how many they are [D, 2]."""
+        sums_D2, own = np.zeros((len(self._names), 2)), len(self._batches)
+        passes = self._ranks.most(own) if self._together else own
+        with tqdm(total=passes, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first) as progress:
+            for number in range(passes):
+                domain, batch = self._batches[min(number, own - 1)]
+                nats = float(self._step.of(batch).sum()) * batch.counted
+                if self._counts and number < own:
+                    sums_D2[domain] += nats, (batch.weights_GBS > 0).sum()
+                progress.update()
+        return sums_D2

@@ -39,6 +39,8 @@ class Trainer:
 
     exchanged: bool | None = None
     """Of `Batches`."""
+    counts = True
+    """Whether the losses of this rank count: of ranks that see the same tokens, those of one do."""
 
     def __init__(self, config: Config, folder: Path):
         self.config = config
@@ -73,7 +75,7 @@ class Trainer:
         """One step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
         fed = self.feed.take()
         rate = self.schedule(self.progress.updates + 1)
-        result = self._take_step(Tensor(rate, ms.float32), fed)
+        result = self._take_step(rate, fed)
         self.progress.step += 1
         self.progress.updates += int(result.applied.asnumpy())
         self.progress.cursor = fed.cursor
@@ -81,18 +83,19 @@ class Trainer:
 
     def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
         """The step's figures, the same on every rank; losses are means over the tokens of each domain."""
-        weight_GM = batch.block_weights_GM
-        loss_GM = np.zeros_like(weight_GM)
-        loss_GM[:, batch.blocks] = [loss_M.asnumpy() for loss_M in result.block_loss_GM]
-        loss_GM = self.ranks.sum(loss_GM)
+        weight_M = batch.block_weights_GM.sum(axis=0)
+        loss_M = np.zeros_like(weight_M)
+        if self.counts:
+            loss_M[batch.blocks] = sum(loss.asnumpy() for loss in result.block_loss_GM)
+        loss_M = self.ranks.sum(loss_M)
         per_domain = {}
         for index in dict.fromkeys(batch.domains_M.tolist()):
             blocks = batch.domains_M == index
             name = self.batches.domains[index].name
-            per_domain[name] = float(loss_GM[:, blocks].sum() / weight_GM[:, blocks].sum())
+            per_domain[name] = float(loss_M[blocks].sum() / weight_M[blocks].sum())
         return StepMetrics(
             step=self.progress.step,
-            loss=float(loss_GM.sum()),
+            loss=float(loss_M.sum()),
             per_domain_loss=per_domain,
             learning_rate=rate,
             gradient_norm=float(result.norm.asnumpy()),
@@ -130,8 +133,8 @@ class Trainer:
         store = make_store(self.config, self._tier(), self.ranks.rank)
         return network, store, TrainStep(self.config, network, store, self.ranks)
 
-    def _take_step(self, rate: Tensor, fed: Fed) -> StepResult:
-        return StepResult(*self.step(rate, *fed.arrays, *fed.transfer))
+    def _take_step(self, rate: float, fed: Fed) -> StepResult:
+        return StepResult(*self.step(Tensor(rate, ms.float32), *fed.arrays, *fed.transfer))
 
     def _files(self) -> tuple[dict[str, dict[str, np.ndarray]], Parts]:
         """What this rank writes of a checkpoint."""

@@ -14,8 +14,8 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 class NextTokenLoss(nn.Cell):
     """Weighted cross-entropy over the rows of each block's slot, in float32.
 
-    construct(scale, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse_NT, offsets_NA1, *experts)
-        -> (scale · sum over tokens of weight · nll, the same sum per block without the scale [M])
+    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse_NT, offsets_NA1, *experts)
+        -> sum over the tokens of each block of weight · nll [M]
     labels are rows of the slot; weights are the loss mask over the tokens of the whole update, so that micro-batches add up.
     """
 
@@ -25,12 +25,10 @@ class NextTokenLoss(nn.Cell):
         self.log_softmax = ops.LogSoftmax(-1)
         self.pick = ops.GatherD()
         self.weigh, self.negate = ops.Mul(), ops.Neg()
-        self.sum_tokens, self.sum_blocks = ops.ReduceSum(), ops.ReduceSum()
-        self.scale = ops.Mul()
+        self.sum_tokens = ops.ReduceSum()
 
     def construct(
         self,
-        scale,
         rows_BS,
         positions_BS,
         documents_BS,
@@ -47,9 +45,20 @@ class NextTokenLoss(nn.Cell):
         labels = ops.reshape(labels_BS, (logits.shape[0], -1, 1))
         picked = self.pick(self.log_softmax(logits), 2, labels)
         weighted = self.weigh(picked, ops.reshape(weights_BS, labels.shape))
-        per_block_M = self.negate(self.sum_tokens(weighted, (1, 2)))
-        return self.scale(self.sum_blocks(per_block_M, 0), scale), per_block_M
+        return self.negate(self.sum_tokens(weighted, (1, 2)))
+
+
+class ScaledLoss(nn.Cell):
+    """What a step differentiates. construct(scale, *arguments of NextTokenLoss) -> (scale · sum of the blocks, the blocks [M])"""
+
+    def __init__(self, network: PanGuSigma):
+        super().__init__()
+        self.loss = NextTokenLoss(network)
+
+    def construct(self, scale, *batch):
+        loss_M = self.loss(*batch)
+        return scale * ops.ReduceSum()(loss_M, 0), loss_M
 
 
 FIRST_EXPERT = 10
-"""Arguments of `NextTokenLoss` before the experts."""
+"""Arguments of `ScaledLoss` before the experts."""

@@ -49,8 +49,11 @@ Shards = dict[str, dict[str, Parameter]]
 def shards_of(network: PanGuSigma, store: ExpertStore, step: TrainStep | None = None) -> Shards:
     """What a checkpoint holds; the dense optimizer's and the loss scale's parts with `step` only."""
     dense = dict(network.parameters_and_names())
+    if step is not None:  # of a stage it has some of them
+        own = {id(p) for p in step.dense.weights}
+        dense = {name: p for name, p in dense.items() if id(p) in own}
     shards = {WEIGHTS: dense}
-    for layer in range(store.layers):
+    for layer in store.numbers:
         shards[f"{EXPERTS}{layer}"] = store.layer_parameters(layer)
     if step is not None:
         shards["dense_optimizer"] = {

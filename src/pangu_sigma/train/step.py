@@ -25,7 +25,7 @@ from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
 from pangu_sigma.parallel.layout import active_places
 from pangu_sigma.parallel.ranks import ALONE, Ranks
 from pangu_sigma.parallel.reduce import gradients_of
-from pangu_sigma.train.loss import FIRST_EXPERT, NextTokenLoss
+from pangu_sigma.train.loss import FIRST_EXPERT, ScaledLoss
 
 
 class StepResult(NamedTuple):
@@ -51,11 +51,12 @@ class LossScale(nn.Cell):
         self.good_steps = Parameter(Tensor(0, ms.int32), name="loss_scale.good_steps")
         self.window = options.window
 
-    def update(self, applied):
-        """Advance after a step; `applied` is its 1.0 or 0.0."""
-        good = (self.good_steps + 1) * ops.cast(applied, ms.int32)
+    def update(self, finite, learns=1.0):
+        """Advance after a step whose gradients were finite, 1.0, or not, 0.0. learns: 0.0 to stay as it is."""
+        finite = 1.0 - learns * (1.0 - finite)
+        good = (self.good_steps + ops.cast(learns, ms.int32)) * ops.cast(finite, ms.int32)
         grow = ops.cast(good >= self.window, ms.float32)
-        factor = applied * (1.0 + grow) + (1.0 - applied) * 0.5
+        factor = finite * (1.0 + grow) + (1.0 - finite) * 0.5
         scaled = ops.assign(self.value, ops.maximum(self.value * factor, Tensor(1.0, ms.float32)))
         return ops.depend(ops.assign(self.good_steps, good * ops.cast(1.0 - grow, ms.int32)), scaled)
 
@@ -113,7 +114,7 @@ class TrainStep(nn.Cell):
         dense = network.trainable_params()
         self.dense = DenseAdam(config, dense)
         experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + len(FFN_TENSORS) * config.model.rre_layers))
-        self.loss = NextTokenLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
+        self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
         self.loss_and_grads = ms.value_and_grad(
             self.loss, grad_position=experts or None, weights=ParameterTuple(dense), has_aux=True
         )

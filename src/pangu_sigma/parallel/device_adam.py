@@ -1,0 +1,46 @@
+"""AdamW of the dense parameters on the NPU, each rank its part. The rule of ascend_ops/adam.py."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from pangu_sigma.config import Config
+from pangu_sigma.model.declare import decays
+
+
+class DeviceAdam(nn.Cell):
+    """Moments and step count of some parameters.
+
+    MindSpore's fused operator has no bias correction; corrected rate, ε and decay give the same update:
+    lr · c · m / (√v + ε·√(1 − β2ᵗ)) with c = √(1 − β2ᵗ) / (1 − β1ᵗ).
+    """
+
+    def __init__(self, config: Config, parameters: list[Parameter]):
+        super().__init__()
+        options = config.train.optimizer
+        self.weights = ParameterTuple(parameters)
+        self.moments, self.variances = self.weights.clone("moment", "zeros"), self.weights.clone("variance", "zeros")
+        self.step = Parameter(Tensor(np.zeros(1, np.int32)), name="dense.step")  # as `DenseAdam` of train/step.py
+        self.beta1, self.beta2, self.eps = options.beta1, options.beta2, options.eps_dense
+        self.decay = tuple(options.weight_decay * decays(p) for p in parameters)
+        self.adam = ops.AdamWeightDecay()
+        self.map = ops.HyperMap()  # a loop would be hundreds of nested calls
+
+    def update(self, grads, lr, grad_scale, applied):
+        counted = ops.assign(self.step, self.step + ops.cast(applied, ms.int32))
+        step = ops.reshape(ops.cast(counted, ms.float32), ())
+        power1, power2 = ops.pow(self.beta1, ops.maximum(step, 1.0)), ops.pow(self.beta2, ops.maximum(step, 1.0))
+        unbias = ops.sqrt(1.0 - power2)
+        correction = unbias / (1.0 - power1)
+        rate, eps = lr * correction * applied, self.eps * unbias
+        beta1 = 1.0 - (1.0 - self.beta1) * applied  # a step that is not applied leaves the moments as they are
+        beta2 = 1.0 - (1.0 - self.beta2) * applied
+        update = ops.partial(_adam, self.adam, rate, beta1, beta2, eps, correction, grad_scale, applied < 0.5)
+        return counted, self.map(update, self.weights, self.moments, self.variances, self.decay, grads)
+
+
+def _adam(adam, rate, beta1, beta2, eps, correction, grad_scale, skipped, weight, moment, variance, decay, grad):
+    grad = ops.masked_fill(grad * grad_scale, skipped, 0.0)
+    return adam(weight, moment, variance, rate, beta1, beta2, eps, decay / correction, grad)

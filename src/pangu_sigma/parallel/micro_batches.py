@@ -1,0 +1,63 @@
+"""The micro-batches of an update, one behind the other in the inputs of a rank.
+
+Without stages their gradients are added where they are. With stages MindSpore cuts the network where its cells say, sends hidden
+states forward and gradients back, and orders the passes so that a stage alternates between the two (1F1B).
+
+What MindSpore asks for, in both cases: StridedSlice cuts the inputs, operators that carry a mark add the results, and every weight
+has a parameter `accu_grads.<its name>` that is zero before the step (`accumulators`).
+"""
+
+from __future__ import annotations
+
+from mindspore import ParameterTuple, nn, ops
+
+from pangu_sigma.config import ParallelConfig
+
+
+class MicroBatches(nn.Cell):
+    """construct(*inputs) -> sum of what the network returns for each micro-batch. Inputs have one axis or two; the first is cut."""
+
+    def __init__(self, network: nn.Cell, count: int, parallel: ParallelConfig):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.count = count
+        self.slices = tuple(_slices(count, parallel) for _ in range(count))
+        mark = "pipeline_end" if parallel.stages > 1 else "forward_end"
+        self.add = tuple(ops.Add().add_prim_attr(mark, i) for i in range(count))
+
+    def construct(self, *inputs):
+        total = self.network(*self.micro_batch(0, inputs))
+        for i in range(1, self.count):
+            total = self.add[i](total, self.network(*self.micro_batch(i, inputs)))
+        return total
+
+    def micro_batch(self, i, inputs):
+        parts: tuple = ()
+        for x in inputs:
+            rows = x.shape[0] // self.count
+            begin, end = (i * rows, 0), ((i + 1) * rows, x.shape[-1])
+            parts += (self.slices[i][x.ndim - 1](x, begin[: x.ndim], end[: x.ndim], (1, 1)[: x.ndim]),)
+        return parts
+
+
+def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Primitive]:
+    """For inputs of one and of two axes. Every rank cuts its own rows; without the marks MindSpore would gather all rows first."""
+    takers, made = parallel.stage_ranks // parallel.tensor, []
+    for strategy in ((takers,), (takers, 1)):
+        cut = ops.StridedSlice()
+        if parallel.stages > 1:
+            cut.add_prim_attr("out_shard_size", takers)
+        else:
+            cut.add_prim_attr("grad_accu_num", count).add_prim_attr("skip_redistribution", True)
+            if parallel.ranks > 1:
+                cut.shard((strategy,))
+        made.append(cut)
+    return made[0], made[1]
+
+
+def accumulators(weights: ParameterTuple) -> ParameterTuple:
+    """Where the gradients of each weight are added up, in its dtype. Names must be final: MindSpore finds them by name."""
+    sums = weights.clone("accu_grads", "zeros")
+    for total in sums:
+        total.requires_grad = False
+    return sums
