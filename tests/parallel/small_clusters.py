@@ -40,21 +40,27 @@ def by_hand(**sections: Any) -> Config:
 def clusters(draw: st.DrawFn) -> Config:
     """Any combination of axes, on a model whose parts they divide; large enough for optimizer parallelism to divide something."""
     axes = {name: draw(st.sampled_from([1, 2, 4])) for name in ("groups", "expert", "data", "tensor")}
+    stages = draw(st.sampled_from([1, 2]))
     groups, sequences = axes["groups"], axes["expert"] * axes["data"] * draw(st.integers(1, 3))
-    dense, routed = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    dense, routed = draw(st.integers(stages - 1, 2)), draw(st.integers(0, 2))
+    dense = max(dense, stages - routed)
     return by_hand(
         model={
             "hidden": 128,
             "ffn": 256,
             "heads": 4,
-            "dense_layers": max(dense, 1 - routed),
+            "dense_layers": dense,
             "rre_layers": routed,
             "experts_per_domain": 4,
             "slot_rows": 256,
         },
         domains=[{"name": f"d{i}", "slot": f"s{i % 2}"} for i in range(2 * groups)],
         data={"domain_sets": groups, "domains_per_step": groups},
-        train={"batch_size": groups * sequences, "compute_dtype": draw(st.sampled_from(["float16", "float32"]))},
+        train={
+            "batch_size": groups * sequences,
+            "accumulation": draw(st.integers(stages, 3)),
+            "compute_dtype": draw(st.sampled_from(["float16", "float32"])),
+        },
         ecss={"enabled": draw(st.booleans())},
-        parallel=axes | {"optimizer": draw(st.booleans()), "recompute": draw(st.booleans())},
+        parallel=axes | {"stages": stages, "optimizer": draw(st.booleans()), "recompute": draw(st.booleans())},
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from toy import Toy, toy_config
 
 from pangu_sigma.data.batches import Batch, Batches
@@ -20,10 +20,11 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 RATE = 1e-2
 
 
-@pytest.fixture(scope="module")
-def toy(graph_mode, tmp_path_factory) -> Toy:
+@pytest.fixture(scope="module", params=[1, 2], ids=["one pass", "two passes"])
+def toy(request, graph_mode, tmp_path_factory) -> Toy:
     optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
-    train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8}
+    train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8 // request.param}
+    train["accumulation"] = request.param
     config = toy_config(train=train, parallel={"capacity_factor": 4.0})
     return Toy.build(config, tmp_path_factory.mktemp("toy"))
 
@@ -61,7 +62,7 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
 def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
     """One step on a batch of one pass. factor: of all loss weights, and so of all gradients."""
     rows, positions, documents, slots, labels, weights, *plans = arrays_of(batch)
-    step.tell(RATE, *batch.arrays()[-2:])
+    step.tell(RATE, batch)
     inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *plans)
     return [np.asarray(t.asnumpy()) for t in step(*map(as_tensor, inputs))]
 
@@ -82,7 +83,7 @@ def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchan
     for _ in range(3):
         result = toy.run(toy.batches.next(cursor), RATE)
         loss_M, norm, applied, scale = advance(step, exchanged.next(same))
-        np.testing.assert_allclose(loss_M, result.block_loss_GM[0].asnumpy(), rtol=1e-5)
+        np.testing.assert_allclose(loss_M, sum(loss.asnumpy() for loss in result.block_loss_GM), rtol=1e-5)
         np.testing.assert_allclose(norm, result.norm.asnumpy(), rtol=1e-5)
         assert (applied, scale) == (1.0, result.scale.asnumpy())
     same_state(toy, step)
@@ -106,3 +107,34 @@ def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, e
     for parameter, was in zip(kinds, before, strict=True):
         assert np.array_equal(parameter.asnumpy(), was), parameter.name
     assert step.scale.value.asnumpy() == 512.0
+
+
+def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(toy: Toy, step: AscendStep, exchanged: Batches):
+    start_equal(toy, step)
+    batch = exchanged.next(exchanged.start())
+    kinds = [
+        p for p in step.get_parameters() if not p.name.startswith(("active", "used", "rate", "learns", "pass_scale"))
+    ]
+    before = [p.asnumpy().copy() for p in kinds]
+    loss_M = step.of(batch)
+    for parameter, was in zip(kinds, before, strict=True):
+        assert np.array_equal(parameter.asnumpy(), was), parameter.name
+    taken_M, *_ = step.take(RATE, batch)
+    assert np.array_equal(loss_M, taken_M.asnumpy())
+
+
+def test_a_flag_of_overflow_is_an_overflow(toy: Toy, step: AscendStep, exchanged: Batches, monkeypatch):
+    """As on a chip that saturates, where the norm is finite."""
+
+    class Raised(nn.Cell):
+        def construct(self, after):
+            return Tensor(1.0, ms.float32)
+
+    monkeypatch.setattr("pangu_sigma.parallel.ascend_step.saturates", lambda: True)
+    monkeypatch.setattr("pangu_sigma.parallel.ascend_step.OverflowFlag", Raised)
+    flagged = AscendStep(toy.config)
+    flagged.set_train()
+    _, norm, applied, _ = advance(flagged, exchanged.next(exchanged.start()))
+    assert np.isfinite(norm)
+    assert applied == 0.0
+    assert flagged.scale.value.asnumpy() == 512.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,36 @@ def test_a_plan_that_does_not_fit_says_what_would():
     text = format_plan(make_plan(load_config(TRILLION, ["parallel.recompute=false"]), 512))
     assert "to make it fit: --set parallel.recompute=true" in text
     text = format_plan(make_plan(load_config(MODEL_CONFIGS / "sigma_38b.yaml"), 64))
-    assert "to make it fit: --set train.batch_size=256 (fewer sequences in an update)" in text
+    keys = "--set train.batch_size=128 --set train.accumulation=4"
+    assert f"to make it fit: {keys} (the same update in more passes)" in text
+
+
+def test_stages_are_planned_one_by_one():
+    """Half of the layers on half of the ranks: the last one has the experts, the first one keeps more micro-batches."""
+    keys = [
+        "parallel.stages=2",
+        "parallel.groups=2",
+        "data.domain_sets=4",
+        "train.accumulation=4",
+        "train.batch_size=128",
+    ]
+    plan = make_plan(load_config(TRILLION, keys), 512)
+    assert plan["refused"] is None
+    assert [stage["first_rank"] for stage in plan["stages"]] == [0, 256]
+    assert [stage["layers"] for stage in plan["stages"]] == [[0, 19], [20, 39]]
+    assert [stage["rre_layers"] for stage in plan["stages"]] == [0, 8]
+    needed = [stage["npu_memory_gib"] for stage in plan["stages"]]
+    assert plan["npu_memory_gib"] == max(needed)
+    assert plan["seconds"]["bubble"] > 0
+    names = [{p["name"] for p in plan["parameters"] if p["stage"] == stage} for stage in (0, 1)]
+    assert "embedding" in names[0] - names[1]
+    assert "query_positions" in names[1] - names[0]
+    assert "embedding.accumulated" in names[0] & names[1]
+    assert not any(name.startswith("experts") for name in names[0])
+    text = format_plan(plan)
+    assert f"stage 1: ranks from 256, layers 20 to 39, 8 of them RRE, {needed[1]:.2f} GiB an NPU" in text
+    assert "waiting for other stages" in text
+    assert re.search(r"Send +2 +5 .*forward 5 on stage 0", text), "four hidden states and the word table"
 
 
 def test_a_dense_model_has_no_experts_to_move():
@@ -102,7 +132,8 @@ def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: dict):
             ("--config", TINY, "--devices", 12, "--set", "train.batch_size=12"),
             "MindSpore takes 1, 2, 4 or a multiple of 8",
         ),
-        (("--config", TINY, "--devices", 8, "--set", "train.accumulation=2"), "set train.accumulation=1 and a smaller"),
+        (("--config", TINY, "--devices", 8, "--set", "parallel.stages=2"), "needs train.accumulation >= 2, not 1"),
+        (("--config", TINY, "--devices", 8, "--set", "parallel.stages=99"), "is more than the"),
         (("--config", TINY, "--devices", 8, "--compile", "--set", "model.dropout=0.1"), "set model.dropout=0"),
         (("--config", TINY, "--devices", 8, "--compile", "--set", "ecss.enabled=false"), "set ecss.enabled=true"),
         (("--config", "none.yaml", "--devices", 8), "cannot read configuration none.yaml"),

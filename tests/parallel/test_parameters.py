@@ -38,8 +38,8 @@ def test_names_shapes_and_order_are_the_networks_and_the_stores(graph_mode):
 @settings(deadline=None)
 @given(clusters())
 def test_slices_of_all_ranks_cover_every_array_exactly(config: Config):
-    ranks = config.parallel.ranks
-    for a in all_arrays(config):
+    ranks, stages = config.parallel.stage_ranks, range(config.parallel.stages)
+    for a in (array for stage in stages for array in all_arrays(config, stage)):
         copies = 1 if a.divided else a.replicas
         assert math.prod(a.computed) * ranks == math.prod(a.shape) * a.replicas
         assert math.prod(a.kept) * ranks == math.prod(a.shape) * copies

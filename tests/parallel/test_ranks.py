@@ -18,11 +18,16 @@ def test_one_process_is_all_ranks():
     with ALONE.together("this"):
         pass
     ALONE.agree({"train": "a"})
+    assert ALONE.most(3) == 3
 
 
 def test_any_holds_on_all_when_it_holds_on_one():
     assert on_ranks(3, lambda ranks: ranks.any(ranks.rank == 2)) == [True] * 3
     assert on_ranks(3, lambda ranks: ranks.any(False)) == [False] * 3
+
+
+def test_the_most_is_the_largest_number_of_a_rank():
+    assert on_ranks(3, lambda ranks: ranks.most([2, 7, 0][ranks.rank])) == [7] * 3
 
 
 def test_what_fails_on_one_rank_fails_on_all_and_the_others_say_where_to_look():

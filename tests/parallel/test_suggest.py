@@ -74,11 +74,18 @@ def test_what_fits_is_the_least_change_that_fits():
     assert what_fits(without_ecss) == {"ecss.enabled": True}
     config = with_parallel(shipped("sigma_38b"), **suggest_layout(shipped("sigma_38b"), 64).model_dump())
     keys = what_fits(config)
-    assert keys == {"train.batch_size": 256}, "one pass with fewer sequences"
-    for batch, room in ((256, True), (512, False)):
-        train = config.train.model_copy(update={"batch_size": batch})
+    assert keys == {"train.batch_size": 128, "train.accumulation": 4}, "the same update in more passes"
+    for batch, passes, room in ((128, 4, True), (256, 2, False), (512, 1, False)):
+        train = config.train.model_copy(update={"batch_size": batch, "accumulation": passes})
         tried = config.model_copy(update={"train": train})
         assert (total(npu_items(tried)) <= NPU_MEMORY) == room
+
+
+def test_stages_stay_where_they_come_out_even():
+    keys = ["train.accumulation=2", "parallel.stages=2", "train.batch_size=16"]
+    config = load_config(MODEL_CONFIGS / "sigma_tiny.yaml", keys)
+    assert [suggest_layout(config, devices).stages for devices in (1, 2, 8)] == [1, 2, 2]
+    assert all(suggest_layout(config, devices).ranks == devices for devices in (1, 2, 8))
 
 
 def test_what_fits_is_nothing_when_nothing_does():

@@ -20,10 +20,6 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     (
-        {"train": {"accumulation": 2}},
-        r"^train\.accumulation=2: .* set train\.accumulation=1 and a smaller train\.batch_size$",
-    ),
-    (
         {"train": {"batch_size": 6}, "parallel": {"expert": 1, "data": 3, "tensor": 2}},
         r"is 6; MindSpore takes 1, 2, 4 or",
     ),

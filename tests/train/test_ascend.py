@@ -26,7 +26,13 @@ LAYOUTS = [
     {"groups": 2, "expert": 2, "tensor": 2, "optimizer": False},
     {"expert": 2, "data": 2, "tensor": 2},
     {"data": 4},
+    {"stages": 2, "expert": 2, "tensor": 2},
 ]
+
+
+def last_stage(parallel: ParallelConfig) -> range:
+    """Ranks that hold the same layer."""
+    return range(parallel.ranks - parallel.stage_ranks, parallel.ranks)
 
 
 @pytest.mark.parametrize("axes", LAYOUTS, ids=str)
@@ -37,7 +43,7 @@ def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict,
     parameter = Parameter(Tensor(np.zeros(shape, np.float32)), name="p")
     cut(parameter, strategy, parallel, divide=parallel.optimizer and len(shape) == 2)
     written = np.zeros(shape, int)
-    for rank in range(parallel.ranks):
+    for rank in last_stage(parallel):
         part = dense_part(parameter, parallel, rank)
         assert part.whole == shape
         columns = slice(part.offset[0], part.offset[0] + parameter.slice_shape[1]) if part.offset else ...
@@ -54,8 +60,8 @@ def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, name:
     own = (shape[0] // divided, *shape[1:]) if shape else ()
     owners = parallel.groups * parallel.expert
     written = np.zeros((experts, *shape), int)
-    for rank in range(parallel.ranks):
-        owner = rank // (parallel.data * parallel.tensor)
+    for rank in last_stage(parallel):
+        owner = rank % parallel.stage_ranks // (parallel.data * parallel.tensor)
         held = np.arange(owner, experts, owners)
         part = expert_part((len(held), *own), held, experts, name, parallel, rank)
         assert part.whole == (experts, *shape)

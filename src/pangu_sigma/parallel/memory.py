@@ -42,6 +42,7 @@ from pangu_sigma.parallel.layout import (
     active_in_group,
     capacity,
     layers_of_stage,
+    rre_layers_of_stage,
     stages_of_host,
     tokens_of_rank,
 )
@@ -80,7 +81,7 @@ def total(items: Iterable[Item]) -> int:
 
 def npu_items(config: Config, stage: int = 0) -> list[Item]:
     """Everything on one NPU at the fullest moment of a step."""
-    groups = len(communicators(config))
+    groups = len(communicators(config, stage))
     return [
         *_dense_items(config, stage),
         *_expert_items(config, stage),
@@ -139,13 +140,14 @@ def exchanged_rows(config: Config) -> int:
     return active_in_group(config) * capacity(config)
 
 
-def communicators(config: Config) -> set[tuple[int, ...]]:
-    """Groups of more than one rank that rank 0 belongs to; what is sent between stages goes by the group of all."""
+def communicators(config: Config, stage: int = 0) -> set[tuple[int, ...]]:
+    """Groups of more than one rank that the first rank of a stage belongs to; stages send by the group of all."""
     layout = Layout(config.parallel)
     axes = [("tensor",), ("groups", "expert", "data"), ("groups", "expert", "data", "tensor"), AXES]
-    if config.model.rre_layers:
+    if rre_layers_of_stage(config, stage):
         axes += [("expert",), ("data",), ("data", "tensor")]
-    return {peers for names in axes if len(peers := tuple(layout.peers(0, *names))) > 1}
+    first = stage * config.parallel.stage_ranks
+    return {peers for names in axes if len(peers := tuple(layout.peers(first, *names))) > 1}
 
 
 def _dense_items(config: Config, stage: int) -> list[Item]:
