@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pangu_sigma.config import Config, ConfigError, dump_config, load_config
 
 if TYPE_CHECKING:
-    from pangu_sigma.parallel.launch import Job
+    from pangu_sigma.launching.launch import Job
 
 logger = logging.getLogger(__name__)
 
@@ -207,8 +207,8 @@ def _launch(options: argparse.Namespace) -> int:
     config = _config(options)
     if config is None:
         return 0
-    from pangu_sigma.parallel.launch import check, dry_run, launch
-    from pangu_sigma.parallel.training import check_ranks, training_facts
+    from pangu_sigma.launching.launch import check, dry_run, launch
+    from pangu_sigma.launching.training import check_ranks, training_facts
 
     check_ranks(config, options.processes)
     job = _job(config, options)
@@ -220,8 +220,8 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _job(config: Config, options: argparse.Namespace) -> Job:
-    from pangu_sigma.parallel.launch import Job
-    from pangu_sigma.parallel.training import training_command
+    from pangu_sigma.launching.launch import Job
+    from pangu_sigma.launching.training import training_command
 
     node, address = options.node_rank, options.master_address
     if options.nodes > 1 and not options.dry_run:
@@ -318,7 +318,7 @@ def _inspect(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     config = _config(options)
     if config is not None:
-        from pangu_sigma.parallel.plan import compile_plan, format_plan, make_plan
+        from pangu_sigma.planning.plan import compile_plan, format_plan, make_plan
 
         plan = (compile_plan if options.compile else make_plan)(config, options.devices)
         _show(plan, format_plan(plan), options.json)

@@ -20,7 +20,7 @@ def use_ascend(config: Config, save_graphs: str | None = None) -> None:
     """Graph mode under auto-parallel on the Ascend ranks of `config.parallel`; the process is one of them.
 
     save_graphs: folder for MindSpore's graphs. With MS_SIMULATION_LEVEL set nothing runs and no device is needed
-    (parallel/cann_stub.py).
+    (planning/cann_stub.py).
     """
     from mindspore.communication import init
     from mindspore.communication._comm_helper import GlobalComm

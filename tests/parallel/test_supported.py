@@ -8,8 +8,8 @@ import pytest
 from small_clusters import by_hand
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.parallel.plan import format_plan, laid_out, make_plan
 from pangu_sigma.parallel.supported import check_ascend
+from pangu_sigma.planning.plan import format_plan, laid_out, make_plan
 
 COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"model": {"dropout": 0.1}}, r"^model\.dropout=0\.1: .*; set model\.dropout=0$"),

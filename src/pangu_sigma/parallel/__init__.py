@@ -1,1 +1,1 @@
-"""From one CPU to many Ascend ranks: plans that MindSpore's own Ascend front end compiles, with no Ascend at hand."""
+"""Which rank holds and computes what: shares of data and experts, and how MindSpore cuts the network on Ascend."""

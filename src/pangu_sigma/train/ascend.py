@@ -1,7 +1,7 @@
 """A run on Ascend ranks: the same loop around another step, and checkpoints of what MindSpore has cut.
 
 Nothing here has run on a device. What runs is tested as a run of one rank on the CPU, the step of many ranks is compiled
-(parallel/compile.py), and which rank writes what is arithmetic that a test covers.
+(planning/compile.py), and which rank writes what is arithmetic that a test covers.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from small_clusters import MODEL_CONFIGS, by_hand
 
 from pangu_sigma.config import Config, ConfigError, ParallelConfig, load_config, parse_config
-from pangu_sigma.parallel.machine import NPU_MEMORY
-from pangu_sigma.parallel.memory import npu_items, total
-from pangu_sigma.parallel.suggest import fits, suggest_layout, what_fits, with_parallel
+from pangu_sigma.planning.machine import NPU_MEMORY
+from pangu_sigma.planning.memory import npu_items, total
+from pangu_sigma.planning.suggest import fits, suggest_layout, what_fits, with_parallel
 
 
 def shipped(name: str) -> Config:

@@ -14,7 +14,7 @@ from small_clusters import MODEL_CONFIGS
 
 from pangu_sigma.cli import main
 from pangu_sigma.config import load_config
-from pangu_sigma.parallel.plan import format_plan, make_plan
+from pangu_sigma.planning.plan import format_plan, make_plan
 
 TRILLION, TINY = MODEL_CONFIGS / "sigma_1t.yaml", MODEL_CONFIGS / "sigma_tiny.yaml"
 

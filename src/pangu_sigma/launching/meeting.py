@@ -27,7 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pangu_sigma.parallel.processes import LaunchError
+from pangu_sigma.launching.processes import LaunchError
 
 logger = logging.getLogger(__name__)
 

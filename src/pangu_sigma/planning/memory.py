@@ -46,7 +46,7 @@ from pangu_sigma.parallel.layout import (
     stages_of_host,
     tokens_of_rank,
 )
-from pangu_sigma.parallel.machine import (
+from pangu_sigma.planning.machine import (
     COMMUNICATOR_BUFFERS,
     GIB,
     HOST_RESERVE,
@@ -55,7 +55,7 @@ from pangu_sigma.parallel.machine import (
     NPUS_PER_HOST,
     PROCESS_RESERVE,
 )
-from pangu_sigma.parallel.parameters import (
+from pangu_sigma.planning.parameters import (
     HOST,
     ITEM_SIZE,
     Array,

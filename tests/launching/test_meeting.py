@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from launched import eventually, free_port
 
-from pangu_sigma.parallel.meeting import Peers, Stop, meet
-from pangu_sigma.parallel.processes import LaunchError
+from pangu_sigma.launching.meeting import Peers, Stop, meet
+from pangu_sigma.launching.processes import LaunchError
 
 FACTS = {"train.steps": "100", "vocabulary": "ab12"}
 

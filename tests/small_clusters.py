@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.config import Config, parse_config
 
-MODEL_CONFIGS = Path(__file__).parents[2] / "model_configs"
+MODEL_CONFIGS = Path(__file__).parents[1] / "model_configs"
 
 
 def by_hand(**sections: Any) -> Config:

@@ -21,8 +21,8 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pangu_sigma.parallel.meeting import Peers, Stop, meet
-from pangu_sigma.parallel.processes import LaunchError, Processes
+from pangu_sigma.launching.meeting import Peers, Stop, meet
+from pangu_sigma.launching.processes import LaunchError, Processes
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Job:
             f"--log_dir={folder}",
             "--join=False",  # it only starts the ranks: see `processes`
             *(["--bind_core=True"] if self.ascend else []),
-            *["python", "-m", "pangu_sigma.parallel.worker", *bind, str(self.gate), *self.command],
+            *["python", "-m", "pangu_sigma.launching.worker", *bind, str(self.gate), *self.command],
         ]
 
 

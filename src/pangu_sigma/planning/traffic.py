@@ -35,9 +35,9 @@ from dataclasses import dataclass
 
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import AXES, Layout, layers_of_stage, rre_layers_of_stage, tokens_of_rank
-from pangu_sigma.parallel.machine import NPUS_PER_HOST
-from pangu_sigma.parallel.memory import exchanged_rows
-from pangu_sigma.parallel.parameters import (
+from pangu_sigma.planning.machine import NPUS_PER_HOST
+from pangu_sigma.planning.memory import exchanged_rows
+from pangu_sigma.planning.parameters import (
     ITEM_SIZE,
     Array,
     active_buffers,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pangu_sigma.parallel.worker import end_with_parent
+from pangu_sigma.launching.worker import end_with_parent
 
 logger = logging.getLogger(__name__)
 

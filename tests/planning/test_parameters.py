@@ -12,7 +12,7 @@ from small_clusters import MODEL_CONFIGS, by_hand, clusters
 
 from pangu_sigma.config import Config, load_config
 from pangu_sigma.parallel.layout import share_of
-from pangu_sigma.parallel.parameters import all_arrays, dense_weights, expert_arrays, weights
+from pangu_sigma.planning.parameters import all_arrays, dense_weights, expert_arrays, weights
 
 
 @pytest.mark.parametrize("path", sorted(MODEL_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

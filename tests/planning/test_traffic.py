@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from small_clusters import MODEL_CONFIGS, by_hand, clusters
 
 from pangu_sigma.config import Config, load_config
-from pangu_sigma.parallel.suggest import with_parallel
-from pangu_sigma.parallel.traffic import (
+from pangu_sigma.planning.suggest import with_parallel
+from pangu_sigma.planning.traffic import (
     ALL,
     EXPERT,
     HOLDERS,

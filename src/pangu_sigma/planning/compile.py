@@ -2,7 +2,7 @@
 
 MindSpore's own front end is the judge: it infers every layout, places the collectives, cuts the parameters, and refuses what does
 not fit. Nothing runs, so this says nothing about speed, about kernels that the device might not have, or about memory that only the
-device's runtime knows. A process of its own does it (`python -m pangu_sigma.parallel.compile`): see cann_stub.py for why.
+device's runtime knows. A process of its own does it (`python -m pangu_sigma.planning.compile`): see cann_stub.py for why.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import numpy as np
 from tqdm import tqdm
 
 from pangu_sigma.config import Config, ConfigError, dump_config, load_config
-from pangu_sigma.parallel.cann_stub import ascend_environment
-from pangu_sigma.parallel.parameters import HOST, NPU
+from pangu_sigma.launching.worker import end_with_parent
 from pangu_sigma.parallel.supported import check_ascend
-from pangu_sigma.parallel.worker import end_with_parent
+from pangu_sigma.planning.cann_stub import ascend_environment
+from pangu_sigma.planning.parameters import HOST, NPU
 
 COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter", "Send", "Receive")
 
@@ -88,7 +88,7 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
         (work / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         environment = ascend_environment(config.parallel.ranks, rank)
         environment["MS_DEV_DUMP_IR_PASSES"] = "validate"  # of the hundred graphs that it could save
-        command = [sys.executable, "-m", "pangu_sigma.parallel.compile", "config.yaml"]
+        command = [sys.executable, "-m", "pangu_sigma.planning.compile", "config.yaml"]
         with open(work / "log", "w", encoding="utf-8") as log:
             process = subprocess.Popen(command, cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT)
             _wait(process, f"compile {config.name} for {config.parallel.ranks} ranks")

@@ -11,11 +11,11 @@ import pytest
 from small_clusters import MODEL_CONFIGS
 
 from pangu_sigma.config import Config, load_config
-from pangu_sigma.parallel import compile as compile_module
-from pangu_sigma.parallel.compile import Compiled, PlanRefused, compile_step, read_graph
 from pangu_sigma.parallel.layout import rre_layers_of_stage
-from pangu_sigma.parallel.parameters import accumulators, dense_weights
-from pangu_sigma.parallel.plan import add_compiled, laid_out, make_plan
+from pangu_sigma.planning import compile as compile_module
+from pangu_sigma.planning.compile import Compiled, PlanRefused, compile_step, read_graph
+from pangu_sigma.planning.parameters import accumulators, dense_weights
+from pangu_sigma.planning.plan import add_compiled, laid_out, make_plan
 
 TINY = MODEL_CONFIGS / "sigma_tiny.yaml"
 SMALL = [

@@ -19,7 +19,7 @@ from tiny import STEPS, tiny_config, tiny_tree
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.parallel.training import check_ranks, training_facts
+from pangu_sigma.launching.training import check_ranks, training_facts
 from pangu_sigma.train.checkpoint import load_checkpoint
 
 SUMMING = Path(__file__).with_name("summing.py")

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import layers_of_stage, rre_layers_of_stage, tokens_of_rank
-from pangu_sigma.parallel.machine import (
+from pangu_sigma.planning.machine import (
     HBM_BANDWIDTH,
     HCCS_BANDWIDTH,
     NETWORK_BANDWIDTH,
@@ -36,14 +36,14 @@ from pangu_sigma.parallel.machine import (
     PCIE_BANDWIDTH,
     PEAK_FLOPS,
 )
-from pangu_sigma.parallel.memory import exchanged_rows
-from pangu_sigma.parallel.parameters import (
+from pangu_sigma.planning.memory import exchanged_rows
+from pangu_sigma.planning.parameters import (
     ITEM_SIZE,
     NPU,
     active_weights,
     all_arrays,
 )
-from pangu_sigma.parallel.traffic import Collective, collectives, link_bytes, pcie_bytes, sent_bytes
+from pangu_sigma.planning.traffic import Collective, collectives, link_bytes, pcie_bytes, sent_bytes
 
 MATMUL_EFFICIENCY = 0.465
 """Fitted. Share of PEAK_FLOPS."""

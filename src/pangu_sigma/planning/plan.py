@@ -14,18 +14,19 @@ from typing import Any
 import yaml
 
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
-from pangu_sigma.parallel import machine
-from pangu_sigma.parallel.compile import Compiled, compile_step
-from pangu_sigma.parallel.cost import (
+from pangu_sigma.parallel.layout import AXES, capacity, layers_of_stage, rre_layers_of_stage, tokens_of_rank
+from pangu_sigma.parallel.supported import check_ascend, check_layout
+from pangu_sigma.planning import machine
+from pangu_sigma.planning.compile import Compiled, compile_step
+from pangu_sigma.planning.cost import (
     HOST_UPDATE_BANDWIDTH,
     MATMUL_EFFICIENCY,
     step_time,
     step_time_all_experts,
     tokens_per_second,
 )
-from pangu_sigma.parallel.layout import AXES, capacity, layers_of_stage, rre_layers_of_stage, tokens_of_rank
-from pangu_sigma.parallel.machine import GIB, HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
-from pangu_sigma.parallel.memory import (
+from pangu_sigma.planning.machine import GIB, HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
+from pangu_sigma.planning.memory import (
     Item,
     exchanged_rows,
     fullest_host,
@@ -34,10 +35,9 @@ from pangu_sigma.parallel.memory import (
     npu_items,
     total,
 )
-from pangu_sigma.parallel.parameters import accumulators, active_buffers, all_arrays
-from pangu_sigma.parallel.suggest import fits, suggest_layout, what_fits, with_parallel
-from pangu_sigma.parallel.supported import check_ascend, check_layout
-from pangu_sigma.parallel.traffic import collectives, link_bytes
+from pangu_sigma.planning.parameters import accumulators, active_buffers, all_arrays
+from pangu_sigma.planning.suggest import fits, suggest_layout, what_fits, with_parallel
+from pangu_sigma.planning.traffic import collectives, link_bytes
 
 
 def laid_out(config: Config, devices: int) -> Config:
@@ -355,7 +355,7 @@ def _format_time(plan: dict[str, Any]) -> list[str]:
         rows.append(
             f"  moving and updating all experts, not only the active: {baseline['step_seconds']:.3g} s, {ratio:.1f}x"
         )
-    return [*rows, "  fitted to the paper's 7.5 s and 6.3x on 512 NPUs; what to trust: parallel/cost.py"]
+    return [*rows, "  fitted to the paper's 7.5 s and 6.3x on 512 NPUs; what to trust: planning/cost.py"]
 
 
 def _format_compiled(plan: dict[str, Any]) -> list[str]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from launched import eventually, free_port, launched
 
-from pangu_sigma.parallel.launch import Job, check, check_numbers, dry_run
-from pangu_sigma.parallel.processes import LaunchError
+from pangu_sigma.launching.launch import Job, check, check_numbers, dry_run
+from pangu_sigma.launching.processes import LaunchError
 
 SCRIPTS = Path(__file__).parents[2] / "run_scripts"
 SLEEPS = "import os, time; print('rank', os.environ['RANK_ID'], flush=True); time.sleep(600)"
@@ -160,7 +160,7 @@ def test_a_rank_that_cannot_even_start_is_named(tmp_path):
 
 def test_a_rank_that_ends_before_it_is_known_is_named(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif sys.orig_argv[1:3] == ['-m', 'pangu_sigma.parallel.worker']: sys.exit(print('broken') or 5)\n"
+        "import os, sys\nif sys.orig_argv[1:3] == ['-m', 'pangu_sigma.launching.worker']: sys.exit(print('broken') or 5)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     with launched(SLEEPS, tmp_path / "logs", ranks=1) as it:
@@ -279,7 +279,7 @@ def test_cores_are_divided_among_the_ranks_of_a_node(tmp_path):
     gate.write_text(str(os.getpid()))
     found = []
     for device in ("0", "1"):
-        command = [sys.executable, "-m", "pangu_sigma.parallel.worker", "--bind-cores", "2", str(gate)]
+        command = [sys.executable, "-m", "pangu_sigma.launching.worker", "--bind-cores", "2", str(gate)]
         prints = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
         variables = os.environ | {"MS_ROLE": "MS_WORKER", "DEVICE_ID": device}
         done = subprocess.run(command + prints, env=variables, capture_output=True, text=True, check=True)
@@ -291,7 +291,7 @@ def test_cores_are_divided_among_the_ranks_of_a_node(tmp_path):
 def test_a_rank_whose_launcher_is_gone_does_not_start(tmp_path):
     gate = tmp_path / "gate"
     gate.write_text("1")
-    command = [sys.executable, "-m", "pangu_sigma.parallel.worker", str(gate), "touch", str(tmp_path / "started")]
+    command = [sys.executable, "-m", "pangu_sigma.launching.worker", str(gate), "touch", str(tmp_path / "started")]
     done = subprocess.run(command, env=os.environ | {"MS_ROLE": "MS_WORKER"}, capture_output=True, text=True)
     assert done.returncode == 1
     assert "launcher 1 is gone" in done.stderr

@@ -8,16 +8,16 @@ from small_clusters import MODEL_CONFIGS, by_hand, clusters
 
 from pangu_sigma.config import Config, load_config
 from pangu_sigma.parallel.layout import Layout, capacity, tokens_of_rank
-from pangu_sigma.parallel.machine import GIB, HOST_MEMORY, NPU_MEMORY
-from pangu_sigma.parallel.memory import (
+from pangu_sigma.planning.machine import GIB, HOST_MEMORY, NPU_MEMORY
+from pangu_sigma.planning.memory import (
     communicators,
     exchanged_rows,
     host_items,
     npu_items,
     total,
 )
-from pangu_sigma.parallel.suggest import with_parallel
-from pangu_sigma.parallel.traffic import collectives
+from pangu_sigma.planning.suggest import with_parallel
+from pangu_sigma.planning.traffic import collectives
 
 TABLES = 16 * 4 + 2 * 4 * 4
 """Of a rank, cut by hidden: the only slot, positions and query positions."""

@@ -7,9 +7,9 @@ from hypothesis import assume, given, settings
 from small_clusters import MODEL_CONFIGS, by_hand, clusters
 
 from pangu_sigma.config import Config, load_config
-from pangu_sigma.parallel import cost
-from pangu_sigma.parallel.cost import flops, host_update_bytes, step_time, step_time_all_experts, tokens_per_second
-from pangu_sigma.parallel.machine import PCIE_BANDWIDTH
+from pangu_sigma.planning import cost
+from pangu_sigma.planning.cost import flops, host_update_bytes, step_time, step_time_all_experts, tokens_per_second
+from pangu_sigma.planning.machine import PCIE_BANDWIDTH
 
 
 def test_fitted_constants_reproduce_the_papers_two_figures():
