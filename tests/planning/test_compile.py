@@ -83,13 +83,16 @@ OTHER_KEYS = {
     "one and a half sequences a tensor rank": (ALL_AXES, ["train.batch_size=12"]),
     "bfloat16 moments": (ALL_AXES, ["ecss.moments=bfloat16"]),
     "two passes": (LAYOUTS["replicas"], ["train.accumulation=2"]),
-    "three passes, recompute": (LAYOUTS["recompute"], ["train.accumulation=3"]),
-    "two passes, no optimizer parallelism": (LAYOUTS["no optimizer parallelism"], ["train.accumulation=2"]),
-    "two stages": (STAGES, ["train.accumulation=2"]),
     "two stages, both with experts": (
         STAGES | {"groups": 2, "recompute": True},
         ["train.accumulation=3", "model.rre_layers=3"],
     ),
+}
+
+LONG = {
+    "three passes, recompute": (LAYOUTS["recompute"], ["train.accumulation=3"]),
+    "two passes, no optimizer parallelism": (LAYOUTS["no optimizer parallelism"], ["train.accumulation=2"]),
+    "two stages, one with experts": (STAGES, ["train.accumulation=2"]),
     "two stages, no optimizer parallelism": (
         STAGES | {"optimizer": False},
         ["train.accumulation=2", "model.dense_layers=2"],
@@ -116,6 +119,13 @@ def test_the_compiled_step_is_the_predicted_one(name: str):
 @pytest.mark.parametrize("name", OTHER_KEYS)
 def test_other_keys_do_not_change_that(name: str):
     axes, overrides = OTHER_KEYS[name]
+    check(laid(axes, *overrides))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_nor_do_more_of_them(name: str):
+    axes, overrides = LONG[name]
     check(laid(axes, *overrides))
 
 
