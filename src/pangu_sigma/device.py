@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mindspore as ms
 
@@ -47,3 +49,14 @@ def use_ascend(config: Config, save_graphs: str | None = None) -> None:
         parallel_optimizer_config={"parallel_optimizer_threshold": 0},  # which parameters: parallel/sharding.py
         comm_fusion=dict.fromkeys(("allreduce", "allgather", "reducescatter"), fusion) if fusion else {},
     )
+
+
+@contextmanager
+def plain_graphs() -> Iterator[None]:
+    """Within, graphs are compiled as they are: those that are not the step, whose inputs and stages auto-parallel expects."""
+    before = {name: ms.get_auto_parallel_context(name) for name in ("parallel_mode", "pipeline_stages")}
+    ms.set_auto_parallel_context(parallel_mode="stand_alone", pipeline_stages=1)
+    try:
+        yield
+    finally:
+        ms.set_auto_parallel_context(**before)

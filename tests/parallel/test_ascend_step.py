@@ -1,6 +1,6 @@
 """The step that Ascend ranks run, run on the CPU as the only rank: the same losses, norms, weights and moments as `TrainStep`.
 
-What more ranks add to it are MindSpore's collectives, and those are compiled (test_compile.py).
+What more ranks add to it are MindSpore's collectives, and those are compiled (tests/planning/test_compile.py).
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
-from toy import Toy, toy_config
+from toy import Toy, toy_batches, toy_config
 
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.parallel.ascend_step import AscendStep, arrays_of
+from pangu_sigma.parallel.ascend_step import AscendStep, arrays_of, input_strategies, step_inputs
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -60,8 +60,8 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
 
 
 def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
-    """One step on a batch of one pass. factor: of all loss weights, and so of all gradients."""
-    rows, positions, documents, slots, labels, weights, *plans = arrays_of(batch)
+    """One step on a batch. factor: of all loss weights, and so of all gradients."""
+    rows, positions, documents, slots, labels, weights, *plans = arrays_of(batch, step.config)
     step.tell(RATE, batch)
     inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *plans)
     return [np.asarray(t.asnumpy()) for t in step(*map(as_tensor, inputs))]
@@ -107,6 +107,17 @@ def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, e
     for parameter, was in zip(kinds, before, strict=True):
         assert np.array_equal(parameter.asnumpy(), was), parameter.name
     assert step.scale.value.asnumpy() == 512.0
+
+
+@pytest.mark.parametrize("routed", [0, 2])
+def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, graph_mode, tmp_path):
+    """Also of a dense model, whose batches carry plans of zeros that the step does not take."""
+    config = toy_config(model={"rre_layers": routed}, train={"accumulation": 2, "batch_size": 4})
+    made = toy_batches(config, tmp_path)
+    batches = Batches(config, tmp_path, made.tokenizer, made.table, exchanged=True)
+    arrays, inputs = arrays_of(batches.next(batches.start()), config), step_inputs(config)
+    assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
+    assert len(input_strategies(config)) == len(inputs)
 
 
 def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(toy: Toy, step: AscendStep, exchanged: Batches):

@@ -1,4 +1,4 @@
-"""Which cells and parameters belong to which stage. That strategies are right is MindSpore's to say: test_compile.py."""
+"""Which cells and parameters belong to which stage. Strategies are MindSpore's to judge: tests/planning/test_compile.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the Ascend step refuses, in one sentence that names the key and the fix. test_compile.py shows that the rest compiles."""
+"""What the Ascend step refuses, in one sentence that names the key and the fix.
+
+That the rest compiles is in tests/planning/test_compile.py.
+"""
 
 from __future__ import annotations
 

@@ -80,9 +80,9 @@ def runs(graph_mode, tiny_data: Path, tmp_path_factory) -> SimpleNamespace:
         config = tiny_config(tiny_data, parallel={"capacity_factor": 4.0})
         half = config.model_copy(update={"train": config.train.model_copy(update={"steps": config.train.steps // 2})})
         train(half, folder / "ascend", AscendTrainer)
-        train(config, folder / "ascend", AscendTrainer)
+        ascend_run = train(config, folder / "ascend", AscendTrainer)
         train(config, folder / "cpu", Trainer)
-    return SimpleNamespace(folder=folder, config=config)
+    return SimpleNamespace(folder=folder, config=config, step=ascend_run.step)
 
 
 def test_it_trains_and_resumes_like_any_other_run(runs: SimpleNamespace):
@@ -93,6 +93,11 @@ def test_it_trains_and_resumes_like_any_other_run(runs: SimpleNamespace):
     ours, theirs = losses("ascend"), losses("cpu")
     assert len(ours) == len(theirs) == runs.config.train.steps // runs.config.train.log_interval
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+def test_evaluation_and_training_are_one_graph(runs: SimpleNamespace):
+    assert runs.step.training
+    assert len(runs.step.compile_cache) == 1
 
 
 def test_its_checkpoint_is_read_on_the_cpu(runs: SimpleNamespace):

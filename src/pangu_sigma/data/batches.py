@@ -149,28 +149,44 @@ class Batches:
         ids_GBS1 = ids.transpose(1, 0, 2, 3).reshape(train.accumulation, train.batch_size, self.length + 1)
         return self.assemble(ids_GBS1, np.array(chosen))
 
-    def held_out(self, domain: int, batches: int, like_training: bool = False) -> list[Batch]:
+    def held_out(self, domain: int, batches: int) -> list[Batch]:
         """This rank's share of the first `batches` batches of a domain in file order; none of a domain of another group.
 
         The group takes such a batch as several, each as large as its part of a training batch. The last one is filled up with
-        samples of weight 0.
-        like_training: with as many micro-batches, and as much room for an expert, as a training batch, so that the same graph takes
-        it; raises CapacityError as that does. Otherwise one pass each, and no row is dropped: the capacity is what they need.
+        samples of weight 0. No row is dropped: the capacity is what these batches need.
         """
         if domain not in self._mine:
             return []
-        passes = self.config.train.accumulation if like_training else 1
-        if like_training:
-            rows = capacity(self.config)
-        elif self.planner.exchanged and self.table.layers:
-            self._held_out_capacity = self._held_out_capacity or max(self._fullest(d, batches) for d in self._mine)
-            rows = self._held_out_capacity
-        else:
-            rows = 0
+        if self._held_out_capacity is None and self.planner.exchanged and self.table.layers:
+            self._held_out_capacity = max(self._fullest(d, batches) for d in self._mine)
         return [
-            self._assemble(ids, domains_M, self._group_takers(), rows, counted_GB)
-            for ids, domains_M, counted_GB in self._held_out_ids(domain, batches, passes)
+            self._assemble(ids, domains_M, self._group_takers(), self._held_out_capacity or 0, counted_B[None])
+            for ids, domains_M, counted_B in self._held_out_ids(domain, batches)
         ]
+
+    def held_out_like_training(self, batches: int) -> list[Batch]:
+        """The same samples of all domains of the rank's group, in batches that the graph of training takes: as many micro-batches,
+        a domain for each block, and as much room for an expert. Raises CapacityError as training does.
+
+        Where a domain has no more samples, some of weight 0 fill its block.
+        """
+        train, blocks = self.config.train, self.config.data.domains_per_step // self.config.parallel.groups
+        per_block = train.batch_size // self.config.data.domains_per_step
+        size, found = train.accumulation * per_block, []
+        for first in range(0, len(self._mine), blocks):
+            own = self._mine[first : first + blocks]
+            wanted = [min(self.samples[d], batches * train.batch_size) for d in own] + [0] * (blocks - len(own))
+            domains = [*own, *(d for d in self._mine if d not in own)][:blocks]
+            for start in range(0, max(wanted), size):
+                numbers = np.arange(start, start + size)
+                ids = np.stack([self._read(d, min(int(n), self.samples[d] - 1)) for d in domains for n in numbers])
+                counted = np.concatenate([numbers < number for number in wanted])
+                by_pass = (blocks, train.accumulation, per_block)
+                ids = ids.reshape(*by_pass, -1).swapaxes(0, 1).reshape(train.accumulation, -1, self.length + 1)
+                counted_GB = counted.reshape(by_pass).swapaxes(0, 1).reshape(train.accumulation, -1)
+                takers, rows = self._group_takers(), capacity(self.config)
+                found.append(self._assemble(ids, np.array(domains), takers, rows, counted_GB))
+        return found
 
     def assemble(self, ids_GBS1: np.ndarray, domains_M: np.ndarray) -> Batch:
         """Arrays of a batch from its token ids; the sequences of block m belong to domain domains_M[m].
@@ -246,17 +262,15 @@ class Batches:
         domains_GB = np.broadcast_to(domains_B, ids_GBS.shape[:2])
         return route(self.table, ids_GBS, domains_GB, positions_GBS)
 
-    def _held_out_ids(
-        self, domain: int, batches: int, passes: int = 1
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _held_out_ids(self, domain: int, batches: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Ids, domain of each block, and which sequences count, of each batch of a group."""
         groups, batch = self.config.parallel.groups, self.config.train.batch_size
-        size, wanted = passes * (batch // groups), min(self.samples[domain], batches * batch)
+        size, wanted = batch // groups, min(self.samples[domain], batches * batch)
         domains_M = np.full(self.config.data.domains_per_step // groups, domain)
         for first in range(0, wanted, size):
             numbers = np.arange(first, first + size)
             ids = np.stack([self._read(domain, min(int(n), wanted - 1)) for n in numbers])
-            yield ids.reshape(passes, -1, ids.shape[-1]), domains_M, (numbers < wanted).reshape(passes, -1)
+            yield ids[None], domains_M, numbers < wanted
 
     def _group_takers(self) -> np.ndarray:
         """Who of the rank's group takes each sequence of a held-out batch."""

@@ -27,7 +27,7 @@ from pangu_sigma.parallel.layout import share_of
 
 
 class ExpertStore(nn.Cell):
-    """Parameters of the experts of all RRE layers, with their Adam state; see the module's text for the two kinds.
+    """Parameters of the experts of the RRE layers of a rank, with their Adam state; see the module's text for the two kinds.
 
     fetch(active_NA, brought) -> FFN_TENSORS of every layer, [A, …], in the network's dtype: what `PanGuSigma` takes.
     update(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> rows updated, float32 [1]; changes the store in place.

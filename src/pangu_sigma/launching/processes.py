@@ -59,7 +59,7 @@ class Processes:
     """What `msrun` started on this node. A context manager: leaving it kills whatever is left."""
 
     def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
-        """Start `command`: an msrun that starts `parallel.worker` with `gate` for each of `ranks` and logs to the folder `logs`."""
+        """Start `command`: an msrun that starts worker.py with `gate` for each of `ranks` and logs to the folder `logs`."""
         _adopt_orphans()
         self._logs, self._ranks = logs, ranks
         self._gate = _locked(gate)
@@ -154,7 +154,7 @@ def _adopt_orphans() -> None:
 
 
 def _locked(gate: Path) -> IO[str]:
-    """The gate, closed: `parallel.worker` waits until the lock is given back, by us or by our end."""
+    """The gate, closed: `launching.worker` waits until the lock is given back, by us or by our end."""
     gate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = open(gate, "a+")  # noqa: SIM115 (closed by Processes)
     try:

@@ -101,7 +101,7 @@ class AscendStep(nn.Cell):
         )
         own = len(self.shares)
         sent_back, grads = grads[own:], grads[:own]
-        norm, finite = self.norm_and_verdict(grads, scale)
+        norm, finite = self.norm_and_verdict(grads, scale, sent_back)
         learns = self.learns * 1.0
         applied = finite * learns
         grad_scale = ops.minimum(self.clip_norm / (norm + 1e-12), Tensor(1.0, ms.float32)) / scale
@@ -118,7 +118,7 @@ class AscendStep(nn.Cell):
     def take(self, rate: float, batch: Batch) -> tuple[Tensor, ...]:
         """One step on a rank's share of a batch."""
         self.tell(rate, batch)
-        return self(*map(as_tensor, arrays_of(batch)))
+        return self(*map(as_tensor, arrays_of(batch, self.config)))
 
     def of(self, batch: Batch) -> np.ndarray:
         """Weighted loss of each block of the rank's share, by the same graph: gradients are computed, and nothing is updated.
@@ -126,7 +126,7 @@ class AscendStep(nn.Cell):
         A graph for losses alone would have to be compiled, too, and auto-parallel would cut what it does outside the network.
         """
         self.tell(0.0, batch, learns=0.0)
-        return self(*map(as_tensor, arrays_of(batch)))[0].asnumpy()
+        return self(*map(as_tensor, arrays_of(batch, self.config)))[0].asnumpy()
 
     def fill(self, seed: int) -> None:
         """Initial values of the experts, by a seed: the same for an expert on any number of stages, groups and expert ranks."""
@@ -158,16 +158,17 @@ class AscendStep(nn.Cell):
             for i in range(len(buffers)):
                 ops.assign(buffers[i], rows[i])
 
-    def norm_and_verdict(self, grads, scale):
+    def norm_and_verdict(self, grads, scale, sent_back):
         """Norm of all ranks' unscaled gradients, and 1.0 if all of them are numbers that did not overflow, else 0.0.
 
-        What several ranks hold counts once.
+        What several ranks hold counts once. The flag is read after all that may raise it, and after the sum of the squares, so that
+        all ranks come to the two sums in the same order.
         """
         squares = self.all_ranks(self.sum(self.map(_squares, grads, self.shares)))
         norm = ops.sqrt(squares) / scale
         applied = ops.cast(ops.isfinite(norm), ms.float32)
         if self.overflow is not None:
-            applied = applied * ops.cast(self.all_ranks(self.overflow(grads)) < 0.5, ms.float32)
+            applied = applied * ops.cast(self.all_ranks(self.overflow((sent_back, squares))) < 0.5, ms.float32)
         return norm, applied
 
     def all_ranks(self, value):
@@ -219,8 +220,9 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
     return (*map(zeros, ints), weights, *map(zeros, plans))
 
 
-def arrays_of(batch: Batch) -> tuple[np.ndarray, ...]:
+def arrays_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
     """Inputs of the step, of a rank's share of a batch in the all-to-all layout: its micro-batches behind each other."""
     *arrays, order_GNR, inverse_GNT = batch.arrays()[:8]
-    plans = (plan[:, layer] for plan in (order_GNR, inverse_GNT) for layer in range(plan.shape[1]))
+    layers = range(config.model.rre_layers)  # a batch for a dense model has plans of zeros
+    plans = (plan[:, layer] for plan in (order_GNR, inverse_GNT) for layer in layers)
     return tuple(a.reshape(-1, *a.shape[2:]) for a in (*arrays, *plans))

@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
 from pangu_sigma.config import ConfigError, ParallelConfig
+from pangu_sigma.device import plain_graphs
 from pangu_sigma.parallel.layout import Layout, axes_text
 from pangu_sigma.parallel.ranks import ALONE, Ranks
 
@@ -32,7 +33,8 @@ class ConnectedRanks(Ranks):
         self._sum = _Sum(communication.GlobalComm.WORLD_COMM_GROUP)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        return self._sum(Tensor(values.astype(np.float32).reshape(-1))).asnumpy().reshape(values.shape)
+        with plain_graphs():
+            return self._sum(Tensor(values.astype(np.float32).reshape(-1))).asnumpy().reshape(values.shape)
 
     def group(self, *axes: str) -> str:
         """Name of the communication group of the ranks that differ from this one in `axes` only; made when first asked for."""
@@ -53,19 +55,20 @@ class ConnectedRanks(Ranks):
 def join(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
     """This process among the ranks of its run; call after `use_cpu`, before any tensor is made. msrun's scheduler does not return.
 
+    ascend: the ranks are NPUs.
     Raises ConfigError when the `parallel` section lays out another number of ranks than were started, or what the CPU cannot do.
     """
     started = int(os.environ.get("MS_WORKER_NUM", "1"))
-    if started != parallel.ranks:
-        raise ConfigError(
-            f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {started} were started; start "
-            f"{parallel.ranks} with run_scripts/msrun_cpu.sh, or change the section"
-        )
     for key, what in (("tensor", "shares no matrices"), ("stages", "cuts no network into stages")):
         if getattr(parallel, key) > 1 and not ascend:
             raise ConfigError(
                 f"parallel.{key}={getattr(parallel, key)} needs Ascend: MindSpore {what} on the CPU; set it to 1"
             )
+    if started != parallel.ranks:
+        raise ConfigError(
+            f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {started} were started; start "
+            f"{parallel.ranks} with run_scripts/msrun_{'node' if ascend else 'cpu'}.sh, or change the section"
+        )
     if started > 1 and not communication.GlobalComm.INITED:
         communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":

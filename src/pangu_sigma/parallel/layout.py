@@ -2,7 +2,7 @@
 
 Shape suffixes: B sequences of a batch, A' places for active experts of a rank, C capacity.
 
-A rank is group, expert, data and tensor coordinates; the last varies fastest. In the paper's layout on 512 ranks (spec §3.5):
+A rank has stage, group, expert, data and tensor coordinates; the last varies fastest. The paper's layout on 512 ranks (spec §3.5):
 
     rank = (((stage · 4 + group) · 16 + expert) · 1 + data) · 8 + tensor       1 stage × 4 groups × 16 × 1 × 8
 

@@ -6,7 +6,7 @@ Each limit is an error that names the key, its value and the fix. What does not 
 from __future__ import annotations
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.parallel.layout import tokens_of_rank
+from pangu_sigma.parallel.layout import axes_text, tokens_of_rank
 
 
 def check_ascend(config: Config) -> None:
@@ -31,7 +31,7 @@ def check_layout(config: Config) -> None:
     ranks, tensor = config.parallel.ranks, config.parallel.tensor
     if ranks not in (1, 2, 4) and ranks % 8:
         raise ConfigError(
-            f"parallel: groups · expert · data · tensor is {ranks}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs"
+            f"parallel: {axes_text(config.parallel)} is {ranks}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs"
         )
     tokens = tokens_of_rank(config) // (config.data.domains_per_step // config.parallel.groups)
     if tokens % tensor:

@@ -27,7 +27,7 @@ import math
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import layers_of_stage, rre_layers_of_stage, tokens_of_rank
+from pangu_sigma.parallel.layout import layers_of_stage, rre_layers_of_stage, stages_of_host, tokens_of_rank
 from pangu_sigma.planning.machine import (
     HBM_BANDWIDTH,
     HCCS_BANDWIDTH,
@@ -124,30 +124,38 @@ def host_update_bytes(config: Config, stage: int = 0) -> int:
 
 
 def _slowest(config: Config, experts_moved: float) -> StepTime:
-    return max(
-        (_stage_time(config, s, experts_moved) for s in range(config.parallel.stages)), key=lambda time: time.step
-    )
-
-
-def _stage_time(config: Config, stage: int, experts_moved: float) -> StepTime:
     """experts_moved: as a multiple of the active ones."""
+    stages = range(config.parallel.stages)
+    passes = max(_passes_seconds(config, stage) for stage in stages)
+    bubble = (config.parallel.stages - 1) / config.train.accumulation * passes
+    return max((_stage_time(config, stage, experts_moved, bubble) for stage in stages), key=lambda time: time.step)
+
+
+def _passes_seconds(config: Config, stage: int) -> float:
+    """All forward and backward passes of a stage."""
+    moved = [c for c in collectives(config, stage) if c.phase in ("forward", "backward", "recompute")]
+    return _compute(config, stage) + sum(_seconds(config, c, stage) for c in moved)
+
+
+def _stage_time(config: Config, stage: int, experts_moved: float, bubble: float) -> StepTime:
     links, (there, back) = link_bytes(config, stage), pcie_bytes(config, stage)
-    ranks = min(NPUS_PER_HOST, config.parallel.stage_ranks)
-    compute = flops(config, stage) / (PEAK_FLOPS * MATMUL_EFFICIENCY)
-    exchanged = sum(
-        _seconds(config, c) for c in collectives(config, stage) if c.phase in ("forward", "backward", "recompute")
-    )
+    host = stage * config.parallel.stage_ranks // NPUS_PER_HOST
+    updated = sum(host_update_bytes(config, s) for s in stages_of_host(config.parallel, host, NPUS_PER_HOST))
     return StepTime(
-        compute=compute,
+        compute=_compute(config, stage),
         hccs=links.hccs / HCCS_BANDWIDTH,
         network=links.network / NETWORK_BANDWIDTH,
         npu_update=_npu_update_bytes(config, stage) / HBM_BANDWIDTH,
         fetch=experts_moved * there / PCIE_BANDWIDTH,
         gradients_back=experts_moved * back / PCIE_BANDWIDTH,
-        host_update=experts_moved * ranks * host_update_bytes(config, stage) / HOST_UPDATE_BANDWIDTH,
-        bubble=(config.parallel.stages - 1) / config.train.accumulation * (compute + exchanged),
-        all_to_all=sum(_seconds(config, c) for c in collectives(config, stage) if c.op == "AlltoAll"),
+        host_update=experts_moved * updated / HOST_UPDATE_BANDWIDTH,
+        bubble=bubble,
+        all_to_all=sum(_seconds(config, c, stage) for c in collectives(config, stage) if c.op == "AlltoAll"),
     )
+
+
+def _compute(config: Config, stage: int) -> float:
+    return flops(config, stage) / (PEAK_FLOPS * MATMUL_EFFICIENCY)
 
 
 def _npu_update_bytes(config: Config, stage: int) -> int:
@@ -157,6 +165,6 @@ def _npu_update_bytes(config: Config, stage: int) -> int:
     return weights + 2 * sum(array.nbytes for array in kept)
 
 
-def _seconds(config: Config, collective: Collective) -> float:
-    hccs, network = sent_bytes(config, collective)
+def _seconds(config: Config, collective: Collective, stage: int) -> float:
+    hccs, network = sent_bytes(config, collective, stage)
     return hccs / HCCS_BANDWIDTH + network / NETWORK_BANDWIDTH

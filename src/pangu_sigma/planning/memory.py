@@ -1,9 +1,8 @@
-"""Bytes on one NPU and on one host, item by item. All ranks of a stage are alike, because a layout divides everything evenly. Pure
-Python.
+"""Bytes on one NPU and on one host, item by item. Pure Python. All ranks of a stage are alike: a layout divides everything evenly.
 
 Symbols: T tokens of a rank, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, t tensor ranks, c bytes of the compute
-dtype, W rows that the RRE layer of a rank multiplies. What the backward pass of the compiled step (`ascend_step.py`) reads of its
-forward pass:
+dtype, W rows that the RRE layer of a rank multiplies. What the backward pass of the step (`parallel/ascend_step.py`), as compiled,
+reads of its forward pass:
 
     every layer   T·H·(c + 8)           what the first LayerNorm returns; inputs of both in float32
                   4·c·T·H/t             q, k, v, and their mixture
@@ -223,6 +222,7 @@ def _activation_items(config: Config, stage: int) -> list[Item]:
     ahead = min(config.parallel.stages - stage, config.train.accumulation)
     if ahead > 1:
         how += f", of {ahead} micro-batches"
+    masks = ahead if config.parallel.recompute else 1  # an input of every layer
     peaks = {"backward pass of one layer": fullest}
     if last:
         peaks["logits"] = _logits_bytes(config)
@@ -232,7 +232,7 @@ def _activation_items(config: Config, stage: int) -> list[Item]:
     return [
         Item("activations kept", ahead * (kept + int(last) * 4 * row), how),
         Item("largest transient", peaks[highest], highest),
-        Item("attention mask", _sequences(config) * m.seq_length**2 * 4, "float32; all layers share it"),
+        Item("attention mask", masks * _sequences(config) * m.seq_length**2 * 4, "float32; all layers share it"),
     ]
 
 

@@ -177,10 +177,11 @@ def _other_slices(predicted: list[dict[str, Any]], compiled: list[dict[str, Any]
     for wanted in predicted:
         placed = found.get((wanted["stage"], wanted["name"]))
         if placed is None:
-            yield f"{wanted['name']} is absent, predicted {wanted['slice']} on {wanted['device']}"
+            yield f"{wanted['name']} is absent on stage {wanted['stage']}, predicted {wanted['slice']} on {wanted['device']}"
         elif (placed["slice"], placed["device"]) != (wanted["slice"], wanted["device"]):
             where = f"{wanted['slice']} on {wanted['device']}"
-            yield f"{wanted['name']} is {placed['slice']} on {placed['device']}, predicted {where}"
+            found_at = f"{placed['slice']} on {placed['device']}, stage {wanted['stage']}"
+            yield f"{wanted['name']} is {found_at}, predicted {where}"
 
 
 def _other_collectives(predicted: list[dict[str, Any]], compiled: list[dict[str, Any]]) -> Iterator[str]:

@@ -19,8 +19,9 @@ def with_parallel(config: Config, **keys: int | bool) -> Config:
 
 def suggest_layout(config: Config, devices: int) -> ParallelConfig:
     """The parallel section for `devices` NPUs: the smallest tensor degree that fits, without recompute if possible; as many groups
-    as sets of domains allow, as many expert ranks as experts allow, the rest data parallel. When nothing fits, the largest tensor
-    degree, with recompute. Our choice, for memory and not for speed: data parallel ranks update the same experts once more.
+    as sets of domains allow, as many expert ranks as experts allow, the rest data parallel; stages as configured where they divide
+    `devices`, else none. When nothing fits, the largest tensor degree, with recompute. Our choice, for memory and not for speed:
+    data parallel ranks update the same experts once more.
 
     Raises ConfigError when `devices` cannot be laid out, and names the nearest numbers that can.
     """
@@ -96,7 +97,7 @@ def _layouts(config: Config, devices: int) -> Iterator[Config]:
 
 def _cannot(config: Config, devices: int) -> str:
     sequences = config.train.batch_size // config.data.domains_per_step
-    most = config.data.domain_sets * sequences * NPUS_PER_HOST
+    most = config.parallel.stages * config.data.domain_sets * sequences * NPUS_PER_HOST
     fewer = next((n for n in range(min(devices - 1, most), 0, -1) if any(_layouts(config, n))), None)
     more = next((n for n in range(max(devices + 1, 1), most + 1) if any(_layouts(config, n))), None)
     nearest = " or ".join(str(n) for n in (fewer, more) if n)

@@ -1,7 +1,7 @@
 """What a rank sends in one step: collectives, and bytes by the link that carries them. Pure Python.
 
 Rules (T tokens of a rank, W rows of its RRE layer, H hidden, R rows of a slot, t tensor ranks; spec §3.5). They are what MindSpore
-makes of the strategies of `sharding.py`; a test holds them against compiled graphs, every call and byte.
+makes of the strategies of `parallel/sharding.py`; a test holds them against compiled graphs, every call and byte.
 
     embeddings    AllGather [T, H] in the tensor group: of tables cut by hidden; once more for the LayerNorm, if it is float32 alone
     attention     AllReduce [T, H] of the output rows, in the tensor group
@@ -95,16 +95,20 @@ def collectives(config: Config, stage: int = 0) -> list[Collective]:
 
 def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
     """Bytes of a rank by link. Rings inside a host, then rings between hosts over what is left, as HCCL does it."""
-    sent = [sent_bytes(config, c) for c in collectives(config, stage)]
+    sent = [sent_bytes(config, c, stage) for c in collectives(config, stage)]
     return LinkBytes(sum(pcie_bytes(config, stage)), sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
 
 
-def sent_bytes(config: Config, collective: Collective) -> tuple[int, int]:
-    """Bytes that a rank sends to ranks of its host, and to others, in the calls of one row."""
+def sent_bytes(config: Config, collective: Collective, stage: int = 0) -> tuple[int, int]:
+    """Bytes that the first rank of a stage sends to ranks of its host, and to others, in the calls of one row."""
     nbytes = collective.nbytes
-    if collective.op in ("Send", "Receive"):
-        sent = nbytes if collective.op == "Send" else 0
-        return (sent, 0) if config.parallel.stage_ranks < NPUS_PER_HOST else (0, sent)
+    if collective.op == "Receive":
+        return 0, 0
+    if collective.op == "Send":
+        step = 1 if collective.phase == "forward" else -1
+        other = stage + step * (config.parallel.stages - 1 if collective.purpose == TABLE else 1)
+        here, there = (s * config.parallel.stage_ranks // NPUS_PER_HOST for s in (stage, other))
+        return (nbytes, 0) if here == there else (0, nbytes)
     peers = Layout(config.parallel).peers(0, *collective.axes)
     here = sum(peer < NPUS_PER_HOST for peer in peers)
     size, hosts = len(peers), math.ceil(len(peers) / here)
@@ -143,7 +147,7 @@ def _activations(config: Config, stage: int) -> Iterator[Collective]:
         yield Collective("AllGather", REPLICAS, size, calls, calls * labels, "labels and their weights", "forward")
 
 
-LOSS = "loss of blocks"
+LOSS, TABLE = "loss of blocks", "word table"
 
 
 def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
@@ -176,7 +180,7 @@ def _between_stages(config: Config, stage: int) -> Iterator[Collective]:
     table = dense_weights(config, 0)[0]
     for behind, ahead, count, nbytes, purpose in (
         (stage < last, stage > 0, passes, passes * hidden, "hidden states"),
-        (stage == 0 < last, 0 < stage == last, 1, table.used_nbytes, "word table"),
+        (stage == 0 < last, 0 < stage == last, 1, table.used_nbytes, TABLE),
     ):
         if behind:
             yield Collective("Send", STAGES, 2, count, nbytes, purpose, "forward")

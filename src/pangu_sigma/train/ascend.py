@@ -37,6 +37,7 @@ class AscendTrainer(Trainer):
 
     step: AscendStep
     exchanged = True
+    prefetches = False
 
     @property
     def counts(self) -> bool:  # type: ignore[override]

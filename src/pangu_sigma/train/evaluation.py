@@ -58,11 +58,15 @@ class Evaluator:
         counts: bool = True,
     ):
         """batches: held-out ones. ranks: all of them evaluate, each its share of the batches of its group's domains.
-        together: the forward is the training step, which takes batches like training's and in which all ranks meet.
-        counts: whether the losses of this rank count; of ranks that see the same tokens, those of one do."""
+        together: the forward is the graph of training, which takes batches like training's and in which all ranks meet.
+        counts: whether the losses of this rank count; of ranks that see the same tokens, those of one do.
+        Raises CapacityError together with the batches."""
         wanted = config.train.eval_batches
         self._names = [d.name for d in batches.domains]
-        self._batches = [(d.index, b) for d in batches.domains for b in batches.held_out(d.index, wanted, together)]
+        if together:
+            self._batches = batches.held_out_like_training(wanted)
+        else:
+            self._batches = [batch for d in batches.domains for batch in batches.held_out(d.index, wanted)]
         self._together, self._counts = together, counts
         self._ranks = ranks
         self._network = network
@@ -71,7 +75,8 @@ class Evaluator:
     def losses(self) -> dict[str, float]:
         """Mean nats per held-out token, by domain."""
         training = self._network.training
-        self._step.set_train(False)
+        if not self._together:  # another phase would be another graph
+            self._step.set_train(False)
         try:
             own_D2 = self._own()
         finally:
@@ -85,9 +90,12 @@ class Evaluator:
         passes = self._ranks.most(own) if self._together else own
         with tqdm(total=passes, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first) as progress:
             for number in range(passes):
-                domain, batch = self._batches[min(number, own - 1)]
-                nats = float(self._step.of(batch).sum()) * batch.counted
+                batch = self._batches[min(number, own - 1)]
+                loss_M = self._step.of(batch)
                 if self._counts and number < own:
-                    sums_D2[domain] += nats, (batch.weights_GBS > 0).sum()
+                    counted_GMT = batch.weights_GBS.reshape(len(batch.weights_GBS), len(loss_M), -1) > 0
+                    domains_M = batch.domains_M[batch.blocks]
+                    np.add.at(sums_D2[:, 0], domains_M, loss_M * batch.counted)
+                    np.add.at(sums_D2[:, 1], domains_M, counted_GMT.sum(axis=(0, 2)))
                 progress.update()
         return sums_D2

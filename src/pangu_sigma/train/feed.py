@@ -30,12 +30,21 @@ class Fed(NamedTuple):
 class Feed:
     """Batches from a cursor on, with the experts that each of them uses: `take`, then the step, in turn."""
 
-    def __init__(self, config: Config, batches: Batches, cursor: Cursor, store: ExpertStore, in_place: bool = True):
-        """in_place: of the prefetcher, which there is when experts are on the host and `ecss.prefetch` asks for it."""
+    def __init__(
+        self,
+        config: Config,
+        batches: Batches,
+        cursor: Cursor,
+        store: ExpertStore,
+        in_place: bool = True,
+        prefetch: bool = True,
+    ):
+        """in_place: of the prefetcher, which there is when experts are on the host, `ecss.prefetch` asks for it, and the step takes
+        what it brings (prefetch)."""
         self._lookahead = Lookahead(batches, cursor)
         self._store = store
         self._prefetcher = None
-        if isinstance(store, HostStore) and store.layers > 0 and config.ecss.prefetch:
+        if isinstance(store, HostStore) and store.layers > 0 and config.ecss.prefetch and prefetch:
             self._prefetcher = Prefetcher(store, active_places(config), in_place)
 
     def take(self) -> Fed:

@@ -39,6 +39,8 @@ class Trainer:
 
     exchanged: bool | None = None
     """Of `Batches`."""
+    prefetches = True
+    """Whether the step takes experts that were brought before it."""
     counts = True
     """Whether the losses of this rank count: of ranks that see the same tokens, those of one do."""
 
@@ -55,7 +57,7 @@ class Trainer:
         self.progress = Progress(0, 0, self.batches.start())
         if (self.run.checkpoints / "LATEST").exists():
             self._resume()
-        self.feed = Feed(config, self.batches, self.progress.cursor, self.store)
+        self.feed = Feed(config, self.batches, self.progress.cursor, self.store, prefetch=self.prefetches)
 
     def open_batches(self, split: str) -> Batches:
         """This rank's share of a split of the prepared data."""
@@ -168,7 +170,8 @@ def train(config: Config, folder: Path, kind: type[Trainer] = Trainer) -> Traine
     """
     trainer = kind(config, folder)
     ranks, options, names = trainer.ranks, config.train, [d.name for d in config.domains]
-    evaluator = trainer.evaluator()
+    with ranks.together("reading the held-out text"):
+        evaluator = trainer.evaluator()
     start = trainer.progress.step
     log = MetricsLog(folder, names, options.steps, options.log_interval, start) if ranks.first else NoLog()
     with StopRequest() as stop, log:

@@ -1,0 +1,30 @@
+"""Compile a sum over ranks, and then the step, as a rank that MS_SIMULATION_LEVEL makes: test_plain_graphs.py starts it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+from mindspore import Tensor, communication
+
+from pangu_sigma.config import load_config
+from pangu_sigma.device import plain_graphs, use_ascend
+
+config = load_config(sys.argv[1])
+use_ascend(config)
+
+from pangu_sigma.parallel.ascend_step import AscendStep, step_inputs  # noqa: E402
+from pangu_sigma.parallel.connect import _Sum  # noqa: E402
+
+status = 1
+try:
+    with plain_graphs():
+        _Sum(communication.GlobalComm.WORLD_COMM_GROUP).compile(Tensor(np.zeros(8, np.float32)))
+    step = AscendStep(config, int(os.environ["RANK_ID"]))
+    step.set_train()
+    step.compile(*step_inputs(config))
+    print("compiled", flush=True)
+    status = 0
+finally:
+    os._exit(status)  # the stand-ins crash when they are torn down
