@@ -13,6 +13,8 @@ from pathlib import Path
 
 import scipy_openblas32
 
+from ascend_ops.errors import BuildError
+
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "cpu"
@@ -24,7 +26,7 @@ def cpu_library() -> str:
     """Path of the shared library with the CPU kernels; compiled on first use, seconds, then reused by later runs.
 
     PANGU_SIGMA_CACHE names the folder that keeps it (default ~/.cache/pangu_sigma).
-    Raises RuntimeError with the compiler's message when g++ is missing or fails.
+    Raises BuildError with the compiler's message when g++ is missing or fails.
     """
     target = cache_folder() / f"ascend_ops_{_fingerprint()}.so"
     if not target.exists():
@@ -57,7 +59,7 @@ def _compile(target: Path) -> None:
 def compile_library(target: Path, arguments: list[str], what: str) -> None:
     """Make a shared library with g++; `target` appears when it is whole, so several processes may build it at the same time.
 
-    Raises RuntimeError that names `what`, with the compiler's message, when g++ is missing or fails.
+    Raises BuildError that names `what`, with the compiler's message, when g++ is missing or fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.info("compiling %s into %s", what, target)
@@ -66,7 +68,7 @@ def compile_library(target: Path, arguments: list[str], what: str) -> None:
         try:
             done = subprocess.run(["g++", *arguments, "-o", str(built)], capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise RuntimeError(f"g++ is needed to compile {what} and is not on PATH; install it") from error
+            raise BuildError(f"g++ is needed to compile {what} and is not on PATH; install it") from error
         if done.returncode:
-            raise RuntimeError(f"g++ could not compile {what}:\n{done.stderr}")
+            raise BuildError(f"g++ could not compile {what}:\n{done.stderr}")
         built.rename(target)

@@ -19,7 +19,7 @@ def graph_mode() -> None:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """What prepare-data makes of three domains of generated text. Read only."""
-    from tiny import tiny_config, write_text
+    from helpers.tiny import tiny_config, write_text
 
     from pangu_sigma.data.prepare import prepare
 
@@ -32,7 +32,7 @@ def tiny_data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tmp_path_factory) -> Path:
     """The folder of a whole run on that data, trained once for all tests. Read only: copy the folder to change it."""
-    from tiny import tiny_config
+    from helpers.tiny import tiny_config
 
     from pangu_sigma.train.loop import train
 
@@ -44,6 +44,6 @@ def tiny_run(tiny_data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_export(tiny_run, tmp_path_factory) -> Path:
     """That run as an exported model. Read only."""
-    from pangu_sigma.export import export_mindir
+    from pangu_sigma.convert.mindir import export_mindir
 
     return export_mindir(tiny_run, tmp_path_factory.mktemp("exports") / "tiny")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import STEPS, tiny_tree
+from helpers.tiny import STEPS, tiny_tree
 
+from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.cli import main
-from pangu_sigma.config import load_config
-from pangu_sigma.train.run_folder import RunFolder
+from pangu_sigma.config_file import load_config
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.config import Config, ConfigError, dump_config, load_config, parse_config
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import dump_config, load_config, parse_config
 
 TREE: dict[str, Any] = {
     "name": "test",
@@ -197,7 +198,7 @@ def test_more_experts_never_change_what_a_token_meets(domains: int, experts: int
 
 
 @pytest.mark.parametrize(
-    "module", ["pangu_sigma.config", "pangu_sigma.domains", "pangu_sigma.routing.plan", "pangu_sigma.inspect_config"]
+    "module", ["pangu_sigma.config", "pangu_sigma.domains", "pangu_sigma.rre.plan", "pangu_sigma.planning.inspect"]
 )
 def test_the_pure_modules_do_not_import_mindspore(module: str):
     code = f"import sys, {module}; sys.exit('mindspore' in sys.modules)"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.config import parse_config
+from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import Domains, domains_of
 
 
@@ -35,5 +36,5 @@ def test_domains_are_found_by_index_by_name_and_by_slot():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(KeyError, match="unknown domain 'zh'; this configuration has d0, d1"):
+    with pytest.raises(ConfigError, match="unknown domain 'zh'; this configuration has d0, d1"):
         built(["a", "a"]).named("zh")

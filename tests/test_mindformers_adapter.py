@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
-from toy import EOT, Logits, randomise, toy_batches, toy_config
+from helpers.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
+from helpers.toy import EOT, Logits, randomise, toy_batches, toy_config
 
-from pangu_sigma.config import ConfigError, load_config, read_tree
+from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import load_config, read_tree
 from pangu_sigma.mindformers_adapter import register
 from pangu_sigma.mindformers_adapter.words import KEYS, sigma_config
 
@@ -90,7 +91,7 @@ def write_yaml(tree: dict[str, Any], path: Path) -> Path:
 
 
 def same_checkpoint(left: Path, right: Path, step: int) -> None:
-    from pangu_sigma.train.checkpoint import load_checkpoint
+    from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 
     ours, theirs = (load_checkpoint(folder / "checkpoints" / f"step_{step:08d}") for folder in (left, right))
     assert ours.state == theirs.state
@@ -243,7 +244,7 @@ def test_the_losses_that_mindformers_prints_are_those_of_the_run(trained, tiny_r
 
 
 def test_its_folder_can_be_evaluated(trained, tiny_run, tmp_path):
-    from pangu_sigma.evaluate import evaluate_run
+    from pangu_sigma.evaluate.run import evaluate_run
 
     earlier = tmp_path / "earlier"
     shutil.copytree(tiny_run, earlier)
@@ -280,11 +281,11 @@ def test_a_step_that_overflows_is_said_to_and_does_not_advance_the_rate(graph_mo
     register()
     from mindspore import Tensor, nn
 
-    from pangu_sigma.data.batches import Cursor
+    from pangu_sigma.data.order import Cursor
     from pangu_sigma.mindformers_adapter.dataset import make_dataset
     from pangu_sigma.mindformers_adapter.model import PanGuSigmaConfig, PanGuSigmaForCausalLM
     from pangu_sigma.mindformers_adapter.step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
-    from pangu_sigma.train.state import Progress
+    from pangu_sigma.train.progress import Progress
 
     config = toy_config(ecss={"enabled": False}, train={"loss_scale": {"initial": 1e20, "window": 3}})
     batches = toy_batches(config, tmp_path)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pangu_sigma.config import Config, dump_config, load_config
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.domains import domains_of
 
 FOLDER = Path(__file__).parents[1] / "model_configs"

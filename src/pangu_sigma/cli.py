@@ -16,7 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_sigma.config import Config, ConfigError, dump_config, load_config
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import dump_config, load_config
+from pangu_sigma.errors import UserError
 
 if TYPE_CHECKING:
     from pangu_sigma.launching.launch import Job
@@ -34,19 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings: many, and about its own insides
     try:
         return options.run_command(options)
-    except ConfigError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Exception as error:
-        if not is_ours(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def is_ours(error: Exception) -> bool:
-    """Errors whose message is complete and meant for the user."""
-    return type(error).__module__.startswith("pangu_sigma.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,7 +184,7 @@ def _train(options: argparse.Namespace) -> int:
 
         kind: type[Trainer] = Trainer
         if options.device == "ascend":
-            from pangu_sigma.train.ascend import AscendTrainer
+            from pangu_sigma.ascend.trainer import AscendTrainer
 
             kind = AscendTrainer
         run = options.run or Path("runs") / config.name
@@ -247,7 +239,7 @@ def _job(config: Config, options: argparse.Namespace) -> Job:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from pangu_sigma.evaluate import evaluate_run
+    from pangu_sigma.evaluate.run import evaluate_run
 
     losses = evaluate_run(options.run)
     rows = [f"{name:12} {d['loss']:8.3f} {d['unigram']:8.3f}" for name, d in losses.items()]
@@ -271,16 +263,13 @@ def _report(options: argparse.Namespace) -> int:
 
 def _generate(options: argparse.Namespace) -> int:
     prompts = [_prompt(text) for text in options.prompt]
-    from pangu_sigma.generate import generate
-    from pangu_sigma.predictor import Predictor
-    from pangu_sigma.sampling import Sampling
+    from pangu_sigma.generate.predictor import Predictor
+    from pangu_sigma.generate.sampling import Sampling
+    from pangu_sigma.generate.text import generate
 
-    try:
-        sampling = Sampling(options.temperature, options.top_k, options.top_p, options.repetition_penalty)
-        predictor = Predictor.from_run(options.run) if options.run else Predictor.from_export(options.model)
-        answers = generate(predictor, prompts, options.max_new_tokens, sampling, options.seed)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(str(error.args[0])) from error
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.repetition_penalty)
+    predictor = Predictor.from_run(options.run) if options.run else Predictor.from_export(options.model)
+    answers = generate(predictor, prompts, options.max_new_tokens, sampling, options.seed)
     text = "\n".join(f"[{answer.domain}] {answer.prompt}|{answer.text}" for answer in answers)
     _show([vars(answer) for answer in answers], text, options.json)
     return 0
@@ -294,7 +283,8 @@ def _prompt(text: str) -> tuple[str, str]:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from pangu_sigma.export import export_mindir, export_safetensors, verify_export
+    from pangu_sigma.convert.mindir import export_mindir, verify_export
+    from pangu_sigma.convert.safetensors import export_safetensors
 
     if options.format == "safetensors":
         print(f"{export_safetensors(options.run, options.output)}: all weights, without optimizer state")
@@ -308,7 +298,7 @@ def _export(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     config = _config(options)
     if config is not None:
-        from pangu_sigma.inspect_config import format_inspection, inspect
+        from pangu_sigma.planning.inspect import format_inspection, inspect
 
         inspection = inspect(config)
         _show(inspection, format_inspection(inspection), options.json)
@@ -318,7 +308,8 @@ def _inspect(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     config = _config(options)
     if config is not None:
-        from pangu_sigma.planning.plan import compile_plan, format_plan, make_plan
+        from pangu_sigma.planning.plan import compile_plan, make_plan
+        from pangu_sigma.planning.text import format_plan
 
         plan = (compile_plan if options.compile else make_plan)(config, options.devices)
         _show(plan, format_plan(plan), options.json)
@@ -335,7 +326,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from pangu_sigma.doctor import format_checks, run_checks
+    from pangu_sigma.commands.doctor import format_checks, run_checks
 
     checks = run_checks()
     _show([vars(check) for check in checks], format_checks(checks), options.json)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mindspore as ms
-
-from pangu_sigma.config import Config
 
 
 def use_cpu(seed: int = 0) -> None:
@@ -16,39 +13,6 @@ def use_cpu(seed: int = 0) -> None:
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("CPU")
     ms.set_seed(seed)
-
-
-def use_ascend(config: Config, save_graphs: str | None = None) -> None:
-    """Graph mode under auto-parallel on the Ascend ranks of `config.parallel`; the process is one of them.
-
-    save_graphs: folder for MindSpore's graphs. With MS_SIMULATION_LEVEL set nothing runs and no device is needed
-    (planning/cann_stub.py).
-    """
-    from mindspore.communication import init
-    from mindspore.communication._comm_helper import GlobalComm
-
-    os.environ["PIPELINE_SLICE_SKIP_REDISTRIBUTION"] = "1"  # every rank cuts micro-batches out of its own rows
-    if "MS_SIMULATION_LEVEL" in os.environ:
-        GlobalComm.CHECK_ENVS = False  # of HCCL's Python package
-    ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend")
-    if save_graphs is not None:
-        ms.set_context(save_graphs=1, save_graphs_path=save_graphs)
-    init()
-    ms.set_seed(config.seed)
-    parallel = config.parallel
-    from pangu_sigma.parallel.ascend_step import input_strategies
-
-    fusion = {"mode": "size", "config": parallel.fusion_mib} if parallel.fusion_mib else None
-    ms.set_auto_parallel_context(
-        parallel_mode="semi_auto_parallel",
-        pipeline_stages=parallel.stages,
-        enable_alltoall=True,
-        dataset_strategy=input_strategies(config),  # each rank reads its own part
-        # with accumulation always: otherwise gradients would be in the accumulators and nowhere else
-        enable_parallel_optimizer=parallel.optimizer or config.train.accumulation > 1,
-        parallel_optimizer_config={"parallel_optimizer_threshold": 0},  # which parameters: parallel/sharding.py
-        comm_fusion=dict.fromkeys(("allreduce", "allgather", "reducescatter"), fusion) if fusion else {},
-    )
 
 
 @contextmanager

@@ -7,10 +7,8 @@ written as a sample (paper section "Data" through spec §5.2). Nothing here know
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,9 @@ class Domains:
         return self.all[index]
 
     def named(self, name: str) -> Domain:
-        """The domain called `name`; KeyError names the domains there are."""
+        """The domain called `name`; ConfigError names the domains there are."""
         if name not in self._by_name:
-            raise KeyError(f"unknown domain {name!r}; this configuration has {', '.join(self._by_name)}")
+            raise ConfigError(f"unknown domain {name!r}; this configuration has {', '.join(self._by_name)}")
         return self._by_name[name]
 
     def in_slot(self, slot: int) -> list[Domain]:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import pytest
-from kernel_cases import TARGETS
+from helpers.kernel_cases import TARGETS
 
 from ascend_ops.emulation import Emulator, compile_emulator
 from ascend_ops.library import cpu_library

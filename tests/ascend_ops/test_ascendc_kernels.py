@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from kernel_cases import TARGETS, check_everything, check_plan, check_rows, gather_oracle, random_rows
+from helpers.kernel_cases import TARGETS, check_everything, check_plan, check_rows, gather_oracle, random_rows
 
 from ascend_ops.emulation import CompileError, Emulator, KernelError, bytes_ratio, compile_emulator
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kernel_cases import check_everything
+from helpers.kernel_cases import check_everything
 
 from ascend_ops.emulation import CompileError, Emulator, KernelError, compile_emulator
 from ascend_ops.emulation.emulator import FOLDERS, PROJECT

@@ -204,7 +204,7 @@ def test_front_compiles_for_eight_ascend_ranks(tmp_path: Path):
     two MatMuls between them, and no other collective."""
     from pangu_sigma.planning.cann_stub import ascend_environment
 
-    program = Path(__file__).with_name("ascend_graph.py")
+    program = Path(__file__).parents[1] / "helpers" / "ascend_graph.py"
     done = subprocess.run(
         [sys.executable, str(program)],
         env=ascend_environment(8),

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pangu_sigma.errors import DataError
 
-from pangu_sigma.config import Config, parse_config
-from pangu_sigma.data.batches import Batch, Batches, Cursor, documents_and_positions
-from pangu_sigma.data.errors import DataError
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.data.order import Cursor
+from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.domains import domain_sets
-from pangu_sigma.routing.table import draw_tables
+from pangu_sigma.rre.table import draw_tables
 
 VOCABULARY, PAD, EOT = 700, 6, 9
 LENGTH = 8

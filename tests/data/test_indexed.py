@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pangu_sigma.errors import DataError
 
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.indexed import TokenFile, paths_of, write_tokens
 
 DOCUMENTS = [[5, 6, 7, 9], [9], [100, 200, 9]]

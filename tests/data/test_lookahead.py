@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import toy_batches, toy_config
+from helpers.toy import toy_batches, toy_config
 
-from pangu_sigma.data.batches import Batch, Batches, Cursor
-from pangu_sigma.data.errors import DataError
+from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.lookahead import Lookahead
+from pangu_sigma.data.order import Cursor
+from pangu_sigma.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pangu_sigma.errors import DataError
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data import packages
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.packages import (
     CATALOGUES,
     DJANGO,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ENGLISH, tiny_config
+from helpers.texts import ENGLISH, tiny_config
 
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import prepare
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import DataError
 
 CHINESE = ["中国人民的希望。", "这本书很好，推荐给大家。", "今天天气不错，我们去公园。", "新年讲话", "他说：“你好。”"]
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import sentencepiece
-from conftest import ENGLISH
+from helpers.texts import ENGLISH
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.sentencepieces import (

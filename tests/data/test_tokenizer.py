@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pangu_sigma.errors import DataError
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.documents import Document
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.tokenizer import Tokenizer, tag_language
 from pangu_sigma.data.vocabulary import EOT, FIRST_BYTE, FIRST_ENGLISH, TAG_OF_LANGUAGE
 from pangu_sigma.domains import Domain

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sequences import SEQUENCE, Sequence, batch_of, differing
-from toy import toy_config
+from helpers.sequences import SEQUENCE, Sequence, batch_of, differing
+from helpers.toy import toy_config
 
 from pangu_sigma.data.batches import Batch
 

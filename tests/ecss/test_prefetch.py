@@ -9,11 +9,11 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from helpers.sequences import batch_of
+from helpers.toy import Toy, bits, toy_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor
-from sequences import batch_of
-from toy import Toy, bits, toy_config
 
 from pangu_sigma.ecss.prefetch import Prefetcher
 from pangu_sigma.ecss.store import HostStore, make_store

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.sequences import batch_of
+from helpers.toy import Toy, bits, toy_config
 from mindspore import nn
-from sequences import batch_of
-from toy import Toy, bits, toy_config
 
 from pangu_sigma.ecss.store import DeviceStore, HostStore, make_store
 from pangu_sigma.model.declare import as_tensor

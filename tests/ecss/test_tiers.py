@@ -13,7 +13,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from toy import toy_config
+from helpers.toy import toy_config
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ecss import tiers

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launched import eventually, free_port, launched
+from helpers.launched import eventually, free_port, launched
 
 from pangu_sigma.launching.launch import Job, check, check_numbers, dry_run
 from pangu_sigma.launching.processes import LaunchError

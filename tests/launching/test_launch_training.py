@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from launched import Launched, eventually, free_port, launched
-from tiny import STEPS, tiny_config, tiny_tree
+from helpers.launched import Launched, eventually, free_port, launched
+from helpers.tiny import STEPS, tiny_config, tiny_tree
 
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.launching.training import check_ranks, training_facts
-from pangu_sigma.train.checkpoint import load_checkpoint
 
-SUMMING = Path(__file__).with_name("summing.py")
+SUMMING = Path(__file__).parents[1] / "helpers" / "summing.py"
 COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]
 
 

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from launched import eventually, free_port
+from helpers.launched import eventually, free_port
 
 from pangu_sigma.launching.meeting import Peers, Stop, meet
 from pangu_sigma.launching.processes import LaunchError

@@ -8,15 +8,15 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 import pytest
-from toy import EOT, VOCABULARY, Logits, random_documents, toy_batches, toy_config, toy_network
+from helpers.toy import EOT, VOCABULARY, Logits, random_documents, toy_batches, toy_config, toy_network
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.store import ExpertStore
+from pangu_sigma.generate.graphs import InferenceGraph, any_length
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.model.inference import InferenceGraph, any_length
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
-from pangu_sigma.routing.plan import make_plan, pad_to_capacity
+from pangu_sigma.rre.plan import make_plan, pad_to_capacity
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

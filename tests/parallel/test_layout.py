@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import chain
 
 import pytest
+from helpers.small_clusters import by_hand, clusters
 from hypothesis import given, settings
-from small_clusters import by_hand, clusters
 
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.parallel.layout import (

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.config import Config, parse_config
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domain_sets
 from pangu_sigma.parallel.layout import Layout, active_places, capacity, share_of, taker_of, takers
 from pangu_sigma.parallel.plans import Planner, UpdatePlan
-from pangu_sigma.routing.exchange import CapacityError
+from pangu_sigma.rre.capacity import CapacityError
 
 LAYERS, LENGTH = 2, 12
 

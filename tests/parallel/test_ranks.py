@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from threads import on_ranks
+from helpers.threads import on_ranks
 
 from pangu_sigma.config import ConfigError, ParallelConfig
 from pangu_sigma.parallel.connect import join

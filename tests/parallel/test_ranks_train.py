@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from rank_processes import RankProcesses
+from helpers.rank_processes import RankProcesses
+from helpers.tiny import tiny_tree
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from tiny import tiny_tree
 
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from pangu_sigma.checkpoint.parts import Part, copy_part
+from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.cli import main
-from pangu_sigma.config import load_config, parse_config
-from pangu_sigma.evaluate import evaluate_run
+from pangu_sigma.config_file import load_config, parse_config
+from pangu_sigma.evaluate.run import evaluate_run
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
-from pangu_sigma.train.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.train.loop import train
 from pangu_sigma.train.metrics import read_metrics
-from pangu_sigma.train.parts import Part, copy_part
-from pangu_sigma.train.state import EXPERTS
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from small_clusters import MODEL_CONFIGS
+from helpers.small_clusters import MODEL_CONFIGS
 
-from pangu_sigma.config import Config, load_config
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import rre_layers_of_stage
 from pangu_sigma.planning import compile as compile_module
 from pangu_sigma.planning.compile import Compiled, PlanRefused, compile_step, read_graph

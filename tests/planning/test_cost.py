@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
 from hypothesis import assume, given, settings
-from small_clusters import MODEL_CONFIGS, by_hand, clusters
 
-from pangu_sigma.config import Config, load_config
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import load_config
 from pangu_sigma.planning import cost
 from pangu_sigma.planning.cost import flops, host_update_bytes, step_time, step_time_all_experts, tokens_per_second
 from pangu_sigma.planning.machine import PCIE_BANDWIDTH

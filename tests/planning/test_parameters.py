@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
 from hypothesis import given, settings
-from small_clusters import MODEL_CONFIGS, by_hand, clusters
 
-from pangu_sigma.config import Config, load_config
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import share_of
 from pangu_sigma.planning.parameters import all_arrays, dense_weights, expert_arrays, weights
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from helpers.small_clusters import MODEL_CONFIGS, by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_clusters import MODEL_CONFIGS, by_hand
 
-from pangu_sigma.config import Config, ConfigError, ParallelConfig, load_config, parse_config
+from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config_file import load_config, parse_config
 from pangu_sigma.planning.machine import NPU_MEMORY
 from pangu_sigma.planning.memory import npu_items, total
 from pangu_sigma.planning.suggest import fits, suggest_layout, what_fits, with_parallel

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
 from hypothesis import given, settings
-from small_clusters import MODEL_CONFIGS, by_hand, clusters
 
-from pangu_sigma.config import Config, load_config
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import load_config
 from pangu_sigma.planning.suggest import with_parallel
 from pangu_sigma.planning.traffic import (
     ALL,

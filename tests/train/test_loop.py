@@ -13,18 +13,18 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from helpers.tiny import SAVED_AT, STEPS, tiny_config
 from mindspore import Tensor
-from tiny import SAVED_AT, STEPS, tiny_config
 
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, load_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import arrays_of
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
-from pangu_sigma.evaluate import evaluate_run
-from pangu_sigma.train.checkpoint import CheckpointError, load_checkpoint
-from pangu_sigma.train.evaluation import EvaluationStep, Evaluator
+from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.train.held_out import EvaluationStep, Evaluator
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
-from pangu_sigma.train.run_folder import RunFolder
-from pangu_sigma.train.state import arrays_of
 from pangu_sigma.train.summary import format_comparison, format_summary, summarise
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -67,7 +67,7 @@ FILES = {"store": "file", "cache_gib": 5e-5}
 KILLED = f"""
 import os, signal, sys
 from pathlib import Path
-from tiny import SAVED_AT, tiny_config
+from helpers.tiny import SAVED_AT, tiny_config
 from pangu_sigma.train import loop
 
 def metrics(trainer, *step):

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 import pytest
+from helpers.toy import Toy, bits, toy_config, toy_network
 from mindspore import ParameterTuple, Tensor
-from toy import Toy, bits, toy_config, toy_network
 
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.train.evaluation import EvaluationStep
-from pangu_sigma.train.loss import FIRST_EXPERT, ScaledLoss
+from pangu_sigma.train.held_out import EvaluationStep
+from pangu_sigma.train.step import FIRST_EXPERT, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -30,7 +30,7 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import DeviceStore, ExpertStore, HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.train.step import Hyper
+from pangu_sigma.optimizer.hyper import Hyper
 
 DOMAINS = 10
 """One is active in a step."""

@@ -20,7 +20,7 @@ from ascend_ops.grouped_ffn import GroupedFFN, one_expert
 from pangu_sigma.bench.harness import Row, absent, compare, take_turns
 from pangu_sigma.config import RoutingConfig
 from pangu_sigma.device import use_cpu
-from pangu_sigma.routing.table import draw_tables
+from pangu_sigma.rre.table import draw_tables
 
 TOKENS, HIDDEN, FFN, EXPERTS = 4096, 512, 2048, 16
 VOCABULARY = 40_000

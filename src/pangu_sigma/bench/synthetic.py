@@ -10,14 +10,15 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from pangu_sigma.config import Config, parse_config
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import adopt
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.routing.table import draw_tables
+from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.train.feed import Feed
 from pangu_sigma.train.step import StepResult, TrainStep
 

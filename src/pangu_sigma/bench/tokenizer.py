@@ -16,13 +16,13 @@ from typing import Any
 
 from pangu_sigma.bench.harness import RUNS, Row, take_turns
 from pangu_sigma.config import DataConfig
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.packages import archives_of, download, packaged_documents
 from pangu_sigma.data.segmentation import runs_of
 from pangu_sigma.data.selection import Selection
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
 
 BYTES = 6_000_000
 """Text of all rounds together."""

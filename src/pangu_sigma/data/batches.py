@@ -15,34 +15,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.indexed import TokenFile
+from pangu_sigma.data.order import Cursor
+from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domains, domain_sets, domains_of
+from pangu_sigma.errors import DataError
 from pangu_sigma.parallel.layout import capacity, share_of, takers
 from pangu_sigma.parallel.plans import Planner, UpdatePlan
-from pangu_sigma.routing.plan import RoutingPlan, route
-from pangu_sigma.routing.table import RoutingTable
-
-
-@dataclass
-class Cursor:
-    """Samples taken so far from each domain, by index."""
-
-    taken: list[int]
-
-    def state(self) -> dict[str, Any]:
-        return {"taken": self.taken}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Cursor:
-        return cls(list(state["taken"]))
+from pangu_sigma.rre.plan import RoutingPlan, route
+from pangu_sigma.rre.table import RoutingTable
 
 
 @dataclass(frozen=True)
@@ -324,13 +311,3 @@ class Batches:
                 f"domain {domain.name}: token id {ids_GBS[g, b, s]} has no row in embedding slot "
                 f"{self.domains.slot_names[domain.slot]!r}; the text was prepared for other slots, run prepare-data again"
             )
-
-
-def documents_and_positions(ids: np.ndarray, eot: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the document each token of a row [..., S] is in, and its position there; both start at 0. int32."""
-    starts = np.zeros(ids.shape, bool)
-    starts[..., 1:] = ids[..., :-1] == eot
-    documents = np.cumsum(starts, axis=-1)
-    places = np.arange(ids.shape[-1])
-    first = np.maximum.accumulate(np.where(starts, places, 0), axis=-1)
-    return documents.astype(np.int32), (places - first).astype(np.int32)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.domains import Domains
+from pangu_sigma.errors import DataError
 
 Segments = tuple[tuple[str, str], ...]
 """(language, text) pairs in the order they are written in the sample; languages are the keys of `SIDES`."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.data.errors import DataError
+from pangu_sigma.errors import DataError
 from pangu_sigma.mindformers_import import quiet_mindformers
 
 _HEADER = struct.Struct("<9sQBQQ")

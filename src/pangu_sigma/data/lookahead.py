@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pangu_sigma.data.batches import Batch, Batches, Cursor
+from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.order import Cursor
 
 
 class Lookahead:

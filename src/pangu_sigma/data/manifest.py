@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pangu_sigma.data.errors import DataError
+from pangu_sigma.errors import DataError
 
 
 class _Record(BaseModel):

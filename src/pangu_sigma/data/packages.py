@@ -31,9 +31,9 @@ from pathlib import Path
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.documents import Document, Segments
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
 
 logger = logging.getLogger(__name__)
 

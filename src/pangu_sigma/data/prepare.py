@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.documents import Document, Rejected, read_jsonl
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.indexed import TokenFile, write_tokens
 from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
 from pangu_sigma.data.packages import archives_of, download, packaged_documents, packaged_sources, sha256_of
@@ -38,6 +37,7 @@ from pangu_sigma.data.sentencepieces import alpha_model, learn_english, read_eng
 from pangu_sigma.data.tokenizer import SegmentedText, Tokenizer, segmented, tag_language
 from pangu_sigma.data.vocabulary import UNK, choose_rows
 from pangu_sigma.domains import Domain, Domains, domains_of
+from pangu_sigma.errors import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 import sentencepiece
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.errors import DataError
+from pangu_sigma.errors import DataError
 
 # MindSpore's messages load only into protobuf's Python implementation, which it selects when it is imported first;
 # protobuf decides once per process, so whoever comes first has to make the same choice.

@@ -18,18 +18,11 @@ import sentencepiece
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.documents import Document, Segments
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.segmentation import Run, is_chinese, runs_of
 from pangu_sigma.data.sentencepieces import META, restricted_model
-from pangu_sigma.data.vocabulary import (
-    EOT,
-    FIRST_BYTE,
-    PAD,
-    TAG_OF_LANGUAGE,
-    UNK,
-    Vocabulary,
-)
+from pangu_sigma.data.vocabulary import EOT, FIRST_BYTE, PAD, TAG_OF_LANGUAGE, UNK, Vocabulary
 from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
 
 SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
 """A document and its words: (language or "", runs) for each of its segments."""

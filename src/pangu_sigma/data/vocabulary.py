@@ -18,10 +18,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.errors import DataError
 from pangu_sigma.data.sentencepieces import META, byte_names, parse_model
 from pangu_sigma.data.words import NEWLINE, SPACE
 from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
 
 UNK, NEWLINE_ID, SPACE_ID, PAD, EOT, WORD_MARK = 0, 3, 4, 6, 9, 13
 """PanGu-α's <unk> ▃ ▂ <pad> <eot>, and the lone ▁ that it writes before a character starting a word."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ascend_ops.library import cache_folder, compile_library
-from pangu_sigma.data.errors import DataError
+from pangu_sigma.errors import DataError
 
 SPACE, NEWLINE = "\u2582", "\u2583"
 """What PanGu-α's vocabulary writes for a space and a newline; its blank only separates words."""

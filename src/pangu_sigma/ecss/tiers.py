@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from mindspore import Parameter
 
+from pangu_sigma.errors import UserError
 from pangu_sigma.model.declare import Initializer, adopt
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 GIB = 1 << 30
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError, RuntimeError):
     """A file store that cannot be used; the message names the key, what is wrong and the fix."""
 
 
@@ -107,8 +108,8 @@ class UnsetTier(HostTier):
 class FileTier(HostTier):
     """Arrays in files of one folder, mapped into memory: more experts than memory holds.
 
-    At most about `cache_gib` of them stays mapped: the experts used longest ago are let go. The files are working space. What a run
-    resumes from is its checkpoint, which is whole whenever the process ends (train/checkpoint.py); the files are then made anew.
+    At most about `cache_gib` of them stays mapped: the experts used longest ago are let go. The files are working space: a run
+    resumes from its checkpoint, which is whole whenever the process ends (checkpoint/checkpoint.py), and makes the files anew.
     Their blocks are reserved at the start, so that a full disk is an error here and not a crash in the middle of a step.
 
     Raises StoreError when the folder is in use, holds another model's experts, or has no room.

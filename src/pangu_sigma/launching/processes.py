@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from pangu_sigma.errors import UserError
 from pangu_sigma.launching.worker import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _KILL_SECONDS = 30.0
 _LAST_LINES, _LAST_BYTES = 20, 1 << 16
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UserError, RuntimeError):
     """A launch that cannot go on; the message says what is wrong, on which node, and the fix."""
 
 

@@ -35,7 +35,7 @@ def training_facts(config: Config) -> dict[str, str]:
     Every key of the configuration; hashes of vocabulary, routing tables and prepared data; versions of what computes.
     Raises ConfigError or DataError when the prepared data does not fit or is not there. Needs no device.
     """
-    from pangu_sigma.train.run_folder import read_prepared  # reads text models: only where it is needed
+    from pangu_sigma.checkpoint.run_folder import read_prepared
 
     tokenizer, table = read_prepared(config)
     facts = dict(_leaves(config.model_dump(mode="json")))

@@ -28,11 +28,4 @@ from pangu_sigma.mindformers_import import quiet_mindformers
 def register() -> None:
     """Put the parts into MindFormers' registry, under the names of their classes, which are the YAML's `type`s."""
     with quiet_mindformers():
-        from pangu_sigma.mindformers_adapter import (  # noqa: F401
-            checkpoint,
-            dataset,
-            model,
-            step,
-            tokenizer,
-            trainer,
-        )
+        from pangu_sigma.mindformers_adapter import checkpoint, dataset, model, step, tokenizer, trainer  # noqa: F401

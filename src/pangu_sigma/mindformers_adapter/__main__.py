@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from pangu_sigma.cli import is_ours
-from pangu_sigma.config import read_tree
+from pangu_sigma.config_file import read_tree
+from pangu_sigma.errors import UserError
 from pangu_sigma.mindformers_adapter import register
 from pangu_sigma.mindformers_adapter.words import sigma_config
 
@@ -28,9 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("GLOG_v", "3")  # as in cli.py
     try:
         _train(options.config, options.set)
-    except Exception as error:
-        if not is_ours(error):
-            raise
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -14,9 +14,9 @@ from typing import Any
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore.train import Callback
 
+from pangu_sigma.checkpoint.checkpoint import save_checkpoint
+from pangu_sigma.checkpoint.state import arrays_of
 from pangu_sigma.mindformers_adapter.step import PanGuSigmaTrainOneStepCell
-from pangu_sigma.train.checkpoint import save_checkpoint
-from pangu_sigma.train.state import arrays_of
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ import numpy as np
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore.dataset import GeneratorDataset
 
-from pangu_sigma.data.batches import Batches, Cursor
+from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.lookahead import Lookahead
+from pangu_sigma.data.order import Cursor
 
 ARRAYS = (
     "rows",

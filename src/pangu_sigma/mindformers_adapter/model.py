@@ -11,7 +11,8 @@ import mindspore as ms
 from mindformers.models import PretrainedConfig, PreTrainedModel
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from pangu_sigma.config import Config, ModelConfig, parse_config
+from pangu_sigma.config import Config, ModelConfig
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.ecss.store import make_store
 from pangu_sigma.mindformers_adapter.words import SECTIONS
 from pangu_sigma.model.pangu_sigma import PanGuSigma

@@ -4,4 +4,3 @@ YAML's section `trainer`, MindFormers copies this file to OM_MODULES_CACHE and t
 from pangu_sigma.mindformers_adapter import register
 
 register()
-from pangu_sigma.mindformers_adapter.trainer import PanGuSigmaTrainer  # noqa: E402, F401

@@ -12,21 +12,22 @@ import numpy as np
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Tensor, nn
 
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import Cursor
+from pangu_sigma.data.order import Cursor
 from pangu_sigma.ecss.prefetch import Prefetcher
 from pangu_sigma.ecss.store import HostStore
 from pangu_sigma.mindformers_adapter.dataset import ARRAYS
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
-from pangu_sigma.train.run_folder import RunFolder
-from pangu_sigma.train.state import Progress, shards_of
+from pangu_sigma.train.progress import Progress
 from pangu_sigma.train.step import StepResult, TrainStep
 
 
 @MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
 class PanGuSigmaAdam:
     """`optimizer` of a YAML. Moments and update belong to the step, since no gradient has the shape of all experts; what is left
-    here is the learning rate, MindFormers' own schedule, evaluated on the host (train/schedule.py says why)."""
+    here is the learning rate, MindFormers' own schedule, evaluated on the host (optimizer/schedule.py says why)."""
 
     def __init__(self, params: list[ms.Parameter], learning_rate: nn.Cell, **settings: Any):
         """settings: those of the YAML, which words.py has given to the step."""
@@ -57,7 +58,7 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network, self.optimizer, self.folder, self.progress = network, optimizer, folder, progress
         self.step = TrainStep(config, network.network, network.store)
-        self.shards = shards_of(network.network, network.store, self.step)
+        self.shards = shards_of(network.network, network.store, self.step.dense, self.step.scale)
         store = network.store
         self.prefetcher = None
         if isinstance(store, HostStore) and store.layers > 0 and config.ecss.prefetch:

@@ -14,14 +14,16 @@ from mindformers.trainer import CausalLanguageModelingTrainer
 from mindformers.wrapper import build_wrapper
 from mindspore.dataset import GeneratorDataset
 
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import restore
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.batches import Batches, Cursor
+from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.order import Cursor
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.mindformers_adapter.step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
 from pangu_sigma.mindformers_adapter.words import sigma_config
-from pangu_sigma.train.checkpoint import load_checkpoint
-from pangu_sigma.train.run_folder import RunFolder
-from pangu_sigma.train.state import Progress, restore
+from pangu_sigma.train.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pangu_sigma.config import Config, ConfigError, ModelConfig, parse_config
+from pangu_sigma.config import Config, ConfigError, ModelConfig
+from pangu_sigma.config_file import parse_config
 
 SECTIONS = ("domains", "vocabulary", "routing", "ecss")
 """Sections of our tree that are keys of `model.model_config`, beside the keys of `ModelConfig`."""

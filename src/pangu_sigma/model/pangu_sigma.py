@@ -13,7 +13,7 @@ Shape suffixes: B batch, S sequence, T tokens = B·S, H hidden, F ffn, n heads, 
 R rows of an embedding slot, A active experts, N RRE layers. Weights of experts are arguments, not parameters: the network is a pure
 function of the dense parameters and the active experts (design decision 5), wherever those come from.
 
-Operators that a parallel plan must place are attributes of their cells, so that `parallel/sharding.py` finds them; casts and
+Operators that a parallel plan must place are attributes of their cells, so that `ascend/sharding.py` finds them; casts and
 reshapes follow their neighbours. On several ranks the blocks are those of all ranks, so M is ranks times blocks of one.
 """
 
@@ -28,8 +28,9 @@ from mindspore.ops import functional as F
 
 from pangu_sigma.config import ModelConfig
 from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, declare
-from pangu_sigma.model.experts import Experts, OneExpertFFN, grouped_experts
+from pangu_sigma.model.dense_ffn import OneExpertFFN
 from pangu_sigma.model.rowwise import LayerNorm, softmax
+from pangu_sigma.rre.experts import Experts, grouped_experts
 
 FFN_TENSORS = ("w1", "b1", "w2", "b2")
 """Tensors of an FFN. Of the active experts of a layer they are [A, F, H], [A, F], [A, F, H] and [A, H]."""

@@ -12,36 +12,6 @@ from mindspore import nn, ops
 from mindspore.ops import functional as F
 
 
-class AllToAll(nn.Cell):
-    """x [P, …]: row q is for rank q of the group. Returns [P, …]: row q is what rank q had for this one. float32 or float16.
-
-    The gradient goes the way back, which is the same exchange.
-    """
-
-    def __init__(self, group: str, peers: int, peer: int):
-        """peer: number of this rank in the group."""
-        super().__init__()
-        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
-        self.before, self.after, self.peer = peer, peers - 1 - peer, peer
-
-    def construct(self, x):
-        return self._exchange(x)
-
-    def bprop(self, x, out, dout):
-        return (self._exchange(dout),)
-
-    def _exchange(self, x):
-        # everybody's rows, each rank's at its place and zeros elsewhere: a sum with zeros is exact
-        row = F.expand_dims(x, 0)
-        rows: tuple = ()
-        if self.before:
-            rows += (ops.zeros((self.before, *x.shape), x.dtype),)
-        rows += (row,)
-        if self.after:
-            rows += (ops.zeros((self.after, *x.shape), x.dtype),)
-        return self.all_reduce(ops.concat(rows, 0))[:, self.peer]
-
-
 class TensorSum(nn.Cell):
     """Sum of each of several tensors over a group of ranks: construct(tensors) -> tensors. They travel in pieces of several."""
 

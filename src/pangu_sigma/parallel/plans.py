@@ -12,8 +12,8 @@ import numpy as np
 
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import Layout, active_in_group, active_places, share_of, taker_of
-from pangu_sigma.routing.exchange import dropped_rows, exchange_plans, sent_rows
-from pangu_sigma.routing.plan import RoutingPlan, active_lists, plan_rows
+from pangu_sigma.rre.capacity import dropped_rows, exchange_plans, sent_rows
+from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 import numpy as np
 import xxhash
 
+from pangu_sigma.errors import UserError
 
-class RankError(RuntimeError):
+
+class RankError(UserError, RuntimeError):
     """Ranks that do not agree, or one that failed; the message names what and where to look."""
 
 

@@ -18,6 +18,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from ascend_ops.errors import BuildError
 from ascend_ops.library import cache_folder
 
 MINDSPORE_LIB = Path(sysconfig.get_paths()["purelib"]) / "mindspore" / "lib"
@@ -172,4 +173,4 @@ def _linked_source(names: list[str]) -> str:
 def _run(folder: Path, *command: str) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"building the CANN stand-ins: {' '.join(command[:3])} … failed:\n{done.stderr}")
+        raise BuildError(f"building the CANN stand-ins: {' '.join(command[:3])} … failed:\n{done.stderr}")

@@ -23,16 +23,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pangu_sigma.config import Config, ConfigError, dump_config, load_config
+from pangu_sigma.ascend.supported import check_ascend
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import dump_config, load_config
+from pangu_sigma.errors import UserError
 from pangu_sigma.launching.worker import end_with_parent
-from pangu_sigma.parallel.supported import check_ascend
 from pangu_sigma.planning.cann_stub import ascend_environment
 from pangu_sigma.planning.parameters import HOST, NPU
 
 COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter", "Send", "Receive")
 
 
-class PlanRefused(RuntimeError):
+class PlanRefused(UserError, RuntimeError):
     """MindSpore does not compile the plan; the message holds its reason."""
 
 
@@ -240,10 +242,11 @@ def main() -> None:
     end_with_parent()
     started = time.perf_counter()
     config = load_config(sys.argv[1])
-    from pangu_sigma.device import use_ascend
+    from pangu_sigma.ascend.device import use_ascend
 
     use_ascend(config, save_graphs="graphs")
-    from pangu_sigma.parallel.ascend_step import AscendStep, step_inputs
+    from pangu_sigma.ascend.inputs import step_inputs
+    from pangu_sigma.ascend.step import AscendStep
 
     status = 0
     try:

@@ -37,12 +37,7 @@ from pangu_sigma.planning.machine import (
     PEAK_FLOPS,
 )
 from pangu_sigma.planning.memory import exchanged_rows
-from pangu_sigma.planning.parameters import (
-    ITEM_SIZE,
-    NPU,
-    active_weights,
-    all_arrays,
-)
+from pangu_sigma.planning.parameters import ITEM_SIZE, NPU, active_weights, all_arrays
 from pangu_sigma.planning.traffic import Collective, collectives, link_bytes, pcie_bytes, sent_bytes
 
 MATMUL_EFFICIENCY = 0.465

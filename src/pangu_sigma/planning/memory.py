@@ -1,7 +1,7 @@
 """Bytes on one NPU and on one host, item by item. Pure Python. All ranks of a stage are alike: a layout divides everything evenly.
 
 Symbols: T tokens of a rank, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, t tensor ranks, c bytes of the compute
-dtype, W rows that the RRE layer of a rank multiplies. What the backward pass of the step (`parallel/ascend_step.py`), as compiled,
+dtype, W rows that the RRE layer of a rank multiplies. What the backward pass of the step (`ascend/step.py`), as compiled,
 reads of its forward pass:
 
     every layer   T·H·(c + 8)           what the first LayerNorm returns; inputs of both in float32

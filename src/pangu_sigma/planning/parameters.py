@@ -4,7 +4,7 @@ Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of th
 
 * Tensor parallelism as in Megatron and PanGu-α: query, key, value and the first FFN matrix are divided by columns, with their
   biases; attention output and the second FFN matrix by rows; tables by hidden. LayerNorm and the biases that are added after the
-  sum over ranks are whole on every rank. `parallel/sharding.py` says the same to MindSpore; a test holds the two together.
+  sum over ranks are whole on every rank. `ascend/sharding.py` says the same to MindSpore; a test holds the two together.
 * Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice of a matrix each keep a part of its
   first axis, when that divides evenly. Otherwise all keep all of it, as they do vectors.
 * Experts are divided among groups and expert ranks, each of them among tensor ranks along the ffn axis.

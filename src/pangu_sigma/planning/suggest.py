@@ -6,8 +6,9 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from pangu_sigma.config import Config, ConfigError, ParallelConfig, parse_config
-from pangu_sigma.parallel.supported import check_layout
+from pangu_sigma.ascend.supported import check_layout
+from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.planning.machine import HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
 from pangu_sigma.planning.memory import fullest_host, fullest_stage, host_items, npu_items, total
 

@@ -1,7 +1,7 @@
 """What a rank sends in one step: collectives, and bytes by the link that carries them. Pure Python.
 
 Rules (T tokens of a rank, W rows of its RRE layer, H hidden, R rows of a slot, t tensor ranks; spec §3.5). They are what MindSpore
-makes of the strategies of `parallel/sharding.py`; a test holds them against compiled graphs, every call and byte.
+makes of the strategies of `ascend/sharding.py`; a test holds them against compiled graphs, every call and byte.
 
     embeddings    AllGather [T, H] in the tensor group: of tables cut by hidden; once more for the LayerNorm, if it is float32 alone
     attention     AllReduce [T, H] of the output rows, in the tensor group

@@ -7,8 +7,9 @@ from typing import NamedTuple
 from mindspore import Tensor
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import Batch, Batches, Cursor
+from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.lookahead import Lookahead
+from pangu_sigma.data.order import Cursor
 from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.model.declare import as_tensor

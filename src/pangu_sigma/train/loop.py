@@ -9,6 +9,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import Parts, files_of, parts_of, restore, shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.device import use_cpu
@@ -16,18 +19,16 @@ from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.ecss.store import ExpertStore, array_specs, make_store
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.optimizer.schedule import Schedule
+from pangu_sigma.parallel.all_to_all import experts_of
 from pangu_sigma.parallel.connect import join
-from pangu_sigma.parallel.dispatch import experts_of
 from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.parallel.ranks import Ranks
-from pangu_sigma.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pangu_sigma.train.evaluation import EvaluationStep, Evaluator
 from pangu_sigma.train.feed import Fed, Feed
+from pangu_sigma.train.held_out import EvaluationStep, Evaluator
 from pangu_sigma.train.metrics import MetricsLog, NoLog, StepMetrics
+from pangu_sigma.train.progress import Progress
 from pangu_sigma.train.report import write_report
-from pangu_sigma.train.run_folder import RunFolder
-from pangu_sigma.train.schedule import Schedule
-from pangu_sigma.train.state import Parts, Progress, files_of, parts_of, restore, shards_of
 from pangu_sigma.train.step import StepResult, TrainStep
 from pangu_sigma.train.stop import StopRequest
 
@@ -51,7 +52,7 @@ class Trainer:
         ms.set_seed(config.seed)  # again: what joins ranks may have drawn
         self.network, self.store, self.step = self._build()
         self.step.set_train()
-        self.shards = shards_of(self.network, self.store, self.step)
+        self.shards = shards_of(self.network, self.store, self.step.dense, self.step.scale)
         self.batches = self.open_batches("train")
         self.schedule = Schedule(config.train.optimizer)
         self.progress = Progress(0, 0, self.batches.start())

@@ -16,6 +16,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
 
+from pangu_sigma.config import ConfigError
 from pangu_sigma.train.metrics import read_metrics
 
 Line = dict[str, Any]
@@ -30,7 +31,7 @@ def write_report(run_folder: Path) -> Path:
     """Write `report/` in `run_folder`: loss.png, expert_load.png, tokens_per_second.png and a page with all three.
 
     Returns the path of the page, report.html, which needs no other file. A picture without data (a model without RRE
-    layers has no expert load) is left out. Raises FileNotFoundError when the run has no metrics.jsonl, ValueError when
+    layers has no expert load) is left out. Raises FileNotFoundError when the run has no metrics.jsonl, ConfigError when
     that holds no step.
     """
     lines = read_metrics(run_folder)
@@ -38,7 +39,7 @@ def write_report(run_folder: Path) -> Path:
     for line in lines:
         by_kind[line["kind"]].append(line)
     if not by_kind["run"] or not by_kind["step"]:
-        raise ValueError(f"{run_folder} has no logged step yet; train for at least train.log_interval steps first")
+        raise ConfigError(f"{run_folder} has no logged step yet; train for at least train.log_interval steps first")
     domains = by_kind["run"][0]["domains"]
     figures = {
         "loss": _draw_loss(domains, by_kind["step"], by_kind["evaluation"]),

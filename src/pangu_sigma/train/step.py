@@ -1,7 +1,7 @@
 """One training step as one graph.
 
     active experts, looked up here or brought before     ecss/store.py, ecss/prefetch.py
-      → loss and gradients of every micro-batch          train/loss.py, model/
+      → loss and gradients of every micro-batch          model/loss.py, model/
       → sums over ranks, global norm                     parallel/reduce.py
       → overflow, loss scale
       → Adam: dense parameters, active rows of the store  ascend_ops/adam.py
@@ -14,18 +14,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mindspore as ms
-import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import ParameterTuple, Tensor, nn, ops
 
-from ascend_ops.adam import HYPER, AdamRows, every_row
-from pangu_sigma.config import Config, OptimizerConfig
+from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.model.declare import Zero, decays, declare
+from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
+from pangu_sigma.optimizer.dense_adam import DenseAdam
+from pangu_sigma.optimizer.hyper import Hyper
+from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.layout import active_places
 from pangu_sigma.parallel.ranks import ALONE, Ranks
 from pangu_sigma.parallel.reduce import gradients_of
-from pangu_sigma.train.loss import FIRST_EXPERT, ScaledLoss
 
 
 class StepResult(NamedTuple):
@@ -41,60 +41,20 @@ class StepResult(NamedTuple):
     """Loss scale the step used."""
 
 
-class LossScale(nn.Cell):
-    """Dynamic loss scale: halves on overflow, doubles after `window` steps without one. State is in parameters."""
+class ScaledLoss(nn.Cell):
+    """What a step differentiates. construct(scale, *arguments of NextTokenLoss) -> (scale · sum of the blocks, the blocks [M])"""
 
-    def __init__(self, config: Config):
+    def __init__(self, network: PanGuSigma):
         super().__init__()
-        options = config.train.loss_scale
-        self.value = Parameter(Tensor(options.initial, ms.float32), name="loss_scale")
-        self.good_steps = Parameter(Tensor(0, ms.int32), name="loss_scale.good_steps")
-        self.window = options.window
+        self.loss = NextTokenLoss(network)
 
-    def update(self, finite, learns=1.0):
-        """Advance after a step whose gradients were finite, 1.0, or not, 0.0. learns: 0.0 to stay as it is."""
-        finite = 1.0 - learns * (1.0 - finite)
-        good = (self.good_steps + ops.cast(learns, ms.int32)) * ops.cast(finite, ms.int32)
-        grow = ops.cast(good >= self.window, ms.float32)
-        factor = finite * (1.0 + grow) + (1.0 - finite) * 0.5
-        scaled = ops.assign(self.value, ops.maximum(self.value * factor, Tensor(1.0, ms.float32)))
-        return ops.depend(ops.assign(self.good_steps, good * ops.cast(1.0 - grow, ms.int32)), scaled)
+    def construct(self, scale, *batch):
+        loss_M = self.loss(*batch)
+        return scale * ops.ReduceSum()(loss_M, 0), loss_M
 
 
-class Hyper(nn.Cell):
-    """Builds the `hyper` vector of ascend_ops.adam. Sums of constants: a Stack would need types that gradients do not have yet."""
-
-    def __init__(self, optimizer: OptimizerConfig, eps: float):
-        super().__init__()
-        fixed = {"beta1": optimizer.beta1, "beta2": optimizer.beta2, "eps": eps}
-        self.fixed = Tensor(np.array([fixed.get(name, 0.0) for name in HYPER], np.float32))
-        unit = np.eye(len(HYPER), dtype=np.float32)
-        self.lr, self.grad_scale, self.apply = (Tensor(unit[HYPER.index(n)]) for n in ("lr", "grad_scale", "apply"))
-
-    def construct(self, lr, grad_scale, applied):
-        return self.fixed + lr * self.lr + grad_scale * self.grad_scale + applied * self.apply
-
-
-class DenseAdam(nn.Cell):
-    """Adam state of the dense parameters: a store of one row, always active."""
-
-    def __init__(self, config: Config, parameters: list[Parameter]):
-        super().__init__()
-        self.weights = ParameterTuple(parameters)
-        self.moments = ParameterTuple([declare(f"{p.name}.moment", p.shape, Zero(), decay=False) for p in parameters])
-        self.variances = ParameterTuple(
-            [declare(f"{p.name}.variance", p.shape, Zero(), decay=False) for p in parameters]
-        )
-        self.step = Parameter(Tensor(np.zeros(1, np.int32)), name="dense.step")
-        rate = config.train.optimizer.weight_decay
-        self.decay = Tensor(np.array([rate * decays(p) for p in parameters], np.float32))
-        self.adam = AdamRows()
-        self.active, self.offsets = every_row(1)
-
-    def update(self, grads, hyper):
-        return self.adam(
-            self.weights, self.moments, self.variances, grads, self.step, self.active, self.offsets, hyper, self.decay
-        )
+FIRST_EXPERT = 10
+"""Arguments of `ScaledLoss` before the experts."""
 
 
 class TrainStep(nn.Cell):

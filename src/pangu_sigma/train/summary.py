@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.train.metrics import FILE, TRAFFIC, load_max_over_mean, read_metrics
 from pangu_sigma.train.report import expert_load, write_report
-from pangu_sigma.train.run_folder import RunFolder
 
 
 def summarise(path: Path) -> dict[str, Any]:

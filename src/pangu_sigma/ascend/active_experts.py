@@ -1,0 +1,94 @@
+"""Experts of an Ascend rank: the active ones as parameters of the network, all it stores in the host's memory.
+
+Auto-parallel cuts the parameters that a network multiplies with, so the active experts are parameters here and not arguments.
+
+Shape suffixes: N RRE layers, F ffn, H hidden; B, S, T and M as in model/loss.py, of all ranks of a stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from pangu_sigma.config import Config
+from pangu_sigma.ecss.tiers import ArraySpec, HostTier
+from pangu_sigma.model.declare import Zero
+from pangu_sigma.model.loss import NextTokenLoss
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_tensors
+from pangu_sigma.parallel.layout import active_places
+
+
+class ActiveExperts(nn.Cell):
+    """The network's loss with the active experts of all ranks as parameters, filled anew in every step.
+
+    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> scale · loss of each block [M]
+        plans: order of every RRE layer, then inverse of every RRE layer.
+    scale: a parameter, because inputs of the network are cut into micro-batches; of one axis, because MindSpore 2.9 crashes on a
+    network with a scalar parameter.
+    """
+
+    def __init__(self, config: Config, loss: NextTokenLoss):
+        super().__init__()
+        self.loss = loss
+        self.scale = Parameter(Tensor([1.0], ms.float32), name="pass_scale", requires_grad=False)
+        self.multiply = ops.Mul()
+        self.active = ParameterTuple(_buffers(config))
+
+    def of_layers(self, layers: list[int]) -> list[Parameter]:
+        """Buffers of some RRE layers, FFN_TENSORS each."""
+        size = len(FFN_TENSORS)
+        return [p for layer in layers for p in self.active[size * layer : size * (layer + 1)]]
+
+    def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
+        layers = len(plans) // 2
+        order, inverse = plans[:layers], plans[layers:]
+        experts: tuple = ()
+        for i in range(len(self.active)):
+            experts += (self.active[i],)
+        loss_M = self.loss(
+            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse, inverse, *experts
+        )
+        return self.multiply(loss_M, self.scale)
+
+
+def _buffers(config: Config) -> list[Parameter]:
+    parallel, model = config.parallel, config.model
+    dtype = getattr(ms, config.train.compute_dtype)
+    count = parallel.groups * parallel.expert * active_places(config)
+    parameters = []
+    for layer in range(model.rre_layers):
+        for name, shape, _, _ in ffn_tensors(model):
+            whole = (count, *shape) if len(shape) == 2 else (count, 1, *shape)  # as PaddedFFN takes them
+            parameters.append(Parameter(initializer(Zero(), whole, dtype), name=f"active.{layer}.{name}"))
+    return parameters
+
+
+class RankTier(HostTier):
+    """Host memory that MindSpore takes when the graph is loaded: zeros, until `fill`. To compile, little is needed."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Parameter] = {}
+
+    def parameter(self, spec: ArraySpec) -> Parameter:
+        zeros = initializer(Zero(), spec.shape, getattr(ms, spec.dtype))
+        parameter = Parameter(zeros, name=spec.key, requires_grad=False)
+        parameter.weight_decays = spec.decay
+        self._made[spec.key] = parameter
+        return parameter
+
+    def fill(self, specs: list[ArraySpec]) -> None:
+        """Initial values. specs: of all layers; those of other stages are drawn and forgotten, so that an expert starts with the
+        same values on any number of ranks."""
+        for spec in specs:
+            parameter = self._made.get(spec.key)
+            if parameter is None:
+                spec = replace(spec, shape=(0, *spec.shape[1:]), drawn=(False,) * len(spec.drawn))
+            array = np.zeros(spec.shape, spec.dtype)
+            for _ in spec.fill(array):
+                pass
+            if parameter is not None:
+                parameter.set_data(Tensor.from_numpy(array))

@@ -1,0 +1,75 @@
+"""Which part of every saved array an Ascend rank holds, and which rank writes it. Arithmetic; no device is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from mindspore import Parameter
+
+from pangu_sigma.checkpoint.parts import Part
+from pangu_sigma.checkpoint.state import EXPERTS, WEIGHTS, Shards
+from pangu_sigma.config import ParallelConfig
+from pangu_sigma.ecss.store import ExpertStore, HostStore
+from pangu_sigma.parallel.layout import Layout
+
+COLUMNS = ("w1", "b1", "w2")
+"""Tensors of an expert that tensor ranks divide along the ffn axis."""
+
+
+def placed(
+    shards: Shards, store: ExpertStore, parallel: ParallelConfig, rank: int
+) -> Iterator[tuple[str, str, Parameter, Part]]:
+    """Every parameter of a checkpoint with the part of the whole that this rank holds."""
+    assert isinstance(store, HostStore)
+    for shard, parameters in shards.items():
+        for name, parameter in parameters.items():
+            dense = dense_of(shards, name)
+            if shard.startswith(EXPERTS):
+                part = expert_part(parameter.shape, store.held, store.experts, name, parallel, rank)
+            elif dense is not None:
+                part = dense_part(dense, parallel, rank)
+            else:
+                part = Part.everything(tuple(parameter.shape))
+            yield shard, name, parameter, part
+
+
+def dense_of(shards: Shards, name: str) -> Parameter | None:
+    """The dense parameter that has this name, or whose moment or variance has; None for the step count, the loss scale, experts."""
+    return shards[WEIGHTS].get(name.removesuffix(".moment").removesuffix(".variance"))
+
+
+def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Part:
+    """Of a parameter that `sharding.cut` has marked, or of its moments."""
+    rank %= parallel.stage_ranks
+    whole, held = parameter.whole_shape, list(parameter.slice_shape)
+    offset = [rank % parallel.tensor * size if size < full else 0 for size, full in zip(held, whole, strict=True)]
+    if parameter.shards > 1:
+        cut = tuple(held) != whole
+        held[0] //= parameter.shards
+        offset[0] += (rank // parallel.tensor if cut else rank) * held[0]
+    return Part(whole, ((offset[0], offset[0] + held[0]),), tuple(offset[1:]))
+
+
+def expert_part(
+    shape: tuple[int, ...], held: np.ndarray, experts: int, name: str, parallel: ParallelConfig, rank: int
+) -> Part:
+    """Of an array of the store: rows of the experts that the rank holds, and its columns of the FFN."""
+    columns = parallel.tensor if name.split(".")[0] in COLUMNS else 1
+    rest = (shape[1] * columns, *shape[2:]) if len(shape) > 1 else ()
+    rows = Part.of_rows((experts, *rest), held).rows
+    offset = (rank % parallel.tensor * shape[1] if columns > 1 else 0, *(0 for _ in shape[2:])) if rest else ()
+    return Part((experts, *rest), rows, offset)
+
+
+def writes(parameter: Parameter | None, shard: str, name: str, parallel: ParallelConfig, rank: int) -> bool:
+    """Whether this rank is the first of those that hold these numbers. parameter: the dense one that they belong to, if any."""
+    place, columns = Layout(parallel).place(rank), name.split(".")[0] in COLUMNS
+    if shard.startswith(EXPERTS):
+        return place.data == 0 and (columns or place.tensor == 0)
+    if parameter is None:
+        return rank == 0
+    rank %= parallel.stage_ranks  # a stage has its own dense parameters
+    if parameter.shards > 1:
+        return True  # no two have the same
+    return rank < parallel.tensor if parameter.slice_shape != parameter.whole_shape else rank == 0

@@ -1,0 +1,256 @@
+"""Where every operator of the network runs on many Ascend ranks: strategies as data, applied to a built network.
+
+A strategy says into how many parts each axis of each input is cut; MindSpore places the collectives between operators whose
+strategies differ, and cuts the parameters. Symbols stand for the numbers:
+
+    D  ranks that see different tokens (groups · expert · data)        T  tensor ranks; both of one stage
+    E  groups · expert: ranks that store different experts             1  not cut
+    G  groups        P  expert        R  data
+
+Tensor parallelism is PanGu-α's: Q, K, V and FFN-up by columns, attention output and FFN-down by rows, so two AllReduces a layer.
+Rows of logits are divided over the tensor ranks as well: no vocabulary is cut, and the softmax stays inside a rank.
+
+Every operator of a cell in the table must have a strategy, and every cell with operators must be in it: a network that has grown
+an operator is an error here, before MindSpore would guess.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from mindspore import Parameter, nn, ops
+from mindspore.parallel import Layout
+
+from ascend_ops.expert_dispatch import Gather, GatherAdd
+from pangu_sigma.ascend.active_experts import ActiveExperts
+from pangu_sigma.ascend.exchange import ToExperts, ToTokens
+from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.model.dense_ffn import MatMulFFN
+from pangu_sigma.model.loss import NextTokenLoss
+from pangu_sigma.model.pangu_sigma import (
+    Attention,
+    DenseFFN,
+    Embedding,
+    Head,
+    HiddenFrom,
+    Layer,
+    Linear,
+    PanGuSigma,
+    QueryRows,
+    RoutedFFN,
+)
+from pangu_sigma.model.rowwise import LayerNorm
+from pangu_sigma.parallel.layout import layers_of_stage
+from pangu_sigma.rre.experts import PaddedFFN
+
+Strategy = tuple[tuple[str | int, ...], ...]
+
+COLUMNS: dict[str, Strategy] = {"matmul": (("D", 1), (1, "T")), "add": (("D", "T"), ("T",))}
+ROWS: dict[str, Strategy] = {"matmul": (("D", "T"), ("T", 1)), "add": (("D", 1), (1,))}
+"""A `Linear` whose output, or whose input, is cut."""
+
+STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
+    Attention: {
+        "multiply": (("D", "T", 1, 1), ()),
+        "split_heads": (("D", 1, "T", 1),),
+        "join_heads": (("D", "T", 1, 1),),
+        "scores": (("D", "T", 1, 1), ("D", "T", 1, 1)),
+        "mask": (("D", "T", 1, 1), ("D", 1, 1, 1)),
+        "softmax": (("D", "T", 1, 1),),
+        "weigh": (("D", "T", 1, 1), ("D", "T", 1, 1)),
+    },
+    LayerNorm: {"norm": (("D", 1), (1,), (1,))},
+    MatMulFFN: {
+        "up": (("D", 1), ("T", 1)),
+        "add_up": (("D", "T"), ("T",)),
+        "activate": (("D", "T"),),
+        "down": (("D", "T"), ("T", 1)),
+        "add_down": (("D", 1), (1,)),
+    },
+    PaddedFFN: {
+        "up": (("E", "R", 1), ("E", "T", 1)),
+        "add_up": (("E", "R", "T"), ("E", 1, "T")),
+        "activate": (("E", "R", "T"),),
+        "down": (("E", "R", "T"), ("E", "T", 1)),
+        "add_down": (("E", "R", 1), ("E", 1, 1)),
+    },
+    DenseFFN: {"add": (("D", 1), ("D", 1))},
+    RoutedFFN: {},
+    Layer: {"add": (("D", 1), ("D", 1))},
+    HiddenFrom: {
+        "across": (("D", 1),),
+        "down": (("D", 1),),
+        "differ": (("D", 1, 1), ("D", 1, 1)),
+        "either": (("D", 1, 1), (1, 1, 1)),
+        "multiply": (("D", 1, 1), ()),
+        "heads": (("D", 1, 1),),
+    },
+    Gather: {"gather": (("D", 1), ("D",))},
+    GatherAdd: {"gather": (("D", 1), ("D",)), "gather_add": (("D", 1), ("D",), ("D", 1))},
+    ToExperts: {
+        "pack": (("G", "P", "R", 1, 1, 1, "T"),),
+        "arrange": (("G", "P", 1, "R", 1, 1, "T"),),
+    },
+    ToTokens: {
+        "unarrange": (("G", "P", 1, "R", 1, 1, "T"),),
+        "unpack": (("G", 1, "P", "R", 1, 1, "T"),),
+    },
+    Embedding: {
+        "lookup": ((1, "T"), ("D",)),
+        "lookup_places": ((1, "T"), ("D",)),
+        "add": (("D", "T"), ("D", "T")),
+    },
+    QueryRows: {"lookup": ((1, "T"), ("D",))},
+    Head: {
+        "pick_slots": ((1, 1, "T"), ("D",)),
+        "matmul": (("D", "T", 1), ("D", 1, 1)),
+    },
+    NextTokenLoss: {
+        "log_softmax": (("D", "T", 1),),
+        "pick": (("D", "T", 1), ("D", "T", 1)),
+        "weigh": (("D", "T", 1), ("D", "T", 1)),
+        "sum_tokens": (("D", "T", 1),),
+        "negate": (("D",),),
+    },
+    ActiveExperts: {"multiply": (("D",), (1,))},
+}
+
+ROLES: dict[str, dict[str, Strategy]] = {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "output": ROWS}
+"""Of the four `Linear`s of an `Attention`."""
+
+
+PARAMETERS: dict[type[nn.Cell], dict[str, tuple[str, int]]] = {
+    Linear: {"weight": ("matmul", 1), "bias": ("add", 1)},
+    LayerNorm: {"gain": ("norm", 1), "bias": ("norm", 2)},
+    DenseFFN: {"w1": ("ffn.up", 1), "b1": ("ffn.add_up", 1), "w2": ("ffn.down", 1), "b2": ("ffn.add_down", 1)},
+    PanGuSigma: {
+        "embedding": ("embed.lookup", 0),
+        "positions": ("embed.lookup_places", 0),
+        "query_positions": ("ask.lookup", 0),
+    },
+}
+"""Which operator's which input decides how a parameter is cut."""
+
+
+EXPERT_TENSORS = {"w1": ("up", 1), "b1": ("add_up", 1), "w2": ("down", 1), "b2": ("add_down", 1)}
+"""The same for the tensors of active experts, which meet the operators of a `PaddedFFN`."""
+
+
+def shard(network: ActiveExperts, config: Config) -> None:
+    """Give every operator of the network and its loss its strategy, every parameter its cut, and every cell its stage.
+
+    Raises ConfigError for an operator or a parameter that has none here, naming its cell.
+    """
+    parallel = config.parallel
+    parts = _parts(parallel)
+    for path, cell in network.cells_and_names():
+        for name, operator in vars(cell).items():
+            if isinstance(operator, ops.Primitive) and parallel.ranks > 1:
+                _place(operator, _strategy(path, cell, name, operator.name), parts)
+        if parallel.recompute and isinstance(cell, Layer):
+            cell.recompute()
+        for name, parameter in cell.parameters_and_names(expand=False) if cell is not network else ():
+            cut(
+                parameter,
+                _axes(path, cell, name),
+                parallel,
+                divide=parallel.optimizer and _divides(parameter, name, parallel),
+            )
+    for parameter, name in zip(network.active, itertools.cycle(EXPERT_TENSORS)):
+        operator, index = EXPERT_TENSORS[name]
+        cut(parameter, STRATEGIES[PaddedFFN][operator][index], parallel, divide=False)
+    for stage in range(parallel.stages) if parallel.stages > 1 else ():
+        for cell in cells_of_stage(network.loss.network, config, stage):
+            cell.pipeline_stage = stage
+
+
+def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
+    """What runs on the ranks of a stage. Operators outside of these cells follow their inputs; the attention mask, which has none
+    from another stage, is made on every one.
+
+    Parts of layers and not layers: MindSpore 2.9 fails where what a stage receives goes into a cell that has an operator with a
+    gradient rule of ours inside.
+    """
+    cells: list[nn.Cell] = [network.embed] if stage == 0 else []
+    for layer in (network.layers[i] for i in layers_of_stage(config, stage)):
+        cells += [layer.attention_norm, layer.attention, layer.ffn_norm, layer.ffn]
+    return [*cells, network.norm, network.ask, network.head] if stage == config.parallel.stages - 1 else cells
+
+
+def parameters_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
+    """Dense parameters that the ranks of a stage keep and update, in the network's order."""
+    kept = [p for cell in cells_of_stage(network, config, stage) for p in cell.trainable_params()]
+    kept += [network.embedding, network.positions] if stage == 0 else []
+    kept += [network.query_positions] if stage == config.parallel.stages - 1 else []
+    names = {id(p) for p in kept}
+    return [p for p in network.trainable_params() if id(p) in names]
+
+
+def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
+    """Parameters of another stage that a stage reads: the word table is the first one's, and the last, whose head multiplies with
+    it, is sent it in every step and sends its part of the gradient back."""
+    return [network.embedding] if 0 < stage == config.parallel.stages - 1 else []
+
+
+def _divides(parameter: Parameter, name: str, parallel: ParallelConfig) -> bool:
+    """Whether optimizer parallelism may divide it: a matrix, but not a word table that travels, which MindSpore sends as kept."""
+    return parameter.ndim == 2 and (name != "embedding" or parallel.stages == 1)
+
+
+def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
+    """Note on a parameter how it is cut, for the optimizer and for the plan.
+
+    whole_shape: of all ranks together. slice_shape: what one rank holds for the network. shards: ranks that divide that slice among
+    them, with its Adam state (ZeRO). replicas: ranks that hold the same numbers, the shards counted as different.
+    """
+    parts = [_parts(parallel)[axis] for axis in axes]
+    parameter.whole_shape = tuple(parameter.shape)
+    parameter.slice_shape = tuple(size // part for size, part in zip(parameter.shape, parts, strict=True))
+    same = parallel.stage_ranks // math.prod(parts)
+    parameter.shards = same if divide and parameter.slice_shape[0] % same == 0 else 1
+    parameter.replicas = same // parameter.shards
+    parameter.parallel_optimizer = parameter.shards > 1
+
+
+def _parts(parallel: ParallelConfig) -> dict[str | int, int]:
+    return {
+        "D": parallel.stage_ranks // parallel.tensor,
+        "T": parallel.tensor,
+        "E": parallel.groups * parallel.expert,
+        "G": parallel.groups,
+        "P": parallel.expert,
+        "R": parallel.data,
+        1: 1,
+    }
+
+
+def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
+    table = ROLES[path.rsplit(".", 1)[1]] if isinstance(cell, Linear) else STRATEGIES.get(type(cell), {})
+    if name not in table:
+        raise ConfigError(f"{path}: operator {name} ({operator}) has no strategy; add it to ascend/sharding.py")
+    return table[name]
+
+
+def _axes(path: str, cell: nn.Cell, name: str) -> tuple[str | int, ...]:
+    """How the operator that reads the parameter cuts it."""
+    if name not in PARAMETERS.get(type(cell), {}):
+        raise ConfigError(f"{path}: parameter {name} has no cut; add it to ascend/sharding.py")
+    operator, index = PARAMETERS[type(cell)][name]
+    for part in operator.split(".")[:-1]:
+        cell, path = getattr(cell, part), f"{path}.{part}"
+    return _strategy(path, cell, operator.rsplit(".", 1)[-1], "")[index]
+
+
+def _place(operator: ops.Primitive, strategy: Strategy, parts: dict[str | int, int]) -> None:
+    if isinstance(operator, ops.Custom):
+        _shard_rows(operator, strategy, parts)
+    else:
+        operator.shard(tuple(tuple(parts[axis] for axis in axes) for axes in strategy))
+
+
+def _shard_rows(operator: ops.Custom, strategy: Strategy, parts: dict[str | int, int]) -> None:
+    """An operator of ours takes layouts, of its inputs and its one output: it acts on the rows of its own rank."""
+    layout = Layout((parts["D"], parts["T"]), ("D", "T"))
+    inputs = tuple(layout(*("None" if axis == 1 else axis for axis in axes)) for axes in strategy)
+    operator.shard(inputs, (layout("D", "None"),))

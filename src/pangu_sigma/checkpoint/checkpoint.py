@@ -1,0 +1,382 @@
+"""Checkpoints that are either whole or refused.
+
+    <root>/step_00000400/<shard>.safetensors …  arrays
+                         state.json             everything else: counters, random state, data cursor
+                         manifest.json          size and content hash of those files, identity of the run, its own hash
+    <root>/LATEST                               name of the newest whole checkpoint
+
+A save writes a sibling directory, flushes it to the disk, renames it, and only then changes LATEST (also by a rename):
+a crash at any moment leaves the previous checkpoint in force. A load checks every byte of every file before it hands
+out an array (design decision 14). One run saves into a root at a time.
+
+The ranks of a run write into one directory, which all of them must see: each its shards, and rank 0 the rest. A shard of
+several files, `<shard>.<rank>.safetensors`, says in their metadata where each array lies in the whole one (parts.py), so that any
+number of ranks can read what any other number wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from pangu_sigma.checkpoint.parts import Part, decode_parts, encode_parts
+from pangu_sigma.checkpoint.safetensors_file import map_shard, metadata_of, write_shard
+from pangu_sigma.errors import UserError
+from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the layout above; a reader refuses another one."""
+
+LATEST = "LATEST"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+UNFINISHED = ".unfinished-"
+"""Prefix of directories that a save has not completed; the next save removes them."""
+WRITTEN = ".written-"
+"""Prefix of files in which ranks tell rank 0 what they wrote."""
+PARTS = "parts"
+"""Key of a shard's metadata: where its arrays lie; those that it does not name are whole."""
+
+_CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_READ_BYTES = 8 << 20
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint that cannot be written or read; the message names the file, what is wrong and the fix."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A file of the checkpoint is not what was saved."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to. With another vocabulary or routing table the same weights mean something else.
+
+    config: the resolved configuration as a plain tree (`Config.model_dump(mode="json")`).
+    """
+
+    vocabulary_hash: str
+    routing_hash: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint; its arrays are mapped files, and writing to one changes memory only."""
+
+    step: int
+    state: dict[str, Any]
+    identity: Identity
+    shards: dict[str, dict[str, np.ndarray]]
+    """By file stem."""
+    parts: dict[str, dict[str, Part]] = field(default_factory=dict)
+    """Of the arrays that are not whole, by file stem."""
+
+    def pieces(self, shard: str) -> dict[str, list[tuple[Part, np.ndarray]]]:
+        """What the files of a shard hold of each of its arrays."""
+        found: dict[str, list[tuple[Part, np.ndarray]]] = {}
+        for stem, arrays in self.shards.items():
+            if stem.partition(".")[0] == shard:
+                for name, array in arrays.items():
+                    part = self.parts.get(stem, {}).get(name) or Part.everything(array.shape)
+                    found.setdefault(name, []).append((part, array))
+        return found
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    shards: dict[str, dict[str, np.ndarray]],
+    state: dict[str, Any],
+    identity: Identity,
+    keep: int,
+    after_chunk: Callable[[], None] = lambda: None,
+    parts: dict[str, dict[str, Part]] | None = None,
+    ranks: Ranks = ALONE,
+) -> Path:
+    """Write the checkpoint of `step`, make it the latest, then prune to the `keep` newest; returns its directory.
+
+    shards: file stem → name → array. state: values that JSON can hold. A checkpoint of the same step is replaced.
+    Checkpoints of later steps (of a run that was resumed further back) are neither counted nor removed.
+    after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
+    parts: file stem → name → where the array lies, of those that are not whole.
+    ranks: all of them call this, each with the shards that it writes; everything else is rank 0's.
+    Raises CheckpointError, on all ranks, when a shard name or a state value is not allowed, or the disk refuses; LATEST is
+    then what it was.
+    """
+    _check_arguments(step, shards, keep)
+    encoded_state = _encode_state(state)
+    target = root / f"step_{step:08d}"
+    unfinished = root / f"{UNFINISHED}{target.name}"
+    try:
+        with ranks.together("making the folder of a checkpoint"):
+            if ranks.first:
+                root.mkdir(parents=True, exist_ok=True)
+                _remove_leftovers(root)
+                unfinished.mkdir()
+        with ranks.together("writing a checkpoint"):
+            written = _write_shards(unfinished, shards, parts or {}, after_chunk)
+            if not ranks.first:
+                (unfinished / f"{WRITTEN}{ranks.rank}").write_bytes(_json(written))
+        with ranks.together("completing a checkpoint"):
+            if ranks.first:
+                _write_manifest(unfinished, step, written, encoded_state, identity)
+                _move_into_place(unfinished, target)
+                _write_latest(root, target.name)
+    except (OSError, RankError) as error:
+        if ranks.first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot save checkpoint {target}: {error}; earlier checkpoints are unchanged; "
+            "free space on that disk or make the folder writable, then resume"
+        ) from error
+    if ranks.first:
+        _prune(root, step, keep)
+    return target
+
+
+def load_checkpoint(path: Path, expected: Identity | None = None, ranks: Ranks = ALONE) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    path: one checkpoint's directory, where damage is an error; or a root, where LATEST is read and, should that one be
+        damaged, the newest whole one before it, with a warning that names the damaged file.
+    expected: what the caller is about to continue; another vocabulary or routing hash is refused. Configs may differ.
+    ranks: all of them call this. Each verifies some of the files, and all take the same checkpoint.
+    Raises CheckpointError when there is no whole checkpoint or it is not the expected one.
+    """
+    if _CHECKPOINT_NAME.fullmatch(path.name) or (path / MANIFEST).exists():
+        return _load_directory(path, expected, ranks)
+    problems = []
+    for directory in _candidates(path):
+        try:
+            return _load_directory(directory, expected, ranks)
+        except DamagedCheckpoint as error:
+            logger.warning("%s; trying the checkpoint before it", error)
+            problems.append(str(error))
+    found = "\n".join(problems) or "it holds none"
+    raise CheckpointError(
+        f"no usable checkpoint in {path}: {found}\nname another folder, or start the run without resuming"
+    )
+
+
+def _check_arguments(step: int, shards: dict[str, dict[str, np.ndarray]], keep: int) -> None:
+    if step < 0 or keep < 1:
+        raise CheckpointError(f"step={step} must be at least 0 and keep={keep} at least 1 (train.keep_checkpoints)")
+    for name in shards:
+        if not _SHARD_NAME.fullmatch(name):
+            raise CheckpointError(f"shard name {name!r} is not a file stem; use letters, digits, '_', '-' and '.'")
+
+
+def _encode_state(state: dict[str, Any]) -> bytes:
+    try:
+        return _json(state)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{STATE}: {error}; state must be plain finite JSON values, put arrays in a shard"
+        ) from error
+
+
+def _write_shards(
+    folder: Path,
+    shards: dict[str, dict[str, np.ndarray]],
+    parts: dict[str, dict[str, Part]],
+    after_chunk: Callable[[], None],
+) -> dict[str, Any]:
+    """Write a rank's shards and flush them to the disk; their fingerprints by file name."""
+    written = {}
+    for stem, arrays in shards.items():
+        file = folder / f"{stem}.safetensors"
+        write_shard(file, arrays, after_chunk, {PARTS: encode_parts(parts[stem])} if parts.get(stem) else None)
+        written[file.name] = _fingerprint(file)
+        _sync(file)
+    return written
+
+
+def _write_manifest(folder: Path, step: int, written: dict[str, Any], state: bytes, identity: Identity) -> None:
+    """Add what only rank 0 writes. written: by rank 0; what the others wrote is in the folder."""
+    files = dict(written)
+    for note in folder.glob(f"{WRITTEN}*"):
+        files |= json.loads(note.read_bytes())
+        note.unlink()
+    (folder / STATE).write_bytes(state)
+    files[STATE] = _fingerprint(folder / STATE)
+    body = {"format": FORMAT, "step": step, "files": files, "identity": asdict(identity)}
+    (folder / MANIFEST).write_bytes(_sealed(body))
+    for path in (folder / STATE, folder / MANIFEST, folder):
+        _sync(path)
+
+
+def _move_into_place(unfinished: Path, target: Path) -> None:
+    """Rename; an earlier checkpoint of the same step steps aside first, under a name that the next save removes."""
+    if target.exists():
+        aside = target.with_name(f"{UNFINISHED}replaced-{target.name}")
+        target.rename(aside)
+        unfinished.rename(target)
+        shutil.rmtree(aside)
+    else:
+        unfinished.rename(target)
+    _sync(target.parent)
+
+
+def _write_latest(root: Path, name: str) -> None:
+    fresh = root / f"{UNFINISHED}{LATEST}"
+    fresh.write_text(f"{name}\n", encoding="utf-8")
+    _sync(fresh)
+    fresh.replace(root / LATEST)
+    _sync(root)
+
+
+def _prune(root: Path, step: int, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints up to `step`. A failure costs space, not the run."""
+    for old in [path for path in _checkpoints(root) if _step_of(path) <= step][keep:]:
+        try:
+            # Renamed first: a crash in the middle leaves a leftover, not a checkpoint that looks damaged.
+            doomed = old.rename(root / f"{UNFINISHED}pruned-{old.name}")
+            shutil.rmtree(doomed)
+        except OSError as error:
+            logger.warning("cannot remove old checkpoint %s: %s; remove it by hand to free its space", old, error)
+
+
+def _remove_leftovers(root: Path) -> None:
+    for path in root.glob(f"{UNFINISHED}*"):
+        logger.info("removing %s, left by an interrupted save", path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _candidates(root: Path) -> list[Path]:
+    """Checkpoints of a root in the order to try: the one LATEST names, then older ones, newest first."""
+    found = _checkpoints(root)
+    try:
+        name = (root / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        name = ""
+    if _CHECKPOINT_NAME.fullmatch(name):
+        latest = root / name
+        return [latest, *(path for path in found if _step_of(path) < _step_of(latest))]
+    if found:
+        logger.warning("%s is missing or names no checkpoint; using the newest whole checkpoint there", root / LATEST)
+    return found
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """Checkpoint directories of a root, newest first."""
+    try:
+        found = [path for path in root.iterdir() if _CHECKPOINT_NAME.fullmatch(path.name)]
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read checkpoints in {root}: {error.strerror}; name the folder of an earlier run"
+        ) from error
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _load_directory(path: Path, expected: Identity | None, ranks: Ranks) -> Checkpoint:
+    try:
+        with ranks.together(f"verifying {path}"):
+            manifest = _read_manifest(path)
+            for name, recorded in list(manifest["files"].items())[ranks.rank :: ranks.world]:
+                _verify(path / name, recorded)
+    except RankError as error:
+        raise DamagedCheckpoint(str(error)) from error
+    identity = Identity(**manifest["identity"])
+    if expected is not None:
+        _refuse_other(path, identity, expected)
+    files = {Path(name).stem: path / name for name in manifest["files"] if name.endswith(".safetensors")}
+    shards = {stem: map_shard(file) for stem, file in files.items()}
+    parts = {stem: decode_parts(text) for stem, file in files.items() if (text := metadata_of(file).get(PARTS))}
+    state = json.loads((path / STATE).read_bytes())
+    return Checkpoint(manifest["step"], state, identity, shards, parts)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, whose bytes must be exactly those of its contents sealed with its own hash."""
+    file = path / MANIFEST
+    try:
+        content = file.read_bytes()
+        manifest = json.loads(content)
+        body = {key: value for key, value in manifest.items() if key != "manifest"}
+    except OSError as error:
+        raise DamagedCheckpoint(f"{file}: {error.strerror}; use another checkpoint") from error
+    except (ValueError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{file}: is not the JSON that was saved; use another checkpoint") from error
+    if _sealed(body) != content:
+        raise DamagedCheckpoint(f"{file}: its content does not match its own hash; use another checkpoint")
+    if body["format"] != FORMAT:
+        raise CheckpointError(
+            f"{file}: checkpoint format {body['format']}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    return body
+
+
+def _verify(file: Path, recorded: dict[str, Any]) -> None:
+    try:
+        found = _fingerprint(file)
+    except OSError as error:
+        raise DamagedCheckpoint(f"{file}: {error.strerror}; use another checkpoint") from error
+    for what in ("bytes", "xxh3_128"):
+        if found[what] != recorded[what]:
+            raise DamagedCheckpoint(
+                f"{file}: {what} is {found[what]}, the manifest says {recorded[what]}; "
+                "the file is damaged, use another checkpoint"
+            )
+
+
+def _refuse_other(path: Path, found: Identity, expected: Identity) -> None:
+    for what, key, fix in (
+        (
+            "vocabulary",
+            "vocabulary_hash",
+            "use the prepared data folder (its tokenizer) that the checkpoint was trained with",
+        ),
+        ("routing table", "routing_hash", "use the checkpoint's routing.table, routing.seed, domains and vocabulary"),
+    ):
+        has, wants = getattr(found, key), getattr(expected, key)
+        if has != wants:
+            raise CheckpointError(f"{path}: made with another {what}: its {key} is {has}, this run's is {wants}; {fix}")
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    """Size and content hash of a file, as the manifest records them."""
+    digest = xxhash.xxh3_128()
+    with open(file, "rb") as stream:
+        while piece := stream.read(_READ_BYTES):
+            digest.update(piece)
+        return {"bytes": stream.tell(), "xxh3_128": digest.hexdigest()}
+
+
+def _sealed(body: dict[str, Any]) -> bytes:
+    """`body` as JSON that carries the hash of itself."""
+    return _json({**body, "manifest": xxhash.xxh3_128_hexdigest(_json(body))})
+
+
+def _json(tree: dict[str, Any]) -> bytes:
+    return json.dumps(tree, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,130 @@
+"""Configurations as files: YAML in, `key.path=value` overrides, one line for each problem, YAML out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pangu_sigma.config import Config, ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, and a key written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is written twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """The configuration in a YAML file; raises ConfigError for what `read_tree` or the tree refuses."""
+    return parse_config(read_tree(path, overrides))
+
+
+def read_tree(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Read a YAML file and apply `key.path=value` overrides (values are YAML).
+
+    Raises ConfigError for a missing file, broken YAML, or an override that is not `key=value`.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = yaml.load(file, _Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(tree).__name__}")
+    for text in overrides or []:
+        _override(tree, text)
+    return tree
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Validate a plain tree; ConfigError lists every problem, one line each."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved tree as YAML, every default filled in; `load_config` reads it back to an equal tree."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {text!r} is not key.path=value, for example --set train.steps=100")
+    *parents, last = path.split(".")
+    node: Any = tree
+    for key in parents:
+        node = _step_into(node, key, path)
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {path}: {value!r} is not a YAML value: {error}") from error
+    if isinstance(node, list):
+        node[_list_index(node, last, path)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _step_into(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, key, path)]
+    child = node.setdefault(key, {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"--set {path}: {key} holds the value {child!r}, not a section with keys of its own")
+    return child
+
+
+def _list_index(node: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise ConfigError(f"--set {path}: {key!r} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
+    return int(key)
+
+
+def _explain(problem: Any) -> str:
+    """One line a user can act on from one pydantic error."""
+    path = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        allowed = _keys_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1, cutoff=0.0)
+        return (
+            f"{path}: unknown key (value {value!r}); nearest valid key: {near[0]}; allowed here: {', '.join(allowed)}"
+        )
+    if kind == "missing":
+        return f"{path}: required key is missing; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{path}: {message}"
+    return f"{path}: {value!r} is not allowed: {message}"
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    """Keys that the section at `location` declares."""
+    section: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            annotation = get_args(annotation)[0]
+        section = annotation
+    return list(section.model_fields)

@@ -1,0 +1,120 @@
+"""Token ids in, logits of the next token out, from a training run or from an exported model.
+
+Shape suffixes: B sequences, S tokens of the longest, R rows of a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from pangu_sigma.checkpoint.run_folder import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, RunFolder
+from pangu_sigma.checkpoint.state import load_trained
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import load_config
+from pangu_sigma.data.sequences import documents_and_positions
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.device import use_cpu
+from pangu_sigma.domains import Domain
+from pangu_sigma.generate.graphs import InferenceGraph, any_length
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.rre.plan import make_plan, pad_to_capacity
+from pangu_sigma.rre.table import RoutingTable
+
+GRAPH_FILE = "model.mindir"
+
+
+class Predictor:
+    """A model that answers. `graph` takes the inputs of `InferenceGraph`."""
+
+    def __init__(self, graph: Callable[..., Tensor], config: Config, tokenizer: Tokenizer, table: RoutingTable):
+        self.graph = graph
+        self.config = config
+        self.tokenizer = tokenizer
+        self.table = table
+
+    @classmethod
+    def from_run(cls, path: Path) -> Predictor:
+        """The newest intact checkpoint of a run folder."""
+        run = RunFolder.open(path)
+        graph = inference_graph(run)
+        graph.set_inputs(*any_length(run.config))
+        return cls(graph, run.config, run.tokenizer, run.table)
+
+    @classmethod
+    def from_export(cls, path: Path) -> Predictor:
+        """A folder that `export` wrote. Raises ConfigError when it is none."""
+        if not (path / GRAPH_FILE).exists():
+            raise ConfigError(
+                f"{path} is not an exported model: it has no {GRAPH_FILE}; run `pangu-sigma export` first"
+            )
+        use_cpu()
+        config = load_config(path / CONFIG_FILE)
+        graph = nn.GraphCell(ms.load(str(path / GRAPH_FILE)))
+        graph.set_inputs(*any_length(config))  # one compilation for every length
+        return cls(
+            graph,
+            config,
+            Tokenizer.load(path / TOKENIZER_FOLDER),
+            RoutingTable.load(path / ROUTING_FILE),
+        )
+
+    def next_logits(self, sequences: list[list[int]], domains: list[Domain]) -> np.ndarray:
+        """Logits over the rows of each sequence's slot, float32 [B, R]; rows without a token hold -inf.
+
+        Raises ConfigError for an empty sequence, one longer than model.seq_length, or an id the domain's slot has no row for.
+        """
+        logits_BR = self.graph(*map(as_tensor, self.inputs(sequences, domains))).asnumpy()
+        used_BR = self.tokenizer.slot_rows[[d.slot for d in domains]] >= 0
+        return np.where(used_BR, logits_BR, -np.inf)
+
+    def inputs(self, sequences: list[list[int]], domains: list[Domain]) -> tuple[np.ndarray, ...]:
+        """Inputs of the graph; shorter sequences are filled up with <eot>, which nobody before it sees."""
+        lengths_B = np.array([len(ids) for ids in sequences])
+        self._check_lengths(lengths_B)
+        ids_BS = np.full((len(sequences), lengths_B.max()), self.tokenizer.eot, np.int64)
+        for b, ids in enumerate(sequences):
+            ids_BS[b, : len(ids)] = ids
+        domains_B = np.array([d.index for d in domains])
+        slots_B = np.array([d.slot for d in domains], np.int32)
+        rows_BS = self.tokenizer.row_of[slots_B[:, None], ids_BS]
+        if (rows_BS < 0).any():
+            b, s = np.argwhere(rows_BS < 0)[0]
+            raise ConfigError(
+                f"token id {ids_BS[b, s]} has no row in the embedding slot of domain {domains[b].name}; "
+                "encode the text with the tokenizer of this model and domain"
+            )
+        documents_BS, positions_BS = documents_and_positions(ids_BS, self.tokenizer.eot)
+        rows_BS = (slots_B[:, None] * self.config.model.slot_rows + rows_BS).astype(np.int32)
+        last_B = (np.arange(len(sequences)) * ids_BS.shape[1] + lengths_B - 1).astype(np.int32)
+        plan = self._plan(ids_BS, domains_B, positions_BS)
+        return (rows_BS, positions_BS, documents_BS, slots_B, last_B, *plan)
+
+    def _plan(self, ids_BS: np.ndarray, domains_B: np.ndarray, positions_BS: np.ndarray) -> tuple[np.ndarray, ...]:
+        if not self.table.layers:
+            return np.zeros((1, 1), np.int32), np.zeros((1, 1, 1), np.int32), np.zeros((1, 1), np.int32)
+        return pad_to_capacity(make_plan(self.table, ids_BS, domains_B, positions_BS, self.config.experts, None))
+
+    def _check_lengths(self, lengths_B: np.ndarray) -> None:
+        if lengths_B.min() < 1:
+            raise ConfigError("a prompt has no tokens; give at least one character, or a domain with a language tag")
+        if lengths_B.max() > self.config.model.seq_length:
+            raise ConfigError(
+                f"a sequence of {lengths_B.max()} tokens is longer than model.seq_length={self.config.model.seq_length}; shorten it"
+            )
+
+
+def inference_graph(run: RunFolder) -> InferenceGraph:
+    """The deployed graph with the weights of a run's newest intact checkpoint."""
+    use_cpu()
+    trained, store = load_trained(run)
+    layers = range(run.config.model.rre_layers * len(FFN_TENSORS))
+    graph = InferenceGraph(run.config, [store.weights[i].asnumpy() for i in layers])
+    for target, source in zip(graph.network.trainable_params(), trained.trainable_params(), strict=True):
+        target.set_data(source)
+    return graph

@@ -1,0 +1,41 @@
+"""The FFN of a dense layer, which every token meets: by the grouped kernel, or by standard operators.
+
+Shape suffixes: T tokens, H hidden, F ffn.
+"""
+
+from __future__ import annotations
+
+from mindspore import nn, ops
+
+from ascend_ops.grouped_ffn import GroupedFFN, one_expert
+
+
+class OneExpertFFN(nn.Cell):
+    """The FFN of a dense layer by the grouped kernel: one expert that meets every token.
+
+    construct(x_TH, w1_FH, b1_F, w2_FH, b2_H) -> y_TH
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.ffn = GroupedFFN()
+
+    def construct(self, x_TH, w1_FH, b1_F, w2_FH, b2_H):
+        w1, b1, w2, b2 = (ops.reshape(w, (1, *ops.shape(w))) for w in (w1_FH, b1_F, w2_FH, b2_H))
+        return self.ffn(x_TH, w1, b1, w2, b2, one_expert(ops.shape(x_TH)[0]))
+
+
+class MatMulFFN(nn.Cell):
+    """The same by standard operators, for exported graphs and for Ascend."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = ops.MatMul(transpose_b=True)
+        self.down = ops.MatMul()
+        self.activate = ops.FastGeLU()
+        self.add_up, self.add_down = ops.BiasAdd(), ops.BiasAdd()
+
+    def construct(self, x_TH, w1_FH, b1_F, w2_FH, b2_H):
+        w1, b1, w2, b2 = (ops.cast(w, x_TH.dtype) for w in (w1_FH, b1_F, w2_FH, b2_H))
+        inner_TF = self.activate(self.add_up(self.up(x_TH, w1), b1))
+        return self.add_down(self.down(inner_TF, w2), b2)

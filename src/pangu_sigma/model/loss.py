@@ -1,0 +1,48 @@
+"""Next-token loss of a batch.
+
+Shape suffixes: B batch, S sequence, M blocks (one domain each), R rows of a slot.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+
+
+class NextTokenLoss(nn.Cell):
+    """Weighted cross-entropy over the rows of each block's slot, in float32.
+
+    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse_NT, offsets_NA1, *experts)
+        -> sum over the tokens of each block of weight · nll [M]
+    labels are rows of the slot; weights are the loss mask over the tokens of the whole update, so that micro-batches add up.
+    """
+
+    def __init__(self, network: PanGuSigma):
+        super().__init__()
+        self.network = network
+        self.log_softmax = ops.LogSoftmax(-1)
+        self.pick = ops.GatherD()
+        self.weigh, self.negate = ops.Mul(), ops.Neg()
+        self.sum_tokens = ops.ReduceSum()
+
+    def construct(
+        self,
+        rows_BS,
+        positions_BS,
+        documents_BS,
+        slots_M,
+        labels_BS,
+        weights_BS,
+        order,
+        inverse_NT,
+        offsets_NA1,
+        *experts,
+    ):
+        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, order, inverse_NT, offsets_NA1, *experts)
+        logits = ops.cast(self.network.logits(hidden_TH, slots_M), ms.float32)
+        labels = ops.reshape(labels_BS, (logits.shape[0], -1, 1))
+        picked = self.pick(self.log_softmax(logits), 2, labels)
+        weighted = self.weigh(picked, ops.reshape(weights_BS, labels.shape))
+        return self.negate(self.sum_tokens(weighted, (1, 2)))

@@ -1,0 +1,28 @@
+"""Dynamic loss scale."""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+
+from pangu_sigma.config import Config
+
+
+class LossScale(nn.Cell):
+    """Dynamic loss scale: halves on overflow, doubles after `window` steps without one. State is in parameters."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        options = config.train.loss_scale
+        self.value = Parameter(Tensor(options.initial, ms.float32), name="loss_scale")
+        self.good_steps = Parameter(Tensor(0, ms.int32), name="loss_scale.good_steps")
+        self.window = options.window
+
+    def update(self, finite, learns=1.0):
+        """Advance after a step whose gradients were finite, 1.0, or not, 0.0. learns: 0.0 to stay as it is."""
+        finite = 1.0 - learns * (1.0 - finite)
+        good = (self.good_steps + ops.cast(learns, ms.int32)) * ops.cast(finite, ms.int32)
+        grow = ops.cast(good >= self.window, ms.float32)
+        factor = finite * (1.0 + grow) + (1.0 - finite) * 0.5
+        scaled = ops.assign(self.value, ops.maximum(self.value * factor, Tensor(1.0, ms.float32)))
+        return ops.depend(ops.assign(self.good_steps, good * ops.cast(1.0 - grow, ms.int32)), scaled)

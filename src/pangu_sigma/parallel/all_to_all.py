@@ -1,0 +1,58 @@
+"""Rows of experts on other ranks, on the CPU: the all-to-all of a training step.
+
+Shape suffix: P ranks of the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mindspore import nn, ops
+from mindspore.ops import functional as F
+
+from pangu_sigma.config import Config
+from pangu_sigma.parallel.connect import ConnectedRanks
+from pangu_sigma.parallel.layout import Layout, active_places
+from pangu_sigma.parallel.ranks import Ranks
+from pangu_sigma.rre.experts import Experts, grouped_experts
+from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
+
+
+class AllToAll(nn.Cell):
+    """x [P, …]: row q is for rank q of the group. Returns [P, …]: row q is what rank q had for this one. float32 or float16.
+
+    The gradient goes the way back, which is the same exchange.
+    """
+
+    def __init__(self, group: str, peers: int, peer: int):
+        """peer: number of this rank in the group."""
+        super().__init__()
+        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
+        self.before, self.after, self.peer = peer, peers - 1 - peer, peer
+
+    def construct(self, x):
+        return self._exchange(x)
+
+    def bprop(self, x, out, dout):
+        return (self._exchange(dout),)
+
+    def _exchange(self, x):
+        # everybody's rows, each rank's at its place and zeros elsewhere: a sum with zeros is exact
+        row = F.expand_dims(x, 0)
+        rows: tuple = ()
+        if self.before:
+            rows += (ops.zeros((self.before, *x.shape), x.dtype),)
+        rows += (row,)
+        if self.after:
+            rows += (ops.zeros((self.after, *x.shape), x.dtype),)
+        return self.all_reduce(ops.concat(rows, 0))[:, self.peer]
+
+
+def experts_of(config: Config, ranks: Ranks) -> Callable[[], Experts]:
+    """What `PanGuSigma` makes its RRE layers of: local experts, or those of the rank's expert group."""
+    if config.parallel.expert == 1:
+        return grouped_experts
+    assert isinstance(ranks, ConnectedRanks)
+    peers, places = config.parallel.expert, active_places(config)
+    all_to_all = AllToAll(ranks.group("expert"), peers, Layout(config.parallel).place(ranks.rank).expert)
+    return lambda: exchanged_experts(exchange(peers, places, all_to_all), UniformFFN())

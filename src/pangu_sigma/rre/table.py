@@ -1,0 +1,122 @@
+"""The routing tables: level 2 of RRE, token id → expert of the domain's group, drawn once and never learned.
+
+Shape suffixes: N RRE layers, D domains, V vocabulary, E experts of one domain.
+
+`random` is the paper's table (a shuffled round robin: every expert gets the same number of token *ids*). Real text is
+Zipf distributed, so equal ids are not equal load; `balanced` packs ids by their frequency instead, and spreads an id
+that alone exceeds half an expert's fair share over several neighbouring experts by the position of the token (our
+choice; the paper is silent).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pangu_sigma.config import ConfigError, RoutingConfig
+
+
+@dataclass(frozen=True)
+class RoutingTable:
+    """Tables of all RRE layers.
+
+    first_NDV: int16, expert within the domain's group for a token at position 0.
+    spread_DV: int16, over how many neighbouring experts the id is spread by position; 1 for almost every id.
+    experts: E.
+    """
+
+    first_NDV: np.ndarray
+    spread_DV: np.ndarray
+    experts: int
+
+    @property
+    def layers(self) -> int:
+        return self.first_NDV.shape[0]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of everything that decides a route; checkpoints carry it and refuse another one."""
+        digest = hashlib.sha256(f"{self.first_NDV.shape} {self.experts}".encode())
+        digest.update(np.ascontiguousarray(self.first_NDV).tobytes())
+        digest.update(np.ascontiguousarray(self.spread_DV).tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, first_NDV=self.first_NDV, spread_DV=self.spread_DV, experts=self.experts)
+
+    @classmethod
+    def load(cls, path: Path) -> RoutingTable:
+        """The tables that `save` wrote."""
+        with np.load(path) as arrays:
+            return cls(arrays["first_NDV"], arrays["spread_DV"], int(arrays["experts"]))
+
+    def route(self, ids: np.ndarray, domains: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Expert of every token in every layer, numbered over the whole layer (0 … D·E − 1).
+
+        ids, domains, positions: int arrays of one shape [...]. Returns int32 [N, ...].
+        """
+        shift = positions % self.spread_DV[domains, ids]
+        local = (self.first_NDV[:, domains, ids] + shift) % self.experts
+        return (domains * self.experts + local).astype(np.int32)
+
+
+def draw_tables(
+    routing: RoutingConfig, layers: int, domains: int, vocabulary: int, experts: int, frequencies_DV: np.ndarray | None
+) -> RoutingTable:
+    """Draw the tables of `layers` RRE layers, layer l from seed + l.
+
+    frequencies_DV: token counts of the training text, needed by `balanced` only; ConfigError when it is missing there.
+    """
+    if routing.table == "random":
+        spread_DV = np.ones((domains, vocabulary), np.int16)
+    elif frequencies_DV is None:
+        raise ConfigError(
+            "routing.table=balanced needs token frequencies; run prepare-data, or use routing.table=random"
+        )
+    else:
+        spread_DV = np.stack([_spread(counts_V, experts) for counts_V in frequencies_DV])
+    first_NDV = np.empty((layers, domains, vocabulary), np.int16)
+    for layer in range(layers):
+        rng = np.random.default_rng(routing.seed + layer)
+        for domain in range(domains):
+            if frequencies_DV is None or routing.table == "random":
+                first_NDV[layer, domain, rng.permutation(vocabulary)] = np.arange(vocabulary) % experts
+            else:
+                first_NDV[layer, domain] = _pack(frequencies_DV[domain], spread_DV[domain], experts, rng)
+    return RoutingTable(first_NDV, spread_DV, experts)
+
+
+def _spread(counts_V: np.ndarray, experts: int) -> np.ndarray:
+    """How many experts share each id: enough that no id brings more than half an expert's fair share to any of them."""
+    fair_share = max(counts_V.sum() / experts, 1.0)
+    return np.clip(np.ceil(counts_V / (fair_share / 2)), 1, experts).astype(np.int16)
+
+
+def _pack(counts_V: np.ndarray, spread_V: np.ndarray, experts: int, rng: np.random.Generator) -> np.ndarray:
+    """Roughly heaviest id first, each to the expert with the lightest load; ids that are spread before all others.
+
+    The order is by counts that chance multiplies by up to two: strictly by counts, all layers would put the same
+    frequent ids together. Ids that never occurred have no load to balance and are dealt out in turn.
+    """
+    order = np.argsort(-counts_V * rng.uniform(1.0, 2.0, len(counts_V)), kind="stable")
+    order, unseen = np.split(order, [np.count_nonzero(counts_V)])
+    wide = spread_V[order] > 1
+    first = np.empty(len(counts_V), np.int16)
+    load = np.zeros(experts)
+    for token in order[wide]:
+        width = int(spread_V[token])
+        heaviest = np.max([np.roll(load, -i) for i in range(width)], axis=0)
+        first[token] = heaviest.argmin()
+        load[(first[token] + np.arange(width)) % experts] += counts_V[token] / width
+    lightest_first = [(carried, expert) for expert, carried in enumerate(load.tolist())]
+    heapq.heapify(lightest_first)
+    for token in order[~wide]:
+        carried, expert = lightest_first[0]
+        first[token] = expert
+        heapq.heapreplace(lightest_first, (carried + counts_V[token], expert))
+    first[rng.permutation(unseen)] = np.arange(len(unseen)) % experts
+    return ((first + rng.integers(experts)) % experts).astype(np.int16)

@@ -1,0 +1,45 @@
+"""Which cells and parameters belong to which stage. Strategies are MindSpore's to judge: tests/planning/test_compile.py."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+from helpers.small_clusters import by_hand
+
+from pangu_sigma.ascend.sharding import cells_of_stage, parameters_of_stage, received_by_stage
+from pangu_sigma.config import Config
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.planning.parameters import dense_weights
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+@pytest.fixture(params=[1, 2, 3])
+def config(request) -> Config:
+    stages = request.param
+    return by_hand(model={"dense_layers": 2}, parallel={"stages": stages}, train={"accumulation": stages})
+
+
+def test_every_dense_parameter_is_kept_by_one_stage_the_planned_one(config: Config):
+    network = PanGuSigma(config.model, config.slots)
+    names = {id(p): name for name, p in network.parameters_and_names()}
+    kept = [[names[id(p)] for p in parameters_of_stage(network, config, s)] for s in range(config.parallel.stages)]
+    assert sorted(chain(*kept)) == sorted(names.values())
+    for stage, found in enumerate(kept):
+        assert sorted(found) == sorted(weight.name for weight in dense_weights(config, stage))
+
+
+def test_every_cell_with_parameters_runs_on_one_stage(config: Config):
+    network = PanGuSigma(config.model, config.slots)
+    cells = [cell for stage in range(config.parallel.stages) for cell in cells_of_stage(network, config, stage)]
+    assert len({id(cell) for cell in cells}) == len(cells)
+    inside = {id(p) for cell in cells for p in cell.get_parameters()}
+    tables = {id(network.embedding), id(network.positions), id(network.query_positions)}
+    assert inside | tables == {id(p) for p in network.get_parameters()}
+
+
+def test_only_the_last_stage_is_sent_the_word_table(config: Config):
+    network, stages = PanGuSigma(config.model, config.slots), config.parallel.stages
+    sent = [len(received_by_stage(network, config, stage)) for stage in range(stages)]
+    assert sent == ([0] if stages == 1 else [0] * (stages - 1) + [1])

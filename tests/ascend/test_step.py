@@ -1,0 +1,152 @@
+"""The step that Ascend ranks run, run on the CPU as the only rank: the same losses, norms, weights and moments as `TrainStep`.
+
+What more ranks add to it are MindSpore's collectives, and those are compiled (tests/planning/test_compile.py).
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from helpers.toy import Toy, toy_batches, toy_config
+from mindspore import Tensor, nn
+
+from pangu_sigma.ascend.inputs import arrays_of, input_strategies, step_inputs
+from pangu_sigma.ascend.step import AscendStep
+from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.model.declare import as_tensor
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+RATE = 1e-2
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one pass", "two passes"])
+def toy(request, graph_mode, tmp_path_factory) -> Toy:
+    optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
+    train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8 // request.param}
+    train["accumulation"] = request.param
+    config = toy_config(train=train, parallel={"capacity_factor": 4.0})
+    return Toy.build(config, tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def exchanged(toy: Toy) -> Batches:
+    """The same batches in the layout of Ascend."""
+    batches = toy.batches
+    folder = batches.files[0].path.parent
+    return Batches(toy.config, folder, batches.tokenizer, batches.table, exchanged=True)
+
+
+@pytest.fixture(scope="module")
+def step(toy: Toy) -> AscendStep:
+    made = AscendStep(toy.config)
+    made.set_train()
+    return made
+
+
+def start_equal(toy: Toy, step: AscendStep) -> None:
+    """Both from the same random weights; no moments, no steps taken."""
+    toy.reset()
+    for mine, theirs in zip(step.dense.weights, toy.step.dense.weights, strict=True):
+        mine.set_data(Tensor(theirs.asnumpy().copy()))
+    for state in (*step.dense.moments, *step.dense.variances):
+        state.set_data(Tensor(np.zeros(state.shape, np.float32)))
+    step.dense.step.set_data(Tensor(0.0, ms.float32))
+    for kind in ("weights", "moments", "variances", "steps"):
+        for mine, theirs in zip(getattr(step.store, kind), getattr(toy.store, kind), strict=True):
+            mine.set_data(Tensor(theirs.asnumpy().copy()))
+    step.scale.value.set_data(Tensor(1024.0, ms.float32))
+    step.scale.good_steps.set_data(Tensor(0, ms.int32))
+
+
+def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
+    """One step on a batch. factor: of all loss weights, and so of all gradients."""
+    rows, positions, documents, slots, labels, weights, *plans = arrays_of(batch, step.config)
+    step.tell(RATE, batch)
+    inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *plans)
+    return [np.asarray(t.asnumpy()) for t in step(*map(as_tensor, inputs))]
+
+
+def same_state(toy: Toy, step: AscendStep) -> None:
+    ours = [*step.dense.weights, *step.dense.moments, *step.dense.variances]
+    theirs = [*toy.step.dense.weights, *toy.step.dense.moments, *toy.step.dense.variances]
+    for kind in ("weights", "moments", "variances", "steps"):
+        ours += getattr(step.store, kind)
+        theirs += getattr(toy.store, kind)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.asnumpy(), other.asnumpy(), rtol=2e-4, atol=2e-6, err_msg=other.name)
+
+
+def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchanged: Batches):
+    start_equal(toy, step)
+    cursor, same = toy.batches.start(), exchanged.start()
+    for _ in range(3):
+        result = toy.run(toy.batches.next(cursor), RATE)
+        loss_M, norm, applied, scale = advance(step, exchanged.next(same))
+        np.testing.assert_allclose(loss_M, sum(loss.asnumpy() for loss in result.block_loss_GM), rtol=1e-5)
+        np.testing.assert_allclose(norm, result.norm.asnumpy(), rtol=1e-5)
+        assert (applied, scale) == (1.0, result.scale.asnumpy())
+    same_state(toy, step)
+    assert step.scale.value.asnumpy() == toy.step.scale.value.asnumpy() == 2048.0
+
+
+def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, exchanged: Batches):
+    start_equal(toy, step)
+    cursor = exchanged.start()
+    advance(step, exchanged.next(cursor))
+    kinds = [
+        *step.dense.weights,
+        *step.dense.moments,
+        *step.dense.variances,
+        step.dense.step,
+        *step.store.get_parameters(),
+    ]
+    before = [p.asnumpy().copy() for p in kinds]
+    _, _, applied, scale = advance(step, exchanged.next(cursor), factor=1e38)
+    assert (applied, scale) == (0.0, 1024.0)
+    for parameter, was in zip(kinds, before, strict=True):
+        assert np.array_equal(parameter.asnumpy(), was), parameter.name
+    assert step.scale.value.asnumpy() == 512.0
+
+
+@pytest.mark.parametrize("routed", [0, 2])
+def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, graph_mode, tmp_path):
+    """Also of a dense model, whose batches carry plans of zeros that the step does not take."""
+    config = toy_config(model={"rre_layers": routed}, train={"accumulation": 2, "batch_size": 4})
+    made = toy_batches(config, tmp_path)
+    batches = Batches(config, tmp_path, made.tokenizer, made.table, exchanged=True)
+    arrays, inputs = arrays_of(batches.next(batches.start()), config), step_inputs(config)
+    assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
+    assert len(input_strategies(config)) == len(inputs)
+
+
+def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(toy: Toy, step: AscendStep, exchanged: Batches):
+    start_equal(toy, step)
+    batch = exchanged.next(exchanged.start())
+    kinds = [
+        p for p in step.get_parameters() if not p.name.startswith(("active", "used", "rate", "learns", "pass_scale"))
+    ]
+    before = [p.asnumpy().copy() for p in kinds]
+    loss_M = step.of(batch)
+    for parameter, was in zip(kinds, before, strict=True):
+        assert np.array_equal(parameter.asnumpy(), was), parameter.name
+    taken_M, *_ = step.take(RATE, batch)
+    assert np.array_equal(loss_M, taken_M.asnumpy())
+
+
+def test_a_flag_of_overflow_is_an_overflow(toy: Toy, step: AscendStep, exchanged: Batches, monkeypatch):
+    """As on a chip that saturates, where the norm is finite."""
+
+    class Raised(nn.Cell):
+        def construct(self, after):
+            return Tensor(1.0, ms.float32)
+
+    monkeypatch.setattr("pangu_sigma.ascend.step.saturates", lambda: True)
+    monkeypatch.setattr("pangu_sigma.ascend.step.OverflowFlag", Raised)
+    flagged = AscendStep(toy.config)
+    flagged.set_train()
+    _, norm, applied, _ = advance(flagged, exchanged.next(exchanged.start()))
+    assert np.isfinite(norm)
+    assert applied == 0.0
+    assert flagged.scale.value.asnumpy() == 512.0

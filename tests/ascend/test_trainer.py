@@ -1,0 +1,107 @@
+"""A run on Ascend as far as a machine without one can tell: its loop as one rank on the CPU, and who writes which numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.tiny import tiny_config
+from mindspore import Parameter, Tensor
+
+from pangu_sigma.ascend import trainer as ascend
+from pangu_sigma.ascend.parts import dense_part, expert_part, writes
+from pangu_sigma.ascend.sharding import cut
+from pangu_sigma.ascend.trainer import AscendTrainer
+from pangu_sigma.config import ParallelConfig
+from pangu_sigma.device import use_cpu
+from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.train.loop import Trainer, train
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+LAYOUTS = [
+    {"groups": 2, "expert": 2, "tensor": 2},
+    {"groups": 2, "expert": 2, "tensor": 2, "optimizer": False},
+    {"expert": 2, "data": 2, "tensor": 2},
+    {"data": 4},
+    {"stages": 2, "expert": 2, "tensor": 2},
+]
+
+
+def last_stage(parallel: ParallelConfig) -> range:
+    """Ranks that hold the same layer."""
+    return range(parallel.ranks - parallel.stage_ranks, parallel.ranks)
+
+
+@pytest.mark.parametrize("axes", LAYOUTS, ids=str)
+@pytest.mark.parametrize("strategy", [(1, "T"), ("T", 1), (1, 1), ("T",), (1,)], ids=str)
+def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict, strategy: tuple):
+    parallel = ParallelConfig(**axes)
+    shape = (16, 8)[: len(strategy)]
+    parameter = Parameter(Tensor(np.zeros(shape, np.float32)), name="p")
+    cut(parameter, strategy, parallel, divide=parallel.optimizer and len(shape) == 2)
+    written = np.zeros(shape, int)
+    for rank in last_stage(parallel):
+        part = dense_part(parameter, parallel, rank)
+        assert part.whole == shape
+        columns = slice(part.offset[0], part.offset[0] + parameter.slice_shape[1]) if part.offset else ...
+        if writes(parameter, "dense", "p", parallel, rank):
+            written[part.numbers(), columns] += 1
+    assert (written == 1).all()
+
+
+@pytest.mark.parametrize("axes", LAYOUTS, ids=str)
+@pytest.mark.parametrize(("name", "shape"), [("w1", (8, 6)), ("b1.moment", (8,)), ("b2", (6,)), ("step", ())])
+def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, name: str, shape: tuple):
+    parallel, experts = ParallelConfig(**axes), 8
+    divided = parallel.tensor if name[:2] in ("w1", "b1") else 1
+    own = (shape[0] // divided, *shape[1:]) if shape else ()
+    owners = parallel.groups * parallel.expert
+    written = np.zeros((experts, *shape), int)
+    for rank in last_stage(parallel):
+        owner = rank % parallel.stage_ranks // (parallel.data * parallel.tensor)
+        held = np.arange(owner, experts, owners)
+        part = expert_part((len(held), *own), held, experts, name, parallel, rank)
+        assert part.whole == (experts, *shape)
+        columns = slice(part.offset[0], part.offset[0] + own[0]) if shape else ...
+        if writes(None, "experts_layer_0", name, parallel, rank):
+            written[part.numbers(), columns] += 1
+    assert (written == 1).all()
+
+
+@pytest.fixture(scope="module")
+def runs(graph_mode, tiny_data: Path, tmp_path_factory) -> SimpleNamespace:
+    """The same run by both trainers; the Ascend one stops in the middle and goes on."""
+    folder = tmp_path_factory.mktemp("ascend")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ascend, "use_ascend", lambda config: use_cpu(config.seed))
+        config = tiny_config(tiny_data, parallel={"capacity_factor": 4.0})
+        half = config.model_copy(update={"train": config.train.model_copy(update={"steps": config.train.steps // 2})})
+        train(half, folder / "ascend", AscendTrainer)
+        ascend_run = train(config, folder / "ascend", AscendTrainer)
+        train(config, folder / "cpu", Trainer)
+    return SimpleNamespace(folder=folder, config=config, step=ascend_run.step)
+
+
+def test_it_trains_and_resumes_like_any_other_run(runs: SimpleNamespace):
+    def losses(name: str) -> list[float]:
+        lines = (runs.folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+    ours, theirs = losses("ascend"), losses("cpu")
+    assert len(ours) == len(theirs) == runs.config.train.steps // runs.config.train.log_interval
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+def test_evaluation_and_training_are_one_graph(runs: SimpleNamespace):
+    assert runs.step.training
+    assert len(runs.step.compile_cache) == 1
+
+
+def test_its_checkpoint_is_read_on_the_cpu(runs: SimpleNamespace):
+    ours, theirs = (evaluate_run(runs.folder / name) for name in ("ascend", "cpu"))
+    for domain, figures in ours.items():
+        assert figures["loss"] == pytest.approx(theirs[domain]["loss"], rel=1e-4)

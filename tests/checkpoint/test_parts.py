@@ -1,0 +1,132 @@
+"""Arrays cut in one way and put together in another."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.threads import on_ranks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.checkpoint import checkpoint as module
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, load_checkpoint, save_checkpoint
+from pangu_sigma.checkpoint.parts import Part, copy_part, decode_parts, encode_parts
+
+IDENTITY = Identity("vocabulary", "routing", {})
+
+
+def cuts(draw: st.DrawFn, length: int) -> list[tuple[int, int]]:
+    """A row of pieces that cover 0 … length - 1."""
+    borders = sorted({0, length, *draw(st.lists(st.integers(0, length), max_size=2))})
+    return list(itertools.pairwise(borders))
+
+
+@st.composite
+def tilings(draw: st.DrawFn, shape: tuple[int, ...]) -> list[Part]:
+    """Parts of an array of `shape` that cover it once: rows dealt to owners, the other axes cut."""
+    owners = np.array(draw(st.lists(st.integers(0, 2), min_size=shape[0], max_size=shape[0])))
+    boxes = [()]
+    for length in shape[1:]:
+        boxes = [(*box, cut) for box in boxes for cut in cuts(draw, length)]
+    return [
+        (Part(shape, Part.of_rows(shape, np.flatnonzero(owners == owner)).rows, tuple(first for first, _ in box)), box)
+        for owner in np.unique(owners)
+        for box in boxes
+    ]
+
+
+def cut_out(whole: np.ndarray, part: Part, box: tuple) -> np.ndarray:
+    return whole[(part.numbers(), *(slice(None) for _ in box))][(slice(None), *(slice(a, b) for a, b in box))]
+
+
+@st.composite
+def recuts(draw: st.DrawFn):
+    shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=3)))
+    return shape, draw(tilings(shape)), draw(tilings(shape))
+
+
+@settings(deadline=None)
+@given(recuts())
+def test_any_tiling_fills_any_other(recut):
+    shape, written, wanted = recut
+    whole = np.arange(np.prod(shape)).reshape(shape)
+    for part, box in wanted:
+        expected = cut_out(whole, part, box)
+        target = np.full_like(expected, -1)
+        copied = sum(copy_part(cut_out(whole, p, b), p, target, part) for p, b in written)
+        assert copied == target.size
+        assert np.array_equal(target, expected)
+
+
+@settings(deadline=None)
+@given(recuts())
+def test_parts_come_back_from_their_text(recut):
+    parts = {str(i): part for i, (part, _) in enumerate(recut[1])}
+    assert decode_parts(encode_parts(parts)) == parts
+
+
+def test_a_scalar_is_whole():
+    target = np.zeros((), np.float32)
+    part = Part.everything(())
+    assert copy_part(np.float32(3).reshape(()), part, target, part) == 1
+    assert target == 3
+
+
+def save_on(world: int, root: Path, step: int) -> list:
+    """A matrix whose rows are dealt out to `world` ranks, and what rank 0 alone writes."""
+    whole = np.arange(24.0).reshape(6, 4)
+
+    def work(ranks):
+        rows = np.arange(6)[ranks.rank :: world]
+        shards = {f"experts.{ranks.rank}": {"w": whole[rows]}}
+        if ranks.first:
+            shards["dense"] = {"x": np.ones(3)}
+        parts = {f"experts.{ranks.rank}": {"w": Part.of_rows((6, 4), rows)}}
+        return save_checkpoint(root, step, shards, {"step": step}, IDENTITY, 2, lambda: None, parts, ranks)
+
+    return on_ranks(world, work)
+
+
+def test_ranks_write_one_checkpoint_that_any_number_reads(tmp_path):
+    assert save_on(3, tmp_path, 7) == [tmp_path / "step_00000007"] * 3
+    names = ["dense", "experts.0", "experts.1", "experts.2"]
+    assert sorted(p.stem for p in (tmp_path / "step_00000007").glob("*.safetensors")) == names
+    assert not list((tmp_path / "step_00000007").glob(".*"))
+    for world in (1, 2, 5):
+        for loaded in on_ranks(world, lambda ranks: load_checkpoint(tmp_path, IDENTITY, ranks)):
+            target = np.zeros((6, 4))
+            pieces = loaded.pieces("experts")["w"]
+            assert sum(copy_part(v, p, target, Part.everything((6, 4))) for p, v in pieces) == 24
+            assert np.array_equal(target, np.arange(24.0).reshape(6, 4))
+            assert loaded.pieces("dense")["x"][0][1].tolist() == [1, 1, 1]
+
+
+def test_damage_that_one_rank_finds_sends_all_to_the_checkpoint_before(tmp_path):
+    save_on(3, tmp_path, 7)
+    save_on(3, tmp_path, 8)
+    file = tmp_path / "step_00000008" / "experts.1.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert [found.step for found in on_ranks(4, lambda ranks: load_checkpoint(tmp_path, IDENTITY, ranks))] == [7] * 4
+
+
+@pytest.mark.parametrize("fail", [0, 1, 2])
+def test_a_rank_that_cannot_write_leaves_the_checkpoint_before_in_force(tmp_path, monkeypatch, fail):
+    save_on(3, tmp_path, 7)
+
+    def write(path, arrays, *rest):
+        if path.stem == f"experts.{fail}":
+            raise OSError("disk full")
+        whole(path, arrays, *rest)
+
+    whole = module.write_shard
+    monkeypatch.setattr(module, "write_shard", write)
+    found = save_on(3, tmp_path, 8)
+    assert all(isinstance(error, CheckpointError) for error in found)
+    assert "disk full" in str(found[fail])
+    assert "another rank" in str(found[(fail + 1) % 3])
+    monkeypatch.undo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step_00000007"]
+    assert load_checkpoint(tmp_path).step == 7

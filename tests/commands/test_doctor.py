@@ -1,0 +1,74 @@
+"""The doctor finds what is wrong and says what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pangu_sigma.commands import doctor
+from pangu_sigma.commands.doctor import Check, format_checks, run_checks
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def test_this_machine_passes(graph_mode):
+    checks = run_checks()
+    assert not [check for check in checks if not check.ok and check.name not in ("free memory", "free disk")]
+    found = by_name(checks)
+    assert {"python", "mindspore", "numpy", "g++", "CPU kernels", "CPU cores", "free disk", "Ascend"} <= found.keys()
+    assert "(wants ==2.9.0)" in found["mindspore"].found
+
+
+def test_a_wrong_or_missing_package_is_named_with_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text(
+        "# comment\nnumpy<1.0  # too new\nno-such-package>=2\npydantic\nother; python_version<'3'\n"
+    )
+    monkeypatch.setattr(doctor, "_REQUIREMENTS", requirements)
+    checks = list(doctor._requirements())
+    assert [check.name for check in checks] == ["numpy", "no-such-package", "pydantic"]
+    assert [check.ok for check in checks] == [False, False, True]
+    assert checks[0].fix == "pip install 'numpy<1.0'"
+    assert checks[1].found == "not installed"
+
+
+def test_without_a_checkout_the_metadata_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "_REQUIREMENTS", tmp_path / "missing")
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["mindspore==2.9.0"])
+    assert [check.name for check in doctor._requirements()] == ["mindspore"]
+
+
+def test_a_missing_compiler_is_a_failed_check(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    check = doctor._compiler()
+    assert not check.ok
+    assert "install g++" in check.fix
+
+
+@pytest.mark.parametrize("error", [0.5, RuntimeError("g++ could not compile")])
+def test_a_kernel_that_fails_or_is_wrong_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, error: object):
+    def kernel_error() -> float:
+        if isinstance(error, Exception):
+            raise error
+        return float(str(error))
+
+    monkeypatch.setattr(doctor, "_kernel_error", kernel_error)
+    check = doctor._kernels()
+    assert not check.ok
+    assert "PANGU_SIGMA_CACHE" in check.fix
+
+
+def test_the_table_shows_every_check_and_the_fix_of_a_failed_one():
+    text = format_checks([Check("a", True, "1"), Check("long name", False, "2", "do this")])
+    assert text.splitlines() == [
+        "ok   a          1",
+        "FAIL long name  2",
+        "                fix: do this",
+        "1 of 2 checks failed",
+    ]
+    assert format_checks([Check("a", True, "1")]).endswith("all 1 checks passed")

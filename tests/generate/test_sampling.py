@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pangu_sigma.generate.sampling import Sampling
+
+LOGITS = np.array([0.0, 2.0, 1.0, -np.inf, 3.0, -1.0], np.float32)
+"""Best first: rows 4, 1, 2, 0, 5; row 3 stands for no token."""
+CHANCES = np.exp(LOGITS) / np.exp(LOGITS).sum()
+DRAWS = 4000
+
+
+def frequencies(sampling: Sampling, seen: list[int] | None = None, logits: np.ndarray = LOGITS) -> dict[int, float]:
+    rng = np.random.default_rng(0)
+    counts = Counter(sampling.choose(logits, seen or [], rng) for _ in range(DRAWS))
+    return {row: count / DRAWS for row, count in counts.items()}
+
+
+def test_temperature_0_is_greedy_whatever_else_is_asked():
+    for sampling in (Sampling(), Sampling(top_k=3), Sampling(top_p=0.1)):
+        assert frequencies(sampling) == {4: 1.0}
+
+
+def test_greedy_takes_the_first_of_equals():
+    assert frequencies(Sampling(), logits=np.zeros(5, np.float32)) == {0: 1.0}
+
+
+def test_temperature_1_samples_the_distribution():
+    found = frequencies(Sampling(temperature=1.0))
+    assert set(found) == {0, 1, 2, 4, 5}
+    for row, share in found.items():
+        assert share == pytest.approx(CHANCES[row], abs=0.03)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_divides_the_logits(temperature):
+    chances = np.exp(LOGITS / temperature)
+    chances /= chances.sum()
+    for row, share in frequencies(Sampling(temperature=temperature)).items():
+        assert share == pytest.approx(chances[row], abs=0.03)
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(1, {4}), (2, {4, 1}), (4, {4, 1, 2, 0}), (100, {4, 1, 2, 0, 5})])
+def test_top_k_never_leaves_the_k_best(top_k, kept):
+    assert set(frequencies(Sampling(temperature=2.0, top_k=top_k))) == kept
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(1e-6, {4}), (0.6, {4}), (0.7, {4, 1}), (0.9, {4, 1, 2}), (1.0, {4, 1, 2, 0, 5})]
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
+    """Chances are 0.64, 0.24, 0.09, 0.03, 0.01, from the best on."""
+    found = frequencies(Sampling(temperature=1.0, top_p=top_p))
+    assert set(found) == kept
+    mass = sum(CHANCES[row] for row in kept)
+    for row, share in found.items():
+        assert share == pytest.approx(CHANCES[row] / mass, abs=0.03)
+
+
+def test_top_k_and_top_p_both_hold():
+    assert set(frequencies(Sampling(temperature=1.0, top_k=2, top_p=0.99))) == {4, 1}
+    assert set(frequencies(Sampling(temperature=1.0, top_k=4, top_p=0.7))) == {4, 1}
+
+
+@given(
+    st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12),
+    st.integers(0, 14),
+    st.floats(0.01, 1.0),
+    st.floats(0.1, 5.0),
+)
+def test_what_is_chosen_is_among_the_kept(values, top_k, top_p, temperature):
+    logits = np.array(values, np.float32)
+    row = Sampling(temperature, top_k, top_p).choose(logits, [], np.random.default_rng(0))
+    better = logits > logits[row]
+    if top_k:
+        assert better.sum() < top_k
+    chances = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    assert chances[better].sum() / chances.sum() <= top_p + 1e-9
+
+
+def test_the_repetition_penalty_makes_what_occurred_less_likely():
+    """CTRL's rule: positive logits are divided, negative ones multiplied; how often it occurred does not matter."""
+    assert frequencies(Sampling(repetition_penalty=2.0), seen=[4, 4, 4]) == {1: 1.0}
+    assert frequencies(Sampling(repetition_penalty=1.4), seen=[4]) == {4: 1.0}
+    negative = np.array([-1.0, -1.5], np.float32)
+    assert frequencies(Sampling(repetition_penalty=2.0), [0], negative) == {1: 1.0}
+    assert frequencies(Sampling(repetition_penalty=0.5), [1], negative) == {1: 1.0}, "below 1 it favours them"
+
+
+def test_without_a_penalty_what_occurred_does_not_matter():
+    assert frequencies(Sampling(temperature=1.0), [4, 1]) == frequencies(Sampling(temperature=1.0))
+
+
+def test_the_logits_of_the_caller_stay_as_they_are():
+    logits = LOGITS.astype(np.float64)
+    before = logits.copy()
+    Sampling(temperature=1.0, repetition_penalty=2.0).choose(logits, [4], np.random.default_rng(0))
+    assert (logits == before).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("repetition_penalty", 0.0)],
+)
+def test_bad_values_are_named_with_what_is_allowed(key, value):
+    with pytest.raises(ValueError, match=f"{key}={value} is not allowed: .*[01]"):
+        Sampling(**{key: value})
+
+
+def test_nan_is_no_value():
+    for key in ("temperature", "top_p", "repetition_penalty"):
+        with pytest.raises(ValueError, match=f"{key}=nan is not allowed"):
+            Sampling(**{key: float("nan")})

@@ -1,0 +1,108 @@
+"""Batches of chosen domains, and a toy that trains on a sequence of them with every kind of store, fed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from helpers.toy import Toy, random_documents, randomise, toy_batches
+from mindspore import Tensor
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import Batch
+from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
+from pangu_sigma.ecss.store import array_specs, make_store
+from pangu_sigma.ecss.tiers import FileTier
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.train.step import StepResult, TrainStep
+
+SEQUENCE = [(0, 1), (1, 2), (1, 2), (1, 3), (1, 3), (0, 3), (2, 2), (0, 3), (0, 1)]
+"""Domains of each step's blocks. Experts that lie next to each other, and that do not, follow both kinds; neighbours share some of
+their experts, all and none."""
+Watch = Callable[[int, Batch, dict[str, np.ndarray], dict[str, np.ndarray]], None]
+"""Called after a step with its number, its batch, and everything before and after it."""
+
+
+def batch_of(toy: Toy, domains: tuple[int, ...], seed: int = 0) -> Batch:
+    """A batch of those domains, one a block."""
+    train = toy.config.train
+    shape = (train.accumulation, train.batch_size, toy.config.model.seq_length + 1)
+    documents = random_documents(np.random.default_rng(seed), 400)
+    text = np.array([token for document in documents for token in document])
+    return toy.batches.assemble(text[: np.prod(shape)].reshape(shape), np.array(domains))
+
+
+class Sequence(Toy):
+    """A toy whose arrays are changed where they are, so that those of files stay in their files."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, config: Config, folder: Path) -> Sequence:
+        """`ecss.store` is looked at as `train` does; the file store may keep a tenth of its arrays in memory."""
+        specs, tier = array_specs(config), None
+        if config.ecss.store == "file":
+            tier = FileTier(folder / "experts", specs, "routing", sum(s.nbytes for s in specs) / 10 / (1 << 30))
+        network = PanGuSigma(config.model, config.slots, getattr(ms, config.train.compute_dtype))
+        store = make_store(config, tier)
+        step = TrainStep(config, network, store)
+        step.set_train()
+        made = cls(config, toy_batches(config, folder), network, store, step)
+        made.folder = folder
+        return made
+
+    def start(self) -> None:
+        """Weights that depend on nothing but their number, no optimizer state, the first loss scale."""
+        randomise(self.network.trainable_params(), 0)
+        for i, weight in enumerate(self.store.weights):
+            weight.asnumpy()[...] = 0.2 * np.random.default_rng(i).standard_normal(weight.shape)
+        store, dense = self.store, self.step.dense
+        for parameter in [*store.moments, *store.variances, *store.steps, *dense.moments, *dense.variances, dense.step]:
+            parameter.asnumpy()[...] = 0
+        self.step.scale.good_steps.set_data(Tensor(0, ms.int32))
+        self.step.scale.value.set_data(Tensor(self.config.train.loss_scale.initial, ms.float32))
+
+    def train(
+        self,
+        prefetch: bool,
+        sequence: list[tuple[int, ...]] = SEQUENCE,
+        bad_step: int | None = None,
+        watch: Watch | None = None,
+    ) -> tuple[list[StepResult], list[Traffic]]:
+        """Train on the sequence from the start. bad_step: one token of this step weighs NaN."""
+        self.start()
+        batches = [batch_of(self, domains, seed) for seed, domains in enumerate(sequence)]
+        fed = Prefetcher(self.store, self.config.active_experts) if prefetch else None
+        results, moved, transfer = [], [], ()
+        for number, batch in enumerate(batches):
+            arrays = list(batch.arrays())
+            if number == bad_step:
+                arrays[5] = arrays[5].copy()
+                arrays[5][0, 0, 0] = np.nan
+            if fed is not None:
+                transfer, traffic = fed.transfer(batch.active_NA, batches[(number + 1) % len(batches)].active_NA)
+                moved.append(traffic)
+            before = self.snapshot() if watch else {}
+            results.append(StepResult(*self.step(Tensor(1e-3, ms.float32), *map(as_tensor, arrays), *transfer)))
+            assert float(results[-1].applied.asnumpy()) == (number != bad_step)
+            if fed is None:
+                self.store.tier.release()
+            if watch:
+                watch(number, batch, before, self.snapshot())
+        return results, moved
+
+    def evidence(self, results: list[StepResult]) -> dict[str, bytes]:
+        """Bits of everything that training changed, and of what every step reported."""
+        found = {name: array.tobytes() for name, array in self.snapshot().items()}
+        for number, result in enumerate(results):
+            found[f"loss of step {number}"] = b"".join(loss.asnumpy().tobytes() for loss in result.block_loss_GM)
+            found[f"norm of step {number}"] = result.norm.asnumpy().tobytes()
+        return found
+
+
+def differing(one: dict[str, bytes], other: dict[str, bytes]) -> set[str]:
+    """Names of what is not the same bits in both."""
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}

@@ -1,0 +1,166 @@
+"""A toy world for tests of the network and the step: sixty token ids, random text, every parameter far from its start.
+
+Nothing here tokenises: ids are drawn, and slots hold them in an order of their own, so that an id is never its row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from pangu_sigma.checkpoint.state import arrays_of, shards_of
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.domains import domains_of
+from pangu_sigma.ecss.store import ExpertStore, make_store
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.train.step import StepResult, TrainStep
+
+VOCABULARY, PAD, EOT = 60, 6, 9
+SLOT_ROWS = 64
+
+
+def toy_config(domains: int = 4, slots: int = 2, **sections: dict[str, Any]) -> Config:
+    """Domains d0, d1, …; domain i is in slot i modulo `slots`. `sections` override keys of the sections they name."""
+    tree: dict[str, Any] = {
+        "name": "toy",
+        "model": {
+            "hidden": 16,
+            "ffn": 24,
+            "heads": 2,
+            "dense_layers": 1,
+            "rre_layers": 2,
+            "experts_per_domain": 2,
+            "seq_length": 16,
+            "slot_rows": SLOT_ROWS,
+            "expert_init": "independent",
+        },
+        "domains": [{"name": f"d{i}", "slot": f"s{i % slots}"} for i in range(domains)],
+        "data": {"domains_per_step": 2},
+        "train": {"batch_size": 8, "optimizer": {}, "loss_scale": {"initial": 1024.0, "window": 3}},
+    }
+    for name, keys in sections.items():
+        tree.setdefault(name, {}).update(keys)
+    return parse_config(tree)
+
+
+def toy_table(config: Config) -> RoutingTable:
+    domains, experts = len(config.domains), config.model.experts_per_domain
+    return draw_tables(config.routing, config.model.rre_layers, domains, VOCABULARY, experts, None)
+
+
+def toy_tokenizer(slots: int) -> SimpleNamespace:
+    """What `Batches` needs of a tokenizer; each slot holds the ids in its own order."""
+    rng = np.random.default_rng(7)
+    row_of = np.stack([rng.permutation(SLOT_ROWS)[:VOCABULARY] for _ in range(slots)]).astype(np.int32)
+    return SimpleNamespace(size=VOCABULARY, eot=EOT, pad=PAD, row_of=row_of)
+
+
+def random_documents(rng: np.random.Generator, documents: int) -> list[list[int]]:
+    """Documents of 1 … 12 ids and <eot>."""
+    return [[*rng.integers(10, VOCABULARY, rng.integers(1, 13)).tolist(), EOT] for _ in range(documents)]
+
+
+def toy_batches(config: Config, folder: Path, documents: int = 60) -> Batches:
+    """Batches over text that is written to `folder`."""
+    rng = np.random.default_rng(0)
+    for domain in domains_of(config):
+        write_tokens(folder / f"{domain.name}.train", random_documents(rng, documents))
+    return Batches(config, folder, toy_tokenizer(config.slots), toy_table(config))  # type: ignore[arg-type]
+
+
+def toy_network(config: Config, seed: int = 0) -> tuple[PanGuSigma, ExpertStore]:
+    """Network and experts, no parameter at the value it is initialised to (zero biases would hide mistakes)."""
+    ms.set_seed(seed)
+    network = PanGuSigma(config.model, config.slots, getattr(ms, config.train.compute_dtype))
+    store = make_store(config)
+    randomise([*network.trainable_params(), *store.weights], seed)
+    return network, store
+
+
+def randomise(parameters: list[Parameter], seed: int) -> None:
+    """Matrices of moderate size, biases and gains that are neither 0 nor 1."""
+    rng = np.random.default_rng(seed)
+    for parameter in parameters:
+        around = 1.0 if parameter.name.endswith("gain") else 0.0
+        parameter.set_data(Tensor((around + 0.2 * rng.standard_normal(parameter.shape)).astype(np.float32)))
+
+
+class Logits(nn.Cell):
+    """Hidden states and logits of a network that trains, in one graph."""
+
+    def __init__(self, network: PanGuSigma):
+        super().__init__()
+        self.network = network
+
+    def construct(self, rows, positions, documents, slots, order, inverse, offsets, *experts):
+        hidden = self.network(rows, positions, documents, order, inverse, offsets, *experts)
+        return hidden, self.network.logits(hidden, slots)
+
+
+@dataclass
+class Toy:
+    """A compiled step that tests share; each begins with `reset`."""
+
+    config: Config
+    batches: Batches
+    network: PanGuSigma
+    store: ExpertStore
+    step: TrainStep
+
+    @classmethod
+    def build(cls, config: Config, folder: Path) -> Toy:
+        network, store = toy_network(config)
+        step = TrainStep(config, network, store)
+        step.set_train()
+        return cls(config, toy_batches(config, folder), network, store, step)
+
+    def reset(self, seed: int = 0, weights_from: Toy | None = None) -> None:
+        """Random weights, no optimizer state, the first loss scale."""
+        if weights_from is None:
+            randomise([*self.network.trainable_params(), *self.store.weights], seed)
+        else:
+            self.load(weights_from.snapshot())
+        dense = self.step.dense
+        for parameter in [*self.store.moments, *self.store.variances, *self.store.steps]:
+            zero(parameter)
+        for parameter in [*dense.moments, *dense.variances, dense.step, self.step.scale.good_steps]:
+            zero(parameter)
+        self.step.scale.value.set_data(Tensor(self.config.train.loss_scale.initial, ms.float32))
+
+    def shards(self) -> dict[str, dict[str, Parameter]]:
+        return shards_of(self.network, self.store, self.step.dense, self.step.scale)
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Copies of everything a step may change, as `shard/name`."""
+        return {f"{s}/{n}": a.copy() for s, arrays in arrays_of(self.shards()).items() for n, a in arrays.items()}
+
+    def load(self, values: dict[str, np.ndarray]) -> None:
+        for shard, parameters in self.shards().items():
+            for name, parameter in parameters.items():
+                parameter.set_data(Tensor(values[f"{shard}/{name}"]))
+
+    def run(self, batch: Batch, rate: float = 1e-3) -> StepResult:
+        return self.run_arrays(batch.arrays(), rate)
+
+    def run_arrays(self, arrays: tuple[np.ndarray, ...], rate: float = 1e-3) -> StepResult:
+        return StepResult(*self.step(Tensor(rate, ms.float32), *map(as_tensor, arrays)))
+
+
+def zero(parameter: Parameter) -> None:
+    parameter.set_data(Tensor(np.zeros(parameter.shape, parameter.asnumpy().dtype)))
+
+
+def bits(values: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """For comparisons in which -0.0 is not 0.0 and NaN is itself."""
+    return {name: array.tobytes() for name, array in values.items()}

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn, ops
+
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.train.step import FIRST_EXPERT, ScaledLoss
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+BLOCKS, TOKENS, ROWS = 2, 6, 5
+
+
+class FixedLogits(nn.Cell):
+    """In place of the network: its logits are a parameter, and it records what it was given."""
+
+    def __init__(self, logits_MTR: np.ndarray):
+        super().__init__()
+        self.value = Parameter(Tensor(logits_MTR.reshape(-1, ROWS)), name="value")
+
+    def construct(self, rows, positions, documents, order, inverse, offsets, *experts):
+        return self.value + 0.0 * ops.cast(rows.sum(), ms.float32)
+
+    def logits(self, hidden_TR, slots_M):
+        return ops.reshape(hidden_TR, (BLOCKS, -1, ROWS))
+
+
+def inputs(weights_BS: np.ndarray, labels_BS: np.ndarray, scale: float = 1.0) -> list[Tensor]:
+    unused = np.zeros((4, 3), np.int32)
+    arrays = [unused, unused, unused, np.zeros(BLOCKS, np.int32), labels_BS, weights_BS, unused, unused, unused]
+    return [Tensor(scale, ms.float32), *map(as_tensor, arrays)]
+
+
+def cross_entropy(logits_MTR: np.ndarray, labels_MT: np.ndarray) -> np.ndarray:
+    """[M, T] in float64."""
+    logits = logits_MTR.astype(np.float64)
+    top = logits.max(axis=-1, keepdims=True)
+    total = (np.log(np.exp(logits - top).sum(axis=-1, keepdims=True)) + top)[..., 0]
+    return total - np.take_along_axis(logits, labels_MT[..., None], axis=-1)[..., 0]
+
+
+@pytest.fixture
+def case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits [M, T, R], labels and weights [B, S]; four sequences of three tokens, two in a block."""
+    rng = np.random.default_rng(0)
+    weights = rng.random((4, 3), np.float32)
+    weights[1, 2] = 0
+    return rng.normal(0, 3, (BLOCKS, TOKENS, ROWS)).astype(np.float32), rng.integers(0, ROWS, (4, 3), np.int32), weights
+
+
+def test_it_is_the_weighted_cross_entropy_of_each_block(graph_mode, case):
+    logits, labels, weights = case
+    total, per_block = ScaledLoss(FixedLogits(logits))(*inputs(weights, labels))
+    expected = cross_entropy(logits, labels.reshape(BLOCKS, -1)) * weights.reshape(BLOCKS, -1)
+    np.testing.assert_allclose(per_block.asnumpy(), expected.sum(axis=1), rtol=1e-6)
+    assert float(total.asnumpy()) == pytest.approx(expected.sum(), rel=1e-6)
+
+
+def test_the_scale_multiplies_the_total_only(graph_mode, case):
+    logits, labels, weights = case
+    loss = ScaledLoss(FixedLogits(logits))
+    plain, scaled = (loss(*inputs(weights, labels, scale)) for scale in (1.0, 1024.0))
+    assert float(scaled[0].asnumpy()) == 1024 * float(plain[0].asnumpy())
+    assert (scaled[1].asnumpy() == plain[1].asnumpy()).all()
+
+
+def test_the_gradient_is_softmax_minus_label(graph_mode, case):
+    logits, labels, weights = case
+    network = FixedLogits(logits)
+    _, gradient = ms.value_and_grad(ScaledLoss(network), None, network.trainable_params(), has_aux=True)(
+        *inputs(weights, labels, 8.0)
+    )
+    chances = np.exp(logits.astype(np.float64).reshape(-1, ROWS))
+    chances /= chances.sum(axis=-1, keepdims=True)
+    expected = 8 * weights.reshape(-1, 1) * (chances - np.eye(ROWS)[labels.reshape(-1)])
+    np.testing.assert_allclose(gradient[0].asnumpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_large_logits_stay_finite(graph_mode, case):
+    _, labels, weights = case
+    logits = np.zeros((BLOCKS, TOKENS, ROWS), np.float32)
+    logits[..., 0] = 1e4
+    total, _ = ScaledLoss(FixedLogits(logits))(*inputs(weights, np.ones_like(labels)))
+    assert float(total.asnumpy()) == pytest.approx(1e4 * weights.sum(), rel=1e-6)
+
+
+def test_experts_come_after_the_declared_number_of_arguments(case):
+    assert len(inputs(case[2], case[1])) == FIRST_EXPERT

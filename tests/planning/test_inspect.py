@@ -1,0 +1,50 @@
+"""The inspection repeats the counts of the config and prints them for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pangu_sigma.config_file import load_config
+from pangu_sigma.planning.inspect import format_inspection, inspect
+
+FOLDER = Path(__file__).parents[2] / "model_configs"
+
+
+def test_params_are_the_configs_and_json_can_hold_them():
+    config = load_config(FOLDER / "sigma_tiny.yaml")
+    found = json.loads(json.dumps(inspect(config)))
+    assert found["name"] == "sigma_tiny"
+    assert found["params"] == vars(config.num_params())
+
+
+def test_bytes_of_the_trillion():
+    found = inspect(load_config(FOLDER / "sigma_1t.yaml"))
+    assert found["experts"] == {"stored_per_layer": 640, "active_per_layer_at_most": 64, "params_each": 209_740_800}
+    assert found["bytes"]["expert_store"] == 640 * 8 * 209_740_800 * 12
+    assert found["bytes"]["active_expert_weights"] == 64 * 8 * 209_740_800 * 4
+    assert found["bytes"]["expert_store_on"] == "host"
+    text = format_inspection(found)
+    for part in (
+        "sigma_1t",
+        "1.0854T (1,085,405,440,000)",
+        "32 dense + 8 RRE",
+        "640, at most 64",
+        "11.7 TiB on the host",
+    ):
+        assert part in text
+
+
+def test_without_ecss_every_expert_is_active_on_the_device():
+    found = inspect(
+        load_config(FOLDER / "sigma_tiny.yaml", ["ecss.enabled=false", "data.domains_per_step=1", "data.domain_sets=1"])
+    )
+    assert found["experts"]["active_per_layer_at_most"] == 16
+    assert found["bytes"]["expert_store_on"] == "device"
+
+
+def test_a_dense_model_has_no_experts():
+    found = inspect(load_config(FOLDER / "alpha_2_6b.yaml"))
+    assert found["experts"] == {"stored_per_layer": 0, "active_per_layer_at_most": 0, "params_each": 0}
+    assert found["bytes"]["active_expert_weights"] == 0
+    assert "2.6253B" in format_inspection(found)

@@ -1,0 +1,161 @@
+"""`pangu-sigma plan`: the tree, its text and the command."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.small_clusters import MODEL_CONFIGS
+
+from pangu_sigma.cli import main
+from pangu_sigma.config_file import load_config
+from pangu_sigma.planning.plan import make_plan
+from pangu_sigma.planning.text import format_plan
+
+TRILLION, TINY = MODEL_CONFIGS / "sigma_1t.yaml", MODEL_CONFIGS / "sigma_tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def trillion() -> dict:
+    return make_plan(load_config(TRILLION), 512)
+
+
+def command(*arguments: object) -> int:
+    return main(["plan", *map(str, arguments)])
+
+
+def test_the_trillion_fits_and_without_ecss_it_does_not(trillion: dict):
+    assert trillion["fits"]
+    assert trillion["npu_memory_gib"] <= 32
+    assert trillion["host_memory_gib"] * 2**30 <= 750e9
+    assert (trillion["devices"], trillion["hosts"], trillion["suggested"]) == (512, 64, False)
+    without = trillion["variants"]["without ECSS"]
+    off = make_plan(load_config(TRILLION, ["ecss.enabled=false"]), 512)
+    assert not off["fits"]
+    assert off["npu_memory_gib"] == without["npu_memory_gib"]
+    assert without["over_limit_gib"] == pytest.approx(off["npu_memory_gib"] - 32)
+    assert without["over_limit_gib"] > 0
+    assert f"without ECSS: {off['npu_memory_gib']:.2f}, {without['over_limit_gib']:.2f} too much" in format_plan(
+        trillion
+    )
+    assert f"DOES NOT FIT, {without['over_limit_gib']:.2f} too much" in format_plan(off)
+
+
+def test_items_add_up_to_the_totals(trillion: dict):
+    for items, whole in (("npu", "npu_memory_gib"), ("host", "host_memory_gib")):
+        assert sum(item["gib"] for item in trillion[items]) == pytest.approx(trillion[whole])
+
+
+def test_json_holds_what_a_compiled_plan_is_compared_with(trillion: dict):
+    assert trillion["compiled"] is False
+    assert all({"op", "count", "group_size", "bytes"} <= row.keys() for row in trillion["collectives"])
+    assert all({"name", "slice", "device"} <= row.keys() for row in trillion["parameters"])
+    slices = {row["name"]: (row["slice"], row["device"]) for row in trillion["parameters"]}
+    assert slices["experts.0.w1"] == ([10, 2560, 5120], "CPU")
+    assert slices["layers.0.ffn.w2"] == ([40, 5120], "Ascend")
+    assert json.loads(json.dumps(trillion)) == trillion
+
+
+def test_text_shows_every_item_and_the_section_to_copy():
+    plan = make_plan(load_config(TINY), 8)
+    text = format_plan(plan)
+    assert plan["suggested"]
+    section = text[text.index("parallel:") : text.index("  a rank sees")]
+    again = load_config(TINY, [f"parallel={json.dumps(yaml.safe_load(section)['parallel'])}"])
+    assert make_plan(again, 8) == plan | {"suggested": False}
+    for item in plan["npu"] + plan["host"]:
+        assert item["item"] in text
+
+
+def test_a_plan_that_does_not_fit_says_what_would():
+    text = format_plan(make_plan(load_config(TRILLION, ["parallel.recompute=false"]), 512))
+    assert "to make it fit: --set parallel.recompute=true" in text
+    text = format_plan(make_plan(load_config(MODEL_CONFIGS / "sigma_38b.yaml"), 64))
+    keys = "--set train.batch_size=128 --set train.accumulation=4"
+    assert f"to make it fit: {keys} (the same update in more passes)" in text
+
+
+def test_stages_are_planned_one_by_one():
+    """Half of the layers on half of the ranks: the last one has the experts, the first one keeps more micro-batches."""
+    keys = [
+        "parallel.stages=2",
+        "parallel.groups=2",
+        "data.domain_sets=4",
+        "train.accumulation=4",
+        "train.batch_size=128",
+    ]
+    plan = make_plan(load_config(TRILLION, keys), 512)
+    assert plan["refused"] is None
+    assert [stage["first_rank"] for stage in plan["stages"]] == [0, 256]
+    assert [stage["layers"] for stage in plan["stages"]] == [[0, 19], [20, 39]]
+    assert [stage["rre_layers"] for stage in plan["stages"]] == [0, 8]
+    needed = [stage["npu_memory_gib"] for stage in plan["stages"]]
+    assert plan["npu_memory_gib"] == max(needed)
+    assert plan["seconds"]["bubble"] > 0
+    names = [{p["name"] for p in plan["parameters"] if p["stage"] == stage} for stage in (0, 1)]
+    assert "embedding" in names[0] - names[1]
+    assert "query_positions" in names[1] - names[0]
+    assert "embedding.accumulated" in names[0] & names[1]
+    assert not any(name.startswith("experts") for name in names[0])
+    text = format_plan(plan)
+    assert f"stage 1: ranks from 256, layers 20 to 39, 8 of them RRE, {needed[1]:.2f} GiB an NPU" in text
+    assert "waiting for other stages" in text
+    assert re.search(r"Send +2 +5 .*forward 5 on stage 0", text), "four hidden states and the word table"
+
+
+def test_a_dense_model_has_no_experts_to_move():
+    plan = make_plan(load_config(MODEL_CONFIGS / "alpha_13b.yaml"), 64)
+    assert plan["traffic_bytes"]["pcie"] == plan["seconds"]["host_update"] == 0
+    assert plan["variants"].keys() == {"without recompute", "with recompute"}
+    assert "expert" not in format_plan(plan)[format_plan(plan).index("memory of an NPU") :]
+
+
+def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: dict):
+    assert command("--config", TRILLION, "--devices", 512) == 0
+    assert capsys.readouterr().out == format_plan(trillion) + "\n"
+    assert command("--config", TRILLION, "--devices", 512, "--json", tmp_path / "plan.json") == 0
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == trillion
+    assert command("--config", TINY, "--devices", 4, "--set", "train.batch_size=16", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["tokens_of_rank"] == 4 * 256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config", TINY, "--devices", 7), "The nearest numbers that can be are 4 or 8"),
+        (("--config", TINY, "--devices", 0), "cannot be laid out"),
+        (
+            ("--config", TINY, "--devices", 12, "--set", "train.batch_size=12"),
+            "MindSpore takes 1, 2, 4 or a multiple of 8",
+        ),
+        (("--config", TINY, "--devices", 8, "--set", "parallel.stages=2"), "needs train.accumulation >= 2, not 1"),
+        (("--config", TINY, "--devices", 8, "--set", "parallel.stages=99"), "is more than the"),
+        (("--config", TINY, "--devices", 8, "--compile", "--set", "model.dropout=0.1"), "set model.dropout=0"),
+        (("--config", TINY, "--devices", 8, "--compile", "--set", "ecss.enabled=false"), "set ecss.enabled=true"),
+        (("--config", "none.yaml", "--devices", 8), "cannot read configuration none.yaml"),
+        (("--config", TINY, "--devices", 8, "--set", "parallel.tensr=2"), "nearest valid key: tensor"),
+        (("--config", TINY, "--devices", 8, "--set", "parallel.tensor=5"), "is not divisible by parallel.tensor (5)"),
+    ],
+)
+def test_what_the_user_can_fix_ends_with_status_2(capsys, arguments: tuple, message: str):
+    assert command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_planning_loads_no_mindspore():
+    """In a process of its own, as a user runs it."""
+    code = (
+        "import sys; from pangu_sigma.cli import main; status = main(sys.argv[1:]);"
+        "print([m for m in sys.modules if m.split('.')[0] == 'mindspore'], file=sys.stderr); sys.exit(status)"
+    )
+    arguments = ["plan", "--config", str(TRILLION), "--devices", "512"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"

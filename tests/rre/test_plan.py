@@ -1,0 +1,150 @@
+"""A plan is a permutation of the batch that its offsets cut into experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.config import RoutingConfig
+from pangu_sigma.rre.plan import RoutingPlan, make_plan, make_plans, pad_to_capacity
+from pangu_sigma.rre.table import RoutingTable, draw_tables
+
+VOCABULARY = 40
+
+
+@dataclass
+class Case:
+    """Micro-batches [G, B, S] and how to plan them."""
+
+    table: RoutingTable
+    ids: np.ndarray
+    domains: np.ndarray
+    positions: np.ndarray
+    stored: int
+    places: int
+
+    def plans(self) -> list[RoutingPlan]:
+        return make_plans(self.table, self.ids, self.domains, self.positions, self.stored, self.places)
+
+    def experts(self) -> np.ndarray:
+        """[N, G, T], straight from the table."""
+        domains = np.broadcast_to(self.domains[..., None], self.ids.shape)
+        routed = self.table.route(self.ids, domains, self.positions)
+        return routed.reshape(self.table.layers, len(self.ids), -1)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    domains, experts, layers = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    kind = draw(st.sampled_from(["random", "balanced"]))
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    frequencies = rng.integers(0, 100, (domains, VOCABULARY))
+    table = draw_tables(RoutingConfig(table=kind), layers, domains, VOCABULARY, experts, frequencies)
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 12)))
+    stored = domains * experts
+    case = Case(
+        table,
+        rng.integers(0, VOCABULARY, shape),
+        rng.integers(0, domains, shape[:2]),
+        rng.integers(0, 1024, shape),
+        stored,
+        stored,
+    )
+    needed = max(len(np.unique(experts_GT)) for experts_GT in case.experts())
+    case.places = draw(st.integers(needed, stored + 3))
+    return case
+
+
+@settings(deadline=None)
+@given(cases())
+def test_order_is_a_permutation_and_inverse_its_inverse(case: Case):
+    for plan in case.plans():
+        tokens = np.arange(plan.order_NT.shape[1])
+        for order, inverse in zip(plan.order_NT, plan.inverse_NT, strict=True):
+            assert np.array_equal(np.sort(order), tokens)
+            assert np.array_equal(order[inverse], tokens)
+            assert np.array_equal(inverse[order], tokens)
+
+
+@settings(deadline=None)
+@given(cases())
+def test_every_token_lies_between_the_offsets_of_its_own_expert(case: Case):
+    for g, plan in enumerate(case.plans()):
+        for layer, experts_T in enumerate(case.experts()[:, g]):
+            sorted_experts = np.repeat(plan.active_NA[layer], plan.load()[layer])
+            assert np.array_equal(sorted_experts, experts_T[plan.order_NT[layer]])
+            assert (
+                sorted_experts // case.table.experts
+                == np.repeat(case.domains[g], case.ids.shape[2])[plan.order_NT[layer]]
+            ).all()
+
+
+@settings(deadline=None)
+@given(cases())
+def test_offsets_match_counts_and_tokens_of_one_expert_keep_their_order(case: Case):
+    for g, plan in enumerate(case.plans()):
+        for layer, experts_T in enumerate(case.experts()[:, g]):
+            offsets = plan.offsets_NA1[layer]
+            assert (offsets[0], offsets[-1]) == (0, len(experts_T))
+            for place, expert in enumerate(plan.active_NA[layer]):
+                rows = plan.order_NT[layer, offsets[place] : offsets[place + 1]]
+                assert np.array_equal(rows, np.flatnonzero(experts_T == expert))
+
+
+@settings(deadline=None)
+@given(cases())
+def test_the_active_list_is_shared_ascending_and_filled_with_stored(case: Case):
+    plans = case.plans()
+    for plan in plans:
+        assert np.array_equal(plan.active_NA, plans[0].active_NA)
+    for active_A, experts_GT in zip(plans[0].active_NA, case.experts(), strict=True):
+        if case.places == case.stored:
+            assert np.array_equal(active_A, np.arange(case.stored))
+            continue
+        used = np.unique(experts_GT)
+        assert np.array_equal(active_A[: len(used)], used)
+        assert (active_A[len(used) :] == case.stored).all()
+
+
+@settings(deadline=None)
+@given(cases())
+def test_plans_are_deterministic_and_int32(case: Case):
+    for first, second in zip(case.plans(), case.plans(), strict=True):
+        for a, b in zip(vars(first).values(), vars(second).values(), strict=True):
+            assert a.dtype == np.int32
+            assert np.array_equal(a, b)
+
+
+@settings(deadline=None)
+@given(cases())
+def test_padding_to_capacity_moves_the_same_tokens_to_the_same_experts(case: Case):
+    for g, plan in enumerate(case.plans()):
+        active_NA, order_NAC, inverse_NT = pad_to_capacity(plan)
+        layers, places, capacity = order_NAC.shape
+        assert capacity == plan.load().max()
+        for layer, experts_T in enumerate(case.experts()[:, g]):
+            rows = order_NAC[layer].reshape(-1)
+            assert np.array_equal(rows[inverse_NT[layer]], np.arange(len(experts_T)))
+            assert np.array_equal(active_NA[layer, inverse_NT[layer] // capacity], experts_T)
+        assert active_NA.shape == (layers, places)
+
+
+def table_of(experts: int) -> RoutingTable:
+    return draw_tables(RoutingConfig(), 1, 2, VOCABULARY, experts, None)
+
+
+def test_one_micro_batch_is_make_plan():
+    ids, positions = np.arange(12).reshape(2, 6), np.zeros((2, 6), int)
+    plan = make_plan(table_of(3), ids, np.array([0, 1]), positions, 6, 6)
+    assert plan.load().sum() == 12
+    assert np.array_equal(plan.active_NA, [np.arange(6)])
+
+
+def test_too_many_active_experts_is_an_error_with_the_fix():
+    ids, positions = np.arange(VOCABULARY).reshape(2, 20), np.zeros((2, 20), int)
+    with pytest.raises(ValueError, match=r"activates 8 experts.*holds 4; raise data\.domains_per_step"):
+        make_plan(table_of(4), ids, np.array([0, 1]), positions, 8, 4)

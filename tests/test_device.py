@@ -1,0 +1,24 @@
+"""What ranks sum on the host is another graph than the step, under the same auto-parallel context."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers.small_clusters import MODEL_CONFIGS
+
+from pangu_sigma.config_file import dump_config, load_config
+from pangu_sigma.planning.cann_stub import ascend_environment
+
+SCRIPT = Path(__file__).parent / "helpers" / "sum_beside_the_step.py"
+
+
+def test_a_sum_compiles_beside_a_step_of_stages(tmp_path: Path):
+    small = ["model.dense_layers=1", "model.rre_layers=1", "model.seq_length=32", "model.slot_rows=256"]
+    axes = ["parallel={stages: 2, data: 2, tensor: 2}", "train.accumulation=2", "train.compute_dtype=float16"]
+    config = load_config(MODEL_CONFIGS / "sigma_tiny.yaml", [*small, *axes])
+    (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    command = [sys.executable, str(SCRIPT), "config.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=ascend_environment(8, 4), capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "compiled", done.stderr[-2000:]
