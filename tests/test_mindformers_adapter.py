@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
-from helpers.toy import EOT, Logits, randomise, toy_batches, toy_config
+from helpers.toy import EOT, Logits, logits_arguments, randomise, toy_batches, toy_config
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config, read_tree
@@ -358,8 +358,8 @@ def test_the_model_predicts_what_the_network_predicts(graph_mode, tmp_path):
     assert type(model.config)(tree=model.config.to_dict()["tree"]).sigma == model.config.sigma
     randomise([*model.network.trainable_params(), *model.store.weights], 0)
     batches = toy_batches(config, tmp_path)
-    rows, positions, documents, slots, _, _, order, inverse, offsets, active, _ = batches.next(batches.start()).arrays()
-    plan = [as_tensor(array[0]) for array in (rows, positions, documents, slots, order, inverse, offsets)]
+    arrays = batches.next(batches.start()).arrays()
+    plan, active = [as_tensor(array) for array in logits_arguments(arrays)], arrays.active_NA
     expected = Logits(model.network)(*plan, *model.store.fetch(as_tensor(active)))[1]
     np.testing.assert_allclose(model(*plan, as_tensor(active)).asnumpy(), expected.asnumpy(), rtol=1e-6, atol=1e-6)
 

@@ -11,7 +11,7 @@ import pytest
 from helpers.toy import Toy, toy_batches, toy_config
 from mindspore import Tensor, nn
 
-from pangu_sigma.ascend.inputs import arrays_of, input_strategies, step_inputs
+from pangu_sigma.ascend.inputs import input_strategies, inputs_of, step_inputs
 from pangu_sigma.ascend.step import AscendStep
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.model.declare import as_tensor
@@ -62,7 +62,7 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
 
 def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
     """One step on a batch. factor: of all loss weights, and so of all gradients."""
-    rows, positions, documents, slots, labels, weights, *plans = arrays_of(batch, step.config)
+    rows, positions, documents, slots, labels, weights, *plans = inputs_of(batch, step.config)
     step.tell(RATE, batch)
     inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *plans)
     return [np.asarray(t.asnumpy()) for t in step(*map(as_tensor, inputs))]
@@ -116,7 +116,7 @@ def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, graph
     config = toy_config(model={"rre_layers": routed}, train={"accumulation": 2, "batch_size": 4})
     made = toy_batches(config, tmp_path)
     batches = Batches(config, tmp_path, made.tokenizer, made.table, exchanged=True)
-    arrays, inputs = arrays_of(batches.next(batches.start()), config), step_inputs(config)
+    arrays, inputs = inputs_of(batches.next(batches.start()), config), step_inputs(config)
     assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
     assert len(input_strategies(config)) == len(inputs)
 

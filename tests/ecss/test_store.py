@@ -153,7 +153,8 @@ def test_places_that_no_expert_needs_change_nothing(host):
     """One domain in both blocks uses two places of four."""
     host.reset()
     batch = batch_of(host, (1, 1))
-    active_NA, used_NA1 = batch.arrays()[-2:]
+    arrays = batch.arrays()
+    active_NA, used_NA1 = arrays.active_NA, arrays.used_NA1
     assert active_NA[:, 2:].tolist() == [[8, 8], [8, 8]]
     assert (used_NA1[:, 2:] == used_NA1[:, 2:3]).all()
     host.run(batch)

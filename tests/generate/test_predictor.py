@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.tiny import tiny_config
-from helpers.toy import Logits
+from helpers.toy import Logits, logits_arguments
 
 from pangu_sigma.checkpoint.checkpoint import CheckpointError
 from pangu_sigma.checkpoint.run_folder import RunFolder
@@ -48,10 +48,10 @@ def training_logits(run: RunFolder, sequences: list[list[int]], names: list[str]
     for b, sequence in enumerate(sequences):
         ids[0, b, : len(sequence)] = sequence
     batch = batches.assemble(ids, np.array([domains_of(config).named(name).index for name in names]))
-    rows, positions, documents, slots, _, _, order, inverse, offsets, active, _ = batch.arrays()
+    arrays = batch.arrays()
     network, store = load_trained(run)
-    experts = [w.asnumpy()[active[i // 4] % config.experts] for i, w in enumerate(store.weights)]
-    inputs = [a[0] for a in (rows, positions, documents, slots, order, inverse, offsets)] + experts
+    experts = [w.asnumpy()[arrays.active_NA[i // 4] % config.experts] for i, w in enumerate(store.weights)]
+    inputs = logits_arguments(arrays) + experts
     return Logits(network).set_train(False)(*map(as_tensor, inputs))[1].asnumpy()
 
 

@@ -78,10 +78,9 @@ class Sequence(Toy):
         fed = Prefetcher(self.store, self.config.active_experts) if prefetch else None
         results, moved, transfer = [], [], ()
         for number, batch in enumerate(batches):
-            arrays = list(batch.arrays())
+            arrays = batch.arrays()
             if number == bad_step:
-                arrays[5] = arrays[5].copy()
-                arrays[5][0, 0, 0] = np.nan
+                arrays.weights_GBS[0, 0, 0] = np.nan
             if fed is not None:
                 transfer, traffic = fed.transfer(batch.active_NA, batches[(number + 1) % len(batches)].active_NA)
                 moved.append(traffic)

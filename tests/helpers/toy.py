@@ -19,6 +19,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.domains import domains_of
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.model.declare import as_tensor
@@ -108,6 +109,18 @@ class Logits(nn.Cell):
         return hidden, self.network.logits(hidden, slots)
 
 
+def logits_arguments(arrays: StepArrays) -> list[np.ndarray]:
+    """Arguments of `Logits` before the experts, of the first micro-batch."""
+    a = arrays
+    per_pass = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.order_GNT, a.inverse_GNT, a.offsets_GNA1)
+    return [array[0] for array in per_pass]
+
+
+def scaled_weights(arrays: StepArrays, factor: float | np.ndarray) -> StepArrays:
+    """The same with all loss weights, and so all gradients, times `factor`."""
+    return arrays._replace(weights_GBS=(arrays.weights_GBS * factor).astype(np.float32))
+
+
 @dataclass
 class Toy:
     """A compiled step that tests share; each begins with `reset`."""
@@ -153,7 +166,7 @@ class Toy:
     def run(self, batch: Batch, rate: float = 1e-3) -> StepResult:
         return self.run_arrays(batch.arrays(), rate)
 
-    def run_arrays(self, arrays: tuple[np.ndarray, ...], rate: float = 1e-3) -> StepResult:
+    def run_arrays(self, arrays: StepArrays, rate: float = 1e-3) -> StepResult:
         return StepResult(*self.step(Tensor(rate, ms.float32), *map(as_tensor, arrays)))
 
 

@@ -8,7 +8,16 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers.toy import EOT, VOCABULARY, Logits, random_documents, toy_batches, toy_config, toy_network
+from helpers.toy import (
+    EOT,
+    VOCABULARY,
+    Logits,
+    logits_arguments,
+    random_documents,
+    toy_batches,
+    toy_config,
+    toy_network,
+)
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
@@ -103,9 +112,8 @@ class Model:
 
     def __call__(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Hidden states [T, H] and logits [M, T/M, R]."""
-        rows, positions, documents, slots, _, _, order, inverse, offsets, active, _ = batch.arrays()
-        inputs = [a[0] for a in (rows, positions, documents, slots, order, inverse, offsets)]
-        layers = self.config.model.rre_layers
+        arrays, layers = batch.arrays(), self.config.model.rre_layers
+        inputs, active = logits_arguments(arrays), arrays.active_NA
         experts = [self.store.weights[i].asnumpy()[active[i // 4] % self.config.experts] for i in range(4 * layers)]
         hidden, logits = self.graph(*map(as_tensor, [*inputs, *experts]))
         return hidden.asnumpy(), logits.asnumpy()

@@ -79,13 +79,13 @@ def test_a_token_without_room_keeps_its_residual(local, folder):
     assert loss_of(toy.run(batch)) != pytest.approx(loss_of(local.run(first(local))), rel=1e-4)
     toy.reset(weights_from=local)
     room = exchanged_toy(toy_config(parallel={"capacity_factor": 4.0}), toy, folder)
-    wide = list(first(room).arrays())
+    wide = first(room).arrays()
     lost = inverse_NT < 0
     for layer in range(len(lost)):  # the rows are there, and nobody reads them
-        wide[6][0, layer, wide[7][0, layer, lost[layer]]] = -1
-        wide[7][0, layer, lost[layer]] = -1
-    assert (wide[6] >= 0).sum() == (order_NT >= 0).sum()
-    one, two = toy.run(batch), room.run_arrays(tuple(wide))
+        wide.order_GNT[0, layer, wide.inverse_GNT[0, layer, lost[layer]]] = -1
+        wide.inverse_GNT[0, layer, lost[layer]] = -1
+    assert (wide.order_GNT >= 0).sum() == (order_NT >= 0).sum()
+    one, two = toy.run(batch), room.run_arrays(wide)
     assert loss_of(one) == pytest.approx(loss_of(two), rel=1e-6)
     assert float(one.norm.asnumpy()) == pytest.approx(float(two.norm.asnumpy()), rel=1e-5)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers.toy import Toy, bits, toy_config, toy_network
+from helpers.toy import Toy, bits, scaled_weights, toy_config, toy_network
 from mindspore import ParameterTuple, Tensor
 
 from pangu_sigma.data.batches import Batch
@@ -51,13 +51,6 @@ def first_batch(toy: Toy) -> Batch:
     return toy.batches.next(toy.batches.start())
 
 
-def weighted(batch: Batch, factor: float) -> tuple[np.ndarray, ...]:
-    """The batch with all loss weights, and so all gradients, times `factor`."""
-    arrays = list(batch.arrays())
-    arrays[5] = (arrays[5] * factor).astype(np.float32)
-    return tuple(arrays)
-
-
 def weight_names(values: dict[str, np.ndarray]) -> list[str]:
     """Keys of what is trained, dense and experts."""
     return [n for n in values if n.split("/")[0] != "loss_scale" and f"{moment_of(n)}.moment" in values]
@@ -73,12 +66,12 @@ def gradients(toy: Toy, batch: Batch) -> dict[str, np.ndarray]:
     """Gradients of the mean loss by MindSpore's own value_and_grad, outside of the step; experts as [K, …]."""
     dense = dict(toy.network.parameters_and_names())
     layers, tensors = toy.config.model.rre_layers, ["w1", "b1", "w2", "b2"]
-    places = tuple(range(FIRST_EXPERT, FIRST_EXPERT + 4 * layers))
-    function = ms.value_and_grad(ScaledLoss(toy.network), places, ParameterTuple(dense.values()), has_aux=True)
-    rows, positions, documents, slots, labels, weights, order, inverse, offsets, active, _ = batch.arrays()
-    per_pass = [a[0] for a in (rows, positions, documents, slots, labels, weights, order, inverse, offsets)]
+    positions = tuple(range(FIRST_EXPERT, FIRST_EXPERT + 4 * layers))
+    function = ms.value_and_grad(ScaledLoss(toy.network), positions, ParameterTuple(dense.values()), has_aux=True)
+    arrays = batch.arrays()
+    active = arrays.active_NA
     experts = [toy.store.weights[i].asnumpy()[active[i // 4] % toy.config.experts] for i in range(4 * layers)]
-    _, (of_experts, of_dense) = function(Tensor(1.0, ms.float32), *map(as_tensor, [*per_pass, *experts]))
+    _, (of_experts, of_dense) = function(Tensor(1.0, ms.float32), *map(as_tensor, [*arrays.of_pass(0), *experts]))
     found = {f"dense/{name}": g.asnumpy() for name, g in zip(dense, of_dense, strict=True)}
     for i, g in enumerate(of_experts):
         name = f"experts_layer_{i // 4}/{tensors[i % 4]}"
@@ -104,7 +97,7 @@ def test_gradients_are_clipped_to_the_global_norm_and_not_stretched(toy, factor)
     expected = {name: factor * g for name, g in gradients(toy, batch).items()}
     norm = norm_of(list(expected.values()))
     assert (norm > 0.5) == (factor == 1.0), "one case should be clipped, the other not"
-    result, after = toy.run_arrays(weighted(batch, factor), RATE), toy.snapshot()
+    result, after = toy.run_arrays(scaled_weights(batch.arrays(), factor), RATE), toy.snapshot()
     assert float(result.norm.asnumpy()) == pytest.approx(norm, rel=1e-5), "reported before clipping"
     taken = {name: after[f"{moment_of(name)}.moment"] / (1 - BETA1) for name in expected}
     assert norm_of(list(taken.values())) == pytest.approx(min(norm, 0.5), rel=1e-5)
@@ -149,7 +142,7 @@ def test_what_has_no_gradient_shrinks_only_where_decay_is_declared(toy):
     """A batch whose tokens all weigh nothing: an embedding row that no text uses has the same lot."""
     before = toy.snapshot()
     batch = first_batch(toy)
-    result = toy.run_arrays(weighted(batch, 0.0), RATE)
+    result = toy.run_arrays(scaled_weights(batch.arrays(), 0.0), RATE)
     assert (float(result.norm.asnumpy()), float(result.applied.asnumpy())) == (0.0, 1.0)
     after = toy.snapshot()
     for name in weight_names(after):
@@ -281,10 +274,9 @@ def test_the_reported_loss_is_the_loss(toy):
     whole = toy.run(batch).block_loss_GM[0].asnumpy()
     for block in range(2):
         toy.reset()
-        arrays = list(batch.arrays())
-        arrays[5] = arrays[5].copy()
-        arrays[5][:, 4 * (1 - block) : 4 * (2 - block)] = 0
-        alone = toy.run_arrays(tuple(arrays)).block_loss_GM[0].asnumpy()
+        arrays = scaled_weights(batch.arrays(), 1.0)
+        arrays.weights_GBS[:, 4 * (1 - block) : 4 * (2 - block)] = 0
+        alone = toy.run_arrays(arrays).block_loss_GM[0].asnumpy()
         assert alone[block] == pytest.approx(whole[block], rel=1e-6)
         assert alone[1 - block] == 0
 
@@ -315,8 +307,8 @@ def evaluate(toy: Toy, batch: Batch, weights_from: Toy) -> float:
     """Loss by a new EvaluationStep over the weights of another toy."""
     toy.reset(weights_from=weights_from)
     step = EvaluationStep(toy.network, toy.store).set_train(False)
-    *per_pass, active_NA, _ = batch.arrays()
-    return float(step(as_tensor(active_NA), *(as_tensor(a[0]) for a in per_pass)).asnumpy().sum())
+    arrays = batch.arrays()
+    return float(step(as_tensor(arrays.active_NA), *map(as_tensor, arrays.of_pass(0))).asnumpy().sum())
 
 
 def test_a_model_without_rre_layers_trains(graph_mode, tmp_path):

@@ -36,7 +36,7 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
 
 def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
     """Inputs of the step, of a rank's share of a batch in the all-to-all layout: its micro-batches behind each other."""
-    *arrays, order_GNR, inverse_GNT = batch.arrays()[:8]
-    layers = range(config.model.rre_layers)  # a batch for a dense model has plans of zeros
-    plans = (plan[:, layer] for plan in (order_GNR, inverse_GNT) for layer in layers)
-    return tuple(a.reshape(-1, *a.shape[2:]) for a in (*arrays, *plans))
+    a, layers = batch.arrays(), range(config.model.rre_layers)  # a batch for a dense model has plans of zeros
+    plans = (plan[:, layer] for plan in (a.order_GNT, a.inverse_GNT) for layer in layers)
+    arrays = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.labels_GBS, a.weights_GBS, *plans)
+    return tuple(array.reshape(-1, *array.shape[2:]) for array in arrays)

@@ -145,12 +145,12 @@ class AscendStep(nn.Cell):
         learns: 0.0 to update nothing.
         Parameters and not inputs: auto-parallel wants every input of the step to be one of the network.
         """
-        active_NA, used_NA1 = batch.arrays()[-2:]
+        arrays = batch.arrays()
         self.rate.set_data(Tensor(rate, ms.float32))
         self.learns.set_data(Tensor(learns, ms.float32))
         for place, layer in enumerate(self.store.numbers):
-            self.active_rows[place].set_data(Tensor(active_NA[layer]))
-            self.used[place].set_data(Tensor(used_NA1[layer]))
+            self.active_rows[place].set_data(Tensor(arrays.active_NA[layer]))
+            self.used[place].set_data(Tensor(arrays.used_NA1[layer]))
 
     def bring(self):
         """Fill the device's buffers with the experts of this step."""

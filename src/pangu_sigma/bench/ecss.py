@@ -263,7 +263,7 @@ class _Compute(nn.Cell):
         super().__init__()
         self.step = run.step
         batch, store = run.batch(), run.store
-        self._arrays = [as_tensor(array[0]) for array in batch.arrays()[:-2]]
+        self._arrays = [as_tensor(array) for array in batch.arrays().of_pass(0)]
         self._experts = []
         for i, weight in enumerate(store.weights):
             active_A = batch.active_NA[i // store.tensors]

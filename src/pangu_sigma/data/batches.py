@@ -23,6 +23,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.sequences import documents_and_positions
+from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domains, domain_sets, domains_of
 from pangu_sigma.errors import DataError
@@ -64,23 +65,23 @@ class Batch:
         """Active experts of the update in each RRE layer, in rows of the rank's store; unused places hold the number of rows."""
         return self.plan.plans[0].active_NA
 
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """Arguments of `TrainStep` after the learning rate, in its order."""
+    def arrays(self) -> StepArrays:
+        """What the step is given of this batch."""
         plans = self.plan.plans
         used_NA1 = np.zeros_like(plans[0].offsets_NA1)
         used_NA1[:, 1:] = np.cumsum(self.plan.used_NA, axis=1)
-        return (
-            self.rows_GBS,
-            self.positions_GBS,
-            self.documents_GBS,
-            self.slots_GM,
-            self.labels_GBS,
-            self.weights_GBS,
-            np.stack([plan.order_NT for plan in plans]),
-            np.stack([plan.inverse_NT for plan in plans]),
-            np.stack([plan.offsets_NA1 for plan in plans]),
-            self.active_NA,
-            used_NA1,
+        return StepArrays(
+            rows_GBS=self.rows_GBS,
+            positions_GBS=self.positions_GBS,
+            documents_GBS=self.documents_GBS,
+            slots_GM=self.slots_GM,
+            labels_GBS=self.labels_GBS,
+            weights_GBS=self.weights_GBS,
+            order_GNT=np.stack([plan.order_NT for plan in plans]),
+            inverse_GNT=np.stack([plan.inverse_NT for plan in plans]),
+            offsets_GNA1=np.stack([plan.offsets_NA1 for plan in plans]),
+            active_NA=self.active_NA,
+            used_NA1=used_NA1,
         )
 
 

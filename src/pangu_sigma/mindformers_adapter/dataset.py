@@ -15,23 +15,10 @@ from mindspore.dataset import GeneratorDataset
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.data.order import Cursor
+from pangu_sigma.data.step_arrays import StepArrays
 
-ARRAYS = (
-    "rows",
-    "positions",
-    "documents",
-    "slots",
-    "labels",
-    "weights",
-    "order",
-    "inverse",
-    "offsets",
-    "active",
-    "used",
-)
-"""`Batch.arrays()`, in its order."""
-COLUMNS = (*ARRAYS, "coming", "taken")
-"""With the experts of the batch after it [N, A], for the prefetcher, and the samples taken of each domain once it is done [D]."""
+COLUMNS = (*StepArrays._fields, "coming", "taken")
+"""The step's arrays; the experts of the batch after it [N, A], for the prefetcher; samples taken of each domain after it [D]."""
 
 
 class Rows:

@@ -16,9 +16,9 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor
+from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import Prefetcher
 from pangu_sigma.ecss.store import HostStore
-from pangu_sigma.mindformers_adapter.dataset import ARRAYS
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.train.progress import Progress
 from pangu_sigma.train.step import StepResult, TrainStep
@@ -65,11 +65,11 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
             self.prefetcher = Prefetcher(store, config.active_experts)
 
     def __call__(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        arrays, (coming_NA, taken_D) = columns[: len(ARRAYS)], columns[len(ARRAYS) :]
+        *arrays_of_batch, coming_NA, taken_D = columns
+        arrays = StepArrays(*arrays_of_batch)
         transfer: tuple[Tensor, ...] = ()
         if self.prefetcher is not None:
-            active_NA = arrays[ARRAYS.index("active")]
-            transfer, _ = self.prefetcher.transfer(active_NA.asnumpy(), coming_NA.asnumpy())
+            transfer, _ = self.prefetcher.transfer(arrays.active_NA.asnumpy(), coming_NA.asnumpy())
         rate = Tensor(self.optimizer.rate(self.progress.updates + 1), ms.float32)
         result = StepResult(*self.step(rate, *arrays, *transfer))
         applied = int(result.applied.asnumpy())

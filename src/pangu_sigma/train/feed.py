@@ -10,6 +10,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.data.order import Cursor
+from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.model.declare import as_tensor
@@ -22,7 +23,7 @@ class Fed(NamedTuple):
     batch: Batch
     cursor: Cursor
     """Where the batches go on after this one."""
-    arrays: tuple[Tensor, ...]
+    arrays: StepArrays
     transfer: tuple[Tensor, ...]
     """Of the prefetcher; empty without one."""
     traffic: Traffic | None
@@ -51,7 +52,7 @@ class Feed:
     def take(self) -> Fed:
         """The next step's part. Raises DataError as `Batches.next` does."""
         batch, cursor, coming = self._lookahead.take()
-        arrays = tuple(map(as_tensor, batch.arrays()))
+        arrays = StepArrays(*map(as_tensor, batch.arrays()))
         if self._prefetcher is None:
             self._store.tier.release()  # what the step before looked up
             return Fed(batch, cursor, arrays, (), None)

@@ -30,8 +30,8 @@ class EvaluationStep(nn.Cell):
 
     def of(self, batch: Batch) -> np.ndarray:
         """Weighted loss of each block."""
-        *per_micro, active_NA, _ = batch.arrays()
-        return self(as_tensor(active_NA), *(as_tensor(array[0]) for array in per_micro)).asnumpy()
+        arrays = batch.arrays()
+        return self(as_tensor(arrays.active_NA), *map(as_tensor, arrays.of_pass(0))).asnumpy()
 
 
 class Forward(Protocol):

@@ -17,6 +17,7 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
+from pangu_sigma.data.step_arrays import PASS_FIELDS
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
@@ -53,8 +54,8 @@ class ScaledLoss(nn.Cell):
         return scale * ops.ReduceSum()(loss_M, 0), loss_M
 
 
-FIRST_EXPERT = 10
-"""Arguments of `ScaledLoss` before the experts."""
+FIRST_EXPERT = 1 + len(PASS_FIELDS)
+"""Number of arguments of `ScaledLoss` before the experts."""
 
 
 class TrainStep(nn.Cell):

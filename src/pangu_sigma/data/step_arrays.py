@@ -1,0 +1,45 @@
+"""The arrays of one update, by name, on the host side of the step.
+
+In a graph they are plain arguments: MindSpore 2.9 gives a NamedTuple that is built inside `construct` a gradient of zero, without
+a word. A test ties the fields to the arguments of `TrainStep.construct`.
+
+Shape suffixes: G micro-batches of an update, B sequences of one, S sequence, T = B·S, M blocks (one domain each), N RRE layers,
+A active experts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class StepArrays(NamedTuple):
+    """Arguments of `TrainStep` after the learning rate, in its order: NumPy arrays, or tensors made of them."""
+
+    rows_GBS: Any
+    """Row of each token in the flattened embedding slots, int32."""
+    positions_GBS: Any
+    """Position of each token in its document, int32."""
+    documents_GBS: Any
+    """Number of the document that each token belongs to, int32."""
+    slots_GM: Any
+    """Embedding slot of each block, int32."""
+    labels_GBS: Any
+    """Row, within its slot, of the token that comes next, int32."""
+    weights_GBS: Any
+    """Share of each token in the loss of the whole update, float32."""
+    order_GNT: Any
+    inverse_GNT: Any
+    offsets_GNA1: Any
+    """The routing plan of each micro-batch, int32: see `RoutingPlan`."""
+    active_NA: Any
+    """Active experts of all micro-batches together, in rows of the rank's store, int32."""
+    used_NA1: Any
+    """Offsets of their tokens, summed over the micro-batches and over the ranks of the group, int32."""
+
+    def of_pass(self, micro_batch: int) -> tuple[Any, ...]:
+        """Arguments of `NextTokenLoss` before the experts, for one micro-batch."""
+        return tuple(getattr(self, name)[micro_batch] for name in PASS_FIELDS)
+
+
+PASS_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_NA")]
+"""The fields that have an axis for micro-batches."""
