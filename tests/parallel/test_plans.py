@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domain_sets
-from pangu_sigma.parallel.layout import Layout, active_places, capacity, share_of, taker_of, takers
+from pangu_sigma.parallel.layout import Layout, active_entries, capacity, share_of, taker_of, takers
 from pangu_sigma.parallel.plans import Planner, UpdatePlan
 from pangu_sigma.rre.capacity import CapacityError
 
@@ -92,11 +92,11 @@ def test_active_experts_of_all_ranks_are_those_of_the_batch(case: Case):
         for data in range(case.config.parallel.data):
             found: dict[int, int] = {}
             for rank in range(case.config.parallel.ranks):
-                if Layout(case.config.parallel).place(rank).data != data:
+                if Layout(case.config.parallel).coordinates(rank).data != data:
                     continue
                 plan, held = case.plan(rank), share_of(case.config, rank).held
                 active = plan.plans[0].active_NA[layer]
-                assert len(active) == active_places(case.config)
+                assert len(active) == active_entries(case.config)
                 used = active < len(held)
                 assert (np.diff(active[used]) > 0).all()
                 assert (active[~used] == len(held)).all()
@@ -110,7 +110,7 @@ def test_active_experts_of_all_ranks_are_those_of_the_batch(case: Case):
 @given(cases(exchanged=True))
 def test_every_row_arrives_at_the_place_of_its_expert(case: Case):
     """The exchange in NumPy: what peer p has for this rank lies in block p of what arrives."""
-    layout, places, rows = Layout(case.config.parallel), active_places(case.config), case.capacity
+    layout, places, rows = Layout(case.config.parallel), active_entries(case.config), case.capacity
     peers = case.config.parallel.expert
     plans = {rank: case.plan(rank).plans for rank in range(case.config.parallel.ranks)}
     for rank, of_rank in plans.items():
@@ -120,7 +120,7 @@ def test_every_row_arrives_at_the_place_of_its_expert(case: Case):
                 assert plan.order_NT.shape[1] == peers * places * rows
                 assert np.array_equal(plan.offsets_NA1[n], np.arange(places + 1) * peers * rows)
                 for source in layout.peers(rank, "expert"):
-                    sent = plans[source][g].order_NT[n].reshape(peers, places, rows)[layout.place(rank).expert]
+                    sent = plans[source][g].order_NT[n].reshape(peers, places, rows)[layout.coordinates(rank).expert]
                     for place, tokens in enumerate(sent):
                         there = tokens[tokens >= 0]
                         assert (tokens[len(there) :] == -1).all()

@@ -12,7 +12,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.collectives import TensorSum, _pieces
-from pangu_sigma.parallel.layout import active_places
+from pangu_sigma.parallel.layout import active_entries
 from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
 from pangu_sigma.train.step import StepResult, TrainStep
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 
 def exchanged_toy(config: Config, like: Toy, folder) -> Toy:
     """A toy of the all-to-all layout on the text of another one, which `folder` holds."""
-    places = active_places(config)
+    places = active_entries(config)
     network = PanGuSigma(
         config.model, config.slots, routed=lambda: exchanged_experts(exchange(1, places), UniformFFN())
     )

@@ -19,7 +19,7 @@ from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import Zero
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_tensors
-from pangu_sigma.parallel.layout import active_places
+from pangu_sigma.parallel.layout import active_entries
 
 
 class ActiveExperts(nn.Cell):
@@ -58,7 +58,7 @@ class ActiveExperts(nn.Cell):
 def _buffers(config: Config) -> list[Parameter]:
     parallel, model = config.parallel, config.model
     dtype = getattr(ms, config.train.compute_dtype)
-    count = parallel.groups * parallel.expert * active_places(config)
+    count = parallel.groups * parallel.expert * active_entries(config)
     parameters = []
     for layer in range(model.rre_layers):
         for name, shape, _, _ in ffn_tensors(model):

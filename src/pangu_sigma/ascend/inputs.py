@@ -7,7 +7,7 @@ from mindspore import Tensor
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
-from pangu_sigma.parallel.layout import active_places, capacity
+from pangu_sigma.parallel.layout import active_entries, capacity
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
@@ -24,7 +24,7 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
     sequences = passes * config.train.batch_size // (parallel.stage_ranks // parallel.tensor)
     blocks = passes * config.data.domains_per_step // parallel.groups
     ints = [(sequences, model.seq_length)] * 3 + [(blocks,), (sequences, model.seq_length)]
-    rows = passes * parallel.expert * active_places(config) * capacity(config)
+    rows = passes * parallel.expert * active_entries(config) * capacity(config)
     plans = [(rows,)] * model.rre_layers + [(sequences * model.seq_length,)] * model.rre_layers
 
     def zeros(shape: tuple[int, ...]) -> Tensor:

@@ -64,7 +64,7 @@ def expert_part(
 
 def writes(parameter: Parameter | None, shard: str, name: str, parallel: ParallelConfig, rank: int) -> bool:
     """Whether this rank is the first of those that hold these numbers. parameter: the dense one that they belong to, if any."""
-    place, columns = Layout(parallel).place(rank), name.split(".")[0] in COLUMNS
+    place, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in COLUMNS
     if shard.startswith(EXPERTS):
         return place.data == 0 and (columns or place.tensor == 0)
     if parameter is None:

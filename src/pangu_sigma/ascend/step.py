@@ -39,7 +39,7 @@ from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
-from pangu_sigma.parallel.layout import Layout, active_places
+from pangu_sigma.parallel.layout import Layout, active_entries
 from pangu_sigma.rre.experts import PaddedFFN
 from pangu_sigma.rre.travel import exchanged_experts
 
@@ -58,9 +58,9 @@ class AscendStep(nn.Cell):
         """rank: which experts it stores, and of which stage it is."""
         super().__init__(auto_prefix=False)  # names of accumulators follow those of weights
         check_ascend(config)
-        parallel, optimizer, places = config.parallel, config.train.optimizer, active_places(config)
+        parallel, optimizer, places = config.parallel, config.train.optimizer, active_entries(config)
         self.config = config
-        self.place = Layout(parallel).place(rank)
+        self.place = Layout(parallel).coordinates(rank)
         network = PanGuSigma(
             config.model,
             config.slots,

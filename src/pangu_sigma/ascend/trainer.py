@@ -37,7 +37,7 @@ class AscendTrainer(Trainer):
     @property
     def counts(self) -> bool:  # type: ignore[override]
         """Tensor ranks see the same tokens, and stages the same ones after each other: the last has the losses."""
-        place = Layout(self.config.parallel).place(self.ranks.rank)
+        place = Layout(self.config.parallel).coordinates(self.ranks.rank)
         return place.tensor == 0 and place.stage == self.config.parallel.stages - 1
 
     def evaluator(self) -> Evaluator:

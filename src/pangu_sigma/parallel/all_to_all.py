@@ -12,7 +12,7 @@ from mindspore.ops import functional as F
 
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.connect import ConnectedRanks
-from pangu_sigma.parallel.layout import Layout, active_places
+from pangu_sigma.parallel.layout import Layout, active_entries
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.rre.experts import Experts, grouped_experts
 from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
@@ -53,6 +53,6 @@ def experts_of(config: Config, ranks: Ranks) -> Callable[[], Experts]:
     if config.parallel.expert == 1:
         return grouped_experts
     assert isinstance(ranks, ConnectedRanks)
-    peers, places = config.parallel.expert, active_places(config)
-    all_to_all = AllToAll(ranks.group("expert"), peers, Layout(config.parallel).place(ranks.rank).expert)
+    peers, places = config.parallel.expert, active_entries(config)
+    all_to_all = AllToAll(ranks.group("expert"), peers, Layout(config.parallel).coordinates(ranks.rank).expert)
     return lambda: exchanged_experts(exchange(peers, places, all_to_all), UniformFFN())

@@ -33,7 +33,7 @@ def axes_text(parallel: ParallelConfig) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankCoordinates:
     """Coordinates of a rank."""
 
     stage: int
@@ -51,8 +51,8 @@ class Layout:
         self.ranks = parallel.ranks
         self._grid = np.arange(self.ranks).reshape(*self.axes.values())
 
-    def place(self, rank: int) -> Place:
-        return Place(*(int(i) for i in np.unravel_index(rank, self._grid.shape)))
+    def coordinates(self, rank: int) -> RankCoordinates:
+        return RankCoordinates(*(int(i) for i in np.unravel_index(rank, self._grid.shape)))
 
     def peers(self, rank: int, *axes: str) -> list[int]:
         """Ranks, this one included, that differ from `rank` in no other axis than these, ascending."""
@@ -100,7 +100,7 @@ def share_of(config: Config, rank: int) -> Share:
     parallel = config.parallel
     if not 0 <= rank < parallel.ranks:
         raise ConfigError(f"rank {rank} does not exist: the parallel section lays out {parallel.ranks} ranks")
-    place, sets = Layout(parallel).place(rank), domain_sets(config)
+    place, sets = Layout(parallel).coordinates(rank), domain_sets(config)
     per_group, experts = len(sets) // parallel.groups, config.model.experts_per_domain
     mine = tuple(range(place.group * per_group, (place.group + 1) * per_group))
     each = experts // parallel.expert
@@ -127,7 +127,7 @@ def taker_of(config: Config, rank: int) -> int:
     return rank % config.parallel.stage_ranks // config.parallel.tensor
 
 
-def active_places(config: Config) -> int:
+def active_entries(config: Config) -> int:
     """A', the places of a layer for active experts on one rank; without ECSS each expert it stores has one."""
     return config.active_experts // (config.parallel.groups * config.parallel.expert)
 

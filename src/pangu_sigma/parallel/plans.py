@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import Layout, active_in_group, active_places, share_of, taker_of
+from pangu_sigma.parallel.layout import Layout, active_entries, active_in_group, share_of, taker_of
 from pangu_sigma.rre.capacity import dropped_rows, exchange_plans, sent_rows
 from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
 
@@ -37,11 +37,11 @@ class Planner:
         layout = Layout(parallel)
         self._config = config
         self.exchanged = parallel.expert > 1 if exchanged is None else exchanged
-        self._peer = layout.place(rank).expert
+        self._peer = layout.coordinates(rank).expert
         self._held_PK = np.stack([share_of(config, peer).held for peer in layout.peers(rank, "expert")])
         self._row_PK = np.full((parallel.expert, config.experts), -1)  # of each expert in the store of each peer
         np.put_along_axis(self._row_PK, self._held_PK, np.arange(self._held_PK.shape[1])[None], axis=1)
-        self._places = active_places(config)
+        self._places = active_entries(config)
         self._taker = taker_of(config, rank)
         self._takers = parallel.stage_ranks // parallel.tensor
         parts = parallel.expert * parallel.data

@@ -14,7 +14,7 @@ from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.parallel.layout import active_places
+from pangu_sigma.parallel.layout import active_entries
 
 
 class Fed(NamedTuple):
@@ -47,7 +47,7 @@ class Feed:
         self._store = store
         self._prefetcher = None
         if isinstance(store, HostStore) and store.layers > 0 and config.ecss.prefetch and prefetch:
-            self._prefetcher = Prefetcher(store, active_places(config), in_place)
+            self._prefetcher = Prefetcher(store, active_entries(config), in_place)
 
     def take(self) -> Fed:
         """The next step's part. Raises DataError as `Batches.next` does."""

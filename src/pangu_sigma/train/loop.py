@@ -141,7 +141,7 @@ class Trainer:
 
     def _files(self) -> tuple[dict[str, dict[str, np.ndarray]], Parts]:
         """What this rank writes of a checkpoint."""
-        first_replica = Layout(self.config.parallel).place(self.ranks.rank).data == 0
+        first_replica = Layout(self.config.parallel).coordinates(self.ranks.rank).data == 0
         return files_of(self.shards, parts_of(self.shards, self.store), self.ranks, first_replica)
 
     def _restore(self, checkpoint: Checkpoint) -> None:

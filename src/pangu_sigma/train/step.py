@@ -24,7 +24,7 @@ from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
 from pangu_sigma.optimizer.dense_adam import DenseAdam
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
-from pangu_sigma.parallel.layout import active_places
+from pangu_sigma.parallel.layout import active_entries
 from pangu_sigma.parallel.ranks import ALONE, Ranks
 from pangu_sigma.parallel.reduce import gradients_of
 
@@ -81,7 +81,7 @@ class TrainStep(nn.Cell):
         )
         self.sparse = config.model.rre_layers > 0
         self.scale = LossScale(config)
-        places = active_places(config)
+        places = active_entries(config)
         of_experts = [(places, *weight.shape[1:]) for weight in store.weights]
         self.reduce = gradients_of(config, ranks, [p.shape for p in dense], of_experts)
         self.expert_tensors = len(store.weights)
