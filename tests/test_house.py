@@ -20,7 +20,7 @@ FLOORS = [
     ["generate", "launching"],
     ["train"],
     ["ascend", "evaluate"],
-    ["convert"],
+    ["convert", "inherit"],
     ["planning", "mindformers_adapter", "bench"],
     ["commands"],
     ["cli"],
