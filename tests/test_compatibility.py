@@ -1,0 +1,54 @@
+"""What an earlier version wrote still loads and gives the same answers.
+
+`first_format.tar.xz` holds a run of 20 steps and its export, written before the code moved into its present folders, and what both
+answered then. PanGu-α's own model file is left out of it and comes from the package.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import load_trained
+from pangu_sigma.data.sentencepieces import alpha_model
+from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.text import generate
+
+ARCHIVE = Path(__file__).parent / "checkpoint" / "written_before" / "first_format.tar.xz"
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("first_format")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    for kind in ("run", "export"):
+        (folder / kind / "tokenizer" / "pangu_alpha.model").write_bytes(alpha_model())
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_it_gives_the_tokens_and_logits_of_then(written, kind):
+    then = json.loads((written / "answers.json").read_text(encoding="utf-8"))
+    predictor = (Predictor.from_run if kind == "run" else Predictor.from_export)(written / kind)
+    prompts = [(domain, text) for domain, text in then["prompts"]]
+    assert [answer.ids for answer in generate(predictor, prompts, 8)] == then[kind]
+    for (name, text), logits_R in zip(prompts, then[f"{kind}_logits"], strict=True):
+        domain = domains_of(predictor.config).named(name)
+        found_BR = predictor.next_logits([predictor.tokenizer.prompt(text, domain)], [domain])
+        np.testing.assert_allclose(found_BR[0, : len(logits_R)], logits_R, atol=1e-5)
+
+
+def test_every_array_of_its_checkpoint_is_read(written):
+    network, store = load_trained(RunFolder.open(written / "run"))
+    values = [*(p.asnumpy() for p in network.trainable_params()), *(w.asnumpy() for w in store.weights)]
+    assert len(values) == 3 + 3 * 12 + 4 + 2 + 2 * 4
+    assert all(np.isfinite(value).all() and np.abs(value).sum() > 0 for value in values)
