@@ -8,15 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.order import Cursor
-from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.domains import domain_sets
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import draw_tables
@@ -215,17 +212,6 @@ def test_a_model_without_rre_layers_has_batches_of_the_same_form(folder, tokeniz
     assert all(array.size for array in two)
 
 
-@given(st.lists(st.lists(st.sampled_from([EOT, 1, 2]), min_size=7, max_size=7), min_size=1, max_size=4))
-def test_documents_and_positions_restart_after_each_eot(rows):
-    documents, positions = documents_and_positions(np.array(rows), EOT)
-    assert documents.dtype == positions.dtype == np.int32
-    for row, numbers, places in zip(rows, documents.tolist(), positions.tolist(), strict=True):
-        document = place = 0
-        for token, number, found in zip(row, numbers, places, strict=True):
-            assert (number, found) == (document, place)
-            document, place = (document + 1, 0) if token == EOT else (document, place + 1)
-
-
 def test_held_out_batches_read_in_file_order_and_weigh_what_fills_them_up_nothing(folder, tokenizer):
     batches = open_batches(config_of(blocks=2, batch=4), folder, tokenizer, "held_out")
     found = batches.held_out(1, 8)
@@ -273,9 +259,9 @@ def test_an_id_without_a_row_is_refused_by_domain_id_and_slot(folder, tokenizer)
     )
     ids = np.full((1, 3, LENGTH + 1), 20)
     batches.assemble(ids, np.array([0, 1, 2]))
-    for place in (2, LENGTH):  # as input, as label
+    for position in (2, LENGTH):  # as input, as label
         wrong = ids.copy()
-        wrong[0, 1, place] = 255
+        wrong[0, 1, position] = 255
         with pytest.raises(DataError, match=r"domain b: token id 255 has no row in embedding slot 'two'.*prepare-data"):
             batches.assemble(wrong, np.array([0, 1, 2]))
         batches.assemble(wrong[:, [0, 2, 1]], np.array([0, 1, 2]))  # the slot of domain c has it

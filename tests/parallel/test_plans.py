@@ -108,24 +108,24 @@ def test_active_experts_of_all_ranks_are_those_of_the_batch(case: Case):
 
 @settings(deadline=None)
 @given(cases(exchanged=True))
-def test_every_row_arrives_at_the_place_of_its_expert(case: Case):
+def test_every_row_arrives_at_the_entry_of_its_expert(case: Case):
     """The exchange in NumPy: what peer p has for this rank lies in block p of what arrives."""
-    layout, places, rows = Layout(case.config.parallel), active_entries(case.config), case.capacity
+    layout, entries, rows = Layout(case.config.parallel), active_entries(case.config), case.capacity
     peers = case.config.parallel.expert
     plans = {rank: case.plan(rank).plans for rank in range(case.config.parallel.ranks)}
     for rank, of_rank in plans.items():
         held = np.append(share_of(case.config, rank).held, -1)
         for g, plan in enumerate(of_rank):
             for n in range(LAYERS):
-                assert plan.order_NT.shape[1] == peers * places * rows
-                assert np.array_equal(plan.offsets_NA1[n], np.arange(places + 1) * peers * rows)
+                assert plan.order_NT.shape[1] == peers * entries * rows
+                assert np.array_equal(plan.offsets_NA1[n], np.arange(entries + 1) * peers * rows)
                 for source in layout.peers(rank, "expert"):
-                    sent = plans[source][g].order_NT[n].reshape(peers, places, rows)[layout.coordinates(rank).expert]
-                    for place, tokens in enumerate(sent):
+                    sent = plans[source][g].order_NT[n].reshape(peers, entries, rows)[layout.coordinates(rank).expert]
+                    for entry, tokens in enumerate(sent):
                         there = tokens[tokens >= 0]
                         assert (tokens[len(there) :] == -1).all()
                         assert (np.diff(there) > 0).all(), "tokens keep their order in the batch"
-                        assert (case.own(source)[n, g, there] == held[plan.active_NA[n, place]]).all()
+                        assert (case.own(source)[n, g, there] == held[plan.active_NA[n, entry]]).all()
 
 
 @settings(deadline=None)

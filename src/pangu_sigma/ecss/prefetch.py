@@ -9,7 +9,7 @@ RRE is what makes this exact: the experts of a batch are known when it is read, 
 Where the device is the host itself, experts that lie next to each other in the store (the whole group of a domain) need not move at
 all: the network reads them where they are, and the Adam that ends the step changes them there.
 
-Shape suffixes: N RRE layers, K experts stored in a layer, A places for active experts.
+Shape suffixes: N RRE layers, K experts stored in a layer, A entries of the active list.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Traffic:
 class Prefetcher:
     """Feeds `TrainStep` from a store: `transfer`, then the step, in turn."""
 
-    def __init__(self, store: HostStore, places: int, in_place: bool = True):
-        """places: A. in_place: read experts where they are when that is possible; False copies them, as a device must."""
+    def __init__(self, store: HostStore, entries: int, in_place: bool = True):
+        """entries: A. in_place: read experts where they are when that is possible; False copies them, as a device must."""
         self._store = store
         self._stored = store.weights[0].shape[0]
         dtype = np.float16 if store.dtype == ms.float16 else np.float32
-        shapes = [(places, *weight.shape[1:]) for weight in store.weights]
+        shapes = [(entries, *weight.shape[1:]) for weight in store.weights]
         self._sets = [[np.zeros(shape, dtype) for shape in shapes] for _ in range(2)]
         self._buffers = [[Tensor.from_numpy(a) for a in arrays] for arrays in self._sets]
         self._experts = [
@@ -68,7 +68,7 @@ class Prefetcher:
     def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[tuple[Tensor, ...], Traffic]:
         """Arguments `transfer` of the step that uses `active`, while the experts `coming` of the step after it start moving.
 
-        The step must run after this and before the next call. Both are routing plans' active lists, unused places K.
+        The step must run after this and before the next call. Both are routing plans' active lists, whose unused entries hold K.
         """
         started = time.perf_counter()
         announced, self._announced = self._announced, None  # an error may come before the next ones are announced
@@ -105,13 +105,13 @@ class Prefetcher:
             if in_place:
                 self._hits += len(coming_A)
                 continue
-            places = {int(expert): place for place, expert in enumerate(active_A)}
-            for place, expert in enumerate(coming_A[coming_A < self._stored].tolist()):
-                if expert in places:
-                    next_NA[layer, places[expert]] = place
+            entries = {int(expert): entry for entry, expert in enumerate(active_A)}
+            for entry, expert in enumerate(coming_A[coming_A < self._stored].tolist()):
+                if expert in entries:
+                    next_NA[layer, entries[expert]] = entry
                     self._refreshed += 1
                 else:
-                    wanted.append((layer, place, expert))
+                    wanted.append((layer, entry, expert))
         self._brought = self._thread.submit(
             self._bring, rows, self._sets[self._filling], wanted, coming_NA.copy(), active_NA.copy()
         )
@@ -129,9 +129,9 @@ class Prefetcher:
         for layer, coming_A in enumerate(coming_NA):
             for expert in coming_A[coming_A < self._stored].tolist():
                 store.tier.expect(layer, expert)
-        for layer, place, expert in wanted:
+        for layer, entry, expert in wanted:
             for i in range(layer * store.tensors, (layer + 1) * store.tensors):
-                copy_rows(rows[i][expert], buffers[i][place])
+                copy_rows(rows[i][expert], buffers[i][entry])
         needed_NA = np.concatenate([active_NA, coming_NA], axis=1)
         store.tier.used([needed_A[needed_A < self._stored] for needed_A in needed_NA])
         return len(wanted)

@@ -63,19 +63,19 @@ class ExpertStore(nn.Cell):
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         updated = 0.0
         for layer in range(self.layers):
-            part = slice(layer * self.tensors, (layer + 1) * self.tensors)
+            own = slice(layer * self.tensors, (layer + 1) * self.tensors)
             active_A, offsets_A1 = self.updated_rows(active_NA[layer], offsets_NA1[layer])
             updated = updated + self.adam(
-                self.weights[part],
-                self.moments[part],
-                self.variances[part],
-                grads[part],
+                self.weights[own],
+                self.moments[own],
+                self.variances[own],
+                grads[own],
                 self.steps[layer],
                 active_A,
                 offsets_A1,
                 hyper,
                 self.decay,
-                copies[part],
+                copies[own],
                 None if next_NA is None else next_NA[layer],
             )
         return updated
@@ -93,7 +93,7 @@ class HostStore(ExpertStore):
     def fetch(self, active_NA, brought=()):
         if brought:
             return brought
-        # unused places hold K: they read some row, and nobody reads theirs
+        # unused entries hold K: they read some row, and nobody reads theirs
         active_NA = ops.minimum(active_NA, self.last)
         fetched: tuple = ()
         for i in range(len(self.weights)):

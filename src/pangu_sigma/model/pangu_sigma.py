@@ -144,27 +144,30 @@ class Layer(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """Rows of the word table and of the position table, added. construct(words, places, rows_T, positions_T) -> x_TH"""
+    """The sum of a row of the word table and a row of the position table.
+
+    construct(words, positions_SH, rows_T, positions_T) -> x_TH
+    """
 
     def __init__(self, dropout: float):
         super().__init__()
-        self.lookup, self.lookup_places = ops.Gather(), ops.Gather()
+        self.lookup, self.lookup_positions = ops.Gather(), ops.Gather()
         self.add = ops.Add()
         self.drop = Dropout(dropout)
 
-    def construct(self, words, places, rows_T, positions_T):
-        return self.drop(self.add(self.lookup(words, rows_T, 0), self.lookup_places(places, positions_T, 0)))
+    def construct(self, words, positions_SH, rows_T, positions_T):
+        return self.drop(self.add(self.lookup(words, rows_T, 0), self.lookup_positions(positions_SH, positions_T, 0)))
 
 
 class QueryRows(nn.Cell):
-    """What the query layer asks with: rows of a table of positions. construct(places, positions_T) -> query_TH"""
+    """The queries of the query layer: rows of a table of positions. construct(positions_SH, positions_T) -> query_TH"""
 
     def __init__(self):
         super().__init__()
         self.lookup = ops.Gather()
 
-    def construct(self, places, positions_T):
-        return self.lookup(places, positions_T, 0)
+    def construct(self, positions_SH, positions_T):
+        return self.lookup(positions_SH, positions_T, 0)
 
 
 class Head(nn.Cell):
@@ -267,8 +270,8 @@ class HiddenFrom(nn.Cell):
         self.differ, self.either, self.multiply = ops.NotEqual(), ops.LogicalOr(), ops.Mul()
 
     def construct(self, documents_BS):
-        places_S = ops.arange(F.shape(documents_BS)[1])
-        later_1SS = F.reshape(places_S, (1, 1, -1)) > F.reshape(places_S, (1, -1, 1))
+        number_S = ops.arange(F.shape(documents_BS)[1])
+        later_1SS = F.reshape(number_S, (1, 1, -1)) > F.reshape(number_S, (1, -1, 1))
         other_BSS = self.differ(self.across(documents_BS, 1), self.down(documents_BS, 2))
         unseen_BSS = F.cast(self.either(other_BSS, later_1SS), ms.float32)
         return self.heads(self.multiply(unseen_BSS, MASKED), 1)

@@ -1,7 +1,7 @@
 """From the routes of a whole batch to the plan of one rank. Every rank knows the whole batch, so nothing is asked of another.
 
-Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens, K experts stored in a layer, A active places of a
-rank, P expert ranks of a group, C capacity.
+Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens, K experts stored in a layer, A entries of the
+active list of a rank, P expert ranks of a group, C capacity.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """What one update's tokens mean for a rank.
+    """The plans of one update for a rank.
 
-    plans: of each of its micro-batches. used_NA: tokens of the whole group in each active place, over the micro-batches.
-    dropped: rows of the whole batch that found no room.
+    plans: one plan for each micro-batch.
+    used_NA: tokens of the whole group at each entry of the active list, over the micro-batches.
+    dropped: number of rows of the whole batch that found no room.
     """
 
     plans: list[RoutingPlan]
@@ -41,19 +42,19 @@ class Planner:
         self._held_PK = np.stack([share_of(config, peer).held for peer in layout.peers(rank, "expert")])
         self._row_PK = np.full((parallel.expert, config.experts), -1)  # of each expert in the store of each peer
         np.put_along_axis(self._row_PK, self._held_PK, np.arange(self._held_PK.shape[1])[None], axis=1)
-        self._places = active_entries(config)
+        self._entries = active_entries(config)
         self._taker = taker_of(config, rank)
         self._takers = parallel.stage_ranks // parallel.tensor
-        parts = parallel.expert * parallel.data
-        self.group = np.arange(parts) + self._taker // parts * parts
+        takers = parallel.expert * parallel.data
+        self.group = np.arange(takers) + self._taker // takers * takers
         """Takers of the rank's group."""
 
     def fullest(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
-        """Most rows that a rank has for one expert: the capacity that these tokens need."""
+        """The most rows that a rank has for one expert: the capacity that these tokens need."""
         return int(sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts).max())
 
     def own(self, taker_B: np.ndarray) -> np.ndarray:
-        """Which sequences of a batch this rank takes, ascending."""
+        """Numbers of the sequences of a batch that this rank takes, ascending."""
         return np.flatnonzero(taker_B == self._taker)
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, capacity: int) -> UpdatePlan:
@@ -75,9 +76,9 @@ class Planner:
         return UpdatePlan(exchange_plans(own_NGT, self._held_PK, active_PNA, self._peer, capacity), used_NA, dropped)
 
     def _active(self, rows_NT: np.ndarray) -> np.ndarray:
-        """Active list of each layer, from rows of a store; -1 for tokens of other ranks' experts."""
-        return active_lists([rows_T[rows_T >= 0] for rows_T in rows_NT], self._held_PK.shape[1], self._places)
+        """Active list of each layer. rows_NT: row of each token's expert in a rank's store, -1 where another rank stores it."""
+        return active_lists([rows_T[rows_T >= 0] for rows_T in rows_NT], self._held_PK.shape[1], self._entries)
 
     def _tokens(self, rows_T: np.ndarray) -> np.ndarray:
-        """Tokens of each row of a store, and none for the unused place."""
+        """Number of tokens of each row of the store, and 0 for the row number of unused entries."""
         return np.bincount(rows_T[rows_T >= 0], minlength=self._held_PK.shape[1] + 1)
