@@ -225,7 +225,8 @@ class PanGuSigma(nn.Cell):
         """Hidden states [T, H] after the query layer.
 
         rows: row of each token in the flattened slots [slots·R]. positions: restart at every document. documents: number of the
-        document each token belongs to; tokens see only their own. order, inverse, offsets: the routing plan.
+        document each token belongs to; tokens see only their own. order, inverse, offsets: the routing plan; offsets may be None,
+        see `Experts`.
         experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
         """
         positions_T = F.reshape(positions_BS, (-1,))
@@ -242,7 +243,8 @@ class PanGuSigma(nn.Cell):
             else:
                 n = i - self.first_routed
                 weights = experts[len(FFN_TENSORS) * n : len(FFN_TENSORS) * (n + 1)]
-                x_TH = self.layers[i](x_TH, query_TH, unseen, order[n], inverse_NT[n], offsets_NA1[n], *weights)
+                offsets_A1 = None if offsets_NA1 is None else offsets_NA1[n]
+                x_TH = self.layers[i](x_TH, query_TH, unseen, order[n], inverse_NT[n], offsets_A1, *weights)
         return x_TH
 
     def logits(self, hidden_TH, slots_M):

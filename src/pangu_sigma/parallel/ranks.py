@@ -1,8 +1,8 @@
 """The processes of a run as one of them sees them: its number, and the few things that all do together on the host.
 
 What all do together must be done by all, in the same order: a rank that stops on its own leaves the others waiting. So whatever may
-fail on one rank alone (a disk, a missing file) runs inside `together`, which makes it fail on every rank. On the CPU, MindSpore waits
-half a minute for a late rank, and no setting of it was found to change that; on Ascend, HCCL waits.
+fail on one rank alone (a disk, a missing file) runs inside `together`, which makes it fail on every rank. On the CPU MindSpore
+waits half a minute for a late rank, and no setting of it was found to change that; on Ascend, HCCL waits.
 """
 
 from __future__ import annotations
