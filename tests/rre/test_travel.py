@@ -25,7 +25,7 @@ def exchanged_toy(config: Config, like: Toy, folder) -> Toy:
     store = toy_network(config)[1]
     step = TrainStep(config, network, store)
     step.set_train()
-    batches = Batches(config, folder, toy_tokenizer(config.slots), toy_table(config), exchanged=True)
+    batches = Batches(config, folder, toy_tokenizer(config.slots), toy_table(config), layout="all_to_all")
     toy = Toy(config, batches, network, store, step)
     toy.reset(weights_from=like)
     return toy

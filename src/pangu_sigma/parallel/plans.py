@@ -7,6 +7,7 @@ active list of a rank, P expert ranks of a group, C capacity.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,15 @@ from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import Layout, active_entries, active_in_group, share_of, taker_of
 from pangu_sigma.rre.capacity import dropped_rows, exchange_plans, sent_rows
 from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
+
+DispatchLayout = Literal["local", "all_to_all"]
+"""How rows meet their experts: `local`, where a rank stores all experts that its tokens go to; `all_to_all`, with a fixed number of
+rows between each two expert ranks of a group, be it one rank."""
+
+
+def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
+    """The layout of the routing plans of a run. ascend: the run trains on NPUs, whose graph has only the all-to-all layout."""
+    return "all_to_all" if ascend or config.parallel.expert > 1 else "local"
 
 
 @dataclass(frozen=True)
@@ -31,15 +41,15 @@ class UpdatePlan:
 
 
 class Planner:
-    """Plans for one rank. exchanged: in the all-to-all layout; by itself only where expert ranks are several."""
+    """The routing plans of one rank, in one layout."""
 
-    def __init__(self, config: Config, rank: int = 0, exchanged: bool | None = None):
+    def __init__(self, config: Config, rank: int, layout: DispatchLayout):
         parallel = config.parallel
-        layout = Layout(parallel)
+        grid = Layout(parallel)
         self._config = config
-        self.exchanged = parallel.expert > 1 if exchanged is None else exchanged
-        self._peer = layout.coordinates(rank).expert
-        self._held_PK = np.stack([share_of(config, peer).held for peer in layout.peers(rank, "expert")])
+        self.layout = layout
+        self._peer = grid.coordinates(rank).expert
+        self._held_PK = np.stack([share_of(config, peer).held for peer in grid.peers(rank, "expert")])
         self._row_PK = np.full((parallel.expert, config.experts), -1)  # of each expert in the store of each peer
         np.put_along_axis(self._row_PK, self._held_PK, np.arange(self._held_PK.shape[1])[None], axis=1)
         self._entries = active_entries(config)
@@ -58,7 +68,9 @@ class Planner:
         return np.flatnonzero(taker_B == self._taker)
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, capacity: int) -> UpdatePlan:
-        """taker: who takes each sequence, as `layout.takers`. capacity: C of the all-to-all layout.
+        """The plan of one update. experts_NGBS: the expert of each token of the whole batch.
+
+        taker_B: the taker of each sequence, as `layout.takers`. capacity: C of the all-to-all layout.
 
         Raises CapacityError when the batch does not fit and `parallel.overflow` is refuse; on every rank, or on none.
         """
@@ -68,7 +80,7 @@ class Planner:
         active_PNA = np.stack([self._active(row_K[group_NT]) for row_K in self._row_PK])
         row_K, active_NA = self._row_PK[self._peer], active_PNA[self._peer]
         used_NA = np.stack([self._tokens(row_K[e_T])[a] for e_T, a in zip(group_NT, active_NA, strict=True)])
-        if not self.exchanged:
+        if self.layout == "local":
             return UpdatePlan(plan_rows(row_K[own_NGT], active_NA), used_NA, 0)
         sent = sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts)
         even, overflow = active_in_group(self._config), self._config.parallel.overflow
