@@ -1,4 +1,4 @@
-"""The network against the PanGu-α of spec §1.3, written again in float64 NumPy from the formulas."""
+"""The network against PanGu-α, written again in float64 NumPy from the formulas."""
 
 from __future__ import annotations
 

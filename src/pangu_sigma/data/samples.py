@@ -17,7 +17,7 @@ from pangu_sigma.errors import DataError
 
 
 class Text(Protocol):
-    """All tokens of a domain; `TokenFile` is one."""
+    """The tokens of a domain; `TokenFile` is one."""
 
     tokens: int
 
@@ -28,7 +28,7 @@ class Text(Protocol):
 class Samples:
     """The samples of every domain of a configuration, in file order.
 
-    files: the text of each domain. counts: how many samples each has. Sample n of a domain is its tokens n·S … n·S + S: one more
+    files: the text of each domain. counts: number of samples of each. Sample n of a domain is its tokens n·S … n·S + S: one more
     than the sequence, because each token predicts the next.
     Raises DataError when a domain has less text than one sample.
     """

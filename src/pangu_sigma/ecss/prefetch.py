@@ -28,7 +28,7 @@ from pangu_sigma.ecss.store import HostStore
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a step moved between host and device. Experts are counted once a layer."""
+    """The traffic of a step between host and device. An expert of several layers counts once in each."""
 
     fetched_bytes: int
     """Weights copied from the store, in the dtype of the network."""
@@ -38,16 +38,16 @@ class Traffic:
     """Gradients that came back to the host."""
     hits: int
     misses: int
-    """Active experts that were there already, and that had to be fetched."""
+    """Number of active experts that were there already (hits), and that had to be fetched (misses)."""
     stall_seconds: float
-    """Time that the step waited for its experts."""
+    """Seconds that the step waited for its experts."""
 
 
 class Prefetcher:
-    """Feeds `TrainStep` from a store: `transfer`, then the step, in turn."""
+    """Brings the experts of `TrainStep` from a store: call `transfer`, then the step, in turn."""
 
     def __init__(self, store: HostStore, entries: int, in_place: bool = True):
-        """entries: A. in_place: read experts where they are when that is possible; False copies them, as a device must."""
+        """entries: A. in_place: True reads experts where they are if that is possible; False copies them, as a device must."""
         self._store = store
         self._stored = store.weights[0].shape[0]
         dtype = np.float16 if store.dtype == ms.float16 else np.float32
@@ -66,7 +66,7 @@ class Prefetcher:
         self._hits = self._refreshed = 0
 
     def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[tuple[Tensor, ...], Traffic]:
-        """Arguments `transfer` of the step that uses `active`, while the experts `coming` of the step after it start moving.
+        """The arguments `transfer` of the step that uses `active_NA`; the experts `coming_NA` of the step after it start to move.
 
         The step must run after this and before the next call. Both are routing plans' active lists, whose unused entries hold K.
         """
@@ -91,7 +91,7 @@ class Prefetcher:
         return (Tensor(next_NA), *self._experts[front], *self._buffers[self._filling]), traffic
 
     def _start(self, coming_NA: np.ndarray, active_NA: np.ndarray) -> np.ndarray:
-        """Begin to fill a set; returns where in it the experts of `active` go, -1 for those that need not."""
+        """Begin to fill a set. Returns the entry of it that each expert of `active_NA` goes to, -1 for one that goes nowhere."""
         next_NA = np.full_like(active_NA, -1)
         rows = [weight.asnumpy() for weight in self._store.weights]
         wanted: list[tuple[int, int, int]] = []
@@ -137,6 +137,6 @@ class Prefetcher:
         return len(wanted)
 
     def _settle(self) -> int:
-        """Wait for the thread; experts that it brought."""
+        """Wait for the thread. Returns the number of experts that it brought."""
         brought, self._brought = self._brought, None
         return brought.result() if brought is not None else 0

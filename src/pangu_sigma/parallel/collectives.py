@@ -1,4 +1,4 @@
-"""What ranks exchange inside a graph, on the CPU.
+"""Sums over ranks inside a graph, on the CPU.
 
 MindSpore's CPU has AllReduce for any group of ranks, AllGather for all ranks only, and no AlltoAll; so AllReduce does everything
 here. Collectives of one graph must come in the same order on every rank: where no data leads from one to the next, `depend` does.

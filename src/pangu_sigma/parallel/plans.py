@@ -1,4 +1,4 @@
-"""From the routes of a whole batch to the plan of one rank. Every rank knows the whole batch, so nothing is asked of another.
+"""The plan of one rank, made of the routes of a whole batch. Every rank knows the whole batch, so it asks nothing of another.
 
 Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens, K experts stored in a layer, A entries of the
 active list of a rank, P expert ranks of a group, C capacity.
@@ -17,12 +17,13 @@ from pangu_sigma.rre.capacity import dropped_rows, exchange_plans, sent_rows
 from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
 
 DispatchLayout = Literal["local", "all_to_all"]
-"""How rows meet their experts: `local`, where a rank stores all experts that its tokens go to; `all_to_all`, with a fixed number of
-rows between each two expert ranks of a group, be it one rank."""
+"""The layout of the rows of an RRE layer. `local`: a rank stores all experts that its tokens go to, and nothing travels.
+`all_to_all`: each rank sends a fixed number of rows for every entry of the active lists of its group, which may be a single
+rank."""
 
 
 def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
-    """The layout of the routing plans of a run. ascend: the run trains on NPUs, whose graph has only the all-to-all layout."""
+    """The layout of the routing plans of a run. ascend: True for training on NPUs, which knows only the all-to-all."""
     return "all_to_all" if ascend or config.parallel.expert > 1 else "local"
 
 

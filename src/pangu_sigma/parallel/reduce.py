@@ -1,5 +1,5 @@
-"""From the gradients of one rank's tokens to those of the whole batch. There are two cells with one contract, so that the step does
-not know which it has.
+"""The gradients of the whole batch, made of those of one rank's tokens. There are two cells with one contract, so that the step
+does not know which it has.
 
 construct(dense, experts) -> (dense, experts, square sum): gradients as the optimizers of this rank need them, and the sum of the
 squares of all gradients of the run, each counted once: the same bits on every rank, because by it dense parameters stay equal.

@@ -1,4 +1,4 @@
-"""From a batch to its routing plan: which experts are active, and where every token goes. The plan is made where the batch is read.
+"""The routing plan of a batch: the active experts, and the way of every token. It is made where the batch is read.
 
 Shape suffixes: N RRE layers, G micro-batches, B batch, S sequence, T tokens = B·S, A entries of the active list, C capacity.
 
