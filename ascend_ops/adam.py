@@ -26,11 +26,10 @@ class AdamRows(nn.Cell):
         w, m, v: tuples of G Parameters [K, *], changed in place: w float32; m and v both float32, or both bfloat16 as the uint16 of
         its bits (rounded to nearest). step_K: int32 Parameter, changed in place.
         grad: tuple of G tensors [A, *], float32 or float16. decay: float32 [G], weight decay of each tensor.
-        active: row of each gradient; place a is skipped when offsets[a] == offsets[a + 1] (no token), whatever
-        active[a] says.
-        copy: tuple of G tensors [A, *], float32 or float16, written in place: row active[a] as it is after the step goes to place
+        active: row of each gradient; entry a is skipped when offsets[a] == offsets[a + 1] (no token), whatever active[a] says.
+        copy: tuple of G tensors [A, *], float32 or float16, written in place: row active[a] as it is after the step goes to entry
         next[a], updated or not; nowhere when next[a] is negative.
-    Raises RuntimeError when a used place names a row outside the store (kernel check 4), for sizes that do not fit (3)
+    Raises RuntimeError when a used entry names a row outside the store (kernel check 4), for sizes that do not fit (3)
     or another dtype (2); nothing is changed then.
     """
 
@@ -40,7 +39,7 @@ class AdamRows(nn.Cell):
             host_op(function, lambda *shapes: (1,), lambda w, *others: w) for function in ("AdamRows", "AdamRowsCopied")
         )
         for op in (self.op, self.copying_op):
-            op.add_prim_attr("side_effect_mem", True)  # it writes its inputs: keep it, keep its place in the order
+            op.add_prim_attr("side_effect_mem", True)  # it writes its inputs: MindSpore must keep it, and keep its turn
 
     def construct(self, w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay, copy=(), next_A=None):
         if next_A is None:
@@ -81,7 +80,7 @@ def adam_oracle(
     eps: float,
     weight_decay: float,
 ) -> tuple[np.ndarray, ...]:
-    """One row in float64; t is the step count after this step. Returns (w, m, v)."""
+    """The update of one row in float64: (w, m, v). t: the step count after this step."""
     w, m, v, g = (np.asarray(a, np.float64) for a in (w, m, v, grad))
     g = g * grad_scale
     m = beta1 * m + (1 - beta1) * g

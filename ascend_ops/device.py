@@ -29,7 +29,7 @@ class Signature:
 
 
 def device_op(signature: Signature, shapes: Callable, dtypes: Callable) -> ops.Custom:
-    """The operator for the current device target. shapes, dtypes: from those of the inputs to those of the outputs.
+    """The operator for the current device target. shapes, dtypes: as in `host_op`.
 
     The target is looked at here, so construct operators after `set_device`.
     """
@@ -42,7 +42,8 @@ def device_op(signature: Signature, shapes: Callable, dtypes: Callable) -> ops.C
 
 
 def _registration(signature: Signature) -> dict:
-    """What MindSpore must know of an Ascend operator; given here, so that a graph compiles where the operator is not installed."""
+    """The registration of an Ascend operator in MindSpore; given here, so that a graph compiles where the operator is not
+    installed."""
     info = CustomRegOp(signature.name)
     for i, name in enumerate(signature.inputs):
         info = info.input(i, name, "required")
@@ -57,7 +58,7 @@ def _registration(signature: Signature) -> dict:
 
 
 def _keep_to_own_rows(op: ops.Custom, signature: Signature) -> None:
-    """Under auto-parallel: the operator acts on what its rank holds, and nothing is communicated inside it."""
+    """Declare the layouts of the operator for auto-parallel: it acts on what its rank holds, and communicates nothing."""
     layout = Layout((get_group_size(),), ("rank",))
 
     def whole(axes: int) -> Layout:

@@ -72,12 +72,12 @@ class ExpertCombine(nn.Cell):
         return self.add(rows_MH, inverse_T, order_M, residual_TH)
 
 
-class RoutingPlan(nn.Cell):
-    """Stable counting sort of expert ids.
+class MakeRoutingPlan(nn.Cell):
+    """Stable counting sort of expert ids: the operator `RoutingPlan`.
 
     construct(experts_T) -> order_T, inverse_T, offsets_K1, int32: expert k has the sorted rows offsets[k] … offsets[k + 1] - 1.
-    experts: K, at least 1. Raises TypeError or ValueError as above, RuntimeError (kernel check 4) for an id outside 0 … K - 1.
-    Not differentiable; it has no float input.
+    experts: K, at least 1. Raises TypeError or ValueError as `ExpertDispatch`, RuntimeError (kernel check 4) for an id outside 0 …
+    K - 1. Not differentiable; it has no float input.
     """
 
     def __init__(self, experts: int):
@@ -98,7 +98,7 @@ def _gather():
 
 
 class Gather(nn.Cell):
-    """rows of x by `index`; `back` is its inverse, for the gradient."""
+    """Rows of x by `index`; `back` is its inverse, for the gradient."""
 
     def __init__(self):
         super().__init__()
@@ -112,6 +112,8 @@ class Gather(nn.Cell):
 
 
 class GatherAdd(nn.Cell):
+    """Rows of x by `index`, added to the residual; `back` is the inverse of `index`, for the gradient."""
+
     def __init__(self):
         super().__init__()
         self.gather = _gather()
@@ -127,7 +129,7 @@ class GatherAdd(nn.Cell):
 @ms.constexpr
 def _refuse_index(operator, name, dtype, shape, length, of):
     if dtype != ms.int32:
-        raise TypeError(f"{operator}: {name} has dtype {dtype}; it must be int32")
+        raise TypeError(f"{operator}: {name} has dtype {dtype}; it must be int32, so cast it")
     if len(shape) != 1:
         raise ValueError(f"{operator}: {name} has shape {shape}; it must have one axis")
     if length is not None and shape[0] != length:
@@ -180,7 +182,7 @@ def combine_oracle(rows_MH: np.ndarray, inverse_T: np.ndarray, residual_TH: np.n
 
 
 def plan_oracle(experts_T: np.ndarray, experts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """RoutingPlan in NumPy: order, inverse, offsets."""
+    """MakeRoutingPlan in NumPy: order, inverse, offsets."""
     order = np.argsort(experts_T, kind="stable").astype(np.int32)
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order), dtype=np.int32)

@@ -11,7 +11,7 @@ class FetchRows(nn.Cell):
     """Rows of several tensors that share row numbers (the tensors of one layer's experts).
 
     construct(w, active_A, like) -> tuple of G tensors [A, *], with the shapes and dtypes of `like`
-        w: tuple of G Parameters [K, *], float32. active: int32 row numbers; K is an unused place and gives zeros.
+        w: tuple of G Parameters [K, *], float32. active: int32 row numbers; K is an unused entry and gives zeros.
         like: tuple of G tensors [A, *], float32 or float16, of which only shape and dtype are read. They come from outside because
         a parallel plan cuts tensors after shapes were inferred: a host store has the shape that its rank holds from the start.
     Raises RuntimeError for a row outside the store (kernel check 4), sizes that do not fit (3) or another dtype (2).

@@ -1,7 +1,7 @@
 """The FFN of many experts over rows sorted by expert: y = FastGeLU(x·w1ᵀ + b1)·w2 + b2, forward and backward.
 
 Shape suffixes: T rows, H hidden, F ffn, A experts. A dense FFN is the case A = 1.
-Both matrices are stored ffn-major, so that a tensor-parallel rank owns a contiguous piece of a flattened expert.
+Both matrices are stored ffn-major, so that a tensor-parallel rank owns contiguous rows of a flattened expert.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class GroupedFFN(nn.Cell):
 
 
 class _Differentiable(nn.Cell):
-    """Returns (y, inner): `inner`, the rows before the activation, float32, is an output so that the backward has it."""
+    """The FFN with its gradient: construct(…) -> (y, inner).
+
+    `inner`, the rows before the activation in float32, is an output so that the backward has it.
+    """
 
     def __init__(self, forward, backward):
         super().__init__()
@@ -67,7 +70,7 @@ def grouped_ffn_oracle(
     b2_AH: np.ndarray,
     offsets_A1: np.ndarray,
 ) -> np.ndarray:
-    """The same in NumPy, in the precision of its inputs, one expert after another."""
+    """GroupedFFN in NumPy, in the precision of its inputs, one expert after another."""
     y_TH = np.empty_like(x_TH)
     for a in range(len(w1_AFH)):
         rows = slice(offsets_A1[a], offsets_A1[a + 1])

@@ -1,4 +1,4 @@
-"""How a C++ kernel of `cpu/` becomes a MindSpore operator that runs on the host, on any device target."""
+"""MindSpore operators made of the C++ kernels of `cpu/`; they run on the host, on any device target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ascend_ops.library import cpu_library
 def host_op(function: str, shapes: Callable, dtypes: Callable, bprop: Callable | None = None) -> ops.Custom:
     """An operator that calls `function` of the CPU library, pinned to the host.
 
-    shapes, dtypes: from the inputs' shapes and dtypes to the outputs'.
+    shapes, dtypes: functions from the shapes and dtypes of the inputs to those of the outputs.
 
     MindSpore decides at construction whether an aot operator is a CPU function or an aclnn name, by the device target of that
     moment; a host operator inside an Ascend graph is therefore constructed with the target set to CPU for an instant.

@@ -23,7 +23,7 @@ FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp
 
 @cache
 def cpu_library() -> str:
-    """Path of the shared library with the CPU kernels; compiled on first use, seconds, then reused by later runs.
+    """Path of the shared library with the CPU kernels. The first use compiles it, for some seconds; later runs reuse it.
 
     PANGU_SIGMA_CACHE names the folder that keeps it (default ~/.cache/pangu_sigma).
     Raises BuildError with the compiler's message when g++ is missing or fails.
@@ -35,12 +35,12 @@ def cpu_library() -> str:
 
 
 def cache_folder() -> Path:
-    """Where compiled things are kept: PANGU_SIGMA_CACHE, or ~/.cache/pangu_sigma."""
+    """Folder of compiled libraries: PANGU_SIGMA_CACHE, or ~/.cache/pangu_sigma."""
     return Path(os.environ.get("PANGU_SIGMA_CACHE", Path.home() / ".cache" / "pangu_sigma"))
 
 
 def _fingerprint() -> str:
-    """Everything that makes another binary: sources, flags, BLAS and the kind of processor."""
+    """Hash of everything that changes the binary: sources, flags, BLAS and the kind of processor."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.read_bytes())

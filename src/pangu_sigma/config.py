@@ -1,4 +1,4 @@
-"""One validated configuration tree: what every YAML key means, what it may be, and what the model it describes weighs.
+"""The validated configuration tree: the meaning and the range of every YAML key, and the size of the model it describes.
 
 Load with `load_config(path, overrides)`. Anything wrong (unknown key, wrong type, impossible combination) raises
 `ConfigError`, which names the key path, the value, what is allowed and the nearest valid key, before MindSpore is
@@ -20,7 +20,7 @@ class ConfigError(UserError, ValueError):
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown keys, silently converted types, infinity and NaN are refused."""
+    """A section of the tree: unknown keys, silently converted types, infinity and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -41,9 +41,10 @@ class ModelConfig(Section):
     heads: Positive
     """Attention heads; hidden must be divisible by it."""
     dense_layers: NonNegative
-    """M, the lower layers, shared by all domains."""
+    """M, the number of lower layers, which all domains share."""
     rre_layers: NonNegative
-    """N, the upper layers; the model's last layer is PanGu-α's query layer, and its FFN is routed too when N > 0."""
+    """N, the number of upper layers, whose FFN is routed. The last of all layers is PanGu-α's query layer:
+    one of these when N > 0."""
     experts_per_domain: Positive = 1
     """Experts of one domain in one RRE layer; a layer stores (number of domains) times this many."""
     seq_length: Positive = 1024
@@ -51,12 +52,12 @@ class ModelConfig(Section):
     slot_rows: Positive = 40_000
     """R, word-embedding rows in each embedding slot, and so the classes that a domain's output head chooses from."""
     dropout: Rate = 0.0
-    """On embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1, the paper has none.
-    Above 0 a resumed run goes on with other masks: MindSpore's CPU dropout keeps its random state to itself."""
+    """Probability of dropping a value, at embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1,
+    the paper gives none. Above 0 a resumed run continues with other masks: MindSpore's CPU dropout hides its random state."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of weights and tables (PanGu-α); output projections are divided by sqrt(2 · layers)."""
     expert_init: Literal["replicated", "independent"] = "replicated"
-    """`replicated`: the experts of a layer start equal, as after inheriting; `independent`: each draws its own."""
+    """`replicated`: the experts of a layer start with equal weights, as after inheriting. `independent`: each draws its own."""
 
     @property
     def layers(self) -> int:
@@ -74,33 +75,35 @@ class ModelConfig(Section):
 
 
 class DomainConfig(Section):
-    """One domain: a group of experts, an embedding slot, a sample format."""
+    """A domain: a group of experts, an embedding slot, a sample format."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     format: Literal["text", "bilingual", "code"] = "text"
     """`text`: the text, then <eot>. `bilingual`: language tag before each side. `code`: language tag, then the code."""
     language: Literal["zh", "en", "mixed", "python", "java"] = "en"
-    """How text is segmented: zh by PanGu-α's model, en and code by the English pieces, mixed by script."""
+    """Language of the text, which decides its segmentation. `zh`: PanGu-α's model. `en`, `python`, `java`: the English pieces.
+    `mixed`: PanGu-α's model for Chinese script, the English pieces for everything else."""
     slot: str = "shared"
     """Name of the embedding slot; domains with the same name share one."""
     weight: PositiveFloat = 1.0
-    """Share of the training samples, relative to the other domains."""
+    """Weight of the domain in the training samples, relative to the other domains' weights."""
 
 
 class VocabularyConfig(Section):
     """PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces."""
 
     english_pieces: Positive = 8_000
-    """English pieces learned from the prepared English and code text; duplicates of PanGu-α's are not added again."""
+    """Number of English pieces to learn from the English and code text; one that PanGu-α has already is not added again."""
     english_model: str | None = None
-    """A SentencePiece model to take the English pieces from instead of learning them."""
+    """Path of a SentencePiece model with the English pieces; null: learn them."""
 
 
 class RoutingConfig(Section):
     """Level 2 of RRE: token id → expert of the domain's group, one fixed table per RRE layer."""
 
     table: Literal["random", "balanced"] = "random"
-    """`random` is the paper's. `balanced` packs tokens by frequency and spreads the heaviest over several experts."""
+    """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
+    ids are packed by their frequency, and the most frequent are spread over several experts (our choice)."""
     seed: NonNegative = 0
     """Layer l draws its table from seed + l."""
 
@@ -109,19 +112,21 @@ class EcssConfig(Section):
     """Expert Computation and Storage Separation."""
 
     enabled: bool = True
-    """true: experts and their Adam state live on the host and only active experts reach the device.
-    false: every expert is an ordinary device parameter with ordinary Adam, for comparison."""
+    """true: experts and their Adam state are in the host's memory, and only the active ones reach the device.
+    false: every expert is an ordinary parameter of the device with ordinary Adam, for comparison."""
     store: Literal["host", "file"] = "host"
-    """`host`: in memory. `file`: in files mapped into memory, for more experts than memory holds; the same results."""
+    """`host`: experts are kept in memory. `file`: in files mapped into memory, for more experts than memory holds; same results."""
     path: str | None = None
-    """Folder of the `file` store; null: `experts` in the run folder."""
+    """Folder of the files of `store: file`; null: `experts` in the run folder."""
     cache_gib: PositiveFloat = 4.0
-    """How much of a `file` store stays mapped, in GiB."""
+    """GiB of the files of `store: file` that may stay in memory; the experts used longest ago are let go."""
     prefetch: bool = True
-    """Bring the next step's experts while this step computes, and those of both steps not at all. false: look all of them up
-    at the start of each step, as the Ascend step always does."""
+    """true: while a step computes, the experts of the next step are copied, except those that are there already because both steps
+    use them. false: each step copies all of its experts when it starts; on Ascend it does so with either value. The results are
+    the same."""
     moments: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the experts' Adam moments on the host: bfloat16 takes 8 bytes a parameter in all instead of 12."""
+    """Precision of the Adam moments of experts. `float32`: an expert takes 12 bytes a parameter, its weight included. `bfloat16`: 8
+    bytes; needs train.optimizer.beta2 <= 0.99."""
 
     @model_validator(mode="after")
     def _combinations(self) -> EcssConfig:
@@ -134,68 +139,77 @@ class DataConfig(Section):
     """Text, and how samples of several domains make a batch."""
 
     path: str = "data/prepared"
-    """Folder that `prepare-data` writes and `train` reads."""
+    """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
     max_mib_per_domain: PositiveFloat = 6.0
-    """Text kept per domain, in MiB of UTF-8."""
+    """MiB of text, as UTF-8, that `prepare-data` keeps of a domain at most."""
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    """Share of each domain's documents that is never trained on."""
+    """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
     domains_per_step: Positive = 1
-    """Blocks of a batch; each block holds samples of one domain, so at most this many domains are active in a step."""
+    """Number of blocks of a batch. Each block holds samples of one domain, so a step has at most this many domains."""
     domain_sets: Positive = 1
-    """Sets of equally many domains and near-equal weight; block m of a batch draws from set m modulo this. Groups of ranks store
-    whole sets, so each group has its domains in every step. It decides the order of samples and so belongs to the data: the order
-    is the same on any number of ranks."""
+    """Number of sets into which the domains are divided: equally many domains in each, of near-equal weight. Block m of a batch
+    draws its domain from set m modulo this number. Groups of ranks store whole sets, so each group has samples in every step. The
+    key is here and not in `parallel` because it decides the order of samples, which is the same on any number of ranks."""
 
 
 class OptimizerConfig(Section):
-    """Adam with decoupled weight decay and one ε per group (spec §5.4)."""
+    """Adam with decoupled weight decay, and an ε for dense parameters and another for experts (paper)."""
 
     peak_lr: PositiveFloat = 1e-4
+    """Highest learning rate, after the warm-up."""
     end_lr: Annotated[float, Field(ge=0.0)] = 2e-5
+    """Last learning rate; at most `peak_lr`."""
     warmup_steps: NonNegative = 5_000
+    """Updates in which the rate rises from 0 to `peak_lr` in a straight line."""
     decay_steps: Positive = 180_000
-    """Steps from the peak to `end_lr` on a half cosine; after them the rate stays at `end_lr`."""
+    """Updates in which the rate falls from the peak to `end_lr` along a half cosine; after them it stays at `end_lr`."""
     beta1: Rate = 0.8
+    """Decay of the first Adam moment (paper)."""
     beta2: Rate = 0.95
+    """Decay of the second Adam moment (paper)."""
     eps_dense: PositiveFloat = 1e-8
+    """ε of dense parameters (paper)."""
     eps_experts: PositiveFloat = 1e-20
-    """Gradients of sparse layers are smaller; in fp32 this is no epsilon at all, only a guard against 0/0."""
+    """ε of experts (paper), whose gradients are smaller. In float32 it is no more than a guard against 0/0."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    """Not applied to biases and LayerNorm (PanGu-α)."""
+    """Decay of weights in a step, times the learning rate; biases and LayerNorm have none (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
-    """Global norm over dense parameters and active experts."""
+    """Limit of the norm of all gradients together, of dense parameters and active experts; larger ones are scaled down to it."""
 
 
 class ParallelConfig(Section):
-    """How a run is spread over ranks, one process and one device each: stages · groups · expert · data · tensor of them. The last
-    varies fastest, so that the ranks of a tensor group share a host."""
+    """The ranks of a run, one process and one device each: stages · groups · expert · data · tensor of them. The last varies
+    fastest, so that the ranks of a tensor group share a host."""
 
     stages: Positive = 1
-    """Pipeline stages: parts of the network's layers, one behind the other, each on ranks of its own. A batch goes through them in
-    its `train.accumulation` micro-batches. Only on Ascend."""
+    """Number of pipeline stages. Each has some of the network's layers, on ranks of its own; the `train.accumulation`
+    micro-batches of an update go through the stages one after another. Only on Ascend."""
     groups: Positive = 1
-    """Groups of ranks; each stores the experts of its own sets of domains and takes their blocks of a batch."""
+    """Number of groups of ranks. Each stores the experts of its own sets of domains and takes their blocks of a batch."""
     expert: Positive = 1
-    """Ranks of a group among which the experts of every domain are divided; tokens travel among them by all-to-all."""
+    """Number of ranks in a group among which the experts of every domain are divided; tokens travel among them by all-to-all."""
     data: Positive = 1
-    """Replicas, experts included; each takes a part of the sequences of every block."""
+    """Number of replicas, experts included. Each takes other sequences of every block."""
     tensor: Positive = 1
-    """Ranks that share every matrix: attention heads, FFN columns and rows (op-level parallelism of PanGu-α)."""
+    """Number of ranks that share every matrix: attention heads, FFN columns and rows (op-level parallelism, as PanGu-α).
+    Only on Ascend."""
     optimizer: bool = True
-    """Where a dense parameter is the same on several ranks, each keeps a part of it and of its Adam state (ZeRO)."""
+    """true: ranks that need the same dense parameter divide it and its Adam state among them (ZeRO), which saves memory. false:
+    each keeps all of it. On the CPU each keeps all of it with either value."""
     recompute: bool = False
-    """Keep only the inputs of layers for the backward pass and compute the rest again."""
+    """true: keep only the inputs of layers for the backward pass and compute everything else again, which saves memory and takes
+    time. false: keep everything. Only on Ascend."""
     fusion_mib: NonNegative = 64
-    """Gradients are summed over ranks in pieces of this size, in MiB; 0: each by itself."""
+    """MiB of gradients that are summed over ranks together; 0: each gradient by itself."""
     capacity_factor: PositiveFloat = 2.0
-    """Rows that a rank can send to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
+    """Number of rows that a rank can send to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
     overflow: Literal["refuse", "drop"] = "refuse"
-    """What happens to rows beyond it, which are known before the step. `refuse`: an error that names the factor needed. `drop`:
-    they skip that FFN, counted and reported."""
+    """Treatment of rows beyond `capacity_factor`, which are known before the step. `refuse`: the run ends with an error that names
+    the factor needed. `drop`: these rows skip the FFN; they are counted and reported."""
 
     @property
     def stage_ranks(self) -> int:
-        """Ranks of one stage."""
+        """Number of ranks of one stage."""
         return self.groups * self.expert * self.data * self.tensor
 
     @property
@@ -207,26 +221,32 @@ class LossScaleConfig(Section):
     """Dynamic loss scale; a step whose gradients are not finite changes nothing but the scale."""
 
     initial: PositiveFloat = 65_536.0
+    """Scale of the first step."""
     window: Positive = 1_000
     """Steps without overflow after which the scale doubles."""
 
 
 class TrainConfig(Section):
-    """The loop around the step."""
+    """The training loop."""
 
     steps: Positive = 1_000
+    """Number of steps of the run."""
     batch_size: Positive = 8
-    """Sequences in one forward-backward pass."""
+    """Number of sequences in a micro-batch, over all ranks: one forward-backward pass."""
     accumulation: Positive = 1
-    """Passes whose gradients are averaged into one update."""
+    """Number of micro-batches whose gradients make one update; each token counts the same."""
     compute_dtype: Literal["float32", "float16"] = "float32"
-    """float32 on the CPU; float16 on Ascend 910, which has no bfloat16."""
+    """Precision of matrix products; parameters are float32. `float16` is for Ascend 910, which has no bfloat16."""
     eval_interval: Positive = 100
+    """Steps between evaluations on held-out text."""
     eval_batches: Positive = 8
-    """Held-out batches per domain at each evaluation."""
+    """Number of batches of `batch_size` samples, at most, that an evaluation reads of each domain."""
     checkpoint_interval: Positive = 500
+    """Steps between checkpoints."""
     keep_checkpoints: Positive = 2
+    """Number of checkpoints that are kept, the latest ones."""
     log_interval: Positive = 10
+    """Steps between lines of the log."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
 
@@ -239,7 +259,7 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True)
 class ParamCount:
-    """Number of parameters. active_per_token leaves out embedding tables (PanGu-α's way of quoting a model's size)."""
+    """Numbers of parameters. active_per_token leaves out embedding tables, as PanGu-α quotes the size of a model."""
 
     total: int
     dense: int
@@ -299,7 +319,7 @@ class Config(Section):
             )
 
     def _check_divisible(self) -> None:
-        """Every part of a run that is divided among ranks must come out even; the first that does not is an error."""
+        """Raise an error for the first thing that ranks or blocks cannot divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
         sequences = self.train.batch_size // self.data.domains_per_step
         for key, value, by, number in (
@@ -317,12 +337,12 @@ class Config(Section):
 
     @property
     def slots(self) -> int:
-        """Embedding slots: the different slot names among the domains."""
+        """Number of embedding slots: the different slot names among the domains."""
         return len({d.slot for d in self.domains})
 
     @property
     def experts(self) -> int:
-        """K, experts stored in one RRE layer."""
+        """K, the number of experts stored in one RRE layer."""
         return len(self.domains) * self.model.experts_per_domain
 
     @property
@@ -335,7 +355,7 @@ class Config(Section):
         return self.model_copy(update={"parallel": ParallelConfig()})
 
     def num_params(self) -> ParamCount:
-        """Parameters of the model this tree describes (the arithmetic of spec §1.2)."""
+        """Number of parameters of the model that this tree describes."""
         m = self.model
         attention = 4 * (m.hidden * m.hidden + m.hidden)
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden

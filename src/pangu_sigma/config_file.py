@@ -14,7 +14,7 @@ from pangu_sigma.config import Config, ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, and a key written twice is an error."""
+    """Loader of YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, and a key written twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -100,8 +100,8 @@ def _list_index(node: list[Any], key: str, path: str) -> int:
 
 
 def _explain(problem: Any) -> str:
-    """One line a user can act on from one pydantic error."""
-    path = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    """The line for one pydantic error that tells a user what to do."""
+    path = ".".join(str(key) for key in problem["loc"]) or "configuration"
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         allowed = _keys_at(problem["loc"][:-1])
@@ -120,10 +120,10 @@ def _explain(problem: Any) -> str:
 def _keys_at(location: tuple[Any, ...]) -> list[str]:
     """Keys that the section at `location` declares."""
     section: Any = Config
-    for part in location:
-        if isinstance(part, int):
+    for key in location:
+        if isinstance(key, int):
             continue
-        annotation = section.model_fields[part].annotation
+        annotation = section.model_fields[key].annotation
         while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             annotation = get_args(annotation)[0]
         section = annotation

@@ -1,4 +1,4 @@
-"""The one place that tells MindSpore where and how to run."""
+"""The device and mode that MindSpore runs with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mindspore as ms
 
 
 def use_cpu(seed: int = 0) -> None:
-    """Graph mode on the CPU; PyNative is some thirty times slower there (design decision 2). seed: initialisers and dropout."""
+    """Run on the CPU in graph mode; PyNative is some thirty times slower there. seed: of initialisers and dropout."""
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("CPU")
     ms.set_seed(seed)
@@ -17,7 +17,7 @@ def use_cpu(seed: int = 0) -> None:
 
 @contextmanager
 def plain_graphs() -> Iterator[None]:
-    """Within, graphs are compiled as they are: those that are not the step, whose inputs and stages auto-parallel expects."""
+    """Compile the graphs of this block without auto-parallel, which expects the inputs and stages of the training step."""
     before = {name: ms.get_auto_parallel_context(name) for name in ("parallel_mode", "pipeline_stages")}
     ms.set_auto_parallel_context(parallel_mode="stand_alone", pipeline_stages=1)
     try:

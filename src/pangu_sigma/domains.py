@@ -1,7 +1,7 @@
 """Domains: the first level of Random Routed Experts.
 
 Every sample carries a domain. The domain picks three things: its group of experts, its embedding slot, and how its text is
-written as a sample (paper section "Data" through spec §5.2). Nothing here knows about tensors or devices.
+written as a sample, as in the paper. Nothing here knows about tensors or devices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pangu_sigma.config import Config, ConfigError
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain of a run.
+    """A domain of a run.
 
     index: position in the config's list, the number that data and plans carry.
     first_expert: experts ``first_expert … first_expert + experts - 1`` of every RRE layer belong to this domain.
@@ -71,8 +71,11 @@ def domains_of(config: Config) -> Domains:
 
 
 def domain_sets(config: Config) -> list[list[int]]:
-    """Indices of the domains of each of `data.domain_sets` sets, ascending: equally many, and weights as equal as a greedy
-    packing makes them. Our choice: the paper says that domains share groups of ranks, not how."""
+    """Indices of the domains of each of `data.domain_sets` sets, ascending.
+
+    Sets have equally many domains, and weights as equal as a greedy packing makes them. This is our choice: the paper says that
+    domains share groups of ranks, not how.
+    """
     sets: list[list[int]] = [[] for _ in range(config.data.domain_sets)]
     weights, size = [0.0] * len(sets), len(config.domains) // len(sets)
     for index in sorted(range(len(config.domains)), key=lambda i: -config.domains[i].weight):

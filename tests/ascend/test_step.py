@@ -34,8 +34,8 @@ def toy(request, graph_mode, tmp_path_factory) -> Toy:
 def exchanged(toy: Toy) -> Batches:
     """The same batches in the layout of Ascend."""
     batches = toy.batches
-    folder = batches.files[0].path.parent
-    return Batches(toy.config, folder, batches.tokenizer, batches.table, exchanged=True)
+    folder = batches.samples.files[0].path.parent
+    return Batches(toy.config, folder, batches.tokenizer, batches.table, layout="all_to_all")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, graph
     """Also of a dense model, whose batches carry plans of zeros that the step does not take."""
     config = toy_config(model={"rre_layers": routed}, train={"accumulation": 2, "batch_size": 4})
     made = toy_batches(config, tmp_path)
-    batches = Batches(config, tmp_path, made.tokenizer, made.table, exchanged=True)
+    batches = Batches(config, tmp_path, made.tokenizer, made.table, layout="all_to_all")
     arrays, inputs = inputs_of(batches.next(batches.start()), config), step_inputs(config)
     assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
     assert len(input_strategies(config)) == len(inputs)

@@ -38,20 +38,20 @@ class Store:
         tokens: list[int],
         decay: float = 0.0,
         copy: np.ndarray | None = None,
-        next_places: list[int] | None = None,
+        next_entries: list[int] | None = None,
         **hyper: float,
     ) -> tuple[int, float]:
-        """tokens: of each active place. Returns the number of the failed check and the rows updated."""
+        """tokens: of each active entry. Returns the number of the failed check and the rows updated."""
         values = np.array(list({**HYPER, **hyper}.values()), np.float32)
         offsets, updated = np.cumsum([0, *tokens]).astype(np.int32), np.full(1, -1.0, np.float32)
-        places, decays = np.array(active, np.int32), np.array([decay], np.float32)
+        entries, decays = np.array(active, np.int32), np.array([decay], np.float32)
         self.grad = grad if grad.dtype == np.float16 else grad.astype(np.float32)
         arrays = [self.w, self.m, self.v, self.grad]
         rest = [values, decays, updated]
         if copy is None:
-            return self.call("AdamRows", *arrays, self.step, places, offsets, *rest), float(updated[0])
-        places_next = np.array(next_places, np.int32)
-        failed = self.call("AdamRowsCopied", *arrays, copy, self.step, places, offsets, places_next, *rest)
+            return self.call("AdamRows", *arrays, self.step, entries, offsets, *rest), float(updated[0])
+        entries_next = np.array(next_entries, np.int32)
+        failed = self.call("AdamRowsCopied", *arrays, copy, self.step, entries, offsets, entries_next, *rest)
         return failed, float(updated[0])
 
 
@@ -95,8 +95,8 @@ def test_a_row_longer_than_one_piece_of_the_parallel_loop(call_kernel: Callable[
     store = Store(call_kernel, 3, width=40_001)
     w, grad = store.w.copy(), store.rng.normal(size=(2, 40_001)).astype(np.float32)
     store.update(grad, [0, 2], [1, 1])
-    for place, row in enumerate([0, 2]):
-        np.testing.assert_allclose(store.w[row], oracle(w[row], 0, 0, 1, grad[place])[0], rtol=1e-5, atol=1e-6)
+    for entry, row in enumerate([0, 2]):
+        np.testing.assert_allclose(store.w[row], oracle(w[row], 0, 0, 1, grad[entry])[0], rtol=1e-5, atol=1e-6)
     assert store.w[1].tobytes() == w[1].tobytes()
 
 
@@ -210,11 +210,11 @@ def test_bfloat16_moments_are_the_oracles_rounded_after_every_step(
         before = [a.copy() for a in store.state()]
         grad = store.rng.normal(size=(2, width)).astype(np.float16 if half else np.float32)
         assert store.update(grad, [0, 2], [1, 2], decay=0.1) == (0, 2)
-        for place, row in enumerate((0, 2)):
+        for entry, row in enumerate((0, 2)):
             stored = [widened(a[row]) for a in before[1:3]]
-            w, *moments = oracle(before[0][row], *stored, t, grad[place], weight_decay=0.1)
+            w, *moments = oracle(before[0][row], *stored, t, grad[entry], weight_decay=0.1)
             np.testing.assert_allclose(store.w[row], w, rtol=2e-6, atol=1e-7)
-            g = np.abs(grad[place].astype(np.float64))
+            g = np.abs(grad[entry].astype(np.float64))
             for found, exact, old, new in zip((store.m, store.v), moments, stored, (g, g * g), strict=True):
                 slack = 3e-7 * (np.abs(old) + new)  # of float32
                 assert (widened(bfloat(exact - slack)) <= widened(found[row])).all()
@@ -240,21 +240,21 @@ def test_rows_are_copied_as_they_are_after_the_step_to_the_places_asked_for(
     active = data.draw(st.lists(st.integers(0, rows - 1), unique=True, min_size=1))
     count = len(active)
     tokens = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
-    places = data.draw(st.permutations(range(count)))
-    to = [place if data.draw(st.booleans()) else data.draw(st.sampled_from([-1, -7])) for place in places]
+    entries = data.draw(st.permutations(range(count)))
+    to = [entry if data.draw(st.booleans()) else data.draw(st.sampled_from([-1, -7])) for entry in entries]
     apply = data.draw(st.sampled_from([0.0, 1.0]))
     store, plain = (Store(call_kernel, rows, width, seed=7) for _ in range(2))
     grad = store.rng.normal(size=(count, width))
     copy = np.full((count, width), 77, np.float16 if half else np.float32)
-    result = store.update(grad, active, tokens, decay=0.1, copy=copy, next_places=to, apply=apply)
+    result = store.update(grad, active, tokens, decay=0.1, copy=copy, next_entries=to, apply=apply)
     assert (
         result == plain.update(grad, active, tokens, decay=0.1, apply=apply) == (0, apply * sum(t > 0 for t in tokens))
     )
     assert bits(store.state()) == bits(plain.state()), "copying changes no update"
     expected = np.full_like(copy, 77)
-    for row, place in zip(active, to, strict=True):
-        if place >= 0:
-            expected[place] = store.w[row].astype(copy.dtype)
+    for row, entry in zip(active, to, strict=True):
+        if entry >= 0:
+            expected[entry] = store.w[row].astype(copy.dtype)
     assert copy.tobytes() == expected.tobytes()
 
 
@@ -262,7 +262,7 @@ def test_a_copy_in_half_precision_rounds_as_numpy_does(call_kernel: Callable[...
     store = Store(call_kernel, 1, 5000)
     store.w *= 10.0 ** store.rng.integers(-9, 7, store.w.shape).astype(np.float32)
     copy = np.zeros((1, 5000), np.float16)
-    assert store.update(store.rng.normal(size=(1, 5000)), [0], [1], copy=copy, next_places=[0], lr=1e-7) == (0, 1)
+    assert store.update(store.rng.normal(size=(1, 5000)), [0], [1], copy=copy, next_entries=[0], lr=1e-7) == (0, 1)
     with np.errstate(over="ignore"):
         assert copy.tobytes() == store.w.astype(np.float16).tobytes()
     assert np.isinf(copy).any()
@@ -276,8 +276,8 @@ def test_a_place_or_a_row_that_does_not_exist_is_refused_before_anything_changes
 ):
     store, copy = Store(call_kernel, 2), np.full((2, 5), 77, np.float32)
     before = bits([*store.state(), copy])
-    failed, _ = store.update(np.ones((2, 5)), active, tokens, copy=copy, next_places=to)
-    wanted = [row for row, place, count in zip(active, to, tokens, strict=True) if count or place >= 0]
+    failed, _ = store.update(np.ones((2, 5)), active, tokens, copy=copy, next_entries=to)
+    wanted = [row for row, entry, count in zip(active, to, tokens, strict=True) if count or entry >= 0]
     assert failed == (4 if max(to) > 1 or not set(wanted) <= {0, 1} else 0)
     if failed:
         assert bits([*store.state(), copy]) == before
@@ -288,14 +288,14 @@ def test_a_place_or_a_row_that_does_not_exist_is_refused_before_anything_changes
 def test_gradients_are_zero_afterwards_when_asked_at_every_place(
     call_kernel: Callable[..., int], half: bool, apply: float
 ):
-    """Also where no token went, where the place is unused and when the step is skipped: they are added to next time."""
+    """Also where no token went, where the entry is unused and when the step is skipped: they are added to next time."""
     store, plain = (Store(call_kernel, 3, 2100) for _ in range(2))
     grad = np.ones((3, 2100), np.float16 if half else np.float32)
     grad[1, 7] = np.nan
-    places: tuple[list[int], list[int]] = ([0, 1, 99], [1, 0, 0])
-    plain.update(grad, *places, apply=apply)
+    entries: tuple[list[int], list[int]] = ([0, 1, 99], [1, 0, 0])
+    plain.update(grad, *entries, apply=apply)
     assert bits([plain.grad]) == bits([grad])
-    assert store.update(grad.copy(), *places, apply=apply, zero_grad=1.0) == (0, apply)
+    assert store.update(grad.copy(), *entries, apply=apply, zero_grad=1.0) == (0, apply)
     assert not store.grad.any()
     assert bits(store.state()) == bits(plain.state())
 
@@ -369,16 +369,16 @@ def test_the_sum_of_squares_is_that_of_float64(call_kernel: Callable[..., int], 
     assert square_sum(call_kernel, *mixed) == pytest.approx(exact, rel=1e-6)
 
 
-@pytest.mark.parametrize("place", [0, 16383, 16384, 40_000])
+@pytest.mark.parametrize("position", [0, 16383, 16384, 40_000])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_one_element_that_is_not_finite_shows_in_the_sum_of_squares(
-    call_kernel: Callable[..., int], dtype: type, place: int
+    call_kernel: Callable[..., int], dtype: type, position: int
 ):
     values = np.ones(40_001, dtype)
     for found in (np.inf, -np.inf):
-        values[place] = found
+        values[position] = found
         assert square_sum(call_kernel, values) == np.inf
-    values[place] = np.nan
+    values[position] = np.nan
     assert np.isnan(square_sum(call_kernel, values))
 
 
@@ -458,9 +458,9 @@ def test_in_a_graph_several_tensors_share_step_counts_and_have_their_own_decay(p
     for t in (1, 2, 3):
         assert cell(*graph_inputs(active, offsets, grads)).asnumpy() == 2
         for i, decay in enumerate((0.1, 0.0)):
-            for place, row in enumerate(active):
+            for entry, row in enumerate(active):
                 w, m, v = exact.get((i, row), (before[i][row], 0.0, 0.0))
-                exact[i, row] = oracle(w, m, v, t, grads[i][place], weight_decay=decay)
+                exact[i, row] = oracle(w, m, v, t, grads[i][entry], weight_decay=decay)
     for (i, row), expected in exact.items():
         for part, values in zip(parameters[:3], expected, strict=True):
             np.testing.assert_allclose(part[i].asnumpy()[row], values, rtol=2e-5, atol=1e-6)

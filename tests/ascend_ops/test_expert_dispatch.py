@@ -53,7 +53,7 @@ def test_plan_oracle_is_a_stable_sort(experts: list[int]):
 @pytest.mark.parametrize(("tokens", "experts"), [(1, 1), (7, 3), (100, 16), (5000, 640)])
 def test_plan_equals_its_oracle(ms, tokens: int, experts: int):
     ids = np.random.default_rng(tokens).integers(0, experts, tokens).astype(np.int32)
-    found = front.RoutingPlan(experts)(ms.Tensor(ids))
+    found = front.MakeRoutingPlan(experts)(ms.Tensor(ids))
     for ours, oracle in zip(found, front.plan_oracle(ids, experts), strict=True):
         assert np.array_equal(ours.asnumpy(), oracle)
 
@@ -196,7 +196,7 @@ def test_index_past_the_end_is_an_error_not_a_crash(call_kernel):
 
 def test_a_plan_needs_an_expert():
     with pytest.raises(ValueError, match="experts=0"):
-        front.RoutingPlan(0)
+        front.MakeRoutingPlan(0)
 
 
 def test_front_compiles_for_eight_ascend_ranks(tmp_path: Path):

@@ -36,7 +36,7 @@ def test_emulated_equals_cpu_equals_oracle(emulators, call_kernel, target: tuple
         assert np.array_equal(cpu, oracle)
 
     x, residual = (rng.standard_normal((tokens, hidden)).astype(dtype) for _ in range(2))
-    order[rng.integers(0, tokens)] = -1  # a place that nobody takes
+    order[rng.integers(0, tokens)] = -1  # a row that nobody takes
     rows, cpu_rows = dispatch_oracle(x, order), np.empty_like(x)
     assert call_kernel("ExpertDispatch", x, order, cpu_rows) == 0
     assert np.array_equal(emulator.expert_dispatch(x, order).view(np.uint8), rows.view(np.uint8))

@@ -1,12 +1,18 @@
-"""A tokenizer of a few hundred English pieces, small enough to build in a test."""
+"""A tokenizer of a few hundred English pieces, small enough to build in a test, and token files of numbered text."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from helpers.numbered import EOT, FIRST, LENGTH, PAD, SAMPLES, VOCABULARY
 from helpers.texts import ENGLISH, tiny_config
 
 from pangu_sigma.config import Config
+from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import Vocabulary, choose_rows
@@ -45,3 +51,28 @@ def restricted(english: bytes, vocabulary: Vocabulary, domains: Domains) -> Toke
     counts = np.zeros(len(vocabulary), dtype=np.int64)
     rows = [choose_rows(vocabulary, domains.in_slot(slot), counts, 600) for slot in range(3)]
     return Tokenizer(alpha_model(), english, np.stack(rows))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokens")
+    for name, samples, first in zip("abc", SAMPLES, FIRST, strict=True):
+        text = list(range(first, first + samples * LENGTH + 3))
+        for split in ("train", "held_out"):
+            write_tokens(path / f"{name}.{split}", [text[:50], text[50:]])
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> SimpleNamespace:
+    """Two slots that hold all ids, the second one in reverse."""
+    rows = np.arange(VOCABULARY, dtype=np.int32)
+    return SimpleNamespace(size=VOCABULARY, eot=EOT, pad=PAD, row_of=np.stack([rows, rows[::-1]]))
+
+
+@pytest.fixture(scope="module")
+def four(folder, tmp_path_factory) -> Path:
+    copy = shutil.copytree(folder, tmp_path_factory.mktemp("four") / "tokens")
+    for split in ("train", "held_out"):
+        write_tokens(copy / f"d.{split}", [list(range(10, 10 + 25 * LENGTH))])
+    return copy

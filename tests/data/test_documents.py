@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pangu_sigma.errors import DataError
 
 from pangu_sigma.data.documents import Document, Rejected, read_jsonl
+from pangu_sigma.errors import DataError
 
 
 def write(path: Path, *lines: bytes) -> Path:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pangu_sigma.errors import DataError
 
 from pangu_sigma.data.indexed import TokenFile, paths_of, write_tokens
+from pangu_sigma.errors import DataError
 
 DOCUMENTS = [[5, 6, 7, 9], [9], [100, 200, 9]]
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pangu_sigma.errors import DataError
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data import packages
@@ -25,6 +24,7 @@ from pangu_sigma.data.packages import (
     readable_code,
 )
 from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
 
 
 def domain(name: str, form: str, language: str) -> Domain:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pangu_sigma.errors import DataError
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.documents import Document
 from pangu_sigma.data.tokenizer import Tokenizer, tag_language
 from pangu_sigma.data.vocabulary import EOT, FIRST_BYTE, FIRST_ENGLISH, TAG_OF_LANGUAGE
 from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
 
 CHINESE = [
     "１２月３１日，中共中央总书记、国家主席发表１９９８年新年讲话《迈向充满希望的新世纪》。\n同胞们、朋友们：",

@@ -8,10 +8,10 @@ import jieba
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pangu_sigma.errors import DataError
 
 from pangu_sigma.data import words as module
 from pangu_sigma.data.words import words
+from pangu_sigma.errors import DataError
 
 HAN = st.characters(min_codepoint=0x4E00, max_codepoint=0x9FD5)
 COMMON = st.sampled_from(

@@ -29,7 +29,7 @@ ROW_BYTES = 4 * (16 * 24 + 24 + 24 * 16 + 16)
 
 
 def places_of(experts: list[list[int]]) -> np.ndarray:
-    """A plan's active list: unused places hold K."""
+    """A plan's active list: unused entries hold K."""
     return np.array([sorted(of_layer) + [STORED] * (PLACES - len(of_layer)) for of_layer in experts], np.int32)
 
 
@@ -68,11 +68,11 @@ def step_of(store: HostStore, active_NA: np.ndarray, transfer: tuple[Tensor, ...
     for i, weight in enumerate(store.weights):
         stored, copy = weight.asnumpy(), copies[i].asnumpy()
         layer = i // store.tensors
-        for place, expert in enumerate(active_NA[layer]):
+        for entry, expert in enumerate(active_NA[layer]):
             if expert < STORED:
                 stored[expert] = rng.standard_normal(stored.shape[1:])
-                if next_NA[layer, place] >= 0:
-                    copy[next_NA[layer, place]] = stored[expert]
+                if next_NA[layer, entry] >= 0:
+                    copy[next_NA[layer, entry]] = stored[expert]
 
 
 def assert_brought(store: HostStore, active_NA: np.ndarray, transfer: tuple[Tensor, ...]) -> None:
@@ -131,7 +131,7 @@ def test_each_step_finds_the_rows_of_the_store_whatever_was_announced(
 def moved(active_A: np.ndarray, before_A: np.ndarray, whole: bool) -> tuple[int, int, int]:
     """Experts of a layer that are read in place, that the step before wrote, and that are fetched.
 
-    In place: as many as there are places, one after another, in a network whose precision is the store's.
+    In place: as many as there are entries, one after another, in a network whose precision is the store's.
     """
     used = set(active_A.tolist()) - {STORED}
     if whole and len(used) == PLACES and max(used) - min(used) == PLACES - 1:
@@ -161,7 +161,7 @@ def test_traffic_of_a_sequence_counted_by_hand(graph_mode: None):
         moved_bytes = traffic.fetched_bytes, traffic.refreshed_bytes
         counted.append((traffic.hits, traffic.misses, *(size // ROW_BYTES for size in moved_bytes)))
         assert all(size % ROW_BYTES == 0 for size in moved_bytes)
-    # 0 … 3 fill the places, and 4 … 7 at the end: they are read where they are, hits that move nothing
+    # 0 … 3 fill the entries, and 4 … 7 at the end: they are read where they are, hits that move nothing
     assert counted == [(4, 1, 1, 0), (3, 2, 2, 3), (5, 0, 0, 5), (0, 2, 2, 0), (0, 2, 2, 0), (5, 0, 0, 1)]
 
 
@@ -209,7 +209,7 @@ DOMAINS = [(0, 1), (1, 2), (0, 2), (0, 2), (1, 1), (2, 3), (0, 3)]
 
 
 def test_a_step_with_an_expert_that_is_not_a_number_changes_nothing_and_the_next_ones_are_right(tmp_path: Path):
-    """The NaN is in the buffer alone, where it stays until another expert comes to its place; (1, 1) fills two of four."""
+    """The NaN is in the buffer alone, where it stays until another expert comes to its entry; (1, 1) fills two of four."""
     bad = 2  # of DOMAINS, one whose experts are not read in place
     toy = Toy.build(toy_config(), tmp_path)
     toy.reset()

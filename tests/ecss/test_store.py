@@ -150,7 +150,7 @@ def test_without_ecss_an_expert_without_tokens_takes_an_ordinary_adam_step(tmp_p
 
 
 def test_places_that_no_expert_needs_change_nothing(host):
-    """One domain in both blocks uses two places of four."""
+    """One domain in both blocks uses two entries of four."""
     host.reset()
     batch = batch_of(host, (1, 1))
     arrays = batch.arrays()

@@ -17,7 +17,7 @@ ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend", save_graphs=1, save_g
 init()
 ms.set_auto_parallel_context(parallel_mode="semi_auto_parallel", full_batch=True)
 
-from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch, RoutingPlan  # noqa: E402 (constructed for the target)
+from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch, MakeRoutingPlan  # noqa: E402 (constructed for the target)
 
 RANKS, TOKENS, HIDDEN = int(os.environ["RANK_SIZE"]), 64, 32
 
@@ -25,7 +25,7 @@ RANKS, TOKENS, HIDDEN = int(os.environ["RANK_SIZE"]), 64, 32
 class Net(nn.Cell):
     def __init__(self) -> None:
         super().__init__()
-        self.plan, self.dispatch, self.combine = RoutingPlan(4), ExpertDispatch(), ExpertCombine()
+        self.plan, self.dispatch, self.combine = MakeRoutingPlan(4), ExpertDispatch(), ExpertCombine()
         self.up = ops.MatMul().shard(((1, 1), (1, RANKS)))
         self.down = ops.MatMul().shard(((1, RANKS), (RANKS, 1)))
         self.w1, self.w2 = (Parameter(Tensor(np.zeros((HIDDEN, HIDDEN), np.float16)), name=n) for n in ("w1", "w2"))

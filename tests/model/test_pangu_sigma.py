@@ -1,4 +1,4 @@
-"""The network against the PanGu-α of spec §1.3, written again in float64 NumPy from the formulas."""
+"""The network against PanGu-α, written again in float64 NumPy from the formulas."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.generate.graphs import InferenceGraph, any_length
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
-from pangu_sigma.rre.plan import make_plan, pad_to_capacity
+from pangu_sigma.rre.plan import pad_to_capacity, plan_batch
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -45,13 +45,13 @@ class Oracle:
         table = self.w["embedding"]
         sequences = []
         for b, rows in enumerate(batch.rows_GBS[0]):
-            places, documents = batch.positions_GBS[0][b], batch.documents_GBS[0][b]
-            x = table[rows] + self.w["positions"][places]
+            positions, documents = batch.positions_GBS[0][b], batch.documents_GBS[0][b]
+            x = table[rows] + self.w["positions"][positions]
             for layer in range(self.config.layers):
                 query = None
                 if layer == self.config.layers - 1:
                     x = self.norm("norm", x)
-                    query = self.w["query_positions"][places]
+                    query = self.w["query_positions"][positions]
                 x = self.layer(layer, x, query, documents, None if routes_NBS is None else routes_NBS[:, b])
             sequences.append(x)
         return np.stack(sequences)
@@ -327,7 +327,7 @@ def test_the_padded_layout_of_deployed_graphs_equals_the_grouped_one(routed, dep
     rows, positions, documents, ids = (
         a[0][chosen, :length] for a in (whole.rows_GBS, whole.positions_GBS, whole.documents_GBS, whole.ids_GBS)
     )
-    plan = make_plan(routed.batches.table, ids, domains_B, positions, routed.config.experts, None)
+    plan = plan_batch(routed.batches.table, ids, domains_B, positions, routed.config.experts, None)
     last_B = (np.arange(sequences) * length + length - 1).astype(np.int32)
     inputs = (rows, positions, documents, slots_B, last_B, *pad_to_capacity(plan))
     found = deployed(*map(as_tensor, inputs)).asnumpy()

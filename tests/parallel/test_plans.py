@@ -13,7 +13,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domain_sets
 from pangu_sigma.parallel.layout import Layout, active_entries, capacity, share_of, taker_of, takers
-from pangu_sigma.parallel.plans import Planner, UpdatePlan
+from pangu_sigma.parallel.plans import DispatchLayout, Planner, UpdatePlan, dispatch_layout
 from pangu_sigma.rre.capacity import CapacityError
 
 LAYERS, LENGTH = 2, 12
@@ -40,10 +40,10 @@ class Case:
     experts: np.ndarray
     """[N, G, B, S]."""
     capacity: int
-    exchanged: bool
+    layout: DispatchLayout
 
     def plan(self, rank: int) -> UpdatePlan:
-        return Planner(self.config, rank, self.exchanged).plan(self.experts, takers(self.config), self.capacity)
+        return Planner(self.config, rank, self.layout).plan(self.experts, takers(self.config), self.capacity)
 
     def own(self, rank: int) -> np.ndarray:
         """Experts of the rank's tokens [N, G, T]."""
@@ -52,7 +52,7 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, exchanged: bool | None = None) -> Case:
+def cases(draw: st.DrawFn, exchanged: bool = False) -> Case:
     layouts = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (4, 2, 2), (2, 4, 1), (1, 4, 2)]
     config = config_of(*draw(st.sampled_from(layouts)))
     rng = np.random.default_rng(draw(st.integers(0, 999)))
@@ -63,9 +63,8 @@ def cases(draw: st.DrawFn, exchanged: bool | None = None) -> Case:
     shape = (LAYERS, micro, len(domains_B), LENGTH)
     some = draw(st.integers(1, 4))  # experts of a domain that have tokens
     experts = domains_B[:, None] * 4 + rng.integers(0, some, shape)
-    if exchanged is None:
-        exchanged = config.parallel.expert > 1 or draw(st.booleans())
-    return Case(config, experts, draw(st.integers(1, 14)), exchanged)
+    layout = dispatch_layout(config, ascend=exchanged or draw(st.booleans()))
+    return Case(config, experts, draw(st.integers(1, 14)), layout)
 
 
 @pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (4, 4, 1)])
@@ -108,24 +107,24 @@ def test_active_experts_of_all_ranks_are_those_of_the_batch(case: Case):
 
 @settings(deadline=None)
 @given(cases(exchanged=True))
-def test_every_row_arrives_at_the_place_of_its_expert(case: Case):
+def test_every_row_arrives_at_the_entry_of_its_expert(case: Case):
     """The exchange in NumPy: what peer p has for this rank lies in block p of what arrives."""
-    layout, places, rows = Layout(case.config.parallel), active_entries(case.config), case.capacity
+    layout, entries, rows = Layout(case.config.parallel), active_entries(case.config), case.capacity
     peers = case.config.parallel.expert
     plans = {rank: case.plan(rank).plans for rank in range(case.config.parallel.ranks)}
     for rank, of_rank in plans.items():
         held = np.append(share_of(case.config, rank).held, -1)
         for g, plan in enumerate(of_rank):
             for n in range(LAYERS):
-                assert plan.order_NT.shape[1] == peers * places * rows
-                assert np.array_equal(plan.offsets_NA1[n], np.arange(places + 1) * peers * rows)
+                assert plan.order_NT.shape[1] == peers * entries * rows
+                assert np.array_equal(plan.offsets_NA1[n], np.arange(entries + 1) * peers * rows)
                 for source in layout.peers(rank, "expert"):
-                    sent = plans[source][g].order_NT[n].reshape(peers, places, rows)[layout.coordinates(rank).expert]
-                    for place, tokens in enumerate(sent):
+                    sent = plans[source][g].order_NT[n].reshape(peers, entries, rows)[layout.coordinates(rank).expert]
+                    for entry, tokens in enumerate(sent):
                         there = tokens[tokens >= 0]
                         assert (tokens[len(there) :] == -1).all()
                         assert (np.diff(there) > 0).all(), "tokens keep their order in the batch"
-                        assert (case.own(source)[n, g, there] == held[plan.active_NA[n, place]]).all()
+                        assert (case.own(source)[n, g, there] == held[plan.active_NA[n, entry]]).all()
 
 
 @settings(deadline=None)
@@ -153,7 +152,7 @@ def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
 @settings(deadline=None)
 @given(cases())
 def test_the_capacity_that_fullest_names_is_enough_and_one_less_is_not(case: Case):
-    planner, everybody = Planner(case.config, 0, True), takers(case.config)
+    planner, everybody = Planner(case.config, 0, "all_to_all"), takers(case.config)
     needed = planner.fullest(case.experts, everybody)
     assert planner.plan(case.experts, everybody, needed).dropped == 0
     assert planner.plan(case.experts, everybody, needed - 1).dropped > 0
@@ -170,11 +169,11 @@ def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
     messages = set()
     for rank in range(4):
         with pytest.raises(CapacityError) as error:
-            Planner(config, rank).plan(experts, takers(config), rows)
+            Planner(config, rank, dispatch_layout(config)).plan(experts, takers(config), rows)
         messages.add(str(error.value))
     assert len(messages) == 1
     message = messages.pop()
     assert f"RRE layer 1: a rank has 12 rows for expert {domains_B[2] * 4 + 3}, whose capacity is {rows}" in message
     assert "capacity_factor to 4 or more" in message
     enough = config_of(2, 2, 1, overflow="refuse", capacity_factor=4.0)
-    assert Planner(enough, 0).plan(experts, takers(enough), capacity(enough)).dropped == 0
+    assert Planner(enough, 0, dispatch_layout(enough)).plan(experts, takers(enough), capacity(enough)).dropped == 0

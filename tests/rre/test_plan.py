@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.config import RoutingConfig
-from pangu_sigma.rre.plan import RoutingPlan, make_plan, make_plans, pad_to_capacity
+from pangu_sigma.rre.plan import RoutingPlan, pad_to_capacity, plan_batch, plan_micro_batches
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 
 VOCABULARY = 40
@@ -25,10 +25,10 @@ class Case:
     domains: np.ndarray
     positions: np.ndarray
     stored: int
-    places: int
+    entries: int
 
     def plans(self) -> list[RoutingPlan]:
-        return make_plans(self.table, self.ids, self.domains, self.positions, self.stored, self.places)
+        return plan_micro_batches(self.table, self.ids, self.domains, self.positions, self.stored, self.entries)
 
     def experts(self) -> np.ndarray:
         """[N, G, T], straight from the table."""
@@ -55,7 +55,7 @@ def cases(draw: st.DrawFn) -> Case:
         stored,
     )
     needed = max(len(np.unique(experts_GT)) for experts_GT in case.experts())
-    case.places = draw(st.integers(needed, stored + 3))
+    case.entries = draw(st.integers(needed, stored + 3))
     return case
 
 
@@ -90,8 +90,8 @@ def test_offsets_match_counts_and_tokens_of_one_expert_keep_their_order(case: Ca
         for layer, experts_T in enumerate(case.experts()[:, g]):
             offsets = plan.offsets_NA1[layer]
             assert (offsets[0], offsets[-1]) == (0, len(experts_T))
-            for place, expert in enumerate(plan.active_NA[layer]):
-                rows = plan.order_NT[layer, offsets[place] : offsets[place + 1]]
+            for entry, expert in enumerate(plan.active_NA[layer]):
+                rows = plan.order_NT[layer, offsets[entry] : offsets[entry + 1]]
                 assert np.array_equal(rows, np.flatnonzero(experts_T == expert))
 
 
@@ -102,7 +102,7 @@ def test_the_active_list_is_shared_ascending_and_filled_with_stored(case: Case):
     for plan in plans:
         assert np.array_equal(plan.active_NA, plans[0].active_NA)
     for active_A, experts_GT in zip(plans[0].active_NA, case.experts(), strict=True):
-        if case.places == case.stored:
+        if case.entries == case.stored:
             assert np.array_equal(active_A, np.arange(case.stored))
             continue
         used = np.unique(experts_GT)
@@ -124,27 +124,27 @@ def test_plans_are_deterministic_and_int32(case: Case):
 def test_padding_to_capacity_moves_the_same_tokens_to_the_same_experts(case: Case):
     for g, plan in enumerate(case.plans()):
         active_NA, order_NAC, inverse_NT = pad_to_capacity(plan)
-        layers, places, capacity = order_NAC.shape
+        layers, entries, capacity = order_NAC.shape
         assert capacity == plan.load().max()
         for layer, experts_T in enumerate(case.experts()[:, g]):
             rows = order_NAC[layer].reshape(-1)
             assert np.array_equal(rows[inverse_NT[layer]], np.arange(len(experts_T)))
             assert np.array_equal(active_NA[layer, inverse_NT[layer] // capacity], experts_T)
-        assert active_NA.shape == (layers, places)
+        assert active_NA.shape == (layers, entries)
 
 
 def table_of(experts: int) -> RoutingTable:
     return draw_tables(RoutingConfig(), 1, 2, VOCABULARY, experts, None)
 
 
-def test_one_micro_batch_is_make_plan():
+def test_one_micro_batch_is_plan_batch():
     ids, positions = np.arange(12).reshape(2, 6), np.zeros((2, 6), int)
-    plan = make_plan(table_of(3), ids, np.array([0, 1]), positions, 6, 6)
+    plan = plan_batch(table_of(3), ids, np.array([0, 1]), positions, 6, 6)
     assert plan.load().sum() == 12
     assert np.array_equal(plan.active_NA, [np.arange(6)])
 
 
 def test_too_many_active_experts_is_an_error_with_the_fix():
     ids, positions = np.arange(VOCABULARY).reshape(2, 20), np.zeros((2, 20), int)
-    with pytest.raises(ValueError, match=r"activates 8 experts.*holds 4; raise data\.domains_per_step"):
-        make_plan(table_of(4), ids, np.array([0, 1]), positions, 8, 4)
+    with pytest.raises(ValueError, match=r"activates 8 experts.*has 4 entries; raise data\.domains_per_step"):
+        plan_batch(table_of(4), ids, np.array([0, 1]), positions, 8, 4)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import mindspore as ms
 import numpy as np
 import pytest
 from helpers.toy import Toy, toy_config, toy_network, toy_table, toy_tokenizer
-from mindspore import Tensor
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.parallel.collectives import TensorSum, _pieces
 from pangu_sigma.parallel.layout import active_entries
 from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
 from pangu_sigma.train.step import StepResult, TrainStep
@@ -21,14 +18,14 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 
 def exchanged_toy(config: Config, like: Toy, folder) -> Toy:
     """A toy of the all-to-all layout on the text of another one, which `folder` holds."""
-    places = active_entries(config)
+    entries = active_entries(config)
     network = PanGuSigma(
-        config.model, config.slots, routed=lambda: exchanged_experts(exchange(1, places), UniformFFN())
+        config.model, config.slots, routed=lambda: exchanged_experts(exchange(1, entries), UniformFFN())
     )
     store = toy_network(config)[1]
     step = TrainStep(config, network, store)
     step.set_train()
-    batches = Batches(config, folder, toy_tokenizer(config.slots), toy_table(config), exchanged=True)
+    batches = Batches(config, folder, toy_tokenizer(config.slots), toy_table(config), layout="all_to_all")
     toy = Toy(config, batches, network, store, step)
     toy.reset(weights_from=like)
     return toy
@@ -88,26 +85,3 @@ def test_a_token_without_room_keeps_its_residual(local, folder):
     one, two = toy.run(batch), room.run_arrays(wide)
     assert loss_of(one) == pytest.approx(loss_of(two), rel=1e-6)
     assert float(one.norm.asnumpy()) == pytest.approx(float(two.norm.asnumpy()), rel=1e-5)
-
-
-def test_pieces_hold_neighbours_up_to_their_size():
-    assert _pieces([3, 4, 5, 9, 1], 8) == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    assert _pieces([3, 4, 5], 100) == [(0, 3)]
-    assert _pieces([3, 4], 0) == [(0, 1), (1, 2)]
-
-
-class Same(ms.nn.Cell):
-    """An AllReduce of one rank."""
-
-    def construct(self, x):
-        return x
-
-
-def test_tensors_come_back_from_their_pieces_in_their_shapes():
-    shapes = [(2, 3), (4,), (1, 2, 2), (9,), ()]
-    tensors = [np.random.default_rng(0).random(shape).astype(np.float32) for shape in shapes]
-    cell = TensorSum("mccl_world_group", shapes, 10)
-    cell.all_reduce = Same()
-    for found, expected in zip(cell(tuple(map(Tensor, tensors))), tensors, strict=True):
-        assert found.shape == expected.shape
-        assert np.array_equal(found.asnumpy(), expected)

@@ -50,7 +50,7 @@ class ActiveExperts(nn.Cell):
         for i in range(len(self.active)):
             experts += (self.active[i],)
         loss_M = self.loss(
-            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse, inverse, *experts
+            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse, None, *experts
         )
         return self.multiply(loss_M, self.scale)
 

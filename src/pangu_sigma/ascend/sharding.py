@@ -98,7 +98,7 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     },
     Embedding: {
         "lookup": ((1, "T"), ("D",)),
-        "lookup_places": ((1, "T"), ("D",)),
+        "lookup_positions": ((1, "T"), ("D",)),
         "add": (("D", "T"), ("D", "T")),
     },
     QueryRows: {"lookup": ((1, "T"), ("D",))},
@@ -126,7 +126,7 @@ PARAMETERS: dict[type[nn.Cell], dict[str, tuple[str, int]]] = {
     DenseFFN: {"w1": ("ffn.up", 1), "b1": ("ffn.add_up", 1), "w2": ("ffn.down", 1), "b2": ("ffn.add_down", 1)},
     PanGuSigma: {
         "embedding": ("embed.lookup", 0),
-        "positions": ("embed.lookup_places", 0),
+        "positions": ("embed.lookup_positions", 0),
         "query_positions": ("ask.lookup", 0),
     },
 }

@@ -31,7 +31,7 @@ class AscendTrainer(Trainer):
     """A run whose step is `AscendStep`."""
 
     step: AscendStep
-    exchanged = True
+    ascend = True
     prefetches = False
 
     @property

@@ -13,12 +13,14 @@ from mindspore import Parameter, Tensor
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.order import SampleOrder
+from pangu_sigma.data.samples import Samples
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import adopt
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.train.feed import Feed
 from pangu_sigma.train.step import StepResult, TrainStep
 
@@ -87,11 +89,19 @@ class _DrawnText:
 class _DrawnBatches(Batches):
     """The project's batches, of drawn text; each domain's samples in order (a shuffle of so many would fill the memory)."""
 
-    def _open(self, path: Path) -> Any:
-        return _DrawnText(self.tokenizer.size, path.name)
+    def __init__(self, config: Config, tokenizer: Any, table: RoutingTable):
+        super().__init__(config, Path(), tokenizer, table)
+        self.order = _InTurn(config, self.samples.counts)
 
-    def _sample(self, domain: int, number: int) -> np.ndarray:
-        return self._read(domain, number)
+    def _open(self, folder: Path, split: str) -> Samples:
+        return Samples(self.config, [_DrawnText(self.tokenizer.size, f"{d.name}.{split}") for d in self.domains], split)
+
+
+class _InTurn(SampleOrder):
+    """The order of training, but the samples of a domain as they come."""
+
+    def sample(self, domain: int, number: int) -> int:
+        return number
 
 
 def _batches(config: Config) -> Batches:
@@ -99,4 +109,4 @@ def _batches(config: Config) -> Batches:
     row_of = np.tile(np.arange(rows, dtype=np.int32), (config.slots, 1))
     tokenizer: Any = SimpleNamespace(size=rows, eot=EOT, pad=PAD, row_of=row_of)  # all that batches need of one
     table = draw_tables(config.routing, model.rre_layers, len(config.domains), rows, model.experts_per_domain, None)
-    return _DrawnBatches(config, Path(), tokenizer, table)
+    return _DrawnBatches(config, tokenizer, table)

@@ -21,14 +21,14 @@ Segments = tuple[tuple[str, str], ...]
 """(language, text) pairs in the order they are written in the sample; languages are the keys of `SIDES`."""
 
 SIDES = ("zh", "en")
-"""Languages that a bilingual text may have sides in."""
+"""Languages of the sides of a bilingual text."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document of one domain; `text` is plain, or the sides of a bilingual document."""
+    """A document of a domain. text: plain text, or the sides of a bilingual document."""
 
     domain: str
     text: str | Segments
@@ -56,7 +56,7 @@ class Rejected:
 
 
 class _Unusable(Exception):
-    """Why a line is rejected: (reason, detail)."""
+    """The line is rejected; arguments: reason and detail, as in `Rejected`."""
 
 
 def read_jsonl(path: Path, domains: Domains) -> Iterator[Document | Rejected]:

@@ -28,7 +28,7 @@ _FIX = "the file was cut short or altered; run prepare-data again"
 
 
 def paths_of(prefix: Path) -> tuple[Path, Path]:
-    """(`prefix`.bin, `prefix`.idx)."""
+    """The two files of a prefix: (`prefix`.bin, `prefix`.idx)."""
     return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
 
 
@@ -49,9 +49,9 @@ def _mindformers_builder() -> Any:
 
 
 class TokenFile:
-    """All tokens of one domain and split, read as one long row.
+    """The tokens of one domain and split, read as one long row.
 
-    tokens: how many there are; documents: how many documents they come from; lengths: [documents] int32.
+    tokens: number of tokens. documents: number of documents. lengths: number of tokens of each document, int32.
     Raises DataError with file and byte offset when the index does not fit the files, or, given `vocabulary` (V),
     when an id is not in 0 … V - 1.
     """
@@ -119,7 +119,7 @@ class TokenFile:
 
 
 def _checked_lengths(path: Path, data: bytes, sequences: int) -> np.ndarray:
-    """[sequences] int32 lengths; the offsets and document bounds must be what follows from them."""
+    """Lengths of the documents, [sequences] int32. The offsets and document bounds must be what follows from them."""
     lengths = np.frombuffer(data, "<i4", sequences, _HEADER.size)
     at_offsets = _HEADER.size + 4 * sequences
     offsets = np.frombuffer(data, "<i8", sequences, at_offsets)

@@ -1,4 +1,4 @@
-"""What a prepared data folder holds, and what it was made from: manifest.json."""
+"""The manifest of a prepared data folder, manifest.json: its content, and what that was made from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Record(BaseModel):
 
 
 class Source(_Record):
-    """Where text came from. `sha256` of the archive or file; None when it is the running Python's library."""
+    """A source of text. sha256: that of the archive or file; None for the library of the running Python."""
 
     name: str
     version: str
@@ -24,7 +24,7 @@ class Source(_Record):
 
 
 class SplitCounts(_Record):
-    """Documents, tokens (<eot> and tags included), bytes of UTF-8 and <unk> tokens of one split of a domain."""
+    """Counts of one split of a domain: documents, tokens (<eot> and tags included), bytes of UTF-8, and <unk> tokens."""
 
     documents: int
     tokens: int
@@ -33,8 +33,9 @@ class SplitCounts(_Record):
 
 
 class DomainRecord(_Record):
-    """One domain. `rows`: rows in use of its slot.
+    """The record of a domain.
 
+    rows: number of rows in use of its slot.
     unigram_entropy: nats per token that the training frequencies, plus ½ for every row of the slot, need for the
     held-out tokens: what a model must beat.
     offered, duplicates, too_long: documents that came in, exact copies left out, documents that are longer than
@@ -53,7 +54,10 @@ class DomainRecord(_Record):
 
 
 class Manifest(_Record):
-    """The whole folder. `fingerprint`: sha256 over everything that decides its content; `config`: what that is."""
+    """The record of the whole folder.
+
+    fingerprint: sha256 of everything that decides its content. config: that itself.
+    """
 
     fingerprint: str
     vocabulary_hash: str

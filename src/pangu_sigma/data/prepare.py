@@ -1,8 +1,8 @@
-"""prepare-data: text in, a folder that `train` reads out.
+"""The command `prepare-data`: it reads text and writes the folder that `train` reads.
 
     documents → kept → train | held out → runs (words, once) → English pieces → counts → rows of slots → ids → files
 
-The folder is written beside its final place and renamed when it is complete:
+The folder is written beside `output` and renamed when it is complete:
 
     <domain>.train.{bin,idx}  <domain>.held_out.{bin,idx}  frequencies.npy (int64 [D, V], training tokens)
     tokenizer/  quarantine.jsonl  manifest.json
@@ -45,7 +45,7 @@ _LEARNING_BYTES = 4 << 20
 """English and code text that pieces are learned from; more changes few pieces and takes longer."""
 
 _FORMAT = 1
-"""Part of the fingerprint: raise it when the same text would give a different folder."""
+"""A number in the fingerprint: raise it when the same text would give a different folder."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """One domain's documents and where they came from."""
+    """The documents of a domain and their sources."""
 
     selection: Selection
     sources: list[Source]
@@ -134,7 +134,7 @@ def _existing(output: Path) -> Manifest | None:
 
 
 def _intact(output: Path, manifest: Manifest) -> bool:
-    """Whether the tokenizer and every token file are there and sound, as far as they check themselves."""
+    """True if the tokenizer and every token file are there and sound, as far as they check themselves."""
     try:
         tokenizer = Tokenizer.load(output / "tokenizer")
         for name, record in manifest.domains.items():
@@ -203,8 +203,11 @@ def _cut(
                 f'out; pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
             )
         train, held_out = (
-            [_Cut(document, segmented(document.segments, domain)) for document in _progress(part, "segmenting", domain)]
-            for part in split(documents, config.data.held_out)
+            [
+                _Cut(document, segmented(document.segments, domain))
+                for document in _progress(documents_of_split, "segmenting", domain)
+            ]
+            for documents_of_split in split(documents, config.data.held_out)
         )
         corpora.append(_Corpus(selections[domain.name], sources[domain.name], train, held_out))
     return corpora
@@ -257,7 +260,7 @@ def _progress(documents: list[Any], what: str, domain: Domain) -> Iterable[Any]:
 
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
-    """A new folder beside `output` that takes its place when the block ends well and is removed when it does not."""
+    """A new folder beside `output`: renamed to it when the block ends well, and removed when it does not."""
     partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
     partial.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Cut text into runs: which part PanGu-α's model reads and which part the English pieces read.
+"""Text cut into runs: some are read by PanGu-α's model, the others by the English pieces.
 
 A run for PanGu-α is already cut into words, exactly as PanGu-α did it, because what reads it (a slot's SentencePiece model) changes
 while the words do not: they are found once for each document. Nothing here knows ids.
@@ -23,7 +23,7 @@ _LATIN_WORD = re.compile(r"[A-Za-z]+")
 
 
 class Run(NamedTuple):
-    """A piece of text and who reads it. `text` of a run with `alpha` is jieba's words, joined with blanks."""
+    """A stretch of text and who reads it. `text` of a run with `alpha` is jieba's words, joined with blanks."""
 
     alpha: bool
     text: str

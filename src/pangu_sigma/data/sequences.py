@@ -6,10 +6,10 @@ import numpy as np
 
 
 def documents_and_positions(ids: np.ndarray, eot: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the document each token of a row [..., S] is in, and its position there; both start at 0. int32."""
+    """Number of each token's document in its row, and position of the token in that document; rows [..., S], int32, both from 0."""
     starts = np.zeros(ids.shape, bool)
     starts[..., 1:] = ids[..., :-1] == eot
     documents = np.cumsum(starts, axis=-1)
-    places = np.arange(ids.shape[-1])
-    first = np.maximum.accumulate(np.where(starts, places, 0), axis=-1)
-    return documents.astype(np.int32), (places - first).astype(np.int32)
+    numbers = np.arange(ids.shape[-1])
+    first = np.maximum.accumulate(np.where(starts, numbers, 0), axis=-1)
+    return documents.astype(np.int32), (numbers - first).astype(np.int32)

@@ -69,7 +69,7 @@ class Tokenizer:
         return ids
 
     def sample(self, document: Document, domain: Domain) -> list[int]:
-        """The document as it is trained on (spec §5.2).
+        """The document as it is trained on.
 
         text: ids, <eot>. bilingual: tag and ids of every side, <eot>. code: <Python> or <Java>, ids, <eot>.
         """
@@ -80,9 +80,9 @@ class Tokenizer:
         return [*self._tagged(segments, domain), EOT]
 
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
-        """What generation starts from: the sample of `text` without its <eot>.
+        """The ids that generation starts from: the sample of `text` without its <eot>.
 
-        Of a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. An empty code prompt is its tag.
+        In a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. An empty code prompt is its tag.
         """
         segments = (("", text),) if isinstance(text, str) else text
         return self._tagged(segmented(segments, domain), domain)
@@ -141,10 +141,10 @@ class Tokenizer:
 
     def _encode_english(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
         ids: list[int] = []
-        for i, part in enumerate(text.split(META)):
+        for i, between in enumerate(text.split(META)):
             if i:
                 ids += _META_BYTES  # SentencePiece would take a ▁ of the text for a blank
-            ids += [self.vocabulary.english_ids[j] for j in model.encode(part)]
+            ids += [self.vocabulary.english_ids[j] for j in model.encode(between)]
         return ids
 
     def _slot_models(self, slot: int) -> _Models:
@@ -164,15 +164,15 @@ class Tokenizer:
 
     def _hash(self) -> str:
         digest = hashlib.sha256(f"pangu-sigma tokenizer {_FORMAT}\n".encode())
-        for part in (self._alpha, self._english, self.slot_rows.astype("<i4").tobytes()):
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
+        for content in (self._alpha, self._english, self.slot_rows.astype("<i4").tobytes()):
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
         return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=2)
 def _vocabulary(alpha: bytes, english: bytes) -> Vocabulary:
-    """One vocabulary for all tokenizers of the same models: preparing makes two, and parsing takes half a second."""
+    """The vocabulary of two models, parsed once for all tokenizers: preparing makes two, and parsing takes half a second."""
     return Vocabulary(alpha, english)
 
 

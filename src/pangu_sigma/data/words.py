@@ -20,7 +20,7 @@ from ascend_ops.library import cache_folder, compile_library
 from pangu_sigma.errors import DataError
 
 SPACE, NEWLINE = "\u2582", "\u2583"
-"""What PanGu-α's vocabulary writes for a space and a newline; its blank only separates words."""
+"""The characters that PanGu-α's vocabulary writes for a space and a newline; its blank only separates words."""
 
 _SOURCE = Path(__file__).with_suffix(".cc")
 _STATES = "BEMS"

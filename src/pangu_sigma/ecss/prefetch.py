@@ -9,7 +9,7 @@ RRE is what makes this exact: the experts of a batch are known when it is read, 
 Where the device is the host itself, experts that lie next to each other in the store (the whole group of a domain) need not move at
 all: the network reads them where they are, and the Adam that ends the step changes them there.
 
-Shape suffixes: N RRE layers, K experts stored in a layer, A places for active experts.
+Shape suffixes: N RRE layers, K experts stored in a layer, A entries of the active list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pangu_sigma.ecss.store import HostStore
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a step moved between host and device. Experts are counted once a layer."""
+    """The traffic of a step between host and device. An expert of several layers counts once in each."""
 
     fetched_bytes: int
     """Weights copied from the store, in the dtype of the network."""
@@ -38,20 +38,20 @@ class Traffic:
     """Gradients that came back to the host."""
     hits: int
     misses: int
-    """Active experts that were there already, and that had to be fetched."""
+    """Number of active experts that were there already (hits), and that had to be fetched (misses)."""
     stall_seconds: float
-    """Time that the step waited for its experts."""
+    """Seconds that the step waited for its experts."""
 
 
 class Prefetcher:
-    """Feeds `TrainStep` from a store: `transfer`, then the step, in turn."""
+    """Brings the experts of `TrainStep` from a store: call `transfer`, then the step, in turn."""
 
-    def __init__(self, store: HostStore, places: int, in_place: bool = True):
-        """places: A. in_place: read experts where they are when that is possible; False copies them, as a device must."""
+    def __init__(self, store: HostStore, entries: int, in_place: bool = True):
+        """entries: A. in_place: True reads experts where they are if that is possible; False copies them, as a device must."""
         self._store = store
         self._stored = store.weights[0].shape[0]
         dtype = np.float16 if store.dtype == ms.float16 else np.float32
-        shapes = [(places, *weight.shape[1:]) for weight in store.weights]
+        shapes = [(entries, *weight.shape[1:]) for weight in store.weights]
         self._sets = [[np.zeros(shape, dtype) for shape in shapes] for _ in range(2)]
         self._buffers = [[Tensor.from_numpy(a) for a in arrays] for arrays in self._sets]
         self._experts = [
@@ -66,9 +66,9 @@ class Prefetcher:
         self._hits = self._refreshed = 0
 
     def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[tuple[Tensor, ...], Traffic]:
-        """Arguments `transfer` of the step that uses `active`, while the experts `coming` of the step after it start moving.
+        """The arguments `transfer` of the step that uses `active_NA`; the experts `coming_NA` of the step after it start to move.
 
-        The step must run after this and before the next call. Both are routing plans' active lists, unused places K.
+        The step must run after this and before the next call. Both are routing plans' active lists, whose unused entries hold K.
         """
         started = time.perf_counter()
         announced, self._announced = self._announced, None  # an error may come before the next ones are announced
@@ -91,7 +91,7 @@ class Prefetcher:
         return (Tensor(next_NA), *self._experts[front], *self._buffers[self._filling]), traffic
 
     def _start(self, coming_NA: np.ndarray, active_NA: np.ndarray) -> np.ndarray:
-        """Begin to fill a set; returns where in it the experts of `active` go, -1 for those that need not."""
+        """Begin to fill a set. Returns the entry of it that each expert of `active_NA` goes to, -1 for one that goes nowhere."""
         next_NA = np.full_like(active_NA, -1)
         rows = [weight.asnumpy() for weight in self._store.weights]
         wanted: list[tuple[int, int, int]] = []
@@ -105,13 +105,13 @@ class Prefetcher:
             if in_place:
                 self._hits += len(coming_A)
                 continue
-            places = {int(expert): place for place, expert in enumerate(active_A)}
-            for place, expert in enumerate(coming_A[coming_A < self._stored].tolist()):
-                if expert in places:
-                    next_NA[layer, places[expert]] = place
+            entries = {int(expert): entry for entry, expert in enumerate(active_A)}
+            for entry, expert in enumerate(coming_A[coming_A < self._stored].tolist()):
+                if expert in entries:
+                    next_NA[layer, entries[expert]] = entry
                     self._refreshed += 1
                 else:
-                    wanted.append((layer, place, expert))
+                    wanted.append((layer, entry, expert))
         self._brought = self._thread.submit(
             self._bring, rows, self._sets[self._filling], wanted, coming_NA.copy(), active_NA.copy()
         )
@@ -129,14 +129,14 @@ class Prefetcher:
         for layer, coming_A in enumerate(coming_NA):
             for expert in coming_A[coming_A < self._stored].tolist():
                 store.tier.expect(layer, expert)
-        for layer, place, expert in wanted:
+        for layer, entry, expert in wanted:
             for i in range(layer * store.tensors, (layer + 1) * store.tensors):
-                copy_rows(rows[i][expert], buffers[i][place])
+                copy_rows(rows[i][expert], buffers[i][entry])
         needed_NA = np.concatenate([active_NA, coming_NA], axis=1)
         store.tier.used([needed_A[needed_A < self._stored] for needed_A in needed_NA])
         return len(wanted)
 
     def _settle(self) -> int:
-        """Wait for the thread; experts that it brought."""
+        """Wait for the thread. Returns the number of experts that it brought."""
         brought, self._brought = self._brought, None
         return brought.result() if brought is not None else 0

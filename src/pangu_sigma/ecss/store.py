@@ -1,4 +1,4 @@
-"""Where experts live, how the active ones reach the network, and how their update finds its way back.
+"""The stores of experts: they keep the weights and their Adam state, hand the active ones to the network, and update them.
 
 Shape suffixes: N RRE layers, K experts that this rank stores in a layer (one process: all), A active experts.
 
@@ -31,17 +31,17 @@ class ExpertStore(nn.Cell):
 
     fetch(active_NA, brought) -> FFN_TENSORS of every layer, [A, …], in the network's dtype: what `PanGuSigma` takes.
     update(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> rows updated, float32 [1]; changes the store in place.
-    updated_rows(active_A, offsets_A1) -> which rows of a layer `update` changes, as `AdamRows` takes them.
-    brought, next_NA, copies: of a `Prefetcher`; empty, None and empty without one.
+    updated_rows(active_A, offsets_A1) -> the rows of a layer that `update` changes, as `AdamRows` takes them.
+    brought, next_NA, copies: what a `Prefetcher` gives; without one they are empty, None and empty.
     """
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__()
         share = share_of(config, rank)
         self.held, self.experts = share.held, config.experts
-        """Numbers of the experts of its rows, ascending, and how many there are on all ranks."""
+        """Numbers of the experts of its rows, ascending, and the number of experts on all ranks."""
         self.numbers = share.layers
-        """Its RRE layers among those of the network: all, unless ranks divide them into stages."""
+        """Numbers of its RRE layers among those of the network: all of them, unless stages divide the layers."""
         self.tensors = len(FFN_TENSORS)
         self.layers = len(self.numbers)
         self.tier = tier
@@ -57,32 +57,32 @@ class ExpertStore(nn.Cell):
         self.adam = AdamRows()
 
     def layer_parameters(self, layer: int) -> dict[str, Parameter]:
-        """Everything stored of the experts of the layer with this number, by name."""
+        """The parameters of the experts of the RRE layer with this number, by name."""
         return {spec.name: parameter for spec, parameter in self._made if spec.layer == layer}
 
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         updated = 0.0
         for layer in range(self.layers):
-            part = slice(layer * self.tensors, (layer + 1) * self.tensors)
+            own = slice(layer * self.tensors, (layer + 1) * self.tensors)
             active_A, offsets_A1 = self.updated_rows(active_NA[layer], offsets_NA1[layer])
             updated = updated + self.adam(
-                self.weights[part],
-                self.moments[part],
-                self.variances[part],
-                grads[part],
+                self.weights[own],
+                self.moments[own],
+                self.variances[own],
+                grads[own],
                 self.steps[layer],
                 active_A,
                 offsets_A1,
                 hyper,
                 self.decay,
-                copies[part],
+                copies[own],
                 None if next_NA is None else next_NA[layer],
             )
         return updated
 
 
 class HostStore(ExpertStore):
-    """ECSS: rows of host tables, fetched and updated by their numbers."""
+    """The store with ECSS: rows of host tables, fetched and updated by their numbers."""
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__(config, tier, rank)
@@ -93,7 +93,7 @@ class HostStore(ExpertStore):
     def fetch(self, active_NA, brought=()):
         if brought:
             return brought
-        # unused places hold K: they read some row, and nobody reads theirs
+        # unused entries hold K: they read some row, and nobody reads theirs
         active_NA = ops.minimum(active_NA, self.last)
         fetched: tuple = ()
         for i in range(len(self.weights)):
@@ -102,12 +102,12 @@ class HostStore(ExpertStore):
         return fetched
 
     def updated_rows(self, active_A, offsets_A1):
-        """Those that the plan activated."""
+        """The rows that the plan activated."""
         return active_A, offsets_A1
 
 
 class DeviceStore(ExpertStore):
-    """ECSS off: all experts take part in every step."""
+    """The store without ECSS: all experts take part in every step."""
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__(config, tier, rank)
@@ -120,7 +120,7 @@ class DeviceStore(ExpertStore):
         return weights
 
     def updated_rows(self, active_A, offsets_A1):
-        """All of them, tokens or none."""
+        """All rows, with tokens or without."""
         return self.all_rows, self.all_offsets
 
 
@@ -131,7 +131,7 @@ def make_store(config: Config, tier: HostTier | None = None, rank: int = 0) -> E
 
 
 def array_specs(config: Config, rank: int = 0) -> list[ArraySpec]:
-    """Every array of the store of `rank`, in the order in which they are initialised."""
+    """The arrays of the store of `rank`, in the order in which they are initialised."""
     share = share_of(config, rank)
     held = share.held
     drawn = tuple(np.isin(np.arange(config.experts), held).tolist())

@@ -1,4 +1,4 @@
-"""Where the arrays of an expert store are kept: in the host's memory, or in files larger than it.
+"""The tiers that keep the arrays of an expert store: the host's memory, or files larger than it.
 
 Both give MindSpore a parameter whose memory is the array itself, so that nothing above this file knows which it has, and results
 are the same bit for bit. Shape suffixes: N RRE layers, K experts stored in a layer, A active experts.
@@ -36,7 +36,7 @@ class StoreError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a store: [K, …], all rows of one kind in one layer."""
+    """An array of a store, [K, …]: all rows of one kind in one layer."""
 
     layer: int
     name: str
@@ -44,13 +44,13 @@ class ArraySpec:
     shape: tuple[int, ...]
     dtype: str
     init: Initializer | None = None
-    """Of one row; None: zeros."""
+    """Initialiser of one row; None: zeros."""
     replicated: bool = False
-    """All rows equal to one draw of `init`: experts that start as copies of one FFN. Otherwise each row draws its own."""
+    """True if all rows are one draw of `init`: experts that start as copies of one FFN. False: each row draws its own."""
     decay: bool = False
     drawn: tuple[bool, ...] = ()
-    """Of all experts of the layer, which have a row here; (): as many as there are rows. All of them are drawn, in order, so that
-    the values of an expert are the same on any number of ranks."""
+    """True for each expert of the layer that has a row here; (): the experts are as many as the rows. All experts are drawn, in
+    order, so that the values of an expert are the same on any number of ranks."""
 
     @property
     def key(self) -> str:
@@ -61,7 +61,7 @@ class ArraySpec:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     def fill(self, array: np.ndarray) -> Iterator[None]:
-        """Initialise zeros; stops after every row, so that a file's can be let go."""
+        """Initialise an array of zeros. Yields after every row, so that the memory of a file can be let go."""
         if self.init is None:
             return
         one = np.empty(self.shape[1:], self.dtype)
@@ -81,7 +81,7 @@ class HostTier:
     """Arrays in the host's memory."""
 
     def parameter(self, spec: ArraySpec) -> Parameter:
-        """The parameter of an array, initialised."""
+        """The parameter of an array, with its initial values."""
         array = _large_pages(spec)
         for _ in spec.fill(array):
             pass
@@ -91,10 +91,10 @@ class HostTier:
         """An expert will be used in the next step."""
 
     def used(self, active: list[np.ndarray]) -> None:
-        """These experts of each layer are in use, or will be next."""
+        """These experts of each layer are in use now, or in the next step."""
 
     def release(self) -> None:
-        """Nothing needs to stay in memory for now."""
+        """No expert needs to stay in memory for now."""
 
 
 class UnsetTier(HostTier):

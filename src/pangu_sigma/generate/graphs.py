@@ -41,7 +41,7 @@ class InferenceGraph(nn.Cell):
         for i in range(len(self.experts)):
             weight = self.pick(self.experts[i], active_NA[i // len(FFN_TENSORS)], 0)
             experts += (ops.expand_dims(weight, 1) if weight.ndim == 2 else weight,)  # biases
-        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, order_NAC, inverse_NT, inverse_NT, *experts)
+        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, order_NAC, inverse_NT, None, *experts)
         logits_B1R = self.network.logits(self.pick(hidden_TH, last_B, 0), slots_B)
         return ops.cast(ops.squeeze(logits_B1R, 1), ms.float32)
 

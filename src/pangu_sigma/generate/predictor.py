@@ -23,7 +23,7 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.generate.graphs import InferenceGraph, any_length
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
-from pangu_sigma.rre.plan import make_plan, pad_to_capacity
+from pangu_sigma.rre.plan import pad_to_capacity, plan_batch
 from pangu_sigma.rre.table import RoutingTable
 
 GRAPH_FILE = "model.mindir"
@@ -98,7 +98,7 @@ class Predictor:
     def _plan(self, ids_BS: np.ndarray, domains_B: np.ndarray, positions_BS: np.ndarray) -> tuple[np.ndarray, ...]:
         if not self.table.layers:
             return np.zeros((1, 1), np.int32), np.zeros((1, 1, 1), np.int32), np.zeros((1, 1), np.int32)
-        return pad_to_capacity(make_plan(self.table, ids_BS, domains_B, positions_BS, self.config.experts, None))
+        return pad_to_capacity(plan_batch(self.table, ids_BS, domains_B, positions_BS, self.config.experts, None))
 
     def _check_lengths(self, lengths_B: np.ndarray) -> None:
         if lengths_B.min() < 1:

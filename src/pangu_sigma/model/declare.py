@@ -11,7 +11,7 @@ __all__ = ["Initializer", "Normal", "Ones", "TruncatedNormal", "Zero", "adopt", 
 
 
 def declare(name: str, shape: tuple[int, ...], init: Initializer, *, decay: bool) -> Parameter:
-    """A float32 parameter. decay: whether weight decay applies (PanGu-α: not to biases and LayerNorm)."""
+    """A float32 parameter. decay: True if weight decay applies (PanGu-α: not to biases and LayerNorm)."""
     parameter = Parameter(initializer(init, shape, mstype.float32), name=name)
     parameter.weight_decays = decay
     return parameter
@@ -26,12 +26,12 @@ def adopt(name: str, array: np.ndarray, *, decay: bool) -> Parameter:
 
 
 def decays(parameter: Parameter) -> bool:
-    """What `declare` said about weight decay."""
+    """True if weight decay applies to the parameter, as `declare` was told."""
     return parameter.weight_decays
 
 
 class Ones(Initializer):
-    """LayerNorm gains."""
+    """Initialiser of LayerNorm gains."""
 
     def _initialize(self, arr: np.ndarray) -> None:
         arr[:] = 1.0

@@ -26,7 +26,7 @@ class OneExpertFFN(nn.Cell):
 
 
 class MatMulFFN(nn.Cell):
-    """The same by standard operators, for exported graphs and for Ascend."""
+    """The FFN of a dense layer by standard operators, for exported graphs and for Ascend; arguments as `OneExpertFFN`."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""PanGu-Σ, the whole network.
+"""The whole network of PanGu-Σ.
 
     rows of the domain's embedding slot + positions
       → M dense layers        LayerNorm, attention, LayerNorm, FFN            all domains share them
@@ -6,14 +6,14 @@
         the last layer is PanGu-α's query layer: its query is a table of positions, not the hidden state
       → logits over the domain's own embedding slot (tied)
 
-With N = 0, or one expert per domain and one domain, this is PanGu-α (spec §1.3, §8). Where PanGu-α's releases differ we follow the
-original code: the final LayerNorm comes before the query layer and none after it.
+With N = 0, or one expert per domain and one domain, this is PanGu-α. Where PanGu-α's releases differ, we follow the original
+code: the final LayerNorm comes before the query layer, and there is none after it.
 
 Shape suffixes: B batch, S sequence, T tokens = B·S, H hidden, F ffn, n heads, d = H/n, M blocks of a batch (one domain each),
 R rows of an embedding slot, A active experts, N RRE layers. Weights of experts are arguments, not parameters: the network is a pure
-function of the dense parameters and the active experts (design decision 5), wherever those come from.
+function of the dense parameters and the active experts, wherever those come from (our choice).
 
-Operators that a parallel plan must place are attributes of their cells, so that `ascend/sharding.py` finds them; casts and
+Operators that need a strategy under auto-parallel are attributes of their cells, so that `ascend/sharding.py` finds them; casts and
 reshapes follow their neighbours. On several ranks the blocks are those of all ranks, so M is ranks times blocks of one.
 """
 
@@ -33,14 +33,14 @@ from pangu_sigma.model.rowwise import LayerNorm, softmax
 from pangu_sigma.rre.experts import Experts, grouped_experts
 
 FFN_TENSORS = ("w1", "b1", "w2", "b2")
-"""Tensors of an FFN. Of the active experts of a layer they are [A, F, H], [A, F], [A, F, H] and [A, H]."""
+"""Tensors of an FFN; for the active experts of a layer they are [A, F, H], [A, F], [A, F, H] and [A, H]."""
 
 MASKED = -10_000.0
-"""Added to the scores of positions that must not be seen (PanGu-α's value; it survives float16)."""
+"""The number added to scores of positions that must not be seen (PanGu-α's value; float16 holds it)."""
 
 
 class Linear(nn.Cell):
-    """x [T, in] · w [in, out] + b [out]."""
+    """Linear layer: x [T, in] · w [in, out] + b [out]."""
 
     def __init__(self, inputs: int, outputs: int, std: float, dtype: ms.Type):
         super().__init__()
@@ -125,7 +125,7 @@ class RoutedFFN(nn.Cell):
 
 
 class Layer(nn.Cell):
-    """x + attention(LN(x)), then x + FFN(LN(x))."""
+    """A layer: x + attention(LN(x)), then x + FFN(LN(x))."""
 
     def __init__(self, config: ModelConfig, dtype: ms.Type, ffn: nn.Cell):
         super().__init__()
@@ -137,34 +137,40 @@ class Layer(nn.Cell):
         self.dtype = dtype
 
     def construct(self, x_TH, query_TH, hidden_from_B1SS, *routed):
-        """query_TH: the query layer's position rows; None elsewhere, where the hidden state asks. routed: of an RRE layer."""
+        """query_TH: position rows of the query layer; None in other layers, whose query is the hidden state.
+
+        routed: arguments of `RoutedFFN` after x_TH, in an RRE layer.
+        """
         normed = F.cast(self.attention_norm(x_TH), self.dtype)
         x_TH = self.add(x_TH, self.attention(normed if query_TH is None else query_TH, normed, hidden_from_B1SS))
         return self.ffn(x_TH, F.cast(self.ffn_norm(x_TH), self.dtype), *routed)
 
 
 class Embedding(nn.Cell):
-    """Rows of the word table and of the position table, added. construct(words, places, rows_T, positions_T) -> x_TH"""
+    """The sum of a row of the word table and a row of the position table.
+
+    construct(words, positions_SH, rows_T, positions_T) -> x_TH
+    """
 
     def __init__(self, dropout: float):
         super().__init__()
-        self.lookup, self.lookup_places = ops.Gather(), ops.Gather()
+        self.lookup, self.lookup_positions = ops.Gather(), ops.Gather()
         self.add = ops.Add()
         self.drop = Dropout(dropout)
 
-    def construct(self, words, places, rows_T, positions_T):
-        return self.drop(self.add(self.lookup(words, rows_T, 0), self.lookup_places(places, positions_T, 0)))
+    def construct(self, words, positions_SH, rows_T, positions_T):
+        return self.drop(self.add(self.lookup(words, rows_T, 0), self.lookup_positions(positions_SH, positions_T, 0)))
 
 
 class QueryRows(nn.Cell):
-    """What the query layer asks with: rows of a table of positions. construct(places, positions_T) -> query_TH"""
+    """The queries of the query layer: rows of a table of positions. construct(positions_SH, positions_T) -> query_TH"""
 
     def __init__(self):
         super().__init__()
         self.lookup = ops.Gather()
 
-    def construct(self, places, positions_T):
-        return self.lookup(places, positions_T, 0)
+    def construct(self, positions_SH, positions_T):
+        return self.lookup(positions_SH, positions_T, 0)
 
 
 class Head(nn.Cell):
@@ -198,7 +204,8 @@ class PanGuSigma(nn.Cell):
         routed: Callable[[], Experts] = grouped_experts,
         dense: Callable[[], nn.Cell] = OneExpertFFN,
     ):
-        """slots: embedding slots. routed, dense: make what the FFN of an RRE layer and of a dense layer is made of."""
+        """slots: number of embedding slots. routed, dense: functions that make the cells of an RRE layer's and a dense layer's
+        FFN."""
         super().__init__()
         tables = TruncatedNormal(config.init_std)
         self.embedding = declare(
@@ -222,7 +229,8 @@ class PanGuSigma(nn.Cell):
         """Hidden states [T, H] after the query layer.
 
         rows: row of each token in the flattened slots [slots·R]. positions: restart at every document. documents: number of the
-        document each token belongs to; tokens see only their own. order, inverse, offsets: the routing plan.
+        document each token belongs to; tokens see only their own. order, inverse, offsets: the routing plan; offsets may be None,
+        see `Experts`.
         experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
         """
         positions_T = F.reshape(positions_BS, (-1,))
@@ -239,7 +247,8 @@ class PanGuSigma(nn.Cell):
             else:
                 n = i - self.first_routed
                 weights = experts[len(FFN_TENSORS) * n : len(FFN_TENSORS) * (n + 1)]
-                x_TH = self.layers[i](x_TH, query_TH, unseen, order[n], inverse_NT[n], offsets_NA1[n], *weights)
+                offsets_A1 = None if offsets_NA1 is None else offsets_NA1[n]
+                x_TH = self.layers[i](x_TH, query_TH, unseen, order[n], inverse_NT[n], offsets_A1, *weights)
         return x_TH
 
     def logits(self, hidden_TH, slots_M):
@@ -259,7 +268,8 @@ class Dropout(nn.Cell):
 
 
 class HiddenFrom(nn.Cell):
-    """construct(documents_BS) -> float32 [B, 1, S, S]: 0 where query i may see key j (same document, j ≤ i), MASKED elsewhere."""
+    """The mask of attention. construct(documents_BS) -> float32 [B, 1, S, S]: 0 where query i may see key j (same document, j ≤
+    i), MASKED elsewhere."""
 
     def __init__(self):
         super().__init__()
@@ -267,15 +277,15 @@ class HiddenFrom(nn.Cell):
         self.differ, self.either, self.multiply = ops.NotEqual(), ops.LogicalOr(), ops.Mul()
 
     def construct(self, documents_BS):
-        places_S = ops.arange(F.shape(documents_BS)[1])
-        later_1SS = F.reshape(places_S, (1, 1, -1)) > F.reshape(places_S, (1, -1, 1))
+        number_S = ops.arange(F.shape(documents_BS)[1])
+        later_1SS = F.reshape(number_S, (1, 1, -1)) > F.reshape(number_S, (1, -1, 1))
         other_BSS = self.differ(self.across(documents_BS, 1), self.down(documents_BS, 2))
         unseen_BSS = F.cast(self.either(other_BSS, later_1SS), ms.float32)
         return self.heads(self.multiply(unseen_BSS, MASKED), 1)
 
 
 def ffn_tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...], ms.common.initializer.Initializer, bool]]:
-    """Name, shape, initialiser and whether weight decay applies, of the tensors of one FFN, dense or expert."""
+    """Name, shape, initialiser and weight decay (True or False) of each tensor of one FFN, dense or expert."""
     down = Normal(config.init_std / math.sqrt(2 * config.layers))
     return [
         ("w1", (config.ffn, config.hidden), Normal(config.init_std), True),

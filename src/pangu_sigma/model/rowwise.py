@@ -1,4 +1,4 @@
-"""LayerNorm and softmax: what looks at a whole row at once. float32.
+"""LayerNorm and softmax, the operators that look at a whole row at once, in float32.
 
 On Ascend they are MindSpore's fused operators. On the CPU those are slow: LayerNorm's kernels run element by element, and softmax's
 gradient sums over the last of four axes, which is eleven times as slow as the same sum over two. There they are written here from
@@ -37,12 +37,13 @@ def softmax() -> nn.Cell | ops.Primitive:
 
 
 def on_cpu() -> bool:
-    """Looked at when a cell is constructed, so construct cells after `set_device`."""
+    """True if the device is the CPU. Cells ask when they are constructed, so construct them after `set_device`."""
     return ms.get_context("device_target") == "CPU"
 
 
 class _LayerNorm(nn.Cell):
-    """y = n · gain + bias, where n = (x - mean) · r and r = 1 / √(variance + ε). Returns (y, n, r): the gradient reads n and r.
+    """LayerNorm from fast operators: y = n · gain + bias, where n = (x - mean) · r and r = 1 / √(variance + ε). Returns (y, n, r):
+    the gradient reads n and r.
 
     dx = r · (g - mean(g) - n · mean(g · n)) with g = dy · gain. A third of the time of ops.LayerNorm, forward and backward.
     """
@@ -67,7 +68,8 @@ class _LayerNorm(nn.Cell):
 
 
 class _Softmax(nn.Cell):
-    """dx = y · (dy - sum(y · dy)) over rows of two axes; half the time of the gradient of ops.Softmax."""
+    """Softmax with its own gradient: dx = y · (dy - sum(y · dy)) over rows of two axes; half the time of the gradient of
+    ops.Softmax."""
 
     def __init__(self):
         super().__init__()

@@ -1,1 +1,1 @@
-"""Which rank holds and computes what: shares of data and experts, and how MindSpore cuts the network on Ascend."""
+"""The ranks of a run: what each holds and computes, and what they exchange on the CPU. `ascend` has what is Ascend's alone."""

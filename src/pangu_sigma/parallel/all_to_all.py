@@ -19,13 +19,14 @@ from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
 
 
 class AllToAll(nn.Cell):
-    """x [P, …]: row q is for rank q of the group. Returns [P, …]: row q is what rank q had for this one. float32 or float16.
+    """The all-to-all of a group. construct(x [P, …]) -> [P, …], float32 or float16.
 
-    The gradient goes the way back, which is the same exchange.
+    Row q of x is for rank q of the group; row q of the result is what rank q had for this one. The gradient goes the way back,
+    which is the same exchange.
     """
 
     def __init__(self, group: str, peers: int, peer: int):
-        """peer: number of this rank in the group."""
+        """group: name of the communication group. peers: P. peer: number of this rank in the group."""
         super().__init__()
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
         self.before, self.after, self.peer = peer, peers - 1 - peer, peer
@@ -37,7 +38,7 @@ class AllToAll(nn.Cell):
         return (self._exchange(dout),)
 
     def _exchange(self, x):
-        # everybody's rows, each rank's at its place and zeros elsewhere: a sum with zeros is exact
+        # everybody's rows, each rank's in its own row and zeros elsewhere: a sum with zeros is exact
         row = F.expand_dims(x, 0)
         rows: tuple = ()
         if self.before:
@@ -49,10 +50,10 @@ class AllToAll(nn.Cell):
 
 
 def experts_of(config: Config, ranks: Ranks) -> Callable[[], Experts]:
-    """What `PanGuSigma` makes its RRE layers of: local experts, or those of the rank's expert group."""
+    """The function with which `PanGuSigma` makes its RRE layers: local experts, or the all-to-all of the rank's expert group."""
     if config.parallel.expert == 1:
         return grouped_experts
     assert isinstance(ranks, ConnectedRanks)
-    peers, places = config.parallel.expert, active_entries(config)
+    peers, entries = config.parallel.expert, active_entries(config)
     all_to_all = AllToAll(ranks.group("expert"), peers, Layout(config.parallel).coordinates(ranks.rank).expert)
-    return lambda: exchanged_experts(exchange(peers, places, all_to_all), UniformFFN())
+    return lambda: exchanged_experts(exchange(peers, entries, all_to_all), UniformFFN())

@@ -1,7 +1,7 @@
-"""Ranks of a run that are connected: MindSpore's communication, and the groups of ranks that exchange something.
+"""Connected ranks: MindSpore's communication, and the groups of ranks that exchange something.
 
-One process a rank, started by `msrun` (or with its environment variables). Without them a run is one process and nothing here is
-initialised.
+Each rank is one process, started by `msrun` (or with its environment variables). Without those variables a run is one process, and
+nothing here is initialised.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ rank that waits for it then waits for half a minute and fails (seen with four ra
 
 
 class ConnectedRanks(Ranks):
-    """More than one; made by `join`."""
+    """The ranks of a run of several processes; `join` makes it."""
 
     def __init__(self, parallel: ParallelConfig):
         self.rank, self.world = communication.get_rank(), communication.get_group_size()
@@ -53,9 +53,9 @@ class ConnectedRanks(Ranks):
 
 
 def join(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
-    """This process among the ranks of its run; call after `use_cpu`, before any tensor is made. msrun's scheduler does not return.
+    """The ranks of the run that this process is one of. msrun's scheduler does not return.
 
-    ascend: the ranks are NPUs.
+    Call it after `use_cpu` and before any tensor is made. ascend: True if the ranks are NPUs.
     Raises ConfigError when the `parallel` section lays out another number of ranks than were started, or what the CPU cannot do.
     """
     started = int(os.environ.get("MS_WORKER_NUM", "1"))

@@ -1,8 +1,8 @@
-"""Which rank is where, and what it holds. Pure Python: neither MindSpore nor a device is needed.
+"""The layout of ranks: coordinates of each, and what it holds. Pure Python: neither MindSpore nor a device is needed.
 
-Shape suffixes: B sequences of a batch, A' places for active experts of a rank, C capacity.
+Shape suffixes: B sequences of a batch, A' entries of the active list of a rank, C capacity.
 
-A rank has stage, group, expert, data and tensor coordinates; the last varies fastest. The paper's layout on 512 ranks (spec §3.5):
+A rank has stage, group, expert, data and tensor coordinates; the last varies fastest. The paper's layout on 512 ranks:
 
     rank = (((stage · 4 + group) · 16 + expert) · 1 + data) · 8 + tensor       1 stage × 4 groups × 16 × 1 × 8
 
@@ -55,21 +55,21 @@ class Layout:
         return RankCoordinates(*(int(i) for i in np.unravel_index(rank, self._grid.shape)))
 
     def peers(self, rank: int, *axes: str) -> list[int]:
-        """Ranks, this one included, that differ from `rank` in no other axis than these, ascending."""
-        names, place = list(self.axes), np.unravel_index(rank, self._grid.shape)
-        index = tuple(slice(None) if name in axes else place[i] for i, name in enumerate(names))
+        """Ranks that differ from `rank` in no other axis than these, itself included, ascending."""
+        names, own = list(self.axes), np.unravel_index(rank, self._grid.shape)
+        index = tuple(slice(None) if name in axes else own[i] for i, name in enumerate(names))
         return sorted(self._grid[index].ravel().tolist())
 
 
 def layers_of_stage(config: Config, stage: int) -> range:
-    """The network's layers that run on the ranks of a stage: as many on each as divides, the first stages one more."""
+    """The layers of the network that run on the ranks of a stage: equally many on each, and one more on the first stages."""
     each, more = divmod(config.model.layers, config.parallel.stages)
     first = stage * each + min(stage, more)
     return range(first, first + each + (stage < more))
 
 
 def rre_layers_of_stage(config: Config, stage: int) -> list[int]:
-    """Numbers of its RRE layers among all RRE layers."""
+    """The RRE layers of a stage, by their numbers among all RRE layers."""
     dense = config.model.dense_layers
     return [layer - dense for layer in layers_of_stage(config, stage) if layer >= dense]
 
@@ -82,15 +82,18 @@ def stages_of_host(parallel: ParallelConfig, host: int, size: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank takes of the data and of the experts.
+    """The data and the experts of one rank.
 
-    sets: domain sets of its group. part, parts: its part of the sequences of each of the group's blocks.
-    layers: RRE layers of its stage. held: ids of the experts it stores in each of them, ascending.
+    sets: domain sets of its group.
+    taker, takers: number of the rank among the ranks of its group that take different sequences of each block, and how many these
+        are.
+    layers: RRE layers of its stage, by their numbers among all RRE layers.
+    held: ids of the experts that it stores in each of them, ascending.
     """
 
     sets: tuple[int, ...]
-    part: int
-    parts: int
+    taker: int
+    takers: int
     layers: list[int]
     held: np.ndarray
 
@@ -100,35 +103,38 @@ def share_of(config: Config, rank: int) -> Share:
     parallel = config.parallel
     if not 0 <= rank < parallel.ranks:
         raise ConfigError(f"rank {rank} does not exist: the parallel section lays out {parallel.ranks} ranks")
-    place, sets = Layout(parallel).coordinates(rank), domain_sets(config)
+    at, sets = Layout(parallel).coordinates(rank), domain_sets(config)
     per_group, experts = len(sets) // parallel.groups, config.model.experts_per_domain
-    mine = tuple(range(place.group * per_group, (place.group + 1) * per_group))
+    mine = tuple(range(at.group * per_group, (at.group + 1) * per_group))
     each = experts // parallel.expert
-    first = np.array(sorted(domain for s in mine for domain in sets[s])) * experts + place.expert * each
+    first = np.array(sorted(domain for s in mine for domain in sets[s])) * experts + at.expert * each
     return Share(
         sets=mine,
-        part=place.expert * parallel.data + place.data,
-        parts=parallel.expert * parallel.data,
-        layers=rre_layers_of_stage(config, place.stage),
+        taker=at.expert * parallel.data + at.data,
+        takers=parallel.expert * parallel.data,
+        layers=rre_layers_of_stage(config, at.stage),
         held=(first[:, None] + np.arange(each)).ravel(),
     )
 
 
 def takers(config: Config) -> np.ndarray:
-    """Who takes each sequence of a batch, [B]: group · parts + part, the number that `taker_of` gives a rank."""
+    """The taker of each sequence of a batch, [B]: the number that `taker_of` gives a rank."""
     data, parallel = config.data, config.parallel
     groups = np.arange(data.domains_per_step) % data.domain_sets // (data.domain_sets // parallel.groups)
-    parts, sequences = parallel.expert * parallel.data, config.train.batch_size // data.domains_per_step
-    return (groups[:, None] * parts + np.arange(sequences) // (sequences // parts)).ravel()
+    of_group, sequences = parallel.expert * parallel.data, config.train.batch_size // data.domains_per_step
+    return (groups[:, None] * of_group + np.arange(sequences) // (sequences // of_group)).ravel()
 
 
 def taker_of(config: Config, rank: int) -> int:
-    """Number of a rank among those that take different sequences; ranks of a tensor group take the same."""
+    """Number of a rank among all that take different sequences: group · takers + taker, as in its `Share`.
+
+    Ranks of a tensor group take the same sequences and have the same number.
+    """
     return rank % config.parallel.stage_ranks // config.parallel.tensor
 
 
 def active_entries(config: Config) -> int:
-    """A', the places of a layer for active experts on one rank; without ECSS each expert it stores has one."""
+    """A', entries of the active list of a layer on one rank; without ECSS each expert that it stores has one."""
     return config.active_experts // (config.parallel.groups * config.parallel.expert)
 
 

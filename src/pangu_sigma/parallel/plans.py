@@ -1,12 +1,13 @@
-"""From the routes of a whole batch to the plan of one rank. Every rank knows the whole batch, so nothing is asked of another.
+"""The plan of one rank, made of the routes of a whole batch. Every rank knows the whole batch, so it asks nothing of another.
 
-Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens, K experts stored in a layer, A active places of a
-rank, P expert ranks of a group, C capacity.
+Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens, K experts stored in a layer, A entries of the
+active list of a rank, P expert ranks of a group, C capacity.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,13 +16,24 @@ from pangu_sigma.parallel.layout import Layout, active_entries, active_in_group,
 from pangu_sigma.rre.capacity import dropped_rows, exchange_plans, sent_rows
 from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
 
+DispatchLayout = Literal["local", "all_to_all"]
+"""The layout of the rows of an RRE layer. `local`: a rank stores all experts that its tokens go to, and nothing travels.
+`all_to_all`: each rank sends a fixed number of rows for every entry of the active lists of its group, which may be a single
+rank."""
+
+
+def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
+    """The layout of the routing plans of a run. ascend: True for training on NPUs, which knows only the all-to-all."""
+    return "all_to_all" if ascend or config.parallel.expert > 1 else "local"
+
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """What one update's tokens mean for a rank.
+    """The plans of one update for a rank.
 
-    plans: of each of its micro-batches. used_NA: tokens of the whole group in each active place, over the micro-batches.
-    dropped: rows of the whole batch that found no room.
+    plans: one plan for each micro-batch.
+    used_NA: tokens of the whole group at each entry of the active list, over the micro-batches.
+    dropped: number of rows of the whole batch that found no room.
     """
 
     plans: list[RoutingPlan]
@@ -30,34 +42,36 @@ class UpdatePlan:
 
 
 class Planner:
-    """Plans for one rank. exchanged: in the all-to-all layout; by itself only where expert ranks are several."""
+    """The routing plans of one rank, in one layout."""
 
-    def __init__(self, config: Config, rank: int = 0, exchanged: bool | None = None):
+    def __init__(self, config: Config, rank: int, layout: DispatchLayout):
         parallel = config.parallel
-        layout = Layout(parallel)
+        grid = Layout(parallel)
         self._config = config
-        self.exchanged = parallel.expert > 1 if exchanged is None else exchanged
-        self._peer = layout.coordinates(rank).expert
-        self._held_PK = np.stack([share_of(config, peer).held for peer in layout.peers(rank, "expert")])
+        self.layout = layout
+        self._peer = grid.coordinates(rank).expert
+        self._held_PK = np.stack([share_of(config, peer).held for peer in grid.peers(rank, "expert")])
         self._row_PK = np.full((parallel.expert, config.experts), -1)  # of each expert in the store of each peer
         np.put_along_axis(self._row_PK, self._held_PK, np.arange(self._held_PK.shape[1])[None], axis=1)
-        self._places = active_entries(config)
+        self._entries = active_entries(config)
         self._taker = taker_of(config, rank)
         self._takers = parallel.stage_ranks // parallel.tensor
-        parts = parallel.expert * parallel.data
-        self.group = np.arange(parts) + self._taker // parts * parts
+        takers = parallel.expert * parallel.data
+        self.group = np.arange(takers) + self._taker // takers * takers
         """Takers of the rank's group."""
 
     def fullest(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
-        """Most rows that a rank has for one expert: the capacity that these tokens need."""
+        """The most rows that a rank has for one expert: the capacity that these tokens need."""
         return int(sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts).max())
 
     def own(self, taker_B: np.ndarray) -> np.ndarray:
-        """Which sequences of a batch this rank takes, ascending."""
+        """Numbers of the sequences of a batch that this rank takes, ascending."""
         return np.flatnonzero(taker_B == self._taker)
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, capacity: int) -> UpdatePlan:
-        """taker: who takes each sequence, as `layout.takers`. capacity: C of the all-to-all layout.
+        """The plan of one update. experts_NGBS: the expert of each token of the whole batch.
+
+        taker_B: the taker of each sequence, as `layout.takers`. capacity: C of the all-to-all layout.
 
         Raises CapacityError when the batch does not fit and `parallel.overflow` is refuse; on every rank, or on none.
         """
@@ -67,7 +81,7 @@ class Planner:
         active_PNA = np.stack([self._active(row_K[group_NT]) for row_K in self._row_PK])
         row_K, active_NA = self._row_PK[self._peer], active_PNA[self._peer]
         used_NA = np.stack([self._tokens(row_K[e_T])[a] for e_T, a in zip(group_NT, active_NA, strict=True)])
-        if not self.exchanged:
+        if self.layout == "local":
             return UpdatePlan(plan_rows(row_K[own_NGT], active_NA), used_NA, 0)
         sent = sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts)
         even, overflow = active_in_group(self._config), self._config.parallel.overflow
@@ -75,9 +89,9 @@ class Planner:
         return UpdatePlan(exchange_plans(own_NGT, self._held_PK, active_PNA, self._peer, capacity), used_NA, dropped)
 
     def _active(self, rows_NT: np.ndarray) -> np.ndarray:
-        """Active list of each layer, from rows of a store; -1 for tokens of other ranks' experts."""
-        return active_lists([rows_T[rows_T >= 0] for rows_T in rows_NT], self._held_PK.shape[1], self._places)
+        """Active list of each layer. rows_NT: row of each token's expert in a rank's store, -1 where another rank stores it."""
+        return active_lists([rows_T[rows_T >= 0] for rows_T in rows_NT], self._held_PK.shape[1], self._entries)
 
     def _tokens(self, rows_T: np.ndarray) -> np.ndarray:
-        """Tokens of each row of a store, and none for the unused place."""
+        """Number of tokens of each row of the store, and 0 for the row number of unused entries."""
         return np.bincount(rows_T[rows_T >= 0], minlength=self._held_PK.shape[1] + 1)

@@ -1,8 +1,8 @@
-"""The processes of a run as one of them sees them: who it is, and the few things that all do together on the host.
+"""The processes of a run as one of them sees them: its number, and the few things that all do together on the host.
 
 What all do together must be done by all, in the same order: a rank that stops on its own leaves the others waiting. So whatever may
 fail on one rank alone (a disk, a missing file) runs inside `together`, which makes it fail on every rank. On the CPU MindSpore
-waits half a minute for a late rank and no setting of it was found to change that; on Ascend it is HCCL that waits.
+waits half a minute for a late rank, and no setting of it was found to change that; on Ascend, HCCL waits.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from pangu_sigma.errors import UserError
 
 
 class RankError(UserError, RuntimeError):
-    """Ranks that do not agree, or one that failed; the message names what and where to look."""
+    """Ranks that do not agree, or a rank that failed. The message names what it is and where to look."""
 
 
 class Ranks:
-    """This class: a process that is a whole run."""
+    """The ranks of a run. This class itself is a run of a single process."""
 
     rank = 0
     world = 1
 
     @property
     def first(self) -> bool:
-        """Whether this rank is the one that writes what is written once."""
+        """True if this rank is the one that writes what is written once."""
         return self.rank == 0
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Sum over all ranks, on each; of several ranks in float32."""
+        """The sum over all ranks, on each of them; with several ranks it is computed in float32."""
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds on at least one rank. No rank goes on before all have come here."""
+        """True if the flag is set on at least one rank. No rank goes on before all have come here."""
         return bool(self.sum(np.array([flag], np.float32))[0])
 
     def most(self, number: int) -> int:
-        """The largest number that a rank has."""
+        """The largest of the numbers that the ranks have."""
         numbers = np.zeros(self.world, np.float32)
         numbers[self.rank] = number
         return int(self.sum(numbers).max())
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """A piece of work that succeeds on all ranks or fails on all: RankError where it would have succeeded."""
+        """Work that succeeds on all ranks or fails on all: RankError where it would have succeeded."""
         try:
             yield
         except Exception:
@@ -59,14 +59,14 @@ class Ranks:
     def agree(self, values: dict[str, str]) -> None:
         """Raises RankError on every rank when one of `values` is not what it is on rank 0."""
         marks = np.zeros((self.world, len(values), _MARKS), np.float32)
-        for place, text in enumerate(values.values()):
+        for key, text in enumerate(values.values()):
             digest = xxhash.xxh3_128_digest(text.encode())
-            marks[self.rank, place] = np.frombuffer(digest, np.uint16)  # which float32 holds exactly
+            marks[self.rank, key] = np.frombuffer(digest, np.uint16)  # which float32 holds exactly
         differs = (self.sum(marks) != self.sum(marks)[0]).any(axis=-1)
         if differs.any():
-            rank, place = np.argwhere(differs)[0]
+            rank, key = np.argwhere(differs)[0]
             raise RankError(
-                f"rank {rank} was started with another {list(values)[place]} than rank 0; "
+                f"rank {rank} was started with another {list(values)[key]} than rank 0; "
                 "start all ranks with the same configuration file, --set options and prepared data"
             )
 

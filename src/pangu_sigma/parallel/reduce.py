@@ -1,4 +1,5 @@
-"""From the gradients of one rank's tokens to those of the whole batch. Two kinds, so that the step does not know which it has.
+"""The gradients of the whole batch, made of those of one rank's tokens. There are two cells with one contract, so that the step
+does not know which it has.
 
 construct(dense, experts) -> (dense, experts, square sum): gradients as the optimizers of this rank need them, and the sum of the
 squares of all gradients of the run, each counted once: the same bits on every rank, because by it dense parameters stay equal.
@@ -16,7 +17,7 @@ from pangu_sigma.parallel.ranks import Ranks
 
 
 class OwnGradients(nn.Cell):
-    """One process: they are all there."""
+    """The gradients of a run of one process: they are all there."""
 
     chained = False
 
@@ -29,21 +30,22 @@ class OwnGradients(nn.Cell):
 
 
 class SummedGradients(nn.Cell):
-    """Several: dense gradients are summed over all ranks, those of experts over the replicas that store the same."""
+    """The gradients of a run of several ranks: dense ones are summed over all ranks, those of experts over the replicas
+    that store the same experts."""
 
     chained = True
-    """Whether micro-batches hold collectives, which must come one after another."""
+    """True if micro-batches hold collectives, which must come one after another."""
 
     def __init__(
         self, config: Config, ranks: ConnectedRanks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]
     ):
-        """dense, experts: shapes of the gradients."""
+        """dense, experts: shapes of the gradients of dense parameters and of experts."""
         super().__init__()
         element = 2 if config.train.compute_dtype == "float16" else 4
-        piece, replicas = config.parallel.fusion_mib << 20, config.parallel.data
+        bucket, replicas = config.parallel.fusion_mib << 20, config.parallel.data
         everybody = ranks.group("groups", "expert", "data", "tensor")
-        self.over_ranks = TensorSum(everybody, dense, piece // 4)
-        self.over_replicas = TensorSum(ranks.group("data"), experts, piece // element) if replicas > 1 else None
+        self.over_ranks = TensorSum(everybody, dense, bucket // 4)
+        self.over_replicas = TensorSum(ranks.group("data"), experts, bucket // element) if replicas > 1 else None
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, everybody)
         self.square_sum = SquareSum()
         self.sparse, self.replicas = bool(experts), replicas
@@ -60,5 +62,5 @@ class SummedGradients(nn.Cell):
 
 
 def gradients_of(config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]) -> nn.Cell:
-    """The kind that these ranks need."""
+    """The cell that these ranks need; `dense` and `experts` as in `SummedGradients`."""
     return SummedGradients(config, ranks, dense, experts) if isinstance(ranks, ConnectedRanks) else OwnGradients()

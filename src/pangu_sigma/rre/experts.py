@@ -2,11 +2,11 @@
 
 Shape suffixes: T tokens, H hidden, F ffn, A active experts, C capacity.
 
-Dispatch and combine have no parameters and do not look at the tokens: the routing plan says which row goes where. Two layouts of
-the sorted rows exist, each with its own dispatch, FFN and combine:
+Dispatch and combine have no parameters and do not look at the tokens: the routing plan says which row goes where. There are three
+layouts of the sorted rows, each with its own dispatch, FFN and combine; the third, for experts on other ranks, is in `travel`:
 
 * grouped: [T, H], rows of expert a at offsets[a] … offsets[a + 1] - 1; the operators of `ascend_ops`. Nothing is padded.
-* padded: [A, C, H]; standard operators, for exported graphs, which run where no operator of ours is.
+* padded: [A, C, H]; standard operators, for exported graphs, which run where our operators are not installed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ from ascend_ops.grouped_ffn import GroupedFFN
 
 
 class Experts(NamedTuple):
-    """What a layer does with its rows; one layout, three cells.
+    """The three cells of one layout of an RRE layer.
 
-    dispatch(x_TH, order, inverse_T) -> rows. ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> rows.
-    combine(rows, inverse_T, order, residual_TH) -> residual plus each token's row [T, H].
+    dispatch(x_TH, order, inverse_T) -> rows: the hidden state of the token of each row.
+    ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> rows: the output of each row's expert.
+    combine(rows, inverse_T, order, residual_TH) -> [T, H]: the residual plus each token's row.
+
+    Dispatch and combine take first the index by which they gather, and then the one by which their gradient does: that is why
+    `order` and `inverse` change sides, as in the operators `ExpertDispatch` and `ExpertCombine`.
+    offsets_A1 is None where the number of rows of an expert is a dimension of `rows`: `PaddedFFN` does not read it.
     """
 
     dispatch: nn.Cell
@@ -32,19 +37,20 @@ class Experts(NamedTuple):
 
 
 def grouped_experts() -> Experts:
-    """The layout of training."""
+    """The cells of the grouped layout, for training."""
     return Experts(ExpertDispatch(), GroupedFFN(), ExpertCombine())
 
 
 def padded_experts() -> Experts:
-    """The layout of exported graphs."""
+    """The cells of the padded layout, for exported graphs."""
     return Experts(_PaddedDispatch(), PaddedFFN(), _PaddedCombine())
 
 
 class PaddedFFN(nn.Cell):
-    """The contract of `ascend_ops.grouped_ffn.GroupedFFN` for rows padded to [A, C, H]; offsets are not needed.
+    """The FFN of `ascend_ops.grouped_ffn.GroupedFFN` for rows padded to [A, C, H]. It ignores the offsets, which may be None.
 
-    The biases have an axis for the rows: a reshape in here would be one more thing for a parallel plan to place.
+    The biases have an axis for the rows, [A, 1, F] and [A, 1, H]: a reshape in here would need a strategy of its own under
+    auto-parallel.
     """
 
     def __init__(self):

@@ -1,9 +1,9 @@
-"""From a batch to its routing plan: which experts are active, and where every token goes. Made where the batch is read.
+"""The routing plan of a batch: the active experts, and the way of every token. It is made where the batch is read.
 
-Shape suffixes: N RRE layers, B batch, S sequence, T tokens = B·S, A active experts (a fixed number, padded), C capacity.
+Shape suffixes: N RRE layers, G micro-batches, B batch, S sequence, T tokens = B·S, A entries of the active list, C capacity.
 
-The device never sorts, counts or compares: dispatch is a gather by `order`, combine is a gather by `inverse`, and the
-gradient of either is the other (design decision 4).
+The device never sorts, counts or compares: dispatch is a gather by `order`, combine is a gather by `inverse`, and each is the
+gradient of the other.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pangu_sigma.rre.table import RoutingTable
 
 @dataclass(frozen=True)
 class RoutingPlan:
-    """Where the T tokens of a batch go in each RRE layer. All int32.
+    """The way of the T tokens of a batch through each RRE layer. All arrays are int32.
 
-    active_NA: ids of the experts with at least one token, ascending; unused places hold `stored` (one past the last expert) and
-        have no tokens, so nothing is multiplied or updated there.
-    order_NT: row i of the sorted tokens is token order[i]; tokens of one expert keep their order in the batch.
+    active_NA: ids of the experts with at least one token, ascending. Unused entries hold `stored` (one past the last expert) and
+        have no tokens, so nothing is multiplied or updated for them.
+    order_NT: row i of the sorted tokens is token order[i]. Tokens of one expert keep their order in the batch.
     inverse_NT: token t is row inverse[t] of the sorted tokens.
-    offsets_NA1: tokens of active expert a are the sorted rows offsets[a] … offsets[a + 1] - 1.
+    offsets_NA1: the tokens of the expert at entry a are the sorted rows offsets[a] … offsets[a + 1] - 1.
     """
 
     active_NA: np.ndarray
@@ -34,38 +34,42 @@ class RoutingPlan:
     offsets_NA1: np.ndarray
 
     def load(self) -> np.ndarray:
-        """Tokens of each active place, int32 [N, A]."""
+        """Number of tokens of each entry of the active list, int32 [N, A]."""
         return np.diff(self.offsets_NA1, axis=1)
 
 
-def make_plan(
+def plan_batch(
     table: RoutingTable,
     ids_BS: np.ndarray,
     domains_B: np.ndarray,
     positions_BS: np.ndarray,
     stored: int,
-    places: int | None,
+    entries: int | None,
 ) -> RoutingPlan:
-    """Plan one batch.
+    """The plan of one batch.
 
-    stored: K, experts stored in a layer. places: A, length of the active list; None: as long as the batch needs. With
-    places = stored every expert has the place of its own number.
-    Raises ConfigError when the batch activates more than `places` experts.
+    stored: K, experts stored in a layer.
+    entries: A, length of the active list; None: as long as the batch needs. With entries = stored, the entry of each expert is its
+        own number.
+    Raises ConfigError when the batch activates more than `entries` experts.
     """
-    return make_plans(table, ids_BS[None], domains_B[None], positions_BS[None], stored, places)[0]
+    return plan_micro_batches(table, ids_BS[None], domains_B[None], positions_BS[None], stored, entries)[0]
 
 
-def make_plans(
+def plan_micro_batches(
     table: RoutingTable,
     ids_GBS: np.ndarray,
     domains_GB: np.ndarray,
     positions_GBS: np.ndarray,
     stored: int,
-    places: int | None,
+    entries: int | None,
 ) -> list[RoutingPlan]:
-    """Plans of G micro-batches of one update, which share one active list: experts are fetched once and updated once."""
+    """Plans of the G micro-batches of one update. They share one active list, so an expert is fetched once and updated once.
+
+    Arguments and errors as in `plan_batch`.
+    """
     experts_NGT = route(table, ids_GBS, domains_GB, positions_GBS).reshape(table.layers, len(ids_GBS), -1)
-    return plan_rows(experts_NGT, active_lists(experts_NGT, stored, places))
+    return plan_rows(experts_NGT, active_lists(experts_NGT, stored, entries))
 
 
 def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray:
@@ -73,56 +77,58 @@ def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, posi
     return table.route(ids_GBS, np.broadcast_to(domains_GB[..., None], ids_GBS.shape), positions_GBS)
 
 
-def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, places: int | None) -> np.ndarray:
-    """Active list of each layer, int64 [N, A], from the experts of its tokens; `stored`, `places` and error as in `make_plan`."""
-    used_N = [np.arange(stored) if places == stored else np.unique(experts) for experts in experts_N]
+def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entries: int | None) -> np.ndarray:
+    """Active list of each layer, int64 [N, A], from the experts of its tokens.
+
+    `stored`, `entries` and the error are those of `plan_batch`.
+    """
+    used_N = [np.arange(stored) if entries == stored else np.unique(experts) for experts in experts_N]
     most = max(len(used) for used in used_N)
-    places = most if places is None else places
-    if most > places:
+    entries = most if entries is None else entries
+    if most > entries:
         raise ConfigError(
-            f"the batch activates {most} experts of a layer, but the plan holds {places}; "
+            f"the batch activates {most} experts of a layer, but the active list has {entries} entries; "
             "raise data.domains_per_step, or put fewer domains in a batch"
         )
-    active_NA = np.full((len(used_N), places), stored)
+    active_NA = np.full((len(used_N), entries), stored)
     for active_A, used in zip(active_NA, used_N, strict=True):
         active_A[: len(used)] = used
     return active_NA
 
 
 def plan_rows(experts_NGT: np.ndarray, active_NA: np.ndarray) -> list[RoutingPlan]:
-    """Plans of G micro-batches whose tokens all go to experts of the active list."""
+    """Plans of G micro-batches; all of their tokens go to experts of the active list."""
     plans = []
     for g in range(experts_NGT.shape[1]):
-        layers = [_plan_layer(experts_NGT[n, g], active_A) for n, active_A in enumerate(active_NA)]
-        order_NT, inverse_NT, offsets_NA1 = (np.stack(part).astype(np.int32) for part in zip(*layers, strict=True))
+        layers = [_sort_by_expert(experts_NGT[n, g], active_A) for n, active_A in enumerate(active_NA)]
+        order_NT, inverse_NT, offsets_NA1 = (np.stack(rows).astype(np.int32) for rows in zip(*layers, strict=True))
         plans.append(RoutingPlan(active_NA.astype(np.int32), order_NT, inverse_NT, offsets_NA1))
     return plans
 
 
-def _plan_layer(experts_T: np.ndarray, active_A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sort_by_expert(experts_T: np.ndarray, active_A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order, inverse and offsets of one layer."""
     order = np.argsort(experts_T, kind="stable")
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
-    tokens = np.bincount(experts_T, minlength=active_A.max() + 1)[
-        active_A
-    ]  # none for unused places: nobody is routed there
-    return order, inverse, np.concatenate([[0], np.cumsum(tokens)])
+    counts_K = np.bincount(experts_T, minlength=active_A.max() + 1)  # 0 for unused entries: no token is routed there
+    return order, inverse, np.concatenate([[0], np.cumsum(counts_K[active_A])])
 
 
 def pad_to_capacity(plan: RoutingPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same plan with every active expert padded to the capacity C of the fullest one (nothing is dropped).
+    """The same plan with every active expert padded to the capacity C of the fullest one. Nothing is dropped.
 
-    For graphs without a grouped kernel (exported models). Returns active_NA with unused places set to expert 0, order_NAC (padding
-    repeats token 0; nobody reads its result) and inverse_NT into the flattened [A·C] rows.
+    Exported models have no grouped kernel and take this one. Returns active_NA with unused entries set to expert 0, order_NAC
+    (padding repeats token 0; nobody reads its result) and inverse_NT into the flattened [A·C] rows.
     """
-    (layers, tokens), places = plan.order_NT.shape, plan.active_NA.shape[1]
+    (layers, tokens), entries = plan.order_NT.shape, plan.active_NA.shape[1]
     load_NA = plan.load()
     capacity = int(load_NA.max())
-    order_NAC = np.zeros((layers, places, capacity), np.int32)
+    order_NAC = np.zeros((layers, entries, capacity), np.int32)
     inverse_NT = np.empty((layers, tokens), np.int32)
     for layer in range(layers):
-        place_of_row = np.repeat(np.arange(places), load_NA[layer])
-        within = np.arange(tokens) - plan.offsets_NA1[layer, place_of_row]
-        order_NAC[layer, place_of_row, within] = plan.order_NT[layer]
-        inverse_NT[layer, plan.order_NT[layer]] = place_of_row * capacity + within
+        entry_of_row = np.repeat(np.arange(entries), load_NA[layer])
+        within = np.arange(tokens) - plan.offsets_NA1[layer, entry_of_row]
+        order_NAC[layer, entry_of_row, within] = plan.order_NT[layer]
+        inverse_NT[layer, plan.order_NT[layer]] = entry_of_row * capacity + within
     return np.where(load_NA > 0, plan.active_NA, 0), order_NAC, inverse_NT

@@ -24,8 +24,8 @@ from pangu_sigma.config import ConfigError, RoutingConfig
 class RoutingTable:
     """Tables of all RRE layers.
 
-    first_NDV: int16, expert within the domain's group for a token at position 0.
-    spread_DV: int16, over how many neighbouring experts the id is spread by position; 1 for almost every id.
+    first_NDV: expert within the domain's group for a token at position 0, int16.
+    spread_DV: number of neighbouring experts over which the id is spread by position, int16; 1 for almost every id.
     experts: E.
     """
 
@@ -39,7 +39,7 @@ class RoutingTable:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything that decides a route; checkpoints carry it and refuse another one."""
+        """SHA-256 of everything that decides a route. A checkpoint carries it, and is refused where it differs."""
         digest = hashlib.sha256(f"{self.first_NDV.shape} {self.experts}".encode())
         digest.update(np.ascontiguousarray(self.first_NDV).tobytes())
         digest.update(np.ascontiguousarray(self.spread_DV).tobytes())
@@ -91,7 +91,7 @@ def draw_tables(
 
 
 def _spread(counts_V: np.ndarray, experts: int) -> np.ndarray:
-    """How many experts share each id: enough that no id brings more than half an expert's fair share to any of them."""
+    """Number of experts that share each id: so many that no id brings more than half a fair share to any of them."""
     fair_share = max(counts_V.sum() / experts, 1.0)
     return np.clip(np.ceil(counts_V / (fair_share / 2)), 1, experts).astype(np.int16)
 

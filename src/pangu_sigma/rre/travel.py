@@ -1,11 +1,11 @@
 """Tokens to experts that other ranks hold, and back: the all-to-all layout of an RRE layer.
 
-Shape suffixes: T tokens of the rank, H hidden, P expert ranks of a group, A active places of each, C rows that a rank sends to one
-of them; R = P·A·C.
+Shape suffixes: T tokens of the rank, H hidden, P expert ranks of a group, A entries of the active list of each, C rows that a rank
+sends for one of them; R = P·A·C.
 
-    x_TH → rows_RH, by destination, place, number    ExpertDispatch with order, -1 is a row of zeros
+    x_TH → rows_RH, by destination, entry, number    ExpertDispatch with order, -1 is a row of zeros
          → rows [A, P·C, H] of the rank's own experts, from all ranks of the group
-         → FFN, every expert P·C rows
+         → FFN, P·C rows for every expert
          → the way back                              ExpertCombine with inverse, -1 is a token that keeps its residual
 
 Only `Exchange` knows how rows travel. With one expert rank nothing travels and the layout is the same.
@@ -24,9 +24,10 @@ from pangu_sigma.rre.experts import Experts
 
 
 class Exchange(NamedTuple):
-    """How rows reach the ranks of their experts.
+    """The way of rows to the ranks of their experts, and back.
 
-    to_experts(rows_RH) -> [A, P·C, H]. to_tokens(rows [A, P·C, H]) -> rows_RH, where they came from.
+    to_experts(rows_RH) -> [A, P·C, H]: the rows that arrive at this rank's experts.
+    to_tokens(rows [A, P·C, H]) -> rows_RH: each row at the rank and in the order that it came from.
     """
 
     to_experts: nn.Cell
@@ -34,36 +35,42 @@ class Exchange(NamedTuple):
 
 
 def exchanged_experts(exchange: Exchange, ffn: nn.Cell) -> Experts:
-    """The all-to-all layout. ffn: of rows [A, P·C, H], with the arguments of `GroupedFFN`."""
+    """The all-to-all layout.
+
+    exchange: how rows travel. ffn: cell for rows [A, P·C, H], with the arguments of `GroupedFFN`.
+    """
     return Experts(_Dispatch(exchange), ffn, _Combine(exchange))
 
 
-def exchange(peers: int, places: int, all_to_all: nn.Cell | None = None) -> Exchange:
-    """peers: P. places: A. all_to_all: over [P, …], of the expert group; None when P is 1."""
-    return Exchange(_ToExperts(peers, places, all_to_all), _ToTokens(peers, places, all_to_all))
+def exchange(peers: int, entries: int, all_to_all: nn.Cell | None = None) -> Exchange:
+    """The exchange in a group of ranks.
+
+    peers: P. entries: A. all_to_all: cell that exchanges [P, …] in the expert group; None when P is 1.
+    """
+    return Exchange(_ToExperts(peers, entries, all_to_all), _ToTokens(peers, entries, all_to_all))
 
 
 class _ToExperts(nn.Cell):
-    def __init__(self, peers: int, places: int, all_to_all: nn.Cell | None):
+    def __init__(self, peers: int, entries: int, all_to_all: nn.Cell | None):
         super().__init__()
-        self.peers, self.places, self.all_to_all = peers, places, all_to_all
+        self.peers, self.entries, self.all_to_all = peers, entries, all_to_all
 
     def construct(self, rows_RH):
         hidden = F.shape(rows_RH)[-1]
-        rows = F.reshape(rows_RH, (self.peers, self.places, -1, hidden))
+        rows = F.reshape(rows_RH, (self.peers, self.entries, -1, hidden))
         if self.all_to_all is not None:
             rows = self.all_to_all(rows)  # first axis: destination → source
-        return F.reshape(F.transpose(rows, (1, 0, 2, 3)), (self.places, -1, hidden))
+        return F.reshape(F.transpose(rows, (1, 0, 2, 3)), (self.entries, -1, hidden))
 
 
 class _ToTokens(nn.Cell):
-    def __init__(self, peers: int, places: int, all_to_all: nn.Cell | None):
+    def __init__(self, peers: int, entries: int, all_to_all: nn.Cell | None):
         super().__init__()
-        self.peers, self.places, self.all_to_all = peers, places, all_to_all
+        self.peers, self.entries, self.all_to_all = peers, entries, all_to_all
 
     def construct(self, rows):
         hidden = F.shape(rows)[-1]
-        rows = F.transpose(F.reshape(rows, (self.places, self.peers, -1, hidden)), (1, 0, 2, 3))
+        rows = F.transpose(F.reshape(rows, (self.entries, self.peers, -1, hidden)), (1, 0, 2, 3))
         if self.all_to_all is not None:
             rows = self.all_to_all(rows)  # first axis: source → destination
         return F.reshape(rows, (-1, hidden))
@@ -79,7 +86,7 @@ class _Dispatch(nn.Cell):
 
 
 class UniformFFN(nn.Cell):
-    """The grouped kernel over rows [A, P·C, H], as many for each expert; offsets say so."""
+    """The grouped kernel over rows [A, P·C, H]: each expert has as many, and the offsets say so."""
 
     def __init__(self):
         super().__init__()

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.held_out import HeldOut
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.loss import NextTokenLoss
@@ -61,12 +62,12 @@ class Evaluator:
         together: the forward is the graph of training, which takes batches like training's and in which all ranks meet.
         counts: whether the losses of this rank count; of ranks that see the same tokens, those of one do.
         Raises CapacityError together with the batches."""
-        wanted = config.train.eval_batches
+        held_out = HeldOut(batches, config.train.eval_batches)
         self._names = [d.name for d in batches.domains]
         if together:
-            self._batches = batches.held_out_like_training(wanted)
+            self._batches = held_out.like_training()
         else:
-            self._batches = [batch for d in batches.domains for batch in batches.held_out(d.index, wanted)]
+            self._batches = [batch for d in batches.domains for batch in held_out.of_domain(d.index)]
         self._together, self._counts = together, counts
         self._ranks = ranks
         self._network = network

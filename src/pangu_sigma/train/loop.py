@@ -23,6 +23,7 @@ from pangu_sigma.optimizer.schedule import Schedule
 from pangu_sigma.parallel.all_to_all import experts_of
 from pangu_sigma.parallel.connect import join
 from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.parallel.plans import dispatch_layout
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.train.feed import Fed, Feed
 from pangu_sigma.train.held_out import EvaluationStep, Evaluator
@@ -38,8 +39,8 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """A run that can be advanced, saved and resumed; of a run of several ranks, one of them, and all do the same."""
 
-    exchanged: bool | None = None
-    """Of `Batches`."""
+    ascend = False
+    """True if the ranks are NPUs."""
     prefetches = True
     """Whether the step takes experts that were brought before it."""
     counts = True
@@ -63,7 +64,8 @@ class Trainer:
     def open_batches(self, split: str) -> Batches:
         """This rank's share of a split of the prepared data."""
         data = Path(self.config.data.path)
-        return Batches(self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, self.exchanged)
+        layout = dispatch_layout(self.config, self.ascend)
+        return Batches(self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
 
     def evaluator(self) -> Evaluator:
         """Held-out losses of the network as it is."""

@@ -1,0 +1,87 @@
+"""The order of samples follows from seed and cursor, and domains come by their weights."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+from helpers.numbered import SAMPLES, config_of, open_batches, samples_of, sets_config
+
+from pangu_sigma.data.order import Cursor
+from pangu_sigma.domains import domain_sets
+
+
+def test_the_order_follows_from_the_cursor_alone(folder, tokenizer):
+    config = config_of(blocks=2)
+    batches = open_batches(config, folder, tokenizer)
+    cursor, states, expected = batches.start(), [], []
+    for _ in range(20):
+        states.append(json.dumps(cursor.state()))
+        expected.append(batches.next(cursor))
+    for start in (19, 0, 7):  # any order of asking
+        other = open_batches(config, folder, tokenizer)
+        resumed = Cursor.from_state(json.loads(states[start]))
+        for batch in expected[start:]:
+            found = other.next(resumed)
+            for one, two in zip(found.arrays(), batch.arrays(), strict=True):
+                assert (one == two).all()
+        assert resumed == cursor
+
+
+def test_another_seed_gives_another_order(folder, tokenizer):
+    def order(seed: int) -> list[tuple[int, int]]:
+        batches = open_batches(config_of(seed=seed), folder, tokenizer)
+        cursor, found = batches.start(), []
+        for _ in range(10):
+            batch = batches.next(cursor)
+            found += samples_of(batch.ids_GBS, batch.domains_M)
+        return found
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+
+
+@pytest.mark.parametrize(("accumulation", "blocks", "batch"), [(1, 1, 4), (1, 3, 3), (2, 2, 4)])
+def test_every_sample_of_a_pass_comes_once_before_any_comes_again(folder, tokenizer, accumulation, blocks, batch):
+    batches = open_batches(config_of(accumulation, blocks, batch), folder, tokenizer)
+    cursor, taken = batches.start(), [[], [], []]
+    for _ in range(60):
+        found = batches.next(cursor)
+        for domain, number in samples_of(found.ids_GBS, found.domains_M):
+            taken[domain].append(number)
+    assert cursor.taken == [len(numbers) for numbers in taken]
+    for numbers, samples in zip(taken, SAMPLES, strict=True):
+        passes = [numbers[i : i + samples] for i in range(0, len(numbers), samples)]
+        assert len(passes) > 1
+        for one in passes[:-1]:
+            assert sorted(one) == list(range(samples))
+        assert len(set(passes[-1])) == len(passes[-1])
+        if len(passes) > 2:
+            assert passes[0] != passes[1], "each pass should be shuffled anew"
+        assert passes[0] != sorted(passes[0])
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_domain_shares_follow_the_weights_at_all_times(folder, tokenizer, blocks):
+    batches = open_batches(config_of(blocks=blocks, batch=6), folder, tokenizer)
+    cursor, drawn = batches.start(), Counter()
+    for step in range(1, 161):
+        batch = batches.next(cursor)
+        drawn.update(batch.domains_M.tolist())
+        for domain, share in enumerate((1 / 8, 2 / 8, 5 / 8)):
+            assert abs(drawn[domain] - step * blocks * share) < 2
+    assert cursor.taken == [drawn[d] * 6 // blocks for d in range(3)]
+
+
+def test_a_block_draws_from_its_set_by_the_weights_there(four, tokenizer):
+    config = sets_config({})
+    sets, batches = domain_sets(config), open_batches(config, four, tokenizer)
+    assert sets == [[0, 2], [1, 3]]
+    cursor, drawn = batches.start(), Counter()
+    for step in range(1, 121):
+        domains_M = batches.next(cursor).domains_M
+        assert all(domain in sets[m % 2] for m, domain in enumerate(domains_M.tolist()))
+        drawn.update(domains_M.tolist())
+        for domain, share in ((0, 1 / 6), (2, 5 / 6), (1, 2 / 5), (3, 3 / 5)):
+            assert abs(drawn[domain] - step * 2 * share) < 2

@@ -1,0 +1,69 @@
+"""Text whose ids are numbered, so that an id says where it was read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.rre.table import draw_tables
+
+VOCABULARY, PAD, EOT = 700, 6, 9
+LENGTH = 8
+SAMPLES = (20, 11, 30)
+"""Whole samples in the text of each domain."""
+FIRST = (10, 210, 400)
+"""Token i of a domain is FIRST + i: an id says where it was read."""
+
+
+def config_of(accumulation: int = 1, blocks: int = 1, batch: int = 4, seed: int = 0, layers: int = 2) -> Config:
+    model = {"hidden": 8, "ffn": 8, "heads": 1, "dense_layers": 1, "rre_layers": layers, "experts_per_domain": 2}
+    return parse_config(
+        {
+            "name": "test",
+            "seed": seed,
+            "model": model | {"seq_length": LENGTH, "slot_rows": VOCABULARY},
+            "domains": [
+                {"name": "a", "slot": "one", "weight": 1.0},
+                {"name": "b", "slot": "two", "weight": 2.0},
+                {"name": "c", "slot": "one", "weight": 5.0},
+            ],
+            "data": {"domains_per_step": blocks},
+            "train": {"batch_size": batch, "accumulation": accumulation},
+        }
+    )
+
+
+def open_batches(config: Config, folder: Path, tokenizer: SimpleNamespace, split: str = "train") -> Batches:
+    domains, layers = len(config.domains), config.model.rre_layers
+    table = draw_tables(config.routing, layers, domains, VOCABULARY, config.model.experts_per_domain, None)
+    return Batches(config, folder, tokenizer, table, split)  # type: ignore[arg-type]
+
+
+def samples_of(ids_GBS: np.ndarray, domains_M: np.ndarray) -> list[tuple[int, int]]:
+    """(domain, sample number) of every sequence of a batch; checks that each is a whole sample of its block's domain."""
+    found = []
+    for ids_BS in ids_GBS:
+        for ids, domain in zip(ids_BS, np.repeat(domains_M, len(ids_BS) // len(domains_M)), strict=True):
+            number, rest = divmod(int(ids[0]) - FIRST[domain], LENGTH)
+            assert rest == 0
+            assert 0 <= number < SAMPLES[domain]
+            assert (ids == ids[0] + np.arange(LENGTH)).all()
+            found.append((int(domain), number))
+    return found
+
+
+def sets_config(parallel: dict[str, int], accumulation: int = 1) -> Config:
+    """Four domains in two sets of unequal weights, four blocks."""
+    tree = config_of(accumulation, 2, 16).model_dump(mode="json")
+    tree["domains"] = [{"name": n, "weight": w} for n, w in (("a", 1.0), ("b", 2.0), ("c", 5.0), ("d", 3.0))]
+    tree["data"] |= {"domains_per_step": 4, "domain_sets": 2}
+    return parse_config(tree | {"parallel": parallel | {"overflow": "drop"}})
+
+
+def counted_rows(batch: Batch) -> np.ndarray:
+    return batch.rows_GBS[0][batch.weights_GBS[0].sum(axis=1) > 0]

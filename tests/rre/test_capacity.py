@@ -1,0 +1,72 @@
+"""Rows of the all-to-all layout, counted and assigned, against loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.rre.capacity import CapacityError, dropped_rows, exchange_plans, sent_rows
+from pangu_sigma.rre.plan import active_lists
+
+LAYERS = 2
+
+
+def routes(draw: st.DrawFn, shape: tuple[int, ...], stored: int) -> np.ndarray:
+    return np.random.default_rng(draw(st.integers(0, 999))).integers(0, stored, shape)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_sent_rows_are_counts_by_taker_and_expert(data: st.DataObject):
+    takers, stored = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 5))
+    experts_NGBS = routes(data.draw, (LAYERS, 2, 4, 3), stored)
+    taker_B = np.array(data.draw(st.lists(st.integers(0, takers - 1), min_size=4, max_size=4)))
+    sent = sent_rows(experts_NGBS, taker_B, takers, stored)
+    assert sent.shape == (LAYERS, 2, takers, stored)
+    for taker in range(takers):
+        for expert in range(stored):
+            expected = (experts_NGBS[:, :, taker_B == taker] == expert).sum(axis=(2, 3))
+            assert (sent[:, :, taker, expert] == expected).all()
+
+
+def test_dropped_rows_are_those_beyond_the_capacity_and_refuse_names_the_first_of_the_most():
+    sent = np.zeros((2, 1, 2, 4), np.int64)
+    sent[1, 0, 1, 2], sent[0, 0, 0, 0] = 7, 4
+    assert dropped_rows(sent, 3, 12, 4, "drop") == 4 + 1
+    assert dropped_rows(sent, 7, 12, 4, "refuse") == 0
+    with pytest.raises(
+        CapacityError, match=r"RRE layer 1: a rank has 7 rows for expert 2, whose capacity is 3"
+    ) as error:
+        dropped_rows(sent, 3, 12, 4, "refuse")
+    assert "parallel.capacity_factor to 2.34 or more" in str(error.value), "7 rows of an even 3, rounded up"
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_each_token_takes_the_next_row_of_its_expert_until_none_is_left(data: st.DataObject):
+    """Two ranks that store every other expert; the rows of a token are counted one by one."""
+    stored, capacity, tokens = 6, data.draw(st.integers(1, 4)), 9
+    held_PK = np.stack([np.arange(0, stored, 2), np.arange(1, stored, 2)])
+    experts_NGT = routes(data.draw, (LAYERS, 2, tokens), stored)
+    rows = [[np.searchsorted(held, e[np.isin(e, held)]) for e in experts_NGT.reshape(LAYERS, -1)] for held in held_PK]
+    active_PNA = np.stack([active_lists(of_rank, 3, 4) for of_rank in rows])
+    for peer in range(2):
+        plans = exchange_plans(experts_NGT, held_PK, active_PNA, peer, capacity)
+        for g, plan in enumerate(plans):
+            assert (plan.active_NA == active_PNA[peer]).all()
+            assert (plan.offsets_NA1 == np.arange(5) * 2 * capacity).all()
+            for n in range(LAYERS):
+                free: dict[int, int] = {}
+                order, inverse = np.full(2 * 4 * capacity, -1), np.full(tokens, -1)
+                for token, expert in enumerate(experts_NGT[n, g].tolist()):
+                    rank, row = expert % 2, expert // 2
+                    entry = int(np.flatnonzero(active_PNA[rank, n] == row)[0])
+                    number = free.get(expert, 0)
+                    free[expert] = number + 1
+                    if number < capacity:
+                        inverse[token] = (rank * 4 + entry) * capacity + number
+                        order[inverse[token]] = token
+                assert (plan.order_NT[n] == order).all()
+                assert (plan.inverse_NT[n] == inverse).all()

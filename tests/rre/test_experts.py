@@ -1,0 +1,83 @@
+"""Both layouts of the sorted rows send every token through its own expert, forward and backward."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from ascend_ops.grouped_ffn import grouped_ffn_oracle
+from pangu_sigma.config import RoutingConfig
+from pangu_sigma.rre.experts import Experts, grouped_experts, padded_experts
+from pangu_sigma.rre.plan import RoutingPlan, pad_to_capacity, plan_batch
+from pangu_sigma.rre.table import draw_tables
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+HIDDEN, FFN, STORED = 6, 10, 8
+
+
+class RoutedLayer(nn.Cell):
+    """Residual plus the FFN of each token's expert."""
+
+    def __init__(self, experts: Experts):
+        super().__init__()
+        self.dispatch, self.ffn, self.combine = experts
+
+    def construct(self, x_TH, residual_TH, order, inverse_T, offsets_A1, *weights):
+        rows = self.ffn(self.dispatch(x_TH, order, inverse_T), *weights, offsets_A1)
+        return self.combine(rows, inverse_T, order, residual_TH)
+
+
+def plan_of() -> tuple[RoutingPlan, np.ndarray]:
+    """The plan of two sequences of two domains, and the expert of each token."""
+    ids, positions, domains = np.arange(20).reshape(2, 10), np.zeros((2, 10), int), np.array([1, 0])
+    table = draw_tables(RoutingConfig(), 1, 2, 20, STORED // 2, None)
+    experts_T = table.route(ids, np.broadcast_to(domains[:, None], ids.shape), positions).ravel()
+    return plan_batch(table, ids, domains, positions, STORED, STORED), experts_T
+
+
+def weights_of(rng: np.random.Generator) -> list[np.ndarray]:
+    shapes = [(STORED, FFN, HIDDEN), (STORED, FFN), (STORED, FFN, HIDDEN), (STORED, HIDDEN)]
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def expected_of(x: np.ndarray, residual: np.ndarray, experts_T: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
+    wide = [weight.astype(np.float64) for weight in weights]
+    rows = [
+        grouped_ffn_oracle(x[t : t + 1].astype(np.float64), *(w[e : e + 1] for w in wide), np.array([0, 1]))
+        for t, e in enumerate(experts_T)
+    ]
+    return residual + np.concatenate(rows)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["grouped", "padded"])
+def test_every_token_meets_its_own_expert(padded: bool):
+    rng = np.random.default_rng(0)
+    plan, experts_T = plan_of()
+    x, residual = rng.standard_normal((2, len(experts_T), HIDDEN)).astype(np.float32)
+    weights = weights_of(rng)
+    active_A, order, inverse_T, offsets = plan.active_NA[0], plan.order_NT[0], plan.inverse_NT[0], plan.offsets_NA1[0]
+    given = weights
+    if padded:
+        active_NA, order_NAC, inverse_NT = pad_to_capacity(plan)
+        active_A, order, inverse_T, offsets = active_NA[0], order_NAC[0], inverse_NT[0], None
+        given = [w[:, None] if w.ndim == 2 else w for w in weights]
+    layer = RoutedLayer(padded_experts() if padded else grouped_experts())
+    arguments = [Tensor(order), Tensor(inverse_T), None if offsets is None else Tensor(offsets)]
+    arguments += [Tensor(w[active_A]) for w in given]
+    expected = expected_of(x, residual, experts_T, weights)
+    found = layer(Tensor(x), Tensor(residual), *arguments).asnumpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+    gradients = ms.grad(layer, (0, 1))(Tensor(x), Tensor(residual), *arguments)
+    step = 1e-6
+    for t in (0, 7, len(x) - 1):
+        for h in range(HIDDEN):
+            up, down = x.astype(np.float64), x.astype(np.float64)
+            up[t, h] += step
+            down[t, h] -= step
+            two = [expected_of(moved, residual, experts_T, weights).sum() for moved in (up, down)]
+            assert gradients[0].asnumpy()[t, h] == pytest.approx((two[0] - two[1]) / (2 * step), rel=1e-3, abs=1e-3)
+    assert (gradients[1].asnumpy() == 1).all()
