@@ -18,7 +18,6 @@ from mindspore import Tensor
 
 from pangu_sigma.checkpoint.checkpoint import CheckpointError, load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import arrays_of
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.evaluate.run import evaluate_run
@@ -34,8 +33,8 @@ def digests(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of every array and of the state."""
     loaded = load_checkpoint(checkpoint)
     found = {
-        f"{shard}/{name}": hashlib.sha256(f"{a.dtype} {a.shape}".encode() + a.tobytes()).hexdigest()
-        for shard, arrays in loaded.shards.items()
+        f"{file}/{name}": hashlib.sha256(f"{a.values.dtype} {a.values.shape}".encode() + a.values.tobytes()).hexdigest()
+        for file, arrays in loaded.files.items()
         for name, a in arrays.items()
     }
     return found | {"state": json.dumps(loaded.state, sort_keys=True), "step": str(loaded.step)}
@@ -187,10 +186,10 @@ def test_a_run_that_looks_its_experts_up_goes_on_from_any_store_to_the_same_bits
 def test_any_store_takes_a_checkpoint_of_files(tiny_data, file_run, tmp_path, ecss):
     trainer = Trainer(tiny_config(tiny_data, ecss=ecss), stopped_at(file_run, SAVED_AT, tmp_path / "run"))
     assert trainer.progress.step == SAVED_AT
-    saved, found = load_checkpoint(trainer.run.checkpoints).shards, arrays_of(trainer.shards)
+    saved, found = load_checkpoint(trainer.run.checkpoints).files, trainer.shards
     for shard, arrays in saved.items():
         for name, array in arrays.items():
-            assert found[shard][name].tobytes() == array.tobytes(), name
+            assert found[shard][name].asnumpy().tobytes() == array.values.tobytes(), name
     assert found.keys() == saved.keys()
 
 
@@ -227,13 +226,13 @@ def test_the_traffic_of_the_log_is_that_of_the_batches(tiny_data, tiny_run):
 
 def test_a_checkpoint_holds_all_of_the_store_and_the_optimizer(tiny_run):
     loaded = load_checkpoint(tiny_run / "checkpoints")
-    assert set(loaded.shards) == {"dense", "dense_optimizer", "experts_layer_0", "experts_layer_1", "loss_scale"}
-    for name, array in loaded.shards["dense"].items():
+    assert set(loaded.files) == {"dense", "dense_optimizer", "experts_layer_0", "experts_layer_1", "loss_scale"}
+    for name, array in loaded.files["dense"].items():
         for part in ("moment", "variance"):
-            assert loaded.shards["dense_optimizer"][f"{name}.{part}"].shape == array.shape
+            assert loaded.files["dense_optimizer"][f"{name}.{part}"].values.shape == array.values.shape
     assert loaded.state["step"] == loaded.state["updates"] == STEPS
     assert sum(loaded.state["cursor"]["taken"]) == STEPS * 4
-    counts = loaded.shards["experts_layer_0"]["step"]
+    counts = loaded.files["experts_layer_0"]["step"].values
     assert counts.shape == (6,)
     assert 0 < counts.min() < counts.max() < STEPS, "experts of a domain count only the steps it was in"
 

@@ -20,7 +20,7 @@ import itertools
 import math
 
 from mindspore import Parameter, nn, ops
-from mindspore.parallel import Layout
+from mindspore.parallel import Layout as DeviceLayout
 
 from ascend_ops.expert_dispatch import Gather, GatherAdd
 from pangu_sigma.ascend.active_experts import ActiveExperts
@@ -46,8 +46,8 @@ from pangu_sigma.rre.experts import PaddedFFN
 
 Strategy = tuple[tuple[str | int, ...], ...]
 
-COLUMNS: dict[str, Strategy] = {"matmul": (("D", 1), (1, "T")), "add": (("D", "T"), ("T",))}
-ROWS: dict[str, Strategy] = {"matmul": (("D", "T"), ("T", 1)), "add": (("D", 1), (1,))}
+BY_COLUMNS: dict[str, Strategy] = {"matmul": (("D", 1), (1, "T")), "add": (("D", "T"), ("T",))}
+BY_ROWS: dict[str, Strategy] = {"matmul": (("D", "T"), ("T", 1)), "add": (("D", 1), (1,))}
 """A `Linear` whose output, or whose input, is cut."""
 
 STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
@@ -116,7 +116,12 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     ActiveExperts: {"multiply": (("D",), (1,))},
 }
 
-ROLES: dict[str, dict[str, Strategy]] = {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "output": ROWS}
+ROLES: dict[str, dict[str, Strategy]] = {
+    "query": BY_COLUMNS,
+    "key": BY_COLUMNS,
+    "value": BY_COLUMNS,
+    "output": BY_ROWS,
+}
 """Of the four `Linear`s of an `Attention`."""
 
 
@@ -137,17 +142,17 @@ EXPERT_TENSORS = {"w1": ("up", 1), "b1": ("add_up", 1), "w2": ("down", 1), "b2":
 """The same for the tensors of active experts, which meet the operators of a `PaddedFFN`."""
 
 
-def shard(network: ActiveExperts, config: Config) -> None:
+def apply_strategies(network: ActiveExperts, config: Config) -> None:
     """Give every operator of the network and its loss its strategy, every parameter its cut, and every cell its stage.
 
     Raises ConfigError for an operator or a parameter that has none here, naming its cell.
     """
     parallel = config.parallel
-    parts = _parts(parallel)
+    sizes = _sizes(parallel)
     for path, cell in network.cells_and_names():
         for name, operator in vars(cell).items():
             if isinstance(operator, ops.Primitive) and parallel.ranks > 1:
-                _place(operator, _strategy(path, cell, name, operator.name), parts)
+                _apply(operator, _strategy(path, cell, name, operator.name), sizes)
         if parallel.recompute and isinstance(cell, Layer):
             cell.recompute()
         for name, parameter in cell.parameters_and_names(expand=False) if cell is not network else ():
@@ -204,16 +209,16 @@ def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelCon
     whole_shape: of all ranks together. slice_shape: what one rank holds for the network. shards: ranks that divide that slice among
     them, with its Adam state (ZeRO). replicas: ranks that hold the same numbers, the shards counted as different.
     """
-    parts = [_parts(parallel)[axis] for axis in axes]
+    parts = [_sizes(parallel)[axis] for axis in axes]
     parameter.whole_shape = tuple(parameter.shape)
     parameter.slice_shape = tuple(size // part for size, part in zip(parameter.shape, parts, strict=True))
     same = parallel.stage_ranks // math.prod(parts)
-    parameter.shards = same if divide and parameter.slice_shape[0] % same == 0 else 1
-    parameter.replicas = same // parameter.shards
-    parameter.parallel_optimizer = parameter.shards > 1
+    parameter.divided_among = same if divide and parameter.slice_shape[0] % same == 0 else 1
+    parameter.replicas = same // parameter.divided_among
+    parameter.parallel_optimizer = parameter.divided_among > 1
 
 
-def _parts(parallel: ParallelConfig) -> dict[str | int, int]:
+def _sizes(parallel: ParallelConfig) -> dict[str | int, int]:
     return {
         "D": parallel.stage_ranks // parallel.tensor,
         "T": parallel.tensor,
@@ -242,15 +247,15 @@ def _axes(path: str, cell: nn.Cell, name: str) -> tuple[str | int, ...]:
     return _strategy(path, cell, operator.rsplit(".", 1)[-1], "")[index]
 
 
-def _place(operator: ops.Primitive, strategy: Strategy, parts: dict[str | int, int]) -> None:
+def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, int]) -> None:
     if isinstance(operator, ops.Custom):
-        _shard_rows(operator, strategy, parts)
+        _apply_to_rows(operator, strategy, sizes)
     else:
-        operator.shard(tuple(tuple(parts[axis] for axis in axes) for axes in strategy))
+        operator.shard(tuple(tuple(sizes[axis] for axis in axes) for axes in strategy))
 
 
-def _shard_rows(operator: ops.Custom, strategy: Strategy, parts: dict[str | int, int]) -> None:
+def _apply_to_rows(operator: ops.Custom, strategy: Strategy, sizes: dict[str | int, int]) -> None:
     """An operator of ours takes layouts, of its inputs and its one output: it acts on the rows of its own rank."""
-    layout = Layout((parts["D"], parts["T"]), ("D", "T"))
+    layout = DeviceLayout((sizes["D"], sizes["T"]), ("D", "T"))
     inputs = tuple(layout(*("None" if axis == 1 else axis for axis in axes)) for axes in strategy)
     operator.shard(inputs, (layout("D", "None"),))

@@ -28,7 +28,7 @@ from pangu_sigma.ascend.exchange import ascend_exchange
 from pangu_sigma.ascend.inputs import inputs_of
 from pangu_sigma.ascend.micro_batches import MicroBatches, accumulators
 from pangu_sigma.ascend.overflow import OverflowFlag, saturates
-from pangu_sigma.ascend.sharding import parameters_of_stage, received_by_stage, shard
+from pangu_sigma.ascend.sharding import apply_strategies, parameters_of_stage, received_by_stage
 from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
@@ -37,6 +37,7 @@ from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
+from pangu_sigma.optimizer.clip import is_finite, update_factor
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.layout import Layout, active_entries
@@ -69,7 +70,7 @@ class AscendStep(nn.Cell):
             dense=MatMulFFN,
         )
         self.network = ActiveExperts(config, NextTokenLoss(network))
-        shard(self.network, config)
+        apply_strategies(self.network, config)
         dense = parameters_of_stage(network, config, self.place.stage)
         self.dense = DeviceAdam(config, dense)
         self.rank, self.tier = rank, RankTier()
@@ -107,7 +108,7 @@ class AscendStep(nn.Cell):
         norm, finite = self.norm_and_verdict(grads, scale, sent_back)
         learns = self.learns * 1.0
         applied = finite * learns
-        grad_scale = ops.minimum(self.clip_norm / (norm + 1e-12), Tensor(1.0, ms.float32)) / scale
+        grad_scale = update_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
         if self.store.layers:
             hyper = self.hyper_experts(lr, grad_scale, applied)
@@ -169,7 +170,7 @@ class AscendStep(nn.Cell):
         """
         squares = self.all_ranks(self.sum(self.map(_squares, grads, self.shares)))
         norm = ops.sqrt(squares) / scale
-        applied = ops.cast(ops.isfinite(norm), ms.float32)
+        applied = is_finite(norm)
         if self.overflow is not None:
             applied = applied * ops.cast(self.all_ranks(self.overflow((sent_back, squares))) < 0.5, ms.float32)
         return norm, applied

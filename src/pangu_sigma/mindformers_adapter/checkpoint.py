@@ -15,8 +15,9 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore.train import Callback
 
 from pangu_sigma.checkpoint.checkpoint import save_checkpoint
-from pangu_sigma.checkpoint.state import arrays_of
+from pangu_sigma.checkpoint.state import files_of
 from pangu_sigma.mindformers_adapter.step import PanGuSigmaTrainOneStepCell
+from pangu_sigma.parallel.ranks import ALONE
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class PanGuSigmaCheckpoint(Callback):
         path = save_checkpoint(
             cell.folder.checkpoints,
             cell.progress.step,
-            arrays_of(cell.shards),
+            files_of(cell.shards, {}, ALONE, writes_experts=True),
             cell.progress.state(),
             cell.folder.identity,
             self.keep,

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import mindspore as ms
 from mindformers.models import PretrainedConfig, PreTrainedModel
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from pangu_sigma.config import Config, ModelConfig
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.ecss.store import make_store
+from pangu_sigma.ecss.build import build
 from pangu_sigma.mindformers_adapter.words import SECTIONS
-from pangu_sigma.model.pangu_sigma import PanGuSigma
 
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
@@ -58,8 +56,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel):
     def __init__(self, config: PanGuSigmaConfig):
         super().__init__(config)
         sigma = config.sigma
-        self.network = PanGuSigma(sigma.model, sigma.slots, getattr(ms, sigma.train.compute_dtype))
-        self.store = make_store(sigma)
+        self.network, self.store = build(sigma)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA):
         experts = self.store.fetch(active_NA)

@@ -75,7 +75,7 @@ EMPTY = {
 OURS = ("model.model_config", "model.arch", "train_dataset.data_loader", "optimizer", "lr_schedule", "runner_wrapper")
 """Sections of which every key belongs to a table."""
 
-WRITTEN = "model.model_config.disable_lazy_inline"
+ADDED_BY_MINDFORMERS = "model.model_config.disable_lazy_inline"
 """The key that MindFormers writes into them."""
 
 _THEIR_KEY = {ours: theirs for theirs, ours in KEYS.items()} | {"model": "model.model_config"}
@@ -154,7 +154,7 @@ def _check_known(path: str) -> None:
     section = next(
         (section for section in (*OURS, "callbacks.PanGuSigmaCheckpoint") if path.startswith(f"{section}.")), None
     )
-    if section is None or path in (*KEYS, *FIXED, *EMPTY, WRITTEN, "callbacks.PanGuSigmaCheckpoint.type"):
+    if section is None or path in (*KEYS, *FIXED, *EMPTY, ADDED_BY_MINDFORMERS, "callbacks.PanGuSigmaCheckpoint.type"):
         return
     allowed = [key for key in (*FIXED, *KEYS) if key.startswith(f"{section}.")]
     near = difflib.get_close_matches(path, allowed, n=1, cutoff=0.0)

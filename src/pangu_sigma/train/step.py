@@ -21,6 +21,7 @@ from pangu_sigma.data.step_arrays import PASS_FIELDS
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
+from pangu_sigma.optimizer.clip import is_finite, update_factor
 from pangu_sigma.optimizer.dense_adam import DenseAdam
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
@@ -132,8 +133,8 @@ class TrainStep(nn.Cell):
             dense_grads = of_dense if g == 0 else add(dense_grads, of_dense)
         dense_grads, expert_grads, squares = self.reduce(dense_grads, expert_grads)
         norm = ops.sqrt(squares) / scale
-        applied = ops.cast(ops.isfinite(norm), ms.float32)
-        grad_scale = ops.minimum(self.clip_norm / (norm + 1e-12), Tensor(1.0, ms.float32)) / scale
+        applied = is_finite(norm)
+        grad_scale = update_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(dense_grads, self.hyper_dense(lr, grad_scale, applied))
         if self.sparse:
             hyper = self.hyper_experts(lr, grad_scale, applied)

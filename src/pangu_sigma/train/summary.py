@@ -23,7 +23,7 @@ def summarise(path: Path) -> dict[str, Any]:
     run = RunFolder.open(path)
     lines = read_metrics(path) if (path / FILE).exists() else []
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
-    if not evaluations or not (run.checkpoints / "LATEST").exists():
+    if not evaluations or run.latest is None:
         raise ConfigError(
             f"{path} has no checkpoint and no losses to report yet; train it first, or wait for its first checkpoint"
         )
@@ -46,7 +46,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "ecss": {name: _median([line[name] for line in moved]) for name in TRAFFIC} if moved else None,
         "dropped": sum(line.get("dropped", 0) for line in lines),
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
-        "checkpoint": str(run.checkpoints / (run.checkpoints / "LATEST").read_text().strip()),
+        "checkpoint": str(run.latest),
         "report": str(write_report(path)),
     }
 
