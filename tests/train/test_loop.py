@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -13,6 +11,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from helpers.runs import digests, held_out_losses
 from helpers.tiny import SAVED_AT, STEPS, tiny_config
 from mindspore import Tensor
 
@@ -21,23 +20,10 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.evaluate.run import evaluate_run
-from pangu_sigma.train.held_out import EvaluationStep, Evaluator
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
-from pangu_sigma.train.summary import format_comparison, format_summary, summarise
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
-
-
-def digests(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of every array and of the state."""
-    loaded = load_checkpoint(checkpoint)
-    found = {
-        f"{file}/{name}": hashlib.sha256(f"{a.values.dtype} {a.values.shape}".encode() + a.values.tobytes()).hexdigest()
-        for file, arrays in loaded.files.items()
-        for name, a in arrays.items()
-    }
-    return found | {"state": json.dumps(loaded.state, sort_keys=True), "step": str(loaded.step)}
 
 
 def stopped_at(run: Path, step: int, copy: Path) -> Path:
@@ -90,19 +76,6 @@ def file_run(tiny_data, tmp_path_factory) -> Path:
     assert (folder / "checkpoints/LATEST").read_text().strip() == f"step_{SAVED_AT:08d}"
     train(tiny_config(tiny_data, ecss=FILES), folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def trainer(tiny_data, tmp_path_factory) -> Trainer:
-    """A run of its own, with dropout, advanced step by step."""
-    config = tiny_config(tiny_data, model={**tiny_config(tiny_data).model.model_dump(), "dropout": 0.2})
-    return Trainer(config, tmp_path_factory.mktemp("trainer") / "run")
-
-
-def held_out_losses(run: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """First and last evaluation of a run."""
-    lines = [line["per_domain_loss"] for line in read_metrics(run) if line["kind"] == "evaluation"]
-    return lines[0], lines[-1]
 
 
 def test_it_learns(tiny_run):
@@ -293,52 +266,3 @@ def test_metrics_are_means_per_token_of_each_domain(trainer):
         )
     assert metrics.tokens == 4 * 32
     assert (metrics.load_NK.sum(axis=1) == 4 * 32).all()
-
-
-def test_evaluation_changes_nothing_and_leaves_dropout_on_for_training(trainer):
-    """The step may be compiled after an evaluation: it must find its network in training."""
-    before = digests(trainer.save())
-    evaluator = trainer.evaluator()
-    first = evaluator.losses()
-    assert first == evaluator.losses(), "dropout is off"
-    assert trainer.network.training
-    assert digests(trainer.save()) == before
-
-
-def test_held_out_loss_is_a_mean_over_all_its_tokens(tiny_data, trainer):
-    """Batches of any size give it: the last one, which is filled up, weighs what it holds."""
-    losses = []
-    for size in (4, 10):
-        options = trainer.config.train.model_dump() | {"batch_size": size, "eval_batches": 40 // size}
-        config = tiny_config(tiny_data, train=options, model=trainer.config.model.model_dump())
-        run = trainer.run
-        batches = Batches(config, tiny_data, run.tokenizer, run.table, "held_out")
-        forward = EvaluationStep(trainer.network, trainer.store)
-        losses.append(Evaluator(config, batches, forward, trainer.network).losses())
-        assert any(n % size for n in batches.samples), "one batch should be filled up"
-    for name, loss in losses[0].items():
-        assert loss == pytest.approx(losses[1][name], rel=1e-5)
-
-
-def test_the_summary_says_what_the_log_says(tiny_run):
-    summary, (before, after) = summarise(tiny_run), held_out_losses(tiny_run)
-    assert summary["steps"] == STEPS
-    for name, losses in summary["domains"].items():
-        assert (losses["loss_before"], losses["loss_after"]) == (before[name], after[name])
-        assert 0 < losses["unigram"] < math.log(2 * 640)
-    assert Path(summary["checkpoint"]).name == f"step_{STEPS:08d}"
-    assert Path(summary["report"]).exists()
-    assert summary["expert_load_max_over_mean"] >= 1
-    assert "12 rows beyond parallel.capacity_factor" in format_summary(summary | {"dropped": 12})
-    text = format_summary(summary)
-    assert "dropped" not in text
-    for shown in ("zh", "en", "code", f"{after['zh']:.3f}", summary["checkpoint"]):
-        assert shown in text
-
-
-def test_two_runs_are_compared_domain_by_domain(tiny_run):
-    one = summarise(tiny_run)
-    other = {**one, "domains": {n: {**d, "loss_after": d["loss_after"] + 1} for n, d in one["domains"].items()}}
-    lines = format_comparison(one, other).splitlines()
-    for name in ("zh", "en", "code"):
-        assert "-1.000" in next(line for line in lines if line.startswith(name))

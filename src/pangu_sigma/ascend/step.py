@@ -107,7 +107,7 @@ class AscendStep(nn.Cell):
         self.settings.write(rate, batch, learns)
 
     def fill(self, seed: int) -> None:
-        """Draw the initial values of the experts by a seed: equal for an expert on any number of stages, groups and expert ranks."""
+        """Draw the experts' initial values by a seed: equal for an expert on any number of stages, groups and expert ranks."""
         parallel = self.config.parallel
         if parallel.tensor > 1:  # each draws its own columns
             ms.set_seed(seed + 1 + Layout(parallel).coordinates(self.rank).tensor)
