@@ -114,7 +114,7 @@ def test_the_learning_rate_of_the_log_is_the_schedule(tiny_run):
 
 
 def test_a_resumed_run_ends_in_the_bits_of_the_uninterrupted_one(tiny_run, resumed):
-    """Design §4.7: weights, moments, step counts, loss scale, counters, data cursor."""
+    """Weights, moments, step counts, loss scale, counters, data cursor."""
     expected, found = (digests(run / "checkpoints" / f"step_{STEPS:08d}") for run in (tiny_run, resumed))
     assert len(expected) > 100
     assert {name for name in expected if expected[name] != found.get(name)} == set()
@@ -135,7 +135,7 @@ def test_a_resumed_run_logs_each_step_once(tiny_run, resumed):
 
 
 def test_a_run_with_experts_in_files_that_was_killed_ends_in_the_bits_of_the_one_in_memory(tiny_run, file_run):
-    """Design §4.4, §4.7: whatever the files held when it was killed, the run goes on from its checkpoint."""
+    """Whatever the files held when it was killed, the run goes on from its checkpoint."""
     assert (file_run / "experts" / "experts.0.w1.bin").exists()
     for step in (SAVED_AT, STEPS):
         expected, found = (digests(run / "checkpoints" / f"step_{step:08d}") for run in (tiny_run, file_run))

@@ -26,7 +26,7 @@ from pangu_sigma.parallel.layout import active_entries
 
 
 class ActiveExperts(nn.Cell):
-    """The network's loss with the active experts of all ranks as parameters, filled anew in every step.
+    """The loss of the network, with the active experts of all ranks as parameters that are filled anew in every step.
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> scale · loss of each block [M]
         plans: order of every RRE layer, then inverse of every RRE layer.
@@ -49,20 +49,21 @@ class ActiveExperts(nn.Cell):
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
         layers = len(plans) // 2
         order, inverse = plans[:layers], plans[layers:]
+        offsets = (0,) * layers  # which experts of padded rows do not read
         experts: tuple = ()
         for i in range(len(self.active)):
             experts += (self.active[i],)
         loss_M = self.loss(
-            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse, inverse, *experts
+            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse, offsets, *experts
         )
         return self.multiply(loss_M, self.scale)
 
 
 class BringExperts(nn.Cell):
-    """construct() fills the device's buffers with the rows of the store that the settings of the step name."""
+    """Fills the device's buffers, by construct(), with the rows of the store that the settings of the step name."""
 
     def __init__(self, store: HostStore, settings: StepSettings, buffers: list[Parameter]):
-        """buffers: of the store's layers, FFN_TENSORS each."""
+        """buffers: those of the store's layers, FFN_TENSORS each."""
         super().__init__(auto_prefix=False)
         self.store, self.settings = store, settings
         self.buffers = ParameterTuple(buffers)

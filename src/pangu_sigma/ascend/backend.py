@@ -52,12 +52,12 @@ class AscendBackend(Backend):
         return StepResult((loss_M,), norm, applied, scale)
 
     def counts_losses(self, config: Config, ranks: Ranks) -> bool:
-        """Tensor ranks see the same tokens, and stages the same ones after each other: the last has the losses."""
+        """True on the first tensor rank of the last stage: its peers see the same tokens, and earlier stages have no losses."""
         at = Layout(config.parallel).coordinates(ranks.rank)
         return at.tensor == 0 and at.stage == config.parallel.stages - 1
 
     def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
-        """By the graph of training: a second one would have to be compiled."""
+        """The evaluator, which uses the graph of training: another one would have to be compiled."""
         counts = self.counts_losses(built.config, built.ranks)
         return Evaluator(built.config, held_out, built.step, built.network, built.ranks, together=True, counts=counts)
 

@@ -1,4 +1,4 @@
-"""What an Ascend step is given: its inputs, with their shapes and how they are cut over ranks, and its settings."""
+"""Inputs of the Ascend step, with their shapes and how they are cut over ranks, and its settings."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
 
 
 class StepSettings(nn.Cell):
-    """What changes from step to step and is no input of the network: the learning rate, and which experts the rank uses.
+    """Settings that change from step to step and are no input of the network: learning rate, and experts that the rank uses.
 
     Parameters and not inputs: auto-parallel wants every input of the step to be one of the network.
     """
 
     def __init__(self, layers: list[int], entries: int):
-        """layers: RRE layers of the rank's stage, by their numbers in the network. entries: of a layer's list of active experts."""
+        """layers: numbers of the RRE layers of the rank's stage. entries: length of a layer's list of active experts."""
         super().__init__(auto_prefix=False)  # the plan knows these parameters by their names
         self.layers = layers
         self.rate = Parameter(Tensor(0.0, ms.float32), name="rate", requires_grad=False)
@@ -59,7 +59,7 @@ class StepSettings(nn.Cell):
         self.used = _host_table("used", len(layers), entries + 1)
 
     def write(self, rate: float, batch: Batch, learns: float) -> None:
-        """Set them for the next step, which takes `batch`. learns: 1.0, or 0.0 to update nothing."""
+        """Set all of them for the next step, which takes `batch`. learns: 1.0, or 0.0 to update nothing."""
         arrays = batch.arrays()
         self.rate.set_data(Tensor(rate, ms.float32))
         self.learns.set_data(Tensor(learns, ms.float32))

@@ -16,7 +16,10 @@ from pangu_sigma.config import Config, ParallelConfig
 
 
 class MicroBatches(nn.Cell):
-    """construct(*inputs) -> sum of what the network returns for each micro-batch. Inputs have one axis or two; the first is cut."""
+    """The network over all micro-batches: construct(*inputs) -> sum of what it returns for each of them.
+
+    Inputs have one axis or two; the first is cut.
+    """
 
     def __init__(self, network: nn.Cell, count: int, parallel: ParallelConfig):
         super().__init__(auto_prefix=False)
@@ -42,14 +45,13 @@ class MicroBatches(nn.Cell):
 
 
 class Passes(nn.Cell):
-    """Loss and gradients of all micro-batches.
+    """Computes loss and gradients of all micro-batches.
 
     construct(scale, *inputs) -> (loss of each block times scale, gradients of the weights, gradients of the received weights)
     """
 
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
-        """network: with a parameter `scale` that multiplies its loss.
-
+        """network: the loss, with a parameter `scale` that it is multiplied with.
         weights: those that this rank keeps. received: weights of another stage, which get their gradients from here.
         """
         super().__init__(auto_prefix=False)  # names of accumulators follow those of weights
@@ -77,7 +79,7 @@ def _clear(after, total):
 
 
 def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Primitive]:
-    """For inputs of one and of two axes. Every rank cuts its own rows; without the marks MindSpore would gather all rows first."""
+    """Operators that cut inputs of one axis, and of two. Every rank cuts its own rows; unmarked, MindSpore would gather all."""
     takers, made = parallel.stage_ranks // parallel.tensor, []
     for strategy in ((takers,), (takers, 1)):
         cut = ops.StridedSlice()
@@ -92,7 +94,7 @@ def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Pr
 
 
 def accumulators(weights: ParameterTuple) -> ParameterTuple:
-    """Where the gradients of each weight are added up, in its dtype. Names must be final: MindSpore finds them by name."""
+    """Parameters that add up the gradients of each weight, in its dtype. MindSpore finds them by name: names must be final."""
     sums = weights.clone("accu_grads", "zeros")
     for total in sums:
         total.requires_grad = False

@@ -29,9 +29,10 @@ def saturates() -> bool:
 
 
 class OverflowFlag(nn.Cell):
-    """construct(after) -> float32 (), above 0 if any operator before `after` overflowed on this rank since the last call.
+    """Reads the flag of the chip.
 
-    It is cleared as it is read, so that what comes next starts without.
+    construct(after) -> float32 (), above 0 if any operator before `after` overflowed on this rank since the last call
+    The flag is cleared as it is read, so that what comes next starts without.
     """
 
     def __init__(self):
@@ -54,7 +55,7 @@ class Verdict(nn.Cell):
     """
 
     def __init__(self, weights: list[Parameter], ranks: int):
-        """weights: those of the gradients, as `sharding.cut` has marked them. ranks: of the run."""
+        """weights: those whose gradients it gets, as `sharding.cut` has marked them. ranks: number of ranks of the run."""
         super().__init__(auto_prefix=False)
         self.norm_weights = tuple(1.0 / weight.replicas for weight in weights)  # what several ranks hold counts once
         self.map, self.sum = ops.HyperMap(), ops.AddN()

@@ -1,4 +1,4 @@
-"""Which part of every saved array an Ascend rank holds, and which rank writes it. Arithmetic; no device is needed."""
+"""Parts of saved arrays that an Ascend rank holds, and the rank that writes each. This is arithmetic; no device is needed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def dense_of(shards: Shards, name: str) -> Parameter | None:
 
 
 def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Part:
-    """Of a parameter that `sharding.cut` has marked, or of its moments."""
+    """The part of a parameter that `sharding.cut` has marked, or of its moments, that a rank holds."""
     rank %= parallel.stage_ranks
     whole, held = parameter.whole_shape, list(parameter.slice_shape)
     offset = [rank % parallel.tensor * size if size < full else 0 for size, full in zip(held, whole, strict=True)]
@@ -54,7 +54,7 @@ def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Par
 def expert_part(
     shape: tuple[int, ...], held: np.ndarray, experts: int, name: str, parallel: ParallelConfig, rank: int
 ) -> Part:
-    """Of an array of the store: rows of the experts that the rank holds, and its columns of the FFN."""
+    """The part of an array of the store that a rank holds: rows of its experts, and its columns of the FFN."""
     columns = parallel.tensor if name.split(".")[0] in SPLIT_BY_FFN else 1
     rest = (shape[1] * columns, *shape[2:]) if len(shape) > 1 else ()
     rows = Part.of_rows((experts, *rest), held).rows
@@ -63,10 +63,10 @@ def expert_part(
 
 
 def writes(parameter: Parameter | None, shard: str, name: str, parallel: ParallelConfig, rank: int) -> bool:
-    """Whether this rank is the first of those that hold these numbers. parameter: the dense one that they belong to, if any."""
-    place, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in SPLIT_BY_FFN
+    """True if this rank is the first of those that hold these numbers. parameter: the dense one that they belong to, if any."""
+    at, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in SPLIT_BY_FFN
     if shard.startswith(EXPERTS):
-        return place.data == 0 and (columns or place.tensor == 0)
+        return at.data == 0 and (columns or at.tensor == 0)
     if parameter is None:
         return rank == 0
     rank %= parallel.stage_ranks  # a stage has its own dense parameters

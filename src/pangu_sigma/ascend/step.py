@@ -48,7 +48,7 @@ from pangu_sigma.rre.travel import exchanged_experts
 
 
 class AscendStep(nn.Cell):
-    """Forward, backward and update of one rank.
+    """Forward pass, backward pass and update of one rank.
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
@@ -58,7 +58,7 @@ class AscendStep(nn.Cell):
     """
 
     def __init__(self, config: Config, rank: int = 0):
-        """rank: which experts it stores, and of which stage it is."""
+        """rank: the one that takes the step; its stage and its experts follow from it."""
         super().__init__(auto_prefix=False)
         check_ascend(config)
         self.config, self.rank, self.tier = config, rank, RankTier()
@@ -90,7 +90,7 @@ class AscendStep(nn.Cell):
         return ops.depend((scaled_M / scale, norm, applied, scale), done)
 
     def take(self, rate: float, batch: Batch) -> tuple[Tensor, ...]:
-        """One step on a rank's share of a batch."""
+        """Take one step on the rank's share of a batch."""
         self.tell(rate, batch)
         return self(*map(as_tensor, inputs_of(batch, self.config)))
 
@@ -155,6 +155,6 @@ def _network(config: Config) -> PanGuSigma:
 
 
 def _columns(config: Config) -> Config:
-    """`config` as a tensor rank stores experts: its columns of every FFN."""
+    """The configuration of the experts as a tensor rank stores them: its columns of every FFN."""
     model = config.model.model_copy(update={"ffn": config.model.ffn // config.parallel.tensor})
     return config.model_copy(update={"model": model})

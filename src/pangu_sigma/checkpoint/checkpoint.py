@@ -59,7 +59,7 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A file of the checkpoint is not what was saved."""
+    """A checkpoint one of whose files is not what was saved."""
 
 
 @dataclass(frozen=True)

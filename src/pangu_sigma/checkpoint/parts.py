@@ -13,7 +13,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Part:
-    """The place of an array in a whole one: some of its rows, and a box of each: experts of a rank, a slice of a matrix, or all.
+    """The part of a whole array that another array is: some rows, and a box of each.
+
+    It may be the experts of a rank, a slice of a matrix, or everything.
 
     whole: shape of the whole array.
     rows: runs (first, end) of its first axis, ascending.
@@ -36,7 +38,7 @@ class Part:
         return cls(shape, tuple((int(run[0]), int(run[-1]) + 1) for run in runs), (0,) * (len(shape) - 1))
 
     def numbers(self) -> np.ndarray:
-        """Number in the whole array of each row of this one."""
+        """The number that each row of the part has in the whole array."""
         return np.concatenate([np.arange(first, end) for first, end in self.rows])
 
 

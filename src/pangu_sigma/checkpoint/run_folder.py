@@ -26,7 +26,7 @@ from pangu_sigma.rre.table import RoutingTable, draw_tables
 CONFIG_FILE = "config.yaml"
 ROUTING_FILE = "routing.npz"
 TOKENIZER_FOLDER = "tokenizer"
-"""Names that a run folder and an exported model share."""
+"""Names of what a run folder and an exported model both have."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class RunFolder:
 
     @property
     def latest(self) -> Path | None:
-        """The newest checkpoint by the run's own word; None if it has none yet."""
+        """The folder of the checkpoint that the run calls its newest; None if it has saved none yet."""
         file = self.checkpoints / LATEST
         return self.checkpoints / file.read_text(encoding="utf-8").strip() if file.exists() else None
 

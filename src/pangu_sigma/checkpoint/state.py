@@ -22,7 +22,7 @@ from pangu_sigma.parallel.ranks import Ranks
 WEIGHTS = "dense"
 """Shard of the dense parameters."""
 EXPERTS = "experts_layer_"
-"""Begins the names of the shards of the experts, one a layer, with their Adam state."""
+"""Beginning of the names of the shards of the experts, one a layer, with their Adam state."""
 
 
 Shards = dict[str, dict[str, Parameter]]
@@ -67,7 +67,7 @@ def parts_of(shards: Shards, store: ExpertStore) -> Parts:
 
 
 def files_of(shards: Shards, parts: Parts, ranks: Ranks, writes_experts: bool) -> Files:
-    """What this rank writes of a checkpoint. Rank 0 writes the shards that are not divided.
+    """The files that this rank writes of a checkpoint. Rank 0 writes the shards that are not divided.
 
     parts: of the shards that are divided, as `parts_of`.
     writes_experts: True if this rank is the one of the replicas that writes what all of them store.

@@ -18,11 +18,12 @@ from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 
 DATASET_COLUMNS = (*StepArrays._fields, "coming", "taken")
-"""The step's arrays; the experts of the batch after it [N, A], for the prefetcher; samples taken of each domain after it [D]."""
+"""Columns of the dataset: the arrays of a step; the experts of the batch after it [N, A], for the prefetcher; and the number of
+samples taken of each domain after it [D]."""
 
 
 class Rows:
-    """The next `steps` batches from a cursor on. Iterated once: a training is one epoch."""
+    """The next `steps` batches from a cursor on. They are iterated over once: a training is one epoch."""
 
     def __init__(self, batches: Batches, cursor: Cursor, steps: int):
         self._lookahead = Lookahead(batches, cursor)

@@ -18,10 +18,10 @@ from pangu_sigma.mindformers_adapter.words import SECTIONS
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
 class PanGuSigmaConfig(PretrainedConfig):
-    """`model.model_config` of a YAML: keys of `ModelConfig`, and the sections domains, vocabulary, routing and ecss.
+    """The section `model.model_config` of a YAML: keys of `ModelConfig`, and the sections domains, vocabulary, routing and ecss.
 
-    tree: the whole configuration as a plain tree, in their place. `PanGuSigmaTrainer` sets it, because the experts' store needs the
-    optimizer's weight decay.
+    tree: the whole configuration as a plain tree, instead of the keys. `PanGuSigmaTrainer` sets it, because the store of the
+    experts needs the optimizer's weight decay.
     """
 
     model_type = "pangu_sigma"
@@ -39,13 +39,13 @@ class PanGuSigmaConfig(PretrainedConfig):
 
     @property
     def sigma(self) -> Config:
-        """Raises ConfigError for what the keys may not be."""
+        """The project's configuration. Raises ConfigError for values that the keys may not have."""
         return parse_config(self.tree)
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
 class PanGuSigmaForCausalLM(PreTrainedModel):
-    """Network and experts' store. Training differentiates `network` with respect to the experts it is given (step.py).
+    """The network and the store of its experts. Training differentiates `network` by the experts that it is given (step.py).
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA) -> logits [M, T/M, R]
     """
@@ -65,5 +65,5 @@ class PanGuSigmaForCausalLM(PreTrainedModel):
 
     @classmethod
     def can_generate(cls) -> bool:
-        """No: `pangu-sigma generate` does, from the run's checkpoint."""
+        """False: `pangu-sigma generate` generates text, from the run's checkpoint."""
         return False

@@ -25,11 +25,14 @@ from pangu_sigma.train.step import StepResult, TrainStep
 
 @MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
 class PanGuSigmaAdam:
-    """`optimizer` of a YAML. Moments and update belong to the step, since no gradient has the shape of all experts; what is left
-    here is the learning rate, MindFormers' own schedule, evaluated on the host (optimizer/schedule.py says why)."""
+    """The section `optimizer` of a YAML.
+
+    Moments and update belong to the step, since no gradient has the shape of all experts. What is left here is the learning rate:
+    MindFormers' own schedule, evaluated on the host (optimizer/schedule.py says why).
+    """
 
     def __init__(self, params: list[ms.Parameter], learning_rate: nn.Cell, **settings: Any):
-        """settings: those of the YAML, which words.py has given to the step."""
+        """settings: further keys of the YAML, which words.py has given to the step."""
         self.learning_rate = learning_rate
 
     def rate(self, update: int) -> float:
@@ -39,7 +42,7 @@ class PanGuSigmaAdam:
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
 class PanGuSigmaTrainOneStepCell(nn.Cell):
-    """Called with the dataset's columns; returns loss, overflow, loss scale, learning rate and gradient norm, for MFLossMonitor.
+    """Takes a step on the dataset's columns. Returns loss, overflow, loss scale, rate and gradient norm, for MFLossMonitor.
 
     What a step needs of its host (learning rate, the next experts) is done here, before the graph: this cell is called, and never
     compiled into another one.
@@ -53,7 +56,7 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         folder: RunFolder,
         progress: Progress,
     ):
-        """progress: where the run stands; it moves with every step."""
+        """progress: how far the run is; it moves with every step."""
         super().__init__(auto_prefix=False)
         self.network, self.optimizer, self.folder, self.progress = network, optimizer, folder, progress
         self.step = TrainStep(config, network.network, network.store)

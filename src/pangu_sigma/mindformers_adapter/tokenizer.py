@@ -17,14 +17,14 @@ from pangu_sigma.mindformers_adapter.model import PanGuSigmaConfig
 
 @MindFormerRegister.register(MindFormerModuleType.TOKENIZER)
 class PanGuSigmaTokenizer(PreTrainedTokenizer):
-    """Ids of text as one domain reads it: no tag, no <eot>, and no control id, whatever the text says.
+    """Turns text into ids as one domain reads it: no tag, no <eot>, and no control id, whatever the text says.
 
     A token's name is its piece; where PanGu-α and the English model call two ids the same, the later one is `piece#id`.
     """
 
     def __init__(self, tokenizer_dir: str, model_config: dict[str, Any], domain: str, **keys: Any):
-        """tokenizer_dir: of prepared data or of a run. model_config: the YAML's. domain: whose text it is, by name.
-
+        """tokenizer_dir: a tokenizer of prepared data or of a run. model_config: that section of the YAML.
+        domain: name of the domain that the text belongs to.
         Raises DataError for a damaged folder, ConfigError for an unknown domain.
         """
         config: Config = PanGuSigmaConfig(**model_config).sigma

@@ -1,4 +1,4 @@
-"""The task `PanGuSigmaTrainer`: MindFormers' training of a language model, whose parts get what they need of the run."""
+"""The task `PanGuSigmaTrainer`: MindFormers' training of a language model, whose objects get what they need of the run."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ KEYS = {
     "callbacks.PanGuSigmaCheckpoint.save_checkpoint_steps": "train.checkpoint_interval",
     "callbacks.PanGuSigmaCheckpoint.keep_checkpoint_max": "train.keep_checkpoints",
 }
-"""MindFormers' key → ours. Meanings and limits are those of `pangu_sigma.config`; total_steps counts the warm-up too."""
+"""MindFormers' keys, and ours. Meanings and limits are those of `pangu_sigma.config`; total_steps counts the warm-up too."""
 
 FIXED = {
     "trainer.type": "PanGuSigmaTrainer",
@@ -73,10 +73,10 @@ EMPTY = {
 """Keys that must have no value, and why. MindFormers itself writes some of them."""
 
 OURS = ("model.model_config", "model.arch", "train_dataset.data_loader", "optimizer", "lr_schedule", "runner_wrapper")
-"""Sections of which every key belongs to a table."""
+"""Sections whose every key must be in a table."""
 
 ADDED_BY_MINDFORMERS = "model.model_config.disable_lazy_inline"
-"""The key that MindFormers writes into them."""
+"""The key that MindFormers adds to those sections."""
 
 _THEIR_KEY = {ours: theirs for theirs, ours in KEYS.items()} | {"model": "model.model_config"}
 _OUR_KEY = re.compile(
@@ -133,7 +133,7 @@ def _by_type(yaml: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Keys that a table names, and all that is no section, by path; items of lists have their number as key."""
+    """All keys that a table names or that are no section, by path; items of lists have their number as key."""
     if path in KEYS or path in FIXED:
         yield path, _plain(node)
     elif isinstance(node, dict | list):
@@ -144,7 +144,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(node: Any) -> Any:
-    """Without MindFormers' own kind of dict, which has every attribute."""
+    """A copy of plain dicts and lists, without MindFormers' own kind of dict, which has every attribute."""
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
     return [_plain(item) for item in node] if isinstance(node, list) else node
@@ -170,7 +170,10 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _with_decay(tree: dict[str, Any]) -> dict[str, Any]:
-    """Their total_steps ends the decay, and is all steps when it is -1; ours counts from the end of the warm-up."""
+    """The tree with our decay_steps, which count from the end of the warm-up, instead of their total_steps.
+
+    total_steps says at which step the decay ends; -1 stands for the last one.
+    """
     train = tree["train"]
     total, warmup = train["optimizer"]["decay_steps"], train["optimizer"]["warmup_steps"]
     if total == -1:
@@ -185,5 +188,5 @@ def _with_decay(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_their_words(line: str) -> str:
-    """A line of a ConfigError with the YAML's keys in the place of ours."""
+    """A line of a ConfigError with the YAML's keys instead of ours."""
     return _OUR_KEY.sub(lambda found: _THEIR_KEY[found[0]], line)

@@ -36,7 +36,7 @@ from pangu_sigma.train.step import StepResult, TrainStep
 
 @dataclass(frozen=True)
 class Built:
-    """What a backend has made for one rank of a run.
+    """The network, experts and step that a backend has made for one rank of a run.
 
     step: the cell that takes a training step. It has `dense`, the optimizer of the dense parameters, and `scale`, the loss scale.
     """
@@ -54,7 +54,7 @@ class Built:
 
 
 class Backend(ABC):
-    """What the training loop asks of the devices that it runs on."""
+    """The devices that the training loop runs on, as far as the loop has to do with them."""
 
     @property
     @abstractmethod
@@ -70,15 +70,15 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, config: Config, ranks: Ranks, run: RunFolder) -> Built:
-        """Network, experts and step of this rank, at their initial values."""
+        """Make network, experts and step of this rank, at their initial values."""
 
     @abstractmethod
     def prefetcher(self, built: Built) -> Prefetcher | None:
-        """What brings the experts of the next step; None if the step looks them up itself."""
+        """The prefetcher that brings the experts of the next step; None if the step looks them up itself."""
 
     @abstractmethod
     def take_step(self, built: Built, rate: float, fed: Fed) -> StepResult:
-        """One training step with this learning rate."""
+        """Take one training step with this learning rate."""
 
     @abstractmethod
     def counts_losses(self, config: Config, ranks: Ranks) -> bool:
@@ -86,11 +86,11 @@ class Backend(ABC):
 
     @abstractmethod
     def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
-        """What measures the losses of the network, as it is, on held-out batches."""
+        """The evaluator that measures the losses of the network, as it is, on held-out batches."""
 
     @abstractmethod
     def files(self, built: Built) -> Files:
-        """What this rank writes of a checkpoint."""
+        """The files that this rank writes of a checkpoint."""
 
     @abstractmethod
     def restore(self, built: Built, checkpoint: Checkpoint) -> None:
@@ -131,7 +131,7 @@ class CpuBackend(Backend):
 
 
 def tier_of(config: Config, ranks: Ranks, run: RunFolder) -> HostTier:
-    """Where `ecss.store` keeps the experts of a rank: in memory, or in files of `ecss.path` or of the run folder."""
+    """The tier in which `ecss.store` keeps the experts of a rank: memory, or files in `ecss.path` or in the run folder."""
     options, parallel = config.ecss, config.parallel
     if options.store == "host":
         return HostTier()

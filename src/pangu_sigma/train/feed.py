@@ -16,11 +16,11 @@ from pangu_sigma.model.declare import as_tensor
 
 
 class Fed(NamedTuple):
-    """What one step gets. `TrainStep` takes arrays and transfer, in this order, after the learning rate."""
+    """The batch and the experts of one step. `TrainStep` takes arrays and transfer, in this order, after the learning rate."""
 
     batch: Batch
     cursor: Cursor
-    """The place where the batches go on after this one."""
+    """The position in the data after this batch."""
     arrays: StepArrays
     transfer: tuple[Tensor, ...]
     """The experts that the prefetcher brought, and the buffers of the next ones; empty without a prefetcher."""
@@ -29,16 +29,18 @@ class Fed(NamedTuple):
 
 
 class Feed:
-    """Batches from a cursor on, with the experts that each of them uses: `take`, then the step, in turn."""
+    """Gives the batches from a cursor on, with the experts that each of them uses: call `take`, then the step, in turn."""
 
     def __init__(self, batches: Batches, cursor: Cursor, store: ExpertStore, prefetcher: Prefetcher | None):
-        """cursor: where the first batch begins. prefetcher: None if the step looks its experts up in the store itself."""
+        """cursor: the position in the data at which the first batch begins.
+        prefetcher: what brings the experts; None if the step looks them up in the store itself.
+        """
         self._lookahead = Lookahead(batches, cursor)
         self._store = store
         self._prefetcher = prefetcher
 
     def take(self) -> Fed:
-        """What the next step gets. Raises DataError as `Batches.next` does."""
+        """The batch and the experts of the next step. Raises DataError as `Batches.next` does."""
         batch, cursor, coming = self._lookahead.take()
         arrays = StepArrays(*map(as_tensor, batch.arrays()))
         if self._prefetcher is None:

@@ -29,10 +29,10 @@ CPU = CpuBackend()
 
 
 class Trainer:
-    """A run that can be advanced, saved and resumed; of a run of several ranks, one of them, and all do the same."""
+    """A run that can be advanced, saved and resumed. If it has several ranks, this is one of them, and all of them do the same."""
 
     def __init__(self, config: Config, folder: Path, backend: Backend = CPU):
-        """folder: of the run; training goes on from its newest checkpoint if it has one. backend: the devices to train on."""
+        """folder: the run's; training goes on from its newest checkpoint if it has one. backend: the devices to train on."""
         self.config, self.backend = config, backend
         self.ranks = backend.join(config)
         self.run = RunFolder.create(folder, config, self.ranks)
@@ -55,7 +55,7 @@ class Trainer:
         return Batches(self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
 
     def evaluator(self) -> Evaluator:
-        """What measures the held-out losses of the network as it is."""
+        """The evaluator that measures the held-out losses of the network as it is."""
         return self.backend.evaluator(self.built, self.open_batches("held_out"))
 
     @property
@@ -64,7 +64,7 @@ class Trainer:
         return self.progress.step >= self.config.train.steps
 
     def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
-        """One step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
+        """Take one step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
         fed = self.feed.take()
         rate = self.schedule(self.progress.updates + 1)
         result = self.backend.take_step(self.built, rate, fed)

@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     step: number of steps that are done.
     updates: number of those that were applied; the learning rate follows it.
-    cursor: the place in the data where the next batch begins.
+    cursor: the position in the data at which the next batch begins.
     """
 
     step: int
@@ -31,14 +31,14 @@ class Progress:
         """Count a step.
 
         applied: False if its gradients overflowed and it updated nothing.
-        cursor: the place in the data after its batch.
+        cursor: the position in the data after its batch.
         """
         self.step += 1
         self.updates += applied
         self.cursor = cursor
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint's state holds of it, as plain data."""
+        """The progress as plain data, for the state of a checkpoint."""
         return asdict(self)
 
     @classmethod
@@ -48,7 +48,9 @@ class Progress:
 
 
 def resume(run: RunFolder, start: Cursor, ranks: Ranks = ALONE) -> tuple[Progress, Checkpoint | None]:
-    """Where a run goes on, and the checkpoint that its parameters are restored from; a new run has none and begins at `start`.
+    """The progress that a run goes on from, and the checkpoint to restore its parameters from.
+
+    A run that has saved none begins at `start`.
 
     ranks: all of them call this.
     Raises CheckpointError as `RunFolder.newest_checkpoint` does.
