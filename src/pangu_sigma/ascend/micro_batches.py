@@ -36,12 +36,12 @@ class MicroBatches(nn.Cell):
         return total
 
     def micro_batch(self, i, inputs):
-        parts: tuple = ()
+        taken: tuple = ()
         for x in inputs:
             rows = x.shape[0] // self.count
             begin, end = (i * rows, 0), ((i + 1) * rows, x.shape[-1])
-            parts += (self.slices[i][x.ndim - 1](x, begin[: x.ndim], end[: x.ndim], (1, 1)[: x.ndim]),)
-        return parts
+            taken += (self.slices[i][x.ndim - 1](x, begin[: x.ndim], end[: x.ndim], (1, 1)[: x.ndim]),)
+        return taken
 
 
 class Passes(nn.Cell):

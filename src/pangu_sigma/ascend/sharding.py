@@ -174,8 +174,8 @@ def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.C
     """The cells that run on the ranks of a stage.
 
     Operators outside of these cells follow their inputs; the attention mask, which has none from another stage, is made on every
-    stage. The cells are those inside layers and not layers: MindSpore 2.9 fails where what a stage receives goes into a cell with an
-    operator inside that has a gradient rule of ours.
+    stage. The cells are those inside layers and not layers: MindSpore 2.9 fails where what a stage receives goes into a cell with
+    an operator inside that has a gradient rule of ours.
     """
     cells: list[nn.Cell] = [network.embed] if stage == 0 else []
     for layer in (network.layers[i] for i in layers_of_stage(config, stage)):
@@ -244,8 +244,8 @@ def _axes(path: str, cell: nn.Cell, name: str) -> tuple[str | int, ...]:
     if name not in PARAMETERS.get(type(cell), {}):
         raise ConfigError(f"{path}: parameter {name} has no cut; add it to ascend/sharding.py")
     operator, index = PARAMETERS[type(cell)][name]
-    for part in operator.split(".")[:-1]:
-        cell, path = getattr(cell, part), f"{path}.{part}"
+    for inner in operator.split(".")[:-1]:
+        cell, path = getattr(cell, inner), f"{path}.{inner}"
     return _strategy(path, cell, operator.rsplit(".", 1)[-1], "")[index]
 
 

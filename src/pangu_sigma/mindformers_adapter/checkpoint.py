@@ -1,8 +1,8 @@
 """Checkpoints of a training under MindFormers, in the project's own form.
 
 MindFormers' CheckpointMonitor would write every parameter, experts and moments included, under the names they have in its cells.
-But its file holds neither the place in the data nor which vocabulary and routing tables the weights belong to, and nothing notices
-when a bit of it has changed. So a callback of our own writes what `pangu-sigma train` writes.
+But its file holds neither the position in the data nor which vocabulary and routing tables the weights belong to, and nothing
+notices when a bit of it has changed. So a callback of our own writes what `pangu-sigma train` writes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A training in MindFormers' words, as the project's own configuration tree.
 
-MindFormers spreads a training over sections that each belong to one of its parts; the tables below say which of their keys is which
-of ours. Every key of a section that belongs to this project must be in a table; MindFormers checks its own.
+MindFormers spreads a training over sections that each belong to one of its objects; the tables below say which of their keys is
+which of ours. Every key of a section that belongs to this project must be in a table; MindFormers checks its own.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def _by_type(yaml: dict[str, Any]) -> dict[str, Any]:
     callbacks = {str(callback.get("type")): callback for callback in listed}
     if "CheckpointMonitor" in callbacks:
         raise ConfigError(
-            "callbacks: CheckpointMonitor is not allowed: its files hold neither the place in the data nor what the ids mean; use "
-            "PanGuSigmaCheckpoint, which has the same save_checkpoint_steps and keep_checkpoint_max"
+            "callbacks: CheckpointMonitor is not allowed: its files hold neither the position in the data nor what the ids mean; "
+            "use PanGuSigmaCheckpoint, which has the same save_checkpoint_steps and keep_checkpoint_max"
         )
     return {**yaml, "callbacks": callbacks}
 
