@@ -49,12 +49,11 @@ class ActiveExperts(nn.Cell):
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
         layers = len(plans) // 2
         order, inverse = plans[:layers], plans[layers:]
-        offsets = (0,) * layers  # which experts of padded rows do not read
         experts: tuple = ()
         for i in range(len(self.active)):
             experts += (self.active[i],)
         loss_M = self.loss(
-            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse, offsets, *experts
+            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse, inverse, *experts
         )
         return self.multiply(loss_M, self.scale)
 

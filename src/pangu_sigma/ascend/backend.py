@@ -32,7 +32,7 @@ from pangu_sigma.train.step import StepResult
 class AscendBackend(Backend):
     """Ranks that are NPUs: `AscendStep` under MindSpore's auto-parallel."""
 
-    exchanged = True
+    layout = True
 
     def join(self, config: Config) -> Ranks:
         check_ascend(config)

@@ -58,8 +58,8 @@ class Backend(ABC):
 
     @property
     @abstractmethod
-    def exchanged(self) -> bool | None:
-        """The layout of the batches, as `Batches` takes it."""
+    def layout(self) -> bool | None:
+        """The layout of the routing plans, as `Batches` takes it; None for the one that `Batches` chooses."""
 
     @abstractmethod
     def join(self, config: Config) -> Ranks:
@@ -100,7 +100,7 @@ class Backend(ABC):
 class CpuBackend(Backend):
     """Ranks that are processes on CPUs: the step of step.py, experts brought by a prefetcher."""
 
-    exchanged = None
+    layout = None
 
     def join(self, config: Config) -> Ranks:
         use_cpu(config.seed)

@@ -51,8 +51,10 @@ class Trainer:
 
     def open_batches(self, split: str) -> Batches:
         """This rank's share of a split of the prepared data."""
-        data, layout = Path(self.config.data.path), self.backend.exchanged
-        return Batches(self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
+        data = Path(self.config.data.path)
+        return Batches(
+            self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, self.backend.layout
+        )
 
     def evaluator(self) -> Evaluator:
         """The evaluator that measures the held-out losses of the network as it is."""
