@@ -18,18 +18,18 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = False
         """True once SIGTERM has come."""
-        self._handles = threading.current_thread() is threading.main_thread()
         self._before: Any = None
+        self._listens = threading.current_thread() is threading.main_thread()  # Python allows handlers there only
 
     def __enter__(self) -> StopRequest:
-        if self._handles:
+        if self._listens:
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handles:
+        if self._listens:
             signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
