@@ -7,3 +7,5 @@ then copies this file to OM_MODULES_CACHE and takes the class from there.
 from pangu_sigma.mindformers_adapter import register
 
 register()
+
+from pangu_sigma.mindformers_adapter.trainer import PanGuSigmaTrainer  # noqa: E402, F401 (the class that MindFormers takes)

@@ -31,8 +31,8 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
         self.sigma = Tokenizer.load(Path(tokenizer_dir))
         try:
             self.domain = domains_of(config).named(domain)
-        except KeyError as error:
-            raise ConfigError(f"processor.tokenizer.domain: {error.args[0]}") from None
+        except ConfigError as error:
+            raise ConfigError(f"processor.tokenizer.domain: {error}") from None
         self.names = _distinct(self.sigma.vocabulary.pieces)
         self.ids = {name: i for i, name in enumerate(self.names)}
         controls = {"unk_token": Tokenizer.unk, "pad_token": Tokenizer.pad, "eos_token": Tokenizer.eot}
