@@ -95,9 +95,10 @@ def same_checkpoint(left: Path, right: Path, step: int) -> None:
 
     ours, theirs = (load_checkpoint(folder / "checkpoints" / f"step_{step:08d}") for folder in (left, right))
     assert ours.state == theirs.state
-    assert ours.shards.keys() == theirs.shards.keys()
-    for shard, arrays in ours.shards.items():
-        assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in theirs.shards[shard].items()}
+    assert ours.files.keys() == theirs.files.keys()
+    for file, arrays in ours.files.items():
+        left, right = ({n: a.values.tobytes() for n, a in found.items()} for found in (arrays, theirs.files[file]))
+        assert left == right
 
 
 @pytest.fixture(scope="module")

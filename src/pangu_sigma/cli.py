@@ -179,16 +179,17 @@ def _prepare_data(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     config = _config(options)
     if config is not None:
-        from pangu_sigma.train.loop import Trainer, train
+        from pangu_sigma.train.backend import Backend, CpuBackend
+        from pangu_sigma.train.loop import train
         from pangu_sigma.train.summary import format_summary, summarise
 
-        kind: type[Trainer] = Trainer
+        backend: Backend = CpuBackend()
         if options.device == "ascend":
-            from pangu_sigma.ascend.trainer import AscendTrainer
+            from pangu_sigma.ascend.backend import AscendBackend
 
-            kind = AscendTrainer
+            backend = AscendBackend()
         run = options.run or Path("runs") / config.name
-        trainer = train(config, run, kind)
+        trainer = train(config, run, backend)
         if trainer.finished and trainer.ranks.first:
             print(format_summary(summarise(run)))
         trainer.ranks.leave()

@@ -15,32 +15,38 @@ from hypothesis import strategies as st
 
 from pangu_sigma.checkpoint import checkpoint as module
 from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, load_checkpoint, save_checkpoint
+from pangu_sigma.checkpoint.parts import Files, SavedArray
 
 IDENTITY = Identity("vocabulary-1", "routing-1", {"name": "tiny", "train": {"peak_lr": 1e-4}})
 
 
-def shards_of(step: int) -> dict[str, dict[str, np.ndarray]]:
+def files_of(step: int) -> Files:
     rng = np.random.default_rng(step)
-    return {
+    return whole_files({
         "dense": {"weight": rng.normal(size=(5, 3)).astype(np.float32), "loss_scale": np.array(65536.0, np.float32)},
         "experts": {"step": rng.integers(0, 9, 4).astype(np.int32), "none": np.empty((0, 2), np.float32)},
-    }
+    })  # fmt: skip
+
+
+def whole_files(files: dict[str, dict[str, np.ndarray]]) -> Files:
+    return {file: {name: SavedArray.whole(a) for name, a in arrays.items()} for file, arrays in files.items()}
 
 
 def save(root: Path, step: int, keep: int = 5) -> Path:
     state = {"step": step, "random": {"state": 2**100 + step}, "loss": 0.1 + 0.2}
-    return save_checkpoint(root, step, shards_of(step), state, IDENTITY, keep)
+    return save_checkpoint(root, step, files_of(step), state, IDENTITY, keep)
 
 
 def assert_is(loaded: module.Checkpoint, step: int) -> None:
     assert loaded.step == step
     assert loaded.state == {"step": step, "random": {"state": 2**100 + step}, "loss": 0.1 + 0.2}
     assert loaded.identity == IDENTITY
-    for name, arrays in shards_of(step).items():
-        assert loaded.shards[name].keys() == arrays.keys()
+    for name, arrays in files_of(step).items():
+        assert loaded.files[name].keys() == arrays.keys()
         for key, array in arrays.items():
-            found = loaded.shards[name][key]
-            assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes())
+            (part, found), (whole, saved) = loaded.files[name][key], array
+            assert part == whole
+            assert (found.dtype, found.shape, found.tobytes()) == (saved.dtype, saved.shape, saved.tobytes())
 
 
 def names(root: Path) -> list[str]:
@@ -57,10 +63,10 @@ def test_load_returns_what_was_saved_from_root_and_from_directory(tmp_path: Path
 
 def test_arrays_with_strides_keep_their_values(tmp_path: Path):
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
-    save_checkpoint(tmp_path, 1, {"a": {"turned": array.T, "part": array[:, ::2]}}, {}, IDENTITY, 1)
-    loaded = load_checkpoint(tmp_path).shards["a"]
-    assert np.array_equal(loaded["turned"], array.T)
-    assert np.array_equal(loaded["part"], array[:, ::2])
+    save_checkpoint(tmp_path, 1, whole_files({"a": {"turned": array.T, "part": array[:, ::2]}}), {}, IDENTITY, 1)
+    loaded = load_checkpoint(tmp_path).files["a"]
+    assert np.array_equal(loaded["turned"].values, array.T)
+    assert np.array_equal(loaded["part"].values, array[:, ::2])
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +310,7 @@ def test_a_read_only_root_is_a_clean_error(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shards": {"../x": {}}}, "file stem"),
+        ({"files": {"../x": {}}}, "name of a file"),
         ({"state": {"a": np.zeros(1)}}, "plain finite JSON"),
         ({"state": {"a": float("nan")}}, "plain finite JSON"),
         ({"keep": 0}, "keep=0"),
@@ -312,7 +318,7 @@ def test_a_read_only_root_is_a_clean_error(tmp_path: Path):
     ],
 )
 def test_arguments_that_cannot_be_saved_are_named(tmp_path: Path, arguments: dict, message: str):
-    whole = {"root": tmp_path, "step": 1, "shards": {}, "state": {}, "identity": IDENTITY, "keep": 1}
+    whole = {"root": tmp_path, "step": 1, "files": {}, "state": {}, "identity": IDENTITY, "keep": 1}
     with pytest.raises(CheckpointError, match=message):
         save_checkpoint(**{**whole, **arguments})
     assert names(tmp_path) == []

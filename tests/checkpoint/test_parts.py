@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from pangu_sigma.checkpoint import checkpoint as module
 from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, load_checkpoint, save_checkpoint
-from pangu_sigma.checkpoint.parts import Part, copy_part, decode_parts, encode_parts
+from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part, decode_parts, encode_parts
 
 IDENTITY = Identity("vocabulary", "routing", {})
 
 
 def cuts(draw: st.DrawFn, length: int) -> list[tuple[int, int]]:
-    """A row of pieces that cover 0 … length - 1."""
+    """A row of intervals that cover 0 … length - 1."""
     borders = sorted({0, length, *draw(st.lists(st.integers(0, length), max_size=2))})
     return list(itertools.pairwise(borders))
 
@@ -56,7 +56,7 @@ def test_any_tiling_fills_any_other(recut):
     for part, box in wanted:
         expected = cut_out(whole, part, box)
         target = np.full_like(expected, -1)
-        copied = sum(copy_part(cut_out(whole, p, b), p, target, part) for p, b in written)
+        copied = sum(copy_part(SavedArray(p, cut_out(whole, p, b)), target, part) for p, b in written)
         assert copied == target.size
         assert np.array_equal(target, expected)
 
@@ -71,7 +71,7 @@ def test_parts_come_back_from_their_text(recut):
 def test_a_scalar_is_whole():
     target = np.zeros((), np.float32)
     part = Part.everything(())
-    assert copy_part(np.float32(3).reshape(()), part, target, part) == 1
+    assert copy_part(SavedArray.whole(np.float32(3).reshape(())), target, part) == 1
     assert target == 3
 
 
@@ -81,11 +81,10 @@ def save_on(world: int, root: Path, step: int) -> list:
 
     def work(ranks):
         rows = np.arange(6)[ranks.rank :: world]
-        shards = {f"experts.{ranks.rank}": {"w": whole[rows]}}
+        files = {f"experts.{ranks.rank}": {"w": SavedArray(Part.of_rows((6, 4), rows), whole[rows])}}
         if ranks.first:
-            shards["dense"] = {"x": np.ones(3)}
-        parts = {f"experts.{ranks.rank}": {"w": Part.of_rows((6, 4), rows)}}
-        return save_checkpoint(root, step, shards, {"step": step}, IDENTITY, 2, lambda: None, parts, ranks)
+            files["dense"] = {"x": SavedArray.whole(np.ones(3))}
+        return save_checkpoint(root, step, files, {"step": step}, IDENTITY, 2, lambda: None, ranks)
 
     return on_ranks(world, work)
 
@@ -98,10 +97,10 @@ def test_ranks_write_one_checkpoint_that_any_number_reads(tmp_path):
     for world in (1, 2, 5):
         for loaded in on_ranks(world, lambda ranks: load_checkpoint(tmp_path, IDENTITY, ranks)):
             target = np.zeros((6, 4))
-            pieces = loaded.pieces("experts")["w"]
-            assert sum(copy_part(v, p, target, Part.everything((6, 4))) for p, v in pieces) == 24
+            saved = loaded.saved("experts")["w"]
+            assert sum(copy_part(array, target, Part.everything((6, 4))) for array in saved) == 24
             assert np.array_equal(target, np.arange(24.0).reshape(6, 4))
-            assert loaded.pieces("dense")["x"][0][1].tolist() == [1, 1, 1]
+            assert loaded.saved("dense")["x"][0].values.tolist() == [1, 1, 1]
 
 
 def test_damage_that_one_rank_finds_sends_all_to_the_checkpoint_before(tmp_path):
@@ -121,8 +120,8 @@ def test_a_rank_that_cannot_write_leaves_the_checkpoint_before_in_force(tmp_path
             raise OSError("disk full")
         whole(path, arrays, *rest)
 
-    whole = module.write_shard
-    monkeypatch.setattr(module, "write_shard", write)
+    whole = module.write_arrays
+    monkeypatch.setattr(module, "write_arrays", write)
     found = save_on(3, tmp_path, 8)
     assert all(isinstance(error, CheckpointError) for error in found)
     assert "disk full" in str(found[fail])

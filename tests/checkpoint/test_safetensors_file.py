@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
 from pangu_sigma.checkpoint import safetensors_file as module
-from pangu_sigma.checkpoint.parts import Part, copy_part
-from pangu_sigma.checkpoint.safetensors_file import map_shard, write_shard
+from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part
+from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
 
 DTYPES = [np.dtype(name) for name in module._DTYPES.values()]
 
@@ -48,11 +48,11 @@ def header_of(path: Path) -> tuple[int, dict]:
 def test_arrays_of_every_dtype_and_shape_come_back_here_and_in_the_library(
     tmp_path: Path, arrays: dict[str, np.ndarray]
 ):
-    write_shard(tmp_path / "ours", arrays, lambda: None)
-    assert_same(map_shard(tmp_path / "ours"), arrays)
+    write_arrays(tmp_path / "ours", arrays, lambda: None)
+    assert_same(map_arrays(tmp_path / "ours"), arrays)
     assert_same(load_file(tmp_path / "ours"), arrays)
     save_file(arrays, tmp_path / "theirs", {"some": "metadata"})
-    assert_same(map_shard(tmp_path / "theirs"), arrays)
+    assert_same(map_arrays(tmp_path / "theirs"), arrays)
 
 
 @rule
@@ -60,33 +60,33 @@ def test_arrays_of_every_dtype_and_shape_come_back_here_and_in_the_library(
 def test_the_arrays_begin_at_a_multiple_of_64_and_each_at_one_of_its_elements(
     tmp_path: Path, arrays: dict[str, np.ndarray]
 ):
-    write_shard(tmp_path / "file", arrays, lambda: None)
+    write_arrays(tmp_path / "file", arrays, lambda: None)
     start, header = header_of(tmp_path / "file")
     assert start % 64 == 0
     for name, entry in header.items():
         assert entry["data_offsets"][0] % arrays[name].itemsize == 0
-        assert map_shard(tmp_path / "file")[name].flags.aligned
+        assert map_arrays(tmp_path / "file")[name].flags.aligned
 
 
 def test_arrays_with_strides_are_written_as_they_read(tmp_path: Path):
     base = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
     arrays = {"turned": base.T, "part": base[:, ::2], "back": base[::-1]}
-    write_shard(tmp_path / "file", arrays, lambda: None)
-    assert_same(map_shard(tmp_path / "file"), arrays)
+    write_arrays(tmp_path / "file", arrays, lambda: None)
+    assert_same(map_arrays(tmp_path / "file"), arrays)
 
 
 def test_writing_to_a_mapped_array_never_changes_the_file(tmp_path: Path):
-    write_shard(
+    write_arrays(
         tmp_path / "file", {"a": np.arange(5000, dtype=np.float32), "b": np.float16(1.5).reshape(())}, lambda: None
     )
     before = (tmp_path / "file").read_bytes()
-    mapped = map_shard(tmp_path / "file")
+    mapped = map_arrays(tmp_path / "file")
     mapped["a"][:] = 7
     mapped["b"][...] = 7
     assert (mapped["a"] == 7).all()
     del mapped
     assert (tmp_path / "file").read_bytes() == before
-    assert map_shard(tmp_path / "file")["a"][4999] == 4999
+    assert map_arrays(tmp_path / "file")["a"][4999] == 4999
 
 
 def test_memory_can_be_let_go_after_every_chunk_and_every_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -94,7 +94,7 @@ def test_memory_can_be_let_go_after_every_chunk_and_every_array(tmp_path: Path, 
     sizes, file = [], tmp_path / "file"
     arrays = {"a": np.arange(60, dtype=np.float32), "b": np.ones(3, np.uint8)}  # 240 and 3 bytes
     monkeypatch.setattr("builtins.open", lambda *a: open_unbuffered(*a))
-    write_shard(file, arrays, lambda: sizes.append(file.stat().st_size))
+    write_arrays(file, arrays, lambda: sizes.append(file.stat().st_size))
     start, _ = header_of(file)
     assert [size - start for size in sizes] == [100, 200, 240, 243]
     assert_same(load_file(file), arrays)
@@ -113,21 +113,21 @@ def open_unbuffered(path: Path, mode: str):
     ],
 )
 def test_a_file_that_is_not_what_its_header_says_is_a_value_error(tmp_path: Path, change, message: str):
-    write_shard(tmp_path / "file", {"a": np.zeros(4, np.float32)}, lambda: None)
+    write_arrays(tmp_path / "file", {"a": np.zeros(4, np.float32)}, lambda: None)
     start, header = header_of(tmp_path / "file")
     change(header)
     text = json.dumps(header).encode().ljust(start - 8)
     (tmp_path / "file").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
     with pytest.raises(ValueError, match=message):
-        map_shard(tmp_path / "file")
+        map_arrays(tmp_path / "file")
 
 
 @pytest.mark.parametrize("kept", [4, 20, -1])
 def test_a_file_cut_short_is_a_value_error(tmp_path: Path, kept: int):
-    write_shard(tmp_path / "file", {"a": np.zeros(4, np.float32)}, lambda: None)
+    write_arrays(tmp_path / "file", {"a": np.zeros(4, np.float32)}, lambda: None)
     (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:kept])
     with pytest.raises(ValueError):
-        map_shard(tmp_path / "file")
+        map_arrays(tmp_path / "file")
 
 
 @rule
@@ -135,28 +135,29 @@ def test_a_file_cut_short_is_a_value_error(tmp_path: Path, kept: int):
     array=st.sampled_from(DTYPES).flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)))
 )
 def test_a_mapped_array_is_copied_row_by_row(tmp_path: Path, array: np.ndarray):
-    write_shard(tmp_path / "file", {"a": array}, lambda: None)
+    write_arrays(tmp_path / "file", {"a": array}, lambda: None)
     target, rows = np.ones_like(array), []
     everything = Part.everything(array.shape)
-    copy_part(map_shard(tmp_path / "file")["a"], everything, target, everything, lambda: rows.append(len(rows)))
+    mapped = SavedArray(everything, map_arrays(tmp_path / "file")["a"])
+    copy_part(mapped, target, everything, lambda: rows.append(len(rows)))
     assert target.tobytes() == array.tobytes()
     assert len(rows) == (len(array) if array.ndim and array.size else 0)
-    assert copy_part(array, everything, target, everything) == array.size  # one that is not mapped
+    assert copy_part(SavedArray(everything, array), target, everything) == array.size  # one that is not mapped
     assert target.tobytes() == array.tobytes()
 
 
 def test_an_array_without_elements_may_lie_on_the_border_of_a_page(tmp_path: Path):
     """At the end of the file there is nothing to map."""
     arrays = {"a": np.ones(3000, np.uint8), "b": np.zeros((3, 0), np.float32)}
-    write_shard(tmp_path / "a", arrays, lambda: None)
+    write_arrays(tmp_path / "a", arrays, lambda: None)
     arrays["a"] = np.ones(3000 + mmap.PAGESIZE - (tmp_path / "a").stat().st_size, np.uint8)
-    write_shard(tmp_path / "a", arrays, lambda: None)
+    write_arrays(tmp_path / "a", arrays, lambda: None)
     assert (tmp_path / "a").stat().st_size == mmap.PAGESIZE
-    assert_same(map_shard(tmp_path / "a"), arrays)
+    assert_same(map_arrays(tmp_path / "a"), arrays)
 
 
 def test_an_array_that_is_mapped_outlives_its_file_and_its_siblings(tmp_path: Path):
-    write_shard(tmp_path / "a", {"x": np.arange(5000), "y": np.ones(3)}, lambda: None)
-    x = map_shard(tmp_path / "a")["x"]
+    write_arrays(tmp_path / "a", {"x": np.arange(5000), "y": np.ones(3)}, lambda: None)
+    x = map_arrays(tmp_path / "a")["x"]
     (tmp_path / "a").unlink()
     assert (x == np.arange(5000)).all()

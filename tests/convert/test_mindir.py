@@ -8,6 +8,7 @@ import pytest
 from helpers.tiny import tiny_config
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.mindir import ExportError, export_mindir, verify_export
@@ -25,9 +26,10 @@ def altered(run: Path, copy: Path) -> Path:
     """A run of the same tokenizer and tables whose weights are others."""
     shutil.copytree(run, copy)
     checkpoint = load_checkpoint(copy / "checkpoints")
-    checkpoint.shards["dense"]["embedding"] = -checkpoint.shards["dense"]["embedding"]
+    dense = checkpoint.files["dense"]
+    dense["embedding"] = SavedArray.whole(-dense["embedding"].values)
     step = checkpoint.step + 1
-    save_checkpoint(copy / "checkpoints", step, checkpoint.shards, checkpoint.state, checkpoint.identity, 1)
+    save_checkpoint(copy / "checkpoints", step, checkpoint.files, checkpoint.state, checkpoint.identity, 1)
     return copy
 
 

@@ -12,11 +12,11 @@ from mindspore import Tensor
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
+from pangu_sigma.ecss.build import build
 from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
-from pangu_sigma.ecss.store import array_specs, make_store
+from pangu_sigma.ecss.store import array_specs
 from pangu_sigma.ecss.tiers import FileTier
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.train.step import StepResult, TrainStep
 
 SEQUENCE = [(0, 1), (1, 2), (1, 2), (1, 3), (1, 3), (0, 3), (2, 2), (0, 3), (0, 1)]
@@ -46,8 +46,7 @@ class Sequence(Toy):
         specs, tier = array_specs(config), None
         if config.ecss.store == "file":
             tier = FileTier(folder / "experts", specs, "routing", sum(s.nbytes for s in specs) / 10 / (1 << 30))
-        network = PanGuSigma(config.model, config.slots, getattr(ms, config.train.compute_dtype))
-        store = make_store(config, tier)
+        network, store = build(config, tier=tier)
         step = TrainStep(config, network, store)
         step.set_train()
         made = cls(config, toy_batches(config, folder), network, store, step)

@@ -14,14 +14,15 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from pangu_sigma.checkpoint.state import arrays_of, shards_of
+from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.domains import domains_of
-from pangu_sigma.ecss.store import ExpertStore, make_store
+from pangu_sigma.ecss.build import build
+from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.rre.table import RoutingTable, draw_tables
@@ -83,8 +84,7 @@ def toy_batches(config: Config, folder: Path, documents: int = 60) -> Batches:
 def toy_network(config: Config, seed: int = 0) -> tuple[PanGuSigma, ExpertStore]:
     """Network and experts, no parameter at the value it is initialised to (zero biases would hide mistakes)."""
     ms.set_seed(seed)
-    network = PanGuSigma(config.model, config.slots, getattr(ms, config.train.compute_dtype))
-    store = make_store(config)
+    network, store = build(config)
     randomise([*network.trainable_params(), *store.weights], seed)
     return network, store
 
@@ -156,7 +156,7 @@ class Toy:
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """Copies of everything a step may change, as `shard/name`."""
-        return {f"{s}/{n}": a.copy() for s, arrays in arrays_of(self.shards()).items() for n, a in arrays.items()}
+        return {f"{s}/{n}": p.asnumpy().copy() for s, held in self.shards().items() for n, p in held.items()}
 
     def load(self, values: dict[str, np.ndarray]) -> None:
         for shard, parameters in self.shards().items():

@@ -68,10 +68,10 @@ def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_an_undisturbed_run(
     ours, undisturbed = (load_checkpoint(path / "checkpoints") for path in (run, other))
     assert ours.step == undisturbed.step == STEPS
     assert ours.state == undisturbed.state
-    assert ours.shards.keys() == undisturbed.shards.keys()
-    for name, arrays in undisturbed.shards.items():
+    assert ours.files.keys() == undisturbed.files.keys()
+    for name, arrays in undisturbed.files.items():
         for key, array in arrays.items():
-            np.testing.assert_array_equal(ours.shards[name][key], array, err_msg=f"{name} {key}")
+            np.testing.assert_array_equal(ours.files[name][key].values, array.values, err_msg=f"{name} {key}")
 
 
 @pytest.mark.slow

@@ -108,10 +108,10 @@ def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
 def whole(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, put together."""
     found = {}
-    for shard in {stem.partition(".")[0] for stem in checkpoint.shards}:
-        for name, pieces in checkpoint.pieces(shard).items():
-            target = np.zeros(pieces[0][0].whole, pieces[0][1].dtype)
-            copied = sum(copy_part(value, part, target, Part.everything(target.shape)) for part, value in pieces)
+    for shard in {file.partition(".")[0] for file in checkpoint.files}:
+        for name, saved in checkpoint.saved(shard).items():
+            target = np.zeros(saved[0].part.whole, saved[0].values.dtype)
+            copied = sum(copy_part(array, target, Part.everything(target.shape)) for array in saved)
             assert copied == target.size
             found[f"{shard}/{name}"] = target
     return found

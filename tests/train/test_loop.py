@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -13,32 +11,19 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from helpers.runs import digests, held_out_losses
 from helpers.tiny import SAVED_AT, STEPS, tiny_config
 from mindspore import Tensor
 
 from pangu_sigma.checkpoint.checkpoint import CheckpointError, load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import arrays_of
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.evaluate.run import evaluate_run
-from pangu_sigma.train.held_out import EvaluationStep, Evaluator
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
-from pangu_sigma.train.summary import format_comparison, format_summary, summarise
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
-
-
-def digests(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of every array and of the state."""
-    loaded = load_checkpoint(checkpoint)
-    found = {
-        f"{shard}/{name}": hashlib.sha256(f"{a.dtype} {a.shape}".encode() + a.tobytes()).hexdigest()
-        for shard, arrays in loaded.shards.items()
-        for name, a in arrays.items()
-    }
-    return found | {"state": json.dumps(loaded.state, sort_keys=True), "step": str(loaded.step)}
 
 
 def stopped_at(run: Path, step: int, copy: Path) -> Path:
@@ -93,19 +78,6 @@ def file_run(tiny_data, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def trainer(tiny_data, tmp_path_factory) -> Trainer:
-    """A run of its own, with dropout, advanced step by step."""
-    config = tiny_config(tiny_data, model={**tiny_config(tiny_data).model.model_dump(), "dropout": 0.2})
-    return Trainer(config, tmp_path_factory.mktemp("trainer") / "run")
-
-
-def held_out_losses(run: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """First and last evaluation of a run."""
-    lines = [line["per_domain_loss"] for line in read_metrics(run) if line["kind"] == "evaluation"]
-    return lines[0], lines[-1]
-
-
 def test_it_learns(tiny_run):
     before, after = held_out_losses(tiny_run)
     assert set(before) == {"zh", "en", "code"}
@@ -142,7 +114,7 @@ def test_the_learning_rate_of_the_log_is_the_schedule(tiny_run):
 
 
 def test_a_resumed_run_ends_in_the_bits_of_the_uninterrupted_one(tiny_run, resumed):
-    """Design §4.7: weights, moments, step counts, loss scale, counters, data cursor."""
+    """Weights, moments, step counts, loss scale, counters, data cursor."""
     expected, found = (digests(run / "checkpoints" / f"step_{STEPS:08d}") for run in (tiny_run, resumed))
     assert len(expected) > 100
     assert {name for name in expected if expected[name] != found.get(name)} == set()
@@ -163,7 +135,7 @@ def test_a_resumed_run_logs_each_step_once(tiny_run, resumed):
 
 
 def test_a_run_with_experts_in_files_that_was_killed_ends_in_the_bits_of_the_one_in_memory(tiny_run, file_run):
-    """Design §4.4, §4.7: whatever the files held when it was killed, the run goes on from its checkpoint."""
+    """Whatever the files held when it was killed, the run goes on from its checkpoint."""
     assert (file_run / "experts" / "experts.0.w1.bin").exists()
     for step in (SAVED_AT, STEPS):
         expected, found = (digests(run / "checkpoints" / f"step_{step:08d}") for run in (tiny_run, file_run))
@@ -187,10 +159,10 @@ def test_a_run_that_looks_its_experts_up_goes_on_from_any_store_to_the_same_bits
 def test_any_store_takes_a_checkpoint_of_files(tiny_data, file_run, tmp_path, ecss):
     trainer = Trainer(tiny_config(tiny_data, ecss=ecss), stopped_at(file_run, SAVED_AT, tmp_path / "run"))
     assert trainer.progress.step == SAVED_AT
-    saved, found = load_checkpoint(trainer.run.checkpoints).shards, arrays_of(trainer.shards)
+    saved, found = load_checkpoint(trainer.run.checkpoints).files, trainer.shards
     for shard, arrays in saved.items():
         for name, array in arrays.items():
-            assert found[shard][name].tobytes() == array.tobytes(), name
+            assert found[shard][name].asnumpy().tobytes() == array.values.tobytes(), name
     assert found.keys() == saved.keys()
 
 
@@ -227,13 +199,13 @@ def test_the_traffic_of_the_log_is_that_of_the_batches(tiny_data, tiny_run):
 
 def test_a_checkpoint_holds_all_of_the_store_and_the_optimizer(tiny_run):
     loaded = load_checkpoint(tiny_run / "checkpoints")
-    assert set(loaded.shards) == {"dense", "dense_optimizer", "experts_layer_0", "experts_layer_1", "loss_scale"}
-    for name, array in loaded.shards["dense"].items():
+    assert set(loaded.files) == {"dense", "dense_optimizer", "experts_layer_0", "experts_layer_1", "loss_scale"}
+    for name, array in loaded.files["dense"].items():
         for part in ("moment", "variance"):
-            assert loaded.shards["dense_optimizer"][f"{name}.{part}"].shape == array.shape
+            assert loaded.files["dense_optimizer"][f"{name}.{part}"].values.shape == array.values.shape
     assert loaded.state["step"] == loaded.state["updates"] == STEPS
     assert sum(loaded.state["cursor"]["taken"]) == STEPS * 4
-    counts = loaded.shards["experts_layer_0"]["step"]
+    counts = loaded.files["experts_layer_0"]["step"].values
     assert counts.shape == (6,)
     assert 0 < counts.min() < counts.max() < STEPS, "experts of a domain count only the steps it was in"
 
@@ -294,52 +266,3 @@ def test_metrics_are_means_per_token_of_each_domain(trainer):
         )
     assert metrics.tokens == 4 * 32
     assert (metrics.load_NK.sum(axis=1) == 4 * 32).all()
-
-
-def test_evaluation_changes_nothing_and_leaves_dropout_on_for_training(trainer):
-    """The step may be compiled after an evaluation: it must find its network in training."""
-    before = digests(trainer.save())
-    evaluator = trainer.evaluator()
-    first = evaluator.losses()
-    assert first == evaluator.losses(), "dropout is off"
-    assert trainer.network.training
-    assert digests(trainer.save()) == before
-
-
-def test_held_out_loss_is_a_mean_over_all_its_tokens(tiny_data, trainer):
-    """Batches of any size give it: the last one, which is filled up, weighs what it holds."""
-    losses = []
-    for size in (4, 10):
-        options = trainer.config.train.model_dump() | {"batch_size": size, "eval_batches": 40 // size}
-        config = tiny_config(tiny_data, train=options, model=trainer.config.model.model_dump())
-        run = trainer.run
-        batches = Batches(config, tiny_data, run.tokenizer, run.table, "held_out")
-        forward = EvaluationStep(trainer.network, trainer.store)
-        losses.append(Evaluator(config, batches, forward, trainer.network).losses())
-        assert any(n % size for n in batches.samples.counts), "one batch should be filled up"
-    for name, loss in losses[0].items():
-        assert loss == pytest.approx(losses[1][name], rel=1e-5)
-
-
-def test_the_summary_says_what_the_log_says(tiny_run):
-    summary, (before, after) = summarise(tiny_run), held_out_losses(tiny_run)
-    assert summary["steps"] == STEPS
-    for name, losses in summary["domains"].items():
-        assert (losses["loss_before"], losses["loss_after"]) == (before[name], after[name])
-        assert 0 < losses["unigram"] < math.log(2 * 640)
-    assert Path(summary["checkpoint"]).name == f"step_{STEPS:08d}"
-    assert Path(summary["report"]).exists()
-    assert summary["expert_load_max_over_mean"] >= 1
-    assert "12 rows beyond parallel.capacity_factor" in format_summary(summary | {"dropped": 12})
-    text = format_summary(summary)
-    assert "dropped" not in text
-    for shown in ("zh", "en", "code", f"{after['zh']:.3f}", summary["checkpoint"]):
-        assert shown in text
-
-
-def test_two_runs_are_compared_domain_by_domain(tiny_run):
-    one = summarise(tiny_run)
-    other = {**one, "domains": {n: {**d, "loss_after": d["loss_after"] + 1} for n, d in one["domains"].items()}}
-    lines = format_comparison(one, other).splitlines()
-    for name in ("zh", "en", "code"):
-        assert "-1.000" in next(line for line in lines if line.startswith(name))

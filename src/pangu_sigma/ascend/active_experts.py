@@ -1,4 +1,4 @@
-"""Experts of an Ascend rank: the active ones as parameters of the network, all it stores in the host's memory.
+"""The experts of an Ascend rank: the active ones as parameters of the network, all that it stores in the host's memory.
 
 Auto-parallel cuts the parameters that a network multiplies with, so the active experts are parameters here and not arguments.
 
@@ -14,7 +14,10 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from ascend_ops.fetch import FetchRows
+from pangu_sigma.ascend.inputs import StepSettings
 from pangu_sigma.config import Config
+from pangu_sigma.ecss.store import HostStore
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import Zero
 from pangu_sigma.model.loss import NextTokenLoss
@@ -23,7 +26,7 @@ from pangu_sigma.parallel.layout import active_entries
 
 
 class ActiveExperts(nn.Cell):
-    """The network's loss with the active experts of all ranks as parameters, filled anew in every step.
+    """The loss of the network, with the active experts of all ranks as parameters that are filled anew in every step.
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> scale · loss of each block [M]
         plans: order of every RRE layer, then inverse of every RRE layer.
@@ -39,7 +42,7 @@ class ActiveExperts(nn.Cell):
         self.active = ParameterTuple(_buffers(config))
 
     def of_layers(self, layers: list[int]) -> list[Parameter]:
-        """Buffers of some RRE layers, FFN_TENSORS each."""
+        """The buffers of some RRE layers, FFN_TENSORS each."""
         size = len(FFN_TENSORS)
         return [p for layer in layers for p in self.active[size * layer : size * (layer + 1)]]
 
@@ -55,6 +58,25 @@ class ActiveExperts(nn.Cell):
         return self.multiply(loss_M, self.scale)
 
 
+class BringExperts(nn.Cell):
+    """Fills the device's buffers, by construct(), with the rows of the store that the settings of the step name."""
+
+    def __init__(self, store: HostStore, settings: StepSettings, buffers: list[Parameter]):
+        """buffers: those of the store's layers, FFN_TENSORS each."""
+        super().__init__(auto_prefix=False)
+        self.store, self.settings = store, settings
+        self.buffers = ParameterTuple(buffers)
+        self.fetch = FetchRows(len(FFN_TENSORS))
+
+    def construct(self):
+        for layer in range(self.store.layers):
+            tensors = slice(layer * self.store.tensors, (layer + 1) * self.store.tensors)
+            buffers = self.buffers[tensors]
+            rows = self.fetch(self.store.weights[tensors], self.settings.active_rows[layer], buffers)
+            for i in range(len(buffers)):
+                ops.assign(buffers[i], rows[i])
+
+
 def _buffers(config: Config) -> list[Parameter]:
     parallel, model = config.parallel, config.model
     dtype = getattr(ms, config.train.compute_dtype)
@@ -68,7 +90,7 @@ def _buffers(config: Config) -> list[Parameter]:
 
 
 class RankTier(HostTier):
-    """Host memory that MindSpore takes when the graph is loaded: zeros, until `fill`. To compile, little is needed."""
+    """Memory of the host that MindSpore takes when it loads the graph: zeros, until `fill`. Compiling needs little of it."""
 
     def __init__(self) -> None:
         self._made: dict[str, Parameter] = {}
@@ -81,8 +103,11 @@ class RankTier(HostTier):
         return parameter
 
     def fill(self, specs: list[ArraySpec]) -> None:
-        """Initial values. specs: of all layers; those of other stages are drawn and forgotten, so that an expert starts with the
-        same values on any number of ranks."""
+        """Draw the initial values.
+
+        specs: arrays of all layers. Those of other stages are drawn and forgotten, so that an expert starts with the same values
+        on any number of ranks.
+        """
         for spec in specs:
             parameter = self._made.get(spec.key)
             if parameter is None:

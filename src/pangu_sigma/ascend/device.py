@@ -1,4 +1,4 @@
-"""MindSpore on the Ascend ranks of a run."""
+"""Set-up of MindSpore on the Ascend ranks of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pangu_sigma.config import Config
 
 
 def use_ascend(config: Config, save_graphs: str | None = None) -> None:
-    """Graph mode under auto-parallel on the Ascend ranks of `config.parallel`; the process is one of them.
+    """Set MindSpore to graph mode under auto-parallel, on the Ascend ranks of `config.parallel`; the process is one of them.
 
     save_graphs: folder for MindSpore's graphs. With MS_SIMULATION_LEVEL set nothing runs and no device is needed
     (planning/cann_stub.py).
@@ -33,7 +33,7 @@ def use_ascend(config: Config, save_graphs: str | None = None) -> None:
         parallel_mode="semi_auto_parallel",
         pipeline_stages=parallel.stages,
         enable_alltoall=True,
-        dataset_strategy=input_strategies(config),  # each rank reads its own part
+        dataset_strategy=input_strategies(config),  # each rank reads its own share
         # with accumulation always: otherwise gradients would be in the accumulators and nowhere else
         enable_parallel_optimizer=parallel.optimizer or config.train.accumulation > 1,
         parallel_optimizer_config={"parallel_optimizer_threshold": 0},  # which parameters: ascend/sharding.py

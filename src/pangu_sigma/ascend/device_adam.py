@@ -1,4 +1,4 @@
-"""AdamW of the dense parameters on the NPU, each rank its part. The rule of ascend_ops/adam.py."""
+"""AdamW of the dense parameters on the NPU, by the rule of ascend_ops/adam.py. Each rank updates what it holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pangu_sigma.model.declare import decays
 
 
 class DeviceAdam(nn.Cell):
-    """Moments and step count of some parameters.
+    """AdamW with the moments and the step count of some parameters.
 
     MindSpore's fused operator has no bias correction; corrected rate, ε and decay give the same update:
     lr · c · m / (√v + ε·√(1 − β2ᵗ)) with c = √(1 − β2ᵗ) / (1 − β1ᵗ).

@@ -1,7 +1,7 @@
-"""Rows of experts on other ranks: the all-to-all of an Ascend graph. The CPU's is in dispatch.py.
+"""Rows of experts on other ranks: the all-to-all of an Ascend graph. The CPU's is in parallel/all_to_all.py.
 
-Two stages, because the ranks of a tensor group have the same rows: each sends its part of the hidden axis between hosts, and the
-parts are put together inside the host. Neither is written here. The first is what MindSpore makes of two transposes whose cuts
+Two stages, because the ranks of a tensor group have the same rows: each sends its columns of the hidden axis between hosts, and the
+columns are put together inside the host. Neither is written here. The first is what MindSpore makes of two transposes whose cuts
 differ (sharding.py): one leaves the rows cut by sender, the next wants them cut by receiver. The second is what it makes of the
 operator after them, which wants the hidden axis whole.
 
@@ -18,40 +18,40 @@ from pangu_sigma.config import ParallelConfig
 from pangu_sigma.rre.travel import Exchange
 
 
-def ascend_exchange(parallel: ParallelConfig, places: int) -> Exchange:
-    """places: A."""
-    return Exchange(ToExperts(parallel, places), ToTokens(parallel, places))
+def ascend_exchange(parallel: ParallelConfig, entries: int) -> Exchange:
+    """The exchange of a graph of all ranks. entries: A."""
+    return Exchange(ToExperts(parallel, entries), ToTokens(parallel, entries))
 
 
 class ToExperts(nn.Cell):
-    """construct(rows_RH) -> [G·P·A, D·P·C, H]"""
+    """Takes rows to the ranks of their experts: construct(rows_RH) -> [G·P·A, D·P·C, H]"""
 
-    def __init__(self, parallel: ParallelConfig, places: int):
+    def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
-        self.sizes = (parallel.groups, parallel.expert, parallel.data, places)
+        self.sizes = (parallel.groups, parallel.expert, parallel.data, entries)
         self.pack, self.arrange = ops.Transpose(), ops.Transpose()
 
     def construct(self, rows_RH):
-        groups, ranks, data, places = self.sizes
+        groups, ranks, data, entries = self.sizes
         hidden = F.shape(rows_RH)[-1]
-        rows = F.reshape(rows_RH, (groups, ranks, data, ranks, places, -1, hidden))  # G Ps D Pd A C H
+        rows = F.reshape(rows_RH, (groups, ranks, data, ranks, entries, -1, hidden))  # G Ps D Pd A C H
         rows = self.pack(rows, (0, 3, 1, 2, 4, 5, 6))  # G Pd Ps D A C H
         rows = self.arrange(rows, (0, 1, 4, 3, 2, 5, 6))  # G Pd A D Ps C H
-        return F.reshape(rows, (groups * ranks * places, -1, hidden))
+        return F.reshape(rows, (groups * ranks * entries, -1, hidden))
 
 
 class ToTokens(nn.Cell):
-    """construct(rows [G·P·A, D·P·C, H]) -> rows_RH"""
+    """Takes rows back to the ranks of their tokens: construct(rows [G·P·A, D·P·C, H]) -> rows_RH"""
 
-    def __init__(self, parallel: ParallelConfig, places: int):
+    def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
-        self.sizes = (parallel.groups, parallel.expert, parallel.data, places)
+        self.sizes = (parallel.groups, parallel.expert, parallel.data, entries)
         self.unarrange, self.unpack = ops.Transpose(), ops.Transpose()
 
     def construct(self, rows):
-        groups, ranks, data, places = self.sizes
+        groups, ranks, data, entries = self.sizes
         hidden = F.shape(rows)[-1]
-        rows = F.reshape(rows, (groups, ranks, places, data, ranks, -1, hidden))  # G Pd A D Ps C H
+        rows = F.reshape(rows, (groups, ranks, entries, data, ranks, -1, hidden))  # G Pd A D Ps C H
         rows = self.unarrange(rows, (0, 1, 4, 3, 2, 5, 6))  # G Pd Ps D A C H
         rows = self.unpack(rows, (0, 2, 3, 1, 4, 5, 6))  # G Ps D Pd A C H
         return F.reshape(rows, (-1, hidden))

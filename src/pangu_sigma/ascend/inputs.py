@@ -1,9 +1,10 @@
-"""Inputs of the Ascend step: their shapes, how they are cut over ranks, and how a batch fills them."""
+"""Inputs of the Ascend step, with their shapes and how they are cut over ranks, and its settings."""
 
 from __future__ import annotations
 
+import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
@@ -11,7 +12,7 @@ from pangu_sigma.parallel.layout import active_entries, capacity
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
-    """How the inputs of the step are cut over the ranks of a stage: by sequence, and plans by rank."""
+    """The strategy of each input of the step: cut over the ranks of a stage by sequence, and plans by rank."""
     ranks = config.parallel.stage_ranks // config.parallel.tensor
     by_row, by_rank = (ranks, 1), (ranks,)
     batch = (by_row, by_row, by_row, by_rank, by_row, by_row)
@@ -19,7 +20,7 @@ def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
 
 
 def step_inputs(config: Config) -> tuple[Tensor, ...]:
-    """Inputs of one rank, all zeros, in their shapes: to compile the step before there are data."""
+    """The inputs of one rank, all zeros, in their shapes: the step is compiled with them before there are data."""
     parallel, model, passes = config.parallel, config.model, config.train.accumulation
     sequences = passes * config.train.batch_size // (parallel.stage_ranks // parallel.tensor)
     blocks = passes * config.data.domains_per_step // parallel.groups
@@ -35,8 +36,39 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
 
 
 def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
-    """Inputs of the step, of a rank's share of a batch in the all-to-all layout: its micro-batches behind each other."""
+    """The inputs of the step, from a rank's share of a batch in the all-to-all layout: its micro-batches, one behind the other."""
     a, layers = batch.arrays(), range(config.model.rre_layers)  # a batch for a dense model has plans of zeros
     plans = (plan[:, layer] for plan in (a.order_GNT, a.inverse_GNT) for layer in layers)
     arrays = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.labels_GBS, a.weights_GBS, *plans)
     return tuple(array.reshape(-1, *array.shape[2:]) for array in arrays)
+
+
+class StepSettings(nn.Cell):
+    """Settings that change from step to step and are no input of the network: learning rate, and experts that the rank uses.
+
+    Parameters and not inputs: auto-parallel wants every input of the step to be one of the network.
+    """
+
+    def __init__(self, layers: list[int], entries: int):
+        """layers: numbers of the RRE layers of the rank's stage. entries: length of a layer's list of active experts."""
+        super().__init__(auto_prefix=False)  # the plan knows these parameters by their names
+        self.layers = layers
+        self.rate = Parameter(Tensor(0.0, ms.float32), name="rate", requires_grad=False)
+        self.learns = Parameter(Tensor(1.0, ms.float32), name="learns", requires_grad=False)
+        self.active_rows = _host_table("active_rows", len(layers), entries)
+        self.used = _host_table("used", len(layers), entries + 1)
+
+    def write(self, rate: float, batch: Batch, learns: float) -> None:
+        """Set all of them for the next step, which takes `batch`. learns: 1.0, or 0.0 to update nothing."""
+        arrays = batch.arrays()
+        self.rate.set_data(Tensor(rate, ms.float32))
+        self.learns.set_data(Tensor(learns, ms.float32))
+        for rows, used, layer in zip(self.active_rows, self.used, self.layers, strict=True):
+            rows.set_data(Tensor(arrays.active_NA[layer]))
+            used.set_data(Tensor(arrays.used_NA1[layer]))
+
+
+def _host_table(name: str, layers: int, entries: int) -> ParameterTuple:
+    """An int32 table [entries] for each layer, which only host operators read."""
+    zeros = np.zeros(entries, np.int32)
+    return ParameterTuple([Parameter(Tensor(zeros), f"{name}.{i}", requires_grad=False) for i in range(layers)])

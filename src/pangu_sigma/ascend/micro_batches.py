@@ -9,13 +9,17 @@ has a parameter `accu_grads.<its name>` that is zero before the step (`accumulat
 
 from __future__ import annotations
 
-from mindspore import ParameterTuple, nn, ops
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from pangu_sigma.config import ParallelConfig
+from pangu_sigma.config import Config, ParallelConfig
 
 
 class MicroBatches(nn.Cell):
-    """construct(*inputs) -> sum of what the network returns for each micro-batch. Inputs have one axis or two; the first is cut."""
+    """The network over all micro-batches: construct(*inputs) -> sum of what it returns for each of them.
+
+    Inputs have one axis or two; the first is cut.
+    """
 
     def __init__(self, network: nn.Cell, count: int, parallel: ParallelConfig):
         super().__init__(auto_prefix=False)
@@ -32,16 +36,50 @@ class MicroBatches(nn.Cell):
         return total
 
     def micro_batch(self, i, inputs):
-        parts: tuple = ()
+        taken: tuple = ()
         for x in inputs:
             rows = x.shape[0] // self.count
             begin, end = (i * rows, 0), ((i + 1) * rows, x.shape[-1])
-            parts += (self.slices[i][x.ndim - 1](x, begin[: x.ndim], end[: x.ndim], (1, 1)[: x.ndim]),)
-        return parts
+            taken += (self.slices[i][x.ndim - 1](x, begin[: x.ndim], end[: x.ndim], (1, 1)[: x.ndim]),)
+        return taken
+
+
+class Passes(nn.Cell):
+    """Computes loss and gradients of all micro-batches.
+
+    construct(scale, *inputs) -> (loss of each block times scale, gradients of the weights, gradients of the received weights)
+    """
+
+    def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
+        """network: the loss, with a parameter `scale` that it is multiplied with.
+        weights: those that this rank keeps. received: weights of another stage, which get their gradients from here.
+        """
+        super().__init__(auto_prefix=False)  # names of accumulators follow those of weights
+        self.network = network
+        self.own, passes = len(weights), config.train.accumulation
+        differentiated = ParameterTuple([*weights, *received])
+        forward = network if passes == 1 else MicroBatches(network, passes, config.parallel)
+        self.loss_and_grads = ms.value_and_grad(forward, None, weights=differentiated)
+        self.accumulators = None if passes == 1 else accumulators(differentiated)
+        self.one = Tensor([1.0], ms.float32)
+        self.map = ops.HyperMap()
+
+    def construct(self, scale, *inputs):
+        ops.assign(self.network.scale, self.one * scale)
+        scaled_M, grads = self.loss_and_grads(*inputs)
+        return scaled_M, grads[: self.own], grads[self.own :]
+
+    def clear(self, after):
+        """Set the accumulators to zero, which they must be before the next step, once `after` has been computed."""
+        return after if self.accumulators is None else self.map(ops.partial(_clear, after), self.accumulators)
+
+
+def _clear(after, total):
+    return ops.assign(total, ops.depend(ops.zeros_like(total), after))
 
 
 def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Primitive]:
-    """For inputs of one and of two axes. Every rank cuts its own rows; without the marks MindSpore would gather all rows first."""
+    """Operators that cut inputs of one axis, and of two. Every rank cuts its own rows; unmarked, MindSpore would gather all."""
     takers, made = parallel.stage_ranks // parallel.tensor, []
     for strategy in ((takers,), (takers, 1)):
         cut = ops.StridedSlice()
@@ -56,7 +94,7 @@ def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Pr
 
 
 def accumulators(weights: ParameterTuple) -> ParameterTuple:
-    """Where the gradients of each weight are added up, in its dtype. Names must be final: MindSpore finds them by name."""
+    """Parameters that add up the gradients of each weight, in its dtype. MindSpore finds them by name: names must be final."""
     sums = weights.clone("accu_grads", "zeros")
     for total in sums:
         total.requires_grad = False

@@ -1,6 +1,7 @@
-"""Overflow on a chip that saturates: Ascend 910A turns what is too large into the largest number and raises a flag.
+"""The verdict on the gradients of all ranks: their norm, and whether any of them overflowed.
 
-A norm that is finite says nothing there, so the step asks for the flag. Ascend 910B and later give infinity, which the norm shows.
+Ascend 910B and later give infinity for what is too large, which the norm shows. Ascend 910A saturates: it gives the largest number
+and raises a flag. A norm that is finite says nothing there, so the step asks for the flag.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ import os
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore._c_expression import MSContext
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
+
+from pangu_sigma.optimizer.clip import is_finite
 
 INFINITY = ("ascend910b", "ascend910_93", "ascend950")
 """Chips, by MindSpore's names, whose overflow is infinity unless MS_ASCEND_CHECK_OVERFLOW_MODE says otherwise."""
 
 
 def saturates() -> bool:
-    """Whether the device in use hides overflow. A chip that MindSpore does not name, as when it only compiles, counts as 910A."""
+    """True if the device in use hides overflow. A chip that MindSpore does not name, as when it only compiles, counts as 910A."""
     if ms.get_context("device_target") != "Ascend":
         return False
     chip = MSContext.get_instance().get_ascend_soc_version()
@@ -26,9 +29,10 @@ def saturates() -> bool:
 
 
 class OverflowFlag(nn.Cell):
-    """construct(after) -> float32 (), above 0 if any operator before `after` overflowed on this rank since the last call.
+    """Reads the flag of the chip.
 
-    It is cleared as it is read, so that what comes next starts without.
+    construct(after) -> float32 (), above 0 if any operator before `after` overflowed on this rank since the last call
+    The flag is cleared as it is read, so that what comes next starts without.
     """
 
     def __init__(self):
@@ -41,3 +45,37 @@ class OverflowFlag(nn.Cell):
         cleared = self.clear(ops.depend(self.unset, flags))
         raised = ops.ReduceSum()(ops.cast(ops.not_equal(flags, self.unset), ms.float32))
         return ops.depend(raised, cleared)
+
+
+class Verdict(nn.Cell):
+    """The norm of all ranks' gradients, and what it says about them.
+
+    construct(grads, scale, sent_back) -> (norm without the loss scale, 1.0 if no gradient overflowed on any rank, else 0.0)
+        sent_back: gradients that go to another stage, of which only the overflow counts here.
+    """
+
+    def __init__(self, weights: list[Parameter], ranks: int):
+        """weights: those whose gradients it gets, as `sharding.cut` has marked them. ranks: number of ranks of the run."""
+        super().__init__(auto_prefix=False)
+        self.norm_weights = tuple(1.0 / weight.replicas for weight in weights)  # what several ranks hold counts once
+        self.map, self.sum = ops.HyperMap(), ops.AddN()
+        self.all_reduce = ops.AllReduce() if ranks > 1 else None
+        self.overflow = OverflowFlag() if saturates() else None
+
+    def construct(self, grads, scale, sent_back):
+        # The flag is read after all that may raise it, and after the sum of the squares, so that all ranks come to the two sums in
+        # the same order.
+        squares = self.all_ranks(self.sum(self.map(_squares, grads, self.norm_weights)))
+        norm = ops.sqrt(squares) / scale
+        finite = is_finite(norm)
+        if self.overflow is not None:
+            finite = finite * ops.cast(self.all_ranks(self.overflow((sent_back, squares))) < 0.5, ms.float32)
+        return norm, finite
+
+    def all_ranks(self, value):
+        """Sum of a value over the ranks of the run."""
+        return value if self.all_reduce is None else self.all_reduce(value)
+
+
+def _squares(grad, weight):
+    return ops.ReduceSum()(ops.square(ops.cast(grad, ms.float32))) * weight

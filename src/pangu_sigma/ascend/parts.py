@@ -1,4 +1,4 @@
-"""Which part of every saved array an Ascend rank holds, and which rank writes it. Arithmetic; no device is needed."""
+"""Parts of saved arrays that an Ascend rank holds, and the rank that writes each. This is arithmetic; no device is needed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pangu_sigma.config import ParallelConfig
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.parallel.layout import Layout
 
-COLUMNS = ("w1", "b1", "w2")
+SPLIT_BY_FFN = ("w1", "b1", "w2")
 """Tensors of an expert that tensor ranks divide along the ffn axis."""
 
 
-def placed(
+def located(
     shards: Shards, store: ExpertStore, parallel: ParallelConfig, rank: int
 ) -> Iterator[tuple[str, str, Parameter, Part]]:
     """Every parameter of a checkpoint with the part of the whole that this rank holds."""
@@ -40,13 +40,13 @@ def dense_of(shards: Shards, name: str) -> Parameter | None:
 
 
 def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Part:
-    """Of a parameter that `sharding.cut` has marked, or of its moments."""
+    """The part of a parameter that `sharding.cut` has marked, or of its moments, that a rank holds."""
     rank %= parallel.stage_ranks
     whole, held = parameter.whole_shape, list(parameter.slice_shape)
     offset = [rank % parallel.tensor * size if size < full else 0 for size, full in zip(held, whole, strict=True)]
-    if parameter.shards > 1:
+    if parameter.divided_among > 1:
         cut = tuple(held) != whole
-        held[0] //= parameter.shards
+        held[0] //= parameter.divided_among
         offset[0] += (rank // parallel.tensor if cut else rank) * held[0]
     return Part(whole, ((offset[0], offset[0] + held[0]),), tuple(offset[1:]))
 
@@ -54,8 +54,8 @@ def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Par
 def expert_part(
     shape: tuple[int, ...], held: np.ndarray, experts: int, name: str, parallel: ParallelConfig, rank: int
 ) -> Part:
-    """Of an array of the store: rows of the experts that the rank holds, and its columns of the FFN."""
-    columns = parallel.tensor if name.split(".")[0] in COLUMNS else 1
+    """The part of an array of the store that a rank holds: rows of its experts, and its columns of the FFN."""
+    columns = parallel.tensor if name.split(".")[0] in SPLIT_BY_FFN else 1
     rest = (shape[1] * columns, *shape[2:]) if len(shape) > 1 else ()
     rows = Part.of_rows((experts, *rest), held).rows
     offset = (rank % parallel.tensor * shape[1] if columns > 1 else 0, *(0 for _ in shape[2:])) if rest else ()
@@ -63,13 +63,13 @@ def expert_part(
 
 
 def writes(parameter: Parameter | None, shard: str, name: str, parallel: ParallelConfig, rank: int) -> bool:
-    """Whether this rank is the first of those that hold these numbers. parameter: the dense one that they belong to, if any."""
-    place, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in COLUMNS
+    """True if this rank is the first of those that hold these numbers. parameter: the dense one that they belong to, if any."""
+    at, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in SPLIT_BY_FFN
     if shard.startswith(EXPERTS):
-        return place.data == 0 and (columns or place.tensor == 0)
+        return at.data == 0 and (columns or at.tensor == 0)
     if parameter is None:
         return rank == 0
     rank %= parallel.stage_ranks  # a stage has its own dense parameters
-    if parameter.shards > 1:
+    if parameter.divided_among > 1:
         return True  # no two have the same
     return rank < parallel.tensor if parameter.slice_shape != parameter.whole_shape else rank == 0

@@ -1,6 +1,6 @@
-"""Where every operator of the network runs on many Ascend ranks: strategies as data, applied to a built network.
+"""Strategies of the network's operators on many Ascend ranks: data, and their application to a built network.
 
-A strategy says into how many parts each axis of each input is cut; MindSpore places the collectives between operators whose
+A strategy says into how many slices each axis of each input is cut; MindSpore puts the collectives between operators whose
 strategies differ, and cuts the parameters. Symbols stand for the numbers:
 
     D  ranks that see different tokens (groups · expert · data)        T  tensor ranks; both of one stage
@@ -20,7 +20,7 @@ import itertools
 import math
 
 from mindspore import Parameter, nn, ops
-from mindspore.parallel import Layout
+from mindspore.parallel import Layout as DeviceLayout
 
 from ascend_ops.expert_dispatch import Gather, GatherAdd
 from pangu_sigma.ascend.active_experts import ActiveExperts
@@ -46,9 +46,9 @@ from pangu_sigma.rre.experts import PaddedFFN
 
 Strategy = tuple[tuple[str | int, ...], ...]
 
-COLUMNS: dict[str, Strategy] = {"matmul": (("D", 1), (1, "T")), "add": (("D", "T"), ("T",))}
-ROWS: dict[str, Strategy] = {"matmul": (("D", "T"), ("T", 1)), "add": (("D", 1), (1,))}
-"""A `Linear` whose output, or whose input, is cut."""
+BY_COLUMNS: dict[str, Strategy] = {"matmul": (("D", 1), (1, "T")), "add": (("D", "T"), ("T",))}
+BY_ROWS: dict[str, Strategy] = {"matmul": (("D", "T"), ("T", 1)), "add": (("D", 1), (1,))}
+"""Strategies of a `Linear` whose output, or whose input, is cut."""
 
 STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     Attention: {
@@ -116,8 +116,13 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     ActiveExperts: {"multiply": (("D",), (1,))},
 }
 
-ROLES: dict[str, dict[str, Strategy]] = {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "output": ROWS}
-"""Of the four `Linear`s of an `Attention`."""
+ROLES: dict[str, dict[str, Strategy]] = {
+    "query": BY_COLUMNS,
+    "key": BY_COLUMNS,
+    "value": BY_COLUMNS,
+    "output": BY_ROWS,
+}
+"""Strategies of the four `Linear`s of an `Attention`."""
 
 
 PARAMETERS: dict[type[nn.Cell], dict[str, tuple[str, int]]] = {
@@ -130,24 +135,24 @@ PARAMETERS: dict[type[nn.Cell], dict[str, tuple[str, int]]] = {
         "query_positions": ("ask.lookup", 0),
     },
 }
-"""Which operator's which input decides how a parameter is cut."""
+"""The operator, and the number of its input, that decides how a parameter is cut."""
 
 
 EXPERT_TENSORS = {"w1": ("up", 1), "b1": ("add_up", 1), "w2": ("down", 1), "b2": ("add_down", 1)}
 """The same for the tensors of active experts, which meet the operators of a `PaddedFFN`."""
 
 
-def shard(network: ActiveExperts, config: Config) -> None:
+def apply_strategies(network: ActiveExperts, config: Config) -> None:
     """Give every operator of the network and its loss its strategy, every parameter its cut, and every cell its stage.
 
     Raises ConfigError for an operator or a parameter that has none here, naming its cell.
     """
     parallel = config.parallel
-    parts = _parts(parallel)
+    sizes = _sizes(parallel)
     for path, cell in network.cells_and_names():
         for name, operator in vars(cell).items():
             if isinstance(operator, ops.Primitive) and parallel.ranks > 1:
-                _place(operator, _strategy(path, cell, name, operator.name), parts)
+                _apply(operator, _strategy(path, cell, name, operator.name), sizes)
         if parallel.recompute and isinstance(cell, Layer):
             cell.recompute()
         for name, parameter in cell.parameters_and_names(expand=False) if cell is not network else ():
@@ -166,11 +171,11 @@ def shard(network: ActiveExperts, config: Config) -> None:
 
 
 def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
-    """What runs on the ranks of a stage. Operators outside of these cells follow their inputs; the attention mask, which has none
-    from another stage, is made on every one.
+    """The cells that run on the ranks of a stage.
 
-    Parts of layers and not layers: MindSpore 2.9 fails where what a stage receives goes into a cell that has an operator with a
-    gradient rule of ours inside.
+    Operators outside of these cells follow their inputs; the attention mask, which has none from another stage, is made on every
+    stage. The cells are those inside layers and not layers: MindSpore 2.9 fails where what a stage receives goes into a cell with
+    an operator inside that has a gradient rule of ours.
     """
     cells: list[nn.Cell] = [network.embed] if stage == 0 else []
     for layer in (network.layers[i] for i in layers_of_stage(config, stage)):
@@ -188,32 +193,34 @@ def parameters_of_stage(network: PanGuSigma, config: Config, stage: int) -> list
 
 
 def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
-    """Parameters of another stage that a stage reads: the word table is the first one's, and the last, whose head multiplies with
-    it, is sent it in every step and sends its part of the gradient back."""
+    """Parameters of another stage that a stage reads. The word table is the first stage's; the last one, whose head multiplies with
+    it, gets it in every step and sends its gradient back, to be added to the first one's."""
     return [network.embedding] if 0 < stage == config.parallel.stages - 1 else []
 
 
 def _divides(parameter: Parameter, name: str, parallel: ParallelConfig) -> bool:
-    """Whether optimizer parallelism may divide it: a matrix, but not a word table that travels, which MindSpore sends as kept."""
+    """True if optimizer parallelism may divide it: a matrix, but not a word table that travels, which MindSpore sends as kept."""
     return parameter.ndim == 2 and (name != "embedding" or parallel.stages == 1)
 
 
 def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
     """Note on a parameter how it is cut, for the optimizer and for the plan.
 
-    whole_shape: of all ranks together. slice_shape: what one rank holds for the network. shards: ranks that divide that slice among
-    them, with its Adam state (ZeRO). replicas: ranks that hold the same numbers, the shards counted as different.
+    whole_shape: shape of what all ranks hold together. slice_shape: shape of what one rank has for the network.
+    divided_among: number of ranks that divide that slice among them, with its Adam state (ZeRO).
+    replicas: number of ranks that hold the same numbers; what each of those that divide a slice holds counts as different.
     """
-    parts = [_parts(parallel)[axis] for axis in axes]
+    slices = [_sizes(parallel)[axis] for axis in axes]
     parameter.whole_shape = tuple(parameter.shape)
-    parameter.slice_shape = tuple(size // part for size, part in zip(parameter.shape, parts, strict=True))
-    same = parallel.stage_ranks // math.prod(parts)
-    parameter.shards = same if divide and parameter.slice_shape[0] % same == 0 else 1
-    parameter.replicas = same // parameter.shards
-    parameter.parallel_optimizer = parameter.shards > 1
+    parameter.slice_shape = tuple(size // count for size, count in zip(parameter.shape, slices, strict=True))
+    same = parallel.stage_ranks // math.prod(slices)
+    parameter.divided_among = same if divide and parameter.slice_shape[0] % same == 0 else 1
+    parameter.replicas = same // parameter.divided_among
+    parameter.parallel_optimizer = parameter.divided_among > 1
 
 
-def _parts(parallel: ParallelConfig) -> dict[str | int, int]:
+def _sizes(parallel: ParallelConfig) -> dict[str | int, int]:
+    """The number that each symbol of a strategy stands for."""
     return {
         "D": parallel.stage_ranks // parallel.tensor,
         "T": parallel.tensor,
@@ -233,24 +240,24 @@ def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
 
 
 def _axes(path: str, cell: nn.Cell, name: str) -> tuple[str | int, ...]:
-    """How the operator that reads the parameter cuts it."""
+    """The strategy that the operator that reads the parameter has for it."""
     if name not in PARAMETERS.get(type(cell), {}):
         raise ConfigError(f"{path}: parameter {name} has no cut; add it to ascend/sharding.py")
     operator, index = PARAMETERS[type(cell)][name]
-    for part in operator.split(".")[:-1]:
-        cell, path = getattr(cell, part), f"{path}.{part}"
+    for inner in operator.split(".")[:-1]:
+        cell, path = getattr(cell, inner), f"{path}.{inner}"
     return _strategy(path, cell, operator.rsplit(".", 1)[-1], "")[index]
 
 
-def _place(operator: ops.Primitive, strategy: Strategy, parts: dict[str | int, int]) -> None:
+def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, int]) -> None:
     if isinstance(operator, ops.Custom):
-        _shard_rows(operator, strategy, parts)
+        _apply_to_rows(operator, strategy, sizes)
     else:
-        operator.shard(tuple(tuple(parts[axis] for axis in axes) for axes in strategy))
+        operator.shard(tuple(tuple(sizes[axis] for axis in axes) for axes in strategy))
 
 
-def _shard_rows(operator: ops.Custom, strategy: Strategy, parts: dict[str | int, int]) -> None:
-    """An operator of ours takes layouts, of its inputs and its one output: it acts on the rows of its own rank."""
-    layout = Layout((parts["D"], parts["T"]), ("D", "T"))
+def _apply_to_rows(operator: ops.Custom, strategy: Strategy, sizes: dict[str | int, int]) -> None:
+    """Give an operator of ours the layouts of its inputs and of its one output: it acts on the rows of its own rank."""
+    layout = DeviceLayout((sizes["D"], sizes["T"]), ("D", "T"))
     inputs = tuple(layout(*("None" if axis == 1 else axis for axis in axes)) for axes in strategy)
     operator.shard(inputs, (layout("D", "None"),))

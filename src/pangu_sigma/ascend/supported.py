@@ -1,4 +1,4 @@
-"""What a configuration may ask of the training step on Ascend (`ascend_step.py`). Pure Python: said before MindSpore would say it.
+"""Limits of a configuration for the training step on Ascend (step.py). Pure Python: said before MindSpore would say it.
 
 Each limit is an error that names the key, its value and the fix. What does not divide among ranks is refused earlier, by config.py.
 """

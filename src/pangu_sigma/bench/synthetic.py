@@ -15,11 +15,11 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.order import SampleOrder
 from pangu_sigma.data.samples import Samples
-from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.ecss.build import make_network
+from pangu_sigma.ecss.prefetch import Traffic, make_prefetcher
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import adopt
-from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.train.feed import Feed
 from pangu_sigma.train.step import StepResult, TrainStep
@@ -43,10 +43,10 @@ class SyntheticRun:
         ms.set_seed(config.seed)
         self.config = config
         self.store = make_store(config) if store is None else store
-        self.step = TrainStep(config, PanGuSigma(config.model, config.slots, self.store.dtype), self.store)
+        self.step = TrainStep(config, make_network(config), self.store)
         self.step.set_train()
         batches = _batches(config)
-        self._feed = Feed(config, batches, batches.start(), self.store, in_place)
+        self._feed = Feed(batches, batches.start(), self.store, make_prefetcher(config, self.store, in_place))
         self.traffic: Traffic | None = None
         self.device_bytes = 0
         """Expert weights that the last step's network read."""

@@ -7,11 +7,12 @@
 
 A save writes a sibling directory, flushes it to the disk, renames it, and only then changes LATEST (also by a rename):
 a crash at any moment leaves the previous checkpoint in force. A load checks every byte of every file before it hands
-out an array (design decision 14). One run saves into a root at a time.
+out an array. One run saves into a root at a time.
 
-The ranks of a run write into one directory, which all of them must see: each its shards, and rank 0 the rest. A shard of
-several files, `<shard>.<rank>.safetensors`, says in their metadata where each array lies in the whole one (parts.py), so that any
-number of ranks can read what any other number wrote.
+A shard is a named group of arrays: the dense parameters, the experts of a layer. The ranks of a run write into one directory,
+which all of them must see: each its own arrays, and rank 0 the rest. A shard that several ranks write has a file of each,
+`<shard>.<rank>.safetensors`, whose metadata say which part of the whole array each array is (parts.py), so that any number of ranks
+can read what any other number wrote.
 """
 
 from __future__ import annotations
@@ -22,15 +23,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
-from pangu_sigma.checkpoint.parts import Part, decode_parts, encode_parts
-from pangu_sigma.checkpoint.safetensors_file import map_shard, metadata_of, write_shard
+from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, decode_parts, encode_parts
+from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, write_arrays
 from pangu_sigma.errors import UserError
 from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
 
@@ -44,13 +44,13 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 UNFINISHED = ".unfinished-"
 """Prefix of directories that a save has not completed; the next save removes them."""
-WRITTEN = ".written-"
+RANK_NOTE = ".written-"
 """Prefix of files in which ranks tell rank 0 what they wrote."""
 PARTS = "parts"
-"""Key of a shard's metadata: where its arrays lie; those that it does not name are whole."""
+"""Key of a file's metadata: the parts that its arrays are; those that it does not name are whole."""
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
-_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _READ_BYTES = 8 << 20
 
 
@@ -59,13 +59,14 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A file of the checkpoint is not what was saved."""
+    """A checkpoint one of whose files is not what was saved."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint belongs to. With another vocabulary or routing table the same weights mean something else.
+    """The vocabulary, routing table and configuration that a checkpoint belongs to.
 
+    With another vocabulary or routing table the same weights mean something else.
     config: the resolved configuration as a plain tree (`Config.model_dump(mode="json")`).
     """
 
@@ -81,44 +82,39 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
     identity: Identity
-    shards: dict[str, dict[str, np.ndarray]]
-    """By file stem."""
-    parts: dict[str, dict[str, Part]] = field(default_factory=dict)
-    """Of the arrays that are not whole, by file stem."""
+    files: Files
 
-    def pieces(self, shard: str) -> dict[str, list[tuple[Part, np.ndarray]]]:
+    def saved(self, shard: str) -> dict[str, list[SavedArray]]:
         """What the files of a shard hold of each of its arrays."""
-        found: dict[str, list[tuple[Part, np.ndarray]]] = {}
-        for stem, arrays in self.shards.items():
-            if stem.partition(".")[0] == shard:
+        found: dict[str, list[SavedArray]] = {}
+        for file, arrays in self.files.items():
+            if file.partition(".")[0] == shard:
                 for name, array in arrays.items():
-                    part = self.parts.get(stem, {}).get(name) or Part.everything(array.shape)
-                    found.setdefault(name, []).append((part, array))
+                    found.setdefault(name, []).append(array)
         return found
 
 
 def save_checkpoint(
     root: Path,
     step: int,
-    shards: dict[str, dict[str, np.ndarray]],
+    files: Files,
     state: dict[str, Any],
     identity: Identity,
     keep: int,
     after_chunk: Callable[[], None] = lambda: None,
-    parts: dict[str, dict[str, Part]] | None = None,
     ranks: Ranks = ALONE,
 ) -> Path:
     """Write the checkpoint of `step`, make it the latest, then prune to the `keep` newest; returns its directory.
 
-    shards: file stem → name → array. state: values that JSON can hold. A checkpoint of the same step is replaced.
-    Checkpoints of later steps (of a run that was resumed further back) are neither counted nor removed.
+    A checkpoint of the same step is replaced. Checkpoints of later steps (of a run that was resumed further back) are neither
+    counted nor removed.
+    files: what this rank writes. state: values that JSON can hold.
     after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
-    parts: file stem → name → where the array lies, of those that are not whole.
-    ranks: all of them call this, each with the shards that it writes; everything else is rank 0's.
-    Raises CheckpointError, on all ranks, when a shard name or a state value is not allowed, or the disk refuses; LATEST is
+    ranks: all of them call this, each with the files that it writes; everything else is rank 0's.
+    Raises CheckpointError, on all ranks, when the name of a file or a state value is not allowed, or the disk refuses; LATEST is
     then what it was.
     """
-    _check_arguments(step, shards, keep)
+    _check_arguments(step, files, keep)
     encoded_state = _encode_state(state)
     target = root / f"step_{step:08d}"
     unfinished = root / f"{UNFINISHED}{target.name}"
@@ -129,9 +125,9 @@ def save_checkpoint(
                 _remove_leftovers(root)
                 unfinished.mkdir()
         with ranks.together("writing a checkpoint"):
-            written = _write_shards(unfinished, shards, parts or {}, after_chunk)
+            written = _write_files(unfinished, files, after_chunk)
             if not ranks.first:
-                (unfinished / f"{WRITTEN}{ranks.rank}").write_bytes(_json(written))
+                (unfinished / f"{RANK_NOTE}{ranks.rank}").write_bytes(_json(written))
         with ranks.together("completing a checkpoint"):
             if ranks.first:
                 _write_manifest(unfinished, step, written, encoded_state, identity)
@@ -173,12 +169,12 @@ def load_checkpoint(path: Path, expected: Identity | None = None, ranks: Ranks =
     )
 
 
-def _check_arguments(step: int, shards: dict[str, dict[str, np.ndarray]], keep: int) -> None:
+def _check_arguments(step: int, files: Files, keep: int) -> None:
     if step < 0 or keep < 1:
         raise CheckpointError(f"step={step} must be at least 0 and keep={keep} at least 1 (train.keep_checkpoints)")
-    for name in shards:
-        if not _SHARD_NAME.fullmatch(name):
-            raise CheckpointError(f"shard name {name!r} is not a file stem; use letters, digits, '_', '-' and '.'")
+    for name in files:
+        if not _FILE_NAME.fullmatch(name):
+            raise CheckpointError(f"{name!r} cannot be the name of a file; use letters, digits, '_', '-' and '.'")
 
 
 def _encode_state(state: dict[str, Any]) -> bytes:
@@ -186,21 +182,18 @@ def _encode_state(state: dict[str, Any]) -> bytes:
         return _json(state)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{STATE}: {error}; state must be plain finite JSON values, put arrays in a shard"
+            f"{STATE}: {error}; state must be plain finite JSON values, put arrays in a file"
         ) from error
 
 
-def _write_shards(
-    folder: Path,
-    shards: dict[str, dict[str, np.ndarray]],
-    parts: dict[str, dict[str, Part]],
-    after_chunk: Callable[[], None],
-) -> dict[str, Any]:
-    """Write a rank's shards and flush them to the disk; their fingerprints by file name."""
+def _write_files(folder: Path, files: Files, after_chunk: Callable[[], None]) -> dict[str, Any]:
+    """Write a rank's files and flush them to the disk. Returns their fingerprints by file name."""
     written = {}
-    for stem, arrays in shards.items():
-        file = folder / f"{stem}.safetensors"
-        write_shard(file, arrays, after_chunk, {PARTS: encode_parts(parts[stem])} if parts.get(stem) else None)
+    for name, arrays in files.items():
+        file = folder / f"{name}.safetensors"
+        parts = {name: array.part for name, array in arrays.items() if not array.is_whole}
+        metadata = {PARTS: encode_parts(parts)} if parts else None
+        write_arrays(file, {name: array.values for name, array in arrays.items()}, after_chunk, metadata)
         written[file.name] = _fingerprint(file)
         _sync(file)
     return written
@@ -209,7 +202,7 @@ def _write_shards(
 def _write_manifest(folder: Path, step: int, written: dict[str, Any], state: bytes, identity: Identity) -> None:
     """Add what only rank 0 writes. written: by rank 0; what the others wrote is in the folder."""
     files = dict(written)
-    for note in folder.glob(f"{WRITTEN}*"):
+    for note in folder.glob(f"{RANK_NOTE}*"):
         files |= json.loads(note.read_bytes())
         note.unlink()
     (folder / STATE).write_bytes(state)
@@ -310,11 +303,18 @@ def _load_directory(path: Path, expected: Identity | None, ranks: Ranks) -> Chec
     identity = Identity(**manifest["identity"])
     if expected is not None:
         _refuse_other(path, identity, expected)
-    files = {Path(name).stem: path / name for name in manifest["files"] if name.endswith(".safetensors")}
-    shards = {stem: map_shard(file) for stem, file in files.items()}
-    parts = {stem: decode_parts(text) for stem, file in files.items() if (text := metadata_of(file).get(PARTS))}
-    state = json.loads((path / STATE).read_bytes())
-    return Checkpoint(manifest["step"], state, identity, shards, parts)
+    names = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
+    files = {name: _read_arrays(path / f"{name}.safetensors") for name in names}
+    return Checkpoint(manifest["step"], json.loads((path / STATE).read_bytes()), identity, files)
+
+
+def _read_arrays(file: Path) -> dict[str, SavedArray]:
+    """The arrays of a file, mapped."""
+    parts = decode_parts(metadata_of(file).get(PARTS, "{}"))
+    return {
+        name: SavedArray(parts.get(name) or Part.everything(values.shape), values)
+        for name, values in map_arrays(file).items()
+    }
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -368,8 +368,8 @@ def _fingerprint(file: Path) -> dict[str, Any]:
     """Size and content hash of a file, as the manifest records them."""
     digest = xxhash.xxh3_128()
     with open(file, "rb") as stream:
-        while piece := stream.read(_READ_BYTES):
-            digest.update(piece)
+        while chunk := stream.read(_READ_BYTES):
+            digest.update(chunk)
         return {"bytes": stream.tell(), "xxh3_128": digest.hexdigest()}
 
 

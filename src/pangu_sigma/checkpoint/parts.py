@@ -1,4 +1,4 @@
-"""Where an array of a file lies in the whole one, which several ranks wrote, and may read divided in another way."""
+"""Parts of arrays: several ranks write a whole array together, and other ranks may read it divided in another way."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import json
 import mmap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of an array, and of each a box: experts of a rank, a slice of a matrix, or everything.
+    """The part of a whole array that another array is: some rows, and a box of each.
 
-    whole: shape of the whole array. rows: runs (first, end) of its first axis, ascending. offset: first index of each other axis;
-    the array's own shape says how far it goes.
+    It may be the experts of a rank, a slice of a matrix, or everything.
+
+    whole: shape of the whole array.
+    rows: runs (first, end) of its first axis, ascending.
+    offset: first index of each other axis; the array's own shape says how far it goes.
     """
 
     whole: tuple[int, ...]
@@ -24,53 +28,75 @@ class Part:
 
     @classmethod
     def everything(cls, shape: tuple[int, ...]) -> Part:
+        """All of an array of this shape."""
         return cls(shape, ((0, shape[0]),) if shape else (), (0,) * (len(shape) - 1))
 
     @classmethod
     def of_rows(cls, shape: tuple[int, ...], rows: np.ndarray) -> Part:
-        """Of an array of `shape`, the rows with these numbers, ascending."""
+        """The rows with these numbers, ascending, of an array of `shape`."""
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         return cls(shape, tuple((int(run[0]), int(run[-1]) + 1) for run in runs), (0,) * (len(shape) - 1))
 
     def numbers(self) -> np.ndarray:
-        """Number in the whole array of each row of this one."""
+        """The number that each row of the part has in the whole array."""
         return np.concatenate([np.arange(first, end) for first, end in self.rows])
 
 
+class SavedArray(NamedTuple):
+    """An array of a file, and the part of the whole array that it is."""
+
+    part: Part
+    values: np.ndarray
+
+    @classmethod
+    def whole(cls, values: np.ndarray) -> SavedArray:
+        """An array that is not divided."""
+        return cls(Part.everything(values.shape), values)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.values.shape == self.part.whole
+
+
+Files = dict[str, dict[str, SavedArray]]
+"""Arrays by the file that they are in, without its ending, and by their name."""
+
+
 def encode_parts(parts: dict[str, Part]) -> str:
-    """As text, for a file's metadata."""
+    """The parts as text, for a file's metadata."""
     return json.dumps({name: asdict(part) for name, part in parts.items()})
 
 
 def decode_parts(text: str) -> dict[str, Part]:
-    """What `encode_parts` wrote."""
+    """The parts that `encode_parts` wrote as text."""
     return {
         name: Part(tuple(part["whole"]), tuple((first, end) for first, end in part["rows"]), tuple(part["offset"]))
         for name, part in json.loads(text).items()
     }
 
 
-def copy_part(
-    value: np.ndarray, part: Part, target: np.ndarray, wanted: Part, after_row: Callable[[], None] = lambda: None
-) -> int:
-    """Copy what `value` has of `target`, row by row, keeping no more than a row of a mapped file in memory; elements copied.
+def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Callable[[], None] = lambda: None) -> int:
+    """Copy what a saved array has of `target`, row by row, keeping no more than a row of a mapped file in memory.
 
-    part, wanted: where the two lie in the same whole array. after_row: called after each row.
+    wanted: the part of the same whole array that `target` is.
+    after_row: called after each row.
+    Returns how many elements were copied.
     """
+    part, value = saved
     if not part.whole:
         target[...] = value
         return 1
-    source, place, box = [], [], 1
+    source, goal, box = [], [], 1
     for theirs, length, ours, room in zip(part.offset, value.shape[1:], wanted.offset, target.shape[1:], strict=True):
         first, end = max(theirs, ours), min(theirs + length, ours + room)
         if end <= first:
             return 0
         source.append(slice(first - theirs, end - theirs))
-        place.append(slice(first - ours, end - ours))
+        goal.append(slice(first - ours, end - ours))
         box *= end - first
     _, rows, targets = np.intersect1d(part.numbers(), wanted.numbers(), assume_unique=True, return_indices=True)
     for row, at in zip(rows.tolist(), targets.tolist(), strict=True):
-        target[at, *place] = value[row, *source]
+        target[at, *goal] = value[row, *source]
         if isinstance(value.base, mmap.mmap):
             value.base.madvise(mmap.MADV_DONTNEED)
         after_row()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import Identity
+from pangu_sigma.checkpoint.checkpoint import LATEST, Checkpoint, Identity, load_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.data.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ from pangu_sigma.rre.table import RoutingTable, draw_tables
 CONFIG_FILE = "config.yaml"
 ROUTING_FILE = "routing.npz"
 TOKENIZER_FOLDER = "tokenizer"
-"""Names that a run folder and an exported model share."""
+"""Names of what a run folder and an exported model both have."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,20 @@ class RunFolder:
             if ranks.first:
                 run._write()
         return run
+
+    @property
+    def latest(self) -> Path | None:
+        """The folder of the checkpoint that the run calls its newest; None if it has saved none yet."""
+        file = self.checkpoints / LATEST
+        return self.checkpoints / file.read_text(encoding="utf-8").strip() if file.exists() else None
+
+    def newest_checkpoint(self, ranks: Ranks = ALONE) -> Checkpoint | None:
+        """The newest whole checkpoint of this run, verified; None if the run has saved none yet.
+
+        ranks: all of them call this, and all get the same checkpoint.
+        Raises CheckpointError when no checkpoint is whole, or when they belong to another vocabulary or routing table.
+        """
+        return load_checkpoint(self.checkpoints, self.identity, ranks) if self.latest else None
 
     def _write(self) -> None:
         if (self.path / ROUTING_FILE).exists():

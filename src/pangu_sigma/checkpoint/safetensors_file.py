@@ -1,8 +1,8 @@
 """Arrays in a safetensors file, written and read without a second copy of them in memory.
 
 The library's own `save_file` copies every array first, and its `load_file` reads all of them: experts may fill the memory, or be
-larger than it. The format is its: eight bytes of header length, a JSON header, the arrays one after another; those of the widest
-elements first, as the library does, so that every array begins at a multiple of its elements' size.
+larger than it. The format is the library's: eight bytes of header length, a JSON header, the arrays one after another. Those of the
+widest elements come first, as in the library's files, so that every array begins at a multiple of its elements' size.
 """
 
 from __future__ import annotations
@@ -29,31 +29,34 @@ _CHUNK = 64 << 20
 """Bytes written between two calls of `after_chunk`."""
 
 
-def write_shard(
+def write_arrays(
     path: Path, arrays: dict[str, np.ndarray], after_chunk: Callable[[], None], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write arrays. after_chunk: called after each, and every 64 MiB of a large one, to let go of memory that was read for it."""
-    text, places = _header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
+    """Write arrays into a file.
+
+    after_chunk: called after each array, and every 64 MiB of a large one, to let go of memory that was read for it.
+    """
+    text, extents = _header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
     with open(path, "wb") as stream:
         stream.write(text)
-        for name in places:
+        for name in extents:
             flat = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
             for first in range(0, len(flat), _CHUNK):
                 stream.write(flat[first : first + _CHUNK].data)
                 after_chunk()
 
 
-def new_shard(
+def new_file(
     path: Path, arrays: dict[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, str]
 ) -> dict[str, np.ndarray]:
-    """A new file for arrays of these types and shapes: mapped, zeros, and what is written to one is written to the file."""
-    text, places = _header(arrays, metadata)
+    """Arrays of zeros in a new file, mapped: what is written to one of them is written to the file."""
+    text, extents = _header(arrays, metadata)
     with open(path, "wb") as stream:
         stream.write(text)
-        stream.truncate(len(text) + sum(size for _, size in places.values()))
+        stream.truncate(len(text) + sum(size for _, size in extents.values()))
     mapped: dict[str, np.ndarray] = {}
     for name, (dtype, shape) in arrays.items():
-        at, size = places[name]  # a map of no bytes cannot be made everywhere
+        at, size = extents[name]  # a map of no bytes cannot be made everywhere
         mapped[name] = np.memmap(path, dtype, "r+", len(text) + at, shape) if size else np.empty(shape, dtype)
     return mapped
 
@@ -61,26 +64,26 @@ def new_shard(
 def _header(
     arrays: dict[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, str] | None
 ) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """What a file begins with, and where after it each array is: (offset, bytes), in the order of the file."""
+    """The header of a file, and the (offset, bytes) of each array after it, in the order of the file."""
     names = {dtype: name for name, dtype in _DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    places, at = {}, 0
+    extents, at = {}, 0
     for name, (dtype, shape) in sorted(arrays.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
         size = math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": names[dtype.name], "shape": list(shape), "data_offsets": [at, at + size]}
-        places[name] = (at, size)
+        extents[name] = (at, size)
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 64 + 56)  # arrays begin at a multiple of 64, which the processor likes
-    return len(text).to_bytes(8, "little") + text, places
+    return len(text).to_bytes(8, "little") + text, extents
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """What the file says about itself."""
+    """The metadata of a file: what it says about itself."""
     return _read_header(path)[1].get("__metadata__", {})
 
 
-def map_shard(path: Path) -> dict[str, np.ndarray]:
+def map_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, mapped: read when they are touched; writing to one changes memory and never the file.
 
     Raises ValueError when the file is not what its header says.
@@ -101,7 +104,7 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the arrays begin, and the header."""
+    """The offset at which the arrays begin, and the header."""
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         return 8 + length, json.loads(stream.read(length))

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run, and how it comes back: parameters by shard, everything else as plain data."""
+"""The parameters that a checkpoint holds, by shard, and how they come back."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 from mindspore import Parameter
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from pangu_sigma.checkpoint.parts import Part, copy_part
+from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.ecss.store import ExpertStore, make_store
+from pangu_sigma.ecss.build import build
+from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.ecss.tiers import UnsetTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.optimizer.dense_adam import AdamState
@@ -21,17 +22,17 @@ from pangu_sigma.parallel.ranks import Ranks
 WEIGHTS = "dense"
 """Shard of the dense parameters."""
 EXPERTS = "experts_layer_"
-"""Begins the names of the shards of the experts, one a layer, with their Adam state."""
+"""Beginning of the names of the shards of the experts, one a layer, with their Adam state."""
 
 
 Shards = dict[str, dict[str, Parameter]]
-"""Parameters by shard and by their place in the structure: MindSpore renames a parameter whenever its cell joins another one."""
+"""Parameters by shard and by their path in the structure: MindSpore renames a parameter whenever its cell joins another one."""
 
 
 def shards_of(
     network: PanGuSigma, store: ExpertStore, optimizer: AdamState | None = None, scale: LossScale | None = None
 ) -> Shards:
-    """What a checkpoint holds; without `optimizer` and `scale` the weights alone."""
+    """The parameters that a checkpoint holds; without `optimizer` and `scale` the weights alone."""
     dense = dict(network.parameters_and_names())
     if optimizer is not None:  # the optimizer of a pipeline stage has the parameters of its layers only
         own = {id(p) for p in optimizer.weights}
@@ -51,11 +52,11 @@ def shards_of(
 
 
 Parts = dict[str, dict[str, Part]]
-"""Where the parameters of shards lie in those of the run."""
+"""The part of the whole array that each parameter of a shard is."""
 
 
 def parts_of(shards: Shards, store: ExpertStore) -> Parts:
-    """Where the parameters of this rank lie in those of the run, of the shards that are divided among ranks."""
+    """The parts that the parameters of this rank are, in the shards that are divided among ranks; other shards are left out."""
     if len(store.held) == store.experts:
         return {}
     return {
@@ -65,63 +66,60 @@ def parts_of(shards: Shards, store: ExpertStore) -> Parts:
     }
 
 
-def arrays_of(shards: Shards) -> dict[str, dict[str, np.ndarray]]:
-    """The values to save."""
-    return {shard: {name: p.asnumpy() for name, p in parameters.items()} for shard, parameters in shards.items()}
+def files_of(shards: Shards, parts: Parts, ranks: Ranks, writes_experts: bool) -> Files:
+    """The files that this rank writes of a checkpoint. Rank 0 writes the shards that are not divided.
 
-
-def files_of(
-    shards: Shards, parts: Parts, ranks: Ranks, writes_experts: bool
-) -> tuple[dict[str, dict[str, np.ndarray]], Parts]:
-    """What this rank writes of a checkpoint: arrays and parts by file stem.
-
-    Rank 0 writes what is not divided. writes_experts: whether this rank is the one of the replicas that writes what all of them
-    store.
+    parts: of the shards that are divided, as `parts_of`.
+    writes_experts: True if this rank is the one of the replicas that writes what all of them store.
     """
-    own = {
-        f"{shard}.{ranks.rank:05d}" if shard in parts else shard: shard
-        for shard in shards
-        if (writes_experts if shard in parts else ranks.first)
-    }
-    arrays = arrays_of({shard: shards[shard] for shard in own.values()})
-    return (
-        {stem: arrays[shard] for stem, shard in own.items()},
-        {stem: parts[shard] for stem, shard in own.items() if shard in parts},
-    )
+    files: Files = {}
+    for shard, parameters in shards.items():
+        if writes_experts if shard in parts else ranks.first:
+            file = file_of_rank(shard, ranks.rank) if shard in parts else shard
+            files[file] = {
+                name: SavedArray(_part(parts, shard, name, p), p.asnumpy()) for name, p in parameters.items()
+            }
+    return files
+
+
+def file_of_rank(shard: str, rank: int) -> str:
+    """Name of the file in which a rank writes its parts of a shard."""
+    return f"{shard}.{rank:05d}"
 
 
 def restore(
     shards: Shards,
     checkpoint: Checkpoint,
     after_row: Callable[[], None] = lambda: None,
-    parts: dict[str, dict[str, Part]] | None = None,
+    parts: Parts | None = None,
 ) -> None:
-    """Copy the checkpoint into the memory of every parameter; after_row: called after each row of an array.
+    """Copy the checkpoint into the memory of every parameter.
 
-    parts: where parameters lie that are not whole, as `parts_of`.
+    after_row: called after each row of an array.
+    parts: of the parameters that are not whole, as `parts_of`.
     Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
     """
-    for shard, name, parameter, pieces in _matched(shards, checkpoint, parts or {}):
+    for shard, name, parameter, saved in _matched(shards, checkpoint, parts or {}):
         wanted = _part(parts or {}, shard, name, parameter)
-        _fill(parameter.asnumpy(), wanted, pieces, f"checkpoint of step {checkpoint.step}: {name}", after_row)
+        _fill(parameter.asnumpy(), wanted, saved, f"checkpoint of step {checkpoint.step}: {name}", after_row)
 
 
 def fill_from(checkpoint: Checkpoint, shards: Shards, parts: Parts) -> Iterator[tuple[Parameter, np.ndarray]]:
-    """Every parameter with its part of the checkpoint, where a parameter's memory is not the host's. Raises as `restore`."""
-    for shard, name, parameter, pieces in _matched(shards, checkpoint, parts):
+    """Every parameter with its values in the checkpoint, for parameters whose memory is not the host's. Raises as `restore`."""
+    for shard, name, parameter, saved in _matched(shards, checkpoint, parts):
         array = np.empty_like(parameter.asnumpy())
-        _fill(array, parts[shard][name], pieces, f"checkpoint of step {checkpoint.step}: {name}")
+        _fill(array, parts[shard][name], saved, f"checkpoint of step {checkpoint.step}: {name}")
         yield parameter, array
 
 
 def _fill(
     target: np.ndarray,
     wanted: Part,
-    pieces: list[tuple[Part, np.ndarray]],
+    saved: list[SavedArray],
     what: str,
     after_row: Callable[[], None] = lambda: None,
 ) -> None:
-    copied = sum(copy_part(value, part, target, wanted, after_row) for part, value in pieces)
+    copied = sum(copy_part(array, target, wanted, after_row) for array in saved)
     if copied != target.size:
         raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, use another checkpoint")
 
@@ -131,41 +129,40 @@ def load_trained(run: RunFolder) -> tuple[PanGuSigma, ExpertStore]:
 
     Experts that one rank wrote stay in its files and are read as they are used.
     """
-    network = PanGuSigma(run.config.model, run.config.slots)
-    store = make_store(run.config.on_one_rank(), UnsetTier())
+    network, store = build(run.config.on_one_rank(), tier=UnsetTier(), dtype=ms.float32)
     shards, checkpoint = shards_of(network, store), load_checkpoint(run.checkpoints, run.identity)
-    for shard, name, parameter, pieces in list(_matched(shards, checkpoint, {})):
-        (part, value), *others = pieces
-        if shard != WEIGHTS and not others and value.shape == part.whole:
-            parameter.set_data(ms.Tensor.from_numpy(value), slice_shape=True)
+    for shard, name, parameter, saved in list(_matched(shards, checkpoint, {})):
+        array, *others = saved
+        if shard != WEIGHTS and not others and array.is_whole:
+            parameter.set_data(ms.Tensor.from_numpy(array.values), slice_shape=True)
             del shards[shard][name]
     restore(shards, checkpoint)
     return network, store
 
 
-Matched = tuple[str, str, Parameter, list[tuple[Part, np.ndarray]]]
+Matched = tuple[str, str, Parameter, list[SavedArray]]
 """Shard and name of a parameter, and what the checkpoint has of it."""
 
 
-def _matched(shards: Shards, checkpoint: Checkpoint, parts: dict[str, dict[str, Part]]) -> Iterator[Matched]:
+def _matched(shards: Shards, checkpoint: Checkpoint, parts: Parts) -> Iterator[Matched]:
     for shard, parameters in shards.items():
-        saved = checkpoint.pieces(shard)
+        arrays = checkpoint.saved(shard)
         for name, parameter in parameters.items():
-            target, pieces = parameter.asnumpy(), saved.get(name, [])
+            target, saved = parameter.asnumpy(), arrays.get(name, [])
             whole = _part(parts, shard, name, parameter).whole
             wrong = [
-                (part.whole, value.dtype)
-                for part, value in pieces
-                if (part.whole, value.dtype) != (whole, target.dtype)
+                (part.whole, values.dtype)
+                for part, values in saved
+                if (part.whole, values.dtype) != (whole, target.dtype)
             ]
-            if wrong or not pieces:
+            if wrong or not saved:
                 found = f"is {wrong[0][1]} of shape {wrong[0][0]}" if wrong else "is missing"
                 raise CheckpointError(
                     f"checkpoint of step {checkpoint.step}: {name} {found} in shard {shard}, the model needs "
                     f"{target.dtype} of shape {whole}; the checkpoint is of another configuration"
                 )
-            yield shard, name, parameter, pieces
+            yield shard, name, parameter, saved
 
 
-def _part(parts: dict[str, dict[str, Part]], shard: str, name: str, parameter: Parameter) -> Part:
+def _part(parts: Parts, shard: str, name: str, parameter: Parameter) -> Part:
     return parts.get(shard, {}).get(name) or Part.everything(tuple(parameter.shape))

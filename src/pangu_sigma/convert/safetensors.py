@@ -9,7 +9,7 @@ from tqdm import tqdm
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.parts import Part, copy_part
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.safetensors_file import new_shard
+from pangu_sigma.checkpoint.safetensors_file import new_file
 from pangu_sigma.checkpoint.state import EXPERTS, WEIGHTS
 from pangu_sigma.config_file import dump_config
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
@@ -24,17 +24,17 @@ def export_safetensors(run_path: Path, output: Path) -> Path:
     """
     run = RunFolder.open(run_path)
     checkpoint = load_checkpoint(run.checkpoints, run.identity)
-    pieces = checkpoint.pieces(WEIGHTS)
+    arrays = checkpoint.saved(WEIGHTS)
     for layer in range(run.config.model.rre_layers):
-        saved = checkpoint.pieces(f"{EXPERTS}{layer}")
-        pieces |= {f"experts.{layer}.{name}": saved[name] for name in FFN_TENSORS}
+        experts = checkpoint.saved(f"{EXPERTS}{layer}")
+        arrays |= {f"experts.{layer}.{name}": experts[name] for name in FFN_TENSORS}
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f".{output.name}.unfinished")
-    arrays = {name: (of_it[0][1].dtype, of_it[0][0].whole) for name, of_it in pieces.items()}
-    targets = new_shard(unfinished, arrays, {"config": dump_config(run.config.on_one_rank())})
+    shapes = {name: (saved[0].values.dtype, saved[0].part.whole) for name, saved in arrays.items()}
+    targets = new_file(unfinished, shapes, {"config": dump_config(run.config.on_one_rank())})
     for name in tqdm(targets, desc="export", unit="array", leave=False):
         target = targets[name]
-        for part, value in pieces[name]:
-            copy_part(value, part, target, Part.everything(target.shape))
+        for saved in arrays[name]:
+            copy_part(saved, target, Part.everything(target.shape))
     unfinished.rename(output)
     return output

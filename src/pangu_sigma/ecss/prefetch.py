@@ -23,7 +23,9 @@ import numpy as np
 from mindspore import Tensor
 
 from ascend_ops.half import copy_rows
-from pangu_sigma.ecss.store import HostStore
+from pangu_sigma.config import Config
+from pangu_sigma.ecss.store import ExpertStore, HostStore
+from pangu_sigma.parallel.layout import active_entries
 
 
 @dataclass(frozen=True)
@@ -140,3 +142,13 @@ class Prefetcher:
         """Wait for the thread. Returns the number of experts that it brought."""
         brought, self._brought = self._brought, None
         return brought.result() if brought is not None else 0
+
+
+def make_prefetcher(config: Config, store: ExpertStore, in_place: bool = True) -> Prefetcher | None:
+    """The prefetcher of a store: there is one if its experts are on the host and `ecss.prefetch` asks for it.
+
+    in_place: False copies experts even where the network could read them from the store.
+    """
+    if not isinstance(store, HostStore) or not store.layers or not config.ecss.prefetch:
+        return None
+    return Prefetcher(store, active_entries(config), in_place)

@@ -1,4 +1,4 @@
-"""Held-out loss of a trained run."""
+"""The held-out loss of a trained run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from pangu_sigma.train.held_out import EvaluationStep, Evaluator
 
 
 def evaluate_run(path: Path) -> dict[str, dict[str, float]]:
-    """{"loss": …, "unigram": …} in nats per token for each domain of a trained run; unigram is what counting tokens achieves."""
+    """Held-out losses of a trained run: {"loss": …, "unigram": …} in nats per token for each domain.
+
+    unigram is the loss that counting tokens achieves.
+    """
     run = RunFolder.open(path)
     use_cpu()
     network, store = load_trained(run)

@@ -1,7 +1,7 @@
 """PanGu-Σ under MindFormers: everything that `mindformers.Trainer` needs to train it from a YAML in MindFormers' style.
 
     words.py       the YAML's keys, in the project's words (no MindSpore)
-    trainer.py     the task: hands each part what it needs
+    trainer.py     the task: gives each object what it needs
     model.py       configuration and network
     tokenizer.py   text to ids
     dataset.py     the project's batches, as columns
@@ -26,6 +26,6 @@ from pangu_sigma.mindformers_import import quiet_mindformers
 
 
 def register() -> None:
-    """Put the parts into MindFormers' registry, under the names of their classes, which are the YAML's `type`s."""
+    """Put the classes into MindFormers' registry under their names, which are the YAML's `type`s."""
     with quiet_mindformers():
         from pangu_sigma.mindformers_adapter import checkpoint, dataset, model, step, tokenizer, trainer  # noqa: F401

@@ -1,8 +1,8 @@
 """Checkpoints of a training under MindFormers, in the project's own form.
 
 MindFormers' CheckpointMonitor would write every parameter, experts and moments included, under the names they have in its cells.
-But its file holds neither the place in the data nor which vocabulary and routing tables the weights belong to, and nothing notices
-when a bit of it has changed. So a callback of our own writes what `pangu-sigma train` writes.
+But its file holds neither the position in the data nor which vocabulary and routing tables the weights belong to, and nothing
+notices when a bit of it has changed. So a callback of our own writes what `pangu-sigma train` writes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore.train import Callback
 
 from pangu_sigma.checkpoint.checkpoint import save_checkpoint
-from pangu_sigma.checkpoint.state import arrays_of
+from pangu_sigma.checkpoint.state import files_of
 from pangu_sigma.mindformers_adapter.step import PanGuSigmaTrainOneStepCell
+from pangu_sigma.parallel.ranks import ALONE
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class PanGuSigmaCheckpoint(Callback):
         path = save_checkpoint(
             cell.folder.checkpoints,
             cell.progress.step,
-            arrays_of(cell.shards),
+            files_of(cell.shards, {}, ALONE, writes_experts=True),
             cell.progress.state(),
             cell.folder.identity,
             self.keep,

@@ -17,12 +17,13 @@ from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 
-COLUMNS = (*StepArrays._fields, "coming", "taken")
-"""The step's arrays; the experts of the batch after it [N, A], for the prefetcher; samples taken of each domain after it [D]."""
+DATASET_COLUMNS = (*StepArrays._fields, "coming", "taken")
+"""Columns of the dataset: the arrays of a step; the experts of the batch after it [N, A], for the prefetcher; and the number of
+samples taken of each domain after it [D]."""
 
 
 class Rows:
-    """The next `steps` batches from a cursor on. Iterated once: a training is one epoch."""
+    """The next `steps` batches from a cursor on. They are iterated over once: a training is one epoch."""
 
     def __init__(self, batches: Batches, cursor: Cursor, steps: int):
         self._lookahead = Lookahead(batches, cursor)
@@ -39,5 +40,10 @@ class Rows:
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET, alias="PanGuSigmaDataset")
 def make_dataset(dataset_config: Any, batches: Batches, cursor: Cursor, steps: int) -> GeneratorDataset:
-    """COLUMNS, a row each step, without batching. dataset_config is the YAML's `train_dataset`, which words.py has read already."""
-    return GeneratorDataset(Rows(batches, cursor, steps), list(COLUMNS), shuffle=False, python_multiprocessing=False)
+    """A dataset with DATASET_COLUMNS, which gives a row for each step and does not batch them.
+
+    dataset_config: the YAML's `train_dataset`, which words.py has read already.
+    """
+    return GeneratorDataset(
+        Rows(batches, cursor, steps), list(DATASET_COLUMNS), shuffle=False, python_multiprocessing=False
+    )

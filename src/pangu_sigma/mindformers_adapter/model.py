@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import mindspore as ms
 from mindformers.models import PretrainedConfig, PreTrainedModel
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from pangu_sigma.config import Config, ModelConfig
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.ecss.store import make_store
+from pangu_sigma.ecss.build import build
 from pangu_sigma.mindformers_adapter.words import SECTIONS
-from pangu_sigma.model.pangu_sigma import PanGuSigma
 
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
 class PanGuSigmaConfig(PretrainedConfig):
-    """`model.model_config` of a YAML: keys of `ModelConfig`, and the sections domains, vocabulary, routing and ecss.
+    """The section `model.model_config` of a YAML: keys of `ModelConfig`, and the sections domains, vocabulary, routing and ecss.
 
-    tree: the whole configuration as a plain tree, in their place. `PanGuSigmaTrainer` sets it, because the experts' store needs the
-    optimizer's weight decay.
+    tree: the whole configuration as a plain tree, instead of the keys. `PanGuSigmaTrainer` sets it, because the store of the
+    experts needs the optimizer's weight decay.
     """
 
     model_type = "pangu_sigma"
@@ -41,13 +39,13 @@ class PanGuSigmaConfig(PretrainedConfig):
 
     @property
     def sigma(self) -> Config:
-        """Raises ConfigError for what the keys may not be."""
+        """The project's configuration. Raises ConfigError for values that the keys may not have."""
         return parse_config(self.tree)
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
 class PanGuSigmaForCausalLM(PreTrainedModel):
-    """Network and experts' store. Training differentiates `network` with respect to the experts it is given (step.py).
+    """The network and the store of its experts. Training differentiates `network` by the experts that it is given (step.py).
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA) -> logits [M, T/M, R]
     """
@@ -58,8 +56,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel):
     def __init__(self, config: PanGuSigmaConfig):
         super().__init__(config)
         sigma = config.sigma
-        self.network = PanGuSigma(sigma.model, sigma.slots, getattr(ms, sigma.train.compute_dtype))
-        self.store = make_store(sigma)
+        self.network, self.store = build(sigma)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA):
         experts = self.store.fetch(active_NA)
@@ -68,5 +65,5 @@ class PanGuSigmaForCausalLM(PreTrainedModel):
 
     @classmethod
     def can_generate(cls) -> bool:
-        """No: `pangu-sigma generate` does, from the run's checkpoint."""
+        """False: `pangu-sigma generate` generates text, from the run's checkpoint."""
         return False

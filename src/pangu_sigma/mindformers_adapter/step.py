@@ -17,8 +17,7 @@ from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
-from pangu_sigma.ecss.prefetch import Prefetcher
-from pangu_sigma.ecss.store import HostStore
+from pangu_sigma.ecss.prefetch import make_prefetcher
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.train.progress import Progress
 from pangu_sigma.train.step import StepResult, TrainStep
@@ -26,11 +25,14 @@ from pangu_sigma.train.step import StepResult, TrainStep
 
 @MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
 class PanGuSigmaAdam:
-    """`optimizer` of a YAML. Moments and update belong to the step, since no gradient has the shape of all experts; what is left
-    here is the learning rate, MindFormers' own schedule, evaluated on the host (optimizer/schedule.py says why)."""
+    """The section `optimizer` of a YAML.
+
+    Moments and update belong to the step, since no gradient has the shape of all experts. What is left here is the learning rate:
+    MindFormers' own schedule, evaluated on the host (optimizer/schedule.py says why).
+    """
 
     def __init__(self, params: list[ms.Parameter], learning_rate: nn.Cell, **settings: Any):
-        """settings: those of the YAML, which words.py has given to the step."""
+        """settings: further keys of the YAML, which words.py has given to the step."""
         self.learning_rate = learning_rate
 
     def rate(self, update: int) -> float:
@@ -40,7 +42,7 @@ class PanGuSigmaAdam:
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
 class PanGuSigmaTrainOneStepCell(nn.Cell):
-    """Called with the dataset's columns; returns loss, overflow, loss scale, learning rate and gradient norm, for MFLossMonitor.
+    """Takes a step on the dataset's columns. Returns loss, overflow, loss scale, rate and gradient norm, for MFLossMonitor.
 
     What a step needs of its host (learning rate, the next experts) is done here, before the graph: this cell is called, and never
     compiled into another one.
@@ -54,15 +56,12 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         folder: RunFolder,
         progress: Progress,
     ):
-        """progress: where the run stands; it moves with every step."""
+        """progress: how far the run is; it moves with every step."""
         super().__init__(auto_prefix=False)
         self.network, self.optimizer, self.folder, self.progress = network, optimizer, folder, progress
         self.step = TrainStep(config, network.network, network.store)
         self.shards = shards_of(network.network, network.store, self.step.dense, self.step.scale)
-        store = network.store
-        self.prefetcher = None
-        if isinstance(store, HostStore) and store.layers > 0 and config.ecss.prefetch:
-            self.prefetcher = Prefetcher(store, config.active_experts)
+        self.prefetcher = make_prefetcher(config, network.store)
 
     def __call__(self, *columns: Tensor) -> tuple[Tensor, ...]:
         *arrays_of_batch, coming_NA, taken_D = columns
@@ -72,9 +71,7 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
             transfer, _ = self.prefetcher.transfer(arrays.active_NA.asnumpy(), coming_NA.asnumpy())
         rate = Tensor(self.optimizer.rate(self.progress.updates + 1), ms.float32)
         result = StepResult(*self.step(rate, *arrays, *transfer))
-        applied = int(result.applied.asnumpy())
-        self.progress.step += 1
-        self.progress.updates += applied
-        self.progress.cursor = Cursor(taken_D.asnumpy().tolist())
+        applied = bool(result.applied.asnumpy())
+        self.progress.advance(applied, Cursor(taken_D.asnumpy().tolist()))
         loss = np.stack([loss_M.asnumpy() for loss_M in result.block_loss_GM]).sum()
         return Tensor(loss), Tensor(not applied), result.scale, rate, result.norm

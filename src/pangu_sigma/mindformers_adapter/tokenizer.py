@@ -17,22 +17,22 @@ from pangu_sigma.mindformers_adapter.model import PanGuSigmaConfig
 
 @MindFormerRegister.register(MindFormerModuleType.TOKENIZER)
 class PanGuSigmaTokenizer(PreTrainedTokenizer):
-    """Ids of text as one domain reads it: no tag, no <eot>, and no control id, whatever the text says.
+    """Turns text into ids as one domain reads it: no tag, no <eot>, and no control id, whatever the text says.
 
     A token's name is its piece; where PanGu-α and the English model call two ids the same, the later one is `piece#id`.
     """
 
     def __init__(self, tokenizer_dir: str, model_config: dict[str, Any], domain: str, **keys: Any):
-        """tokenizer_dir: of prepared data or of a run. model_config: the YAML's. domain: whose text it is, by name.
-
+        """tokenizer_dir: a tokenizer of prepared data or of a run. model_config: that section of the YAML.
+        domain: name of the domain that the text belongs to.
         Raises DataError for a damaged folder, ConfigError for an unknown domain.
         """
         config: Config = PanGuSigmaConfig(**model_config).sigma
         self.sigma = Tokenizer.load(Path(tokenizer_dir))
         try:
             self.domain = domains_of(config).named(domain)
-        except KeyError as error:
-            raise ConfigError(f"processor.tokenizer.domain: {error.args[0]}") from None
+        except ConfigError as error:
+            raise ConfigError(f"processor.tokenizer.domain: {error}") from None
         self.names = _distinct(self.sigma.vocabulary.pieces)
         self.ids = {name: i for i, name in enumerate(self.names)}
         controls = {"unk_token": Tokenizer.unk, "pad_token": Tokenizer.pad, "eos_token": Tokenizer.eot}

@@ -1,4 +1,4 @@
-"""The task `PanGuSigmaTrainer`: MindFormers' training of a language model, whose parts get what they need of the run."""
+"""The task `PanGuSigmaTrainer`: MindFormers' training of a language model, whose objects get what they need of the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from mindformers.trainer import CausalLanguageModelingTrainer
 from mindformers.wrapper import build_wrapper
 from mindspore.dataset import GeneratorDataset
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import restore
 from pangu_sigma.config import ConfigError
@@ -23,7 +22,7 @@ from pangu_sigma.data.order import Cursor
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.mindformers_adapter.step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
 from pangu_sigma.mindformers_adapter.words import sigma_config
-from pangu_sigma.train.progress import Progress
+from pangu_sigma.train.progress import resume
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +43,7 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
                 "with msrun --worker_num=1"
             )
         self.folder = RunFolder.create(Path(config.output_dir), self.sigma)
-        self.checkpoint = None
-        self.progress = Progress(0, 0, Cursor([0] * len(self.sigma.domains)))
-        if (self.folder.checkpoints / "LATEST").exists():
-            self.checkpoint = load_checkpoint(self.folder.checkpoints, self.folder.identity)
-            self.progress = Progress.from_state(self.checkpoint.state)
-            logger.info("resuming %s after step %d", self.folder.path, self.progress.step)
+        self.progress, self.checkpoint = resume(self.folder, Cursor([0] * len(self.sigma.domains)))
         if self.progress.step >= self.sigma.train.steps:
             logger.info("%s has all of its %d steps", self.folder.path, self.sigma.train.steps)
             return

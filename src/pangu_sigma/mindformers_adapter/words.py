@@ -1,7 +1,7 @@
 """A training in MindFormers' words, as the project's own configuration tree.
 
-MindFormers spreads a training over sections that each belong to one of its parts; the tables below say which of their keys is which
-of ours. Every key of a section that belongs to this project must be in a table; MindFormers checks its own.
+MindFormers spreads a training over sections that each belong to one of its objects; the tables below say which of their keys is
+which of ours. Every key of a section that belongs to this project must be in a table; MindFormers checks its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KEYS = {
     "callbacks.PanGuSigmaCheckpoint.save_checkpoint_steps": "train.checkpoint_interval",
     "callbacks.PanGuSigmaCheckpoint.keep_checkpoint_max": "train.keep_checkpoints",
 }
-"""MindFormers' key → ours. Meanings and limits are those of `pangu_sigma.config`; total_steps counts the warm-up too."""
+"""MindFormers' keys, and ours. Meanings and limits are those of `pangu_sigma.config`; total_steps counts the warm-up too."""
 
 FIXED = {
     "trainer.type": "PanGuSigmaTrainer",
@@ -73,10 +73,10 @@ EMPTY = {
 """Keys that must have no value, and why. MindFormers itself writes some of them."""
 
 OURS = ("model.model_config", "model.arch", "train_dataset.data_loader", "optimizer", "lr_schedule", "runner_wrapper")
-"""Sections of which every key belongs to a table."""
+"""Sections whose every key must be in a table."""
 
-WRITTEN = "model.model_config.disable_lazy_inline"
-"""The key that MindFormers writes into them."""
+ADDED_BY_MINDFORMERS = "model.model_config.disable_lazy_inline"
+"""The key that MindFormers adds to those sections."""
 
 _THEIR_KEY = {ours: theirs for theirs, ours in KEYS.items()} | {"model": "model.model_config"}
 _OUR_KEY = re.compile(
@@ -126,14 +126,14 @@ def _by_type(yaml: dict[str, Any]) -> dict[str, Any]:
     callbacks = {str(callback.get("type")): callback for callback in listed}
     if "CheckpointMonitor" in callbacks:
         raise ConfigError(
-            "callbacks: CheckpointMonitor is not allowed: its files hold neither the place in the data nor what the ids mean; use "
-            "PanGuSigmaCheckpoint, which has the same save_checkpoint_steps and keep_checkpoint_max"
+            "callbacks: CheckpointMonitor is not allowed: its files hold neither the position in the data nor what the ids mean; "
+            "use PanGuSigmaCheckpoint, which has the same save_checkpoint_steps and keep_checkpoint_max"
         )
     return {**yaml, "callbacks": callbacks}
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Keys that a table names, and all that is no section, by path; items of lists have their number as key."""
+    """All keys that a table names or that are no section, by path; items of lists have their number as key."""
     if path in KEYS or path in FIXED:
         yield path, _plain(node)
     elif isinstance(node, dict | list):
@@ -144,7 +144,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(node: Any) -> Any:
-    """Without MindFormers' own kind of dict, which has every attribute."""
+    """A copy of plain dicts and lists, without MindFormers' own kind of dict, which has every attribute."""
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
     return [_plain(item) for item in node] if isinstance(node, list) else node
@@ -154,7 +154,7 @@ def _check_known(path: str) -> None:
     section = next(
         (section for section in (*OURS, "callbacks.PanGuSigmaCheckpoint") if path.startswith(f"{section}.")), None
     )
-    if section is None or path in (*KEYS, *FIXED, *EMPTY, WRITTEN, "callbacks.PanGuSigmaCheckpoint.type"):
+    if section is None or path in (*KEYS, *FIXED, *EMPTY, ADDED_BY_MINDFORMERS, "callbacks.PanGuSigmaCheckpoint.type"):
         return
     allowed = [key for key in (*FIXED, *KEYS) if key.startswith(f"{section}.")]
     near = difflib.get_close_matches(path, allowed, n=1, cutoff=0.0)
@@ -170,7 +170,10 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _with_decay(tree: dict[str, Any]) -> dict[str, Any]:
-    """Their total_steps ends the decay, and is all steps when it is -1; ours counts from the end of the warm-up."""
+    """The tree with our decay_steps, which count from the end of the warm-up, instead of their total_steps.
+
+    total_steps says at which step the decay ends; -1 stands for the last one.
+    """
     train = tree["train"]
     total, warmup = train["optimizer"]["decay_steps"], train["optimizer"]["warmup_steps"]
     if total == -1:
@@ -185,5 +188,5 @@ def _with_decay(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_their_words(line: str) -> str:
-    """A line of a ConfigError with the YAML's keys in the place of ours."""
+    """A line of a ConfigError with the YAML's keys instead of ours."""
     return _OUR_KEY.sub(lambda found: _THEIR_KEY[found[0]], line)

@@ -14,7 +14,7 @@ from pangu_sigma.model.declare import decays, declare
 
 
 class AdamState(Protocol):
-    """What an Adam of dense parameters keeps from step to step; each kind of step has its own."""
+    """The state that an Adam of dense parameters keeps from step to step; each kind of step has its own Adam."""
 
     weights: ParameterTuple
     moments: ParameterTuple
@@ -23,7 +23,7 @@ class AdamState(Protocol):
 
 
 class DenseAdam(nn.Cell):
-    """Adam state of the dense parameters: a store of one row, always active."""
+    """Adam of the dense parameters: for its operator they are a store of one row, which is always active."""
 
     def __init__(self, config: Config, parameters: list[Parameter]):
         super().__init__()

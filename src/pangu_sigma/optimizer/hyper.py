@@ -10,7 +10,10 @@ from pangu_sigma.config import OptimizerConfig
 
 
 class Hyper(nn.Cell):
-    """Builds the `hyper` vector of ascend_ops.adam. Sums of constants: a Stack would need types that gradients do not have yet."""
+    """Builds the `hyper` vector of ascend_ops.adam.
+
+    It is a sum of constants: MindSpore's Stack would need types that gradients do not have yet when the graph is made.
+    """
 
     def __init__(self, optimizer: OptimizerConfig, eps: float):
         super().__init__()

@@ -9,7 +9,7 @@ from pangu_sigma.config import Config
 
 
 class LossScale(nn.Cell):
-    """Dynamic loss scale: halves on overflow, doubles after `window` steps without one. State is in parameters."""
+    """A loss scale that halves on overflow and doubles after `window` steps without one. Its state is in parameters."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -19,7 +19,10 @@ class LossScale(nn.Cell):
         self.window = options.window
 
     def update(self, finite, learns=1.0):
-        """Advance after a step whose gradients were finite, 1.0, or not, 0.0. learns: 0.0 to stay as it is."""
+        """Advance after a step.
+
+        finite: 1.0 if its gradients were finite, else 0.0. learns: 0.0 to leave the scale as it is.
+        """
         finite = 1.0 - learns * (1.0 - finite)
         good = (self.good_steps + ops.cast(learns, ms.int32)) * ops.cast(finite, ms.int32)
         grow = ops.cast(good >= self.window, ms.float32)

@@ -16,7 +16,7 @@ class Schedule:
     """MindFormers' cosine schedule, evaluated on the host.
 
     The rate is an input of the step graph: MindFormers' schedules branch on the step, and a branch inside a heterogeneous
-    graph cuts it into pieces.
+    graph cuts it into several.
     """
 
     def __init__(self, config: OptimizerConfig):

@@ -1,4 +1,4 @@
-"""What a step is given: its batch, and its experts, both made ready while the step before computed."""
+"""The feed of the training loop: the batch of each step and its experts, made ready while the step before computes."""
 
 from __future__ import annotations
 
@@ -6,51 +6,41 @@ from typing import NamedTuple
 
 from mindspore import Tensor
 
-from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
-from pangu_sigma.ecss.store import ExpertStore, HostStore
+from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.parallel.layout import active_entries
 
 
 class Fed(NamedTuple):
-    """One step's part. `TrainStep` takes arrays and transfer, in this order, after the learning rate."""
+    """The batch and the experts of one step. `TrainStep` takes arrays and transfer, in this order, after the learning rate."""
 
     batch: Batch
     cursor: Cursor
-    """Where the batches go on after this one."""
+    """The position in the data after this batch."""
     arrays: StepArrays
     transfer: tuple[Tensor, ...]
-    """Of the prefetcher; empty without one."""
+    """The experts that the prefetcher brought, and the buffers of the next ones; empty without a prefetcher."""
     traffic: Traffic | None
+    """What the prefetcher moved for this step; None without a prefetcher."""
 
 
 class Feed:
-    """Batches from a cursor on, with the experts that each of them uses: `take`, then the step, in turn."""
+    """Gives the batches from a cursor on, with the experts that each of them uses: call `take`, then the step, in turn."""
 
-    def __init__(
-        self,
-        config: Config,
-        batches: Batches,
-        cursor: Cursor,
-        store: ExpertStore,
-        in_place: bool = True,
-        prefetch: bool = True,
-    ):
-        """in_place: of the prefetcher, which there is when experts are on the host, `ecss.prefetch` asks for it, and the step takes
-        what it brings (prefetch)."""
+    def __init__(self, batches: Batches, cursor: Cursor, store: ExpertStore, prefetcher: Prefetcher | None):
+        """cursor: the position in the data at which the first batch begins.
+        prefetcher: what brings the experts; None if the step looks them up in the store itself.
+        """
         self._lookahead = Lookahead(batches, cursor)
         self._store = store
-        self._prefetcher = None
-        if isinstance(store, HostStore) and store.layers > 0 and config.ecss.prefetch and prefetch:
-            self._prefetcher = Prefetcher(store, active_entries(config), in_place)
+        self._prefetcher = prefetcher
 
     def take(self) -> Fed:
-        """The next step's part. Raises DataError as `Batches.next` does."""
+        """The batch and the experts of the next step. Raises DataError as `Batches.next` does."""
         batch, cursor, coming = self._lookahead.take()
         arrays = StepArrays(*map(as_tensor, batch.arrays()))
         if self._prefetcher is None:

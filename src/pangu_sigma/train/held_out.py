@@ -1,4 +1,4 @@
-"""Held-out loss of each domain, of a network in memory: the training loop's eyes."""
+"""The held-out loss of each domain, measured on a network in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pangu_sigma.parallel.ranks import ALONE, Ranks
 
 
 class EvaluationStep(nn.Cell):
-    """Fetch and forward of one batch. construct(active_NA, batch arguments of NextTokenLoss) -> weighted loss [M]."""
+    """Fetch and forward pass of one batch: construct(active_NA, batch arguments of NextTokenLoss) -> weighted loss [M]."""
 
     def __init__(self, network: PanGuSigma, store: ExpertStore):
         super().__init__()
@@ -42,11 +42,11 @@ class Forward(Protocol):
         """Weighted loss of each block."""
 
     def set_train(self, mode: bool) -> object:
-        """False: without dropout."""
+        """Switch dropout on for training (True) or off (False)."""
 
 
 class Evaluator:
-    """Losses of a network on held-out text, batch by batch, without touching it."""
+    """Measures the losses of a network on held-out text, batch by batch, and leaves the network as it is."""
 
     def __init__(
         self,
@@ -58,10 +58,12 @@ class Evaluator:
         together: bool = False,
         counts: bool = True,
     ):
-        """batches: held-out ones. ranks: all of them evaluate, each its share of the batches of its group's domains.
-        together: the forward is the graph of training, which takes batches like training's and in which all ranks meet.
-        counts: whether the losses of this rank count; of ranks that see the same tokens, those of one do.
-        Raises CapacityError together with the batches."""
+        """batches: the held-out ones.
+        ranks: all of them evaluate, each its share of the batches of its group's domains.
+        together: True if the forward is the graph of training, which takes batches like training's and in which all ranks meet.
+        counts: True if the losses of this rank count; of ranks that see the same tokens, those of one do.
+        Raises CapacityError together with the batches.
+        """
         held_out = HeldOut(batches, config.train.eval_batches)
         self._names = [d.name for d in batches.domains]
         if together:
@@ -86,7 +88,7 @@ class Evaluator:
         return {name: float(nats / tokens) for name, (nats, tokens) in zip(self._names, losses_D2, strict=True)}
 
     def _own(self) -> np.ndarray:
-        """Nats of this rank's tokens of each domain, and how many they are [D, 2]."""
+        """The nats of this rank's tokens of each domain, and the number of those tokens [D, 2]."""
         sums_D2, own = np.zeros((len(self._names), 2)), len(self._batches)
         passes = self._ranks.most(own) if self._together else own
         with tqdm(total=passes, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first) as progress:

@@ -1,4 +1,4 @@
-"""What a run says about itself: `metrics.jsonl`, TensorBoard files, and a progress line on stderr.
+"""The log of a run: `metrics.jsonl`, TensorBoard files, and a progress line on stderr.
 
 `metrics.jsonl` has one JSON object a line, told apart by `kind`:
 
@@ -38,17 +38,17 @@ FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 TRAFFIC = ("fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall")
-"""Keys of a `step` line that a prefetcher brings."""
+"""Keys of a `step` line that are there if the run has a prefetcher."""
 
 _SMOOTHING = 0.95
 """Weight of the past in the losses of the progress line."""
 _DOMAINS_SHOWN = 6
-"""Most domains that the progress line always shows."""
+"""Largest number of domains that the progress line shows all at once."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One training step.
+    """The figures of one training step.
 
     step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite
     when the step was skipped. load_NK: tokens that each expert received, integers. samples: `Batch.digest`. dropped: rows
@@ -70,12 +70,12 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Takes every step of a run; use as a context manager, so that the files are complete however the run ends."""
+    """Writes down every step of a run; use as a context manager, so that the files are complete however the run ends."""
 
     def __init__(
         self, folder: Path, domains: list[str], steps_total: int, log_interval: int, resumed_step: int = 0
     ) -> None:
-        """resumed_step: step of the checkpoint that the run continues; what `folder` holds beyond it is dropped."""
+        """resumed_step: the step of the checkpoint that the run continues; lines of later steps are dropped."""
         folder.mkdir(parents=True, exist_ok=True)
         _drop_lines_beyond(folder / FILE, resumed_step)
         fresh = not (folder / FILE).exists()
@@ -110,7 +110,7 @@ class MetricsLog:
         self.close()
 
     def record(self, metrics: StepMetrics) -> None:
-        """Call once after every step."""
+        """Write down a step; call once after each."""
         now = time.perf_counter()
         if self._clock is not None:  # the first step compiles the graph and says nothing about speed
             self._seconds += now - self._clock
@@ -125,7 +125,7 @@ class MetricsLog:
             self._log()
 
     def evaluation(self, step: int, per_domain: dict[str, float]) -> None:
-        """Held-out loss of each domain after `step`."""
+        """Write down the held-out loss of each domain after `step`."""
         self._write({"kind": "evaluation", "step": step, "per_domain_loss": _finite(per_domain)})
         for name, loss in per_domain.items():
             self._board.add_scalar(f"loss_held_out/{name}", loss, step)
@@ -133,7 +133,7 @@ class MetricsLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in this block (evaluation, checkpoint) is not the speed of training."""
+        """A block whose time (evaluation, checkpoint) does not count into the speed of training."""
         started = time.perf_counter()
         try:
             yield
@@ -142,7 +142,7 @@ class MetricsLog:
                 self._clock += time.perf_counter() - started
 
     def flush(self) -> None:
-        """Put everything known on file. Call before each checkpoint: a resumed run then has the whole expert load."""
+        """Write everything known to the file. Call before each checkpoint: a resumed run then has the whole expert load."""
         if self._load_NK is not None:
             self._write({"kind": "load", "step": self._last_step, "tokens_NK": self._load_NK.tolist()})
             self._load_NK = None
@@ -210,7 +210,7 @@ class MetricsLog:
                 self._board.add_scalar(f"loss_train/{name}", loss, last.step)
 
     def _traffic(self, moved: list[Traffic]) -> dict[str, float | None]:
-        """TRAFFIC of these steps."""
+        """The values of TRAFFIC over these steps."""
         if not moved:
             return {}
         steps, active = len(moved), sum(t.hits + t.misses for t in moved)
@@ -227,25 +227,25 @@ class MetricsLog:
 
 
 class NoLog:
-    """In place of a `MetricsLog` on the ranks that write none."""
+    """A log that writes nothing, for the ranks other than 0."""
 
     def __enter__(self) -> NoLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing was opened."""
+        """Close nothing: nothing was opened."""
 
     def record(self, metrics: StepMetrics) -> None:
-        """Rank 0 has the same."""
+        """Write nothing: rank 0 has the same numbers."""
 
     def evaluation(self, step: int, per_domain: dict[str, float]) -> None:
-        """Rank 0 has the same."""
+        """Write nothing: rank 0 has the same numbers."""
 
     def paused(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Write nothing: nothing is held back."""
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -263,13 +263,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def load_max_over_mean(load_NK: np.ndarray) -> float | None:
-    """Tokens of the fullest expert over the mean of those that received any; mean over layers, None without load."""
+    """Tokens of the fullest expert over the mean of the experts that received any, averaged over layers; None without load."""
     ratios = [load_K.max() / load_K[load_K > 0].mean() for load_K in load_NK if load_K.any()]
     return float(np.mean(ratios)) if ratios else None
 
 
 def _drop_lines_beyond(file: Path, step: int) -> None:
-    """Keep what happened up to `step`: the resumed run will write the rest again. Step 0 starts afresh."""
+    """Drop the lines of later steps than `step`, which the resumed run writes again. Step 0 drops the whole file."""
     if not file.exists():
         return
     kept = [line for line in read_metrics(file.parent) if line["step"] <= step] if step else []
@@ -282,7 +282,7 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN and no infinity."""
+    """The values with None for those that JSON cannot hold, NaN and infinity."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 

@@ -22,9 +22,9 @@ from pangu_sigma.train.metrics import read_metrics
 Line = dict[str, Any]
 
 _FEW_DOMAINS = 8
-"""Up to this many domains, names are written large and side by side."""
+"""Largest number of domains whose names are written large and side by side."""
 _ANNOTATE_MAX = 40
-"""Experts in a layer up to which each cell of the heat map shows its number."""
+"""Largest number of experts in a layer for which each cell of the heat map shows its number."""
 
 
 def write_report(run_folder: Path) -> Path:
@@ -78,7 +78,7 @@ def _draw_loss(domains: list[str], steps: list[Line], evaluations: list[Line]) -
 
 
 def _draw_load(domains: list[str], loads: list[Line]) -> Figure | None:
-    """Heat map layers × experts of the load relative to the fair share of the expert's domain."""
+    """A heat map, layers × experts, of the load relative to the fair share of the expert's domain."""
     total_NK = expert_load(loads)
     if total_NK is None or not total_NK.any():
         return None
@@ -103,7 +103,7 @@ def _draw_load(domains: list[str], loads: list[Line]) -> Figure | None:
 
 
 def _write_numbers(axes: Axes, relative_NK: np.ndarray) -> None:
-    """The number of each cell of the heat map, in a colour that its background lets stand out."""
+    """Write the number of each cell of the heat map in a colour that stands out from its background."""
     bright = np.nanmax(relative_NK) / 2
     for n, k in np.argwhere(np.isfinite(relative_NK)):
         value = relative_NK[n, k]
@@ -145,7 +145,7 @@ def _relative(total_NK: np.ndarray, domains: int) -> np.ndarray:
 
 
 def _colors(count: int) -> list[Any]:
-    """Colours that can be told apart while that is possible."""
+    """`count` colours, which can be told apart as long as that is possible."""
     if count <= 10:
         return [colormaps["tab10"](i) for i in range(count)]
     return list(colormaps["turbo"](np.linspace(0, 1, count)))
@@ -187,7 +187,7 @@ td:first-child, th:first-child {{ text-align: left }}
 
 
 def _table(domains: list[str], steps: list[Line], evaluations: list[Line]) -> str:
-    """Last known losses of each domain; perplexity is that of the held-out text."""
+    """A table of the last known losses of each domain; perplexity is that of the held-out text."""
     rows = []
     for name in domains:
         train, held_out = _last(steps, name), _last(evaluations, name)

@@ -21,6 +21,7 @@ from pangu_sigma.data.step_arrays import PASS_FIELDS
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
+from pangu_sigma.optimizer.clip import is_finite, update_factor
 from pangu_sigma.optimizer.dense_adam import DenseAdam
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
@@ -30,7 +31,7 @@ from pangu_sigma.parallel.reduce import gradients_of
 
 
 class StepResult(NamedTuple):
-    """What a step reports; all tensors on the host side of the graph."""
+    """The report of a step; all tensors on the host side of the graph."""
 
     block_loss_GM: tuple[Tensor, ...]
     """Weighted loss of each block; the sum is the loss of the update."""
@@ -39,11 +40,14 @@ class StepResult(NamedTuple):
     applied: Tensor
     """1.0, or 0.0 when the gradients overflowed and nothing was updated."""
     scale: Tensor
-    """Loss scale the step used."""
+    """Loss scale that the step used."""
 
 
 class ScaledLoss(nn.Cell):
-    """What a step differentiates. construct(scale, *arguments of NextTokenLoss) -> (scale · sum of the blocks, the blocks [M])"""
+    """The function that a step differentiates.
+
+    construct(scale, *arguments of NextTokenLoss) -> (scale · sum of the losses of the blocks, those losses [M])
+    """
 
     def __init__(self, network: PanGuSigma):
         super().__init__()
@@ -59,12 +63,12 @@ FIRST_EXPERT = 1 + len(PASS_FIELDS)
 
 
 class TrainStep(nn.Cell):
-    """Forward, backward and update.
+    """Forward pass, backward pass and update.
 
     construct(lr, rows_GBS, positions_GBS, documents_GBS, slots_GM, labels_GBS, weights_GBS, order_GNT, inverse_GNT, offsets_GNA1,
     active_NA, used_NA1, *transfer) -> StepResult's fields
         active: the experts of all micro-batches; offsets: their tokens in each; used: their tokens summed over the micro-batches.
-        transfer: what a `Prefetcher` gives, or nothing: next_NA, the experts brought, and where the next step's go.
+        transfer: what a `Prefetcher` gives: next_NA, the experts that it brought, and the buffers of the next step's. Or nothing.
     """
 
     def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = ALONE):
@@ -81,8 +85,8 @@ class TrainStep(nn.Cell):
         )
         self.sparse = config.model.rre_layers > 0
         self.scale = LossScale(config)
-        places = active_entries(config)
-        of_experts = [(places, *weight.shape[1:]) for weight in store.weights]
+        entries = active_entries(config)
+        of_experts = [(entries, *weight.shape[1:]) for weight in store.weights]
         self.reduce = gradients_of(config, ranks, [p.shape for p in dense], of_experts)
         self.expert_tensors = len(store.weights)
         self.micro_batches = config.train.accumulation
@@ -132,8 +136,8 @@ class TrainStep(nn.Cell):
             dense_grads = of_dense if g == 0 else add(dense_grads, of_dense)
         dense_grads, expert_grads, squares = self.reduce(dense_grads, expert_grads)
         norm = ops.sqrt(squares) / scale
-        applied = ops.cast(ops.isfinite(norm), ms.float32)
-        grad_scale = ops.minimum(self.clip_norm / (norm + 1e-12), Tensor(1.0, ms.float32)) / scale
+        applied = is_finite(norm)
+        grad_scale = update_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(dense_grads, self.hyper_dense(lr, grad_scale, applied))
         if self.sparse:
             hyper = self.hyper_experts(lr, grad_scale, applied)

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 
 class StopRequest:
-    """Whether SIGTERM has come; while it is used as a context manager the signal ends nothing by itself."""
+    """Notes that SIGTERM has come. While it is used as a context manager, the signal ends nothing by itself.
+
+    Python lets only the main thread handle signals. In any other thread this does nothing: SIGTERM keeps the meaning that it had,
+    and nothing is ever requested.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        """True once SIGTERM has come."""
         self._before: Any = None
+        self._listens = threading.current_thread() is threading.main_thread()  # Python allows handlers there only
 
     def __enter__(self) -> StopRequest:
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -15,15 +15,18 @@ from pangu_sigma.train.report import expert_load, write_report
 
 
 def summarise(path: Path) -> dict[str, Any]:
-    """Losses (held-out nats per token) before and after, by domain, beside the unigram entropy; tokens/s; expert load max/mean;
-    rows dropped beyond an expert's capacity; what the prefetcher moved (medians of the log lines; None without one).
+    """The summary of a run, as plain values.
+
+    It holds held-out losses (nats per token) before and after, by domain, beside the unigram entropy; tokens per second; the load
+    of the fullest expert over the mean; the number of rows dropped beyond an expert's capacity; and what the prefetcher moved
+    (medians of the log lines; None without one).
 
     Raises ConfigError when the run has not reached its first checkpoint.
     """
     run = RunFolder.open(path)
     lines = read_metrics(path) if (path / FILE).exists() else []
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
-    if not evaluations or not (run.checkpoints / "LATEST").exists():
+    if not evaluations or run.latest is None:
         raise ConfigError(
             f"{path} has no checkpoint and no losses to report yet; train it first, or wait for its first checkpoint"
         )
@@ -46,7 +49,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "ecss": {name: _median([line[name] for line in moved]) for name in TRAFFIC} if moved else None,
         "dropped": sum(line.get("dropped", 0) for line in lines),
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
-        "checkpoint": str(run.checkpoints / (run.checkpoints / "LATEST").read_text().strip()),
+        "checkpoint": str(run.latest),
         "report": str(write_report(path)),
     }
 
@@ -78,7 +81,7 @@ def format_summary(summary: dict[str, Any]) -> str:
 
 
 def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
-    """Held-out losses of two runs side by side, and their difference (negative: the first run is better)."""
+    """A table of the held-out losses of two runs side by side, with their difference (negative: the first run is better)."""
     width = max(len(summary["run"]), len(other["run"]), 8)
     heads = f"{summary['run']:>{width}} {other['run']:>{width}} {'difference':>10} {'unigram':>8}"
     lines = [f"{'domain':12} {heads}   held-out loss, nats per token"]

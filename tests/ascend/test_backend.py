@@ -11,14 +11,14 @@ import pytest
 from helpers.tiny import tiny_config
 from mindspore import Parameter, Tensor
 
-from pangu_sigma.ascend import trainer as ascend
+from pangu_sigma.ascend import backend as ascend
+from pangu_sigma.ascend.backend import AscendBackend
 from pangu_sigma.ascend.parts import dense_part, expert_part, writes
 from pangu_sigma.ascend.sharding import cut
-from pangu_sigma.ascend.trainer import AscendTrainer
 from pangu_sigma.config import ParallelConfig
 from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.run import evaluate_run
-from pangu_sigma.train.loop import Trainer, train
+from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -74,15 +74,15 @@ def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, name:
 
 @pytest.fixture(scope="module")
 def runs(graph_mode, tiny_data: Path, tmp_path_factory) -> SimpleNamespace:
-    """The same run by both trainers; the Ascend one stops in the middle and goes on."""
+    """The same run by both backends; the Ascend one stops in the middle and goes on."""
     folder = tmp_path_factory.mktemp("ascend")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ascend, "use_ascend", lambda config: use_cpu(config.seed))
         config = tiny_config(tiny_data, parallel={"capacity_factor": 4.0})
         half = config.model_copy(update={"train": config.train.model_copy(update={"steps": config.train.steps // 2})})
-        train(half, folder / "ascend", AscendTrainer)
-        ascend_run = train(config, folder / "ascend", AscendTrainer)
-        train(config, folder / "cpu", Trainer)
+        train(half, folder / "ascend", AscendBackend())
+        ascend_run = train(config, folder / "ascend", AscendBackend())
+        train(config, folder / "cpu")
     return SimpleNamespace(folder=folder, config=config, step=ascend_run.step)
 
 

@@ -1,0 +1,80 @@
+"""The Ascend backend of the training loop: another step, and checkpoints of what MindSpore has divided among ranks.
+
+Nothing here has run on a device. What runs is tested as a run of one rank on the CPU, the step of many ranks is compiled
+(planning/compile.py), and which rank writes what is arithmetic that a test covers.
+"""
+
+from __future__ import annotations
+
+from mindspore import Tensor
+
+from pangu_sigma.ascend.device import use_ascend
+from pangu_sigma.ascend.inputs import step_inputs
+from pangu_sigma.ascend.parts import dense_of, located, writes
+from pangu_sigma.ascend.step import AscendStep
+from pangu_sigma.ascend.supported import check_ascend
+from pangu_sigma.checkpoint.checkpoint import Checkpoint
+from pangu_sigma.checkpoint.parts import Files, SavedArray
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import Parts, file_of_rank, fill_from
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import Batches
+from pangu_sigma.ecss.prefetch import Prefetcher
+from pangu_sigma.parallel.connect import join
+from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.parallel.plans import DispatchLayout, dispatch_layout
+from pangu_sigma.parallel.ranks import Ranks
+from pangu_sigma.train.backend import Backend, Built
+from pangu_sigma.train.feed import Fed
+from pangu_sigma.train.held_out import Evaluator
+from pangu_sigma.train.step import StepResult
+
+
+class AscendBackend(Backend):
+    """Ranks that are NPUs: `AscendStep` under MindSpore's auto-parallel."""
+
+    def layout(self, config: Config) -> DispatchLayout:
+        return dispatch_layout(config, ascend=True)
+
+    def join(self, config: Config) -> Ranks:
+        check_ascend(config)
+        use_ascend(config)
+        return join(config.parallel, ascend=True)
+
+    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> Built:
+        step = AscendStep(config, ranks.rank)
+        step.fill(config.seed)
+        return Built(config, ranks, step.network.loss.network, step.store, step)
+
+    def prefetcher(self, built: Built) -> Prefetcher | None:
+        return None  # the step looks its experts up itself
+
+    def take_step(self, built: Built, rate: float, fed: Fed) -> StepResult:
+        loss_M, norm, applied, scale = built.step.take(rate, fed.batch)
+        return StepResult((loss_M,), norm, applied, scale)
+
+    def counts_losses(self, config: Config, ranks: Ranks) -> bool:
+        """True on the first tensor rank of the last stage: its peers see the same tokens, and earlier stages have no losses."""
+        at = Layout(config.parallel).coordinates(ranks.rank)
+        return at.tensor == 0 and at.stage == config.parallel.stages - 1
+
+    def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
+        """The evaluator, which uses the graph of training: another one would have to be compiled."""
+        counts = self.counts_losses(built.config, built.ranks)
+        return Evaluator(built.config, held_out, built.step, built.network, built.ranks, together=True, counts=counts)
+
+    def files(self, built: Built) -> Files:
+        rank, parallel = built.ranks.rank, built.config.parallel
+        files: Files = {}
+        for shard, name, parameter, part in located(built.shards, built.store, parallel, rank):
+            if writes(dense_of(built.shards, name), shard, name, parallel, rank):
+                files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
+        return files
+
+    def restore(self, built: Built, checkpoint: Checkpoint) -> None:
+        built.step.compile(*step_inputs(built.config))  # only then has MindSpore divided the parameters
+        parts: Parts = {}
+        for shard, name, _, part in located(built.shards, built.store, built.config.parallel, built.ranks.rank):
+            parts.setdefault(shard, {})[name] = part
+        for parameter, array in fill_from(checkpoint, built.shards, parts):
+            parameter.set_data(Tensor(array), slice_shape=True)

@@ -1,0 +1,27 @@
+"""What a run has left, for comparisons: its arrays and its held-out losses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.train.metrics import read_metrics
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of every array and of the state."""
+    loaded = load_checkpoint(checkpoint)
+    found = {
+        f"{file}/{name}": hashlib.sha256(f"{a.values.dtype} {a.values.shape}".encode() + a.values.tobytes()).hexdigest()
+        for file, arrays in loaded.files.items()
+        for name, a in arrays.items()
+    }
+    return found | {"state": json.dumps(loaded.state, sort_keys=True), "step": str(loaded.step)}
+
+
+def held_out_losses(run: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """First and last evaluation of a run."""
+    lines = [line["per_domain_loss"] for line in read_metrics(run) if line["kind"] == "evaluation"]
+    return lines[0], lines[-1]

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+from helpers.runs import digests
+from helpers.tiny import tiny_config
+
+from pangu_sigma.data.batches import Batches
+from pangu_sigma.train.held_out import EvaluationStep, Evaluator
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+def test_evaluation_changes_nothing_and_leaves_dropout_on_for_training(trainer):
+    """The step may be compiled after an evaluation: it must find its network in training."""
+    before = digests(trainer.save())
+    evaluator = trainer.evaluator()
+    first = evaluator.losses()
+    assert first == evaluator.losses(), "dropout is off"
+    assert trainer.network.training
+    assert digests(trainer.save()) == before
+
+
+def test_held_out_loss_is_a_mean_over_all_its_tokens(tiny_data, trainer):
+    """Batches of any size give it: the last one, which is filled up, weighs what it holds."""
+    losses = []
+    for size in (4, 10):
+        options = trainer.config.train.model_dump() | {"batch_size": size, "eval_batches": 40 // size}
+        config = tiny_config(tiny_data, train=options, model=trainer.config.model.model_dump())
+        run = trainer.run
+        batches = Batches(config, tiny_data, run.tokenizer, run.table, "held_out")
+        forward = EvaluationStep(trainer.network, trainer.store)
+        losses.append(Evaluator(config, batches, forward, trainer.network).losses())
+        assert any(n % size for n in batches.samples.counts), "one batch should be filled up"
+    for name, loss in losses[0].items():
+        assert loss == pytest.approx(losses[1][name], rel=1e-5)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from pangu_sigma.train.stop import StopRequest
+
+
+def test_the_signal_is_noted_and_ends_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_signal_has_its_old_meaning_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with StopRequest():
+            raise KeyError
+    except KeyError:
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_thread_than_the_main_one_leaves_signals_alone():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with StopRequest() as stop:
+            seen.append((signal.getsignal(signal.SIGTERM), stop.requested))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+    assert signal.getsignal(signal.SIGTERM) is before
