@@ -6,4 +6,5 @@ ruff check --quiet .
 ruff format --check --quiet .
 mypy
 if [ $# -eq 0 ]; then set -- -m "not slow"; fi
-python -m pytest -q --durations=10 "$@"
+# Two processes, a file of tests each: MindSpore compiles graphs on one thread. tests/conftest.py puts the long files first.
+python -m pytest -q --durations=10 --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
