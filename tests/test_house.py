@@ -416,6 +416,12 @@ def test_only_the_command_line_prints(trees):
     assert print_calls(ast.parse("fingerprint(1)\nprint(2)\n# print(3)")) == [2]
 
 
+def test_the_long_files_of_tests_are_there(pytestconfig: pytest.Config):
+    """tests/conftest.py begins with them; the list would rot in silence."""
+    conftest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    assert [name for name in conftest.LONG if not (ROOT / "tests" / name).exists()] == []
+
+
 def test_no_module_is_called_utils(trees):
     assert [
         file for file in trees if Path(file).name in ("util.py", "utils.py", "helpers.py", "common.py", "misc.py")
