@@ -1,7 +1,7 @@
 """Fixtures of all tests. Nothing here imports MindSpore until a test asks for it, so that pure tests stay fast.
 
-`run_scripts/test.sh` gives the files of tests to two processes (pytest-xdist): most of the time is MindSpore's compilation of graphs,
-which has one thread. What several files need is made by the process that needs it first, and the other one waits for it.
+`run_scripts/test.sh` gives the files of tests to two processes (pytest-xdist): most of the time is MindSpore's compilation of
+graphs, which has one thread. What several files need is made by the process that needs it first; the other one waits for it.
 """
 
 from __future__ import annotations
