@@ -38,7 +38,7 @@ ground floor may import each other."""
 
 TESTED_ELSEWHERE = {
     "src/pangu_sigma/__init__.py": "the Python face; tests/test_api.py",
-    "src/pangu_sigma/__main__.py": "one call of cli.main; tests/test_device.py and tests/launching start it",
+    "src/pangu_sigma/__main__.py": "one call of cli.main; tests/launching/test_launch_training.py starts it",
     "src/pangu_sigma/errors.py": "one empty class; tests/test_cli.py shows what it is for",
     "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",
     **{
@@ -53,7 +53,7 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/launching/worker.py": "tests/launching/test_launch.py starts ranks through it",
     "src/pangu_sigma/launching/processes.py": "tests/launching/test_launch.py: only whole launches have processes",
     "src/pangu_sigma/planning/cann_stub.py": "tests/planning/test_compile.py compiles with it, and tests/test_device.py",
-    "src/pangu_sigma/planning/machine.py": "constants; tests/planning/test_memory.py and tests/planning/test_cost.py compute with them",
+    "src/pangu_sigma/planning/machine.py": "constants; tests/planning/test_memory.py and test_cost.py compute with them",
     "src/pangu_sigma/planning/text.py": "tests/planning/test_plan.py reads the printed plan",
     "src/pangu_sigma/bench/adam.py": "tests/bench/test_bench_adam.py",
     "src/pangu_sigma/bench/ecss.py": "tests/bench/test_bench_ecss.py",
@@ -77,7 +77,7 @@ TESTED_ELSEWHERE = {
     "ascend_ops/emulation/emulator.py": "tests/ascend_ops/test_emulation.py",
     "ascend_ops/errors.py": "two empty classes; tests/ascend_ops/test_library.py shows what they are for",
     "ascend_ops/fetch.py": "tests/ascend/test_step.py brings experts with it, tests/planning/test_compile.py counts it",
-    "ascend_ops/host.py": "makes every operator of the host; tests/ascend_ops/test_adam.py and tests/ascend_ops/test_grouped_ffn.py",
+    "ascend_ops/host.py": "makes every operator of the host; tests/ascend_ops/test_adam.py and test_grouped_ffn.py",
 }
 """Modules without a test of their own name, and where they are tested."""
 
