@@ -52,6 +52,9 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/launching/training.py": "tests/launching/test_launch_training.py",
     "src/pangu_sigma/launching/worker.py": "tests/launching/test_launch.py starts ranks through it",
     "src/pangu_sigma/launching/processes.py": "tests/launching/test_launch.py: only whole launches have processes",
+    "src/pangu_sigma/parallel/all_to_all.py": "tests/parallel/test_ranks_train.py: several processes train with it",
+    "src/pangu_sigma/parallel/connect.py": "tests/parallel/test_ranks.py and test_ranks_train.py",
+    "src/pangu_sigma/parallel/reduce.py": "tests/parallel/test_ranks_train.py: several processes train with it",
     "src/pangu_sigma/planning/cann_stub.py": "tests/planning/test_compile.py compiles with it, and tests/test_device.py",
     "src/pangu_sigma/planning/machine.py": "constants; tests/planning/test_memory.py and test_cost.py compute with them",
     "src/pangu_sigma/planning/text.py": "tests/planning/test_plan.py reads the printed plan",
@@ -108,6 +111,7 @@ PRINTS = {
     "src/pangu_sigma/bench/mixtral.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/bench/peer.py": "asks such a program through a pipe",
     "src/pangu_sigma/bench/stored_experts.py": "answers a benchmark through a pipe",
+    "src/pangu_sigma/errors.py": "the one message of an error that a user can mend, on standard error",
     "src/pangu_sigma/mindformers_adapter/__main__.py": "a command line",
     "src/pangu_sigma/planning/compile.py": "its compiling process answers the one that waits",
 }
