@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole test suite, with lint and types. Arguments go to pytest: `test.sh tests/routing`, `test.sh -m slow`.
+# The whole test suite, with lint and types. Arguments go to pytest: `test.sh tests/rre`, `test.sh -m slow -n 0` (one process).
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 ruff check --quiet .
