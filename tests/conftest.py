@@ -1,10 +1,40 @@
-"""Fixtures of all tests. Nothing here imports MindSpore until a test asks for it, so that pure tests stay fast."""
+"""Fixtures of all tests. Nothing here imports MindSpore until a test asks for it, so that pure tests stay fast.
+
+`run_scripts/test.sh` gives the files of tests to two processes (pytest-xdist): most of the time is MindSpore's compilation of
+graphs, which has one thread. What several files need is made by the process that needs it first; the other one waits for it.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+LONG = [
+    "parallel/test_ranks_train.py",
+    "planning/test_compile.py",
+    "ascend_ops/test_ascendc_mutations.py",
+    "launching/test_launch.py",
+    "train/test_loop.py",
+    "ecss/test_exactness.py",
+    "train/test_step.py",
+    "bench/test_bench_ecss.py",
+    "test_mindformers_adapter.py",
+    "ascend/test_step.py",
+    "launching/test_launch_training.py",
+    "convert/test_mindir.py",
+]
+"""Files that take longest, longest first: they begin first, so that no process is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the order of all others, and inside a file, stays."""
+    order = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -17,33 +47,53 @@ def graph_mode() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory) -> Path:
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """made_once(name, make) -> a folder that make(folder) has filled: by one process of this run of tests, for all of them."""
+    own = tmp_path_factory.getbasetemp()
+    common = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made_once"
+    common.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, whole = common / name, common / f"{name}.whole"
+        with (common / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a process that failed has left
+                folder.mkdir()
+                make(folder)
+                whole.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_data(made_once) -> Path:
     """What prepare-data makes of three domains of generated text. Read only."""
     from helpers.tiny import tiny_config, write_text
 
     from pangu_sigma.data.prepare import prepare
 
-    folder = tmp_path_factory.mktemp("tiny")
-    write_text(folder / "text.jsonl")
-    prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")
-    return folder / "prepared"
+    def make(folder: Path) -> None:
+        write_text(folder / "text.jsonl")
+        prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")
+
+    return made_once("tiny_data", make) / "prepared"
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_data, tmp_path_factory) -> Path:
+def tiny_run(tiny_data, made_once) -> Path:
     """The folder of a whole run on that data, trained once for all tests. Read only: copy the folder to change it."""
     from helpers.tiny import tiny_config
 
     from pangu_sigma.train.loop import train
 
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny_config(tiny_data), path)
-    return path
+    return made_once("tiny_run", lambda folder: train(tiny_config(tiny_data), folder / "tiny")) / "tiny"
 
 
 @pytest.fixture(scope="session")
-def tiny_export(tiny_run, tmp_path_factory) -> Path:
+def tiny_export(tiny_run, made_once) -> Path:
     """That run as an exported model. Read only."""
     from pangu_sigma.convert.mindir import export_mindir
 
-    return export_mindir(tiny_run, tmp_path_factory.mktemp("exports") / "tiny")
+    return made_once("tiny_export", lambda folder: export_mindir(tiny_run, folder / "tiny")) / "tiny"

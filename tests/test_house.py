@@ -1,10 +1,16 @@
-"""The house that the code lives in: nothing imports upward, nothing imports in a circle."""
+"""The house that the code lives in: nothing imports upward or in a circle, every module has its test, a name means one thing,
+and no text points to a document that is not here."""
 
 from __future__ import annotations
 
 import ast
+import io
+import re
 import subprocess
 import sys
+import tokenize
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +34,91 @@ FLOORS = [
 ]
 """Folders and files of `pangu_sigma` from the ground up. A folder imports its own files and those of lower floors. Files of the
 ground floor may import each other."""
+
+
+TESTED_ELSEWHERE = {
+    "src/pangu_sigma/__init__.py": "the Python face; tests/test_api.py",
+    "src/pangu_sigma/__main__.py": "one call of cli.main; tests/launching/test_launch_training.py starts it",
+    "src/pangu_sigma/errors.py": "one empty class; tests/test_cli.py shows what it is for",
+    "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",
+    **{
+        f"src/pangu_sigma/commands/{name}.py": "tests/test_cli.py runs every command through the command line"
+        for name in ("launching", "models", "options", "tools", "training")
+    },
+    "src/pangu_sigma/ecss/build.py": "every run is built with it; tests/train/test_loop.py",
+    "src/pangu_sigma/train/backend.py": "tests/train/test_loop.py and tests/ascend/test_backend.py train with one each",
+    "src/pangu_sigma/model/declare.py": "tests/model/test_pangu_sigma.py: every parameter and tensor is made with it",
+    "src/pangu_sigma/model/dense_ffn.py": "tests/model/test_pangu_sigma.py compares the layers that use it with NumPy",
+    "src/pangu_sigma/launching/training.py": "tests/launching/test_launch_training.py",
+    "src/pangu_sigma/launching/worker.py": "tests/launching/test_launch.py starts ranks through it",
+    "src/pangu_sigma/launching/processes.py": "tests/launching/test_launch.py: only whole launches have processes",
+    "src/pangu_sigma/parallel/all_to_all.py": "tests/parallel/test_ranks_train.py: several processes train with it",
+    "src/pangu_sigma/parallel/connect.py": "tests/parallel/test_ranks.py and test_ranks_train.py",
+    "src/pangu_sigma/parallel/reduce.py": "tests/parallel/test_ranks_train.py: several processes train with it",
+    "src/pangu_sigma/planning/cann_stub.py": "tests/planning/test_compile.py compiles with it, and tests/test_device.py",
+    "src/pangu_sigma/planning/machine.py": "constants; tests/planning/test_memory.py and test_cost.py compute with them",
+    "src/pangu_sigma/planning/text.py": "tests/planning/test_plan.py reads the printed plan",
+    "src/pangu_sigma/bench/adam.py": "tests/bench/test_bench_adam.py",
+    "src/pangu_sigma/bench/ecss.py": "tests/bench/test_bench_ecss.py",
+    "src/pangu_sigma/bench/mixtral.py": "a program of the peers' environment; tests/bench/test_train.py starts it where they are",
+    "src/pangu_sigma/bench/stored_experts.py": "a program of its own; tests/bench/test_scale.py starts it",
+    "src/pangu_sigma/bench/synthetic.py": "tests/bench/test_train.py and tests/bench/test_bench_ecss.py run on it",
+    "src/pangu_sigma/bench/tokenizer.py": "tests/bench/test_bench_tokenizer.py",
+    "src/pangu_sigma/ascend/active_experts.py": "tests/ascend/test_step.py compares whole steps with those of the CPU",
+    "src/pangu_sigma/ascend/device.py": "tests/planning/test_compile.py compiles under its context",
+    "src/pangu_sigma/ascend/device_adam.py": "tests/ascend/test_step.py compares whole steps with those of the CPU",
+    "src/pangu_sigma/ascend/exchange.py": "tests/ascend/test_step.py compares whole steps with those of the CPU",
+    "src/pangu_sigma/ascend/inputs.py": "tests/ascend/test_backend.py",
+    "src/pangu_sigma/ascend/micro_batches.py": "tests/ascend/test_step.py, in one pass and in two",
+    "src/pangu_sigma/ascend/overflow.py": "tests/ascend/test_step.py",
+    "src/pangu_sigma/ascend/parts.py": "tests/ascend/test_backend.py saves and loads by it",
+    **{
+        f"src/pangu_sigma/mindformers_adapter/{name}.py": "tests/test_mindformers_adapter.py starts MindFormers once for all"
+        for name in "__init__ __main__ checkpoint dataset model registration step tokenizer trainer words".split()  # noqa: SIM905
+    },
+    "ascend_ops/device.py": "tests/ascend_ops/test_expert_dispatch.py on the CPU, tests/device/test_ascend_ops.py on a chip",
+    "ascend_ops/emulation/emulator.py": "tests/ascend_ops/test_emulation.py",
+    "ascend_ops/errors.py": "two empty classes; tests/ascend_ops/test_library.py shows what they are for",
+    "ascend_ops/fetch.py": "tests/ascend/test_step.py brings experts with it, tests/planning/test_compile.py counts it",
+    "ascend_ops/host.py": "makes every operator of the host; tests/ascend_ops/test_adam.py and test_grouped_ffn.py",
+}
+"""Modules without a test of their own name, and where they are tested."""
+
+TWICE = {
+    "__all__": "Python's own",
+    "add_commands": "each file of commands/ adds its own; cli.py calls them all",
+    "load_config": "the Python face takes a shipped name too, and calls the one of config_file.py",
+    "logger": "each module has its own, by its name",
+    "main": "where a program begins",
+    "run": "each benchmark's entry, called by name in commands/",
+    "train": "the Python face gives back a model, and calls the loop",
+}
+"""Public names that several modules define at their top level, and why."""
+
+ONE_MEANING = {
+    "place": (),
+    "places": (),
+    "stem": (),
+    "part": ("checkpoint/", "convert/", "ascend/parts.py", "ascend/backend.py"),
+    "shard": ("checkpoint/", "ascend/", "convert/", "train/", "mindformers_adapter/"),
+    "shards": ("checkpoint/", "ascend/", "convert/", "train/", "mindformers_adapter/"),
+    "piece": ("data/", "mindformers_adapter/tokenizer.py"),
+    "pieces": ("data/", "mindformers_adapter/tokenizer.py"),
+}
+"""Words that code may make a name of only in these folders and files of `pangu_sigma`, where they have their one meaning."""
+
+PRINTS = {
+    "src/pangu_sigma/bench/mixtral.py": "answers a benchmark through a pipe",
+    "src/pangu_sigma/bench/peer.py": "asks such a program through a pipe",
+    "src/pangu_sigma/bench/stored_experts.py": "answers a benchmark through a pipe",
+    "src/pangu_sigma/errors.py": "the one message of an error that a user can mend, on standard error",
+    "src/pangu_sigma/mindformers_adapter/__main__.py": "a command line",
+    "src/pangu_sigma/planning/compile.py": "its compiling process answers the one that waits",
+}
+"""Files outside the command line that call print, and why."""
+
+ELSEWHERE = re.compile(r"\bspec §|\bdesign (decision|§)|\(spec[:,\s]", re.IGNORECASE)
+"""References to documents that are not in the repository."""
 
 
 def sources() -> dict[str, Path]:
@@ -89,6 +180,123 @@ def room(module: str) -> str:
     return module.removeprefix("pangu_sigma.").split(".")[0]
 
 
+def python_files() -> dict[str, ast.Module]:
+    """Every Python file of the product, by its path from the root."""
+    return {str(file.relative_to(ROOT)): ast.parse(file.read_text(encoding="utf-8")) for file in sources().values()}
+
+
+def test_file_of(file: str) -> str:
+    """The test that mirrors a module: src/pangu_sigma/rre/plan.py → tests/rre/test_plan.py."""
+    path = Path(file.removeprefix("src/pangu_sigma/"))
+    return str("tests" / path.parent / f"test_{path.name}")
+
+
+test_file_of.__test__ = False  # type: ignore[attr-defined]
+
+
+def mirror_faults(modules: set[str], tests: set[str], exceptions: set[str]) -> list[str]:
+    """Modules without their test that are no exceptions, and exceptions that are none any more."""
+    untested = {module for module in modules if test_file_of(module) not in tests}
+    return [
+        *(f"{module} has no {test_file_of(module)}" for module in sorted(untested - exceptions)),
+        *(f"{module} is no exception any more" for module in sorted(exceptions - untested)),
+    ]
+
+
+def public_names(tree: ast.Module) -> Iterator[str]:
+    """What a module defines at its top level, names with an underscore excepted."""
+    for node in tree.body:
+        found = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+        yield from (name for name in found if name == "__all__" or not name.startswith("_"))
+
+
+def defines(tree: ast.Module) -> bool:
+    """True if a module has functions or classes of its own; a package that only gathers names has none."""
+    return any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body)
+
+
+def names_made_twice(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """The files of every public name that more than one of them defines."""
+    files: dict[str, set[str]] = defaultdict(set)
+    for file, tree in trees.items():
+        for name in public_names(tree):
+            files[name].add(file)
+    return {name: sorted(where) for name, where in sorted(files.items()) if len(where) > 1}
+
+
+def names_made(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and name of everything that code names: variables, arguments, attributes, functions, classes.
+
+    Names that are only read do not count: whoever made them is asked, or is a library (`Path.stem`).
+    """
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+                yield node.lineno, name
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield node.lineno, name
+            case ast.ImportFrom() | ast.Import():
+                yield from ((node.lineno, alias.asname) for alias in node.names if alias.asname)
+
+
+def words_of_another_meaning(trees: dict[str, ast.Module]) -> list[str]:
+    """Names that ONE_MEANING does not allow where they are made."""
+    found = []
+    for file, tree in trees.items():
+        inside = file.removeprefix("src/pangu_sigma/")
+        found += [
+            f"{file}:{line} {name}"
+            for line, name in sorted(names_made(tree))
+            if name in ONE_MEANING and not inside.startswith(ONE_MEANING[name] or ("nowhere",))
+        ]
+    return found
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and text of every string that stands alone: docstrings of modules, classes, functions, fields and constants."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield node.lineno, text
+
+
+def comments_and_strings(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of everything in Python that is written for people."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING):
+            yield from enumerate(token.string.splitlines(), token.start[0])
+
+
+def references_elsewhere(suffix: str, text: str) -> list[int]:
+    """Lines of a file that refer to a document that is not in the repository."""
+    lines = comments_and_strings(text) if suffix == ".py" else enumerate(text.splitlines(), 1)
+    return [number for number, line in lines if ELSEWHERE.search(line)]
+
+
+def without_docstring(tree: ast.Module) -> list[str]:
+    """Public functions and classes of the top level that nobody has described."""
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and ast.get_docstring(node) is None
+    ]
+
+
+def print_calls(tree: ast.Module) -> list[int]:
+    """Lines that call print."""
+    return [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"]
+
+
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    return python_files()
+
+
 @pytest.fixture(scope="module")
 def edges() -> dict[str, set[str]]:
     return imports(sources())
@@ -142,3 +350,97 @@ def test_routing_and_configuration_do_not_load_mindspore():
     code = f"import sys; {loads}; print([m for m in ('mindspore', 'mindformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_module_has_the_test_of_its_name(trees):
+    modules = {file for file, tree in trees.items() if not file.endswith("/__init__.py") or defines(tree)}
+    tests = {str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py")}
+    assert mirror_faults(modules, tests, set(TESTED_ELSEWHERE)) == []
+    named = {test for reason in TESTED_ELSEWHERE.values() for test in re.findall(r"tests/[\w/]+\.py", reason)}
+    assert sorted(test for test in named if not (ROOT / test).exists()) == []
+    faults = mirror_faults(
+        {"src/pangu_sigma/a/b.py", "ascend_ops/c.py"}, {"tests/a/test_b.py"}, {"src/pangu_sigma/a/b.py"}
+    )
+    assert faults == [
+        "ascend_ops/c.py has no tests/ascend_ops/test_c.py",
+        "src/pangu_sigma/a/b.py is no exception any more",
+    ]
+
+
+def test_a_public_name_is_defined_once(trees):
+    twice = names_made_twice(trees)
+    assert {name: files for name, files in twice.items() if name not in TWICE} == {}
+    assert sorted(TWICE.keys() - twice.keys()) == [], "these are no exceptions any more"
+    two = {"a.py": ast.parse("X, _y = 1, 2\ndef f(): Y = 1"), "b.py": ast.parse("class X: Y = 1\n_y: int = 2")}
+    assert names_made_twice(two) == {"X": ["a.py", "b.py"]}
+
+
+def test_a_word_has_one_meaning(trees):
+    assert words_of_another_meaning({f: t for f, t in trees.items() if f.startswith("src/")}) == []
+    code = "def f(place, *, part=1):\n    for shard in part.stem: self.piece = shard"
+    found = words_of_another_meaning({"src/pangu_sigma/checkpoint/a.py": ast.parse(code)})
+    assert found == ["src/pangu_sigma/checkpoint/a.py:1 place", "src/pangu_sigma/checkpoint/a.py:2 piece"]
+
+
+def test_no_docstring_begins_with_of(trees):
+    def begun(tree: ast.Module) -> list[int]:
+        return [line for line, text in docstrings(tree) if text.lstrip().startswith("Of ")]
+
+    assert [f"{file}:{line}" for file, tree in trees.items() for line in begun(tree)] == []
+    assert begun(ast.parse('"""Of a module."""\nX = 1\n"""Often."""\nclass A:\n    y: int\n    """Of y."""')) == [1, 6]
+
+
+def test_no_text_refers_to_a_document_that_is_not_here():
+    suffixes = {".py", ".md", ".yaml", ".sh", ".h", ".cpp", ".cc"}
+    folders = ("src", "ascend_ops", "model_configs", "run_scripts", "tests")
+    files = [
+        f for folder in folders for f in (ROOT / folder).rglob("*") if f.suffix in suffixes and f != Path(__file__)
+    ]
+    files += ROOT.glob("*.md")
+    found = [
+        f"{file.relative_to(ROOT)}:{line}"
+        for file in sorted(files)
+        for line in references_elsewhere(file.suffix, file.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+    assert references_elsewhere(".py", 'def f(spec: int): ...\n"""\nAs (spec §1) has it."""\n# Design decision 3') == [
+        3,
+        4,
+    ]
+    assert references_elsewhere(".md", "a\n(Spec: b)\na design\nspecial (special)") == [2]
+
+
+def test_public_functions_and_classes_are_described(trees):
+    assert [f"{file}: {name}" for file, tree in trees.items() for name in without_docstring(tree)] == []
+    assert without_docstring(ast.parse("class A: ...\ndef f():\n    'Says it.'\ndef _g(): ...\ndef h(): ...")) == [
+        "A",
+        "h",
+    ]
+
+
+def test_only_the_command_line_prints(trees):
+    printing = {
+        file
+        for file, tree in trees.items()
+        if file.startswith("src/") and not file.startswith(("src/pangu_sigma/commands/", "src/pangu_sigma/cli.py"))
+        if print_calls(tree)
+    }
+    assert sorted(printing - PRINTS.keys()) == []
+    assert sorted(PRINTS.keys() - printing) == [], "these are no exceptions any more"
+    assert print_calls(ast.parse("fingerprint(1)\nprint(2)\n# print(3)")) == [2]
+
+
+def test_the_long_files_of_tests_are_there(pytestconfig: pytest.Config):
+    """tests/conftest.py begins with them; the list would rot in silence."""
+    conftest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    assert [name for name in conftest.LONG if not (ROOT / "tests" / name).exists()] == []
+
+
+def test_no_module_is_called_utils(trees):
+    assert [
+        file for file in trees if Path(file).name in ("util.py", "utils.py", "helpers.py", "common.py", "misc.py")
+    ] == []
+
+
+def test_the_front_page_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

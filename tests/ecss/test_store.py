@@ -84,7 +84,7 @@ def test_a_store_knows_every_array_of_a_layer(graph_mode):
 
 
 def test_inactive_experts_keep_everything_bit_for_bit(host):
-    """Design §4.4: weights, moments, variances, step counts, also of experts that were active before."""
+    """Weights, moments, variances, step counts, also of experts that were active before."""
     host.reset()
     seen: set[tuple[int, int]] = set()
     for step, domains in enumerate([(0, 1), (1, 3), (2, 3), (0, 2), (3, 3)]):
@@ -118,7 +118,7 @@ def test_an_expert_that_was_never_active_has_no_state(host):
 
 
 def test_ecss_on_equals_ecss_off_when_every_expert_is_active(tmp_path):
-    """Design §4.5, bit for bit: same weights, same batches, two stores."""
+    """Bit for bit: the same weights, same batches, two stores."""
     pair = []
     for enabled in (True, False):
         config = toy_config(domains=2, data={"domains_per_step": 2}, ecss={"enabled": enabled})

@@ -95,7 +95,9 @@ def eventually(condition: Callable[[], T], seconds: float = 60) -> T:
     return value
 
 
-_ports = itertools.count(20_000 + os.getpid() % 10_000, 2)
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_ports = itertools.count(20_000 + _worker % 3 * 4_000 + os.getpid() % 1_000 * 2, 2)
+"""Processes that run tests side by side have thousands of ports each: one that is free now is not taken by the other."""
 
 
 def free_port() -> int:

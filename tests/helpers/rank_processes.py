@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from helpers.launched import free_port
 
 MAIN = "import sys; from pangu_sigma.cli import main; sys.exit(main(sys.argv[1:]))"
 
@@ -17,15 +18,12 @@ class RankProcesses:
     def __init__(self, ranks: int, arguments: list[str], logs: Path):
         """logs: folder for what each rank prints, `<rank>.log`."""
         logs.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
         shared = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
             "MS_WORKER_NUM": str(ranks),
             "MS_SCHED_HOST": "127.0.0.1",
-            "MS_SCHED_PORT": str(port),
+            "MS_SCHED_PORT": str(free_port()),
         }
         self.logs = [logs / f"{rank}.log" for rank in range(ranks)]
         self.workers = [

@@ -294,7 +294,7 @@ def test_positions_restart_with_every_document(dense):
 
 
 def test_one_domain_with_one_expert_is_pangu_alpha_exactly(dense, one_expert):
-    """Design §4.1, bit for bit."""
+    """Bit for bit."""
     batch = dense.batch(4)
     (hidden, logits), (hidden_rre, logits_rre) = dense(batch), one_expert(one_expert.batch(4))
     assert (hidden == hidden_rre).all()

@@ -182,7 +182,7 @@ def test_one_process_evaluates_what_ranks_trained(run, parallel):
 
 
 def test_an_expert_without_tokens_keeps_every_bit(run):
-    """Design §4.4."""
+    """Weights, moments, variances and step count."""
     folder = run(EXPERT)
     loads = {line["step"]: np.array(line["tokens_NK"]) for line in lines(folder, "load")}
     before = whole(load_checkpoint(folder / "checkpoints" / f"step_{1:08d}"))

@@ -1,0 +1,62 @@
+"""One file holds the weights of a run; what several ranks wrote is put together in tests/parallel/test_ranks_train.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers.tiny import STEPS
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.convert import safetensors as module
+from pangu_sigma.convert.safetensors import export_safetensors
+
+EXPERT_ARRAYS = ("w1", "b1", "w2", "b2")
+
+
+def saved_weights(run: Path) -> dict[str, np.ndarray]:
+    """The weights of the last checkpoint, read from its files."""
+    folder = run / "checkpoints" / f"step_{STEPS:08d}"
+    found = load_file(folder / "dense.safetensors")
+    for layer in range(2):
+        experts = load_file(folder / f"experts_layer_{layer}.safetensors")
+        found |= {f"experts.{layer}.{name}": experts[name] for name in EXPERT_ARRAYS}
+    return found
+
+
+def test_it_holds_every_weight_and_the_configuration_and_nothing_else(tiny_run, tmp_path):
+    file = tmp_path / "new" / "weights.safetensors"
+    assert export_safetensors(tiny_run, file) == file
+    found, expected = load_file(file), saved_weights(tiny_run)
+    assert found.keys() == expected.keys()
+    assert not any("moment" in name or "variance" in name for name in found)
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+        assert found[name].tobytes() == array.tobytes(), name
+    assert found["experts.1.w1"].shape == (6, 32, 24), "every expert of the layer"
+    with safe_open(file, "numpy") as opened:
+        config = parse_config(yaml.safe_load(opened.metadata()["config"]))
+    assert config == RunFolder.open(tiny_run).config
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_failure_leaves_the_file_before_it_and_the_next_attempt_is_whole(tiny_run, tmp_path, monkeypatch):
+    file = tmp_path / "weights.safetensors"
+    file.write_text("of an earlier run")
+
+    def fail(*_: object) -> int:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "copy_part", fail)
+        with pytest.raises(OSError, match="No space left"):
+            export_safetensors(tiny_run, file)
+    assert file.read_text() == "of an earlier run"
+    export_safetensors(tiny_run, file)
+    assert load_file(file).keys() == saved_weights(tiny_run).keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
