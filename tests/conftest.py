@@ -13,6 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("on a busy machine", settings.default, deadline=None)  # two processes share the cores
+settings.load_profile("on a busy machine")
 
 LONG = [
     "parallel/test_ranks_train.py",

@@ -45,8 +45,6 @@ TESTED_ELSEWHERE = {
         f"src/pangu_sigma/commands/{name}.py": "tests/test_cli.py runs every command through the command line"
         for name in ("launching", "models", "options", "tools", "training")
     },
-    "src/pangu_sigma/ecss/build.py": "every run is built with it; tests/train/test_loop.py",
-    "src/pangu_sigma/train/backend.py": "tests/train/test_loop.py and tests/ascend/test_backend.py train with one each",
     "src/pangu_sigma/model/declare.py": "tests/model/test_pangu_sigma.py: every parameter and tensor is made with it",
     "src/pangu_sigma/model/dense_ffn.py": "tests/model/test_pangu_sigma.py compares the layers that use it with NumPy",
     "src/pangu_sigma/launching/training.py": "tests/launching/test_launch_training.py",
@@ -112,7 +110,6 @@ PRINTS = {
     "src/pangu_sigma/bench/peer.py": "asks such a program through a pipe",
     "src/pangu_sigma/bench/stored_experts.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/errors.py": "the one message of an error that a user can mend, on standard error",
-    "src/pangu_sigma/mindformers_adapter/__main__.py": "a command line",
     "src/pangu_sigma/planning/compile.py": "its compiling process answers the one that waits",
 }
 """Files outside the command line that call print, and why."""
