@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    ["errors", "config", "config_file", "domains", "device", "mindformers_import"],
+    ["errors", "config", "config_file", "domains", "device", "mindformers_import", "shipped"],
     ["rre"],
     ["model", "parallel"],
     ["data", "ecss", "optimizer"],
@@ -22,6 +22,7 @@ FLOORS = [
     ["ascend", "evaluate"],
     ["convert"],
     ["planning", "mindformers_adapter", "bench"],
+    ["api"],
     ["commands"],
     ["cli"],
     ["__main__"],
