@@ -2,8 +2,6 @@
 # The whole test suite, with lint and types. Arguments go to pytest: `test.sh tests/routing`, `test.sh -m slow`.
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
-ruff check --quiet .
-ruff format --check --quiet .
-mypy
+bash run_scripts/lint.sh
 if [ $# -eq 0 ]; then set -- -m "not slow"; fi
 python -m pytest -q --durations=10 "$@"
