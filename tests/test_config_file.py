@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
         ("domains.0.name=en", ("domains.0.name", "en")),
         ("domains=[{name: a}, {name: b}]", ("domains", [{"name": "a"}, {"name": "b"}])),
         ("ecss.enabled=false", ("ecss.enabled", False)),
-        ("ecss.path=null", ("ecss.path", None)),
+        ("data={path: null-island}", ("data", {"path": "null-island"})),
         ("data.path=here", ("data.path", Path("here"))),
     ],
 )

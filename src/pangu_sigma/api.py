@@ -1,7 +1,7 @@
 """The Python face: what `import pangu_sigma as ps` offers, each name a thin layer over the folder that does the work.
 
 Paths may be strings or `pathlib.Path`. What a user can mend is raised as `UserError` with a complete message. Everything works
-in any thread, but MindSpore's device, seed and compiler belong to the whole process: let one thread at a time train or ask models.
+in any thread, and several may ask models: they wait for each other, since MindSpore does one thing at a time. Training is one.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def train(config: Config, run: AnyPath, device: Device = "cpu") -> Model:
 
 def run_training(config: Config, run: AnyPath, device: Device = "cpu") -> Trainer:
     """Train, and return the trainer; the caller calls its `ranks.leave()`. The command `train` wants to know its rank."""
+    from pangu_sigma.device import one_thread
     from pangu_sigma.train.loop import Trainer, train
 
     kind: type[Trainer] = Trainer
@@ -75,7 +76,8 @@ def run_training(config: Config, run: AnyPath, device: Device = "cpu") -> Traine
         kind = AscendTrainer
     elif device != "cpu":
         raise ConfigError(f"device={device!r} is not known; use 'cpu' or 'ascend'")
-    return train(config, Path(run), kind)
+    with one_thread:
+        return train(config, Path(run), kind)
 
 
 def load(path: AnyPath) -> Model:
@@ -102,9 +104,11 @@ class Model:
 
     @cached_property
     def predictor(self) -> Predictor:
+        from pangu_sigma.device import one_thread
         from pangu_sigma.generate.predictor import Predictor
 
-        return Predictor.open(self.path)
+        with one_thread:
+            return Predictor.open(self.path)
 
     @cached_property
     def config(self) -> Config:
@@ -183,9 +187,11 @@ class Model:
 
         Raises UserError for an exported model, which has no data of its own.
         """
+        from pangu_sigma.device import one_thread
         from pangu_sigma.evaluate.run import evaluate_run
 
-        return evaluate_run(self._run("evaluate"))
+        with one_thread:
+            return evaluate_run(self._run("evaluate"))
 
     def export(self, output: AnyPath, format: Literal["mindir", "safetensors"] = "mindir") -> Path:
         """Write the model of a run to `output` and return its path.
@@ -195,14 +201,16 @@ class Model:
         """
         from pangu_sigma.convert.mindir import export_mindir, verify_export
         from pangu_sigma.convert.safetensors import export_safetensors
+        from pangu_sigma.device import one_thread
 
         run = self._run("export")
         if format == "safetensors":
             return export_safetensors(run, Path(output))
         if format != "mindir":
             raise ConfigError(f"format={format!r} is not known; use 'mindir' or 'safetensors'")
-        written = export_mindir(run, Path(output))
-        verify_export(run, written)
+        with one_thread:
+            written = export_mindir(run, Path(output))
+            verify_export(run, written)
         return written
 
     def _run(self, wanted: str) -> Path:

@@ -56,8 +56,8 @@ def test_positions_asked_for_a_few_at_a_time_are_the_same(predictor, monkeypatch
     assert whole.dtype == np.float32
     assert np.isfinite(whole).any(axis=1).all()
     model = predictor.config.model
-    monkeypatch.setattr(predictor_module, "_TABLE_BYTES", 3 * 4 * model.slot_rows * model.hidden)
-    assert len(ids) % 3, "the last call has fewer"
+    monkeypatch.setattr(predictor_module, "_TABLE_BYTES", 4 * 4 * model.slot_rows * model.hidden)
+    assert len(ids) % 4, "the last call has fewer"
     np.testing.assert_allclose(predictor.logits_along(ids, domain), whole, rtol=0, atol=1e-5)
 
 

@@ -13,7 +13,8 @@ from pangu_sigma.train.held_out import EvaluationStep, Evaluator
 
 
 def evaluate_run(path: Path) -> dict[str, dict[str, float]]:
-    """{"loss": …, "unigram": …} in nats per token for each domain of a trained run; unigram is what counting tokens achieves."""
+    """The held-out loss of each domain of a trained run, {"loss": …, "unigram": …} in nats per token; unigram is what counting
+    tokens achieves."""
     run = RunFolder.open(path)
     use_cpu()
     network, store = load_trained(run)

@@ -18,7 +18,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.device import use_cpu
+from pangu_sigma.device import one_thread, use_cpu
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.graphs import InferenceGraph, any_length
 from pangu_sigma.model.declare import as_tensor
@@ -97,7 +97,9 @@ class Predictor:
     def _logits(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
         """Logits of the graph, with -inf for the rows that hold no token."""
         used = self.tokenizer.slot_rows[inputs[3]] >= 0
-        return np.where(used, self.graph(*map(as_tensor, inputs)).asnumpy(), np.float32(-np.inf))
+        with one_thread:
+            logits = self.graph(*map(as_tensor, inputs)).asnumpy()
+        return np.where(used, logits, np.float32(-np.inf))
 
     def inputs(self, sequences: list[list[int]], domains: list[Domain]) -> tuple[np.ndarray, ...]:
         """Inputs of the graph; shorter sequences are filled up with <eot>, which nobody before it sees."""
