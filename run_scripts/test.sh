@@ -2,9 +2,7 @@
 # The whole test suite, with lint and types. Arguments go to pytest: `test.sh tests/rre`, `test.sh -m slow -n 0` (one process).
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
-ruff check --quiet .
-ruff format --check --quiet .
-mypy
+bash run_scripts/lint.sh
 if [ $# -eq 0 ]; then set -- -m "not slow"; fi
 # Two processes, a file of tests each: MindSpore compiles graphs on one thread. tests/conftest.py puts the long files first.
 python -m pytest -q --durations=10 --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
+import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,9 +16,11 @@ import pytest
 import yaml
 from helpers.tiny import STEPS, tiny_tree
 
+from pangu_sigma import cli
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.cli import main
+from pangu_sigma.cli import EXIT_STATUSES, main
 from pangu_sigma.config_file import load_config
+from pangu_sigma.shipped import shipped_configs
 
 
 @pytest.fixture
@@ -107,6 +113,94 @@ def test_missing_files_and_folders_are_refused_by_name(file, capsys, tmp_path):
         assert "is not a run folder: it has no config.yaml" in fails(capsys, *command, tmp_path / "none")
     assert "is not a run folder" in fails(capsys, "generate", "--run", tmp_path / "none", "--prompt", "en:a")
     assert "is not an exported model" in fails(capsys, "generate", "--model", tmp_path / "none", "--prompt", "en:a")
+
+
+def test_a_missing_compiler_is_one_message(file, tiny_data, tmp_path):
+    """In a process of its own, whose PATH has nothing and whose cache has no kernels."""
+    environment = os.environ | {"PATH": str(tmp_path), "PANGU_SIGMA_CACHE": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = ":".join(sys.path)
+    command = [sys.executable, "-m", "pangu_sigma", "train", str(file), "--run", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "error: g++ is needed to compile the CPU kernels and is not on PATH; install it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("pangu_sigma.planning.inspect.inspect", lambda config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", "sigma_tiny"])
+
+
+def test_a_shipped_configuration_is_known_by_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert yaml.safe_load(prints(capsys, "train", "sigma_tiny", "--print-config"))["name"] == "sigma_tiny"
+    assert "'sigma_tinny' is neither shipped nor a file; shipped: alpha_13b" in fails(capsys, "inspect", "sigma_tinny")
+    started = prints(capsys, "launch", "sigma_tiny", "--nodes", 2, "--set", "parallel.data=2", "--dry-run")
+    assert "train sigma_tiny --run runs/sigma_tiny" in started, "each node finds its own"
+    assert "sigma_1t" in prints(capsys, "plan", "--config", "sigma_1t", "--devices", 512, "--print-config")
+
+
+def printed_and_stopped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Standard output of what argparse answers by itself, with status 0."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert printed_and_stopped(capsys, "--version") == f"pangu-sigma {importlib.metadata.version('pangu-sigma')}\n"
+
+
+def test_help_tells_the_exit_statuses_once(capsys):
+    assert EXIT_STATUSES in printed_and_stopped(capsys, "--help")
+    assert [int(line.split()[0]) for line in EXIT_STATUSES.splitlines()[1:]] == [0, 1, 2]
+
+
+COMMANDS = [
+    *(
+        "prepare-data",
+        "train",
+        "evaluate",
+        "report",
+        "launch",
+        "generate",
+        "export",
+        "inspect",
+        "plan",
+        "bench",
+        "doctor",
+    ),
+    "completion",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_help_ends_with_examples_that_the_command_understands(command, capsys):
+    text = printed_and_stopped(capsys, command, "--help")
+    examples = re.split(r"^examples?:$", text, flags=re.MULTILINE)[1].strip().splitlines()
+    assert 1 <= len(examples) <= 3
+    for example in examples:
+        program, *arguments = shlex.split(example.split(" > ")[0])
+        assert program == "pangu-sigma"
+        assert cli._parser().parse_args(arguments).run_command is not None
+        for name in set(arguments) & {"sigma_tiny", "sigma_1t"}:
+            assert name in shipped_configs()
+
+
+def test_no_command_is_without_a_test_of_its_help(capsys):
+    assert set(re.findall(r"^    ([a-z-]+)\b", printed_and_stopped(capsys, "--help"), re.MULTILINE)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_a_script_that_knows_commands_and_options(shell, capsys):
+    script = prints(capsys, "completion", shell)
+    for word in (*COMMANDS, "--max-new-tokens", "safetensors"):
+        assert word in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
 
 
 def test_wrong_usage_ends_with_status_2(capsys):

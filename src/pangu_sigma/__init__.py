@@ -1,6 +1,52 @@
-"""PanGu-Σ: sparse language models with Random Routed Experts on MindSpore."""
+"""PanGu-Σ: sparse language models with Random Routed Experts on MindSpore.
 
+    import pangu_sigma as ps
+    config = ps.load_config("sigma_tiny", {"train.steps": 100})
+    ps.prepare_data(config)
+    model = ps.train(config, "runs/mine")
+    print(model.generate("The ", domain="en", max_new_tokens=32, temperature=0.8))
+    model.export("exports/mine", format="mindir")
+
+`__all__` is what stays; `api.py` documents each name. Importing this package is quick: names load what they need when used.
+"""
+
+from __future__ import annotations
+
+import importlib
 import os
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pangu_sigma.api import (
+        Config,
+        Model,
+        Receipt,
+        Score,
+        UserError,
+        inherit,
+        load,
+        load_config,
+        prepare_data,
+        train,
+    )
+
+    __version__: str
+
+__all__ = [
+    "Config",
+    "Model",
+    "Receipt",
+    "Score",
+    "UserError",
+    "__version__",
+    "inherit",
+    "load",
+    "load_config",
+    "prepare_data",
+    "train",
+]
 
 # MindSpore crashes when another package has loaded protobuf's compiled backend before it.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
@@ -9,3 +55,33 @@ os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
 # milliseconds after a kernel and hold the cores that MindSpore's next operators need: a sixth of a step on two cores. It must be
 # set before MindSpore is imported, which loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# MindSpore's own warnings are many, and about its own insides; 3 shows its errors only.
+os.environ.setdefault("GLOG_v", "3")
+
+
+class _Face(ModuleType):
+    """This package as its users see it: `train` is the function, although a folder has the same name.
+
+    Importing a folder sets an attribute of the package it lies in; that must not hide a promised name. Code of the project writes
+    `from pangu_sigma.train.loop import …`, which does not look at attributes.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("pangu-sigma")
+    if name in __all__:
+        return getattr(importlib.import_module("pangu_sigma.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

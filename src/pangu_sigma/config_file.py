@@ -1,9 +1,11 @@
-"""Configurations as files: YAML in, `key.path=value` overrides, one line for each problem, YAML out."""
+"""Configurations as files: YAML in, overrides of single keys, one line for each problem, YAML out."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,15 +31,19 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+Override = str | tuple[str, Any]
+"""A changed key: "key.path=value", whose value is YAML, or (key.path, value)."""
+
+
+def load_config(path: str | Path, overrides: Sequence[Override] | None = None) -> Config:
     """The configuration in a YAML file; raises ConfigError for what `read_tree` or the tree refuses."""
     return parse_config(read_tree(path, overrides))
 
 
-def read_tree(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """Read a YAML file and apply `key.path=value` overrides (values are YAML).
+def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> dict[str, Any]:
+    """Read a YAML file and apply the overrides, the later ones last.
 
-    Raises ConfigError for a missing file, broken YAML, or an override that is not `key=value`.
+    Raises ConfigError for a missing file, broken YAML, or an override that is not `key=value` or whose key cannot be.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -48,8 +54,13 @@ def read_tree(path: str | Path, overrides: list[str] | None = None) -> dict[str,
         raise ConfigError(f"configuration {path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(tree).__name__}")
-    for text in overrides or []:
-        _override(tree, text)
+    for override in overrides or []:
+        if isinstance(override, str):
+            key, value = _key_and_value(override)
+            _set(tree, key, value, f"--set {key}")
+        else:
+            key, value = override
+            _set(tree, str(key), os.fspath(value) if isinstance(value, os.PathLike) else value, f"override {key}")
     return tree
 
 
@@ -66,36 +77,40 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
-    path, equals, value = text.partition("=")
-    if not equals or not path:
+def _key_and_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
         raise ConfigError(f"--set {text!r} is not key.path=value, for example --set train.steps=100")
+    try:
+        return key, yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: {value!r} is not a YAML value: {error}") from error
+
+
+def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:
+    """Change one key of a tree. named: how messages call the override."""
     *parents, last = path.split(".")
     node: Any = tree
     for key in parents:
-        node = _step_into(node, key, path)
-    try:
-        parsed = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: {value!r} is not a YAML value: {error}") from error
+        node = _step_into(node, key, named)
     if isinstance(node, list):
-        node[_list_index(node, last, path)] = parsed
+        node[_list_index(node, last, named)] = value
     else:
-        node[last] = parsed
+        node[last] = value
 
 
-def _step_into(node: Any, key: str, path: str) -> Any:
+def _step_into(node: Any, key: str, named: str) -> Any:
     if isinstance(node, list):
-        return node[_list_index(node, key, path)]
+        return node[_list_index(node, key, named)]
     child = node.setdefault(key, {})
     if not isinstance(child, dict | list):
-        raise ConfigError(f"--set {path}: {key} holds the value {child!r}, not a section with keys of its own")
+        raise ConfigError(f"{named}: {key} holds the value {child!r}, not a section with keys of its own")
     return child
 
 
-def _list_index(node: list[Any], key: str, path: str) -> int:
+def _list_index(node: list[Any], key: str, named: str) -> int:
     if not key.isdigit() or int(key) >= len(node):
-        raise ConfigError(f"--set {path}: {key!r} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
+        raise ConfigError(f"{named}: {key!r} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
     return int(key)
 
 

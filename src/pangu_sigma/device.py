@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mindspore as ms
+
+one_thread = threading.RLock()
+"""Held while graphs are built, compiled or run: MindSpore works in any thread, but in two at once it crashes."""
 
 
 def use_cpu(seed: int = 0) -> None:

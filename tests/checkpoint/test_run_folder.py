@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from helpers.tiny import tiny_config
 
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import dump_config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import draw_tables
@@ -29,6 +31,18 @@ def test_it_needs_the_prepared_data_no_more(tiny_data, tmp_path):
     RunFolder.create(tmp_path / "run", tiny_config(data))
     shutil.rmtree(data)
     assert RunFolder.open(tmp_path / "run").tokenizer.size > 40_000
+
+
+def test_a_run_knows_its_data_from_any_folder(tiny_data, tmp_path, monkeypatch):
+    """A relative data.path is that of where the run was created; an old run that holds a relative one opens as it is."""
+    monkeypatch.chdir(tiny_data.parent)
+    config = tiny_config(Path(tiny_data.name))
+    run = RunFolder.create(tmp_path / "run", config)
+    assert run.config == config
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder.open(tmp_path / "run").config == tiny_config(tiny_data)
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert RunFolder.open(tmp_path / "run").config.data.path == tiny_data.name
 
 
 def test_the_identity_follows_vocabulary_and_tables_and_carries_the_configuration(tiny_data, tmp_path):

@@ -39,7 +39,7 @@ def test_a_wrong_or_missing_package_is_named_with_its_fix(tmp_path: Path, monkey
 
 def test_without_a_checkout_the_metadata_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_REQUIREMENTS", tmp_path / "missing")
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["mindspore==2.9.0"])
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["mindspore==2.9.0", "pytest>=8; extra == 'test'"])
     assert [check.name for check in doctor._requirements()] == ["mindspore"]
 
 

@@ -11,7 +11,7 @@ from helpers.tiny import STEPS
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.evaluate.run import evaluate_run, format_losses
 from pangu_sigma.train.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -41,3 +41,12 @@ def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
     config.write_text(config.read_text(encoding="utf-8").replace(str(data), str(tmp_path / "gone")), encoding="utf-8")
     with pytest.raises(DataError, match=r"gone.*prepare-data"):
         evaluate_run(run)
+
+
+def test_the_table_has_a_line_for_each_domain():
+    text = format_losses({"zh": {"loss": 6.2694, "unigram": 7.2371}, "en": {"loss": 5.4, "unigram": 6.0}})
+    assert text.splitlines() == [
+        "domain           loss  unigram   held-out, nats per token",
+        "zh              6.269    7.237",
+        "en              5.400    6.000",
+    ]

@@ -10,7 +10,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.predictor import Predictor
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.generate.text import generate
+from pangu_sigma.generate.text import generate, stream
 
 EOT, ROWS, LENGTH = 9, 12, 10
 
@@ -106,6 +106,35 @@ def test_unknown_domains_and_empty_prompts_are_refused(counting):
         generate(counting, [("up", "")])
     with pytest.raises(ConfigError, match=r"domain up has 11 tokens, more than model\.seq_length=10"):
         generate(counting, [("reversed", "1"), ("up", "1 " * (LENGTH + 1))])
+
+
+def test_a_stream_tells_each_token_when_it_comes(counting):
+    new = stream(counting, ("up", "5 6"))
+    assert counting.asked == []
+    assert next(new) == "7"
+    assert counting.asked == [1]
+    assert list(new) == [" 8"]
+    assert counting.asked == [1, 1, 1], "the last one was <eot>"
+    assert list(stream(counting, ("up", "5"), max_new_tokens=0)) == []
+
+
+def test_a_streamed_character_appears_whole_and_what_stays_broken_comes_last(counting):
+    """Each id is a byte of 今, which is broken off in the second answer."""
+    surfaces = {5: b"\xe4", 6: b"\xbb", 7: b"\x8a", 8: b"!"}
+    counting.tokenizer.decode = lambda ids: b"".join(surfaces[i] for i in ids).decode("utf-8", errors="replace")
+    assert list(stream(counting, ("up", "4"))) == ["今", "!"]
+    assert list(stream(counting, ("up", "4"), max_new_tokens=2)) == ["\N{REPLACEMENT CHARACTER}"]
+
+
+def test_a_stream_is_what_generate_returns(counting):
+    for seed in range(5):
+        options = (8, Sampling(temperature=4.0), seed)
+        assert "".join(stream(counting, ("up", "1"), *options)) == generate(counting, [("up", "1")], *options)[0].text
+
+
+def test_a_stream_refuses_before_the_first_token(counting):
+    with pytest.raises(ConfigError, match="unknown domain 'down'"):
+        stream(counting, ("down", "1"))
 
 
 @pytest.mark.usefixtures("graph_mode")

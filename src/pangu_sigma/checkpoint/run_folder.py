@@ -87,8 +87,10 @@ class RunFolder:
                     "or remove it"
                 )
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
-        prepared = Path(self.config.data.path)
+        prepared = Path(self.config.data.path).absolute()
+        data = self.config.data.model_copy(update={"path": str(prepared)})  # the run opens from any folder
+        config = self.config.model_copy(update={"data": data})
+        (self.path / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
         shutil.copytree(prepared / TOKENIZER_FOLDER, self.path / TOKENIZER_FOLDER, dirs_exist_ok=True)
         self.table.save(self.path / ROUTING_FILE)
 

@@ -124,13 +124,14 @@ def _fill(
         raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, use another checkpoint")
 
 
-def load_trained(run: RunFolder) -> tuple[PanGuSigma, ExpertStore]:
-    """Network and experts of a run's newest intact checkpoint, in one process, however many ranks wrote it.
+def load_trained(run: RunFolder, checkpoint: Checkpoint | None = None) -> tuple[PanGuSigma, ExpertStore]:
+    """Network and experts of a checkpoint, by default the run's newest intact one, in one process, however many ranks wrote it.
 
     Experts that one rank wrote stay in its files and are read as they are used.
     """
     network, store = build(run.config.on_one_rank(), tier=UnsetTier(), dtype=ms.float32)
-    shards, checkpoint = shards_of(network, store), load_checkpoint(run.checkpoints, run.identity)
+    shards = shards_of(network, store)
+    checkpoint = checkpoint or load_checkpoint(run.checkpoints, run.identity)
     for shard, name, parameter, saved in list(_matched(shards, checkpoint, {})):
         array, *others = saved
         if shard != WEIGHTS and not others and array.is_whole:

@@ -25,7 +25,7 @@ OPENINGS = {"zh": "今天", "en": "The ", "mixed": "文件", "python": "import "
 
 
 class ExportError(UserError, RuntimeError):
-    """An exported model that does not answer like the one it came from."""
+    """An exported model does not answer like the one it came from."""
 
 
 def export_mindir(run_path: Path, output: Path) -> Path:

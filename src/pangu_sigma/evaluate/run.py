@@ -25,3 +25,9 @@ def evaluate_run(path: Path) -> dict[str, dict[str, float]]:
     losses = Evaluator(config, batches, EvaluationStep(network, store), network).losses()
     manifest = load_manifest(data)
     return {name: {"loss": loss, "unigram": manifest.domains[name].unigram_entropy} for name, loss in losses.items()}
+
+
+def format_losses(losses: dict[str, dict[str, float]]) -> str:
+    """The table that `pangu-sigma evaluate` prints."""
+    rows = [f"{name:12} {d['loss']:8.3f} {d['unigram']:8.3f}" for name, d in losses.items()]
+    return "\n".join([f"{'domain':12} {'loss':>8} {'unigram':>8}   held-out, nats per token", *rows])

@@ -24,6 +24,7 @@ class InferenceGraph(nn.Cell):
 
     construct(rows_BS, positions_BS, documents_BS, slots_B, last_B, active_NA, order_NAC, inverse_NT) -> float32 [B, R]
         last: index into the T flattened tokens of the one whose successor is wanted, per sequence. All inputs int32.
+        slots and last may as well name several positions of a sequence: a row of logits for each.
     """
 
     def __init__(self, config: Config, expert_weights: list[np.ndarray]):

@@ -18,7 +18,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.device import use_cpu
+from pangu_sigma.device import one_thread, use_cpu
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.graphs import InferenceGraph, any_length
 from pangu_sigma.model.declare import as_tensor
@@ -27,6 +27,9 @@ from pangu_sigma.rre.plan import pad_to_capacity, plan_batch
 from pangu_sigma.rre.table import RoutingTable
 
 GRAPH_FILE = "model.mindir"
+
+_TABLE_BYTES = 64 << 20
+"""Copies of a slot's word table that one call may make; the graph makes one for each position that is asked for."""
 
 
 class Predictor:
@@ -39,8 +42,13 @@ class Predictor:
         self.table = table
 
     @classmethod
+    def open(cls, path: Path) -> Predictor:
+        """The model in a folder that `export` wrote, or else in a run folder. Raises ConfigError when it is neither."""
+        return cls.from_export(path) if (path / GRAPH_FILE).exists() else cls.from_run(path)
+
+    @classmethod
     def from_run(cls, path: Path) -> Predictor:
-        """The newest intact checkpoint of a run folder."""
+        """The model of the newest intact checkpoint of a run folder. Raises ConfigError when it is none."""
         run = RunFolder.open(path)
         graph = inference_graph(run)
         graph.set_inputs(*any_length(run.config))
@@ -69,9 +77,29 @@ class Predictor:
 
         Raises ConfigError for an empty sequence, one longer than model.seq_length, or an id the domain's slot has no row for.
         """
-        logits_BR = self.graph(*map(as_tensor, self.inputs(sequences, domains))).asnumpy()
-        used_BR = self.tokenizer.slot_rows[[d.slot for d in domains]] >= 0
-        return np.where(used_BR, logits_BR, -np.inf)
+        return self._logits(self.inputs(sequences, domains))
+
+    def logits_along(self, ids: list[int], domain: Domain) -> np.ndarray:
+        """Logits of the token after each token of one sequence, float32 [S, R]; what `next_logits` gives for each beginning of it.
+
+        Raises ConfigError for what `next_logits` refuses.
+        """
+        rows_BS, positions_BS, documents_BS, _, _, *plan = self.inputs([ids], [domain])
+        model = self.config.model
+        at_once = max(1, _TABLE_BYTES // (4 * model.slot_rows * model.hidden))
+        found = []
+        for first in range(0, len(ids), at_once):
+            last = np.arange(first, min(first + at_once, len(ids)), dtype=np.int32)
+            slots = np.full_like(last, domain.slot)  # the graph takes any number of positions, of any sequence
+            found.append(self._logits((rows_BS, positions_BS, documents_BS, slots, last, *plan)))
+        return np.concatenate(found)
+
+    def _logits(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Logits of the graph, with -inf for the rows that hold no token."""
+        used = self.tokenizer.slot_rows[inputs[3]] >= 0
+        with one_thread:
+            logits = self.graph(*map(as_tensor, inputs)).asnumpy()
+        return np.where(used, logits, np.float32(-np.inf))
 
     def inputs(self, sequences: list[list[int]], domains: list[Domain]) -> tuple[np.ndarray, ...]:
         """Inputs of the graph; shorter sequences are filled up with <eot>, which nobody before it sees."""

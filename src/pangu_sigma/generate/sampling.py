@@ -11,7 +11,12 @@ from pangu_sigma.config import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. top_k 0 and top_p 1 keep every token; repetition_penalty 1 is none (CTRL's rule).
+    """Options of sampling. A new one is a field here with its range, its use in `choose`, and an option in `commands/models.py`.
+
+    temperature: 0 takes the most likely token (greedy); the higher, the more evenly tokens are drawn.
+    top_k: draw from this many most likely tokens only; 0 keeps every token.
+    top_p: draw from the fewest tokens that have this probability together; 1 keeps every token.
+    repetition_penalty: above 1 makes tokens that occurred less likely (CTRL's rule); 1 changes nothing.
 
     Raises ConfigError for values outside these ranges.
     """

@@ -42,7 +42,8 @@ def inherit(parent: Path, config: Config, folder: Path) -> Receipt:
         raise ConfigError(f"{folder} exists; choose another folder with --run")
     source = RunFolder.open(parent)
     _check_shapes(source.config, config)
-    dense, _ = load_trained(source)
+    checkpoint = load_checkpoint(source.checkpoints, source.identity)
+    dense, _ = load_trained(source, checkpoint)
     values = {name: parameter.asnumpy() for name, parameter in dense.parameters_and_names()}
     trainer = Trainer(config, folder)
     copied = _copy_shared(values, trainer, config)
@@ -52,7 +53,7 @@ def inherit(parent: Path, config: Config, folder: Path) -> Receipt:
     trainer.ranks.leave()
     receipt = Receipt(
         parent=str(parent),
-        parent_step=load_checkpoint(source.checkpoints, source.identity).step,
+        parent_step=checkpoint.step,
         copied=copied + sum(s.copied for s in slots) * config.model.hidden,
         replicated=replicated,
         copies=config.experts,

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from pangu_sigma.config_file import read_tree
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import exit_status
 from pangu_sigma.mindformers_adapter import register
 from pangu_sigma.mindformers_adapter.words import sigma_config
 
@@ -25,16 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of it")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    os.environ.setdefault("GLOG_v", "3")  # as in cli.py
-    try:
-        _train(options.config, options.set)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: _train(options.config, options.set))
 
 
-def _train(path: Path, overrides: list[str]) -> None:
+def _train(path: Path, overrides: list[str]) -> int:
     tree = read_tree(path, overrides)
     sigma_config(tree)  # a wrong key is refused before MindSpore is loaded
     folder = Path(tree.get("output_dir", "output"))
@@ -48,6 +42,7 @@ def _train(path: Path, overrides: list[str]) -> None:
     config = MindFormerConfig(str(resolved))
     build_context(config)
     Trainer(args=config).train()
+    return 0
 
 
 if __name__ == "__main__":

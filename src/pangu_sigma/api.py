@@ -1,0 +1,253 @@
+"""The Python face: what `import pangu_sigma as ps` offers, each name a thin layer over the folder that does the work.
+
+Paths may be strings or `pathlib.Path`. What a user can mend is raised as `UserError` with a complete message. Everything works
+in any thread, and several may ask models: they wait for each other, since MindSpore does one thing at a time. Training is one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from pangu_sigma import config_file
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.errors import UserError
+from pangu_sigma.generate.score import Score
+from pangu_sigma.inherit.receipt import Receipt
+from pangu_sigma.shipped import config_path
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pangu_sigma.data.manifest import Manifest
+    from pangu_sigma.domains import Domain
+    from pangu_sigma.generate.predictor import Predictor
+    from pangu_sigma.train.loop import Trainer
+
+__all__ = [
+    "Config",
+    "Model",
+    "Receipt",
+    "Score",
+    "UserError",
+    "inherit",
+    "load",
+    "load_config",
+    "prepare_data",
+    "train",
+]
+
+AnyPath = str | os.PathLike[str]
+Device = Literal["cpu", "ascend"]
+
+
+def load_config(name_or_path: AnyPath, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A shipped configuration by its name, such as "sigma_tiny", or the one in a YAML file.
+
+    overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section given as a whole replaces the
+    whole section. Raises UserError for an unknown name, which lists the shipped ones, and for every key or value that cannot be.
+    """
+    return config_file.load_config(config_path(name_or_path), list((overrides or {}).items()))
+
+
+def prepare_data(config: Config, inputs: AnyPath | Iterable[AnyPath] = ()) -> Manifest:
+    """Turn text into the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
+
+    inputs: your own *.jsonl or *.jsonl.gz, one {"text": …, "domain": …} a line; none: text that ordinary packages ship.
+    Returns the manifest: documents and tokens of each domain, and how many lines could not be used. A folder that holds this very
+    result already is left as it is.
+    """
+    from pangu_sigma.data.prepare import prepare
+
+    paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    return prepare(config, [Path(path) for path in paths], Path(config.data.path))
+
+
+def train(config: Config, run: AnyPath, device: Device = "cpu") -> Model:
+    """Train `config` in the folder `run` and return the trained model.
+
+    A folder that holds a run of this configuration goes on from its newest checkpoint; one that is at its last step is only
+    opened. Metrics, checkpoints and a report are in the folder. Raises UserError when the data is not prepared or does not fit.
+    """
+    run_training(config, run, device).ranks.leave()
+    return Model(run)
+
+
+def run_training(config: Config, run: AnyPath, device: Device = "cpu") -> Trainer:
+    """Train, and return the trainer; the caller calls its `ranks.leave()`. The command `train` wants to know its rank."""
+    from pangu_sigma.device import one_thread
+    from pangu_sigma.train.backend import Backend, CpuBackend
+    from pangu_sigma.train.loop import train
+
+    backend: Backend = CpuBackend()
+    if device == "ascend":
+        from pangu_sigma.ascend.backend import AscendBackend
+
+        backend = AscendBackend()
+    elif device != "cpu":
+        raise ConfigError(f"device={device!r} is not known; use 'cpu' or 'ascend'")
+    with one_thread:
+        return train(config, Path(run), backend)
+
+
+def inherit(parent: AnyPath, config: Config, run: AnyPath) -> Receipt:
+    """Make `run` a run of `config` whose step 0 answers as the dense run `parent`; `train` goes on from there.
+
+    Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `run` exists, and for a parent that is
+    sparse or of another shape.
+    """
+    from pangu_sigma.device import one_thread
+    from pangu_sigma.inherit.from_dense import inherit as inherit_dense
+
+    with one_thread:
+        return inherit_dense(Path(parent), config, Path(run))
+
+
+def load(path: AnyPath) -> Model:
+    """The model in a run folder that `train` wrote (its newest intact checkpoint), or in a folder that `Model.export` wrote.
+
+    Raises UserError when the folder is neither.
+    """
+    model = Model(path)
+    _ = model.predictor  # what is wrong with the folder shows here
+    return model
+
+
+class Model:
+    """A trained model. `train` and `load` make one.
+
+    path: its folder, absolute. config: its configuration. predictor: what answers, loaded when it is first needed.
+    """
+
+    def __init__(self, path: AnyPath):
+        self.path = Path(path).absolute()
+
+    def __repr__(self) -> str:
+        return f"Model({str(self.path)!r})"
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        from pangu_sigma.device import one_thread
+        from pangu_sigma.generate.predictor import Predictor
+
+        with one_thread:
+            return Predictor.open(self.path)
+
+    @cached_property
+    def config(self) -> Config:
+        from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
+
+        return config_file.load_config(self.path / CONFIG_FILE)
+
+    @overload
+    def generate(self, prompt: str, domain: str, max_new_tokens: int = 64, seed: int = 0, **sampling: float) -> str: ...
+    @overload
+    def generate(
+        self, prompt: list[str], domain: str | list[str], max_new_tokens: int = 64, seed: int = 0, **sampling: float
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str],
+        domain: str | list[str],
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        **sampling: float,
+    ) -> str | list[str]:
+        """The continuation of a prompt, without the prompt; of a list of prompts, a list of them, computed together.
+
+        domain: which experts and which vocabulary answer; for a list of prompts, one name for all or a list of names.
+        max_new_tokens: the most tokens to add; it ends earlier where the model ends its text, or at model.seq_length.
+        seed: the same seed draws the same tokens.
+        sampling: temperature, top_k, top_p, repetition_penalty, as `generate.sampling.Sampling` has them; without them the
+        most likely token is taken each time.
+        """
+        from pangu_sigma.generate.sampling import Sampling
+        from pangu_sigma.generate.text import generate
+
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        domains = [domain] * len(prompts) if isinstance(domain, str) else domain
+        if len(domains) != len(prompts):
+            raise ConfigError(
+                f"domain has {len(domains)} names for {len(prompts)} prompts; give one name for all, or one for each"
+            )
+        pairs = list(zip(domains, prompts, strict=True))
+        answers = generate(self.predictor, pairs, max_new_tokens, Sampling(**sampling), seed)  # type: ignore[arg-type]
+        texts = [answer.text for answer in answers]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(
+        self, prompt: str, domain: str, max_new_tokens: int = 64, seed: int = 0, **sampling: float
+    ) -> Iterator[str]:
+        """The text that `generate` returns for the same arguments, in parts, as tokens come; joined they are equal to it."""
+        from pangu_sigma.generate.sampling import Sampling
+        from pangu_sigma.generate.text import stream
+
+        return stream(self.predictor, (domain, prompt), max_new_tokens, Sampling(**sampling), seed)  # type: ignore[arg-type]
+
+    def logits(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
+        """Logits of the token after a text or after token ids, float32 [R].
+
+        R is model.slot_rows, the number of rows of the domain's embedding slot: row r stands for the token id
+        `model.predictor.tokenizer.slot_rows[slot, r]`, and rows without a token hold -inf.
+        """
+        of = self._domain(domain)
+        if isinstance(text_or_ids, str):
+            ids = self.predictor.tokenizer.prompt(text_or_ids, of)
+        else:
+            ids = [int(token) for token in text_or_ids]
+        return self.predictor.next_logits([ids], [of])[0]
+
+    def score(self, text: str, domain: str) -> Score:
+        """Log-probability in nats of each token of a text, given those before it. The first one of a text has none before it and is
+        not scored; in code and bilingual text that is the tag of the language."""
+        from pangu_sigma.generate.score import score
+
+        return score(self.predictor, text, self._domain(domain))
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Held-out loss of each domain, {"loss": …, "unigram": …} in nats per token; unigram is what counting tokens achieves.
+
+        Raises UserError for an exported model, which has no data of its own.
+        """
+        from pangu_sigma.device import one_thread
+        from pangu_sigma.evaluate.run import evaluate_run
+
+        with one_thread:
+            return evaluate_run(self._run("evaluate"))
+
+    def export(self, output: AnyPath, format: Literal["mindir", "safetensors"] = "mindir") -> Path:
+        """Write the model of a run to `output` and return its path.
+
+        format: "mindir" writes a folder that needs nothing else and checks that it gives the same greedy tokens; "safetensors"
+        writes all weights into one file. Raises UserError for a model that was exported already.
+        """
+        from pangu_sigma.convert.mindir import export_mindir, verify_export
+        from pangu_sigma.convert.safetensors import export_safetensors
+        from pangu_sigma.device import one_thread
+
+        run = self._run("export")
+        if format == "safetensors":
+            return export_safetensors(run, Path(output))
+        if format != "mindir":
+            raise ConfigError(f"format={format!r} is not known; use 'mindir' or 'safetensors'")
+        with one_thread:
+            written = export_mindir(run, Path(output))
+            verify_export(run, written)
+        return written
+
+    def _run(self, wanted: str) -> Path:
+        """The run folder that the model is in."""
+        from pangu_sigma.generate.predictor import GRAPH_FILE
+
+        if (self.path / GRAPH_FILE).exists():
+            raise ConfigError(f"{self.path} is an exported model; load the run folder that it came from to {wanted} it")
+        return self.path
+
+    def _domain(self, name: str) -> Domain:
+        from pangu_sigma.domains import domains_of
+
+        return domains_of(self.config).named(name)

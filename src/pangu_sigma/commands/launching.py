@@ -1,0 +1,89 @@
+"""Training on many processes, NPUs or nodes: launch."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pangu_sigma.commands.options import add_command, resolved_config, with_config
+from pangu_sigma.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    from pangu_sigma.launching.launch import Job
+
+
+def add_commands(commands: Any) -> None:
+    """Declare this command."""
+    command = with_config(
+        add_command(
+            commands,
+            "launch",
+            _launch,
+            "train on many processes, NPUs or nodes, and watch over them",
+            "sigma_tiny --processes 2 --set parallel.data=2",
+            "sigma_1t --ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --restarts 3",
+            "sigma_1t --ascend --nodes 64 --dry-run",
+        )
+    )
+    command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
+    command.add_argument(
+        "--processes", type=int, metavar="N", help="how many you count on: refused if not the configuration's"
+    )
+    command.add_argument("--nodes", type=int, default=1, metavar="N")
+    command.add_argument("--node-rank", type=int, metavar="R", help="0 … N - 1; node 0 has the master's address")
+    command.add_argument("--master-address", metavar="HOST", help="an address of node 0 that all nodes reach")
+    command.add_argument(
+        "--master-port", type=int, default=8118, metavar="PORT", help="with several nodes, the next one too"
+    )
+    command.add_argument("--ascend", action="store_true", help="one NPU for each process; bind cores to processes")
+    command.add_argument(
+        "--restarts", type=int, default=0, metavar="N", help="after a failure, go on from the last checkpoint"
+    )
+    command.add_argument("--grace", type=float, default=10.0, metavar="S", help="seconds to save in when asked to stop")
+    command.add_argument("--wait", type=float, default=300.0, metavar="S", help="seconds to wait for the other nodes")
+    command.add_argument("--dry-run", action="store_true", help="print what each node would start, and start nothing")
+
+
+def _launch(options: argparse.Namespace) -> int:
+    config = resolved_config(options)
+    if config is None:
+        return 0
+    from pangu_sigma.launching.launch import check, dry_run, launch
+    from pangu_sigma.launching.training import check_ranks, training_facts
+
+    check_ranks(config, options.processes)
+    job = _job(config, options)
+    if options.dry_run:
+        print(dry_run(job))
+        return 0
+    check(job)
+    return launch(replace(job, facts=training_facts(config)) if job.nodes > 1 else job)
+
+
+def _job(config: Config, options: argparse.Namespace) -> Job:
+    from pangu_sigma.launching.launch import Job
+    from pangu_sigma.launching.training import training_command
+
+    node, address = options.node_rank, options.master_address
+    if options.nodes > 1 and not options.dry_run:
+        for name, value in (("--node-rank", node), ("--master-address", address)):
+            if value is None:
+                raise ConfigError(
+                    f"{name} is missing: with --nodes {options.nodes} each is told its rank and where node 0 is"
+                )
+    run = options.run or Path("runs") / config.name
+    return Job(
+        command=training_command(options.config, run, options.set, options.ascend),
+        logs=run / "logs",
+        ranks=config.parallel.ranks,
+        nodes=options.nodes,
+        node=node or 0,
+        address=address or ("MASTER" if options.nodes > 1 else "127.0.0.1"),
+        port=options.master_port,
+        ascend=options.ascend,
+        restarts=options.restarts,
+        grace=options.grace,
+        wait=options.wait,
+    )

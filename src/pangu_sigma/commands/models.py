@@ -1,0 +1,80 @@
+"""What a trained model does: generate, export."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.commands.options import add_command, show, with_json
+from pangu_sigma.config import ConfigError
+
+
+def add_commands(commands: Any) -> None:
+    """Declare these commands."""
+    command = with_json(
+        add_command(
+            commands,
+            "generate",
+            _generate,
+            "continue prompts",
+            "--run runs/sigma_tiny --prompt 'en:The ' --prompt zh:今天",
+            "--model exports/sigma_tiny --prompt 'code:def ' --temperature 0.8 --top-p 0.9",
+        )
+    )
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run folder")
+    source.add_argument("--model", type=Path, help="exported model")
+    command.add_argument("--prompt", action="append", required=True, metavar="DOMAIN:TEXT", help="may be repeated")
+    command.add_argument("--max-new-tokens", type=int, default=64)
+    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    command.add_argument("--top-k", type=int, default=0, help="0 keeps every token")
+    command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--repetition-penalty", type=float, default=1.0)
+    command.add_argument("--seed", type=int, default=0)
+
+    command = add_command(
+        commands,
+        "export",
+        _export,
+        "a trained model as a folder that stands alone, or its weights as one file",
+        "runs/sigma_tiny --output exports/sigma_tiny",
+        "runs/sigma_tiny --format safetensors --output sigma_tiny.safetensors",
+    )
+    command.add_argument("run", type=Path, help="run folder")
+    command.add_argument("--format", choices=["mindir", "safetensors"], default="mindir")
+    command.add_argument("--output", type=Path, required=True)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    prompts = [_prompt(text) for text in options.prompt]
+    from pangu_sigma.generate.predictor import Predictor
+    from pangu_sigma.generate.sampling import Sampling
+    from pangu_sigma.generate.text import generate
+
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.repetition_penalty)
+    predictor = Predictor.from_run(options.run) if options.run else Predictor.from_export(options.model)
+    answers = generate(predictor, prompts, options.max_new_tokens, sampling, options.seed)
+    text = "\n".join(f"[{answer.domain}] {answer.prompt}|{answer.text}" for answer in answers)
+    show([vars(answer) for answer in answers], text, options.json)
+    return 0
+
+
+def _prompt(text: str) -> tuple[str, str]:
+    domain, colon, prompt = text.partition(":")
+    if not colon:
+        raise ConfigError(f"--prompt {text!r} names no domain; write DOMAIN:TEXT, for example --prompt 'en:The '")
+    return domain, prompt
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pangu_sigma.convert.mindir import export_mindir, verify_export
+    from pangu_sigma.convert.safetensors import export_safetensors
+
+    if options.format == "safetensors":
+        print(f"{export_safetensors(options.run, options.output)}: all weights, without optimizer state")
+        return 0
+    output = export_mindir(options.run, options.output)
+    tokens = verify_export(options.run, output)
+    print(f"{output}: reloaded, and {tokens} greedy tokens equal those of the checkpoint")
+    return 0

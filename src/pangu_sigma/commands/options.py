@@ -1,0 +1,71 @@
+"""What commands share: how they are declared, the configuration they are given, and how they show a result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import dump_config, load_config
+from pangu_sigma.shipped import config_path
+
+CONFIG_HELP = "YAML file, or the name of a shipped configuration, such as sigma_tiny"
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, *examples: str
+) -> argparse.ArgumentParser:
+    """Declare a command. run: does it and returns the exit status. examples: arguments that its --help ends with."""
+    lines = [f"  pangu-sigma {name} {example}".rstrip() for example in examples]
+    command = commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog="\n".join(["example:" if len(lines) == 1 else "examples:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run_command=run)
+    return command
+
+
+def with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a command a configuration as its first argument."""
+    command.add_argument("config", type=Path, help=CONFIG_HELP)
+    return with_overrides(command)
+
+
+def with_overrides(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a command that has a configuration --set and --print-config."""
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as train.steps=10"
+    )
+    command.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    return command
+
+
+def with_json(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a command --json."""
+    command.add_argument("--json", metavar="FILE", help="write the result as JSON; - is standard output")
+    return command
+
+
+def resolved_config(options: argparse.Namespace) -> Config | None:
+    """The configuration with its overrides; None when --print-config has printed it."""
+    config = load_config(config_path(options.config), options.set)
+    if options.print_config:
+        print(dump_config(config), end="")
+        return None
+    return config
+
+
+def show(result: Any, text: str, file: str | None) -> None:
+    """Print `text`, or write `result` as JSON where --json says."""
+    if file is None:
+        print(text)
+    elif file == "-":
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        Path(file).write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

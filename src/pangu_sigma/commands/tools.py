@@ -1,0 +1,129 @@
+"""Around training: inspect, plan, bench, doctor, completion."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.commands.options import (
+    CONFIG_HELP,
+    add_command,
+    resolved_config,
+    show,
+    with_config,
+    with_json,
+    with_overrides,
+)
+
+BENCHES = ("ops", "adam", "ecss", "moe", "train", "tokenizer", "scale")
+"""Modules of `pangu_sigma.bench`, each with run(peers) -> rows."""
+
+
+def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
+    """Declare these commands. parser: that of all commands, which completion reads."""
+    with_json(
+        with_config(
+            add_command(
+                commands,
+                "inspect",
+                _inspect,
+                "what a configuration weighs",
+                "sigma_1t",
+                "sigma_tiny --set model.experts_per_domain=16",
+            )
+        )
+    )
+
+    command = with_json(
+        add_command(
+            commands,
+            "plan",
+            _plan,
+            "memory, traffic and time on a number of NPUs",
+            "--config sigma_1t --devices 512",
+            "--config sigma_1t --devices 512 --compile",
+        )
+    )
+    command.add_argument("--config", type=Path, required=True, help=CONFIG_HELP)
+    command.add_argument("--devices", type=int, required=True, metavar="N", help="NPUs, 8 a host")
+    command.add_argument("--compile", action="store_true", help="let MindSpore compile the step for Ascend; minutes")
+    with_overrides(command)
+
+    command = with_json(
+        add_command(commands, "bench", _bench, "our speed against peers, in one run", "adam --peers", "scale")
+    )
+    command.add_argument("bench", choices=BENCHES)
+    command.add_argument("--peers", action="store_true", help="with the peers of the [bench] extra")
+
+    with_json(add_command(commands, "doctor", _doctor, "is this machine ready?", "", "--json -"))
+
+    command = add_command(
+        commands,
+        "completion",
+        partial(_completion, parser),
+        "print what lets a shell complete these commands",
+        "bash > ~/.local/share/bash-completion/completions/pangu-sigma",
+        "zsh > ~/.zfunc/_pangu-sigma",
+    )
+    command.add_argument("shell", choices=["bash", "zsh"])
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    config = resolved_config(options)
+    if config is not None:
+        from pangu_sigma.planning.inspect import format_inspection, inspect
+
+        inspection = inspect(config)
+        show(inspection, format_inspection(inspection), options.json)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = resolved_config(options)
+    if config is not None:
+        from pangu_sigma.planning.plan import compile_plan, make_plan
+        from pangu_sigma.planning.text import format_plan
+
+        plan = (compile_plan if options.compile else make_plan)(config, options.devices)
+        show(plan, format_plan(plan), options.json)
+        return 1 if plan["compiled"] and plan["differences"] else 0
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from pangu_sigma.bench.harness import format_rows
+
+    rows = importlib.import_module(f"pangu_sigma.bench.{options.bench}").run(options.peers)
+    show([row.as_dict() for row in rows], format_rows(rows), options.json)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from pangu_sigma.commands.doctor import format_checks, run_checks
+
+    checks = run_checks()
+    show([vars(check) for check in checks], format_checks(checks), options.json)
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _completion(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    import shtab
+
+    for action in _actions(parser):
+        if action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, options.shell))
+    return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Every option and argument of a parser and of its commands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)

@@ -1,0 +1,138 @@
+"""From text to a trained run, and what it learned: prepare-data, inherit, train, evaluate, report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma import api
+from pangu_sigma.commands.options import (
+    CONFIG_HELP,
+    add_command,
+    resolved_config,
+    show,
+    with_config,
+    with_json,
+    with_overrides,
+)
+
+
+def add_commands(commands: Any) -> None:
+    """Declare these commands."""
+    command = with_config(
+        add_command(
+            commands,
+            "prepare-data",
+            _prepare_data,
+            "text → token files, tokenizer, statistics, in the folder data.path",
+            "sigma_tiny",
+            "sigma_tiny --input mine.jsonl --set data.path=data/mine",
+        )
+    )
+    command.add_argument("--input", type=Path, action="append", default=[], metavar="JSONL", help="your own text")
+
+    command = with_json(
+        with_overrides(
+            add_command(
+                commands,
+                "inherit",
+                _inherit,
+                "start a sparse run from a dense one",
+                "runs/alpha_tiny --config sigma_tiny --run runs/inherited",
+            )
+        )
+    )
+    command.add_argument("parent", type=Path, metavar="PARENT", help="folder of a dense run")
+    command.add_argument("--config", type=Path, required=True, help=CONFIG_HELP)
+    command.add_argument("--run", type=Path, required=True, help="folder of the run to make; it must not exist")
+
+    command = with_config(
+        add_command(
+            commands,
+            "train",
+            _train,
+            "train, or resume, in a run folder",
+            "sigma_tiny",
+            "sigma_tiny --run runs/short --set train.steps=100 --set routing.table=balanced",
+        )
+    )
+    command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
+    command.add_argument("--device", choices=["cpu", "ascend"], default="cpu")
+
+    command = with_json(
+        add_command(
+            commands,
+            "evaluate",
+            _evaluate,
+            "held-out loss of each domain",
+            "runs/sigma_tiny",
+            "runs/sigma_tiny --json losses.json",
+        )
+    )
+    command.add_argument("run", type=Path, help="run folder")
+
+    command = with_json(
+        add_command(
+            commands,
+            "report",
+            _report,
+            "summary and pictures of a run",
+            "runs/sigma_tiny",
+            "runs/sigma_tiny --against runs/short",
+        )
+    )
+    command.add_argument("run", type=Path, help="run folder")
+    command.add_argument("--against", type=Path, metavar="RUN", help="compare the losses with another run's")
+
+
+def _prepare_data(options: argparse.Namespace) -> int:
+    config = resolved_config(options)
+    if config is not None:
+        api.prepare_data(config, options.input)
+    return 0
+
+
+def _inherit(options: argparse.Namespace) -> int:
+    config = resolved_config(options)
+    if config is not None:
+        from dataclasses import asdict
+
+        from pangu_sigma.inherit.receipt import format_receipt
+
+        receipt = api.inherit(options.parent, config, options.run)
+        show(asdict(receipt), format_receipt(receipt), options.json)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = resolved_config(options)
+    if config is not None:
+        from pangu_sigma.train.summary import format_summary, summarise
+
+        run = options.run or Path("runs") / config.name
+        trainer = api.run_training(config, run, options.device)
+        if trainer.finished and trainer.ranks.first:
+            print(format_summary(summarise(run)))
+        trainer.ranks.leave()
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from pangu_sigma.evaluate.run import evaluate_run, format_losses
+
+    losses = evaluate_run(options.run)
+    show(losses, format_losses(losses), options.json)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from pangu_sigma.train.summary import format_comparison, format_summary, summarise
+
+    summary = summarise(options.run)
+    if options.against is None:
+        show(summary, format_summary(summary), options.json)
+    else:
+        other = summarise(options.against)
+        show([summary, other], format_comparison(summary, other), options.json)
+    return 0

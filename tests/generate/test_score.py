@@ -1,0 +1,80 @@
+"""Scores are the logits of the model, normalised, for each beginning of the text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import domains_of
+from pangu_sigma.generate import predictor as predictor_module
+from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.score import score
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+TEXTS = [("en", "the cat sees a small old dog"), ("zh", "今天天气不错我们去公园"), ("code", "x y total")]
+
+
+@pytest.fixture(scope="module")
+def predictor(graph_mode, tiny_run) -> Predictor:
+    return Predictor.from_run(tiny_run)
+
+
+def log_probability(logits_R: np.ndarray, row: int) -> float:
+    """By the definition, in float64."""
+    used = logits_R[np.isfinite(logits_R)].astype(np.float64)
+    return float(logits_R[row]) - float(np.log(np.sum(np.exp(used))))
+
+
+@pytest.mark.parametrize(("name", "text"), TEXTS)
+def test_each_token_is_scored_by_the_logits_after_those_before_it(predictor, name, text):
+    domain = domains_of(predictor.config).named(name)
+    ids = predictor.tokenizer.prompt(text, domain)
+    found = score(predictor, text, domain)
+    assert found.ids == ids[1:]
+    expected = [
+        log_probability(predictor.next_logits([ids[:i]], [domain])[0], predictor.tokenizer.row_of[domain.slot, ids[i]])
+        for i in range(1, len(ids))
+    ]
+    np.testing.assert_allclose(found.logprobs, expected, rtol=0, atol=1e-5)
+    assert found.total == pytest.approx(sum(expected), abs=1e-4)
+    assert found.total < 0
+    assert "".join(found.tokens) == predictor.tokenizer.decode(ids[1:])
+
+
+def test_of_code_the_tag_is_what_stands_before_the_first_token(predictor):
+    domain = domains_of(predictor.config).named("code")
+    assert score(predictor, "x y", domain).ids == predictor.tokenizer.encode("x y", domain)
+
+
+def test_positions_asked_for_a_few_at_a_time_are_the_same(predictor, monkeypatch):
+    domain = domains_of(predictor.config).named("en")
+    ids = predictor.tokenizer.prompt(TEXTS[0][1], domain)
+    whole = predictor.logits_along(ids, domain)
+    assert whole.shape == (len(ids), predictor.config.model.slot_rows)
+    assert whole.dtype == np.float32
+    assert np.isfinite(whole).any(axis=1).all()
+    model = predictor.config.model
+    monkeypatch.setattr(predictor_module, "_TABLE_BYTES", 4 * 4 * model.slot_rows * model.hidden)
+    assert len(ids) % 4, "the last call has fewer"
+    np.testing.assert_allclose(predictor.logits_along(ids, domain), whole, rtol=0, atol=1e-5)
+
+
+def test_an_exported_model_gives_the_same_scores(predictor, tiny_export):
+    exported = Predictor.from_export(tiny_export)
+    for name, text in TEXTS:
+        domain = domains_of(predictor.config).named(name)
+        one, other = score(predictor, text, domain), score(exported, text, domain)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-4)
+
+
+def test_one_token_has_nothing_to_score_and_no_token_is_refused(predictor):
+    domain = domains_of(predictor.config).named("en")
+    token = predictor.tokenizer.decode(predictor.tokenizer.prompt("the cat", domain)[:1])
+    assert score(predictor, token, domain).logprobs == []
+    assert score(predictor, token, domain).total == 0
+    with pytest.raises(ConfigError, match="no tokens"):
+        score(predictor, "", domain)
+    with pytest.raises(ConfigError, match=r"longer than model\.seq_length=32"):
+        score(predictor, "cat dog " * 40, domain)

@@ -1,0 +1,255 @@
+"""The Python face does what it promises: from any folder, in any thread, twice in one process, with strings or paths."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from helpers.tiny import tiny_config, tiny_tree, write_text
+
+import pangu_sigma as ps
+from pangu_sigma import shipped
+from pangu_sigma.domains import domains_of
+from pangu_sigma.train.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+
+
+def readme_lines() -> str:
+    """The first block of Python in README.md."""
+    found = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Training loss of each step that the run logged; there are some."""
+    found = {line["step"]: line["loss"] for line in read_metrics(run) if line["kind"] == "step"}
+    assert found
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(graph_mode, tiny_run) -> ps.Model:
+    return ps.load(tiny_run)
+
+
+def in_a_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns outside the main thread."""
+    results: list[Any] = []
+
+    def noted() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=noted)
+    thread.start()
+    thread.join()
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
+
+
+def test_importing_is_light_and_every_promised_name_is_there_and_documented():
+    code = (
+        "import sys, pangu_sigma as ps; heavy = ('mindspore', 'mindformers', 'numpy', 'pydantic');"
+        "print([m for m in heavy if m in sys.modules]); import pangu_sigma.config; ps.load_config('sigma_tiny');"
+        "print('mindspore' in sys.modules, sorted(set(ps.__all__) - set(dir(ps))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "False []"]
+    for name in set(ps.__all__) - {"__version__"}:
+        assert getattr(ps, name).__doc__, name
+    for name, member in vars(ps.Model).items():
+        assert name.startswith("_") or member.__doc__ or name in ("config", "predictor"), name
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        ps.trian  # noqa: B018
+
+
+def test_mindspores_warnings_are_off_unless_asked_for():
+    code = "import pangu_sigma, os; print(os.environ['GLOG_v'])"
+    for environment, level in (({}, "3"), ({"GLOG_v": "1"}, "1")):
+        path = {"PYTHONPATH": ":".join(sys.path)}
+        done = subprocess.run([sys.executable, "-c", code], env=path | environment, capture_output=True, text=True)
+        assert done.stdout.strip() == level
+
+
+def test_the_version_is_the_projects():
+    assert ps.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_a_function_is_not_hidden_by_the_folder_of_its_name():
+    import pangu_sigma.train.loop  # noqa: F401
+
+    assert ps.train.__module__ == "pangu_sigma.api"
+    assert sys.modules["pangu_sigma.train"] is not ps.train
+
+
+def test_load_config_takes_names_files_and_a_mapping(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ps.load_config("sigma_tiny", {"train.steps": 7, "data.path": tmp_path / "data"})
+    assert isinstance(config, ps.Config)
+    assert (config.name, config.train.steps, config.data.path) == ("sigma_tiny", 7, str(tmp_path / "data"))
+    assert ps.load_config(ROOT / "model_configs" / "sigma_tiny.yaml") == ps.load_config("sigma_tiny")
+    with pytest.raises(ps.UserError, match="shipped: alpha_13b"):
+        ps.load_config("sigma")
+    with pytest.raises(ps.UserError, match=r"train\.stepz: unknown key .* nearest valid key: steps"):
+        ps.load_config("sigma_tiny", {"train.stepz": 7})
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_the_lines_of_the_readme_run_outside_the_main_thread(tmp_path, monkeypatch, capfd):
+    """As they stand there, from an empty folder, with a tiny configuration and text for the shipped ones."""
+    shipped_as = tmp_path / "shipped" / "sigma_tiny.yaml"
+    shipped_as.parent.mkdir()
+    tree = tiny_tree(Path("data/prepared"))
+    shipped_as.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    monkeypatch.setattr(shipped, "shipped_configs", lambda: {"sigma_tiny": shipped_as})
+    write_text(tmp_path / "mine.jsonl")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    lines = readme_lines()
+    assert 'ps.load_config("sigma_tiny", {"train.steps": 100})' in lines
+    lines = lines.replace('"train.steps": 100', '"train.steps": 6')
+    assert "\nps.prepare_data(config) " in lines
+    lines = lines.replace("ps.prepare_data(config)", "ps.prepare_data(config, inputs=['../mine.jsonl'])")
+    names: dict[str, Any] = {}
+    in_a_thread(lambda: exec(lines, names))
+    printed = capfd.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    model = names["model"]
+    assert model.generate("The ", domain="en", max_new_tokens=32, temperature=0.8) in printed
+    assert max(losses(folder / "runs/mine")) == 6
+    assert set(model.evaluate()) == {"zh", "en", "code"}, "from another folder than the one of the data's relative path"
+    exported = ps.load(str(folder / "exports/mine"))
+    assert exported.generate("the cat", "en") == model.generate("the cat", "en")
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_training_after_other_work_gives_the_same_numbers(tiny_data, tiny_run, tmp_path):
+    """tiny_run was trained before; in between a model answered, and another seed was set."""
+    other = tiny_config(tiny_data, train={"steps": 2, "eval_interval": 2})
+    ps.train(other.model_copy(update={"seed": 77}), tmp_path / "other")
+    again = in_a_thread(lambda: ps.train(tiny_config(tiny_data), str(tmp_path / "again")))
+    assert losses(tmp_path / "again") == losses(tiny_run)
+    assert again.evaluate() == ps.load(tiny_run).evaluate()
+
+
+def test_training_again_only_opens_a_finished_run(model, tiny_data, tiny_run):
+    before = read_metrics(tiny_run)
+    assert ps.train(tiny_config(tiny_data), tiny_run).path == model.path
+    assert read_metrics(tiny_run) == before
+
+
+def test_prepare_data_takes_one_path_or_several(tmp_path, monkeypatch):
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "pangu_sigma.data.prepare.prepare", lambda config, inputs, output: asked.append((inputs, output))
+    )
+    config = tiny_config(tmp_path / "data")
+    for inputs in ("a.jsonl", Path("a.jsonl"), ["a.jsonl"], (Path("a.jsonl"),)):
+        ps.prepare_data(config, inputs)
+    ps.prepare_data(config)
+    assert asked == [([Path("a.jsonl")], tmp_path / "data")] * 4 + [([], tmp_path / "data")]
+
+
+def test_one_prompt_gives_a_text_and_a_list_gives_texts(model):
+    one = model.generate("the cat", "en", max_new_tokens=4)
+    assert isinstance(one, str)
+    assert model.generate(["the cat"], "en", max_new_tokens=4) == [one]
+    several = model.generate(["the cat", "今天"], domain=["en", "zh"], max_new_tokens=4)
+    assert several == [one, model.generate("今天", "zh", max_new_tokens=4)]
+    with pytest.raises(ps.UserError, match="domain has 1 names for 2 prompts"):
+        model.generate(["a", "b"], ["en"])
+    with pytest.raises(ps.UserError, match="unknown domain 'fr'; this configuration has zh, en, code"):
+        model.generate("a", "fr")
+
+
+def test_threads_may_ask_at_the_same_time(model, tiny_run):
+    """MindSpore itself crashes then, so they wait for each other."""
+    another = ps.load(tiny_run)
+    asked = [(model, "the cat", "en"), (another, "今天", "zh"), (model, "x y", "code")] * 4
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda ask: ask[0].generate(ask[1], ask[2], max_new_tokens=4), asked))
+    assert found[:3] * 4 == found
+    assert found[:3] == [model.generate(text, domain, max_new_tokens=4) for _, text, domain in asked[:3]]
+
+
+def test_sampling_options_are_keywords(model):
+    options: dict[str, Any] = {
+        "max_new_tokens": 8,
+        "temperature": 2.0,
+        "top_k": 50,
+        "top_p": 0.9,
+        "repetition_penalty": 1.1,
+    }
+    drawn = [model.generate("the ", "en", seed=seed, **options) for seed in (0, 0, 1, 2)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+    assert "".join(model.stream("the ", "en", seed=1, **options)) == drawn[2]
+    with pytest.raises(ps.UserError, match=r"top_p=2 is not allowed"):
+        model.generate("the ", "en", top_p=2)
+    with pytest.raises(TypeError, match="temprature"):
+        model.generate("the ", "en", temprature=1)
+
+
+def test_logits_are_of_the_token_that_greedy_generation_takes(model):
+    tokenizer = model.predictor.tokenizer
+    logits_R = model.logits("the cat", "en")
+    assert (logits_R.dtype, logits_R.shape) == (np.float32, (model.config.model.slot_rows,))
+    slot = 1  # zh has the first
+    assert ((tokenizer.slot_rows[slot] < 0) == np.isneginf(logits_R)).all()
+    best = tokenizer.slot_rows[slot, logits_R.argmax()]
+    assert tokenizer.decode([best]) == model.generate("the cat", "en", max_new_tokens=1)
+    ids = tokenizer.prompt("the cat", domains_of(model.config).named("en"))
+    np.testing.assert_array_equal(model.logits(np.array(ids), "en"), logits_R)
+
+
+def test_a_likely_text_scores_higher(model):
+    likely, unlikely = (model.score(text, "en") for text in ("a small old red", "red a old small"))
+    assert isinstance(likely, ps.Score)
+    assert likely.total > unlikely.total
+    assert likely.total == pytest.approx(sum(likely.logprobs))
+
+
+def test_evaluate_is_what_the_run_logged_last(model, tiny_run):
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if line["kind"] == "evaluation"][-1]["per_domain_loss"]
+    assert {name: found["loss"] for name, found in model.evaluate().items()} == pytest.approx(logged, rel=1e-5)
+
+
+def test_an_export_answers_as_text_or_path_and_says_what_it_has_not(model, tiny_export):
+    exported = ps.load(str(tiny_export))
+    assert exported.generate("the cat", "en", max_new_tokens=4) == model.generate("the cat", "en", max_new_tokens=4)
+    for call in (exported.evaluate, lambda: exported.export("elsewhere")):
+        with pytest.raises(ps.UserError, match="is an exported model; load the run folder that it came from"):
+            call()
+
+
+def test_safetensors_is_a_format_and_others_are_refused(model, tmp_path):
+    file = model.export(str(tmp_path / "weights.safetensors"), format="safetensors")
+    assert file == tmp_path / "weights.safetensors"
+    assert file.stat().st_size > 1000
+    with pytest.raises(ps.UserError, match="format='onnx' is not known; use 'mindir' or 'safetensors'"):
+        model.export(tmp_path / "x", format="onnx")  # type: ignore[arg-type]
+
+
+def test_what_is_no_model_is_refused_when_it_is_loaded(tmp_path):
+    with pytest.raises(ps.UserError, match="is not a run folder"):
+        ps.load(tmp_path)
+    with pytest.raises(ps.UserError, match="device='gpu' is not known"):
+        ps.train(tiny_config(tmp_path), tmp_path, device="gpu")  # type: ignore[arg-type]

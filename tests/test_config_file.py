@@ -1,0 +1,61 @@
+"""Overrides as (key, value) pairs; `test_config.py` has the files and the "key=value" form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import load_config, read_tree
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "name: small\nmodel: { hidden: 8, ffn: 16, heads: 2, dense_layers: 1, rre_layers: 0 }\ndomains: [ { name: zh } ]\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [
+        ("train.steps=7", ("train.steps", 7)),
+        ("train.optimizer.peak_lr=3e-4", ("train.optimizer.peak_lr", 3e-4)),
+        ("domains.0.name=en", ("domains.0.name", "en")),
+        ("domains=[{name: a}, {name: b}]", ("domains", [{"name": "a"}, {"name": "b"}])),
+        ("ecss.enabled=false", ("ecss.enabled", False)),
+        ("data={path: null-island}", ("data", {"path": "null-island"})),
+        ("data.path=here", ("data.path", Path("here"))),
+    ],
+)
+def test_a_pair_is_the_same_as_its_text(file: Path, text: str, pair: tuple[str, Any]):
+    assert load_config(file, [pair]) == load_config(file, [text]) != load_config(file)
+
+
+def test_the_later_override_wins_in_either_form(file: Path):
+    assert load_config(file, [("seed", 1), "seed=2"]).seed == 2
+    assert load_config(file, ["seed=2", ("seed", 1)]).seed == 1
+
+
+def test_a_value_is_taken_as_it_is_and_no_yaml(file: Path):
+    assert read_tree(file, [("data.path", "a: b")])["data"]["path"] == "a: b"
+    with pytest.raises(ConfigError, match=r"^train\.steps: '7' is not allowed: Input should be a valid integer"):
+        load_config(file, [("train.steps", "7")])
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("train.stpes", 3), r"^train\.stpes: unknown key .*nearest valid key: steps"),
+        (("model.hidden.x", 3), r"^override model\.hidden\.x: hidden holds the value 8, not a section"),
+        (("domains.1.name", "x"), r"^override domains\.1\.name: '1' is not an index of a list of 1; use 0 … 0"),
+        ((5, "x"), r"^5: unknown key"),
+    ],
+)
+def test_a_pair_that_cannot_be_is_refused(file: Path, pair: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_config(file, [pair])
