@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FILE = "lineage.json"
+LINEAGE_FILE = "lineage.json"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Receipt:
 
     def save(self, folder: Path) -> None:
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / LINEAGE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def format_receipt(receipt: Receipt) -> str:
