@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from pangu_sigma.errors import DataError
 
 from pangu_sigma.bench import tokenizer
+from pangu_sigma.errors import DataError
 
 TEXTS = [f"第{i}个句子，Python {i}.5%\n　“你好”\r\n🙂龘" for i in range(25)]
 
