@@ -207,8 +207,8 @@ def make_plan(config: Config, devices: int) -> Plan:
         capacity=capacity(planned) if routed else 0,
         exchanged_rows=exchanged_rows(planned) if routed else 0,
         fits=fits(planned),
-        npu=_table(npu_items(planned, fullest_stage(planned)), NPU_MEMORY),
-        host=_table(host_items(planned, fullest_host(planned)), HOST_MEMORY),
+        npu=_memory_table(npu_items(planned, fullest_stage(planned)), NPU_MEMORY),
+        host=_memory_table(host_items(planned, fullest_host(planned)), HOST_MEMORY),
         stages=[_stage(planned, stage) for stage in stages],
         what_fits=what_fits(planned),
         variants=_variants(planned),
@@ -219,7 +219,7 @@ def make_plan(config: Config, devices: int) -> Plan:
     )
 
 
-def _table(items: list[MemoryItem], limit: int) -> MemoryTable:
+def _memory_table(items: list[MemoryItem], limit: int) -> MemoryTable:
     return MemoryTable([item for item in items if item.nbytes], limit)
 
 
