@@ -11,7 +11,7 @@ TEXTS = [f"第{i}个句子，Python {i}.5%\n　“你好”\r\n🙂龘" for i in
 
 
 def test_the_row_has_every_field_and_counts_all_text(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tokenizer, "_text", lambda: TEXTS)
+    monkeypatch.setattr(tokenizer, "_chinese_text", lambda: TEXTS)
     (row,) = [row.as_dict() for row in tokenizer.run(peers=True)]
     megabytes = sum(len(text.encode()) for text in TEXTS) / 1e6
     assert row["case"] == f"{megabytes:.1f} MB zh, ids equal"

@@ -15,7 +15,13 @@ NAMES = ("y", "dx", "dw1", "db1", "dw2", "db2")
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TOKENS": 200, "HIDDEN": 16, "FFN": 32, "EXPERTS": 4, "VOCABULARY": 500}.items():
+    for name, value in {
+        "LAYER_TOKENS": 200,
+        "LAYER_HIDDEN": 16,
+        "LAYER_FFN": 32,
+        "LAYER_EXPERTS": 4,
+        "LAYER_VOCABULARY": 500,
+    }.items():
         monkeypatch.setattr(moe, name, value)
 
 
@@ -32,7 +38,7 @@ def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
 
 def test_the_case_is_as_uneven_as_it_says(graph_mode: None):
     load_A = moe.make_layer().load_A
-    assert load_A.sum() == moe.TOKENS
+    assert load_A.sum() == moe.LAYER_TOKENS
     assert load_A.max() / load_A.mean() == pytest.approx(2.2, abs=0.05)
 
 
@@ -46,7 +52,7 @@ def test_ours_is_every_token_through_its_expert_plus_the_residual(graph_mode: No
 
 
 def test_ours_with_a_single_expert_is_the_dense_ffn(graph_mode: None, small: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(moe, "EXPERTS", 1)
+    monkeypatch.setattr(moe, "LAYER_EXPERTS", 1)
     layer = moe.make_layer()
     assert_same(results(moe.ours(layer)), results(moe.dense(layer)))
 

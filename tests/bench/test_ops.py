@@ -24,8 +24,8 @@ def test_ours_and_mindspore_round_trips_agree(graph_mode: None):
 
 
 def test_rows_have_every_field(graph_mode: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ops, "TOKENS", 64)
-    monkeypatch.setattr(ops, "HIDDEN", 32)
+    monkeypatch.setattr(ops, "MOVED_TOKENS", 64)
+    monkeypatch.setattr(ops, "MOVED_HIDDEN", 32)
     rows = [row.as_dict() for row in ops.run(peers=False)]
     timed = [row for row in rows if row["unit"] == "ms"]
     assert [row["peer"] for row in timed] == ["MindSpore gather, scatter_nd", "copy of the same bytes, 2 threads"]

@@ -16,7 +16,7 @@ MODEL = {"hidden": 16, "ffn": 24, "heads": 2, "dense_layers": 0, "rre_layers": 2
 
 
 def test_every_size_is_held_against_the_smallest(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scale, "MODEL", MODEL | {"seq_length": 16, "slot_rows": 64})
+    monkeypatch.setattr(scale, "GROWING_MODEL", MODEL | {"seq_length": 16, "slot_rows": 64})
     monkeypatch.setattr(scale, "STORED", (4, 8))
     monkeypatch.setattr(scale, "ACTIVE", 2)
     monkeypatch.setattr(scale, "in_files", lambda: [])
@@ -27,8 +27,8 @@ def test_every_size_is_held_against_the_smallest(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_same_steps_in_files_and_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stored_experts, "MODEL", MODEL | {"experts_per_domain": 1})
-    monkeypatch.setattr(stored_experts, "LENGTH", 16)
+    monkeypatch.setattr(stored_experts, "STORED_MODEL", MODEL | {"experts_per_domain": 1})
+    monkeypatch.setattr(stored_experts, "STORED_LENGTH", 16)
     runs = [stored_experts.start(3, folder, 0.01) for folder in (None, str(tmp_path / "store"))]
     losses = [[run.advance() for _ in range(4)] for run in runs]
     assert losses[0] == losses[1]

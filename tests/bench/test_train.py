@@ -14,7 +14,15 @@ from pangu_sigma.bench.synthetic import FIRST, SyntheticRun
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"LENGTH": 16, "VOCABULARY": 64, "LAYERS": 1, "HIDDEN": 16, "HEADS": 2, "EXPERTS": 4, "INTERMEDIATE": 32}
+    sizes = {
+        "GPT_LENGTH": 16,
+        "GPT_VOCABULARY": 64,
+        "GPT_LAYERS": 1,
+        "GPT_HIDDEN": 16,
+        "GPT_HEADS": 2,
+        "GPT_EXPERTS": 4,
+        "GPT_INTERMEDIATE": 32,
+    }
     for name, value in {**sizes, "SIDE": 64}.items():
         monkeypatch.setattr(train, name, value)
 
@@ -32,15 +40,15 @@ def grouped_mm() -> Iterator[Worker]:
 def test_ours_trains_on_every_token(graph_mode: None, small: None):
     run = SyntheticRun(train.make_config())
     losses = [run.advance() for _ in range(3)]
-    assert run.batch().tokens == train.BATCH * train.LENGTH
-    assert losses == pytest.approx([np.log(train.VOCABULARY)] * 3, rel=0.1)
+    assert run.batch().tokens == train.GPT_BATCH * train.GPT_LENGTH
+    assert losses == pytest.approx([np.log(train.GPT_VOCABULARY)] * 3, rel=0.1)
     assert len(set(losses)) == 3
 
 
 def test_mixtral_learns_which_ids_are_never_drawn_and_has_as_many_parameters_as_ours(grouped_mm: Worker):
     assert grouped_mm.started["parameters"] == pytest.approx(train.make_config().num_params().total, rel=0.01)
     losses = [grouped_mm.step()["loss"] for _ in range(3)]
-    assert losses == pytest.approx([np.log(train.VOCABULARY - FIRST)] * 3, rel=0.1)
+    assert losses == pytest.approx([np.log(train.GPT_VOCABULARY - FIRST)] * 3, rel=0.1)
     assert len(set(losses)) == 3
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from helpers.launched import eventually, free_port, launched
 
-from pangu_sigma.launching.launch import Job, check, check_numbers, dry_run
+from pangu_sigma.launching.launch import Job, check_job, check_numbers, dry_run
 from pangu_sigma.launching.processes import LaunchError
 
 SCRIPTS = Path(__file__).parents[2] / "run_scripts"
@@ -246,7 +246,7 @@ def test_a_dry_run_prints_what_each_of_64_nodes_would_start(monkeypatch, tmp_pat
 )
 def test_what_cannot_run_is_refused_before_anything_starts(tmp_path, options, message):
     with pytest.raises(LaunchError, match=message):
-        check(Job(**{"command": [], "logs": tmp_path, "ranks": 8, **options}))
+        check_job(Job(**{"command": [], "logs": tmp_path, "ranks": 8, **options}))
 
 
 @pytest.mark.parametrize("offset", [0, 1], ids=["the scheduler's", "the launchers'"])
@@ -256,8 +256,8 @@ def test_a_port_in_use_is_refused_on_node_0_alone(tmp_path, offset):
         with pytest.raises(
             LaunchError, match=f"127.0.0.1:{port + offset} cannot be used: .*choose another --master-port"
         ):
-            check(Job([], tmp_path, 8, 2, 0, port=port))
-        check(Job([], tmp_path, 8, 2, 1, port=port))
+            check_job(Job([], tmp_path, 8, 2, 0, port=port))
+        check_job(Job([], tmp_path, 8, 2, 1, port=port))
 
 
 def test_a_missing_msrun_is_refused(tmp_path, monkeypatch):
@@ -266,7 +266,7 @@ def test_a_missing_msrun_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="msrun is not on PATH"):
-        check(Job([], tmp_path, 1))
+        check_job(Job([], tmp_path, 1))
 
 
 def test_numbers_that_fit_are_accepted():

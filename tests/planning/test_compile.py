@@ -15,8 +15,9 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import rre_layers_of_stage
 from pangu_sigma.planning import compile as compile_module
 from pangu_sigma.planning.compile import Compiled, PlanRefused, compile_step, read_graph
-from pangu_sigma.planning.parameters import accumulators, dense_weights
-from pangu_sigma.planning.plan import add_compiled, laid_out, make_plan
+from pangu_sigma.planning.differences import add_compiled
+from pangu_sigma.planning.parameters import accumulator_arrays, dense_weights
+from pangu_sigma.planning.plan import laid_out, make_plan
 
 TINY = MODEL_CONFIGS / "sigma_tiny.yaml"
 SMALL = [
@@ -38,12 +39,12 @@ def check(config: Config) -> list[Compiled]:
     parallel, passes = config.parallel, config.train.accumulation
     stages = [compile_step(config, rank) for rank in range(0, parallel.ranks, parallel.stage_ranks)]
     plan = add_compiled(make_plan(config, parallel.ranks), stages)
-    assert plan["compiled"]
-    assert plan["differences"] == []
+    assert plan.compiled is not None
+    assert plan.compiled.differences == []
     for stage, compiled in enumerate(stages):
-        places = len(rre_layers_of_stage(config, stage))
-        assert compiled.host_operators == ({"FetchRows": places, "AdamRows": places} if places else {})
-        exchanges = 2 * places * passes if parallel.expert > 1 else 0
+        routed = len(rre_layers_of_stage(config, stage))
+        assert compiled.host_operators == ({"FetchRows": routed, "AdamRows": routed} if routed else {})
+        exchanges = 2 * routed * passes if parallel.expert > 1 else 0
         for phase in ("forward", "backward"):
             # rows to experts and back, inside one group of ranks and nowhere else
             assert counted(compiled, op="AlltoAll", phase=phase) == exchanges
@@ -60,7 +61,7 @@ def check_sums(config: Config, stages: list[Compiled]) -> None:
     """The gradient of every micro-batch reaches the accumulator of every weight; of the word table that of both of its uses."""
     passes, last = config.train.accumulation, len(stages) - 1
     for stage, compiled in enumerate(stages):
-        summed = [a.name.removesuffix(".accumulated") for a in accumulators(config, stage)]
+        summed = [a.name.removesuffix(".accumulated") for a in accumulator_arrays(config, stage)]
         wanted = dict.fromkeys(summed, passes)
         if stage == 0 and "embedding" in wanted:
             # looked up and multiplied with; or looked up, and what the last stage sends for all micro-batches together
@@ -145,7 +146,7 @@ def test_dense_stages_send_hidden_states_and_the_word_table():
         for op, phase in ((there, "forward"), (back, "backward")):
             calls = [c for c in compiled.collectives if (c.op, c.phase) == (op, phase)]
             assert sum(c.count for c in calls) == 2 + 1
-            assert sum(c.bytes for c in calls) == 2 * hidden + table
+            assert sum(c.nbytes for c in calls) == 2 * hidden + table
             assert {tuple(c.ranks) for c in calls} == {(4,) if compiled.rank == 0 else (0,)}
 
 
@@ -175,7 +176,7 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
         ]
     )
     found = read_graph(lines, 512)
-    assert [(c.op, c.phase, c.count, c.group_size, c.bytes) for c in found["collectives"]] == [
+    assert [(c.op, c.phase, c.count, c.group_size, c.nbytes) for c in found["collectives"]] == [
         ("AllReduce", "gradient", 1, 64, 20),
         ("AlltoAll", "forward", 1, 3, 16),
     ]

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,14 @@ from helpers.small_clusters import MODEL_CONFIGS
 
 from pangu_sigma.cli import main
 from pangu_sigma.config_file import load_config
-from pangu_sigma.planning.plan import make_plan
+from pangu_sigma.planning.plan import Plan, make_plan
 from pangu_sigma.planning.text import format_plan
 
 TRILLION, TINY = MODEL_CONFIGS / "sigma_1t.yaml", MODEL_CONFIGS / "sigma_tiny.yaml"
 
 
 @pytest.fixture(scope="module")
-def trillion() -> dict:
+def trillion() -> Plan:
     return make_plan(load_config(TRILLION), 512)
 
 
@@ -29,47 +30,47 @@ def command(*arguments: object) -> int:
     return main(["plan", *map(str, arguments)])
 
 
-def test_the_trillion_fits_and_without_ecss_it_does_not(trillion: dict):
-    assert trillion["fits"]
-    assert trillion["npu_memory_gib"] <= 32
-    assert trillion["host_memory_gib"] * 2**30 <= 750e9
-    assert (trillion["devices"], trillion["hosts"], trillion["suggested"]) == (512, 64, False)
-    without = trillion["variants"]["without ECSS"]
+def test_the_trillion_fits_and_without_ecss_it_does_not(trillion: Plan):
+    assert trillion.fits
+    assert trillion.npu.needed_gib <= 32
+    assert trillion.host.needed_gib * 2**30 <= 750e9
+    assert (trillion.devices, trillion.hosts, trillion.suggested) == (512, 64, False)
+    without = trillion.variants["without ECSS"]
     off = make_plan(load_config(TRILLION, ["ecss.enabled=false"]), 512)
-    assert not off["fits"]
-    assert off["npu_memory_gib"] == without["npu_memory_gib"]
-    assert without["over_limit_gib"] == pytest.approx(off["npu_memory_gib"] - 32)
-    assert without["over_limit_gib"] > 0
-    assert f"without ECSS: {off['npu_memory_gib']:.2f}, {without['over_limit_gib']:.2f} too much" in format_plan(
-        trillion
-    )
-    assert f"DOES NOT FIT, {without['over_limit_gib']:.2f} too much" in format_plan(off)
+    assert not off.fits
+    assert off.npu.needed_gib == without.needed_gib
+    assert without.over_gib == pytest.approx(off.npu.needed_gib - 32)
+    assert without.over_gib > 0
+    assert f"without ECSS: {off.npu.needed_gib:.2f}, {without.over_gib:.2f} too much" in format_plan(trillion)
+    assert f"DOES NOT FIT, {without.over_gib:.2f} too much" in format_plan(off)
 
 
-def test_items_add_up_to_the_totals(trillion: dict):
+def test_items_add_up_to_the_totals(trillion: Plan):
+    tree = trillion.as_dict()
     for items, whole in (("npu", "npu_memory_gib"), ("host", "host_memory_gib")):
-        assert sum(item["gib"] for item in trillion[items]) == pytest.approx(trillion[whole])
+        assert sum(item["gib"] for item in tree[items]) == pytest.approx(tree[whole])
 
 
-def test_json_holds_what_a_compiled_plan_is_compared_with(trillion: dict):
-    assert trillion["compiled"] is False
-    assert all({"op", "count", "group_size", "bytes"} <= row.keys() for row in trillion["collectives"])
-    assert all({"name", "slice", "device"} <= row.keys() for row in trillion["parameters"])
-    slices = {row["name"]: (row["slice"], row["device"]) for row in trillion["parameters"]}
+def test_json_holds_what_a_compiled_plan_is_compared_with(trillion: Plan):
+    tree = trillion.as_dict()
+    assert tree["compiled"] is False
+    assert all({"op", "count", "group_size", "bytes"} <= row.keys() for row in tree["collectives"])
+    assert all({"name", "slice", "device"} <= row.keys() for row in tree["parameters"])
+    slices = {row["name"]: (row["slice"], row["device"]) for row in tree["parameters"]}
     assert slices["experts.0.w1"] == ([10, 2560, 5120], "CPU")
     assert slices["layers.0.ffn.w2"] == ([40, 5120], "Ascend")
-    assert json.loads(json.dumps(trillion)) == trillion
+    assert json.loads(json.dumps(tree)) == tree
 
 
 def test_text_shows_every_item_and_the_section_to_copy():
     plan = make_plan(load_config(TINY), 8)
     text = format_plan(plan)
-    assert plan["suggested"]
+    assert plan.suggested
     section = text[text.index("parallel:") : text.index("  a rank sees")]
     again = load_config(TINY, [f"parallel={json.dumps(yaml.safe_load(section)['parallel'])}"])
-    assert make_plan(again, 8) == plan | {"suggested": False}
-    for item in plan["npu"] + plan["host"]:
-        assert item["item"] in text
+    assert make_plan(again, 8) == replace(plan, suggested=False)
+    for item in plan.npu.items + plan.host.items:
+        assert item.name in text
 
 
 def test_a_plan_that_does_not_fit_says_what_would():
@@ -90,14 +91,15 @@ def test_stages_are_planned_one_by_one():
         "train.batch_size=128",
     ]
     plan = make_plan(load_config(TRILLION, keys), 512)
-    assert plan["refused"] is None
-    assert [stage["first_rank"] for stage in plan["stages"]] == [0, 256]
-    assert [stage["layers"] for stage in plan["stages"]] == [[0, 19], [20, 39]]
-    assert [stage["rre_layers"] for stage in plan["stages"]] == [0, 8]
-    needed = [stage["npu_memory_gib"] for stage in plan["stages"]]
-    assert plan["npu_memory_gib"] == max(needed)
-    assert plan["seconds"]["bubble"] > 0
-    names = [{p["name"] for p in plan["parameters"] if p["stage"] == stage} for stage in (0, 1)]
+    assert plan.refused is None
+    assert [stage.first_rank for stage in plan.stages] == [0, 256]
+    assert [(stage.first_layer, stage.last_layer) for stage in plan.stages] == [(0, 19), (20, 39)]
+    assert [stage["layers"] for stage in plan.as_dict()["stages"]] == [[0, 19], [20, 39]]
+    assert [stage.rre_layers for stage in plan.stages] == [0, 8]
+    needed = [stage.npu_gib for stage in plan.stages]
+    assert plan.npu.needed_gib == max(needed)
+    assert plan.time.bubble > 0
+    names = [{p["name"] for p in plan.as_dict()["parameters"] if p["stage"] == stage} for stage in (0, 1)]
     assert "embedding" in names[0] - names[1]
     assert "query_positions" in names[1] - names[0]
     assert "embedding.accumulated" in names[0] & names[1]
@@ -110,16 +112,16 @@ def test_stages_are_planned_one_by_one():
 
 def test_a_dense_model_has_no_experts_to_move():
     plan = make_plan(load_config(MODEL_CONFIGS / "alpha_13b.yaml"), 64)
-    assert plan["traffic_bytes"]["pcie"] == plan["seconds"]["host_update"] == 0
-    assert plan["variants"].keys() == {"without recompute", "with recompute"}
+    assert plan.links.pcie == plan.time.host_update == 0
+    assert plan.as_dict()["variants"].keys() == {"without recompute", "with recompute"}
     assert "expert" not in format_plan(plan)[format_plan(plan).index("memory of an NPU") :]
 
 
-def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: dict):
+def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: Plan):
     assert command("--config", TRILLION, "--devices", 512) == 0
     assert capsys.readouterr().out == format_plan(trillion) + "\n"
     assert command("--config", TRILLION, "--devices", 512, "--json", tmp_path / "plan.json") == 0
-    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == trillion
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == trillion.as_dict()
     assert command("--config", TINY, "--devices", 4, "--set", "train.batch_size=16", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["tokens_of_rank"] == 4 * 256
 

@@ -16,7 +16,7 @@ from pangu_sigma.planning.traffic import (
     REPLICAS,
     STAGE,
     TENSOR,
-    Collective,
+    PredictedCollective,
     collectives,
     link_bytes,
     pcie_bytes,
@@ -116,7 +116,10 @@ def test_no_collective_moves_expert_weights(trillion: Config):
 )
 def test_bytes_by_link(trillion: Config, op: str, axes: tuple[str, ...], size: int, here: float, elsewhere: float):
     nbytes = 1 << 30
-    assert sent_bytes(trillion, Collective(op, axes, size, 1, nbytes, "", "")) == (here * nbytes, elsewhere * nbytes)
+    assert sent_bytes(trillion, PredictedCollective(op, "", size, 1, nbytes, axes, "")) == (
+        here * nbytes,
+        elsewhere * nbytes,
+    )
 
 
 def test_one_rank_sends_nothing_but_experts_to_its_own_host():

@@ -36,7 +36,7 @@ def run(peers: bool) -> list[Row]:
     kernel: dict[str, Callable[[], Any]] = {
         "ours": ours.kernel,
         "memory traffic of Adam alone": _traffic(),
-        "MindSpore nn.AdamWeightDecay": _mindspore(),
+        "MindSpore nn.AdamWeightDecay": _mindspore_adam(),
     }
     pipeline: dict[str, Callable[[], Any]] = {"ours": ours.pipeline}
     missing = []
@@ -177,7 +177,7 @@ def _traffic() -> Callable[[], Any]:
     return work
 
 
-def _mindspore() -> Callable[[], Any]:
+def _mindspore_adam() -> Callable[[], Any]:
     parameters = [Parameter(Tensor(np.full(SIZE, 0.02, np.float32)), name=f"p{i}") for i in range(TENSORS)]
     optimizer = nn.AdamWeightDecay(parameters, LR, *BETAS, EPS, DECAY)
     grads = mutable(tuple(Tensor(np.full(SIZE, 1e-3, np.float32)) for _ in parameters))

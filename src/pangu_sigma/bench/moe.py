@@ -22,8 +22,8 @@ from pangu_sigma.config import RoutingConfig
 from pangu_sigma.device import use_cpu
 from pangu_sigma.rre.table import draw_tables
 
-TOKENS, HIDDEN, FFN, EXPERTS = 4096, 512, 2048, 16
-VOCABULARY = 40_000
+LAYER_TOKENS, LAYER_HIDDEN, LAYER_FFN, LAYER_EXPERTS = 4096, 512, 2048, 16
+LAYER_VOCABULARY = 40_000
 SEED = 7
 """Of tokens and table; this one loads the fullest expert 2.2 times the mean, which is usual for random tables of 16 experts."""
 
@@ -31,7 +31,7 @@ GROUPED, LOOP = "torch grouped_mm", "torch loop over w[e] (HF eager)"
 
 
 @dataclass(frozen=True)
-class Layer:
+class RoutedLayer:
     """Inputs of one layer. weights: w1_AFH, b1_AF, w2_AFH, b2_AH; experts_T: the expert of each token."""
 
     x_TH: np.ndarray
@@ -55,24 +55,30 @@ def run(peers: bool) -> list[Row]:
     if peers and has_torch:
         contenders |= {GROUPED: torch_layer(layer, grouped_mm), LOOP: torch_layer(layer, loop_over_experts)}
     load_A = layer.load_A
-    case = f"routed FFN fwd+bwd {TOKENS}x{HIDDEN}x{FFN}, {EXPERTS} experts, max/mean load {load_A.max() / load_A.mean():.2f}"
+    sizes = f"{LAYER_TOKENS}x{LAYER_HIDDEN}x{LAYER_FFN}, {LAYER_EXPERTS} experts"
+    case = f"routed FFN fwd+bwd {sizes}, max/mean load {load_A.max() / load_A.mean():.2f}"
     rows = compare("moe", case, take_turns(contenders))
     if peers and not has_torch:
         rows += [absent("moe", case, rows[0].ours, peer, "ms", rows[0].runs) for peer in (GROUPED, LOOP)]
     return rows
 
 
-def make_layer() -> Layer:
+def make_layer() -> RoutedLayer:
     """Zipf distributed tokens, sent to experts by a random table."""
     rng = np.random.default_rng(SEED)
-    frequency_V = 1 / np.arange(1, VOCABULARY + 1)
-    ids_T = rng.choice(VOCABULARY, TOKENS, p=frequency_V / frequency_V.sum())
-    table = draw_tables(RoutingConfig(seed=SEED), 1, 1, VOCABULARY, EXPERTS, None)
+    frequency_V = 1 / np.arange(1, LAYER_VOCABULARY + 1)
+    ids_T = rng.choice(LAYER_VOCABULARY, LAYER_TOKENS, p=frequency_V / frequency_V.sum())
+    table = draw_tables(RoutingConfig(seed=SEED), 1, 1, LAYER_VOCABULARY, LAYER_EXPERTS, None)
     zeros_T = np.zeros_like(ids_T)
-    x_TH, residual_TH, dy_TH = (rng.standard_normal((TOKENS, HIDDEN), dtype=np.float32) for _ in range(3))
-    shapes = (EXPERTS, FFN, HIDDEN), (EXPERTS, FFN), (EXPERTS, FFN, HIDDEN), (EXPERTS, HIDDEN)
+    x_TH, residual_TH, dy_TH = (rng.standard_normal((LAYER_TOKENS, LAYER_HIDDEN), dtype=np.float32) for _ in range(3))
+    shapes = (
+        (LAYER_EXPERTS, LAYER_FFN, LAYER_HIDDEN),
+        (LAYER_EXPERTS, LAYER_FFN),
+        (LAYER_EXPERTS, LAYER_FFN, LAYER_HIDDEN),
+        (LAYER_EXPERTS, LAYER_HIDDEN),
+    )
     weights = tuple(0.02 * rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
-    return Layer(x_TH, residual_TH, dy_TH, weights, table.route(ids_T, zeros_T, zeros_T)[0])
+    return RoutedLayer(x_TH, residual_TH, dy_TH, weights, table.route(ids_T, zeros_T, zeros_T)[0])
 
 
 class Routed(nn.Cell):
@@ -110,18 +116,20 @@ class ForwardBackward(nn.Cell):
         return y_TH, pull_back(dy_TH)[:5]
 
 
-def ours(layer: Layer) -> Callable[[], list[np.ndarray]]:
+def ours(layer: RoutedLayer) -> Callable[[], list[np.ndarray]]:
     """The layer as the model has it."""
     plan = plan_oracle(layer.experts_T, len(layer.weights[0]))
-    return _graph(Routed(), layer, layer.weights, map(Tensor, plan))
+    return _layer_graph(Routed(), layer, layer.weights, map(Tensor, plan))
 
 
-def dense(layer: Layer) -> Callable[[], list[np.ndarray]]:
+def dense(layer: RoutedLayer) -> Callable[[], list[np.ndarray]]:
     """All tokens through the first expert: as many multiplications, nothing to route."""
-    return _graph(Dense(), layer, tuple(w[:1] for w in layer.weights), [one_expert(len(layer.x_TH))])
+    return _layer_graph(Dense(), layer, tuple(w[:1] for w in layer.weights), [one_expert(len(layer.x_TH))])
 
 
-def _graph(cell: nn.Cell, layer: Layer, weights: tuple[np.ndarray, ...], plan: Any) -> Callable[[], list[np.ndarray]]:
+def _layer_graph(
+    cell: nn.Cell, layer: RoutedLayer, weights: tuple[np.ndarray, ...], plan: Any
+) -> Callable[[], list[np.ndarray]]:
     step = ForwardBackward(cell)
     inputs = [Tensor(np.ascontiguousarray(a)) for a in (layer.dy_TH, layer.x_TH, *weights, layer.residual_TH)]
     inputs += plan
@@ -133,7 +141,7 @@ def _graph(cell: nn.Cell, layer: Layer, weights: tuple[np.ndarray, ...], plan: A
     return work
 
 
-def torch_layer(layer: Layer, experts: Callable[..., Any]) -> Callable[[], list[np.ndarray]]:
+def torch_layer(layer: RoutedLayer, experts: Callable[..., Any]) -> Callable[[], list[np.ndarray]]:
     """A layer in torch; `experts(x_TH, weights, experts_T)` is the way to multiply by them."""
     import torch
 

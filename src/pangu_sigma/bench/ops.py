@@ -18,24 +18,24 @@ from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from pangu_sigma.bench.harness import Row, absent, compare, figure, take_turns
 from pangu_sigma.device import use_cpu
 
-TOKENS, HIDDEN, EXPERTS = 8192, 2560, 16
-CASE = f"dispatch+combine fwd+bwd {TOKENS}x{HIDDEN}"
+MOVED_TOKENS, MOVED_HIDDEN, MOVED_EXPERTS = 8192, 2560, 16
+CASE = f"dispatch+combine fwd+bwd {MOVED_TOKENS}x{MOVED_HIDDEN}"
 
 
 def run(peers: bool) -> list[Row]:
     """Rows of the bench. peers: with torch, when it is installed."""
     use_cpu()
     rng = np.random.default_rng(0)
-    x_TH, dout_TH = (rng.standard_normal((TOKENS, HIDDEN), dtype=np.float32) for _ in range(2))
-    order_T = np.argsort(rng.integers(0, EXPERTS, TOKENS), kind="stable").astype(np.int32)
+    x_TH, dout_TH = (rng.standard_normal((MOVED_TOKENS, MOVED_HIDDEN), dtype=np.float32) for _ in range(2))
+    order_T = np.argsort(rng.integers(0, MOVED_EXPERTS, MOVED_TOKENS), kind="stable").astype(np.int32)
     contenders = {
-        "ours": _ours(x_TH, dout_TH, order_T),
-        "MindSpore gather, scatter_nd": _mindspore(x_TH, dout_TH, order_T),
+        "ours": _our_moves(x_TH, dout_TH, order_T),
+        "MindSpore gather, scatter_nd": _mindspore_moves(x_TH, dout_TH, order_T),
         "copy of the same bytes, 2 threads": _copies(x_TH),
     }
     has_torch = importlib.util.find_spec("torch") is not None
     if peers and has_torch:
-        contenders["torch index_select, index_add"] = _torch(x_TH, dout_TH, order_T)
+        contenders["torch index_select, index_add"] = _torch_moves(x_TH, dout_TH, order_T)
     rows = compare("ops", CASE, take_turns(contenders))
     if peers and not has_torch:
         rows.append(absent("ops", CASE, rows[0].ours, "torch index_select, index_add", "ms", rows[0].runs))
@@ -81,7 +81,7 @@ class GatherScatter(nn.Cell):
         return ops.scatter_nd(places, ops.gather(x, order, 0), x.shape)
 
 
-def _graph(
+def _moves_graph(
     moves: nn.Cell, x: np.ndarray, indices: tuple[np.ndarray, np.ndarray], dout: np.ndarray
 ) -> Callable[[], Any]:
     trip, inputs = RoundTrip(moves), (Tensor(x), (Tensor(indices[0]), Tensor(indices[1])), Tensor(dout))
@@ -93,16 +93,16 @@ def _graph(
     return work
 
 
-def _ours(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
+def _our_moves(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
     inverse_T = np.argsort(order_T).astype(np.int32)
-    return _graph(Ours(), x_TH, (order_T, inverse_T), dout_TH)
+    return _moves_graph(Ours(), x_TH, (order_T, inverse_T), dout_TH)
 
 
-def _mindspore(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
-    return _graph(GatherScatter(), x_TH, (order_T, order_T[:, None]), dout_TH)
+def _mindspore_moves(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
+    return _moves_graph(GatherScatter(), x_TH, (order_T, order_T[:, None]), dout_TH)
 
 
-def _torch(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
+def _torch_moves(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
     import torch
 
     x, dout, order = torch.from_numpy(x_TH), torch.from_numpy(dout_TH), torch.from_numpy(order_T).long()
@@ -118,7 +118,7 @@ def _torch(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callab
 
 def _copies(x_TH: np.ndarray) -> Callable[[], Any]:
     """Four copies (dispatch, combine and their gradients each read and write every byte once), half of the rows per thread."""
-    targets, half = [np.empty_like(x_TH) for _ in range(4)], TOKENS // 2
+    targets, half = [np.empty_like(x_TH) for _ in range(4)], MOVED_TOKENS // 2
     pool = ThreadPoolExecutor(2)
 
     def work() -> None:

@@ -24,7 +24,7 @@ from pangu_sigma.device import use_cpu
 STORED = (16, 64, 256, 640)
 """Experts of a layer; one domain of four is active in a step."""
 ACTIVE = 4
-MODEL = {
+GROWING_MODEL = {
     "hidden": 192,
     "ffn": 768,
     "heads": 6,
@@ -33,7 +33,7 @@ MODEL = {
     "seq_length": 256,
     "slot_rows": 1024,
 }
-BATCH = 4
+GROWING_BATCH = 4
 
 IN_FILES, IN_MEMORY = 60, 8
 """Domains, of an expert in each of eight layers, that are stored in files and in memory."""
@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 def run(peers: bool) -> list[Row]:
     """Rows of the bench: the step at 16 stored experts as the peer of the others. peers: makes no difference."""
     use_cpu()
-    model = MODEL | {"experts_per_domain": ACTIVE}
-    runs = {k: SyntheticRun(config_of(k // ACTIVE, model, train={"batch_size": BATCH})) for k in STORED}
+    model = GROWING_MODEL | {"experts_per_domain": ACTIVE}
+    runs = {k: SyntheticRun(config_of(k // ACTIVE, model, train={"batch_size": GROWING_BATCH})) for k in STORED}
     for stored, synthetic in runs.items():
         for _ in range(stored // ACTIVE):  # every expert once: its moments are in memory then
             synthetic.advance()

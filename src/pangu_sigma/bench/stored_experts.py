@@ -16,25 +16,27 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import array_specs, make_store
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 
-MODEL = {"hidden": 1024, "ffn": 4096, "heads": 8, "dense_layers": 0, "rre_layers": 8, "experts_per_domain": 1}
-LENGTH, BATCH = 128, 8
+STORED_MODEL = {"hidden": 1024, "ffn": 4096, "heads": 8, "dense_layers": 0, "rre_layers": 8, "experts_per_domain": 1}
+STORED_LENGTH, STORED_BATCH = 128, 8
 
 
 def parameters(domains: int) -> int:
     """How many are stored."""
-    return _config(domains).num_params().experts
+    return _stored_config(domains).num_params().experts
 
 
 def start(domains: int, folder: str | None, cache_gib: float) -> SyntheticRun:
     """The run; a domain a step, in turn."""
     use_cpu()
-    config = _config(domains)
+    config = _stored_config(domains)
     tier = HostTier() if folder is None else FileTier(Path(folder), array_specs(config), "bench", cache_gib)
     return SyntheticRun(config, make_store(config, tier))
 
 
-def _config(domains: int) -> Config:
-    return config_of(domains, MODEL | {"seq_length": LENGTH, "slot_rows": 1024}, train={"batch_size": BATCH})
+def _stored_config(domains: int) -> Config:
+    return config_of(
+        domains, STORED_MODEL | {"seq_length": STORED_LENGTH, "slot_rows": 1024}, train={"batch_size": STORED_BATCH}
+    )
 
 
 def resident() -> dict[str, float]:

@@ -24,7 +24,7 @@ from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.train.feed import Feed
 from pangu_sigma.train.step import StepResult, TrainStep
 
-PAD, EOT, FIRST = 6, 9, 10
+PAD_ID, EOT_ID, FIRST = 6, 9, 10
 """Ids below FIRST are never drawn, so that every token counts in the loss and a sequence is one document."""
 RATE = 1e-4
 
@@ -107,6 +107,6 @@ class _InTurn(SampleOrder):
 def _batches(config: Config) -> Batches:
     rows, model = config.model.slot_rows, config.model
     row_of = np.tile(np.arange(rows, dtype=np.int32), (config.slots, 1))
-    tokenizer: Any = SimpleNamespace(size=rows, eot=EOT, pad=PAD, row_of=row_of)  # all that batches need of one
+    tokenizer: Any = SimpleNamespace(size=rows, eot=EOT_ID, pad=PAD_ID, row_of=row_of)  # all that batches need of one
     table = draw_tables(config.routing, model.rre_layers, len(config.domains), rows, model.experts_per_domain, None)
     return _DrawnBatches(config, tokenizer, table)

@@ -36,7 +36,7 @@ Encoder = Callable[[list[str]], list[list[int]]]
 
 def run(peers: bool) -> list[Row]:
     """Rows of the bench. peers: makes no difference, the peer comes with the project. DataError when any id differs."""
-    return compare_encoders(_text(), {"ours": _ours(), PEER: _pangu_alpha()})
+    return compare_encoders(_chinese_text(), {"ours": _our_encoder(), PEER: _pangu_alpha_encoder()})
 
 
 def compare_encoders(texts: list[str], encoders: dict[str, Encoder]) -> list[Row]:
@@ -76,7 +76,7 @@ def _megabytes(texts: Iterable[str]) -> float:
     return sum(len(text.encode()) for text in texts) / 1e6
 
 
-def _text() -> list[str]:
+def _chinese_text() -> list[str]:
     """The documents that `prepare-data` has for Chinese, spread over all of them."""
     files = download(archives_of([_CHINESE]), Path(DataConfig().path).parent / "packages")
     selection = Selection(BYTES)
@@ -85,7 +85,7 @@ def _text() -> list[str]:
     return [text for document in selection.documents() for _, text in document.segments]
 
 
-def _ours() -> Encoder:
+def _our_encoder() -> Encoder:
     """As `prepare-data` does it: the words of all documents, then the ids."""
     tokenizer = Tokenizer.whole(alpha_model(), learn_english([], 0), 1)
 
@@ -96,7 +96,7 @@ def _ours() -> Encoder:
     return encode
 
 
-def _pangu_alpha() -> Encoder:
+def _pangu_alpha_encoder() -> Encoder:
     """Loaded from its file: importing the package would pull in a training framework."""
     import jieba
 

@@ -24,9 +24,9 @@ from pangu_sigma.bench.synthetic import FIRST, RATE, SyntheticRun, config_of
 from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
 
-BATCH, LENGTH, VOCABULARY = 4, 256, 8192
-LAYERS, HIDDEN, HEADS, EXPERTS = 4, 256, 4, 16
-INTERMEDIATE = 1024
+GPT_BATCH, GPT_LENGTH, GPT_VOCABULARY = 4, 256, 8192
+GPT_LAYERS, GPT_HIDDEN, GPT_HEADS, GPT_EXPERTS = 4, 256, 4, 16
+GPT_INTERMEDIATE = 1024
 """Of Mixtral; ours is 3/2 of it."""
 SIDE = 2048
 """Rows and columns of the matrix product that says what the machine can do."""
@@ -47,9 +47,11 @@ def run(peers: bool) -> list[Row]:
             workers = {backend: stack.enter_context(mixtral(python, backend)) for backend in BACKENDS}
             contenders |= {_mixtral_name(backend): worker.step for backend, worker in workers.items()}
             parameters += f", Mixtral {workers[BACKENDS[0]].started['parameters'] / 1e6:.1f} M"
-        case = f"MoE GPT step, {LAYERS} layers, {EXPERTS} experts, {BATCH}x{LENGTH} tokens, {parameters}"
+        case = (
+            f"MoE GPT step, {GPT_LAYERS} layers, {GPT_EXPERTS} experts, {GPT_BATCH}x{GPT_LENGTH} tokens, {parameters}"
+        )
         seconds = at_sgemm_speed(take_turns(contenders), step_flops(config))
-    rows = compare("train", case, seconds, work=BATCH * LENGTH, unit="tokens/s")
+    rows = compare("train", case, seconds, work=GPT_BATCH * GPT_LENGTH, unit="tokens/s")
     if peers and python is None:
         rows += [absent("train", case, rows[0].ours, _mixtral_name(b), "tokens/s", rows[0].runs) for b in BACKENDS]
     return rows
@@ -62,34 +64,41 @@ def _mixtral_name(backend: str) -> str:
 def make_config() -> Config:
     """One domain, every layer routed, everything else as it is by default."""
     model = {
-        "hidden": HIDDEN,
-        "ffn": INTERMEDIATE * 3 // 2,
-        "heads": HEADS,
+        "hidden": GPT_HIDDEN,
+        "ffn": GPT_INTERMEDIATE * 3 // 2,
+        "heads": GPT_HEADS,
         "dense_layers": 0,
-        "rre_layers": LAYERS,
-        "experts_per_domain": EXPERTS,
-        "seq_length": LENGTH,
-        "slot_rows": VOCABULARY,
+        "rre_layers": GPT_LAYERS,
+        "experts_per_domain": GPT_EXPERTS,
+        "seq_length": GPT_LENGTH,
+        "slot_rows": GPT_VOCABULARY,
         "expert_init": "independent",
     }
-    return config_of(1, model, train={"batch_size": BATCH})
+    return config_of(1, model, train={"batch_size": GPT_BATCH})
 
 
 def mixtral(python: Path, backend: str) -> Worker:
     """transformers' model with random weights, each step one update."""
     model = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS,
-        "num_local_experts": EXPERTS,
+        "vocab_size": GPT_VOCABULARY,
+        "hidden_size": GPT_HIDDEN,
+        "intermediate_size": GPT_INTERMEDIATE,
+        "num_hidden_layers": GPT_LAYERS,
+        "num_attention_heads": GPT_HEADS,
+        "num_key_value_heads": GPT_HEADS,
+        "num_local_experts": GPT_EXPERTS,
         "num_experts_per_tok": 1,
-        "max_position_embeddings": LENGTH,
+        "max_position_embeddings": GPT_LENGTH,
         "tie_word_embeddings": True,
     }
-    settings = {"model": model, "experts": backend, "batch": BATCH, "length": LENGTH, "first_id": FIRST, "rate": RATE}
+    settings = {
+        "model": model,
+        "experts": backend,
+        "batch": GPT_BATCH,
+        "length": GPT_LENGTH,
+        "first_id": FIRST,
+        "rate": RATE,
+    }
     return Worker(python, Path(__file__).with_name("mixtral.py"), json.dumps(settings))
 
 
@@ -102,9 +111,9 @@ def sgemm() -> Callable[[], Any]:
 
 def step_flops(config: Config) -> float:
     """Multiplications and additions of the matrix products of a step, forward and backward; nothing is counted twice."""
-    model, tokens = config.model, BATCH * LENGTH
+    model, tokens = config.model, GPT_BATCH * GPT_LENGTH
     projections = 4 * model.hidden**2 + 2 * model.hidden * model.ffn
-    scores = 2 * LENGTH * model.hidden
+    scores = 2 * GPT_LENGTH * model.hidden
     return 6.0 * tokens * (model.layers * (projections + scores) + model.hidden * model.slot_rows)
 
 

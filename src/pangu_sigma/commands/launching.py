@@ -50,7 +50,7 @@ def _launch(options: argparse.Namespace) -> int:
     config = resolved_config(options)
     if config is None:
         return 0
-    from pangu_sigma.launching.launch import check, dry_run, launch
+    from pangu_sigma.launching.launch import check_job, dry_run, launch
     from pangu_sigma.launching.training import check_ranks, training_facts
 
     check_ranks(config, options.processes)
@@ -58,7 +58,7 @@ def _launch(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(dry_run(job))
         return 0
-    check(job)
+    check_job(job)
     return launch(replace(job, facts=training_facts(config)) if job.nodes > 1 else job)
 
 

@@ -85,12 +85,13 @@ def _inspect(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     config = resolved_config(options)
     if config is not None:
-        from pangu_sigma.planning.plan import compile_plan, make_plan
+        from pangu_sigma.planning.differences import compile_plan
+        from pangu_sigma.planning.plan import make_plan
         from pangu_sigma.planning.text import format_plan
 
         plan = (compile_plan if options.compile else make_plan)(config, options.devices)
-        show(plan, format_plan(plan), options.json)
-        return 1 if plan["compiled"] and plan["differences"] else 0
+        show(plan.as_dict(), format_plan(plan), options.json)
+        return 1 if plan.compiled and plan.compiled.differences else 0
     return 0
 
 

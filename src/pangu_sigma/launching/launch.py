@@ -98,13 +98,13 @@ def launch(job: Job) -> int:
     end and did not in time. 2: a rank said that something is wrong that only the user can mend.
     Raises LaunchError for what is known before ranks start.
     """
-    check(job)
+    check_job(job)
     launched = time.strftime("%Y%m%d-%H%M%S")
     for start in range(job.restarts + 1):
         if start > 0:
             logger.info("starting again: %d of %d times", start, job.restarts)
         try:
-            status, again = _run(job, f"{launched}.{start}")
+            status, again = _run_once(job, f"{launched}.{start}")
         except KeyboardInterrupt:  # only while it waits for other nodes: later it is a signal like others
             raise LaunchError("interrupted") from None
         if not again:
@@ -126,7 +126,7 @@ def dry_run(job: Job) -> str:
     return "\n".join(lines)
 
 
-def check(job: Job) -> None:
+def check_job(job: Job) -> None:
     """Raise LaunchError for what makes a launch from this node impossible."""
     check_numbers(job)
     if not 0 <= job.node < job.nodes:
@@ -177,7 +177,7 @@ def _environment(job: Job) -> dict[str, str]:
     return environment
 
 
-def _run(job: Job, name: str) -> tuple[int, bool]:
+def _run_once(job: Job, name: str) -> tuple[int, bool]:
     """Start the ranks once, and see them to their end. Returns the exit status, and whether starting again may mend it."""
     facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--restarts": str(job.restarts)}
     with meet(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:

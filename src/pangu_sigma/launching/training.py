@@ -38,25 +38,29 @@ def training_facts(config: Config) -> dict[str, str]:
     from pangu_sigma.checkpoint.run_folder import read_prepared
 
     tokenizer, table = read_prepared(config)
-    facts = dict(_leaves(config.model_dump(mode="json")))
+    facts = dict(_values_by_path(config.model_dump(mode="json")))
     facts |= {name: importlib.metadata.version(name) for name in ("pangu-sigma", "mindspore", "numpy")}
     data = Path(config.data.path)
     return facts | {
         "vocabulary": tokenizer.hash[:16],
         "routing tables": table.hash[:16],
-        "prepared data": _fingerprint(data)[:16],
+        "prepared data": _data_hash(data)[:16],
     }
 
 
-def _leaves(tree: Any, path: str = "") -> dict[str, str]:
+def _values_by_path(tree: Any, path: str = "") -> dict[str, str]:
     """Values of a tree by their path, such as train.optimizer.beta1."""
     if not isinstance(tree, dict | list):
         return {path: str(tree)}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {key: value for name, child in items for key, value in _leaves(child, f"{path}.{name}".lstrip(".")).items()}
+    return {
+        key: value
+        for name, child in items
+        for key, value in _values_by_path(child, f"{path}.{name}".lstrip(".")).items()
+    }
 
 
-def _fingerprint(data: Path) -> str:
+def _data_hash(data: Path) -> str:
     """SHA-256 over token counts of the training text, and name and size of every token file: a copy that is cut short shows."""
     digest = hashlib.sha256((data / "frequencies.npy").read_bytes())
     for file in sorted([*data.glob("*.bin"), *data.glob("*.idx")]):

@@ -108,14 +108,14 @@ def _build(root: Path) -> None:
     (work / "late.c").write_text("".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(looked_up)))
     (work / "status.cc").write_text(_STATUS_FACTORY)
     (work / "empty.c").write_text("")
-    _run(work, "gcc", "-w", "-c", "-fPIC", "linked.c", "late.c", "empty.c")
-    _run(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc")
+    _run_tool(work, "gcc", "-w", "-c", "-fPIC", "linked.c", "late.c", "empty.c")
+    _run_tool(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc")
     objects = {"libascendcl": ["linked.o", "late.o", "status.o"]}
     for name in ("libacl_op_compiler", "libacl_tdt_channel", "libmsprofiler", "driver/libascend_hal"):
         objects[name] = ["late.o"]
     for name in [*_LIBRARIES, "driver/libascend_hal"]:
         soname = f"{Path(name).name}.so"
-        _run(
+        _run_tool(
             work, "g++", "-shared", "-o", f"{lib64}/{name}.so", *objects.get(name, ["empty.o"]), f"-Wl,-soname,{soname}"
         )
 
@@ -170,7 +170,7 @@ def _linked_source(names: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run(folder: Path, *command: str) -> None:
+def _run_tool(folder: Path, *command: str) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise BuildError(f"building the CANN stand-ins: {' '.join(command[:3])} … failed:\n{done.stderr}")

@@ -30,6 +30,7 @@ from pangu_sigma.errors import UserError
 from pangu_sigma.launching.worker import end_with_parent
 from pangu_sigma.planning.cann_stub import ascend_environment
 from pangu_sigma.planning.parameters import HOST, NPU
+from pangu_sigma.planning.traffic import CollectiveCalls
 
 COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter", "Send", "Receive")
 
@@ -39,17 +40,11 @@ class PlanRefused(UserError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Collective:
-    """Equal collectives of one rank's step. bytes: the larger of what one takes and gives, summed over all of them."""
+class CompiledCollective(CollectiveCalls):
+    """Equal calls as MindSpore placed them. The bytes of each are the larger of what it takes and gives."""
 
-    op: str
-    phase: str
-    """forward, recompute, backward, gradient (sum over ranks with other tokens), weight (parts of a dense matrix) or norm."""
-    count: int
-    group_size: int
     ranks: list[int] = field(compare=False)
-    """The first ones of the group; of a Send or a Receive the other rank."""
-    bytes: int
+    """The first ranks of the group; of a Send or a Receive the other rank."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class Compiled:
     seconds: float
     peak_gib: float
     """Memory of the compiling process."""
-    collectives: list[Collective]
+    collectives: list[CompiledCollective]
     parameters: list[PlacedParameter]
     host_operators: dict[str, int]
     """Operators pinned to the host, by name."""
@@ -131,7 +126,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             groups.setdefault(key[:-1], []).append(key[-1])
     return {
         "collectives": [
-            Collective(op, phase, len(sizes), size, list(first), sum(sizes))
+            CompiledCollective(op, phase, size, len(sizes), sum(sizes), list(first))
             for (op, phase, size, first), sizes in sorted(groups.items())
         ],
         "parameters": [
@@ -165,7 +160,7 @@ def _host_name(line: str, operator: str) -> str:
 
 _NOT_A_USE = ("Load", "UpdateState", "Depend", "PrimFunc_Depend", "MakeTuple", "Return")
 
-_PHASES = (
+_PHASE_OF_NAME = (
     ("grad_mirror", "gradient"),
     ("grad_parallel_optimizer", "gradient"),
     ("parallel_optimizer", "weight"),
@@ -178,13 +173,13 @@ _PHASES = (
 
 def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
     """Operator, phase, size of the group, its first ranks, bytes."""
-    taken, given = map(_bytes, types.split("->"))
+    taken, given = map(_nbytes_of, types.split("->"))
     if op in ("Send", "Receive"):
         other = re.search(rf"{'dest' if op == 'Send' else 'src'}_rank: I64\((\d+)\)", line)
         phase = "backward" if "forward_node_name" in line else "forward"
         return op, phase, 2, (int(other[1]),) if other else (), given
     name = re.search(r"instance name: (\w+)", line)
-    phase = next((p for start, p in _PHASES if name and name[1].startswith(start)), "norm")
+    phase = next((p for start, p in _PHASE_OF_NAME if name and name[1].startswith(start)), "norm")
     if "duplicated: Bool(1)" in line:
         phase = "recompute"
     members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
@@ -207,7 +202,7 @@ _SIZES = {
 }
 
 
-def _bytes(types: str) -> int:
+def _nbytes_of(types: str) -> int:
     tensors = re.findall(r"Tensor\[(\w+)\]\]?, \(([^)]*)\)", types)
     return sum(
         int(np.prod([int(n) for n in shape.split(",") if n.strip()])) * _SIZES[dtype] for dtype, shape in tensors

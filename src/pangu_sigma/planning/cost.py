@@ -38,7 +38,7 @@ from pangu_sigma.planning.machine import (
 )
 from pangu_sigma.planning.memory import exchanged_rows
 from pangu_sigma.planning.parameters import ITEM_SIZE, NPU, active_weights, all_arrays
-from pangu_sigma.planning.traffic import Collective, collectives, link_bytes, pcie_bytes, sent_bytes
+from pangu_sigma.planning.traffic import PredictedCollective, collectives, link_bytes, pcie_bytes, sent_bytes
 
 MATMUL_EFFICIENCY = 0.465
 """Fitted. Share of PEAK_FLOPS."""
@@ -160,6 +160,6 @@ def _npu_update_bytes(config: Config, stage: int) -> int:
     return weights + 2 * sum(array.nbytes for array in kept)
 
 
-def _seconds(config: Config, collective: Collective, stage: int) -> float:
+def _seconds(config: Config, collective: PredictedCollective, stage: int) -> float:
     hccs, network = sent_bytes(config, collective, stage)
     return hccs / HCCS_BANDWIDTH + network / NETWORK_BANDWIDTH

@@ -50,11 +50,11 @@ def format_inspection(inspection: dict[str, Any]) -> str:
     params, layers, experts, size = (inspection[key] for key in ("params", "layers", "experts", "bytes"))
     slots = inspection["embedding_slots"]
     rows = [
-        ("parameters", _count(params["total"])),
-        ("  dense", _count(params["dense"])),
-        ("  experts", _count(params["experts"])),
-        ("  embeddings", _count(params["embeddings"])),
-        ("  met by a token", f"{_count(params['active_per_token'])}, without embeddings"),
+        ("parameters", _short_number(params["total"])),
+        ("  dense", _short_number(params["dense"])),
+        ("  experts", _short_number(params["experts"])),
+        ("  embeddings", _short_number(params["embeddings"])),
+        ("  met by a token", f"{_short_number(params['active_per_token'])}, without embeddings"),
         ("layers", f"{layers['dense']} dense + {layers['rre']} RRE"),
         ("domains", f"{inspection['domains']}"),
         ("embedding slots", f"{slots['count']} of {slots['rows_each']:,} rows"),
@@ -62,17 +62,20 @@ def format_inspection(inspection: dict[str, Any]) -> str:
             "experts in a layer",
             f"{experts['stored_per_layer']}, at most {experts['active_per_layer_at_most']} in a step",
         ),
-        ("one expert", _count(experts["params_each"])),
+        ("one expert", _short_number(experts["params_each"])),
         ("tokens in a step", f"{inspection['tokens_per_step']:,}"),
-        ("expert store", f"{_bytes(size['expert_store'])} on the {size['expert_store_on']}, weights and two moments"),
-        ("active experts", f"{_bytes(size['active_expert_weights'])} on the device, and as much for gradients"),
-        ("dense parameters", f"{_bytes(size['dense_and_adam'])}, weights and two moments"),
+        (
+            "expert store",
+            f"{_binary_size(size['expert_store'])} on the {size['expert_store_on']}, weights and two moments",
+        ),
+        ("active experts", f"{_binary_size(size['active_expert_weights'])} on the device, and as much for gradients"),
+        ("dense parameters", f"{_binary_size(size['dense_and_adam'])}, weights and two moments"),
     ]
     width = max(len(label) for label, _ in rows)
     return "\n".join([inspection["name"], *(f"  {label:<{width}}  {value}" for label, value in rows)])
 
 
-def _count(number: int) -> str:
+def _short_number(number: int) -> str:
     """1085405440000 -> '1.0854T (1,085,405,440,000)'."""
     for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if number >= unit:
@@ -80,7 +83,7 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-def _bytes(number: int) -> str:
+def _binary_size(number: int) -> str:
     """Binary units: 2 ** 30 -> '1.0 GiB'."""
     value, unit = float(number), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):

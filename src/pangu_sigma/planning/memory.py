@@ -58,7 +58,7 @@ from pangu_sigma.planning.parameters import (
     HOST,
     ITEM_SIZE,
     Array,
-    accumulators,
+    accumulator_arrays,
     active_weights,
     all_arrays,
     dense_weights,
@@ -66,7 +66,7 @@ from pangu_sigma.planning.parameters import (
 
 
 @dataclass(frozen=True)
-class Item:
+class MemoryItem:
     """One line of a memory table. how: the rule, for people."""
 
     name: str
@@ -74,11 +74,11 @@ class Item:
     how: str
 
 
-def total(items: Iterable[Item]) -> int:
+def total(items: Iterable[MemoryItem]) -> int:
     return sum(item.nbytes for item in items)
 
 
-def npu_items(config: Config, stage: int = 0) -> list[Item]:
+def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
     """Everything on one NPU at the fullest moment of a step."""
     groups = len(communicators(config, stage))
     return [
@@ -86,12 +86,12 @@ def npu_items(config: Config, stage: int = 0) -> list[Item]:
         *_expert_items(config, stage),
         *_accumulator_items(config, stage),
         *_activation_items(config, stage),
-        Item(
+        MemoryItem(
             "communication buffers",
             COMMUNICATOR_BUFFERS * groups,
             f"HCCL's, 2 x 200 MB a group of ranks; {groups} of them",
         ),
-        Item("reserve", NPU_RESERVE, "assumed: streams, graph, fragmentation"),
+        MemoryItem("reserve", NPU_RESERVE, "assumed: streams, graph, fragmentation"),
     ]
 
 
@@ -107,13 +107,13 @@ def fullest_host(config: Config) -> int:
     return max(sorted(different.values()), key=lambda host: total(host_items(config, host)))
 
 
-def host_items(config: Config, host: int = 0) -> list[Item]:
+def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
     """Everything in the memory of one host."""
     stages = stages_of_host(config.parallel, host, NPUS_PER_HOST)
     stored = [array for stage in stages for array in all_arrays(config, stage) if array.device == HOST]
     rows = sum(_active_bytes(config, stage) for stage in stages) if stored else 0
     items = [
-        Item(f"experts: {what}", _nbytes(stored, *kinds), how)
+        MemoryItem(f"experts: {what}", _nbytes(stored, *kinds), how)
         for what, kinds, how in (
             ("weights", ("weight", "step"), "all that its ranks store, float32, and step counts"),
             ("moments", ("moment", "variance"), f"two, {config.ecss.moments}"),
@@ -121,12 +121,12 @@ def host_items(config: Config, host: int = 0) -> list[Item]:
     ]
     if config.ecss.store == "file":
         mapped = int(len(stages) * config.ecss.cache_gib * GIB)
-        items = [Item("experts: mapped files", min(mapped, total(items)), "ecss.cache_gib of each rank")]
+        items = [MemoryItem("experts: mapped files", min(mapped, total(items)), "ecss.cache_gib of each rank")]
     return [
         *items,
-        Item("rows on their way", 3 * rows, "active weights, the buffers' last contents, gradients"),
-        Item("processes", len(stages) * PROCESS_RESERVE, f"assumed: 4 GiB for each of {len(stages)} ranks"),
-        Item("operating system", HOST_RESERVE, "assumed"),
+        MemoryItem("rows on their way", 3 * rows, "active weights, the buffers' last contents, gradients"),
+        MemoryItem("processes", len(stages) * PROCESS_RESERVE, f"assumed: 4 GiB for each of {len(stages)} ranks"),
+        MemoryItem("operating system", HOST_RESERVE, "assumed"),
     ]
 
 
@@ -149,25 +149,27 @@ def communicators(config: Config, stage: int = 0) -> set[tuple[int, ...]]:
     return {peers for names in axes if len(peers := tuple(layout.peers(first, *names))) > 1}
 
 
-def _dense_items(config: Config, stage: int) -> list[Item]:
+def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
     dense = [array for array in all_arrays(config, stage) if not array.expert]
     table, weights = dense_weights(config, 0)[0], dense_weights(config, stage)
     others = [w for w in weights if w.name != table.name]
     kept = _nbytes(dense, "weight")
     whole = sum(a.nbytes for a in weights if not a.divided and a.replicas > 1)
     return [
-        Item("dense: weights", kept, f"this rank's part, float32; {whole / GIB:.2f} GiB that all ranks keep whole"),
-        Item("dense: gradients", kept, "the same part, float32"),
-        Item("dense: moments", _nbytes(dense, "moment", "variance"), "the same part, two, float32"),
-        Item("dense: weights in use", sum(map(_copy_nbytes, others)), "gathered from other ranks, or cast"),
-        Item(
+        MemoryItem(
+            "dense: weights", kept, f"this rank's part, float32; {whole / GIB:.2f} GiB that all ranks keep whole"
+        ),
+        MemoryItem("dense: gradients", kept, "the same part, float32"),
+        MemoryItem("dense: moments", _nbytes(dense, "moment", "variance"), "the same part, two, float32"),
+        MemoryItem("dense: weights in use", sum(map(_copy_nbytes, others)), "gathered from other ranks, or cast"),
+        MemoryItem(
             "dense: embedding in use",
             table.used_nbytes
             if stage == config.parallel.stages - 1
             else 0,  # others look up rows of what they keep, or none
             "gathered, or sent by the first stage; after the logits, their part of its gradient, float32",
         ),
-        Item(
+        MemoryItem(
             "dense: gradients being summed",
             _summed_bytes(config, others),
             "whole, float32: the largest or parallel.fusion_mib",
@@ -186,30 +188,34 @@ def _summed_bytes(config: Config, weights: list[Array]) -> int:
     return max(max(sizes, default=0), min(sum(sizes), config.parallel.fusion_mib * MIB))
 
 
-def _accumulator_items(config: Config, stage: int) -> list[Item]:
-    summed = accumulators(config, stage)
-    return [Item("gradients added up", _nbytes(summed, "accumulator"), "whole, over micro-batches")] if summed else []
+def _accumulator_items(config: Config, stage: int) -> list[MemoryItem]:
+    summed = accumulator_arrays(config, stage)
+    return (
+        [MemoryItem("gradients added up", _nbytes(summed, "accumulator"), "whole, over micro-batches")]
+        if summed
+        else []
+    )
 
 
-def _expert_items(config: Config, stage: int) -> list[Item]:
+def _expert_items(config: Config, stage: int) -> list[MemoryItem]:
     active, dtype = _active_bytes(config, stage), config.train.compute_dtype
     if config.ecss.enabled:
         return [
-            Item("experts: active weights", active, f"{dtype}; filled at the start of a step"),
-            Item("experts: gradients of the active", active, dtype),
+            MemoryItem("experts: active weights", active, f"{dtype}; filled at the start of a step"),
+            MemoryItem("experts: gradients of the active", active, dtype),
         ]
     stored = [array for array in all_arrays(config, stage) if array.expert]
     elements = sum(math.prod(array.computed) for array in stored if array.kind == "weight")
     copies = elements * _item(config)
     return [
-        Item("experts: weights", _nbytes(stored, "weight", "step"), "float32, all that the rank stores"),
-        Item("experts: moments", _nbytes(stored, "moment", "variance"), "two, float32"),
-        Item("experts: weights in use", copies if _item(config) < 4 else 0, dtype),
-        Item("experts: gradients", copies, dtype),
+        MemoryItem("experts: weights", _nbytes(stored, "weight", "step"), "float32, all that the rank stores"),
+        MemoryItem("experts: moments", _nbytes(stored, "moment", "variance"), "two, float32"),
+        MemoryItem("experts: weights in use", copies if _item(config) < 4 else 0, dtype),
+        MemoryItem("experts: gradients", copies, dtype),
     ]
 
 
-def _activation_items(config: Config, stage: int) -> list[Item]:
+def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
     m, t, layers = config.model, config.parallel.tensor, layer_bytes(config, stage)
     row = tokens_of_rank(config) * m.hidden
     first, last = stage == 0, stage == config.parallel.stages - 1
@@ -230,9 +236,9 @@ def _activation_items(config: Config, stage: int) -> list[Item]:
         peaks["embedding's gradient, from the lookup and whole"] = 2 * dense_weights(config, 0)[0].used_nbytes
     highest = max(peaks, key=lambda name: peaks[name])
     return [
-        Item("activations kept", ahead * (kept + int(last) * 4 * row), how),
-        Item("largest transient", peaks[highest], highest),
-        Item("attention mask", masks * _sequences(config) * m.seq_length**2 * 4, "float32; all layers share it"),
+        MemoryItem("activations kept", ahead * (kept + int(last) * 4 * row), how),
+        MemoryItem("largest transient", peaks[highest], highest),
+        MemoryItem("attention mask", masks * _sequences(config) * m.seq_length**2 * 4, "float32; all layers share it"),
     ]
 
 

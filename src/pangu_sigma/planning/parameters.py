@@ -134,7 +134,7 @@ def active_buffers(config: Config, stage: int = 0) -> list[Array]:
     return buffers
 
 
-def accumulators(config: Config, stage: int = 0) -> list[Array]:
+def accumulator_arrays(config: Config, stage: int = 0) -> list[Array]:
     """Where gradients of micro-batches are added up, if there are several: whole slices, in the dtype of the weights.
 
     The last stage has one for the word table that it is sent.

@@ -1,33 +1,185 @@
-"""`pangu-sigma plan`: what a configuration needs on a number of NPUs, and how long a step takes. Pure Python; nothing is built.
+"""The plan of a configuration on a number of NPUs: what it needs, and how long a step takes. Pure Python; nothing is built.
 
-The numbers come from `parameters.py`, `memory.py`, `traffic.py` and `cost.py`, which state their rules, and `machine.py`.
+The numbers come from `parameters.py`, `memory.py`, `traffic.py` and `cost.py`, which state their rules, and `machine.py`. `text.py`
+writes a plan for people; `differences.py` adds to it what MindSpore makes of the same configuration.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pangu_sigma.ascend.supported import check_ascend, check_layout
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.parallel.layout import capacity, layers_of_stage, rre_layers_of_stage, tokens_of_rank
 from pangu_sigma.planning import machine
-from pangu_sigma.planning.compile import Compiled, compile_step
+from pangu_sigma.planning.compile import Compiled
 from pangu_sigma.planning.cost import (
     HOST_UPDATE_BANDWIDTH,
     MATMUL_EFFICIENCY,
+    StepTime,
     step_time,
     step_time_all_experts,
     tokens_per_second,
 )
 from pangu_sigma.planning.machine import GIB, HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
-from pangu_sigma.planning.memory import Item, exchanged_rows, fullest_host, fullest_stage, host_items, npu_items, total
-from pangu_sigma.planning.parameters import accumulators, active_buffers, all_arrays
+from pangu_sigma.planning.memory import (
+    MemoryItem,
+    exchanged_rows,
+    fullest_host,
+    fullest_stage,
+    host_items,
+    npu_items,
+    total,
+)
+from pangu_sigma.planning.parameters import Array, accumulator_arrays, active_buffers, all_arrays
 from pangu_sigma.planning.suggest import fits, suggest_layout, what_fits, with_parallel
-from pangu_sigma.planning.traffic import collectives, link_bytes
+from pangu_sigma.planning.traffic import LinkBytes, PredictedCollective, collectives, link_bytes
+
+
+@dataclass(frozen=True)
+class MemoryTable:
+    """The memory that an NPU or a host needs, item by item, and all that it has, in bytes."""
+
+    items: list[MemoryItem]
+    limit: int
+
+    @property
+    def needed_gib(self) -> float:
+        """GiB of all items together."""
+        return total(self.items) / GIB
+
+    @property
+    def limit_gib(self) -> float:
+        """GiB that are there."""
+        return self.limit / GIB
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What differs from stage to stage; the arrays and the collectives are those of one rank of the stage."""
+
+    first_rank: int
+    first_layer: int
+    last_layer: int
+    rre_layers: int
+    npu_gib: float
+    """GiB that one of its NPUs needs."""
+    collectives: list[PredictedCollective]
+    """The collectives of one step."""
+    arrays: list[Array]
+    """Everything that lasts from step to step, and the buffers of the active experts."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The memory of an NPU when one setting is changed, and how much of it the NPU does not have, in GiB."""
+
+    needed_gib: float
+    over_gib: float
+
+
+@dataclass(frozen=True)
+class AllExperts:
+    """The time of a step when all experts are moved and updated, as in the paper's baseline."""
+
+    step_seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class CompiledPlan:
+    """What MindSpore made of the plan."""
+
+    steps: list[Compiled]
+    """The step of the first rank of each stage."""
+    differences: list[str]
+    """Parameters and collectives that are not as predicted; a plan with any is not to be trusted."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration on a number of NPUs."""
+
+    name: str
+    devices: int
+    parallel: ParallelConfig
+    suggested: bool
+    """True if the parallel section is our suggestion, because the configured one is for another number of ranks."""
+    refused: str | None
+    """The reason why the Ascend step does not run this plan, which is then for comparison only; None if it does."""
+    passes: int
+    """Micro-batches of a step."""
+    tokens_of_rank: int
+    capacity: int
+    """Most tokens of a rank that one expert takes; 0 without experts, as the next one."""
+    exchanged_rows: int
+    """Rows that a rank sends to other experts' ranks, and receives, in an RRE layer."""
+    fits: bool
+    npu: MemoryTable
+    """The memory of the NPU that needs most."""
+    host: MemoryTable
+    """The memory of the host that needs most."""
+    stages: list[StagePlan]
+    what_fits: dict[str, int | bool] | None
+    """Keys that would make an NPU fit; None if it does, or if nothing would."""
+    variants: dict[str, Variant]
+    """The memory with one setting changed, by what is changed."""
+    all_experts: AllExperts | None
+    """None without ECSS, and where all experts are active."""
+    time: StepTime
+    """The time of the slowest stage."""
+    tokens_per_second: float
+    links: LinkBytes
+    """Bytes of the NPU that moves most in a step."""
+    compiled: CompiledPlan | None = None
+
+    @property
+    def hosts(self) -> int:
+        """Number of hosts that have so many NPUs."""
+        return math.ceil(self.devices / NPUS_PER_HOST)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as a plain tree, for JSON.
+
+        collectives, parameters: of one rank of each stage, as MindSpore placed them if the plan is compiled, else as predicted.
+        Bytes of a collective are those of all its `count` calls, each of the larger side (what is summed, gathered or exchanged on
+        the rank). slice: what the rank keeps of a parameter between steps; computed: what it computes with; shape: the whole
+        model's.
+        """
+        tree: dict[str, Any] = {
+            "name": self.name,
+            "devices": self.devices,
+            "hosts": self.hosts,
+            "parallel": self.parallel.model_dump(),
+            "suggested": self.suggested,
+            "refused": self.refused,
+            "passes": self.passes,
+            "tokens_of_rank": self.tokens_of_rank,
+            "capacity": self.capacity,
+            "exchanged_rows": self.exchanged_rows,
+            "npu_memory_gib": self.npu.needed_gib,
+            "npu_limit_gib": self.npu.limit_gib,
+            "host_memory_gib": self.host.needed_gib,
+            "host_limit_gib": self.host.limit_gib,
+            "fits": self.fits,
+            "npu": _items_tree(self.npu),
+            "host": _items_tree(self.host),
+            "stages": [_stage_tree(stage) for stage in self.stages],
+            "what_fits": self.what_fits,
+            "variants": _variants_tree(self),
+            "tokens_per_second": self.tokens_per_second,
+            "step_seconds": self.time.step,
+            "seconds": dataclasses.asdict(self.time),
+            "constants": _constants(),
+            "traffic_bytes": dataclasses.asdict(self.links),
+            "compiled": self.compiled is not None,
+            "collectives": [_collective_tree(c, n) for n, stage in enumerate(self.stages) for c in stage.collectives],
+            "parameters": [_array_tree(a, n) for n, stage in enumerate(self.stages) for a in stage.arrays],
+        }
+        return tree if self.compiled is None else tree | _compiled_tree(self.compiled, tree["collectives"])
 
 
 def laid_out(config: Config, devices: int) -> Config:
@@ -39,86 +191,53 @@ def laid_out(config: Config, devices: int) -> Config:
     return with_parallel(config, **suggest_layout(config, devices).model_dump())
 
 
-def make_plan(config: Config, devices: int) -> dict[str, Any]:
-    """The plan as a plain tree. Raises ConfigError when `devices` cannot be laid out.
-
-    refused: why the Ascend step does not run this plan, which is for comparison then; else None.
-    npu, host: memory items of the NPU and of the host that need most. stages: layers of each and what its NPUs need. what_fits:
-    keys that would make an NPU fit, None when it does or nothing would. variants: the same with one setting changed.
-    seconds: of the slowest stage. traffic_bytes: of the NPU that moves most in a step. collectives: of one rank of each stage in
-    one step; bytes are of all `count` calls, of the larger side (what is summed, gathered or exchanged on the rank). parameters: of
-    one rank of each stage; slice is what it keeps between steps, computed what it computes with, shape that of the whole model.
-    """
+def make_plan(config: Config, devices: int) -> Plan:
+    """The plan of `config` on `devices` NPUs, as predicted. Raises ConfigError when they cannot be laid out."""
     planned = laid_out(config, devices)
     time, stages = step_time(planned), range(planned.parallel.stages)
-    links = max((link_bytes(planned, stage) for stage in stages), key=lambda link: link.pcie + link.hccs + link.network)
-    npu, host = npu_items(planned, fullest_stage(planned)), host_items(planned, fullest_host(planned))
-    return {
-        "name": planned.name,
-        "devices": devices,
-        "hosts": math.ceil(devices / NPUS_PER_HOST),
-        "parallel": planned.parallel.model_dump(),
-        "suggested": planned is not config,
-        "refused": _refused(planned),
-        "passes": planned.train.accumulation,
-        "tokens_of_rank": tokens_of_rank(planned),
-        "capacity": capacity(planned) if planned.model.rre_layers else 0,
-        "exchanged_rows": exchanged_rows(planned) if planned.model.rre_layers else 0,
-        "npu_memory_gib": total(npu) / GIB,
-        "npu_limit_gib": NPU_MEMORY / GIB,
-        "host_memory_gib": total(host) / GIB,
-        "host_limit_gib": HOST_MEMORY / GIB,
-        "fits": fits(planned),
-        "npu": _tree(npu),
-        "host": _tree(host),
-        "stages": [_stage(planned, stage) for stage in stages],
-        "what_fits": what_fits(planned),
-        "variants": _variants(planned),
-        "tokens_per_second": tokens_per_second(planned, time),
-        "step_seconds": time.step,
-        "seconds": dataclasses.asdict(time),
-        "constants": _constants(),
-        "traffic_bytes": dataclasses.asdict(links),
-        "compiled": False,
-        "collectives": [
-            {
-                "op": c.op,
-                "count": c.count,
-                "group_size": c.group_size,
-                "bytes": c.nbytes,
-                "axes": list(c.axes),
-                "purpose": c.purpose,
-                "phase": c.phase,
-                "stage": stage,
-            }
-            for stage in stages
-            for c in collectives(planned, stage)
-        ],
-        "parameters": [
-            {
-                "name": a.name,
-                "slice": list(a.kept),
-                "device": a.device,
-                "computed": list(a.computed),
-                "shape": list(a.shape),
-                "dtype": a.dtype,
-                "stage": stage,
-            }
-            for stage in stages
-            for a in (*all_arrays(planned, stage), *active_buffers(planned, stage), *accumulators(planned, stage))
-        ],
-    }
+    routed = bool(planned.model.rre_layers)
+    return Plan(
+        name=planned.name,
+        devices=devices,
+        parallel=planned.parallel,
+        suggested=planned is not config,
+        refused=_refused(planned),
+        passes=planned.train.accumulation,
+        tokens_of_rank=tokens_of_rank(planned),
+        capacity=capacity(planned) if routed else 0,
+        exchanged_rows=exchanged_rows(planned) if routed else 0,
+        fits=fits(planned),
+        npu=_memory_table(npu_items(planned, fullest_stage(planned)), NPU_MEMORY),
+        host=_memory_table(host_items(planned, fullest_host(planned)), HOST_MEMORY),
+        stages=[_stage(planned, stage) for stage in stages],
+        what_fits=what_fits(planned),
+        variants=_variants(planned),
+        all_experts=_all_experts(planned),
+        time=time,
+        tokens_per_second=tokens_per_second(planned, time),
+        links=max((link_bytes(planned, s) for s in stages), key=lambda link: link.pcie + link.hccs + link.network),
+    )
 
 
-def _stage(config: Config, stage: int) -> dict[str, Any]:
-    """What is different from stage to stage. layers: the first one and the last."""
+def _memory_table(items: list[MemoryItem], limit: int) -> MemoryTable:
+    return MemoryTable([item for item in items if item.nbytes], limit)
+
+
+def _stage(config: Config, stage: int) -> StagePlan:
     layers = layers_of_stage(config, stage)
-    return {
-        "first_rank": stage * config.parallel.stage_ranks,
-        "layers": [layers[0], layers[-1]],
-        "rre_layers": len(rre_layers_of_stage(config, stage)),
-        "npu_memory_gib": total(npu_items(config, stage)) / GIB,
-    }
+    return StagePlan(
+        first_rank=stage * config.parallel.stage_ranks,
+        first_layer=layers[0],
+        last_layer=layers[-1],
+        rre_layers=len(rre_layers_of_stage(config, stage)),
+        npu_gib=total(npu_items(config, stage)) / GIB,
+        collectives=collectives(config, stage),
+        arrays=[
+            *all_arrays(config, stage),
+            *active_buffers(config, stage),
+            *accumulator_arrays(config, stage),
+        ],
+    )
 
 
 def _refused(config: Config) -> str | None:
@@ -129,73 +248,8 @@ def _refused(config: Config) -> str | None:
     return None
 
 
-def compile_plan(config: Config, devices: int) -> dict[str, Any]:
-    """`make_plan`, and the step of the first rank of every stage compiled by MindSpore. Raises as `compile_step`, too."""
-    planned = laid_out(config, devices)
-    ranks = range(0, devices, planned.parallel.stage_ranks)
-    return add_compiled(make_plan(config, devices), [compile_step(planned, rank) for rank in ranks])
-
-
-def add_compiled(plan: dict[str, Any], compiled: list[Compiled]) -> dict[str, Any]:
-    """The plan with what MindSpore made of it: its collectives, slices and host operators in place of the predicted ones.
-
-    compiled: of one rank of each stage. differences: parameters and collectives that MindSpore made otherwise; a plan with any is
-    not to be trusted.
-    """
-    collectives = [
-        dataclasses.asdict(c) | {"stage": s} for s, of_rank in enumerate(compiled) for c in of_rank.collectives
-    ]
-    parameters = [
-        dataclasses.asdict(p) | {"stage": s} for s, of_rank in enumerate(compiled) for p in of_rank.parameters
-    ]
-    return plan | {
-        "compiled": True,
-        "compile": [{"rank": c.rank, "seconds": c.seconds, "peak_gib": c.peak_gib} for c in compiled],
-        "collectives": collectives,
-        "predicted_collectives": plan["collectives"],
-        "parameters": parameters,
-        "host_operators": [c.host_operators for c in compiled],
-        "differences": [
-            *_other_slices(plan["parameters"], parameters),
-            *_other_collectives(plan["collectives"], collectives),
-        ],
-    }
-
-
-def _other_slices(predicted: list[dict[str, Any]], compiled: list[dict[str, Any]]) -> Iterator[str]:
-    found = {(parameter["stage"], parameter["name"]): parameter for parameter in compiled}
-    for wanted in predicted:
-        placed = found.get((wanted["stage"], wanted["name"]))
-        if placed is None:
-            yield f"{wanted['name']} is absent on stage {wanted['stage']}, predicted {wanted['slice']} on {wanted['device']}"
-        elif (placed["slice"], placed["device"]) != (wanted["slice"], wanted["device"]):
-            where = f"{wanted['slice']} on {wanted['device']}"
-            found_at = f"{placed['slice']} on {placed['device']}, stage {wanted['stage']}"
-            yield f"{wanted['name']} is {found_at}, predicted {where}"
-
-
-def _other_collectives(predicted: list[dict[str, Any]], compiled: list[dict[str, Any]]) -> Iterator[str]:
-    """Calls and bytes of each operator in each phase of each stage, by size of the group."""
-    wanted, found = _summed(predicted), _summed(compiled)
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted[key] != found[key]:
-            stage, op, phase, size = key
-            (calls, nbytes), (should, should_bytes) = found[key], wanted[key]
-            where = f"{op} of {size} ranks, {phase}, stage {stage}"
-            yield f"{where}: {calls} of {nbytes:,} bytes, predicted {should} of {should_bytes:,}"
-
-
-def _summed(collectives: list[dict[str, Any]]) -> defaultdict[tuple[int, str, str, int], tuple[int, int]]:
-    summed: defaultdict[tuple[int, str, str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
-    for c in collectives:
-        key = (c["stage"], c["op"], c["phase"], c["group_size"])
-        calls, nbytes = summed[key]
-        summed[key] = calls + c["count"], nbytes + c["bytes"]
-    return summed
-
-
-def _variants(config: Config) -> dict[str, Any]:
-    """Memory without ECSS, without and with recompute; time of the paper's baseline."""
+def _variants(config: Config) -> dict[str, Variant]:
+    """The memory without ECSS, and without and with recompute."""
     variants = {
         "without recompute": with_parallel(config, recompute=False),
         "with recompute": with_parallel(config, recompute=True),
@@ -203,17 +257,94 @@ def _variants(config: Config) -> dict[str, Any]:
     if config.model.rre_layers:
         off = config.ecss.model_copy(update={"enabled": False, "store": "host"})
         variants["without ECSS"] = config.model_copy(update={"ecss": off})
-    found: dict[str, Any] = {}
+    found = {}
     for name, variant in variants.items():
         needed = total(npu_items(variant, fullest_stage(variant)))
-        found[name] = {"npu_memory_gib": needed / GIB, "over_limit_gib": max(0, needed - NPU_MEMORY) / GIB}
-    if config.ecss.enabled and config.experts > config.active_experts:
-        all_experts = step_time_all_experts(config)
-        found["all experts moved and updated"] = {
-            "step_seconds": all_experts.step,
-            "tokens_per_second": tokens_per_second(config, all_experts),
-        }
+        found[name] = Variant(needed / GIB, max(0, needed - NPU_MEMORY) / GIB)
     return found
+
+
+def _all_experts(config: Config) -> AllExperts | None:
+    if not config.ecss.enabled or config.experts <= config.active_experts:
+        return None
+    time = step_time_all_experts(config)
+    return AllExperts(time.step, tokens_per_second(config, time))
+
+
+def _items_tree(table: MemoryTable) -> list[dict[str, Any]]:
+    return [{"item": item.name, "gib": item.nbytes / GIB, "how": item.how} for item in table.items]
+
+
+def _stage_tree(stage: StagePlan) -> dict[str, Any]:
+    return {
+        "first_rank": stage.first_rank,
+        "layers": [stage.first_layer, stage.last_layer],
+        "rre_layers": stage.rre_layers,
+        "npu_memory_gib": stage.npu_gib,
+    }
+
+
+def _variants_tree(plan: Plan) -> dict[str, Any]:
+    tree: dict[str, Any] = {
+        name: {"npu_memory_gib": variant.needed_gib, "over_limit_gib": variant.over_gib}
+        for name, variant in plan.variants.items()
+    }
+    if plan.all_experts is not None:
+        tree["all experts moved and updated"] = dataclasses.asdict(plan.all_experts)
+    return tree
+
+
+def _collective_tree(collective: PredictedCollective, stage: int) -> dict[str, Any]:
+    return {
+        "op": collective.op,
+        "count": collective.count,
+        "group_size": collective.group_size,
+        "bytes": collective.nbytes,
+        "axes": list(collective.axes),
+        "purpose": collective.purpose,
+        "phase": collective.phase,
+        "stage": stage,
+    }
+
+
+def _array_tree(array: Array, stage: int) -> dict[str, Any]:
+    return {
+        "name": array.name,
+        "slice": list(array.kept),
+        "device": array.device,
+        "computed": list(array.computed),
+        "shape": list(array.shape),
+        "dtype": array.dtype,
+        "stage": stage,
+    }
+
+
+def _compiled_tree(compiled: CompiledPlan, predicted: list[dict[str, Any]]) -> dict[str, Any]:
+    """The keys of the tree that a compiled plan has more, or otherwise. predicted: the tree of the predicted collectives."""
+    return {
+        "compile": [{"rank": c.rank, "seconds": c.seconds, "peak_gib": c.peak_gib} for c in compiled.steps],
+        "collectives": [
+            {
+                "op": c.op,
+                "phase": c.phase,
+                "count": c.count,
+                "group_size": c.group_size,
+                "ranks": c.ranks,
+                "bytes": c.nbytes,
+                "stage": stage,
+            }
+            for stage, step in enumerate(compiled.steps)
+            for c in step.collectives
+        ],
+        "predicted_collectives": predicted,
+        "parameters": [
+            dataclasses.asdict(parameter) | {"stage": stage}
+            for stage, step in enumerate(compiled.steps)
+            for parameter in step.parameters
+        ],
+        "host_operators": [step.host_operators for step in compiled.steps],
+        "differences": compiled.differences,
+    }
 
 
 def _constants() -> dict[str, float]:
@@ -223,7 +354,3 @@ def _constants() -> dict[str, float]:
         "matmul_efficiency": MATMUL_EFFICIENCY,
         "host_update_bandwidth": HOST_UPDATE_BANDWIDTH,
     }
-
-
-def _tree(items: list[Item]) -> list[dict[str, Any]]:
-    return [{"item": item.name, "gib": item.nbytes / GIB, "how": item.how} for item in items if item.nbytes]

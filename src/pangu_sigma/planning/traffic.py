@@ -62,20 +62,24 @@ STAGES = ("stages",)
 
 
 @dataclass(frozen=True)
-class Collective:
-    """Equal calls of one rank in one step.
-
-    nbytes: of all `count` calls, of the larger side: what is summed, gathered or exchanged on this rank.
-    purpose: what for. phase: forward, backward, recompute, weight, gradient or norm.
-    """
+class CollectiveCalls:
+    """Equal calls of one collective by one rank in one step."""
 
     op: str
-    axes: tuple[str, ...]
+    phase: str
+    """forward, recompute, backward, gradient (sum over ranks with other tokens), weight (parts of a dense matrix) or norm."""
     group_size: int
     count: int
     nbytes: int
+    """Bytes of all `count` calls, each of the larger side: what is summed, gathered or exchanged on this rank."""
+
+
+@dataclass(frozen=True)
+class PredictedCollective(CollectiveCalls):
+    """Equal calls as this module predicts them. axes: those along which the ranks of the group differ. purpose: what for."""
+
+    axes: tuple[str, ...]
     purpose: str
-    phase: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class LinkBytes:
     network: int
 
 
-def collectives(config: Config, stage: int = 0) -> list[Collective]:
+def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
     """All of a step, in groups of more than one rank."""
     found = [*_activations(config, stage), *_between_stages(config, stage), *_parameters(config, stage)]
     return [c for c in found if c.group_size > 1 and c.count]
@@ -99,7 +103,7 @@ def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
     return LinkBytes(sum(pcie_bytes(config, stage)), sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
 
 
-def sent_bytes(config: Config, collective: Collective, stage: int = 0) -> tuple[int, int]:
+def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
     """Bytes that the first rank of a stage sends to ranks of its host, and to others, in the calls of one row."""
     nbytes = collective.nbytes
     if collective.op == "Receive":
@@ -130,21 +134,23 @@ def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
     return one_way, one_way
 
 
-def _activations(config: Config, stage: int) -> Iterator[Collective]:
+def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
     passes, stages = config.train.accumulation, config.parallel.stages
     for purpose, op, axes, count, nbytes, again in _forward(config, stage):
         size = _size(config, axes)
         back = {"AllGather": "ReduceScatter"}.get(op, op)
         forward = passes * count
         backward = count if purpose == LOSS and stages == 1 else forward
-        yield Collective(op, axes, size, forward, forward * nbytes, purpose, "forward")
-        yield Collective(back, axes, size, backward, backward * nbytes, purpose, "backward")
+        yield PredictedCollective(op, "forward", size, forward, forward * nbytes, axes, purpose)
+        yield PredictedCollective(back, "backward", size, backward, backward * nbytes, axes, purpose)
         if config.parallel.recompute and again:
-            yield Collective(op, axes, size, forward, forward * nbytes, purpose, "recompute")
+            yield PredictedCollective(op, "recompute", size, forward, forward * nbytes, axes, purpose)
     if stage == stages - 1 and _shares_end_inside_sequences(config):
         labels = 4 * config.train.batch_size * config.model.seq_length
         calls, size = 2 * passes, _size(config, REPLICAS)
-        yield Collective("AllGather", REPLICAS, size, calls, calls * labels, "labels and their weights", "forward")
+        yield PredictedCollective(
+            "AllGather", "forward", size, calls, calls * labels, REPLICAS, "labels and their weights"
+        )
 
 
 LOSS, TABLE = "loss of blocks", "word table"
@@ -174,7 +180,7 @@ def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, 
     yield LOSS, "AllReduce", TENSOR, int(last), 4 * blocks, False
 
 
-def _between_stages(config: Config, stage: int) -> Iterator[Collective]:
+def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]:
     passes, last = config.train.accumulation, config.parallel.stages - 1
     hidden = tokens_of_rank(config) * config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
     table = dense_weights(config, 0)[0]
@@ -183,11 +189,11 @@ def _between_stages(config: Config, stage: int) -> Iterator[Collective]:
         (stage == 0 < last, 0 < stage == last, 1, table.used_nbytes, TABLE),
     ):
         if behind:
-            yield Collective("Send", STAGES, 2, count, nbytes, purpose, "forward")
-            yield Collective("Receive", STAGES, 2, count, nbytes, purpose, "backward")
+            yield PredictedCollective("Send", "forward", 2, count, nbytes, STAGES, purpose)
+            yield PredictedCollective("Receive", "backward", 2, count, nbytes, STAGES, purpose)
         if ahead:
-            yield Collective("Receive", STAGES, 2, count, nbytes, purpose, "forward")
-            yield Collective("Send", STAGES, 2, count, nbytes, purpose, "backward")
+            yield PredictedCollective("Receive", "forward", 2, count, nbytes, STAGES, purpose)
+            yield PredictedCollective("Send", "backward", 2, count, nbytes, STAGES, purpose)
 
 
 def _shares_end_inside_sequences(config: Config) -> bool:
@@ -197,7 +203,7 @@ def _shares_end_inside_sequences(config: Config) -> bool:
     return sequences % tensor > 0 and tensor % sequences > 0
 
 
-def _parameters(config: Config, stage: int) -> Iterator[Collective]:
+def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
     dense = dense_weights(config, stage)
     axes: tuple[str, ...]
     for axes in (REPLICAS, STAGE):
@@ -210,16 +216,16 @@ def _parameters(config: Config, stage: int) -> Iterator[Collective]:
     for axes in (DATA, HOLDERS):
         held = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
         yield _of_arrays(config, "AllReduce", axes, held, "experts' gradients", "gradient")
-    yield Collective("AllReduce", ALL, _size(config, ALL), 2, 8, "norm of all gradients, and overflow", "norm")
+    yield PredictedCollective("AllReduce", "norm", _size(config, ALL), 2, 8, ALL, "norm of all gradients, and overflow")
 
 
 def _of_arrays(
     config: Config, op: str, axes: tuple[str, ...], arrays: Iterable[Array], purpose: str, phase: str
-) -> Collective:
+) -> PredictedCollective:
     """Weights are gathered as the network reads them; gradients of dense weights are summed in float32."""
     whole = phase == "gradient" and purpose.startswith("dense")
     sizes = [math.prod(a.computed) * (4 if whole else ITEM_SIZE[a.used_as]) for a in arrays]
-    return Collective(op, axes, _size(config, axes), len(sizes), sum(sizes), purpose, phase)
+    return PredictedCollective(op, phase, _size(config, axes), len(sizes), sum(sizes), axes, purpose)
 
 
 def _whole_on_tensor_ranks(array: Array) -> bool:
