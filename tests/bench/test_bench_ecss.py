@@ -68,8 +68,11 @@ def test_rows_of_every_part(small: None, monkeypatch: pytest.MonkeyPatch):
         "ours, all experts",
     ):
         assert peer in peers
-    [absent] = [row for row in rows if row.ratio is None]
+    [absent] = [row for row in rows if row.ratio is None and row.limit is None]
     assert "DeepSpeed" in absent.peer
     assert all(row.ours > 0 for row in rows if row.unit == "ms")
     on_device = [row.ours for row in rows if "on the device" in row.peer]
     assert on_device == pytest.approx([100 / ecss.DOMAINS] * 2), "of float32 weights, and of float16 weights"
+    stalls = [row for row in rows if row.peer == "stall, of the step"]
+    assert [(row.limit, row.unit, row.ratio) for row in stalls] == [(5.0, "%", None)] * 2
+    assert all(row.ok for row in rows if "on the device" in row.peer), "as many as are active, and not one more"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_sigma.bench.harness import absent, compare, format_rows, take_turns
+from pangu_sigma.bench.harness import absent, compare, figure, format_rows, limit, take_turns
 
 
 def test_contenders_take_turns_and_the_first_round_does_not_count():
@@ -38,3 +38,22 @@ def test_an_absent_peer_is_said_to_be_absent():
     row = absent("bench", "case", 5.0, "torch", "ms", 9)
     assert row.ratio is None
     assert "absent" in format_rows([row])
+
+
+def test_a_figure_beside_anothers_has_a_ratio_that_says_who_is_better():
+    assert figure("bench", "case", "speed-up", 6.0, 4.0, "x").ratio == pytest.approx(1.5)
+    assert figure("bench", "case", "bytes", 6.0, 4.0, "x", lower=True).ratio == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(0.03, "ok"), (5.0, "ok"), (5.01, "NOT OK")])
+def test_a_limit_is_kept_or_not_and_has_no_ratio(ours: float, verdict: str):
+    row = limit("bench", "case", "stall", ours, 5.0, "%")
+    assert format_rows([row]).splitlines()[2].split(None, 2)[2] == f"{ours:.2f} of at most 5 %: {verdict}"
+    tree = row.as_dict()
+    assert (tree["ours"], tree["limit"], tree["unit"], tree["ok"]) == (ours, 5.0, "%", verdict == "ok")
+    assert tree["ratio"] is tree["peer_value"] is None
+
+
+def test_a_comparison_has_no_limit():
+    tree = absent("bench", "case", 5.0, "torch", "ms", 9).as_dict()
+    assert tree["limit"] is tree["ok"] is None

@@ -35,6 +35,30 @@ def test_the_same_steps_in_files_and_in_memory(tmp_path: Path, monkeypatch: pyte
     assert 0 < stored_experts.resident()["gib"] <= stored_experts.resident()["peak_gib"]
 
 
+def test_memory_and_stall_of_the_file_store_are_held_against_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Answers:
+        started = {"parameters": 2_000_000_000}  # noqa: RUF012
+
+        def __enter__(self) -> Answers:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def step(self) -> dict[str, float]:
+            return {"peak_gib": 6.5, "stall": 0.0}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40))
+    monkeypatch.setattr(scale, "_worker", lambda domains, folder: Answers())
+    rows = {row.peer: row for row in scale.in_files()}
+    assert (rows["peak resident memory"].ours, rows["peak resident memory"].limit) == (6.5, scale.MOST_GIB)
+    assert rows["peak resident memory"].ok is False
+    assert (rows["stall, of the step"].ours, rows["stall, of the step"].limit) == (0.0, 5.0)
+    assert rows["stall, of the step"].ok is True
+    assert "2.00 B parameters in files" in rows["in memory"].case
+
+
 def test_without_room_on_the_disk_there_is_no_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

@@ -15,10 +15,17 @@ from tqdm import tqdm
 RUNS = 9
 """Counted runs of each contender, after one that is not counted."""
 
+MOST_STALL = 5.0
+"""Our limit for the share of a step, in percent, that waits for experts to be brought."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. ratio > 1: ours is better. A peer that is not installed has peer_value and ratio None."""
+    """One comparison of ours with a peer, or with a limit; `peer` names what ours is compared with, or what is limited.
+
+    A comparison has peer_value and ratio: above 1, ours is better; both are None if the peer is not installed. A figure that has a
+    limit has neither: it keeps the limit or does not.
+    """
 
     bench: str
     case: str
@@ -28,9 +35,17 @@ class Row:
     ratio: float | None
     unit: str
     runs: int
+    limit: float | None = None
+    """The most that `ours` may be; None in a comparison."""
+
+    @property
+    def ok(self) -> bool | None:
+        """True if ours keeps the limit, rounding aside; None in a comparison."""
+        return None if self.limit is None else self.ours <= self.limit * (1 + 1e-9)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields by name, and `ok`."""
+        return asdict(self) | {"ok": self.ok}
 
 
 def take_turns(contenders: dict[str, Callable[[], Any]], runs: int = RUNS) -> dict[str, list[float]]:
@@ -84,8 +99,13 @@ def _rate(work: float, seconds: list[float]) -> float:
 
 
 def figure(bench: str, case: str, what: str, ours: float, other: float, unit: str, lower: bool = False) -> Row:
-    """A row of something that is not a time, beside what it should be; lower: less is better."""
+    """The row of something that is not a time, beside the figure that it is compared with. lower: less is better."""
     return Row(bench, case, ours, what, other, other / max(ours, 1e-9) if lower else ours / other, unit, 1)
+
+
+def limit(bench: str, case: str, what: str, ours: float, most: float, unit: str) -> Row:
+    """The row of something that may be `most` and no more; how far below it is says nothing, so it has no ratio."""
+    return Row(bench, case, ours, what, None, None, unit, 1, limit=most)
 
 
 def absent(bench: str, case: str, ours: float, peer: str, unit: str, runs: int) -> Row:
@@ -94,12 +114,18 @@ def absent(bench: str, case: str, ours: float, peer: str, unit: str, runs: int) 
 
 
 def format_rows(rows: list[Row]) -> str:
-    """A table of rows, one per comparison, under a line for each case."""
+    """A table of rows under a line for each case."""
     lines = [f"{'bench':8} {'peer':38} {'ours':>10} {'peer':>10} {'ratio':>7}  unit"]
     for case, of_case in groupby(rows, key=lambda row: row.case):
         lines.append(case)
-        for row in of_case:
-            value = "absent" if row.peer_value is None else f"{row.peer_value:.2f}"
-            ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-            lines.append(f"{row.bench:8} {row.peer:38} {row.ours:10.2f} {value:>10} {ratio:>7}  {row.unit}")
+        lines += [f"{row.bench:8} {row.peer:38} {row.ours:10.2f} {_beside(row)}" for row in of_case]
     return "\n".join(lines)
+
+
+def _beside(row: Row) -> str:
+    """What stands beside our value: the peer's and the ratio, or the limit and whether it is kept."""
+    if row.limit is not None:
+        return f"of at most {row.limit:g} {row.unit}: {'ok' if row.ok else 'NOT OK'}"
+    value = "absent" if row.peer_value is None else f"{row.peer_value:.2f}"
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
+    return f"{value:>10} {ratio:>7}  {row.unit}"

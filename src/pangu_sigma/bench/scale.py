@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.bench import stored_experts
-from pangu_sigma.bench.harness import Row, compare, figure, take_turns
+from pangu_sigma.bench.harness import MOST_STALL, Row, compare, limit, take_turns
 from pangu_sigma.bench.peer import Worker
 from pangu_sigma.bench.synthetic import SyntheticRun, config_of
 from pangu_sigma.device import use_cpu
@@ -79,8 +79,8 @@ def in_files() -> list[Row]:
     share = stall / statistics.median(seconds["ours"])
     return [
         *compare("scale", case, seconds),
-        figure("scale", case, "peak resident memory, at most", peak, MOST_GIB, "GiB", lower=True),
-        figure("scale", case, "stall, at most 5 % of the step", 100 * share, 5.0, "%", lower=True),
+        limit("scale", case, "peak resident memory", peak, MOST_GIB, "GiB"),
+        limit("scale", case, "stall, of the step", 100 * share, MOST_STALL, "%"),
     ]
 
 
