@@ -86,6 +86,7 @@ TESTED_ELSEWHERE = {
 TWICE = {
     "__all__": "Python's own",
     "add_commands": "each file of commands/ adds its own; cli.py calls them all",
+    "inherit": "the Python face takes strings, and calls the one of inherit/from_dense.py",
     "load_config": "the Python face takes a shipped name too, and calls the one of config_file.py",
     "logger": "each module has its own, by its name",
     "main": "where a program begins",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pangu_sigma import config_file
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import UserError as UserError  # one of the promised names
 from pangu_sigma.generate.score import Score
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.shipped import config_path
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
     from pangu_sigma.domains import Domain
     from pangu_sigma.generate.predictor import Predictor
     from pangu_sigma.train.loop import Trainer
-
-__all__ = [
-    "Config",
-    "Model",
-    "Receipt",
-    "Score",
-    "UserError",
-    "inherit",
-    "load",
-    "load_config",
-    "prepare_data",
-    "train",
-]
 
 AnyPath = str | os.PathLike[str]
 Device = Literal["cpu", "ascend"]

@@ -76,8 +76,8 @@ class _Update(nn.Cell):
     def __init__(self, arrays: Arrays, half: bool):
         super().__init__()
         self.w, self.m, self.v = (
-            ParameterTuple([adopt(f"{part}.{i}", array, decay=False) for i, array in enumerate(of_part)])
-            for part, of_part in (("w", arrays.weights), ("m", arrays.moments), ("v", arrays.variances))
+            ParameterTuple([adopt(f"{kind}.{i}", array, decay=False) for i, array in enumerate(of_kind)])
+            for kind, of_kind in (("w", arrays.weights), ("m", arrays.moments), ("v", arrays.variances))
         )
         tensors, rows = len(arrays.weights), len(arrays.weights[0])
         self.step = Parameter(Tensor(np.zeros(rows, np.int32)), name="step")

@@ -54,12 +54,12 @@ def run(peers: bool) -> list[Row]:
 
     Every part is a process of its own: MindSpore keeps the memory that it has once used.
     """
-    parts: list[tuple[Any, ...]] = [(optimizer, stored, active, peers) for stored, active in OPTIMIZER_CASES]
-    parts += [(paper,), (paper_half,), *((sweep, domains) for domains in SWEEP_DOMAINS)]
+    cases: list[tuple[Any, ...]] = [(optimizer, stored, active, peers) for stored, active in OPTIMIZER_CASES]
+    cases += [(paper,), (paper_half,), *((sweep, domains) for domains in SWEEP_DOMAINS)]
     rows: list[Row] = []
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
-        for part in tqdm(parts, desc="bench ecss", unit="part", leave=False):
-            rows += processes.submit(*part).result()
+        for case in tqdm(cases, desc="bench ecss", unit="case", leave=False):
+            rows += processes.submit(*case).result()
     return rows
 
 
@@ -110,12 +110,12 @@ def _as_the_paper(
     ratio, x, y = _known(row.ratio), lab.compute(tokens), lab.offload_all(kind)
     stall = statistics.median(stalls[1:]) / statistics.median(seconds["ours"])
     on_device = on.device_bytes / lab.weight_bytes
-    part = x + y / DOMAINS
+    separated = x + y / DOMAINS
     return [
         row,
         figure("ecss", case, "speed-up, the paper's", ratio, PAPER_SPEEDUP, "x"),
         figure("ecss", case, "host work Y of all : compute X, the paper's", y / x, PAPER_RATIO, "x"),
-        figure("ecss", case, "(X + Y) / (X + Y/10), no overlap", ratio, (x + y) / part, "x"),
+        figure("ecss", case, "(X + Y) / (X + Y/10), no overlap", ratio, (x + y) / separated, "x"),
         figure("ecss", case, "(X + Y) / max(X, Y/10), whole overlap", ratio, (x + y) / max(x, y / DOMAINS), "x"),
         limit("ecss", case, "stall, of the step", 100 * stall, MOST_STALL, "%"),
         limit("ecss", case, "expert weights on the device, of all", 100 * on_device, 100 / DOMAINS, "%"),

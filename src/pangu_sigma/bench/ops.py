@@ -77,8 +77,8 @@ class GatherScatter(nn.Cell):
     """What one writes without an operator for it; MindSpore derives the gradients."""
 
     def construct(self, x, indices):
-        order, places = indices
-        return ops.scatter_nd(places, ops.gather(x, order, 0), x.shape)
+        order, rows = indices
+        return ops.scatter_nd(rows, ops.gather(x, order, 0), x.shape)
 
 
 def _moves_graph(

@@ -40,15 +40,15 @@ def run(peers: bool) -> list[Row]:
 
 
 def compare_encoders(texts: list[str], encoders: dict[str, Encoder]) -> list[Row]:
-    """The row of ours and a peer over `texts`, of which every round takes another part; DataError when ids differ."""
-    parts = [texts[i :: RUNS + 1] for i in range(RUNS + 1)]
+    """The row of ours and a peer over `texts`, of which every round takes others; DataError when ids differ."""
+    rounds = [texts[i :: RUNS + 1] for i in range(RUNS + 1)]
     ids: dict[str, list[list[int]]] = {name: [] for name in encoders}
-    seconds = take_turns({name: _taking(parts, encode, ids[name]) for name, encode in encoders.items()})
+    seconds = take_turns({name: _taking(rounds, encode, ids[name]) for name, encode in encoders.items()})
     ours, peer = encoders
-    for text, mine, theirs in zip(itertools.chain(*parts), ids[ours], ids[peer], strict=True):
+    for text, mine, theirs in zip(itertools.chain(*rounds), ids[ours], ids[peer], strict=True):
         if mine != theirs:
             raise DataError(f"bench tokenizer: {peer} gives other ids for {text[:60]!r}…; there is nothing to compare")
-    sizes = [_megabytes(part) for part in parts]
+    sizes = [_megabytes(of_round) for of_round in rounds]
     speeds = {
         name: [size / time for size, time in zip(sizes[1:], times, strict=True)] for name, times in seconds.items()
     }
@@ -66,9 +66,9 @@ def compare_encoders(texts: list[str], encoders: dict[str, Encoder]) -> list[Row
     ]
 
 
-def _taking(parts: list[list[str]], encode: Encoder, ids: list[list[int]]) -> Callable[[], None]:
-    """Work for a round: the next part, its ids appended to `ids`."""
-    remaining = iter(parts)
+def _taking(rounds: list[list[str]], encode: Encoder, ids: list[list[int]]) -> Callable[[], None]:
+    """Work for a round: the next texts, their ids appended to `ids`."""
+    remaining = iter(rounds)
     return lambda: ids.extend(encode(next(remaining)))
 
 

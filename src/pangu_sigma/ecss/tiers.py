@@ -27,7 +27,7 @@ from pangu_sigma.model.declare import Initializer, adopt
 
 logger = logging.getLogger(__name__)
 
-GIB = 1 << 30
+_GIB = 1 << 30
 
 
 class StoreError(UserError, RuntimeError):
@@ -117,7 +117,7 @@ class FileTier(HostTier):
 
     def __init__(self, folder: Path, specs: list[ArraySpec], identity: str, cache_gib: float):
         """identity: hash of the routing table; with another one the same rows mean other experts."""
-        self._folder, self._budget = folder, int(cache_gib * GIB)
+        self._folder, self._budget = folder, int(cache_gib * _GIB)
         self._maps: dict[int, list[tuple[mmap.mmap, int]]] = {}
         self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._counting = threading.Lock()  # of `_mapped`: a prefetcher's thread and the loop both let go
@@ -184,8 +184,8 @@ class FileTier(HostTier):
             self._lock.close()
             free = _free(self._folder)
             raise StoreError(
-                f"ecss.path={self._folder}: cannot reserve {needed / GIB:.1f} GiB for the experts ({error.strerror}; "
-                f"{free / GIB:.1f} GiB are free); free space, or set ecss.path to a larger disk"
+                f"ecss.path={self._folder}: cannot reserve {needed / _GIB:.1f} GiB for the experts ({error.strerror}; "
+                f"{free / _GIB:.1f} GiB are free); free space, or set ecss.path to a larger disk"
             ) from error
 
 

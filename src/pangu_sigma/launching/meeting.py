@@ -71,13 +71,13 @@ class _Link:
     def receive(self) -> list[dict[str, Any]] | None:
         """Messages that have arrived, after `select` said so; None when the other end is gone or is not a launcher."""
         try:
-            piece = self._connection.recv(1 << 16)
-            *lines, self._received = (self._received + piece).split(b"\n")
+            arrived = self._connection.recv(1 << 16)
+            *lines, self._received = (self._received + arrived).split(b"\n")
             messages = [json.loads(line) for line in lines]
         except (OSError, ValueError):
             return None
         well_formed = all(isinstance(message, dict) for message in messages)
-        return messages if piece and well_formed and len(self._received) < _LONGEST_MESSAGE else None
+        return messages if arrived and well_formed and len(self._received) < _LONGEST_MESSAGE else None
 
     def __str__(self) -> str:
         return f"node {self.node} ({self.host})"

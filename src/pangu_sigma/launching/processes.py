@@ -90,8 +90,8 @@ class Processes:
 
     def log(self, name: str) -> Path:
         """Log file of a process, as msrun calls it; its own is called after the first rank, for nodes may share the folder."""
-        stem = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
-        return self._logs / f"{stem}.log"
+        log = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
+        return self._logs / f"{log}.log"
 
     def last_lines(self, name: str) -> str:
         """The end of a process's log. Of a progress bar each drawing is a line."""

@@ -48,9 +48,9 @@ def what_fits(config: Config) -> dict[str, int | bool] | None:
     more passes for the same update. None when `config` fits as it is, or when all of that is not enough."""
     ecss, recompute, train = config.ecss.enabled, config.parallel.recompute, config.train
     now = _keys(ecss, recompute, train.batch_size, train.accumulation)
-    for part in (n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0):
+    for divisor in (n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0):
         for switches in itertools.product(sorted({ecss, True}), sorted({recompute, True})):
-            keys = _keys(*switches, train.batch_size // part, train.accumulation * part)
+            keys = _keys(*switches, train.batch_size // divisor, train.accumulation * divisor)
             try:
                 tried = _with_keys(config, keys)
                 check_layout(tried)
