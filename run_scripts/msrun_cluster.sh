@@ -7,8 +7,9 @@
 #
 #   export NODES=64 MASTER_ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -1)
 #   srun --nodes 64 --ntasks-per-node 1 bash -c \
-#     'NODE_RANK=$SLURM_NODEID bash run_scripts/msrun_cluster.sh model_configs/sigma_1t.yaml --restarts 3 --grace 60'
+#     'NODE_RANK=$SLURM_NODEID bash run_scripts/msrun_cluster.sh sigma_1t --restarts 3 --grace 60'
 #
+# CONFIG is a YAML file or the name of a shipped configuration. Paths are relative to the folder where you start it.
 # --dry-run needs no cluster: it prints what each of the nodes would start. Before anything starts, the nodes compare configuration,
 # vocabulary, routing tables, prepared data and versions, over the port after the master's. When a rank fails, or a node is lost, all
 # ranks on all nodes are stopped, and with --restarts started again from the last checkpoint. FOLDER/logs has a log a rank.
@@ -17,8 +18,8 @@
 # CANN's settings are in ascend_env.sh. All options: pangu-sigma launch --help
 set -euo pipefail
 case " $* " in *" --help "* | *" -h "* | "  ") sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;; esac
-source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
-source run_scripts/ascend_env.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/install.sh"
+source "$root/run_scripts/ascend_env.sh"
 
 options=(--ascend)
 if [ -n "${NODES:-}" ]; then options+=(--nodes "$NODES"); fi

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # From nothing to a trained sparse model that answers from an exported graph, on a CPU. Takes no arguments.
-source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+# Works in the repository, wherever it is started: data/, runs/ and exports/ are there.
+source "$(dirname -- "${BASH_SOURCE[0]}")/install.sh"
+cd "$root"
 
 config=model_configs/sigma_tiny.yaml
 run=runs/sigma_tiny

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The whole test suite, with lint and types. Arguments go to pytest: `test.sh tests/rre`, `test.sh -m slow -n 0` (one process).
-source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+# Works in the repository, wherever it is started: paths in the arguments are relative to it.
+source "$(dirname -- "${BASH_SOURCE[0]}")/install.sh"
+cd "$root"
 
 bash run_scripts/lint.sh
 if [ $# -eq 0 ]; then set -- -m "not slow"; fi
