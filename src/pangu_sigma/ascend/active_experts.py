@@ -30,8 +30,8 @@ class ActiveExperts(nn.Cell):
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> scale · loss of each block [M]
         plans: order of every RRE layer, then inverse of every RRE layer.
-    scale: a parameter, because inputs of the network are cut into micro-batches; of one axis, because MindSpore 2.9 crashes on a
-    network with a scalar parameter.
+    scale: the loss scale. It is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because
+        MindSpore 2.9 crashes on a network with a scalar parameter.
     """
 
     def __init__(self, config: Config, loss: NextTokenLoss):
@@ -42,7 +42,7 @@ class ActiveExperts(nn.Cell):
         self.active = ParameterTuple(_buffers(config))
 
     def of_layers(self, layers: list[int]) -> list[Parameter]:
-        """The buffers of some RRE layers, FFN_TENSORS each."""
+        """The buffers of some RRE layers, those of FFN_TENSORS for each layer."""
         size = len(FFN_TENSORS)
         return [p for layer in layers for p in self.active[size * layer : size * (layer + 1)]]
 
@@ -59,10 +59,10 @@ class ActiveExperts(nn.Cell):
 
 
 class BringExperts(nn.Cell):
-    """Fills the device's buffers, by construct(), with the rows of the store that the settings of the step name."""
+    """Fill of the device's buffers: construct() looks up the rows of the store that the settings of the step name."""
 
     def __init__(self, store: HostStore, settings: StepSettings, buffers: list[Parameter]):
-        """buffers: those of the store's layers, FFN_TENSORS each."""
+        """buffers: the buffers of the store's layers, those of FFN_TENSORS for each layer."""
         super().__init__(auto_prefix=False)
         self.store, self.settings = store, settings
         self.buffers = ParameterTuple(buffers)
@@ -84,13 +84,14 @@ def _buffers(config: Config) -> list[Parameter]:
     parameters = []
     for layer in range(model.rre_layers):
         for name, shape, _, _ in ffn_tensors(model):
-            whole = (count, *shape) if len(shape) == 2 else (count, 1, *shape)  # as PaddedFFN takes them
+            # as PaddedFFN takes them: biases with an axis for rows
+            whole = (count, *shape) if len(shape) == 2 else (count, 1, *shape)
             parameters.append(Parameter(initializer(Zero(), whole, dtype), name=f"active.{layer}.{name}"))
     return parameters
 
 
 class RankTier(HostTier):
-    """Memory of the host that MindSpore takes when it loads the graph: zeros, until `fill`. Compiling needs little of it."""
+    """Tier in host memory that MindSpore takes when it loads the graph: zeros until `fill`. Compiling needs little of it."""
 
     def __init__(self) -> None:
         self._made: dict[str, Parameter] = {}
@@ -105,8 +106,8 @@ class RankTier(HostTier):
     def fill(self, specs: list[ArraySpec]) -> None:
         """Draw the initial values.
 
-        specs: arrays of all layers. Those of other stages are drawn and forgotten, so that an expert starts with the same values
-        on any number of ranks.
+        specs: the arrays of all layers. Those of other stages are drawn and thrown away, so that an expert starts with the same
+            values on any number of ranks.
         """
         for spec in specs:
             parameter = self._made.get(spec.key)

@@ -1,7 +1,7 @@
-"""The Ascend backend of the training loop: another step, and checkpoints of what MindSpore has divided among ranks.
+"""The Ascend backend of the training loop: another step, and checkpoints of arrays that MindSpore has divided among ranks.
 
-Nothing here has run on a device. What runs is tested as a run of one rank on the CPU, the step of many ranks is compiled
-(planning/compile.py), and which rank writes what is arithmetic that a test covers.
+Nothing here has run on a device. Tests run one rank on the CPU, MindSpore compiles the step of many ranks (planning/compile.py),
+and a test covers the arithmetic of which rank writes what.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pangu_sigma.train.step import StepResult
 
 
 class AscendBackend(Backend):
-    """Ranks that are NPUs: `AscendStep` under MindSpore's auto-parallel."""
+    """Backend of ranks that are NPUs: `AscendStep` under MindSpore's auto-parallel."""
 
     def layout(self, config: Config) -> DispatchLayout:
         return dispatch_layout(config, ascend=True)
@@ -72,7 +72,7 @@ class AscendBackend(Backend):
         return files
 
     def restore(self, built: Built, checkpoint: Checkpoint) -> None:
-        built.step.compile(*step_inputs(built.config))  # only then has MindSpore divided the parameters
+        built.step.compile(*step_inputs(built.config))  # MindSpore divides the parameters when it compiles
         parts: Parts = {}
         for shard, name, _, part in located(built.shards, built.store, built.config.parallel, built.ranks.rank):
             parts.setdefault(shard, {})[name] = part

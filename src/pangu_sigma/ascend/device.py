@@ -13,15 +13,15 @@ from pangu_sigma.config import Config
 def use_ascend(config: Config, save_graphs: str | None = None) -> None:
     """Set MindSpore to graph mode under auto-parallel, on the Ascend ranks of `config.parallel`; the process is one of them.
 
-    save_graphs: folder for MindSpore's graphs. With MS_SIMULATION_LEVEL set nothing runs and no device is needed
-    (planning/cann_stub.py).
+    save_graphs: the folder for MindSpore's graphs; None to save none.
+    If MS_SIMULATION_LEVEL is set, nothing runs and no device is needed (planning/cann_stub.py).
     """
     from mindspore.communication import init
     from mindspore.communication._comm_helper import GlobalComm
 
     os.environ["PIPELINE_SLICE_SKIP_REDISTRIBUTION"] = "1"  # every rank cuts micro-batches out of its own rows
     if "MS_SIMULATION_LEVEL" in os.environ:
-        GlobalComm.CHECK_ENVS = False  # of HCCL's Python package
+        GlobalComm.CHECK_ENVS = False  # it would look for HCCL's Python package
     ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend")
     if save_graphs is not None:
         ms.set_context(save_graphs=1, save_graphs_path=save_graphs)
@@ -33,9 +33,9 @@ def use_ascend(config: Config, save_graphs: str | None = None) -> None:
         parallel_mode="semi_auto_parallel",
         pipeline_stages=parallel.stages,
         enable_alltoall=True,
-        dataset_strategy=input_strategies(config),  # each rank reads its own share
-        # with accumulation always: otherwise gradients would be in the accumulators and nowhere else
+        dataset_strategy=input_strategies(config),  # each rank reads its own rows
+        # always on with accumulation: without it the summed gradients would be in the accumulators and nowhere else
         enable_parallel_optimizer=parallel.optimizer or config.train.accumulation > 1,
-        parallel_optimizer_config={"parallel_optimizer_threshold": 0},  # which parameters: ascend/sharding.py
+        parallel_optimizer_config={"parallel_optimizer_threshold": 0},  # ascend/sharding.py chooses
         comm_fusion=dict.fromkeys(("allreduce", "allgather", "reducescatter"), fusion) if fusion else {},
     )

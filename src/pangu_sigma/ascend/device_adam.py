@@ -22,11 +22,11 @@ class DeviceAdam(nn.Cell):
         options = config.train.optimizer
         self.weights = ParameterTuple(parameters)
         self.moments, self.variances = self.weights.clone("moment", "zeros"), self.weights.clone("variance", "zeros")
-        self.step = Parameter(Tensor(np.zeros(1, np.int32)), name="dense.step")  # as `DenseAdam` of train/step.py
+        self.step = Parameter(Tensor(np.zeros(1, np.int32)), name="dense.step")  # the name in `DenseAdam`
         self.beta1, self.beta2, self.eps = options.beta1, options.beta2, options.eps_dense
         self.decay = tuple(options.weight_decay * decays(p) for p in parameters)
         self.adam = ops.AdamWeightDecay()
-        self.map = ops.HyperMap()  # a loop would be hundreds of nested calls
+        self.map = ops.HyperMap()  # for MindSpore: a loop would become hundreds of nested calls
 
     def update(self, grads, lr, grad_scale, applied):
         counted = ops.assign(self.step, self.step + ops.cast(applied, ms.int32))

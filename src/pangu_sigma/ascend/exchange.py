@@ -1,9 +1,9 @@
-"""Rows of experts on other ranks: the all-to-all of an Ascend graph. The CPU's is in parallel/all_to_all.py.
+"""The exchange of rows with experts on other ranks in an Ascend graph. That of the CPU is in parallel/all_to_all.py.
 
-Two stages, because the ranks of a tensor group have the same rows: each sends its columns of the hidden axis between hosts, and the
-columns are put together inside the host. Neither is written here. The first is what MindSpore makes of two transposes whose cuts
-differ (sharding.py): one leaves the rows cut by sender, the next wants them cut by receiver. The second is what it makes of the
-operator after them, which wants the hidden axis whole.
+It has two stages, because the ranks of a tensor group have the same rows: each sends its columns of the hidden axis between hosts,
+and the columns are put together inside the host. Neither is written here. The first is what MindSpore makes of two transposes whose
+cuts differ (sharding.py): one leaves the rows cut by sender, the next wants them cut by receiver. The second is what it makes of
+the operator after them, which wants the hidden axis whole.
 
 Shape suffixes: G groups, P expert ranks (Ps of the sender, Pd of the receiver), D data replicas, A active experts of a rank,
 C capacity, H hidden; R = P·A·C rows of a rank. All ranks together, as everywhere under auto-parallel.
@@ -19,12 +19,12 @@ from pangu_sigma.rre.travel import Exchange
 
 
 def ascend_exchange(parallel: ParallelConfig, entries: int) -> Exchange:
-    """The exchange of a graph of all ranks. entries: A."""
+    """The exchange of a graph of all ranks. entries: number A of active experts of a rank."""
     return Exchange(ToExperts(parallel, entries), ToTokens(parallel, entries))
 
 
 class ToExperts(nn.Cell):
-    """Takes rows to the ranks of their experts: construct(rows_RH) -> [G·P·A, D·P·C, H]"""
+    """Way of rows to the ranks of their experts: construct(rows_RH) -> [G·P·A, D·P·C, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -41,7 +41,7 @@ class ToExperts(nn.Cell):
 
 
 class ToTokens(nn.Cell):
-    """Takes rows back to the ranks of their tokens: construct(rows [G·P·A, D·P·C, H]) -> rows_RH"""
+    """Way of rows back to the ranks of their tokens: construct(rows [G·P·A, D·P·C, H]) -> rows_RH"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

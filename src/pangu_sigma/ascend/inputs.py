@@ -1,4 +1,4 @@
-"""Inputs of the Ascend step, with their shapes and how they are cut over ranks, and its settings."""
+"""Inputs of the Ascend step, with their shapes and their cuts over ranks, and its settings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
 class StepSettings(nn.Cell):
     """Settings that change from step to step and are no input of the network: learning rate, and experts that the rank uses.
 
-    Parameters and not inputs: auto-parallel wants every input of the step to be one of the network.
+    They are parameters and not inputs, because auto-parallel wants every input of the step to be one of the network.
     """
 
     def __init__(self, layers: list[int], entries: int):

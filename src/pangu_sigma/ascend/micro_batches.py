@@ -1,7 +1,8 @@
 """The micro-batches of an update, one behind the other in the inputs of a rank.
 
-Without stages their gradients are added where they are. With stages MindSpore cuts the network where its cells say, sends hidden
-states forward and gradients back, and orders the passes so that a stage alternates between the two (1F1B).
+Without stages their gradients are added on the rank that computes them. With stages MindSpore cuts the network between cells of
+different stages, sends hidden states forward and gradients back, and orders the passes so that a stage alternates between the two
+(1F1B).
 
 What MindSpore asks for, in both cases: StridedSlice cuts the inputs, operators that carry a mark add the results, and every weight
 has a parameter `accu_grads.<its name>` that is zero before the step (`accumulators`).
@@ -16,7 +17,7 @@ from pangu_sigma.config import Config, ParallelConfig
 
 
 class MicroBatches(nn.Cell):
-    """The network over all micro-batches: construct(*inputs) -> sum of what it returns for each of them.
+    """The network over all micro-batches: construct(*inputs) -> sum of its results over them.
 
     Inputs have one axis or two; the first is cut.
     """
@@ -45,14 +46,15 @@ class MicroBatches(nn.Cell):
 
 
 class Passes(nn.Cell):
-    """Computes loss and gradients of all micro-batches.
+    """Loss and gradients of all micro-batches.
 
     construct(scale, *inputs) -> (loss of each block times scale, gradients of the weights, gradients of the received weights)
     """
 
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
         """network: the loss, with a parameter `scale` that it is multiplied with.
-        weights: those that this rank keeps. received: weights of another stage, which get their gradients from here.
+        weights: the weights that this rank keeps.
+        received: weights of another stage, which get their gradients from here.
         """
         super().__init__(auto_prefix=False)  # names of accumulators follow those of weights
         self.network = network

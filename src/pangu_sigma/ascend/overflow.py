@@ -1,4 +1,4 @@
-"""The verdict on the gradients of all ranks: their norm, and whether any of them overflowed.
+"""The verdict on the gradients of all ranks: their norm, and a number that says if any of them overflowed.
 
 Ascend 910B and later give infinity for what is too large, which the norm shows. Ascend 910A saturates: it gives the largest number
 and raises a flag. A norm that is finite says nothing there, so the step asks for the flag.
@@ -29,7 +29,7 @@ def saturates() -> bool:
 
 
 class OverflowFlag(nn.Cell):
-    """Reads the flag of the chip.
+    """Reader of the flag of the chip.
 
     construct(after) -> float32 (), above 0 if any operator before `after` overflowed on this rank since the last call
     The flag is cleared as it is read, so that what comes next starts without.
@@ -48,16 +48,17 @@ class OverflowFlag(nn.Cell):
 
 
 class Verdict(nn.Cell):
-    """The norm of all ranks' gradients, and what it says about them.
+    """The norm of all ranks' gradients, and the verdict on them.
 
     construct(grads, scale, sent_back) -> (norm without the loss scale, 1.0 if no gradient overflowed on any rank, else 0.0)
         sent_back: gradients that go to another stage, of which only the overflow counts here.
     """
 
     def __init__(self, weights: list[Parameter], ranks: int):
-        """weights: those whose gradients it gets, as `sharding.cut` has marked them. ranks: number of ranks of the run."""
+        """weights: the weights whose gradients it gets, as `sharding.cut` has marked them. ranks: number of ranks of the run."""
         super().__init__(auto_prefix=False)
-        self.norm_weights = tuple(1.0 / weight.replicas for weight in weights)  # what several ranks hold counts once
+        # a gradient that several ranks hold counts once
+        self.norm_weights = tuple(1.0 / weight.replicas for weight in weights)
         self.map, self.sum = ops.HyperMap(), ops.AddN()
         self.all_reduce = ops.AllReduce() if ranks > 1 else None
         self.overflow = OverflowFlag() if saturates() else None

@@ -63,7 +63,7 @@ def expert_part(
 
 
 def writes(parameter: Parameter | None, shard: str, name: str, parallel: ParallelConfig, rank: int) -> bool:
-    """True if this rank is the first of those that hold these numbers. parameter: the dense one that they belong to, if any."""
+    """True if this rank is the first of those that hold the same array. parameter: the dense one that it belongs to, if any."""
     at, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in SPLIT_BY_FFN
     if shard.startswith(EXPERTS):
         return at.data == 0 and (columns or at.tensor == 0)
@@ -71,5 +71,5 @@ def writes(parameter: Parameter | None, shard: str, name: str, parallel: Paralle
         return rank == 0
     rank %= parallel.stage_ranks  # a stage has its own dense parameters
     if parameter.divided_among > 1:
-        return True  # no two have the same
+        return True  # no two ranks hold the same experts
     return rank < parallel.tensor if parameter.slice_shape != parameter.whole_shape else rank == 0

@@ -1,4 +1,4 @@
-"""Strategies of the network's operators on many Ascend ranks: data, and their application to a built network.
+"""Strategies of the network's operators on many Ascend ranks: tables of them, and their application to a built network.
 
 A strategy says into how many slices each axis of each input is cut; MindSpore puts the collectives between operators whose
 strategies differ, and cuts the parameters. Symbols stand for the numbers:
@@ -139,7 +139,7 @@ PARAMETERS: dict[type[nn.Cell], dict[str, tuple[str, int]]] = {
 
 
 EXPERT_TENSORS = {"w1": ("up", 1), "b1": ("add_up", 1), "w2": ("down", 1), "b2": ("add_down", 1)}
-"""The same for the tensors of active experts, which meet the operators of a `PaddedFFN`."""
+"""The operator and the number of its input for each tensor of active experts, which meets the operators of a `PaddedFFN`."""
 
 
 def apply_strategies(network: ActiveExperts, config: Config) -> None:
@@ -174,8 +174,8 @@ def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.C
     """The cells that run on the ranks of a stage.
 
     Operators outside of these cells follow their inputs; the attention mask, which has none from another stage, is made on every
-    stage. The cells are those inside layers and not layers: MindSpore 2.9 fails where what a stage receives goes into a cell with
-    an operator inside that has a gradient rule of ours.
+    stage. The cells are those inside layers and not layers: MindSpore 2.9 fails if a tensor that a stage receives goes into a cell
+    with an operator inside that has a gradient rule of ours.
     """
     cells: list[nn.Cell] = [network.embed] if stage == 0 else []
     for layer in (network.layers[i] for i in layers_of_stage(config, stage)):
@@ -193,22 +193,24 @@ def parameters_of_stage(network: PanGuSigma, config: Config, stage: int) -> list
 
 
 def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
-    """Parameters of another stage that a stage reads. The word table is the first stage's; the last one, whose head multiplies with
-    it, gets it in every step and sends its gradient back, to be added to the first one's."""
+    """Parameters of another stage that a stage reads. The first stage keeps the word table; the last stage, whose head multiplies
+    with it, gets it in every step and sends its gradient back, to be added to that of the first."""
     return [network.embedding] if 0 < stage == config.parallel.stages - 1 else []
 
 
 def _divides(parameter: Parameter, name: str, parallel: ParallelConfig) -> bool:
-    """True if optimizer parallelism may divide it: a matrix, but not a word table that travels, which MindSpore sends as kept."""
+    """True if optimizer parallelism may divide the parameter: a matrix, but not a word table that stages send. MindSpore would send
+    the rows that a rank keeps."""
     return parameter.ndim == 2 and (name != "embedding" or parallel.stages == 1)
 
 
 def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
     """Note on a parameter how it is cut, for the optimizer and for the plan.
 
-    whole_shape: shape of what all ranks hold together. slice_shape: shape of what one rank has for the network.
+    whole_shape: shape that all ranks hold together.
+    slice_shape: shape that one rank has for the network.
     divided_among: number of ranks that divide that slice among them, with its Adam state (ZeRO).
-    replicas: number of ranks that hold the same numbers; what each of those that divide a slice holds counts as different.
+    replicas: number of ranks that hold the same rows of a slice.
     """
     slices = [_sizes(parallel)[axis] for axis in axes]
     parameter.whole_shape = tuple(parameter.shape)
@@ -240,7 +242,7 @@ def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
 
 
 def _axes(path: str, cell: nn.Cell, name: str) -> tuple[str | int, ...]:
-    """The strategy that the operator that reads the parameter has for it."""
+    """Strategy of the input at which an operator reads the parameter."""
     if name not in PARAMETERS.get(type(cell), {}):
         raise ConfigError(f"{path}: parameter {name} has no cut; add it to ascend/sharding.py")
     operator, index = PARAMETERS[type(cell)][name]

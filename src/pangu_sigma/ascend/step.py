@@ -7,10 +7,10 @@
     Update         Adam of the dense parameters, loss scale                  here, device_adam.py
       → host       Adam of the experts that had tokens                       ascend_ops/adam.py
 
-What differs from `train/step.py` is what auto-parallel asks for. It cuts the parameters that the network multiplies with. What lies
-outside the network (fetch, norm, Adam) it leaves alone, and there every tensor is what this rank holds: a host store is therefore
-declared with the shape that its rank holds. With stages it removes from the whole graph what touches a parameter of another stage,
-so nothing outside the network may read one.
+It differs from `train/step.py` where auto-parallel asks for it. Auto-parallel cuts the parameters that the network multiplies with.
+It leaves alone everything outside the network (fetch, norm, Adam), where every tensor is the one that this rank holds: a host store
+is therefore declared with the shape that its rank holds. With stages it removes from the whole graph every operator that touches a
+parameter of another stage, so nothing outside the network may read one.
 
 No cell here puts its own name before the names of its parameters (`auto_prefix=False`): saved checkpoints, accumulators and the
 plan know them by the names that they are declared with.
@@ -53,12 +53,12 @@ class AscendStep(nn.Cell):
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
         The inputs hold all micro-batches, one behind the other along the first axis (`inputs_of`); losses are sums over them, and
-        zero on the ranks of all stages but the last. What else changes from step to step, `tell` says.
+        zero on the ranks of all stages but the last. `tell` sets everything else that changes from step to step.
     Raises ConfigError for what supported.py lists.
     """
 
     def __init__(self, config: Config, rank: int = 0):
-        """rank: the one that takes the step; its stage and its experts follow from it."""
+        """rank: the rank that takes the step; its stage and its experts follow from it."""
         super().__init__(auto_prefix=False)
         check_ascend(config)
         self.config, self.rank, self.tier = config, rank, RankTier()
@@ -109,7 +109,7 @@ class AscendStep(nn.Cell):
     def fill(self, seed: int) -> None:
         """Draw the experts' initial values by a seed: equal for an expert on any number of stages, groups and expert ranks."""
         parallel = self.config.parallel
-        if parallel.tensor > 1:  # each draws its own columns
+        if parallel.tensor > 1:  # each tensor rank draws its own columns
             ms.set_seed(seed + 1 + Layout(parallel).coordinates(self.rank).tensor)
         whole = parallel.model_copy(update={"stages": 1})
         config = _columns(self.config.model_copy(update={"parallel": whole}))

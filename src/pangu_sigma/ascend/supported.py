@@ -1,6 +1,6 @@
-"""Limits of a configuration for the training step on Ascend (step.py). Pure Python: said before MindSpore would say it.
+"""Limits of a configuration for the training step on Ascend (step.py). Pure Python: it refuses before MindSpore would.
 
-Each limit is an error that names the key, its value and the fix. What does not divide among ranks is refused earlier, by config.py.
+Each limit is an error that names the key, its value and the fix. config.py refuses earlier what does not divide among ranks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pangu_sigma.parallel.layout import axes_text, tokens_of_rank
 
 
 def check_ascend(config: Config) -> None:
-    """Raises ConfigError for what the step does not do. Dropout, and experts on NPUs or in files, are planned all the same."""
+    """Raise ConfigError for what the step does not do. Dropout, and experts on NPUs or in files, are planned all the same."""
     check_layout(config)
     if config.model.dropout > 0:
         raise ConfigError(
@@ -27,7 +27,7 @@ def check_ascend(config: Config) -> None:
 
 
 def check_layout(config: Config) -> None:
-    """Raises ConfigError for a parallel section that MindSpore does not take."""
+    """Raise ConfigError for a parallel section that MindSpore does not take."""
     ranks, tensor = config.parallel.ranks, config.parallel.tensor
     if ranks not in (1, 2, 4) and ranks % 8:
         raise ConfigError(

@@ -1,1 +1,1 @@
-"""`pangu-sigma bench`: our speed as ratios against peers that run in the same process, in turn, on the same data."""
+"""The benches of `pangu-sigma bench`: our speed as ratios against peers that take turns with ours on the same data."""

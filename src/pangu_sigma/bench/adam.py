@@ -1,8 +1,8 @@
-"""The host optimizer: the kernel by itself, and the whole pipeline around it, against torch, DeepSpeed and MindSpore.
+"""Bench of the host optimizer: the kernel by itself, and the whole pipeline around it, against torch, DeepSpeed and MindSpore.
 
-The pipeline is what a step in half precision with host-side weights needs: norm of the gradients, unscale, clip, AdamW, half
-precision copy of the weights for the device, gradients back to zero. Ours is two passes over memory; peers are called the way their
-users call them.
+The pipeline is all that a step in half precision with weights on the host needs: norm of the gradients, unscaling, clipping, AdamW,
+a half-precision copy of the weights for the device, gradients back to zero. Ours is two passes over memory; peers are called the
+way their users call them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEEPSPEED, FUSED = "DeepSpeedCPUAdam", "torch AdamW fused"
 
 
 def run(peers: bool) -> list[Row]:
-    """Rows of the bench. peers: with torch and DeepSpeed, where they are installed."""
+    """Rows of the bench. peers: True to compare with torch and DeepSpeed, if they are installed."""
     use_cpu()
     arrays = Arrays.of(TENSORS, 1, SIZE)
     ours = HostAdam(arrays, 1)
@@ -66,12 +66,12 @@ class Arrays:
 
     @classmethod
     def of(cls, tensors: int, rows: int, size: int) -> Arrays:
-        """Each array [rows, size]."""
+        """New arrays [rows, size]."""
         return cls(*([np.full((rows, size), value, np.float32) for _ in range(tensors)] for value in (0.02, 0.0, 0.0)))
 
 
 class _Update(nn.Cell):
-    """AdamW over stored rows in one graph; with `half`, everything around it too."""
+    """AdamW over stored rows in one graph. half: True for everything around it, too."""
 
     def __init__(self, arrays: Arrays, half: bool):
         super().__init__()
@@ -145,14 +145,14 @@ class TorchAdam:
 
 
 def torch_fused(parameters: list[Any]) -> Any:
-    """torch's own fused AdamW."""
+    """The fused AdamW of torch."""
     import torch
 
     return torch.optim.AdamW(parameters, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, fused=True)
 
 
 def deepspeed_adam(parameters: list[Any]) -> Any:
-    """DeepSpeed's CPU Adam; compiles its C++ on first use."""
+    """DeepSpeed's CPU Adam. The first call compiles its C++."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -160,13 +160,16 @@ def deepspeed_adam(parameters: list[Any]) -> Any:
 
 
 def installed(peer: str) -> bool:
-    """Whether the package of a peer is there."""
+    """True if the packages of a peer are installed."""
     packages = ["torch", "deepspeed"] if peer == DEEPSPEED else ["torch"]
     return all(importlib.util.find_spec(package) is not None for package in packages)
 
 
 def _traffic() -> Callable[[], Any]:
-    """Tensor by tensor: four streams that are a power of two apart would share the same lines of the caches."""
+    """Work that moves as many bytes as Adam does and computes nothing.
+
+    It goes tensor by tensor: four streams that are a power of two apart would share the same lines of the caches.
+    """
     function = ctypes.CDLL(cpu_library()).AdamTraffic
     arrays, grads = Arrays.of(TENSORS, 1, SIZE), [np.full(SIZE, 1e-3, np.float32) for _ in range(TENSORS)]
 
@@ -184,6 +187,6 @@ def _mindspore_adam() -> Callable[[], Any]:
 
     def work() -> None:
         optimizer(grads)
-        parameters[-1].asnumpy()  # waits; on the CPU it is a view
+        parameters[-1].asnumpy()  # waits for the result; on the CPU it is a view and no copy
 
     return work

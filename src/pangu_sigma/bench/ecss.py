@@ -1,9 +1,9 @@
-"""What keeping experts on the host and updating only the active ones is worth: step against step, and the optimizer by itself.
+"""Bench of ECSS, which keeps experts on the host and updates only the active ones: step against step, and the optimizer by itself.
 
 `paper` re-enacts the paper's proportions. Its step takes 7.50 s with ECSS at 10 % active experts and 47.25 s without: compute X
 and host work Y for all experts, X + 0.1 Y = 7.50 and X + Y = 47.25, give Y : X = 14. A CPU has far less arithmetic per byte than
 an NPU, so the case picks the tokens a step at which Y : X, both measured here, is nearest to 14. There are two peers: ECSS off,
-where nothing is fetched because the host is the device, and what the paper had without ECSS, all experts fetched and updated.
+which fetches nothing because the host is the device, and the paper's step without ECSS, which fetches and updates all experts.
 
 Every comparison runs one set of experts under two stores, so that the memory holds both.
 """
@@ -34,10 +34,11 @@ from pangu_sigma.optimizer.clip import update_factor
 from pangu_sigma.optimizer.hyper import Hyper
 
 DOMAINS = 10
-"""One is active in a step."""
+"""Number of domains, one of which is active in a step."""
 PAPER_MODEL = {"hidden": 1024, "ffn": 6144, "heads": 4, "dense_layers": 0, "rre_layers": 1, "experts_per_domain": 4}
 HALF_MODEL = PAPER_MODEL | {"hidden": 256, "ffn": 24576}
-"""As many expert parameters, and less of a dense part, whose float16 products take MindSpore up to 15 times as long as float32."""
+"""The model of mixed precision: as many expert parameters as PAPER_MODEL, and fewer dense ones, whose float16 products take
+MindSpore up to 15 times as long as float32."""
 PAPER_TOKENS = (8, 16, 32, 64)
 PAPER_RATIO, PAPER_SPEEDUP = 14.0, 6.3
 
@@ -45,14 +46,14 @@ SWEEP_MODEL = {"hidden": 512, "ffn": 1024, "heads": 8, "dense_layers": 0, "rre_l
 SWEEP_TOKENS, SWEEP_DOMAINS, SWEEP_RUNS = (64, 1024, 8192), (1, 10, 40), 3
 
 OPTIMIZER_CASES = ((16, 4), (40, 1))
-"""Stored and active experts of a layer."""
+"""Number of stored experts of a layer, and of active ones."""
 OPTIMIZER_LAYERS, OPTIMIZER_SIZE = 4, 2 * 512 * 2048
 
 
 def run(peers: bool) -> list[Row]:
-    """Rows of the bench. peers: with DeepSpeed's optimizer on stacked experts, where it is installed.
+    """Rows of the bench. peers: True to compare with DeepSpeed's optimizer on stacked experts, if it is installed.
 
-    Every part is a process of its own: MindSpore keeps the memory that it has once used.
+    Every case runs in a process of its own: MindSpore keeps the memory that it has once used.
     """
     cases: list[tuple[Any, ...]] = [(optimizer, stored, active, peers) for stored, active in OPTIMIZER_CASES]
     cases += [(paper,), (paper_half,), *((sweep, domains) for domains in SWEEP_DOMAINS)]
@@ -64,7 +65,7 @@ def run(peers: bool) -> list[Row]:
 
 
 def paper() -> list[Row]:
-    """The case `paper` in float32: against ECSS off, and against what the paper had without it, all experts fetched and updated."""
+    """Rows of the case `paper` in float32: against ECSS off, and against fetching and updating all experts instead."""
     use_cpu()
     lab = Lab(PAPER_MODEL, DOMAINS)
     tokens = _tokens(lab, _Offloaded)
@@ -80,10 +81,10 @@ def paper() -> list[Row]:
 
 
 def paper_half() -> list[Row]:
-    """The case in mixed precision, as the paper trains: float16 weights and gradients in the network, float32 parameters.
+    """Rows of the case in mixed precision, as the paper trains: float16 weights and gradients in the network, float32 parameters.
 
     With ECSS the active experts become float16 as they are brought, while the step before computes, and those rows are updated.
-    Without, parameters are on the device: every step casts all experts to float16 and updates all. Both sides have the same cast,
+    Without it parameters are on the device: every step casts all experts to float16 and updates all. Both sides have the same cast,
     kernels, optimizer and batches. Y is the cast and the update of all experts.
     """
     use_cpu()
@@ -95,14 +96,14 @@ def paper_half() -> list[Row]:
 
 
 def _tokens(lab: Lab, kind: type[ExpertStore]) -> int:
-    """Tokens a step at which Y : X is nearest to the paper's."""
+    """Number of tokens a step at which Y : X is nearest to the paper's."""
     return min(PAPER_TOKENS, key=lambda tokens: abs(np.log(lab.offload_all(kind) / lab.compute(tokens) / PAPER_RATIO)))
 
 
 def _as_the_paper(
     lab: Lab, case: str, on: SyntheticRun, peer: dict[str, SyntheticRun], tokens: int, kind: type[ExpertStore]
 ) -> list[Row]:
-    """ECSS that copies experts against a peer whose store is of that kind, beside what the paper says and what X and Y predict."""
+    """Rows of ECSS with copied experts against a peer whose store is of that kind, beside the figures of the paper, X and Y."""
     stalls: list[float] = []
     contenders = {"ours": lambda: _advance(on, stalls)} | {name: run.advance for name, run in peer.items()}
     seconds = take_turns(contenders)
@@ -123,7 +124,7 @@ def _as_the_paper(
 
 
 def sweep(domains: int) -> list[Row]:
-    """Measured and predicted speed-up over tokens a step, with one of `domains` active."""
+    """Rows of measured and predicted speed-up over tokens a step, with one of `domains` active."""
     use_cpu()
     lab, rows = Lab(SWEEP_MODEL, domains, SWEEP_RUNS), []
     for tokens in SWEEP_TOKENS:
@@ -137,7 +138,7 @@ def sweep(domains: int) -> list[Row]:
 
 
 def optimizer(stored: int, active: int, peers: bool) -> list[Row]:
-    """AdamW over the active rows, against DeepSpeed's over all rows of stacked experts."""
+    """Rows of AdamW over the active rows, against DeepSpeed's over all rows of stacked experts."""
     use_cpu()
     case = f"optimizer, {active} of {stored} experts active, {OPTIMIZER_LAYERS} layers"
     arrays = Arrays.of(OPTIMIZER_LAYERS, stored, OPTIMIZER_SIZE)
@@ -166,30 +167,30 @@ def _advance(run: SyntheticRun, stalls: list[float]) -> None:
 
 
 class Lab:
-    """One set of expert arrays, and steps over it: with ECSS, without, and their parts."""
+    """One set of expert arrays, and steps over it: with ECSS, without it, and the work of a step one by one."""
 
     def __init__(self, model: dict[str, Any], domains: int, runs: int = RUNS, dtype: str = "float32"):
         self._model, self._domains, self._runs, self._dtype = model, domains, runs, dtype
         self._store = make_store(self._config(64))
         self.parameters = self._config(64).num_params().experts
         self.weight_bytes = self.parameters * np.dtype(dtype).itemsize
-        """Of all experts, were they on the device."""
+        """Bytes of all experts' weights, if they were on the device."""
         self._update_seconds: float | None = None
         self._fetch_seconds: dict[type[ExpertStore], float] = {}
         self._compute_seconds: dict[int, float] = {}
 
     def on(self, tokens: int, in_place: bool = True) -> SyntheticRun:
-        """The step with ECSS."""
+        """The run with ECSS."""
         config = self._config(tokens)
         return SyntheticRun(config, HostStore(config, SharedTier(self._store)), in_place)
 
     def off(self, tokens: int) -> SyntheticRun:
-        """The same step without."""
+        """The same run without ECSS."""
         config = self._config(tokens, enabled=False)
         return SyntheticRun(config, DeviceStore(config, SharedTier(self._store)))
 
     def offloaded(self, tokens: int) -> SyntheticRun:
-        """The same step with all experts on the host, and all of them fetched and updated."""
+        """The same run with all experts on the host, and all of them fetched and updated."""
         config = self._config(tokens, enabled=False)
         return SyntheticRun(
             config.model_copy(update={"ecss": EcssConfig(enabled=False, prefetch=False)}),
@@ -197,7 +198,7 @@ class Lab:
         )
 
     def offload_all(self, kind: type[ExpertStore]) -> float:
-        """Y of the paper: seconds of fetching, as a store of that kind does, norm and AdamW of every stored expert."""
+        """Seconds of the paper's Y: fetching as a store of that kind does it, norm and AdamW of every stored expert."""
         if kind not in self._fetch_seconds:
             fetch = _Fetch(kind(self._config(64), SharedTier(self._store)))
             every_NK = Tensor(np.tile(np.arange(self._config(64).experts, dtype=np.int32), (self._store.layers, 1)))
@@ -207,14 +208,14 @@ class Lab:
 
     @property
     def update_all(self) -> float:
-        """Y: seconds of norm and AdamW over every stored expert; run first, it also makes all moments exist."""
+        """Seconds of Y without fetching: norm and AdamW over every stored expert. Run first, it also makes all moments exist."""
         if self._update_seconds is None:
             work = _UpdateAll(self._config(64), self._store)
             self._update_seconds = statistics.median(take_turns({"update": work.run}, self._runs)["update"])
         return self._update_seconds
 
     def compute(self, tokens: int) -> float:
-        """X: seconds of forward and backward with the active experts."""
+        """Seconds of X: forward and backward with the active experts."""
         if tokens not in self._compute_seconds:
             work = _Compute(self.on(tokens))
             self._compute_seconds[tokens] = statistics.median(take_turns({"compute": work.run}, self._runs)["compute"])
@@ -226,7 +227,7 @@ class Lab:
         return (x + y) / (x + y / self._domains)
 
     def _config(self, tokens: int, enabled: bool = True) -> Config:
-        """Sequences of one domain a step; domains take turns."""
+        """Configuration of steps with sequences of one domain each; domains take turns."""
         length = min(tokens, 512)
         model = self._model | {"seq_length": length, "slot_rows": 1024}
         train = {"batch_size": tokens // length, "compute_dtype": self._dtype}
@@ -235,7 +236,7 @@ class Lab:
 
 
 class _Offloaded(HostStore):
-    """Host memory without the separation: fetched like the rows of a host store, updated like device parameters."""
+    """A store in host memory without the separation: all experts are fetched like rows of a host store, and all are updated."""
 
     def __init__(self, config: Config, tier: HostTier):
         super().__init__(config, tier)
@@ -279,7 +280,7 @@ class _Compute(nn.Cell):
 
 
 class _UpdateAll(nn.Cell):
-    """Norm, clipping and AdamW of every expert, with gradients that are there."""
+    """Norm, clipping and AdamW of every expert, with gradients that exist already."""
 
     def __init__(self, config: Config, store: ExpertStore):
         super().__init__()

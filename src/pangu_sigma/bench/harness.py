@@ -1,4 +1,4 @@
-"""How everything is timed: peers in turn (A B C A B C …), medians, and the ratio pair by pair, which survives a noisy machine."""
+"""The timing of everything: peers in turn (A B C A B C …), medians, and the ratio pair by pair, which survives a noisy machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 RUNS = 9
-"""Counted runs of each contender, after one that is not counted."""
+"""Number of counted runs of each contender, after one that is not counted."""
 
 MOST_STALL = 5.0
 """Our limit for the share of a step, in percent, that waits for experts to be brought."""
@@ -21,7 +21,7 @@ MOST_STALL = 5.0
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison of ours with a peer, or with a limit; `peer` names what ours is compared with, or what is limited.
+    """One comparison of ours with a peer, or with a limit; `peer` names the peer, or the figure that is limited.
 
     A comparison has peer_value and ratio: above 1, ours is better; both are None if the peer is not installed. A figure that has a
     limit has neither: it keeps the limit or does not.
@@ -99,12 +99,12 @@ def _rate(work: float, seconds: list[float]) -> float:
 
 
 def figure(bench: str, case: str, what: str, ours: float, other: float, unit: str, lower: bool = False) -> Row:
-    """The row of something that is not a time, beside the figure that it is compared with. lower: less is better."""
+    """The row of a figure that is not a time, beside the one that it is compared with. lower: True if less is better."""
     return Row(bench, case, ours, what, other, other / max(ours, 1e-9) if lower else ours / other, unit, 1)
 
 
 def limit(bench: str, case: str, what: str, ours: float, most: float, unit: str) -> Row:
-    """The row of something that may be `most` and no more; how far below it is says nothing, so it has no ratio."""
+    """The row of a figure that may be `most` and no more. It has no ratio: the distance below the limit means nothing."""
     return Row(bench, case, ours, what, None, None, unit, 1, limit=most)
 
 
@@ -123,7 +123,7 @@ def format_rows(rows: list[Row]) -> str:
 
 
 def _beside(row: Row) -> str:
-    """What stands beside our value: the peer's and the ratio, or the limit and whether it is kept."""
+    """The text beside our value: the peer's value and the ratio, or the limit and a word if it is not kept."""
     if row.limit is not None:
         return f"of at most {row.limit:g} {row.unit}: {'ok' if row.ok else 'NOT OK'}"
     value = "absent" if row.peer_value is None else f"{row.peer_value:.2f}"

@@ -1,4 +1,4 @@
-"""The script of a peer.Worker: trains transformers' Mixtral. It is run by path and imports nothing of this project."""
+"""The script of a peer.Worker, which trains transformers' Mixtral. It is run by path and imports nothing of this project."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 
 class Training:
-    """settings: model (of MixtralConfig), experts (the backend that multiplies by them), batch, length, first_id, rate."""
+    """Training of a Mixtral with random weights on drawn ids.
+
+    settings: model (keys of MixtralConfig), experts (the backend that multiplies by them), batch, length, first_id, rate.
+    """
 
     def __init__(self, settings: dict[str, Any]):
         torch.manual_seed(0)
@@ -31,7 +34,9 @@ class Training:
 
 
 def main() -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    """Train as the JSON of the first argument says: a step, and a line of JSON, for each line of standard input."""
+    # Libraries print to standard error, so that standard output has answers only.
+    answers, sys.stdout = sys.stdout, sys.stderr
     training = Training(json.loads(sys.argv[1]))
     print(json.dumps({"parameters": training.model.num_parameters()}), file=answers, flush=True)
     for _ in sys.stdin:

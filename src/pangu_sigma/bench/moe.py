@@ -1,6 +1,6 @@
-"""The routed FFN of one RRE layer, forward and backward, against a dense FFN of equal FLOPs and what one writes in torch.
+"""Bench of the routed FFN of one RRE layer, forward and backward, against a dense FFN of equal FLOPs and torch's usual ways.
 
-Everyone is given the same plan, rows and weights, adds the residual, and returns y and the gradients of x and of all weights.
+Every contender gets the same plan, rows and weights, adds the residual, and returns y and the gradients of x and of all weights.
 
 Shape suffixes: T tokens, H hidden, F ffn, A experts.
 """
@@ -25,7 +25,7 @@ from pangu_sigma.rre.table import draw_tables
 LAYER_TOKENS, LAYER_HIDDEN, LAYER_FFN, LAYER_EXPERTS = 4096, 512, 2048, 16
 LAYER_VOCABULARY = 40_000
 SEED = 7
-"""Of tokens and table; this one loads the fullest expert 2.2 times the mean, which is usual for random tables of 16 experts."""
+"""Seed of tokens and table. It loads the fullest expert 2.2 times the mean, which is usual for random tables of 16 experts."""
 
 GROUPED, LOOP = "torch grouped_mm", "torch loop over w[e] (HF eager)"
 
@@ -42,12 +42,12 @@ class RoutedLayer:
 
     @property
     def load_A(self) -> np.ndarray:
-        """Tokens of each expert."""
+        """Number of tokens of each expert."""
         return np.bincount(self.experts_T, minlength=len(self.weights[0]))
 
 
 def run(peers: bool) -> list[Row]:
-    """Rows of the bench. peers: with torch, when it is installed."""
+    """Rows of the bench. peers: True to compare with torch, if it is installed."""
     use_cpu()
     layer = make_layer()
     contenders = {"ours": ours(layer), "our dense FFN of equal FLOPs": dense(layer)}
@@ -64,7 +64,7 @@ def run(peers: bool) -> list[Row]:
 
 
 def make_layer() -> RoutedLayer:
-    """Zipf distributed tokens, sent to experts by a random table."""
+    """A layer of Zipf distributed tokens, sent to experts by a random table."""
     rng = np.random.default_rng(SEED)
     frequency_V = 1 / np.arange(1, LAYER_VOCABULARY + 1)
     ids_T = rng.choice(LAYER_VOCABULARY, LAYER_TOKENS, p=frequency_V / frequency_V.sum())
@@ -94,7 +94,7 @@ class Routed(nn.Cell):
 
 
 class Dense(nn.Cell):
-    """One expert meets every token."""
+    """A dense FFN: one expert meets every token."""
 
     def __init__(self):
         super().__init__()
@@ -105,7 +105,7 @@ class Dense(nn.Cell):
 
 
 class ForwardBackward(nn.Cell):
-    """(y, gradients of x and of the four weights) of a layer, for a given gradient of y."""
+    """Forward and backward of a layer: it returns y and the gradients of x and of the four weights, for a given gradient of y."""
 
     def __init__(self, layer: nn.Cell):
         super().__init__()
@@ -123,7 +123,7 @@ def ours(layer: RoutedLayer) -> Callable[[], list[np.ndarray]]:
 
 
 def dense(layer: RoutedLayer) -> Callable[[], list[np.ndarray]]:
-    """All tokens through the first expert: as many multiplications, nothing to route."""
+    """The layer with all tokens through the first expert: as many multiplications, and nothing to route."""
     return _layer_graph(Dense(), layer, tuple(w[:1] for w in layer.weights), [one_expert(len(layer.x_TH))])
 
 
@@ -160,7 +160,7 @@ def torch_layer(layer: RoutedLayer, experts: Callable[..., Any]) -> Callable[[],
 
 
 def grouped_mm(x_TH: Any, weights: list[Any], experts_T: Any) -> Any:
-    """Sort, two grouped GEMMs, unsort: the formulation of transformers' fastest CPU backend."""
+    """Result of the experts by transformers' fastest CPU backend: sort, two grouped GEMMs, unsort."""
     import torch
     from torch.nn.functional import embedding
 
@@ -175,7 +175,7 @@ def grouped_mm(x_TH: Any, weights: list[Any], experts_T: Any) -> Any:
 
 
 def loop_over_experts(x_TH: Any, weights: list[Any], experts_T: Any) -> Any:
-    """transformers' eager experts: for each, pick its rows, multiply by w[e], add into the result."""
+    """Result of the experts by transformers' eager loop: for each, pick its rows, multiply by w[e], add into the result."""
     import torch
 
     w1_AFH, b1_AF, w2_AFH, b2_AH = weights
@@ -188,7 +188,7 @@ def loop_over_experts(x_TH: Any, weights: list[Any], experts_T: Any) -> Any:
 
 
 def fast_gelu(x: Any) -> Any:
-    """x · sigmoid(1.702 x) as one fused operator of torch and two in-place products."""
+    """FastGeLU, x · sigmoid(1.702 x), as one fused operator of torch and two in-place products."""
     from torch.nn.functional import silu
 
     return silu(1.702 * x).mul_(1 / 1.702)

@@ -1,6 +1,6 @@
-"""Dispatch and combine, forward and backward, against MindSpore's own operators, torch, and a plain copy of the same bytes.
+"""Bench of dispatch and combine, forward and backward, against MindSpore's own operators, torch, and a copy of the same bytes.
 
-The last rows say what the Ascend C kernels would move on a device: arithmetic of the shipped tiling, not a time.
+The last rows give the bytes that the Ascend C kernels would move on a device: arithmetic of the shipped tiling, not a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CASE = f"dispatch+combine fwd+bwd {MOVED_TOKENS}x{MOVED_HIDDEN}"
 
 
 def run(peers: bool) -> list[Row]:
-    """Rows of the bench. peers: with torch, when it is installed."""
+    """Rows of the bench. peers: True to compare with torch, if it is installed."""
     use_cpu()
     rng = np.random.default_rng(0)
     x_TH, dout_TH = (rng.standard_normal((MOVED_TOKENS, MOVED_HIDDEN), dtype=np.float32) for _ in range(2))
@@ -43,14 +43,14 @@ def run(peers: bool) -> list[Row]:
 
 
 def _device_traffic(chip: str, residual: bool) -> Row:
-    """Bytes that the Ascend C kernel moves, from its tiling, over the fewest possible; nothing is timed."""
+    """Bytes that the Ascend C kernel moves by its tiling, over the fewest possible. Nothing is timed."""
     case = f"{'combine' if residual else 'dispatch'} 8192x5120 float16 on {chip}"
     moved = bytes_ratio(8192, 5120, "float16", chip, residual)
     return figure("ops", case, "each row read once, written once", moved, 1.0, "bytes / minimum", lower=True)
 
 
 class RoundTrip(nn.Cell):
-    """Forward result and gradient of `moves`, with a given gradient of the result; both are outputs, so neither is left out."""
+    """Forward and backward of `moves`, for a given gradient of its result. Both are outputs, so MindSpore leaves neither out."""
 
     def __init__(self, moves: nn.Cell):
         super().__init__()
@@ -74,7 +74,7 @@ class Ours(nn.Cell):
 
 
 class GatherScatter(nn.Cell):
-    """What one writes without an operator for it; MindSpore derives the gradients."""
+    """MindSpore's own operators for the same moves; MindSpore derives the gradients."""
 
     def construct(self, x, indices):
         order, rows = indices
@@ -88,7 +88,7 @@ def _moves_graph(
 
     def work() -> None:
         for tensor in trip(*inputs):
-            tensor.asnumpy()  # waits; on the CPU it is a view
+            tensor.asnumpy()  # waits for the result; on the CPU it is a view and no copy
 
     return work
 
@@ -117,7 +117,7 @@ def _torch_moves(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> 
 
 
 def _copies(x_TH: np.ndarray) -> Callable[[], Any]:
-    """Four copies (dispatch, combine and their gradients each read and write every byte once), half of the rows per thread."""
+    """Work of four copies: dispatch, combine and their gradients each read and write every byte. A thread takes half the rows."""
     targets, half = [np.empty_like(x_TH) for _ in range(4)], MOVED_TOKENS // 2
     pool = ThreadPoolExecutor(2)
 

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def peers_python() -> Path | None:
-    """The interpreter that has the peers: PANGU_SIGMA_PEERS, or that of .venv-peers; None, with a warning, where there is none."""
+    """The interpreter that has the peers: PANGU_SIGMA_PEERS, or that of .venv-peers; None, with a warning, if there is none."""
     python = Path(os.environ.get("PANGU_SIGMA_PEERS", REPOSITORY / ".venv-peers" / "bin" / "python"))
     if python.exists():
         return python
@@ -29,16 +29,16 @@ def peers_python() -> Path | None:
 
 
 def _first_environment() -> dict[str, str]:
-    """Of this process when it was started: MindSpore's libraries and our OpenMP settings, set since, halve the speed of torch."""
+    """Environment that this process was started with. What MindSpore and our OpenMP settings add to it halves torch's speed."""
     entries = Path("/proc/self/environ").read_bytes().decode(errors="surrogateescape").split("\0")
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 class Worker:
-    """A running script. started: what it said when it was ready."""
+    """A running script. started: the JSON that it printed when it was ready."""
 
     def __init__(self, python: Path, script: Path, *arguments: str):
-        """Returns when the script is ready. Raises RuntimeError when it ends instead; its own message is on standard error."""
+        """Start the script and wait until it is ready. Raises RuntimeError if it ends instead; its message is on standard error."""
         self._command = [
             str(python),
             "-I",
@@ -50,14 +50,14 @@ class Worker:
         self.started = self._answer()
 
     def step(self) -> dict[str, Any]:
-        """One step; returns what the script says of it. Raises RuntimeError when the script has ended."""
+        """Take one step and return the script's JSON about it. Raises RuntimeError if the script has ended."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # the missing answer says it
+        with suppress(BrokenPipeError):  # the missing answer shows that the script has ended
             print("go", file=self._process.stdin, flush=True)
         return self._answer()
 
     def close(self) -> None:
-        """End it, when nothing is under way."""
+        """End the script, which must not be in a step."""
         self._process.communicate()
 
     def __enter__(self) -> Worker:

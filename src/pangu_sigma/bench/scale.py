@@ -1,4 +1,4 @@
-"""Step time as the stored experts grow and the active ones stay: ECSS promises that nothing else grows with them.
+"""Bench of the step time as stored experts grow and active ones stay: ECSS promises that nothing else grows with them.
 
 The last case stores more than four billion parameters in files, and holds that step against one with the same active experts whose
 store is in memory, each in a process of its own. Every step is another domain's, so every step's experts come from the disk.
@@ -22,7 +22,7 @@ from pangu_sigma.bench.synthetic import SyntheticRun, config_of
 from pangu_sigma.device import use_cpu
 
 STORED = (16, 64, 256, 640)
-"""Experts of a layer; one domain of four is active in a step."""
+"""Numbers of stored experts of a layer; one domain of four experts is active in a step."""
 ACTIVE = 4
 GROWING_MODEL = {
     "hidden": 192,
@@ -36,14 +36,14 @@ GROWING_MODEL = {
 GROWING_BATCH = 4
 
 IN_FILES, IN_MEMORY = 60, 8
-"""Domains, of an expert in each of eight layers, that are stored in files and in memory."""
+"""Number of domains stored in files, and in memory; each has an expert in each of eight layers."""
 CACHE_GIB, MOST_GIB = 1.25, 6.0
 
 logger = logging.getLogger(__name__)
 
 
 def run(peers: bool) -> list[Row]:
-    """Rows of the bench: the step at 16 stored experts as the peer of the others. peers: makes no difference."""
+    """Rows of the bench: the step at 16 stored experts as the peer of the others. peers: has no effect."""
     use_cpu()
     model = GROWING_MODEL | {"experts_per_domain": ACTIVE}
     runs = {k: SyntheticRun(config_of(k // ACTIVE, model, train={"batch_size": GROWING_BATCH})) for k in STORED}
@@ -62,7 +62,7 @@ def run(peers: bool) -> list[Row]:
 
 
 def in_files() -> list[Row]:
-    """The case of the file store; none, with a warning, when the disk of the working directory has no room."""
+    """Rows of the file store; none, with a warning, if the disk of the working directory has no room."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         needed = 12 * stored_experts.parameters(IN_FILES)
         if shutil.disk_usage(folder).free < 1.1 * needed:

@@ -1,6 +1,7 @@
-"""A training run with many stored experts in a process of its own, so that its resident memory is its own: see `scale`.
+"""The script of a training run with many stored experts. It is a process of its own, so that its resident memory is its own.
 
-Run by path with one argument, JSON: domains (one expert each in a layer), folder (of the file store; null: in memory), cache_gib.
+`scale` runs it by path with one argument, JSON: domains (one expert each in a layer), folder (of the file store; null for a store
+in memory), cache_gib.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ STORED_LENGTH, STORED_BATCH = 128, 8
 
 
 def parameters(domains: int) -> int:
-    """How many are stored."""
+    """Number of stored expert parameters."""
     return _stored_config(domains).num_params().experts
 
 
 def start(domains: int, folder: str | None, cache_gib: float) -> SyntheticRun:
-    """The run; a domain a step, in turn."""
+    """A run whose domains take turns, one in each step."""
     use_cpu()
     config = _stored_config(domains)
     tier = HostTier() if folder is None else FileTier(Path(folder), array_specs(config), "bench", cache_gib)
@@ -40,13 +41,15 @@ def _stored_config(domains: int) -> Config:
 
 
 def resident() -> dict[str, float]:
-    """GiB of this process that are in memory now, and were at most."""
+    """GiB that this process has in memory now, and has had at most."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(lines[key].split()[0]) / (1 << 20) for name, key in (("gib", "VmRSS"), ("peak_gib", "VmHWM"))}
 
 
 def main() -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    """Train as the JSON of the first argument says: a step, and a line of JSON, for each line of standard input."""
+    # Libraries print to standard error, so that standard output has answers only.
+    answers, sys.stdout = sys.stdout, sys.stderr
     settings: dict[str, Any] = json.loads(sys.argv[1])
     run = start(**settings)
     print(json.dumps({"parameters": run.config.num_params().experts}), file=answers, flush=True)

@@ -25,7 +25,7 @@ from pangu_sigma.train.feed import Feed
 from pangu_sigma.train.step import StepResult, TrainStep
 
 PAD_ID, EOT_ID, FIRST = 6, 9, 10
-"""Ids below FIRST are never drawn, so that every token counts in the loss and a sequence is one document."""
+"""Token ids. Those below FIRST are never drawn, so that every token counts in the loss and a sequence is one document."""
 RATE = 1e-4
 
 
@@ -36,10 +36,10 @@ def config_of(domains: int, model: dict[str, Any], **sections: dict[str, Any]) -
 
 
 class SyntheticRun:
-    """What `train` does for each step, on uniformly drawn ids. Ids, initial weights and tables depend on the seed only."""
+    """A run that does all that `train` does for a step, on uniformly drawn ids. Ids, weights and tables depend on the seed only."""
 
     def __init__(self, config: Config, store: ExpertStore | None = None, in_place: bool = True):
-        """store: made for this configuration when none is given. in_place: of the prefetcher."""
+        """store: the store of experts; made for this configuration if None. in_place: the setting of the prefetcher."""
         ms.set_seed(config.seed)
         self.config = config
         self.store = make_store(config) if store is None else store
@@ -49,14 +49,14 @@ class SyntheticRun:
         self._feed = Feed(batches, batches.start(), self.store, make_prefetcher(config, self.store, in_place))
         self.traffic: Traffic | None = None
         self.device_bytes = 0
-        """Expert weights that the last step's network read."""
+        """Bytes of the expert weights that the network read in the last step."""
 
     def batch(self) -> Batch:
-        """The next batch, which no step will see then."""
+        """The next batch, taken away from the steps."""
         return self._feed.take().batch
 
     def advance(self) -> float:
-        """One step; returns its loss, when everything it changes is changed."""
+        """Take one step and return its loss, after all updates are done."""
         fed = self._feed.take()
         self.traffic = fed.traffic
         self.device_bytes = sum(t.nbytes for t in fed.transfer[1 : 1 + len(self.store.weights)])
@@ -65,7 +65,7 @@ class SyntheticRun:
 
 
 class SharedTier(HostTier):
-    """The arrays of another store: two stores over one set, so that both fit into memory."""
+    """A tier with the arrays of another store, so that two stores need the memory of one."""
 
     def __init__(self, store: ExpertStore):
         self._store = store
@@ -75,7 +75,7 @@ class SharedTier(HostTier):
 
 
 class _DrawnText:
-    """A domain's text in place of a file: ids drawn once, repeated without end."""
+    """A domain's text that is no file: ids drawn once, repeated without end."""
 
     tokens = 1 << 40
 
@@ -87,7 +87,7 @@ class _DrawnText:
 
 
 class _DrawnBatches(Batches):
-    """The project's batches, of drawn text; each domain's samples in order (a shuffle of so many would fill the memory)."""
+    """The project's batches of drawn text, with each domain's samples in order: a shuffle of so many would fill the memory."""
 
     def __init__(self, config: Config, tokenizer: Any, table: RoutingTable):
         super().__init__(config, Path(), tokenizer, table)
@@ -98,7 +98,7 @@ class _DrawnBatches(Batches):
 
 
 class _InTurn(SampleOrder):
-    """The order of training, but the samples of a domain as they come."""
+    """The order of training, except that the samples of a domain are not shuffled."""
 
     def sample(self, domain: int, number: int) -> int:
         return number
@@ -107,6 +107,7 @@ class _InTurn(SampleOrder):
 def _batches(config: Config) -> Batches:
     rows, model = config.model.slot_rows, config.model
     row_of = np.tile(np.arange(rows, dtype=np.int32), (config.slots, 1))
-    tokenizer: Any = SimpleNamespace(size=rows, eot=EOT_ID, pad=PAD_ID, row_of=row_of)  # all that batches need of one
+    # everything that batches read of a tokenizer
+    tokenizer: Any = SimpleNamespace(size=rows, eot=EOT_ID, pad=PAD_ID, row_of=row_of)
     table = draw_tables(config.routing, model.rre_layers, len(config.domains), rows, model.experts_per_domain, None)
     return _DrawnBatches(config, tokenizer, table)

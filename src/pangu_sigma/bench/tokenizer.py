@@ -1,7 +1,7 @@
-"""Chinese text to ids, one process each: our tokenizer against the JIEBATokenizer of PanGu-α's authors.
+"""Bench of Chinese text to ids, in one process each: our tokenizer against the JIEBATokenizer of PanGu-α's authors.
 
-Every round encodes another part of the packaged Chinese text, and what both made of it is compared: the rounds together
-are the proof that the ids are the same, and without it there is no ratio.
+Every round encodes other documents of the packaged Chinese text, and the ids of both are compared: the rounds together are the
+proof that the ids are the same, and without it there is no ratio.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 
 BYTES = 6_000_000
-"""Text of all rounds together."""
+"""Bytes of the text of all rounds together."""
 
 PEER = "pcl-pangu JIEBATokenizer"
 _CHINESE = Domain(0, "zh", "text", "zh", 0, 0, 1, 1.0)
 
 Encoder = Callable[[list[str]], list[list[int]]]
-"""Documents → ids of each."""
+"""A function from documents to the ids of each."""
 
 
 def run(peers: bool) -> list[Row]:
-    """Rows of the bench. peers: makes no difference, the peer comes with the project. DataError when any id differs."""
+    """Rows of the bench. peers: has no effect, because the peer comes with the project. Raises DataError if any id differs."""
     return compare_encoders(_chinese_text(), {"ours": _our_encoder(), PEER: _pangu_alpha_encoder()})
 
 
 def compare_encoders(texts: list[str], encoders: dict[str, Encoder]) -> list[Row]:
-    """The row of ours and a peer over `texts`, of which every round takes others; DataError when ids differ."""
+    """The row of ours and a peer over `texts`, of which every round takes others; raises DataError if ids differ."""
     rounds = [texts[i :: RUNS + 1] for i in range(RUNS + 1)]
     ids: dict[str, list[list[int]]] = {name: [] for name in encoders}
     seconds = take_turns({name: _taking(rounds, encode, ids[name]) for name, encode in encoders.items()})
@@ -86,7 +86,7 @@ def _chinese_text() -> list[str]:
 
 
 def _our_encoder() -> Encoder:
-    """As `prepare-data` does it: the words of all documents, then the ids."""
+    """Our encoder, used as `prepare-data` does it: the words of all documents, then the ids."""
     tokenizer = Tokenizer.whole(alpha_model(), learn_english([], 0), 1)
 
     def encode(texts: list[str]) -> list[list[int]]:
@@ -97,7 +97,7 @@ def _our_encoder() -> Encoder:
 
 
 def _pangu_alpha_encoder() -> Encoder:
-    """Loaded from its file: importing the package would pull in a training framework."""
+    """The peer's encoder, loaded from its file: importing the package would pull in a training framework."""
     import jieba
 
     jieba.setLogLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Training tokens per second of a small sparse GPT, against transformers' Mixtral of equal parameters and FLOPs.
+"""Bench of training tokens per second: a small sparse GPT against transformers' Mixtral of equal parameters and FLOPs.
 
 Ours is all that `pangu-sigma train` does for a step: batch, plan, fetch, forward, backward, norm, clipping, loss scale, AdamW.
 The peer is its model, `loss.backward()` and torch's fused AdamW, without clipping, in a process of its own (peer.py), which sleeps
@@ -27,16 +27,16 @@ from pangu_sigma.device import use_cpu
 GPT_BATCH, GPT_LENGTH, GPT_VOCABULARY = 4, 256, 8192
 GPT_LAYERS, GPT_HIDDEN, GPT_HEADS, GPT_EXPERTS = 4, 256, 4, 16
 GPT_INTERMEDIATE = 1024
-"""Of Mixtral; ours is 3/2 of it."""
+"""Inner width of an expert of Mixtral; ours is 3/2 of it."""
 SIDE = 2048
-"""Rows and columns of the matrix product that says what the machine can do."""
+"""Number of rows and columns of the matrix product that shows the speed of the machine."""
 
 BACKENDS = ("grouped_mm", "eager")
-"""Of Mixtral's experts, the faster first."""
+"""Backends of Mixtral's experts, the faster first."""
 
 
 def run(peers: bool) -> list[Row]:
-    """Rows of the bench. peers: with transformers, when its environment is there."""
+    """Rows of the bench. peers: True to compare with transformers, if its environment is there."""
     use_cpu()
     config = make_config()
     python = peers_python() if peers else None
@@ -62,7 +62,7 @@ def _mixtral_name(backend: str) -> str:
 
 
 def make_config() -> Config:
-    """One domain, every layer routed, everything else as it is by default."""
+    """The configuration of ours: one domain, every layer routed, everything else as it is by default."""
     model = {
         "hidden": GPT_HIDDEN,
         "ffn": GPT_INTERMEDIATE * 3 // 2,
@@ -78,7 +78,7 @@ def make_config() -> Config:
 
 
 def mixtral(python: Path, backend: str) -> Worker:
-    """transformers' model with random weights, each step one update."""
+    """A worker with transformers' model and random weights; each step is one update."""
     model = {
         "vocab_size": GPT_VOCABULARY,
         "hidden_size": GPT_HIDDEN,
@@ -103,14 +103,14 @@ def mixtral(python: Path, backend: str) -> Worker:
 
 
 def sgemm() -> Callable[[], Any]:
-    """A large matrix product of NumPy."""
+    """Work of one large matrix product of NumPy."""
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2))
     return lambda: a @ b
 
 
 def step_flops(config: Config) -> float:
-    """Multiplications and additions of the matrix products of a step, forward and backward; nothing is counted twice."""
+    """Number of multiplications and additions in the matrix products of a step, forward and backward; none is counted twice."""
     model, tokens = config.model, GPT_BATCH * GPT_LENGTH
     projections = 4 * model.hidden**2 + 2 * model.hidden * model.ffn
     scores = 2 * GPT_LENGTH * model.hidden
@@ -118,7 +118,7 @@ def step_flops(config: Config) -> float:
 
 
 def at_sgemm_speed(seconds: dict[str, list[float]], flops: float) -> dict[str, list[float]]:
-    """The same rounds, with the product's times replaced by those of `flops` at its speed; its name says the speed."""
+    """The same rounds, with the times of the product replaced by those of `flops` at its speed, which its new name says."""
     product = seconds.pop("sgemm")
     gigaflops = 2 * SIDE**3 / statistics.median(product) / 1e9
     name = f"its FLOPs at sgemm's {gigaflops:.0f} GF/s"

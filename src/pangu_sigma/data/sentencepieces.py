@@ -40,6 +40,7 @@ def parse_model(data: bytes) -> Any:
 
 
 def byte_names() -> list[str]:
+    """The names of the 256 pieces that stand for single bytes, in order."""
     return [f"<0x{value:02X}>" for value in range(256)]
 
 

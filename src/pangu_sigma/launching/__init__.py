@@ -1,1 +1,1 @@
-"""Ranks as processes: started on every node, watched over, ended together, started again."""
+"""The launcher of ranks as processes: it starts them on every node, watches over them, ends them together, starts them again."""

@@ -1,10 +1,10 @@
-"""Start the ranks of a run with `msrun`, and watch over them until the last has ended. One launcher on each node.
+"""The launcher: it starts the ranks of a run with `msrun`, and watches over them until the last has ended. Each node has one.
 
     check → meet the other nodes → msrun → ranks         a rank fails: stop all on all nodes, say why, start again if asked
                                                          the launcher is asked to stop: ranks save, then end
 
-`meeting` is what launchers say to each other, `processes` what a node runs, `worker` what msrun starts. Nothing here needs
-MindSpore, so that what is wrong is said at once.
+`meeting` holds the messages between launchers, `processes` the processes of a node, `worker` the program that msrun starts. Nothing
+here needs MindSpore, so that mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -27,24 +27,29 @@ from pangu_sigma.launching.processes import LaunchError, Processes
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8118
-"""MindSpore's own."""
+"""The port of MindSpore's scheduler by default."""
 
 _POLL_SECONDS = 0.1
 _FAILED_GRACE_SECONDS = 3.0
-"""Between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
+"""Seconds between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
 _SHOWN = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
-"""Beginnings of the variables that `dry_run` prints, besides those that are set here: what MindSpore, CANN and HCCL look at."""
+"""Beginnings of the names of variables that MindSpore, CANN and HCCL read; `dry_run` prints them and those set here."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to launch, and where.
+    """A launch: its command, its ranks, and the nodes that they run on.
 
-    command: a rank's. logs: folder for a folder of logs a start. ranks: of the whole run. node: this one, of `nodes`.
-    address, port: the scheduler's, on node 0; with several nodes the launchers use the port after it.
-    facts: what all nodes must have in common, by name; only looked at with several nodes.
-    ascend: one NPU a rank, cores bound to ranks. restarts: how often to start again after a failure.
-    grace: seconds that ranks get to save when the launch is asked to stop. wait: seconds to wait for the other nodes.
+    command: the command that every rank runs.
+    logs: the folder in which every start makes a folder of logs.
+    ranks: number of ranks of the whole run.
+    node, nodes: the number of this node, and how many there are.
+    address, port: those of the scheduler, on node 0; with several nodes the launchers use the port after it.
+    facts: the values that all nodes must have in common, by name; they are compared if there are several nodes.
+    ascend: True if every rank has an NPU, and cores are bound to ranks.
+    restarts: number of times to start again after a failure.
+    grace: seconds that ranks get to save when the launch is asked to stop.
+    wait: seconds to wait for the other nodes.
     """
 
     command: list[str]
@@ -62,7 +67,7 @@ class Job:
 
     @property
     def local(self) -> int:
-        """Ranks on each node."""
+        """Number of ranks on each node."""
         return self.ranks // self.nodes
 
     @property
@@ -71,7 +76,7 @@ class Job:
 
     @property
     def gate(self) -> Path:
-        """On the node's own disk: not every shared file system has locks."""
+        """The file that ranks wait at. It is on the node's own disk: not every shared file system has locks."""
         return Path(tempfile.gettempdir()) / f"pangu_sigma_{os.getuid()}" / f"port_{self.port}_node_{self.node}.gate"
 
     def msrun(self, folder: Path) -> list[str]:
@@ -94,9 +99,10 @@ class Job:
 def launch(job: Job) -> int:
     """Run a job to its end and return the exit status.
 
-    0: the ranks ended well, also when somebody asked for it. 1: a failure that restarts did not mend, or ranks that were asked to
-    end and did not in time. 2: a rank said that something is wrong that only the user can mend.
-    Raises LaunchError for what is known before ranks start.
+    0: the ranks ended well, also if somebody asked them to end.
+    1: restarts did not mend a failure, or ranks that were asked to end did not end in time.
+    2: a rank reported a mistake that only the user can mend.
+    Raises LaunchError for mistakes that are known before ranks start.
     """
     check_job(job)
     launched = time.strftime("%Y%m%d-%H%M%S")
@@ -113,7 +119,7 @@ def launch(job: Job) -> int:
 
 
 def dry_run(job: Job) -> str:
-    """What `launch` would start on each node, as a shell script. LaunchError as for `check_numbers`."""
+    """A shell script of the commands that `launch` would start on each node. Raises what `check_numbers` raises."""
     check_numbers(job)
     all_of_it = sorted(_environment(job).items())
     environment = {k: v for k, v in all_of_it if k.startswith(_SHOWN) or os.environ.get(k) != v}
@@ -127,7 +133,7 @@ def dry_run(job: Job) -> str:
 
 
 def check_job(job: Job) -> None:
-    """Raise LaunchError for what makes a launch from this node impossible."""
+    """Raise LaunchError if this node cannot launch the job."""
     check_numbers(job)
     if not 0 <= job.node < job.nodes:
         raise LaunchError(f"--node-rank {job.node} does not exist: with --nodes {job.nodes} it is 0 … {job.nodes - 1}")
@@ -166,7 +172,7 @@ def _check_port(address: str, port: int) -> None:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """Variables of msrun and so of the ranks: `python` is this one, and what a rank prints is in its log at once."""
+    """Variables of msrun, and so of the ranks: `python` is this Python, and the output of a rank is in its log at once."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -178,7 +184,7 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _run_once(job: Job, name: str) -> tuple[int, bool]:
-    """Start the ranks once, and see them to their end. Returns the exit status, and whether starting again may mend it."""
+    """Start the ranks once, and see them to their end. Returns the exit status, and True if starting again may mend a failure."""
     facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--restarts": str(job.restarts)}
     with meet(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:
         folder = job.logs / peers.folder
@@ -200,7 +206,7 @@ def _run_once(job: Job, name: str) -> tuple[int, bool]:
 
 
 def _watch(processes: Processes, peers: Peers, asked: _Asked, follower: _Follower) -> Stop | None:
-    """Wait until the ranks of all nodes have ended well, or until something happens for which they must be stopped."""
+    """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them."""
     done = False
     while not peers.ended:
         stop = _failure(processes) or asked.stop or peers.wait(_POLL_SECONDS)
@@ -225,7 +231,7 @@ def _failure(processes: Processes) -> Stop | None:
 
 
 def _end(processes: Processes, asked: _Asked, grace: float) -> bool:
-    """Have the ranks end, and kill those that have not within `grace` seconds, or when asked again. Did all end well?"""
+    """Ask the ranks to end; kill the rest after `grace` seconds or a second signal. Returns True if all ended well."""
     processes.terminate()
     deadline = time.monotonic() + grace
     failures = []
@@ -240,7 +246,7 @@ def _end(processes: Processes, asked: _Asked, grace: float) -> bool:
 
 
 class _Asked:
-    """Signals that ask the launcher to stop, noted while ranks run. Before and after, they simply end it."""
+    """The signals that ask the launcher to stop, noted while ranks run. Before and after, they simply end it."""
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -249,7 +255,7 @@ class _Asked:
         self.stop: Stop | None = None
 
     def __enter__(self) -> _Asked:
-        # What is ignored stays so: `nohup` means it.
+        # A signal that is ignored stays ignored: `nohup` means it.
         self._before = {s: signal.getsignal(s) for s in self._SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
         for number in self._before:
             signal.signal(number, self._note)
@@ -265,7 +271,7 @@ class _Asked:
 
 
 class _Follower:
-    """Copies to standard output what a rank writes to its log."""
+    """A copier of a rank's log to standard output."""
 
     def __init__(self, log: Path):
         self._log, self._at = log, 0

@@ -1,9 +1,9 @@
-"""How the launchers of a run's nodes agree before ranks start, and hear of each other while they run.
+"""The messages by which the launchers of a run's nodes agree before ranks start, and hear of each other while they run.
 
-Node 0 listens at the port after the scheduler's; the others connect and say what they are about to run, as plain facts: every key
-of the configuration, hashes of vocabulary, routing tables and prepared data, versions. Node 0 compares and answers. It is done by
-TCP because that is what every cluster has (a shared file system need not be there, and may show a file late), and by launchers
-because ranks would need MindSpore, its scheduler and minutes to find out.
+Node 0 listens at the port after the scheduler's; the others connect and send plain facts about the run that they will start: every
+key of the configuration, hashes of vocabulary, routing tables and prepared data, versions. Node 0 compares and answers. The
+messages go over TCP because every cluster has it (a shared file system need not be there, and may show a file late). Launchers send
+them, because ranks would need MindSpore, its scheduler and minutes to find a difference.
 
 The connections stay: one node's failure, or its end, reaches all others within a poll.
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.3
 _LINGER_SECONDS = 5.0
-"""Once two nodes differ, how long node 0 goes on listening, so that others are refused too instead of left waiting."""
+"""Seconds that node 0 goes on listening once two nodes differ, so that others are refused too instead of left waiting."""
 _SEND_SECONDS = 5.0
 _LONGEST_MESSAGE = 4 << 20
 _DIFFERENCES_SHOWN = 5
@@ -41,7 +41,7 @@ _DIFFERENCES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Stop:
-    """Why ranks must be stopped. status: 0 somebody asked for it, 1 a failure, 2 a failure that only the user can mend."""
+    """The reason to stop ranks. status: 0 if somebody asked for it, 1 for a failure, 2 for one that only the user can mend."""
 
     reason: str
     status: int
@@ -69,7 +69,7 @@ class _Link:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Messages that have arrived, after `select` said so; None when the other end is gone or is not a launcher."""
+        """Messages that have arrived, after `select` said so; None if the other end is gone or is not a launcher."""
         try:
             arrived = self._connection.recv(1 << 16)
             *lines, self._received = (self._received + arrived).split(b"\n")
@@ -84,7 +84,7 @@ class _Link:
 
 
 class Peers:
-    """The other nodes' launchers, once all have met. With none, it only waits."""
+    """The other nodes' launchers, once all have met. On a single node it only waits."""
 
     def __init__(self, node: int, links: list[_Link], folder: str):
         self._node, self._links, self.folder = node, links, folder
@@ -100,7 +100,7 @@ class Peers:
             link.close()
 
     def wait(self, seconds: float) -> Stop | None:
-        """Wait for news, at most `seconds`. Returns why to stop when a node says so or is gone."""
+        """Wait for news, at most `seconds`. Returns the reason to stop if a node sends one or is gone, else None."""
         if not self._links:
             time.sleep(seconds)
             return None
@@ -123,12 +123,12 @@ class Peers:
         return None
 
     def tell(self, stop: Stop) -> None:
-        """Have all other nodes stop."""
+        """Tell all other nodes to stop."""
         for link in self._links:
             link.send(stop=[stop.reason, stop.status])
 
     def done(self) -> None:
-        """The ranks of this node have ended well; `ended` becomes true when those of all nodes have."""
+        """Note that the ranks of this node have ended well; `ended` becomes true when those of all nodes have."""
         if self._node == 0:
             self._finish(0)
         else:
@@ -147,8 +147,9 @@ class Peers:
 def meet(node: int, nodes: int, address: str, port: int, facts: dict[str, str], folder: str, seconds: float) -> Peers:
     """Wait for the launchers of all nodes, at most `seconds`, and agree on what to run.
 
-    facts: what must be the same on all nodes, by name. folder: name of the log folder; node 0's is used by all.
-    Raises LaunchError, on every node that came, when facts differ or nodes are missing; the message names them.
+    facts: the values that must be the same on all nodes, by name.
+    folder: name of the log folder; all nodes use that of node 0.
+    Raises LaunchError, on every node that came, if facts differ or nodes are missing; the message names them.
     """
     if nodes == 1:
         return Peers(node, [], folder)
@@ -214,7 +215,7 @@ class _Host:
                 self._welcome(link, **message)
 
     def _welcome(self, link: _Link, node: int, host: str, facts: dict[str, str]) -> None:
-        """Count a node in, and note what is wrong with it."""
+        """Count a node in, and note the facts in which it differs."""
         link.node, link.host = node, host
         if 0 < node < self._nodes and node not in self._present:
             self._strangers.remove(link)

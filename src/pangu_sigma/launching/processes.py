@@ -30,19 +30,20 @@ SCHEDULER = "scheduler"
 _MSRUN = "msrun"
 _PR_SET_CHILD_SUBREAPER = 36
 _KILL_SECONDS = 30.0
-"""After SIGKILL a process is gone at once, unless it waits for a disk or a device that does not answer."""
+"""Seconds to wait after SIGKILL. A process is gone at once, unless it waits for a disk or a device that does not answer."""
 _LAST_LINES, _LAST_BYTES = 20, 1 << 16
 
 
 class LaunchError(UserError, RuntimeError):
-    """A launch that cannot go on; the message says what is wrong, on which node, and the fix."""
+    """The error of a launch that cannot go on; the message says what is wrong, on which node, and the fix."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended badly. name: `rank 3`, `scheduler` or `msrun`.
+    """A process that ended badly.
 
-    status: exit status, or minus the number of the signal that killed it; None when it ended before its name was known.
+    name: `rank 3`, `scheduler` or `msrun`.
+    status: exit status, or minus the number of the signal that killed it; None if it ended before its name was known.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Ended:
 
 
 class Processes:
-    """What `msrun` started on this node. A context manager: leaving it kills whatever is left."""
+    """The processes that `msrun` started on this node. A context manager: leaving it kills whatever is left."""
 
     def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
         """Start `command`: an msrun that starts worker.py with `gate` for each of `ranks` and logs to the folder `logs`."""
@@ -89,12 +90,12 @@ class Processes:
         return [name for name in self._names.values() if name != SCHEDULER]
 
     def log(self, name: str) -> Path:
-        """Log file of a process, as msrun calls it; its own is called after the first rank, for nodes may share the folder."""
+        """Log file of a process, as msrun names it. That of msrun is named after the first rank: nodes may share the folder."""
         log = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
         return self._logs / f"{log}.log"
 
     def last_lines(self, name: str) -> str:
-        """The end of a process's log. Of a progress bar each drawing is a line."""
+        """The last lines of a process's log. Each drawing of a progress bar is a line."""
         with open(self.log(name), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
@@ -134,7 +135,7 @@ class Processes:
                 return
 
     def _adopt(self) -> list[str]:
-        """Learn from the variables that msrun gave each process which rank it is, and let them start. Returns who is missing."""
+        """Learn the rank of each process from the variables that msrun gave it, and let all start. Returns missing ranks."""
         for pid in children_of(os.getpid()):
             variables = environment_of(pid)
             role = variables.get("MS_ROLE")
@@ -155,7 +156,7 @@ def _adopt_orphans() -> None:
 
 
 def _locked(gate: Path) -> IO[str]:
-    """The gate, closed: `launching.worker` waits until the lock is given back, by us or by our end."""
+    """The gate, locked: `launching.worker` waits until this process unlocks it or ends."""
     gate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = open(gate, "a+")  # noqa: SIM115 (closed by Processes)
     try:
@@ -170,7 +171,7 @@ def _locked(gate: Path) -> IO[str]:
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:
-    """Process id and status of children that have ended, adopted ones included."""
+    """Process ids and statuses of children that have ended, adopted ones included."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -182,7 +183,7 @@ def _ended_children() -> Iterator[tuple[int, int]]:
 
 
 def children_of(parent: int) -> Iterator[int]:
-    """Process ids whose parent is `parent`. By reading /proc: not every kernel has `/proc/<id>/task/<id>/children`."""
+    """Ids of the processes whose parent is `parent`, read from /proc: not every kernel has `/proc/<id>/task/<id>/children`."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             after_name = (folder / "stat").read_bytes().rpartition(b")")[2].split()
@@ -191,7 +192,7 @@ def children_of(parent: int) -> Iterator[int]:
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    """Variables that a process was started with; empty when it has ended."""
+    """Variables that a process was started with; empty if it has ended."""
     try:
         content = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:

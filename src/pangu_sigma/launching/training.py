@@ -1,4 +1,4 @@
-"""Training as a job to launch, and what its nodes must have in common."""
+"""Training as a job to launch, and the facts that its nodes must have in common."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pangu_sigma.parallel.layout import axes_text
 
 
 def training_command(file: Path, run: Path, overrides: list[str], ascend: bool = False) -> list[str]:
-    """What every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint."""
+    """The command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint."""
     settings = [text for override in overrides for text in ("--set", override)]
     device = ["--device", "ascend"] if ascend else []
     return [sys.executable, "-m", "pangu_sigma", "train", str(file), "--run", str(run), *device, *settings]
 
 
 def check_ranks(config: Config, processes: int | None) -> None:
-    """Raise ConfigError when `processes`, the number that the user counts on, is not what the configuration lays out."""
+    """Raise ConfigError if the configuration does not lay out `processes` ranks, the number that the user expects."""
     p = config.parallel
     if processes not in (None, p.ranks):
         raise ConfigError(
@@ -30,10 +30,10 @@ def check_ranks(config: Config, processes: int | None) -> None:
 
 
 def training_facts(config: Config) -> dict[str, str]:
-    """Everything that must be the same on all nodes for a run to be one run.
+    """Values, by name, that must be the same on all nodes for a run to be one run.
 
-    Every key of the configuration; hashes of vocabulary, routing tables and prepared data; versions of what computes.
-    Raises ConfigError or DataError when the prepared data does not fit or is not there. Needs no device.
+    They are every key of the configuration; hashes of vocabulary, routing tables and prepared data; versions of the packages that
+    compute. Raises ConfigError or DataError if the prepared data does not fit or is not there. Needs no device.
     """
     from pangu_sigma.checkpoint.run_folder import read_prepared
 

@@ -1,9 +1,9 @@
-"""What `msrun` starts in the place of each rank: a short program that waits, ties its life to the launcher's, and becomes the rank.
+"""The program that `msrun` starts instead of each rank: it waits, ties its life to the launcher's, and becomes the rank.
 
 Nobody but the kernel can end a rank whose launcher was killed with SIGKILL. `msrun` stands between the two, so the order is:
 
 1. `msrun` starts these programs, which wait at the gate (a file that the launcher has locked), and ends.
-2. They become children of the launcher, their nearest ancestor that adopts orphans. It notes which is which and opens the gate.
+2. They become children of the launcher, their nearest ancestor that adopts orphans. It notes the rank of each and opens the gate.
 3. They ask the kernel for SIGKILL when their parent dies, which survives the exec that follows, and exec the rank's command.
 
 No thread and no process watches anything, so a rank that computes for minutes without letting Python run is ended as well.
@@ -21,11 +21,11 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _SCHEDULER = [sys.executable, "-c", "from mindspore.communication import init; init()"]
-"""The scheduler tells ranks each other's addresses and takes no part in training, so it needs nothing of ours."""
+"""Command of the scheduler. It tells ranks each other's addresses and does not train, so it needs nothing of this package."""
 
 
 def main(arguments: list[str]) -> None:
-    """Become the rank. SystemExit when the launcher is gone."""
+    """Become the rank. Raises SystemExit if the launcher is gone."""
     parser = argparse.ArgumentParser(description="started by msrun, see `pangu-sigma launch`")
     parser.add_argument("--bind-cores", type=int, metavar="RANKS", help="divide the cores among the node's ranks")
     parser.add_argument("gate", type=Path, help="file with the launcher's process id, locked until ranks may start")
@@ -51,9 +51,9 @@ def end_with_parent() -> None:
 
 
 def _bind_cores(launcher: int, ranks: int) -> None:
-    """Give this rank its share of the cores, in the order of devices, unless `msrun` has bound it already.
+    """Bind this rank to its cores, which ranks get in the order of their devices, unless `msrun` has bound it already.
 
-    `msrun` knows which cores are near which NPU, but only where it finds the cpuset of cgroup v1; elsewhere it only warns.
+    `msrun` knows the cores that are near an NPU, but only if it finds the cpuset of cgroup v1; else it only warns.
     """
     cores = sorted(os.sched_getaffinity(0))
     if set(cores) == os.sched_getaffinity(launcher) and len(cores) >= ranks:

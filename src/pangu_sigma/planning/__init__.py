@@ -1,1 +1,1 @@
-"""What a configuration needs on Ascend NPUs, counted in Python, and the same step compiled by MindSpore without a device."""
+"""The plan of a configuration: its needs on Ascend NPUs, counted in Python, and its step compiled by MindSpore without a device."""

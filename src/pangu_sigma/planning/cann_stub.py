@@ -64,7 +64,7 @@ _DEFINED_THERE = {"aclrtGetSocName", "_ZN2ge13StatusFactory8InstanceEv"}
 
 
 def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
-    """Environment of a process that compiles for `ranks` Ascend ranks, as rank `rank`. Builds the stand-ins on first use."""
+    """Environment of a process that compiles for `ranks` Ascend ranks, as rank `rank`. The first call builds the stand-ins."""
     root = build_cann_stub()
     lib64 = root / "cann" / "lib64"
     paths = [lib64, MINDSPORE_LIB, MINDSPORE_LIB / "plugin", MINDSPORE_LIB / "plugin" / "ascend"]
@@ -80,7 +80,7 @@ def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
 
 
 def build_cann_stub() -> Path:
-    """Folder that holds `cann/lib64`; built with g++ in seconds, once for each MindSpore version."""
+    """Build the stand-ins with g++, once for each MindSpore version, and return the folder that holds `cann/lib64`."""
     version = (MINDSPORE_LIB.parent / "version.py").read_bytes()
     digest = hashlib.sha256(Path(__file__).read_bytes() + version).hexdigest()[:16]
     target = cache_folder() / f"cann_stub_{digest}"
@@ -127,7 +127,7 @@ def _plugin_libraries() -> list[str]:
 
 
 def _missing_symbols(libraries: list[str]) -> list[str]:
-    """What the plugin needs and neither MindSpore, Python nor the system has."""
+    """Symbols that the plugin needs and that neither MindSpore, Python nor the system has."""
     known: set[str] = set()
     system = Path("/lib/x86_64-linux-gnu").glob("lib*.so*")
     for library in [*MINDSPORE_LIB.glob("*.so*"), *MINDSPORE_LIB.parent.glob("*.so"), *system, *libraries]:
@@ -155,7 +155,7 @@ def _looked_up_names(libraries: list[str]) -> set[str]:
 
 
 def _linked_source(names: list[str]) -> str:
-    """One C function a symbol; a constructor zeroes its object, since most classes of ge hold one shared pointer."""
+    """C source with one function for each symbol. A constructor zeroes its object: most classes of ge hold one shared pointer."""
     listing = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout
     lines = ["#include <string.h>"]
     for name, plain in zip(names, listing.splitlines(), strict=True):

@@ -1,8 +1,8 @@
-"""The training step of one rank compiled for Ascend on a machine without one, and what MindSpore made of it.
+"""The training step of one rank, compiled for Ascend on a machine without an NPU, and a reader of the graph that MindSpore saves.
 
 MindSpore's own front end is the judge: it infers every layout, places the collectives, cuts the parameters, and refuses what does
 not fit. Nothing runs, so this says nothing about speed, about kernels that the device might not have, or about memory that only the
-device's runtime knows. A process of its own does it (`python -m pangu_sigma.planning.compile`): see cann_stub.py for why.
+device's runtime knows. A process of its own compiles (`python -m pangu_sigma.planning.compile`); cann_stub.py says why.
 """
 
 from __future__ import annotations
@@ -36,20 +36,23 @@ COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter", "Send", "R
 
 
 class PlanRefused(UserError, RuntimeError):
-    """MindSpore does not compile the plan; the message holds its reason."""
+    """The error of a plan that MindSpore does not compile; the message holds its reason."""
 
 
 @dataclass(frozen=True)
 class CompiledCollective(CollectiveCalls):
-    """Equal calls as MindSpore placed them. The bytes of each are the larger of what it takes and gives."""
+    """Equal calls as MindSpore placed them. The bytes of a call are those of its input or its output, whichever is larger."""
 
     ranks: list[int] = field(compare=False)
-    """The first ranks of the group; of a Send or a Receive the other rank."""
+    """The first ranks of the group; for a Send or a Receive, the other rank."""
 
 
 @dataclass(frozen=True)
 class PlacedParameter:
-    """What one rank holds of a parameter. device: the host when only operators pinned to it touch the parameter."""
+    """The slice of a parameter that one rank holds.
+
+    device: the host if only operators that are pinned to it touch the parameter, else the NPU.
+    """
 
     name: str
     slice: list[int]
@@ -64,27 +67,27 @@ class Compiled:
     rank: int
     seconds: float
     peak_gib: float
-    """Memory of the compiling process."""
+    """Most memory, in GiB, that the compiling process had."""
     collectives: list[CompiledCollective]
     parameters: list[PlacedParameter]
     host_operators: dict[str, int]
-    """Operators pinned to the host, by name."""
+    """Number of operators that are pinned to the host, by name."""
     additions: dict[str, int]
-    """How often the step adds a gradient to the accumulator of a weight."""
+    """Number of times that the step adds a gradient to the accumulator of a weight, by the name of the weight."""
 
 
 def compile_step(config: Config, rank: int = 0) -> Compiled:
     """Compile the step of `rank` under `config.parallel`.
 
-    Raises ConfigError for what the step does not do, PlanRefused with MindSpore's reason. Takes minutes and gigabytes for the
-    largest plans: a progress bar counts seconds.
+    Raises ConfigError for what the step does not do, and PlanRefused with MindSpore's reason. The largest plans take minutes and
+    gigabytes; a progress bar counts the seconds.
     """
     check_ascend(config)
     with tempfile.TemporaryDirectory(prefix="pangu_sigma_plan_") as folder:
         work = Path(folder)
         (work / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         environment = ascend_environment(config.parallel.ranks, rank)
-        environment["MS_DEV_DUMP_IR_PASSES"] = "validate"  # of the hundred graphs that it could save
+        environment["MS_DEV_DUMP_IR_PASSES"] = "validate"  # else MindSpore saves a hundred graphs
         command = [sys.executable, "-m", "pangu_sigma.planning.compile", "config.yaml"]
         with open(work / "log", "w", encoding="utf-8") as log:
             process = subprocess.Popen(command, cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -106,7 +109,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
     on_device: set[str] = set()
     for line in lines:
         if line.startswith("%para"):
-            if "has_default" in line:  # inputs have none
+            if "has_default" in line:  # inputs of the step have no default
                 name, dtype, shape = _parameter(line)
                 shapes[name] = (shape, dtype)
             continue
@@ -139,7 +142,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
 
 
 def _parameter(line: str) -> tuple[str, str, list[int]]:
-    """`%para13_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=…>` -> name, dtype, shape."""
+    """Name, dtype and shape from a line such as `%para13_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=…>`."""
     found = re.match(r"%para\d+_(\S+): <(?:Ref\[)?Tensor\[(\w+)\]\]?, \(([^)]*)\)", line)
     if found is None:
         raise PlanRefused(f"the saved graph has a parameter that cannot be read: {line.strip()[:200]}")
@@ -147,7 +150,7 @@ def _parameter(line: str) -> tuple[str, str, list[int]]:
 
 
 def _plain_name(name: str) -> str:
-    """The name in `parameters.py`. MindSpore puts before it the cells of a parameter, and what a clone is for."""
+    """The name that a parameter has in `parameters.py`. MindSpore puts its cells before it, and the purpose of a clone."""
     kind = re.match(r"(moment|variance|accu_grads)\.", name)
     plain = re.sub(r"^(moment\.|variance\.|accu_grads\.)?(loss\.network\.)?", "", name)
     return f"{plain}.{kind[1].replace('accu_grads', 'accumulated')}" if kind else plain
@@ -168,7 +171,7 @@ _PHASE_OF_NAME = (
     ("forward_op", "forward"),
     ("redistribution", "forward"),
 )
-"""How MindSpore names the collectives that it places."""
+"""The words in the names that MindSpore gives its collectives, and the phase of the step that each stands for."""
 
 
 def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
@@ -210,7 +213,7 @@ def _nbytes_of(types: str) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes], what: str) -> None:
-    """Wait with a progress bar; a plan that is interrupted leaves no process behind."""
+    """Wait for the process with a progress bar. An interrupt ends the process, too."""
     try:
         with tqdm(desc=what, unit="s", bar_format="{desc}: {elapsed}", leave=False) as bar:
             while process.poll() is None:
@@ -223,7 +226,7 @@ def _wait(process: subprocess.Popen[bytes], what: str) -> None:
 
 
 def _reason(log: str) -> str:
-    """MindSpore's own words, without its call stacks: what its parallel passes said first, else the exception."""
+    """MindSpore's own words without its call stacks: the first message of its parallel passes, else the exception."""
     said = re.findall(r"\[ERROR\] PARALLEL\(.*?\] (?:\w+\] )?(.*)", log)
     lines = [line.strip() for line in said if line.strip()]
     failed = re.search(r"^failed: (.*)", log, re.MULTILINE)
@@ -233,7 +236,7 @@ def _reason(log: str) -> str:
 
 
 def main() -> None:
-    """Compile the step of the rank and write `result.json`. Leaves without tearing the stand-ins down, which would crash."""
+    """Compile the step of the rank, write `result.json`, and leave at once: unloading the stand-ins would crash."""
     end_with_parent()
     started = time.perf_counter()
     config = load_config(sys.argv[1])

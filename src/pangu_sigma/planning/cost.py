@@ -1,4 +1,4 @@
-"""Time of a step: a sum of a few quotients. Pure Python.
+"""The time of a step, as a sum of a few quotients. Pure Python.
 
     compute         matrix multiplications ÷ (PEAK_FLOPS · MATMUL_EFFICIENCY); the rest of the graph is in the efficiency
     HCCS, network   bytes ÷ bandwidth, nothing hidden behind computing
@@ -7,17 +7,17 @@
                     hidden either: the Ascend step fetches its own experts first, whatever ecss.prefetch says
     bubble          with p stages and g micro-batches, (p - 1) ÷ g of what the slowest stage does for all of them (1F1B)
 
-Two constants are fitted to two figures of the paper (spec §3.1, §3.4): 512 Ascend 910 take 7.5 s a step with ECSS (69,905
-tokens/s), and 6.3 times as long when all experts are moved and updated in every step. Those two are therefore reproduced by
-construction, and say nothing for the model; which part of 6.3 is Adam, PCIe or software cannot be told from them.
+Two constants are fitted to two figures of the paper: 512 Ascend 910 take 7.5 s a step with ECSS (derived from 69,905 tokens/s,
+which others report of it), and 6.3 times as long when all experts are moved and updated in every step. Those two are therefore
+reproduced by construction, and say nothing for the model; how much of 6.3 is Adam, PCIe or software cannot be told from them.
 
-The one check that is left fails: LocMoE (spec §2.4) measured that AlltoAll takes 18 % of the time on 128 of these NPUs and 29 % on
-256, with 16 experts a layer. For `sigma_38b`, which has that shape, this model gives 1.7 % and 1.3 %: a tenth or less, and falling
-where theirs rises. Either AlltoAll is not divided among tensor ranks there, which is a factor of 8, or it is far from a port's
-bandwidth, or both.
+The one check that is left fails: LocMoE (arXiv 2401.13920) measured that AlltoAll takes 18 % of the time on 128 of these NPUs and
+29 % on 256, with 16 experts a layer. For `sigma_38b`, which has that shape, this model gives 1.7 % and 1.3 %: a tenth or less, and
+falling where theirs rises. Either AlltoAll is not divided among tensor ranks there, which is a factor of 8, or it is far from a
+port's bandwidth, or both.
 
-Trust it for bytes, for the order of magnitude of a step near the paper's size and layout, and for which part grows when a setting
-changes. Do not trust it for the share of AlltoAll, other chips, float32, small models (launching operators costs nothing here), or
+Trust it for bytes, for the order of magnitude of a step near the paper's size and layout, and for which item grows when a setting
+changes. Do not trust it for the time of AlltoAll, other chips, float32, small models (launching operators costs nothing here), or
 uneven loads of experts.
 """
 
@@ -41,18 +41,19 @@ from pangu_sigma.planning.parameters import ITEM_SIZE, NPU, active_weights, all_
 from pangu_sigma.planning.traffic import PredictedCollective, collectives, link_bytes, pcie_bytes, sent_bytes
 
 MATMUL_EFFICIENCY = 0.465
-"""Fitted. Share of PEAK_FLOPS."""
+"""The fraction of PEAK_FLOPS that matrix multiplications reach. Fitted to the paper's step with ECSS."""
 
 HOST_UPDATE_BANDWIDTH = 10.0e9
-"""Fitted. Bytes per second that the Adam of a host's ranks reads and writes together. Low: the Adam of this repository moves 47e9
-on two cores (README). The figure holds everything that grew with the experts in the paper's baseline."""
+"""Bytes per second that the Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it holds
+everything that grew with the experts there. It is low: the Adam of this repository moves about 50e9 on two cores (`kernel` in
+bench/README.md, 28 bytes for each parameter)."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one update of all parameters on the ranks of a stage, part by part; the step is their sum.
+    """Seconds of one update of all parameters on the ranks of a stage, item by item; the step is their sum.
 
-    bubble: waiting for other stages. all_to_all: part of hccs and network that the exchange of rows takes.
+    bubble: the wait for other stages. all_to_all: seconds of hccs and network that the exchange of rows takes.
     """
 
     compute: float
@@ -67,34 +68,36 @@ class StepTime:
 
     @property
     def step(self) -> float:
+        """Seconds of the whole step."""
         return self.compute + self.hccs + self.network + self.bubble + self.npu_update + self.host
 
     @property
     def host(self) -> float:
-        """What the storage side adds."""
+        """Seconds that experts on the host add: their way to the NPU, the way of their gradients back, and Adam."""
         return self.fetch + self.gradients_back + self.host_update
 
 
 def step_time(config: Config) -> StepTime:
-    """With ECSS as configured: only active experts move and are updated. Of the slowest stage."""
+    """The time of the slowest stage, with ECSS as configured: only active experts move and are updated."""
     return _slowest(config, 1.0)
 
 
 def step_time_all_experts(config: Config) -> StepTime:
-    """The paper's baseline of 6.3x: experts and Adam on the host, all of them moved and updated in every step."""
+    """The time of the step that the paper beats 6.3 times: all experts are on the host, moved and updated in every step."""
     active = config.data.domains_per_step * config.model.experts_per_domain
     return _slowest(config, config.experts / active)
 
 
 def tokens_per_second(config: Config, time: StepTime) -> float:
+    """Number of tokens of one update, on all ranks, over the seconds of a step."""
     return config.train.accumulation * config.train.batch_size * config.model.seq_length / time.step
 
 
 def flops(config: Config, stage: int = 0) -> float:
     """Floating-point operations of a rank's matrix multiplications in a step; a multiplication with addition counts two.
 
-    The backward pass takes twice the forward's, recompute the layers' forward again. Rows of experts count up to the capacity,
-    because padding is multiplied.
+    The backward pass takes twice as many as the forward pass, and recompute repeats the forward pass of the layers. Rows of
+    experts count up to the capacity, because padding is multiplied.
     """
     m, t = config.model, config.parallel.tensor
     tokens, layers, routed = (
@@ -111,7 +114,7 @@ def flops(config: Config, stage: int = 0) -> float:
 
 
 def host_update_bytes(config: Config, stage: int = 0) -> int:
-    """What Adam reads and writes on the host for the active experts of one rank: weights, moments, gradients."""
+    """Bytes that Adam reads and writes on the host for the active experts of one rank: weights, moments, gradients."""
     if not config.ecss.enabled:
         return 0
     element = 2 * 4 + 4 * ITEM_SIZE[config.ecss.moments] + ITEM_SIZE[config.train.compute_dtype]
@@ -119,7 +122,7 @@ def host_update_bytes(config: Config, stage: int = 0) -> int:
 
 
 def _slowest(config: Config, experts_moved: float) -> StepTime:
-    """experts_moved: as a multiple of the active ones."""
+    """The time of the slowest stage. experts_moved: number of experts that are moved and updated, over that of the active ones."""
     stages = range(config.parallel.stages)
     passes = max(_passes_seconds(config, stage) for stage in stages)
     bubble = (config.parallel.stages - 1) / config.train.accumulation * passes
@@ -127,7 +130,7 @@ def _slowest(config: Config, experts_moved: float) -> StepTime:
 
 
 def _passes_seconds(config: Config, stage: int) -> float:
-    """All forward and backward passes of a stage."""
+    """Seconds of all forward and backward passes of a stage."""
     moved = [c for c in collectives(config, stage) if c.phase in ("forward", "backward", "recompute")]
     return _compute(config, stage) + sum(_seconds(config, c, stage) for c in moved)
 
@@ -154,7 +157,7 @@ def _compute(config: Config, stage: int) -> float:
 
 
 def _npu_update_bytes(config: Config, stage: int) -> int:
-    """Weights and moments read and written, float32 gradients read."""
+    """Bytes that Adam moves on the NPU: it reads and writes weights and moments, and reads float32 gradients."""
     kept = [array for array in all_arrays(config, stage) if array.device == NPU]
     weights = sum(array.nbytes for array in kept if array.kind == "weight")
     return weights + 2 * sum(array.nbytes for array in kept)

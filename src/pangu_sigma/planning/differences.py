@@ -1,4 +1,4 @@
-"""A plan compiled by MindSpore, and what MindSpore made otherwise than the plan predicts."""
+"""Comparison of a plan with the step that MindSpore compiles for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pangu_sigma.planning.traffic import CollectiveCalls
 
 
 def compile_plan(config: Config, devices: int) -> Plan:
-    """`make_plan`, with the step of the first rank of every stage compiled by MindSpore. Raises as `compile_step`, too."""
+    """The plan of `make_plan`, with the step of the first rank of every stage compiled by MindSpore. Raises what both raise."""
     planned = laid_out(config, devices)
     ranks = range(0, devices, planned.parallel.stage_ranks)
     return add_compiled(make_plan(config, devices), [compile_step(planned, rank) for rank in ranks])
@@ -45,7 +45,7 @@ def _other_slices(number: int, stage: StagePlan, step: Compiled) -> Iterator[str
 def _other_collectives(
     number: int, predicted: Iterable[CollectiveCalls], compiled: Iterable[CollectiveCalls]
 ) -> Iterator[str]:
-    """Calls and bytes of each operator in each phase of a stage, by size of the group, where they are not as predicted."""
+    """Sentences about calls and bytes that are not as predicted, for each operator, phase and size of the group of a stage."""
     wanted, found = _summed(predicted), _summed(compiled)
     for key in sorted(wanted.keys() | found.keys()):
         if wanted[key] != found[key]:

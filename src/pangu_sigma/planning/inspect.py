@@ -1,4 +1,4 @@
-"""What a configuration weighs, without building it: parameters, and bytes on the host and on the device."""
+"""The size of a configuration without building it: parameters, and bytes on the host and on the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pangu_sigma.config import Config
 
 _FLOAT32 = 4
 _STORED_COPIES = 3
-"""Weight and two Adam moments."""
+"""Number of arrays that are stored for a parameter: its weight and two Adam moments."""
 
 
 def inspect(config: Config) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def format_inspection(inspection: dict[str, Any]) -> str:
 
 
 def _short_number(number: int) -> str:
-    """1085405440000 -> '1.0854T (1,085,405,440,000)'."""
+    """A number, short and in full: 1085405440000 gives '1.0854T (1,085,405,440,000)'."""
     for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if number >= unit:
             return f"{number / unit:.5g}{letter} ({number:,})"
@@ -84,7 +84,7 @@ def _short_number(number: int) -> str:
 
 
 def _binary_size(number: int) -> str:
-    """Binary units: 2 ** 30 -> '1.0 GiB'."""
+    """A size in binary units: 2 ** 30 gives '1.0 GiB'."""
     value, unit = float(number), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:

@@ -1,28 +1,30 @@
-"""The machine that plans are made for: servers of eight Ascend 910 with 750 GB, as the paper used 64 of them (spec §3.1).
+"""The machine that plans are made for: servers of eight Ascend 910 with 750 GB. The paper's 512 NPUs would be 64 of them.
 
-Data sheets are given as they are. Where only part of a figure can be reached, or nobody states one, it says "our assumption".
+Data sheets are given as they are. A figure that cannot be reached in full, or that nobody states, is marked "our assumption";
+"unconfirmed" has the meaning of README.md of this package.
 """
 
 GIB = 1 << 30
 MIB = 1 << 20
 
 NPUS_PER_HOST = 8
-"""Spec §3.1. They share the host's memory, and fast links that nothing outside the host has."""
+"""Number of NPUs in a server (the paper's, unconfirmed). They share its memory, and fast links that nothing outside it has."""
 
 NPU_MEMORY = 32 * GIB
-"""Ascend 910: four stacks of HBM2 of 8 GiB."""
+"""Bytes of an NPU's memory. Ascend 910: four stacks of HBM2 of 8 GiB."""
 
 HOST_MEMORY = 750 * 10**9
-"""Spec §3.1: 750 GB, read as the smaller unit."""
+"""Bytes of a host's memory. The paper's servers have 750 GB (unconfirmed), which is read as the smaller unit."""
 
 PEAK_FLOPS = 256e12
-"""Ascend 910, float16 (Hot Chips 31). It has no such rate in float32: times of a float32 configuration are far too short."""
+"""Floating-point operations per second of an Ascend 910 in float16 (Hot Chips 31). It has no such rate in float32: the times of a
+float32 configuration come out far too short."""
 
 HBM_BANDWIDTH = 1.2e12
-"""Bytes per second. Ascend 910 (Hot Chips 31)."""
+"""Bytes per second between an NPU and its memory. Ascend 910 (Hot Chips 31)."""
 
 PCIE_BANDWIDTH = 16e9
-"""Bytes per second of an NPU in one direction. Our assumption: half of PCIe 4.0 x16."""
+"""Bytes per second between an NPU and its host, in one direction. Our assumption: half of PCIe 4.0 x16."""
 
 HCCS_BANDWIDTH = 30e9
 """Bytes per second that an NPU sends to another of its host. Our assumption: a ring keeps one of the chip's three HCCS ports of
@@ -32,13 +34,14 @@ NETWORK_BANDWIDTH = 12.5e9
 """Bytes per second that an NPU sends to another host: one RoCE port of 100 Gb/s each. Our assumption: no contention."""
 
 COMMUNICATOR_BUFFERS = 2 * 200 * MIB
-"""HCCL's default for each group of ranks: HCCL_BUFFSIZE = 200 MB to send and as much to receive (CANN's documentation)."""
+"""Bytes that HCCL takes for each group of ranks by default: HCCL_BUFFSIZE = 200 MB to send and as much to receive (CANN's
+documentation)."""
 
 NPU_RESERVE = 1 * GIB
-"""Our assumption: streams, graph, constants, fragmentation of the allocator."""
+"""Bytes of an NPU for streams, graph, constants and fragmentation of the allocator. Our assumption."""
 
 PROCESS_RESERVE = 4 * GIB
-"""Our assumption: host memory of one rank's process: Python, MindSpore, compiled graph, batches."""
+"""Bytes of the host for one rank's process: Python, MindSpore, compiled graph, batches. Our assumption."""
 
 HOST_RESERVE = 16 * GIB
-"""Our assumption: operating system and page cache."""
+"""Bytes of the host for the operating system and its page cache. Our assumption."""

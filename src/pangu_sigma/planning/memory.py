@@ -1,31 +1,32 @@
-"""Bytes on one NPU and on one host, item by item. Pure Python. All ranks of a stage are alike: a layout divides everything evenly.
+"""The memory of one NPU and of one host, item by item. Pure Python. All ranks of a stage are alike: everything divides evenly.
 
 Symbols: T tokens of a rank, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, t tensor ranks, c bytes of the compute
-dtype, W rows that the RRE layer of a rank multiplies. What the backward pass of the step (`ascend/step.py`), as compiled,
-reads of its forward pass:
+dtype, W rows that the RRE layer of a rank multiplies. The backward pass of the compiled step (`ascend/step.py`) reads these
+tensors of its forward pass:
 
-    every layer   T·H·(c + 8)           what the first LayerNorm returns; inputs of both in float32
+    every layer   T·H·(c + 8)           output of the first LayerNorm; inputs of both in float32
                   4·c·T·H/t             q, k, v, and their mixture
                   B·n/t·S·S·(4 + c)     softmax in float32, and its cast (none when c is 4)
-    dense FFN     c·T·H + 2·c·T·F/t     what the second LayerNorm returns; before and after the activation
+    dense FFN     c·T·H + 2·c·T·F/t     output of the second LayerNorm; before and after the activation
     RRE FFN       c·W·H + 2·c·W·F/t     rows that arrived; before and after the activation
     query layer   c·T·H                 the query table's rows, gathered over tensor ranks
     last norm     4·T·H                 its input in float32
 
-That is of one micro-batch: the next one begins when the gradients of the one before are there. With stages, stage s of p has
-started p - s micro-batches before the first gradient comes back (1F1B), and keeps what all of them need.
+These are the tensors of one micro-batch: the next one begins when the gradients of the one before are there. With stages, stage s
+of p has started p - s micro-batches before the first gradient comes back (1F1B), and keeps what all of them need.
 
 With `recompute` a layer keeps its input, c·T·H, and the query layer its query rows; the first input and those rows are still cut,
-c·T·H/t. The rest is there for one layer at a time. While the backward pass is in a layer, each tensor kept of it has a gradient of
-its size (an upper bound: some are gone before others come).
+c·T·H/t. The rest is there for one layer at a time. While the backward pass is in a layer, each tensor that is kept of the layer
+has a gradient of its size (an upper bound: some are gone before others come).
 
-Counted in compiled graphs: what is kept, and which copies of weights there are. Assumed, because only the device's runtime knows:
-that a tensor goes after its last reader, that one layer after the other is recomputed, and that the highest of the peaks comes on
-top of all that is kept. Left out, because as much is there at other moments: active experts on their way into their buffers (as
-large as their gradients), and Adam's scaled copy of one gradient at a time. A gradient in the compute dtype, before it is cast to
-be summed, is in the reserve. Without ECSS the numbers are for comparison: no compiled step stands behind them.
+The tensors that are kept, and the copies of weights, were counted in compiled graphs. Three things are our assumption, because only
+the device's runtime knows them: a tensor goes after its last reader, one layer after the other is recomputed, and the highest of
+the peaks comes on top of all that is kept. Two things are left out, because as much is there at other moments: active experts on
+their way into their buffers (as large as their gradients), and Adam's scaled copy of one gradient at a time. A gradient in the
+compute dtype, before it is cast to be summed, is in the reserve. Without ECSS the numbers are for comparison: no compiled step
+stands behind them.
 
-stage: of the rank; without stages there is only 0.
+stage: the stage of the rank; without stages there is only 0.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ from pangu_sigma.planning.parameters import (
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """One line of a memory table. how: the rule, for people."""
+    """One line of a memory table. how: the rule behind its bytes, for people."""
 
     name: str
     nbytes: int
@@ -75,6 +76,7 @@ class MemoryItem:
 
 
 def total(items: Iterable[MemoryItem]) -> int:
+    """Bytes of all items together."""
     return sum(item.nbytes for item in items)
 
 
@@ -96,12 +98,12 @@ def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
 
 
 def fullest_stage(config: Config) -> int:
-    """The stage whose NPUs need most; the first of equals."""
+    """The stage whose NPUs need most memory; the first of equals."""
     return max(range(config.parallel.stages), key=lambda stage: total(npu_items(config, stage)))
 
 
 def fullest_host(config: Config) -> int:
-    """The host that needs most; the first of equals. Which ranks are on one follows from their numbers."""
+    """The host that needs most memory; the first of equals. Ranks fill the hosts in the order of their numbers."""
     hosts = math.ceil(config.parallel.ranks / NPUS_PER_HOST)
     different = {tuple(stages_of_host(config.parallel, h, NPUS_PER_HOST)): h for h in reversed(range(hosts))}
     return max(sorted(different.values()), key=lambda host: total(host_items(config, host)))
@@ -135,12 +137,12 @@ def _active_bytes(config: Config, stage: int) -> int:
 
 
 def exchanged_rows(config: Config) -> int:
-    """W, rows [expert ranks, local active experts, C] that a rank sends, receives and multiplies in an RRE layer."""
+    """Number W of rows [expert ranks, local active experts, C] that a rank sends, receives and multiplies in an RRE layer."""
     return active_in_group(config) * capacity(config)
 
 
 def communicators(config: Config, stage: int = 0) -> set[tuple[int, ...]]:
-    """Groups of more than one rank that the first rank of a stage belongs to; stages send by the group of all."""
+    """Number of groups of more than one rank that the first rank of a stage belongs to; stages send in the group of all ranks."""
     layout = Layout(config.parallel)
     axes = [("tensor",), ("groups", "expert", "data"), ("groups", "expert", "data", "tensor"), AXES]
     if rre_layers_of_stage(config, stage):
@@ -166,7 +168,7 @@ def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
             "dense: embedding in use",
             table.used_nbytes
             if stage == config.parallel.stages - 1
-            else 0,  # others look up rows of what they keep, or none
+            else 0,  # other stages look up rows of the table that they keep, or have none
             "gathered, or sent by the first stage; after the logits, their part of its gradient, float32",
         ),
         MemoryItem(
@@ -178,12 +180,12 @@ def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
 
 
 def _copy_nbytes(array: Array) -> int:
-    """Bytes of the gathered or cast copy of a dense weight; none where the network reads what is kept."""
+    """Bytes of the gathered or cast copy of a dense weight; 0 if the network reads the weight that is kept."""
     return array.used_nbytes if array.divided or array.used_as != array.dtype else 0
 
 
 def _summed_bytes(config: Config, weights: list[Array]) -> int:
-    """The embedding's gradient is summed last, when activations are gone."""
+    """Most bytes of gradients that are summed over ranks at once. The embedding's is summed last, after activations are gone."""
     sizes = [math.prod(a.computed) * ITEM_SIZE["float32"] for a in weights if a.replicas > 1]
     return max(max(sizes, default=0), min(sum(sizes), config.parallel.fusion_mib * MIB))
 
@@ -243,7 +245,7 @@ def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
 
 
 def layer_bytes(config: Config, stage: int = 0) -> list[int]:
-    """What the backward pass reads of each layer of a stage without recompute; the formulas of the module's text."""
+    """Bytes that the backward pass reads of each layer of a stage without recompute, by the formulas of this module's docstring."""
     m, t, c = config.model, config.parallel.tensor, _item(config)
     tokens, rows = tokens_of_rank(config), exchanged_rows(config)
     scores = _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))
@@ -258,8 +260,8 @@ def layer_bytes(config: Config, stage: int = 0) -> list[int]:
 
 
 def _logits_bytes(config: Config) -> int:
-    """In float32, of this rank's share of the tokens: log-softmax, its gradient, that of the logits. In the compute dtype, gathered
-    over tensor ranks: the slot of each block, and its gradient."""
+    """Bytes around the logits. In float32, for the tokens that this rank predicts: log-softmax, its gradient, the gradient of the
+    logits. In the compute dtype, gathered over tensor ranks: the slot of each block, and its gradient."""
     m, parallel = config.model, config.parallel
     blocks = config.data.domains_per_step // parallel.groups
     logits = tokens_of_rank(config) // parallel.tensor * m.slot_rows

@@ -1,16 +1,16 @@
-"""Every array that lasts from step to step, and the part of it that each rank keeps. Pure Python.
+"""Every array that lasts from step to step, and the rows and columns of it that each rank keeps. Pure Python.
 
 Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of the expert store; a test holds them together.
 
 * Tensor parallelism as in Megatron and PanGu-α: query, key, value and the first FFN matrix are divided by columns, with their
   biases; attention output and the second FFN matrix by rows; tables by hidden. LayerNorm and the biases that are added after the
   sum over ranks are whole on every rank. `ascend/sharding.py` says the same to MindSpore; a test holds the two together.
-* Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice of a matrix each keep a part of its
-  first axis, when that divides evenly. Otherwise all keep all of it, as they do vectors.
+* Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice of a matrix each keep some of its rows,
+  if they divide evenly. Otherwise all keep all of it, as they do vectors.
 * Experts are divided among groups and expert ranks, each of them among tensor ranks along the ffn axis.
 * A stage has the arrays of its layers. The word table is the first stage's and whole there, because it is sent to the last.
 
-stage: of which; without stages there is only 0. Layers and experts keep their numbers of the whole model.
+stage: the stage whose arrays are meant; without stages there is only 0. Layers and experts keep their numbers of the whole model.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
 @dataclass(frozen=True)
 class Array:
-    """One array of the whole model, and what a rank has of it."""
+    """One array of the whole model, with the shapes that a rank has of it."""
 
     name: str
     kind: Literal["weight", "moment", "variance", "step", "accumulator"]
     expert: bool
     shape: Shape
-    """Of the whole model."""
+    """Shape in the whole model."""
     computed: Shape
-    """What the rank computes with: its slice under tensor and expert parallelism."""
+    """Shape that the rank computes with: its slice under tensor and expert parallelism."""
     kept: Shape
-    """What the rank keeps between steps: its part of `computed` under optimizer parallelism."""
+    """Shape that the rank keeps between steps: its rows of `computed` under optimizer parallelism."""
     replicas: int
-    """Ranks that compute with the same slice."""
+    """Number of ranks that compute with the same slice."""
     dtype: str
     used_as: str
-    """What the network reads it as: tables and LayerNorm in float32, all else in the compute dtype. Copies, gathered slices and
-    gradients that are summed over ranks have this dtype."""
+    """Dtype that the network reads it in: float32 for tables and LayerNorm, the compute dtype for all else. Copies, gathered slices
+    and gradients that are summed over ranks have this dtype."""
     device: str
 
     @property
     def divided(self) -> bool:
-        """Whether `replicas` ranks each keep a part."""
+        """True if `replicas` ranks divide the slice among them, and each keeps some of its rows."""
         return self.kept != self.computed
 
     @property
@@ -64,7 +64,7 @@ class Array:
 
     @property
     def used_nbytes(self) -> int:
-        """Bytes of all that the rank computes with, as the network reads it."""
+        """Bytes of the slice that the rank computes with, in the dtype that the network reads it in."""
         return math.prod(self.computed) * ITEM_SIZE[self.used_as]
 
 
@@ -76,7 +76,7 @@ def weights(config: Config) -> list[Array]:
 
 
 def all_arrays(config: Config, stage: int = 0) -> list[Array]:
-    """Weights and Adam state, dense parameters first."""
+    """Weights and Adam state of a stage, dense parameters first."""
     dense = dense_weights(config, stage)
     return [
         *dense,
@@ -87,14 +87,14 @@ def all_arrays(config: Config, stage: int = 0) -> list[Array]:
 
 
 def dense_weights(config: Config, stage: int = 0) -> list[Array]:
-    """Everything but experts, always on the NPU in float32."""
+    """Weights of everything but experts; they are always on the NPU in float32."""
     return [_dense_array(config, *tensor) for tensor in _dense_tensors(config, stage)]
 
 
 def expert_arrays(config: Config, stage: int = 0) -> list[Array]:
     """Weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without.
 
-    The first axis counts experts. moments: `ecss.moments` on the host, float32 on the NPU.
+    The first axis counts experts. The moments have the dtype `ecss.moments` on the host, and float32 on the NPU.
     """
     device = HOST if config.ecss.enabled else NPU
     moments = config.ecss.moments if config.ecss.enabled else "float32"
@@ -135,9 +135,9 @@ def active_buffers(config: Config, stage: int = 0) -> list[Array]:
 
 
 def accumulator_arrays(config: Config, stage: int = 0) -> list[Array]:
-    """Where gradients of micro-batches are added up, if there are several: whole slices, in the dtype of the weights.
+    """Arrays that add up the gradients of micro-batches, if there are several: whole slices, in the dtype of the weights.
 
-    The last stage has one for the word table that it is sent.
+    The last stage has one for the word table that it receives.
     """
     if config.train.accumulation == 1:
         return []
@@ -148,13 +148,13 @@ def accumulator_arrays(config: Config, stage: int = 0) -> list[Array]:
 
 
 def active_weights(config: Config, stage: int = 0) -> list[Shape]:
-    """Slices of the active experts' weights that a rank computes with in a step, at most."""
+    """Shapes of the active experts' weights that a rank computes with in a step, at most."""
     local = active_in_group(config) // config.parallel.expert
     return [(local, *a.computed[1:]) for a in expert_arrays(config, stage) if a.kind == "weight"]
 
 
 Tensors = Iterator[tuple[str, Shape, int | None, str]]
-"""Name, shape, the axis that tensor parallelism divides, and `Array.used_as`."""
+"""Name, shape, axis that tensor parallelism divides, and `Array.used_as` of some tensors."""
 
 
 def _dense_tensors(config: Config, stage: int) -> Tensors:

@@ -1,7 +1,7 @@
-"""The plan of a configuration on a number of NPUs: what it needs, and how long a step takes. Pure Python; nothing is built.
+"""The plan of a configuration on a number of NPUs: its needs, and the time of a step. Pure Python; nothing is built.
 
 The numbers come from `parameters.py`, `memory.py`, `traffic.py` and `cost.py`, which state their rules, and `machine.py`. `text.py`
-writes a plan for people; `differences.py` adds to it what MindSpore makes of the same configuration.
+writes a plan for people; `differences.py` adds the step that MindSpore compiles for the same configuration.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class MemoryTable:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What differs from stage to stage; the arrays and the collectives are those of one rank of the stage."""
+    """One stage of a plan; the arrays and the collectives are those of one rank of the stage."""
 
     first_rank: int
     first_layer: int
@@ -91,7 +91,7 @@ class AllExperts:
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """What MindSpore made of the plan."""
+    """The steps that MindSpore compiled for a plan."""
 
     steps: list[Compiled]
     """The step of the first rank of each stage."""
@@ -111,12 +111,12 @@ class Plan:
     refused: str | None
     """The reason why the Ascend step does not run this plan, which is then for comparison only; None if it does."""
     passes: int
-    """Micro-batches of a step."""
+    """Number of micro-batches of a step."""
     tokens_of_rank: int
     capacity: int
-    """Most tokens of a rank that one expert takes; 0 without experts, as the next one."""
+    """Most tokens of a rank that one expert takes; 0 without experts."""
     exchanged_rows: int
-    """Rows that a rank sends to other experts' ranks, and receives, in an RRE layer."""
+    """Number of rows that a rank sends to the ranks of experts, and receives, in an RRE layer; 0 without experts."""
     fits: bool
     npu: MemoryTable
     """The memory of the NPU that needs most."""
@@ -124,30 +124,32 @@ class Plan:
     """The memory of the host that needs most."""
     stages: list[StagePlan]
     what_fits: dict[str, int | bool] | None
-    """Keys that would make an NPU fit; None if it does, or if nothing would."""
+    """Keys, with their values, that would make an NPU fit; None if it fits as it is, or if no values would."""
     variants: dict[str, Variant]
-    """The memory with one setting changed, by what is changed."""
+    """The memory with one setting changed, by the name of the change."""
     all_experts: AllExperts | None
-    """None without ECSS, and where all experts are active."""
+    """The time of a step that moves all experts; None without ECSS, and if all experts are active."""
     time: StepTime
     """The time of the slowest stage."""
     tokens_per_second: float
     links: LinkBytes
-    """Bytes of the NPU that moves most in a step."""
+    """Bytes that the NPU that moves most moves in a step, by link."""
     compiled: CompiledPlan | None = None
 
     @property
     def hosts(self) -> int:
-        """Number of hosts that have so many NPUs."""
+        """Number of hosts that the NPUs are in."""
         return math.ceil(self.devices / NPUS_PER_HOST)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as a plain tree, for JSON.
 
-        collectives, parameters: of one rank of each stage, as MindSpore placed them if the plan is compiled, else as predicted.
-        Bytes of a collective are those of all its `count` calls, each of the larger side (what is summed, gathered or exchanged on
-        the rank). slice: what the rank keeps of a parameter between steps; computed: what it computes with; shape: the whole
-        model's.
+        collectives, parameters: those of one rank of each stage, as MindSpore placed them if the plan is compiled, else as
+            predicted. The bytes of a collective are those of all its `count` calls, each of the input or the output of the call,
+            whichever is larger.
+        slice: shape that the rank keeps of a parameter between steps.
+        computed: shape that it computes with.
+        shape: shape in the whole model.
         """
         tree: dict[str, Any] = {
             "name": self.name,
@@ -183,8 +185,8 @@ class Plan:
 
 
 def laid_out(config: Config, devices: int) -> Config:
-    """`config` for `devices` ranks: as it is when its parallel section has so many, else with a suggested section. Raises
-    ConfigError when there is none, or for what cannot be planned."""
+    """The configuration for `devices` ranks: as it is if its parallel section has so many, else with a suggested section. Raises
+    ConfigError if there is no such section, or for what cannot be planned."""
     if config.parallel.ranks == devices:
         check_layout(config)
         return config
@@ -320,7 +322,7 @@ def _array_tree(array: Array, stage: int) -> dict[str, Any]:
 
 
 def _compiled_tree(compiled: CompiledPlan, predicted: list[dict[str, Any]]) -> dict[str, Any]:
-    """The keys of the tree that a compiled plan has more, or otherwise. predicted: the tree of the predicted collectives."""
+    """The keys that a compiled plan adds to the tree, or replaces in it. predicted: the tree of the predicted collectives."""
     return {
         "compile": [{"rank": c.rank, "seconds": c.seconds, "peak_gib": c.peak_gib} for c in compiled.steps],
         "collectives": [

@@ -1,4 +1,4 @@
-"""A layout for a number of NPUs, when the configuration has none for it. Pure Python."""
+"""Suggestion of a layout for a number of NPUs that the configuration has no layout for. Pure Python."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from pangu_sigma.planning.memory import fullest_host, fullest_stage, host_items,
 
 
 def with_parallel(config: Config, **keys: int | bool) -> Config:
-    """`config` with other values in its parallel section, validated. Raises ConfigError."""
+    """The configuration with other values in its parallel section. Raises ConfigError if they are not valid."""
     return parse_config(config.model_dump() | {"parallel": config.parallel.model_dump() | keys})
 
 
 def suggest_layout(config: Config, devices: int) -> ParallelConfig:
-    """The parallel section for `devices` NPUs: the smallest tensor degree that fits, without recompute if possible; as many groups
-    as sets of domains allow, as many expert ranks as experts allow, the rest data parallel; stages as configured where they divide
-    `devices`, else none. When nothing fits, the largest tensor degree, with recompute. Our choice, for memory and not for speed:
-    data parallel ranks update the same experts once more.
+    """The parallel section for `devices` NPUs.
 
-    Raises ConfigError when `devices` cannot be laid out, and names the nearest numbers that can.
+    It has the smallest tensor degree that fits, without recompute if possible; as many groups as sets of domains allow, as many
+    expert ranks as experts allow, and the rest data parallel; stages as configured if they divide `devices`, else none. If nothing
+    fits, it has the largest tensor degree, with recompute. That is our choice, for memory and not for speed: data parallel ranks
+    update the same experts once more.
+
+    Raises ConfigError if `devices` cannot be laid out, and names the nearest numbers that can.
     """
     choices = list(_layouts(config, devices))
     if not choices:
@@ -38,14 +40,14 @@ def suggest_layout(config: Config, devices: int) -> ParallelConfig:
 
 
 def fits(config: Config) -> bool:
-    """Whether every NPU and every host have room."""
+    """True if every NPU and every host have room."""
     npus = total(npu_items(config, fullest_stage(config)))
     return npus <= NPU_MEMORY and total(host_items(config, fullest_host(config))) <= HOST_MEMORY
 
 
 def what_fits(config: Config) -> dict[str, int | bool] | None:
     """Keys to set so that an NPU has room on the same ranks: ECSS, recompute, then the largest batch that suffices, with as many
-    more passes for the same update. None when `config` fits as it is, or when all of that is not enough."""
+    more passes for the same update. None if `config` fits as it is, or if all of that is not enough."""
     ecss, recompute, train = config.ecss.enabled, config.parallel.recompute, config.train
     now = _keys(ecss, recompute, train.batch_size, train.accumulation)
     for divisor in (n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0):
@@ -79,7 +81,7 @@ def _with_keys(config: Config, keys: dict[str, int | bool]) -> Config:
 
 
 def _layouts(config: Config, devices: int) -> Iterator[Config]:
-    """Every configuration that lays out `devices`, the smallest tensor degree first; stages as configured if they come out even."""
+    """Every configuration that lays out `devices`, the smallest tensor degree first; stages as configured if they divide evenly."""
     stages = config.parallel.stages if devices % config.parallel.stages == 0 else 1
     for tensor in range(1, NPUS_PER_HOST + 1):
         if NPUS_PER_HOST % tensor or devices < 1 or devices % (stages * tensor):
@@ -92,7 +94,7 @@ def _layouts(config: Config, devices: int) -> Iterator[Config]:
             choice = with_parallel(config, stages=stages, **axes)
             check_layout(choice)
         except ConfigError:
-            continue  # something does not come out even, such as attention heads
+            continue  # something does not divide evenly, such as attention heads
         yield choice
 
 

@@ -30,7 +30,7 @@ _PARTS_OF_A_STEP = {
 
 
 def format_plan(plan: Plan) -> str:
-    """The whole plan for people."""
+    """The whole plan as lines of text."""
     npu, host = f"an NPU (Ascend 910, {plan.npu.limit_gib:.0f} GiB)", f"a host ({HOST_MEMORY / 1e9:.0f} GB)"
     alike = "all are alike" if len(plan.stages) == 1 else "in what follows, of the fullest or slowest stage"
     return "\n".join(
@@ -100,7 +100,7 @@ def _format_variants(plan: Plan) -> list[str]:
 
 
 def _format_traffic(plan: Plan) -> list[str]:
-    """One row for each operator and size of group of a stage; the tree has them one by one."""
+    """The traffic, a row for each operator and size of group of a stage; the tree of the plan has the collectives one by one."""
     of_stages: list[Sequence[CollectiveCalls]] = [stage.collectives for stage in plan.stages]
     if plan.compiled:
         of_stages = [step.collectives for step in plan.compiled.steps]

@@ -1,7 +1,7 @@
-"""What a rank sends in one step: collectives, and bytes by the link that carries them. Pure Python.
+"""The traffic of a rank in one step: collectives, and bytes by the link that carries them. Pure Python.
 
-Rules (T tokens of a rank, W rows of its RRE layer, H hidden, R rows of a slot, t tensor ranks; spec §3.5). They are what MindSpore
-makes of the strategies of `ascend/sharding.py`; a test holds them against compiled graphs, every call and byte.
+The rules follow, with T tokens of a rank, W rows of its RRE layer, H hidden, R rows of a slot and t tensor ranks. They are what
+MindSpore makes of the strategies of `ascend/sharding.py`; a test holds them against compiled graphs, every call and byte.
 
     embeddings    AllGather [T, H] in the tensor group: of tables cut by hidden; once more for the LayerNorm, if it is float32 alone
     attention     AllReduce [T, H] of the output rows, in the tensor group
@@ -9,22 +9,23 @@ makes of the strategies of `ascend/sharding.py`; a test holds them against compi
     RRE FFN       AlltoAll [W, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
                   AllReduce [W, H] in the tensor group, AlltoAll [W, H/t], AllGather [W, H]: and back
     logits        AllGather [R, H] of each block's slot; the ranks of a tensor group divide the tokens
-    labels        AllGather of all labels and of their weights, where a tensor rank's share of a block is neither whole sequences
-                  nor an even part of one
+    labels        AllGather of all labels and of their weights, if a tensor rank predicts neither whole sequences of a block nor
+                  an even fraction of one
     loss          AllReduce of a number for each block
     stages        Send of [T, H] to the next one, Receive from the one before
     backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather, Receive for Send
     recompute     forward again inside layers, but for what no gradient needs: FFN output, the rows' way back
 
-All of that for every micro-batch; without stages the loss has one AllReduce backward, of what is the same for all of them. Then
+All of that happens for every micro-batch; without stages the loss has one AllReduce backward, of what is the same for all of them.
+Then come
 
     gradient      float32: ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the others; and
                   AllReduce of active experts' tensors that several ranks hold, in the compute dtype
 
 and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
-`parallel.fusion_mib` merges them. With stages the first one sends the word table, its part of a tensor rank, to the last.
+`parallel.fusion_mib` merges them. With stages the first stage sends the word table to the last, each tensor rank its columns.
 
-stage: whose rank; without stages there is only 0.
+stage: the stage of the rank; without stages there is only 0.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
 """Axes along which the ranks of a group differ."""
 
 STAGES = ("stages",)
-"""Of a Send or a Receive: the other rank is of another stage."""
+"""The axis of a Send or a Receive, whose other rank is of another stage."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,20 @@ class CollectiveCalls:
 
     op: str
     phase: str
-    """forward, recompute, backward, gradient (sum over ranks with other tokens), weight (parts of a dense matrix) or norm."""
+    """The phase of the step: forward, recompute, backward, gradient (sum over ranks with other tokens), weight (rows of a dense
+    matrix that other ranks keep) or norm."""
     group_size: int
     count: int
     nbytes: int
-    """Bytes of all `count` calls, each of the larger side: what is summed, gathered or exchanged on this rank."""
+    """Bytes of all `count` calls, each of its input or its output on this rank, whichever is larger."""
 
 
 @dataclass(frozen=True)
 class PredictedCollective(CollectiveCalls):
-    """Equal calls as this module predicts them. axes: those along which the ranks of the group differ. purpose: what for."""
+    """Equal calls as this module predicts them.
+
+    axes: those along which the ranks of the group differ. purpose: the tensors that are sent, for people.
+    """
 
     axes: tuple[str, ...]
     purpose: str
@@ -84,7 +89,7 @@ class PredictedCollective(CollectiveCalls):
 
 @dataclass(frozen=True)
 class LinkBytes:
-    """Bytes that a rank sends in a step. pcie: both directions together."""
+    """Bytes that a rank sends in a step, by link. pcie: the bytes of both directions together."""
 
     pcie: int
     hccs: int
@@ -92,19 +97,22 @@ class LinkBytes:
 
 
 def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
-    """All of a step, in groups of more than one rank."""
+    """All collectives of a step, in groups of more than one rank."""
     found = [*_activations(config, stage), *_between_stages(config, stage), *_parameters(config, stage)]
     return [c for c in found if c.group_size > 1 and c.count]
 
 
 def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
-    """Bytes of a rank by link. Rings inside a host, then rings between hosts over what is left, as HCCL does it."""
+    """Bytes that the first rank of a stage sends in a step, by link."""
     sent = [sent_bytes(config, c, stage) for c in collectives(config, stage)]
     return LinkBytes(sum(pcie_bytes(config, stage)), sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
 
 
 def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
-    """Bytes that the first rank of a stage sends to ranks of its host, and to others, in the calls of one row."""
+    """Bytes that the first rank of a stage sends to ranks of its host, and to others, in the calls of one collective.
+
+    They go in rings inside a host, then in rings between hosts over what is left, as HCCL does it.
+    """
     nbytes = collective.nbytes
     if collective.op == "Receive":
         return 0, 0
@@ -123,10 +131,10 @@ def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) 
 
 
 def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
-    """Weights to the NPU and gradients back, of the active experts, in the compute dtype; nothing without ECSS.
+    """Bytes of the active experts' weights to the NPU and of their gradients back, in the compute dtype; 0 without ECSS.
 
-    Not counted: the buffers of active experts, of which the fetch on the host reads only shapes. Whether the runtime copies them
-    there first cannot be seen here.
+    The buffers of active experts are not counted: the fetch on the host reads only their shapes. The runtime may copy them there
+    first, which a compiled graph does not show.
     """
     if not config.ecss.enabled:
         return 0, 0
@@ -157,14 +165,14 @@ LOSS, TABLE = "loss of blocks", "word table"
 
 
 def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
-    """Of one micro-batch: purpose, operator, axes, calls, bytes of one, whether it is repeated by recompute."""
+    """Collectives of one micro-batch: purpose, operator, axes, calls, bytes of a call, and True if recompute repeats it."""
     m, item = config.model, ITEM_SIZE[config.train.compute_dtype]
     elements = tokens_of_rank(config) * m.hidden
     tokens, rows = elements * item, exchanged_rows(config) * m.hidden * item
     blocks = config.data.domains_per_step // config.parallel.groups
     layers, routed = len(layers_of_stage(config, stage)), len(rre_layers_of_stage(config, stage))
     first, last = stage == 0, stage == config.parallel.stages - 1
-    several = m.layers > 1  # else the norm outside of layers reads the embeddings, and nothing else does
+    several = m.layers > 1  # with one layer only the norm outside of layers reads the embeddings
     yield "embeddings", "AllGather", TENSOR, first and several, tokens, True
     if item < 4 or not several:
         yield "embeddings, for LayerNorm", "AllGather", TENSOR, int(first), 4 * elements, several
@@ -197,7 +205,7 @@ def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]
 
 
 def _shares_end_inside_sequences(config: Config) -> bool:
-    """Of the sequences of a block that a rank has, divided among its tensor group."""
+    """True if a tensor rank predicts neither whole sequences of a block nor an even fraction of one."""
     blocks, tensor = config.data.domains_per_step // config.parallel.groups, config.parallel.tensor
     sequences = tokens_of_rank(config) // blocks // config.model.seq_length
     return sequences % tensor > 0 and tensor % sequences > 0
@@ -222,7 +230,7 @@ def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
 def _of_arrays(
     config: Config, op: str, axes: tuple[str, ...], arrays: Iterable[Array], purpose: str, phase: str
 ) -> PredictedCollective:
-    """Weights are gathered as the network reads them; gradients of dense weights are summed in float32."""
+    """The collective of some arrays. Weights are gathered in the dtype that the network reads, dense gradients in float32."""
     whole = phase == "gradient" and purpose.startswith("dense")
     sizes = [math.prod(a.computed) * (4 if whole else ITEM_SIZE[a.used_as]) for a in arrays]
     return PredictedCollective(op, phase, _size(config, axes), len(sizes), sum(sizes), axes, purpose)
