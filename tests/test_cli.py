@@ -162,6 +162,7 @@ def test_help_tells_the_exit_statuses_once(capsys):
 COMMANDS = [
     *(
         "prepare-data",
+        "inherit",
         "train",
         "evaluate",
         "report",

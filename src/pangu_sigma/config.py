@@ -32,7 +32,7 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 class ModelConfig(Section):
-    """The network: M dense layers inherited from PanGu-α, then N layers whose FFN is Random Routed Experts."""
+    """The network: L dense layers inherited from PanGu-α, then N layers whose FFN is Random Routed Experts."""
 
     hidden: Positive
     """H, width of the residual stream."""

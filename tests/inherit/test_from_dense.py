@@ -14,6 +14,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.inherit.from_dense import inherit, parent_ids, parent_slot
 from pangu_sigma.train.loop import train
 
@@ -99,6 +100,11 @@ def test_what_cannot_be_inherited_is_refused_by_key_and_leaves_nothing(parent, c
         assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"rre_layers=2; only a dense run"):
         inherit(child.path, child.config, tmp_path / "run")
+    tree = tiny_tree(tiny_data)
+    tree["domains"][0]["slot"] = "law"
+    with pytest.raises(ConfigError, match=r"slot 'law' has no parent: the parent's slots are zh, en"):
+        inherit(parent, parse_config(tree), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="exists; choose another folder"):
         inherit(parent, child.config, child.path)
 

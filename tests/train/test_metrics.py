@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.train import metrics
 from pangu_sigma.train.metrics import TRAFFIC, MetricsLog, StepMetrics, load_max_over_mean, read_metrics
 
 DOMAINS = ["zh", "en"]
@@ -146,7 +147,7 @@ def test_each_line_tells_the_traffic_of_its_own_steps(tmp_path: Path):
 def test_the_stall_is_a_share_of_the_time_that_the_speed_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without the first step, which compiles, and without evaluations: a step ends at 0, 2, 4 and 206."""
     clock = iter([0.0, 2.0, 4.0, 100.0, 200.0, 206.0])
-    monkeypatch.setattr("pangu_sigma.train.metrics.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
         log.record(step_metrics(1, traffic=traffic(1, 1, stall=50.0)))
         log.record(step_metrics(2, traffic=traffic(1, 1, stall=0.5)))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from packaging.requirements import Requirement
 
-_REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
+_REQUIREMENTS = Path(__file__).parents[3] / "requirements.txt"
 _GIB = 1 << 30
 _MEMORY_GIB = 4.0
 """Enough for sigma_tiny with MindSpore's compiler."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def _generate(options: argparse.Namespace) -> int:
     from pangu_sigma.generate.sampling import Sampling
     from pangu_sigma.generate.text import generate
 
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.repetition_penalty)
+    sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     predictor = Predictor.from_run(options.run) if options.run else Predictor.from_export(options.model)
     answers = generate(predictor, prompts, options.max_new_tokens, sampling, options.seed)
     text = "\n".join(f"[{answer.domain}] {answer.prompt}|{answer.text}" for answer in answers)

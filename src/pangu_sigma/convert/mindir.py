@@ -56,15 +56,17 @@ def export_mindir(run_path: Path, output: Path) -> Path:
 def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
     """Reload an exported model and compare its greedy tokens with the checkpoint's, one short prompt per domain.
 
-    Returns the number of tokens that were equal. Raises ExportError when one is not.
+    Returns the number of generated tokens, all equal; an <eot> that ends an answer counts. Raises ExportError when one is not.
     """
     original, reloaded = Predictor.from_run(run_path), Predictor.from_export(output)
     prompts = [(domain.name, OPENINGS[domain.language]) for domain in domains_of(original.config)]
     expected, found = (generate(model, prompts, tokens) for model in (original, reloaded))
-    for one, other in zip(expected, found, strict=True):
-        if one.ids != other.ids:
+    equal = 0
+    for domain, one, other in zip(domains_of(original.config), expected, found, strict=True):
+        if (one.ids, one.finished) != (other.ids, other.finished):
             raise ExportError(
                 f"{output}: greedy tokens of domain {one.domain} are {other.ids}, the checkpoint's are {one.ids}; "
                 "do not use this export"
             )
-    return sum(len(answer.ids) for answer in expected)
+        equal += len(one.ids) - len(original.tokenizer.prompt(one.prompt, domain)) + one.finished
+    return equal

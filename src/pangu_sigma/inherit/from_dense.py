@@ -1,8 +1,8 @@
 """A dense run becomes the step 0 of a sparse one.
 
-    parent, L dense layers                    child, M dense + N RRE layers, M + N = L
+    parent, L + N dense layers                child, L dense + N RRE layers
     attention, LayerNorm, positions       →   the same, one to one
-    FFN of the lower M layers             →   the same
+    FFN of the lower L layers             →   the same
     FFN of the upper N layers             →   every expert of that layer, an equal copy; without a gate the sum is unchanged
     embedding rows                        →   rows of the same tokens in every slot; tokens the parent lacks are drawn anew
 
@@ -12,6 +12,7 @@ N(0, model.init_std).
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import FIRST_ENGLISH, Vocabulary
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.predictor import Predictor
@@ -35,34 +35,44 @@ COMPARED_TOKENS = 32
 def inherit(parent: Path, config: Config, folder: Path) -> Receipt:
     """Make `folder` a run of `config` whose step 0 is the newest intact checkpoint of the dense run `parent`.
 
-    `train` goes on from there. Raises ConfigError when `folder` exists, when the parent is sparse, or when it differs from the
-    child in a key that must be equal; CheckpointError and DataError as training does.
+    The folder appears whole or not at all, and `train` goes on from it. Raises ConfigError when `folder` exists, when the parent is
+    sparse, or when it differs from the child in a key that must be equal; CheckpointError and DataError as training does.
     """
     if folder.exists():
         raise ConfigError(f"{folder} exists; choose another folder with --run")
     source = RunFolder.open(parent)
     _check_shapes(source.config, config)
+    parents = [parent_slot(name, slot_names(source.config)) for name in slot_names(config)]
     checkpoint = load_checkpoint(source.checkpoints, source.identity)
     dense, _ = load_trained(source, checkpoint)
     values = {name: parameter.asnumpy() for name, parameter in dense.parameters_and_names()}
-    trainer = Trainer(config, folder)
-    copied = _copy_shared(values, trainer, config)
-    replicated = _replicate_experts(values, trainer, config)
-    slots = _copy_slots(values["embedding"], source.tokenizer, source.config, trainer)
-    trainer.save()
-    trainer.ranks.leave()
-    receipt = Receipt(
-        parent=str(parent),
-        parent_step=checkpoint.step,
-        copied=copied + sum(s.copied for s in slots) * config.model.hidden,
-        replicated=replicated,
-        copies=config.experts,
-        slots=slots,
-        tokens_compared=COMPARED_TOKENS,
-        logit_difference=_compare(parent, folder),
-    )
-    receipt.save(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
+        child = Path(unfinished) / folder.name
+        trainer = Trainer(config, child)
+        copied = _copy_shared(values, trainer)
+        replicated = _replicate_experts(values, trainer)
+        slots = _copy_slots(values["embedding"], source, parents, trainer)
+        trainer.save()
+        trainer.ranks.leave()
+        receipt = Receipt(
+            parent=str(parent),
+            parent_step=checkpoint.step,
+            copied=copied + sum(s.copied for s in slots) * config.model.hidden,
+            replicated=replicated,
+            copies=config.experts,
+            slots=slots,
+            tokens_compared=COMPARED_TOKENS,
+            logit_difference=_compare(parent, child),
+        )
+        receipt.save(child)
+        child.rename(folder)
     return receipt
+
+
+def slot_names(config: Config) -> list[str]:
+    """Names of the embedding slots of a configuration, in their order."""
+    return domains_of(config).slot_names
 
 
 def _check_shapes(parent: Config, child: Config) -> None:
@@ -83,7 +93,7 @@ def _check_shapes(parent: Config, child: Config) -> None:
         )
 
 
-def _copy_shared(values: dict[str, np.ndarray], trainer: Trainer, config: Config) -> int:
+def _copy_shared(values: dict[str, np.ndarray], trainer: Trainer) -> int:
     """Copy everything but the embedding and the FFNs that become experts; returns how many parameters."""
     copied = 0
     for name, parameter in trainer.network.parameters_and_names():
@@ -93,13 +103,13 @@ def _copy_shared(values: dict[str, np.ndarray], trainer: Trainer, config: Config
     return copied
 
 
-def _replicate_experts(values: dict[str, np.ndarray], trainer: Trainer, config: Config) -> int:
+def _replicate_experts(values: dict[str, np.ndarray], trainer: Trainer) -> int:
     """Copy the FFN of each upper layer to all experts of it; returns how many parameters of the parent."""
-    replicated = 0
-    for layer in range(config.model.rre_layers):
+    replicated, model = 0, trainer.config.model
+    for layer in range(model.rre_layers):
         stored = trainer.store.layer_parameters(layer)
         for name in FFN_TENSORS:
-            value = values[f"layers.{config.model.dense_layers + layer}.ffn.{name}"]
+            value = values[f"layers.{model.dense_layers + layer}.ffn.{name}"]
             for expert in stored[name].asnumpy():
                 expert[...] = value
                 trainer.store.tier.release()
@@ -107,24 +117,22 @@ def _replicate_experts(values: dict[str, np.ndarray], trainer: Trainer, config: 
     return replicated
 
 
-def _copy_slots(embedding: np.ndarray, parent: Tokenizer, config: Config, trainer: Trainer) -> list[SlotReceipt]:
-    """Copy the parent's row of each token to the rows of that token in every slot."""
-    child, names = trainer.run.tokenizer, domains_of(trainer.config).slot_names
+def _copy_slots(embedding: np.ndarray, source: RunFolder, parents: list[int], trainer: Trainer) -> list[SlotReceipt]:
+    """Copy the parent's row of each token to the rows of that token in every slot. parents: the parent's slot of each slot."""
+    parent, child, names = source.tokenizer, trainer.run.tokenizer, slot_names(trainer.config)
     known_V = parent_ids(parent.vocabulary, child.vocabulary)
-    parent_names = domains_of(config).slot_names
-    table_SRH = embedding.reshape(len(parent_names), -1, embedding.shape[-1])
-    parameters = dict(trainer.network.parameters_and_names())
-    target_SRH = parameters["embedding"].asnumpy().reshape(len(names), -1, embedding.shape[-1])
+    table_SRH = embedding.reshape(len(parent.slot_rows), -1, embedding.shape[-1])
+    own = dict(trainer.network.parameters_and_names())["embedding"].asnumpy()
+    target_SRH = own.reshape(len(names), -1, embedding.shape[-1])
     receipts = []
-    for slot, name in enumerate(names):
-        source = parent_slot(name, parent_names)
+    for slot, (name, of_parent) in enumerate(zip(names, parents, strict=True)):
         used = np.flatnonzero(child.slot_rows[slot] >= 0)
         ids = known_V[child.slot_rows[slot, used]]
-        rows = np.where(ids >= 0, parent.row_of[source, np.maximum(ids, 0)], -1)
+        rows = np.where(ids >= 0, parent.row_of[of_parent, np.maximum(ids, 0)], -1)
         known = rows >= 0
-        target_SRH[slot, used[known]] = table_SRH[source, rows[known]]
+        target_SRH[slot, used[known]] = table_SRH[of_parent, rows[known]]
         count = int(known.sum())
-        receipts.append(SlotReceipt(name, parent_names[source], len(used), count, len(used) - count))
+        receipts.append(SlotReceipt(name, slot_names(source.config)[of_parent], len(used), count, len(used) - count))
     return receipts
 
 
@@ -155,7 +163,7 @@ def _compare(parent: Path, child: Path) -> dict[str, float]:
     parent_domains = domains_of(before.config)
     differences = {}
     for domain in domains_of(after.config):
-        slot = parent_slot(domains_of(after.config).slot_names[domain.slot], parent_domains.slot_names)
+        slot = parent_slot(slot_names(after.config)[domain.slot], parent_domains.slot_names)
         theirs = parent_domains.in_slot(slot)[0]
         rows = np.flatnonzero(after.tokenizer.slot_rows[domain.slot] >= 0)
         ids = after.tokenizer.slot_rows[domain.slot, rows]

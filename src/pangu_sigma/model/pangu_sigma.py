@@ -1,7 +1,7 @@
 """The whole network of PanGu-Σ.
 
     rows of the domain's embedding slot + positions
-      → M dense layers        LayerNorm, attention, LayerNorm, FFN            all domains share them
+      → L dense layers        LayerNorm, attention, LayerNorm, FFN            all domains share them
       → N RRE layers          the same attention, but the FFN is one expert   chosen by domain and token id
         the last layer is PanGu-α's query layer: its query is a table of positions, not the hidden state
       → logits over the domain's own embedding slot (tied)

@@ -21,8 +21,8 @@ from pangu_sigma.rre.table import RoutingTable
 class RoutingPlan:
     """The way of the T tokens of a batch through each RRE layer. All arrays are int32.
 
-    active_NA: ids of the experts with at least one token, ascending. Unused entries hold `stored` (one past the last expert) and
-        have no tokens, so nothing is multiplied or updated for them.
+    active_NA: ids of the experts with at least one token, or of all if every expert has an entry, ascending. Unused entries hold
+        `stored` (one past the last expert) and have no tokens, so nothing is multiplied or updated there.
     order_NT: row i of the sorted tokens is token order[i]. Tokens of one expert keep their order in the batch.
     inverse_NT: token t is row inverse[t] of the sorted tokens.
     offsets_NA1: the tokens of the expert at entry a are the sorted rows offsets[a] … offsets[a + 1] - 1.

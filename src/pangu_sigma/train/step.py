@@ -31,7 +31,7 @@ from pangu_sigma.parallel.reduce import gradients_of
 
 
 class StepResult(NamedTuple):
-    """The report of a step; all tensors on the host side of the graph."""
+    """What a step reports. Its tensors are results of the graph, read on the host."""
 
     block_loss_GM: tuple[Tensor, ...]
     """Weighted loss of each block; the sum is the loss of the update."""
