@@ -115,6 +115,15 @@ def test_an_id_without_a_row_is_refused_by_domain(predictor, domains):
         predictor.next_logits([[4, missing]], [en])
 
 
+def test_an_id_that_does_not_exist_is_refused(predictor, domains):
+    size = predictor.tokenizer.size
+    for wrong in (-1, size, 10**12):
+        with pytest.raises(
+            ConfigError, match=f"token id {wrong} does not exist; this model has the ids 0 … {size - 1}"
+        ):
+            predictor.next_logits([[4, wrong]], [domains.named("en")])
+
+
 def test_folders_that_hold_no_model_are_refused(tiny_data, tmp_path):
     with pytest.raises(ConfigError, match="is not a run folder"):
         Predictor.from_run(tmp_path)

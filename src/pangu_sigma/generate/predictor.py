@@ -75,7 +75,8 @@ class Predictor:
     def next_logits(self, sequences: list[list[int]], domains: list[Domain]) -> np.ndarray:
         """Logits over the rows of each sequence's slot, float32 [B, R]; rows without a token hold -inf.
 
-        Raises ConfigError for an empty sequence, one longer than model.seq_length, or an id the domain's slot has no row for.
+        Raises ConfigError for an empty sequence, one longer than model.seq_length, an id that does not exist, or one for which the
+        domain's slot has no row.
         """
         return self._logits(self.inputs(sequences, domains))
 
@@ -108,6 +109,11 @@ class Predictor:
         ids_BS = np.full((len(sequences), lengths_B.max()), self.tokenizer.eot, np.int64)
         for b, ids in enumerate(sequences):
             ids_BS[b, : len(ids)] = ids
+        outside = ids_BS[(ids_BS < 0) | (ids_BS >= self.tokenizer.size)]
+        if len(outside):  # a negative one would silently be counted from the end
+            raise ConfigError(
+                f"token id {outside[0]} does not exist; this model has the ids 0 … {self.tokenizer.size - 1}"
+            )
         domains_B = np.array([d.index for d in domains])
         slots_B = np.array([d.slot for d in domains], np.int32)
         rows_BS = self.tokenizer.row_of[slots_B[:, None], ids_BS]
