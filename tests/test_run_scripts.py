@@ -49,7 +49,8 @@ def folder(tmp_path) -> Path:
 def run(script: str | Path, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a script with the interpreter and the command `pangu-sigma` of this environment."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    others = {k: v for k, v in os.environ.items() if not k.startswith("HCCL_")}  # MindSpore sets some when it joins ranks
+    # without what MindSpore has set in this process when it joined ranks
+    others = {name: value for name, value in os.environ.items() if not name.startswith("HCCL_")}
     environment = others | {"PATH": path, "PYTHON": sys.executable} | variables
     return subprocess.run(["bash", script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
 
