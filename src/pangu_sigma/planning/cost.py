@@ -45,7 +45,7 @@ MATMUL_EFFICIENCY = 0.465
 
 HOST_UPDATE_BANDWIDTH = 10.0e9
 """Bytes per second that the Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it holds
-everything that grew with the experts there. It is low: the Adam of this repository moves about 50e9 on two cores (`kernel` in
+everything that grew with the experts there. It is low: the Adam of this repository moves 35e9 on two cores of a CPU (`kernel` in
 bench/README.md, 28 bytes for each parameter)."""
 
 
