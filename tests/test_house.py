@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    ["errors", "config", "config_file", "domains", "device", "mindformers_import", "shipped"],
+    ["errors", "config", "config_file", "domains", "device", "lock", "mindformers_import", "sealed", "shipped"],
     ["rre"],
     ["model", "parallel"],
     ["data", "ecss", "optimizer"],

@@ -255,7 +255,7 @@ def interrupt(*_: object) -> None:
 def test_a_crash_at_any_flush_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int):
     save(tmp_path, 100)
     calls = iter(range(100))
-    sync = module._sync
+    sync = module.sync
 
     def crash(path: Path) -> None:
         if next(calls) == call:
@@ -263,7 +263,7 @@ def test_a_crash_at_any_flush_leaves_a_whole_checkpoint(tmp_path: Path, monkeypa
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_sync", crash)
+        patch.setattr(module, "sync", crash)
         try:
             save(tmp_path, 200)
         except KeyboardInterrupt:

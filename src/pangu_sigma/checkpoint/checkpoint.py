@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -27,12 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, decode_parts, encode_parts
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, write_arrays
 from pangu_sigma.errors import UserError
 from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
+from pangu_sigma.sealed import UNFINISHED, as_json, fingerprint, sealed, sync
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +40,6 @@ FORMAT = 1
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 STATE = "state.json"
-UNFINISHED = ".unfinished-"
-"""Prefix of directories that a save has not completed; the next save removes them."""
 RANK_NOTE = ".written-"
 """Prefix of files in which ranks tell rank 0 what they wrote."""
 PARTS = "parts"
@@ -127,7 +123,7 @@ def save_checkpoint(
         with ranks.together("writing a checkpoint"):
             written = _write_files(unfinished, files, after_chunk)
             if not ranks.first:
-                (unfinished / f"{RANK_NOTE}{ranks.rank}").write_bytes(_json(written))
+                (unfinished / f"{RANK_NOTE}{ranks.rank}").write_bytes(as_json(written))
         with ranks.together("completing a checkpoint"):
             if ranks.first:
                 _write_manifest(unfinished, step, written, encoded_state, identity)
@@ -179,7 +175,7 @@ def _check_arguments(step: int, files: Files, keep: int) -> None:
 
 def _encode_state(state: dict[str, Any]) -> bytes:
     try:
-        return _json(state)
+        return as_json(state)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"{STATE}: {error}; state must be plain finite JSON values, put arrays in a file"
@@ -194,8 +190,8 @@ def _write_files(folder: Path, files: Files, after_chunk: Callable[[], None]) ->
         parts = {name: array.part for name, array in arrays.items() if not array.is_whole}
         metadata = {PARTS: encode_parts(parts)} if parts else None
         write_arrays(file, {name: array.values for name, array in arrays.items()}, after_chunk, metadata)
-        written[file.name] = _fingerprint(file)
-        _sync(file)
+        written[file.name] = fingerprint(file)
+        sync(file)
     return written
 
 
@@ -206,11 +202,11 @@ def _write_manifest(folder: Path, step: int, written: dict[str, Any], state: byt
         files |= json.loads(note.read_bytes())
         note.unlink()
     (folder / STATE).write_bytes(state)
-    files[STATE] = _fingerprint(folder / STATE)
+    files[STATE] = fingerprint(folder / STATE)
     body = {"format": FORMAT, "step": step, "files": files, "identity": asdict(identity)}
-    (folder / MANIFEST).write_bytes(_sealed(body))
+    (folder / MANIFEST).write_bytes(sealed(body))
     for path in (folder / STATE, folder / MANIFEST, folder):
-        _sync(path)
+        sync(path)
 
 
 def _move_into_place(unfinished: Path, target: Path) -> None:
@@ -222,15 +218,15 @@ def _move_into_place(unfinished: Path, target: Path) -> None:
         shutil.rmtree(aside)
     else:
         unfinished.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _write_latest(root: Path, name: str) -> None:
     fresh = root / f"{UNFINISHED}{LATEST}"
     fresh.write_text(f"{name}\n", encoding="utf-8")
-    _sync(fresh)
+    sync(fresh)
     fresh.replace(root / LATEST)
-    _sync(root)
+    sync(root)
 
 
 def _prune(root: Path, step: int, keep: int) -> None:
@@ -251,15 +247,6 @@ def _remove_leftovers(root: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _candidates(root: Path) -> list[Path]:
@@ -328,7 +315,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{file}: {error.strerror}; use another checkpoint") from error
     except (ValueError, AttributeError) as error:
         raise DamagedCheckpoint(f"{file}: is not the JSON that was saved; use another checkpoint") from error
-    if _sealed(body) != content:
+    if sealed(body) != content:
         raise DamagedCheckpoint(f"{file}: its content does not match its own hash; use another checkpoint")
     if body["format"] != FORMAT:
         raise CheckpointError(
@@ -339,7 +326,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _verify(file: Path, recorded: dict[str, Any]) -> None:
     try:
-        found = _fingerprint(file)
+        found = fingerprint(file)
     except OSError as error:
         raise DamagedCheckpoint(f"{file}: {error.strerror}; use another checkpoint") from error
     for what in ("bytes", "xxh3_128"):
@@ -362,21 +349,3 @@ def _refuse_other(path: Path, found: Identity, expected: Identity) -> None:
         has, wants = getattr(found, key), getattr(expected, key)
         if has != wants:
             raise CheckpointError(f"{path}: made with another {what}: its {key} is {has}, this run's is {wants}; {fix}")
-
-
-def _fingerprint(file: Path) -> dict[str, Any]:
-    """Size and content hash of a file, as the manifest records them."""
-    digest = xxhash.xxh3_128()
-    with open(file, "rb") as stream:
-        while chunk := stream.read(_READ_BYTES):
-            digest.update(chunk)
-        return {"bytes": stream.tell(), "xxh3_128": digest.hexdigest()}
-
-
-def _sealed(body: dict[str, Any]) -> bytes:
-    """`body` as JSON that carries the hash of itself."""
-    return _json({**body, "manifest": xxhash.xxh3_128_hexdigest(_json(body))})
-
-
-def _json(tree: dict[str, Any]) -> bytes:
-    return json.dumps(tree, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,74 @@
+"""One writer in a folder: a lock that the system releases when its process ends, however that is."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+
+from pangu_sigma.errors import UserError
+
+LOCK = "LOCK"
+"""Name of the locked file; it says who writes, and stays behind unlocked."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY)
+"""What file systems without locks answer."""
+
+
+class LockError(UserError, RuntimeError):
+    """Somebody else writes in the folder, or its file system has no locks."""
+
+
+class OneWriter:
+    """The right to write in a folder, while this is used as a context manager. Readers need no right.
+
+    Raises LockError when another process, or another `OneWriter` of this one, has it; then the message says who and since when.
+    """
+
+    def __init__(self, folder: Path, required: bool = True):
+        """folder: made if it is not there. required: False to go on where the file system has no locks."""
+        self._folder, self._required = folder, required
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> OneWriter:
+        file = self._folder / LOCK
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._descriptor, 1000, 0).decode(errors="replace").strip()
+            self._close()
+            if error.errno in _NO_LOCKS and not self._required:
+                return self
+            raise LockError(_explain(file, error, holder)) from error
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{_self()}\n".encode(), 0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _explain(file: Path, error: OSError, holder: str) -> str:
+    if error.errno in _NO_LOCKS:
+        return (
+            f"{file}: this file system has no locks ({error.strerror}), so a second writer would not be noticed; put the folder on "
+            "another one, or take care of it yourself and add --no-lock"
+        )
+    return f"{file.parent} is written by {holder or 'another process'}; wait until it ends, or choose another folder"
+
+
+def _self() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"

@@ -1,0 +1,118 @@
+"""Files that are whole or refused: written by a rename, with content hashes in a list that carries its own hash.
+
+A *sealed* JSON file has the hash of its other contents in it, so that no bit of it changes unseen. A *sealed folder* has such a
+file, `seal.json`, with size and content hash of other files of the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from pangu_sigma.errors import UserError
+
+SEAL = "seal.json"
+"""Name of the file that seals a folder."""
+UNFINISHED = ".unfinished-"
+"""Prefix of files and folders that a killed process has not completed."""
+
+_OWN_HASH = "manifest"
+"""Key of a sealed file's hash of itself."""
+_READ_BYTES = 8 << 20
+
+
+class DamagedFile(UserError, RuntimeError):
+    """A file that is not what was written; the message names it, what is wrong and the way back."""
+
+
+def fingerprint(file: Path) -> dict[str, Any]:
+    """Size and content hash of a file: {"bytes": …, "xxh3_128": …}. Raises OSError."""
+    digest = xxhash.xxh3_128()
+    with open(file, "rb") as stream:
+        while chunk := stream.read(_READ_BYTES):
+            digest.update(chunk)
+        return {"bytes": stream.tell(), "xxh3_128": digest.hexdigest()}
+
+
+def verify(file: Path, recorded: dict[str, Any], fix: str) -> None:
+    """Raise DamagedFile if a file is missing, or not the one whose fingerprint was recorded. fix: what the user can do."""
+    try:
+        found = fingerprint(file)
+    except OSError as error:
+        raise DamagedFile(f"{file}: {error.strerror}; {fix}") from error
+    for what in ("bytes", "xxh3_128"):
+        if found[what] != recorded[what]:
+            raise DamagedFile(
+                f"{file}: {what} is {found[what]}, {recorded[what]} was written; the file is damaged, {fix}"
+            )
+
+
+def sealed(body: dict[str, Any]) -> bytes:
+    """`body` as JSON that carries the hash of itself. Raises ValueError or TypeError for what JSON cannot hold."""
+    return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body))})
+
+
+def unsealed(file: Path, fix: str) -> dict[str, Any]:
+    """The contents of a sealed file. Raises DamagedFile unless its bytes are exactly those that `sealed` gives."""
+    try:
+        content = file.read_bytes()
+        tree = json.loads(content)
+        body = {key: value for key, value in tree.items() if key != _OWN_HASH}
+    except OSError as error:
+        raise DamagedFile(f"{file}: {error.strerror}; {fix}") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
+    if sealed(body) != content:
+        raise DamagedFile(f"{file}: its content does not match its own hash; {fix}")
+    return body
+
+
+def seal_folder(folder: Path, names: Iterable[str], facts: dict[str, Any]) -> None:
+    """Write `seal.json` over files of a folder, which are there already, and flush all of them to the disk.
+
+    facts: what else the seal holds, under other keys than "files".
+    """
+    files = {name: fingerprint(folder / name) for name in sorted(names)}
+    for name in files:
+        sync(folder / name)
+    write_atomically(folder / SEAL, sealed({**facts, "files": files}))
+
+
+def check_folder(folder: Path, fix: str) -> dict[str, Any]:
+    """Verify every file of a sealed folder. Returns the contents of its seal; raises DamagedFile."""
+    body = unsealed(folder / SEAL, fix)
+    for name, recorded in body["files"].items():
+        verify(folder / name, recorded, fix)
+    return body
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside it, flushed, then renamed, over an earlier one if there is one. Raises OSError."""
+    fresh = file.with_name(f"{UNFINISHED}{file.name}")
+    try:
+        fresh.write_bytes(content)
+        sync(fresh)
+        fresh.replace(file)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+    sync(file.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def as_json(tree: dict[str, Any]) -> bytes:
+    """JSON with sorted keys, which is the same for equal trees. Raises ValueError or TypeError for what JSON cannot hold."""
+    return json.dumps(tree, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,65 @@
+"""One writer in a folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from pangu_sigma.lock import LOCK, LockError, OneWriter
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pangu_sigma.lock import OneWriter
+with OneWriter(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A process that writes in tmp_path."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path, other):
+    with pytest.raises(LockError, match=rf"written by process {other.pid} on {socket.gethostname()} since \d{{4}}-"):
+        OneWriter(tmp_path).__enter__()
+
+
+def test_a_killed_process_releases_the_lock(tmp_path, other):
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    with OneWriter(tmp_path):
+        assert str(os.getpid()) in (tmp_path / LOCK).read_text()
+
+
+def test_the_lock_is_free_again_after_the_block(tmp_path):
+    with OneWriter(tmp_path), pytest.raises(LockError):
+        OneWriter(tmp_path).__enter__()
+    with OneWriter(tmp_path):
+        pass
+
+
+def test_without_locks_in_the_file_system_only_who_asks_may_write(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(LockError, match=r"no locks .*--no-lock"):
+        OneWriter(tmp_path).__enter__()
+    with OneWriter(tmp_path, required=False):
+        pass

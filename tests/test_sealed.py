@@ -1,0 +1,67 @@
+"""Sealed files and folders: whole, or refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pangu_sigma.sealed import SEAL, DamagedFile, check_folder, seal_folder, sealed, unsealed, write_atomically
+
+FIX = "copy it again"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "one.bin").write_bytes(bytes(range(64)))
+    (tmp_path / "inner/two.txt").write_text("two")
+    seal_folder(tmp_path, ["one.bin", "inner/two.txt"], {"format": 2})
+    return tmp_path
+
+
+def test_a_sealed_folder_gives_back_its_facts(folder):
+    assert check_folder(folder, FIX)["format"] == 2
+
+
+@pytest.mark.parametrize("name", ["one.bin", "inner/two.txt", SEAL])
+def test_every_flipped_bit_and_every_missing_file_is_named(folder, name):
+    content = (folder / name).read_bytes()
+    for at in range(len(content)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at % 8
+        (folder / name).write_bytes(flipped)
+        with pytest.raises(DamagedFile, match=f"{name}.*{FIX}"):
+            check_folder(folder, FIX)
+    for short in (content[:-1], b""):
+        (folder / name).write_bytes(short)
+        with pytest.raises(DamagedFile, match=name):
+            check_folder(folder, FIX)
+    (folder / name).unlink()
+    with pytest.raises(DamagedFile, match=f"{name}: No such file"):
+        check_folder(folder, FIX)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"3", b"[" * 100_000, json.dumps({"a": 1}).encode()])
+def test_what_was_never_sealed_is_refused(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(DamagedFile, match=r"x\.json"):
+        unsealed(tmp_path / "x.json", FIX)
+
+
+def test_an_equal_tree_has_equal_bytes():
+    assert sealed({"a": 1, "b": [2.5]}) == sealed({"b": [2.5], "a": 1})
+
+
+def test_a_write_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
+    file = tmp_path / "config.yaml"
+    write_atomically(file, b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pangu_sigma.sealed.sync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
