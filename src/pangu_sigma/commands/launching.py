@@ -43,6 +43,13 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--grace", type=float, default=10.0, metavar="S", help="seconds to save in when asked to stop")
     command.add_argument("--wait", type=float, default=300.0, metavar="S", help="seconds to wait for the other nodes")
+    command.add_argument(
+        "--hang-timeout",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="seconds without progress after which ranks count as hung; 0: never",
+    )
     command.add_argument("--dry-run", action="store_true", help="print what each node would start, and start nothing")
 
 
@@ -86,4 +93,5 @@ def _job(config: Config, options: argparse.Namespace) -> Job:
         restarts=options.restarts,
         grace=options.grace,
         wait=options.wait,
+        hang_timeout=options.hang_timeout,
     )

@@ -21,8 +21,10 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pangu_sigma.launching.heartbeat import VARIABLE
 from pangu_sigma.launching.meeting import Peers, Stop, meet
 from pangu_sigma.launching.processes import LaunchError, Processes
+from pangu_sigma.launching.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Job:
     restarts: number of times to start again after a failure.
     grace: seconds that ranks get to save when the launch is asked to stop.
     wait: seconds to wait for the other nodes.
+    hang_timeout: seconds that a rank may do one thing, such as a step, a save or the compilation of the first step; 0: for ever.
     """
 
     command: list[str]
@@ -63,6 +66,7 @@ class Job:
     restarts: int = 0
     grace: float = 10.0
     wait: float = 300.0
+    hang_timeout: float = 1800.0
     facts: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -153,6 +157,9 @@ def check_job(job: Job) -> None:
 
 def check_numbers(job: Job) -> None:
     """Raise LaunchError for numbers that are wrong on any node."""
+    for option, value in (("--restarts", job.restarts), ("--hang-timeout", job.hang_timeout)):
+        if value < 0:
+            raise LaunchError(f"{option} {value} is negative; use 0 or more")
     if job.nodes < 1 or job.ranks % job.nodes:
         raise LaunchError(
             f"{job.ranks} processes cannot be divided among --nodes {job.nodes}: every node runs the same number; use a divisor"
@@ -192,10 +199,13 @@ def _run_once(job: Job, name: str) -> tuple[int, bool]:
         logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
         with (
             _Asked(job.node) as asked,
-            Processes(job.msrun(folder), _environment(job), job.gate, folder, job.ranks_here) as processes,
+            Processes(
+                job.msrun(folder), _environment(job) | {VARIABLE: str(folder)}, job.gate, folder, job.ranks_here
+            ) as processes,
         ):
+            watchdog = Watchdog(folder, job.hang_timeout)
             follower = _Follower(processes.log("rank 0") if job.node == 0 else Path(os.devnull))
-            stop = _watch(processes, peers, asked, follower)
+            stop = _watch(processes, peers, asked, watchdog, follower)
             if stop is None:
                 return 0, False
             logger.error("%s; stopping all ranks", stop.reason)
@@ -205,11 +215,11 @@ def _run_once(job: Job, name: str) -> tuple[int, bool]:
     return (stop.status, stop.status == 1) if stop.status else (int(not well), False)
 
 
-def _watch(processes: Processes, peers: Peers, asked: _Asked, follower: _Follower) -> Stop | None:
+def _watch(processes: Processes, peers: Peers, asked: _Asked, watchdog: Watchdog, follower: _Follower) -> Stop | None:
     """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them."""
     done = False
     while not peers.ended:
-        stop = _failure(processes) or asked.stop or peers.wait(_POLL_SECONDS)
+        stop = _failure(processes) or asked.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
         follower.copy()
         if stop:
             return stop
@@ -228,6 +238,17 @@ def _failure(processes: Processes) -> Stop | None:
     log = processes.log(first.name)
     logger.error("%s (%s); the end of %s:\n%s", first, socket.gethostname(), log, processes.last_lines(first.name))
     return Stop(f"{first} ({socket.gethostname()})", 2 if first.status == 2 else 1)
+
+
+def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
+    """The ranks that stand still, if any do; what their logs then show."""
+    hung = watchdog.hung(processes.ranks)
+    if hung is None:
+        return None
+    for rank in processes.ranks:
+        name = f"rank {rank}"
+        logger.error("the end of %s:\n%s", processes.log(name), processes.last_lines(name))
+    return Stop(f"{hung} ({socket.gethostname()})", 1)
 
 
 def _end(processes: Processes, asked: _Asked, grace: float) -> bool:

@@ -89,6 +89,11 @@ class Processes:
         """Names of the ranks that have not ended, and `msrun` until it has started them."""
         return [name for name in self._names.values() if name != SCHEDULER]
 
+    @property
+    def ranks(self) -> dict[int, int]:
+        """Process ids of the ranks that have not ended, by rank."""
+        return {int(name.removeprefix("rank ")): pid for pid, name in self._names.items() if name.startswith("rank ")}
+
     def log(self, name: str) -> Path:
         """Log file of a process, as msrun names it. That of msrun is named after the first rank: nodes may share the folder."""
         log = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")

@@ -13,6 +13,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.launching.heartbeat import Heartbeat
 from pangu_sigma.optimizer.schedule import Schedule
 from pangu_sigma.train.backend import Backend, CpuBackend
 from pangu_sigma.train.feed import Feed
@@ -35,6 +36,8 @@ class Trainer:
         """folder: the run's; training goes on from its newest checkpoint if it has one. backend: the devices to train on."""
         self.config, self.backend = config, backend
         self.ranks = backend.join(config)
+        self.heart = Heartbeat(self.ranks.rank)
+        self.heart.beat("the start")
         self.run = RunFolder.create(folder, config, self.ranks)
         ms.set_seed(config.seed)  # again: what joins ranks may have drawn
         self.built = backend.build(config, self.ranks, self.run)
@@ -66,7 +69,10 @@ class Trainer:
 
     def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
         """Take one step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
+        step = self.progress.step + 1
+        self.heart.beat(f"the batch of step {step}")
         fed = self.feed.take()
+        self.heart.beat(f"step {step}")
         rate = self.schedule(self.progress.updates + 1)
         result = self.backend.take_step(self.built, rate, fed)
         self.progress.advance(bool(result.applied.asnumpy()), fed.cursor)
@@ -101,6 +107,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the state after the last step."""
+        self.heart.beat(f"the save after step {self.progress.step}")
         return save_checkpoint(
             self.run.checkpoints,
             self.progress.step,
@@ -136,6 +143,7 @@ def train(config: Config, folder: Path, backend: Backend = CPU) -> Trainer:
             stopped = ranks.any(stop.requested)
             with log.paused():
                 if last or (step % options.eval_interval == 0 and not stopped):
+                    trainer.heart.beat(f"the evaluation after step {step}")
                     log.evaluation(step, evaluator.losses())
                     trainer.store.tier.release()
                 if step % options.checkpoint_interval == 0 or last or stopped:

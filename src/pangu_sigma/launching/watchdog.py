@@ -1,0 +1,80 @@
+"""The watchdog of a node: it notices ranks that stand still, and says which of them the others wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from pangu_sigma.launching.heartbeat import SHOW_STACK, Beat, last_beat
+
+_LOOK_SECONDS = 1.0
+"""Seconds between two looks at the files, which may be on a slow disk."""
+_STACK_SECONDS = 2.0
+"""Seconds that ranks get to write their stacks."""
+_STOPPED = ("T", "t")
+"""States of a process that a signal or a debugger has stopped, in /proc."""
+
+
+class Watchdog:
+    """Watches the heartbeats of the ranks of a node."""
+
+    def __init__(self, folder: Path, seconds: float):
+        """folder: of the heartbeats. seconds: how long a rank may do one thing, such as a step or a save; 0: for ever."""
+        self._folder, self._seconds = folder, seconds
+        self._next_look = 0.0
+
+    def hung(self, pids: dict[int, int]) -> str | None:
+        """What to say if ranks stand still, after all of them were asked to write their stacks to their logs; else None.
+
+        pids: the processes of the ranks that run here, by rank. A rank that has not had its first beat is not watched: what its
+        imports wait for ends by itself.
+        """
+        now = time.monotonic()
+        if not self._seconds or now < self._next_look:
+            return None
+        self._next_look = now + _LOOK_SECONDS
+        beats = {rank: beat for rank in pids if (beat := last_beat(self._folder, rank))}
+        late = {rank: beat for rank, beat in beats.items() if time.time() - beat.at > self._seconds}
+        if not late:
+            return None
+        states = {rank: _state(pid) for rank, pid in pids.items()}
+        _show_stacks(pids, states)
+        return _explain(late, states, self._seconds)
+
+
+def _explain(late: dict[int, Beat], states: dict[int, str], seconds: float) -> str:
+    """Names the ranks that the others wait for: those that are stopped, or else those that are behind."""
+    fewest = min(beat.number for beat in late.values())
+    stopped = [rank for rank in late if states[rank] in _STOPPED]
+    behind = stopped or [rank for rank, beat in late.items() if beat.number == fewest]
+    named = ", ".join(
+        f"rank {rank} in {late[rank].doing}{' (its process is stopped)' if rank in stopped else ''}" for rank in behind
+    )
+    others = len(late) - len(behind)
+    waiting = (
+        f"; {others} other rank{'s' if others > 1 else ''} of this node wait{'s' if others == 1 else ''}"
+        if others
+        else ""
+    )
+    return f"no progress for {seconds:g} s (--hang-timeout): {named}{waiting}; the stack of each rank is in its log"
+
+
+def _state(pid: int) -> str:
+    """State letter of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def _show_stacks(pids: dict[int, int], states: dict[int, str]) -> None:
+    """Ask every rank for its stacks, and give it time to write them. A stopped one is let go on for it: it is killed afterwards."""
+    for rank, pid in pids.items():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, SHOW_STACK)
+            if states[rank] in _STOPPED:
+                os.kill(pid, signal.SIGCONT)
+    time.sleep(_STACK_SECONDS)

@@ -1,0 +1,67 @@
+"""What a rank says of itself, and its stack when it is asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers.launched import eventually
+
+from pangu_sigma.launching.heartbeat import SHOW_STACK, VARIABLE, Heartbeat, last_beat
+
+WAITS = """
+import threading
+from pangu_sigma.launching.heartbeat import Heartbeat
+def waiting_in_the_main_thread():
+    threading.Event().wait()
+Heartbeat(3).beat("step 7")
+waiting_in_the_main_thread()
+"""
+
+
+def test_the_last_beat_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    heart = Heartbeat(2)
+    heart.beat("step 1")
+    heart.beat("the save after step 1")
+    beat = last_beat(tmp_path, 2)
+    assert (beat.number, beat.doing) == (2, "the save after step 1")
+    assert time.time() - beat.at < 60
+    assert last_beat(tmp_path, 0) is None
+
+
+def test_without_a_launcher_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    Heartbeat(0).beat("step 1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_does_not_stop_the_rank(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "gone"))
+    Heartbeat(0).beat("step 1")
+
+
+@pytest.mark.parametrize("content", ["", "3", "x 1.0 step", "3 y step"])
+def test_a_beat_that_is_half_written_is_none(tmp_path, content):
+    (tmp_path / "heartbeat_0").write_text(content)
+    assert last_beat(tmp_path, 0) is None
+
+
+def test_a_process_shows_its_stack_when_asked_and_goes_on(tmp_path):
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        rank = subprocess.Popen(
+            [sys.executable, "-c", WAITS], env=os.environ | {VARIABLE: str(tmp_path)}, stderr=output
+        )
+    try:
+        eventually(lambda: last_beat(tmp_path, 3))
+        os.kill(rank.pid, SHOW_STACK)
+        eventually(lambda: "waiting_in_the_main_thread" in log.read_text())
+        assert rank.poll() is None
+    finally:
+        rank.kill()
+        rank.wait()
