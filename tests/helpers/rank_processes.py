@@ -15,8 +15,19 @@ MAIN = "import sys; from pangu_sigma.cli import main; sys.exit(main(sys.argv[1:]
 class RankProcesses:
     """The processes of a run; kills what is left of them when its block ends."""
 
-    def __init__(self, ranks: int, arguments: list[str], logs: Path):
-        """logs: folder for what each rank prints, `<rank>.log`."""
+    def __init__(
+        self,
+        ranks: int,
+        arguments: list[str],
+        logs: Path,
+        own: dict[int, dict[str, str]] | None = None,
+        program: str = MAIN,
+    ):
+        """logs: folder for what each rank prints, `<rank>.log`.
+        own: environment variables of single ranks.
+        program: Python that they run with `arguments`.
+        """
+        self._program = program
         logs.mkdir(parents=True, exist_ok=True)
         shared = {
             **os.environ,
@@ -27,16 +38,17 @@ class RankProcesses:
         }
         self.logs = [logs / f"{rank}.log" for rank in range(ranks)]
         self.workers = [
-            self._start(arguments, {**shared, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank)}, log)
+            self._start(
+                arguments, {**shared, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), **(own or {}).get(rank, {})}, log
+            )
             for rank, log in enumerate(self.logs)
         ]
         self.scheduler = self._start(arguments, {**shared, "MS_ROLE": "MS_SCHED"}, logs / "scheduler.log")
 
-    @staticmethod
-    def _start(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
+    def _start(self, arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
         with log.open("w") as output:
             return subprocess.Popen(
-                [sys.executable, "-c", MAIN, *arguments], env=environment, stdout=output, stderr=output
+                [sys.executable, "-c", self._program, *arguments], env=environment, stdout=output, stderr=output
             )
 
     def __enter__(self) -> RankProcesses:

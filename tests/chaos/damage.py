@@ -1,0 +1,149 @@
+"""Files of a checkpoint, an export, prepared data and a run folder, damaged one at a time: found before use, and named."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from chaos.cases import TRAIN, Case, command, configuration, data, once
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.config_file import load_config
+from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.errors import UserError
+from pangu_sigma.generate.predictor import Predictor
+
+COUNTS = {"flipped": 200, "cut": 50, "deleted": 20, "emptied": 20, "swapped": 20}
+"""How many files are damaged in each way; the four kinds of folders take turns."""
+
+
+def cases(work: Path, full: bool) -> Sequence[Case]:
+    """All of them, also in the short form: each takes less than a second."""
+    whole = once(work, "damage", partial(_whole, work))
+    return [
+        Case(f"{how}_{kind}_{number}", partial(_check, whole, how, kind, number))
+        for how, count in COUNTS.items()
+        for number in range(count if full else max(len(READ), count // 2))
+        for kind in [list(READ)[number % len(READ)]]
+    ]
+
+
+def _whole(work: Path, folder: Path) -> None:
+    """A run of three checkpoints, its data and its export."""
+    shutil.copytree(data(work), folder / "data")
+    config = configuration(folder, folder / "data")
+    for arguments in ([str(config), "--run", str(folder / "run")],):
+        status, said = command([*TRAIN, *arguments])
+        assert status == 0, said
+    export = [*TRAIN[:-1], "export", str(folder / "run"), "--output", str(folder / "export")]
+    status, said = command(export)
+    assert status == 0, said
+
+
+def _check(whole: Path, how: str, kind: str, number: int, folder: Path) -> str:
+    rng = np.random.default_rng([number, list(COUNTS).index(how)])
+    root = whole / KINDS[kind]
+    files = sorted(path for path in root.rglob("*") if path.is_file() and _is_read(kind, path.relative_to(root)))
+    file = files[int(rng.integers(len(files)))]
+    others = [path for path in files if path.suffix == file.suffix and path.read_bytes() != file.read_bytes()]
+    with _damaged(file, how, rng, others), _warnings() as said:
+        try:
+            found = READ[kind](whole)
+        except UserError as error:
+            found = str(error)
+    assert found is not None, f"{file.relative_to(whole)} {how}: used without a word"
+    text = f"{found} {' '.join(said)}"
+    assert file.name in text, f"{file.relative_to(whole)} {how}: not named in {text[:300]!r}"
+    return ""
+
+
+@contextlib.contextmanager
+def _damaged(file: Path, how: str, rng: np.random.Generator, others: list[Path]) -> Iterator[None]:
+    """The file, damaged; as it was at the end."""
+    content = file.read_bytes()
+    try:
+        match how:
+            case "flipped":
+                at = int(rng.integers(len(content)))
+                file.write_bytes(content[:at] + bytes([content[at] ^ 1 << int(rng.integers(8))]) + content[at + 1 :])
+            case "cut":
+                file.write_bytes(content[: int(rng.integers(len(content)))])
+            case "deleted":
+                file.unlink()
+            case "emptied":
+                file.write_bytes(b"")
+            case "swapped" if others:
+                file.write_bytes(others[int(rng.integers(len(others)))].read_bytes())
+            case "swapped":
+                file.write_bytes(bytes(len(content)))
+        yield
+    finally:
+        file.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What is logged in the block."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def _read_checkpoint(whole: Path) -> str | None:
+    """Falls back by name from the newest checkpoint."""
+    return "the one before" if load_checkpoint(whole / "run" / "checkpoints").step < 6 else None
+
+
+def _read_export(whole: Path) -> str | None:
+    Predictor.from_export(whole / "export")
+    return None
+
+
+def _read_data(whole: Path) -> str | None:
+    """Opens the prepared data and reads every sample of both splits once."""
+    config = load_config(whole / "config.yaml")
+    load_manifest(whole / "data")
+    tokenizer = Tokenizer.load(whole / "data" / "tokenizer")
+    table = RunFolder.open(whole / "run").table
+    for split in ("train", "held_out"):
+        samples = Batches(config, whole / "data", tokenizer, table, split).samples
+        for domain, count in enumerate(samples.counts):
+            for number in range(count):
+                samples.read(domain, number)
+    return None
+
+
+def _read_run(whole: Path) -> str | None:
+    RunFolder.open(whole / "run")
+    return None
+
+
+READ: dict[str, Callable[[Path], str | None]] = {
+    "checkpoint": _read_checkpoint,
+    "export": _read_export,
+    "data": _read_data,
+    "run": _read_run,
+}
+"""What reads each kind of folder. None: nothing was noticed."""
+
+KINDS = {"checkpoint": "run/checkpoints/step_00000006", "export": "export", "data": "data", "run": "run"}
+
+
+def _is_read(kind: str, path: Path) -> bool:
+    """True for the files that a reader of this kind of folder needs; the others say nothing to it."""
+    if kind == "run":
+        return path.parts[0] in ("config.yaml", "tokenizer", "routing.npz", "seal.json")
+    return kind != "data" or path.name not in ("quarantine.jsonl", "frequencies.npy")

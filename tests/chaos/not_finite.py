@@ -1,0 +1,132 @@
+"""Gradients that are not finite: in all tokens, in one token, on one rank. Exactly those steps change nothing, on all ranks."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import yaml
+from helpers.rank_processes import RankProcesses
+
+from chaos.cases import Case, configuration, data
+
+_BAD = {"nan": np.nan, "infinity": np.inf, "minus_infinity": -np.inf}
+
+
+def cases(work: Path, full: bool) -> Sequence[Case]:
+    """Fifty: half of them in the loss of all tokens of a block, half in one token that one expert of each layer sees."""
+    count = 50 if full else 12
+    one_process = [
+        Case(f"{where}_{n}", partial(_one_process, where, n)) for n in range(count // 2) for where in ("block", "token")
+    ]
+    return one_process + [Case(f"rank_{n}", partial(_one_rank, work, n)) for n in range(6 if full else 1)]
+
+
+@functools.cache
+def _toy():
+    """One compiled step for all cases."""
+    from helpers.toy import Toy, toy_config
+
+    from pangu_sigma.device import use_cpu
+
+    use_cpu()
+    folder = Path(tempfile.mkdtemp(prefix="chaos-toy-"))
+    return Toy.build(toy_config(train={"loss_scale": {"initial": 1024.0, "window": 3}}), folder)
+
+
+def _one_process(where: str, number: int, folder: Path) -> str:
+    from helpers.toy import bits
+
+    toy, rng = _toy(), np.random.default_rng(number)
+    toy.reset(seed=number)
+    cursor = toy.batches.start()
+    poisoned = set(rng.choice(6, size=int(rng.integers(1, 4)), replace=False).tolist())
+    undisturbed = None
+    for step in range(6):
+        batch = toy.batches.next(cursor)
+        arrays = batch.arrays()
+        before, scale = toy.snapshot(), float(toy.step.scale.value.asnumpy())
+        if step in poisoned:
+            weights = arrays.weights_GBS.copy()
+            sequence = int(rng.integers(weights.shape[1]))
+            tokens = np.flatnonzero(weights[0, sequence])
+            tokens = tokens if where == "block" else tokens[[int(rng.integers(len(tokens)))]]
+            weights[0, sequence, tokens] = list(_BAD.values())[number % 3]
+            arrays = arrays._replace(weights_GBS=weights)
+        result, after = toy.run_arrays(arrays), toy.snapshot()
+        assert bool(result.applied.asnumpy()) is (step not in poisoned), f"step {step}: applied is wrong"
+        if step in poisoned:
+            assert after.pop("loss_scale/value") == max(1.0, scale / 2), "the scale was not halved"
+            assert after.pop("loss_scale/good_steps") == 0, "the window did not begin again"
+            for name in ("loss_scale/value", "loss_scale/good_steps"):
+                before.pop(name)
+            assert bits(after) == bits(before), f"step {step} changed something"
+        else:
+            assert bits(after) != bits(before), f"step {step} changed nothing"
+            assert all(np.isfinite(a).all() for a in after.values()), f"step {step} left something that is not finite"
+            undisturbed = after
+    assert undisturbed is not None
+    return ""
+
+
+_POISONED_RANK = """
+import hashlib, sys
+from pathlib import Path
+import numpy as np
+from pangu_sigma.config_file import load_config
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.train.loop import Trainer
+
+trainer = Trainer(load_config(sys.argv[1]), Path(sys.argv[2]))
+bad_rank, bad_step, value = int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
+take = trainer.feed.take
+
+def taken():
+    fed = take()
+    if trainer.ranks.rank == bad_rank and trainer.progress.step + 1 == bad_step:
+        weights = fed.arrays.weights_GBS.asnumpy().copy()
+        weights[0, 0, np.flatnonzero(weights[0, 0])[0]] = value
+        fed = fed._replace(arrays=fed.arrays._replace(weights_GBS=as_tensor(weights)))
+    return fed
+
+def digest():
+    held = hashlib.sha256()
+    for shard, parameters in trainer.shards.items():
+        if shard != "loss_scale":
+            for name, parameter in parameters.items():
+                held.update(parameter.asnumpy().tobytes())
+    return held.hexdigest()
+
+trainer.feed.take = taken
+said = []
+for step in range(1, 5):
+    before = digest()
+    result = trainer.advance()[2]
+    said.append(f"{step}:{int(bool(result.applied.asnumpy()))}:{int(digest() != before)}:{float(result.scale.asnumpy()):g}")
+print("STEPS", *said, flush=True)
+trainer.ranks.leave()
+"""
+
+
+def _one_rank(work: Path, number: int, folder: Path) -> str:
+    """Two ranks; the gradients of one of them overflow in one step."""
+    config = configuration(
+        folder, data(work), parallel=[{"data": 2}, {"expert": 2, "capacity_factor": 4.0}][number % 2]
+    )
+    tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+    tree["train"]["loss_scale"] = {"initial": 1024.0}
+    config.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    rank, step, value = number // 2 % 2, 2 + number % 2, list(_BAD.values())[number % 3]
+    arguments = [str(config), str(folder / "run"), str(rank), str(step), str(value)]
+    with RankProcesses(2, arguments, folder / "logs", program=_POISONED_RANK) as processes:
+        statuses = processes.wait(240)
+        assert statuses == [0, 0], processes.said()[-800:]
+    expected = [f"{n}:{int(n != step)}:{int(n != step)}:{1024 if n <= step else 512}" for n in range(1, 5)]
+    for log in processes.logs:
+        found = next(line for line in log.read_text().splitlines() if line.startswith("STEPS")).split()[1:]
+        assert found == expected, f"{log.name}: {found}, not {expected}"
+    return ""
