@@ -1,7 +1,7 @@
 """A run killed at every file that it opens, renames or removes (the injector of ckpt-chaos), and started again.
 
-Modes and verdicts are ckpt-chaos's. `before`: killed before the event; `torn`: the file is cut in half, then killed; `term`: SIGTERM,
-and SIGKILL five seconds later; `unsynced`: killed, and what was not flushed to the disk is lost. HARD_FAIL: the run cannot go on;
+Modes and verdicts are ckpt-chaos's. `before`: killed before the event; `torn`: the file is cut in half first; `term`: SIGTERM, and
+SIGKILL five seconds later; `unsynced`: killed, and what was not flushed to the disk is lost. HARD_FAIL: the run cannot go on;
 LOST_WORK: it went on from an older checkpoint than the newest whole one; SILENT_DIVERGENCE: other weights at the end.
 """
 
