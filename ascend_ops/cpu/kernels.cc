@@ -1,5 +1,6 @@
 #include "kernels.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -92,6 +93,39 @@ INLINE void ColumnSum(const float *__restrict x, int64_t rows, int64_t stride, i
   }
 }
 
+// The four words of Philox4x32-10 (Salmon et al., 2011) for each of 16 blocks from `block` on; word w of block b is at [16 w + b].
+// Counter: block, site, sample number (64 bits); key: the seed (64 bits). So no two elements of a run share a word.
+INLINE void Philox(uint32_t block, const Draws &draws, uint32_t *__restrict words) {
+#pragma omp simd
+  for (uint32_t lane = 0; lane < 16; ++lane) {
+    uint32_t c0 = block + lane, c1 = draws.site, c2 = draws.sample[0], c3 = draws.sample[1];
+    uint32_t k0 = draws.key[0], k1 = draws.key[1];
+    for (int round = 0; round < 10; ++round) {
+      const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0, p1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;
+      c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+      c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+      c1 = static_cast<uint32_t>(p1);
+      c3 = static_cast<uint32_t>(p0);
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+    words[lane] = c0;
+    words[16 + lane] = c1;
+    words[32 + lane] = c2;
+    words[48 + lane] = c3;
+  }
+}
+
+INLINE void Drop(const float *__restrict in, float *__restrict out, int64_t first, int64_t n, const Draws &draws) {
+  alignas(64) uint32_t words[kDrawn];
+  for (int64_t at = 0; at < n; at += kDrawn) {
+    Philox(static_cast<uint32_t>((first + at) / 4), draws, words);
+    const int64_t count = std::min(kDrawn, n - at);
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) out[at + i] = words[i] < draws.threshold ? 0.0f : in[at + i] * draws.scale;
+  }
+}
+
 typedef float Vector16 __attribute__((vector_size(16)));
 typedef float Vector32 __attribute__((vector_size(32)));
 typedef float Vector64 __attribute__((vector_size(64)));
@@ -119,6 +153,7 @@ typedef float Vector64 __attribute__((vector_size(64)));
   TARGET void ColumnSum##ISA(const float *x, int64_t rows, int64_t stride, int64_t width, float *sum) { \
     ColumnSum(x, rows, stride, width, sum); \
   } \
+  TARGET void Drop##ISA(const float *in, float *out, int64_t first, int64_t n, const Draws &draws) { Drop(in, out, first, n, draws); } \
   FEW_ROWS(ISA, TARGET, BYTES, float) \
   FEW_ROWS(ISA, TARGET, BYTES, Half) \
   TARGET void NarrowHalfPast##ISA(const float *in, Half *out, int64_t n) { few_rows::NarrowPast<Vector##BYTES>(in, out, n); }
@@ -131,7 +166,7 @@ void NarrowHalfScalar(const float *in, uint16_t *out, int64_t n) { NarrowHalf(in
   Kernels { \
     NAME, Adam##ISA, SquareSum##ISA, WidenHalf##ISA, NarrowHalf##ISA, WidenBfloat##ISA, NarrowBfloat##ISA, Gelu##ISA, \
         GeluGrad##ISA, ColumnSum##ISA, {Dot##ISA, Sum##ISA, Outer##ISA, Clear##ISA}, {Dot##ISA, Sum##ISA, Outer##ISA, Clear##ISA}, \
-        NarrowHalfPast##ISA \
+        NarrowHalfPast##ISA, Drop##ISA \
   }
 const Kernels kScalar = TABLE("scalar", Scalar);
 

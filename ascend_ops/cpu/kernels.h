@@ -12,6 +12,14 @@ struct AdamScalars {  // what is the same for a whole row of a tensor
   float keep;    // 1 − lr · decay
 };
 
+struct Draws {  // what the words of one sequence at one site are drawn from, see Philox in kernels.cc
+  uint32_t key[2], site, sample[2];
+  uint32_t threshold;  // a value whose word is below it is dropped
+  float scale;         // of those that are kept
+};
+
+constexpr int64_t kDrawn = 64;  // words that are drawn at a time
+
 // Few rows against a matrix of elements W, see few_rows.h.
 template <class W>
 struct FewRowsKernels {
@@ -38,6 +46,8 @@ struct Kernels {
   FewRowsKernels<float> few_rows;
   FewRowsKernels<Half> few_rows_half;
   void (*narrow_half_past)(const float *in, Half *out, int64_t n);  // narrow_half, past the caches
+  // out = in · scale or 0 for n elements of a sequence, from element `first` on, a multiple of kDrawn
+  void (*drop)(const float *in, float *out, int64_t first, int64_t n, const Draws &draws);
 };
 
 const Kernels &BestKernels();

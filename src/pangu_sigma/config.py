@@ -53,7 +53,8 @@ class ModelConfig(Section):
     """R, word-embedding rows in each embedding slot, and so the classes that a domain's output head chooses from."""
     dropout: Rate = 0.0
     """Probability of dropping a value, at embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1,
-    the paper gives none. Above 0 a resumed run continues with other masks: MindSpore's CPU dropout hides its random state."""
+    the paper gives none. What is dropped follows from the seed, the number of the sample among all that the run takes, and the
+    position in it, so a run that was stopped goes on with the same masks, on any number of ranks."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of weights and tables (PanGu-α); output projections are divided by sqrt(2 · layers)."""
     expert_init: Literal["replicated", "independent"] = "replicated"

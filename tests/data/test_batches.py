@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.numbered import EOT, LENGTH, PAD, VOCABULARY, config_of, open_batches, samples_of, sets_config
 
-from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import draw_tables
 
@@ -100,6 +100,28 @@ def test_an_id_without_a_row_is_refused_by_domain_id_and_slot(folder, tokenizer)
         batches.assemble(wrong[:, [0, 2, 1]], np.array([0, 1, 2]))  # the slot of domain c has it
 
 
+def rows_and_draws(batch: Batch, g: int) -> Counter:
+    return Counter(
+        rows.tobytes() + draws.tobytes() for rows, draws in zip(batch.rows_GBS[g], batch.draws_GB4[g], strict=True)
+    )
+
+
+def test_every_sample_of_a_run_has_a_number_of_its_own_to_draw_by(folder, tokenizer):
+    """The order in which samples are taken, from which micro-batches take nothing away."""
+    numbers = []
+    for accumulation, batch in ((1, 12), (3, 4)):
+        batches = open_batches(config_of(accumulation=accumulation, blocks=2, batch=batch), folder, tokenizer)
+        cursor, number_of = batches.start(), {}
+        for step in range(10):
+            taken = batches.next(cursor)
+            assert (taken.draws_GB4[..., :2] == [batches.config.seed, 0]).all()
+            found = taken.draws_GB4[..., 2] + (taken.draws_GB4[..., 3].astype(int) << 32)
+            assert sorted(found.ravel()) == list(range(12 * step, 12 * (step + 1)))
+            number_of |= dict(zip(found.ravel().tolist(), map(bytes, taken.rows_GBS.reshape(12, -1)), strict=True))
+        numbers.append(number_of)
+    assert numbers[0] == numbers[1]
+
+
 @pytest.mark.parametrize("parallel", [{"groups": 2}, {"expert": 2}, {"groups": 2, "expert": 2, "data": 2}], ids=str)
 def test_shares_of_ranks_make_up_the_batch_of_one_process(four, tokenizer, parallel):
     whole = open_batches(sets_config({}, 2), four, tokenizer)
@@ -114,8 +136,7 @@ def test_shares_of_ranks_make_up_the_batch_of_one_process(four, tokenizer, paral
         assert {batch.digest for batch in found} == {expected.digest}
         assert all(cursor == cursors[0] for cursor in cursors)
         for g in range(2):
-            rows = Counter(row.tobytes() for batch in found for row in batch.rows_GBS[g])
-            assert rows == Counter(row.tobytes() for row in expected.rows_GBS[g])
+            assert sum((rows_and_draws(batch, g) for batch in found), Counter()) == rows_and_draws(expected, g)
         assert sum(batch.weights_GBS.sum() for batch in found) == pytest.approx(1, abs=1e-5)
         for batch in found:
             assert (batch.load_NK == expected.load_NK).all()

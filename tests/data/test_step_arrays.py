@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 
-from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
+from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays, draws_of
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.train.step import TrainStep
 
@@ -25,3 +25,10 @@ def test_a_pass_has_the_arguments_of_the_loss():
     assert arguments(NextTokenLoss.construct) == [name.split("_")[0] for name in PASS_FIELDS]
     arrays = StepArrays(*(np.full((2, 1), number) for number in range(len(StepArrays._fields))))
     assert [int(array[0]) for array in arrays.of_pass(1)] == list(range(len(PASS_FIELDS)))
+
+
+def test_draws_are_the_words_of_seed_and_number_low_word_first():
+    found = draws_of((7 << 32) + 0xFFFFFFFE, np.array([[1, (5 << 32) + 3]]))
+    assert found.dtype == np.int32
+    assert found.view(np.uint32).tolist() == [[[0xFFFFFFFE, 7, 1, 0], [0xFFFFFFFE, 7, 3, 5]]]
+    assert draws_of(1 << 64, np.array([0])).tolist() == [[0, 0, 0, 0]], "a seed has 64 bits"

@@ -23,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "ecss": {"moments": "bfloat16"},
         "train": {"accumulation": 2, "batch_size": 4, "optimizer": OPTIMIZER},
     },
-    "float16": {"train": {"compute_dtype": "float16", "optimizer": OPTIMIZER}},
+    "float16 and dropout": {"train": {"compute_dtype": "float16", "optimizer": OPTIMIZER}, "model": {"dropout": 0.1}},
 }
 
 
@@ -35,8 +35,9 @@ def made(graph_mode, tmp_path_factory) -> Callable[..., Sequence]:
     def make(variant: str, store: str = "host") -> Sequence:
         if (variant, store) not in kept:
             sections = {"train": {"optimizer": OPTIMIZER}} | VARIANTS[variant]
+            model = sections.pop("model", {})
             sections["ecss"] = {"store": store} | sections.get("ecss", {})
-            config = toy_config(model=SMALL, **sections)
+            config = toy_config(**sections, model=SMALL | model)
             kept[variant, store] = Sequence.make(config, tmp_path_factory.mktemp("toy"))
         return kept[variant, store]
 
@@ -99,7 +100,7 @@ def test_files_and_prefetching_change_no_bit_with(made, looked_up, variant: str)
 
 def test_experts_were_read_in_place_fetched_and_refreshed(made):
     """What the tests above compare is not one way only. A float16 network cannot read float32 rows in place."""
-    for variant, in_place in (("float32", True), ("float16", False)):
+    for variant, in_place in (("float32", True), ("float16 and dropout", False)):
         toy = made(variant, "file")
         moved = toy.train(prefetch=True)[1]
         row = moved[0].returned_bytes // sum((batch_of(toy, SEQUENCE[0]).active_NA < 8).ravel())

@@ -98,14 +98,14 @@ def randomise(parameters: list[Parameter], seed: int) -> None:
 
 
 class Logits(nn.Cell):
-    """Hidden states and logits of a network that trains, in one graph."""
+    """Hidden states and logits of a network that drops nothing, in one graph."""
 
     def __init__(self, network: PanGuSigma):
         super().__init__()
         self.network = network
 
     def construct(self, rows, positions, documents, slots, order, inverse, offsets, *experts):
-        hidden = self.network(rows, positions, documents, order, inverse, offsets, *experts)
+        hidden = self.network(rows, positions, documents, None, order, inverse, offsets, *experts)
         return hidden, self.network.logits(hidden, slots)
 
 

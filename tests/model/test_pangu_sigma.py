@@ -18,7 +18,9 @@ from helpers.toy import (
     toy_config,
     toy_network,
 )
+from mindspore import nn
 
+from ascend_ops.dropout import kept_oracle
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.store import ExpertStore
@@ -39,6 +41,7 @@ class Oracle:
         self.config = config.model
         self.w = {name: array.astype(np.float64) for name, array in weights.items()}
         self.experts = [{n: a.astype(np.float64) for n, a in layer.items()} for layer in expert_weights]
+        self.dropout = 0.0
 
     def hidden(self, batch: Batch, routes_NBS: np.ndarray | None) -> np.ndarray:
         """[B, S, H]: every sequence and head on its own, no vectorisation to share a mistake with."""
@@ -46,7 +49,8 @@ class Oracle:
         sequences = []
         for b, rows in enumerate(batch.rows_GBS[0]):
             positions, documents = batch.positions_GBS[0][b], batch.documents_GBS[0][b]
-            x = table[rows] + self.w["positions"][positions]
+            self.draws = batch.draws_GB4[0][b : b + 1]
+            x = self.drop(0, table[rows] + self.w["positions"][positions])
             for layer in range(self.config.layers):
                 query = None
                 if layer == self.config.layers - 1:
@@ -61,7 +65,7 @@ class Oracle:
     ) -> np.ndarray:
         name = f"layers.{index}"
         normed = self.norm(f"{name}.attention_norm", x)
-        x = x + self.attention(f"{name}.attention", normed if query is None else query, normed, documents)
+        x = x + self.attention(index, normed if query is None else query, normed, documents)
         normed = self.norm(f"{name}.ffn_norm", x)
         routed = index - self.config.dense_layers
         if routed < 0:
@@ -70,14 +74,18 @@ class Oracle:
         else:
             assert routes_NS is not None
             tensors, chosen = self.experts[routed], routes_NS[routed]
-        return x + np.stack(
-            [ffn(row, {t: tensors[t][e] for t in FFN_TENSORS}) for row, e in zip(normed, chosen, strict=True)]
-        )
+        rows = [ffn(row, {t: tensors[t][e] for t in FFN_TENSORS}) for row, e in zip(normed, chosen, strict=True)]
+        return x + self.drop(3 * index + 3, np.stack(rows))
 
-    def attention(self, name: str, query: np.ndarray, x: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        width = self.config.hidden // self.config.heads
+    def drop(self, site: int, values: np.ndarray) -> np.ndarray:
+        """Values of one sequence, of which the site drops some."""
+        kept = kept_oracle(self.dropout, site, self.draws, values.size).reshape(values.shape)
+        return np.where(kept, values / (1 - self.dropout), 0)
+
+    def attention(self, index: int, query: np.ndarray, x: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        name, width = f"layers.{index}.attention", self.config.hidden // self.config.heads
         q, k, v = (self.linear(f"{name}.{part}", rows) for part, rows in (("query", query), ("key", x), ("value", x)))
-        mixed = np.zeros_like(x)
+        mixed, scale = np.zeros_like(x), self.drop(3 * index + 1, np.ones((self.config.heads, len(x), len(x))))
         for head in range(self.config.heads):
             columns = slice(head * width, (head + 1) * width)
             for i in range(len(x)):
@@ -85,8 +93,8 @@ class Oracle:
                 for j in range(len(x)):
                     scores[j] += 0.0 if j <= i and documents[i] == documents[j] else -10_000.0
                 chances = np.exp(scores - scores.max())
-                mixed[i, columns] = chances / chances.sum() @ v[:, columns]
-        return self.linear(f"{name}.output", mixed)
+                mixed[i, columns] = scale[head, i] * chances / chances.sum() @ v[:, columns]
+        return self.drop(3 * index + 2, self.linear(f"{name}.output", mixed))
 
     def linear(self, name: str, x: np.ndarray) -> np.ndarray:
         return x @ self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
@@ -147,7 +155,7 @@ def weights_of(network: PanGuSigma) -> Weights:
 def make(graph_mode, tmp_path_factory) -> Callable[..., Model]:
     """Models over the same kind of text."""
 
-    def made(domains: int, per_step: int, slots: int = 2, **model: int) -> Model:
+    def made(domains: int, per_step: int, slots: int = 2, **model: float) -> Model:
         config = toy_config(domains, slots, model=model, data={"domains_per_step": per_step}, train={"batch_size": 4})
         return Model(config, toy_batches(config, tmp_path_factory.mktemp("toy")))
 
@@ -219,6 +227,34 @@ def test_rre_layers_send_each_token_through_its_expert(routed):
     for block, slot, found in zip(blocks, batch.slots_GM[0], logits, strict=True):
         table = oracle.w["embedding"].reshape(-1, routed.config.model.slot_rows, expected.shape[-1])
         assert_close(found, block @ table[slot].T, 1e-5)
+
+
+class Hidden(nn.Cell):
+    """Hidden states of a network that trains."""
+
+    def __init__(self, network: PanGuSigma):
+        super().__init__()
+        self.network = network
+
+    def construct(self, rows, positions, documents, draws, order, inverse, offsets, *experts):
+        return self.network(rows, positions, documents, draws, order, inverse, offsets, *experts)
+
+
+def test_dropout_drops_at_every_site_what_philox_says(make):
+    """Embedding, attention probabilities, attention output and FFN output of three layers, each sequence by its own sample."""
+    model = make(4, 2, dropout=0.3)
+    batch = model.batch()
+    oracle = model.oracle()
+    oracle.dropout = 0.3
+    expected = oracle.hidden(batch, routes(model, batch))
+    arrays, layers = batch.arrays(), model.config.model.rre_layers
+    active = arrays.active_NA
+    experts = [model.store.weights[i].asnumpy()[active[i // 4] % model.config.experts] for i in range(4 * layers)]
+    inputs = (arrays.rows_GBS, arrays.positions_GBS, arrays.documents_GBS, arrays.draws_GB4)
+    inputs += (arrays.order_GNT, arrays.inverse_GNT, arrays.offsets_GNA1)
+    graph = Hidden(model.network).set_train(True)
+    found = graph(*map(as_tensor, [*(array[0] for array in inputs), *experts])).asnumpy()
+    assert_close(found.reshape(expected.shape), expected, 1e-5)
 
 
 def test_one_block_reads_and_predicts_with_its_own_slot(routed):

@@ -148,6 +148,12 @@ def test_losses_and_samples_do_not_depend_on_the_ranks(run, parallel):
     assert_same_run(run(parallel), run(ONE))
 
 
+def test_nor_does_what_is_dropped(run):
+    dropout = {"model": {"dropout": 0.1}}
+    assert_same_run(run(EXPERT, **dropout), run(ONE, **dropout))
+    assert lines(run(ONE, **dropout), "step")[0]["loss"] != lines(run(ONE), "step")[0]["loss"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",

@@ -11,6 +11,7 @@ from helpers.toy import Toy, bits, scaled_weights, toy_config, toy_network
 from mindspore import ParameterTuple, Tensor
 
 from pangu_sigma.data.batches import Batch
+from pangu_sigma.data.step_arrays import draws_of
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.train.held_out import EvaluationStep
 from pangu_sigma.train.step import FIRST_EXPERT, ScaledLoss
@@ -162,9 +163,17 @@ def test_the_rate_is_an_input(toy):
         assert after[f"{moment_of(name)}.moment"].any()
 
 
-def test_passes_accumulate_to_the_batch_they_make_up(make, toy):
-    """Two passes of four sequences are one of eight."""
-    twice = make(accumulation=2, batch_size=4)
+@pytest.fixture(scope="module")
+def dropped(make) -> Toy:
+    return make(dropout=0.3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_passes_accumulate_to_the_batch_they_make_up(make, shared, dropped, dropout):
+    """Two passes of four sequences are one of eight, dropout included."""
+    toy = dropped if dropout else shared
+    toy.reset()
+    twice = make(accumulation=2, batch_size=4, dropout=dropout)
     twice.reset(weights_from=toy)
     whole = first_batch(toy)
     ids = np.concatenate([whole.ids_GBS[0], np.full((8, 1), 11)], axis=1)
@@ -288,16 +297,17 @@ def test_repeating_a_batch_learns_it(toy):
     assert np.isfinite(losses).all()
 
 
-def test_dropout_trains_and_is_off_in_evaluation(make, toy):
-    dropped = make(dropout=0.3)
+def test_dropout_trains_and_is_off_in_evaluation(dropped, toy):
     batch = first_batch(toy)
     exact = float(toy.run(batch).block_loss_GM[0].asnumpy().sum())
-    losses = []
-    for _ in range(3):
+    losses = {}
+    for first in (0, 8, 16, 8):  # number of samples that were taken before
         dropped.reset()
-        losses.append(float(dropped.run(batch).block_loss_GM[0].asnumpy().sum()))
-    assert len(set(losses)) == 3, "each step should drop something else"
-    assert exact not in losses
+        arrays = batch.arrays()._replace(draws_GB4=draws_of(dropped.config.seed, first + np.arange(8)[None]))
+        loss = float(dropped.run_arrays(arrays).block_loss_GM[0].asnumpy().sum())
+        assert losses.setdefault(first, loss) == loss, "the same samples have the same masks"
+    assert len(set(losses.values())) == 3, "each step should drop something else"
+    assert exact not in losses.values()
     toy.reset()
     evaluated = [evaluate(dropped, batch, weights_from=toy) for _ in range(2)]
     assert evaluated == [pytest.approx(exact, rel=1e-6)] * 2

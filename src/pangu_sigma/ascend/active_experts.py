@@ -53,7 +53,7 @@ class ActiveExperts(nn.Cell):
         for i in range(len(self.active)):
             experts += (self.active[i],)
         loss_M = self.loss(
-            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse, None, *experts
+            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, None, order, inverse, None, *experts
         )
         return self.multiply(loss_M, self.scale)
 

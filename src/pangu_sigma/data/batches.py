@@ -19,7 +19,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor, SampleOrder
 from pangu_sigma.data.samples import Samples, open_samples
 from pangu_sigma.data.sequences import documents_and_positions
-from pangu_sigma.data.step_arrays import StepArrays
+from pangu_sigma.data.step_arrays import StepArrays, draws_of
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domains, domain_sets, domains_of
 from pangu_sigma.errors import DataError
@@ -41,6 +41,7 @@ class Batch:
     labels_GBS: np.ndarray
     weights_GBS: np.ndarray
     """The loss mask over the tokens that count in the whole batch: losses and gradients of ranks add up."""
+    draws_GB4: np.ndarray
     plan: UpdatePlan = field(repr=False)
     blocks: np.ndarray
     """Numbers of the blocks of the whole batch from which this rank has sequences."""
@@ -73,6 +74,7 @@ class Batch:
             slots_GM=self.slots_GM,
             labels_GBS=self.labels_GBS,
             weights_GBS=self.weights_GBS,
+            draws_GB4=self.draws_GB4,
             order_GNT=np.stack([plan.order_NT for plan in plans]),
             inverse_GNT=np.stack([plan.inverse_NT for plan in plans]),
             offsets_GNA1=np.stack([plan.offsets_NA1 for plan in plans]),
@@ -114,20 +116,21 @@ class Batches:
 
     def next(self, cursor: Cursor) -> Batch:
         """The training batch at `cursor`, which moves past it. Raises as `assemble`."""
-        train = self.config.train
+        train, first = self.config.train, sum(cursor.taken)
         taken = self.order.take(cursor)
         ids = np.stack([self.samples.read(domain, number) for domain, numbers in taken for number in numbers])
         ids = ids.reshape(len(taken), train.accumulation, -1, ids.shape[-1])
         ids_GBS1 = ids.transpose(1, 0, 2, 3).reshape(train.accumulation, train.batch_size, -1)
-        return self.assemble(ids_GBS1, np.array([domain for domain, _ in taken]))
+        return self.assemble(ids_GBS1, np.array([domain for domain, _ in taken]), first)
 
-    def assemble(self, ids_GBS1: np.ndarray, domains_M: np.ndarray) -> Batch:
+    def assemble(self, ids_GBS1: np.ndarray, domains_M: np.ndarray, first: int = 0) -> Batch:
         """The batch of some token ids; the sequences of block m belong to domain domains_M[m].
 
         ids_GBS1: one id more than the sequence, because each token predicts the next.
+        first: number of samples that the run has taken before; dropout draws by the number of a sample.
         Raises DataError for an id that the domain's slot has no row for, and CapacityError as `Planner.plan`.
         """
-        return self.assemble_share(ids_GBS1, domains_M, takers(self.config), capacity(self.config))
+        return self.assemble_share(ids_GBS1, domains_M, takers(self.config), capacity(self.config), first=first)
 
     def assemble_share(
         self,
@@ -136,11 +139,12 @@ class Batches:
         taker_B: np.ndarray,
         capacity: int,
         counted_GB: np.ndarray | None = None,
+        first: int = 0,
     ) -> Batch:
         """`assemble` of the sequences of one group or of all.
 
         taker_B: the taker of each sequence, as `layout.takers`. capacity: C of the all-to-all layout.
-        counted_GB: True for the sequences that count in the loss; None: all of them.
+        counted_GB: True for the sequences that count in the loss; None: all of them. first: as in `assemble`.
         """
         ids, labels = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
         micro, batch = ids.shape[:2]
@@ -169,6 +173,7 @@ class Batches:
             documents_GBS=documents[:, own],
             labels_GBS=label_rows.astype(np.int32)[:, own],
             weights_GBS=weights[:, own],
+            draws_GB4=draws_of(self.config.seed, first + _numbers(micro, batch, len(domains_M)))[:, own],
             plan=plan,
             blocks=blocks,
             domains_M=domains_M,
@@ -211,3 +216,8 @@ class Batches:
                 f"domain {domain.name}: token id {ids_GBS[g, b, s]} has no row in embedding slot "
                 f"{self.domains.slot_names[domain.slot]!r}; the text was prepared for other slots, run prepare-data again"
             )
+
+
+def _numbers(micro: int, batch: int, blocks: int) -> np.ndarray:
+    """Number of each sequence of an update [G, B] among its samples, which come block by block: micro-batches do not change it."""
+    return np.arange(micro * batch).reshape(blocks, micro, -1).swapaxes(0, 1).reshape(micro, batch)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class StepArrays(NamedTuple):
     """Arguments of `TrainStep` after the learning rate, in its order: NumPy arrays, or tensors made of them."""
@@ -27,6 +29,9 @@ class StepArrays(NamedTuple):
     """Row, within its slot, of the token that comes next, int32."""
     weights_GBS: Any
     """Share of each token in the loss of the whole update, float32."""
+    draws_GB4: Any
+    """What dropout draws the masks of each sequence from, int32: the run's seed and the number of the sample among all that the run
+    takes, two words each (`draws_of`)."""
     order_GNT: Any
     inverse_GNT: Any
     offsets_GNA1: Any
@@ -43,3 +48,10 @@ class StepArrays(NamedTuple):
 
 PASS_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_NA")]
 """The fields that have an axis for micro-batches."""
+
+
+def draws_of(seed: int, samples: np.ndarray) -> np.ndarray:
+    """The draws of samples, int32 [*, 4] as `ascend_ops.dropout.CounterDropout` takes them. samples: their numbers, int64 [*]."""
+    numbers = np.stack([np.full(samples.shape, seed % (1 << 64), np.uint64), samples.astype(np.uint64)], axis=-1)
+    words = np.stack([numbers & 0xFFFFFFFF, numbers >> 32], axis=-1)  # low word first, on any machine
+    return words.astype(np.uint32).view(np.int32).reshape(*samples.shape, 4)

@@ -30,7 +30,8 @@ class InferenceGraph(nn.Cell):
     def __init__(self, config: Config, expert_weights: list[np.ndarray]):
         """expert_weights: FFN_TENSORS as arrays [K, …] per RRE layer, bottom layer first."""
         super().__init__()
-        self.network = PanGuSigma(config.model, config.slots, routed=padded_experts, dense=MatMulFFN)
+        model = config.model.model_copy(update={"dropout": 0.0})  # its operator is ours, and needs a compiler
+        self.network = PanGuSigma(model, config.slots, routed=padded_experts, dense=MatMulFFN)
         names = [f"experts.{i // len(FFN_TENSORS)}.{i % len(FFN_TENSORS)}" for i in range(len(expert_weights))]
         self.experts = ParameterTuple(
             [Parameter(Tensor(w), name=n, requires_grad=False) for w, n in zip(expert_weights, names, strict=True)]
@@ -42,7 +43,7 @@ class InferenceGraph(nn.Cell):
         for i in range(len(self.experts)):
             weight = self.pick(self.experts[i], active_NA[i // len(FFN_TENSORS)], 0)
             experts += (ops.expand_dims(weight, 1) if weight.ndim == 2 else weight,)  # biases
-        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, order_NAC, inverse_NT, None, *experts)
+        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, None, order_NAC, inverse_NT, None, *experts)
         logits_B1R = self.network.logits(self.pick(hidden_TH, last_B, 0), slots_B)
         return ops.cast(ops.squeeze(logits_B1R, 1), ms.float32)
 

@@ -60,7 +60,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel):
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA):
         experts = self.store.fetch(active_NA)
-        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, order, inverse_NT, offsets_NA1, *experts)
+        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, None, order, inverse_NT, offsets_NA1, *experts)
         return self.network.logits(hidden_TH, slots_M)
 
     @classmethod

@@ -14,9 +14,11 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 class NextTokenLoss(nn.Cell):
     """Weighted cross-entropy over the rows of each block's slot, in float32.
 
-    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, order, inverse_NT, offsets_NA1, *experts)
+    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, draws_B4, order, inverse_NT, offsets_NA1,
+    *experts)
         -> sum over the tokens of each block of weight · nll [M]
-    labels are rows of the slot; weights are the loss mask over the tokens of the whole update, so that micro-batches add up.
+    labels are rows of the slot; weights are the loss mask over the tokens of the whole update, so that micro-batches add up; draws
+    are as in `PanGuSigma`.
     """
 
     def __init__(self, network: PanGuSigma):
@@ -35,12 +37,15 @@ class NextTokenLoss(nn.Cell):
         slots_M,
         labels_BS,
         weights_BS,
+        draws_B4,
         order,
         inverse_NT,
         offsets_NA1,
         *experts,
     ):
-        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, order, inverse_NT, offsets_NA1, *experts)
+        hidden_TH = self.network(
+            rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_NT, offsets_NA1, *experts
+        )
         logits = ops.cast(self.network.logits(hidden_TH, slots_M), ms.float32)
         labels = ops.reshape(labels_BS, (logits.shape[0], -1, 1))
         picked = self.pick(self.log_softmax(logits), 2, labels)

@@ -11,7 +11,8 @@ code: the final LayerNorm comes before the query layer, and there is none after 
 
 Shape suffixes: B batch, S sequence, T tokens = B·S, H hidden, F ffn, n heads, d = H/n, M blocks of a batch (one domain each),
 R rows of an embedding slot, A active experts, N RRE layers. Weights of experts are arguments, not parameters: the network is a pure
-function of the dense parameters and the active experts, wherever those come from (our choice).
+function of the dense parameters and the active experts, wherever those come from (our choice); and, if it drops values, of `draws`,
+seed and numbers of the samples, from which every mask follows.
 
 Operators that need a strategy under auto-parallel are attributes of their cells, so that `ascend/sharding.py` finds them; casts and
 reshapes follow their neighbours. On several ranks the blocks are those of all ranks, so M is ranks times blocks of one.
@@ -21,11 +22,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops import functional as F
 
+from ascend_ops.dropout import CounterDropout
 from pangu_sigma.config import ModelConfig
 from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, declare
 from pangu_sigma.model.dense_ffn import OneExpertFFN
@@ -59,7 +62,7 @@ class Linear(nn.Cell):
 class Attention(nn.Cell):
     """Causal multi-head attention; every domain shares it."""
 
-    def __init__(self, config: ModelConfig, dtype: ms.Type):
+    def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
         super().__init__()
         hidden, std = config.hidden, config.init_std
         self.query = Linear(hidden, hidden, std, dtype)
@@ -74,19 +77,19 @@ class Attention(nn.Cell):
         self.mask = ops.Add()
         self.softmax = softmax()
         self.weigh = ops.BatchMatMul()
-        self.drop_weights = Dropout(config.dropout)
-        self.drop_output = Dropout(config.dropout)
+        self.drop_weights = Dropout(config.dropout, dropout_site(layer, 0))
+        self.drop_output = Dropout(config.dropout, dropout_site(layer, 1))
         self.dtype = dtype
 
-    def construct(self, query_TH, x_TH, hidden_from_B1SS):
+    def construct(self, query_TH, x_TH, hidden_from_B1SS, draws_B4):
         batch, _, length, _ = F.shape(hidden_from_B1SS)
         q = self._split(self.query(query_TH), batch, length)
         k = self._split(self.key(x_TH), batch, length)
         v = self._split(self.value(x_TH), batch, length)
         scores_BnSS = self.mask(F.cast(self.scores(self.multiply(q, self.scale), k), ms.float32), hidden_from_B1SS)
-        weights_BnSS = self.drop_weights(F.cast(self.softmax(scores_BnSS), self.dtype))
+        weights_BnSS = self.drop_weights(F.cast(self.softmax(scores_BnSS), self.dtype), draws_B4)
         mixed_BSnd = self.join_heads(self.weigh(weights_BnSS, v), (0, 2, 1, 3))
-        return self.drop_output(self.output(F.reshape(mixed_BSnd, F.shape(x_TH))))
+        return self.drop_output(self.output(F.reshape(mixed_BSnd, F.shape(x_TH))), draws_B4)
 
     def _split(self, x_TH, batch, length):
         return self.split_heads(F.reshape(x_TH, (batch, length, self.heads, -1)), (0, 2, 1, 3))
@@ -98,68 +101,74 @@ class DenseFFN(nn.Cell):
     Its tensors have no axis for experts: optimizer parallelism divides the first axis of a parameter, which would be 1.
     """
 
-    def __init__(self, config: ModelConfig, ffn: nn.Cell):
+    def __init__(self, config: ModelConfig, ffn: nn.Cell, layer: int):
         super().__init__()
         for name, shape, init, decay in ffn_tensors(config):
             setattr(self, name, declare(name, shape, init, decay=decay))
         self.ffn = ffn
         self.add = ops.Add()
-        self.drop = Dropout(config.dropout)
+        self.drop = Dropout(config.dropout, dropout_site(layer, 2))
 
-    def construct(self, residual_TH, x_TH):
-        return self.add(residual_TH, self.drop(self.ffn(x_TH, self.w1, self.b1, self.w2, self.b2)))
+    def construct(self, residual_TH, x_TH, draws_B4):
+        return self.add(residual_TH, self.drop(self.ffn(x_TH, self.w1, self.b1, self.w2, self.b2), draws_B4))
 
 
 class RoutedFFN(nn.Cell):
     """Random Routed Experts: each token's row goes to its expert, and the result comes back unweighted (there is no gate)."""
 
-    def __init__(self, config: ModelConfig, experts: Experts):
+    def __init__(self, config: ModelConfig, experts: Experts, layer: int):
         super().__init__()
         self.dispatch, self.ffn, self.combine = experts
-        self.drop = Dropout(config.dropout)
+        self.add = ops.Add()
+        self.drop = Dropout(config.dropout, dropout_site(layer, 2))
 
-    def construct(self, residual_TH, x_TH, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH):
+    def construct(self, residual_TH, x_TH, draws_B4, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH):
         rows = self.dispatch(x_TH, order, inverse_T)
-        rows = self.drop(self.ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1))
-        return self.combine(rows, inverse_T, order, residual_TH)
+        rows = self.ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
+        if self.drop.absent():
+            return self.combine(rows, inverse_T, order, residual_TH)
+        back_TH = self.combine(rows, inverse_T, order, F.zeros_like(residual_TH))  # dropped by token, not by row
+        return self.add(residual_TH, self.drop(back_TH, draws_B4))
 
 
 class Layer(nn.Cell):
     """A layer: x + attention(LN(x)), then x + FFN(LN(x))."""
 
-    def __init__(self, config: ModelConfig, dtype: ms.Type, ffn: nn.Cell):
+    def __init__(self, config: ModelConfig, dtype: ms.Type, ffn: nn.Cell, layer: int):
         super().__init__()
         self.attention_norm = LayerNorm(config.hidden)
-        self.attention = Attention(config, dtype)
+        self.attention = Attention(config, dtype, layer)
         self.add = ops.Add()
         self.ffn_norm = LayerNorm(config.hidden)
         self.ffn = ffn
         self.dtype = dtype
 
-    def construct(self, x_TH, query_TH, hidden_from_B1SS, *routed):
+    def construct(self, x_TH, query_TH, hidden_from_B1SS, draws_B4, *routed):
         """query_TH: position rows of the query layer; None in other layers, whose query is the hidden state.
 
-        routed: arguments of `RoutedFFN` after x_TH, in an RRE layer.
+        routed: arguments of `RoutedFFN` after draws_B4, in an RRE layer.
         """
         normed = F.cast(self.attention_norm(x_TH), self.dtype)
-        x_TH = self.add(x_TH, self.attention(normed if query_TH is None else query_TH, normed, hidden_from_B1SS))
-        return self.ffn(x_TH, F.cast(self.ffn_norm(x_TH), self.dtype), *routed)
+        asked_TH = normed if query_TH is None else query_TH
+        x_TH = self.add(x_TH, self.attention(asked_TH, normed, hidden_from_B1SS, draws_B4))
+        return self.ffn(x_TH, F.cast(self.ffn_norm(x_TH), self.dtype), draws_B4, *routed)
 
 
 class Embedding(nn.Cell):
     """The sum of a row of the word table and a row of the position table.
 
-    construct(words, positions_SH, rows_T, positions_T) -> x_TH
+    construct(words, positions_SH, rows_T, positions_T, draws_B4) -> x_TH
     """
 
     def __init__(self, dropout: float):
         super().__init__()
         self.lookup, self.lookup_positions = ops.Gather(), ops.Gather()
         self.add = ops.Add()
-        self.drop = Dropout(dropout)
+        self.drop = Dropout(dropout, EMBEDDING_SITE)
 
-    def construct(self, words, positions_SH, rows_T, positions_T):
-        return self.drop(self.add(self.lookup(words, rows_T, 0), self.lookup_positions(positions_SH, positions_T, 0)))
+    def construct(self, words, positions_SH, rows_T, positions_T, draws_B4):
+        x_TH = self.add(self.lookup(words, rows_T, 0), self.lookup_positions(positions_SH, positions_T, 0))
+        return self.drop(x_TH, draws_B4)
 
 
 class QueryRows(nn.Cell):
@@ -214,9 +223,9 @@ class PanGuSigma(nn.Cell):
         self.positions = declare("positions", (config.seq_length, config.hidden), tables, decay=True)
         self.query_positions = declare("query_positions", (config.seq_length, config.hidden), tables, decay=True)
         self.embed = Embedding(config.dropout)
-        ffns = [DenseFFN(config, dense()) for _ in range(config.dense_layers)]
-        ffns += [RoutedFFN(config, routed()) for _ in range(config.rre_layers)]
-        self.layers = nn.CellList([Layer(config, dtype, ffn) for ffn in ffns])
+        ffns = [DenseFFN(config, dense(), i) for i in range(config.dense_layers)]
+        ffns += [RoutedFFN(config, routed(), i) for i in range(config.dense_layers, config.layers)]
+        self.layers = nn.CellList([Layer(config, dtype, ffn, i) for i, ffn in enumerate(ffns)])
         self.norm = LayerNorm(config.hidden)
         self.ask = QueryRows()
         self.head = Head(slots, dtype)
@@ -225,16 +234,16 @@ class PanGuSigma(nn.Cell):
         self.last = config.layers - 1
         self.dtype = dtype
 
-    def construct(self, rows_BS, positions_BS, documents_BS, order, inverse_NT, offsets_NA1, *experts):
+    def construct(self, rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_NT, offsets_NA1, *experts):
         """Hidden states [T, H] after the query layer.
 
         rows: row of each token in the flattened slots [slots·R]. positions: restart at every document. documents: number of the
-        document each token belongs to; tokens see only their own. order, inverse, offsets: the routing plan; offsets may be None,
-        see `Experts`.
+        document each token belongs to; tokens see only their own. draws: as in `Dropout`; None where nothing is dropped. order,
+        inverse, offsets: the routing plan; offsets may be None, see `Experts`.
         experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
         """
         positions_T = F.reshape(positions_BS, (-1,))
-        x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
+        x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T, draws_B4)
         x_TH = F.cast(x_TH, self.dtype)
         unseen = self.hidden_from(documents_BS)
         for i in range(self.last + 1):
@@ -243,12 +252,12 @@ class PanGuSigma(nn.Cell):
                 x_TH = F.cast(self.norm(x_TH), self.dtype)
                 query_TH = F.cast(self.ask(self.query_positions, positions_T), self.dtype)
             if i < self.first_routed:
-                x_TH = self.layers[i](x_TH, query_TH, unseen)
+                x_TH = self.layers[i](x_TH, query_TH, unseen, draws_B4)
             else:
                 n = i - self.first_routed
                 weights = experts[len(FFN_TENSORS) * n : len(FFN_TENSORS) * (n + 1)]
                 offsets_A1 = None if offsets_NA1 is None else offsets_NA1[n]
-                x_TH = self.layers[i](x_TH, query_TH, unseen, order[n], inverse_NT[n], offsets_A1, *weights)
+                x_TH = self.layers[i](x_TH, query_TH, unseen, draws_B4, order[n], inverse_NT[n], offsets_A1, *weights)
         return x_TH
 
     def logits(self, hidden_TH, slots_M):
@@ -256,15 +265,32 @@ class PanGuSigma(nn.Cell):
         return self.head(self.embedding, hidden_TH, slots_M)
 
 
+EMBEDDING_SITE = 0
+"""Number of the dropout of the embeddings."""
+
+
+def dropout_site(layer: int, which: int) -> int:
+    """Number of a dropout of a layer. which: 0 attention probabilities, 1 attention output, 2 FFN output."""
+    return 1 + 3 * layer + which
+
+
 class Dropout(nn.Cell):
-    """Dropout that is absent from the graph at rate 0."""
+    """Dropout on the CPU that is absent from the graph at rate 0, and where the network does not train.
 
-    def __init__(self, rate: float):
+    construct(x, draws_B4) -> like x: see `CounterDropout`. A mask is a function of seed, sample, site and position in the sample,
+    so resuming, ranks and micro-batches do not change it (our choice).
+    """
+
+    def __init__(self, rate: float, site: int):
         super().__init__()
-        self.drop = nn.Dropout(p=rate) if rate else None
+        self.drop: Any = CounterDropout(rate, site) if rate else None
 
-    def construct(self, x):
-        return x if self.drop is None else self.drop(x)
+    def absent(self):
+        """True if nothing is dropped."""
+        return self.drop is None or not self.training
+
+    def construct(self, x, draws_B4):
+        return x if self.absent() else self.drop(x, draws_B4)
 
 
 class HiddenFrom(nn.Cell):

@@ -65,8 +65,8 @@ FIRST_EXPERT = 1 + len(PASS_FIELDS)
 class TrainStep(nn.Cell):
     """Forward pass, backward pass and update.
 
-    construct(lr, rows_GBS, positions_GBS, documents_GBS, slots_GM, labels_GBS, weights_GBS, order_GNT, inverse_GNT, offsets_GNA1,
-    active_NA, used_NA1, *transfer) -> StepResult's fields
+    construct(lr, rows_GBS, positions_GBS, documents_GBS, slots_GM, labels_GBS, weights_GBS, draws_GB4, order_GNT, inverse_GNT,
+    offsets_GNA1, active_NA, used_NA1, *transfer) -> StepResult's fields
         active: the experts of all micro-batches; offsets: their tokens in each; used: their tokens summed over the micro-batches.
         transfer: what a `Prefetcher` gives: next_NA, the experts that it brought, and the buffers of the next step's. Or nothing.
     """
@@ -103,6 +103,7 @@ class TrainStep(nn.Cell):
         slots_GM,
         labels_GBS,
         weights_GBS,
+        draws_GB4,
         order_GNT,
         inverse_GNT,
         offsets_GNA1,
@@ -125,6 +126,7 @@ class TrainStep(nn.Cell):
                 slots_GM[g],
                 labels_GBS[g],
                 weights_GBS[g],
+                draws_GB4[g],
                 order_GNT[g],
                 inverse_GNT[g],
                 offsets_GNA1[g],

@@ -1,0 +1,71 @@
+"""Dropout whose mask is a function of seed, sample, site and position, and so needs no state.
+
+A value is kept or dropped by a word of Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose
+key is the seed and whose counter says which value it is. So a run that was stopped goes on with the masks that it would have had,
+ranks draw what one process draws, and the backward pass draws the mask of the forward pass again instead of keeping it.
+
+Shape suffixes: B sequences. P is the number of values of a sequence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from ascend_ops.host import host_op
+
+WORDS = 1 << 32
+DRAWN = 64
+"""Number of words that are drawn at a time: 4 from each of 16 counters."""
+
+
+class CounterDropout(nn.Cell):
+    """Dropout on the CPU: construct(x, draws_B4) -> y, with y = x / (1 - rate) where it is kept, and 0 elsewhere.
+
+    x: float32 or float16 in any shape [B, …] or [B · …]; it is cut into B sequences of equally many values. y and the gradient of x
+    are like it, rounded once. What is dropped is 0 even where x is not finite.
+    draws: int32 [B, 4]: seed and number of the sample, 64 bits each, low words first. Value i = 64 t + 16 w + l of a sequence reads
+    word w of the counter (16 t + l, site, sample), and is dropped if the word is below rate · 2³².
+    Raises RuntimeError when x is not cut by the sequences (kernel check 4), or a dtype is another one (2).
+    """
+
+    def __init__(self, rate: float, site: int):
+        """rate: probability of dropping a value, below 1. site: number that tells apart the dropouts of a network."""
+        super().__init__()
+        settings = np.array([site, threshold(rate)], np.uint32)
+        self.settings = Tensor(settings.view(np.int32))
+        self.drop = host_op("Dropout", lambda x, draws, settings: x, lambda x, draws, settings: x)
+
+    def construct(self, x, draws_B4):
+        return self.drop(x, draws_B4, self.settings)
+
+    def bprop(self, x, draws_B4, out, dout):
+        return self.drop(dout, draws_B4, self.settings), ops.zeros_like(draws_B4)
+
+
+def threshold(rate: float) -> int:
+    """The number of words, of 2³², that drop a value."""
+    return min(round(rate * WORDS), WORDS - 1)
+
+
+def kept_oracle(rate: float, site: int, draws_B4: np.ndarray, size: int) -> np.ndarray:
+    """True where a value is kept, [B, size], in NumPy."""
+    index = np.arange(size)
+    block = index // DRAWN * 16 + index % 16
+    seed_low, seed_high, low, high = draws_B4.view(np.uint32).astype(np.uint64).T[..., None]
+    words = philox_oracle(
+        np.broadcast_arrays(block[None].astype(np.uint64), np.uint64(site), low, high), (seed_low, seed_high)
+    )
+    return np.choose(index % DRAWN // 16, words) >= threshold(rate)
+
+
+def philox_oracle(counter: list[np.ndarray], key: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+    """The four words of Philox4x32-10, each an array of uint64 below 2³²; so are the four of the counter and the two of the key."""
+    low, shift = np.uint64(WORDS - 1), np.uint64(32)
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & low, (p0 >> shift) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    return [c0, c1, c2, c3]

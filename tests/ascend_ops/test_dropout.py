@@ -1,0 +1,171 @@
+"""Masks are Philox's words, the same in NumPy, in every instruction set and in a graph; and what they look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from ascend_ops.dropout import CounterDropout, kept_oracle, philox_oracle, threshold
+
+RATE, SITE = 0.1, 5
+KNOWN = [
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+"""Counter, key and words of Philox4x32-10, as published with it (Random123, kat_vectors)."""
+
+
+def draws(*sequences: tuple[int, int]) -> np.ndarray:
+    """[B, 4] of seeds and sample numbers."""
+    words = [[seed & 0xFFFFFFFF, seed >> 32, sample & 0xFFFFFFFF, sample >> 32] for seed, sample in sequences]
+    return np.array(words, np.uint32).view(np.int32)
+
+
+SEQUENCES = draws((3, 0), (3, 1), (3 + (7 << 32), 1), (3, 1 + (1 << 32)), (0xFFFFFFFF, 0xFFFFFFFF))
+
+
+def settings_of(rate: float, site: int) -> np.ndarray:
+    return np.array([site, threshold(rate)], np.uint32).view(np.int32)
+
+
+def expected(x: np.ndarray, rate: float, site: int, draws_B4: np.ndarray) -> np.ndarray:
+    kept = kept_oracle(rate, site, draws_B4, x.size // len(draws_B4)).reshape(x.shape)
+    scale = np.float32(1 / (1 - threshold(rate) / 2**32))
+    return np.where(kept, x.astype(np.float32) * scale, 0).astype(x.dtype)
+
+
+def values(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
+def test_the_oracle_gives_the_published_words(counter, key, words):
+    found = philox_oracle(
+        [np.array([c], np.uint64) for c in counter], (np.array([key[0]], np.uint64), np.array([key[1]], np.uint64))
+    )
+    assert [int(word[0]) for word in found] == words
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 4096, 4097, 3 * 4096 + 100])
+def test_every_instruction_set_drops_what_the_oracle_drops(call_kernel_of_isa: Callable[..., int], dtype, size: int):
+    x = values((5, size), dtype)
+    y = np.full_like(x, 7)
+    assert call_kernel_of_isa("Dropout", x, SEQUENCES, settings_of(RATE, SITE), y) == 0
+    np.testing.assert_array_equal(y, expected(x, RATE, SITE, SEQUENCES))
+
+
+@pytest.mark.parametrize("rate", [1e-12, 0.25, 0.999, 1 - 1e-12])
+def test_any_rate_below_one(call_kernel: Callable[..., int], rate: float):
+    x = values((5, 10_000))
+    y = np.empty_like(x)
+    assert call_kernel("Dropout", x, SEQUENCES, settings_of(rate, SITE), y) == 0
+    np.testing.assert_array_equal(y, expected(x, rate, SITE, SEQUENCES))
+    assert (y == 0).mean() == pytest.approx(rate, abs=0.01)
+
+
+def test_a_sequence_has_its_mask_wherever_it_is_in_the_batch(call_kernel: Callable[..., int]):
+    """Ranks take some of the sequences, and threads some of the values."""
+    x = values((5, 5000))
+    whole, alone = np.empty_like(x), np.empty_like(x)
+    assert call_kernel("Dropout", x, SEQUENCES, settings_of(RATE, SITE), whole) == 0
+    for b in (4, 1, 3, 0, 2):
+        one = slice(b, b + 1)
+        assert call_kernel("Dropout", x[one], SEQUENCES[one], settings_of(RATE, SITE), alone[one]) == 0
+    np.testing.assert_array_equal(alone, whole)
+
+
+def test_threads_change_nothing(
+    call_kernel: Callable[..., int], threads_of: Callable[[int], AbstractContextManager[None]]
+):
+    x, found = values((5, 50_000)), []
+    for threads in (1, 2, 3):
+        y = np.empty_like(x)
+        with threads_of(threads):
+            assert call_kernel("Dropout", x, SEQUENCES, settings_of(RATE, SITE), y) == 0
+        found.append(y.tobytes())
+    assert len(set(found)) == 1
+
+
+def test_what_is_dropped_is_zero_even_where_it_is_not_finite(call_kernel: Callable[..., int]):
+    x = np.full((5, 1000), np.nan, np.float32)
+    y = np.empty_like(x)
+    assert call_kernel("Dropout", x, SEQUENCES, settings_of(RATE, SITE), y) == 0
+    np.testing.assert_array_equal(np.isnan(y), kept_oracle(RATE, SITE, SEQUENCES, 1000))
+
+
+def test_the_kernel_checks_its_arrays(call_kernel: Callable[..., int]):
+    x, settings = values((5, 8)), settings_of(RATE, SITE)
+    assert call_kernel("Dropout", x, SEQUENCES, settings) == 1
+    assert call_kernel("Dropout", x, SEQUENCES, settings, x.astype(np.float16)) == 2
+    assert call_kernel("Dropout", x.astype(np.float64), SEQUENCES, settings, x.astype(np.float64)) == 2
+    assert call_kernel("Dropout", x, SEQUENCES.astype(np.int64), settings, x.copy()) == 2
+    assert call_kernel("Dropout", x, SEQUENCES[:, :3].copy(), settings, x.copy()) == 3
+    assert call_kernel("Dropout", x, SEQUENCES, settings, x[:4].copy()) == 3
+    assert call_kernel("Dropout", x[:4], SEQUENCES, settings, x[:4].copy()) == 4
+
+
+class Weighed(nn.Cell):
+    """A sum whose gradient is known."""
+
+    def __init__(self, drop: CounterDropout):
+        super().__init__()
+        self.drop = drop
+
+    def construct(self, x, draws_B4, g):
+        return (self.drop(x, draws_B4) * g).sum()
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 8, 8), (5 * 16, 24)])
+def test_the_gradient_has_the_mask_of_the_value(graph_mode, shape):
+    cell, x = CounterDropout(RATE, SITE), values(shape)
+    g = values(shape)[::-1].copy()
+    np.testing.assert_array_equal(cell(Tensor(x), Tensor(SEQUENCES)).asnumpy(), expected(x, RATE, SITE, SEQUENCES))
+    _, gradient = ms.value_and_grad(Weighed(cell), 0)(Tensor(x), Tensor(SEQUENCES), Tensor(g))
+    np.testing.assert_array_equal(gradient.asnumpy(), expected(g, RATE, SITE, SEQUENCES))
+
+
+MANY = 1 << 20
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """In standard deviations of what independent masks have."""
+    left, right = one - one.mean(), other - other.mean()
+    return float((left * right).mean() / np.sqrt((left**2).mean() * (right**2).mean()) * np.sqrt(one.size))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_masks_keep_their_share_and_know_nothing_of_each_other(rate: float):
+    """Sites, samples of one update and of the next, seeds; and values one, two, … apart, a whole tile and a row included."""
+    masks = {
+        (seed, sample, site): kept_oracle(rate, site, draws((seed, sample)), MANY)[0].astype(float)
+        for seed, sample, site in [(1, 0, 0), (1, 0, 1), (1, 0, 2), (1, 1, 0), (1, 8, 0), (2, 0, 0), (1 << 32, 0, 0)]
+    }
+    for mask in masks.values():
+        assert abs(mask.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / MANY)
+    first = masks[1, 0, 0]
+    for key, mask in masks.items():
+        if key != (1, 0, 0):
+            assert abs(correlation(first, mask)) < 5, key
+    for apart in (1, 2, 3, 4, 15, 16, 17, 32, 48, 63, 64, 65, 192, 256):
+        assert abs(correlation(first[:-apart], first[apart:])) < 5, apart
+
+
+def test_neighbouring_values_have_every_pattern_as_often_as_it_should_be():
+    """Chi-square of eight neighbours, and of the same value in eight sites, at rate 0.5: 255 degrees of freedom."""
+    at_sites = np.stack([kept_oracle(0.5, site, draws((1, 0)), MANY)[0] for site in range(8)])
+    for patterns in (np.packbits(at_sites[0]), np.packbits(at_sites, axis=0)[0]):
+        counts = np.bincount(patterns, minlength=256)
+        expected_count = patterns.size / 256
+        chi_square = ((counts - expected_count) ** 2 / expected_count).sum()
+        assert abs(chi_square - 255) < 5 * np.sqrt(2 * 255)

@@ -1,0 +1,152 @@
+"""Runs that are stopped and go on, against the same run that never stopped: everything that it saves, after every step.
+
+    python tests/helpers/exact_resume.py WORK --ranks 2 --case dropout --stops 20 --seed 1
+
+makes data and runs in the folder WORK, prints a line for each stop, and ends with status 0 if all of them ended in the same bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from helpers.rank_processes import MAIN, RankProcesses
+from helpers.runs import digests
+from helpers.tiny import tiny_config, tiny_tree, write_text
+
+from pangu_sigma.config_file import load_config
+from pangu_sigma.data.prepare import prepare
+from pangu_sigma.train.loop import train
+from pangu_sigma.train.metrics import read_metrics
+
+STEPS = 12
+WAIT = 600.0
+"""Seconds that a run of seconds may take on a busy machine."""
+HIGH = {"initial": 2.0**66, "window": 2}
+"""A loss scale with which the squares of gradients leave float32 at first, and every few steps again when it has grown."""
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "accumulation": {"train": {"accumulation": 2}},
+    "overflow": {"train": {"loss_scale": HIGH}},
+    "dropout": {"model": {"dropout": 0.1}},
+    "all": {"train": {"accumulation": 2, "loss_scale": HIGH}, "model": {"dropout": 0.1}},
+}
+"""What a run does besides."""
+
+
+class ExactResume:
+    """One run that kept every checkpoint, and copies of it that were stopped and went on."""
+
+    def __init__(self, data: Path, folder: Path, case: str, ranks: int, steps: int = STEPS):
+        """data: the tiny data. folder: where the runs are written."""
+        self._folder, self._ranks, self._steps = folder, ranks, steps
+        tree = tiny_tree(data)
+        tree["train"] |= {"steps": steps, "checkpoint_interval": 1, "keep_checkpoints": steps}
+        tree["train"] |= {"eval_interval": steps, "log_interval": 1}
+        tree["parallel"] = {"expert": ranks, "capacity_factor": 4.0}
+        for section, keys in CASES[case].items():
+            tree[section] |= keys
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file, self.run = folder / "config.yaml", folder / "run"
+        self._file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+        self._train(self.run, fresh=False)
+        self._expected = {step: digests(self._checkpoint(self.run, step)) for step in range(1, steps + 1)}
+        self._log = log_of(self.run)
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps that updated nothing."""
+        return sum(line["skipped"] for line in self._log)
+
+    def differences(self, step: int, fresh: bool = False) -> list[str]:
+        """What is not the same after a stop behind `step`: names of arrays and of the log, with the step at which they differ.
+
+        fresh: True to go on in a new process, as several ranks always do.
+        """
+        copy = self._folder / f"stopped_{step}"
+        self._stop(step, copy)
+        self._train(copy, fresh)
+        found = [
+            f"step {number}: {name}"
+            for number, expected in self._expected.items()
+            for name, digest in digests(self._checkpoint(copy, number)).items()
+            if digest != expected.get(name)
+        ]
+        if log_of(copy) != self._log:
+            found.append("metrics.jsonl")
+        shutil.rmtree(copy)
+        return found
+
+    def _stop(self, step: int, copy: Path) -> None:
+        """A copy of the run as it was when it had just saved `step`; what it logged later is still there, as after a crash."""
+        shutil.copytree(self.run, copy)
+        for number in range(step + 1, self._steps + 1):
+            shutil.rmtree(self._checkpoint(copy, number))
+        (copy / "checkpoints" / "LATEST").write_text(f"step_{step:08d}")
+
+    def _train(self, run: Path, fresh: bool) -> None:
+        arguments = ["train", str(self._file), "--run", str(run)]
+        if self._ranks > 1:
+            with RankProcesses(self._ranks, arguments, run.parent / f"{run.name}_logs") as ranks:
+                assert ranks.wait(WAIT) == [0] * self._ranks, ranks.said()
+        elif fresh:
+            subprocess.run([sys.executable, "-c", MAIN, *arguments], check=True, timeout=WAIT, capture_output=True)
+        else:
+            train(load_config(self._file), run)
+
+    @staticmethod
+    def _checkpoint(run: Path, step: int) -> Path:
+        return run / "checkpoints" / f"step_{step:08d}"
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of steps of a run's log, without what a clock says."""
+    keys = ("step", "loss", "per_domain_loss", "learning_rate", "gradient_norm", "loss_scale", "skipped", "samples")
+    lines = [line for line in read_metrics(run) if line["kind"] == "step"]
+    return [{key: line[key] for key in keys} for line in lines]
+
+
+def random_stops(stops: int, seed: int, steps: int = STEPS) -> Iterator[int]:
+    """Steps behind which a run is stopped; not the last. None comes twice before all have come."""
+    rng = np.random.default_rng(seed)
+    while stops > 0:
+        for step in rng.permutation(np.arange(1, steps))[:stops]:
+            yield int(step)
+        stops -= steps - 1
+
+
+def main() -> int:
+    """Status 0 if all stops ended in the same bits, else 1."""
+    parser = argparse.ArgumentParser(description="stop a run at random steps and compare what it ends in")
+    parser.add_argument("work", type=Path, help="folder for data and runs")
+    parser.add_argument("--ranks", type=int, choices=[1, 2], default=1)
+    parser.add_argument("--case", choices=sorted(CASES), default="dropout")
+    parser.add_argument("--stops", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    data = options.work / "prepared"
+    if not data.exists():
+        write_text(options.work / "text.jsonl")
+        prepare(tiny_config(data), [options.work / "text.jsonl"], data)
+    name = f"{options.case}, {options.ranks} rank(s)"
+    folder = options.work / f"{options.case}_{options.ranks}"
+    shutil.rmtree(folder, ignore_errors=True)
+    exact, wrong = ExactResume(data, folder, options.case, options.ranks, options.steps), 0
+    for number, step in enumerate(random_stops(options.stops, options.seed, options.steps)):
+        found = exact.differences(step, fresh=number == 0)
+        wrong += bool(found)
+        print(f"{name}: stopped after step {step}: {'; '.join(found[:5]) or 'the same bits'}", flush=True)
+    print(f"{name}: {options.stops - wrong} of {options.stops} exact, {exact.skipped} of {options.steps} steps skipped")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
