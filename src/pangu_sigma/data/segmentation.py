@@ -66,9 +66,9 @@ def _chinese(text: str) -> Run:
     """A run for PanGu-α. Marks of the text itself get their blanks: jieba takes each of them for a word of its own."""
     if not VANISHING.search(text):
         return Run(True, words(text))
-    between = _MARK.split(text)
-    parts = [f" {part}" if i % 2 else words(part) for i, part in enumerate(between) if part or i == 0]
-    return Run(True, " ".join(parts), True)
+    cut = _MARK.split(text)  # every other one is a mark; an empty one in front makes the blanks before the first word
+    written = [f" {some}" if i % 2 else words(some) for i, some in enumerate(cut) if some or i == 0]
+    return Run(True, " ".join(written), True)
 
 
 def is_chinese(text: str) -> bool:
