@@ -15,7 +15,10 @@ import pytest
 
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import load_trained
+from pangu_sigma.config_file import load_config
 from pangu_sigma.data.sentencepieces import alpha_model
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.data.vocabulary import UNK
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.predictor import Predictor
 from pangu_sigma.generate.text import generate
@@ -45,6 +48,21 @@ def test_it_gives_the_tokens_and_logits_of_then(written, kind):
         domain = domains_of(predictor.config).named(name)
         found_BR = predictor.next_logits([predictor.tokenizer.prompt(text, domain)], [domain])
         np.testing.assert_allclose(found_BR[0, : len(logits_R)], logits_R, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_its_tokenizer_is_still_the_one_it_was(written, kind, tmp_path):
+    """No byte fallback: other ids would have no rows. What it does not know is <unk> or vanishes, as it was."""
+    folder = written / kind / "tokenizer"
+    tokenizer = Tokenizer.load(folder)
+    said = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+    assert (said["format"], tokenizer.byte_fallback, tokenizer.hash) == (1, False, said["hash"])
+    tokenizer.save(tmp_path)
+    for file in folder.iterdir():
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+    zh = domains_of(load_config(written / kind / "config.yaml")).named("zh")
+    ids = tokenizer.encode("今天\t🙂\u3000", zh)
+    assert ids[-1] == UNK and "".join(tokenizer.vocabulary.pieces[i] for i in ids[:-1]).replace("▁", "") == "今天"
 
 
 def test_every_array_of_its_checkpoint_is_read(written):

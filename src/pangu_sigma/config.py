@@ -97,6 +97,10 @@ class VocabularyConfig(Section):
     """Number of English pieces to learn from the English and code text; one that PanGu-α has already is not added again."""
     english_model: str | None = None
     """Path of a SentencePiece model with the English pieces; null: learn them."""
+    byte_fallback: bool = True
+    """true: bytes spell characters of Chinese text that have no piece or no row in the slot, and those that PanGu-α leaves out,
+    such as tabs and ideographic spaces; all text comes back, Chinese up to NFKC (our choice). false: they are <unk> or vanish, as
+    in PanGu-α."""
 
 
 class RoutingConfig(Section):

@@ -46,6 +46,21 @@ def whole(english: bytes) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
+def as_pangu_alpha(english: bytes) -> Tokenizer:
+    """The same without byte fallback: the first format, and PanGu-α's own ids for every text."""
+    return Tokenizer.whole(alpha_model(), english, 3, byte_fallback=False)
+
+
+@pytest.fixture(scope="session")
+def small(english: bytes, vocabulary: Vocabulary, domains: Domains) -> Tokenizer:
+    """Slots of 8,192 rows, as in sigma_tiny, chosen by counts in which 训练 股 气 are rare."""
+    counts = np.zeros(len(vocabulary), dtype=np.int64)
+    counts[np.arange(20, 20_000)] = np.arange(20_000, 20, -1)
+    rows = [choose_rows(vocabulary, domains.in_slot(slot), counts, 8192) for slot in range(3)]
+    return Tokenizer(alpha_model(), english, np.stack(rows))
+
+
+@pytest.fixture(scope="session")
 def restricted(english: bytes, vocabulary: Vocabulary, domains: Domains) -> Tokenizer:
     """Slots of 600 rows, chosen without any counts."""
     counts = np.zeros(len(vocabulary), dtype=np.int64)

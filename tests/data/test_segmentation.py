@@ -41,6 +41,13 @@ def test_mixed_runs_put_the_text_together_again(text):
     assert "".join(part for _, part in plain(runs_of(text, "mixed"))) == text
 
 
+def test_marks_of_the_text_itself_stand_after_two_blanks():
+    assert runs_of("▂ ▃中\n▃", "zh") == (Run(True, "  ▂ ▂  ▃ 中 ▃  ▃", spelled=True),)
+    assert runs_of(" 中\n", "zh") == (Run(True, "▂ 中 ▃"),)
+    assert runs_of("中\t国", "zh") == (Run(True, "中 \t 国", spelled=True),)
+    assert runs_of("▂\ta", "mixed") == (Run(False, "▂\ta"),)
+
+
 def test_a_text_is_chinese_when_it_has_more_han_than_latin_words():
     assert is_chinese("打开 File 菜单")
     assert not is_chinese("the character 中")

@@ -7,12 +7,16 @@ from helpers.texts import ENGLISH
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.sentencepieces import (
     alpha_model,
+    byte_names,
     compact_model,
     learn_english,
     parse_model,
     read_english,
     restricted_model,
+    with_bytes,
 )
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import Domain
 
 
 def test_learning_twice_gives_the_same_bytes(english):
@@ -20,8 +24,16 @@ def test_learning_twice_gives_the_same_bytes(english):
 
 
 def test_too_little_text_gives_fewer_pieces():
-    assert 258 <= len(parse_model(learn_english(["ab"], 300)).pieces) < 300
-    assert len(parse_model(learn_english([], 300)).pieces) == 258
+    assert 259 <= len(parse_model(learn_english(["ab"], 300)).pieces) < 300
+    assert len(parse_model(learn_english([], 300)).pieces) == 259
+
+
+@pytest.mark.parametrize("texts", [[], ["ab"], ["line\nline"]])
+def test_blanks_come_back_though_the_text_that_was_learned_from_had_none(texts):
+    english = learn_english(texts, 300)
+    tokenizer = Tokenizer.whole(alpha_model(), english, 1)
+    domain = Domain(0, "en", "text", "en", 0, 0, 1, 1.0)
+    assert tokenizer.decode(tokenizer.encode("a  b ▁\n c ", domain)) == "a  b ▁\n c "
 
 
 def test_a_users_model_loses_its_normaliser_but_keeps_its_pieces(tmp_path):
@@ -57,3 +69,19 @@ def test_restricted_models_use_kept_pieces_only():
     assert [piece.type for piece in model.pieces] == [
         piece.type for piece in parse_model(model.SerializeToString()).pieces
     ]
+
+
+def test_bytes_behind_a_model_spell_what_is_unknown_and_change_no_other_id():
+    kind = parse_model(alpha_model()).trainer_spec.model_type
+    model = parse_model(compact_model([("a", -1.0), ("ab", -0.5)], kind))
+    del model.pieces[1:257]
+    model.trainer_spec.byte_fallback = False
+    plain = model.SerializeToString()
+    names = [piece.piece for piece in parse_model(with_bytes(plain, ["<CN>"])).pieces]
+    assert names == [*(piece.piece for piece in model.pieces), "<CN>", *byte_names()]
+    before, after = (
+        sentencepiece.SentencePieceProcessor(model_proto=proto) for proto in (plain, with_bytes(plain, ["<CN>"]))
+    )
+    assert [names[i] for i in before.encode("ab一a<CN>")][:3] == ["ab", "<unk>", "a"]
+    assert [names[i] for i in after.encode("ab一a")] == ["ab", "<0xE4>", "<0xB8>", "<0x80>", "a"]
+    assert after.encode("aab\n") == before.encode("aab\n")

@@ -58,8 +58,8 @@ def test_a_slot_holds_specials_then_the_most_frequent_pieces(vocabulary, domains
     counts[[20_000, 20_001, 30_000]] = [5, 5, 9]
     counts[FIRST_ENGLISH] = 100
     zh, en = domains.in_slot(0), domains.in_slot(1)
-    special = special_ids(zh)
-    rows = choose_rows(vocabulary, zh, counts, 400)
+    special = special_ids(zh, byte_fallback=False)
+    rows = choose_rows(vocabulary, zh, counts, 400, byte_fallback=False)
     assert rows.dtype == np.int32
     assert rows.shape == (400,)
     assert rows[: len(special)].tolist() == special
@@ -71,11 +71,18 @@ def test_a_slot_holds_specials_then_the_most_frequent_pieces(vocabulary, domains
     assert len(set(rows.tolist())) == 400
 
 
+def test_every_slot_has_rows_for_the_bytes(vocabulary, domains):
+    counts = np.zeros(len(vocabulary), dtype=np.int64)
+    for slot in range(3):
+        rows = choose_rows(vocabulary, domains.in_slot(slot), counts, 600)
+        assert set(range(FIRST_BYTE, FIRST_ENGLISH)) <= set(rows.tolist()) & set(special_ids(domains.in_slot(slot)))
+
+
 def test_characters_of_common_words_come_before_the_words(vocabulary, domains):
     counts = np.zeros(len(vocabulary), dtype=np.int64)
     word = vocabulary.pieces.index("▁中国")
     counts[word] = 1_000
-    rows = choose_rows(vocabulary, domains.in_slot(0), counts, 40).tolist()
+    rows = choose_rows(vocabulary, domains.in_slot(0), counts, 600).tolist()
     position = {vocabulary.pieces[i]: row for row, i in enumerate(rows)}
     assert max(position["中"], position["国"]) < position["▁中国"]
 
@@ -94,3 +101,5 @@ def test_too_few_rows_are_refused(vocabulary, domains):
         ConfigError, match=r"model\.slot_rows=300: the slot of en, code needs 265 rows.*raise it to 530"
     ):
         choose_rows(vocabulary, domains.in_slot(1), counts, 300)
+    with pytest.raises(ConfigError, match=r"model\.slot_rows=300: the slot of zh needs 266 rows.*raise it to 532"):
+        choose_rows(vocabulary, domains.in_slot(0), counts, 300)

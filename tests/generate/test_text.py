@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.sentencepieces import alpha_model, learn_english
+from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.predictor import Predictor
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.generate.text import generate, stream
+from pangu_sigma.generate.text import _BROKEN, generate, stream
 
 EOT, ROWS, LENGTH = 9, 12, 10
 
@@ -124,6 +127,37 @@ def test_a_streamed_character_appears_whole_and_what_stays_broken_comes_last(cou
     counting.tokenizer.decode = lambda ids: b"".join(surfaces[i] for i in ids).decode("utf-8", errors="replace")
     assert list(stream(counting, ("up", "4"))) == ["今", "!"]
     assert list(stream(counting, ("up", "4"), max_new_tokens=2)) == ["\N{REPLACEMENT CHARACTER}"]
+
+
+@pytest.mark.parametrize("text", ["好🙂人\t\u3000𪚥、龘👩‍👩‍👧", "用 🙂 写\r\n▂▃▁。", "結局\ufffd完"])
+@pytest.mark.parametrize("domain", ["zh", "bilingual"])
+def test_characters_spelled_by_bytes_stream_whole(counting, domain, text):
+    """The model repeats `text` as the tokenizer writes it: no chunk ends within a character."""
+    tokenizer = Tokenizer.whole(alpha_model(), learn_english([], 0), 2)
+    counting.config = parse_config(
+        {
+            "name": "saying",
+            "model": counting.config.model.model_dump() | {"seq_length": 200},
+            "domains": [
+                {"name": "zh", "language": "zh", "slot": "a"},
+                {"name": "bilingual", "language": "mixed", "slot": "b"},
+            ],
+        }
+    )
+    saying = tokenizer.encode(text, domains_of(counting.config).named(domain))
+    start = len(tokenizer.prompt("你", domains_of(counting.config).named(domain)))
+    counting.tokenizer = tokenizer
+
+    def next_logits(sequences, domains):
+        (ids,) = sequences
+        return np.eye(1, tokenizer.size, [*saying, EOT][len(ids) - start])
+
+    counting.next_logits = next_logits
+    chunks = list(stream(counting, (domain, "你"), max_new_tokens=100))
+    back = tokenizer.decode(saying)
+    assert "".join(chunks) == generate(counting, [(domain, "你")], 100)[0].text == back
+    assert unicodedata.normalize("NFKC", back) == unicodedata.normalize("NFKC", text)
+    assert len(chunks) > 1 and all(_BROKEN not in chunk or _BROKEN in text for chunk in chunks)
 
 
 def test_a_stream_is_what_generate_returns(counting):

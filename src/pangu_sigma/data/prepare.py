@@ -108,6 +108,7 @@ def _decisive(config: Config, inputs: list[Path]) -> dict[str, Any]:
         "format": _FORMAT,
         "domains": [[d.name, d.format, d.language, d.slot] for d in config.domains],
         "slot_rows": config.model.slot_rows,
+        "byte_fallback": config.vocabulary.byte_fallback,
         "english_pieces": config.vocabulary.english_pieces,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "max_mib_per_domain": config.data.max_mib_per_domain,
@@ -220,16 +221,20 @@ def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -
         english = read_english(Path(config.vocabulary.english_model))
     else:
         english = learn_english(_learning_text(corpora), config.vocabulary.english_pieces)
-    whole = Tokenizer.whole(alpha_model(), english, len(domains.slot_names))
+    byte_fallback = config.vocabulary.byte_fallback
+    whole = Tokenizer.whole(alpha_model(), english, len(domains.slot_names), byte_fallback)
     rows = config.model.slot_rows
     if whole.size <= rows:
-        return Tokenizer(alpha_model(), english, _padded(whole.slot_rows, rows))
+        return Tokenizer(alpha_model(), english, _padded(whole.slot_rows, rows), byte_fallback)
     counts = np.zeros((len(domains.slot_names), whole.size), dtype=np.int64)
     for domain, corpus in zip(domains, corpora, strict=True):
         for ids in _encoded(whole, domain, corpus.train, "counting"):
             counts[domain.slot] += np.bincount(ids, minlength=whole.size)
-    chosen = [choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows) for slot in range(len(counts))]
-    return Tokenizer(alpha_model(), english, np.stack(chosen))
+    chosen = [
+        choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, byte_fallback)
+        for slot in range(len(counts))
+    ]
+    return Tokenizer(alpha_model(), english, np.stack(chosen), byte_fallback)
 
 
 def _padded(slot_rows: np.ndarray, rows: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from pangu_sigma.data.words import words
+from pangu_sigma.data.normalisation import VANISHING
+from pangu_sigma.data.words import NEWLINE, SPACE, words
 
 HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Han characters and radicals, as the inside of a regular expression's [ ]."""
@@ -20,13 +21,20 @@ _MARKS = "\u3000-\u303f\ufe30-\ufe4f\uff00-\uffef“”‘’—…·"
 _CHINESE_RUN = re.compile(f"[{_MARKS}]{{0,8}}[{HAN}](?:[\\W\\d_]*[{HAN}{_MARKS}])*")
 _HAN = re.compile(f"[{HAN}]")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
+_MARK = re.compile(f"([{SPACE}{NEWLINE}])")
 
 
 class Run(NamedTuple):
-    """A stretch of text and who reads it. `text` of a run with `alpha` is jieba's words, joined with blanks."""
+    """A stretch of text and who reads it.
+
+    `text` of a run with `alpha` is jieba's words, joined with a blank. As PanGu-α has it, ▂ and ▃ in it are the text's blanks and
+    newlines; a ▂ or ▃ of the text itself stands after two blanks, which SentencePiece reads as one. `spelled`: True if there are
+    such marks or vanishing characters in it, which only bytes can spell.
+    """
 
     alpha: bool
     text: str
+    spelled: bool = False
 
 
 def runs_of(text: str, language: str) -> tuple[Run, ...]:
@@ -40,18 +48,27 @@ def runs_of(text: str, language: str) -> tuple[Run, ...]:
     if not text:
         return ()
     if language == "zh":
-        return (Run(True, words(text)),)
+        return (_chinese(text),)
     if language != "mixed":
         return (Run(False, text),)
     runs, position = [], 0
     for match in _CHINESE_RUN.finditer(text):
         if match.start() > position:
             runs.append(Run(False, text[position : match.start()]))
-        runs.append(Run(True, words(match.group())))
+        runs.append(_chinese(match.group()))
         position = match.end()
     if position < len(text):
         runs.append(Run(False, text[position:]))
     return tuple(runs)
+
+
+def _chinese(text: str) -> Run:
+    """A run for PanGu-α. Marks of the text itself get their blanks: jieba takes each of them for a word of its own."""
+    if not VANISHING.search(text):
+        return Run(True, words(text))
+    cut = _MARK.split(text)  # every other one is a mark; an empty one in front makes the blanks before the first word
+    written = [f" {some}" if i % 2 else words(some) for i, some in enumerate(cut) if some or i == 0]
+    return Run(True, " ".join(written), True)
 
 
 def is_chinese(text: str) -> bool:

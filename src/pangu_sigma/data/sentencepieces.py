@@ -122,11 +122,16 @@ def _normal_pieces(model: Any) -> list[tuple[str, float]]:
 
 
 def compact_model(pieces: list[tuple[str, float]], kind: int) -> bytes:
-    """A model of <unk>, the 256 bytes, a newline and `pieces` (name, score), that changes no character of its input."""
+    """A model of <unk>, the 256 bytes, a newline and `pieces` (name, score), that changes no character of its input.
+
+    A blank is added if it is not among them: its bytes would be those of SentencePiece's own blank.
+    """
     kinds = sentencepiece_model.ModelProto.SentencePiece
     model = sentencepiece_model.ModelProto()
     model.trainer_spec.model_type = kind
     model.trainer_spec.byte_fallback = True
+    if META not in dict(pieces):
+        pieces = [*pieces, (META, min((score for _, score in pieces), default=0.0) - 1.0)]
     model.trainer_spec.vocab_size = 258 + len(pieces)
     model.trainer_spec.bos_id = model.trainer_spec.eos_id = model.trainer_spec.pad_id = -1
     model.normalizer_spec.name = "identity"
@@ -150,3 +155,18 @@ def restricted_model(model: Any, keep: Iterable[bool]) -> bytes:
         if not kept and piece.type in (kinds.NORMAL, kinds.USER_DEFINED):
             piece.type = kinds.UNUSED
     return copy.SerializeToString(deterministic=True)
+
+
+def with_bytes(model: bytes, controls: Iterable[str]) -> bytes:
+    """A model with `controls` and the 256 bytes after its pieces: bytes spell what would be its <unk>, all else stays as it is.
+
+    A message that is written behind another one is merged with it, so nothing has to be parsed.
+    """
+    kinds = sentencepiece_model.ModelProto.SentencePiece
+    added = sentencepiece_model.ModelProto()
+    added.trainer_spec.byte_fallback = True
+    for name in controls:
+        added.pieces.add(piece=name, score=0.0, type=kinds.CONTROL)
+    for name in byte_names():
+        added.pieces.add(piece=name, score=0.0, type=kinds.BYTE)
+    return model + added.SerializeToString(deterministic=True)

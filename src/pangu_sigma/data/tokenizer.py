@@ -1,8 +1,8 @@
 """Text ↔ ids of the merged vocabulary, restricted to what the domain's embedding slot has rows for.
 
-Chinese text is encoded exactly as PanGu-α does (jieba words, then its SentencePiece model; what it does not know is
-<unk>), English text and code by English pieces with byte fallback, which come back exactly. `segmentation` says which
-one reads what.
+Chinese text is encoded as PanGu-α does (jieba words, then its SentencePiece model), with its ids; bytes spell what is <unk>
+there or vanishes, so that decoding gives back every character or its NFKC form. English text and code are encoded by
+English pieces, and bytes, and come back exactly. `segmentation` says which one reads what.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import sentencepiece
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.documents import Document, Segments
+from pangu_sigma.data.normalisation import SPELLED, folded_characters
 from pangu_sigma.data.segmentation import Run, is_chinese, runs_of
-from pangu_sigma.data.sentencepieces import META, restricted_model
-from pangu_sigma.data.vocabulary import EOT, FIRST_BYTE, PAD, TAG_OF_LANGUAGE, UNK, Vocabulary
+from pangu_sigma.data.sentencepieces import META, restricted_model, with_bytes
+from pangu_sigma.data.vocabulary import EOT, FIRST_BYTE, FIRST_ENGLISH, PAD, TAG_OF_LANGUAGE, TAGS, UNK, Vocabulary
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 
@@ -28,7 +29,8 @@ SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
 """A document and its words: (language or "", runs) for each of its segments."""
 
 _META_BYTES = [FIRST_BYTE + value for value in META.encode()]
-_FORMAT = 1
+_FORMAT = {False: 1, True: 2}
+"""Number of the format without and with byte fallback: it decides ids, so it is in the hash."""
 
 
 class Tokenizer:
@@ -36,28 +38,33 @@ class Tokenizer:
 
     size: V. hash: hex sha256 over everything that decides ids and rows.
     slot_rows: [slots, R] row → id, -1 beyond the rows in use. row_of: [slots, V] id → row, -1 when the slot has no row.
+    byte_fallback: True if bytes spell what no piece of PanGu-α's spells in Chinese text; a slot without rows for the bytes is a
+    ValueError then. False: such text is <unk> or vanishes, as in PanGu-α.
     """
 
     pad, eot, unk = PAD, EOT, UNK
 
-    def __init__(self, alpha: bytes, english: bytes, slot_rows: np.ndarray) -> None:
+    def __init__(self, alpha: bytes, english: bytes, slot_rows: np.ndarray, byte_fallback: bool = True) -> None:
         self._alpha, self._english = alpha, english
+        self.byte_fallback = byte_fallback
         self.vocabulary = _vocabulary(alpha, english)
         self.size = len(self.vocabulary)
         self.slot_rows = np.ascontiguousarray(slot_rows, dtype=np.int32)
         self.row_of = _inverse(self.slot_rows, self.size)
+        if byte_fallback and (self.row_of[:, FIRST_BYTE:FIRST_ENGLISH] < 0).any():
+            raise ValueError("byte fallback needs rows for the bytes in every slot")
         self.hash = self._hash()
         self._has_every_id = (self.row_of >= 0).all(axis=1).tolist()
         self._models: dict[int | None, _Models] = {}
 
     @classmethod
-    def whole(cls, alpha: bytes, english: bytes, slots: int) -> Tokenizer:
+    def whole(cls, alpha: bytes, english: bytes, slots: int, byte_fallback: bool = True) -> Tokenizer:
         """A tokenizer whose slots hold every id, at the row of the same number."""
         size = len(_vocabulary(alpha, english))
-        return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)))
+        return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)), byte_fallback)
 
     def encode(self, text: str, domain: Domain) -> list[int]:
-        """Ids of `text` as `domain` reads it; no tag, no <eot>."""
+        """Ids of `text` as `domain` reads it; no tag, no <eot>. Raises DataError for half a surrogate pair, which is no text."""
         return self.encode_runs(runs_of(text, domain.language), domain)
 
     def encode_runs(self, runs: Iterable[Run], domain: Domain) -> list[int]:
@@ -65,8 +72,24 @@ class Tokenizer:
         models = self._slot_models(domain.slot)
         ids: list[int] = []
         for run in runs:
-            ids += models.alpha.encode(run.text) if run.alpha else self._encode_english(run.text, models.english)
+            try:
+                ids += self._encode_run(run, models)
+            except RuntimeError:  # SentencePiece's, which does not say why
+                _refuse_half_pairs(run.text)
+                raise
         return ids
+
+    def changed_by_normalisation(self, segments: SegmentedText) -> int:
+        """Number of characters that do not come back as they are written: folded to NFKC, or without byte fallback vanishing.
+
+        What becomes <unk> without byte fallback is not counted: that is a token of its own.
+        """
+        count = 0
+        for run in (run for _, runs in segments for run in runs if run.alpha):
+            count += folded_characters(run.text)
+            if run.spelled and not self.byte_fallback:
+                count += len(SPELLED.findall(run.text))
+        return count
 
     def sample(self, document: Document, domain: Domain) -> list[int]:
         """The document as it is trained on.
@@ -99,7 +122,8 @@ class Tokenizer:
         (folder / "english.model").write_bytes(self._english)
         slots = [rows[rows >= 0].tolist() for rows in self.slot_rows]
         content = {
-            "format": _FORMAT,
+            "format": _FORMAT[self.byte_fallback],
+            **({"byte_fallback": True} if self.byte_fallback else {}),
             "hash": self.hash,
             "size": self.size,
             "rows_per_slot": self.slot_rows.shape[1],
@@ -117,14 +141,14 @@ class Tokenizer:
             slot_rows = np.full((len(content["slots"]), content["rows_per_slot"]), -1, dtype=np.int32)
             for rows, ids in zip(slot_rows, content["slots"], strict=True):
                 rows[: len(ids)] = ids
-            tokenizer = cls(alpha, english, slot_rows)
+            tokenizer = cls(alpha, english, slot_rows, content.get("byte_fallback", False))
         except OSError as error:
             raise DataError(
                 f"tokenizer {folder}: {error.filename}: {error.strerror}; run prepare-data again"
             ) from error
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DataError(f"tokenizer {folder}: damaged ({error}); run prepare-data again") from error
-        if content.get("format") != _FORMAT or tokenizer.hash != content["hash"]:
+        if content.get("format") != _FORMAT[tokenizer.byte_fallback] or tokenizer.hash != content["hash"]:
             raise DataError(
                 f"tokenizer {folder}: its files give the hash {tokenizer.hash[:12]}…, vocabulary.json says "
                 f"{str(content['hash'])[:12]}…; a file was changed, run prepare-data again"
@@ -139,6 +163,35 @@ class Tokenizer:
             ids += self.encode_runs(runs, domain)
         return ids
 
+    def _encode_run(self, run: Run, models: _Models) -> list[int]:
+        if not run.alpha:
+            return self._encode_english(run.text, models.english)
+        if run.spelled and self.byte_fallback:
+            return self._encode_spelled(run.text, models.alpha)
+        ids: list[int] = models.alpha.encode(run.text)
+        return ids
+
+    def _encode_spelled(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
+        """Ids of the words that PanGu-α's model can read, with the bytes of the others, each a character, put between them.
+
+        The model reads all of its words at once, without the others, so that its ids are those that PanGu-α has for this text.
+        """
+        read, spelled, words, position = [], [], 0, 0
+        for match in SPELLED.finditer(text):
+            before = text[position : match.start()]
+            position = match.end()
+            read.append(before)
+            words += len([word for word in before.split(" ") if word])
+            spelled.append((words, match.group()[-1]))
+        found = model.encode("".join(read) + text[position:])
+        starts = [i for i, token in enumerate(found) if token in self.vocabulary.word_starts] + [len(found)]
+        ids, done = [], 0
+        for words, character in spelled:
+            ids += found[done : starts[words]]
+            ids += [FIRST_BYTE + value for value in character.encode()]
+            done = starts[words]
+        return ids + found[done:]
+
     def _encode_english(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
         ids: list[int] = []
         for i, between in enumerate(text.split(META)):
@@ -152,18 +205,15 @@ class Tokenizer:
         key = None if self._has_every_id[slot] else slot
         if key not in self._models:
             rows = self.row_of[slot]
-            self._models[key] = (
-                _Models(self._alpha, self._english)
-                if key is None
-                else _Models(
-                    restricted_model(self.vocabulary.alpha, rows[: len(self.vocabulary.alpha.pieces)] >= 0),
-                    restricted_model(self.vocabulary.english, rows[self.vocabulary.english_ids] >= 0),
-                )
-            )
+            alpha, english = self._alpha, self._english
+            if key is not None:
+                alpha = restricted_model(self.vocabulary.alpha, rows[: len(self.vocabulary.alpha.pieces)] >= 0)
+                english = restricted_model(self.vocabulary.english, rows[self.vocabulary.english_ids] >= 0)
+            self._models[key] = _Models(with_bytes(alpha, TAGS) if self.byte_fallback else alpha, english)
         return self._models[key]
 
     def _hash(self) -> str:
-        digest = hashlib.sha256(f"pangu-sigma tokenizer {_FORMAT}\n".encode())
+        digest = hashlib.sha256(f"pangu-sigma tokenizer {_FORMAT[self.byte_fallback]}\n".encode())
         for content in (self._alpha, self._english, self.slot_rows.astype("<i4").tobytes()):
             digest.update(len(content).to_bytes(8, "little"))
             digest.update(content)
@@ -208,6 +258,15 @@ def tag_language(language: str, text: str, domain: Domain) -> str:
             "java only, so use one of them, or format: text"
         )
     return domain.language
+
+
+def _refuse_half_pairs(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text has half a surrogate pair, {text[error.start]!r}, which is no character; take it out or decode the text anew"
+        ) from None
 
 
 def _inverse(slot_rows: np.ndarray, size: int) -> np.ndarray:

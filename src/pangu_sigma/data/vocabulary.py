@@ -2,7 +2,7 @@
 
 ids      0 …  39,999   PanGu-α's pieces, unchanged, so that inherited embeddings keep their meaning
     40,000 …  40,003   language tags <CN> <EN> <Python> <Java>
-    40,004 …  40,259   the 256 bytes <0x00> … <0xFF>, for what the English pieces cannot spell
+    40,004 …  40,259   the 256 bytes <0x00> … <0xFF>, for what no piece, or none with a row, can spell
     40,260 …           English pieces that PanGu-α does not have
 
 Every id has a *surface*, the text it stands for; decoding is joining surfaces. Two writings of a blank meet here: in
@@ -44,6 +44,7 @@ class Vocabulary:
 
     pieces: [V] what each id is called; surfaces: [V] the bytes it stands for (none for controls and tags).
     english_ids: SentencePiece id of the English model → merged id. character_ids: character → its piece of PanGu-α's.
+    word_starts: PanGu-α's pieces that begin with "▁"; a word has one, and it is the first.
     """
 
     def __init__(self, alpha: bytes, english: bytes) -> None:
@@ -58,6 +59,7 @@ class Vocabulary:
         self.surfaces += [b""] * len(TAGS) + [bytes([value]) for value in range(256)]
         by_surface = self._alpha_by_surface()
         self.character_ids = {text: i for surface, i in by_surface.items() if len(text := surface.decode()) == 1}
+        self.word_starts = frozenset(i for i, piece in enumerate(self.pieces) if piece.startswith(META))
         self.english_ids = self._add_english(by_surface)
 
     def __len__(self) -> int:
@@ -84,7 +86,7 @@ class Vocabulary:
         return known
 
     def producible(self, languages: Iterable[str]) -> set[int]:
-        """Ids that encoding text of these domain languages can give."""
+        """Pieces that encoding text of these domain languages can give."""
         ids: set[int] = set()
         for language in languages:
             if language in ("zh", "mixed"):
@@ -102,26 +104,30 @@ def _alpha_surface(index: int, piece: str) -> bytes:
     return piece.replace(META, "").replace(SPACE, " ").replace(NEWLINE, "\n").encode()
 
 
-def special_ids(domains: list[Domain]) -> list[int]:
+def special_ids(domains: list[Domain], byte_fallback: bool = True) -> list[int]:
     """Ids that a slot of these domains always has a row for.
 
-    Those are <unk> <pad> <eot>, newline, blank and the tags; with Chinese the word mark; with English the bytes.
+    Those are <unk> <pad> <eot>, newline, blank and the tags; with Chinese the word mark; the bytes, but without `byte_fallback` not
+    where all is Chinese.
     """
     ids = [UNK, NEWLINE_ID, SPACE_ID, PAD, EOT]
     if any(d.language in ("zh", "mixed") for d in domains):
         ids.append(WORD_MARK)
     ids += range(ALPHA_SIZE, FIRST_BYTE)
-    return ids + (list(range(FIRST_BYTE, FIRST_ENGLISH)) if any(d.language != "zh" for d in domains) else [])
+    bytes_too = byte_fallback or any(d.language != "zh" for d in domains)
+    return ids + (list(range(FIRST_BYTE, FIRST_ENGLISH)) if bytes_too else [])
 
 
-def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int) -> np.ndarray:
+def choose_rows(
+    vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int, byte_fallback: bool = True
+) -> np.ndarray:
     """Ids of one slot's rows, [rows] int32: specials, common characters, most frequent pieces (ties by id), then -1.
 
     counts: [V] occurrences in the training text of the slot's domains, encoded with the whole vocabulary.
-    A Chinese character has no bytes to fall back to, so characters come before frequent words (see `_characters`).
+    A word that has no row is spelled by its characters, so these come before frequent words (see `_characters`).
     Pieces that never occur fill what is left, lowest id first, as far as the slot's languages can produce them.
     """
-    special = special_ids(domains)
+    special = special_ids(domains, byte_fallback)
     if rows < 2 * len(special):
         raise ConfigError(
             f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)} needs {len(special)} rows for "
@@ -138,8 +144,8 @@ def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarra
 def _characters(vocabulary: Vocabulary, counts: np.ndarray) -> list[int]:
     """Ids of the characters, most frequent first, that make up `CHARACTER_COVERAGE` of the text in PanGu-α's pieces.
 
-    Without them a rare word whose piece has no row would become <unk>: 2.3% of news and review tokens at 8,192
-    rows, against 0.14% with them for 5% more tokens (measured on the packaged text).
+    Without them a rare word whose piece has no row would have no spelling but its bytes, or without byte fallback be <unk>: 2.3% of
+    news and review tokens at 8,192 rows, against 0.14% with them for 5% more tokens (measured on the packaged text).
     """
     ids = vocabulary.character_ids
     seen: Counter[int] = Counter()
