@@ -30,9 +30,9 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
     """Evaluate each run and its counterpart on the same held-out tokens.
 
     all: True to read all held-out samples, False for as many as the training of the first run evaluates.
-    Returns {"pairs": [{"run", "against", "domains"}, …], "mean"}. The domains of a pair are `evaluate_run`'s figures, with "against",
-    the other run's, and "difference", `Difference.figures`. The mean, by domain, is over pairs: the difference, its standard error
-    over pairs (None for a single one), and over text: that of the difference averaged by sample.
+    Returns {"pairs": [{"run", "against", "domains"}, …], "mean"}. A domain of a pair has `evaluate_run`'s figures, those of the
+    other run as "against", and `Difference.figures` as "difference". The mean, by domain, is over pairs: the difference, its
+    standard error over pairs (None for a single one), and over text: that of the difference averaged by sample.
     Raises ConfigError when the numbers of runs differ, or when a run has another tokenizer or other held-out text than the first.
     """
     if len(runs) != len(others):
