@@ -232,6 +232,13 @@ def test_evaluate_is_what_the_run_logged_last(model, tiny_run):
     assert {name: found["loss"] for name, found in model.evaluate().items()} == pytest.approx(logged, rel=1e-5)
 
 
+def test_evaluate_against_a_run_says_how_much_it_loses_more(model, tiny_run):
+    found = model.evaluate(all=True, against=str(tiny_run))
+    for name, plain in model.evaluate(all=True).items():
+        assert found[name] == plain | {"against": plain, "difference": found[name]["difference"]}
+        assert set(found[name]["difference"].values()) == {0.0}
+
+
 def test_an_export_answers_as_text_or_path_and_says_what_it_has_not(model, tiny_export):
     exported = ps.load(str(tiny_export))
     assert exported.generate("the cat", "en", max_new_tokens=4) == model.generate("the cat", "en", max_new_tokens=4)

@@ -228,6 +228,24 @@ def test_evaluate_prints_the_loss_of_each_domain(tiny_run, capsys):
         assert 0 < losses["unigram"] < math.log(2 * 640)
 
 
+def test_evaluate_against_prints_paired_differences(tiny_run, capsys):
+    text = prints(capsys, "evaluate", tiny_run, "--all", "--against", tiny_run)
+    assert text.splitlines()[0].endswith("held-out; ± over samples")
+    for line in text.splitlines()[1:]:
+        assert line.split()[5:9] == ["0.0000"] * 4, "a run against itself"
+    assert "2 runs without --against" in fails(capsys, "evaluate", tiny_run, tiny_run)
+    assert "1 runs against 2; --against takes as many" in fails(
+        capsys, "evaluate", tiny_run, "--against", tiny_run, tiny_run
+    )
+
+
+def test_report_compares_with_several_runs(tiny_run, capsys):
+    found = json.loads(prints(capsys, "report", tiny_run, "--against", tiny_run, tiny_run, "--json", "-"))
+    assert [set(summary) - set(found[0]) for summary in found] == [set(), {"differences"}, {"differences"}]
+    assert found[1]["differences"]["en"]["se"] == 0.0
+    assert prints(capsys, "report", tiny_run, "--against", tiny_run, tiny_run).count("difference") == 2
+
+
 def test_report_prints_the_summary(tiny_run, capsys):
     found = json.loads(prints(capsys, "report", tiny_run, "--json", "-"))
     assert found["steps"] == STEPS

@@ -134,6 +134,27 @@ def test_scripts_without_paths_of_the_user_work_in_the_repository(script, reposi
     assert set(folder.rglob("*")) == before
 
 
+def test_comparing_with_a_dense_model_trains_both_by_the_same_seeds_and_evaluates_all(repository, folder, tmp_path):
+    program(repository / ".venv" / "bin" / "pangu-sigma", f'echo "$@" >> {shlex.quote(str(tmp_path / "calls"))}')
+    (repository / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(repository / '.venv/bin'))}:$PATH")
+    arguments = ["--seeds", "1 3", "--folder", "runs/c", "--set", "train.steps=2", "--set", "data.path=data/x"]
+    done = run(repository / "run_scripts" / "compare_dense.sh", *arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    prepared, *trained, evaluated = (tmp_path / "calls").read_text().splitlines()
+    assert prepared == "prepare-data model_configs/sigma_tiny.yaml --set train.steps=2 --set data.path=data/x"
+    names = [f"{kind}_tiny_{seed}" for seed in (1, 3) for kind in ("sigma", "alpha")]
+    for line, name in zip(trained, names, strict=True):
+        seed = int(name[-1])
+        words = ["train", "model_configs/sigma_tiny.yaml", "--run", f"runs/c/{name}", "--set", f"seed={seed}"]
+        assert line.split()[:8] == [*words, "--set", f"routing.seed={seed - 1}"]
+        assert line.endswith("--set train.steps=2 --set data.path=data/x")
+        assert ("--set model.rre_layers=0" in line) == name.startswith("alpha")
+    runs = [f"runs/c/{kind}_tiny_{seed}" for kind in ("sigma", "alpha") for seed in (1, 3)]
+    assert evaluated.split() == ["evaluate", *runs[:2], "--against", *runs[2:], "--all"]
+    refused = run(repository / "run_scripts" / "compare_dense.sh", "--sets", "a=b", cwd=folder)
+    assert (refused.returncode, "--sets is not an option; usage" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(("script", "venv"), [("install.sh", ".venv"), ("peers.sh", ".venv-peers")])
 def test_installing_from_another_folder_touches_only_the_repository(script, venv, repository, folder, tmp_path):
     (repository / STAMP).unlink()

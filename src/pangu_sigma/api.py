@@ -195,16 +195,23 @@ class Model:
 
         return score(self.predictor, text, self._domain(domain))
 
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """Held-out loss of each domain, {"loss": …, "unigram": …} in nats per token; unigram is what counting tokens achieves.
+    def evaluate(self, all: bool = False, against: AnyPath | None = None) -> dict[str, dict[str, Any]]:
+        """Held-out loss of each domain, in nats per token: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}.
 
-        Raises UserError for an exported model, which has no data of its own.
+        se: its standard error over samples. unigram: what counting achieves on the same tokens.
+        all: read all held-out text instead of what training evaluates. against: another run to evaluate on the same tokens; its
+        losses are under "against", and what this run loses more under "difference", paired by sample.
+        Raises UserError for an exported model, which has no data of its own, and for a run of other text or another tokenizer.
         """
         from pangu_sigma.device import one_thread
+        from pangu_sigma.evaluate.comparison import compare_runs
         from pangu_sigma.evaluate.run import evaluate_run
 
+        run = self._run("evaluate")
         with one_thread:
-            return evaluate_run(self._run("evaluate"))
+            if against is None:
+                return evaluate_run(run, all)
+            return compare_runs([run], [Path(against)], all)["pairs"][0]["domains"]
 
     def export(self, output: AnyPath, format: Literal["mindir", "safetensors"] = "mindir") -> Path:
         """Write the model of a run to `output` and return its path.

@@ -82,7 +82,17 @@ def folder(tmp_path_factory) -> Path:
 def tokenizer() -> SimpleNamespace:
     """Two slots that hold all ids, the second one in reverse."""
     rows = np.arange(VOCABULARY, dtype=np.int32)
-    return SimpleNamespace(size=VOCABULARY, eot=EOT, pad=PAD, row_of=np.stack([rows, rows[::-1]]))
+    both = np.stack([rows, rows[::-1]])  # its own inverse
+    surfaces = [b"x" * (token % 5) for token in range(VOCABULARY)]
+    return SimpleNamespace(
+        size=VOCABULARY,
+        eot=EOT,
+        pad=PAD,
+        row_of=both,
+        slot_rows=both,
+        hash="numbered",
+        vocabulary=SimpleNamespace(surfaces=surfaces),
+    )
 
 
 @pytest.fixture(scope="module")

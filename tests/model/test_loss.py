@@ -6,6 +6,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.train.step import FIRST_EXPERT, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -56,6 +57,14 @@ def test_it_is_the_weighted_cross_entropy_of_each_block(graph_mode, case):
     expected = cross_entropy(logits, labels.reshape(BLOCKS, -1)) * weights.reshape(BLOCKS, -1)
     np.testing.assert_allclose(per_block.asnumpy(), expected.sum(axis=1), rtol=1e-6)
     assert float(total.asnumpy()) == pytest.approx(expected.sum(), rel=1e-6)
+
+
+def test_it_is_told_by_sequence_where_that_is_asked_for(graph_mode, case):
+    logits, labels, weights = case
+    _, *batch = inputs(weights, labels)
+    per_sequence = NextTokenLoss(FixedLogits(logits), by_sequence=True)(*batch)
+    expected = cross_entropy(logits, labels.reshape(BLOCKS, -1)).reshape(weights.shape) * weights
+    np.testing.assert_allclose(per_sequence.asnumpy(), expected.sum(axis=1), rtol=1e-5)
 
 
 def test_the_scale_multiplies_the_total_only(graph_mode, case):

@@ -10,6 +10,7 @@ import pytest
 
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.train import metrics
+from pangu_sigma.train.losses import HeldOutLoss
 from pangu_sigma.train.metrics import TRAFFIC, MetricsLog, StepMetrics, load_max_over_mean, read_metrics
 
 DOMAINS = ["zh", "en"]
@@ -33,13 +34,20 @@ def step_metrics(step: int, **changes) -> StepMetrics:
     return StepMetrics(**{**values, **changes})
 
 
+def held_out(**nats: float) -> dict[str, HeldOutLoss]:
+    """Losses over two samples of 10 tokens and 20 bytes, the first 1 nat a token above the mean."""
+    of_two = {name: np.array([10 * n + 10, 10 * n - 10]) for name, n in nats.items()}
+    sizes = np.array([10.0, 10.0]), np.array([20.0, 20.0])
+    return {name: HeldOutLoss(nats_U, *sizes, unigram=4.0, digest="d") for name, nats_U in of_two.items()}
+
+
 def run(folder: Path, steps: range, resumed_step: int = 0) -> None:
     with MetricsLog(folder, DOMAINS, 20, 4, resumed_step) as log:
         for step in steps:
             log.record(step_metrics(step))
             if step % 8 == 0:
                 with log.paused():
-                    log.evaluation(step, {"zh": 2.0, "en": 3.0})
+                    log.evaluation(step, held_out(zh=2.0, en=3.0))
             if step % 6 == 0:
                 log.flush()
 
@@ -60,9 +68,11 @@ def test_a_line_holds_means_over_its_steps_and_over_those_that_had_the_domain(tm
     assert second["per_domain_loss"] == {"zh": 6.0, "en": 7.0}
     assert first["tokens"] == 4 * 64
     assert first["tokens_per_second"] > 0
-    assert of_kind(tmp_path, "evaluation") == [
-        {"kind": "evaluation", "step": 8, "per_domain_loss": {"zh": 2.0, "en": 3.0}}
-    ]
+    (evaluation,) = of_kind(tmp_path, "evaluation")
+    expected = {"kind": "evaluation", "step": 8, "per_domain_loss": {"zh": 2.0, "en": 3.0}}
+    assert evaluation == evaluation | expected
+    assert evaluation["se"] == pytest.approx({"zh": 1.0, "en": 1.0})
+    assert evaluation["per_sample"]["en"] == {"nats": [40.0, 20.0], "tokens": [10, 10], "bytes": [20, 20]}
 
 
 def test_the_run_line_and_tensorboard_files_are_there(tmp_path: Path):
@@ -114,10 +124,12 @@ def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path: Path):
         log.record(step_metrics(1, gradient_norm=float("inf"), skipped=True, loss=float("nan")))
         log.record(step_metrics(2))
         log.record(step_metrics(3, gradient_norm=float("nan"), skipped=True, per_domain_loss={"zh": float("inf")}))
-        log.evaluation(3, {"zh": float("nan")})
+        log.evaluation(3, held_out(zh=float("nan")))
     first, second = of_kind(tmp_path, "step")
     assert (first["skipped"], first["gradient_norm"], first["loss"]) == (1, 1.0, 2.0)
     assert (second["gradient_norm"], second["per_domain_loss"]) == (None, {"zh": None})
+    (evaluation,) = of_kind(tmp_path, "evaluation")
+    assert (evaluation["per_domain_loss"], evaluation["se"]) == ({"zh": None}, {"zh": None})
     for text in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
 

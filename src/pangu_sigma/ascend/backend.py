@@ -19,6 +19,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Parts, file_of_rank, fill_from
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.ecss.prefetch import Prefetcher
 from pangu_sigma.parallel.connect import join
 from pangu_sigma.parallel.layout import Layout
@@ -61,7 +62,8 @@ class AscendBackend(Backend):
     def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
         """The evaluator, which uses the graph of training: another one would have to be compiled."""
         counts = self.counts_losses(built.config, built.ranks)
-        return Evaluator(built.config, held_out, built.step, built.network, built.ranks, together=True, counts=counts)
+        most = samples_of_evaluation(built.config)
+        return Evaluator(held_out, most, built.step, built.network, built.ranks, together=True, counts=counts)
 
     def files(self, built: Built) -> Files:
         rank, parallel = built.ranks.rank, built.config.parallel

@@ -16,6 +16,7 @@ from pangu_sigma.commands.options import (
     with_json,
     with_overrides,
 )
+from pangu_sigma.config import ConfigError
 
 
 def add_commands(commands: Any) -> None:
@@ -65,12 +66,17 @@ def add_commands(commands: Any) -> None:
             commands,
             "evaluate",
             _evaluate,
-            "held-out loss of each domain",
-            "runs/sigma_tiny",
+            "held-out loss of each domain, or its difference between runs on the same tokens",
+            "runs/sigma_tiny --all",
             "runs/sigma_tiny --json losses.json",
+            "runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all",
         )
     )
-    command.add_argument("run", type=Path, help="run folder")
+    command.add_argument("run", type=Path, nargs="+", help="run folder; several with as many for --against")
+    command.add_argument("--all", action="store_true", help="read all held-out text, not what training evaluates on")
+    command.add_argument(
+        "--against", type=Path, nargs="+", metavar="RUN", help="evaluate these too, and print paired differences"
+    )
 
     command = with_json(
         add_command(
@@ -83,7 +89,9 @@ def add_commands(commands: Any) -> None:
         )
     )
     command.add_argument("run", type=Path, help="run folder")
-    command.add_argument("--against", type=Path, metavar="RUN", help="compare the losses with another run's")
+    command.add_argument(
+        "--against", type=Path, nargs="+", metavar="RUN", help="compare the losses with those of other runs"
+    )
 
 
 def _prepare_data(options: argparse.Namespace) -> int:
@@ -119,20 +127,28 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.against is None and len(options.run) > 1:
+        raise ConfigError(f"{len(options.run)} runs without --against; evaluate them one at a time, or compare them")
+    from pangu_sigma.evaluate.comparison import compare_runs, format_differences
     from pangu_sigma.evaluate.run import evaluate_run, format_losses
 
-    losses = evaluate_run(options.run)
-    show(losses, format_losses(losses), options.json)
+    if options.against is None:
+        losses = evaluate_run(options.run[0], options.all)
+        show(losses, format_losses(losses), options.json)
+    else:
+        comparison = compare_runs(options.run, options.against, options.all)
+        show(comparison, format_differences(comparison), options.json)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    from pangu_sigma.train.summary import format_comparison, format_summary, summarise
+    from pangu_sigma.train.summary import differences, format_comparison, format_summary, summarise
 
     summary = summarise(options.run)
     if options.against is None:
         show(summary, format_summary(summary), options.json)
     else:
-        other = summarise(options.against)
-        show([summary, other], format_comparison(summary, other), options.json)
+        others = [summarise(run) | {"differences": differences(options.run, run)} for run in options.against]
+        tables = [format_comparison(summary, other) for other in others]
+        show([summary, *others], "\n\n".join(tables), options.json)
     return 0

@@ -101,7 +101,7 @@ class Batches:
         folder: the folder that `prepare-data` wrote. layout: of the routing plans; None: the one of a run on the CPU.
         Raises DataError as `open_samples`.
         """
-        self.config, self.rank = config, rank
+        self.config, self.rank, self.folder = config, rank, folder
         self.planner = Planner(config, rank, layout or dispatch_layout(config))
         self.domains: Domains = domains_of(config)
         self.domain_sets = domain_sets(config)

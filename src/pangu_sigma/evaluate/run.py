@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.data.batches import Batches
-from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
 from pangu_sigma.train.held_out import EvaluationStep, Evaluator
+from pangu_sigma.train.losses import HeldOutLoss, shown
+
+DomainFigures = dict[str, dict[str, Any]]
+"""Figures by domain, as plain values."""
 
 
-def evaluate_run(path: Path) -> dict[str, dict[str, float]]:
-    """Held-out losses of a trained run: {"loss": …, "unigram": …} in nats per token for each domain.
+def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
+    """Held-out losses of a trained run: `HeldOutLoss.figures` for each domain.
 
-    unigram is the loss that counting tokens achieves.
+    all: True to read all held-out samples, False for those that training evaluates.
     """
     run = RunFolder.open(path)
+    batches = held_out_batches(run)
+    losses = measure(run, batches, samples_read(run, batches, all))
+    return {name: loss.figures() for name, loss in losses.items()}
+
+
+def held_out_batches(run: RunFolder) -> Batches:
+    """The held-out batches of a run for one process. Raises DataError when its text is gone."""
+    return Batches(run.config.on_one_rank(), Path(run.config.data.path), run.tokenizer, run.table, "held_out")
+
+
+def samples_read(run: RunFolder, batches: Batches, all: bool) -> int:
+    """Number of samples that an evaluation reads of each domain at most."""
+    return max(batches.samples.counts) if all else samples_of_evaluation(run.config)
+
+
+def measure(run: RunFolder, batches: Batches, most: int) -> dict[str, HeldOutLoss]:
+    """The loss of each domain on `most` samples of it, by the newest checkpoint of a run."""
     use_cpu()
     network, store = load_trained(run)
-    config, data = run.config.on_one_rank(), Path(run.config.data.path)
-    batches = Batches(config, data, run.tokenizer, run.table, "held_out")
-    losses = Evaluator(config, batches, EvaluationStep(network, store), network).losses()
-    manifest = load_manifest(data)
-    return {name: {"loss": loss, "unigram": manifest.domains[name].unigram_entropy} for name, loss in losses.items()}
+    return Evaluator(batches, most, EvaluationStep(network, store), network).losses()
 
 
-def format_losses(losses: dict[str, dict[str, float]]) -> str:
+def format_losses(losses: Mapping[str, Mapping[str, Any]]) -> str:
     """The table that `pangu-sigma evaluate` prints."""
-    rows = [f"{name:12} {d['loss']:8.3f} {d['unigram']:8.3f}" for name, d in losses.items()]
-    return "\n".join([f"{'domain':12} {'loss':>8} {'unigram':>8}   held-out, nats per token", *rows])
+    heads = f"{'loss':>8} {'±':>8} {'unigram':>8} {'bits/byte':>9} {'tokens':>10} {'samples':>8}"
+    rows = [
+        f"{name:12} {shown(d['loss'], 8)} {shown(d['se'], 8)} {shown(d['unigram'], 8)} {shown(d['bits_per_byte'], 9)} "
+        f"{d['tokens']:10,} {d['samples']:8,}"
+        for name, d in losses.items()
+    ]
+    return "\n".join([f"{'domain':12} {heads}   held-out, nats per token", *rows])

@@ -16,14 +16,15 @@ class NextTokenLoss(nn.Cell):
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, draws_B4, order, inverse_NT, offsets_NA1,
     *experts)
-        -> sum over the tokens of each block of weight · nll [M]
+        -> sum over the tokens of each block of weight · nll [M], or of each sequence [B]
     labels are rows of the slot; weights are the loss mask over the tokens of the whole update, so that micro-batches add up; draws
     are as in `PanGuSigma`.
     """
 
-    def __init__(self, network: PanGuSigma):
+    def __init__(self, network: PanGuSigma, by_sequence: bool = False):
+        """by_sequence: True to sum over each sequence; False: over each block."""
         super().__init__()
-        self.network = network
+        self.network, self.by_sequence = network, by_sequence
         self.log_softmax = ops.LogSoftmax(-1)
         self.pick = ops.GatherD()
         self.weigh, self.negate = ops.Mul(), ops.Neg()
@@ -50,4 +51,6 @@ class NextTokenLoss(nn.Cell):
         labels = ops.reshape(labels_BS, (logits.shape[0], -1, 1))
         picked = self.pick(self.log_softmax(logits), 2, labels)
         weighted = self.weigh(picked, ops.reshape(weights_BS, labels.shape))
+        if self.by_sequence:
+            weighted = ops.reshape(weighted, (rows_BS.shape[0], -1, 1))
         return self.negate(self.sum_tokens(weighted, (1, 2)))

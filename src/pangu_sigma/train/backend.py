@@ -20,6 +20,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.build import build
 from pangu_sigma.ecss.prefetch import Prefetcher, make_prefetcher
@@ -121,7 +122,8 @@ class CpuBackend(Backend):
         return True  # no two see the same tokens
 
     def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
-        return Evaluator(built.config, held_out, EvaluationStep(built.network, built.store), built.network, built.ranks)
+        step, most = EvaluationStep(built.network, built.store), samples_of_evaluation(built.config)
+        return Evaluator(held_out, most, step, built.network, built.ranks)
 
     def files(self, built: Built) -> Files:
         first_replica = Layout(built.config.parallel).coordinates(built.ranks.rank).data == 0

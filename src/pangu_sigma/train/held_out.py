@@ -1,36 +1,40 @@
-"""The held-out loss of each domain, measured on a network in memory."""
+"""The held-out loss of each domain, measured on a network in memory.
+
+Shape suffixes: B sequences, M blocks, N RRE layers, A active experts, U units, which are samples, or blocks of samples on Ascend.
+"""
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
-from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
-from pangu_sigma.data.held_out import HeldOut
+from pangu_sigma.data.held_out import HeldOut, HeldOutBatch, Yardstick, read_frequencies
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.ranks import ALONE, Ranks
+from pangu_sigma.train.losses import HeldOutLoss, ratio
 
 
 class EvaluationStep(nn.Cell):
-    """Fetch and forward pass of one batch: construct(active_NA, batch arguments of NextTokenLoss) -> weighted loss [M]."""
+    """Fetch and forward pass of one batch: construct(active_NA, batch arguments of NextTokenLoss) -> weighted loss [B]."""
 
     def __init__(self, network: PanGuSigma, store: ExpertStore):
         super().__init__()
-        self.loss = NextTokenLoss(network)
+        self.loss = NextTokenLoss(network, by_sequence=True)
         self.store = store
 
     def construct(self, active_NA, *batch):
         return self.loss(*batch, *self.store.fetch(active_NA))
 
     def of(self, batch: Batch) -> np.ndarray:
-        """Weighted loss of each block."""
+        """Weighted loss of each sequence."""
         arrays = batch.arrays()
         return self(as_tensor(arrays.active_NA), *map(as_tensor, arrays.of_pass(0))).asnumpy()
 
@@ -39,7 +43,7 @@ class Forward(Protocol):
     """A graph that gives losses."""
 
     def of(self, batch: Batch) -> np.ndarray:
-        """Weighted loss of each block."""
+        """Weighted loss of each unit: of each sequence, or of each block if the graph is that of training."""
 
     def set_train(self, mode: bool) -> object:
         """Switch dropout on for training (True) or off (False)."""
@@ -50,55 +54,67 @@ class Evaluator:
 
     def __init__(
         self,
-        config: Config,
         batches: Batches,
+        most: int,
         forward: Forward,
         network: PanGuSigma,
         ranks: Ranks = ALONE,
         together: bool = False,
         counts: bool = True,
     ):
-        """batches: the held-out ones.
+        """batches: the held-out ones. most: number of samples of each domain at most, as `HeldOut`.
         ranks: all of them evaluate, each its share of the batches of its group's domains.
         together: True if the forward is the graph of training, which takes batches like training's and in which all ranks meet.
         counts: True if the losses of this rank count; of ranks that see the same tokens, those of one do.
-        Raises CapacityError together with the batches.
+        Raises CapacityError together with the batches, and DataError as `read_frequencies`.
         """
-        held_out = HeldOut(batches, config.train.eval_batches)
-        self._names = [d.name for d in batches.domains]
+        held_out = HeldOut(batches, most)
         if together:
             self._batches = held_out.like_training()
         else:
             self._batches = [batch for d in batches.domains for batch in held_out.of_domain(d.index)]
         self._together, self._counts = together, counts
-        self._ranks = ranks
-        self._network = network
-        self._step = forward
+        self._ranks, self._network, self._step = ranks, network, forward
+        size = held_out.block if together else 1
+        self._digests, units = held_out.digests(size), held_out.units(size)
+        self._first_D = np.array([0, *accumulate(units)])
+        frequencies_DV = read_frequencies(batches.folder, len(batches.domains), batches.tokenizer.size)
+        yardstick = Yardstick(batches.tokenizer, batches.domains, frequencies_DV)
+        self._text_U3 = np.zeros((sum(units), 3))
+        for found in self._batches if counts else []:
+            np.add.at(self._text_U3, self._units(found), yardstick.of(found))
 
-    def losses(self) -> dict[str, float]:
-        """Mean nats per held-out token, by domain."""
+    def losses(self) -> dict[str, HeldOutLoss]:
+        """The loss of each domain."""
         training = self._network.training
         if not self._together:  # another phase would be another graph
             self._step.set_train(False)
         try:
-            own_D2 = self._own()
+            own_U = self._own()
         finally:
             self._network.set_train(training)  # a training step that is compiled after this must keep its dropout
-        losses_D2 = self._ranks.sum(own_D2)
-        return {name: float(nats / tokens) for name, (nats, tokens) in zip(self._names, losses_D2, strict=True)}
+        # rounded as the sum over ranks is, so that their number changes nothing
+        own_U4 = np.column_stack([own_U, self._text_U3]).astype(np.float32)
+        of_domains = np.split(self._ranks.sum(own_U4).astype(float), self._first_D[1:-1])
+        found = {}
+        for (name, digest), all_U4 in zip(self._digests.items(), of_domains, strict=True):
+            nats_U, tokens_U, bytes_U, unigram_U = all_U4.T
+            found[name] = HeldOutLoss(nats_U, tokens_U, bytes_U, ratio(unigram_U, tokens_U).mean, digest)
+        return found
 
     def _own(self) -> np.ndarray:
-        """The nats of this rank's tokens of each domain, and the number of those tokens [D, 2]."""
-        sums_D2, own = np.zeros((len(self._names), 2)), len(self._batches)
+        """The nats of this rank's tokens of each unit of each domain, one domain behind the other."""
+        nats_U, own = np.zeros(len(self._text_U3)), len(self._batches)
         passes = self._ranks.most(own) if self._together else own
         with tqdm(total=passes, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first) as progress:
             for number in range(passes):
-                batch = self._batches[min(number, own - 1)]
-                loss_M = self._step.of(batch)
+                found = self._batches[min(number, own - 1)]
+                loss_U = self._step.of(found.batch)
                 if self._counts and number < own:
-                    counted_GMT = batch.weights_GBS.reshape(len(batch.weights_GBS), len(loss_M), -1) > 0
-                    domains_M = batch.domains_M[batch.blocks]
-                    np.add.at(sums_D2[:, 0], domains_M, loss_M * batch.counted)
-                    np.add.at(sums_D2[:, 1], domains_M, counted_GMT.sum(axis=(0, 2)))
+                    np.add.at(nats_U, self._units(found), loss_U.astype(float) * found.batch.counted)
                 progress.update()
-        return sums_D2
+        return nats_U
+
+    def _units(self, found: HeldOutBatch) -> np.ndarray:
+        """Numbers of the units of a batch among those of all domains."""
+        return self._first_D[found.domains_U] + found.units_U

@@ -6,7 +6,8 @@
 * `step`: means over the steps since the line before, every log_interval steps. `samples`: hash of what they were trained on, the
   same at any number of ranks. `dropped`: rows that found no room at their expert's rank, over all layers. With a prefetcher, of
   rank 0: MiB fetched, refreshed and returned a step, its hit rate, and its stall as a share of the time.
-* `evaluation`: held-out loss of each domain.
+* `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists: its standard error (`se`), the loss of
+  counting the same tokens (`unigram`), bits per byte, and every sample. An earlier version wrote `per_domain_loss` alone.
 * `load`: tokens per expert [N][K] since the `load` line before. Their sum is the load of the whole run.
 
 Losses are in nats per token. Shape suffixes: N RRE layers, K experts stored in a layer.
@@ -31,6 +32,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.train.losses import HeldOutLoss, evaluation_line
 
 logger = logging.getLogger(__name__)
 
@@ -124,11 +126,12 @@ class MetricsLog:
         if metrics.step % self._log_interval == 0:
             self._log()
 
-    def evaluation(self, step: int, per_domain: dict[str, float]) -> None:
+    def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
         """Write down the held-out loss of each domain after `step`."""
-        self._write({"kind": "evaluation", "step": step, "per_domain_loss": _finite(per_domain)})
-        for name, loss in per_domain.items():
-            self._board.add_scalar(f"loss_held_out/{name}", loss, step)
+        self._write(evaluation_line(step, losses))
+        for name, loss in losses.items():
+            self._board.add_scalar(f"loss_held_out/{name}", loss.nats_per_token.mean, step)
+            self._board.add_scalar(f"bits_per_byte_held_out/{name}", loss.bits_per_byte.mean, step)
         self.flush()
 
     @contextmanager
@@ -238,7 +241,7 @@ class NoLog:
     def record(self, metrics: StepMetrics) -> None:
         """Write nothing: rank 0 has the same numbers."""
 
-    def evaluation(self, step: int, per_domain: dict[str, float]) -> None:
+    def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
         """Write nothing: rank 0 has the same numbers."""
 
     def paused(self) -> AbstractContextManager[None]:

@@ -9,23 +9,28 @@ import numpy as np
 
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.train.losses import DIFFERENCE_FIGURES, losses_of, shown
 from pangu_sigma.train.metrics import FILE, TRAFFIC, load_max_over_mean, read_metrics
 from pangu_sigma.train.report import expert_load, write_report
+
+_FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
+"""What a summary has of a domain's last evaluation beside its loss."""
 
 
 def summarise(path: Path) -> dict[str, Any]:
     """The summary of a run, as plain values.
 
-    It holds held-out losses (nats per token) before and after, by domain, beside the unigram entropy; tokens per second; the load
-    of the fullest expert over the mean; the number of rows dropped beyond an expert's capacity; and what the prefetcher moved
-    (medians of the log lines; None without one).
+    It holds held-out losses (nats per token) before and after, by domain; the standard error of the one after, the loss of counting
+    the same tokens, and bits per byte, which are None in runs of earlier versions; tokens per second; the load of the fullest
+    expert over the mean; the number of rows dropped beyond an expert's capacity; and what the prefetcher moved (medians of the log
+    lines; None without one). A loss that was not finite is None.
 
     Raises ConfigError when the run has not reached its first checkpoint.
     """
     run = RunFolder.open(path)
     lines = read_metrics(path) if (path / FILE).exists() else []
-    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    evaluations = _evaluations(lines)
     if not evaluations or run.latest is None:
         raise ConfigError(
             f"{path} has no checkpoint and no losses to report yet; train it first, or wait for its first checkpoint"
@@ -33,18 +38,19 @@ def summarise(path: Path) -> dict[str, Any]:
     moved = [line for line in lines if "fetched_mib" in line]
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     load_NK = expert_load([line for line in lines if line["kind"] == "load"])
-    manifest = load_manifest(Path(run.config.data.path))
+    before, after = evaluations[0], evaluations[-1]
     return {
         "run": str(path),
         "steps": max(line["step"] for line in lines),
         "domains": {
             name: {
-                "loss_before": evaluations[0]["per_domain_loss"][name],
-                "loss_after": evaluations[-1]["per_domain_loss"][name],
-                "unigram": manifest.domains[name].unigram_entropy,
+                "loss_before": before["per_domain_loss"].get(name),
+                "loss_after": loss,
+                **{key: after.get(key, {}).get(name) for key in _FIGURES},
             }
-            for name in evaluations[0]["per_domain_loss"]
+            for name, loss in after["per_domain_loss"].items()
         },
+        "same_samples": before.get("held_out") == after.get("held_out"),
         "tokens_per_second": _median(speeds),
         "ecss": {name: _median([line[name] for line in moved]) for name in TRAFFIC} if moved else None,
         "dropped": sum(line.get("dropped", 0) for line in lines),
@@ -57,12 +63,21 @@ def summarise(path: Path) -> dict[str, Any]:
 def format_summary(summary: dict[str, Any]) -> str:
     """The table that `pangu-sigma report` prints."""
     lines = [
-        f"{'domain':12} {'before':>8} {'after':>8} {'unigram':>8}   held-out loss, nats per token",
+        f"{'domain':12} {'before':>8} {'after':>8} {'±':>8} {'unigram':>8} {'bits/byte':>9}   held-out loss, nats per token",
         *(
-            f"{name:12} {d['loss_before']:8.3f} {d['loss_after']:8.3f} {d['unigram']:8.3f}"
+            f"{name:12} {shown(d['loss_before'], 8)} {shown(d['loss_after'], 8)} {shown(d['se'], 8)} "
+            f"{shown(d['unigram'], 8)} {shown(d['bits_per_byte'], 9)}"
             for name, d in summary["domains"].items()
         ),
     ]
+    if all(d["unigram"] is None for d in summary["domains"].values()):
+        lines.append(
+            "–            not in the log of this run, which an earlier version wrote; pangu-sigma evaluate tells"
+        )
+    elif not summary["same_samples"]:
+        lines.append(
+            "before       is of other held-out samples: the run was begun by an earlier version, or on other data"
+        )
     speed, load = summary["tokens_per_second"], summary["expert_load_max_over_mean"]
     lines.append(f"{'steps':12} {summary['steps']}")
     lines += [f"{'tokens/s':12} {speed:,.0f}"] if speed else []
@@ -71,26 +86,85 @@ def format_summary(summary: dict[str, Any]) -> str:
         [f"{'dropped':12} {dropped:,} rows beyond parallel.capacity_factor"] if (dropped := summary["dropped"]) else []
     )
     if ecss := summary["ecss"]:
+        moved = [shown(ecss[f"{kind}_mib"], 0, 1) for kind in ("fetched", "refreshed", "returned")]
         lines.append(
-            f"{'ECSS':12} fetched {ecss['fetched_mib']:.1f}, refreshed {ecss['refreshed_mib']:.1f}, returned "
-            f"{ecss['returned_mib']:.1f} MiB a step; hits {ecss['prefetch_hit_rate'] or 0:.0%}, "
-            f"stall {ecss['prefetch_stall'] or 0:.2%}"
+            f"{'ECSS':12} fetched {moved[0]}, refreshed {moved[1]}, returned {moved[2]} MiB a step; "
+            f"hits {ecss['prefetch_hit_rate'] or 0:.0%}, stall {ecss['prefetch_stall'] or 0:.2%}"
         )
     lines += [f"{name:12} {summary[name]}" for name in ("checkpoint", "report")]
     return "\n".join(lines)
 
 
+def differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
+    """How much more a run loses than another at its last evaluation, by domain; negative: `path` is better.
+
+    nats_per_token, se, bits_per_byte, bits_per_byte_se: paired by sample, if the logs of both have the same held-out samples.
+    Otherwise se and the bits are None, nats_per_token is the difference of the means, and `unpaired` says why.
+    """
+    runs = [RunFolder.open(run) for run in (path, other)]
+    lines = [_evaluations(read_metrics(run.path))[-1] for run in runs]
+    mine, theirs = map(losses_of, lines)
+    found: dict[str, dict[str, Any]] = {}
+    for name, loss in lines[0]["per_domain_loss"].items():
+        against = lines[1]["per_domain_loss"].get(name)
+        if name in mine and name in theirs and mine[name].digest == theirs[name].digest:
+            found[name] = mine[name].minus(theirs[name]).figures()
+        else:
+            gap = None if loss is None or against is None else loss - against
+            found[name] = dict.fromkeys(DIFFERENCE_FIGURES) | {"nats_per_token": gap}
+            found[name]["unpaired"] = _why_unpaired(runs, [name in mine, name in theirs])
+    return found
+
+
+def unlike(run: RunFolder, other: RunFolder) -> str:
+    """Why the held-out tokens of two runs cannot be the same, as far as their folders say; "" if they do not."""
+    if run.tokenizer.hash != other.tokenizer.hash:
+        return "their tokenizers differ"
+    lengths = [r.config.model.seq_length for r in (run, other)]
+    return "" if lengths[0] == lengths[1] else f"model.seq_length is {lengths[0]} and {lengths[1]}"
+
+
 def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
-    """A table of the held-out losses of two runs side by side, with their difference (negative: the first run is better)."""
+    """A table of the held-out losses of two runs side by side, with their difference (negative: the first run is better).
+
+    other: its `differences`, if it has them, give the standard error.
+    """
     width = max(len(summary["run"]), len(other["run"]), 8)
-    heads = f"{summary['run']:>{width}} {other['run']:>{width}} {'difference':>10} {'unigram':>8}"
+    heads = f"{summary['run']:>{width}} {other['run']:>{width}} {'difference':>10} {'±':>8} {'unigram':>8}"
     lines = [f"{'domain':12} {heads}   held-out loss, nats per token"]
+    reasons: dict[str, list[str]] = {}
     for name, domain in summary["domains"].items():
-        mine, theirs = domain["loss_after"], other["domains"][name]["loss_after"]
-        lines.append(f"{name:12} {mine:{width}.3f} {theirs:{width}.3f} {mine - theirs:10.3f} {domain['unigram']:8.3f}")
+        mine, theirs = domain["loss_after"], other["domains"].get(name, {}).get("loss_after")
+        paired = other.get("differences", {}).get(name, {})
+        gap = None if mine is None or theirs is None else mine - theirs
+        lines.append(
+            f"{name:12} {shown(mine, width)} {shown(theirs, width)} {shown(paired.get('nats_per_token', gap), 10)} "
+            f"{shown(paired.get('se'), 8)} {shown(domain['unigram'], 8)}"
+        )
+        if "unpaired" in paired:
+            reasons.setdefault(paired["unpaired"], []).append(name)
     for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
         lines.append(f"{title:12} {summary[key] or 0:{width},.0f} {other[key] or 0:{width},.0f}")
+    lines += [f"no error for {', '.join(names)}: {reason}" for reason, names in reasons.items()]
     return "\n".join(lines)
+
+
+def _why_unpaired(runs: list[RunFolder], has_samples: list[bool]) -> str:
+    """Why the losses of a domain in the logs of two runs are not of the same samples, and what to do."""
+    again = f"pangu-sigma evaluate {runs[0].path} --against {runs[1].path} measures both on the same tokens"
+    for run, has in zip(runs, has_samples, strict=True):
+        if not has:
+            return f"the log of {run.path} does not have it by sample (an earlier version wrote it); {again}"
+    if reason := unlike(*runs):
+        return f"{reason}, so the samples are not the same"
+    counts = [samples_of_evaluation(run.config) for run in runs]
+    if counts[0] != counts[1]:
+        return f"train.eval_batches · train.batch_size is {counts[0]} and {counts[1]} samples; {again}"
+    return "the held-out text differs, or one evaluated blocks of samples, on Ascend, and the other single ones"
+
+
+def _evaluations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["kind"] == "evaluation"]
 
 
 def _median(values: list[float | None]) -> float | None:
