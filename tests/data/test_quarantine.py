@@ -16,6 +16,7 @@ LINE = Rejected("a.jsonl", 7, "unknown domain", "domain 'fr'")
 def test_lines_are_written_as_they_come_and_gone_when_all_went_well(tmp_path):
     with Quarantine(tmp_path / "new" / "q.jsonl") as quarantine:
         quarantine.add(LINE)
+        assert (tmp_path / "new" / "q.jsonl").read_text().endswith("}\n"), "a killed process leaves it, too"
         quarantine.copy_to(tmp_path / "copy.jsonl")
         assert dict(quarantine.counts) == {"unknown domain": 1}
     assert json.loads((tmp_path / "copy.jsonl").read_text())["offset"] == 7

@@ -34,8 +34,8 @@ class Quarantine:
     def __enter__(self) -> Quarantine:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            # names of files may hold bytes that are no text
-            self._stream = self.file.open("w", encoding="utf-8", errors="backslashreplace")
+            # line by line, so that a killed process leaves them too; names of files may hold bytes that are no text
+            self._stream = self.file.open("w", buffering=1, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise DataError(
                 f"cannot write {self.file}: {error.strerror}; set data.path to a folder of yours"
@@ -50,7 +50,6 @@ class Quarantine:
 
     def copy_to(self, file: Path) -> None:
         """Write what there is so far to another file. Raises OSError."""
-        self._stream.flush()
         file.write_bytes(self.file.read_bytes())
 
     def __exit__(
