@@ -145,8 +145,8 @@ class DataConfig(Section):
 
     path: str = "data/prepared"
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
-    max_mib_per_domain: PositiveFloat = 6.0
-    """MiB of text, as UTF-8, that `prepare-data` keeps of a domain at most."""
+    max_mib_per_domain: PositiveFloat | None = None
+    """MiB of text, as UTF-8, that `prepare-data` keeps of a domain at most; null: all of your own text, 6 MiB of packaged text."""
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
     domains_per_step: Positive = 1

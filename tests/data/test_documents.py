@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
 from pathlib import Path
 
 import pytest
+from helpers.poisoned import FILES, GOOD, LINES, Poisoned, PoisonedFile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.documents import Document, Rejected, read_jsonl
+from pangu_sigma.data import documents
+from pangu_sigma.data.documents import Document, Rejected, check_input, read_jsonl
 from pangu_sigma.errors import DataError
 
 
@@ -95,3 +99,96 @@ def test_any_bytes_are_either_documents_or_rejected(tmp_path_factory, domains, c
     for item in read_jsonl(path, domains):
         assert isinstance(item, Rejected)
         assert item.offset <= len(path.read_bytes())
+
+
+@pytest.mark.parametrize("case", LINES, ids=lambda case: case.name)
+def test_a_poisoned_line_is_quarantined_with_its_place_and_nothing_else_is(tmp_path, domains, case: Poisoned):
+    path = write(tmp_path / "a.jsonl", GOOD, case.line, GOOD)
+    before, item, after = read_jsonl(path, domains)
+    assert isinstance(before, Document)
+    assert isinstance(after, Document)
+    assert (item.file, item.offset, item.reason) == (str(path), len(GOOD) + 1, case.reason)
+    assert 0 < len(item.detail) < 300
+
+
+@pytest.mark.parametrize("case", FILES, ids=lambda case: case.name)
+def test_a_poisoned_file_is_quarantined_or_refused(tmp_path, domains, case: PoisonedFile):
+    path = tmp_path / case.file
+    path.write_bytes(case.content)
+    if case.error:
+        with pytest.raises(DataError, match=f"--input .*{case.error}"):
+            list(read_jsonl(path, domains))
+    else:
+        *good, last = read_jsonl(path, domains)
+        assert all(isinstance(item, Document) for item in good)
+        assert (type(last), last.reason) == (Rejected, case.reason)
+
+
+def test_there_are_a_hundred_poisoned_inputs():
+    assert len(LINES) + len(FILES) >= 100
+    assert len({case.name for case in [*LINES, *FILES]}) == len(LINES) + len(FILES)
+
+
+@given(st.integers(0, 10_000), st.binary(max_size=3))
+def test_a_changed_line_is_rejected_or_gives_what_json_says(tmp_path_factory, domains, at, change):
+    good = line(domain="bilingual", text={"en": "hello", "zh": "你好"}, id=[1, {"a": 2}])
+    at %= len(good)
+    path = tmp_path_factory.mktemp("changed") / "a.jsonl"
+    path.write_bytes(good[:at] + change + good[at + len(change) :])
+    for item in read_jsonl(path, domains):
+        if isinstance(item, Document):
+            record = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+            text = record["text"]
+            assert item.domain == record["domain"]
+            assert item.text == (tuple(text.items()) if isinstance(text, dict) else text)
+
+
+def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path, domains, monkeypatch):
+    monkeypatch.setattr(documents, "MOST_LINE", 1_000)
+    monkeypatch.setattr(documents, "_SKIP_BYTES", 64)
+    long = line(domain="zh", text="好" * 1_000)
+    items = list(read_jsonl(write(tmp_path / "a.jsonl", GOOD, long, GOOD, long), domains))
+    assert [getattr(item, "reason", "") for item in items] == ["", "line too long", "", "line too long"]
+    assert items[1].offset == len(GOOD) + 1
+    assert items[3].offset == 2 * (len(GOOD) + 1) + len(long) + 1
+    assert f"{len(long) + 1:,} bytes" in items[1].detail
+
+
+def test_progress_is_told_every_byte(tmp_path, domains):
+    path, told = write(tmp_path / "a.jsonl", GOOD, b"", b"{", GOOD), []
+    list(read_jsonl(path, domains, told.append))
+    assert sum(told) == path.stat().st_size
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "socket"])
+def test_what_is_no_file_is_refused_without_being_opened(tmp_path, domains, kind):
+    path = tmp_path / "a.jsonl"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "socket":
+            import socket
+
+            socket.socket(socket.AF_UNIX).bind(str(path))
+    for read in (check_input, lambda path: list(read_jsonl(path, domains))):
+        with pytest.raises(DataError, match=rf"--input {path}: is a {kind}, not a file"):
+            read(path)
+
+
+def test_a_name_that_no_file_can_have_is_one_error():
+    with pytest.raises(DataError, match=r"--input a.* cannot be read"):
+        check_input(Path("a\0.jsonl"))
+
+
+def test_a_disk_that_fails_is_one_error(tmp_path, domains, monkeypatch):
+    class Failing(io.BytesIO):
+        def readline(self, _=-1):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(documents, "_open", lambda _: Failing())
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read at byte 0: .*Input/output error"):
+        list(read_jsonl(write(tmp_path / "a.jsonl", GOOD), domains))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.indexed import TokenFile, paths_of, write_tokens
+from pangu_sigma.data.indexed import CHUNK_BYTES, TokenFile, hashes_of_chunks, paths_of, write_tokens
 from pangu_sigma.errors import DataError
 
 DOCUMENTS = [[5, 6, 7, 9], [9], [100, 200, 9]]
@@ -88,3 +89,67 @@ def test_ids_outside_the_vocabulary_are_found_with_their_place(prefix):
 def test_missing_files_are_one_error(tmp_path):
     with pytest.raises(DataError, match=r"none\.idx: No such file.*run prepare-data first"):
         TokenFile(tmp_path / "none")
+
+
+def chunks_of(path: Path, size: int) -> list[str]:
+    content = path.read_bytes()
+    return [xxhash.xxh3_128_hexdigest(content[at : at + size]) for at in range(0, len(content), size)]
+
+
+def test_a_chunk_is_verified_when_it_is_first_read_from_and_only_then(tmp_path):
+    write_tokens(tmp_path / "a", [list(range(100))])
+    path = paths_of(tmp_path / "a")[0]
+    file = TokenFile(tmp_path / "a", 100, chunks_of(path, 16), 16)  # four tokens each
+    content = bytearray(path.read_bytes())
+    content[4 * 50] ^= 1
+    path.write_bytes(content)
+    assert file.read(0, 48).tolist() == list(range(48))
+    assert file.read(52, 48).tolist() == list(range(52, 100))
+    for start, length in ((48, 1), (51, 1), (40, 20), (0, 100)):
+        with pytest.raises(
+            DataError, match=r"a\.bin: bytes 192 … 207 are not what prepare-data wrote.*prepare-data again"
+        ):
+            file.read(start, length)
+    with pytest.raises(DataError, match=r"bytes 192 … 207"):
+        file.verify()
+
+
+@given(st.data())
+def test_with_chunks_of_any_size_a_read_gives_the_right_tokens_or_refuses(tmp_path_factory, data):
+    row = data.draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40))
+    folder = tmp_path_factory.mktemp("tokens")
+    write_tokens(folder / "x", [row])
+    path = paths_of(folder / "x")[0]
+    size = 4 * data.draw(st.integers(1, 50))
+    chunks = chunks_of(path, size)
+    content, at = bytearray(path.read_bytes()), data.draw(st.integers(0, 4 * len(row) - 1))
+    content[at] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    file = TokenFile(folder / "x", None, chunks, size)
+    start = data.draw(st.integers(0, len(row)))
+    length = data.draw(st.integers(0, len(row) - start))
+    first, last = 4 * start // size, (4 * (start + length) - 1) // size
+    if length and first <= at // size <= last:
+        with pytest.raises(DataError, match="are not what prepare-data wrote"):
+            file.read(start, length)
+    else:
+        assert file.read(start, length).tolist() == row[start : start + length]
+
+
+def test_ids_outside_the_vocabulary_are_found_in_verified_chunks_too(prefix):
+    file = TokenFile(prefix, 200, hashes_of_chunks(paths_of(prefix)[0]))
+    with pytest.raises(DataError, match=r"zh\.train\.bin: token 6 \(byte 24\) is 200, not in 0 … 199"):
+        file.read(0, 1)
+
+
+def test_the_hashes_are_those_of_a_mebibyte_each(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(CHUNK_BYTES) + b"\1")
+    assert hashes_of_chunks(path) == chunks_of(path, 1 << 20)
+
+
+def test_an_open_file_is_closed_with_its_reader(prefix):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        TokenFile(prefix).read(0, 1)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

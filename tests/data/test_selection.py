@@ -9,7 +9,7 @@ from pangu_sigma.data.documents import Document
 from pangu_sigma.data.selection import Selection, split
 
 
-def select(texts: list[str], limit: int) -> Selection:
+def select(texts: list[str], limit: int | None) -> Selection:
     selection = Selection(limit)
     for text in texts:
         selection.add(Document("zh", text, ""))
@@ -45,3 +45,19 @@ def test_the_split_is_a_share_of_the_documents_and_stable():
     shuffled = random.Random(0).sample(documents, 100)
     assert set(split(shuffled, 0.05)[1]) == set(held_out)
     assert [len(part) for part in split(documents[:2], 0.05)] == [1, 1]
+
+
+@given(st.lists(st.text(min_size=1, max_size=12), max_size=30), st.none() | st.integers(0, 60))
+def test_every_document_is_kept_or_counted_with_its_reason(texts, limit):
+    """Bytes too, copies excepted."""
+    selection = select(texts, limit)
+    kept = selection.documents()
+    left_out = selection.duplicates + selection.too_long + selection.over_limit
+    assert selection.offered == len(texts) == len(kept) + left_out
+    assert selection.offered_bytes == sum(len(text.encode()) for text in texts)
+    assert selection.left_out_bytes <= selection.offered_bytes - sum(document.bytes for document in kept)
+    if limit is None:
+        assert {document.text for document in kept} == set(texts)
+        assert selection.left_out_bytes == selection.too_long == selection.over_limit == 0
+    if not selection.duplicates:
+        assert selection.left_out_bytes == selection.offered_bytes - sum(document.bytes for document in kept)

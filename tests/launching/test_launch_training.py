@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.launched import Launched, eventually, free_port, launched
+from helpers.prepared import reseal
 from helpers.tiny import STEPS, tiny_config, tiny_tree
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
@@ -144,7 +145,9 @@ def change_vocabulary(folder: Path) -> None:
     models = [(folder / f"{name}.model").read_bytes() for name in ("pangu_alpha", "english")]
     rows = Tokenizer.load(folder).slot_rows.copy()
     rows[0, [10, 11]] = rows[0, [11, 10]]
-    Tokenizer(*models, rows).save(folder)
+    other = Tokenizer(*models, rows)
+    other.save(folder)
+    reseal(folder.parent, vocabulary_hash=other.hash)
 
 
 def test_facts_name_everything_that_nodes_must_share(tiny_data, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers.prepared import reseal
 from helpers.rank_processes import RankProcesses
 from helpers.tiny import tiny_tree
 from safetensors import safe_open
@@ -22,6 +22,7 @@ from pangu_sigma.checkpoint.parts import Part, copy_part
 from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.cli import main
 from pangu_sigma.config_file import load_config, parse_config
+from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.evaluate.run import evaluate_run
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.train.loop import train
@@ -45,9 +46,8 @@ def four_domains(tiny_data, tmp_path_factory) -> Path:
     folder = shutil.copytree(tiny_data, tmp_path_factory.mktemp("four") / "prepared")
     for file in list(folder.glob("en.*")):
         shutil.copy(file, folder / file.name.replace("en.", "more.", 1))
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    manifest["domains"]["more"] = manifest["domains"]["en"]
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    domains = load_manifest(folder).domains
+    reseal(folder, domains={**domains, "more": domains["en"]})
     return folder
 
 

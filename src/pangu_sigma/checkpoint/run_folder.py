@@ -14,11 +14,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pangu_sigma.checkpoint.checkpoint import LATEST, Checkpoint, Identity, load_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.parallel.ranks import ALONE, Ranks
 from pangu_sigma.rre.table import RoutingTable, draw_tables
@@ -109,8 +108,8 @@ def read_prepared(config: Config) -> tuple[Tokenizer, RoutingTable]:
 
     Raises ConfigError when the tokenizer was made for other slots, DataError when there is none.
     """
-    prepared = Path(config.data.path)
-    tokenizer = Tokenizer.load(prepared / TOKENIZER_FOLDER)
+    prepared = PreparedData(Path(config.data.path))
+    tokenizer = prepared.tokenizer()
     if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
         raise ConfigError(
             f"data.path={config.data.path}: its tokenizer has {tokenizer.slot_rows.shape[0]} slots of "
@@ -123,6 +122,6 @@ def read_prepared(config: Config) -> tuple[Tokenizer, RoutingTable]:
         len(config.domains),
         tokenizer.size,
         config.model.experts_per_domain,
-        np.load(prepared / "frequencies.npy") if config.routing.table == "balanced" else None,
+        prepared.frequencies() if config.routing.table == "balanced" else None,
     )
     return tokenizer, table

@@ -97,7 +97,9 @@ def add_commands(commands: Any) -> None:
 def _prepare_data(options: argparse.Namespace) -> int:
     config = resolved_config(options)
     if config is not None:
-        api.prepare_data(config, options.input)
+        from pangu_sigma.data.overview import format_overview
+
+        print(format_overview(api.prepare_data(config, options.input)))
     return 0
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import stat
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +26,20 @@ SIDES = ("zh", "en")
 """Languages of the sides of a bilingual text."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+MOST_LINE = 64 << 20
+"""Longest line that is read, in bytes: about ten long novels. A longer one is no document but a file without newlines."""
+
+_SKIP_BYTES = 1 << 20
+_SHOWN = 200
+"""Characters of a detail: a line may hold anything, the quarantine is for reading."""
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,51 +74,96 @@ class Rejected:
 class _Unusable(Exception):
     """The line is rejected; arguments: reason and detail, as in `Rejected`."""
 
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail if len(detail) <= _SHOWN else f"{detail[:_SHOWN]}…")
 
-def read_jsonl(path: Path, domains: Domains) -> Iterator[Document | Rejected]:
-    """Documents and rejected lines of one file, in order.
 
-    Blank lines are skipped. A gzip stream that ends or breaks in the middle gives its whole lines, then one `Rejected`.
-    Raises DataError when the file cannot be opened or is not named `*.jsonl` or `*.jsonl.gz`.
+def check_input(path: Path) -> None:
+    """Raise DataError unless a file can be read as lines of JSON: by its name, by what it is, and by opening it."""
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise DataError(f"--input {path}: the name must end in .jsonl or .jsonl.gz, one JSON object a line")
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):  # opening a pipe would wait, reading a device may never end
+            path.open("rb").close()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"--input {path}: cannot be read: {why}; check the path") from error
+    if not stat.S_ISREG(mode):
+        kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "something else")
+        raise DataError(f"--input {path}: is {kind}, not a file; write the text to a file and pass that")
+
+
+def read_jsonl(
+    path: Path, domains: Domains, progress: Callable[[int], object] = lambda _: None
+) -> Iterator[Document | Rejected]:
+    """Documents and rejected lines of one file, in order. progress: called with the number of bytes of each line.
+
+    Blank lines are skipped. A gzip stream that ends in the middle gives its whole lines, then one `Rejected`. Raises DataError as
+    `check_input`, when the disk fails, and when a gzip stream is damaged, because its lines may then be other text.
     """
+    check_input(path)
     offset = 0
     with _open(path) as file:
         while True:
             try:
-                line = file.readline()
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                yield Rejected(str(path), offset, "broken gzip stream", str(error))
+                line, size = _line(file)
+            except (EOFError, OSError, zlib.error) as error:
+                yield _broken(path, offset, error)
                 return
             if not line:
+                if not offset:
+                    yield Rejected(str(path), 0, "empty file", "there is no line in it")
                 return
             content = line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line
             if content.strip():
                 try:
+                    if size > MOST_LINE:
+                        raise _Unusable("line too long", f"{size:,} bytes; at most {MOST_LINE:,} make a document")
                     yield _document(content, domains, f"{path}:{offset}")
                 except _Unusable as why:
                     reason, detail = why.args
                     yield Rejected(str(path), offset, reason, detail)
-            offset += len(line)
+            offset += size
+            progress(size)
+
+
+def _line(file: BinaryIO) -> tuple[bytes, int]:
+    """The next line and its size; of one longer than MOST_LINE only the beginning, so that memory is bounded."""
+    line = rest = file.readline(MOST_LINE + 1)
+    size = len(line)
+    while size > MOST_LINE and rest and not rest.endswith(b"\n"):
+        rest = file.readline(_SKIP_BYTES)
+        size += len(rest)
+    return line, size
+
+
+def _broken(path: Path, offset: int, error: Exception) -> Rejected:
+    """What a read that failed comes to: a rejected rest for a gzip stream that was cut, DataError for everything else."""
+    if isinstance(error, EOFError) or (isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error)):
+        return Rejected(str(path), offset, "broken gzip stream", str(error))
+    if isinstance(error, gzip.BadGzipFile | zlib.error):
+        raise DataError(
+            f"--input {path}: the gzip stream is damaged before byte {offset} of its text ({error}), so that any line of it may be "
+            "other text; copy the file again"
+        ) from error
+    raise DataError(f"--input {path}: cannot be read at byte {offset}: {error}; check the disk") from error
 
 
 def _open(path: Path) -> BinaryIO:
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise DataError(f"--input {path}: the name must end in .jsonl or .jsonl.gz, one JSON object a line")
-    try:
-        return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-    except OSError as error:
-        raise DataError(f"--input {path}: cannot be read: {error.strerror}; check the path") from error
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 def _document(line: bytes, domains: Domains, origin: str) -> Document:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise _Unusable("not UTF-8", f"byte {error.start} of the line: {error.reason}") from None
     except (ValueError, RecursionError) as error:
         raise _Unusable("not JSON", str(error)) from None
     if not isinstance(record, dict):
         raise _Unusable("not a JSON object", f"the line holds a {type(record).__name__}")
+    _refuse_doubled(record, ("domain", "text"))
     name = record.get("domain")
     if not isinstance(name, str):
         raise _Unusable("domain missing or not a string", f"domain is {name!r}")
@@ -116,7 +177,29 @@ def _document(line: bytes, domains: Domains, origin: str) -> Document:
     return Document(name, _text(value, "text"), origin)
 
 
+class _Doubled(dict[str, Any]):
+    """A JSON object in which some keys stand more than once: nobody knows which value is meant."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        seen = Counter(key for key, _ in pairs)
+        self.twice = sorted(key for key, count in seen.items() if count > 1)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    return record if len(record) == len(pairs) else _Doubled(pairs)
+
+
+def _refuse_doubled(value: Any, keys: tuple[str, ...]) -> None:
+    """Raise _Unusable if one of these keys stands in an object twice; other keys are not read."""
+    twice = [key for key in keys if isinstance(value, _Doubled) and key in value.twice]
+    if twice:
+        raise _Unusable("a key twice", f"{twice[0]!r} stands more than once in an object")
+
+
 def _sides(value: dict[str, Any]) -> Segments:
+    _refuse_doubled(value, SIDES)
     unknown = sorted(set(value) - set(SIDES))
     if unknown or not value:
         raise _Unusable("wrong sides", f"text has the keys {sorted(value)}; allowed: {', '.join(SIDES)}")
@@ -126,7 +209,7 @@ def _sides(value: dict[str, Any]) -> Segments:
 def _text(value: Any, key: str) -> str:
     if not isinstance(value, str):
         raise _Unusable("text missing or not a string", f"{key} is a {type(value).__name__}")
-    if not value.strip():
+    if not any(character.isprintable() and not character.isspace() for character in value):
         raise _Unusable("empty text", f"{key} has no visible character")
     try:
         value.encode()

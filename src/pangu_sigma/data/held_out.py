@@ -17,6 +17,7 @@ import xxhash
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.prepared import FREQUENCIES_NAME, PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
@@ -192,14 +193,10 @@ def unigram_nats(counts_V: np.ndarray, slot_R: np.ndarray) -> np.ndarray:
 
 def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
     """Token counts [D, V] of the training text in a folder that `prepare-data` wrote. Raises DataError if they do not fit."""
-    file = folder / "frequencies.npy"
-    try:
-        found = np.load(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); run prepare-data again") from error
+    found = PreparedData(folder).frequencies()
     if found.shape != (domains, vocabulary):
         raise DataError(
-            f"{file}: has the shape {found.shape}, {domains} domains and {vocabulary} ids need {(domains, vocabulary)}; "
+            f"{folder / FREQUENCIES_NAME}: has the shape {found.shape}, {domains} domains and {vocabulary} ids need {(domains, vocabulary)}; "
             "run prepare-data with this configuration"
         )
     return found

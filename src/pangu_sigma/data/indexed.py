@@ -3,20 +3,29 @@
 `.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4,
 number of sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document
 bounds. Writing goes through MindFormers. Reading checks every number of the index against the others and the sizes of
-both files, which MindFormers does not, and then maps the `.bin`.
+both files, which MindFormers does not. Ids are read from the open file, not through a map of it: a file that is cut short
+meanwhile is then an error with a name and not a signal without one, and a sample is read no slower.
+
+Given their hashes, *chunks* of a `.bin` are verified each when it is first read from, and again once the file has changed.
 """
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from pangu_sigma.errors import DataError
 from pangu_sigma.mindformers_import import quiet_mindformers
+
+CHUNK_BYTES = 1 << 20
+"""Bytes of a `.bin` that are hashed and verified together: the first sample that is read from them waits for 1 MiB, no more."""
 
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -41,6 +50,12 @@ def write_tokens(prefix: Path, documents: Iterable[list[int]]) -> None:
     builder.finalize(str(index))
 
 
+def hashes_of_chunks(path: Path) -> list[str]:
+    """Content hash, xxh3_128, of every CHUNK_BYTES of a `.bin`. Raises OSError."""
+    with path.open("rb") as file:
+        return [xxhash.xxh3_128_hexdigest(chunk) for chunk in iter(lambda: file.read(CHUNK_BYTES), b"")]
+
+
 def _mindformers_builder() -> Any:
     with quiet_mindformers():
         from mindformers.dataset.blended_datasets.indexed_dataset import IndexedDatasetBuilder
@@ -52,35 +67,109 @@ class TokenFile:
     """The tokens of one domain and split, read as one long row.
 
     tokens: number of tokens. documents: number of documents. lengths: number of tokens of each document, int32.
-    Raises DataError with file and byte offset when the index does not fit the files, or, given `vocabulary` (V),
-    when an id is not in 0 … V - 1.
+    Raises DataError with file and byte offset when the index does not fit the files, or, given `vocabulary` (V), when an id is not
+    in 0 … V - 1. With `chunks` (hashes of every `chunk_bytes` bytes of the `.bin`, as `hashes_of_chunks` gives them) both the
+    hash and the ids of a chunk are checked when it is first read from; without them all ids are checked at once.
     """
 
-    def __init__(self, prefix: Path, vocabulary: int | None = None) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        vocabulary: int | None = None,
+        chunks: Sequence[str] | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
         self.path, self._index_path = paths_of(prefix)
         self.lengths = self._read_index()
         self.documents = len(self.lengths)
         self.tokens = int(self.lengths.sum(dtype=np.int64))
-        size = self._size(self.path)
+        self._vocabulary, self._chunks, self._chunk_bytes = vocabulary, chunks, chunk_bytes
+        try:
+            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror}; run prepare-data first") from error
+        weakref.finalize(self, os.close, self._file)
+        self._seen = self._stamp()
+        self._verified: set[int] = set()
+        size = self._seen[0]
         if size != 4 * self.tokens:
             raise DataError(
                 f"{self.path}: has {size} bytes, {self.tokens} tokens need {4 * self.tokens}; "
                 f"first difference at byte {min(size, 4 * self.tokens)}; {_FIX}"
             )
-        self._ids = np.memmap(self.path, dtype="<i4", mode="r") if size else np.empty(0, dtype="<i4")
-        if vocabulary is not None:
-            self._check_ids(vocabulary)
+        if chunks is None and vocabulary is not None:
+            for start in range(0, self.tokens, _CHECK_BLOCK):
+                self._check_ids(start, self._ids(start, min(_CHECK_BLOCK, self.tokens - start)))
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Copy of tokens start … start + length - 1, [length] int32."""
+        """Copy of tokens start … start + length - 1, [length] int32. Raises DataError when they are not what was written."""
         if start < 0 or length < 0 or start + length > self.tokens:
             raise IndexError(f"{self.path}: tokens {start} … {start + length} asked for, there are 0 … {self.tokens}")
-        return np.array(self._ids[start : start + length], dtype=np.int32)
+        if self._chunks is not None and length:
+            self._verify(4 * start // self._chunk_bytes, (4 * (start + length) - 1) // self._chunk_bytes)
+        return self._ids(start, length)
+
+    def verify(self) -> None:
+        """Check every chunk now. Raises DataError for the first that is not what was written."""
+        if self._chunks is not None and self.tokens:
+            self._verify(0, (4 * self.tokens - 1) // self._chunk_bytes)
+
+    def _verify(self, first: int, last: int) -> None:
+        """Check the chunks first … last, as far as that was not done since the file changed."""
+        stamp = self._stamp()
+        if stamp != self._seen:
+            self._seen = stamp
+            self._verified.clear()
+        for number in range(first, last + 1):
+            if number not in self._verified:
+                self._verify_chunk(number)
+                self._verified.add(number)
+
+    def _verify_chunk(self, number: int) -> None:
+        assert self._chunks is not None
+        begin = number * self._chunk_bytes
+        end = min(begin + self._chunk_bytes, 4 * self.tokens)
+        ids = self._ids(begin // 4, (end - begin) // 4)
+        if number >= len(self._chunks) or xxhash.xxh3_128_hexdigest(ids.data) != self._chunks[number]:
+            raise DataError(
+                f"{self.path}: bytes {begin} … {end - 1} are not what prepare-data wrote (their content hash differs); {_FIX}"
+            )
+        if self._vocabulary is not None:
+            self._check_ids(begin // 4, ids)
+
+    def _ids(self, start: int, length: int) -> np.ndarray:
+        """Tokens start … start + length - 1 as they are in the file now, [length] int32."""
+        ids = np.empty(length, "<i4")
+        left = ids.data.cast("B") if length else memoryview(b"")
+        at = 4 * start
+        try:
+            while left and (count := os.preadv(self._file, [left], at)):
+                left, at = left[count:], at + count
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read at byte {at}: {error.strerror}; check the disk") from error
+        if left:
+            raise DataError(f"{self.path}: ends at byte {at}, {4 * self.tokens} were there before; {_FIX}")
+        return ids
+
+    def _check_ids(self, start: int, ids: np.ndarray) -> None:
+        """Raise DataError for the first of some ids, read at token `start`, that is not in the vocabulary."""
+        assert self._vocabulary is not None
+        wrong = np.flatnonzero((ids < 0) | (ids >= self._vocabulary))
+        if len(wrong):
+            at, token = start + int(wrong[0]), ids[wrong[0]]
+            raise DataError(
+                f"{self.path}: token {at} (byte {4 * at}) is {token}, not in 0 … {self._vocabulary - 1}; {_FIX}"
+            )
+
+    def _stamp(self) -> tuple[int, int]:
+        """Size and time of the last change of the `.bin`."""
+        status = os.fstat(self._file)
+        return status.st_size, status.st_mtime_ns
 
     def _read_index(self) -> np.ndarray:
         path = self._index_path
-        size = self._size(path)
-        data = path.read_bytes()
+        data = _content(path)
+        size = len(data)
         if size < _HEADER.size:
             raise DataError(f"{path}: ends at byte {size}, inside the header of {_HEADER.size}; {_FIX}")
         magic, version, dtype, sequences, bounds = _HEADER.unpack_from(data)
@@ -100,22 +189,12 @@ class TokenFile:
             )
         return _checked_lengths(path, data, sequences)
 
-    def _check_ids(self, vocabulary: int) -> None:
-        for start in range(0, self.tokens, _CHECK_BLOCK):
-            block = self._ids[start : start + _CHECK_BLOCK]
-            wrong = np.flatnonzero((block < 0) | (block >= vocabulary))
-            if len(wrong):
-                at = start + int(wrong[0])
-                raise DataError(
-                    f"{self.path}: token {at} (byte {4 * at}) is {self._ids[at]}, not in 0 … {vocabulary - 1}; {_FIX}"
-                )
 
-    @staticmethod
-    def _size(path: Path) -> int:
-        try:
-            return path.stat().st_size
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}; run prepare-data first") from error
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; run prepare-data first") from error
 
 
 def _checked_lengths(path: Path, data: bytes, sequences: int) -> np.ndarray:

@@ -1,13 +1,26 @@
-"""The manifest of a prepared data folder, manifest.json: its content, and what that was made from."""
+"""The manifest of a prepared data folder, manifest.json: its content, what that was made from, and what became of the text.
+
+It is sealed with its own hash and has size and content hash of every other file of the folder. The number of the format stands in
+the file FORMAT too, so that a manifest that was lost, or replaced by one without hashes, is damage and not age.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pangu_sigma.errors import DataError
+from pangu_sigma.sealed import DamagedFile, as_json, sealed, unsealed, write_atomically
+
+MANIFEST_FILE, FORMAT_FILE = "manifest.json", "FORMAT"
+DATA_FORMAT = 2
+"""Version of the folder. Format 1 has no content hashes; a reader refuses a later one."""
+
+_FIX = "the folder is damaged, run prepare-data again"
 
 
 class _Record(BaseModel):
@@ -24,12 +37,14 @@ class Source(_Record):
 
 
 class SplitCounts(_Record):
-    """Counts of one split of a domain: documents, tokens (<eot> and tags included), bytes of UTF-8, and <unk> tokens."""
+    """Counts of one split of a domain: documents, tokens (<eot> and tags included), bytes of UTF-8, <unk> tokens, and characters that
+    do not come back as they were written (`Tokenizer.changed_by_normalisation`); of data of format 1 that is not known."""
 
     documents: int
     tokens: int
     bytes: int
     unknown: int
+    folded: int | None = None
 
 
 class DomainRecord(_Record):
@@ -38,8 +53,10 @@ class DomainRecord(_Record):
     rows: number of rows in use of its slot.
     unigram_entropy: nats per token that the training frequencies, plus ½ for every row of the slot, need for the
     held-out tokens: what a model must beat.
-    offered, duplicates, too_long: documents that came in, exact copies left out, documents that are longer than
-    data.max_mib_per_domain by themselves.
+    offered, duplicates, too_long, over_limit: documents that came in, exact copies left out, documents that are longer than
+    data.max_mib_per_domain by themselves, documents left out because others fill it. What is offered is one of these or is kept.
+    offered_bytes, left_out_bytes: UTF-8 of all documents that came in, and of those that are too long or over the limit.
+    None: not recorded, in data of format 1.
     """
 
     slot: str
@@ -51,12 +68,29 @@ class DomainRecord(_Record):
     held_out: SplitCounts
     unigram_entropy: float
     sources: list[Source]
+    over_limit: int | None = None
+    offered_bytes: int | None = None
+    left_out_bytes: int | None = None
+
+
+class FileRecord(_Record):
+    """Size and content hash of a file.
+
+    chunks: hash of every `chunk_bytes` bytes of a token file, so that each is verified when first read; the last may be shorter.
+    """
+
+    bytes: int
+    xxh3_128: str
+    chunk_bytes: int = 0
+    chunks: list[str] = []
 
 
 class Manifest(_Record):
     """The record of the whole folder.
 
     fingerprint: sha256 of everything that decides its content. config: that itself.
+    quarantined: number of unusable lines by reason. examples: file, offset and detail of the first line of each reason.
+    files: every other file of the folder, by its path in it.
     """
 
     fingerprint: str
@@ -65,17 +99,60 @@ class Manifest(_Record):
     domains: dict[str, DomainRecord]
     quarantined: dict[str, int]
     config: dict[str, Any]
+    format: int = 1
+    examples: dict[str, str] = {}
+    files: dict[str, FileRecord] = {}
+
+    @property
+    def content_hash(self) -> str | None:
+        """A hash over the fingerprints of token files and frequencies; None for data of format 1, which has none."""
+        content = {
+            name: record.xxh3_128
+            for name, record in self.files.items()
+            if name.endswith((".bin", ".idx")) or name == "frequencies.npy"
+        }
+        return xxhash.xxh3_128_hexdigest(as_json(content)) if content else None
 
     def save(self, folder: Path) -> None:
-        (folder / "manifest.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        """Write it, sealed. Raises OSError."""
+        write_atomically(folder / MANIFEST_FILE, sealed(self.model_dump(mode="json")))
 
 
 def load_manifest(path: Path) -> Manifest:
-    """The manifest of a prepared data folder; DataError when there is none or it is damaged."""
-    file = path / "manifest.json"
+    """The manifest of a prepared data folder, of any format up to this one; DataError when there is none or it is damaged."""
+    file = path / MANIFEST_FILE
     try:
-        return Manifest.model_validate_json(file.read_text(encoding="utf-8"))
+        tree = json.loads(file.read_bytes())
+        if _is_sealed(path, tree):
+            tree = unsealed(file, _FIX)
+        manifest = Manifest.model_validate(tree)
+    except FileNotFoundError as error:
+        first = _FIX if (path / FORMAT_FILE).exists() else "run prepare-data first, or set data.path to its output"
+        raise DataError(f"{file}: {error.strerror}; {first}") from error
     except OSError as error:
-        raise DataError(f"{file}: {error.strerror}; run prepare-data first, or set data.path to its output") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: damaged: {error}; run prepare-data again") from error
+        raise DataError(f"{file}: cannot be read: {error.strerror}; check the path and its permissions") from error
+    except DamagedFile as error:
+        raise DataError(str(error)) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValidationError, JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise DataError(f"{file}: damaged: {_first_line(error)}; run prepare-data again") from error
+    if manifest.format > DATA_FORMAT:
+        raise DataError(
+            f"{file}: data format {manifest.format}, this version reads 1 … {DATA_FORMAT}; use the version that wrote it"
+        )
+    return manifest
+
+
+def _is_sealed(path: Path, tree: Any) -> bool:
+    """True unless the folder is of format 1, whose manifest has neither a format nor a seal."""
+    return (path / FORMAT_FILE).exists() or (isinstance(tree, dict) and "format" in tree)
+
+
+def _first_line(error: Exception) -> str:
+    """What is wrong, in one line: pydantic writes several."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
+    return str(error)

@@ -127,6 +127,9 @@ CATALOGUES = (
     ),
 )
 
+PACKAGED_MIB = 6
+"""MiB of packaged text that are kept of a domain unless data.max_mib_per_domain says how much: it is for demonstration."""
+
 PAIRS_PER_DOCUMENT = 30
 """Translated pairs in a bilingual document, so that one sample shows several."""
 

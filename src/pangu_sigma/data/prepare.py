@@ -5,7 +5,9 @@
 The folder is written beside `output` and renamed when it is complete:
 
     <domain>.train.{bin,idx}  <domain>.held_out.{bin,idx}  frequencies.npy (int64 [D, V], training tokens)
-    tokenizer/  quarantine.jsonl  manifest.json
+    tokenizer/  quarantine.jsonl  FORMAT  manifest.json (with the hashes of all of them)
+
+Lines that cannot be used are written to `<output>.quarantine.jsonl` as they are met; it stays there if preparing fails afterwards.
 """
 
 from __future__ import annotations
@@ -16,10 +18,9 @@ import logging
 import os
 import platform
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,23 +29,43 @@ import numpy as np
 from tqdm import tqdm
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.documents import Document, Rejected, read_jsonl
-from pangu_sigma.data.indexed import TokenFile, write_tokens
-from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
-from pangu_sigma.data.packages import archives_of, download, packaged_documents, packaged_sources, sha256_of
+from pangu_sigma.data.documents import Document, Rejected, check_input, read_jsonl
+from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.data.manifest import (
+    DATA_FORMAT,
+    FORMAT_FILE,
+    DomainRecord,
+    Manifest,
+    Source,
+    SplitCounts,
+    load_manifest,
+)
+from pangu_sigma.data.overview import remarks
+from pangu_sigma.data.packages import (
+    PACKAGED_MIB,
+    archives_of,
+    download,
+    packaged_documents,
+    packaged_sources,
+    sha256_of,
+)
+from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
+from pangu_sigma.data.quarantine import Quarantine
+from pangu_sigma.data.room import check_room
 from pangu_sigma.data.selection import Selection, split
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english, read_english
 from pangu_sigma.data.tokenizer import SegmentedText, Tokenizer, segmented, tag_language
 from pangu_sigma.data.vocabulary import UNK, choose_rows
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError
+from pangu_sigma.sealed import sync
 
 logger = logging.getLogger(__name__)
 
 _LEARNING_BYTES = 4 << 20
 """English and code text that pieces are learned from; more changes few pieces and takes longer."""
 
-_FORMAT = 1
+_FORMAT = 2
 """A number in the fingerprint: raise it when the same text would give a different folder."""
 
 
@@ -66,6 +87,33 @@ class _Corpus:
     held_out: list[_Cut]
 
 
+@dataclass(frozen=True)
+class _InputFile:
+    """A file of the user's, as it was when it was hashed."""
+
+    path: Path
+    sha256: str
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> _InputFile:
+        status = path.stat()
+        logger.info("hashing %s (%.1f MiB)", path, status.st_size / (1 << 20))
+        try:
+            return cls(path, sha256_of(path), status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            raise DataError(f"--input {path}: cannot be read: {error.strerror}; check the path") from error
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the file is not what was hashed any more."""
+        status = self.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed):
+            raise DataError(
+                f"--input {self.path}: was changed while it was read; call prepare-data when it is complete"
+            )
+
+
 def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     """Write the prepared data of `config` to `output` and return its manifest.
 
@@ -75,33 +123,61 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     domains = domains_of(config)
     for domain in domains:
         tag_language("", "", domain)  # refuses a code domain that has no tag, before anything is downloaded
-    decisive = _decisive(config, inputs)
-    fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    for path in inputs:
+        check_input(path)
     existing = _existing(output)
-    if existing and existing.fingerprint == fingerprint and _intact(output, existing):
+    files = [_InputFile.of(path) for path in inputs]
+    decisive = _decisive(config, files)
+    fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    if existing and existing.fingerprint == fingerprint and _intact(output):
         logger.info("%s already holds this data; nothing to do", output)
-        return existing
-    selections, sources, rejected = _from_inputs(config, domains, inputs) if inputs else _from_packages(config, domains)
+        manifest = existing
+    else:
+        with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl")) as quarantine:
+            manifest = _prepare(config, domains, files, output, quarantine, fingerprint, decisive)
+    for remark in remarks(manifest):
+        logger.warning("%s", remark)
+    return manifest
+
+
+def _prepare(
+    config: Config,
+    domains: Domains,
+    files: list[_InputFile],
+    output: Path,
+    quarantine: Quarantine,
+    fingerprint: str,
+    decisive: dict[str, Any],
+) -> Manifest:
+    if files:
+        check_room([file.path for file in files], _limit(config, files), len(domains))
+        selections, sources = _from_inputs(config, domains, files, quarantine)
+    else:
+        selections, sources = _from_packages(config, domains)
     corpora = _cut(config, domains, selections, sources)
     tokenizer = _build_tokenizer(config, domains, corpora)
     with _replacing(output) as folder:
         records, frequencies = _write_domains(folder, domains, tokenizer, corpora)
-        tokenizer.save(folder / "tokenizer")
-        np.save(folder / "frequencies.npy", frequencies)
-        _write_quarantine(folder / "quarantine.jsonl", rejected)
+        tokenizer.save(folder / TOKENIZER_NAME)
+        np.save(folder / FREQUENCIES_NAME, frequencies)
+        quarantine.copy_to(folder / QUARANTINE_NAME)
+        (folder / FORMAT_FILE).write_text(f"{DATA_FORMAT}\n", encoding="utf-8")
         manifest = Manifest(
+            format=DATA_FORMAT,
             fingerprint=fingerprint,
             vocabulary_hash=tokenizer.hash,
             vocabulary_size=tokenizer.size,
             domains=records,
-            quarantined=dict(Counter(line.reason for line in rejected)),
+            quarantined=dict(quarantine.counts),
+            examples=quarantine.examples,
             config=decisive,
+            files=file_records(folder),
         )
         manifest.save(folder)
     return manifest
 
 
-def _decisive(config: Config, inputs: list[Path]) -> dict[str, Any]:
+def _decisive(config: Config, files: list[_InputFile]) -> dict[str, Any]:
     """Everything that decides what is written: parts of the configuration, text, and the programs that cut it."""
     english = config.vocabulary.english_model
     return {
@@ -113,8 +189,8 @@ def _decisive(config: Config, inputs: list[Path]) -> dict[str, Any]:
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "max_mib_per_domain": config.data.max_mib_per_domain,
         "held_out": config.data.held_out,
-        "inputs": [[str(path), _input_sha256(path)] for path in inputs],
-        "packages": [] if inputs else [archive.file for archive in archives_of(list(domains_of(config)))],
+        "inputs": [[str(file.path), file.sha256] for file in files],
+        "packages": [] if files else [archive.file for archive in archives_of(list(domains_of(config)))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }
 
@@ -134,61 +210,52 @@ def _existing(output: Path) -> Manifest | None:
         return None
 
 
-def _intact(output: Path, manifest: Manifest) -> bool:
-    """True if the tokenizer and every token file are there and sound, as far as they check themselves."""
+def _intact(output: Path) -> bool:
+    """True if every file is the one that was written."""
     try:
-        tokenizer = Tokenizer.load(output / "tokenizer")
-        for name, record in manifest.domains.items():
-            for split_name, counts in (("train", record.train), ("held_out", record.held_out)):
-                if TokenFile(output / f"{name}.{split_name}", tokenizer.size).tokens != counts.tokens:
-                    return False
+        PreparedData(output).verify_all()
     except DataError as error:
-        logger.warning("%s", error)
+        logger.warning("%s; it will be replaced", error)
         return False
-    return tokenizer.hash == manifest.vocabulary_hash and (output / "frequencies.npy").is_file()
-
-
-def _input_sha256(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise DataError(f"--input {path}: cannot be read: {error.strerror}; check the path") from error
+    return True
 
 
 def _from_inputs(
-    config: Config, domains: Domains, inputs: list[Path]
-) -> tuple[dict[str, Selection], dict[str, list[Source]], list[Rejected]]:
-    selections = {domain.name: _empty_selection(config) for domain in domains}
+    config: Config, domains: Domains, files: list[_InputFile], quarantine: Quarantine
+) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
+    limit = _limit(config, files)
+    selections = {domain.name: Selection(limit) for domain in domains}
     sources: dict[str, list[Source]] = {domain.name: [] for domain in domains}
-    rejected = []
-    for path in inputs:
-        source = Source(name=path.name, version="", licence="the user's", sha256=_input_sha256(path))
-        for item in read_jsonl(path, domains):
-            if isinstance(item, Rejected):
-                rejected.append(item)
-                continue
-            selections[item.domain].add(item)
-            if source not in sources[item.domain]:
-                sources[item.domain].append(source)
-    if rejected:
-        logger.warning("%d lines are unusable and quarantined", len(rejected))
-    return selections, sources, rejected
+    for file in files:
+        source = Source(name=file.path.name, version="", licence="the user's", sha256=file.sha256)
+        total = None if file.path.suffix == ".gz" else file.size
+        with tqdm(desc=f"reading {file.path.name}", total=total, unit="B", unit_scale=True, disable=None) as bar:
+            for item in read_jsonl(file.path, domains, bar.update):
+                if isinstance(item, Rejected):
+                    quarantine.add(item)
+                    continue
+                selections[item.domain].add(item)
+                if source not in sources[item.domain]:
+                    sources[item.domain].append(source)
+        file.check_unchanged()
+    return selections, sources
 
 
-def _from_packages(
-    config: Config, domains: Domains
-) -> tuple[dict[str, Selection], dict[str, list[Source]], list[Rejected]]:
+def _from_packages(config: Config, domains: Domains) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
     files = download(archives_of(list(domains)), Path(config.data.path).parent / "packages")
     selections = {}
     for domain in tqdm(domains.all, desc="reading", unit="domain", disable=None):
-        selections[domain.name] = _empty_selection(config)
+        selections[domain.name] = Selection(_limit(config, []))
         for document in packaged_documents(domain, files):
             selections[domain.name].add(document)
-    return selections, {domain.name: packaged_sources(domain) for domain in domains}, []
+    return selections, {domain.name: packaged_sources(domain) for domain in domains}
 
 
-def _empty_selection(config: Config) -> Selection:
-    return Selection(int(config.data.max_mib_per_domain * (1 << 20)))
+def _limit(config: Config, files: list[_InputFile]) -> int | None:
+    """Bytes of text that are kept of a domain at most; None: all."""
+    asked = config.data.max_mib_per_domain
+    mib = asked if asked is not None or files else PACKAGED_MIB
+    return None if mib is None else int(mib * (1 << 20))
 
 
 def _cut(
@@ -216,11 +283,13 @@ def _cut(
 
 def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -> Tokenizer:
     """The vocabulary from the training text, and the rows of every slot."""
-    logger.info("building the vocabulary")
     if config.vocabulary.english_model:
         english = read_english(Path(config.vocabulary.english_model))
     else:
-        english = learn_english(_learning_text(corpora), config.vocabulary.english_pieces)
+        text = list(_learning_text(corpora))
+        pieces, mib = config.vocabulary.english_pieces, sum(map(len, text)) / (1 << 20)
+        logger.info("building the vocabulary: learning %s English pieces from %.1f MiB of text", f"{pieces:,}", mib)
+        english = learn_english(text, pieces)
     byte_fallback = config.vocabulary.byte_fallback
     whole = Tokenizer.whole(alpha_model(), english, len(domains.slot_names), byte_fallback)
     rows = config.model.slot_rows
@@ -265,19 +334,31 @@ def _progress(documents: list[Any], what: str, domain: Domain) -> Iterable[Any]:
 
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
-    """A new folder beside `output`: renamed to it when the block ends well, and removed when it does not."""
+    """A new folder beside `output`: flushed and renamed to it when the block ends well, and removed when it does not.
+
+    Raises DataError for what the disk refuses.
+    """
     partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
     old = output.with_name(f"{output.name}.old-{os.getpid()}")
-    if output.exists():
-        output.rename(old)
-    partial.rename(output)
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            sync(path)
+        if output.exists():
+            output.rename(old)
+        try:
+            partial.rename(output)
+        except OSError:
+            if old.exists():
+                old.rename(output)
+            raise
+        sync(output.parent)
+    except OSError as error:
+        raise DataError(f"cannot write {output}: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -298,6 +379,9 @@ def _write_domains(
             offered=corpus.selection.offered,
             duplicates=corpus.selection.duplicates,
             too_long=corpus.selection.too_long,
+            over_limit=corpus.selection.over_limit,
+            offered_bytes=corpus.selection.offered_bytes,
+            left_out_bytes=corpus.selection.left_out_bytes,
             train=train,
             held_out=held_out,
             unigram_entropy=_unigram_entropy(frequencies[domain.index][ids], unseen[ids]),
@@ -318,6 +402,7 @@ def _write_split(
         tokens=int(frequencies.sum()),
         bytes=sum(cut.document.bytes for cut in cuts),
         unknown=int(frequencies[UNK]),
+        folded=sum(tokenizer.changed_by_normalisation(cut.segments) for cut in cuts),
     )
     return counts, frequencies
 
@@ -326,9 +411,3 @@ def _unigram_entropy(train: np.ndarray, held_out: np.ndarray) -> float:
     """Nats per held-out token under the training frequencies plus ½ for every row; both [rows in use] counts."""
     smoothed = train + 0.5
     return float(-(held_out * np.log(smoothed / smoothed.sum())).sum() / held_out.sum())
-
-
-def _write_quarantine(path: Path, rejected: Iterable[Rejected]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for line in rejected:
-            file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.indexed import TokenFile
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import DataError
 
 
@@ -51,5 +51,9 @@ class Samples:
 
 
 def open_samples(config: Config, folder: Path, split: str, vocabulary: int) -> Samples:
-    """The samples of a split in a folder that `prepare-data` wrote. vocabulary: V. Raises DataError as `TokenFile`, `Samples`."""
-    return Samples(config, [TokenFile(folder / f"{d.name}.{split}", vocabulary) for d in config.domains], split)
+    """The samples of a split in a folder that `prepare-data` wrote. vocabulary: V.
+
+    Raises DataError as `PreparedData.tokens` and `Samples`.
+    """
+    prepared = PreparedData(folder)
+    return Samples(config, [prepared.tokens(domain.name, split, vocabulary) for domain in config.domains], split)

@@ -1,8 +1,7 @@
 """The documents that are kept, and those of them that are held out: the content of each document alone decides.
 
-The documents whose texts have the lowest hashes are kept, as many as fit into the limit. This
-spreads them over the whole source, drops exact duplicates, does not depend on the order of the input, and needs memory
-for the kept documents only.
+Exact copies are dropped. Where there is a limit, the documents whose texts have the lowest hashes are kept, as many as fit. This
+spreads them over the whole source, does not depend on the order of the input, and needs memory for the kept documents only.
 """
 
 from __future__ import annotations
@@ -14,33 +13,41 @@ from pangu_sigma.data.documents import Document
 
 
 class Selection:
-    """The kept documents of one domain: at most `limit` bytes of UTF-8.
+    """The kept documents of one domain: at most `limit` bytes of UTF-8; None: all of them.
 
     offered: number of documents that came in. duplicates: exact copies of a kept one. too_long: longer than `limit` by themselves.
+    over_limit: left out because documents of lower hashes fill the limit. What is offered is one of these or is kept.
+    offered_bytes, left_out_bytes: UTF-8 of all documents that came in, and of those too long or over the limit.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int | None) -> None:
         self._limit = limit
         self._bytes = 0
         self._ceiling = 1 << 256  # hashes from here on were given up for good
         # (-hash, order of arrival, document): the highest hash on top
         self._heap: list[tuple[int, int, Document]] = []
         self._hashes: set[int] = set()
-        self.offered = self.duplicates = self.too_long = 0
+        self.offered = self.duplicates = self.too_long = self.over_limit = 0
+        self.offered_bytes = self.left_out_bytes = 0
 
     def add(self, document: Document) -> None:
         """Keep the document, unless it is a copy or its hash is above what still fits."""
         self.offered += 1
+        size = document.bytes
+        self.offered_bytes += size
         key = _hash("keep", document)
         if key in self._hashes:
             self.duplicates += 1
-        elif document.bytes > self._limit:
+        elif self._limit is not None and size > self._limit:
             self.too_long += 1
-        elif key < self._ceiling:
+            self.left_out_bytes += size
+        elif key >= self._ceiling:
+            self._leave_out(size)
+        else:
             self._hashes.add(key)
             heapq.heappush(self._heap, (-key, self.offered, document))
-            self._bytes += document.bytes
-            while self._bytes > self._limit:
+            self._bytes += size
+            while self._limit is not None and self._bytes > self._limit:
                 self._drop_highest()
 
     def _drop_highest(self) -> None:
@@ -48,6 +55,11 @@ class Selection:
         self._ceiling = -negative
         self._hashes.remove(self._ceiling)
         self._bytes -= document.bytes
+        self._leave_out(document.bytes)
+
+    def _leave_out(self, size: int) -> None:
+        self.over_limit += 1
+        self.left_out_bytes += size
 
     def documents(self) -> list[Document]:
         """The kept documents in order of arrival."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.parallel.layout import axes_text
 
 
@@ -61,8 +62,12 @@ def _values_by_path(tree: Any, path: str = "") -> dict[str, str]:
 
 
 def _data_hash(data: Path) -> str:
-    """SHA-256 over token counts of the training text, and name and size of every token file: a copy that is cut short shows."""
+    """SHA-256 over the content hash in the manifest, token counts of the training text, and name and size of every token file.
+
+    Other data shows by it, and a copy that is cut short.
+    """
     digest = hashlib.sha256((data / "frequencies.npy").read_bytes())
+    digest.update((load_manifest(data).content_hash or "").encode())
     for file in sorted([*data.glob("*.bin"), *data.glob("*.idx")]):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
     return digest.hexdigest()

@@ -1,0 +1,102 @@
+"""What became of the text: the table at the end of `prepare-data`, and what of it deserves a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pangu_sigma.data.manifest import DomainRecord, Manifest
+from pangu_sigma.data.packages import PACKAGED_MIB
+from pangu_sigma.data.quarantine import format_reasons
+
+_MUCH_UNKNOWN, _MANY_COPIES = 0.005, 0.1
+"""Share of <unk> tokens, and of exact copies among the documents, above which there is a warning."""
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"  # data of format 1 does not say
+
+
+def _mib(value: int | None) -> str:
+    return "?" if value is None else f"{value / (1 << 20):,.1f}"
+
+
+_COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
+    "offered": lambda record: _number(record.offered),
+    "MiB": lambda record: _mib(record.offered_bytes),
+    "copies": lambda record: _number(record.duplicates),
+    "too long": lambda record: _number(record.too_long),
+    "over limit": lambda record: _number(record.over_limit),
+    "kept": lambda record: _number(record.train.documents + record.held_out.documents),
+    "MiB kept": lambda record: _mib(record.train.bytes + record.held_out.bytes),
+    "held out": lambda record: _number(record.held_out.documents),
+    "tokens": lambda record: _number(record.train.tokens + record.held_out.tokens),
+    "unknown": lambda record: f"{_unknown(record):.2%}",
+    "folded": lambda record: _number(_folded(record)),
+}
+"""Columns of the table by title, each a function of a domain's record. Documents, unless the title says something else; `folded`
+counts characters that come back in another form, as `，` comes back as `,`."""
+
+
+def overview(manifest: Manifest) -> list[dict[str, str]]:
+    """The table as rows, one a domain in the order of the configuration: cells by title."""
+    order = [domain[0] for domain in manifest.config.get("domains", [])]
+    names = [*(name for name in order if name in manifest.domains), *(set(manifest.domains) - set(order))]
+    return [
+        {"domain": name, **{title: cell(manifest.domains[name]) for title, cell in _COLUMNS.items()}} for name in names
+    ]
+
+
+def format_overview(manifest: Manifest) -> str:
+    """The table as text, with a line for each reason why lines are quarantined."""
+    rows = overview(manifest)
+    titles = dict.fromkeys(title for row in rows for title in row)
+    widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in titles}
+    lines = [
+        "  ".join(f"{row[title]:{'<' if title == 'domain' else '>'}{widths[title]}}" for title in titles)
+        for row in ({title: title for title in titles}, *rows)
+    ]
+    if manifest.quarantined:
+        lines.append(format_reasons(manifest.quarantined, manifest.examples))
+    return "\n".join(lines)
+
+
+def remarks(manifest: Manifest) -> list[str]:
+    """What of a preparation the user should know, a sentence for each: text left out, copies, unknown tokens, unusable lines."""
+    said = []
+    for row in overview(manifest):
+        name, record = row["domain"], manifest.domains[row["domain"]]
+        if record.left_out_bytes and record.offered_bytes:
+            said.append(
+                f"{name}: {_mib(record.left_out_bytes)} of {_mib(record.offered_bytes)} MiB were left out by {_limit(manifest)}"
+            )
+        if (share := record.duplicates / max(1, record.offered)) > _MANY_COPIES:
+            said.append(f"{name}: {share:.0%} of the documents are exact copies of others and were left out")
+        if (share := _unknown(record)) > _MUCH_UNKNOWN:
+            said.append(
+                f"{name}: {share:.2%} of the tokens are <unk>, text that the domain's slot has no row for; raise model.slot_rows, "
+                "or check that the domain's language is that of its text"
+            )
+    if manifest.quarantined:
+        said.append(
+            f"{sum(manifest.quarantined.values()):,} lines of --input are unusable; they are in quarantine.jsonl with the reason"
+        )
+    return said
+
+
+def _limit(manifest: Manifest) -> str:
+    limit = manifest.config.get("max_mib_per_domain")
+    if limit is None:
+        return (
+            f"the limit of {PACKAGED_MIB} MiB a domain for packaged text, which is for demonstration; data.max_mib_per_domain sets "
+            "another one"
+        )
+    return f"data.max_mib_per_domain={limit:g}; raise it, or set it to null for all of --input"
+
+
+def _folded(record: DomainRecord) -> int | None:
+    train, held_out = record.train.folded, record.held_out.folded
+    return None if train is None or held_out is None else train + held_out
+
+
+def _unknown(record: DomainRecord) -> float:
+    return (record.train.unknown + record.held_out.unknown) / max(1, record.train.tokens + record.held_out.tokens)

@@ -1,0 +1,176 @@
+"""A damaged or exchanged file of prepared data is refused by name before anything of it is used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.prepared import as_before_hashes, reseal
+from helpers.tiny import tiny_config
+
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepared import SPLITS, PreparedData
+from pangu_sigma.data.samples import open_samples
+from pangu_sigma.errors import DataError
+
+SIZE = 50_000
+"""A number of ids that is larger than the tiny vocabulary."""
+
+
+@pytest.fixture
+def copy(tiny_data, tmp_path) -> Path:
+    return shutil.copytree(tiny_data, tmp_path / "prepared")
+
+
+def use(folder: Path) -> None:
+    """Read everything that training and evaluation read."""
+    prepared = PreparedData(folder)
+    prepared.tokenizer()
+    prepared.frequencies()
+    for domain in ("zh", "en", "code"):
+        for split in SPLITS:
+            file = prepared.tokens(domain, split, SIZE)
+            file.read(0, file.tokens)
+
+
+def flip(file: Path, at: int, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1 << bit
+    file.write_bytes(content)
+
+
+def test_every_flipped_bit_of_the_text_is_found_before_a_sample_has_it(tiny_data, copy):
+    """20 of 20; a sample before it is either the right one or refused, too."""
+    rng, config = np.random.default_rng(0), tiny_config(tiny_data)
+    right = {split: open_samples(config, tiny_data, split, SIZE) for split in SPLITS}
+    found = 0
+    for _ in range(20):
+        domain, split = int(rng.integers(3)), SPLITS[rng.integers(2)]
+        file = copy / f"{config.domains[domain].name}.{split}.bin"
+        at, bit = int(rng.integers(4 * 32 * right[split].counts[domain])), int(rng.integers(8))
+        flip(file, at, bit)
+        samples = open_samples(config, copy, split, SIZE)
+        with pytest.raises(
+            DataError, match=rf"{file.name}: bytes 0 … \d+ are not what prepare-data wrote.*run prepare"
+        ):
+            for number in range(samples.counts[domain]):
+                np.testing.assert_array_equal(samples.read(domain, number), right[split].read(domain, number))
+        found += 1
+        flip(file, at, bit)
+    assert found == 20
+    use(copy)
+
+
+def test_every_flipped_bit_of_the_other_files_is_found(copy):
+    rng = np.random.default_rng(1)
+    for name in load_manifest(copy).files:
+        if not name.endswith((".bin", "quarantine.jsonl")):
+            size = (copy / name).stat().st_size
+            for at, bit in ((0, 0), (size - 1, 7), (int(rng.integers(size)), 3)):
+                flip(copy / name, at, bit)
+                with pytest.raises(DataError, match=f"{name}: .*run prepare-data again"):
+                    use(copy)
+                flip(copy / name, at, bit)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "no bytes"])
+def test_a_file_that_is_missing_or_cut_is_refused_by_name(copy, damage):
+    names = [name for name in load_manifest(copy).files if not name.endswith("quarantine.jsonl")]
+    for name in [*names, "manifest.json"]:
+        content = (copy / name).read_bytes()
+        (copy / name).unlink()
+        if damage != "missing":
+            (copy / name).write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+        with pytest.raises(DataError, match=f"{name}: .*prepare-data"):
+            use(copy)
+        (copy / name).write_bytes(content)
+    use(copy)
+
+
+def test_the_text_of_another_domain_is_refused(copy):
+    for ending in ("bin", "idx"):
+        shutil.copy(copy / f"code.train.{ending}", copy / f"en.train.{ending}")
+    with pytest.raises(DataError, match=r"en\.train\.idx: .*of another preparation"):
+        use(copy)
+    with pytest.raises(DataError, match=r"law\.train\.idx: is not among the files"):
+        PreparedData(copy).tokens("law", "train", SIZE)
+
+
+def test_a_vocabulary_that_is_whole_but_of_other_data_is_refused(copy):
+    reseal(copy, vocabulary_hash="0" * 64)
+    with pytest.raises(DataError, match=r"tokenizer: its hash is .*of another preparation"):
+        PreparedData(copy).tokenizer()
+
+
+def test_a_file_that_is_cut_while_it_is_open_is_an_error_and_not_a_signal(copy):
+    file = PreparedData(copy).tokens("en", "train", SIZE)
+    file.read(0, 10)
+    os.truncate(copy / "en.train.bin", 400)
+    with pytest.raises(DataError, match=r"en\.train\.bin: ends at byte 400"):
+        file.read(file.tokens - 10, 10)
+    before = as_before_hashes(shutil.copytree(copy, copy.with_name("before"), ignore=shutil.ignore_patterns("en.*")))
+    file = PreparedData(before).tokens("zh", "train", SIZE)
+    os.truncate(before / "zh.train.bin", 0)
+    with pytest.raises(DataError, match=r"zh\.train\.bin: ends at byte 0"):
+        file.read(0, 10)
+
+
+def test_a_file_that_changes_while_it_is_open_is_verified_again(copy):
+    file = PreparedData(copy).tokens("en", "train", SIZE)
+    file.read(0, 10)
+    with (copy / "en.train.bin").open("r+b") as stream:
+        stream.write(b"\1")
+    os.utime(copy / "en.train.bin", ns=(1, 1))
+    with pytest.raises(DataError, match="are not what prepare-data wrote"):
+        file.read(0, 10)
+
+
+def test_data_of_before_opens_with_one_warning_that_names_what_is_not_checked(copy, caplog):
+    as_before_hashes(copy)
+    use(copy)
+    use(copy)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 1
+    assert warned[0].startswith(
+        f"{copy} was prepared without content hashes: changed bits in *.bin, frequencies.npy and"
+    )
+    for ending in ("bin", "idx"):
+        shutil.copy(copy / f"code.train.{ending}", copy / f"en.train.{ending}")
+    with pytest.raises(DataError, match=r"en\.train\.bin: has \d+ tokens, manifest\.json says"):
+        use(copy)
+
+
+def test_a_lost_or_older_manifest_is_damage_and_not_age(copy):
+    content = (copy / "manifest.json").read_bytes()
+    (copy / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"manifest\.json: No such file.*damaged"):
+        use(copy)
+    (copy / "manifest.json").write_bytes(content)
+    marker = (copy / "FORMAT").read_bytes()
+    as_before_hashes(copy)
+    (copy / "FORMAT").write_bytes(marker)
+    with pytest.raises(DataError, match=r"manifest\.json: .*damaged"):
+        use(copy)
+
+
+def test_only_whole_data_of_this_format_is_whole(tiny_data, copy):
+    PreparedData(tiny_data).verify_all()
+    (copy / "quarantine.jsonl").write_bytes(b"{}\n")
+    with pytest.raises(DataError, match=r"quarantine\.jsonl: .*run prepare-data again"):
+        PreparedData(copy).verify_all()
+    with pytest.raises(DataError, match="have no content hashes"):
+        PreparedData(as_before_hashes(copy)).verify_all()
+
+
+def test_the_content_hash_is_that_of_the_text(tiny_data, copy):
+    manifest = load_manifest(tiny_data)
+    assert manifest.content_hash == load_manifest(copy).content_hash
+    reseal(copy, quarantined={"empty text": 3})
+    assert manifest.content_hash == load_manifest(copy).content_hash
+    flip(copy / "en.held_out.bin", 0, 0)
+    reseal(copy)
+    assert manifest.content_hash != load_manifest(copy).content_hash
+    assert load_manifest(as_before_hashes(copy)).content_hash is None

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pangu_sigma.data import room
+from pangu_sigma.data.room import ALWAYS, PER_BYTE, PER_DOCUMENT, available_memory, check_room
+from pangu_sigma.errors import DataError
+
+LINE = json.dumps({"domain": "zh", "text": "x" * 974}).encode() + b"\n"
+LINES = 2_000
+NEEDED = LINES * (len(LINE) * PER_BYTE + PER_DOCUMENT) + ALWAYS
+
+
+@pytest.fixture(params=["plain", "packed"])
+def text(request, tmp_path) -> Path:
+    path = tmp_path / ("a.jsonl" if request.param == "plain" else "a.jsonl.gz")
+    path.write_bytes(LINE * LINES if request.param == "plain" else gzip.compress(LINE * LINES))
+    return path
+
+
+def there(monkeypatch, size: int) -> None:
+    monkeypatch.setattr(room, "available_memory", lambda: size)
+
+
+def test_text_that_fits_is_let_through(text, monkeypatch):
+    there(monkeypatch, NEEDED + 1)
+    check_room([text], None, 4)
+    with pytest.raises(DataError):
+        check_room([text, text], None, 4)
+
+
+def test_text_that_does_not_fit_is_refused_with_both_numbers_and_a_limit_that_fits(text, monkeypatch):
+    size = ALWAYS + (NEEDED - ALWAYS) // 2
+    there(monkeypatch, size)
+    with pytest.raises(
+        DataError, match=rf"0\.1\d GB of memory.*{size / 1e9:.2f} GB are free.*data\.max_mib"
+    ) as refused:
+        check_room([text], None, 4)
+    limit = float(re.search(r"max_mib_per_domain to ([\d.e+-]+)", str(refused.value))[1])
+    check_room([text], int(limit * (1 << 20)), 4)
+    with pytest.raises(DataError):
+        check_room([text], int(4 * limit * (1 << 20)), 4)
+
+
+def test_a_small_file_with_endless_text_in_it_is_not_unpacked_for_good(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(bytes(200 << 20), 1))
+    there(monkeypatch, ALWAYS + (1 << 20))
+    with pytest.raises(DataError, match=r"4\.2 MB of text or more"):
+        check_room([path], None, 1)
+
+
+def test_a_broken_stream_is_left_to_the_reader(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
+    check_room([tmp_path / "a.jsonl.gz"], None, 1)
+
+
+def test_memory_that_a_control_group_limits_is_not_there(tmp_path):
+    total = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+    assert 0 < available_memory() <= total
+    for name, value in (
+        ("memory.max", "1000"),
+        ("memory.current", "700"),
+        ("memory.stat", "anon 1\ninactive_file 50\n"),
+    ):
+        (tmp_path / name).write_text(value)
+    assert room._left_in(tmp_path, "memory.max", "memory.current", "inactive_file") == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    assert room._left_in(tmp_path, "memory.max", "memory.current", "inactive_file") is None
+    assert room._left_in(tmp_path / "none", "memory.max", "memory.current", "inactive_file") is None
