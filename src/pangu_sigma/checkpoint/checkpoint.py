@@ -15,8 +15,7 @@ which all of them must see: each its own arrays, and rank 0 the rest. A shard th
 `<shard>.<rank>.safetensors`, whose metadata say which part of the whole array each array is (parts.py), so that any number of ranks
 can read what any other number wrote.
 
-A save has three steps, so that the long one can run in a thread (saver.py): all ranks make the folder, each writes its files, all
-complete it.
+What ranks do together and what takes long are apart, so that the latter can run in a thread (saver.py).
 """
 
 from __future__ import annotations
@@ -162,7 +161,8 @@ def save_checkpoint(
     """
     save = Save(root, step, list(files), state, identity, keep, ranks)
     save.begin()
-    path = save.complete(lambda: save.write(files, after_chunk))
+    save.gather(lambda: save.write(files, after_chunk))
+    path = save.complete(save.finish)
     save.clean()
     return path
 
@@ -186,9 +186,10 @@ class Written:
 
 
 class Save:
-    """A checkpoint on its way: `begin`, `write`, `complete`, `clean`, once each. Arguments and errors are as of `save_checkpoint`.
+    """A checkpoint on its way: `begin`, `write`, `gather`, `finish`, `complete`, `clean`, once each and in this order.
 
-    All ranks call `begin` and `complete`, which raise on all of them or on none. `write` and `clean` may run in a thread.
+    All ranks call all of them. `begin`, `gather` and `complete` are what they do together; these raise on all ranks or on none, as
+    `save_checkpoint` does. `write`, `finish` and `clean` only work with files, and may run in a thread.
     """
 
     def __init__(
@@ -207,6 +208,7 @@ class Save:
         self._state = _encode_state(state)
         self.target = root / f"step_{step:08d}"
         self._unfinished = root / f"{UNFINISHED}{self.target.name}"
+        self._written = Written()
 
     def begin(self) -> None:
         """Make the folder in which all ranks write."""
@@ -220,38 +222,41 @@ class Save:
                 self._unfinished.mkdir()
 
     def write(self, files: Files, after_chunk: Callable[[], None]) -> Written:
-        """Write this rank's files. Raises OSError; give the result to `complete`."""
+        """Write this rank's files. Raises OSError; give the result to `gather`."""
         written = _write_files(self._unfinished, files, after_chunk)
         if not self._ranks.first:
             (self._unfinished / f"{RANK_NOTE}{self._ranks.rank}").write_bytes(written.encode())
         return written
 
     def abandon(self) -> None:
-        """Remove what was begun; called instead of `complete`."""
+        """Remove what was begun; called instead of `gather`."""
         if self._ranks.first:
             shutil.rmtree(self._unfinished, ignore_errors=True)
 
-    def complete(self, written: Callable[[], Written]) -> Path:
-        """Make a checkpoint of what all ranks wrote; returns its directory. written: gives what `write` gave, or raises its error.
+    def gather(self, written: Callable[[], Written]) -> None:
+        """Learn whether all ranks have written. written: gives what `write` gave, or raises its error."""
+        with self._refused(), self._ranks.together("writing a checkpoint"):
+            self._written = written()
+
+    def finish(self) -> None:
+        """Do the part of rank 0: add the manifest, rename, change LATEST, prune. Raises OSError, which `complete` has to be told."""
+        if self._ranks.first:
+            _add_notes(self._unfinished, self._written)
+            if not self._written.not_finite:
+                _write_manifest(self._unfinished, self._body(), self._state)
+                _move_into_place(self._unfinished, self.target)
+                write_atomically(self._root / LATEST, f"{self.target.name}\n".encode())
+                _prune(self._root, self._step, self._keep)
+
+    def complete(self, finished: Callable[[], None]) -> Path:
+        """Learn whether rank 0 has finished; returns the directory. finished: calls `finish`, or raises the error that it raised.
 
         Raises UnhealthyState if a rank found values that are not finite.
         """
-        ranks, found = self._ranks, list[NotFinite]()
-        with self._refused():
-            with ranks.together("writing a checkpoint"):
-                result = written()
-            with ranks.together("completing a checkpoint"):
-                if ranks.first:
-                    _add_notes(self._unfinished, result)
-                    found = result.not_finite
-                    if not found:
-                        _write_manifest(self._unfinished, self._body(result), self._state)
-                        _move_into_place(self._unfinished, self.target)
-                        write_atomically(self._root / LATEST, f"{self.target.name}\n".encode())
-        if ranks.any(bool(found)):
-            raise self._unhealthy(result)
-        if ranks.first:
-            _prune(self._root, self._step, self._keep)
+        with self._refused(), self._ranks.together("completing a checkpoint"):
+            finished()
+        if self._ranks.any(self._ranks.first and bool(self._written.not_finite)):
+            raise self._unhealthy()
         return self.target
 
     def clean(self) -> None:
@@ -259,24 +264,24 @@ class Save:
         if self._ranks.first:
             _remove_leftovers(self._root)
 
-    def _body(self, written: Written) -> dict[str, Any]:
+    def _body(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "step": self._step,
-            "files": written.files,
+            "files": self._written.files,
             "identity": asdict(self._identity),
             "after": _named(self._root),
         }
 
-    def _unhealthy(self, written: Written) -> UnhealthyState:
+    def _unhealthy(self) -> UnhealthyState:
         """Put the state where nobody takes it for a checkpoint. Returns the error to raise; whatever fails here, it is raised."""
-        folder = self._root / f"{_UNHEALTHY_FOLDER}{self._step:08d}"
+        folder, written = self._root / f"{_UNHEALTHY_FOLDER}{self._step:08d}", self._written
         kept: Path | None = folder
         try:
             with self._ranks.together(f"writing {folder}"):
                 if self._ranks.first:
                     not_finite = [each.as_dict() for each in written.not_finite]
-                    _put_aside(self._unfinished, folder, {**self._body(written), "not_finite": not_finite}, self._state)
+                    _put_aside(self._unfinished, folder, {**self._body(), "not_finite": not_finite}, self._state)
             if not self._ranks.first:
                 tree = unsealed(folder / UNHEALTHY, "look into the log of rank 0")
                 written.not_finite[:] = [NotFinite.from_dict(each) for each in tree["not_finite"]]

@@ -2,7 +2,8 @@
 
 `begin` copies the arrays, at a step's boundary, and a thread writes, hashes, examines and flushes the copy. Nothing but NumPy and
 files happens in that thread: MindSpore is not called from two threads, and what ranks do together they do in their main threads. So
-the ranks ask each other at later boundaries (`poll`) whether all have written, and then complete the checkpoint together.
+the ranks ask each other at later boundaries (`poll`) whether all have written; then the thread of rank 0 renames, and at another
+boundary all ranks know that the checkpoint is complete.
 
 Memory: a rank holds at most one copy of the arrays that it writes, from the first such save to the end: memory that is used again
 needs no page of it to be found anew, which takes longer than the copy. Another save waits until the one before it is complete.
@@ -52,7 +53,8 @@ class Saver:
         self._root, self._identity, self._keep = root, identity, keep
         self._behind, self._after_chunk, self._ranks = behind, after_chunk, ranks
         self._threads = ThreadPoolExecutor(_THREADS, "checkpoint")
-        self._pending: tuple[Save, Future[Written]] | None = None
+        self._writing: tuple[Save, Future[Written]] | None = None
+        self._finishing: tuple[Save, Future[None]] | None = None
         self._cleaning: Future[None] | None = None
         self._copy: Files = {}
         self._warned = False
@@ -60,13 +62,14 @@ class Saver:
     @property
     def pending(self) -> bool:
         """True while a checkpoint is on its way."""
-        return self._pending is not None
+        return self._writing is not None or self._finishing is not None
 
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
         """Write a checkpoint before this returns; returns its directory. One on its way is completed first."""
         self.wait()
         save = self._opened(step, files, state)
-        path = save.complete(lambda: save.write(files, self._after_chunk))
+        save.gather(lambda: save.write(files, self._after_chunk))
+        path = save.complete(save.finish)
         save.clean()
         return path
 
@@ -87,18 +90,28 @@ class Saver:
         except Exception:
             save.abandon()
             raise
-        self._pending = save, self._threads.submit(save.write, self._copy, lambda: None)
+        self._writing = save, self._threads.submit(save.write, self._copy, lambda: None)
 
     def poll(self) -> None:
-        """Complete the checkpoint on its way if all ranks have written it; to be called between steps."""
-        if self._pending is not None and not self._ranks.any(not self._pending[1].done()):
-            self.wait()
+        """Bring the checkpoint on its way further if all ranks are ready for it; to be called between steps."""
+        now = self._writing or self._finishing
+        if now is not None and not self._ranks.any(not now[1].done()):
+            self._go_on()
 
     def wait(self) -> None:
         """Complete the checkpoint on its way, if there is one, when all ranks have written it."""
-        if self._pending is not None:
-            (save, written), self._pending = self._pending, None
-            save.complete(written.result)
+        while self.pending:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Wait for what the threads do now, and begin what comes next."""
+        if self._writing is not None:
+            (save, written), self._writing = self._writing, None
+            save.gather(written.result)
+            self._finishing = save, self._threads.submit(save.finish)
+        elif self._finishing is not None:
+            (save, finished), self._finishing = self._finishing, None
+            save.complete(finished.result)
             self._cleaning = self._threads.submit(save.clean)
 
     def __enter__(self) -> Saver:
@@ -111,7 +124,7 @@ class Saver:
         try:
             if error is None:
                 self.wait()
-            elif self._pending is not None and self._ranks.world == 1:
+            elif self._ranks.world == 1:
                 self._rescue()
         finally:
             self._threads.shutdown()
