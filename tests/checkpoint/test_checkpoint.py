@@ -216,18 +216,25 @@ def test_a_latest_that_is_missing_empty_or_names_nothing_is_never_a_start_from_n
         load_checkpoint(tmp_path)
 
 
-def test_one_that_was_saved_after_the_one_that_latest_names_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """A kill between the rename and LATEST; but not one of a branch that the run has left."""
-    for step in (100, 400, 200):
+def test_a_kill_between_the_two_renames_loses_nothing_and_a_latest_written_by_hand_is_obeyed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for step in (100, 200, 300):
         save(tmp_path, step)
+    (tmp_path / "LATEST").write_text("step_00000200\n")
     assert_is(load_checkpoint(tmp_path), 200)
     assert caplog.text == ""
-    save(tmp_path, 300)
-    (tmp_path / "LATEST").write_text("step_00000200\n")
+    (tmp_path / ".unfinished-LATEST").write_text("step_00000300\n")
     assert_is(load_checkpoint(tmp_path), 300)
-    assert "step_00000300 was saved after it" in caplog.text
+    assert "step_00000300, whose save was interrupted" in caplog.text
     damage_empty(tmp_path / "step_00000300")
     assert_is(load_checkpoint(tmp_path), 200)
+    shutil.rmtree(tmp_path / "step_00000300")
+    caplog.clear()
+    assert_is(load_checkpoint(tmp_path), 200)
+    assert caplog.text == "", "killed before the first rename: nothing has happened"
+    save(tmp_path, 250)
+    assert_is(load_checkpoint(tmp_path), 250)
 
 
 def test_a_latest_that_names_nothing_sends_to_the_one_before_it_first(tmp_path: Path):
@@ -480,7 +487,7 @@ def test_leftovers_of_an_interrupted_save_are_never_loaded_and_removed_by_the_ne
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "_move_into_place", interrupt)
         save(tmp_path, 200)
-    assert len(names(tmp_path)) == 3
+    assert names(tmp_path) == [".unfinished-LATEST", ".unfinished-step_00000200", "LATEST", "step_00000100"]
     assert_is(load_checkpoint(tmp_path), 100)
     save(tmp_path, 300)
     assert names(tmp_path) == ["LATEST", "step_00000100", "step_00000300"]

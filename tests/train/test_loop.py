@@ -14,6 +14,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from helpers.runs import digests, held_out_losses
+from helpers.saves_behind import same_saves
 from helpers.tiny import SAVED_AT, STEPS, tiny_config
 from mindspore import Tensor
 
@@ -231,14 +232,11 @@ def test_a_model_of_another_shape_cannot_take_the_checkpoint(tiny_data, tiny_run
         Trainer(tiny_config(tiny_data, model=model), copy)
 
 
-REFUSED = {"steps": 6, "checkpoint_interval": 2, "keep_checkpoints": 9, "log_interval": 1}
-
-
 def test_a_disk_that_refuses_a_save_is_logged_and_only_the_last_save_ends_the_run(
-    tiny_data, tmp_path, monkeypatch, caplog
+    tiny_data, tiny_run, tmp_path, monkeypatch, caplog
 ):
     """Training goes on to the next save; its numbers are those of a run whose disk never failed."""
-    write, full = checkpoint.write_arrays, {"step_00000002", "step_00000006"}
+    write, full = checkpoint.write_arrays, {"step_00000005", f"step_{SAVED_AT:08d}"}
 
     def refusing(path, *rest):
         if path.parent.name.removeprefix(".unfinished-") in full:
@@ -246,18 +244,23 @@ def test_a_disk_that_refuses_a_save_is_logged_and_only_the_last_save_ends_the_ru
         return write(path, *rest)
 
     monkeypatch.setattr(checkpoint, "write_arrays", refusing)
-    config = tiny_config(tiny_data, train={**tiny_config(tiny_data).train.model_dump(), **REFUSED})
-    with pytest.raises(CheckpointError, match=r"step_00000006: .*No space left"):
+    options = tiny_config(tiny_data).train.model_dump() | {"steps": SAVED_AT, "checkpoint_interval": 5}
+    config = tiny_config(tiny_data, train=options)
+    with pytest.raises(CheckpointError, match=rf"step_{SAVED_AT:08d}: .*No space left"):
         train(config, tmp_path / "run")
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert re.search(r"step_00000002: .*No space left.* Training goes on.* due after step \d", said)
+    assert re.search(r"step_00000005: .*No space left.* Training goes on.* due after step \d+", said)
     found = tmp_path / "run" / "checkpoints"
-    assert sorted(path.name for path in found.iterdir()) == ["LATEST", "step_00000004"]
+    assert sorted(path.name for path in found.iterdir()) == ["LATEST", "step_00000010"]
     monkeypatch.undo()
     train(config, tmp_path / "run")
-    train(config, tmp_path / "undisturbed")
-    latest = "checkpoints/step_00000006"
-    assert digests(tmp_path / "run" / latest) == digests(tmp_path / "undisturbed" / latest)
+    latest = f"checkpoints/step_{SAVED_AT:08d}"
+    assert digests(tmp_path / "run" / latest) == digests(tiny_run / latest)
+
+
+@pytest.mark.slow
+def test_200_states_that_are_saved_behind_the_training_are_those_that_are_saved_at_once(tiny_data, tmp_path):
+    assert same_saves(tiny_config(tiny_data), tmp_path, 200) == [True] * 200
 
 
 def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer, caplog):

@@ -44,17 +44,18 @@ from pangu_sigma.sealed import (
     sync,
     unsealed,
     verify,
-    write_atomically,
 )
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Version of the layout above that is written. 2 added the hash of the data and the name of the checkpoint before."""
+"""Version of the layout above that is written. 2 added the hash of the data."""
 READ_FORMATS = (1, 2)
 """Versions that are read; others are refused."""
 
 LATEST = "LATEST"
+NEXT_LATEST = f"{UNFINISHED}{LATEST}"
+"""Name of the note that becomes LATEST."""
 MANIFEST = "manifest.json"
 STATE = "state.json"
 UNHEALTHY = "unhealthy.json"
@@ -239,13 +240,12 @@ class Save:
             self._written = written()
 
     def finish(self) -> None:
-        """Do the part of rank 0: add the manifest, rename, change LATEST, prune. Raises OSError, which `complete` has to be told."""
+        """Do the part of rank 0: add the manifest, rename, change LATEST, prune. Raises OSError, of which `complete` is told."""
         if self._ranks.first:
             _add_notes(self._unfinished, self._written)
             if not self._written.not_finite:
                 _write_manifest(self._unfinished, self._body(), self._state)
-                _move_into_place(self._unfinished, self.target)
-                write_atomically(self._root / LATEST, f"{self.target.name}\n".encode())
+                _make_latest(self._unfinished, self.target)
                 _prune(self._root, self._step, self._keep)
 
     def complete(self, finished: Callable[[], None]) -> Path:
@@ -270,7 +270,6 @@ class Save:
             "step": self._step,
             "files": self._written.files,
             "identity": asdict(self._identity),
-            "after": _named(self._root),
         }
 
     def _unhealthy(self) -> UnhealthyState:
@@ -424,6 +423,22 @@ def _put_aside(unfinished: Path, folder: Path, body: dict[str, Any], state: byte
     sync(folder.parent)
 
 
+def _make_latest(unfinished: Path, target: Path) -> None:
+    """Two renames: of the folder, and of the note that becomes LATEST. The note is there before: so a kill between them shows."""
+    root = target.parent
+    note = root / NEXT_LATEST
+    note.write_text(f"{target.name}\n", encoding="utf-8")
+    sync(note)
+    try:
+        _move_into_place(unfinished, target)
+    except OSError:
+        note.unlink(missing_ok=True)
+        raise
+    sync(root)
+    note.replace(root / LATEST)
+    sync(root)
+
+
 def _move_into_place(unfinished: Path, target: Path) -> None:
     """Rename; an earlier checkpoint of the same step steps aside first, and is put back if that fails (or killed: `_put_back`)."""
     if target.exists():
@@ -436,14 +451,16 @@ def _move_into_place(unfinished: Path, target: Path) -> None:
             raise
     else:
         unfinished.rename(target)
-    sync(target.parent)
 
 
 def _put_back(root: Path) -> None:
-    """Give a checkpoint its name back that stepped aside for one that never came."""
+    """Do what a killed save has left undone: LATEST of a folder that is there, and the name of one that stepped aside in vain."""
     for aside in root.glob(f"{_ASIDE}*"):
         if not (target := root / aside.name.removeprefix(_ASIDE)).exists():
             aside.rename(target)
+    name = _named(root / NEXT_LATEST)
+    if name is not None and (root / name).exists():
+        (root / NEXT_LATEST).replace(root / LATEST)
 
 
 def _prune(root: Path, step: int, keep: int) -> None:
@@ -468,10 +485,10 @@ def _remove_leftovers(root: Path) -> None:
             logger.warning("cannot remove %s, left by an interrupted save: %s; remove it by hand", path, error)
 
 
-def _named(root: Path) -> str | None:
-    """What LATEST says; None if it cannot be read or names no checkpoint."""
+def _named(file: Path) -> str | None:
+    """What LATEST, or the note that becomes it, says; None if it cannot be read or names no checkpoint."""
     with suppress(OSError):
-        name = (root / LATEST).read_bytes()[:100].decode(errors="replace").strip()
+        name = file.read_bytes()[:100].decode(errors="replace").strip()
         if _CHECKPOINT_NAME.fullmatch(name):
             return name
     return None
@@ -480,45 +497,32 @@ def _named(root: Path) -> str | None:
 def _candidates(root: Path) -> list[Path]:
     """Checkpoints of a root in the order to try.
 
-    That is the one that LATEST names, then older ones, newest first. A newer one comes before it if its own manifest says that it
-    was saved after it: then a crash came between the two renames of a save, and it is whole and healthy as any other. Any other
-    newer one belongs to a branch that the run has left by going on further back, and is tried, last, only if LATEST names nothing
-    that is there. Where LATEST is missing or damaged, all are tried, newest first.
+    That is the one that LATEST names, then older ones, newest first. Newer ones belong to a branch that the run has left by going
+    on further back, and are tried, last, only if LATEST names nothing that is there. Where LATEST is missing or damaged, all are
+    tried, newest first. A note that was to become LATEST when a save was killed counts as LATEST if its checkpoint is there: that
+    one is whole and healthy as any other, and what was computed for it is not lost.
     """
     found = _checkpoints(root)
-    name = _named(root)
+    names = [path.name.removeprefix(_ASIDE) for path in found]
+    name, coming = _named(root / LATEST), _named(root / NEXT_LATEST)
+    if coming in names and coming != name:
+        logger.warning("%s does not name %s, whose save was interrupted; trying that first", root / LATEST, coming)
+        name = coming
     if name is None:
         if found:
             logger.warning(
                 "%s is missing or names no checkpoint; using the newest whole checkpoint there", root / LATEST
             )
         return found
-    step, names = _step_of(Path(name)), [path.name.removeprefix(_ASIDE) for path in found]
-    older = [path for path in found if _step_of(path) <= step]
-    newer = [path for path in found if _step_of(path) > step]
-    saved_after = [path for path in newer if _after(path) == name]
-    if saved_after:
-        logger.warning(
-            "%s names %s, but %s was saved after it, by a save that was interrupted before it said so; trying that one first "
-            "(remove it to go on from %s)",
-            *(root / LATEST, name, saved_after[0].name, name),
-        )
+    older = [path for path in found if _step_of(path) <= _step_of(Path(name))]
     if name in names:
-        return [*saved_after, *older]
+        return older
     if found:
         logger.warning(
             "%s names %s, which is not there (no %s); using the newest whole checkpoint before it, or after it if there is none",
             *(root / LATEST, name, f"{name}/{MANIFEST}"),
         )
-    return [*saved_after, *older, *(path for path in newer if path not in saved_after)]
-
-
-def _after(path: Path) -> str | None:
-    """The name that LATEST had when this checkpoint was saved; None if it says nothing or is damaged."""
-    try:
-        return _read_manifest(path).get("after")
-    except CheckpointError:
-        return None
+    return [*older, *(path for path in found if path not in older)]
 
 
 def _checkpoints(root: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -103,9 +104,13 @@ class Trainer:
             traffic=traffic,
         )
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside arrays, as plain data."""
+        return self.progress.state()
+
     def save(self) -> Path:
         """Write a checkpoint of the state after the last step before this returns. Raises as `save_checkpoint`."""
-        return self.saver.save(self.progress.step, self.backend.files(self.built), self.progress.state())
+        return self.saver.save(self.progress.step, self.backend.files(self.built), self.state())
 
     def save_in_turn(self, last: bool) -> None:
         """Save the state after the last step; behind the training if the configuration asks for it and more steps follow.
@@ -120,7 +125,7 @@ class Trainer:
             self.save()
             return
         with self._going_on():
-            self.saver.begin(self.progress.step, self.backend.files(self.built), self.progress.state())
+            self.saver.begin(self.progress.step, self.backend.files(self.built), self.state())
 
     def complete_save(self) -> None:
         """Complete the checkpoint that is written behind the training, if all ranks have written it. Call it between steps."""
