@@ -53,6 +53,7 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/parallel/reduce.py": "tests/parallel/test_ranks_train.py: several processes train with it",
     "src/pangu_sigma/planning/machine.py": "constants; tests/planning/test_memory.py and test_cost.py compute with them",
     "src/pangu_sigma/bench/adam.py": "tests/bench/test_bench_adam.py",
+    "src/pangu_sigma/bench/dcp.py": "a program of the peers' environment; tests/bench/test_checkpoint.py starts it where they are",
     "src/pangu_sigma/bench/ecss.py": "tests/bench/test_bench_ecss.py",
     "src/pangu_sigma/bench/mixtral.py": "a program of the peers' environment; tests/bench/test_train.py starts it where they are",
     "src/pangu_sigma/bench/tokenizer.py": "tests/bench/test_bench_tokenizer.py",
@@ -101,6 +102,7 @@ ONE_MEANING = {
 """Words that code may make a name of only in these folders and files of `pangu_sigma`, where they have their one meaning."""
 
 PRINTS = {
+    "src/pangu_sigma/bench/dcp.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/bench/mixtral.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/bench/peer.py": "asks such a program through a pipe",
     "src/pangu_sigma/bench/stored_experts.py": "answers a benchmark through a pipe",

@@ -65,3 +65,9 @@ def test_a_write_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_json_that_cannot_be_sealed_is_damage(tmp_path):
+    (tmp_path / "file").write_text('{"a": NaN}')
+    with pytest.raises(DamagedFile, match=FIX):
+        unsealed(tmp_path / "file", FIX)

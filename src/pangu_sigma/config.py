@@ -250,6 +250,12 @@ class TrainConfig(Section):
     """Steps between checkpoints."""
     keep_checkpoints: Positive = 2
     """Number of checkpoints that are kept, the latest ones."""
+    async_save: bool = True
+    """true: a checkpoint is copied in memory and written while training goes on; the last one of a run is written before it ends.
+    The copy takes, on every rank, the bytes of the files that this rank writes: 12 for each parameter of its experts, 8 with
+    ecss.moments=bfloat16, and on rank 0 another 12 for each dense one. It is made once, and kept; where memory has no room for it,
+    which is said, and with ecss.store=file, checkpoints are written before training goes on, as with false. On Ascend they are so
+    with either value: the experts fill the host's memory. The checkpoints are the same, bit for bit."""
     log_interval: Positive = 10
     """Steps between lines of the log."""
     optimizer: OptimizerConfig = OptimizerConfig()

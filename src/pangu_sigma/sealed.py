@@ -63,11 +63,12 @@ def unsealed(file: Path, fix: str) -> dict[str, Any]:
         content = file.read_bytes()
         tree = json.loads(content)
         body = {key: value for key, value in tree.items() if key != _OWN_HASH}
+        again = sealed(body)
     except OSError as error:
         raise DamagedFile(f"{file}: {error.strerror}; {fix}") from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
-    if sealed(body) != content:
+    if again != content:
         raise DamagedFile(f"{file}: its content does not match its own hash; {fix}")
     return body
 

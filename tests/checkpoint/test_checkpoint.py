@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import os
 import resource
@@ -10,12 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers.failing_files import FileCalls, Killed, killed_at, refused_at
+from helpers.threads import on_ranks
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.checkpoint import checkpoint as module
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, load_checkpoint, save_checkpoint
-from pangu_sigma.checkpoint.parts import Files, SavedArray
+from pangu_sigma.checkpoint.checkpoint import (
+    CheckpointError,
+    Identity,
+    OtherData,
+    UnhealthyState,
+    has_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from pangu_sigma.checkpoint.health import NotFinite
+from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
+from pangu_sigma.sealed import sealed
 
 IDENTITY = Identity("vocabulary-1", "routing-1", {"name": "tiny", "train": {"peak_lr": 1e-4}})
 
@@ -176,6 +190,62 @@ def test_without_a_readable_latest_the_newest_whole_one_is_used(
     assert "LATEST" in caplog.text
 
 
+def test_a_latest_that_is_missing_empty_or_names_nothing_is_never_a_start_from_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    assert not has_checkpoints(tmp_path / "nothing")
+    assert not has_checkpoints(tmp_path)
+    (tmp_path / "unhealthy_00000500").mkdir()
+    (tmp_path / ".unfinished-step_00000500").mkdir()
+    assert not has_checkpoints(tmp_path)
+    save(tmp_path, 100)
+    save(tmp_path, 200)
+    for content in (None, "", "\n", "step_", "step_00000300\n", "../step_00000100", "\x00" * 50):
+        (tmp_path / "LATEST").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "LATEST").write_text(content)
+        caplog.clear()
+        assert has_checkpoints(tmp_path)
+        assert_is(load_checkpoint(tmp_path), 200)
+        assert "LATEST" in caplog.text
+        assert "newest whole checkpoint" in caplog.text
+    for step in (100, 200):
+        shutil.rmtree(tmp_path / f"step_{step:08d}")
+    assert has_checkpoints(tmp_path), "LATEST says that there were some"
+    with pytest.raises(CheckpointError, match="it holds none"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_kill_between_the_two_renames_loses_nothing_and_a_latest_written_by_hand_is_obeyed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for step in (100, 200, 300):
+        save(tmp_path, step)
+    (tmp_path / "LATEST").write_text("step_00000200\n")
+    assert_is(load_checkpoint(tmp_path), 200)
+    assert caplog.text == ""
+    (tmp_path / ".unfinished-LATEST").write_text("step_00000300\n")
+    assert_is(load_checkpoint(tmp_path), 300)
+    assert "step_00000300, whose save was interrupted" in caplog.text
+    damage_empty(tmp_path / "step_00000300")
+    assert_is(load_checkpoint(tmp_path), 200)
+    shutil.rmtree(tmp_path / "step_00000300")
+    caplog.clear()
+    assert_is(load_checkpoint(tmp_path), 200)
+    assert caplog.text == "", "killed before the first rename: nothing has happened"
+    save(tmp_path, 250)
+    assert_is(load_checkpoint(tmp_path), 250)
+
+
+def test_a_latest_that_names_nothing_sends_to_the_one_before_it_first(tmp_path: Path):
+    for step in (100, 400, 200):
+        save(tmp_path, step)
+    shutil.rmtree(tmp_path / "step_00000200")
+    assert_is(load_checkpoint(tmp_path), 100)
+    shutil.rmtree(tmp_path / "step_00000100")
+    assert_is(load_checkpoint(tmp_path), 400)
+
+
 def test_a_later_checkpoint_of_an_abandoned_branch_is_not_a_fallback(tmp_path: Path):
     save(tmp_path, 100)
     save(tmp_path, 400)
@@ -199,11 +269,187 @@ def test_another_config_is_the_callers_business(tmp_path: Path):
 
 
 def test_another_format_is_refused_but_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr(module, "FORMAT", 3)
     save(tmp_path, 100)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 2, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format 3, this version reads 1, 2"):
         load_checkpoint(tmp_path)
+
+
+WITH_DATA = Identity(**{**vars(IDENTITY), "data_hash": "data-1"})
+
+
+def test_other_data_are_refused_by_name_unless_the_user_accepts_them(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = save_checkpoint(tmp_path, 100, files_of(100), {}, WITH_DATA, 1)
+    assert load_checkpoint(tmp_path, WITH_DATA).identity.data_hash == "data-1"
+    assert load_checkpoint(tmp_path, IDENTITY).step == 100, "who has no hash does not mind"
+    other = Identity(**{**vars(IDENTITY), "data_hash": "data-2"})
+    for path in (tmp_path, folder):
+        with pytest.raises(OtherData, match=r"data_hash is data-1, this run's is data-2.*go on with other data"):
+            load_checkpoint(path, other)
+    assert caplog.text == ""
+    assert load_checkpoint(tmp_path, other, other_data=True).step == 100
+    assert "trained on other data: its data_hash is data-1, this run's is data-2" in caplog.text
+    with pytest.raises(CheckpointError, match="routing_hash"):
+        load_checkpoint(tmp_path, Identity(**{**vars(other), "routing_hash": "another"}), other_data=True)
+
+
+def test_a_checkpoint_of_data_without_a_hash_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    save(tmp_path, 100)
+    assert_is(load_checkpoint(tmp_path, IDENTITY), 100)
+    assert caplog.text == ""
+    assert_is(load_checkpoint(tmp_path, WITH_DATA), 100)
+    assert [record.message.count("could not be checked") for record in caplog.records] == [1]
+
+
+def as_first_format(folder: Path) -> None:
+    """Write the manifest again as the first format had it."""
+    body = json.loads((folder / "manifest.json").read_bytes())
+    body = {"format": 1, "step": body["step"], "files": body["files"], "identity": body["identity"]}
+    del body["identity"]["data_hash"]
+    (folder / "manifest.json").write_bytes(sealed(body))
+
+
+@pytest.mark.parametrize("expected", [IDENTITY, WITH_DATA])
+def test_the_first_format_loads_with_one_warning_that_the_data_could_not_be_checked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, expected: Identity
+):
+    as_first_format(save(tmp_path, 100))
+    save(tmp_path, 200)
+    damage_empty(tmp_path / "step_00000200")
+    assert_is(load_checkpoint(tmp_path, expected), 100)
+    said = [record.message for record in caplog.records if "data could not be checked" in record.message]
+    assert len(said) == 1
+    assert "step 100" in said[0]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_manifest_of_any_other_contents_is_refused_even_with_its_seal(whole: Path, data: st.DataObject):
+    """No file outside the folder is read, and nothing ends in a traceback."""
+    file = whole / "manifest.json"
+    original = file.read_bytes()
+    body = {key: value for key, value in json.loads(original).items() if key != "manifest"}
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    )
+    key = data.draw(st.sampled_from(["format", "step", "files", "identity", "a file", "a name", "a hash"]))
+    value = data.draw(anything)
+    if key == "a file":
+        body["files"]["dense.safetensors"] = value
+    elif key == "a name":
+        body["files"] = {f"../{whole.name}/{name}": hashes for name, hashes in body["files"].items()}
+    elif key == "a hash":
+        body["identity"]["vocabulary_hash"] = value
+    else:
+        body[key] = value
+    try:
+        file.write_bytes(sealed(body))
+        load_checkpoint(whole, IDENTITY)
+    except CheckpointError as error:
+        assert str(whole) in str(error)
+    else:
+        assert key in ("step", "format"), "nobody can tell another number from the right one"
+        assert type(value) is int
+    finally:
+        file.write_bytes(original)
+
+
+@pytest.fixture
+def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the disk, which shows only where power fails."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def with_nan(step: int, *names: str) -> Files:
+    """The files of a step in which these arrays have a NaN."""
+    files = files_of(step)
+    files["experts_layer_1"] = {"w1": SavedArray.whole(np.ones((4, 3), np.float32))}
+    for name in names:
+        values = next(arrays[name].values for arrays in files.values() if name in arrays)
+        values[(-1,) * values.ndim] = np.nan
+    return files
+
+
+IDENTITY_WITH_DOMAINS = Identity(
+    "vocabulary-1", "routing-1", {"domains": [{"name": "zh"}, {"name": "en"}], "model": {"experts_per_domain": 2}}
+)
+
+
+def test_a_weight_that_is_not_finite_is_named_and_never_a_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    save_checkpoint(tmp_path, 100, with_nan(100), {}, IDENTITY_WITH_DOMAINS, 1)
+    for step, name in ((200, "weight"), (300, "w1")):
+        with pytest.raises(UnhealthyState) as caught:
+            save_checkpoint(tmp_path, step, with_nan(step, name), {}, IDENTITY_WITH_DOMAINS, 1)
+    assert names(tmp_path) == ["LATEST", "step_00000100", "unhealthy_00000300"], "no healthy one is pruned, one is kept"
+    assert load_checkpoint(tmp_path).step == 100
+    error = caught.value
+    assert error.found == [NotFinite("experts_layer_1", "w1", 1, (3, 2), (3,))]
+    assert (error.step, error.folder, error.healthy) == (
+        300,
+        tmp_path / "unhealthy_00000300",
+        tmp_path / "step_00000100",
+    )
+    message = "experts_layer_1.safetensors: w1 has 1, first at [3, 2] (layer 1, expert 3 of domain en)"
+    assert message in str(error)
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert message in caplog.text
+    for name in ("unhealthy_00000300", "step_00000300"):  # also when somebody renames it
+        (tmp_path / "unhealthy_00000300").rename(tmp_path / name)
+        with pytest.raises(CheckpointError, match=r"not finite|manifest\.json"):
+            load_checkpoint(tmp_path / name)
+        (tmp_path / name).rename(tmp_path / "unhealthy_00000300")
+    (tmp_path / "LATEST").unlink()
+    assert load_checkpoint(tmp_path).step == 100
+    save_checkpoint(tmp_path, 400, with_nan(400), {}, IDENTITY_WITH_DOMAINS, 2)
+    assert names(tmp_path) == ["LATEST", "step_00000100", "step_00000400", "unhealthy_00000300"]
+
+
+@pytest.mark.usefixtures("no_flush")
+def test_an_unhealthy_state_is_an_error_on_all_ranks_and_in_every_window_of_a_kill(tmp_path: Path):
+    def work(ranks):
+        values = np.ones((2, 3), np.float32)
+        if ranks.rank == 2:
+            values[1] = np.inf
+        rows = np.array([ranks.rank, ranks.rank + 3])
+        files = {f"experts_layer_0.{ranks.rank:05d}": {"w1": SavedArray(Part.of_rows((6, 3), rows), values)}}
+        return save_checkpoint(tmp_path, 7, files, {}, IDENTITY, 1, ranks=ranks)
+
+    for error in on_ranks(3, work):
+        assert isinstance(error, UnhealthyState)
+        assert error.found == [NotFinite("experts_layer_0.00002", "w1", 3, (5, 0), (5,))]
+    save(tmp_path / "counted", 100)
+    with FileCalls()() as calls, pytest.raises(UnhealthyState):
+        save_checkpoint(tmp_path / "counted", 200, with_nan(200, "w1"), {}, IDENTITY, 1)
+    for call in range(len(calls.names)):
+        root = tmp_path / str(call)
+        save(root, 100)
+        with killed_at(call)(), pytest.raises(Killed):
+            save_checkpoint(root, 200, with_nan(200, "w1"), {}, IDENTITY, 1)
+        assert_is(load_checkpoint(root), 100)
+        save(root, 300, keep=2)
+        assert [name for name in names(root) if not name.startswith("unhealthy")] == [
+            "LATEST",
+            "step_00000100",
+            "step_00000300",
+        ]
+
+
+@pytest.mark.usefixtures("no_flush")
+def test_a_disk_that_fails_never_hides_that_a_state_is_unhealthy(tmp_path: Path):
+    """Once it was found; a disk that fails before that is an error like any other."""
+    save(tmp_path / "counted", 100)
+    with FileCalls()() as calls, pytest.raises(UnhealthyState):
+        save_checkpoint(tmp_path / "counted", 200, with_nan(200, "w1"), {}, IDENTITY, 1)
+    *_, found, _ = (number for number, name in enumerate(calls.names) if name == "open for writing")
+    for call in range(len(calls.names)):
+        root = tmp_path / str(call)
+        save(root, 100)
+        with refused_at(call)(), pytest.raises(UnhealthyState if call >= found else CheckpointError):
+            save_checkpoint(root, 200, with_nan(200, "w1"), {}, IDENTITY, 1)
+        assert_is(load_checkpoint(root), 100)
+        assert [name for name in names(root) if name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("root", ["missing", "empty"])
@@ -241,7 +487,7 @@ def test_leftovers_of_an_interrupted_save_are_never_loaded_and_removed_by_the_ne
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "_move_into_place", interrupt)
         save(tmp_path, 200)
-    assert len(names(tmp_path)) == 3
+    assert names(tmp_path) == [".unfinished-LATEST", ".unfinished-step_00000200", "LATEST", "step_00000100"]
     assert_is(load_checkpoint(tmp_path), 100)
     save(tmp_path, 300)
     assert names(tmp_path) == ["LATEST", "step_00000100", "step_00000300"]
@@ -272,6 +518,78 @@ def test_a_crash_at_any_flush_leaves_a_whole_checkpoint(tmp_path: Path, monkeypa
             assert_is(load_checkpoint(tmp_path), 200)
     save(tmp_path, 300)
     assert_is(load_checkpoint(tmp_path), 300)
+
+
+SCENES = {"first": (), "one more": (100, 200), "again": (100, 200, 300)}
+"""Checkpoints that are there before step 300 is saved."""
+
+
+def scene(root: Path, steps: tuple[int, ...]) -> Path:
+    for step in steps:
+        save(root, step, keep=2)
+    return root
+
+
+def calls_of(tmp_path: Path, steps: tuple[int, ...]) -> range:
+    """Numbers of the calls by which a save of step 300 changes files."""
+    root = scene(tmp_path / "counted", steps)
+    with FileCalls()() as calls:
+        save(root, 300, keep=2)
+    assert {"write", "fsync", "rename", "replace", "mkdir", "open for writing"} <= set(calls.names)
+    return range(len(calls.names))
+
+
+def assert_the_next_save_is_as_ever(root: Path) -> None:
+    before = [f"step_{load_checkpoint(root).step:08d}"] if has_checkpoints(root) else []
+    save(root, 400, keep=2)
+    assert_is(load_checkpoint(root), 400)
+    assert names(root) == ["LATEST", *before, "step_00000400"]
+
+
+@pytest.mark.usefixtures("no_flush")
+@pytest.mark.parametrize("steps", SCENES.values(), ids=SCENES)
+def test_a_kill_at_any_call_leaves_a_whole_checkpoint_and_never_loses_one_that_has_its_name(tmp_path: Path, steps):
+    for call in calls_of(tmp_path, steps):
+        root = scene(tmp_path / str(call), steps)
+        before = load_checkpoint(root).step if steps else None
+        with killed_at(call)(), pytest.raises(Killed):
+            save(root, 300, keep=2)
+        there = (root / "step_00000300").exists()
+        assert has_checkpoints(root) == (before is not None or there)
+        if has_checkpoints(root):
+            assert_is(load_checkpoint(root), 300 if there else before)
+        assert_the_next_save_is_as_ever(root)
+
+
+@pytest.mark.usefixtures("no_flush")
+@pytest.mark.parametrize("for_good", [False, True])
+@pytest.mark.parametrize("steps", SCENES.values(), ids=SCENES)
+def test_a_disk_that_fails_at_any_call_is_a_clean_error_and_the_next_save_is_as_ever(tmp_path: Path, steps, for_good):
+    refused = 0
+    for call in calls_of(tmp_path, steps):
+        root = scene(tmp_path / str(call), steps)
+        with refused_at(call, errno.ENOSPC if for_good else errno.EIO, for_good)():
+            try:
+                save(root, 300, keep=2)
+            except CheckpointError as error:
+                refused += 1
+                assert "cannot save checkpoint" in str(error)
+            else:
+                assert (root / "LATEST").read_text().strip() == "step_00000300"
+        if steps or (root / "step_00000300").exists():
+            assert_is(load_checkpoint(root), 300 if (root / "step_00000300").exists() else steps[-1])
+        assert_the_next_save_is_as_ever(root)
+    assert refused > 20
+
+
+def test_a_checkpoint_that_stepped_aside_for_one_that_never_came_is_found(tmp_path: Path):
+    save(tmp_path, 100)
+    (tmp_path / "step_00000100").rename(tmp_path / ".unfinished-replaced-step_00000100")
+    assert has_checkpoints(tmp_path)
+    assert_is(load_checkpoint(tmp_path), 100)
+    save(tmp_path, 200)
+    assert names(tmp_path) == ["LATEST", "step_00000100", "step_00000200"]
+    assert_is(load_checkpoint(tmp_path / "step_00000100"), 100)
 
 
 @pytest.mark.parametrize("limit", [0, 50, 400])

@@ -118,7 +118,7 @@ def test_a_rank_that_cannot_write_leaves_the_checkpoint_before_in_force(tmp_path
     def write(path, arrays, *rest):
         if path.stem == f"experts.{fail}":
             raise OSError("disk full")
-        whole(path, arrays, *rest)
+        return whole(path, arrays, *rest)
 
     whole = module.write_arrays
     monkeypatch.setattr(module, "write_arrays", write)

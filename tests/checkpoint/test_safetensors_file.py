@@ -14,8 +14,10 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
 from pangu_sigma.checkpoint import safetensors_file as module
-from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part
+from pangu_sigma.checkpoint.checkpoint import _read_arrays as read_arrays
+from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part, encode_parts
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
+from pangu_sigma.sealed import fingerprint
 
 DTYPES = [np.dtype(name) for name in module._DTYPES.values()]
 
@@ -161,3 +163,66 @@ def test_an_array_that_is_mapped_outlives_its_file_and_its_siblings(tmp_path: Pa
     x = map_arrays(tmp_path / "a")["x"]
     (tmp_path / "a").unlink()
     assert (x == np.arange(5000)).all()
+
+
+def test_what_was_written_is_what_its_fingerprint_says(tmp_path: Path):
+    arrays = {"a": np.arange(5000, dtype=np.float32), "turned": np.ones((3, 4)).T, "none": np.empty((0, 2), np.int32)}
+    seen: dict[str, list[np.ndarray]] = {}
+    found = write_arrays(
+        tmp_path / "file",
+        arrays,
+        lambda: None,
+        {"some": "metadata"},
+        lambda name, first, values: seen.setdefault(name, []).append(values),
+    )
+    assert found == fingerprint(tmp_path / "file")
+    assert {name: np.concatenate(values).tobytes() for name, values in seen.items()} == {
+        name: arrays[name].tobytes() for name in ("a", "turned")
+    }
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_file_of_any_bytes_is_read_or_a_value_error(tmp_path: Path, data: st.DataObject):
+    """Half of them are valid files of which something was changed; nothing outside the file is ever read."""
+    file, arrays = tmp_path / "file", {"a": np.arange(4, dtype=np.float32), "b": np.ones((2, 3), np.uint8)}
+    parts = {"a": Part((9,), ((1, 3), (5, 7)), ()), "b": Part((2, 5), ((0, 2),), (1,))}
+    write_arrays(file, arrays, lambda: None, {"parts": encode_parts(parts)})
+    kind = data.draw(st.sampled_from(["bytes", "length", "flip", "cut", "header", "entry", "part"]))
+    content, (start, header) = bytearray(file.read_bytes()), header_of(file)
+    if kind == "bytes":
+        content = bytearray(data.draw(st.binary(max_size=200)))
+    elif kind == "length":
+        content[:8] = data.draw(st.integers(0, 2**64 - 1)).to_bytes(8, "little")
+    elif kind == "flip":
+        bit = data.draw(st.integers(0, 8 * start - 1))
+        content[bit // 8] ^= 1 << bit % 8
+    elif kind == "cut":
+        del content[data.draw(st.integers(0, len(content))) :]
+    else:
+        value = data.draw(VALUES)
+        if kind == "header":
+            header[data.draw(st.sampled_from(["__metadata__", "a", "c"]))] = value
+        elif kind == "entry":
+            header["a"][data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))] = value
+        else:
+            of_parts = json.loads(header["__metadata__"]["parts"])
+            of_parts["a"][data.draw(st.sampled_from(["whole", "rows", "offset"]))] = value
+            header["__metadata__"]["parts"] = json.dumps(of_parts)
+        text = json.dumps(header).encode()
+        content = bytearray(len(text).to_bytes(8, "little") + text + content[start:])
+    file.write_bytes(content)
+    try:
+        found = read_arrays(file)
+    except ValueError:
+        return
+    for part, values in found.values():
+        assert part.fits(values.shape)
+        assert values.nbytes <= len(content)
+        values.sum()

@@ -118,7 +118,7 @@ def test_counting_knows_the_rows_of_its_slot_alone():
 
 
 def test_frequencies_that_do_not_fit_are_refused_by_name(tmp_path):
-    with pytest.raises(DataError, match=r"frequencies\.npy: cannot be read .*; run prepare-data again"):
+    with pytest.raises(DataError, match=r"frequencies\.npy: cannot be read: .*; run prepare-data again"):
         read_frequencies(tmp_path, 3, 10)
     np.save(tmp_path / "frequencies.npy", np.zeros((2, 10), np.int64))
     with pytest.raises(DataError, match=r"has the shape \(2, 10\), 3 domains and 10 ids need \(3, 10\)"):

@@ -39,7 +39,7 @@ def test_what_was_saved_is_what_is_loaded(manifest: Manifest, tmp_path: Path):
     assert load_manifest(tmp_path) == manifest
     tree = json.loads((tmp_path / "manifest.json").read_bytes())
     assert tree["domains"]["zh"]["sources"][0]["name"] == "诗"
-    assert tree["domains"]["zh"]["train"] == {"documents": 3, "tokens": 40, "bytes": 120, "unknown": 1}
+    assert tree["domains"]["zh"]["train"] == {"documents": 3, "tokens": 40, "bytes": 120, "unknown": 1, "folded": None}
 
 
 def test_a_record_does_not_change(manifest: Manifest):

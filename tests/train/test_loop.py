@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,10 +14,12 @@ import mindspore as ms
 import numpy as np
 import pytest
 from helpers.runs import digests, held_out_losses
+from helpers.saves_behind import same_saves
 from helpers.tiny import SAVED_AT, STEPS, tiny_config
 from mindspore import Tensor
 
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, load_checkpoint
+from pangu_sigma.checkpoint import checkpoint
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, UnhealthyState, has_checkpoints, load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
@@ -226,6 +230,61 @@ def test_a_model_of_another_shape_cannot_take_the_checkpoint(tiny_data, tiny_run
     model = tiny_config(tiny_data).model.model_dump() | {"ffn": 40}
     with pytest.raises(CheckpointError, match=r"of shape .* the model needs .*another configuration"):
         Trainer(tiny_config(tiny_data, model=model), copy)
+
+
+def test_a_disk_that_refuses_a_save_is_logged_and_only_the_last_save_ends_the_run(
+    tiny_data, tiny_run, tmp_path, monkeypatch, caplog
+):
+    """Training goes on to the next save; its numbers are those of a run whose disk never failed."""
+    write, full = checkpoint.write_arrays, {"step_00000005", f"step_{SAVED_AT:08d}"}
+
+    def refusing(path, *rest):
+        if path.parent.name.removeprefix(".unfinished-") in full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_arrays", refusing)
+    options = tiny_config(tiny_data).train.model_dump() | {"steps": SAVED_AT, "checkpoint_interval": 5}
+    config = tiny_config(tiny_data, train=options)
+    with pytest.raises(CheckpointError, match=rf"step_{SAVED_AT:08d}: .*No space left"):
+        train(config, tmp_path / "run")
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert re.search(r"step_00000005: .*No space left.* Training goes on.* due after step \d+", said)
+    found = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in found.iterdir()) == ["LATEST", "step_00000010"]
+    monkeypatch.undo()
+    train(config, tmp_path / "run")
+    latest = f"checkpoints/step_{SAVED_AT:08d}"
+    assert digests(tmp_path / "run" / latest) == digests(tiny_run / latest)
+
+
+@pytest.mark.slow
+def test_200_states_that_are_saved_behind_the_training_are_those_that_are_saved_at_once(tiny_data, tmp_path):
+    assert same_saves(tiny_config(tiny_data), tmp_path, 200) == [True] * 200
+
+
+def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer, caplog):
+    """Behind the training: the error comes at a later step, and whatever is saved then is no checkpoint."""
+    trainer.save()
+    before = has_checkpoints(trainer.run.checkpoints), trainer.run.latest
+    weight = trainer.store.layer_parameters(1)["w2"].asnumpy()
+    kept = weight[4].copy()
+    weight[4, 3] = np.nan
+    try:
+        trainer.save_in_turn(last=False)
+        weight[4] = kept
+        with pytest.raises(
+            UnhealthyState, match=r"w2 has \d+, first at \[4, 3, 0\] \(layer 1, expert 4 of domain code\)"
+        ):
+            while trainer.saver.pending:
+                trainer.complete_save()
+    finally:
+        weight[4] = kept
+    assert before == (True, trainer.run.latest)
+    assert [path.name for path in trainer.run.checkpoints.glob("unhealthy_*")] == [
+        f"unhealthy_{trainer.progress.step:08d}"
+    ]
+    trainer.save()
 
 
 def test_a_finished_run_is_not_trained_again(tiny_data, tiny_run, tmp_path):

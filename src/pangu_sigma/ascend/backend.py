@@ -73,6 +73,9 @@ class AscendBackend(Backend):
                 files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
         return files
 
+    def cannot_copy(self, config: Config) -> str | None:
+        return "the experts fill the host's memory, and no save behind training was tried on a device"
+
     def restore(self, built: Built, checkpoint: Checkpoint) -> None:
         built.step.compile(*step_inputs(built.config))  # MindSpore divides the parameters when it compiles
         parts: Parts = {}

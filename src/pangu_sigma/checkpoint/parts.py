@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+EXPERTS = "experts_layer_"
+"""Beginning of the names of the shards of the experts, one a layer, with their Adam state."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -36,6 +39,18 @@ class Part:
         """The rows with these numbers, ascending, of an array of `shape`."""
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         return cls(shape, tuple((int(run[0]), int(run[-1]) + 1) for run in runs), (0,) * (len(shape) - 1))
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """True if an array of this shape can be this part."""
+        if not self.whole or len(shape) != len(self.whole) or len(self.offset) != len(shape) - 1:
+            return shape == self.whole and not self.rows and not self.offset
+        ends = [0, *(number for run in self.rows for number in run), self.whole[0]]
+        boxes = zip(self.offset, shape[1:], self.whole[1:], strict=True)
+        return (
+            ends == sorted(ends)
+            and sum(end - first for first, end in self.rows) == shape[0]
+            and all(first >= 0 and first + length <= end for first, length, end in boxes)
+        )
 
     def numbers(self) -> np.ndarray:
         """The number that each row of the part has in the whole array."""
@@ -68,11 +83,18 @@ def encode_parts(parts: dict[str, Part]) -> str:
 
 
 def decode_parts(text: str) -> dict[str, Part]:
-    """The parts that `encode_parts` wrote as text."""
-    return {
-        name: Part(tuple(part["whole"]), tuple((first, end) for first, end in part["rows"]), tuple(part["offset"]))
-        for name, part in json.loads(text).items()
-    }
+    """The parts that `encode_parts` wrote as text. Raises ValueError for text that it cannot have written."""
+    try:
+        parts = {
+            name: Part(tuple(part["whole"]), tuple((first, end) for first, end in part["rows"]), tuple(part["offset"]))
+            for name, part in json.loads(text).items()
+        }
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError("the parts of its arrays are not what was written") from error
+    numbers = [n for part in parts.values() for n in (*part.whole, *part.offset, *sum(part.rows, ()))]
+    if not all(type(number) is int for number in numbers):
+        raise ValueError("the parts of its arrays are not numbers")
+    return parts
 
 
 def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Callable[[], None] = lambda: None) -> int:

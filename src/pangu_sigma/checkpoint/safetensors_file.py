@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 _DTYPES = {
     "F64": "float64",
@@ -30,20 +31,38 @@ _CHUNK = 64 << 20
 
 
 def write_arrays(
-    path: Path, arrays: dict[str, np.ndarray], after_chunk: Callable[[], None], metadata: dict[str, str] | None = None
-) -> None:
-    """Write arrays into a file.
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    after_chunk: Callable[[], None],
+    metadata: dict[str, str] | None = None,
+    seen: Callable[[str, int, np.ndarray], None] = lambda name, first, values: None,
+) -> dict[str, Any]:
+    """Write arrays into a file. Returns its fingerprint, as `sealed.fingerprint`, of what was to be written.
 
     after_chunk: called after each array, and every 64 MiB of a large one, to let go of memory that was read for it.
+    seen: called with what is written: the name of an array, the position of the first value, flattened, and the values.
     """
     text, extents = _header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
+    digest, size = xxhash.xxh3_128(text), len(text)
     with open(path, "wb") as stream:
         stream.write(text)
         for name in extents:
-            flat = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
-            for first in range(0, len(flat), _CHUNK):
-                stream.write(flat[first : first + _CHUNK].data)
+            for first, values in chunks(arrays[name]):
+                content = values.view(np.uint8).data
+                seen(name, first, values)
+                digest.update(content)
+                stream.write(content)
+                size += len(content)
                 after_chunk()
+    return {"bytes": size, "xxh3_128": digest.hexdigest()}
+
+
+def chunks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """An array, flattened, in chunks of at most 64 MiB, each with the position of its first value."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    length = max(1, _CHUNK // array.itemsize)
+    for first in range(0, len(flat), length):
+        yield first, flat[first : first + length]
 
 
 def new_file(
@@ -90,21 +109,42 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     start, header = _read_header(path)
     header.pop("__metadata__", None)
+    room = path.stat().st_size - start
     arrays: dict[str, np.ndarray] = {}
     for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{path}: {name} is {entry['dtype']}, which is not read here")
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        dtype, shape, begin, end = _entry(path, name, entry, room)
         # a map of no bytes cannot be made everywhere
         arrays[name] = np.memmap(path, dtype, "c", start + begin, shape) if end > begin else np.empty(shape, dtype)
-        if arrays[name].nbytes != end - begin:
-            raise ValueError(f"{path}: {name} of shape {entry['shape']} has {end - begin} bytes")
     return arrays
 
 
+def _entry(path: Path, name: str, entry: Any, room: int) -> tuple[str, tuple[int, ...], int, int]:
+    """The dtype, shape and extent that a header gives an array. room: bytes of the file after its header."""
+    try:
+        (begin, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: the header says nothing usable of {name!r}") from error
+    if dtype not in list(_DTYPES):
+        raise ValueError(f"{path}: {name} is {dtype}, which is not read here")
+    if not all(type(number) is int and 0 <= number < 1 << 62 for number in (begin, end, *shape)):
+        raise ValueError(f"{path}: {name} has a length or an offset that is none")
+    if math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != end - begin:
+        raise ValueError(f"{path}: {name} of shape {entry['shape']} has {end - begin} bytes")
+    if end > room:
+        raise ValueError(f"{path}: {name} ends at byte {end} of {room}: its end is greater than file size")
+    return _DTYPES[dtype], shape, begin, end
+
+
 def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """The offset at which the arrays begin, and the header."""
+    """The offset at which the arrays begin, and the header. Raises ValueError when there is none."""
     with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        return 8 + length, json.loads(stream.read(length))
+        length, size = int.from_bytes(stream.read(8), "little"), path.stat().st_size
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"{path}: its header has {length} bytes, the file {size}")
+        try:
+            header = json.loads(stream.read(length))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: its header is not JSON") from error
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise ValueError(f"{path}: its header is not that of a safetensors file")
+    return 8 + length, header

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part
+from pangu_sigma.checkpoint.parts import EXPERTS, Files, Part, SavedArray, copy_part
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.ecss.build import build
 from pangu_sigma.ecss.store import ExpertStore
@@ -21,9 +21,6 @@ from pangu_sigma.parallel.ranks import Ranks
 
 WEIGHTS = "dense"
 """Shard of the dense parameters."""
-EXPERTS = "experts_layer_"
-"""Beginning of the names of the shards of the experts, one a layer, with their Adam state."""
-
 
 Shards = dict[str, dict[str, Parameter]]
 """Parameters by shard and by their path in the structure: MindSpore renames a parameter whenever its cell joins another one."""

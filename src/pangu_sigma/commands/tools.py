@@ -19,7 +19,7 @@ from pangu_sigma.commands.options import (
     with_overrides,
 )
 
-BENCHES = ("ops", "adam", "ecss", "moe", "train", "tokenizer", "scale")
+BENCHES = ("ops", "adam", "ecss", "moe", "train", "tokenizer", "scale", "checkpoint")
 """Modules of `pangu_sigma.bench`, each with run(peers) -> rows."""
 
 

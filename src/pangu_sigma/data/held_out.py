@@ -196,8 +196,8 @@ def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
     found = PreparedData(folder).frequencies()
     if found.shape != (domains, vocabulary):
         raise DataError(
-            f"{folder / FREQUENCIES_NAME}: has the shape {found.shape}, {domains} domains and {vocabulary} ids need {(domains, vocabulary)}; "
-            "run prepare-data with this configuration"
+            f"{folder / FREQUENCIES_NAME}: has the shape {found.shape}, {domains} domains and {vocabulary} ids need "
+            f"{(domains, vocabulary)}; run prepare-data with this configuration"
         )
     return found
 

@@ -37,8 +37,10 @@ class Source(_Record):
 
 
 class SplitCounts(_Record):
-    """Counts of one split of a domain: documents, tokens (<eot> and tags included), bytes of UTF-8, <unk> tokens, and characters that
-    do not come back as they were written (`Tokenizer.changed_by_normalisation`); of data of format 1 that is not known."""
+    """Counts of one split of a domain: documents, tokens (<eot> and tags included), bytes of UTF-8, and <unk> tokens.
+
+    folded: characters that do not come back as written (`Tokenizer.changed_by_normalisation`); None: data of an earlier version.
+    """
 
     documents: int
     tokens: int

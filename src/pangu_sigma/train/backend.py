@@ -94,6 +94,10 @@ class Backend(ABC):
         """The files that this rank writes of a checkpoint."""
 
     @abstractmethod
+    def cannot_copy(self, config: Config) -> str | None:
+        """The reason why the arrays of `files` cannot be copied while `train.async_save` writes them; None if they can."""
+
+    @abstractmethod
     def restore(self, built: Built, checkpoint: Checkpoint) -> None:
         """Fill the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
 
@@ -128,6 +132,9 @@ class CpuBackend(Backend):
     def files(self, built: Built) -> Files:
         first_replica = Layout(built.config.parallel).coordinates(built.ranks.rank).data == 0
         return files_of(built.shards, parts_of(built.shards, built.store), built.ranks, first_replica)
+
+    def cannot_copy(self, config: Config) -> str | None:
+        return "ecss.store=file keeps more experts than memory holds" if config.ecss.store == "file" else None
 
     def restore(self, built: Built, checkpoint: Checkpoint) -> None:
         restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.shards, built.store))

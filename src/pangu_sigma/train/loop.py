@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import save_checkpoint
+from pangu_sigma.checkpoint.checkpoint import CheckpointError
 from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.prefetch import Traffic
@@ -51,6 +55,7 @@ class Trainer:
             backend.restore(self.built, checkpoint)
         self.feed = Feed(self.batches, self.progress.cursor, self.store, backend.prefetcher(self.built))
         self._counts = backend.counts_losses(config, self.ranks)
+        self.saver = self._open_saver()
 
     def open_batches(self, split: str) -> Batches:
         """This rank's share of a split of the prepared data."""
@@ -105,16 +110,58 @@ class Trainer:
             traffic=traffic,
         )
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside arrays, as plain data."""
+        return self.progress.state()
+
     def save(self) -> Path:
-        """Write a checkpoint of the state after the last step."""
+        """Write a checkpoint of the state after the last step before this returns. Raises as `save_checkpoint`."""
+        return self.saver.save(self.progress.step, self.backend.files(self.built), self.state())
+
+    def save_in_turn(self, last: bool) -> None:
+        """Save the state after the last step; behind the training if the configuration asks for it and more steps follow.
+
+        last: True if no step follows, so that an error ends the run. Otherwise a disk that refuses is an error in the log, and
+        training goes on to the next save (our choice: what is computed meanwhile is not lost if the disk recovers). Raises
+        UnhealthyState at any time.
+        """
         self.heart.beat(f"the save after step {self.progress.step}")
-        return save_checkpoint(
+        with self._going_on():
+            self.saver.wait()  # apart from the next one: either may fail alone
+        if last:
+            self.save()
+            return
+        with self._going_on():
+            self.saver.begin(self.progress.step, self.backend.files(self.built), self.state())
+
+    def complete_save(self) -> None:
+        """Complete the checkpoint that is written behind the training, if all ranks have written it. Call it between steps."""
+        with self._going_on():
+            self.saver.poll()
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError as error:
+            if self.ranks.first:
+                logger.error(
+                    "%s. Training goes on without this checkpoint; the next one is due after step %d",
+                    error,
+                    (self.progress.step // self.config.train.checkpoint_interval + 1)
+                    * self.config.train.checkpoint_interval,
+                )
+
+    def _open_saver(self) -> Saver:
+        reason = self.backend.cannot_copy(self.config)
+        behind = self.config.train.async_save and reason is None
+        if self.config.train.async_save and not behind and self.ranks.first:
+            logger.info("checkpoints are written before training goes on, as with train.async_save=false: %s", reason)
+        return Saver(
             self.run.checkpoints,
-            self.progress.step,
-            self.backend.files(self.built),
-            self.progress.state(),
             self.run.identity,
             self.config.train.keep_checkpoints,
+            behind,
             self.store.tier.release,
             self.ranks,
         )
@@ -133,7 +180,7 @@ def train(config: Config, folder: Path, backend: Backend = CPU) -> Trainer:
         evaluator = trainer.evaluator()
     start = trainer.progress.step
     log = MetricsLog(folder, names, options.steps, options.log_interval, start) if ranks.first else NoLog()
-    with StopRequest() as stop, log:
+    with StopRequest() as stop, log, trainer.saver:
         if start == 0:
             log.evaluation(start, evaluator.losses())
         stopped = False
@@ -142,13 +189,14 @@ def train(config: Config, folder: Path, backend: Backend = CPU) -> Trainer:
             step, last = trainer.progress.step, trainer.progress.step == options.steps
             stopped = ranks.any(stop.requested)
             with log.paused():
+                trainer.complete_save()
                 if last or (step % options.eval_interval == 0 and not stopped):
                     trainer.heart.beat(f"the evaluation after step {step}")
                     log.evaluation(step, evaluator.losses())
                     trainer.store.tier.release()
                 if step % options.checkpoint_interval == 0 or last or stopped:
                     log.flush()
-                    trainer.save()
+                    trainer.save_in_turn(last or stopped)
     if ranks.first and trainer.finished:
         write_report(folder)
     elif not trainer.finished:

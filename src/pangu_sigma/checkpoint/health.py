@@ -1,0 +1,142 @@
+"""The health of saved arrays: weights and moments that are not finite, found by file, tensor, layer and expert.
+
+A NaN in one expert stays there for ever, and a checkpoint that carries it is no way back. So every float array is looked at as it
+is written, and `find_not_finite` looks at the arrays of a running training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
+from pangu_sigma.checkpoint.safetensors_file import chunks
+
+_EXPONENT = np.uint16(0x7F80)
+"""Bits of a bfloat16 that are all set in NaN and infinity, and in nothing else."""
+_NAMED = 8
+"""Number of experts, and of tensors, that a message names one by one."""
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """An array of a checkpoint's file that holds NaN or infinity.
+
+    file: name of the file, without its ending. name: of the array. count: number of such values.
+    first: index of the first of them in the whole array, whatever part of it the file holds; () for a scalar.
+    experts: numbers of the experts that have such values, ascending; () if the array is not one of experts.
+    """
+
+    file: str
+    name: str
+    count: int
+    first: tuple[int, ...]
+    experts: tuple[int, ...] = ()
+
+    @property
+    def layer(self) -> int | None:
+        """The RRE layer whose experts these are; None for dense arrays."""
+        return int(self.file.removeprefix(EXPERTS).partition(".")[0]) if self.file.startswith(EXPERTS) else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> NotFinite:
+        """What `as_dict` wrote."""
+        return cls(tree["file"], tree["name"], tree["count"], tuple(tree["first"]), tuple(tree["experts"]))
+
+
+class Watch:
+    """A look at the arrays of one file, chunk by chunk; nothing is copied. `found` is what was not finite so far."""
+
+    def __init__(self, file: str, arrays: dict[str, SavedArray]):
+        self._file, self._arrays = file, arrays
+        self._counts: dict[str, int] = {}
+        self._first: dict[str, int] = {}
+        self._rows: dict[str, set[int]] = {}
+
+    def see(self, name: str, first: int, values: np.ndarray) -> None:
+        """Look at a chunk of an array. first: position of its first value in the array, flattened."""
+        positions = _not_finite(values)
+        if len(positions):
+            self._counts[name] = self._counts.get(name, 0) + len(positions)
+            self._first.setdefault(name, first + int(positions[0]))
+            row = max(1, self._arrays[name].values[:1].size if self._arrays[name].values.ndim else 1)
+            self._rows.setdefault(name, set()).update(np.unique((first + positions) // row).tolist())
+
+    @property
+    def found(self) -> list[NotFinite]:
+        return [
+            NotFinite(self._file, name, count, self._index(name), self._experts(name))
+            for name, count in sorted(self._counts.items())
+        ]
+
+    def _index(self, name: str) -> tuple[int, ...]:
+        part, values = self._arrays[name]
+        if not values.ndim:
+            return ()
+        row, *rest = np.unravel_index(self._first[name], values.shape)
+        return int(part.numbers()[row]), *(int(i) + offset for i, offset in zip(rest, part.offset, strict=True))
+
+    def _experts(self, name: str) -> tuple[int, ...]:
+        if not self._file.startswith(EXPERTS):
+            return ()
+        numbers = self._arrays[name].part.numbers()
+        return tuple(int(numbers[row]) for row in sorted(self._rows[name]))
+
+
+def find_not_finite(files: Files) -> list[NotFinite]:
+    """The arrays that hold NaN or infinity, in the order of the files and by name."""
+    found = []
+    for file, arrays in files.items():
+        watch = Watch(file, arrays)
+        for name, array in arrays.items():
+            for first, values in chunks(array.values):
+                watch.see(name, first, values)
+        found += watch.found
+    return found
+
+
+def describe(found: Iterable[NotFinite], config: dict[str, Any]) -> str:
+    """Tensors, layers, experts with their domains, and counts, in words.
+
+    config: the configuration as a plain tree (`Identity.config`), which knows the domains.
+    """
+    texts = [_describe(each, config) for each in found]
+    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return "; ".join(texts[:_NAMED]) + more
+
+
+def _describe(found: NotFinite, config: dict[str, Any]) -> str:
+    at = f", first at [{', '.join(map(str, found.first))}]" if found.first else ""
+    text = f"{found.file}.safetensors: {found.name} has {found.count}{at}"
+    if found.layer is None:
+        return text
+    names = [f"{expert}{_domain(expert, config)}" for expert in found.experts[:_NAMED]]
+    more = f" and {len(found.experts) - _NAMED} more" if len(found.experts) > _NAMED else ""
+    return (
+        f"{text} (layer {found.layer}, {'expert' if len(found.experts) == 1 else 'experts'} {', '.join(names)}{more})"
+    )
+
+
+def _domain(expert: int, config: dict[str, Any]) -> str:
+    """The domain of an expert in brackets; nothing if the configuration does not say."""
+    size, domains = config.get("model", {}).get("experts_per_domain", 0), config.get("domains", [])
+    return f" of domain {domains[expert // size]['name']}" if size and expert // size < len(domains) else ""
+
+
+def _not_finite(values: np.ndarray) -> np.ndarray:
+    """Positions of NaN and infinity. Arrays of uint16 are bfloat16, which NumPy has not (ecss/store.py)."""
+    if values.dtype == np.uint16:
+        return np.flatnonzero((values & _EXPONENT) == _EXPONENT)
+    if values.dtype.kind != "f":
+        return np.empty(0, np.int64)
+    with np.errstate(all="ignore"):
+        # The sum is not finite if a value is not; large values may also overflow it, so then each is looked at.
+        healthy = np.isfinite(values.sum(dtype=np.promote_types(values.dtype, np.float32)))
+    return np.empty(0, np.int64) if healthy else np.flatnonzero(~np.isfinite(values))

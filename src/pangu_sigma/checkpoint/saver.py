@@ -1,0 +1,199 @@
+"""The saver of a running training: checkpoints that are written while the training goes on.
+
+`begin` copies the arrays, at a step's boundary, and a thread writes, hashes, examines and flushes the copy. Nothing but NumPy and
+files happens in that thread: MindSpore is not called from two threads, and what ranks do together they do in their main threads. So
+the ranks ask each other at later boundaries (`poll`) whether all have written; then the thread of rank 0 renames, and at another
+boundary all ranks know that the checkpoint is complete.
+
+Memory: a rank holds at most one copy of the arrays that it writes, from the first such save to the end: memory that is used again
+needs no page of it to be found anew, which takes longer than the copy. Another save waits until the one before it is complete.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, Save, UnhealthyState, Written
+from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
+from pangu_sigma.parallel.ranks import ALONE, Ranks
+
+logger = logging.getLogger(__name__)
+
+_SPARE = 256 << 20
+"""Bytes of memory that a copy leaves for everything else."""
+_THREADS = 2
+"""Number of threads that copy; one of them then writes."""
+_GIB = 1 << 30
+
+
+class Saver:
+    """Writes the checkpoints of a run. All ranks call the same methods in the same order; as a context manager it ends its thread.
+
+    Errors are those of `save_checkpoint`, on all ranks; what goes wrong in the thread is raised by the call that completes a save.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        identity: Identity,
+        keep: int,
+        behind: bool,
+        after_chunk: Callable[[], None] = lambda: None,
+        ranks: Ranks = ALONE,
+    ):
+        """behind: True to write in a thread; False makes `begin` write at once. after_chunk: for a save that writes at once."""
+        self._root, self._identity, self._keep = root, identity, keep
+        self._behind, self._after_chunk, self._ranks = behind, after_chunk, ranks
+        self._threads = ThreadPoolExecutor(_THREADS, "checkpoint")
+        self._writing: tuple[Save, Future[Written]] | None = None
+        self._finishing: tuple[Save, Future[None]] | None = None
+        self._cleaning: Future[None] | None = None
+        self._copy: Files = {}
+        self._warned = False
+
+    @property
+    def pending(self) -> bool:
+        """True while a checkpoint is on its way."""
+        return self._writing is not None or self._finishing is not None
+
+    def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
+        """Write a checkpoint before this returns; returns its directory. One on its way is completed first."""
+        self.wait()
+        save = self._opened(step, files, state)
+        save.gather(lambda: save.write(files, self._after_chunk))
+        path = save.complete(save.finish)
+        save.clean()
+        return path
+
+    def begin(self, step: int, files: Files, state: dict[str, Any]) -> None:
+        """Copy the state and let a thread write it; the arrays may change when this returns. One on its way is completed first.
+
+        Written before this returns where the saver does not write behind, or where the memory has no room for the copy, which is
+        said once.
+        """
+        self.wait()
+        if not self._behind or self._ranks.any(not self._has_room(files)):
+            self.save(step, files, state)
+            return
+        save = self._opened(step, files, state)
+        try:
+            with self._ranks.together("copying the state for a checkpoint"):
+                self._take(files)
+        except Exception:
+            save.abandon()
+            raise
+        self._writing = save, self._threads.submit(save.write, self._copy, lambda: None)
+
+    def poll(self) -> None:
+        """Bring the checkpoint on its way further if all ranks are ready for it; to be called between steps."""
+        now = self._writing or self._finishing
+        if now is not None and not self._ranks.any(not now[1].done()):
+            self._go_on()
+
+    def wait(self) -> None:
+        """Complete the checkpoint on its way, if there is one, when all ranks have written it."""
+        while self.pending:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Wait for what the threads do now, and begin what comes next."""
+        if self._writing is not None:
+            (save, written), self._writing = self._writing, None
+            save.gather(written.result)
+            self._finishing = save, self._threads.submit(save.finish)
+        elif self._finishing is not None:
+            (save, finished), self._finishing = self._finishing, None
+            save.complete(finished.result)
+            self._cleaning = self._threads.submit(save.clean)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Complete what is on its way. After an error, only a run of one process can: other ranks may not come here."""
+        try:
+            if error is None:
+                self.wait()
+            elif self._ranks.world == 1:
+                self._rescue()
+        finally:
+            self._threads.shutdown()
+
+    def _rescue(self) -> None:
+        """Complete the checkpoint on its way while another error is on its."""
+        try:
+            self.wait()
+        except (CheckpointError, UnhealthyState) as error:
+            logger.error("%s", error)
+
+    def _opened(self, step: int, files: Files, state: dict[str, Any]) -> Save:
+        if self._cleaning is not None:
+            self._cleaning.result()
+        save = Save(self._root, step, list(files), state, self._identity, self._keep, self._ranks)
+        save.begin()
+        return save
+
+    def _take(self, files: Files) -> None:
+        """Copy the arrays into the memory of the copy before, if they are of the same shapes."""
+        if shapes_of(files) != shapes_of(self._copy):
+            self._copy = {}  # let go before as much is taken again
+            self._copy = {
+                file: {
+                    name: SavedArray(part, np.empty_like(values, order="C")) for name, (part, values) in arrays.items()
+                }
+                for file, arrays in files.items()
+            }
+        pairs = [
+            (self._copy[file][name].values, array.values)
+            for file, arrays in files.items()
+            for name, array in arrays.items()
+        ]
+        for _ in self._threads.map(lambda pair: np.copyto(*pair), pairs):
+            pass
+
+    def _has_room(self, files: Files) -> bool:
+        needed, there = bytes_of(files) - bytes_of(self._copy), _available_memory()
+        if there is None or needed + _SPARE <= there:
+            return True
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "train.async_save needs a copy of the %.1f GiB that this rank saves, and %.1f GiB of memory are available: while "
+                "that is so, checkpoints are written before training goes on; train.async_save=false does so without asking",
+                bytes_of(files) / _GIB,
+                there / _GIB,
+            )
+        return False
+
+
+def bytes_of(files: Files) -> int:
+    """Bytes of the arrays, and of a copy of them."""
+    return sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
+
+
+def shapes_of(files: Files) -> dict[tuple[str, str], tuple[Part, np.dtype, tuple[int, ...]]]:
+    """What has to be equal of two sets of arrays, so that one can hold a copy of the other."""
+    return {
+        (file, name): (part, values.dtype, values.shape)
+        for file, arrays in files.items()
+        for name, (part, values) in arrays.items()
+    }
+
+
+def _available_memory() -> int | None:
+    """Bytes of memory that the system can give without swapping; None where it does not say."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    return int(found[1]) << 10 if found else None

@@ -1,0 +1,218 @@
+"""Checkpoints that are written behind a training are those that it would have written at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.failing_files import refused_at
+from helpers.threads import on_ranks
+
+from pangu_sigma.checkpoint import checkpoint, saver
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, UnhealthyState, load_checkpoint
+from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
+from pangu_sigma.checkpoint.saver import Saver, bytes_of
+
+IDENTITY = Identity("vocabulary", "routing", {}, "data")
+
+
+def arrays(seed: int = 0) -> Files:
+    """Arrays that a training would change where they are."""
+    rng = np.random.default_rng(seed)
+    dense = {"w": rng.normal(size=(40, 30)).astype(np.float32), "scale": np.array(1.0, np.float32)}
+    experts = {"w1": rng.normal(size=(4, 50, 7)).astype(np.float32), "w1.moment": np.ones((4, 50, 7), np.uint16)}
+    return {
+        "dense": {name: SavedArray.whole(a) for name, a in dense.items()},
+        "experts_layer_0": {name: SavedArray.whole(a) for name, a in experts.items()},
+    }
+
+
+def train(files: Files) -> None:
+    """Change every array where it is."""
+    for held in files.values():
+        for array in held.values():
+            array.values[...] += 1
+
+
+def bits(files: Files) -> dict[str, bytes]:
+    return {f"{file}/{name}": a.values.tobytes() for file, held in files.items() for name, a in held.items()}
+
+
+def opened(root: Path, behind: bool = True, keep: int = 1000, **options) -> Saver:
+    return Saver(root, IDENTITY, keep, behind, **options)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The thread writes nothing until this is set."""
+    event = threading.Event()
+    write = checkpoint.write_arrays
+
+    def waiting(*arguments):
+        assert event.wait(30)
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_arrays", waiting)
+    return event
+
+
+def test_what_is_saved_is_the_state_at_the_step_however_late_it_is_written(tmp_path: Path, held: threading.Event):
+    files = arrays()
+    with opened(tmp_path) as behind:
+        before = bits(files)
+        behind.begin(1, files, {"step": 1})
+        train(files)
+        behind.poll()
+        assert behind.pending
+        assert not (tmp_path / "LATEST").exists()
+        held.set()
+    assert not behind.pending
+    loaded = load_checkpoint(tmp_path, IDENTITY)
+    assert bits(loaded.files) == before != bits(files)
+    assert (loaded.step, loaded.state) == (1, {"step": 1})
+
+
+def test_every_saved_state_is_the_one_that_is_saved_at_once(tmp_path: Path):
+    files, count = arrays(), 40
+    with opened(tmp_path / "behind", keep=count) as behind, opened(tmp_path / "at once", False, keep=count) as at_once:
+        for step in range(count):
+            at_once.save(step, files, {"step": step})
+            behind.begin(step, files, {"step": step})
+            train(files)
+            behind.poll()
+    for step in range(count):
+        one, other = (tmp_path / kind / f"step_{step:08d}" for kind in ("behind", "at once"))
+        assert [p.name for p in sorted(one.iterdir())] == [p.name for p in sorted(other.iterdir())]
+        for file in one.iterdir():
+            assert file.read_bytes() == (other / file.name).read_bytes(), file
+
+
+def test_a_second_save_waits_for_the_first_and_uses_its_memory_again(tmp_path: Path, held: threading.Event):
+    """So there is never more than one copy."""
+    files = arrays()
+    with opened(tmp_path) as behind:
+        behind.begin(1, files, {})
+        first = bits(behind._copy)
+        copies = {id(a.values) for held_ in behind._copy.values() for a in held_.values()}
+        threading.Timer(0.2, held.set).start()
+        train(files)
+        behind.begin(2, files, {})
+        assert held.is_set(), "it waited"
+        assert (tmp_path / "LATEST").read_text() == "step_00000001\n"
+        assert {id(a.values) for held_ in behind._copy.values() for a in held_.values()} == copies
+        assert bytes_of(behind._copy) == bytes_of(files)
+        behind.save(3, files, {})
+        assert not behind.pending
+    assert bits(load_checkpoint(tmp_path / "step_00000001").files) == first
+    assert bits(load_checkpoint(tmp_path / "step_00000002").files) == bits(files)
+
+
+def test_retention_and_the_same_step_are_as_ever(tmp_path: Path):
+    files = arrays()
+    with opened(tmp_path, keep=2) as behind:
+        for step in (1, 2, 3, 3):
+            behind.begin(step, files, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step_00000002", "step_00000003"]
+
+
+def test_an_error_in_the_thread_is_that_of_a_save_at_once(tmp_path: Path):
+    files = arrays()
+    with opened(tmp_path) as behind:
+        behind.save(1, files, {})
+        for call in range(4, 10):
+            refused = pytest.raises(CheckpointError, match=r"cannot save checkpoint .*step_00000002: .*No space")
+            with refused_at(call, errno.ENOSPC)(), refused:
+                behind.begin(2, files, {})
+                behind.wait()
+            assert not behind.pending
+            assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step_00000001"]
+        behind.begin(3, files, {})
+    assert load_checkpoint(tmp_path).step == 3
+
+
+def test_a_state_that_is_not_healthy_is_one_behind_too(tmp_path: Path):
+    files = arrays()
+    with opened(tmp_path) as behind:
+        behind.save(1, files, {})
+        files["experts_layer_0"]["w1"].values[2] = np.nan
+        behind.begin(2, files, {})
+        with pytest.raises(UnhealthyState, match=r"experts_layer_0\.safetensors: w1 has 350.*layer 0, expert 2"):
+            behind.wait()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step_00000001", "unhealthy_00000002"]
+
+
+def test_a_kill_while_it_is_written_leaves_the_one_before(tmp_path: Path, held: threading.Event):
+    files = arrays()
+    held.set()
+    with opened(tmp_path) as behind:
+        behind.save(1, files, {})
+        held.clear()
+        behind.begin(2, files, {})
+        assert load_checkpoint(tmp_path).step == 1, "what a process finds that starts now"
+        held.set()
+    assert load_checkpoint(tmp_path).step == 2
+
+
+def test_a_run_that_ends_with_an_error_still_has_what_was_on_its_way(tmp_path: Path, held: threading.Event):
+    files = arrays()
+    with pytest.raises(ZeroDivisionError), opened(tmp_path) as behind:
+        behind.begin(1, files, {})
+        threading.Timer(0.1, held.set).start()
+        raise ZeroDivisionError
+    assert load_checkpoint(tmp_path).step == 1
+
+
+def test_without_room_for_a_copy_it_is_written_at_once_which_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    files = arrays()
+    monkeypatch.setattr(saver, "_available_memory", lambda: bytes_of(files) + saver._SPARE - 1)
+    with opened(tmp_path) as behind:
+        for step in (1, 2):
+            behind.begin(step, files, {})
+            assert not behind.pending
+            assert load_checkpoint(tmp_path).step == step
+        assert behind._copy == {}
+    assert caplog.text.count("train.async_save needs a copy") == 1
+
+
+def test_ranks_complete_it_together_when_the_last_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rank 1 writes late; no rank waits for it between steps, and all get its error."""
+    late, write = threading.Event(), checkpoint.write_arrays
+
+    def waiting(path, *rest):
+        if "00001" in path.name:
+            assert late.wait(30)
+            if "fail" in str(path):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_arrays", waiting)
+
+    def work(ranks, root: Path):
+        rows = np.array([ranks.rank, ranks.rank + 3])
+        values = np.full((2, 3), ranks.rank, np.float32)
+        files = {f"experts_layer_0.{ranks.rank:05d}": {"w1": SavedArray(Part.of_rows((6, 3), rows), values)}}
+        with opened(root, ranks=ranks) as behind:
+            behind.begin(7, files, {})
+            values += 10
+            behind.poll()
+            assert behind.pending
+            ranks.any(False)
+            late.set()
+            behind.wait()
+            return behind.save(8, files, {})
+
+    assert on_ranks(3, lambda ranks: work(ranks, tmp_path / "good")) == [tmp_path / "good" / "step_00000008"] * 3
+    saved = load_checkpoint(tmp_path / "good" / "step_00000007").saved("experts_layer_0")["w1"]
+    assert [array.values[0, 0] for array in saved] == [0, 1, 2]
+    late.clear()
+    errors = on_ranks(3, lambda ranks: work(ranks, tmp_path / "fail"))
+    assert all(isinstance(error, CheckpointError) for error in errors)
+    assert "another rank" in str(errors[0])
+    assert "Input/output error" in str(errors[1])
+    assert list((tmp_path / "fail").iterdir()) == []
