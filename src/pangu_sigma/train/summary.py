@@ -48,6 +48,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "tokens_per_second": _median(speeds),
         "ecss": {name: _median([line[name] for line in moved]) for name in TRAFFIC} if moved else None,
         "dropped": sum(line.get("dropped", 0) for line in lines),
+        "skipped": sum(line.get("skipped", 0) for line in lines if line["kind"] == "step"),
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
         "checkpoint": str(run.latest),
         "report": str(write_report(path)),
@@ -59,7 +60,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     lines = [
         f"{'domain':12} {'before':>8} {'after':>8} {'unigram':>8}   held-out loss, nats per token",
         *(
-            f"{name:12} {d['loss_before']:8.3f} {d['loss_after']:8.3f} {d['unigram']:8.3f}"
+            f"{name:12} {_shown(d['loss_before'])} {_shown(d['loss_after'])} {_shown(d['unigram'])}"
             for name, d in summary["domains"].items()
         ),
     ]
@@ -70,6 +71,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     lines += (
         [f"{'dropped':12} {dropped:,} rows beyond parallel.capacity_factor"] if (dropped := summary["dropped"]) else []
     )
+    lines += [f"{'skipped':12} {skipped:,} steps, which changed nothing"] if (skipped := summary["skipped"]) else []
     if ecss := summary["ecss"]:
         lines.append(
             f"{'ECSS':12} fetched {ecss['fetched_mib']:.1f}, refreshed {ecss['refreshed_mib']:.1f}, returned "
@@ -87,10 +89,18 @@ def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
     lines = [f"{'domain':12} {heads}   held-out loss, nats per token"]
     for name, domain in summary["domains"].items():
         mine, theirs = domain["loss_after"], other["domains"][name]["loss_after"]
-        lines.append(f"{name:12} {mine:{width}.3f} {theirs:{width}.3f} {mine - theirs:10.3f} {domain['unigram']:8.3f}")
+        gap = None if mine is None or theirs is None else mine - theirs
+        lines.append(
+            f"{name:12} {_shown(mine, width)} {_shown(theirs, width)} {_shown(gap, 10)} {_shown(domain['unigram'])}"
+        )
     for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
         lines.append(f"{title:12} {summary[key] or 0:{width},.0f} {other[key] or 0:{width},.0f}")
     return "\n".join(lines)
+
+
+def _shown(value: float | None, width: int = 8) -> str:
+    """A loss in a column; a dash for one that was not finite."""
+    return f"{'–':>{width}}" if value is None else f"{value:{width}.3f}"
 
 
 def _median(values: list[float | None]) -> float | None:
