@@ -11,7 +11,8 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.train.metrics import FILE, TRAFFIC, load_max_over_mean, read_metrics
-from pangu_sigma.train.report import expert_load, write_report
+from pangu_sigma.train.pictures import expert_load
+from pangu_sigma.train.report import write_report
 
 
 def summarise(path: Path) -> dict[str, Any]:

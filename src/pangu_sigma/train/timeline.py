@@ -101,6 +101,10 @@ class Timeline(NoTimeline):
             return
         self._profiler.stop()
         self._profiler = None
+        if not self._events:  # the run ended with its first step
+            shutil.rmtree(self._folder)
+            logger.warning("no timeline: this run took no step after its first, which compiles")
+            return
         named = {"ph": "M", "name": "process_name", "pid": _LOOP_ROWS, "tid": 0, "args": {"name": "training loop"}}
         events = [named, *self._events]
         for file in self._folder.glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json"):
