@@ -75,7 +75,7 @@ def draw_losses(runs: Sequence[RunLog]) -> Figure:
             axes.plot(skipping, [0.01] * len(skipping), "x", color="red", transform=axes.get_xaxis_transform())
     title = "Loss: thin line training, dots held-out text, dotted level counting; ▲ spike, red × skipped steps"
     _axes(axes, "step", "loss (nats per token)", title + _run_names(runs))
-    if not any(line.get_label()[:1] != "_" for line in axes.lines):
+    if not axes.get_legend_handles_labels()[0]:
         return figure  # no loss was finite
     columns, size = math.ceil(len(domains) / 24), 10 if len(domains) <= _FEW_DOMAINS else 8
     legend = figure.legend(title="domain", loc="outside right upper", ncols=columns, fontsize=size)
