@@ -23,6 +23,7 @@ LONG = [
     "planning/test_compile.py",
     "ascend_ops/test_ascendc_mutations.py",
     "launching/test_launch.py",
+    "train/test_health.py",
     "train/test_loop.py",
     "ecss/test_exactness.py",
     "train/test_step.py",

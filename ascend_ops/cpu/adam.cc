@@ -194,10 +194,12 @@ extern "C" int AdamRowsCopied(int n, void **data, int *ranks, int64_t **shapes, 
   return AdamRowsOf(n, Args{data, ranks, shapes, dtypes}, true);
 }
 
-// Any number of tensors -> sum of the squares of all their elements [1]. The order of addition does not depend on the threads.
+// Any number of tensors -> sum of the squares of all their elements [1], or that and the sum of each tensor [1 + tensors].
+// The order of addition does not depend on the threads.
 extern "C" int SquareSum(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   const Args in{data, ranks, shapes, dtypes};
   if (n < 2) return 1;
+  if (in.count(n - 1) != 1 && in.count(n - 1) != n) return 3;
   std::vector<Piece> pieces;
   for (int i = 0; i + 1 < n; ++i) {
     if (FloatOf(dtypes[i]) != Float::f32 && FloatOf(dtypes[i]) != Float::f16) return 2;
@@ -218,5 +220,10 @@ extern "C" int SquareSum(int n, void **data, int *ranks, int64_t **shapes, const
   double total = 0.0;
   for (double sum : sums) total += sum;
   in.f32(n - 1)[0] = static_cast<float>(total);
+  if (in.count(n - 1) == n) {
+    std::vector<double> own(n - 1);
+    for (size_t i = 0; i < pieces.size(); ++i) own[pieces[i].tensor] += sums[i];
+    for (int i = 0; i + 1 < n; ++i) in.f32(n - 1)[1 + i] = static_cast<float>(own[i]);
+  }
   return 0;
 }

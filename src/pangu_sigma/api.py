@@ -63,8 +63,11 @@ def train(config: Config, run: AnyPath, device: Device = "cpu") -> Model:
     return Model(run)
 
 
-def run_training(config: Config, run: AnyPath, device: Device = "cpu") -> Trainer:
-    """Train, and return the trainer; the caller calls its `ranks.leave()`. The command `train` wants to know its rank."""
+def run_training(config: Config, run: AnyPath, device: Device = "cpu", profile: bool = False) -> Trainer:
+    """Train, and return the trainer; the caller calls its `ranks.leave()`. The command `train` wants to know its rank.
+
+    profile: True to write a timeline of some steps into the run folder.
+    """
     from pangu_sigma.device import one_thread
     from pangu_sigma.train.backend import Backend, CpuBackend
     from pangu_sigma.train.loop import train
@@ -77,7 +80,7 @@ def run_training(config: Config, run: AnyPath, device: Device = "cpu") -> Traine
     elif device != "cpu":
         raise ConfigError(f"device={device!r} is not known; use 'cpu' or 'ascend'")
     with one_thread:
-        return train(config, Path(run), backend)
+        return train(config, Path(run), backend, profile)
 
 
 def inherit(parent: AnyPath, config: Config, run: AnyPath) -> Receipt:

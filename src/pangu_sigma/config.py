@@ -231,6 +231,25 @@ class LossScaleConfig(Section):
     """Steps without overflow after which the scale doubles."""
 
 
+class SpikesConfig(Section):
+    """Loss spikes: steps in which a domain's loss is far above its own running mean (our choice)."""
+
+    factor: PositiveFloat | None = 6.0
+    """Standard deviations that a domain's loss may be above its running mean; one counts as at least 1 % of the mean. null: spikes
+    are not looked for."""
+    window: Positive = 50
+    """Steps with a domain that its running mean and deviation look back on. None of its first `window` steps is a spike."""
+    skip: bool = False
+    """true: a batch with a spike changes neither weights nor moments nor the loss scale. false: spikes are only logged. Ascend
+    only logs."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> SpikesConfig:
+        if self.skip and self.factor is None:
+            raise ValueError("skip=true needs a factor: without one nothing is a spike; set factor, or skip=false")
+        return self
+
+
 class TrainConfig(Section):
     """The training loop."""
 
@@ -258,8 +277,13 @@ class TrainConfig(Section):
     with either value: the experts fill the host's memory. The checkpoints are the same, bit for bit."""
     log_interval: Positive = 10
     """Steps between lines of the log."""
+    max_skipped_steps: Positive = 50
+    """Number of steps with a domain, one after another, that may be skipped before the run stops with an error. Each domain has its
+    own count, because one bad expert skips the steps of its domain only. The loss scale of a new run, 2³² at most in the shipped
+    configurations, comes down to 1 in 32 steps; who still skips after that does not train."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
+    spikes: SpikesConfig = SpikesConfig()
 
     @model_validator(mode="after")
     def _combinations(self) -> TrainConfig:

@@ -18,6 +18,10 @@ from pangu_sigma.planning.text import format_plan
 COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"model": {"dropout": 0.1}}, r"^model\.dropout=0\.1: .*; set model\.dropout=0$"),
     ({"ecss": {"enabled": False}}, r"^ecss\.enabled=false: .*; set ecss\.enabled=true$"),
+    (
+        {"train": {"spikes": {"skip": True}}},
+        r"^train\.spikes\.skip=true: .*; set train\.spikes\.skip=false, which logs",
+    ),
     ({"ecss": {"store": "file"}}, r"^ecss\.store=file: .*; set ecss\.store=host$"),
 ]
 """Planned all the same."""

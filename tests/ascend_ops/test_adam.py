@@ -406,6 +406,15 @@ def test_the_sum_of_squares_and_the_update_are_the_same_bits_for_any_number_of_t
     assert len(found) == 1
 
 
+def test_the_sums_of_the_tensors_stand_beside_the_same_bits_of_the_whole(call_kernel: Callable[..., int]):
+    tensors = [*tensors_of(np.random.default_rng(0)), *tensors_of(np.random.default_rng(1), np.float16)]
+    sums = np.full(1 + len(tensors), -1.0, np.float32)
+    assert call_kernel("SquareSum", *tensors, sums) == 0
+    assert sums[:1].tobytes() == square_sum(call_kernel, *tensors).tobytes()
+    np.testing.assert_allclose(sums[1:], [(t.astype(np.float64) ** 2).sum() for t in tensors], rtol=1e-6)
+    assert call_kernel("SquareSum", *tensors, np.zeros(3, np.float32)) == 3
+
+
 def test_the_sum_of_squares_refuses_other_dtypes(call_kernel: Callable[..., int]):
     for dtype in (np.float64, np.int32, np.uint16):
         assert call_kernel("SquareSum", np.ones(3, np.float32), np.ones(3, dtype), np.zeros(1, np.float32)) == 2

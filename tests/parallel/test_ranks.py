@@ -19,6 +19,7 @@ def test_one_process_is_all_ranks():
         pass
     ALONE.agree({"train": "a"})
     assert ALONE.most(3) == 3
+    assert ALONE.texts("zwölf") == ["zwölf"]
 
 
 def test_any_holds_on_all_when_it_holds_on_one():
@@ -28,6 +29,14 @@ def test_any_holds_on_all_when_it_holds_on_one():
 
 def test_the_most_is_the_largest_number_of_a_rank():
     assert on_ranks(3, lambda ranks: ranks.most([2, 7, 0][ranks.rank])) == [7] * 3
+
+
+def test_every_rank_reads_the_texts_of_all_and_what_is_too_long_is_cut():
+    texts = ["", "專家 3", "x" * 5000]
+    assert on_ranks(3, lambda ranks: ranks.texts(texts[ranks.rank])) == [["", "專家 3", "x" * 2000]] * 3
+    cut = "é" * 1001
+    assert ALONE.texts(cut) == [cut[:1000]]
+    assert ALONE.texts("x" + cut) == ["x" + cut[:999]], "no half a letter"
 
 
 def test_what_fails_on_one_rank_fails_on_all_and_the_others_say_where_to_look():

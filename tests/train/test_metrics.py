@@ -209,3 +209,59 @@ def test_a_line_names_its_samples_and_counts_what_was_dropped(tmp_path: Path):
     assert [first["samples"], second["samples"]] == [line["samples"] for line in of_kind(tmp_path / "two", "step")]
     assert first["samples"] != second["samples"]
     assert (first["dropped"], second["dropped"]) == (6, 6)
+
+
+def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """The first step, which compiles, takes 1,000 s; the others 2 s; an evaluation after the third 30 s."""
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    shown = []
+    with MetricsLog(tmp_path, DOMAINS, 103, 4) as log:
+        for step, seconds in enumerate([1000.0, 2.0, 2.0, 2.0], 1):
+            clock[0] += seconds
+            log.record(step_metrics(step))
+            shown.append(log._progress.postfix)
+            if step == 3:
+                with log.paused():
+                    clock[0] += 30.0
+    assert [text.rsplit(", ", 1)[1] for text in shown] == ["? left", "03:22 left", "03:20 left", "15:40 left"]
+
+
+def test_a_resumed_run_does_not_know_the_time_left_before_its_second_step(tmp_path: Path):
+    run(tmp_path, range(1, 5))
+    with MetricsLog(tmp_path, DOMAINS, 20, 4, 4) as log:
+        log.record(step_metrics(5))
+        assert log._progress.postfix.endswith("? left")
+        log.record(step_metrics(6))
+        assert not log._progress.postfix.endswith("? left")
+
+
+def test_the_log_says_how_many_steps_its_means_leave_out_and_the_progress_line_what_is_not_finite_now(tmp_path: Path):
+    """A mean over what is left looks healthy; nothing else may."""
+    nan = float("nan")
+    ill = {"gradient_norm": nan, "norm_dense": nan, "norm_experts": 1.0, "skipped": True, "loss": nan}
+    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
+        log.record(step_metrics(1, norm_dense=0.6, norm_experts=0.8))
+        log.record(step_metrics(2, **ill, per_domain_loss={"zh": nan, "en": 2.0}))
+        assert "zh nan" in log._progress.postfix
+        assert "1 steps skipped" in log._progress.postfix
+        log.record(step_metrics(3, **ill, per_domain_loss={"zh": nan}))
+        log.record(step_metrics(4, per_domain_loss={"zh": 1.0}))
+        assert "nan" not in log._progress.postfix
+        assert "2 steps skipped" in log._progress.postfix
+    (line,) = of_kind(tmp_path, "step")
+    assert (line["skipped"], line["left_out"], line["per_domain_left_out"]) == (2, 2, {"zh": 2})
+    assert (line["gradient_norm_dense"], line["gradient_norm_experts"]) == (0.6, pytest.approx(2.8 / 3))
+
+
+def test_spikes_and_what_is_not_finite_have_lines_of_their_own(tmp_path: Path):
+    spike = {"step": 3, "domain": "zh", "loss": 9.0, "mean": 3.0, "limit": 4.0, "samples": "ab", "skipped": False}
+    tensor = {"domain": None, "layer": None, "expert": None, "tensor": "norm.gain", "values": 1, "size": 24}
+    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
+        log.record(step_metrics(3))
+        log.spike(spike)
+        log.unhealthy(3, [tensor])
+    assert of_kind(tmp_path, "spike") == [{"kind": "spike", **spike}]
+    assert of_kind(tmp_path, "unhealthy") == [{"kind": "unhealthy", "step": 3, "tensors": [tensor]}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,11 @@ def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, eva
 def test_pictures_and_a_page_that_holds_them(tmp_path: Path, domains: list[str], layers: int, experts: int):
     made_up_run(tmp_path, domains, layers, experts)
     page = report.write_report(tmp_path)
-    for name in ("loss", "expert_load", "tokens_per_second"):
+    for name in ("loss", "optimizer", "expert_load", "tokens_per_second"):
         height, width = image.imread(tmp_path / "report" / f"{name}.png").shape[:2]
         assert min(height, width) > 200
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 3
+    assert text.count("data:image/png;base64,") == 4
     assert "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td>" in text or domains[0] != "zh"
     assert "http" not in text
 
@@ -45,14 +46,77 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path):
     assert "<td>zh</td><td>0.917</td><td>–</td><td>–</td>" in text
 
 
-def test_load_is_relative_to_the_fair_share_of_its_domain():
-    total_NK = np.array([[10, 30, 5, 5, 0, 0]])
-    relative = report._relative(total_NK, domains=3)
-    assert np.array_equal(relative, [[0.5, 1.5, 1.0, 1.0, np.nan, np.nan]], equal_nan=True)
-
-
 def test_a_run_without_steps_says_what_to_do(tmp_path: Path):
     with MetricsLog(tmp_path, ["zh"], 5, 5):
         pass
     with pytest.raises(ValueError, match=r"no logged step.*log_interval"):
         report.write_report(tmp_path)
+
+
+def with_what_happened(folder: Path) -> Path:
+    """A made-up run whose log has every kind of line, one of them of a later version, and whose data are still there."""
+    made_up_run(folder, ["zh", "en"], 2, 4)
+    step = {"kind": "step", "step": 8, "loss": None, "per_domain_loss": {"zh": None}, "learning_rate": 1e-3}
+    step |= {"gradient_norm": None, "gradient_norm_dense": None, "gradient_norm_experts": None, "loss_scale": 1.0}
+    step |= {"skipped": 2, "left_out": 2, "per_domain_left_out": {"zh": 2}, "tokens": 200, "tokens_per_second": None}
+    tensor = {"domain": "zh", "layer": 1, "expert": 3, "tensor": "w1", "values": 1, "size": 768}
+    spike = {"step": 7, "domain": "en", "loss": 9.25, "mean": 3.5, "limit": 4.125, "samples": "abcd", "skipped": True}
+    lines = [
+        step,
+        {"kind": "spike", **spike},
+        {"kind": "unhealthy", "step": 7, "tensors": []},
+        {"kind": "unhealthy", "step": 8, "tensors": [tensor]},
+        {"kind": "config", "step": 4, "changes": [["train.batch_size", 4, 8], ["data.path", "<a>", "b"]]},
+        {"kind": "of a later version", "step": 8},
+    ]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    (folder / "config.yaml").write_text(f"name: mine\ndata: {{ path: {folder} }}\ntrain: {{ batch_size: 8 }}\n")
+    split = {"documents": 10, "tokens": 1000, "bytes": 5000, "unknown": 10}
+    record = {"offered": 23, "duplicates": 1, "too_long": 2, "train": split, "held_out": split, "unigram_entropy": 6.5}
+    (folder / "manifest.json").write_text(json.dumps({"domains": {"zh": record, "en": {"offered": 5}}}))
+    return folder
+
+
+def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text(tmp_path: Path):
+    text = report.write_report(with_what_happened(tmp_path / "run")).read_text()
+    for part in (
+        "2 steps skipped, which changed nothing; 2 of them without a finite loss",
+        "1 loss spikes",
+        "After step 8: values that are not finite in w1 of expert 3 (zh), RRE layer 1",
+        "<td>7</td><td>en</td><td>9.250</td><td>3.500</td><td>4.125</td><td>abcd</td><td>yes</td>",
+        "<td>4</td><td>train.batch_size</td><td>4</td><td>8</td>",
+        "<td>data.path</td><td>&quot;&lt;a&gt;&quot;</td>",
+        "<td>zh</td><td>23</td><td>1</td><td>2</td><td>–</td><td>20</td><td>2,000</td><td>1,000</td><td>1.00%</td>",
+        "<td>en</td><td>5</td><td>–</td>",
+        "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td><td>6.500</td><td>2</td><td>0</td>",
+        "<summary>Configuration</summary>",
+        "<td>train.batch_size</td><td>8</td>",
+    ):
+        assert part in text, part
+    assert "After step 7" not in text, "nothing was found there"
+
+
+def test_several_runs_share_a_page_whose_tables_say_how_they_differ(tmp_path: Path):
+    one, two = with_what_happened(tmp_path / "one"), tmp_path / "two"
+    made_up_run(two, ["zh", "code"], 1, 4)
+    before = sorted(two.iterdir())
+    text = report.write_report(one, [two]).read_text()
+    assert sorted(two.iterdir()) == before, "only the first run's report is written"
+    assert "<th>one</th><th>two</th><th>two − one</th>" in text
+    assert "<td>zh</td><td>1.000</td><td>1.000</td><td>0.000</td>" in text
+    assert "<td>en</td><td>1.000</td><td>–</td><td>–</td>" in text
+    assert "<td>train.batch_size</td><td>8</td><td>null</td>" in text
+    assert text.count("data:image/png;base64,") == 5, "a heat map for each run"
+
+
+def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
+    """No loss, no norm, no held-out loss is finite."""
+    nan = float("nan")
+    with MetricsLog(tmp_path, ["zh"], 2, 1) as log:
+        for step in (1, 2):
+            log.record(StepMetrics(step, nan, {"zh": nan}, 1e-3, nan, 1.0, True, 100, np.zeros((0, 4))))
+        log.evaluation(2, {"zh": nan})
+    text = report.write_report(tmp_path).read_text()
+    assert "2 steps skipped" in text
+    assert "<td>zh</td><td>–</td><td>–</td><td>–</td><td>–</td><td>2</td><td>0</td>" in text

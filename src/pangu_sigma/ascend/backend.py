@@ -6,6 +6,7 @@ and a test covers the arithmetic of which rank writes what.
 
 from __future__ import annotations
 
+import numpy as np
 from mindspore import Tensor
 
 from pangu_sigma.ascend.device import use_ascend
@@ -50,7 +51,7 @@ class AscendBackend(Backend):
     def prefetcher(self, built: Built) -> Prefetcher | None:
         return None  # the step looks its experts up itself
 
-    def take_step(self, built: Built, rate: float, fed: Fed) -> StepResult:
+    def take_step(self, built: Built, rate: float, fed: Fed, limit_D: np.ndarray | None = None) -> StepResult:
         loss_M, norm, applied, scale = built.step.take(rate, fed.batch)
         return StepResult((loss_M,), norm, applied, scale)
 

@@ -16,6 +16,11 @@ def check_ascend(config: Config) -> None:
         raise ConfigError(
             f"model.dropout={config.model.dropout}: the Ascend step has no parallel strategy for dropout; set model.dropout=0"
         )
+    if config.train.spikes.skip:
+        raise ConfigError(
+            "train.spikes.skip=true: the Ascend step does not see the losses of all domains before it updates; set "
+            "train.spikes.skip=false, which logs spikes"
+        )
     if not config.model.rre_layers:
         return
     if not config.ecss.enabled:

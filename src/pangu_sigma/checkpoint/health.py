@@ -102,6 +102,11 @@ def find_not_finite(files: Files) -> list[NotFinite]:
     return found
 
 
+def count_not_finite(values: np.ndarray) -> int:
+    """Number of NaN and infinite values of an array."""
+    return sum(len(_not_finite(chunk)) for _, chunk in chunks(values))
+
+
 def describe(found: Iterable[NotFinite], config: dict[str, Any]) -> str:
     """Tensors, layers, experts with their domains, and counts, in words.
 

@@ -60,6 +60,7 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
     command.add_argument("--device", choices=["cpu", "ascend"], default="cpu")
+    command.add_argument("--profile", action="store_true", help="write a timeline of five steps to profile/trace.json")
 
     command = with_json(
         add_command(
@@ -121,7 +122,7 @@ def _train(options: argparse.Namespace) -> int:
         from pangu_sigma.train.summary import format_summary, summarise
 
         run = options.run or Path("runs") / config.name
-        trainer = api.run_training(config, run, options.device)
+        trainer = api.run_training(config, run, options.device, options.profile)
         if trainer.finished and trainer.ranks.first:
             print(format_summary(summarise(run)))
         trainer.ranks.leave()

@@ -1,15 +1,16 @@
 """The gradients of the whole batch, made of those of one rank's tokens. There are two cells with one contract, so that the step
 does not know which it has.
 
-construct(dense, experts) -> (dense, experts, square sum): gradients as the optimizers of this rank need them, and the sum of the
-squares of all gradients of the run, each counted once: the same bits on every rank, because by it dense parameters stay equal.
+construct(dense, experts) -> (dense, experts, square sum, its dense part, its part of the experts): gradients as the optimizers of
+this rank need them, and the sum of the squares of all gradients of the run, each counted once: the same bits on every rank, because
+by it dense parameters stay equal. over_ranks(values, after) -> the sum of values over the ranks, taken after `after` is there.
 """
 
 from __future__ import annotations
 
 from mindspore import nn, ops
 
-from ascend_ops.adam import SquareSum
+from ascend_ops.adam import SquareSum, SquareSums
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.collectives import TensorSum
 from pangu_sigma.parallel.connect import ConnectedRanks
@@ -23,10 +24,15 @@ class OwnGradients(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.square_sum = SquareSum()
+        self.square_sums = SquareSums()
 
     def construct(self, dense, experts):
-        return dense, experts, self.square_sum(dense + experts)
+        sums, end = self.square_sums(dense + experts), 1 + len(dense)
+        of_experts = ops.ReduceSum()(sums[end:], 0) if experts else 0.0 * sums[0]
+        return dense, experts, sums[0], ops.ReduceSum()(sums[1:end], 0), of_experts
+
+    def over_ranks(self, values, after):
+        return values
 
 
 class SummedGradients(nn.Cell):
@@ -44,21 +50,26 @@ class SummedGradients(nn.Cell):
         element = 2 if config.train.compute_dtype == "float16" else 4
         bucket, replicas = config.parallel.fusion_mib << 20, config.parallel.data
         everybody = ranks.group("groups", "expert", "data", "tensor")
-        self.over_ranks = TensorSum(everybody, dense, bucket // 4)
+        self.dense_over_ranks = TensorSum(everybody, dense, bucket // 4)
         self.over_replicas = TensorSum(ranks.group("data"), experts, bucket // element) if replicas > 1 else None
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, everybody)
         self.square_sum = SquareSum()
         self.sparse, self.replicas = bool(experts), replicas
 
     def construct(self, dense, experts):
-        dense = self.over_ranks(dense)
-        squares = self.square_sum(dense)
+        dense = self.dense_over_ranks(dense)
+        squares = of_dense = self.square_sum(dense)
+        of_experts = 0.0 * of_dense
         if self.sparse:
             if self.over_replicas is not None:
                 experts = self.over_replicas((ops.depend(experts[0], dense[-1]), *experts[1:]))
             own = ops.depend(ops.reshape(self.square_sum(experts), (1,)), dense[-1])
-            squares = squares + ops.reshape(self.all_reduce(own), ()) / self.replicas
-        return dense, experts, squares
+            of_experts = ops.reshape(self.all_reduce(own), ()) / self.replicas
+            squares = of_dense + of_experts
+        return dense, experts, squares, of_dense, of_experts
+
+    def over_ranks(self, values, after):
+        return self.all_reduce(ops.depend(values, after))
 
 
 def gradients_of(config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]) -> nn.Cell:

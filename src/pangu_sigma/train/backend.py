@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
@@ -78,8 +79,11 @@ class Backend(ABC):
         """The prefetcher that brings the experts of the next step; None if the step looks them up itself."""
 
     @abstractmethod
-    def take_step(self, built: Built, rate: float, fed: Fed) -> StepResult:
-        """Take one training step with this learning rate."""
+    def take_step(self, built: Built, rate: float, fed: Fed, limit_D: np.ndarray | None = None) -> StepResult:
+        """Take one training step with this learning rate.
+
+        limit_D: with train.spikes.skip, the largest weighted loss of each domain that is no spike, float32.
+        """
 
     @abstractmethod
     def counts_losses(self, config: Config, ranks: Ranks) -> bool:
@@ -119,8 +123,12 @@ class CpuBackend(Backend):
     def prefetcher(self, built: Built) -> Prefetcher | None:
         return make_prefetcher(built.config, built.store)
 
-    def take_step(self, built: Built, rate: float, fed: Fed) -> StepResult:
-        return StepResult(*built.step(Tensor(rate, ms.float32), *fed.arrays, *fed.transfer))
+    def take_step(self, built: Built, rate: float, fed: Fed, limit_D: np.ndarray | None = None) -> StepResult:
+        limits: tuple[Tensor, ...] = ()
+        if limit_D is not None:
+            blocks_MD = np.eye(len(limit_D), dtype=np.float32)[fed.batch.domains_M[fed.batch.blocks]]
+            limits = (Tensor(limit_D), Tensor(blocks_MD))
+        return StepResult(*built.step(Tensor(rate, ms.float32), *fed.arrays, *limits, *fed.transfer))
 
     def counts_losses(self, config: Config, ranks: Ranks) -> bool:
         return True  # no two see the same tokens

@@ -21,12 +21,14 @@ from pangu_sigma.launching.heartbeat import Heartbeat
 from pangu_sigma.optimizer.schedule import Schedule
 from pangu_sigma.train.backend import Backend, CpuBackend
 from pangu_sigma.train.feed import Feed
+from pangu_sigma.train.health import Health, examine
 from pangu_sigma.train.held_out import Evaluator
 from pangu_sigma.train.metrics import MetricsLog, NoLog, StepMetrics
 from pangu_sigma.train.progress import resume
 from pangu_sigma.train.report import write_report
 from pangu_sigma.train.step import StepResult
 from pangu_sigma.train.stop import StopRequest
+from pangu_sigma.train.timeline import NoTimeline, Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +53,16 @@ class Trainer:
         self.batches = self.open_batches("train")
         self.schedule = Schedule(config.train.optimizer)
         self.progress, checkpoint = resume(self.run, self.batches.start(), self.ranks)
+        known = None if checkpoint is None else checkpoint.state.get("health")  # checkpoints before this have none
+        self.health = Health(config.train, [d.name for d in config.domains], known)
         if checkpoint is not None:
             backend.restore(self.built, checkpoint)
         self.feed = Feed(self.batches, self.progress.cursor, self.store, backend.prefetcher(self.built))
         self._counts = backend.counts_losses(config, self.ranks)
         self.saver = self._open_saver()
+        self.loss, self.losses = 0.0, dict[str, float]()
+        """Loss of the last step, and that of each of its domains, in nats per token."""
+        self.timeline = NoTimeline()
 
     def open_batches(self, split: str) -> Batches:
         """This rank's share of a split of the prepared data."""
@@ -76,16 +83,23 @@ class Trainer:
         """Take one step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
         step = self.progress.step + 1
         self.heart.beat(f"the batch of step {step}")
-        fed = self.feed.take()
+        with self.timeline.span("feed"):
+            fed = self.feed.take()
         self.heart.beat(f"step {step}")
         rate = self.schedule(self.progress.updates + 1)
-        result = self.backend.take_step(self.built, rate, fed)
-        self.progress.advance(bool(result.applied.asnumpy()), fed.cursor)
+        weight_M = fed.batch.block_weights_GM.sum(axis=0)
+        limit_D = self.health.limits(fed.batch.domains_M, weight_M) if self.config.train.spikes.skip else None
+        with self.timeline.span("step"):
+            result = self.backend.take_step(self.built, rate, fed, limit_D)
+            applied = bool(result.applied.asnumpy())
+        self.progress.advance(applied, fed.cursor)
+        self.loss, self.losses = self._losses(fed.batch, weight_M, result)
+        spiked = not applied and bool(np.isfinite(result.norm.asnumpy()))
+        self.health.observe(self.progress.step, self.losses, fed.batch.digest, not applied, spiked)
         return fed.batch, rate, result, fed.traffic
 
-    def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
-        """The step's figures, the same on every rank; losses are means over the tokens of each domain."""
-        weight_M = batch.block_weights_GM.sum(axis=0)
+    def _losses(self, batch: Batch, weight_M: np.ndarray, result: StepResult) -> tuple[float, dict[str, float]]:
+        """The loss of a step, and that of each domain of its batch: means over their tokens, the same on every rank."""
         loss_M = np.zeros_like(weight_M)
         if self._counts:
             loss_M[batch.blocks] = sum(loss.asnumpy() for loss in result.block_loss_GM)
@@ -95,10 +109,14 @@ class Trainer:
             blocks = batch.domains_M == index
             name = self.batches.domains[index].name
             per_domain[name] = float(loss_M[blocks].sum() / weight_M[blocks].sum())
+        return float(loss_M.sum()), per_domain
+
+    def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
+        """The figures of the step that was just taken, the same on every rank."""
         return StepMetrics(
             step=self.progress.step,
-            loss=float(loss_M.sum()),
-            per_domain_loss=per_domain,
+            loss=self.loss,
+            per_domain_loss=self.losses,
             learning_rate=rate,
             gradient_norm=float(result.norm.asnumpy()),
             loss_scale=float(result.scale.asnumpy()),
@@ -108,11 +126,13 @@ class Trainer:
             samples=batch.digest,
             dropped=batch.plan.dropped,
             traffic=traffic,
+            norm_dense=None if result.norm_dense is None else float(result.norm_dense.asnumpy()),
+            norm_experts=None if result.norm_experts is None else float(result.norm_experts.asnumpy()),
         )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside arrays, as plain data."""
-        return self.progress.state()
+        return {**self.progress.state(), "health": self.health.state()}
 
     def save(self) -> Path:
         """Write a checkpoint of the state after the last step before this returns. Raises as `save_checkpoint`."""
@@ -134,10 +154,16 @@ class Trainer:
         with self._going_on():
             self.saver.begin(self.progress.step, self.backend.files(self.built), self.state())
 
-    def complete_save(self) -> None:
-        """Complete the checkpoint that is written behind the training, if all ranks have written it. Call it between steps."""
+    def complete_save(self, now: bool = False) -> None:
+        """Complete the checkpoint that is written behind the training, if all ranks have written it. Call it between steps.
+
+        now: True to wait for it.
+        """
         with self._going_on():
-            self.saver.poll()
+            if now:
+                self.saver.wait()
+            else:
+                self.saver.poll()
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -167,10 +193,11 @@ class Trainer:
         )
 
 
-def train(config: Config, folder: Path, backend: Backend = CPU) -> Trainer:
+def train(config: Config, folder: Path, backend: Backend = CPU, profile: bool = False) -> Trainer:
     """Train `config` in `folder`, from its newest checkpoint if it has one, and write metrics, checkpoints and a report.
 
-    backend: the devices to train on.
+    backend: the devices to train on. profile: True to write a timeline of some steps, as timeline.py says.
+    Raises UnhealthyRun as `examine`, and what making a `Trainer` and its steps raises.
     At SIGTERM, to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. A process of
     several ranks calls `ranks.leave` when it needs the trainer no longer.
     """
@@ -180,23 +207,32 @@ def train(config: Config, folder: Path, backend: Backend = CPU) -> Trainer:
         evaluator = trainer.evaluator()
     start = trainer.progress.step
     log = MetricsLog(folder, names, options.steps, options.log_interval, start) if ranks.first else NoLog()
-    with StopRequest() as stop, log, trainer.saver:
+    if profile and ranks.first:
+        trainer.timeline = Timeline(folder, start)
+    span = trainer.timeline.span
+    with StopRequest() as stop, log, trainer.saver, trainer.timeline:
         if start == 0:
             log.evaluation(start, evaluator.losses())
         stopped = False
         while trainer.progress.step < options.steps and not stopped:
-            log.record(trainer.metrics(*trainer.advance()))
+            taken = trainer.advance()
             step, last = trainer.progress.step, trainer.progress.step == options.steps
+            with span("metrics"):
+                log.record(trainer.metrics(*taken))
+                trainer.complete_save(now=trainer.health.ill)  # it may be the one to go back to
+                examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_NA, log)
             stopped = ranks.any(stop.requested)
             with log.paused():
-                trainer.complete_save()
                 if last or (step % options.eval_interval == 0 and not stopped):
                     trainer.heart.beat(f"the evaluation after step {step}")
-                    log.evaluation(step, evaluator.losses())
+                    with span("evaluation"):
+                        log.evaluation(step, evaluator.losses())
                     trainer.store.tier.release()
                 if step % options.checkpoint_interval == 0 or last or stopped:
-                    log.flush()
-                    trainer.save_in_turn(last or stopped)
+                    with span("save"):
+                        log.flush()
+                        trainer.save_in_turn(last or stopped)
+                trainer.timeline.step_done(step)
     if ranks.first and trainer.finished:
         write_report(folder)
     elif not trainer.finished:

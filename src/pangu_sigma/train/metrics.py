@@ -4,13 +4,19 @@
 
 * `run`: domains, steps_total; once, first.
 * `step`: means over the steps since the line before, every log_interval steps. `samples`: hash of what they were trained on, the
-  same at any number of ranks. `dropped`: rows that found no room at their expert's rank, over all layers. With a prefetcher, of
-  rank 0: MiB fetched, refreshed and returned a step, its hit rate, and its stall as a share of the time.
+  same at any number of ranks. `dropped`: rows that found no room at their expert's rank, over all layers. `skipped`: steps that
+  changed nothing. `left_out`: steps whose loss is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same of
+  the domains that have any. `gradient_norm_dense`, `gradient_norm_experts`: the norm's parts, null where they are not measured.
+  With a prefetcher, of rank 0: MiB fetched, refreshed and returned a step, its hit rate, and its stall as a share of the time.
 * `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists: its standard error (`se`), the loss of
   counting the same tokens (`unigram`), bits per byte, and every sample. An earlier version wrote `per_domain_loss` alone.
 * `load`: tokens per expert [N][K] since the `load` line before. Their sum is the load of the whole run.
+* `spike`: a step whose loss of a domain is above its limit: the fields of `health.Spike`.
+* `unhealthy`: tensors of rank 0 that hold values that are not finite, written whenever they were looked for: the fields of
+  `health.UnhealthyTensor`. None, if it was something else that ailed.
 
-Losses are in nats per token. Shape suffixes: N RRE layers, K experts stored in a layer.
+A reader skips lines of kinds that it does not know. Losses are in nats per token. Shape suffixes: N RRE layers, K experts stored
+in a layer.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ import logging
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -52,9 +59,10 @@ _DOMAINS_SHOWN = 6
 class StepMetrics:
     """The figures of one training step.
 
-    step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite
-    when the step was skipped. load_NK: tokens that each expert received, integers. samples: `Batch.digest`. dropped: rows
-    beyond an expert's capacity. traffic: what the prefetcher moved.
+    step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite when
+    gradients overflowed. skipped: True if the step changed nothing. load_NK: tokens that each expert received, integers.
+    samples: `Batch.digest`. dropped: rows beyond an expert's capacity. traffic: what the prefetcher moved. norm_dense,
+    norm_experts: parts of the gradient norm; None if they were not measured.
     """
 
     step: int
@@ -69,6 +77,8 @@ class StepMetrics:
     samples: str = ""
     dropped: int = 0
     traffic: Traffic | None = None
+    norm_dense: float | None = None
+    norm_experts: float | None = None
 
 
 class MetricsLog:
@@ -93,6 +103,10 @@ class MetricsLog:
         self._last_step = resumed_step
         self._smoothed: dict[str, float] = {}
         self._dropped = 0
+        self._skipped = 0
+        self._ill: set[str] = set()
+        self._steps_total = steps_total
+        self._pace = _Pace()
         self._progress = tqdm(
             total=steps_total,
             initial=resumed_step,
@@ -100,7 +114,7 @@ class MetricsLog:
             desc="train",
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
-            bar_format="{desc} {n_fmt}/{total_fmt} {postfix}, {remaining} left",
+            bar_format="{desc} {n_fmt}/{total_fmt} {postfix}",
         )
         if fresh:
             self._write({"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total})
@@ -116,6 +130,7 @@ class MetricsLog:
         now = time.perf_counter()
         if self._clock is not None:  # the first step compiles the graph and says nothing about speed
             self._seconds += now - self._clock
+            self._pace.step(now - self._clock)
             self._timed_tokens += metrics.tokens
             self._stalled += metrics.traffic.stall_seconds if metrics.traffic else 0.0
         self._clock = now
@@ -142,7 +157,19 @@ class MetricsLog:
             yield
         finally:
             if self._clock is not None:
-                self._clock += time.perf_counter() - started
+                pause = time.perf_counter() - started
+                self._clock += pause
+                self._pace.pause(pause)
+
+    def spike(self, spike: dict[str, Any]) -> None:
+        """Write down a loss spike: the fields of a `health.Spike`."""
+        self._write({"kind": "spike", **spike})
+        self._board.add_scalar(f"spikes/{spike['domain']}", spike["loss"], spike["step"])
+
+    def unhealthy(self, step: int, tensors: list[dict[str, Any]]) -> None:
+        """Write down what was found not to be finite: the fields of each `health.UnhealthyTensor`."""
+        self._write({"kind": "unhealthy", "step": step, "tensors": tensors})
+        self._board.add_scalar("train/unhealthy_tensors", len(tensors), step)
 
     def flush(self) -> None:
         """Write everything known to the file. Call before each checkpoint: a resumed run then has the whole expert load."""
@@ -164,20 +191,27 @@ class MetricsLog:
 
     def _show(self, metrics: StepMetrics) -> None:
         """Advance the progress line."""
-        for name, loss in _finite(metrics.per_domain_loss).items():
-            if loss is not None:
+        for name, loss in metrics.per_domain_loss.items():
+            if math.isfinite(loss):
                 past = self._smoothed.get(name, loss)
                 self._smoothed[name] = _SMOOTHING * past + (1 - _SMOOTHING) * loss
+                self._ill.discard(name)
+            else:
+                self._ill.add(name)
         # With many domains the line has room only for those of this step.
         shown = self._smoothed if len(self._smoothed) <= _DOMAINS_SHOWN else metrics.per_domain_loss
-        losses = " ".join(f"{name} {self._smoothed[name]:.3f}" for name in shown if name in self._smoothed)
+        known = {name: f"{self._smoothed[name]:.3f}" for name in shown if name in self._smoothed}
+        losses = " ".join(f"{name} {text}" for name, text in (known | dict.fromkeys(sorted(self._ill), "nan")).items())
         speed = f", {self._timed_tokens / self._seconds:,.0f} tokens/s" if self._seconds else ""
         balance = load_max_over_mean(metrics.load_NK)
         load = "" if balance is None else f", load max/mean {balance:.2f}"
         stall = f", stall {self._stalled / self._seconds:.1%}" if metrics.traffic and self._seconds else ""
         self._dropped += metrics.dropped
         dropped = f", {self._dropped:,} rows dropped" if self._dropped else ""
-        self._progress.set_postfix_str(f"loss {losses}{speed}{load}{stall}{dropped}", refresh=False)
+        self._skipped += metrics.skipped
+        skipped = f", {self._skipped:,} steps skipped" if self._skipped else ""
+        left = f", {self._pace.left(self._steps_total - metrics.step)} left"
+        self._progress.set_postfix_str(f"loss {losses}{speed}{load}{stall}{dropped}{skipped}{left}", refresh=False)
         self._progress.update()
 
     def _log(self) -> None:
@@ -193,8 +227,14 @@ class MetricsLog:
             "per_domain_loss": per_domain_loss,
             "learning_rate": last.learning_rate,
             "gradient_norm": _mean([s.gradient_norm for s in steps]),
+            "gradient_norm_dense": _mean([s.norm_dense for s in steps]),
+            "gradient_norm_experts": _mean([s.norm_experts for s in steps]),
             "loss_scale": last.loss_scale,
             "skipped": sum(s.skipped for s in steps),
+            "left_out": sum(not math.isfinite(s.loss) for s in steps),
+            "per_domain_left_out": dict(
+                Counter(name for s in steps for name, loss in s.per_domain_loss.items() if not math.isfinite(loss))
+            ),
             "tokens": sum(s.tokens for s in steps),
             "samples": xxhash.xxh3_64_hexdigest("".join(s.samples for s in steps).encode()),
             "dropped": sum(s.dropped for s in steps),
@@ -229,6 +269,31 @@ class MetricsLog:
         self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+class _Pace:
+    """How fast a run goes, without its first step, which compiles, and how much of its time are evaluations and checkpoints."""
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None
+        self._steps = 1
+        self._paused = 0.0
+
+    def step(self, seconds: float) -> None:
+        """Take the time of a step after the first."""
+        past = seconds if self._seconds is None else self._seconds
+        self._seconds = _SMOOTHING * past + (1 - _SMOOTHING) * seconds
+        self._steps += 1
+
+    def pause(self, seconds: float) -> None:
+        """Take the time of what came after a step."""
+        self._paused += seconds
+
+    def left(self, steps: int) -> str:
+        """The time that so many steps need, with their share of pauses."""
+        if self._seconds is None:
+            return "?"
+        return tqdm.format_interval(steps * (self._seconds + self._paused / self._steps))
+
+
 class NoLog:
     """A log that writes nothing, for the ranks other than 0."""
 
@@ -243,6 +308,12 @@ class NoLog:
 
     def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
         """Write nothing: rank 0 has the same numbers."""
+
+    def spike(self, spike: dict[str, Any]) -> None:
+        """Write nothing: rank 0 has the same numbers."""
+
+    def unhealthy(self, step: int, tensors: list[dict[str, Any]]) -> None:
+        """Write nothing: rank 0 writes what it has itself, and the error names the tensors of all ranks."""
 
     def paused(self) -> AbstractContextManager[None]:
         return nullcontext()

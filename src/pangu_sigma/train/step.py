@@ -38,9 +38,13 @@ class StepResult(NamedTuple):
     norm: Tensor
     """Global gradient norm before clipping."""
     applied: Tensor
-    """1.0, or 0.0 when the gradients overflowed and nothing was updated."""
+    """1.0, or 0.0 when the gradients overflowed, or the batch is a spike, and nothing was updated."""
     scale: Tensor
     """Loss scale that the step used."""
+    norm_dense: Tensor | None = None
+    """The norm's part of the dense gradients: the square of `norm` is the sum of the squares of the parts. None: not measured."""
+    norm_experts: Tensor | None = None
+    """The norm's part of the experts' gradients."""
 
 
 class ScaledLoss(nn.Cell):
@@ -69,6 +73,8 @@ class TrainStep(nn.Cell):
     offsets_GNA1, active_NA, used_NA1, *transfer) -> StepResult's fields
         active: the experts of all micro-batches; offsets: their tokens in each; used: their tokens summed over the micro-batches.
         transfer: what a `Prefetcher` gives: next_NA, the experts that it brought, and the buffers of the next step's. Or nothing.
+        With train.spikes.skip it begins with limits_D and blocks_MD: the largest weighted loss of each domain that is no spike,
+        and 1.0 where a block of this rank is of the domain, else 0.0.
     """
 
     def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = ALONE):
@@ -90,6 +96,7 @@ class TrainStep(nn.Cell):
         self.reduce = gradients_of(config, ranks, [p.shape for p in dense], of_experts)
         self.expert_tensors = len(store.weights)
         self.micro_batches = config.train.accumulation
+        self.skips_spikes = config.train.spikes.skip
         self.clip_norm = optimizer.clip_norm
         self.hyper_dense = Hyper(optimizer, optimizer.eps_dense)
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
@@ -112,6 +119,8 @@ class TrainStep(nn.Cell):
         *transfer,
     ):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
+        limits = transfer[:2] if self.skips_spikes else ()
+        transfer = transfer[2:] if self.skips_spikes else transfer
         next_NA = transfer[0] if transfer else None
         experts = self.store.fetch(active_NA, transfer[1 : 1 + self.expert_tensors])
         block_loss: tuple = ()
@@ -136,17 +145,31 @@ class TrainStep(nn.Cell):
             block_loss += (loss_M,)
             expert_grads = of_experts if g == 0 else add(expert_grads, of_experts)
             dense_grads = of_dense if g == 0 else add(dense_grads, of_dense)
-        dense_grads, expert_grads, squares = self.reduce(dense_grads, expert_grads)
+        dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
         norm = ops.sqrt(squares) / scale
-        applied = is_finite(norm)
+        finite = is_finite(norm)
+        calm = self.is_calm(block_loss, squares, *limits) if self.skips_spikes else 1.0
+        applied = finite * calm
         grad_scale = update_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(dense_grads, self.hyper_dense(lr, grad_scale, applied))
         if self.sparse:
             hyper = self.hyper_experts(lr, grad_scale, applied)
             copies = transfer[1 + self.expert_tensors :]
             updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, copies))
-        rescaled = self.scale.update(applied)
-        return ops.depend((block_loss, norm, applied, scale), (updated, rescaled))
+        # a spike says nothing of the scale; gradients that are not finite do, be they those of a spike
+        rescaled = (
+            self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
+        )
+        norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
+        return ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
+
+    def is_calm(self, block_loss, squares, limits_D, blocks_MD):
+        """1.0 if no domain's loss of the whole batch is above its limit, else 0.0: the same on all ranks."""
+        loss_M = block_loss[0]
+        for g in range(1, self.micro_batches):
+            loss_M = loss_M + block_loss[g]
+        loss_D = self.reduce.over_ranks(ops.ReduceSum()(ops.reshape(loss_M, (-1, 1)) * blocks_MD, 0), squares)
+        return ops.ReduceMin()(ops.cast(loss_D <= limits_D, ms.float32), 0)  # false for NaN
 
 
 def add(left, right):

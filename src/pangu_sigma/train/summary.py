@@ -12,7 +12,8 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.train.losses import DIFFERENCE_FIGURES, losses_of, shown
 from pangu_sigma.train.metrics import FILE, TRAFFIC, load_max_over_mean, read_metrics
-from pangu_sigma.train.report import expert_load, write_report
+from pangu_sigma.train.pictures import expert_load
+from pangu_sigma.train.report import write_report
 
 _FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
 """What a summary has of a domain's last evaluation beside its loss."""
@@ -54,6 +55,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "tokens_per_second": _median(speeds),
         "ecss": {name: _median([line[name] for line in moved]) for name in TRAFFIC} if moved else None,
         "dropped": sum(line.get("dropped", 0) for line in lines),
+        "skipped": sum(line.get("skipped", 0) for line in lines if line["kind"] == "step"),
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
         "checkpoint": str(run.latest),
         "report": str(write_report(path)),
@@ -85,6 +87,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     lines += (
         [f"{'dropped':12} {dropped:,} rows beyond parallel.capacity_factor"] if (dropped := summary["dropped"]) else []
     )
+    lines += [f"{'skipped':12} {skipped:,} steps, which changed nothing"] if (skipped := summary["skipped"]) else []
     if ecss := summary["ecss"]:
         moved = [shown(ecss[f"{kind}_mib"], 0, 1) for kind in ("fetched", "refreshed", "returned")]
         lines.append(

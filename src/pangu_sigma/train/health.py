@@ -1,0 +1,280 @@
+"""The health of a run: steps that were skipped, losses that spike, values that are not finite, and when it is time to stop.
+
+All of it follows from numbers that are equal on all ranks, the summed losses and the verdict on the step, so that all ranks decide
+the same. Shape suffixes: N RRE layers, A active experts, M blocks, D domains.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, load_checkpoint
+from pangu_sigma.checkpoint.health import count_not_finite
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import EXPERTS
+from pangu_sigma.config import SpikesConfig, TrainConfig
+from pangu_sigma.errors import UserError
+from pangu_sigma.parallel.ranks import Ranks
+from pangu_sigma.train.backend import Built
+from pangu_sigma.train.metrics import MetricsLog, NoLog
+
+logger = logging.getLogger(__name__)
+
+LEAST_DEVIATION = 0.01
+"""Smallest deviation of a domain's loss that counts, as a share of its mean: a loss that hardly varies is not a spike for that."""
+_NAMED = 5
+"""Tensors that a message names; the log of the run has all of them."""
+
+
+class UnhealthyRun(UserError, RuntimeError):
+    """A run that cannot get better by going on. The message names what is wrong, the last healthy checkpoint and the way on."""
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A step whose loss of a domain is above its limit.
+
+    loss, mean, limit: nats per token; the mean and the limit are those before the step. samples: `Batch.digest`. skipped: True if
+    the step changed nothing.
+    """
+
+    step: int
+    domain: str
+    loss: float
+    mean: float
+    limit: float
+    samples: str
+    skipped: bool
+
+
+@dataclass
+class DomainHealth:
+    """The health of a domain: its skipped steps, and the running mean and variance of its loss.
+
+    skipped: how many of its latest steps, one after another, were skipped. seen: number of losses in the mean.
+    """
+
+    skipped: int = 0
+    seen: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+
+    def limit(self, options: SpikesConfig) -> float:
+        """The largest loss that is no spike; infinity as long as too little is known, or if nobody asks."""
+        if options.factor is None or self.seen < options.window:
+            return math.inf
+        deviation = max(math.sqrt(self.variance), LEAST_DEVIATION * self.mean)
+        return self.mean + options.factor * deviation
+
+    def take(self, loss: float, options: SpikesConfig) -> None:
+        """Take a loss into mean and variance: each has the same share of them at first, later ones of 1 / window.
+
+        A spike counts as its limit: one changes little, and a loss that stays high is the normal one before long.
+        """
+        loss = min(loss, self.limit(options))
+        self.seen += 1
+        share = 1.0 / min(self.seen, options.window)
+        difference = loss - self.mean
+        self.mean += share * difference
+        self.variance = (1.0 - share) * (self.variance + share * difference * difference)
+
+
+class Health:
+    """What is known of the health of a run. `spikes`, `stuck` and `suspect` are of the last step."""
+
+    def __init__(self, options: TrainConfig, domains: list[str], state: dict[str, Any] | None = None):
+        """state: what `state` gave, or None; a domain that it does not know begins anew."""
+        self.options = options
+        known = (state or {}).get("domains", {})
+        self.domains = {name: DomainHealth(**known.get(name, {})) for name in domains}
+        self.spikes: list[Spike] = []
+        self.stuck: str | None = None
+        """The domain of which train.max_skipped_steps steps in a row were skipped."""
+        self.suspect = False
+        """True if a loss was not finite, which a weight may be the cause of."""
+
+    @property
+    def ill(self) -> bool:
+        """True if the last step gave a reason to look at weights and moments."""
+        return self.suspect or self.stuck is not None
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs to know, as plain data."""
+        return {"domains": {name: asdict(domain) for name, domain in self.domains.items()}}
+
+    def limits(self, domains_M: np.ndarray, weight_M: np.ndarray) -> np.ndarray:
+        """The largest weighted loss of each domain in a batch that is no spike, float32 [D]; infinity for all other domains.
+
+        domains_M, weight_M: domain of each of its blocks, and weight of the block in the loss.
+        """
+        weight_D = np.bincount(domains_M, weight_M, minlength=len(self.domains))
+        limits = [domain.limit(self.options.spikes) for domain in self.domains.values()]
+        return np.array(
+            [limit * weight if weight > 0 else math.inf for limit, weight in zip(limits, weight_D, strict=True)],
+            np.float32,
+        )
+
+    def observe(self, step: int, losses: dict[str, float], samples: str, skipped: bool, spiked: bool = False) -> None:
+        """Take note of a step.
+
+        losses: nats per token of the domains that its batch has. samples: `Batch.digest`. spiked: True if it was skipped although
+        its gradients are finite; if no loss is above its limit, the nearest one was, in the arithmetic of the graph.
+        """
+        options = self.options.spikes
+        self.spikes, self.stuck, self.suspect = [], None, False
+        limits = {name: self.domains[name].limit(options) for name in losses}
+        above = [name for name, loss in losses.items() if loss > limits[name]]
+        if spiked and not above and limits:
+            above = [max(losses, key=lambda name: losses[name] / limits[name])]
+        for name, loss in losses.items():
+            domain = self.domains[name]
+            domain.skipped = domain.skipped + 1 if skipped else 0
+            if domain.skipped >= self.options.max_skipped_steps:
+                self.stuck = self.stuck or name
+            if not math.isfinite(loss):
+                self.suspect = True
+                continue
+            if name in above:
+                self.spikes.append(Spike(step, name, loss, domain.mean, limits[name], samples, skipped))
+            domain.take(loss, options)
+
+
+@dataclass(frozen=True)
+class UnhealthyTensor:
+    """A tensor of a rank with values that are not finite.
+
+    domain, layer, expert: of a tensor of an expert; layer counts the RRE layers from the lowest, which is 0, and expert is the
+    number in its layer. They are None for a dense tensor. tensor: its path, with `.moment` or `.variance` if it is a moment.
+    values: number of values that are not finite. size: number of its values.
+    """
+
+    domain: str | None
+    layer: int | None
+    expert: int | None
+    tensor: str
+    values: int
+    size: int
+
+    def __str__(self) -> str:
+        of_expert = f"domain {self.domain}, RRE layer {self.layer}, expert {self.expert}, tensor "
+        return f"{'dense tensor ' if self.expert is None else of_expert}{self.tensor}: {self.values:,} of {self.size:,} values"
+
+
+def unhealthy_tensors(built: Built, active_NA: np.ndarray | None = None) -> list[UnhealthyTensor]:
+    """The dense parameters and experts of this rank, and their moments, that hold values that are not finite.
+
+    active_NA: rows of the store of the experts to look at, as `Batch.active_NA`; None: all that the rank stores.
+    """
+    found = []
+    for shard, parameters in built.shards.items():
+        for name, parameter in parameters.items():
+            values = parameter.asnumpy()
+            if shard.startswith(EXPERTS):
+                layer = int(shard.removeprefix(EXPERTS))
+                rows = range(len(values)) if active_NA is None else active_NA[layer][active_NA[layer] < len(values)]
+                found += list(_of_experts(built, layer, name, values, rows))
+                built.store.tier.release()
+            elif bad := count_not_finite(values):
+                found.append(UnhealthyTensor(None, None, None, name, bad, values.size))
+    return found
+
+
+def _of_experts(built: Built, layer: int, name: str, values: np.ndarray, rows: Any) -> Iterator[UnhealthyTensor]:
+    for row in rows:
+        if bad := count_not_finite(values[row]):
+            expert = int(built.store.held[row])
+            domain = built.config.domains[expert // built.config.model.experts_per_domain].name
+            yield UnhealthyTensor(domain, layer, expert, name, bad, values[row].size)
+
+
+def examine(
+    health: Health, built: Built, run: RunFolder, step: int, active_NA: np.ndarray, log: MetricsLog | NoLog
+) -> None:
+    """Act on what `health` has seen of the last step: log its spikes; look for values that are not finite; stop a run that is ill.
+
+    A loss that is not finite has the dense parameters and the experts of the step looked at, and a domain that is stuck has all of
+    them looked at; both with their moments. Everything is logged.
+    active_NA: experts of the step, as `Batch.active_NA`.
+    Raises UnhealthyRun, on all ranks, if there are values that are not finite on any, or a domain is stuck.
+    """
+    for spike in health.spikes:
+        log.spike(asdict(spike))
+        _tell(built.ranks, _text_of(spike))
+    if not health.ill:
+        return
+    found = unhealthy_tensors(built, active_NA if health.stuck is None else None)
+    texts = [
+        text for of_rank in built.ranks.texts("\n".join(map(str, found[:_NAMED]))) for text in of_rank.splitlines()
+    ]
+    log.unhealthy(step, [asdict(tensor) for tensor in found])
+    number = int(built.ranks.sum(np.array([len(found)], np.float32))[0])
+    if number:
+        texts = list(dict.fromkeys(texts))[:_NAMED]  # replicas have the same
+        named = "\n  ".join([*texts, *(["…"] if number > len(texts) else [])])
+        raise UnhealthyRun(
+            f"step {step}: values that are not finite in\n  {named}\nNo step that uses them can change anything, so the run stops. "
+            f"{_way_on(run, built.ranks)} If it comes back, lower train.optimizer.peak_lr, or leave such batches out with "
+            "train.spikes.skip=true."
+        )
+    if health.stuck is not None:
+        raise UnhealthyRun(
+            f"step {step}: the last {health.domains[health.stuck].skipped} steps with domain {health.stuck} were skipped, which is "
+            f"train.max_skipped_steps; all weights and moments are finite, the loss scale is {_scale_of(built):g}. "
+            f"{_way_on(run, built.ranks)} Lower train.optimizer.peak_lr, or train.loss_scale.initial if the run has just begun, or "
+            "raise train.spikes.factor if they were spikes that train.spikes.skip left out."
+        )
+
+
+def _scale_of(built: Built) -> float:
+    return float(built.step.scale.value.asnumpy())
+
+
+def _tell(ranks: Ranks, text: str) -> None:
+    if ranks.first:
+        logger.warning("%s", text)
+
+
+def _text_of(spike: Spike) -> str:
+    done = (
+        "skipped, it changed nothing"
+        if spike.skipped
+        else "trained on all the same; train.spikes.skip=true leaves such batches out"
+    )
+    return (
+        f"step {spike.step}: the loss of domain {spike.domain} is {spike.loss:.3f}, above {spike.limit:.3f}, its limit at a "
+        f"running mean of {spike.mean:.3f} (train.spikes.factor); samples {spike.samples}; {done}"
+    )
+
+
+def _way_on(run: RunFolder, ranks: Ranks) -> str:
+    healthy, ill = last_healthy(run.checkpoints, ranks)
+    if healthy is None:
+        return f"No checkpoint in {run.checkpoints} has only finite values: start again in another folder, with --run."
+    remove = f"remove {', '.join(map(str, ill))}, and " if ill else ""
+    again = "start the same command again, which goes on from it."
+    return f"The last checkpoint whose values are all finite is {healthy}: {remove}{again}"
+
+
+def last_healthy(root: Path, ranks: Ranks) -> tuple[Path | None, list[Path]]:
+    """The newest whole checkpoint of a root whose values are all finite, or None; and the newer ones that are damaged or not so.
+
+    ranks: all of them call this. Each looks at some of the files.
+    """
+    ill: list[Path] = []
+    for path in sorted(root.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")), reverse=True):
+        try:
+            files = list(load_checkpoint(path, ranks=ranks).files.values())[ranks.rank :: ranks.world]
+        except CheckpointError:
+            ill.append(path)
+            continue
+        if not ranks.any(any(count_not_finite(array.values) for arrays in files for array in arrays.values())):
+            return path, ill
+        ill.append(path)
+    return None, ill

@@ -1,0 +1,123 @@
+"""A timeline of a few training steps, `profile/trace.json` in the run folder, for https://ui.perfetto.dev or chrome://tracing.
+
+It has two groups of rows on one clock: what the loop does (feed, step, metrics, evaluation, save), and the operators of the graph
+as MindSpore's profiler saw them. The first step, which compiles, is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from mindspore.profiler import ProfilerActivity, profile, tensorboard_trace_handler
+
+from pangu_sigma.sealed import write_atomically
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "profile"
+TRACE = "trace.json"
+STEPS = 5
+"""Steps in a timeline."""
+_LOOP_ROWS = 1
+"""Number of the group of rows of the loop; MindSpore's begin with 2."""
+
+
+class NoTimeline:
+    """A timeline that writes nothing."""
+
+    def __enter__(self) -> NoTimeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write nothing: nothing was seen."""
+
+    def span(self, name: str) -> AbstractContextManager[None]:
+        """A block of the loop's work, called `name`."""
+        return nullcontext()
+
+    def step_done(self, step: int) -> None:
+        """Note that a step, and what the loop does after it, is done."""
+
+
+class Timeline(NoTimeline):
+    """The timeline of the steps after the first of this process. Use as a context manager: a run may end before all are taken."""
+
+    def __init__(self, run: Path, start: int):
+        """run: the run folder. start: the number of steps that are done already."""
+        self._folder, self._start = run / FOLDER, start
+        self._events: list[dict[str, Any]] = []
+        self._profiler: Any = None
+        self._begun = 0
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        started = time.time_ns()
+        try:
+            yield
+        finally:
+            if self._profiler is not None and started >= self._begun:
+                nanoseconds = time.time_ns() - started
+                self._events.append(
+                    {
+                        "ph": "X",
+                        "name": name,
+                        "pid": _LOOP_ROWS,
+                        "tid": 0,
+                        "ts": (started - self._begun) / 1000,
+                        "dur": nanoseconds / 1000,
+                    }
+                )
+
+    def step_done(self, step: int) -> None:
+        done = step - self._start
+        if done == 1:
+            self._begin()
+        elif done == 1 + STEPS:
+            self._write()
+
+    def _begin(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        self._profiler = profile(
+            activities=[ProfilerActivity.CPU], on_trace_ready=tensorboard_trace_handler(str(self._folder))
+        )
+        self._profiler.start()
+        self._begun = time.time_ns()
+
+    def _write(self) -> None:
+        """Stop, and write what was seen, once."""
+        if self._profiler is None:
+            return
+        self._profiler.stop()
+        self._profiler = None
+        if not self._events:  # the run ended with its first step
+            shutil.rmtree(self._folder)
+            logger.warning("no timeline: this run took no step after its first, which compiles")
+            return
+        named = {"ph": "M", "name": "process_name", "pid": _LOOP_ROWS, "tid": 0, "args": {"name": "training loop"}}
+        events = [named, *self._events]
+        for file in self._folder.glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json"):
+            events += [self._on_our_clock(event) for event in json.loads(file.read_text(encoding="utf-8"))]
+        write_atomically(self._folder / TRACE, json.dumps(events).encode())
+        logger.info("timeline of %d steps: %s; open it in https://ui.perfetto.dev", STEPS, self._folder / TRACE)
+
+    def _on_our_clock(self, event: dict[str, Any]) -> dict[str, Any]:
+        """An event of MindSpore, whose times are texts of microseconds since 1970, which no float holds exactly."""
+        if "ts" not in event:
+            return event
+        return {
+            **event,
+            "ts": float(Decimal(event["ts"]) - Decimal(self._begun) / 1000),
+            "dur": float(event.get("dur", 0)),
+        }
