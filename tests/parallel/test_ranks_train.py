@@ -46,6 +46,8 @@ def four_domains(tiny_data, tmp_path_factory) -> Path:
     folder = shutil.copytree(tiny_data, tmp_path_factory.mktemp("four") / "prepared")
     for file in list(folder.glob("en.*")):
         shutil.copy(file, folder / file.name.replace("en.", "more.", 1))
+    frequencies_DV = np.load(folder / "frequencies.npy")
+    np.save(folder / "frequencies.npy", frequencies_DV[[0, 1, 2, 1]])
     domains = load_manifest(folder).domains
     reseal(folder, domains={**domains, "more": domains["en"]})
     return folder
@@ -128,6 +130,11 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert (b["tokens"], b["load_max_over_mean"], b["dropped"]) == (a["tokens"], a["load_max_over_mean"], 0)
     for a, b in zip(lines(expected, "evaluation"), lines(found, "evaluation"), strict=True):
         assert b["per_domain_loss"] == pytest.approx(a["per_domain_loss"], rel=1e-5)
+        for key in ("held_out", "samples", "tokens", "bytes", "unigram"):
+            assert b[key] == a[key], key
+        for name, units in a["per_sample"].items():
+            assert b["per_sample"][name]["tokens"] == units["tokens"]
+            assert b["per_sample"][name]["nats"] == pytest.approx(units["nats"], rel=1e-5)
     assert lines(expected, "load") == lines(found, "load")
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.losses import held_out
 
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.train import metrics
-from pangu_sigma.train.losses import HeldOutLoss
 from pangu_sigma.train.metrics import TRAFFIC, MetricsLog, StepMetrics, load_max_over_mean, read_metrics
 
 DOMAINS = ["zh", "en"]
@@ -32,13 +32,6 @@ def step_metrics(step: int, **changes) -> StepMetrics:
         "dropped": step % 4,
     }
     return StepMetrics(**{**values, **changes})
-
-
-def held_out(**nats: float) -> dict[str, HeldOutLoss]:
-    """Losses over two samples of 10 tokens and 20 bytes, the first 1 nat a token above the mean."""
-    of_two = {name: np.array([10 * n + 10, 10 * n - 10]) for name, n in nats.items()}
-    sizes = np.array([10.0, 10.0]), np.array([20.0, 20.0])
-    return {name: HeldOutLoss(nats_U, *sizes, unigram=4.0, digest="d") for name, nats_U in of_two.items()}
 
 
 def run(folder: Path, steps: range, resumed_step: int = 0) -> None:

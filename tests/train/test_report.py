@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.losses import held_out
 from matplotlib import image
 
 from pangu_sigma.train import report
@@ -21,7 +22,7 @@ def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, eva
             load_NK = rng.integers(0, 50, (layers, experts * len(domains)))
             log.record(StepMetrics(step, 5.0 / step, losses, 1e-3, 1.0, 1.0, False, 100, load_NK))
         if evaluate:
-            log.evaluation(6, dict.fromkeys(domains, 1.0))
+            log.evaluation(6, held_out(**dict.fromkeys(domains, 1.0)))
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from pangu_sigma.train.summary import differences, format_comparison, format_summary, summarise
 
-    summary = summarise(options.run)
+    summary = summarise(options.run, options.against or [])
     if options.against is None:
         show(summary, format_summary(summary), options.json)
     else:

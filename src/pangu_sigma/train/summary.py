@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ _FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
 """What a summary has of a domain's last evaluation beside its loss."""
 
 
-def summarise(path: Path) -> dict[str, Any]:
+def summarise(path: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
     """The summary of a run, as plain values.
 
     It holds held-out losses (nats per token) before and after, by domain; the standard error of the one after, the loss of counting
     the same tokens, and bits per byte, which are None in runs of earlier versions; tokens per second; the load of the fullest
     expert over the mean; the number of rows dropped beyond an expert's capacity; and what the prefetcher moved (medians of the log
-    lines; None without one). A loss that was not finite is None.
+    lines; None without one). A loss that was not finite is None. The report is written anew.
+
+    others: runs whose curves are drawn beside those of this one.
 
     Raises ConfigError when the run has not reached its first checkpoint.
     """
@@ -58,7 +61,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "skipped": sum(line.get("skipped", 0) for line in lines if line["kind"] == "step"),
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
         "checkpoint": str(run.latest),
-        "report": str(write_report(path)),
+        "report": str(write_report(path, others)),
     }
 
 
