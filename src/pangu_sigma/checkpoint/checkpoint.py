@@ -30,7 +30,7 @@ from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, decode_parts, 
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, write_arrays
 from pangu_sigma.errors import UserError
 from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
-from pangu_sigma.sealed import UNFINISHED, as_json, fingerprint, sealed, sync
+from pangu_sigma.sealed import UNFINISHED, DamagedFile, as_json, check_file_list, fingerprint, sealed, sync
 
 logger = logging.getLogger(__name__)
 
@@ -291,8 +291,12 @@ def _load_directory(path: Path, expected: Identity | None, ranks: Ranks) -> Chec
     if expected is not None:
         _refuse_other(path, identity, expected)
     names = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
-    files = {name: _read_arrays(path / f"{name}.safetensors") for name in names}
-    return Checkpoint(manifest["step"], json.loads((path / STATE).read_bytes()), identity, files)
+    try:
+        files = {name: _read_arrays(path / f"{name}.safetensors") for name in names}
+        state = json.loads((path / STATE).read_bytes())
+    except (DamagedFile, ValueError, RecursionError) as error:  # it has its hash, and is not what a save writes
+        raise DamagedCheckpoint(f"{path}: {error}; use another checkpoint") from error
+    return Checkpoint(manifest["step"], state, identity, files)
 
 
 def _read_arrays(file: Path) -> dict[str, SavedArray]:
@@ -311,17 +315,30 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         content = file.read_bytes()
         manifest = json.loads(content)
         body = {key: value for key, value in manifest.items() if key != "manifest"}
+        again = sealed(body)
     except OSError as error:
         raise DamagedCheckpoint(f"{file}: {error.strerror}; use another checkpoint") from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{file}: is not the JSON that was saved; use another checkpoint") from error
-    if sealed(body) != content:
+    if again != content:
         raise DamagedCheckpoint(f"{file}: its content does not match its own hash; use another checkpoint")
-    if body["format"] != FORMAT:
+    if body.get("format") != FORMAT:
         raise CheckpointError(
-            f"{file}: checkpoint format {body['format']}, this version reads {FORMAT}; use the version that wrote it"
+            f"{file}: checkpoint format {body.get('format')!r}, this version reads {FORMAT}; use the version that wrote it"
         )
+    _check_body(file, body)
     return body
+
+
+def _check_body(file: Path, body: dict[str, Any]) -> None:
+    """Raise DamagedCheckpoint for a manifest that carries its own hash and that no save has written."""
+    try:
+        check_file_list(file, body.get("files"), "use another checkpoint")
+        Identity(**body["identity"])
+    except (DamagedFile, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{file}: is no manifest of a checkpoint ({error}); use another checkpoint") from error
+    if type(body.get("step")) is not int or STATE not in body["files"]:
+        raise DamagedCheckpoint(f"{file}: names no step or no {STATE}; use another checkpoint")
 
 
 def _verify(file: Path, recorded: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from pangu_sigma.sealed import DamagedFile
+
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -27,6 +29,14 @@ _DTYPES = {
 }
 _CHUNK = 64 << 20
 """Bytes written between two calls of `after_chunk`."""
+_MOST_HEADER = 100 << 20
+"""Bytes of the largest header, as in the library."""
+_MOST_AXES, _MOST_BYTES = 32, 1 << 62
+"""What NumPy takes of axes, and of bytes with room to spare."""
+
+
+class DamagedArrays(DamagedFile, ValueError):
+    """A safetensors file that is not what its header says."""
 
 
 def write_arrays(
@@ -79,32 +89,61 @@ def _header(
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a file: what it says about itself."""
-    return _read_header(path)[1].get("__metadata__", {})
+    """The metadata of a file: what it says about itself. Raises DamagedArrays as `map_arrays` does."""
+    metadata = _read_header(path)[1].get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise DamagedArrays(f"{path}: its metadata are not texts by name")
+    return metadata
 
 
 def map_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, mapped: read when they are touched; writing to one changes memory and never the file.
 
-    Raises ValueError when the file is not what its header says.
+    Raises DamagedArrays when the file is not what its header says.
     """
     start, header = _read_header(path)
     header.pop("__metadata__", None)
+    size = path.stat().st_size
     arrays: dict[str, np.ndarray] = {}
     for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{path}: {name} is {entry['dtype']}, which is not read here")
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        dtype, shape, begin, end = _entry(path, name, entry)
+        if start + end > size:
+            raise DamagedArrays(f"{path}: {name} ends at byte {start + end}, the file has {size} bytes")
         # a map of no bytes cannot be made everywhere
         arrays[name] = np.memmap(path, dtype, "c", start + begin, shape) if end > begin else np.empty(shape, dtype)
-        if arrays[name].nbytes != end - begin:
-            raise ValueError(f"{path}: {name} of shape {entry['shape']} has {end - begin} bytes")
     return arrays
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """Dtype, shape and extent of an array, from its entry in the header."""
+    try:
+        kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        known = kind in _DTYPES
+        counted = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedArrays(f"{path}: the header has no dtype, shape and data_offsets of {name}") from error
+    if not known:
+        raise DamagedArrays(f"{path}: {name} is {kind}, which is not read here")
+    dtype = np.dtype(_DTYPES[kind])
+    # so that even an array without values has a shape that NumPy takes
+    if not counted or len(shape) > _MOST_AXES or math.prod(max(1, n) for n in shape) * dtype.itemsize > _MOST_BYTES:
+        raise DamagedArrays(f"{path}: {name} has a shape or offsets that cannot be")
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise DamagedArrays(f"{path}: {name} of shape {entry['shape']} has {end - begin} bytes")
+    return dtype, shape, begin, end
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
     """The offset at which the arrays begin, and the header."""
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        return 8 + length, json.loads(stream.read(length))
+        if length > min(path.stat().st_size, _MOST_HEADER):
+            raise DamagedArrays(f"{path}: its header of {length} bytes is not in the file")
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedArrays(f"{path}: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise DamagedArrays(f"{path}: its header holds a {type(header).__name__}")
+    return 8 + length, header
