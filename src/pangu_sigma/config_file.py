@@ -20,6 +20,8 @@ MOST_BYTES = 256 << 10
 """Largest file: one with 1,024 domains has half of it. PyYAML reads so much in a second or two."""
 MOST_NODES = 100_000
 """Most values and keys, each use of an alias counted: nine lines of aliases can stand for a billion of them."""
+MOST_NESTED = 100
+"""Most brackets inside of each other; the tree of a configuration has four levels."""
 _SHOWN_PROBLEMS = 20
 """Number of problems that a message lists; a file of another kind has thousands."""
 
@@ -33,6 +35,11 @@ class _Loader(yaml.SafeLoader):
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is written twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level >= MOST_NESTED:  # each bracket costs PyYAML a look at all that are open
+            raise yaml.scanner.ScannerError(None, None, "brackets are nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(token)
 
 
 _Loader.add_implicit_resolver(

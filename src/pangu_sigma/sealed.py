@@ -44,7 +44,7 @@ def verify(file: Path, recorded: dict[str, Any], fix: str) -> None:
     """Raise DamagedFile if a file is missing, or not the one whose fingerprint was recorded. fix: what the user can do."""
     try:
         if not file.is_file():  # a pipe or a device in its place has no end
-            raise OSError(errno.ENOENT, "no such file")
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         found = fingerprint(file)
     except OSError as error:
         raise DamagedFile(f"{file}: {error.strerror}; {fix}") from error

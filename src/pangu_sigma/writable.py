@@ -21,6 +21,8 @@ def check_folder_writable(folder: Path, option: str) -> None:
     fix = f"name another folder with {option}"
     existing = folder.absolute()
     try:
+        if "\0" in str(folder):
+            raise ValueError("a name has no null byte")
         while not existing.exists():
             existing = existing.parent
         # permissions do not tell: root may do everything, but not on a read-only or full file system, or in /proc

@@ -197,3 +197,19 @@ def test_a_line_names_its_samples_and_counts_what_was_dropped(tmp_path: Path):
     assert [first["samples"], second["samples"]] == [line["samples"] for line in of_kind(tmp_path / "two", "step")]
     assert first["samples"] != second["samples"]
     assert (first["dropped"], second["dropped"]) == (6, 6)
+
+
+def test_lines_that_are_no_lines_of_a_run_are_left_out_with_a_warning(tmp_path, caplog):
+    good = b'{"kind": "step", "step": 1}'
+    bad = [
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"3",
+        b"{}",
+        b'{"kind": "step"}',
+        b'{"kind": 1, "step": 2}',
+        b'{"kind": "step", "st',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good, *bad]))
+    assert read_metrics(tmp_path) == [{"kind": "step", "step": 1}]
+    assert len(caplog.records) == len(bad)

@@ -48,9 +48,11 @@ def add_commands(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    prompts = [_prompt(text) for text in options.prompt]
-    from pangu_sigma.generate.sampling import Sampling, check_request
+    from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 
+    for text in options.prompt:
+        check_text(text, "--prompt")
+    prompts = [_prompt(text) for text in options.prompt]
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     check_request(options.max_new_tokens, options.seed)
 

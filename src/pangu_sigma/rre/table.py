@@ -111,7 +111,10 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(info) as stream:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError(f"{name} is of another version of NumPy's format")
-        shape, columns_first, dtype = np.lib.format.read_array_header_1_0(stream)
+        try:
+            shape, columns_first, dtype = np.lib.format.read_array_header_1_0(stream)
+        except Exception as error:  # it reads the header as Python's source, and fails in as many ways
+            raise ValueError(f"{name} has no header") from error
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or min(shape, default=0) < 0 or stream.tell() + size != info.file_size:
             raise ValueError(f"{name} is no array of {info.file_size} bytes")
