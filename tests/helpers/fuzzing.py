@@ -442,7 +442,7 @@ def safetensors_target(folder: Path) -> Target:
         path = put(here / "x.safetensors", case)
         with watched():
             metadata_of(path)
-            return sum(int(array.sum()) >= 0 for array in map_arrays(path).values()) >= 0
+            return all(len(array.tobytes()) == array.nbytes for array in map_arrays(path).values())
 
     return Target(
         "safetensors",
@@ -609,7 +609,7 @@ def tokenizer_target(folder: Path) -> Target:
         ),
         load,
         "damaged",
-        share=0.1,
+        share=0.05,  # parsing a model takes a second
     )
 
 
