@@ -56,7 +56,8 @@ def training_needs(config: Config) -> list[Need]:
     sequences = config.train.batch_size // min(p.stage_ranks // p.tensor, config.train.batch_size)
     tokens = sequences * m.seq_length
     scores = sequences * m.heads * m.seq_length**2
-    kept = m.layers * (scores + tokens * (4 * m.hidden + m.ffn)) + tokens * m.slot_rows
+    # the input of each layer, the scores of one of them, the logits: what is kept of the others is not counted
+    kept = m.layers * tokens * m.hidden + scores + tokens * m.slot_rows
     smaller = "model.experts_per_domain, model.rre_layers, model.ffn or model.hidden"
     return [
         Need("experts and their Adam state", stored, f"lower {smaller}, or keep them in files: ecss.store=file"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from pangu_sigma.config import ConfigError
 
-_LEAST, _MOST = 1e-6, 1e6
+_LEAST, _MOST = 1e-9, 1e9
 """Range of what logits are divided by or multiplied with: beyond it float64 may overflow, and every choice is made long before."""
 
 

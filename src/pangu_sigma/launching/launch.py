@@ -167,7 +167,7 @@ def check_numbers(job: Job) -> None:
         ("--wait", job.wait, _MOST_SECONDS),
     ):
         if not 0 <= value <= most:  # nor is NaN
-            raise LaunchError(f"{name} {value:g} is not allowed: 0 to {most:g}")
+            raise LaunchError(f"{name} {value:g} is not allowed: 0 to {most:,.0f}")
 
 
 def _check_port(address: str, port: int) -> None:
