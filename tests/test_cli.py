@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -156,7 +157,7 @@ def test_the_version_is_that_of_the_package(capsys):
 
 def test_help_tells_the_exit_statuses_once(capsys):
     assert EXIT_STATUSES in printed_and_stopped(capsys, "--help")
-    assert [int(line.split()[0]) for line in EXIT_STATUSES.splitlines()[1:]] == [0, 1, 2]
+    assert re.findall(r"^  (\d+)", EXIT_STATUSES, re.MULTILINE) == ["0", "1", "2", "130"]
 
 
 COMMANDS = [
@@ -304,3 +305,69 @@ def test_prepare_data_reads_the_users_text(file, capsys, tmp_path):
     assert json.loads((tmp_path / "none" / "manifest.json").read_text())["domains"]["en"]["train"]["documents"] == 18
     capsys.readouterr()
     assert "cannot be read" in fails(capsys, "prepare-data", file, *options, tmp_path / "b.jsonl")
+
+
+def test_json_that_cannot_be_written_is_refused_before_the_work(file, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("pangu_sigma.planning.inspect.inspect", lambda config: pytest.fail("the work has begun"))
+    target = tmp_path / "none" / "out.json"
+    message = fails(capsys, "inspect", file, "--json", target)
+    assert f"--json {target}: the folder {tmp_path / 'none'} is not there" in message
+    assert f"--json {tmp_path}: is a folder" in fails(capsys, "inspect", file, "--json", tmp_path)
+    assert "cannot write into /proc" in fails(capsys, "inspect", file, "--json", "/proc/out.json")
+
+
+def test_a_run_folder_that_cannot_be_is_refused_by_name(file, tiny_data, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert f"--run {folder}: {tmp_path / 'file'} is a file and no folder" in fails(
+            capsys, "train", file, "--run", folder
+        )
+    assert "cannot write into /proc" in fails(capsys, "train", file, "--run", "/proc/run")
+    assert "cannot write into /proc" in fails(capsys, "launch", file, "--run", "/proc/run")
+
+
+def test_training_on_ascend_without_an_npu_is_one_message(file, tiny_data, capsys, tmp_path):
+    message = fails(capsys, "train", file, "--run", tmp_path / "run", "--device", "ascend")
+    assert message.startswith("error: --device ascend: no NPU")
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_and_text_that_cannot_be_are_refused_before_a_model_is_loaded(capsys, tmp_path):
+    generate = ["generate", "--run", tmp_path / "none", "--prompt"]
+    for option, value in (("--seed", -1), ("--max-new-tokens", -5), ("--temperature", "inf"), ("--top-k", -1)):
+        name = option[2:].replace("-", "_")
+        assert f"{name}={value} is not allowed" in fails(capsys, *generate, "en:a", f"{option}={value}")
+    assert "--prompt is not Unicode text: character 3" in fails(
+        capsys, *generate, b"en:\xff".decode(errors="surrogateescape")
+    )
+
+
+def test_numbers_of_a_launch_that_cannot_be_are_refused(file, capsys):
+    for option in ("--restarts=-1", "--grace=nan", "--wait=-1"):
+        name, _, value = option.partition("=")
+        assert f"{name} {value} is not allowed" in fails(capsys, "launch", file, option)
+
+
+def test_a_disk_that_is_full_is_one_message(file, capsys, monkeypatch):
+    def full(config: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/config.yaml")
+
+    monkeypatch.setattr("pangu_sigma.planning.inspect.inspect", full)
+    assert "error: runs/a/config.yaml: No space left on device; free space" in fails(capsys, "inspect", file)
+
+
+def test_ctrl_c_and_a_reader_that_is_gone_end_without_a_traceback(file):
+    """In processes of their own, as a shell starts them."""
+    command = [sys.executable, "-m", "pangu_sigma", "inspect", str(file)]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+    code = (
+        "import os, signal, sys; from pangu_sigma.cli import main; import pangu_sigma.planning.inspect as i;"
+        "i.inspect = lambda config: os.kill(os.getpid(), signal.SIGINT); sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "inspect", str(file)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.config_faults import COMBINATIONS, FAULTS, FILES, RANGES, arguments_of, file_of, missing_words
 
+from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config, read_tree
 
@@ -59,3 +62,44 @@ def test_a_value_is_taken_as_it_is_and_no_yaml(file: Path):
 def test_a_pair_that_cannot_be_is_refused(file: Path, pair: Any, message: str):
     with pytest.raises(ConfigError, match=message):
         load_config(file, [pair])
+
+
+SAMPLE = [*FAULTS[::4], *RANGES, *COMBINATIONS, *FILES]
+"""A part of the faults; the program that tries to break everything runs all of them, each in a process of its own."""
+
+
+@pytest.mark.parametrize("fault", dict.fromkeys(SAMPLE), ids=lambda fault: fault.name)
+def test_a_fault_is_refused_in_5_seconds_with_key_and_nearest_key(fault, tmp_path, capsys):
+    started = time.process_time()
+    assert main(arguments_of(fault, file_of(fault, tmp_path))) == 2
+    assert time.process_time() - started < 5
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert missing_words(fault, captured.err) == []
+    assert len(captured.err) < 20_000, "however large the value"
+
+
+def test_aliases_are_read_where_they_are_few(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "name: small\nmodel: { hidden: 8, ffn: 16, heads: 2, dense_layers: 1, rre_layers: 0 }\n"
+        "domains: [ { name: zh, format: text }, { name: en, <<: &d { weight: 2.0 } }, { name: fr, <<: *d } ]\n"
+    )
+    assert [domain.weight for domain in load_config(path).domains] == [1.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["tiny", "PanGu Σ v0.1", "盘古", "a-b_c+d=e", "7"])
+def test_ordinary_names_are_names(file: Path, name: str):
+    assert load_config(file, [("name", name)]).name == name
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", ".x", "-x", "a/b", "a\nb", "", " a", "a\0", "~", "a" * 101])
+def test_a_name_that_decides_a_path_is_refused(file: Path, name: str):
+    with pytest.raises(ConfigError, match=r"^name: .* is not allowed: it becomes the name of a folder"):
+        load_config(file, [("name", name)])
+
+
+def test_a_number_of_any_size_is_shown_short(file: Path):
+    with pytest.raises(ConfigError, match=r"^seed: a number of 20001 bits is not allowed"):
+        load_config(file, [("seed", 1 << 20_000)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -67,7 +68,31 @@ def test_a_write_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_json_that_cannot_be_sealed_is_damage(tmp_path):
-    (tmp_path / "file").write_text('{"a": NaN}')
-    with pytest.raises(DamagedFile, match=FIX):
-        unsealed(tmp_path / "file", FIX)
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "b/../../a", "a\0"])
+def test_a_seal_that_names_files_outside_of_its_folder_is_refused(tmp_path, name):
+    (tmp_path / SEAL).write_bytes(sealed({"files": {name: {"bytes": 1, "xxh3_128": "0"}}}))
+    with pytest.raises(DamagedFile, match="is no file of this folder"):
+        check_folder(tmp_path, "restore it")
+
+
+@pytest.mark.parametrize("files", [None, [], {"a": None}, {"a": {"bytes": 1}}])
+def test_a_seal_without_fingerprints_is_refused(tmp_path, files):
+    (tmp_path / SEAL).write_bytes(sealed({"files": files}))
+    with pytest.raises(DamagedFile, match=r"lists no files|has no fingerprint of a"):
+        check_folder(tmp_path, "restore it")
+
+
+def test_what_json_cannot_hold_is_no_sealed_file(tmp_path):
+    for text in ('{"a": NaN}', '{"a": 1e999}', "[" * 100_000, "3"):
+        (tmp_path / "x").write_text(text)
+        with pytest.raises(DamagedFile, match="is not the JSON that was written"):
+            unsealed(tmp_path / "x", "restore it")
+
+
+def test_a_pipe_in_place_of_a_file_is_damage_and_no_wait(tmp_path):
+    (tmp_path / "a").write_text("a")
+    seal_folder(tmp_path, ["a"], {})
+    (tmp_path / "a").unlink()
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(DamagedFile, match="No such file"):
+        check_folder(tmp_path, "restore it")

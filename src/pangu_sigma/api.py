@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pangu_sigma import config_file
+from pangu_sigma.ascend.supported import check_machine
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import UserError as UserError  # one of the promised names
+from pangu_sigma.generate.sampling import check_text
 from pangu_sigma.generate.score import Score
+from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.shipped import config_path
+from pangu_sigma.writable import check_folder_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +72,13 @@ def run_training(config: Config, run: AnyPath, device: Device = "cpu", profile: 
 
     profile: True to write a timeline of some steps into the run folder.
     """
+    if device not in ("cpu", "ascend"):
+        raise ConfigError(f"device={device!r} is not known; use 'cpu' or 'ascend'")
+    if device == "cpu":
+        check_training_fits(config)
+    else:
+        check_machine()
+    check_folder_writable(Path(run), "--run")
     from pangu_sigma.device import one_thread
     from pangu_sigma.train.backend import Backend, CpuBackend
     from pangu_sigma.train.loop import train
@@ -77,8 +88,6 @@ def run_training(config: Config, run: AnyPath, device: Device = "cpu", profile: 
         from pangu_sigma.ascend.backend import AscendBackend
 
         backend = AscendBackend()
-    elif device != "cpu":
-        raise ConfigError(f"device={device!r} is not known; use 'cpu' or 'ascend'")
     with one_thread:
         return train(config, Path(run), backend, profile)
 
@@ -89,6 +98,8 @@ def inherit(parent: AnyPath, config: Config, run: AnyPath) -> Receipt:
     Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `run` exists, and for a parent that is
     sparse or of another shape.
     """
+    check_training_fits(config)
+    check_folder_writable(Path(run), "--run")
     from pangu_sigma.device import one_thread
     from pangu_sigma.inherit.from_dense import inherit as inherit_dense
 
@@ -186,6 +197,7 @@ class Model:
         """
         of = self._domain(domain)
         if isinstance(text_or_ids, str):
+            check_text(text_or_ids, "the text")
             ids = self.predictor.tokenizer.prompt(text_or_ids, of)
         else:
             ids = [int(token) for token in text_or_ids]

@@ -12,13 +12,16 @@ from typing import Any
 
 import pangu_sigma
 from pangu_sigma.commands import launching, models, tools, training
+from pangu_sigma.commands.options import check_json
 from pangu_sigma.errors import exit_status
 
 EXIT_STATUSES = """\
 exit status:
   0  done
-  1  a check failed (doctor, plan --compile), or something broke: a bug, shown with its traceback
-  2  something that you can fix, said in one message"""
+  1  a check failed (doctor; a plan that does not fit, or compiles to something else), or something broke: a bug, shown
+     with its traceback
+  2  something that you can fix, said in one message
+  130, 141  interrupted (Ctrl-C); nobody reads the output any more"""
 """How commands end; `errors.exit_status` tells the last from the others."""
 
 
@@ -26,7 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status, one of EXIT_STATUSES."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    return exit_status(lambda: options.run_command(options))
+    return exit_status(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    check_json(options)
+    return options.run_command(options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,10 +7,12 @@ imported.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pangu_sigma.errors import UserError
 
@@ -25,31 +27,49 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+# Upper bounds are far above any real model. They exist so that a slip of the pen is an error here and not a loop or an allocation
+# without end; whether a model fits the machine is asked elsewhere (host_memory.py, planning/).
+MOST = 10**12
+"""Largest number of anything that is only counted, such as steps: about 10⁵ times those of the paper's run."""
+MOST_RANKS = 1 << 20
+"""Largest number of ranks; the paper's run had 512."""
+MOST_ROWS = 1 << 26
+"""Largest number of rows of all embedding slots together, 67 million: each has its token in a table in memory. The paper's run has
+about 138,000 (derived)."""
+
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+NonNegative = Annotated[int, Field(ge=0, le=MOST)]
+Width = Annotated[int, Field(ge=1, le=1 << 20)]
+"""A size of the network, of a batch or of the cluster: at most 1,048,576; the paper's largest is its FFN, of 20,480."""
+Layers = Annotated[int, Field(ge=0, le=10_000)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+"""A seed, of 32 bits: NumPy, which MindSpore hands it to, takes no more."""
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
+"""A number that float32 holds, with room to be multiplied."""
+FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 
 
 class ModelConfig(Section):
     """The network: L dense layers inherited from PanGu-α, then N layers whose FFN is Random Routed Experts."""
 
-    hidden: Positive
+    hidden: Width
     """H, width of the residual stream."""
-    ffn: Positive
+    ffn: Annotated[int, Field(ge=1, le=1 << 22)]
     """F, inner width of the FFN, of a dense layer and of one expert alike."""
-    heads: Positive
+    heads: Width
     """Attention heads; hidden must be divisible by it."""
-    dense_layers: NonNegative
+    dense_layers: Layers
     """M, the number of lower layers, which all domains share."""
-    rre_layers: NonNegative
+    rre_layers: Layers
     """N, the number of upper layers, whose FFN is routed. The last of all layers is PanGu-α's query layer:
     one of these when N > 0."""
-    experts_per_domain: Positive = 1
-    """Experts of one domain in one RRE layer; a layer stores (number of domains) times this many."""
-    seq_length: Positive = 1024
+    experts_per_domain: Annotated[int, Field(ge=1, le=32_767)] = 1
+    """Experts of one domain in one RRE layer; a layer stores (number of domains) times this many.
+    At most 32,767: routing tables count them in 16 bits."""
+    seq_length: Width = 1024
     """S, tokens in a sample, and rows of both position tables."""
-    slot_rows: Positive = 40_000
+    slot_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 40_000
     """R, word-embedding rows in each embedding slot, and so the classes that a domain's output head chooses from."""
     dropout: Rate = 0.0
     """Probability of dropping a value, at embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1,
@@ -78,13 +98,13 @@ class ModelConfig(Section):
 class DomainConfig(Section):
     """A domain: a group of experts, an embedding slot, a sample format."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
     format: Literal["text", "bilingual", "code"] = "text"
     """`text`: the text, then <eot>. `bilingual`: language tag before each side. `code`: language tag, then the code."""
     language: Literal["zh", "en", "mixed", "python", "java"] = "en"
     """Language of the text, which decides its segmentation. `zh`: PanGu-α's model. `en`, `python`, `java`: the English pieces.
     `mixed`: PanGu-α's model for Chinese script, the English pieces for everything else."""
-    slot: str = "shared"
+    slot: Annotated[str, Field(max_length=100)] = "shared"
     """Name of the embedding slot; domains with the same name share one."""
     weight: PositiveFloat = 1.0
     """Weight of the domain in the training samples, relative to the other domains' weights."""
@@ -93,9 +113,9 @@ class DomainConfig(Section):
 class VocabularyConfig(Section):
     """PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces."""
 
-    english_pieces: Positive = 8_000
+    english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
     """Number of English pieces to learn from the English and code text; one that PanGu-α has already is not added again."""
-    english_model: str | None = None
+    english_model: FilePath | None = None
     """Path of a SentencePiece model with the English pieces; null: learn them."""
     byte_fallback: bool = True
     """true: bytes spell characters of Chinese text that have no piece or no row in the slot, and those that PanGu-α leaves out,
@@ -109,7 +129,7 @@ class RoutingConfig(Section):
     table: Literal["random", "balanced"] = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
     ids are packed by their frequency, and the most frequent are spread over several experts (our choice)."""
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """Layer l draws its table from seed + l."""
 
 
@@ -121,9 +141,9 @@ class EcssConfig(Section):
     false: every expert is an ordinary parameter of the device with ordinary Adam, for comparison."""
     store: Literal["host", "file"] = "host"
     """`host`: experts are kept in memory. `file`: in files mapped into memory, for more experts than memory holds; same results."""
-    path: str | None = None
+    path: FilePath | None = None
     """Folder of the files of `store: file`; null: `experts` in the run folder."""
-    cache_gib: PositiveFloat = 4.0
+    cache_gib: Annotated[float, Field(gt=0.0, le=1e6)] = 4.0
     """GiB of the files of `store: file` that may stay in memory; the experts used longest ago are let go."""
     prefetch: bool = True
     """true: while a step computes, the experts of the next step are copied, except those that are there already because both steps
@@ -143,15 +163,15 @@ class EcssConfig(Section):
 class DataConfig(Section):
     """Text, and how samples of several domains make a batch."""
 
-    path: str = "data/prepared"
+    path: FilePath = "data/prepared"
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
     max_mib_per_domain: PositiveFloat | None = None
     """MiB of text, as UTF-8, that `prepare-data` keeps of a domain at most; null: all of your own text, 6 MiB of packaged text."""
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
-    domains_per_step: Positive = 1
+    domains_per_step: Width = 1
     """Number of blocks of a batch. Each block holds samples of one domain, so a step has at most this many domains."""
-    domain_sets: Positive = 1
+    domain_sets: Width = 1
     """Number of sets into which the domains are divided: equally many domains in each, of near-equal weight. Block m of a batch
     draws its domain from set m modulo this number. Groups of ranks store whole sets, so each group has samples in every step. The
     key is here and not in `parallel` because it decides the order of samples, which is the same on any number of ranks."""
@@ -162,7 +182,7 @@ class OptimizerConfig(Section):
 
     peak_lr: PositiveFloat = 1e-4
     """Highest learning rate, after the warm-up."""
-    end_lr: Annotated[float, Field(ge=0.0)] = 2e-5
+    end_lr: Annotated[float, Field(ge=0.0, le=1e30)] = 2e-5
     """Last learning rate; at most `peak_lr`."""
     warmup_steps: NonNegative = 5_000
     """Updates in which the rate rises from 0 to `peak_lr` in a straight line."""
@@ -176,7 +196,7 @@ class OptimizerConfig(Section):
     """ε of dense parameters (paper)."""
     eps_experts: PositiveFloat = 1e-20
     """ε of experts (paper), whose gradients are smaller. In float32 it is no more than a guard against 0/0."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0.0, le=1e30)] = 0.01
     """Decay of weights in a step, times the learning rate; biases and LayerNorm have none (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
     """Limit of the norm of all gradients together, of dense parameters and active experts; larger ones are scaled down to it."""
@@ -186,16 +206,16 @@ class ParallelConfig(Section):
     """The ranks of a run, one process and one device each: stages · groups · expert · data · tensor of them. The last varies
     fastest, so that the ranks of a tensor group share a host."""
 
-    stages: Positive = 1
+    stages: Width = 1
     """Number of pipeline stages. Each has some of the network's layers, on ranks of its own; the `train.accumulation`
     micro-batches of an update go through the stages one after another. Only on Ascend."""
-    groups: Positive = 1
+    groups: Width = 1
     """Number of groups of ranks. Each stores the experts of its own sets of domains and takes their blocks of a batch."""
-    expert: Positive = 1
+    expert: Width = 1
     """Number of ranks in a group among which the experts of every domain are divided; tokens travel among them by all-to-all."""
-    data: Positive = 1
+    data: Width = 1
     """Number of replicas, experts included. Each takes other sequences of every block."""
-    tensor: Positive = 1
+    tensor: Width = 1
     """Number of ranks that share every matrix: attention heads, FFN columns and rows (op-level parallelism, as PanGu-α).
     Only on Ascend."""
     optimizer: bool = True
@@ -206,11 +226,17 @@ class ParallelConfig(Section):
     time. false: keep everything. Only on Ascend."""
     fusion_mib: NonNegative = 64
     """MiB of gradients that are summed over ranks together; 0: each gradient by itself."""
-    capacity_factor: PositiveFloat = 2.0
+    capacity_factor: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
     """Number of rows that a rank can send to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor`, which are known before the step. `refuse`: the run ends with an error that names
     the factor needed. `drop`: these rows skip the FFN; they are counted and reported."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> ParallelConfig:
+        if self.ranks > MOST_RANKS:
+            raise ValueError(f"its axes make {self.ranks} ranks; at most {MOST_RANKS} are possible, lower them")
+        return self
 
     @property
     def stage_ranks(self) -> int:
@@ -255,9 +281,9 @@ class TrainConfig(Section):
 
     steps: Positive = 1_000
     """Number of steps of the run."""
-    batch_size: Positive = 8
+    batch_size: Width = 8
     """Number of sequences in a micro-batch, over all ranks: one forward-backward pass."""
-    accumulation: Positive = 1
+    accumulation: Width = 1
     """Number of micro-batches whose gradients make one update; each token counts the same."""
     compute_dtype: Literal["float32", "float16"] = "float32"
     """Precision of matrix products; parameters are float32. `float16` is for Ascend 910, which has no bfloat16."""
@@ -307,10 +333,11 @@ class Config(Section):
     """The whole tree."""
 
     name: str
-    seed: NonNegative = 0
+    """Name of the run, and of its folder: `runs/<name>` unless --run names another."""
+    seed: Seed = 0
     """Seed of initialisation, dropout and sample order."""
     model: ModelConfig
-    domains: Annotated[list[DomainConfig], Field(min_length=1)]
+    domains: Annotated[list[DomainConfig], Field(min_length=1, max_length=1_024)]
     vocabulary: VocabularyConfig = VocabularyConfig()
     routing: RoutingConfig = RoutingConfig()
     ecss: EcssConfig = EcssConfig()
@@ -318,10 +345,19 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
 
+    @field_validator("name")
+    @classmethod
+    def _no_path(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w .+=-]{0,99}", name):
+            raise ValueError(
+                f"{name[:100]!r} is not allowed: it becomes the name of a folder, so use 1 to 100 letters, digits, '_', '-', '.', "
+                "'+', '=' and blanks, a letter or digit first"
+            )
+        return name
+
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        names = [d.name for d in self.domains]
-        twice = sorted({n for n in names if names.count(n) > 1})
+        twice = sorted(name for name, times in Counter(d.name for d in self.domains).items() if times > 1)
         if twice:
             raise ValueError(f"domains: name {twice[0]!r} is used more than once; names must be different")
         if self.ecss.moments == "bfloat16" and self.train.optimizer.beta2 > 0.99:
@@ -338,6 +374,12 @@ class Config(Section):
         if blocks > len(self.domains):
             raise ValueError(
                 f"data.domains_per_step={blocks} is more than the {len(self.domains)} domains; lower it to at most that"
+            )
+        rows = self.slots * self.model.slot_rows
+        if rows > MOST_ROWS:
+            raise ValueError(
+                f"model.slot_rows={self.model.slot_rows} in {self.slots} slots is {rows} rows; at most {MOST_ROWS} can be counted, "
+                "lower it or let domains share slots"
             )
         self._check_divisible()
         self._check_stages()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -14,16 +16,30 @@ from pydantic import BaseModel, ValidationError
 
 from pangu_sigma.config import Config, ConfigError
 
+MOST_BYTES = 256 << 10
+"""Largest file: one with 1,024 domains has half of it. PyYAML reads so much in a second or two."""
+MOST_NODES = 100_000
+"""Most values and keys, each use of an alias counted: nine lines of aliases can stand for a billion of them."""
+MOST_NESTED = 100
+"""Most brackets inside of each other; the tree of a configuration has four levels."""
+_SHOWN_PROBLEMS = 20
+"""Number of problems that a message lists; a file of another kind has thousands."""
+
 
 class _Loader(yaml.SafeLoader):
     """Loader of YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, and a key written twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
+        times = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [key for key, count in times.items() if count > 1]
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is written twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level >= MOST_NESTED:  # each bracket costs PyYAML a look at all that are open
+            raise yaml.scanner.ScannerError(None, None, "brackets are nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(token)
 
 
 _Loader.add_implicit_resolver(
@@ -46,11 +62,17 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
     Raises ConfigError for a missing file, broken YAML, or an override that is not `key=value` or whose key cannot be.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            tree = yaml.load(file, _Loader)
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    if len(content) > MOST_BYTES:
+        raise ConfigError(
+            f"configuration {path} has more than {MOST_BYTES:,} bytes; it is something else, check the path"
+        )
+    try:
+        tree = _parse_yaml(content.decode("utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"configuration {path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(tree).__name__}")
@@ -69,7 +91,11 @@ def parse_config(tree: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        problems = error.errors(include_url=False)
+        lines = [_explain(problem) for problem in problems[:_SHOWN_PROBLEMS]]
+        if len(problems) > len(lines):
+            lines.append(f"… and {len(problems) - len(lines)} more problems")
+        raise ConfigError("\n".join(lines)) from None
 
 
 def dump_config(config: Config) -> str:
@@ -80,11 +106,64 @@ def dump_config(config: Config) -> str:
 def _key_and_value(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {text!r} is not key.path=value, for example --set train.steps=100")
+        raise ConfigError(f"--set {_short(text)} is not key.path=value, for example --set train.steps=100")
     try:
-        return key, yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {value!r} is not a YAML value: {error}") from error
+        return key, _parse_yaml(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"--set {key}: {_short(value)} is not a YAML value: {error}") from error
+
+
+def _parse_yaml(text: str) -> Any:
+    """The value of a YAML document. Raises YAMLError or ValueError, also for what would take all time or memory to build."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (count := _nodes(node, {})) > MOST_NODES:
+            raise ValueError(f"its aliases stand for {count:,} values; at most {MOST_NODES:,} are read")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("brackets or sections are nested too deeply") from None
+    except (
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+    ) as error:  # PyYAML's answer to `!!int ""` and its like
+        raise ValueError(f"a value is not of the kind that its tag names ({type(error).__name__}: {error})") from error
+    finally:
+        loader.dispose()
+
+
+def _nodes(node: yaml.Node, counted: dict[int, int | None]) -> int:
+    """Number of nodes that a node stands for when every alias is written out.
+
+    counted: the numbers of the nodes that were met before, by identity; None while the node is being counted.
+    """
+    if id(node) in counted:
+        number = counted[id(node)]
+        if number is None:
+            raise ValueError("an alias stands inside of what it names")
+        return number
+    counted[id(node)] = None
+    inner: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+    if isinstance(node, yaml.MappingNode):
+        inner = [one for pair in inner for one in pair]
+    counted[id(node)] = number = 1 + sum(_nodes(one, counted) for one in inner)
+    return number
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it: at most some two hundred characters, however large it is."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxlong = shown.maxother = 200
+    shown.maxlevel = shown.maxdict = shown.maxlist = 4
+    try:
+        text = shown.repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= 400 else f"{text[:400]}…"
 
 
 def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:
@@ -104,32 +183,33 @@ def _step_into(node: Any, key: str, named: str) -> Any:
         return node[_list_index(node, key, named)]
     child = node.setdefault(key, {})
     if not isinstance(child, dict | list):
-        raise ConfigError(f"{named}: {key} holds the value {child!r}, not a section with keys of its own")
+        raise ConfigError(f"{named}: {key} holds the value {_short(child)}, not a section with keys of its own")
     return child
 
 
 def _list_index(node: list[Any], key: str, named: str) -> int:
-    if not key.isdigit() or int(key) >= len(node):
-        raise ConfigError(f"{named}: {key!r} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
+    if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < len(node)):
+        raise ConfigError(f"{named}: {_short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
     return int(key)
 
 
 def _explain(problem: Any) -> str:
     """The line for one pydantic error that tells a user what to do."""
-    path = ".".join(str(key) for key in problem["loc"]) or "configuration"
+    path = ".".join(str(key)[:100] for key in problem["loc"]) or "configuration"
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         allowed = _keys_at(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(str(problem["loc"][-1])[:100], allowed, n=1, cutoff=0.0)
         return (
-            f"{path}: unknown key (value {value!r}); nearest valid key: {near[0]}; allowed here: {', '.join(allowed)}"
+            f"{path}: unknown key (value {_short(value)}); nearest valid key: {near[0]}; "
+            f"allowed here: {', '.join(allowed)}"
         )
     if kind == "missing":
         return f"{path}: required key is missing; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{path}: {message}"
-    return f"{path}: {value!r} is not allowed: {message}"
+    return f"{path}: {_short(value)} is not allowed: {message}"
 
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:

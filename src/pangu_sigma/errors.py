@@ -1,16 +1,38 @@
-"""Errors that a user can mend: one base class, and those that several folders raise.
+"""Errors that a user can mend: one base class, those that several folders raise, and how a command ends with them.
 
 `UserError` stands in `ascend_ops`, whose kernels may fail to build and which imports nothing of this package.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import select
 import sys
 from collections.abc import Callable
 
 from ascend_ops.errors import UserError
 
 __all__ = ["DataError", "UserError", "exit_status"]
+
+INTERRUPTED, NO_READER = 130, 141
+"""Exit statuses after Ctrl-C, and when nobody reads the output any more: a shell's for programs that SIGINT or SIGPIPE ends."""
+
+_OF_THE_MACHINE = {
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free some of your quota on that disk",
+    errno.EROFS: "use a folder on another file system",
+    errno.EACCES: "change its permissions, or use another folder",
+    errno.EPERM: "change its permissions, or use another folder",
+    errno.EIO: "the disk fails; use another one",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ENOTDIR: "a file is where a folder must be; use another folder",
+    errno.EISDIR: "a folder is where a file must be; use another name",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENOMEM: "close other programs, or use a smaller configuration",
+}
+"""What the operating system can refuse whatever a program does, and what helps. Any other error of it, such as a missing file that
+nobody looked for, is a bug and keeps its traceback."""
 
 
 class DataError(UserError, ValueError):
@@ -20,7 +42,34 @@ class DataError(UserError, ValueError):
 def exit_status(command: Callable[[], int]) -> int:
     """The exit status of a command: its own, or 2 after one message on standard error for what the user can mend."""
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()  # here, where a reader that is gone can still be noticed
+        return status
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _say(f"error: {error}", 2)
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return NO_READER
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _say(f"error: {where}{error.strerror}; {_OF_THE_MACHINE[error.errno]}", 2)
+    except MemoryError as error:
+        return _say(f"error: memory is full ({error}); close other programs, or use a smaller configuration", 2)
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+
+
+def _reader_is_gone() -> bool:
+    """True if standard output is a pipe that nobody reads; any other broken pipe is a bug."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are always told
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _say(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status

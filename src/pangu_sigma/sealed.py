@@ -6,10 +6,11 @@ file, `seal.json`, with size and content hash of other files of the folder.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
@@ -42,6 +43,8 @@ def fingerprint(file: Path) -> dict[str, Any]:
 def verify(file: Path, recorded: dict[str, Any], fix: str) -> None:
     """Raise DamagedFile if a file is missing, or not the one whose fingerprint was recorded. fix: what the user can do."""
     try:
+        if not file.is_file():  # a pipe or a device in its place has no end
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         found = fingerprint(file)
     except OSError as error:
         raise DamagedFile(f"{file}: {error.strerror}; {fix}") from error
@@ -87,9 +90,22 @@ def seal_folder(folder: Path, names: Iterable[str], facts: dict[str, Any]) -> No
 def check_folder(folder: Path, fix: str) -> dict[str, Any]:
     """Verify every file of a sealed folder. Returns the contents of its seal; raises DamagedFile."""
     body = unsealed(folder / SEAL, fix)
+    check_file_list(folder / SEAL, body.get("files"), fix)
     for name, recorded in body["files"].items():
         verify(folder / name, recorded, fix)
     return body
+
+
+def check_file_list(file: Path, files: Any, fix: str) -> None:
+    """Raise DamagedFile unless `files`, from a sealed `file`, are fingerprints by names that stay inside of its folder."""
+    if not isinstance(files, dict):
+        raise DamagedFile(f"{file}: lists no files; {fix}")
+    for name, recorded in files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+            raise DamagedFile(f"{file}: {name[:100]!r} is no file of this folder; {fix}")
+        if not isinstance(recorded, dict) or {"bytes", "xxh3_128"} - recorded.keys():
+            raise DamagedFile(f"{file}: has no fingerprint of {name}; {fix}")
 
 
 def write_atomically(file: Path, content: bytes) -> None:

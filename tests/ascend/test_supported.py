@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from helpers.small_clusters import by_hand
 
-from pangu_sigma.ascend.supported import check_ascend
+from pangu_sigma.ascend import supported
+from pangu_sigma.ascend.supported import check_ascend, check_machine
 from pangu_sigma.config import ConfigError
+from pangu_sigma.npus import Missing
 from pangu_sigma.planning.plan import laid_out, make_plan
 from pangu_sigma.planning.text import format_plan
 
@@ -57,3 +59,13 @@ def test_a_plan_for_comparison_says_that_it_does_not_run(sections: dict[str, Any
 
 def test_experts_that_a_dense_model_does_not_have_are_no_hindrance():
     check_ascend(by_hand(model={"rre_layers": 0}, ecss={"enabled": False}))
+
+
+def test_a_machine_without_npus_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.delenv("MS_SIMULATION_LEVEL", raising=False)
+    monkeypatch.setattr(supported, "missing_for_ascend", lambda: Missing("no NPU", "install the driver"))
+    message = r"^--device ascend: no NPU; install the driver, or train on the CPU: --device cpu\. `pangu-sigma doctor --ascend`"
+    with pytest.raises(ConfigError, match=message):
+        check_machine()
+    monkeypatch.setenv("MS_SIMULATION_LEVEL", "0")
+    check_machine()

@@ -640,3 +640,27 @@ def test_arguments_that_cannot_be_saved_are_named(tmp_path: Path, arguments: dic
     with pytest.raises(CheckpointError, match=message):
         save_checkpoint(**{**whole, **arguments})
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda body: body.pop("format"), "checkpoint format None"),
+        (lambda body: body.pop("files"), "lists no files"),
+        (
+            lambda body: body["files"].update({"../../etc/passwd": {"bytes": 1, "xxh3_128": "0"}}),
+            "is no file of this folder",
+        ),
+        (lambda body: body["files"].pop("state.json"), "names no step or no state.json"),
+        (lambda body: body.update(step="3"), "names no step"),
+        (lambda body: body["identity"].update(more=1), "is no manifest of a checkpoint"),
+    ],
+)
+def test_a_manifest_with_its_own_hash_that_no_save_wrote_is_refused(tmp_path: Path, change, message: str):
+    file = save(tmp_path, 200) / "manifest.json"
+    body = json.loads(file.read_text())
+    del body["manifest"]
+    change(body)
+    file.write_bytes(sealed(body))
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(file.parent)

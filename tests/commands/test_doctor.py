@@ -10,6 +10,7 @@ import pytest
 
 from pangu_sigma.commands import doctor
 from pangu_sigma.commands.doctor import Check, format_checks, run_checks
+from pangu_sigma.npus import Missing
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -72,3 +73,44 @@ def test_the_table_shows_every_check_and_the_fix_of_a_failed_one():
         "1 of 2 checks failed",
     ]
     assert format_checks([Check("a", True, "1")]).endswith("all 1 checks passed")
+
+
+def devices(folder: Path, number: int) -> Path:
+    """A /dev with so many NPUs."""
+    for name in [f"davinci{i}" for i in range(number)]:
+        (folder / name).touch()
+    return folder
+
+
+def test_a_machine_without_an_npu_passes_unless_one_is_demanded(tmp_path: Path):
+    assert doctor._ascend(False, tmp_path, {}) == Check("Ascend", True, "no device, no CANN; runs use the CPU")
+    cann = doctor._ascend(False, tmp_path, {"ASCEND_HOME_PATH": "/cann"})
+    assert (cann.ok, cann.found) == (True, "no device, CANN in /cann; runs use the CPU")
+    demanded = doctor._ascend(True, tmp_path, {})
+    assert not demanded.ok
+    assert "no NPU" in demanded.found
+    assert "install the Ascend driver" in demanded.fix
+
+
+def test_devices_without_cann_fail_and_say_what_to_do(tmp_path: Path):
+    check = doctor._ascend(False, devices(tmp_path, 2), {})
+    assert not check.ok
+    assert check.found.startswith("2 devices, no CANN: no CANN: neither ASCEND_TOOLKIT_HOME")
+    assert "set_env.sh" in check.fix
+
+
+def test_devices_with_all_they_need_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "missing_for_ascend", lambda dev, environment: None)
+    assert doctor._ascend(True, devices(tmp_path, 8), {"ASCEND_HOME_PATH": "/cann"}).found == "8 devices, CANN in /cann"
+    monkeypatch.setattr(
+        doctor, "missing_for_ascend", lambda dev, environment: Missing("MindSpore has no plugin", "do this")
+    )
+    check = doctor._ascend(False, tmp_path, {"ASCEND_HOME_PATH": "/cann"})
+    assert (check.ok, check.fix) == (False, "do this")
+
+
+def test_a_check_that_breaks_is_a_failed_check(monkeypatch: pytest.MonkeyPatch):
+    def broken() -> Check:
+        raise OSError("no /proc")
+
+    assert doctor._results(broken) == [Check("broken", False, "OSError: no /proc", "mend what the message names")]

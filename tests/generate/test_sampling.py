@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.generate.sampling import Sampling
+from pangu_sigma.config import ConfigError
+from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 
 LOGITS = np.array([0.0, 2.0, 1.0, -np.inf, 3.0, -1.0], np.float32)
 """Best first: rows 4, 1, 2, 0, 5; row 3 stands for no token."""
@@ -116,3 +117,36 @@ def test_nan_is_no_value():
     for key in ("temperature", "top_p", "repetition_penalty"):
         with pytest.raises(ValueError, match=f"{key}=nan is not allowed"):
             Sampling(**{key: float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", [float("inf"), float("nan"), -1.0, 1e-300, "warm", None]),
+        ("top_k", [-1, 2.5, True]),
+        ("top_p", [0.0, 1.1, float("nan")]),
+        ("repetition_penalty", [0.0, float("inf"), 1e300]),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_with_its_range(name, values):
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"^{name}=.* is not allowed: "):
+            Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+def test_the_ends_of_the_range_draw_something(temperature):
+    assert Sampling(temperature, repetition_penalty=1e6).choose(LOGITS * 100, [1], np.random.default_rng(0)) != 3
+
+
+@pytest.mark.parametrize(("tokens", "seed"), [(-5, 0), (2.5, 0), ("7", 0), (True, 0), (3, -1), (3, None)])
+def test_a_request_that_cannot_be_is_refused(tokens, seed):
+    with pytest.raises(ConfigError, match=r"=.* is not allowed: a whole number, 0 or more"):
+        check_request(tokens, seed)
+    check_request(0, np.int64(3))
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_position():
+    check_text("今天 🙂", "the text")
+    with pytest.raises(ConfigError, match=r"^a prompt is not Unicode text: character 2 is '\\udcff'"):
+        check_text(b"ab\xff".decode(errors="surrogateescape"), "a prompt")

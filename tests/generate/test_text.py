@@ -187,3 +187,20 @@ def test_greedy_tokens_of_a_trained_model_are_its_best_one_after_another(tiny_ru
             ids.append(token)
         assert answer.text == predictor.tokenizer.decode(answer.ids[start:])
         assert answer.finished or len(answer.ids) == start + 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([("up", "1")], -5), "max_new_tokens=-5 is not allowed"),
+        (([("up", "1")], 3, Sampling(), -1), "seed=-1 is not allowed"),
+        (([("up", "1\udcff")],), "a prompt of domain up is not Unicode text: character 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_the_model_is(arguments, message):
+    predictor = Counting()
+    with pytest.raises(ConfigError, match=message):
+        generate(predictor, *arguments)
+    with pytest.raises(ConfigError, match=message):
+        stream(predictor, arguments[0][0], *arguments[1:])
+    assert predictor.asked == []

@@ -161,3 +161,28 @@ def test_planning_loads_no_mindspore():
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr.strip() == "[]"
+
+
+def test_a_plan_that_does_not_fit_ends_with_status_1(capsys):
+    assert command("--config", MODEL_CONFIGS / "sigma_38b.yaml", "--devices", 64) == 1
+    assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+def test_suggested_keys_fit_the_host_or_say_that_they_do_not():
+    plan = make_plan(load_config(TRILLION), 64)
+    text, tree = format_plan(plan), plan.as_dict()
+    assert (tree["fits"], tree["what_fits"], tree["enough_devices"]) == (False, None, 256)
+    assert tree["almost_fits"]["host_gib"] > tree["host_limit_gib"]
+    assert "to make it fit: more NPUs, and so hosts; 256 NPUs do\n  with --set train.batch_size=64" in text
+    assert f"NPUs fit, but a host then needs {plan.almost.host_gib:,.2f} of 698.49 GiB" in text
+
+
+def test_a_plan_that_leaves_little_is_printed_with_a_warning(trillion: Plan):
+    assert trillion.as_dict()["tight"] == []
+    assert "WARNING" not in format_plan(trillion)
+    items = [replace(trillion.npu.items[0], nbytes=int(31.94 * 2**30))]
+    tight = replace(trillion, npu=replace(trillion.npu, items=items))
+    assert tight.as_dict()["tight"] == ["npu"]
+    text = format_plan(tight)
+    assert "fits, 0.06 left\n  WARNING: only 0.06 GiB, 0.2% of it, are left" in text
+    assert "so leave 10%: 3.20" in text

@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.config_file import load_config, parse_config
-from pangu_sigma.planning.machine import NPU_MEMORY
-from pangu_sigma.planning.memory import npu_items, total
-from pangu_sigma.planning.suggest import fits, suggest_layout, what_fits, with_parallel
+from pangu_sigma.planning.machine import HOST_MEMORY, NPU_MEMORY
+from pangu_sigma.planning.memory import fullest_host, host_items, npu_items, total
+from pangu_sigma.planning.suggest import (
+    devices_that_fit,
+    fits,
+    suggest_layout,
+    what_fits,
+    what_fits_an_npu,
+    with_parallel,
+)
 
 
 def shipped(name: str) -> Config:
@@ -98,3 +105,27 @@ def test_what_fits_is_nothing_when_nothing_does():
 def test_a_section_that_does_not_come_out_even_is_refused():
     with pytest.raises(ConfigError, match=r"model.heads \(2\) is not divisible by parallel.tensor \(4\)"):
         with_parallel(by_hand(), tensor=4)
+
+
+def test_what_fits_asks_the_host_too():
+    """On 64 NPUs a smaller batch makes the trillion fit into NPUs, and its experts would need twice what a host has."""
+    config = with_parallel(shipped("sigma_1t"), **suggest_layout(shipped("sigma_1t"), 64).model_dump())
+    assert what_fits(config) is None
+    keys, host = what_fits_an_npu(config)
+    assert keys == {"train.batch_size": 64, "train.accumulation": 8}
+    assert host == total(host_items(config, fullest_host(config))) > 2 * HOST_MEMORY
+    assert devices_that_fit(config) == 256
+
+
+def test_smaller_moments_are_suggested_where_only_the_host_is_short():
+    config = with_parallel(shipped("sigma_1t"), **suggest_layout(shipped("sigma_1t"), 128).model_dump())
+    keys = what_fits(config)
+    assert keys == {"ecss.moments": "bfloat16"}
+    assert not fits(config)
+    assert fits(config.model_copy(update={"ecss": config.ecss.model_copy(update={"moments": "bfloat16"})}))
+    assert config.ecss.moments == "float32"
+
+
+def test_a_number_beyond_any_cluster_is_refused_at_once():
+    with pytest.raises(ConfigError, match="--devices 1000000000: at most 1,048,576 are planned"):
+        suggest_layout(shipped("sigma_tiny"), 10**9)

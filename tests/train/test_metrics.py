@@ -258,3 +258,19 @@ def test_spikes_and_what_is_not_finite_have_lines_of_their_own(tmp_path: Path):
         log.unhealthy(3, [tensor])
     assert of_kind(tmp_path, "spike") == [{"kind": "spike", **spike}]
     assert of_kind(tmp_path, "unhealthy") == [{"kind": "unhealthy", "step": 3, "tensors": [tensor]}]
+
+
+def test_lines_that_are_no_lines_of_a_run_are_left_out_with_a_warning(tmp_path, caplog):
+    good = b'{"kind": "step", "step": 1}'
+    bad = [
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"3",
+        b"{}",
+        b'{"kind": "step"}',
+        b'{"kind": 1, "step": 2}',
+        b'{"kind": "step", "st',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good, *bad]))
+    assert read_metrics(tmp_path) == [{"kind": "step", "step": 1}]
+    assert len(caplog.records) == len(bad)

@@ -5,7 +5,10 @@ Each limit is an error that names the key, its value and the fix. config.py refu
 
 from __future__ import annotations
 
+import os
+
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.npus import missing_for_ascend
 from pangu_sigma.parallel.layout import axes_text, tokens_of_rank
 
 
@@ -28,6 +31,16 @@ def check_ascend(config: Config) -> None:
     if config.ecss.store != "host":
         raise ConfigError(
             f"ecss.store={config.ecss.store}: the Ascend step keeps experts in the host's memory; set ecss.store=host"
+        )
+
+
+def check_machine() -> None:
+    """Raise ConfigError if this machine has no NPUs, or nothing that drives them."""
+    missing = None if "MS_SIMULATION_LEVEL" in os.environ else missing_for_ascend()
+    if missing is not None:
+        raise ConfigError(
+            f"--device ascend: {missing.problem}; {missing.fix}, or train on the CPU: --device cpu. `pangu-sigma doctor --ascend` "
+            "checks all of it"
         )
 
 

@@ -563,7 +563,12 @@ def _load_directory(path: Path, expected: Identity | None, ranks: Ranks) -> Chec
     try:
         files = {name: _read_arrays(path / f"{name}.safetensors") for name in names}
         state = json.loads((path / STATE).read_bytes())
-    except (ValueError, OSError) as error:
+    except (
+        DamagedFile,
+        ValueError,
+        OSError,
+        RecursionError,
+    ) as error:  # it has its hash, and is not what a save writes
         raise DamagedCheckpoint(f"{error}; {_ANOTHER}") from error
     return Checkpoint(manifest["step"], state, identity, files, manifest["format"])
 

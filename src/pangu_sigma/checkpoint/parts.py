@@ -10,8 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pangu_sigma.sealed import DamagedFile
+
 EXPERTS = "experts_layer_"
 """Beginning of the names of the shards of the experts, one a layer, with their Adam state."""
+
+_MOST = 1 << 48
+"""Rows and columns stay below it."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +88,27 @@ def encode_parts(parts: dict[str, Part]) -> str:
 
 
 def decode_parts(text: str) -> dict[str, Part]:
-    """The parts that `encode_parts` wrote as text. Raises ValueError for text that it cannot have written."""
+    """The parts that `encode_parts` wrote as text. Raises DamagedFile for any other text."""
     try:
-        parts = {
-            name: Part(tuple(part["whole"]), tuple((first, end) for first, end in part["rows"]), tuple(part["offset"]))
+        return {
+            name: Part(_numbers(part["whole"]), tuple(_run(run) for run in part["rows"]), _numbers(part["offset"]))
             for name, part in json.loads(text).items()
         }
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError("the parts of its arrays are not what was written") from error
-    numbers = [n for part in parts.values() for n in (*part.whole, *part.offset, *sum(part.rows, ()))]
-    if not all(type(number) is int for number in numbers):
-        raise ValueError("the parts of its arrays are not numbers")
-    return parts
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DamagedFile(f"parts of arrays are not what was written: {text[:100]!r}; the file is damaged") from error
+
+
+def _numbers(values: list[int]) -> tuple[int, ...]:
+    if not all(type(value) is int and 0 <= value < _MOST for value in values):
+        raise ValueError("no shape or offset")
+    return tuple(values)
+
+
+def _run(values: list[int]) -> tuple[int, int]:
+    first, end = _numbers(values)
+    if end < first:
+        raise ValueError("a run that ends before it begins")
+    return first, end
 
 
 def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Callable[[], None] = lambda: None) -> int:

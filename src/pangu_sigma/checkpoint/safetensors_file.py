@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from pangu_sigma.sealed import DamagedFile
+
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -28,6 +30,14 @@ _DTYPES = {
 }
 _CHUNK = 64 << 20
 """Bytes written between two calls of `after_chunk`."""
+_MOST_HEADER = 100 << 20
+"""Bytes of the largest header, as in the library."""
+_MOST_AXES, _MOST_BYTES = 32, 1 << 62
+"""What NumPy takes of axes, and of bytes with room to spare."""
+
+
+class DamagedArrays(DamagedFile, ValueError):
+    """A safetensors file that is not what its header says."""
 
 
 def write_arrays(
@@ -98,53 +108,61 @@ def _header(
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a file: what it says about itself."""
-    return _read_header(path)[1].get("__metadata__", {})
+    """The metadata of a file: what it says about itself. Raises DamagedArrays as `map_arrays` does."""
+    metadata = _read_header(path)[1].get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise DamagedArrays(f"{path}: its metadata are not texts by name")
+    return metadata
 
 
 def map_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, mapped: read when they are touched; writing to one changes memory and never the file.
 
-    Raises ValueError when the file is not what its header says.
+    Raises DamagedArrays when the file is not what its header says.
     """
     start, header = _read_header(path)
     header.pop("__metadata__", None)
-    room = path.stat().st_size - start
+    size = path.stat().st_size
     arrays: dict[str, np.ndarray] = {}
     for name, entry in header.items():
-        dtype, shape, begin, end = _entry(path, name, entry, room)
+        dtype, shape, begin, end = _entry(path, name, entry)
+        if start + end > size:
+            raise DamagedArrays(f"{path}: {name} ends at byte {start + end}, the file has {size} bytes")
         # a map of no bytes cannot be made everywhere
         arrays[name] = np.memmap(path, dtype, "c", start + begin, shape) if end > begin else np.empty(shape, dtype)
     return arrays
 
 
-def _entry(path: Path, name: str, entry: Any, room: int) -> tuple[str, tuple[int, ...], int, int]:
-    """The dtype, shape and extent that a header gives an array. room: bytes of the file after its header."""
+def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """Dtype, shape and extent of an array, from its entry in the header."""
     try:
-        (begin, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: the header says nothing usable of {name!r}") from error
-    if dtype not in list(_DTYPES):
-        raise ValueError(f"{path}: {name} is {dtype}, which is not read here")
-    if not all(type(number) is int and 0 <= number < 1 << 62 for number in (begin, end, *shape)):
-        raise ValueError(f"{path}: {name} has a length or an offset that is none")
-    if math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != end - begin:
-        raise ValueError(f"{path}: {name} of shape {entry['shape']} has {end - begin} bytes")
-    if end > room:
-        raise ValueError(f"{path}: {name} ends at byte {end} of {room}: its end is greater than file size")
-    return _DTYPES[dtype], shape, begin, end
+        kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        known = kind in _DTYPES
+        counted = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedArrays(f"{path}: the header has no dtype, shape and data_offsets of {name}") from error
+    if not known:
+        raise DamagedArrays(f"{path}: {name} is {kind}, which is not read here")
+    dtype = np.dtype(_DTYPES[kind])
+    # so that even an array without values has a shape that NumPy takes
+    if not counted or len(shape) > _MOST_AXES or math.prod(max(1, n) for n in shape) * dtype.itemsize > _MOST_BYTES:
+        raise DamagedArrays(f"{path}: {name} has a shape or offsets that cannot be")
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise DamagedArrays(f"{path}: {name} of shape {entry['shape']} has {end - begin} bytes")
+    return dtype, shape, begin, end
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
     """The offset at which the arrays begin, and the header. Raises ValueError when there is none."""
     with open(path, "rb") as stream:
-        length, size = int.from_bytes(stream.read(8), "little"), path.stat().st_size
-        if not 2 <= length <= size - 8:
-            raise ValueError(f"{path}: its header has {length} bytes, the file {size}")
-        try:
-            header = json.loads(stream.read(length))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: its header is not JSON") from error
-    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
-        raise ValueError(f"{path}: its header is not that of a safetensors file")
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(path.stat().st_size, _MOST_HEADER):
+            raise DamagedArrays(f"{path}: its header of {length} bytes is not in the file")
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedArrays(f"{path}: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise DamagedArrays(f"{path}: its header holds a {type(header).__name__}")
     return 8 + length, header

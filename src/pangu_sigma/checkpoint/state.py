@@ -14,6 +14,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.ecss.build import build
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.ecss.tiers import UnsetTier
+from pangu_sigma.host_memory import check_reading_fits
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.optimizer.dense_adam import AdamState
 from pangu_sigma.optimizer.loss_scale import LossScale
@@ -126,6 +127,7 @@ def load_trained(run: RunFolder, checkpoint: Checkpoint | None = None) -> tuple[
 
     Experts that one rank wrote stay in its files and are read as they are used.
     """
+    check_reading_fits(run.config)
     network, store = build(run.config.on_one_rank(), tier=UnsetTier(), dtype=ms.float32)
     shards = shards_of(network, store)
     checkpoint = checkpoint or load_checkpoint(run.checkpoints, run.identity)

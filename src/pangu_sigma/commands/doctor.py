@@ -9,12 +9,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from packaging.requirements import Requirement
+
+from pangu_sigma.host_memory import memory_there
+from pangu_sigma.npus import DEV, cann, missing_for_ascend, npus
 
 _REQUIREMENTS = Path(__file__).parents[3] / "requirements.txt"
 _GIB = 1 << 30
@@ -35,10 +39,28 @@ class Check:
     fix: str = ""
 
 
-def run_checks() -> list[Check]:
-    """All checks, in the order to read them; a check that itself breaks is a failed check, never an exception."""
-    checks = [_python(), *_requirements(), _compiler(), _kernels(), _cores(), _memory(), _disk(), _ascend()]
-    return [check for check in checks if check is not None]
+_CheckMaker = Callable[[], Check | Iterable[Check]]
+
+
+def run_checks(ascend: bool = False) -> list[Check]:
+    """All checks, in the order to read them; a check that itself breaks is a failed check, never an exception.
+
+    ascend: True if NPUs are demanded, with CANN and MindSpore's plugin. Where there are NPUs the rest is demanded anyway.
+    """
+    checks: list[_CheckMaker] = [
+        *(_python, _requirements, _compiler, _kernels, _cores, _memory, _disk),
+        partial(_ascend, ascend),
+    ]
+    return [result for check in checks for result in _results(check)]
+
+
+def _results(check: _CheckMaker) -> list[Check]:
+    try:
+        found = check()
+        return [found] if isinstance(found, Check) else list(found)
+    except Exception as problem:
+        name = getattr(check, "__name__", "Ascend").strip("_")
+        return [Check(name, False, f"{type(problem).__name__}: {problem}", "mend what the message names")]
 
 
 def format_checks(checks: list[Check]) -> str:
@@ -130,10 +152,10 @@ def _cores() -> Check:
 
 
 def _memory() -> Check:
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    if found is None:
+    there = memory_there()
+    if there is None:
         return Check("free memory", True, "not known on this system")
-    free = int(found[1]) * 1024 / _GIB
+    free = there / _GIB
     fix = f"close other programs; the smallest model needs {_MEMORY_GIB:g} GiB"
     return Check("free memory", free >= _MEMORY_GIB, f"{free:.1f} GiB", "" if free >= _MEMORY_GIB else fix)
 
@@ -144,9 +166,13 @@ def _disk() -> Check:
     return Check("free disk", free >= _DISK_GIB, f"{free:.1f} GiB here", "" if free >= _DISK_GIB else fix)
 
 
-def _ascend() -> Check:
-    """For information: everything runs on the CPU without one."""
-    devices = sorted(path.name for path in Path("/dev").glob("davinci[0-9]*"))
-    toolkit = next((os.environ[v] for v in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH") if os.environ.get(v)), None)
+def _ascend(demanded: bool, dev: Path = DEV, environment: Mapping[str, str] = os.environ) -> Check:
+    """The NPUs and what drives them. A machine without any passes, since everything runs on the CPU, unless they are demanded."""
+    devices, toolkit = npus(dev), cann(environment)
     found = [f"{len(devices)} devices" if devices else "no device", f"CANN in {toolkit}" if toolkit else "no CANN"]
-    return Check("Ascend", True, ", ".join(found) + ("" if devices else "; runs use the CPU"))
+    if not devices and not demanded:
+        return Check("Ascend", True, ", ".join(found) + "; runs use the CPU")
+    missing = missing_for_ascend(dev, environment)
+    if missing is None:
+        return Check("Ascend", True, ", ".join(found))
+    return Check("Ascend", False, f"{', '.join(found)}: {missing.problem}", missing.fix)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.commands.options import add_command, resolved_config, with_config
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.host_memory import check_training_fits
+from pangu_sigma.writable import check_folder_writable
 
 if TYPE_CHECKING:
     from pangu_sigma.launching.launch import Job
@@ -66,6 +68,9 @@ def _launch(options: argparse.Namespace) -> int:
         print(dry_run(job))
         return 0
     check_job(job)
+    check_folder_writable(job.logs.parent, "--run")
+    if not options.ascend:
+        check_training_fits(config, job.local)
     return launch(replace(job, facts=training_facts(config)) if job.nodes > 1 else job)
 
 

@@ -48,12 +48,17 @@ def add_commands(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    from pangu_sigma.generate.sampling import Sampling, check_request, check_text
+
+    for text in options.prompt:
+        check_text(text, "--prompt")
     prompts = [_prompt(text) for text in options.prompt]
+    sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
+    check_request(options.max_new_tokens, options.seed)
+
     from pangu_sigma.generate.predictor import Predictor
-    from pangu_sigma.generate.sampling import Sampling
     from pangu_sigma.generate.text import generate
 
-    sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     predictor = Predictor.from_run(options.run) if options.run else Predictor.from_export(options.model)
     answers = generate(predictor, prompts, options.max_new_tokens, sampling, options.seed)
     text = "\n".join(f"[{answer.domain}] {answer.prompt}|{answer.text}" for answer in answers)

@@ -11,6 +11,7 @@ from typing import Any
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.shipped import config_path
+from pangu_sigma.writable import check_file_writable
 
 CONFIG_HELP = "YAML file, or the name of a shipped configuration, such as sigma_tiny"
 
@@ -50,6 +51,13 @@ def with_json(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Give a command --json."""
     command.add_argument("--json", metavar="FILE", help="write the result as JSON; - is standard output")
     return command
+
+
+def check_json(options: argparse.Namespace) -> None:
+    """Raise NotWritable if the file of --json cannot be written, before the work whose result it is to hold."""
+    file = getattr(options, "json", None)
+    if file is not None and file != "-":
+        check_file_writable(Path(file), "--json")
 
 
 def resolved_config(options: argparse.Namespace) -> Config | None:

@@ -59,7 +59,8 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     command.add_argument("bench", choices=BENCHES)
     command.add_argument("--peers", action="store_true", help="with the peers of the [bench] extra")
 
-    with_json(add_command(commands, "doctor", _doctor, "is this machine ready?", "", "--json -"))
+    command = with_json(add_command(commands, "doctor", _doctor, "is this machine ready?", "", "--ascend", "--json -"))
+    command.add_argument("--ascend", action="store_true", help="fail without NPUs, or without CANN to run them")
 
     command = add_command(
         commands,
@@ -91,7 +92,7 @@ def _plan(options: argparse.Namespace) -> int:
 
         plan = (compile_plan if options.compile else make_plan)(config, options.devices)
         show(plan.as_dict(), format_plan(plan), options.json)
-        return 1 if plan.compiled and plan.compiled.differences else 0
+        return 1 if not plan.fits or (plan.compiled and plan.compiled.differences) else 0
     return 0
 
 
@@ -106,7 +107,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from pangu_sigma.commands.doctor import format_checks, run_checks
 
-    checks = run_checks()
+    checks = run_checks(options.ascend)
     show([vars(check) for check in checks], format_checks(checks), options.json)
     return 0 if all(check.ok for check in checks) else 1
 

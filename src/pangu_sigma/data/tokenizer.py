@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from pangu_sigma.config import ConfigError
+from pangu_sigma.config import MOST_ROWS, ConfigError
 from pangu_sigma.data.documents import Document, Segments
 from pangu_sigma.data.normalisation import SPELLED, folded_characters
 from pangu_sigma.data.segmentation import Run, is_chinese, runs_of
@@ -138,7 +138,10 @@ class Tokenizer:
         try:
             alpha, english = (folder / "pangu_alpha.model").read_bytes(), (folder / "english.model").read_bytes()
             content = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-            slot_rows = np.full((len(content["slots"]), content["rows_per_slot"]), -1, dtype=np.int32)
+            slots, most = len(content["slots"]), content["rows_per_slot"]
+            if type(most) is not int or slots * max(most, 0) > MOST_ROWS:
+                raise ValueError(f"{slots} slots of {most!r} rows")
+            slot_rows = np.full((slots, most), -1, dtype=np.int32)
             for rows, ids in zip(slot_rows, content["slots"], strict=True):
                 rows[: len(ids)] = ids
             tokenizer = cls(alpha, english, slot_rows, content.get("byte_fallback", False))
@@ -146,12 +149,12 @@ class Tokenizer:
             raise DataError(
                 f"tokenizer {folder}: {error.filename}: {error.strerror}; run prepare-data again"
             ) from error
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as error:
             raise DataError(f"tokenizer {folder}: damaged ({error}); run prepare-data again") from error
-        if content.get("format") != _FORMAT[tokenizer.byte_fallback] or tokenizer.hash != content["hash"]:
+        if content.get("format") != _FORMAT[tokenizer.byte_fallback] or tokenizer.hash != content.get("hash"):
             raise DataError(
                 f"tokenizer {folder}: its files give the hash {tokenizer.hash[:12]}…, vocabulary.json says "
-                f"{str(content['hash'])[:12]}…; a file was changed, run prepare-data again"
+                f"{str(content.get('hash'))[:12]}…; a file was changed, run prepare-data again"
             )
         return tokenizer
 

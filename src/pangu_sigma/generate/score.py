@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pangu_sigma.generate.sampling import check_text
+
 if TYPE_CHECKING:
     from pangu_sigma.domains import Domain
     from pangu_sigma.generate.predictor import Predictor
@@ -33,9 +35,10 @@ class Score:
 def score(predictor: Predictor, text: str, domain: Domain) -> Score:
     """Score a text as `domain` reads it.
 
-    Raises ConfigError for a text without tokens, and for one of more than model.seq_length tokens.
+    Raises ConfigError for what is no Unicode text, for a text without tokens, and for one of more than model.seq_length tokens.
     """
     tokenizer = predictor.tokenizer
+    check_text(text, "the text")
     ids = tokenizer.prompt(text, domain)
     logits_SR = predictor.logits_along(ids, domain).astype(np.float64)[:-1]
     top_S = logits_SR.max(axis=-1)

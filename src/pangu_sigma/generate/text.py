@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.predictor import Predictor
-from pangu_sigma.generate.sampling import Sampling
+from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 
 Prompt = tuple[str, str]
 """Name of a domain, and the text that it continues."""
@@ -53,8 +53,9 @@ def generate(
 ) -> list[Generated]:
     """Continue each prompt. Sequences stop at <eot>, after max_new_tokens, or at model.seq_length.
 
-    Raises ConfigError for an unknown domain and for a prompt that does not fit.
+    Raises ConfigError for an unknown domain, for a prompt that is no text or does not fit, and for numbers that cannot be.
     """
+    check_request(max_new_tokens, seed)
     sequences = _begin(predictor, prompts)
     steps = _grow(predictor, sequences, max_new_tokens, sampling, seed)
     for _ in tqdm(steps, total=max_new_tokens, desc="generate", unit="token", leave=False):
@@ -73,6 +74,7 @@ def stream(
 
     Raises ConfigError, before anything is generated, for what `generate` refuses.
     """
+    check_request(max_new_tokens, seed)
     sequences = _begin(predictor, [prompt])
     return _new_text(predictor, sequences, _grow(predictor, sequences, max_new_tokens, sampling, seed))
 
@@ -98,6 +100,7 @@ def _begin(predictor: Predictor, prompts: list[Prompt]) -> list[_Growing]:
     sequences = []
     for name, text in prompts:
         domain = known.named(name)
+        check_text(text, f"a prompt of domain {name}")
         ids = predictor.tokenizer.prompt(text, domain)
         if len(ids) > limit:
             raise ConfigError(
@@ -112,7 +115,7 @@ def _grow(
 ) -> Iterator[None]:
     """Add a token to every sequence that goes on, and stop in between; ends when none goes on."""
     rng, limit = np.random.default_rng(seed), predictor.config.model.seq_length
-    for _ in range(max_new_tokens):
+    for _ in range(min(max_new_tokens, limit)):
         going = [s for s in sequences if not s.finished and len(s.ids) < limit]
         if not going:
             return

@@ -25,6 +25,7 @@ from pangu_sigma.launching.heartbeat import VARIABLE
 from pangu_sigma.launching.meeting import Peers, Stop, meet
 from pangu_sigma.launching.processes import LaunchError, Processes
 from pangu_sigma.launching.watchdog import Watchdog
+from pangu_sigma.npus import npus
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ DEFAULT_PORT = 8118
 _POLL_SECONDS = 0.1
 _FAILED_GRACE_SECONDS = 3.0
 """Seconds between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
+_MOST_RESTARTS, _MOST_SECONDS = 1_000_000, 86_400.0 * 365
 _SHOWN = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
 """Beginnings of the names of variables that MindSpore, CANN and HCCL read; `dry_run` prints them and those set here."""
 
@@ -144,7 +146,7 @@ def check_job(job: Job) -> None:
     if shutil.which("msrun", path=_environment(job)["PATH"]) is None:
         raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install -r requirements.txt")
     if job.ascend:
-        devices = len(list(Path("/dev").glob("davinci[0-9]*")))
+        devices = len(npus())
         if devices < job.local:
             raise LaunchError(
                 f"node {job.node} ({socket.gethostname()}) has {devices} NPUs and is to run {job.local} ranks, one on each; "
@@ -166,6 +168,13 @@ def check_numbers(job: Job) -> None:
         )
     if not 1024 <= job.port < 65_535:
         raise LaunchError(f"--master-port {job.port} is not allowed: it and the one after it must be in 1024 … 65535")
+    for name, value, most in (
+        ("--restarts", job.restarts, _MOST_RESTARTS),
+        ("--grace", job.grace, _MOST_SECONDS),
+        ("--wait", job.wait, _MOST_SECONDS),
+    ):
+        if not 0 <= value <= most:  # nor is NaN
+            raise LaunchError(f"{name} {value:g} is not allowed: 0 to {most:,.0f}")
 
 
 def _check_port(address: str, port: int) -> None:

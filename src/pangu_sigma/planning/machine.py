@@ -45,3 +45,7 @@ PROCESS_RESERVE = 4 * GIB
 
 HOST_RESERVE = 16 * GIB
 """Bytes of the host for the operating system and its page cache. Our assumption."""
+
+LITTLE_LEFT = 0.1
+"""Share of a memory that should be left: with less, a plan fits with a warning. The reserves, the allocator's peak and the order in
+which tensors go are assumptions, of some GiB together. Our choice."""

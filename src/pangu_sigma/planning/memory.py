@@ -99,6 +99,8 @@ def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
 
 def fullest_stage(config: Config) -> int:
     """The stage whose NPUs need most memory; the first of equals."""
+    if config.parallel.stages == 1:
+        return 0
     return max(range(config.parallel.stages), key=lambda stage: total(npu_items(config, stage)))
 
 
@@ -106,13 +108,16 @@ def fullest_host(config: Config) -> int:
     """The host that needs most memory; the first of equals. Ranks fill the hosts in the order of their numbers."""
     hosts = math.ceil(config.parallel.ranks / NPUS_PER_HOST)
     different = {tuple(stages_of_host(config.parallel, h, NPUS_PER_HOST)): h for h in reversed(range(hosts))}
+    if len(different) == 1:
+        return 0
     return max(sorted(different.values()), key=lambda host: total(host_items(config, host)))
 
 
 def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
     """Everything in the memory of one host."""
     stages = stages_of_host(config.parallel, host, NPUS_PER_HOST)
-    stored = [array for stage in stages for array in all_arrays(config, stage) if array.device == HOST]
+    alike = {stage: [a for a in all_arrays(config, stage) if a.device == HOST] for stage in set(stages)}
+    stored = [array for stage in stages for array in alike[stage]]
     rows = sum(_active_bytes(config, stage) for stage in stages) if stored else 0
     items = [
         MemoryItem(f"experts: {what}", _nbytes(stored, *kinds), how)

@@ -24,7 +24,7 @@ from pangu_sigma.planning.cost import (
     step_time_all_experts,
     tokens_per_second,
 )
-from pangu_sigma.planning.machine import GIB, HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
+from pangu_sigma.planning.machine import GIB, HOST_MEMORY, LITTLE_LEFT, NPU_MEMORY, NPUS_PER_HOST
 from pangu_sigma.planning.memory import (
     MemoryItem,
     exchanged_rows,
@@ -35,7 +35,14 @@ from pangu_sigma.planning.memory import (
     total,
 )
 from pangu_sigma.planning.parameters import Array, accumulator_arrays, active_buffers, all_arrays
-from pangu_sigma.planning.suggest import fits, suggest_layout, what_fits, with_parallel
+from pangu_sigma.planning.suggest import (
+    devices_that_fit,
+    fits,
+    suggest_layout,
+    what_fits,
+    what_fits_an_npu,
+    with_parallel,
+)
 from pangu_sigma.planning.traffic import LinkBytes, PredictedCollective, collectives, link_bytes
 
 
@@ -55,6 +62,16 @@ class MemoryTable:
     def limit_gib(self) -> float:
         """GiB that are there."""
         return self.limit / GIB
+
+    @property
+    def left_gib(self) -> float:
+        """GiB that are left; negative if there is not enough."""
+        return self.limit_gib - self.needed_gib
+
+    @property
+    def is_tight(self) -> bool:
+        """True if everything fits, and less is left than assumptions may be wrong by."""
+        return 0 <= self.left_gib < LITTLE_LEFT * self.limit_gib
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,14 @@ class Variant:
 
     needed_gib: float
     over_gib: float
+
+
+@dataclass(frozen=True)
+class AlmostFits:
+    """Keys, with their values, that would make NPUs fit, and the GiB that a host would then need: more than it has."""
+
+    keys: dict[str, int | bool | str]
+    host_gib: float
 
 
 @dataclass(frozen=True)
@@ -123,8 +148,12 @@ class Plan:
     host: MemoryTable
     """The memory of the host that needs most."""
     stages: list[StagePlan]
-    what_fits: dict[str, int | bool] | None
-    """Keys, with their values, that would make an NPU fit; None if it fits as it is, or if no values would."""
+    what_fits: dict[str, int | bool | str] | None
+    """Keys, with their values, that would make NPUs and hosts fit; None if they fit as they are, or if no values would."""
+    almost: AlmostFits | None
+    """The keys that would make the NPUs fit and not the hosts, if none make both fit; None if both do, or if no values would."""
+    enough_devices: int | None
+    """The least of 2, 4, 8, … times as many NPUs that would fit; None if this plan fits or can be made to, or if none would."""
     variants: dict[str, Variant]
     """The memory with one setting changed, by the name of the change."""
     all_experts: AllExperts | None
@@ -144,6 +173,9 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """The plan as a plain tree, for JSON.
 
+        almost_fits: keys that would make NPUs fit, where the host would then need host_gib, more than it has.
+        enough_devices: a number of NPUs that would fit.
+        tight: those of npu and host that have less than a tenth of their memory left.
         collectives, parameters: those of one rank of each stage, as MindSpore placed them if the plan is compiled, else as
             predicted. The bytes of a collective are those of all its `count` calls, each of the input or the output of the call,
             whichever is larger.
@@ -171,6 +203,9 @@ class Plan:
             "host": _items_tree(self.host),
             "stages": [_stage_tree(stage) for stage in self.stages],
             "what_fits": self.what_fits,
+            "almost_fits": None if self.almost is None else dataclasses.asdict(self.almost),
+            "enough_devices": self.enough_devices,
+            "tight": [name for name, table in (("npu", self.npu), ("host", self.host)) if table.is_tight],
             "variants": _variants_tree(self),
             "tokens_per_second": self.tokens_per_second,
             "step_seconds": self.time.step,
@@ -197,6 +232,8 @@ def make_plan(config: Config, devices: int) -> Plan:
     """The plan of `config` on `devices` NPUs, as predicted. Raises ConfigError when they cannot be laid out."""
     planned = laid_out(config, devices)
     time, stages = step_time(planned), range(planned.parallel.stages)
+    room = fits(planned)
+    changes = None if room else what_fits(planned)
     routed = bool(planned.model.rre_layers)
     return Plan(
         name=planned.name,
@@ -208,11 +245,13 @@ def make_plan(config: Config, devices: int) -> Plan:
         tokens_of_rank=tokens_of_rank(planned),
         capacity=capacity(planned) if routed else 0,
         exchanged_rows=exchanged_rows(planned) if routed else 0,
-        fits=fits(planned),
+        fits=room,
         npu=_memory_table(npu_items(planned, fullest_stage(planned)), NPU_MEMORY),
         host=_memory_table(host_items(planned, fullest_host(planned)), HOST_MEMORY),
         stages=[_stage(planned, stage) for stage in stages],
-        what_fits=what_fits(planned),
+        what_fits=changes,
+        almost=None if room or changes else _almost(planned),
+        enough_devices=None if room or changes else devices_that_fit(planned),
         variants=_variants(planned),
         all_experts=_all_experts(planned),
         time=time,
@@ -248,6 +287,11 @@ def _refused(config: Config) -> str | None:
     except ConfigError as error:
         return str(error)
     return None
+
+
+def _almost(config: Config) -> AlmostFits | None:
+    found = what_fits_an_npu(config)
+    return None if found is None else AlmostFits(found[0], found[1] / GIB)
 
 
 def _variants(config: Config) -> dict[str, Variant]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from pangu_sigma.ascend.supported import check_layout
-from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config import MOST_RANKS, Config, ConfigError, ParallelConfig
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.planning.machine import HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
 from pangu_sigma.planning.memory import fullest_host, fullest_stage, host_items, npu_items, total
+
+_MOST_TRIED = 4_096
+"""Largest number of NPUs that is looked at for one that can be laid out, or fits: each takes a millisecond or more."""
 
 
 def with_parallel(config: Config, **keys: int | bool) -> Config:
@@ -28,6 +32,8 @@ def suggest_layout(config: Config, devices: int) -> ParallelConfig:
 
     Raises ConfigError if `devices` cannot be laid out, and names the nearest numbers that can.
     """
+    if devices > MOST_RANKS:
+        raise ConfigError(f"--devices {devices}: at most {MOST_RANKS:,} are planned")
     choices = list(_layouts(config, devices))
     if not choices:
         raise ConfigError(_cannot(config, devices))
@@ -45,34 +51,66 @@ def fits(config: Config) -> bool:
     return npus <= NPU_MEMORY and total(host_items(config, fullest_host(config))) <= HOST_MEMORY
 
 
-def what_fits(config: Config) -> dict[str, int | bool] | None:
-    """Keys to set so that an NPU has room on the same ranks: ECSS, recompute, then the largest batch that suffices, with as many
-    more passes for the same update. None if `config` fits as it is, or if all of that is not enough."""
-    ecss, recompute, train = config.ecss.enabled, config.parallel.recompute, config.train
-    now = _keys(ecss, recompute, train.batch_size, train.accumulation)
-    for divisor in (n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0):
-        for switches in itertools.product(sorted({ecss, True}), sorted({recompute, True})):
-            keys = _keys(*switches, train.batch_size // divisor, train.accumulation * divisor)
+def devices_that_fit(config: Config) -> int | None:
+    """The least of 2, 4, 8, … times as many NPUs on which a suggested layout fits; None if none does."""
+    devices = config.parallel.ranks
+    while (devices := 2 * devices) <= _MOST_TRIED:
+        try:
+            if fits(with_parallel(config, **suggest_layout(config, devices).model_dump())):
+                return devices
+        except ConfigError:
+            continue  # something does not divide evenly
+    return None
+
+
+def what_fits(config: Config) -> dict[str, int | bool | str] | None:
+    """Keys to set so that every NPU and every host have room on the same ranks. None if `config` fits as it is, or if all of that
+    is not enough.
+
+    They are ECSS, recompute and, where the host is short, moments of experts in bfloat16; then the largest batch that suffices,
+    with as many more passes for the same update.
+    """
+    return next((keys for keys, tried in _changes(config) if fits(tried)), None) or None
+
+
+def what_fits_an_npu(config: Config) -> tuple[dict[str, int | bool | str], int] | None:
+    """Keys with which every NPU has room and some host has not, and the bytes that this host then needs: why `what_fits` found
+    nothing. None if no keys do even that."""
+    for keys, tried in _changes(config):
+        if total(npu_items(tried, fullest_stage(tried))) <= NPU_MEMORY:
+            return keys, total(host_items(tried, fullest_host(tried)))
+    return None
+
+
+def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Config]]:
+    """Every change of keys that may save memory, the least first, with the configuration that it makes. The first is no change."""
+    train, recompute, ecss = config.train, config.parallel.recompute, config.ecss
+    moments = list(dict.fromkeys((ecss.moments, "bfloat16")))
+    divisors = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
+    for divisor, kind in itertools.product(divisors, moments):
+        for enabled, again in itertools.product(sorted({ecss.enabled, True}), sorted({recompute, True})):
+            keys: dict[str, int | bool | str] = {
+                "ecss.enabled": enabled,
+                "ecss.moments": kind,
+                "parallel.recompute": again,
+                "train.batch_size": train.batch_size // divisor,
+                "train.accumulation": train.accumulation * divisor,
+            }
             try:
                 tried = _with_keys(config, keys)
                 check_layout(tried)
             except ConfigError:
-                continue  # too few sequences for so many ranks
-            if total(npu_items(tried, fullest_stage(tried))) <= NPU_MEMORY:
-                return {key: value for key, value in keys.items() if value != now[key]} or None
-    return None
+                continue  # too few sequences for so many ranks, or moments that beta2 does not allow
+            tree = config.model_dump()
+            yield {key: value for key, value in keys.items() if value != _at(tree, key)}, tried
 
 
-def _keys(ecss: bool, recompute: bool, batch: int, passes: int) -> dict[str, int | bool]:
-    return {
-        "ecss.enabled": ecss,
-        "parallel.recompute": recompute,
-        "train.batch_size": batch,
-        "train.accumulation": passes,
-    }
+def _at(tree: dict[str, Any], path: str) -> Any:
+    section, key = path.split(".")
+    return tree[section][key]
 
 
-def _with_keys(config: Config, keys: dict[str, int | bool]) -> Config:
+def _with_keys(config: Config, keys: dict[str, int | bool | str]) -> Config:
     tree = config.model_dump()
     for path, value in keys.items():
         section, key = path.split(".")
@@ -100,7 +138,7 @@ def _layouts(config: Config, devices: int) -> Iterator[Config]:
 
 def _cannot(config: Config, devices: int) -> str:
     sequences = config.train.batch_size // config.data.domains_per_step
-    most = config.parallel.stages * config.data.domain_sets * sequences * NPUS_PER_HOST
+    most = min(config.parallel.stages * config.data.domain_sets * sequences * NPUS_PER_HOST, _MOST_TRIED)
     fewer = next((n for n in range(min(devices - 1, most), 0, -1) if any(_layouts(config, n))), None)
     more = next((n for n in range(max(devices + 1, 1), most + 1) if any(_layouts(config, n))), None)
     nearest = " or ".join(str(n) for n in (fewer, more) if n)

@@ -9,7 +9,7 @@ import yaml
 
 from pangu_sigma.config import ParallelConfig
 from pangu_sigma.parallel.layout import AXES
-from pangu_sigma.planning.machine import GIB, HOST_MEMORY
+from pangu_sigma.planning.machine import GIB, HOST_MEMORY, LITTLE_LEFT
 from pangu_sigma.planning.plan import CompiledPlan, MemoryTable, Plan
 from pangu_sigma.planning.traffic import CollectiveCalls
 
@@ -41,6 +41,7 @@ def format_plan(plan: Plan) -> str:
             *_format_memory(npu, plan.npu),
             *_format_variants(plan),
             *_format_memory(host, plan.host),
+            *_format_changes(plan),
             *_format_traffic(plan),
             *_format_time(plan),
             *(_format_compiled(plan.devices, plan.compiled) if plan.compiled else []),
@@ -76,13 +77,19 @@ def _format_stages(plan: Plan) -> list[str]:
 
 def _format_memory(of: str, memory: MemoryTable) -> list[str]:
     width = max(len(item.name) for item in memory.items)
-    needed, limit = memory.needed_gib, memory.limit_gib
-    verdict = f"fits, {limit - needed:.2f} left" if needed <= limit else f"DOES NOT FIT, {needed - limit:.2f} too much"
-    return [
+    needed, limit, left = memory.needed_gib, memory.limit_gib, memory.left_gib
+    verdict = f"fits, {left:.2f} left" if left >= 0 else f"DOES NOT FIT, {-left:.2f} too much"
+    rows = [
         f"memory of {of}, in GiB",
         *(f"  {item.name:<{width}} {item.nbytes / GIB:8.2f}  {item.how}" for item in memory.items),
         f"  {'total':<{width}} {needed:8.2f}  of {limit:.2f}: {verdict}",
     ]
+    if memory.is_tight:
+        rows.append(
+            f"  WARNING: only {left:.2f} GiB, {left / limit:.1%} of it, are left; what is assumed may be wrong by more, so leave "
+            f"{LITTLE_LEFT:.0%}: {LITTLE_LEFT * limit:.2f}"
+        )
+    return rows
 
 
 def _format_variants(plan: Plan) -> list[str]:
@@ -91,12 +98,28 @@ def _format_variants(plan: Plan) -> list[str]:
         if variant.needed_gib != plan.npu.needed_gib:
             over = f"{variant.over_gib:.2f} too much" if variant.over_gib else "fits"
             rows.append(f"  {name}: {variant.needed_gib:.2f}, {over}")
-    if plan.npu.needed_gib > plan.npu.limit_gib:
-        keys = plan.what_fits or {}
-        settings = " ".join(f"--set {key}={str(value).lower()}" for key, value in keys.items())
-        same = " (the same update in more passes)" if "train.batch_size" in keys else ""
-        rows.append(f"  to make it fit: {settings or 'more NPUs'}{same}")
     return rows
+
+
+def _format_changes(plan: Plan) -> list[str]:
+    """What would make a plan fit that does not."""
+    if plan.fits:
+        return []
+    if plan.what_fits:
+        return [f"to make it fit: {_settings(plan.what_fits)}"]
+    more = f"{plan.enough_devices} NPUs do" if plan.enough_devices else "no power of two times as many NPUs does either"
+    if plan.almost is None:
+        return [f"to make it fit: more NPUs, no other keys are enough; {more}"]
+    keys = f"with {_settings(plan.almost.keys)} " if plan.almost.keys else ""
+    return [
+        f"to make it fit: more NPUs, and so hosts; {more}",
+        f"  {keys}NPUs fit, but a host then needs {plan.almost.host_gib:,.2f} of {plan.host.limit_gib:.2f} GiB",
+    ]
+
+
+def _settings(keys: dict[str, int | bool | str]) -> str:
+    settings = " ".join(f"--set {key}={str(value).lower()}" for key, value in keys.items())
+    return settings + (" (the same update in more passes)" if "train.batch_size" in keys else "")
 
 
 def _format_traffic(plan: Plan) -> list[str]:

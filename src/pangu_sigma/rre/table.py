@@ -12,12 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pangu_sigma.config import ConfigError, RoutingConfig
+from pangu_sigma.errors import DataError
+
+_FIX = "the file is damaged, take it from a copy of the run or the export"
+_MOST_BYTES = 4 << 30
+"""Bytes of the largest table that is read; that of `sigma_1t` has some 30 MB. A few kilobytes of zip can stand for more than any
+memory."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,39 @@ class RoutingTable:
 
     @classmethod
     def load(cls, path: Path) -> RoutingTable:
-        """The tables that `save` wrote."""
-        with np.load(path) as arrays:
-            return cls(arrays["first_NDV"], arrays["spread_DV"], int(arrays["experts"]))
+        """The tables that `save` wrote. Raises DataError for any other file; nothing in it is executed."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                first_NDV, spread_DV, experts = (
+                    _array(archive, name) for name in ("first_NDV", "spread_DV", "experts")
+                )
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror or error}; {_FIX}") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, ValueError) as error:
+            raise DataError(f"{path}: is not what was written ({error}); {_FIX}") from error
+        table = cls(first_NDV, spread_DV, int(experts) if experts.ndim == 0 and experts.dtype.kind == "i" else 0)
+        table._check(path)
+        return table
+
+    def _check(self, path: Path) -> None:
+        """Raise DataError for numbers that route nowhere."""
+        first, spread = self.first_NDV, self.spread_DV
+        for fits, wrong in (
+            (first.dtype == spread.dtype == np.int16, "numbers are not of 16 bits"),
+            (
+                first.ndim == 3 and first.shape[1:] == spread.shape,
+                f"shapes {first.shape} and {spread.shape} do not fit",
+            ),
+            (self.experts >= 1, "the number of experts is missing"),
+        ):
+            if not fits:
+                raise DataError(f"{path}: {wrong}; {_FIX}")
+        for name, values, least, most in (
+            ("first_NDV", first, 0, self.experts - 1),
+            ("spread_DV", spread, 1, self.experts),
+        ):
+            if values.size and not (least <= values.min() and values.max() <= most):
+                raise DataError(f"{path}: {name} has numbers outside of {least} … {most}; {_FIX}")
 
     def route(self, ids: np.ndarray, domains: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Expert of every token in every layer, numbered over the whole layer (0 … D·E − 1).
@@ -62,6 +101,24 @@ class RoutingTable:
         shift = positions % self.spread_DV[domains, ids]
         local = (self.first_NDV[:, domains, ids] + shift) % self.experts
         return (domains * self.experts + local).astype(np.int32)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz archive, no object, of as many bytes as both headers promise. Raises ValueError and what zip raises."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.file_size > _MOST_BYTES:
+        raise ValueError(f"{name} has {info.file_size} bytes, at most {_MOST_BYTES} are read")
+    with archive.open(info) as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError(f"{name} is of another version of NumPy's format")
+        try:
+            shape, columns_first, dtype = np.lib.format.read_array_header_1_0(stream)
+        except Exception as error:  # it reads the header as Python's source, and fails in as many ways
+            raise ValueError(f"{name} has no header") from error
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or min(shape, default=0) < 0 or stream.tell() + size != info.file_size:
+            raise ValueError(f"{name} is no array of {info.file_size} bytes")
+        return np.frombuffer(stream.read(size), dtype).reshape(shape, order="F" if columns_first else "C")
 
 
 def draw_tables(

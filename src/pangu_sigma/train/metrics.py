@@ -323,16 +323,21 @@ class NoLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl, in order; a last line that a crash cut off is left out.
+    """Lines of a run's metrics.jsonl, in order: objects with a kind and a step. What a crash cut off, or is damaged, is left out.
 
     Raises FileNotFoundError when the run has written none.
     """
     lines = []
-    for number, text in enumerate((folder / FILE).read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate((folder / FILE).read_bytes().splitlines(), 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            logger.warning("%s: line %d is not JSON, probably cut off by a crash; ignored", folder / FILE, number)
+            line = json.loads(text)
+            if not isinstance(line["kind"], str) or type(line["step"]) is not int:
+                raise ValueError("no kind or step")
+            lines.append(line)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            logger.warning(
+                "%s: line %d is no line of a run, probably cut off by a crash; ignored", folder / FILE, number
+            )
     return lines
 
 

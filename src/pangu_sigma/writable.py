@@ -1,0 +1,48 @@
+"""Asks the system whether something can be written, before hours of work depend on it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from pangu_sigma.errors import UserError
+
+
+class NotWritable(UserError):
+    """A file or folder that cannot be written; the message names it, the reason and the option to change."""
+
+
+def check_folder_writable(folder: Path, option: str) -> None:
+    """Raise NotWritable unless `folder` can be made, or is a folder that can be written into; leaves nothing behind.
+
+    option: how messages call what names it, such as "--run".
+    """
+    fix = f"name another folder with {option}"
+    existing = folder.absolute()
+    try:
+        if "\0" in str(folder):
+            raise ValueError("a name has no null byte")
+        while not existing.exists():
+            existing = existing.parent
+        # permissions do not tell: root may do everything, but not on a read-only or full file system, or in /proc
+        with tempfile.TemporaryDirectory(prefix=".pangu_sigma-", dir=existing):
+            pass
+    except NotADirectoryError:
+        raise NotWritable(f"{option} {folder}: {existing} is a file and no folder; {fix}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NotWritable(f"{option} {folder}: cannot write into {existing}: {reason}; {fix}") from error
+
+
+def check_file_writable(file: Path, option: str) -> None:
+    """Raise NotWritable unless `file` can be written: its folder is there, and it is no folder itself. It is left as it is."""
+    fix = f"name another file with {option}"
+    if file.is_dir():
+        raise NotWritable(f"{option} {file}: is a folder; {fix}")
+    if not file.parent.is_dir():
+        raise NotWritable(f"{option} {file}: the folder {file.parent} is not there; make it, or {fix}")
+    if not file.exists():
+        check_folder_writable(file.parent, option)
+    elif not os.access(file, os.W_OK):
+        raise NotWritable(f"{option} {file}: may not be written by this user; {fix}")

@@ -1,0 +1,208 @@
+"""120 faults of a configuration and what the message of each must say, on top of the tiny configuration of tiny.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from helpers.tiny import tiny_tree
+
+
+class Fault(NamedTuple):
+    """A fault. text: the file; None: the tiny configuration. overrides: for --set. says: parts of the message, all of them."""
+
+    name: str
+    text: bytes | None
+    overrides: tuple[str, ...]
+    says: tuple[str, ...]
+
+
+def _set(override: str, *says: str) -> Fault:
+    return Fault(f"--set {override[:60]}", None, (override,), says)
+
+
+def _file(name: str, text: str | bytes, *says: str) -> Fault:
+    return Fault(name, text.encode() if isinstance(text, str) else text, (), says)
+
+
+def _unknown(section: str, written: str, nearest: str) -> Fault:
+    """An unknown key, as a slip of the pen makes it."""
+    path = f"{section}.{written}".lstrip(".")
+    return _set(f"{path}=1", f"{path}: unknown key", f"nearest valid key: {nearest};")
+
+
+def _wrong(path: str, value: str, *says: str) -> Fault:
+    """A value that is not allowed: the message has the whole path and the value."""
+    return _set(f"{path}={value}", f"{path}: ", "is not allowed", *says)
+
+
+UNKNOWN = [
+    _unknown("", "modle", "model"),
+    _unknown("", "sed", "seed"),
+    _unknown("", "domain", "domains"),
+    _unknown("", "vocab", "vocabulary"),
+    _unknown("", "router", "routing"),
+    _unknown("", "trian", "train"),
+    _unknown("", "paralel", "parallel"),
+    _unknown("model", "hiden", "hidden"),
+    _unknown("model", "fnn", "ffn"),
+    _unknown("model", "head", "heads"),
+    _unknown("model", "dense_layer", "dense_layers"),
+    _unknown("model", "rre_layer", "rre_layers"),
+    _unknown("model", "experts_per_domian", "experts_per_domain"),
+    _unknown("model", "sequence_length", "seq_length"),
+    _unknown("model", "slotrows", "slot_rows"),
+    _unknown("model", "drop_out", "dropout"),
+    _unknown("model", "init_st", "init_std"),
+    _unknown("domains.0", "formt", "format"),
+    _unknown("domains.1", "lang", "language"),
+    _unknown("domains.2", "wieght", "weight"),
+    _unknown("vocabulary", "english_piece", "english_pieces"),
+    _unknown("vocabulary", "englishmodel", "english_model"),
+    _unknown("routing", "tables", "table"),
+    _unknown("ecss", "enable", "enabled"),
+    _unknown("ecss", "prefech", "prefetch"),
+    _unknown("ecss", "moment", "moments"),
+    _unknown("data", "paht", "path"),
+    _unknown("data", "heldout", "held_out"),
+    _unknown("data", "domains_per_stp", "domains_per_step"),
+    _unknown("train", "stepz", "steps"),
+    _unknown("train", "batchsize", "batch_size"),
+    _unknown("train", "acumulation", "accumulation"),
+    _unknown("train", "eval_intervall", "eval_interval"),
+    _unknown("train", "checkpoint_intervall", "checkpoint_interval"),
+    _unknown("train", "optimiser", "optimizer"),
+    _unknown("train.optimizer", "peek_lr", "peak_lr"),
+    _unknown("train.optimizer", "warmup", "warmup_steps"),
+    _unknown("train.optimizer", "beta_2", "beta2"),
+    _unknown("train.optimizer", "clipnorm", "clip_norm"),
+    _unknown("train.loss_scale", "intial", "initial"),
+    _unknown("parallel", "tensr", "tensor"),
+    _unknown("parallel", "group", "groups"),
+    _unknown("parallel", "fusion_mb", "fusion_mib"),
+    _unknown("parallel", "overflows", "overflow"),
+]
+TYPES = [
+    _wrong("seed", "x", "'x'", "integer"),
+    _wrong("seed", "1.5", "1.5"),
+    _wrong("seed", "null", "None"),
+    _wrong("model.hidden", "'24'", "'24'", "integer"),
+    _wrong("model.hidden", "24.0", "24.0", "integer"),
+    _wrong("model.heads", "[2]", "[2]"),
+    _wrong("model.dropout", "often", "'often'"),
+    _wrong("model.expert_init", "copied", "'replicated' or 'independent'"),
+    _wrong("model.seq_length", "true", "True"),
+    _wrong("domains", "en", "'en'"),
+    _wrong("domains", "[]", "at least 1"),
+    _wrong("domains.0", "zh", "'zh'"),
+    _wrong("domains.0.name", "Zh!", "'Zh!'"),
+    _wrong("domains.0.format", "prose", "'prose'"),
+    _wrong("domains.0.language", "klingon", "'klingon'"),
+    _wrong("domains.0.weight", "heavy", "'heavy'"),
+    _wrong("routing.table", "hash", "'random' or 'balanced'"),
+    _wrong("ecss.enabled", "1", "boolean"),
+    _wrong("ecss.store", "tape", "'host' or 'file'"),
+    _wrong("ecss.moments", "float16", "'float32' or 'bfloat16'"),
+    _wrong("train.compute_dtype", "bfloat16", "'float32' or 'float16'"),
+    _wrong("train", "5", "5"),
+    _wrong("train.optimizer", "adam", "'adam'"),
+    _wrong("parallel.overflow", "ignore", "'refuse' or 'drop'"),
+    _wrong("parallel.optimizer", "maybe", "'maybe'"),
+    _wrong("data.path", "3", "3"),
+]
+RANGES = [
+    _wrong("seed", "-1", "greater than or equal to 0"),
+    _wrong("seed", "18446744073709551617", "less than 4294967296"),
+    _wrong("routing.seed", "18446744073709551617", "less than"),
+    _wrong("model.hidden", "0", "greater than or equal to 1"),
+    _wrong("model.hidden", "999999999998", "less than or equal to 1048576"),
+    _wrong("model.ffn", "-3", "greater than or equal to 1"),
+    _wrong("model.seq_length", "100000000", "less than or equal to 1048576"),
+    _wrong("model.experts_per_domain", "1000000000", "less than or equal to 32767"),
+    _wrong("model.slot_rows", "99999999999", "less than or equal to"),
+    _wrong("model.dense_layers", "1000000", "less than or equal to 10000"),
+    _wrong("model.dropout", "1.0", "less than 1"),
+    _wrong("model.init_std", "0.0", "greater than 0"),
+    _wrong("domains.1.weight", "-1.0", "greater than 0"),
+    _wrong("domains.1.weight", "1e300", "less than or equal to"),
+    _wrong("data.held_out", "0.5", "less than 0.5"),
+    _wrong("train.steps", "0", "greater than or equal to 1"),
+    _wrong("train.steps", "1000000000000000", "less than or equal to"),
+    _wrong("train.batch_size", "99999999", "less than or equal to"),
+    _wrong("train.optimizer.peak_lr", ".inf", "finite"),
+    _wrong("train.optimizer.peak_lr", ".nan", "finite"),
+    _wrong("train.optimizer.peak_lr", "1e308", "less than or equal to"),
+    _wrong("train.optimizer.beta1", "1.0", "less than 1"),
+    _wrong("parallel.groups", "0", "greater than or equal to 1"),
+    _wrong("parallel.capacity_factor", "1e9", "less than or equal to"),
+    _wrong("ecss.cache_gib", "0.0", "greater than 0"),
+]
+COMBINATIONS = [
+    _set("name=../../x", "name: ", "'../../x' is not allowed", "name of a folder"),
+    _set("name=''", "name: ", "is not allowed"),
+    _set("model.heads=5", "model: hidden=24 is not divisible by heads=5", "choose a divisor"),
+    _set("domains.1.name=zh", "domains: name 'zh' is used more than once"),
+    _set("train.batch_size=3", "train.batch_size=3 is not divisible by data.domains_per_step=2"),
+    _set("data.domains_per_step=4", "data.domains_per_step=4 is more than the 3 domains"),
+    _set("train.optimizer.end_lr=1.0", "train: optimizer.end_lr=1.0 is above peak_lr=0.01"),
+    _set("parallel.stages=9", "parallel.stages=9 is more than the 3 layers"),
+    _set("parallel.expert=4", "model.experts_per_domain (2)", "parallel.expert (4)"),
+    _set("ecss={enabled: false, store: file}", "ecss: store=file needs enabled=true"),
+    Fault(
+        *("bfloat16 moments", None, ("ecss.moments=bfloat16", "train.optimizer.beta2=0.999")),
+        ("ecss.moments=bfloat16 needs train.optimizer.beta2 <= 0.99, not 0.999",),
+    ),
+    Fault(
+        *("too many ranks", None, ("parallel.groups=100000", "parallel.expert=100000")),
+        ("parallel: its axes make 10000000000 ranks",),
+    ),
+]
+OVERRIDES = [
+    _set("train.steps", "--set 'train.steps' is not key.path=value"),
+    _set("=3", "is not key.path=value"),
+    _set("train.steps=[", "--set train.steps: '[' is not a YAML value"),
+    _set("model.hidden.x=3", "--set model.hidden.x: hidden holds the value 24, not a section"),
+    _set("domains.9.name=x", "--set domains.9.name: '9' is not an index of a list of 3; use 0 … 2"),
+    _set("model=" + "[" * 3_000, "--set model: ", "nested too deeply"),
+    _set("seed=" + "9" * 5_000, "--set seed: ", "4300 digits"),
+]
+_ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{one}: &{one} [{','.join([f'*{before}'] * 9)}]\n" for before, one in zip("abcdefgh", "bcdefghi", strict=True)
+)
+_TINY = yaml.safe_dump(tiny_tree(Path("none")), allow_unicode=True)
+FILES = [
+    _file("empty", "", "must be a mapping of keys, not NoneType"),
+    _file("a list", "- a", "must be a mapping of keys, not list"),
+    _file("open bracket", "a: [", "is not valid YAML"),
+    _file("no UTF-8", b"\xff\xfe\x00", "is not valid YAML"),
+    _file("aliases that stand for a billion values", _ALIASES, "aliases stand for", "at most 100,000"),
+    _file("an alias of itself", "a: &a [*a]", "an alias stands inside of what it names"),
+    _file("300,000 keys", "".join(f"key{i}: 1\n" for i in range(300_000)), "more than 262,144 bytes"),
+    _file("20,000 keys", "".join(f"k{i}: 1\n" for i in range(20_000)), "k0: unknown key", "more problems"),
+    _file("20,000 nested brackets", "a: " + "[" * 20_000, "nested too deeply"),
+    _file("a key twice", f"{_TINY}\nname: b\n", "key 'name' is written twice"),
+    _file("a date that cannot be", "a: 2020-13-45", "is not valid YAML"),
+    _file("a tag of Python", "!!python/object/apply:os.system [ls]", "is not valid YAML"),
+    _file("a tag without its value", "a: !!int ''", "is not of the kind that its tag names"),
+    _file("no model", "name: a\ndomains: [{name: en}]\n", "model: required key is missing"),
+]
+FAULTS: list[Fault] = [*UNKNOWN, *TYPES, *RANGES, *COMBINATIONS, *OVERRIDES, *FILES]
+"""All of them."""
+
+
+def file_of(fault: Fault, folder: Path) -> Path:
+    """The configuration file of a fault, written into `folder`."""
+    file = folder / "fault.yaml"
+    file.write_bytes(_TINY.encode() if fault.text is None else fault.text)
+    return file
+
+
+def arguments_of(fault: Fault, file: Path) -> list[str]:
+    """Arguments of a command that must refuse the fault."""
+    return ["train", str(file), *(text for override in fault.overrides for text in ("--set", override))]
+
+
+def missing_words(fault: Fault, message: str) -> list[Any]:
+    """What the message should say and does not."""
+    return [words for words in fault.says if words not in message]

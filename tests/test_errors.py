@@ -1,0 +1,82 @@
+"""How a command ends: with its own status, or after one message."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pangu_sigma.errors import DataError, exit_status
+
+
+def ends(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:
+    """Status and message of a command that raises."""
+
+    def command() -> int:
+        raise error
+
+    status = exit_status(command)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    return status, captured.err
+
+
+def test_what_a_user_can_mend_is_one_message(capsys):
+    assert exit_status(lambda: 1) == 1
+    assert ends(capsys, DataError("no text; write some")) == (2, "error: no text; write some\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.ENOSPC, "free space on that disk"),
+        (errno.EROFS, "another file system"),
+        (errno.EACCES, "permissions"),
+        (errno.ENOTDIR, "a file is where a folder must be"),
+        (errno.EIO, "the disk fails"),
+    ],
+)
+def test_a_disk_that_is_full_or_refuses_is_one_message(capsys, number, fix):
+    status, message = ends(capsys, OSError(number, os.strerror(number), "runs/a/config.yaml"))
+    assert status == 2
+    assert message.startswith(f"error: runs/a/config.yaml: {os.strerror(number)}; ")
+    assert fix in message
+    assert ends(capsys, OSError(number, os.strerror(number)))[1].startswith(f"error: {os.strerror(number)}; "), (
+        "a write"
+    )
+
+
+def test_a_file_that_nobody_looked_for_is_a_bug_and_keeps_its_traceback():
+    with pytest.raises(FileNotFoundError):
+        exit_status(lambda: len(Path("none").read_bytes()))
+    with pytest.raises(BrokenPipeError):  # of something else than standard output
+        exit_status(lambda: os.write(broken_pipe(), b"x"))
+
+
+def broken_pipe() -> int:
+    """The end to write into of a pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+def test_full_memory_is_one_message(capsys):
+    status, message = ends(capsys, MemoryError("Unable to allocate 9 TiB"))
+    assert (status, "Unable to allocate 9 TiB" in message) == (2, True)
+
+
+def test_ctrl_c_is_one_line(capsys):
+    assert ends(capsys, KeyboardInterrupt()) == (130, "interrupted\n")
+
+
+def test_a_reader_that_is_gone_ends_a_command_without_a_word():
+    """In a process of its own: a pipe whose other end is closed before anything is written."""
+    code = "from pangu_sigma.errors import exit_status; import sys; sys.exit(exit_status(lambda: print('x' * 9) or 0))"
+    with open(broken_pipe(), "wb", buffering=0) as pipe:
+        done = subprocess.run([sys.executable, "-c", code], stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (141, "")

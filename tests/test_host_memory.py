@@ -1,0 +1,99 @@
+"""The memory needed against the memory there, before anything is allocated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.tiny import tiny_config
+
+from pangu_sigma import api
+from pangu_sigma.config import ConfigError
+from pangu_sigma.host_memory import check_reading_fits, check_training_fits, memory_there, training_needs
+
+GIB = 1 << 30
+
+
+def machine(root: Path, free: int, swap: int = 0, groups: str = "", files: dict[str, str] | None = None) -> Path:
+    """A root that says so much memory is free, and what the cgroups say."""
+    texts = {"proc/meminfo": f"MemTotal: 99 kB\nMemAvailable:   {free // 1024} kB\nSwapFree: {swap // 1024} kB\n"}
+    for name, text in (texts | {"proc/self/cgroup": groups} | (files or {})).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_free_memory_and_swap_may_be_taken(tmp_path: Path):
+    assert memory_there(machine(tmp_path, 3 * GIB, GIB)) == 4 * GIB
+    assert memory_there(tmp_path / "none") is None
+    assert (memory_there() or 0) > 0
+
+
+@pytest.mark.parametrize(
+    ("groups", "base", "names"),
+    [
+        ("0::/a/b\n", "sys/fs/cgroup/a", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/host/path\n", "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")),
+        (
+            *("3:cpu:/x\n4:memory:/a\n", "sys/fs/cgroup/memory/a"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+    ids=["2, of a parent", "2, in a container", "1"],
+)
+def test_the_limit_of_a_cgroup_counts_and_its_file_cache_is_free(tmp_path: Path, groups, base, names):
+    limit, usage, cache = names
+    files = {
+        f"{base}/{limit}": f"{2 * GIB}\n",
+        f"{base}/{usage}": f"{GIB}\n",
+        f"{base}/memory.stat": f"anon 1\n{cache} 1024\n",
+    }
+    assert memory_there(machine(tmp_path, 9 * GIB, groups=groups, files=files)) == GIB + 1024
+    (tmp_path / base / limit).write_text("max\n")
+    assert memory_there(tmp_path) == 9 * GIB
+
+
+def test_a_run_that_does_not_fit_is_refused_with_both_numbers_and_the_keys(tmp_path: Path):
+    config = tiny_config(tmp_path, model={"hidden": 2048, "ffn": 8192, "experts_per_domain": 64})
+    with pytest.raises(ConfigError) as error:
+        check_training_fits(config, root=machine(tmp_path, 8 * GIB))
+    stored = 2 * 3 * 64 * (2 * 2048 * 8192 + 8192 + 2048) * 12 / GIB
+    message = str(error.value)
+    assert f"experts and their Adam state {stored:,.1f}" in message
+    assert "8.0 GiB are free here; lower model.experts_per_domain" in message
+    assert "ecss.store=file" in message
+    check_training_fits(config, root=machine(tmp_path, 9999 * GIB))
+    check_reading_fits(config, root=machine(tmp_path, 8 * GIB))  # experts stay in the files of the checkpoint
+    with pytest.raises(ConfigError, match="dense weights"):
+        check_reading_fits(config, root=machine(tmp_path, GIB // 8))
+
+
+def test_every_process_of_this_machine_counts(tmp_path: Path):
+    config = tiny_config(tmp_path, model={"hidden": 1024}, parallel={"expert": 2})
+    needed = sum(need.nbytes for need in training_needs(config))
+    root = machine(tmp_path, int(1.5 * needed))
+    check_training_fits(config, 1, root)
+    with pytest.raises(ConfigError, match="in each of 2 processes"):
+        check_training_fits(config, 2, root)
+
+
+def test_the_need_is_what_a_run_certainly_keeps(tmp_path: Path):
+    """Files take no memory, half the moments take half, more ranks store less each."""
+
+    def stored(**sections: dict) -> int:
+        return training_needs(tiny_config(tmp_path, **sections))[0].nbytes
+
+    whole = stored()
+    assert whole == 12 * tiny_config(tmp_path).num_params().experts
+    assert stored(ecss={"store": "file"}) == 0
+    assert stored(ecss={"moments": "bfloat16"}) == whole * 8 // 12
+    assert stored(parallel={"expert": 2}) == whole // 2
+
+
+def test_training_asks_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pangu_sigma.host_memory.memory_there", lambda root: np.iinfo(np.int64).max // (1 << 50))
+    for ask in (api.run_training, lambda config, run: api.inherit(tmp_path, config, run)):
+        with pytest.raises(ConfigError, match=r"training tiny needs at least .* GiB are free here"):
+            ask(tiny_config(tmp_path), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,47 @@
+"""What cannot be written is known before the work, and asking leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pangu_sigma.writable import NotWritable, check_file_writable, check_folder_writable
+
+
+def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path):
+    check_folder_writable(tmp_path / "a" / "b", "--run")
+    check_folder_writable(tmp_path, "--run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_place_of_a_folder_is_refused_by_name(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(
+            NotWritable, match=rf"^--run {folder}: {tmp_path / 'file'} is a file and no folder; name another"
+        ):
+            check_folder_writable(folder, "--run")
+
+
+def test_a_folder_of_the_kernel_is_refused():
+    with pytest.raises(
+        NotWritable, match=r"^--run /proc/run: cannot write into /proc: .*; name another folder with --run"
+    ):
+        check_folder_writable(Path("/proc/run"), "--run")
+
+
+def test_a_name_that_cannot_be_is_refused(tmp_path: Path):
+    for name in ("a\0b", "a" * 400):
+        with pytest.raises(NotWritable, match="cannot write into"):
+            check_folder_writable(tmp_path / name / "b", "--run")
+
+
+def test_a_file_needs_its_folder(tmp_path: Path):
+    check_file_writable(tmp_path / "a.json", "--json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NotWritable, match=rf"--json .*: the folder {tmp_path / 'none'} is not there; make it"):
+        check_file_writable(tmp_path / "none" / "a.json", "--json")
+    with pytest.raises(NotWritable, match="is a folder"):
+        check_file_writable(tmp_path, "--json")
+    check_file_writable(Path("/dev/stdout"), "--json")
