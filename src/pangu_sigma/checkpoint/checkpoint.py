@@ -64,11 +64,13 @@ class Identity:
 
     With another vocabulary or routing table the same weights mean something else.
     config: the resolved configuration as a plain tree (`Config.model_dump(mode="json")`).
+    data_hash: `Manifest.content_hash` of the text that was trained on; None if it is not known.
     """
 
     vocabulary_hash: str
     routing_hash: str
     config: dict[str, Any]
+    data_hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,21 @@ def load_checkpoint(path: Path, expected: Identity | None = None, ranks: Ranks =
     raise CheckpointError(
         f"no usable checkpoint in {path}: {found}\nname another folder, or start the run without resuming"
     )
+
+
+def has_checkpoints(root: Path) -> bool:
+    """True if a root has a checkpoint, whole or not, and whatever LATEST says."""
+    return root.is_dir() and bool(_checkpoints(root))
+
+
+def newest_identity(root: Path) -> Identity | None:
+    """The identity in the newest checkpoint whose manifest is whole; other files are not read. None if there is none."""
+    for directory in _candidates(root) if root.is_dir() else ():
+        try:
+            return Identity(**_read_manifest(directory)["identity"])
+        except DamagedCheckpoint as error:
+            logger.warning("%s; asking the checkpoint before it", error)
+    return None
 
 
 def _check_arguments(step: int, files: Files, keep: int) -> None:

@@ -66,6 +66,11 @@ class Manifest(_Record):
     quarantined: dict[str, int]
     config: dict[str, Any]
 
+    @property
+    def content_hash(self) -> str | None:
+        """Hash of everything that training reads of the folder; None for data that was prepared without hashes."""
+        return None
+
     def save(self, folder: Path) -> None:
         (folder / "manifest.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

@@ -37,7 +37,7 @@ def write_report(run_folder: Path) -> Path:
     lines = read_metrics(run_folder)
     by_kind: dict[str, list[Line]] = {"run": [], "step": [], "evaluation": [], "load": []}
     for line in lines:
-        by_kind[line["kind"]].append(line)
+        by_kind.setdefault(line["kind"], []).append(line)
     if not by_kind["run"] or not by_kind["step"]:
         raise ConfigError(f"{run_folder} has no logged step yet; train for at least train.log_interval steps first")
     domains = by_kind["run"][0]["domains"]
