@@ -57,23 +57,48 @@ def prepare_data(config: Config, inputs: AnyPath | Iterable[AnyPath] = ()) -> Ma
     return prepare(config, [Path(path) for path in paths], Path(config.data.path))
 
 
-def train(config: Config, run: AnyPath, device: Device = "cpu") -> Model:
+def train(
+    config: Config | None,
+    run: AnyPath,
+    device: Device = "cpu",
+    *,
+    start_over: bool = False,
+    other_data: bool = False,
+    lock: bool = True,
+) -> Model:
     """Train `config` in the folder `run` and return the trained model.
 
-    A folder that holds a run of this configuration goes on from its newest checkpoint; one that is at its last step is only
-    opened. Metrics, checkpoints and a report are in the folder. Raises UserError when the data is not prepared or does not fit.
+    A folder that has a checkpoint goes on from its newest one, and one that is at its last step is only opened: with None as it
+    is, with a configuration after saying which keys change. Metrics, checkpoints and a report are in the folder.
+
+    start_over: set aside what the folder has, and begin at step 0. other_data: go on although the text is not that of the
+    checkpoint. lock: False to write also where the file system has no locks, so that a second writer is not noticed.
+    Raises UserError when the data is not prepared or does not fit, when a key changes that the checkpoints do not go with, and when
+    another process trains there.
     """
-    run_training(config, run, device).ranks.leave()
+    run_training(config, run, device, start_over, other_data, lock).ranks.leave()
     return Model(run)
 
 
-def run_training(config: Config, run: AnyPath, device: Device = "cpu", profile: bool = False) -> Trainer:
+def run_training(
+    config: Config | None,
+    run: AnyPath,
+    device: Device = "cpu",
+    start_over: bool = False,
+    other_data: bool = False,
+    lock: bool = True,
+    profile: bool = False,
+) -> Trainer:
     """Train, and return the trainer; the caller calls its `ranks.leave()`. The command `train` wants to know its rank.
 
     profile: True to write a timeline of some steps into the run folder.
     """
+    from pangu_sigma.checkpoint.run_folder import Asked, run_config
+
     if device not in ("cpu", "ascend"):
         raise ConfigError(f"device={device!r} is not known; use 'cpu' or 'ascend'")
+    if config is None:
+        config = run_config(Path(run))
     if device == "cpu":
         check_training_fits(config)
     else:
@@ -89,7 +114,7 @@ def run_training(config: Config, run: AnyPath, device: Device = "cpu", profile: 
 
         backend = AscendBackend()
     with one_thread:
-        return train(config, Path(run), backend, profile)
+        return train(config, Path(run), backend, Asked(start_over, other_data, lock), profile)
 
 
 def inherit(parent: AnyPath, config: Config, run: AnyPath) -> Receipt:
@@ -139,7 +164,7 @@ class Model:
 
     @cached_property
     def config(self) -> Config:
-        from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
+        from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 
         return config_file.load_config(self.path / CONFIG_FILE)
 

@@ -76,12 +76,17 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
         raise ConfigError(f"configuration {path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(tree).__name__}")
-    for override in overrides or []:
-        if isinstance(override, str):
-            key, value = _key_and_value(override)
+    return override(tree, overrides or [])
+
+
+def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+    """Apply overrides to a plain tree, which is changed and returned; the later ones last. Raises as `read_tree`."""
+    for each in overrides:
+        if isinstance(each, str):
+            key, value = _key_and_value(each)
             _set(tree, key, value, f"--set {key}")
         else:
-            key, value = override
+            key, value = each
             _set(tree, str(key), os.fspath(value) if isinstance(value, os.PathLike) else value, f"override {key}")
     return tree
 

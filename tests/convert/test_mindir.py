@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,13 +9,16 @@ import pytest
 from helpers.tiny import tiny_config
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from pangu_sigma.checkpoint.model_files import seal_model_files, write_config
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.mindir import ExportError, export_mindir, verify_export
 from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.graphs import signature
 from pangu_sigma.generate.predictor import Predictor
 from pangu_sigma.generate.text import generate
+from pangu_sigma.sealed import SEAL, DamagedFile
 from pangu_sigma.train.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -38,10 +42,12 @@ def test_the_folder_alone_answers_like_the_run(tiny_run, tiny_export, tmp_path, 
     expected = Predictor.from_run(tiny_run)
     elsewhere = shutil.copytree(tiny_export, tmp_path / "elsewhere" / "model")
     monkeypatch.chdir(tmp_path)
-    file = elsewhere / "config.yaml"
-    text, data = file.read_text(encoding="utf-8"), RunFolder.open(tiny_run).config.data.path
-    assert data in text
-    file.write_text(text.replace(data, "no-such-folder"), encoding="utf-8")
+    config = RunFolder.open(tiny_run).config
+    assert config.data.path in (elsewhere / "config.yaml").read_text(encoding="utf-8")
+    nowhere = config.data.model_copy(update={"path": "no-such-folder"})
+    write_config(elsewhere, config.model_copy(update={"data": nowhere}), "export")
+    files = [str(file.relative_to(elsewhere)) for file in elsewhere.rglob("*") if file.name != SEAL and file.is_file()]
+    seal_model_files(elsewhere, {"signature": signature(config)}, files)
     reloaded = Predictor.from_export(elsewhere)
     answers = generate(reloaded, PROMPTS, 8)
     assert answers == generate(expected, PROMPTS, 8)
@@ -55,7 +61,7 @@ def test_the_folder_alone_answers_like_the_run(tiny_run, tiny_export, tmp_path, 
 
 def test_it_holds_what_it_needs_and_others_may_read_it(tiny_export):
     names = sorted(path.name for path in tiny_export.iterdir())
-    assert names == ["config.yaml", "model.mindir", "routing.npz", "tokenizer"]
+    assert names == ["config.yaml", "model.mindir", "routing.npz", "seal.json", "tokenizer"]
     assert (tiny_export / "model.mindir").stat().st_mode & 0o044
     assert [path.name for path in tiny_export.parent.iterdir()] == ["tiny"], "nothing half-written beside it"
 
@@ -94,3 +100,56 @@ def test_a_model_without_experts_is_exported_too(tiny_data, tmp_path):
     trainer.save()
     export_mindir(tmp_path / "run", tmp_path / "out")
     assert verify_export(tmp_path / "run", tmp_path / "out", 2) >= 3 * 2
+
+
+@pytest.fixture
+def copied(tiny_export, tmp_path) -> Path:
+    return shutil.copytree(tiny_export, tmp_path / "copy")
+
+
+def flipped(file: Path, at: int, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1 << bit
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("number", range(14))
+def test_each_flipped_bit_of_an_exported_graph_is_found_before_use(copied, number):
+    file, rng = copied / "model.mindir", np.random.default_rng(number)
+    flipped(file, int(rng.integers(file.stat().st_size)), int(rng.integers(8)))
+    with pytest.raises(DamagedFile, match=r"model\.mindir: xxh3_128 is .* damaged, run `pangu-sigma export` again"):
+        Predictor.open(copied)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "routing.npz", "seal.json", "tokenizer/english.model"])
+@pytest.mark.parametrize("fault", ["flipped first", "flipped last", "cut", "empty", "gone"])
+def test_each_damaged_file_of_an_export_is_named_before_use(copied, name, fault):
+    file = copied / name
+    if fault.startswith("flipped"):
+        flipped(file, 0 if fault == "flipped first" else file.stat().st_size - 1, 0)
+    elif fault == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2 if fault == "cut" else 0])
+    with pytest.raises(DamagedFile, match=rf"{name}: .*run `pangu-sigma export` again"):
+        Predictor.from_export(copied)
+
+
+def test_the_signature_of_an_export_says_what_the_graph_takes_and_gives(tiny_export):
+    found = json.loads((tiny_export / SEAL).read_text())
+    assert found["format"] == 2
+    assert found["signature"]["inputs"][0] == {"name": "rows", "axes": "BS", "dtype": "int32"}
+    assert [each["name"] for each in found["signature"]["inputs"]] == [
+        *("rows", "positions", "documents", "slots", "last", "active", "order", "inverse")
+    ]
+    assert found["signature"]["outputs"] == [{"name": "logits", "axes": "BR", "dtype": "float32"}]
+    assert found["signature"]["fixed"] == {"N": 2, "R": 640}
+
+
+@pytest.mark.parametrize("output", ["/proc/out", "{}/a/file/out"])
+def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch, output):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("x")
+    monkeypatch.setattr("pangu_sigma.convert.mindir.inference_graph", lambda _: pytest.fail("it began to work"))
+    with pytest.raises(ExportError, match=r"cannot be written: .*; choose another --output"):
+        export_mindir(tiny_run, Path(output.format(tmp_path)))

@@ -14,7 +14,9 @@ from safetensors.numpy import load_file
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert import safetensors as module
-from pangu_sigma.convert.safetensors import export_safetensors
+from pangu_sigma.convert.mindir import ExportError
+from pangu_sigma.convert.safetensors import export_safetensors, verify_safetensors
+from pangu_sigma.sealed import DamagedFile
 
 EXPERT_ARRAYS = ("w1", "b1", "w2", "b2")
 
@@ -60,3 +62,23 @@ def test_a_failure_leaves_the_file_before_it_and_the_next_attempt_is_whole(tiny_
     export_safetensors(tiny_run, file)
     assert load_file(file).keys() == saved_weights(tiny_run).keys()
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_the_file_carries_its_own_hash_and_every_flipped_bit_shows(tiny_run, tmp_path):
+    file = export_safetensors(tiny_run, tmp_path / "weights.safetensors")
+    verify_safetensors(file)
+    content = file.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    digits = content.index(b'"xxh3_128": "') + 14
+    for at in (0, 9, digits, digits + 20, header - 1, header, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(DamagedFile, match=r"weights\.safetensors: "):
+            verify_safetensors(file)
+
+
+@pytest.mark.parametrize("output", ["/proc/weights", "{}/file/weights", "{}"])
+def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch, output):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(module, "load_checkpoint", lambda *_: pytest.fail("it began to work"))
+    with pytest.raises(ExportError, match="choose another --output"):
+        export_safetensors(tiny_run, Path(output.format(tmp_path)))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -20,10 +21,16 @@ from mindspore import Tensor
 
 from pangu_sigma.checkpoint import checkpoint
 from pangu_sigma.checkpoint.checkpoint import CheckpointError, UnhealthyState, has_checkpoints, load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.config import ConfigError
+from pangu_sigma.checkpoint.run_folder import RunFolder, run_config
+from pangu_sigma.checkpoint.state import restore, shards_of
+from pangu_sigma.config import ConfigError, RoutingConfig
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batches
+from pangu_sigma.ecss.build import build
+from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.lock import LockError, OneWriter
+from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
 
@@ -216,20 +223,95 @@ def test_a_checkpoint_holds_all_of_the_store_and_the_optimizer(tiny_run):
 
 def test_resuming_with_other_routing_or_another_vocabulary_is_refused(tiny_data, tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"another vocabulary or other routing tables; choose another folder"):
+    before = (copy / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"routing\.seed: 0 → 5: which expert .*\n.*choose another folder"):
         Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
-    assert "seed: 0" in (copy / "config.yaml").read_text(), "a refusal must not overwrite the run's configuration"
+    assert (copy / "config.yaml").read_bytes() == before, "a refusal must not overwrite the run's configuration"
     shutil.rmtree(copy / "tokenizer")
     (copy / "routing.npz").unlink()
-    with pytest.raises(CheckpointError, match=r"routing_hash.*routing\.seed"):
+    (copy / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"routing\.seed: 0 → 5"):  # says the checkpoint itself
         Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
+    run = RunFolder.open(tiny_run)
+    other = replace(run, table=draw_tables(RoutingConfig(seed=5), 2, 3, run.tokenizer.size, 2, None))
+    with pytest.raises(CheckpointError, match=r"routing_hash.*routing\.seed"):
+        other.newest_checkpoint()
 
 
 def test_a_model_of_another_shape_cannot_take_the_checkpoint(tiny_data, tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     model = tiny_config(tiny_data).model.model_dump() | {"ffn": 40}
-    with pytest.raises(CheckpointError, match=r"of shape .* the model needs .*another configuration"):
+    with pytest.raises(ConfigError, match=r"model\.ffn: 32 → 40: the saved arrays have this shape"):
         Trainer(tiny_config(tiny_data, model=model), copy)
+    network, store = build(tiny_config(tiny_data, model=model))
+    with pytest.raises(CheckpointError, match=r"of shape .* the model needs .*another configuration"):
+        restore(shards_of(network, store), load_checkpoint(copy / "checkpoints"))
+
+
+def changes(run: Path) -> list[tuple[int, list]]:
+    """The history of a run's configuration after its start."""
+    return [(line["step"], line["changes"]) for line in read_metrics(run) if line["kind"] == "config"]
+
+
+def test_the_history_of_a_run_has_its_configuration_and_every_change(tiny_data, tiny_run, tmp_path, monkeypatch):
+    """Also if it was stopped before the next checkpoint, and changed again or not at all."""
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    first = read_metrics(copy)[0]
+    assert first["config"] == tiny_config(tiny_data).model_dump(mode="json")
+    monkeypatch.setattr("pangu_sigma.train.loop.Trainer.advance", lambda _: 1 / 0)
+    for weight, expected in ((2.0, [(SAVED_AT, [["domains.1.weight", 1.0, 2.0]])]), (1.0, [])):
+        domains = [d.model_dump() for d in tiny_config(tiny_data).domains]
+        domains[1]["weight"] = weight
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                train(tiny_config(tiny_data).model_copy(update={"domains": parsed(tiny_data, domains)}), copy)
+            assert changes(copy) == expected
+    monkeypatch.undo()
+    train(run_config(copy, ["train.steps=16", "train.optimizer.peak_lr=0.02"]), copy)
+    assert changes(copy) == [(SAVED_AT, [["train.steps", STEPS, 16], ["train.optimizer.peak_lr", 0.01, 0.02]])]
+    train(run_config(copy, ["train.steps=17"]), copy)
+    assert changes(copy)[1:] == [(16, [["train.steps", 16, 17]])]
+    assert load_checkpoint(copy / "checkpoints").identity.config["train"]["optimizer"]["peak_lr"] == 0.02
+
+
+def parsed(data: Path, domains: list[dict]) -> list:
+    return parse_config({**tiny_config(data).model_dump(mode="json"), "domains": domains}).domains
+
+
+def test_whole_checkpoints_without_LATEST_are_gone_on_from(tiny_data, tiny_run, tmp_path):
+    """And its metrics are kept."""
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    (copy / "checkpoints" / "LATEST").unlink()
+    assert train(tiny_config(tiny_data), copy).progress.step == STEPS
+    assert read_metrics(copy) == read_metrics(tiny_run)
+
+
+def test_a_second_writer_is_refused_and_touches_nothing_of_the_first(tiny_data, tiny_run, tmp_path):
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    unfinished = copy / "checkpoints" / ".unfinished-step_00000030"
+    unfinished.mkdir()
+    with OneWriter(copy):
+        before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+        with pytest.raises(LockError, match=rf"is written by process {os.getpid()} on .* since"):
+            train(tiny_config(tiny_data, train={"steps": 7}), copy)
+        assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+        assert set(evaluate_run(copy)) == {"zh", "en", "code"}, "a reader is always allowed"
+
+
+def test_a_run_without_data_leaves_no_folder(tmp_path):
+    with pytest.raises(DataError, match="run prepare-data"):
+        train(tiny_config(tmp_path / "none"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_experts_may_come_to_the_device_and_go_back(tiny_data, tiny_run, tmp_path):
+    """ecss.enabled is free: the state of both stores is the same."""
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    for enabled in (False, True):
+        trainer = Trainer(tiny_config(tiny_data, ecss={"enabled": enabled}), copy)
+        trainer.advance()
+        trainer.save()
+    assert trainer.progress.step == SAVED_AT + 2
 
 
 def test_a_disk_that_refuses_a_save_is_logged_and_only_the_last_save_ends_the_run(

@@ -110,7 +110,7 @@ class Identity:
 
     With another vocabulary or routing table the same weights mean something else; with other data the run is another one.
     config: the resolved configuration as a plain tree (`Config.model_dump(mode="json")`).
-    data_hash: content hash of the prepared data; None if it has none, or if the caller does not mind.
+    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if it has none, or if the caller does not mind.
     """
 
     vocabulary_hash: str
@@ -365,6 +365,16 @@ def _newest_whole(root: Path, expected: Identity | None, ranks: Ranks) -> Checkp
     raise CheckpointError(
         f"no usable checkpoint in {root}: {found}\nname another folder, or start the run without resuming"
     )
+
+
+def newest_identity(root: Path) -> Identity | None:
+    """The identity in the newest checkpoint whose manifest is whole; other files are not read. None if there is none."""
+    for directory in _candidates(root) if root.is_dir() else ():
+        try:
+            return Identity(**_read_manifest(directory)["identity"])
+        except DamagedCheckpoint as error:
+            logger.warning("%s; asking the checkpoint before it", error)
+    return None
 
 
 def _check_arguments(step: int, names: list[str], keep: int) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_sigma.commands.options import add_command, resolved_config, with_config
+from pangu_sigma.commands.options import add_command
+from pangu_sigma.commands.training import config_and_run, with_run
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.writable import check_folder_writable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Declare this command."""
-    command = with_config(
+    command = with_run(
         add_command(
             commands,
             "launch",
@@ -29,7 +30,6 @@ def add_commands(commands: Any) -> None:
             "sigma_1t --ascend --nodes 64 --dry-run",
         )
     )
-    command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
     command.add_argument(
         "--processes", type=int, metavar="N", help="how many you count on: refused if not the configuration's"
     )
@@ -56,14 +56,14 @@ def add_commands(commands: Any) -> None:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    config = resolved_config(options)
+    config, run = config_and_run(options)
     if config is None:
         return 0
     from pangu_sigma.launching.launch import check_job, dry_run, launch
-    from pangu_sigma.launching.training import check_ranks, training_facts
+    from pangu_sigma.launching.training import check_ranks, start_over_once, training_facts
 
     check_ranks(config, options.processes)
-    job = _job(config, options)
+    job = _job(config, run, options)
     if options.dry_run:
         print(dry_run(job))
         return 0
@@ -71,10 +71,12 @@ def _launch(options: argparse.Namespace) -> int:
     check_folder_writable(job.logs.parent, "--run")
     if not options.ascend:
         check_training_fits(config, job.local)
+    if options.start_over and job.node == 0:
+        start_over_once(run, not options.no_lock)
     return launch(replace(job, facts=training_facts(config)) if job.nodes > 1 else job)
 
 
-def _job(config: Config, options: argparse.Namespace) -> Job:
+def _job(config: Config, run: Path, options: argparse.Namespace) -> Job:
     from pangu_sigma.launching.launch import Job
     from pangu_sigma.launching.training import training_command
 
@@ -85,9 +87,8 @@ def _job(config: Config, options: argparse.Namespace) -> Job:
                 raise ConfigError(
                     f"{name} is missing: with --nodes {options.nodes} each is told its rank and where node 0 is"
                 )
-    run = options.run or Path("runs") / config.name
     return Job(
-        command=training_command(options.config, run, options.set, options.ascend),
+        command=training_command(options.config, run, options.set, options.ascend, options.other_data, options.no_lock),
         logs=run / "logs",
         ranks=config.parallel.ranks,
         nodes=options.nodes,

@@ -16,7 +16,8 @@ from pangu_sigma.commands.options import (
     with_json,
     with_overrides,
 )
-from pangu_sigma.config import ConfigError
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import dump_config
 
 
 def add_commands(commands: Any) -> None:
@@ -48,7 +49,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--config", type=Path, required=True, help=CONFIG_HELP)
     command.add_argument("--run", type=Path, required=True, help="folder of the run to make; it must not exist")
 
-    command = with_config(
+    command = with_run(
         add_command(
             commands,
             "train",
@@ -56,9 +57,9 @@ def add_commands(commands: Any) -> None:
             "train, or resume, in a run folder",
             "sigma_tiny",
             "sigma_tiny --run runs/short --set train.steps=100 --set routing.table=balanced",
+            "--run runs/short --set train.steps=200",
         )
     )
-    command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
     command.add_argument("--device", choices=["cpu", "ascend"], default="cpu")
     command.add_argument("--profile", action="store_true", help="write a timeline of five steps to profile/trace.json")
 
@@ -95,6 +96,35 @@ def add_commands(commands: Any) -> None:
     )
 
 
+def with_run(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a command that trains a run folder and a configuration, and what may be asked for besides."""
+    command.add_argument(
+        "config", type=Path, nargs="?", help=f"{CONFIG_HELP}; left out: what the run folder has, with --set"
+    )
+    with_overrides(command)
+    command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
+    command.add_argument("--start-over", action="store_true", help="set aside what the run has, and begin at step 0")
+    command.add_argument("--other-data", action="store_true", help="go on with other text than that of the checkpoint")
+    command.add_argument("--no-lock", action="store_true", help="write also where the file system has no locks")
+    return command
+
+
+def config_and_run(options: argparse.Namespace) -> tuple[Config | None, Path]:
+    """The configuration, None when --print-config has printed it, and the run folder of a command made by `with_run`."""
+    if options.config is not None:
+        config = resolved_config(options)
+        return config, options.run or Path("runs") / (config.name if config else "")
+    if options.run is None:
+        raise ConfigError("name a configuration to start a run, or --run to go on with one")
+    from pangu_sigma.checkpoint.run_folder import run_config
+
+    config = run_config(options.run, options.set)
+    if options.print_config:
+        print(dump_config(config), end="")
+        return None, options.run
+    return config, options.run
+
+
 def _prepare_data(options: argparse.Namespace) -> int:
     config = resolved_config(options)
     if config is not None:
@@ -117,12 +147,19 @@ def _inherit(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    config = resolved_config(options)
+    config, run = config_and_run(options)
     if config is not None:
         from pangu_sigma.train.summary import format_summary, summarise
 
-        run = options.run or Path("runs") / config.name
-        trainer = api.run_training(config, run, options.device, options.profile)
+        trainer = api.run_training(
+            config,
+            run,
+            options.device,
+            options.start_over,
+            options.other_data,
+            not options.no_lock,
+            options.profile,
+        )
         if trainer.finished and trainer.ranks.first:
             print(format_summary(summarise(run)))
         trainer.ranks.leave()

@@ -9,6 +9,9 @@ graph holds no routing logic, drops no token, and multiplies only the experts th
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -48,8 +51,18 @@ class InferenceGraph(nn.Cell):
         return ops.cast(ops.squeeze(logits_B1R, 1), ms.float32)
 
 
+def signature(config: Config) -> dict[str, Any]:
+    """What goes into `InferenceGraph` and what comes out, as plain values: name, dtype and axes of each, and the sizes of axes that
+    are fixed. All other axes are free: any size at each call."""
+    arguments = list(inspect.signature(InferenceGraph.construct).parameters)[1:]
+    inputs = [dict(zip(("name", "axes"), name.rsplit("_", 1), strict=True), dtype="int32") for name in arguments]
+    outputs = [{"name": "logits", "axes": "BR", "dtype": "float32"}]
+    fixed = {"N": max(config.model.rre_layers, 1), "R": config.model.slot_rows}
+    return {"inputs": inputs, "outputs": outputs, "fixed": fixed}
+
+
 def any_length(config: Config) -> tuple[Tensor, ...]:
     """Inputs of `InferenceGraph` whose batch, sequence, experts and capacity are open, for `set_inputs` and export."""
-    layers = max(config.model.rre_layers, 1)
-    shapes = [[None, None]] * 3 + [[None]] * 2 + [[layers, None], [layers, None, None], [layers, None]]
+    found = signature(config)
+    shapes = [[found["fixed"].get(axis) for axis in each["axes"]] for each in found["inputs"]]
     return tuple(Tensor(shape=shape, dtype=ms.int32) for shape in shapes)

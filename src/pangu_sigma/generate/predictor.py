@@ -12,21 +12,23 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from pangu_sigma.checkpoint.run_folder import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, RunFolder
+from pangu_sigma.checkpoint.model_files import read_config, read_model_files
+from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import load_config
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.device import one_thread, use_cpu
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.graphs import InferenceGraph, any_length
+from pangu_sigma.generate.graphs import InferenceGraph, any_length, signature
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.plan import pad_to_capacity, plan_batch
 from pangu_sigma.rre.table import RoutingTable
 
 GRAPH_FILE = "model.mindir"
+EXPORT_AGAIN = "run `pangu-sigma export` again, or copy the folder again"
+"""The way back from a damaged export."""
 
 _TABLE_BYTES = 64 << 20
 """Copies of a slot's word table that one call may make; the graph makes one for each position that is asked for."""
@@ -56,21 +58,20 @@ class Predictor:
 
     @classmethod
     def from_export(cls, path: Path) -> Predictor:
-        """A folder that `export` wrote. Raises ConfigError when it is none."""
+        """A folder that `export` wrote, every byte of it verified. Raises ConfigError when it is none, DamagedFile for a file that
+        is not what was written."""
         if not (path / GRAPH_FILE).exists():
             raise ConfigError(
                 f"{path} is not an exported model: it has no {GRAPH_FILE}; run `pangu-sigma export` first"
             )
+        config = read_config(path, "export", EXPORT_AGAIN)
+        tokenizer, table, facts = read_model_files(path, EXPORT_AGAIN)
+        if facts and facts["signature"] != signature(config):
+            raise ConfigError(f"{path} takes and gives other arrays than this version; use the version that wrote it")
         use_cpu()
-        config = load_config(path / CONFIG_FILE)
         graph = nn.GraphCell(ms.load(str(path / GRAPH_FILE)))
         graph.set_inputs(*any_length(config))  # one compilation for every length
-        return cls(
-            graph,
-            config,
-            Tokenizer.load(path / TOKENIZER_FOLDER),
-            RoutingTable.load(path / ROUTING_FILE),
-        )
+        return cls(graph, config, tokenizer, table)
 
     def next_logits(self, sequences: list[list[int]], domains: list[Domain]) -> np.ndarray:
         """Logits over the rows of each sequence's slot, float32 [B, R]; rows without a token hold -inf.

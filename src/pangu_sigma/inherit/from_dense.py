@@ -66,7 +66,12 @@ def inherit(parent: Path, config: Config, folder: Path) -> Receipt:
             logit_difference=_compare(parent, child),
         )
         receipt.save(child)
-        child.rename(folder)
+        try:
+            child.rename(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} was made by somebody else meanwhile ({error.strerror}); choose another folder"
+            ) from error
     return receipt
 
 

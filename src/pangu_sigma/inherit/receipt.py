@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-LINEAGE_FILE = "lineage.json"
+from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,38 @@ import hashlib
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.parallel.layout import axes_text
 
 
-def training_command(file: Path, run: Path, overrides: list[str], ascend: bool = False) -> list[str]:
-    """The command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint."""
+def training_command(
+    file: Path | None,
+    run: Path,
+    overrides: list[str],
+    ascend: bool = False,
+    other_data: bool = False,
+    no_lock: bool = False,
+) -> list[str]:
+    """The command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint.
+
+    file: None for the configuration of the run folder.
+    """
     settings = [text for override in overrides for text in ("--set", override)]
+    asked = [*(["--other-data"] if other_data else []), *(["--no-lock"] if no_lock else [])]
     device = ["--device", "ascend"] if ascend else []
-    return [sys.executable, "-m", "pangu_sigma", "train", str(file), "--run", str(run), *device, *settings]
+    config = [] if file is None else [str(file)]
+    return [sys.executable, "-m", "pangu_sigma", "train", *config, "--run", str(run), *device, *settings, *asked]
+
+
+def start_over_once(run: Path, lock: bool) -> None:
+    """Set aside what a run has, before ranks start: one that starts again after a failure goes on. Raises as `start_over`."""
+    from pangu_sigma.checkpoint.run_folder import one_writer
+    from pangu_sigma.checkpoint.start_over import start_over
+
+    with one_writer(run, lock):
+        start_over(run)
 
 
 def check_ranks(config: Config, processes: int | None) -> None:
@@ -36,28 +56,17 @@ def training_facts(config: Config) -> dict[str, str]:
     They are every key of the configuration; hashes of vocabulary, routing tables and prepared data; versions of the packages that
     compute. Raises ConfigError or DataError if the prepared data does not fit or is not there. Needs no device.
     """
+    from pangu_sigma.checkpoint.changes import leaves
     from pangu_sigma.checkpoint.run_folder import read_prepared
 
     tokenizer, table = read_prepared(config)
-    facts = dict(_values_by_path(config.model_dump(mode="json")))
+    facts = {key: str(value) for key, value in leaves(config.model_dump(mode="json")).items()}
     facts |= {name: importlib.metadata.version(name) for name in ("pangu-sigma", "mindspore", "numpy")}
     data = Path(config.data.path)
     return facts | {
         "vocabulary": tokenizer.hash[:16],
         "routing tables": table.hash[:16],
         "prepared data": _data_hash(data)[:16],
-    }
-
-
-def _values_by_path(tree: Any, path: str = "") -> dict[str, str]:
-    """Values of a tree by their path, such as train.optimizer.beta1."""
-    if not isinstance(tree, dict | list):
-        return {path: str(tree)}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {
-        key: value
-        for name, child in items
-        for key, value in _values_by_path(child, f"{path}.{name}".lstrip(".")).items()
     }
 
 

@@ -14,7 +14,7 @@ from mindformers.trainer import CausalLanguageModelingTrainer
 from mindformers.wrapper import build_wrapper
 from mindspore.dataset import GeneratorDataset
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
 from pangu_sigma.checkpoint.state import restore
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
@@ -42,12 +42,16 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
                 f"{processes} processes were started, and each would train the same in {config.output_dir}; start one, "
                 "with msrun --worker_num=1"
             )
+        with one_writer(Path(config.output_dir)):
+            self._train(config, kwargs)
+
+    def _train(self, config: Any, arguments: dict[str, Any]) -> None:
         self.folder = RunFolder.create(Path(config.output_dir), self.sigma)
         self.progress, self.checkpoint = resume(self.folder, Cursor([0] * len(self.sigma.domains)))
         if self.progress.step >= self.sigma.train.steps:
             logger.info("%s has all of its %d steps", self.folder.path, self.sigma.train.steps)
             return
-        super().train(config=config, **kwargs)
+        super().train(config=config, **arguments)
 
     def create_train_dataset(self, default_args: dict[str, Any] | None = None) -> GeneratorDataset:
         data = Path(self.sigma.data.path)

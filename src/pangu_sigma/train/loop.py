@@ -12,19 +12,20 @@ import mindspore as ms
 import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import CheckpointError
-from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.run_folder import NOTHING, Asked, RunFolder, one_writer, read_prepared_tokenizer
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.launching.heartbeat import Heartbeat
 from pangu_sigma.optimizer.schedule import Schedule
+from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.train.backend import Backend, CpuBackend
 from pangu_sigma.train.feed import Feed
 from pangu_sigma.train.health import Health, examine
 from pangu_sigma.train.held_out import Evaluator
 from pangu_sigma.train.metrics import MetricsLog, NoLog, StepMetrics
-from pangu_sigma.train.progress import resume
+from pangu_sigma.train.progress import changes_since, resume
 from pangu_sigma.train.report import write_report
 from pangu_sigma.train.step import StepResult
 from pangu_sigma.train.stop import StopRequest
@@ -38,13 +39,23 @@ CPU = CpuBackend()
 class Trainer:
     """A run that can be advanced, saved and resumed. If it has several ranks, this is one of them, and all of them do the same."""
 
-    def __init__(self, config: Config, folder: Path, backend: Backend = CPU):
-        """folder: the run's; training goes on from its newest checkpoint if it has one. backend: the devices to train on."""
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        backend: Backend = CPU,
+        asked: Asked = NOTHING,
+        ranks: Ranks | None = None,
+    ):
+        """folder: the run's; training goes on from its newest checkpoint if it has one. backend: the devices to train on.
+
+        asked: what the user wants besides. ranks: those that the caller has joined; None to join them here.
+        """
         self.config, self.backend = config, backend
-        self.ranks = backend.join(config)
+        self.ranks = ranks or backend.join(config)
         self.heart = Heartbeat(self.ranks.rank)
         self.heart.beat("the start")
-        self.run = RunFolder.create(folder, config, self.ranks)
+        self.run = RunFolder.create(folder, config, self.ranks, asked)
         ms.set_seed(config.seed)  # again: what joins ranks may have drawn
         self.built = backend.build(config, self.ranks, self.run)
         self.network, self.store, self.step = self.built.network, self.built.store, self.built.step
@@ -57,6 +68,7 @@ class Trainer:
         self.health = Health(config.train, [d.name for d in config.domains], known)
         if checkpoint is not None:
             backend.restore(self.built, checkpoint)
+        self.changes = changes_since(checkpoint, self.run)
         self.feed = Feed(self.batches, self.progress.cursor, self.store, backend.prefetcher(self.built))
         self._counts = backend.counts_losses(config, self.ranks)
         self.saver = self._open_saver()
@@ -193,24 +205,40 @@ class Trainer:
         )
 
 
-def train(config: Config, folder: Path, backend: Backend = CPU, profile: bool = False) -> Trainer:
+def train(
+    config: Config, folder: Path, backend: Backend = CPU, asked: Asked = NOTHING, profile: bool = False
+) -> Trainer:
     """Train `config` in `folder`, from its newest checkpoint if it has one, and write metrics, checkpoints and a report.
 
-    backend: the devices to train on. profile: True to write a timeline of some steps, as timeline.py says.
-    Raises UnhealthyRun as `examine`, and what making a `Trainer` and its steps raises.
+    backend: the devices to train on. asked: what the user wants besides. profile: True to write a timeline of some steps, as
+    timeline.py says.
+    Raises UnhealthyRun as `examine`, LockError while somebody else writes in the folder, and as `RunFolder.create`.
     At SIGTERM, to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. A process of
     several ranks calls `ranks.leave` when it needs the trainer no longer.
     """
-    trainer = Trainer(config, folder, backend)
-    ranks, options, names = trainer.ranks, config.train, [d.name for d in config.domains]
+    ranks = backend.join(config)
+    with ranks.together(f"reading {config.data.path}"):
+        read_prepared_tokenizer(config)  # who has no data leaves no folder behind
+    with one_writer(folder, asked.lock, ranks):
+        return _train(Trainer(config, folder, backend, asked, ranks), profile)
+
+
+def _train(trainer: Trainer, profile: bool) -> Trainer:
+    ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
+    options, names = config.train, [d.name for d in config.domains]
     with ranks.together("reading the held-out text"):
         evaluator = trainer.evaluator()
     start = trainer.progress.step
-    log = MetricsLog(folder, names, options.steps, options.log_interval, start) if ranks.first else NoLog()
+    log = (
+        MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
+        if ranks.first
+        else NoLog()
+    )
     if profile and ranks.first:
         trainer.timeline = Timeline(folder, start)
     span = trainer.timeline.span
     with StopRequest() as stop, log, trainer.saver, trainer.timeline:
+        log.changed(start, trainer.changes)
         if start == 0:
             log.evaluation(start, evaluator.losses())
         stopped = False

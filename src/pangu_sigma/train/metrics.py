@@ -2,7 +2,10 @@
 
 `metrics.jsonl` has one JSON object a line, told apart by `kind`:
 
-* `run`: domains, steps_total; once, first.
+* `run`: domains, steps_total, and what it begins with: config, and data, the content hash of the prepared text, if it has one.
+  Once, first.
+* `config`: changes of these, [[key, old, new], …], with which the run goes on after `step`. With the first line they are its
+  history.
 * `step`: means over the steps since the line before, every log_interval steps. `samples`: hash of what they were trained on, the
   same at any number of ranks. `dropped`: rows that found no room at their expert's rank, over all layers. `skipped`: steps that
   changed nothing. `left_out`: steps whose loss is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same of
@@ -38,6 +41,8 @@ import xxhash
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from pangu_sigma.checkpoint.changes import Change
+from pangu_sigma.checkpoint.checkpoint import Identity
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.train.losses import HeldOutLoss, evaluation_line
 
@@ -85,12 +90,19 @@ class MetricsLog:
     """Writes down every step of a run; use as a context manager, so that the files are complete however the run ends."""
 
     def __init__(
-        self, folder: Path, domains: list[str], steps_total: int, log_interval: int, resumed_step: int = 0
+        self,
+        folder: Path,
+        domains: list[str],
+        steps_total: int,
+        log_interval: int,
+        resumed_step: int = 0,
+        identity: Identity | None = None,
     ) -> None:
-        """resumed_step: the step of the checkpoint that the run continues; lines of later steps are dropped."""
+        """resumed_step: the step of the checkpoint that the run continues; lines of later steps are dropped, and changes that were
+        made at it. identity: what a run that starts begins with."""
         folder.mkdir(parents=True, exist_ok=True)
         _drop_lines_beyond(folder / FILE, resumed_step)
-        fresh = not (folder / FILE).exists()
+        self._fresh = not (folder / FILE).exists()
         self._lines = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=resumed_step + 1)
         self._log_interval = log_interval
@@ -116,8 +128,9 @@ class MetricsLog:
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
             bar_format="{desc} {n_fmt}/{total_fmt} {postfix}",
         )
-        if fresh:
-            self._write({"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total})
+        if self._fresh:
+            begins = {} if identity is None else {"config": identity.config, "data": identity.data_hash}
+            self._write({"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total, **begins})
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -148,6 +161,12 @@ class MetricsLog:
             self._board.add_scalar(f"loss_held_out/{name}", loss.nats_per_token.mean, step)
             self._board.add_scalar(f"bits_per_byte_held_out/{name}", loss.bits_per_byte.mean, step)
         self.flush()
+
+    def changed(self, step: int, changes: Sequence[Change]) -> None:
+        """Write down what a run that goes on after `step` is told to do otherwise. A log that begins here has said it all."""
+        if changes and not self._fresh:
+            self._write({"kind": "config", "step": step, "changes": list(changes)})
+            self._lines.flush()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -315,6 +334,9 @@ class NoLog:
     def unhealthy(self, step: int, tensors: list[dict[str, Any]]) -> None:
         """Write nothing: rank 0 writes what it has itself, and the error names the tensors of all ranks."""
 
+    def changed(self, step: int, changes: Sequence[Change]) -> None:
+        """Write nothing: rank 0 has the same changes."""
+
     def paused(self) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -348,10 +370,14 @@ def load_max_over_mean(load_NK: np.ndarray) -> float | None:
 
 
 def _drop_lines_beyond(file: Path, step: int) -> None:
-    """Drop the lines of later steps than `step`, which the resumed run writes again. Step 0 drops the whole file."""
+    """Drop the lines of later steps than `step`, which the resumed run writes again, and changes made at `step`.
+
+    What is still changed is said again. Step 0 drops the whole file.
+    """
     if not file.exists():
         return
-    kept = [line for line in read_metrics(file.parent) if line["step"] <= step] if step else []
+    lines = read_metrics(file.parent) if step else []
+    kept = [line for line in lines if line["step"] <= step and (line["kind"], line["step"]) != ("config", step)]
     if not kept:
         file.unlink()
         return

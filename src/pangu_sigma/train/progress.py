@@ -6,6 +6,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pangu_sigma.checkpoint.changes import Change, differences
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.order import Cursor
@@ -60,3 +61,15 @@ def resume(run: RunFolder, start: Cursor, ranks: Ranks = ALONE) -> tuple[Progres
         return Progress(0, 0, start), None
     logger.info("resuming %s after step %d", run.path, checkpoint.step)
     return Progress.from_state(checkpoint.state), checkpoint
+
+
+def changes_since(checkpoint: Checkpoint | None, run: RunFolder) -> list[Change]:
+    """What a run goes on with that differs from what its checkpoint was trained with: keys of the configuration, and `data`, the
+    content hash of the prepared text, if both are known."""
+    if checkpoint is None:
+        return []
+    then, now = checkpoint.identity, run.identity
+    changes = differences(then.config, now.config)
+    if then.data_hash and now.data_hash and then.data_hash != now.data_hash:
+        changes.append(("data", then.data_hash, now.data_hash))
+    return changes

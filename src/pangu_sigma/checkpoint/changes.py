@@ -1,0 +1,117 @@
+"""What may be changed in the configuration of a run that has a checkpoint, key by key, and why the rest may not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pangu_sigma.config import Config, ConfigError
+
+Change = tuple[str, Any, Any]
+"""A key, its old and its new value; None where there is none."""
+
+
+class Rule(NamedTuple):
+    """What is true of a key, and of those below it that have no rule of their own.
+
+    free: True if a run may go on with another value.
+    why: for a key that is not free the reason, for one that is what becomes of the change; "" if nothing is to be said.
+    """
+
+    free: bool
+    why: str = ""
+
+
+_CATCHES_UP = (
+    "no sample is lost or taken twice; domains that are behind by the new values come first until they have caught up"
+)
+_DRAWN = "the weights of this run were drawn with it"
+
+RULES = {
+    "name": Rule(True),
+    "seed": Rule(False, "it shuffles the samples and drew the weights: samples would be taken twice or never"),
+    "model": Rule(False, "the saved arrays have this shape"),
+    "model.dropout": Rule(True),
+    "model.init_std": Rule(False, _DRAWN),
+    "model.expert_init": Rule(False, _DRAWN),
+    "domains": Rule(False, "experts, slots and sample counts of the checkpoint belong to these domains in this order"),
+    "domains.*.format": Rule(False, "the model was trained on text that is written so"),
+    "domains.*.language": Rule(False, "the model was trained on text that is segmented so"),
+    "domains.*.weight": Rule(True, _CATCHES_UP),
+    "vocabulary": Rule(False, "the run keeps the vocabulary that it was started with"),
+    "routing": Rule(False, "which expert a token goes to is decided before the first step, once and for all"),
+    "ecss": Rule(True),
+    "ecss.moments": Rule(False, "the saved moments have this precision"),
+    "data": Rule(True),
+    "data.domains_per_step": Rule(True, "no sample is lost or taken twice"),
+    "data.domain_sets": Rule(True, _CATCHES_UP),
+    "train": Rule(True),
+    "train.batch_size": Rule(True, "no sample is lost or taken twice"),
+    "train.accumulation": Rule(True, "no sample is lost or taken twice"),
+    "train.loss_scale.initial": Rule(True, "the run goes on with the scale that it has"),
+    "parallel": Rule(True),
+}
+"""Rules of all keys by their path; * is any index."""
+
+_PATHS = ("data.path", "ecss.path")
+
+
+def rule_of(key: str) -> Rule:
+    """The rule of a key: its own, or that of the nearest key above it that has one. Raises KeyError if none has."""
+    words = ["*" if word.isdigit() else word for word in key.split(".")]
+    found = (RULES.get(".".join(words[:end])) for end in range(len(words), 0, -1))
+    for rule in found:
+        if rule is not None:
+            return rule
+    raise KeyError(key)
+
+
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """Values of a tree by their path, such as train.optimizer.beta1."""
+    if not isinstance(tree, dict | list):
+        return {path: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {key: value for name, child in items for key, value in leaves(child, f"{path}.{name}".lstrip(".")).items()}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+    """Keys whose values differ between two configurations as plain trees, in the order of the new one."""
+    before, after = leaves(old), leaves(new)
+    return [
+        (key, before.get(key), after.get(key))
+        for key in dict.fromkeys([*after, *before])
+        if before.get(key) != after.get(key) and not _same_path(key, before.get(key), after.get(key))
+    ]
+
+
+def refuse_changes(run: Path, changes: list[Change]) -> None:
+    """Raise ConfigError if one of the changes would give the saved state of a run another meaning; it names all of these."""
+    refused = [change for change in changes if not rule_of(change[0]).free]
+    if refused:
+        lines = [f"{change_text(change)}: {rule_of(change[0]).why}" for change in refused]
+        raise ConfigError(
+            f"{run} has checkpoints that do not go with\n  "
+            + "\n  ".join(lines)
+            + "\nleave the run's values (without a "
+            "configuration file `train --run` takes all of them), choose another folder with --run, or add --start-over"
+        )
+
+
+def change_text(change: Change) -> str:
+    """A change as a line for people."""
+    key, *values = change
+    old, new = (json.dumps(value, ensure_ascii=False) for value in values)
+    return f"{key}: {old} → {new}"
+
+
+def absolute_paths(config: Config) -> Config:
+    """The configuration with paths that mean the same from any folder."""
+    data = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
+    ecss = config.ecss.model_copy(update={"path": config.ecss.path and str(Path(config.ecss.path).absolute())})
+    return config.model_copy(update={"data": data, "ecss": ecss})
+
+
+def _same_path(key: str, old: Any, new: Any) -> bool:
+    """True for a relative path, which old checkpoints may have, and the absolute one that it was."""
+    return key in _PATHS and bool(old and new) and not Path(old).is_absolute() and f"/{new}".endswith(f"/{Path(old)}")

@@ -1,0 +1,83 @@
+"""Starting a run over in its folder: what it has is set aside, and nothing is deleted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER
+from pangu_sigma.config import ConfigError
+from pangu_sigma.sealed import SEAL, sync
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+LINEAGE_FILE = "lineage.json"
+"""The receipt of a run that inherited another one."""
+SET_ASIDE = "set_aside_"
+"""Beginning of the names of the folders, numbered from 1, that hold what was set aside."""
+
+_METRICS = "metrics.jsonl"
+_MOVED = (CHECKPOINTS, _METRICS, "tensorboard", "report")
+_COPIED = (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, SEAL)
+
+
+def start_over(run: Path) -> None:
+    """Set aside what a run has, so that it starts at step 0.
+
+    Raises ConfigError for a run that inherited its weights, which cannot be had again by starting over.
+    """
+    if (run / LINEAGE_FILE).exists():
+        raise ConfigError(
+            f"{run} inherited its weights ({LINEAGE_FILE}), and starting over would draw new ones; run `pangu-sigma inherit` into "
+            "another folder"
+        )
+    set_aside(run)
+
+
+def set_aside(run: Path) -> Path | None:
+    """Move checkpoints, metrics and reports of a run into a folder beside them, which is a run folder itself; None if it has none.
+
+    Checkpoints go first: who is interrupted here has started over, and not a run that has lost its past.
+    """
+    there = [name for name in _MOVED if (run / name).exists()]
+    if not there:
+        return None
+    folder = next(path for n in itertools.count(1) if not (path := run / f"{SET_ASIDE}{n}").exists())
+    folder.mkdir()
+    for name in _COPIED:
+        if (run / name).is_dir():
+            shutil.copytree(run / name, folder / name)
+        elif (run / name).exists():
+            shutil.copy2(run / name, folder / name)
+    for name in there:
+        (run / name).rename(folder / name)
+    sync(run)
+    logger.info("set aside %s of %s in %s", ", ".join(there), run, folder)
+    return folder
+
+
+def set_aside_lines_without_checkpoint(run: Path) -> None:
+    """Set aside what a run without a checkpoint has logged: it begins again, which is said with the number of lines."""
+    lines = _lines_of_steps(run / _METRICS)
+    if lines:
+        logger.warning(
+            "%s has no checkpoint, but %d logged lines of later steps than 0: it begins at step 0", run, lines
+        )
+        set_aside(run)
+
+
+def _lines_of_steps(file: Path) -> int:
+    """Number of lines of a log that are about a step after 0."""
+    if not file.exists():
+        return 0
+    found = 0
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found += json.loads(line)["step"] > 0
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by a crash
+    return found

@@ -1,0 +1,80 @@
+"""Files of runs and exports. Damage of each of them: test_run_folder.py and tests/convert/test_mindir.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.tiny import tiny_config
+
+from pangu_sigma.checkpoint.model_files import (
+    is_sealed,
+    read_config,
+    read_model_files,
+    write_config,
+    write_model_files,
+)
+from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import load_config
+from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.sealed import DamagedFile
+
+FIX = "write it again"
+
+
+@pytest.fixture
+def folder(tiny_data, tmp_path) -> Path:
+    table = RoutingTable(np.zeros((1, 1, 8), np.int16), np.ones((1, 8), np.int16), 2)
+    write_model_files(tmp_path, tiny_config(tiny_data), tiny_data / "tokenizer", table)
+    return tmp_path
+
+
+def test_what_was_written_is_read(folder, tiny_data):
+    assert read_config(folder, "run", FIX) == tiny_config(tiny_data)
+    tokenizer, table, facts = read_model_files(folder, FIX)
+    assert (tokenizer.size > 40_000, table.experts, facts["format"]) == (True, 2, 2)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["config.yaml", "routing.npz", "seal.json", "tokenizer"]
+    assert sorted(json.loads((folder / "seal.json").read_text())["files"]) == [
+        "routing.npz",
+        *sorted(f"tokenizer/{file.name}" for file in (tiny_data / "tokenizer").iterdir()),
+    ]
+
+
+def test_the_first_line_says_format_and_hash_and_any_yaml_reader_skips_it(folder, tiny_data):
+    line = (folder / "config.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert re.fullmatch(r"# pangu-sigma run, format 2; xxh3_128 of the lines below: [0-9a-f]{32}", line)
+    assert load_config(folder / "config.yaml") == tiny_config(tiny_data)
+
+
+def test_every_flipped_bit_of_the_configuration_is_noticed(folder):
+    file = folder / "config.yaml"
+    content = file.read_bytes()
+    for at in range(len(content)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ (1 << at % 8)]) + content[at + 1 :])
+        with pytest.raises((DamagedFile, ConfigError), match=rf"config\.yaml.*{FIX}"):
+            read_config(folder, "run", FIX)
+
+
+def test_a_lost_seal_is_damage_and_not_age(folder):
+    (folder / "seal.json").unlink()
+    assert is_sealed(folder)
+    read_config(folder, "run", FIX)
+    with pytest.raises(DamagedFile, match=rf"seal\.json: No such file or directory; {FIX}"):
+        read_model_files(folder, FIX)
+
+
+def test_a_lost_first_line_is_damage_and_not_age(folder):
+    lines = (folder / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "config.yaml").write_text("".join(lines[1:]), encoding="utf-8")
+    with pytest.raises(DamagedFile, match="its first line is not the one that was written"):
+        read_config(folder, "run", FIX)
+
+
+def test_an_export_is_not_taken_for_a_run(folder, tiny_data):
+    write_config(folder, tiny_config(tiny_data), "export")
+    with pytest.raises(ConfigError, match="not a folder of a run"):
+        read_config(folder, "run", FIX)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.crashes import killed_after
+from helpers.tiny import tiny_config
+
+from pangu_sigma.checkpoint.checkpoint import save_checkpoint
+from pangu_sigma.checkpoint.run_folder import Asked, RunFolder
+from pangu_sigma.checkpoint.start_over import set_aside, start_over
+from pangu_sigma.config import ConfigError
+
+OTHER = {"seed": 5}
+"""Routing tables that the run's checkpoints do not go with."""
+
+
+@pytest.fixture
+def run(tiny_data, tmp_path) -> Path:
+    """A run with a checkpoint, metrics, a report and logs."""
+    path = tmp_path / "run"
+    opened = RunFolder.create(path, tiny_config(tiny_data))
+    state = {"step": 3, "updates": 3, "cursor": {"taken": [3, 0, 0]}}
+    save_checkpoint(path / "checkpoints", 3, {}, state, opened.identity, 2)
+    write_metrics(path, 3)
+    for name in ("tensorboard", "report", "logs"):
+        (path / name).mkdir()
+        (path / name / "file").write_text(name)
+    return path
+
+
+def write_metrics(run: Path, steps: int) -> None:
+    lines = [{"kind": "run", "step": 0}, *({"kind": "step", "step": n + 1} for n in range(steps))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_starting_over_deletes_nothing_and_what_is_set_aside_is_a_run(tiny_data, run, caplog):
+    before = {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with caplog.at_level("INFO"):
+        created = RunFolder.create(run, tiny_config(tiny_data, routing=OTHER), asked=Asked(start_over=True))
+    assert created.newest_checkpoint() is None
+    assert f"set aside checkpoints, metrics.jsonl, tensorboard, report of {run} in {run / 'set_aside_1'}" in caplog.text
+    aside = RunFolder.open(run / "set_aside_1")
+    assert aside.config == tiny_config(tiny_data)
+    assert aside.newest_checkpoint().step == 3  # type: ignore[union-attr]
+    kept = {file.relative_to(aside.path): file.read_bytes() for file in aside.path.rglob("*") if file.is_file()}
+    assert before.items() == kept.items() | {(Path("logs/file"), (run / "logs/file").read_bytes())}
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_starting_over_twice_takes_the_next_number_and_an_empty_run_has_nothing_to_set_aside(tiny_data, run):
+    start_over(run)
+    assert set_aside(run) is None
+    write_metrics(run, 1)
+    start_over(run)
+    assert sorted(path.name for path in run.glob("set_aside_*")) == ["set_aside_1", "set_aside_2"]
+    assert (run / "set_aside_2" / "metrics.jsonl").exists()
+
+
+def test_lines_without_a_checkpoint_are_kept_and_said(tiny_data, run, caplog):
+    shutil.rmtree(run / "checkpoints")
+    RunFolder.create(run, tiny_config(tiny_data))
+    assert "has no checkpoint, but 3 logged lines of later steps than 0: it begins at step 0" in caplog.text
+    assert len((run / "set_aside_1" / "metrics.jsonl").read_text().splitlines()) == 4
+    caplog.clear()
+    write_metrics(run, 0)
+    RunFolder.create(run, tiny_config(tiny_data))
+    assert caplog.text == ""
+
+
+def test_a_run_that_inherited_its_weights_is_not_started_over(run):
+    (run / "lineage.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"inherited its weights .* `pangu-sigma inherit` into another folder"):
+        start_over(run)
+    assert (run / "checkpoints").exists()
+
+
+def test_starting_over_that_is_killed_anywhere_loses_nothing(tiny_data, run, tmp_path):
+    wanted = {(run / name).read_bytes() for name in ("metrics.jsonl", "report/file", "tensorboard/file")}
+    wanted |= {file.read_bytes() for file in (run / "checkpoints").rglob("*") if file.is_file()}
+    kills, more = 0, True
+    while more:
+        copy = shutil.copytree(run, tmp_path / f"killed_{kills}")
+        more = killed_after(kills, copy, lambda: start_over(copy))  # noqa: B023
+        assert wanted <= {file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+        start_over(copy)
+        assert wanted <= {file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+        assert not (copy / "checkpoints").exists()
+        if kills % 5 == 0:
+            RunFolder.create(copy, tiny_config(tiny_data, routing=OTHER))
+        shutil.rmtree(copy)
+        kills += 1
+    assert kills > 5
