@@ -1,0 +1,137 @@
+"""Runs that become ill: a value that is not finite, a loss scale that cannot fall far enough, a spike. They stop by name, or go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chaos.cases import TRAIN, Case, assert_no_traceback, assert_same, command, configuration, data, end_of, once
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.health import find_not_finite
+from pangu_sigma.train.metrics import read_metrics
+
+_TRAIN: dict[str, Any] = {"steps": 12, "checkpoint_interval": 4, "keep_checkpoints": 3}
+_ILL_AT = 6
+"""The step before which the fault comes; 4 is saved then."""
+_SPIKES = {"window": 2, "factor": 4.0}
+
+NAMED: dict[str, tuple[str, ...]] = {
+    "nan_in_expert_of_zh": ("domain zh", "RRE layer 0", "expert 0", "w1"),
+    "nan_in_expert_of_en": ("domain en", "RRE layer 0", "expert 2", "w1"),
+    "nan_in_expert_of_code": ("domain code", "RRE layer 0", "expert 4", "w1"),
+    "inf_in_expert_of_en": ("domain en", "RRE layer 0", "expert 2", "w1"),
+    "nan_in_dense": ("dense tensor norm.gain",),
+    "inf_in_moment_of_expert": ("experts_layer_0", "w1.variance", "2 of domain en"),
+    "inf_in_moment_of_dense": ("dense_optimizer", "norm.gain.variance"),
+    "overflow_without_end": ("train.max_skipped_steps",),
+}
+"""Faults that stop a run, and what the message names."""
+SPIKES = ("spike", "spike_skipped")
+"""Faults that a run goes on after."""
+
+
+def cases(work: Path, full: bool) -> Sequence[Case]:
+    """Each of them once."""
+    chosen = (
+        [*NAMED, *SPIKES]
+        if full
+        else ["nan_in_expert_of_en", "inf_in_moment_of_expert", "overflow_without_end", "spike_skipped"]
+    )
+    return [Case(what, partial(_spikes if what in SPIKES else _stops, work, what)) for what in chosen]
+
+
+def _reference(work: Path, folder: Path) -> None:
+    status, said = command([*TRAIN, str(configuration(folder, data(work), train=_TRAIN)), "--run", str(folder / "run")])
+    assert status == 0, said
+
+
+def _ill(config: Path, run: Path, what: str) -> tuple[int, str]:
+    return command([sys.executable, "-m", "chaos.ill", str(config), str(run), what])
+
+
+def _stops(work: Path, what: str, folder: Path) -> str:
+    reference, run = once(work, "ill", partial(_reference, work)), folder / "run"
+    changed = {"max_skipped_steps": 4, "loss_scale": {"initial": 2.0**100}} if what == "overflow_without_end" else {}
+    config = configuration(folder, data(work), train=_TRAIN | changed)
+    status, said = _ill(config, run, what)
+    assert status == 2, f"status {status}: {said[-600:]}"
+    assert_no_traceback(said)
+    message = said.rpartition("error: ")[2]
+    missing = [word for word in NAMED[what] if word not in message]
+    assert not missing, f"{missing} not named in {message[:500]!r}"
+    if what == "overflow_without_end":
+        return ""
+    newest = load_checkpoint(run / "checkpoints")
+    assert not find_not_finite(newest.files), "the newest checkpoint is not healthy"
+    assert newest.step == 4, f"the newest checkpoint is of step {newest.step}"
+    status, said = command([*TRAIN, str(config), "--run", str(run)])
+    assert status == 0, f"it cannot go on: {said[-400:]}"
+    assert_same(end_of(run), end_of(reference / "run"))
+    return ""
+
+
+def _spikes(work: Path, what: str, folder: Path) -> str:
+    run, skip = folder / "run", what == "spike_skipped"
+    config = configuration(folder, data(work), train=_TRAIN | {"log_interval": 1, "spikes": {**_SPIKES, "skip": skip}})
+    status, said = _ill(config, run, what)
+    assert status == 0, f"status {status}: {said[-600:]}"
+    lines = read_metrics(run)
+    spikes = [line for line in lines if line["kind"] == "spike" and line["step"] == _ILL_AT]
+    assert spikes, f"no spike was logged: {[line for line in lines if line['kind'] == 'spike']}"
+    assert all(spike["skipped"] is skip and spike["loss"] > spike["limit"] for spike in spikes), str(spikes)
+    step = next(line for line in lines if line["kind"] == "step" and line["step"] == _ILL_AT)
+    assert step["skipped"] == int(skip), str(step)
+    assert f"step {_ILL_AT}: the loss of domain" in said, said[-400:]
+    return ""
+
+
+def _train_ill(config: Path, run: Path, what: str) -> int:
+    """`pangu-sigma train`, with a fault before one of its steps."""
+    from pangu_sigma.cli import main
+    from pangu_sigma.train.loop import Trainer
+
+    advance = Trainer.advance
+
+    def advance_ill(trainer: Trainer) -> Any:
+        if trainer.progress.step + 1 == _ILL_AT:
+            _do(trainer, what)
+        return advance(trainer)
+
+    Trainer.advance = advance_ill  # type: ignore[method-assign]
+    return main(["train", str(config), "--run", str(run)])
+
+
+def _do(trainer: Any, what: str) -> None:
+    dense = {id(p): i for i, p in enumerate(trainer.step.dense.weights)}
+    first = {"zh": 0, "en": 2, "code": 4}
+    if what in SPIKES:
+        take = trainer.feed.take
+
+        def other_labels() -> Any:
+            """Labels that nobody expects."""
+            trainer.feed.take = take
+            fed = take()
+            from pangu_sigma.model.declare import as_tensor
+
+            labels = np.full_like(fed.arrays.labels_GBS.asnumpy(), 639)
+            return fed._replace(arrays=fed.arrays._replace(labels_GBS=as_tensor(labels)))
+
+        trainer.feed.take = other_labels
+    elif what == "nan_in_dense":
+        trainer.network.norm.gain.asnumpy()[3] = np.nan
+    elif what == "inf_in_moment_of_dense":
+        trainer.step.dense.variances[dense[id(trainer.network.norm.gain)]].asnumpy()[3] = np.inf
+    elif what == "inf_in_moment_of_expert":
+        trainer.shards["experts_layer_0"]["w1.variance"].asnumpy()[first["en"], 0, 0] = np.inf
+    elif what != "overflow_without_end":
+        value = np.nan if what.startswith("nan") else np.inf
+        trainer.shards["experts_layer_0"]["w1"].asnumpy()[first[what.rpartition("_")[2]]] = value
+
+
+if __name__ == "__main__":
+    sys.exit(_train_ill(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
