@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -153,6 +154,14 @@ def test_training_again_only_opens_a_finished_run(model, tiny_data, tiny_run):
     before = read_metrics(tiny_run)
     assert ps.train(tiny_config(tiny_data), tiny_run).path == model.path
     assert read_metrics(tiny_run) == before
+
+
+def test_training_without_a_configuration_goes_on_with_that_of_the_run(tiny_run, tmp_path, monkeypatch):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert ps.train(None, "run").config == ps.load(tiny_run).config
+    with pytest.raises(ps.UserError, match=r"model\.hidden: 24 → 48"):
+        ps.train(ps.load_config(copy / "config.yaml", {"model.hidden": 48}), copy)
 
 
 def test_prepare_data_takes_one_path_or_several(tmp_path, monkeypatch):

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.launched import free_port
 from helpers.tiny import STEPS, tiny_tree
 
 from pangu_sigma import cli
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.cli import EXIT_STATUSES, main
 from pangu_sigma.config_file import load_config
+from pangu_sigma.lock import OneWriter
 from pangu_sigma.shipped import shipped_configs
 
 
@@ -291,9 +293,31 @@ def test_train_continues_a_run_and_prints_its_summary(file, tiny_data, tiny_run,
     out = prints(capsys, "train", file, "--run", copy)
     assert f"step_{STEPS:08d}" in out
     assert "held-out loss" in out
-    assert "another vocabulary or other routing tables" in fails(
-        capsys, "train", file, "--run", copy, "--set", "routing.seed=9"
-    )
+    assert "routing.seed: 0 → 9" in fails(capsys, "train", file, "--run", copy, "--set", "routing.seed=9")
+
+
+def test_train_goes_on_with_what_the_run_has(tiny_data, tiny_run, capsys, tmp_path, monkeypatch):
+    """From another folder, without a configuration file, which is not needed any more."""
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert yaml.safe_load(prints(capsys, "train", "--run", "run", "--print-config"))["train"]["steps"] == STEPS
+    text = prints(capsys, "train", "--run", "run", "--set", "train.steps=12", "--print-config")
+    assert yaml.safe_load(text)["train"]["steps"] == 12
+    assert f"step_{STEPS:08d}" in prints(capsys, "train", "--run", "run")
+    assert [path.read_bytes() for path in (copy / "config.yaml", tiny_run / "config.yaml")] == [
+        (tiny_run / "config.yaml").read_bytes()
+    ] * 2
+    assert "model.ffn: 32 → 40" in fails(capsys, "train", "--run", "run", "--set", "model.ffn=40")
+    assert "is not a run folder: it has no config.yaml; pass a configuration" in fails(capsys, "train", "--run", "none")
+    assert "name a configuration to start a run, or --run to go on with one" in fails(capsys, "train")
+
+
+def test_a_second_writer_is_refused_with_status_2(tiny_run, capsys, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    with OneWriter(copy):
+        assert f"{copy} is written by process {os.getpid()}" in fails(capsys, "train", "--run", copy)
+        launch = ["launch", "--run", copy, "--start-over", "--master-port", free_port()]
+        assert f"{copy} is written by process" in fails(capsys, *launch)
 
 
 def test_prepare_data_reads_the_users_text(file, capsys, tmp_path):

@@ -7,6 +7,7 @@ answered then. PanGu-α's own model file is left out of it and comes from the pa
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -70,3 +71,14 @@ def test_every_array_of_its_checkpoint_is_read(written):
     values = [*(p.asnumpy() for p in network.trainable_params()), *(w.asnumpy() for w in store.weights)]
     assert len(values) == 3 + 3 * 12 + 4 + 2 + 2 * 4
     assert all(np.isfinite(value).all() and np.abs(value).sum() > 0 for value in values)
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_one_warning_names_what_could_not_be_checked(written, tmp_path, kind, caplog):
+    copy = shutil.copytree(written / kind, tmp_path / kind)
+    for _ in range(2):
+        Predictor.open(copy)
+    warnings = [record.message for record in caplog.records if "files had hashes" in record.message]
+    assert len(warnings) == 1
+    assert f"{copy} was written before" in warnings[0]
+    assert warnings[0].endswith("damage of its config.yaml, tokenizer/ and routing.npz could not be checked")
