@@ -1,4 +1,4 @@
-"""Runs that become ill: a value that is not finite, a loss scale that cannot fall far enough, a spike. They stop by name, or go on."""
+"""Runs that become ill: values that are not finite, an overflow without end, a spike. They stop by name, or go on."""
 
 from __future__ import annotations
 

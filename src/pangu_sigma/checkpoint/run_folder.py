@@ -142,7 +142,8 @@ class RunFolder:
         """
         if not has_checkpoints(self.checkpoints):
             return None
-        expected = replace(self.identity, data_hash=None)  # `create` has compared the data, and the user may want others
+        # `create` has compared the data, and the user may want others
+        expected = replace(self.identity, data_hash=None)
         return load_checkpoint(self.checkpoints, expected, ranks)
 
     @classmethod
