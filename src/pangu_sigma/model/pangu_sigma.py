@@ -119,16 +119,16 @@ class RoutedFFN(nn.Cell):
     def __init__(self, config: ModelConfig, experts: Experts, layer: int):
         super().__init__()
         self.dispatch, self.ffn, self.combine = experts
-        self.add = ops.Add()
         self.drop = Dropout(config.dropout, dropout_site(layer, 2))
+        self.drops = config.dropout > 0
 
     def construct(self, residual_TH, x_TH, draws_B4, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH):
         rows = self.dispatch(x_TH, order, inverse_T)
         rows = self.ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
-        if self.drop.absent():
+        if not self.drops or not self.training:
             return self.combine(rows, inverse_T, order, residual_TH)
         back_TH = self.combine(rows, inverse_T, order, F.zeros_like(residual_TH))  # dropped by token, not by row
-        return self.add(residual_TH, self.drop(back_TH, draws_B4))
+        return residual_TH + self.drop(back_TH, draws_B4)  # on the CPU only, so without a strategy
 
 
 class Layer(nn.Cell):
@@ -157,18 +157,16 @@ class Layer(nn.Cell):
 class Embedding(nn.Cell):
     """The sum of a row of the word table and a row of the position table.
 
-    construct(words, positions_SH, rows_T, positions_T, draws_B4) -> x_TH
+    construct(words, positions_SH, rows_T, positions_T) -> x_TH
     """
 
-    def __init__(self, dropout: float):
+    def __init__(self):
         super().__init__()
         self.lookup, self.lookup_positions = ops.Gather(), ops.Gather()
         self.add = ops.Add()
-        self.drop = Dropout(dropout, EMBEDDING_SITE)
 
-    def construct(self, words, positions_SH, rows_T, positions_T, draws_B4):
-        x_TH = self.add(self.lookup(words, rows_T, 0), self.lookup_positions(positions_SH, positions_T, 0))
-        return self.drop(x_TH, draws_B4)
+    def construct(self, words, positions_SH, rows_T, positions_T):
+        return self.add(self.lookup(words, rows_T, 0), self.lookup_positions(positions_SH, positions_T, 0))
 
 
 class QueryRows(nn.Cell):
@@ -222,7 +220,8 @@ class PanGuSigma(nn.Cell):
         )
         self.positions = declare("positions", (config.seq_length, config.hidden), tables, decay=True)
         self.query_positions = declare("query_positions", (config.seq_length, config.hidden), tables, decay=True)
-        self.embed = Embedding(config.dropout)
+        self.embed = Embedding()
+        self.drop = Dropout(config.dropout, EMBEDDING_SITE) if config.dropout else None
         ffns = [DenseFFN(config, dense(), i) for i in range(config.dense_layers)]
         ffns += [RoutedFFN(config, routed(), i) for i in range(config.dense_layers, config.layers)]
         self.layers = nn.CellList([Layer(config, dtype, ffn, i) for i, ffn in enumerate(ffns)])
@@ -243,7 +242,9 @@ class PanGuSigma(nn.Cell):
         experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
         """
         positions_T = F.reshape(positions_BS, (-1,))
-        x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T, draws_B4)
+        x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
+        # Not in the cell of the embedding: with an argument that it does not use, MindSpore loses its pipeline stage.
+        x_TH = x_TH if self.drop is None else self.drop(x_TH, draws_B4)
         x_TH = F.cast(x_TH, self.dtype)
         unseen = self.hidden_from(documents_BS)
         for i in range(self.last + 1):
@@ -285,12 +286,8 @@ class Dropout(nn.Cell):
         super().__init__()
         self.drop: Any = CounterDropout(rate, site) if rate else None
 
-    def absent(self):
-        """True if nothing is dropped."""
-        return self.drop is None or not self.training
-
     def construct(self, x, draws_B4):
-        return x if self.absent() else self.drop(x, draws_B4)
+        return x if self.drop is None or not self.training else self.drop(x, draws_B4)
 
 
 class HiddenFrom(nn.Cell):
