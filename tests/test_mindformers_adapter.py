@@ -94,7 +94,8 @@ def same_checkpoint(left: Path, right: Path, step: int) -> None:
     from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 
     ours, theirs = (load_checkpoint(folder / "checkpoints" / f"step_{step:08d}") for folder in (left, right))
-    assert ours.state == theirs.state
+    own = [{key: value for key, value in found.state.items() if key != "health"} for found in (ours, theirs)]
+    assert own[0] == own[1], "but MindFormers' loop does not watch the health of a run"
     assert ours.files.keys() == theirs.files.keys()
     for file, arrays in ours.files.items():
         left, right = ({n: a.values.tobytes() for n, a in found.items()} for found in (arrays, theirs.files[file]))

@@ -11,7 +11,7 @@ from pangu_sigma.checkpoint.changes import (
     RULES,
     absolute_paths,
     change_text,
-    differences,
+    changed_keys,
     leaves,
     refuse_changes,
     rule_of,
@@ -52,7 +52,7 @@ def test_keys_that_give_the_state_another_meaning_are_not_free(key, free):
 
 def test_a_refusal_names_every_key_with_old_new_and_reason_and_the_way_out():
     other = tiny_config(Path("/data"), model=CONFIG.model.model_dump() | {"ffn": 40}, routing={"seed": 3})
-    changes = differences(CONFIG.model_dump(mode="json"), other.model_dump(mode="json"))
+    changes = changed_keys(CONFIG.model_dump(mode="json"), other.model_dump(mode="json"))
     assert changes == [("model.ffn", 32, 40), ("routing.seed", 0, 3), ("parallel.data", 2, 1)]
     with pytest.raises(ConfigError) as refused:
         refuse_changes(Path("runs/a"), changes)
@@ -66,7 +66,7 @@ def test_a_refusal_names_every_key_with_old_new_and_reason_and_the_way_out():
 
 def test_domains_that_come_or_go_differ():
     fewer = CONFIG.model_copy(update={"domains": CONFIG.domains[:2], "data": CONFIG.data})
-    changes = differences(CONFIG.model_dump(mode="json"), fewer.model_dump(mode="json"))
+    changes = changed_keys(CONFIG.model_dump(mode="json"), fewer.model_dump(mode="json"))
     assert ("domains.2.name", "code", None) in changes
     assert change_text(("domains.2.name", "code", None)) == 'domains.2.name: "code" → null'
     with pytest.raises(ConfigError, match=r"domains\.2\.name"):
@@ -80,8 +80,8 @@ def test_a_relative_path_is_the_absolute_one_that_it_was(monkeypatch, tmp_path):
     assert absolute.data.path == str(tmp_path / "data/mine")
     assert absolute.ecss.path == str(tmp_path / "experts")
     trees = [config.model_dump(mode="json") for config in (relative, absolute)]
-    assert differences(*trees) == []
-    assert [key for key, *_ in differences(trees[1], tiny_config(Path("data/other")).model_dump(mode="json"))] == [
+    assert changed_keys(*trees) == []
+    assert [key for key, *_ in changed_keys(trees[1], tiny_config(Path("data/other")).model_dump(mode="json"))] == [
         "ecss.store",
         "ecss.path",
         "data.path",

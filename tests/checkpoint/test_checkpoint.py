@@ -646,14 +646,14 @@ def test_arguments_that_cannot_be_saved_are_named(tmp_path: Path, arguments: dic
     ("change", "message"),
     [
         (lambda body: body.pop("format"), "checkpoint format None"),
-        (lambda body: body.pop("files"), "lists no files"),
+        (lambda body: body.pop("files"), "does not say what a manifest says"),
         (
             lambda body: body["files"].update({"../../etc/passwd": {"bytes": 1, "xxh3_128": "0"}}),
-            "is no file of this folder",
+            "does not say what a manifest says",
         ),
-        (lambda body: body["files"].pop("state.json"), "names no step or no state.json"),
-        (lambda body: body.update(step="3"), "names no step"),
-        (lambda body: body["identity"].update(more=1), "is no manifest of a checkpoint"),
+        (lambda body: body["files"].pop("state.json"), "does not say what a manifest says"),
+        (lambda body: body.update(step="3"), "does not say what a manifest says"),
+        (lambda body: body["identity"].update(more=1), "does not say what a manifest says"),
     ],
 )
 def test_a_manifest_with_its_own_hash_that_no_save_wrote_is_refused(tmp_path: Path, change, message: str):

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.crashes import killed_after
+from helpers.prepared import reseal
 from helpers.tiny import tiny_config
 
 from pangu_sigma.checkpoint.checkpoint import save_checkpoint
 from pangu_sigma.checkpoint.run_folder import Asked, RunFolder, one_writer, run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config
-from pangu_sigma.data.manifest import Manifest
+from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import draw_tables
@@ -40,7 +42,8 @@ def test_what_was_created_is_opened(tiny_data, tmp_path):
     created = RunFolder.create(tmp_path / "new" / "run", config)
     opened = RunFolder.open(tmp_path / "new" / "run")
     assert opened.config == created.config == config
-    assert opened.identity == created.identity
+    assert created.data_hash == load_manifest(tiny_data).content_hash is not None
+    assert opened.identity == replace(created.identity, data_hash=None), "a reader has no data"
     assert opened.tokenizer.hash == Tokenizer.load(tiny_data / "tokenizer").hash
     assert opened.table.hash == created.table.hash
     assert opened.table.first_NDV.shape == (2, 3, opened.tokenizer.size)
@@ -192,13 +195,15 @@ def test_what_cannot_be_made_again_is_said(tiny_data, tmp_path):
     RunFolder.create(run, config)
     saved(run)
     np.save(data / "frequencies.npy", np.load(data / "frequencies.npy")[:, ::-1])
-    RunFolder.create(run, config)  # the run keeps its tables, whatever the data say now
+    reseal(data)
+    other = Asked(other_data=True)
+    RunFolder.create(run, config, asked=other)  # the run keeps its tables, whatever the data say now
     damage(run / "routing.npz", "a bit")
     with pytest.raises(
         DamagedFile,
         match=r"routing\.npz: .*has to be made again\nit cannot be: data.path=.* gives other routing tables",
     ):
-        RunFolder.create(run, config)
+        RunFolder.create(run, config, asked=other)
 
 
 def test_a_folder_of_the_first_format_opens_with_one_warning_and_stays_what_it_is(tiny_data, run, caplog):

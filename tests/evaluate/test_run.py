@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.edited import edit_config
 from helpers.tiny import STEPS
 
 from pangu_sigma.checkpoint.run_folder import RunFolder
@@ -100,8 +101,7 @@ def test_the_standard_error_is_over_samples(everything):
 def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     data = RunFolder.open(run).config.data.path
-    config = run / "config.yaml"
-    config.write_text(config.read_text(encoding="utf-8").replace(str(data), str(tmp_path / "gone")), encoding="utf-8")
+    edit_config(run, {str(data): str(tmp_path / "gone")})
     with pytest.raises(DataError, match=r"gone.*prepare-data"):
         evaluate_run(run)
 

@@ -43,6 +43,7 @@ from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english
 from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.rre.table import RoutingTable, draw_tables
@@ -582,13 +583,13 @@ def metrics_target(folder: Path) -> Target:
 
 def tokenizer_target(folder: Path) -> Target:
     english = learn_english(["the cat sees a dog and likes the small old house"] * 40, 270)
-    rows = np.arange(40_300, dtype=np.int32)[None, :640].copy()
-    tokenizer = Tokenizer(alpha_model(), english, rows)
+    bytes_too = [*range(FIRST_BYTE, FIRST_ENGLISH)]
+    tokenizer = Tokenizer(alpha_model(), english, np.array([[*range(384), *bytes_too]], np.int32))
     tokenizer.save(folder / "valid")
     content = json.loads((folder / "valid" / "vocabulary.json").read_text(encoding="utf-8"))
     content["pieces"] = content["pieces"][:3]  # for people; nobody reads them
-    content["slots"] = [[*range(200)]]
-    short = Tokenizer(alpha_model(), english, np.array([[*range(200)] + [-1] * 440], np.int32))
+    content["slots"] = [[*range(200), *bytes_too]]
+    short = Tokenizer(alpha_model(), english, np.array([[*range(200), *bytes_too] + [-1] * 184], np.int32))
     content["hash"] = short.hash
 
     def load(here: Path, case: tuple[bytes, bytes | None]) -> bool:

@@ -361,14 +361,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_all_ranks_stop_for_a_value_on_one_of_them_and_each_names_it(tiny_data, tmp_path, monkeypatch):
+def test_all_ranks_stop_for_a_value_on_one_of_them_and_each_names_it(tiny_data, tmp_path):
     tree = tiny_tree(tiny_data) | {"parallel": {"expert": 2}}
     tree["train"] |= {"steps": 12, "spikes": {"skip": True, "window": 4}}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(tree))
-    monkeypatch.setattr(rank_processes, "MAIN", POISONED)
     arguments = ["train", str(file), "--run", str(tmp_path / "run")]
-    with rank_processes.RankProcesses(2, arguments, tmp_path / "logs") as ranks:
+    with rank_processes.RankProcesses(2, arguments, tmp_path / "logs", program=POISONED) as ranks:
         assert ranks.wait(300.0) == [2, 2], ranks.said()
     for log in ranks.logs:
         assert "domain en, RRE layer 0, expert 3, tensor w1: 1 of 768 values" in log.read_text(), ranks.said()

@@ -90,7 +90,7 @@ def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text
         "<td>data.path</td><td>&quot;&lt;a&gt;&quot;</td>",
         "<td>zh</td><td>23</td><td>1</td><td>2</td><td>–</td><td>20</td><td>2,000</td><td>1,000</td><td>1.00%</td>",
         "<td>en</td><td>5</td><td>–</td>",
-        "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td><td>6.500</td><td>2</td><td>0</td>",
+        "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td><td>4.000</td><td>2</td><td>0</td>",
         "<summary>Configuration</summary>",
         "<td>train.batch_size</td><td>8</td>",
     ):
@@ -117,7 +117,7 @@ def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
     with MetricsLog(tmp_path, ["zh"], 2, 1) as log:
         for step in (1, 2):
             log.record(StepMetrics(step, nan, {"zh": nan}, 1e-3, nan, 1.0, True, 100, np.zeros((0, 4))))
-        log.evaluation(2, {"zh": nan})
+        log.evaluation(2, held_out(zh=nan))
     text = report.write_report(tmp_path).read_text()
     assert "2 steps skipped" in text
-    assert "<td>zh</td><td>–</td><td>–</td><td>–</td><td>–</td><td>2</td><td>0</td>" in text
+    assert "<td>zh</td><td>–</td><td>–</td><td>–</td><td>4.000</td><td>2</td><td>0</td>" in text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.edited import edit_config
 from helpers.runs import held_out_losses
 from helpers.tiny import STEPS
 
@@ -132,11 +133,7 @@ def test_a_difference_that_cannot_be_paired_says_why(tiny_run, tmp_path, changes
         line["held_out"] = dict.fromkeys(line["held_out"], "0")
 
     run = changed_run(tiny_run, tmp_path / "run", other_text if changes else forget_samples)
-    config = (run / "config.yaml").read_text(encoding="utf-8")
-    for old, new in changes.items():
-        assert old in config
-        config = config.replace(old, new)
-    (run / "config.yaml").write_text(config, encoding="utf-8")
+    edit_config(run, changes)
     found = differences(tiny_run, run)
     for values in found.values():
         assert (values["nats_per_token"], values["se"]) == (0.0, None)

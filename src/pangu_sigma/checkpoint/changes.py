@@ -75,7 +75,7 @@ def leaves(tree: Any, path: str = "") -> dict[str, Any]:
     return {key: value for name, child in items for key, value in leaves(child, f"{path}.{name}".lstrip(".")).items()}
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     """Keys whose values differ between two configurations as plain trees, in the order of the new one."""
     before, after = leaves(old), leaves(new)
     return [

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pangu_sigma.checkpoint.changes import absolute_paths, change_text, differences, refuse_changes, rule_of
+from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, refuse_changes, rule_of
 from pangu_sigma.checkpoint.checkpoint import (
     LATEST,
     Checkpoint,
@@ -254,7 +254,7 @@ def _take_up(path: Path, config: Config, prepared: Tokenizer, data_hash: str | N
 
 def _compare(path: Path, old: Config, config: Config) -> None:
     """Say which keys change, and refuse those that must not."""
-    changes = differences(old.model_dump(mode="json"), config.model_dump(mode="json"))
+    changes = changed_keys(old.model_dump(mode="json"), config.model_dump(mode="json"))
     refuse_changes(path, changes)
     for change in changes:
         why = rule_of(change[0]).why

@@ -159,9 +159,6 @@ def check_job(job: Job) -> None:
 
 def check_numbers(job: Job) -> None:
     """Raise LaunchError for numbers that are wrong on any node."""
-    for option, value in (("--restarts", job.restarts), ("--hang-timeout", job.hang_timeout)):
-        if value < 0:
-            raise LaunchError(f"{option} {value} is negative; use 0 or more")
     if job.nodes < 1 or job.ranks % job.nodes:
         raise LaunchError(
             f"{job.ranks} processes cannot be divided among --nodes {job.nodes}: every node runs the same number; use a divisor"
@@ -172,6 +169,7 @@ def check_numbers(job: Job) -> None:
         ("--restarts", job.restarts, _MOST_RESTARTS),
         ("--grace", job.grace, _MOST_SECONDS),
         ("--wait", job.wait, _MOST_SECONDS),
+        ("--hang-timeout", job.hang_timeout, _MOST_SECONDS),
     ):
         if not 0 <= value <= most:  # nor is NaN
             raise LaunchError(f"{name} {value:g} is not allowed: 0 to {most:,.0f}")

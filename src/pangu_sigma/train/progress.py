@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pangu_sigma.checkpoint.changes import Change, differences
+from pangu_sigma.checkpoint.changes import Change, changed_keys
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.order import Cursor
@@ -69,7 +69,7 @@ def changes_since(checkpoint: Checkpoint | None, run: RunFolder) -> list[Change]
     if checkpoint is None:
         return []
     then, now = checkpoint.identity, run.identity
-    changes = differences(then.config, now.config)
+    changes = changed_keys(then.config, now.config)
     if then.data_hash and now.data_hash and then.data_hash != now.data_hash:
         changes.append(("data", then.data_hash, now.data_hash))
     return changes
