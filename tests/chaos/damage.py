@@ -17,7 +17,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import UserError
 from pangu_sigma.generate.predictor import Predictor
 
@@ -116,7 +116,7 @@ def _read_data(whole: Path) -> str | None:
     """Opens the prepared data and reads every sample of both splits once."""
     config = load_config(whole / "config.yaml")
     load_manifest(whole / "data")
-    tokenizer = Tokenizer.load(whole / "data" / "tokenizer")
+    tokenizer = PreparedData(whole / "data").tokenizer()
     table = RunFolder.open(whole / "run").table
     for split in ("train", "held_out"):
         samples = Batches(config, whole / "data", tokenizer, table, split).samples

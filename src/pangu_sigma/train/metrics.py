@@ -34,16 +34,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import xxhash
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.checkpoint import Identity
 from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.train.board import Board
 from pangu_sigma.train.losses import HeldOutLoss, evaluation_line
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class MetricsLog:
         _drop_lines_beyond(folder / FILE, resumed_step)
         self._fresh = not (folder / FILE).exists()
         self._lines = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=resumed_step + 1)
+        self._board = Board(folder / TENSORBOARD, resumed_step + 1)
         self._log_interval = log_interval
         self._pending: list[StepMetrics] = []
         self._load_NK: np.ndarray | None = None
@@ -135,8 +136,17 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except OSError as refused:
+            if error is None:
+                raise
+            logger.error(
+                "%s: %s; its last lines are missing", self._lines.name, refused.strerror
+            )  # `error` is the one to be told
 
     def record(self, metrics: StepMetrics) -> None:
         """Write down a step; call once after each."""
