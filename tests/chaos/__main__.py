@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ def main() -> int:
     if options.one:
         _run_row(ROWS[options.one], work, options.full)
         return 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and all they start, ignore it
     started = time.monotonic()
     rows = options.only or list(ROWS)
     _run_rows(rows, work, options.full)
@@ -37,11 +39,11 @@ def main() -> int:
 
 
 def _run_rows(names: list[str], work: Path, full: bool) -> None:
-    """Rows in processes of their own: what ends one of them ends no other. Two at a time: most wait for compilations."""
-    waiting, running = list(names), []
+    """Rows in processes of their own: what ends one of them ends no other. Two at a time, and those that count seconds at the end."""
+    waiting, running = sorted(names, key=lambda name: ROWS[name].alone), []
     with tqdm(total=len(names), desc="rows", unit="row") as progress:
         while waiting or running:
-            while waiting and len(running) < 2:
+            while waiting and len(running) < (1 if ROWS[waiting[0]].alone else 2):
                 arguments = ["--one", waiting.pop(0), "--work", str(work), *(["--full"] if full else [])]
                 running.append(subprocess.Popen([sys.executable, "-m", "chaos", *arguments]))
             still = [process for process in running if process.poll() is None]

@@ -35,11 +35,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A kind of fault. must: what holds in every case. cases: from the work folder and `full`, the cases to do."""
+    """A kind of fault. must: what holds in every case. cases: from the work folder and `full`, the cases to do.
+
+    alone: True for a row whose seconds count, so that no other one runs beside it.
+    """
 
     name: str
     must: str
     cases: Callable[[Path, bool], Sequence[Case]]
+    alone: bool = False
 
 
 def once(work: Path, name: str, make: Callable[[Path], Any]) -> Path:

@@ -18,7 +18,9 @@ from pangu_sigma.train.metrics import read_metrics
 _TRAIN: dict[str, Any] = {"steps": 12, "checkpoint_interval": 4, "keep_checkpoints": 3}
 _ILL_AT = 6
 """The step before which the fault comes; 4 is saved then."""
-_SPIKES = {"window": 2, "factor": 4.0}
+_SPIKES = {"window": 4, "factor": 8.0}
+_SPIKE_AT = 30
+"""The step with a spike; before it the model has learned enough to be surprised."""
 
 NAMED: dict[str, tuple[str, ...]] = {
     "nan_in_expert_of_zh": ("domain zh", "RRE layer 0", "expert 0", "w1"),
@@ -56,7 +58,7 @@ def _ill(config: Path, run: Path, what: str) -> tuple[int, str]:
 
 def _stops(work: Path, what: str, folder: Path) -> str:
     reference, run = once(work, "ill", partial(_reference, work)), folder / "run"
-    changed = {"max_skipped_steps": 4, "loss_scale": {"initial": 2.0**100}} if what == "overflow_without_end" else {}
+    changed = {"max_skipped_steps": 4, "loss_scale": {"initial": 2.0**96}} if what == "overflow_without_end" else {}
     config = configuration(folder, data(work), train=_TRAIN | changed)
     status, said = _ill(config, run, what)
     assert status == 2, f"status {status}: {said[-600:]}"
@@ -77,16 +79,18 @@ def _stops(work: Path, what: str, folder: Path) -> str:
 
 def _spikes(work: Path, what: str, folder: Path) -> str:
     run, skip = folder / "run", what == "spike_skipped"
-    config = configuration(folder, data(work), train=_TRAIN | {"log_interval": 1, "spikes": {**_SPIKES, "skip": skip}})
+    config = configuration(
+        folder, data(work), train=_TRAIN | {"steps": 32, "log_interval": 1, "spikes": {**_SPIKES, "skip": skip}}
+    )
     status, said = _ill(config, run, what)
     assert status == 0, f"status {status}: {said[-600:]}"
     lines = read_metrics(run)
-    spikes = [line for line in lines if line["kind"] == "spike" and line["step"] == _ILL_AT]
+    spikes = [line for line in lines if line["kind"] == "spike" and line["step"] == _SPIKE_AT]
     assert spikes, f"no spike was logged: {[line for line in lines if line['kind'] == 'spike']}"
     assert all(spike["skipped"] is skip and spike["loss"] > spike["limit"] for spike in spikes), str(spikes)
-    step = next(line for line in lines if line["kind"] == "step" and line["step"] == _ILL_AT)
+    step = next(line for line in lines if line["kind"] == "step" and line["step"] == _SPIKE_AT)
     assert step["skipped"] == int(skip), str(step)
-    assert f"step {_ILL_AT}: the loss of domain" in said, said[-400:]
+    assert f"step {_SPIKE_AT}: the loss of domain" in said, said[-400:]
     return ""
 
 
@@ -98,7 +102,7 @@ def _train_ill(config: Path, run: Path, what: str) -> int:
     advance = Trainer.advance
 
     def advance_ill(trainer: Trainer) -> Any:
-        if trainer.progress.step + 1 == _ILL_AT:
+        if trainer.progress.step + 1 == (_SPIKE_AT if what in SPIKES else _ILL_AT):
             _do(trainer, what)
         return advance(trainer)
 
