@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def _run_rows(names: list[str], work: Path, full: bool) -> None:
-    """Rows in processes of their own: what ends one of them ends no other. Two at a time, and those that count seconds at the end."""
+    """Rows in processes of their own: what ends one ends no other. Two at a time; those that count seconds alone, at the end."""
     waiting, running = sorted(names, key=lambda name: ROWS[name].alone), []
     with tqdm(total=len(names), desc="rows", unit="row") as progress:
         while waiting or running:
