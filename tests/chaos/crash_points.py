@@ -30,7 +30,8 @@ from chaos.cases import (
     end_of,
     once,
 )
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.train.metrics import read_metrics
 
 _KILLED_GRACE = 3.0

@@ -17,18 +17,14 @@ from helpers.threads import on_ranks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.checkpoint import checkpoint as module
-from pangu_sigma.checkpoint.checkpoint import (
-    CheckpointError,
-    Identity,
-    OtherData,
-    UnhealthyState,
-    has_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-)
+from pangu_sigma.checkpoint import root as root_module
+from pangu_sigma.checkpoint import save as save_module
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError, Identity, OtherData, UnhealthyState
 from pangu_sigma.checkpoint.health import NotFinite
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
+from pangu_sigma.checkpoint.root import has_checkpoints
+from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.sealed import sealed
 
 IDENTITY = Identity("vocabulary-1", "routing-1", {"name": "tiny", "train": {"peak_lr": 1e-4}})
@@ -51,7 +47,7 @@ def save(root: Path, step: int, keep: int = 5) -> Path:
     return save_checkpoint(root, step, files_of(step), state, IDENTITY, keep)
 
 
-def assert_is(loaded: module.Checkpoint, step: int) -> None:
+def assert_is(loaded: Checkpoint, step: int) -> None:
     assert loaded.step == step
     assert loaded.state == {"step": step, "random": {"state": 2**100 + step}, "loss": 0.1 + 0.2}
     assert loaded.identity == IDENTITY
@@ -269,7 +265,7 @@ def test_another_config_is_the_callers_business(tmp_path: Path):
 
 
 def test_another_format_is_refused_but_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "FORMAT", 3)
+    monkeypatch.setattr(save_module, "FORMAT", 3)
     save(tmp_path, 100)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="format 3, this version reads 1, 2"):
@@ -485,7 +481,7 @@ def test_leftovers_of_an_interrupted_save_are_never_loaded_and_removed_by_the_ne
 ):
     save(tmp_path, 100)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "_move_into_place", interrupt)
+        patch.setattr(root_module, "_move_into_place", interrupt)
         save(tmp_path, 200)
     assert names(tmp_path) == [".unfinished-LATEST", ".unfinished-step_00000200", "LATEST", "step_00000100"]
     assert_is(load_checkpoint(tmp_path), 100)
@@ -501,7 +497,7 @@ def interrupt(*_: object) -> None:
 def test_a_crash_at_any_flush_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int):
     save(tmp_path, 100)
     calls = iter(range(100))
-    sync = module.sync
+    sync = root_module.sync
 
     def crash(path: Path) -> None:
         if next(calls) == call:
@@ -509,7 +505,8 @@ def test_a_crash_at_any_flush_leaves_a_whole_checkpoint(tmp_path: Path, monkeypa
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "sync", crash)
+        patch.setattr(root_module, "sync", crash)
+        patch.setattr(save_module, "sync", crash)
         try:
             save(tmp_path, 200)
         except KeyboardInterrupt:

@@ -11,9 +11,11 @@ from helpers.threads import on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.checkpoint import checkpoint as module
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, load_checkpoint, save_checkpoint
+from pangu_sigma.checkpoint import save as module
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError, Identity
 from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part, decode_parts, encode_parts
+from pangu_sigma.checkpoint.save import save_checkpoint
 
 IDENTITY = Identity("vocabulary", "routing", {})
 

@@ -10,8 +10,8 @@ from helpers.crashes import killed_after
 from helpers.prepared import reseal
 from helpers.tiny import tiny_config
 
-from pangu_sigma.checkpoint.checkpoint import save_checkpoint
 from pangu_sigma.checkpoint.run_folder import Asked, RunFolder, one_writer, run_config
+from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config
 from pangu_sigma.data.manifest import Manifest, load_manifest

@@ -12,8 +12,10 @@ import pytest
 from helpers.failing_files import refused_at
 from helpers.threads import on_ranks
 
-from pangu_sigma.checkpoint import checkpoint, saver
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, UnhealthyState, load_checkpoint
+from pangu_sigma.checkpoint import save as saving
+from pangu_sigma.checkpoint import saver
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
 from pangu_sigma.checkpoint.saver import Saver, bytes_of
 
@@ -50,13 +52,13 @@ def opened(root: Path, behind: bool = True, keep: int = 1000, **options) -> Save
 def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """The thread writes nothing until this is set."""
     event = threading.Event()
-    write = checkpoint.write_arrays
+    write = saving.write_arrays
 
     def waiting(*arguments):
         assert event.wait(30)
         return write(*arguments)
 
-    monkeypatch.setattr(checkpoint, "write_arrays", waiting)
+    monkeypatch.setattr(saving, "write_arrays", waiting)
     return event
 
 
@@ -182,7 +184,7 @@ def test_without_room_for_a_copy_it_is_written_at_once_which_is_said_once(
 
 def test_ranks_complete_it_together_when_the_last_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Rank 1 writes late; no rank waits for it between steps, and all get its error."""
-    late, write = threading.Event(), checkpoint.write_arrays
+    late, write = threading.Event(), saving.write_arrays
 
     def waiting(path, *rest):
         if "00001" in path.name:
@@ -191,7 +193,7 @@ def test_ranks_complete_it_together_when_the_last_has_written(tmp_path: Path, mo
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
         return write(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "write_arrays", waiting)
+    monkeypatch.setattr(saving, "write_arrays", waiting)
 
     def work(ranks, root: Path):
         rows = np.array([ranks.rank, ranks.rank + 3])

@@ -8,8 +8,8 @@ import pytest
 from helpers.crashes import killed_after
 from helpers.tiny import tiny_config
 
-from pangu_sigma.checkpoint.checkpoint import save_checkpoint
 from pangu_sigma.checkpoint.run_folder import Asked, RunFolder
+from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.checkpoint.start_over import set_aside, start_over
 from pangu_sigma.config import ConfigError
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from helpers.tiny import tiny_config
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.model_files import seal_model_files, write_config
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.mindir import ExportError, export_mindir, verify_export
 from pangu_sigma.domains import domains_of

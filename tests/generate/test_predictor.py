@@ -7,7 +7,7 @@ import pytest
 from helpers.tiny import tiny_config
 from helpers.toy import Logits, logits_arguments
 
-from pangu_sigma.checkpoint.checkpoint import CheckpointError
+from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.config import ConfigError

@@ -33,9 +33,11 @@ from helpers.tiny import tiny_config, tiny_tree
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.checkpoint.checkpoint import Identity, load_checkpoint, save_checkpoint
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, write_arrays
+from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import RoutingConfig
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.documents import Rejected, read_jsonl

@@ -19,8 +19,10 @@ from helpers.saves_behind import same_saves
 from helpers.tiny import SAVED_AT, STEPS, tiny_config
 from mindspore import Tensor
 
-from pangu_sigma.checkpoint import checkpoint
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, UnhealthyState, has_checkpoints, load_checkpoint
+from pangu_sigma.checkpoint import save as saving
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
+from pangu_sigma.checkpoint.root import has_checkpoints
 from pangu_sigma.checkpoint.run_folder import RunFolder, run_config
 from pangu_sigma.checkpoint.state import restore, shards_of
 from pangu_sigma.config import ConfigError, RoutingConfig
@@ -320,14 +322,14 @@ def test_a_disk_that_refuses_a_save_is_logged_and_only_the_last_save_ends_the_ru
     tiny_data, tiny_run, tmp_path, monkeypatch, caplog
 ):
     """Training goes on to the next save; its numbers are those of a run whose disk never failed."""
-    write, full = checkpoint.write_arrays, {"step_00000005", f"step_{SAVED_AT:08d}"}
+    write, full = saving.write_arrays, {"step_00000005", f"step_{SAVED_AT:08d}"}
 
     def refusing(path, *rest):
         if path.parent.name.removeprefix(".unfinished-") in full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "write_arrays", refusing)
+    monkeypatch.setattr(saving, "write_arrays", refusing)
     options = tiny_config(tiny_data).train.model_dump() | {"steps": SAVED_AT, "checkpoint_interval": 5}
     config = tiny_config(tiny_data, train=options)
     with pytest.raises(CheckpointError, match=rf"step_{SAVED_AT:08d}: .*No space left"):

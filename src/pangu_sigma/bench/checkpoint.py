@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pangu_sigma.bench.harness import RUNS, Row, absent, compare, limit
 from pangu_sigma.bench.peer import Worker, peers_python
-from pangu_sigma.checkpoint.checkpoint import Identity
+from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
 from pangu_sigma.checkpoint.saver import Saver, bytes_of
 

@@ -19,14 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, refuse_changes, rule_of
-from pangu_sigma.checkpoint.checkpoint import (
-    LATEST,
-    Checkpoint,
-    Identity,
-    has_checkpoints,
-    load_checkpoint,
-    newest_identity,
-)
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_identity
+from pangu_sigma.checkpoint.format import LATEST, Identity
 from pangu_sigma.checkpoint.model_files import (
     CONFIG_FILE,
     ROUTING_FILE,
@@ -37,6 +31,7 @@ from pangu_sigma.checkpoint.model_files import (
     write_config,
     write_model_files,
 )
+from pangu_sigma.checkpoint.root import has_checkpoints
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS, set_aside_lines_without_checkpoint, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, override, parse_config, read_tree

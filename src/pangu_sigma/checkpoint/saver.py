@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, Save, UnhealthyState, Written
+from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
+from pangu_sigma.checkpoint.save import Save, Written
 from pangu_sigma.parallel.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)

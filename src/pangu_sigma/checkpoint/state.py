@@ -8,7 +8,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.parts import EXPERTS, Files, Part, SavedArray, copy_part
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.ecss.build import build

@@ -109,7 +109,7 @@ class FileTier(HostTier):
     """Arrays in files of one folder, mapped into memory: more experts than memory holds.
 
     At most about `cache_gib` of them stays mapped: the experts used longest ago are let go. The files are working space: a run
-    resumes from its checkpoint, which is whole whenever the process ends (checkpoint/checkpoint.py), and makes the files anew.
+    resumes from its checkpoint, which is whole whenever the process ends (checkpoint/save.py), and makes the files anew.
     Their blocks are reserved at the start, so that a full disk is an error here and not a crash in the middle of a step.
 
     Raises StoreError when the folder is in use, holds another model's experts, or has no room.

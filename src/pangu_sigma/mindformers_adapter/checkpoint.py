@@ -14,7 +14,7 @@ from typing import Any
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore.train import Callback
 
-from pangu_sigma.checkpoint.checkpoint import save_checkpoint
+from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.checkpoint.state import files_of
 from pangu_sigma.mindformers_adapter.step import PanGuSigmaTrainOneStepCell
 from pangu_sigma.parallel.ranks import ALONE

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.health import count_not_finite
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import EXPERTS

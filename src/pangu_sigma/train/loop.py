@@ -11,7 +11,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import CheckpointError
+from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.run_folder import NOTHING, Asked, RunFolder, one_writer, read_prepared_tokenizer
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config

@@ -42,7 +42,7 @@ import xxhash
 from tqdm import tqdm
 
 from pangu_sigma.checkpoint.changes import Change
-from pangu_sigma.checkpoint.checkpoint import Identity
+from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.train.board import Board
 from pangu_sigma.train.losses import HeldOutLoss, evaluation_line

@@ -1,0 +1,104 @@
+"""What a checkpoint is: the names of its files, the version of its layout, what it belongs to, and what may be wrong with one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.checkpoint.health import NotFinite, describe
+from pangu_sigma.errors import UserError
+from pangu_sigma.sealed import DamagedFile, unsealed
+
+FORMAT = 2
+"""Version of the layout above that is written. 2 added the hash of the data."""
+READ_FORMATS = (1, 2)
+"""Versions that are read; others are refused."""
+LATEST = "LATEST"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+UNHEALTHY = "unhealthy.json"
+"""What a state that is not healthy has in the place of a manifest, so that nothing takes it for a checkpoint."""
+PARTS = "parts"
+"""Key of a file's metadata: the parts that its arrays are; those that it does not name are whole."""
+CHECKPOINT_NAME = re.compile(r"step_(\d{8,18})")
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+ANOTHER = "use another checkpoint"
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint that cannot be written or read; the message names the file, what is wrong and the fix."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint one of whose files is not what was saved."""
+
+
+class OtherData(CheckpointError):
+    """A checkpoint that was trained on other data than the run would go on with."""
+
+
+class UnhealthyState(UserError, RuntimeError):
+    """A state with weights or moments that are not finite, so that no checkpoint was made of it; all ranks raise it.
+
+    step: the state's. found: what is not finite, on all ranks. folder: where the state is kept for looking at; None if that failed.
+    healthy: the newest checkpoint, which is older; None if there is none.
+    """
+
+    def __init__(
+        self, step: int, found: list[NotFinite], config: dict[str, Any], folder: Path | None, healthy: Path | None
+    ):
+        self.step, self.found, self.folder, self.healthy = step, found, folder, healthy
+        kept = f"; the state is kept in {folder} for looking at" if folder else ""
+        back = f"the newest healthy checkpoint is {healthy}" if healthy else "there is no checkpoint before it"
+        super().__init__(
+            f"the state after step {step} has values that are not finite and was not saved as a checkpoint: "
+            f"{describe(found, config)}{kept}; {back}: go on from there with a lower train.optimizer.peak_lr, or other data"
+        )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The vocabulary, routing table, configuration and data that a checkpoint belongs to.
+
+    With another vocabulary or routing table the same weights mean something else; with other data the run is another one.
+    config: the resolved configuration as a plain tree (`Config.model_dump(mode="json")`).
+    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if it has none, or if the caller does not mind.
+    """
+
+    vocabulary_hash: str
+    routing_hash: str
+    config: dict[str, Any]
+    data_hash: str | None = None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, whose bytes must be exactly those of its contents sealed with its own hash."""
+    file = path / MANIFEST
+    try:
+        body = unsealed(file, ANOTHER)
+    except DamagedFile as error:
+        raise DamagedCheckpoint(str(error)) from error
+    if type(body.get("format")) is not int or body["format"] not in READ_FORMATS:
+        raise CheckpointError(
+            f"{file}: checkpoint format {body.get('format')}, this version reads {', '.join(map(str, READ_FORMATS))}; use the "
+            "version that wrote it"
+        )
+    if not _is_manifest(body):
+        raise DamagedCheckpoint(f"{file}: does not say what a manifest says; {ANOTHER}")
+    return body
+
+
+def _is_manifest(body: dict[str, Any]) -> bool:
+    """True if everything that is read of a manifest is there, and no file of it is outside the folder."""
+    files, identity = body.get("files"), body.get("identity")
+    if type(body.get("step")) is not int or not isinstance(files, dict) or not isinstance(identity, dict):
+        return False
+    known = {each.name for each in fields(Identity)}
+    return (
+        known >= identity.keys() >= known - {"data_hash"}
+        and STATE in files
+        and all(FILE_NAME.fullmatch(name) for name in files)
+        and all(isinstance(each, dict) and {"bytes", "xxh3_128"} <= each.keys() for each in files.values())
+    )

@@ -1,0 +1,160 @@
+"""The checkpoints of a root: which there are, which is the newest, and how one comes to be it.
+
+LATEST is a hint. What decides is which folders are there, and that a folder gets its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from pangu_sigma.checkpoint.format import CHECKPOINT_NAME, LATEST, MANIFEST, CheckpointError
+from pangu_sigma.sealed import UNFINISHED, sync
+
+logger = logging.getLogger(__name__)
+
+NEXT_LATEST = f"{UNFINISHED}{LATEST}"
+"""Name of the note that becomes LATEST."""
+_ASIDE = f"{UNFINISHED}replaced-"
+"""Prefix of a checkpoint that steps aside for another one of the same step."""
+
+
+def has_checkpoints(root: Path) -> bool:
+    """True if a root holds checkpoints, whole or not, or says that it did.
+
+    A run may start from nothing only where this is False; anywhere else `load_checkpoint` gives the newest whole checkpoint or an
+    error. Raises CheckpointError when the root cannot be read.
+    """
+    try:
+        return bool(_checkpoints(root)) or (root / LATEST).exists()
+    except CheckpointError:
+        if not root.exists():
+            return False
+        raise
+
+
+def candidates(root: Path) -> list[Path]:
+    """Checkpoints of a root in the order to try.
+
+    That is the one that LATEST names, then older ones, newest first. Newer ones belong to a branch that the run has left by going
+    on further back, and are tried, last, only if LATEST names nothing that is there. Where LATEST is missing or damaged, all are
+    tried, newest first. A note that was to become LATEST when a save was killed counts as LATEST if its checkpoint is there: that
+    one is whole and healthy as any other, and what was computed for it is not lost.
+    """
+    found = _checkpoints(root)
+    names = [path.name.removeprefix(_ASIDE) for path in found]
+    name, coming = _named(root / LATEST), _named(root / NEXT_LATEST)
+    if coming in names and coming != name:
+        logger.warning("%s does not name %s, whose save was interrupted; trying that first", root / LATEST, coming)
+        name = coming
+    if name is None:
+        if found:
+            logger.warning(
+                "%s is missing or names no checkpoint; using the newest whole checkpoint there", root / LATEST
+            )
+        return found
+    older = [path for path in found if _step_of(path) <= _step_of(Path(name))]
+    if name in names:
+        return older
+    if found:
+        logger.warning(
+            "%s names %s, which is not there (no %s); using the newest whole checkpoint before it, or after it if there is none",
+            *(root / LATEST, name, f"{name}/{MANIFEST}"),
+        )
+    return [*older, *(path for path in found if path not in older)]
+
+
+def make_latest(unfinished: Path, target: Path) -> None:
+    """Two renames: of the folder, and of the note that becomes LATEST. The note is there before: so a kill between them shows."""
+    root = target.parent
+    note = root / NEXT_LATEST
+    note.write_text(f"{target.name}\n", encoding="utf-8")
+    sync(note)
+    try:
+        _move_into_place(unfinished, target)
+    except OSError:
+        note.unlink(missing_ok=True)
+        raise
+    sync(root)
+    note.replace(root / LATEST)
+    sync(root)
+
+
+def _move_into_place(unfinished: Path, target: Path) -> None:
+    """Rename; an earlier checkpoint of the same step steps aside first, and is put back if that fails (or killed: `put_back`)."""
+    if target.exists():
+        aside = target.with_name(f"{_ASIDE}{target.name}")
+        target.rename(aside)
+        try:
+            unfinished.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+    else:
+        unfinished.rename(target)
+
+
+def put_back(root: Path) -> None:
+    """Do what a killed save has left undone: LATEST of a folder that is there, and the name of one that stepped aside in vain."""
+    for aside in root.glob(f"{_ASIDE}*"):
+        if not (target := root / aside.name.removeprefix(_ASIDE)).exists():
+            aside.rename(target)
+    name = _named(root / NEXT_LATEST)
+    if name is not None and (root / name).exists():
+        (root / NEXT_LATEST).replace(root / LATEST)
+
+
+def prune(root: Path, step: int, keep: int) -> None:
+    """Rename all but the `keep` newest checkpoints up to `step`; then they are leftovers. A failure costs space, not the run."""
+    for old in [path for path in _checkpoints(root) if _step_of(path) <= step][keep:]:
+        try:
+            # Renamed first: a crash in the middle leaves a leftover, not a checkpoint that looks damaged.
+            old.rename(root / f"{UNFINISHED}pruned-{old.name}")
+        except OSError as error:
+            logger.warning("cannot remove old checkpoint %s: %s; remove it by hand to free its space", old, error)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what interrupted saves left, and what stepped aside. A failure costs space, not the run."""
+    for path in root.glob(f"{UNFINISHED}*"):
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            logger.warning("cannot remove %s, left by an interrupted save: %s; remove it by hand", path, error)
+
+
+def _named(file: Path) -> str | None:
+    """What LATEST, or the note that becomes it, says; None if it cannot be read or names no checkpoint."""
+    with suppress(OSError):
+        name = file.read_bytes()[:100].decode(errors="replace").strip()
+        if CHECKPOINT_NAME.fullmatch(name):
+            return name
+    return None
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """Checkpoint directories of a root, newest first; with those that stepped aside for one that never came."""
+    try:
+        found = {path.name: path for path in root.iterdir()}
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read checkpoints in {root}: {error.strerror}; name the folder of an earlier run"
+        ) from error
+    whole = [path for name, path in found.items() if CHECKPOINT_NAME.fullmatch(name)]
+    whole += [
+        path
+        for name, path in found.items()
+        if name.startswith(_ASIDE)
+        and CHECKPOINT_NAME.fullmatch(name.removeprefix(_ASIDE))
+        and name.removeprefix(_ASIDE) not in found
+    ]
+    return sorted(whole, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix(_ASIDE).removeprefix("step_"))

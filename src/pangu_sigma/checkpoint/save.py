@@ -1,0 +1,262 @@
+"""Saving a checkpoint: written beside, flushed, renamed, and only then named by LATEST.
+
+What ranks do together and what takes long are apart, so that the latter can run in a thread (saver.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.checkpoint.format import (
+    FILE_NAME,
+    FORMAT,
+    MANIFEST,
+    PARTS,
+    STATE,
+    UNHEALTHY,
+    CheckpointError,
+    Identity,
+    UnhealthyState,
+)
+from pangu_sigma.checkpoint.health import NotFinite, Watch
+from pangu_sigma.checkpoint.parts import Files, encode_parts
+from pangu_sigma.checkpoint.root import candidates, make_latest, prune, put_back, remove_leftovers
+from pangu_sigma.checkpoint.safetensors_file import write_arrays
+from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
+from pangu_sigma.sealed import UNFINISHED, DamagedFile, as_json, fingerprint, sealed, sync, unsealed
+
+logger = logging.getLogger(__name__)
+
+RANK_NOTE = ".written-"
+"""Prefix of files in which ranks tell rank 0 what they wrote."""
+_UNHEALTHY_FOLDER = "unhealthy_"
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    files: Files,
+    state: dict[str, Any],
+    identity: Identity,
+    keep: int,
+    after_chunk: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
+) -> Path:
+    """Write the checkpoint of `step`, make it the latest, then prune to the `keep` newest; returns its directory.
+
+    A checkpoint of the same step is replaced. Checkpoints of later steps (of a run that was resumed further back) are neither
+    counted nor removed.
+    files: what this rank writes. state: values that JSON can hold.
+    after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
+    ranks: all of them call this, each with the files that it writes; everything else is rank 0's.
+    Raises CheckpointError, on all ranks, when the name of a file or a state value is not allowed, or the disk refuses; LATEST is
+    then what it was. Raises UnhealthyState, on all ranks, when an array holds NaN or infinity: then LATEST is what it was, nothing
+    is pruned, and the state is kept under another name.
+    """
+    save = Save(root, step, list(files), state, identity, keep, ranks)
+    save.begin()
+    save.gather(lambda: save.write(files, after_chunk))
+    path = save.complete(save.finish)
+    save.clean()
+    return path
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a rank has written: fingerprints of its files by name, and the arrays that are not finite."""
+
+    files: dict[str, Any] = field(default_factory=dict)
+    not_finite: list[NotFinite] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        """The same as JSON."""
+        return as_json({"files": self.files, "not_finite": [each.as_dict() for each in self.not_finite]})
+
+    def add(self, note: bytes) -> None:
+        """Add what another rank encoded."""
+        tree = json.loads(note)
+        self.files.update(tree["files"])
+        self.not_finite.extend(NotFinite.from_dict(each) for each in tree["not_finite"])
+
+
+class Save:
+    """A checkpoint on its way: `begin`, `write`, `gather`, `finish`, `complete`, `clean`, once each and in this order.
+
+    All ranks call all of them. `begin`, `gather` and `complete` are what they do together; these raise on all ranks or on none, as
+    `save_checkpoint` does. `write`, `finish` and `clean` only work with files, and may run in a thread.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        step: int,
+        names: list[str],
+        state: dict[str, Any],
+        identity: Identity,
+        keep: int,
+        ranks: Ranks,
+    ):
+        """names: of the files that this rank will write."""
+        _check_arguments(step, names, keep)
+        self._root, self._step, self._keep, self._identity, self._ranks = root, step, keep, identity, ranks
+        self._state = _encode_state(state)
+        self.target = root / f"step_{step:08d}"
+        self._unfinished = root / f"{UNFINISHED}{self.target.name}"
+        self._written = Written()
+
+    def begin(self) -> None:
+        """Make the folder in which all ranks write."""
+        with self._refused(), self._ranks.together("making the folder of a checkpoint"):
+            if self._ranks.first:
+                if not self._root.is_dir():
+                    self._root.mkdir(parents=True)
+                    sync(self._root.parent)
+                put_back(self._root)
+                remove_leftovers(self._root)
+                self._unfinished.mkdir()
+
+    def write(self, files: Files, after_chunk: Callable[[], None]) -> Written:
+        """Write this rank's files. Raises OSError; give the result to `gather`."""
+        written = _write_files(self._unfinished, files, after_chunk)
+        if not self._ranks.first:
+            (self._unfinished / f"{RANK_NOTE}{self._ranks.rank}").write_bytes(written.encode())
+        return written
+
+    def abandon(self) -> None:
+        """Remove what was begun; called instead of `gather`."""
+        if self._ranks.first:
+            shutil.rmtree(self._unfinished, ignore_errors=True)
+
+    def gather(self, written: Callable[[], Written]) -> None:
+        """Learn whether all ranks have written. written: gives what `write` gave, or raises its error."""
+        with self._refused(), self._ranks.together("writing a checkpoint"):
+            self._written = written()
+
+    def finish(self) -> None:
+        """Do the part of rank 0: add the manifest, rename, change LATEST, prune. Raises OSError, of which `complete` is told."""
+        if self._ranks.first:
+            _add_notes(self._unfinished, self._written)
+            if not self._written.not_finite:
+                _write_manifest(self._unfinished, self._body(), self._state)
+                make_latest(self._unfinished, self.target)
+                prune(self._root, self._step, self._keep)
+
+    def complete(self, finished: Callable[[], None]) -> Path:
+        """Learn whether rank 0 has finished; returns the directory. finished: calls `finish`, or raises the error that it raised.
+
+        Raises UnhealthyState if a rank found values that are not finite.
+        """
+        with self._refused(), self._ranks.together("completing a checkpoint"):
+            finished()
+        if self._ranks.any(self._ranks.first and bool(self._written.not_finite)):
+            raise self._unhealthy()
+        return self.target
+
+    def clean(self) -> None:
+        """Remove what is not kept any more, which may take long; it must end before another save begins."""
+        if self._ranks.first:
+            remove_leftovers(self._root)
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "step": self._step,
+            "files": self._written.files,
+            "identity": asdict(self._identity),
+        }
+
+    def _unhealthy(self) -> UnhealthyState:
+        """Put the state where nobody takes it for a checkpoint. Returns the error to raise; whatever fails here, it is raised."""
+        folder, written = self._root / f"{_UNHEALTHY_FOLDER}{self._step:08d}", self._written
+        kept: Path | None = folder
+        try:
+            with self._ranks.together(f"writing {folder}"):
+                if self._ranks.first:
+                    not_finite = [each.as_dict() for each in written.not_finite]
+                    _put_aside(self._unfinished, folder, {**self._body(), "not_finite": not_finite}, self._state)
+            if not self._ranks.first:
+                tree = unsealed(folder / UNHEALTHY, "look into the log of rank 0")
+                written.not_finite[:] = [NotFinite.from_dict(each) for each in tree["not_finite"]]
+        except (OSError, RankError, DamagedFile) as error:
+            logger.warning("cannot keep the unhealthy state of step %d: %s", self._step, error)
+            self.abandon()
+            kept = None
+        healthy = next(iter(candidates(self._root)), None)
+        unhealthy = UnhealthyState(self._step, written.not_finite, self._identity.config, kept, healthy)
+        if self._ranks.first:
+            logger.error("%s", unhealthy)
+        return unhealthy
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RankError) as error:
+            self.abandon()
+            raise CheckpointError(
+                f"cannot save checkpoint {self.target}: {error}; earlier checkpoints are unchanged; "
+                "free space on that disk or make the folder writable, then resume"
+            ) from error
+
+
+def _check_arguments(step: int, names: list[str], keep: int) -> None:
+    if step < 0 or keep < 1:
+        raise CheckpointError(f"step={step} must be at least 0 and keep={keep} at least 1 (train.keep_checkpoints)")
+    for name in names:
+        if not FILE_NAME.fullmatch(name):
+            raise CheckpointError(f"{name!r} cannot be the name of a file; use letters, digits, '_', '-' and '.'")
+
+
+def _encode_state(state: dict[str, Any]) -> bytes:
+    try:
+        return as_json(state)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{STATE}: {error}; state must be plain finite JSON values, put arrays in a file"
+        ) from error
+
+
+def _write_files(folder: Path, files: Files, after_chunk: Callable[[], None]) -> Written:
+    """Write a rank's files and flush them to the disk."""
+    written = Written()
+    for name, arrays in files.items():
+        file, watch = folder / f"{name}.safetensors", Watch(name, arrays)
+        parts = {name: array.part for name, array in arrays.items() if not array.is_whole}
+        metadata = {PARTS: encode_parts(parts)} if parts else None
+        values = {name: array.values for name, array in arrays.items()}
+        written.files[file.name] = write_arrays(file, values, after_chunk, metadata, watch.see)
+        written.not_finite.extend(watch.found)
+        sync(file)
+    return written
+
+
+def _add_notes(folder: Path, written: Written) -> None:
+    """Add to what rank 0 wrote what the other ranks left in the folder."""
+    for note in sorted(folder.glob(f"{RANK_NOTE}*")):
+        written.add(note.read_bytes())
+        note.unlink()
+
+
+def _write_manifest(folder: Path, body: dict[str, Any], state: bytes, name: str = MANIFEST) -> None:
+    """Add what only rank 0 writes. body: the manifest without the file of the state."""
+    (folder / STATE).write_bytes(state)
+    files = {**body["files"], STATE: fingerprint(folder / STATE)}
+    (folder / name).write_bytes(sealed({**body, "files": files}))
+    for path in (folder / STATE, folder / name, folder):
+        sync(path)
+
+
+def _put_aside(unfinished: Path, folder: Path, body: dict[str, Any], state: bytes) -> None:
+    """Keep an unhealthy state, and no other one."""
+    _write_manifest(unfinished, body, state, UNHEALTHY)
+    for old in folder.parent.glob(f"{_UNHEALTHY_FOLDER}*"):
+        shutil.rmtree(old)
+    unfinished.rename(folder)
+    sync(folder.parent)
