@@ -26,6 +26,7 @@ def machine(root: Path, free: int, swap: int = 0, groups: str = "", files: dict[
 
 def test_free_memory_and_swap_may_be_taken(tmp_path: Path):
     assert memory_there(machine(tmp_path, 3 * GIB, GIB)) == 4 * GIB
+    assert memory_there(tmp_path, swap=False) == 3 * GIB
     assert memory_there(tmp_path / "none") is None
     assert (memory_there() or 0) > 0
 

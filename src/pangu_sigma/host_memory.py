@@ -76,12 +76,12 @@ def training_needs(config: Config) -> list[Need]:
     ]
 
 
-def memory_there(root: Path = Path("/")) -> int | None:
+def memory_there(root: Path = Path("/"), swap: bool = True) -> int | None:
     """Bytes that processes may still take here: free memory, caches that can be given back, and swap, at most what is left of the
-    limit of our cgroup. None if the system does not say."""
+    limit of our cgroup. None if the system does not say. swap: False for what swapping would make too slow."""
     try:
         kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE))
-        free = 1024 * (int(kib["MemAvailable"]) + int(kib.get("SwapFree", 0)))
+        free = 1024 * (int(kib["MemAvailable"]) + (int(kib.get("SwapFree", 0)) if swap else 0))
     except (OSError, KeyError):
         return None
     return min([free, *_left_in_groups(root)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pangu_sigma.data import room
-from pangu_sigma.data.room import ALWAYS, PER_BYTE, PER_DOCUMENT, available_memory, check_room
+from pangu_sigma.data.room import ALWAYS, PER_BYTE, PER_DOCUMENT, check_room
 from pangu_sigma.errors import DataError
 
 LINE = json.dumps({"domain": "zh", "text": "x" * 974}).encode() + b"\n"
@@ -24,7 +24,7 @@ def text(request, tmp_path) -> Path:
 
 
 def there(monkeypatch, size: int) -> None:
-    monkeypatch.setattr(room, "available_memory", lambda: size)
+    monkeypatch.setattr(room, "memory_there", lambda swap: size)
 
 
 def test_text_that_fits_is_let_through(text, monkeypatch):
@@ -58,18 +58,3 @@ def test_a_small_file_with_endless_text_in_it_is_not_unpacked_for_good(tmp_path,
 def test_a_broken_stream_is_left_to_the_reader(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
     check_room([tmp_path / "a.jsonl.gz"], None, 1)
-
-
-def test_memory_that_a_control_group_limits_is_not_there(tmp_path):
-    total = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
-    assert 0 < available_memory() <= total
-    for name, value in (
-        ("memory.max", "1000"),
-        ("memory.current", "700"),
-        ("memory.stat", "anon 1\ninactive_file 50\n"),
-    ):
-        (tmp_path / name).write_text(value)
-    assert room._left_in(tmp_path, "memory.max", "memory.current", "inactive_file") == 350
-    (tmp_path / "memory.max").write_text("max\n")
-    assert room._left_in(tmp_path, "memory.max", "memory.current", "inactive_file") is None
-    assert room._left_in(tmp_path / "none", "memory.max", "memory.current", "inactive_file") is None

@@ -12,7 +12,6 @@ needs no page of it to be found anew, which takes longer than the copy. Another 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
 from pangu_sigma.checkpoint.save import Save, Written
+from pangu_sigma.host_memory import memory_there
 from pangu_sigma.parallel.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Saver:
             pass
 
     def _has_room(self, files: Files) -> bool:
-        needed, there = bytes_of(files) - bytes_of(self._copy), _available_memory()
+        needed, there = bytes_of(files) - bytes_of(self._copy), memory_there(swap=False)
         if there is None or needed + _SPARE <= there:
             return True
         if not self._warned:
@@ -189,12 +189,3 @@ def shapes_of(files: Files) -> dict[tuple[str, str], tuple[Part, np.dtype, tuple
         for file, arrays in files.items()
         for name, (part, values) in arrays.items()
     }
-
-
-def _available_memory() -> int | None:
-    """Bytes of memory that the system can give without swapping; None where it does not say."""
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
-    return int(found[1]) << 10 if found else None

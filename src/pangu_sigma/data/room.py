@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
-import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from pangu_sigma.errors import DataError
+from pangu_sigma.host_memory import memory_there
 
 PER_BYTE, PER_DOCUMENT, ALWAYS = 14, 1_300, 100_000_000
 """Bytes of memory that preparing takes for a byte of text, for a document, and for the vocabulary, rounded up.
@@ -28,7 +26,9 @@ def check_room(inputs: list[Path], most: int | None, domains: int) -> None:
 
     most: bytes that are kept of each of so many `domains`; None: all.
     """
-    there = available_memory()
+    there = memory_there(swap=False)
+    if there is None:
+        return
     kept_at_most = math.inf if most is None else most * domains
     enough = min(max(0, there - ALWAYS) // PER_BYTE, kept_at_most)
     size = lines = 0
@@ -60,42 +60,3 @@ def _extent(path: Path, enough: float) -> tuple[int, int]:
         pass  # reading it for good will say what is wrong, and where
     whole = size if packed else path.stat().st_size
     return whole, round(lines * whole / max(1, size))
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what the system calls available, or less where a control group limits it."""
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    free = 1024 * int(found[1]) if found else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([free, *_group_limits()])
-
-
-def _group_limits() -> Iterator[int]:
-    """What each control group of this process, of version 1 or 2, leaves: its limit less what is used and cannot be given back."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root, names = (
-                Path("/sys/fs/cgroup/memory"),
-                (
-                    "memory.limit_in_bytes",
-                    "memory.usage_in_bytes",
-                    "total_inactive_file",
-                ),
-            )
-        else:
-            continue
-        own = root / path.lstrip("/")
-        groups = [group for group in (own, *own.parents) if group == root or root in group.parents]
-        yield from (left for group in groups if (left := _left_in(group, *names)) is not None)
-
-
-def _left_in(group: Path, limit: str, usage: str, cached: str) -> int | None:
-    """What a group leaves; None where it has no limit, or is not to be seen from inside a container."""
-    try:
-        most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
-        given_back = re.search(rf"^{cached} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return None if most == "max" else max(0, int(most) - used + (int(given_back[1]) if given_back else 0))
