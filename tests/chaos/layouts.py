@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from helpers.rank_processes import RankProcesses
+from helpers.runs import whole
 
 from chaos.cases import SECONDS, TRAIN, Case, command, configuration, data
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from pangu_sigma.checkpoint.parts import Part, copy_part
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.train.metrics import read_metrics
 
 _ONE: dict[str, Any] = {}
@@ -44,12 +44,12 @@ def _check(work: Path, layouts: list[dict[str, Any]], folder: Path) -> str:
         here = folder / str(number)
         here.mkdir()
         config = configuration(here, prepared, parallel=parallel, train={"steps": steps})
-        before = _whole(load_checkpoint(folder / "run" / "checkpoints")) if number else {}
+        before = whole(load_checkpoint(folder / "run" / "checkpoints")) if number else {}
         _train(config, folder / "run", 1 if parallel == _ONE else 2, here / "logs")
         if (
             number
         ):  # what it went on from is kept, and was read by the other layout: saving it again must give the same numbers
-            again = _whole(load_checkpoint(folder / "run" / "checkpoints" / f"step_{steps - 2:08d}"))
+            again = whole(load_checkpoint(folder / "run" / "checkpoints" / f"step_{steps - 2:08d}"))
             assert all((again[name] == value).all() for name, value in before.items()), (
                 "the checkpoint of before was changed"
             )
@@ -58,7 +58,7 @@ def _check(work: Path, layouts: list[dict[str, Any]], folder: Path) -> str:
         for run in (folder / "run", straight / "run")
     )
     assert found == expected, f"samples {found}, not {expected}"
-    one, other = (_whole(load_checkpoint(run / "checkpoints")) for run in (straight / "run", folder / "run"))
+    one, other = (whole(load_checkpoint(run / "checkpoints")) for run in (straight / "run", folder / "run"))
     assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())
     worst = max(
         float(np.abs(one[name].astype(np.float64) - other[name]).max())
@@ -76,15 +76,3 @@ def _train(config: Path, run: Path, ranks: int, logs: Path) -> None:
         return
     with RankProcesses(ranks, ["train", str(config), "--run", str(run)], logs) as processes:
         assert processes.wait(SECONDS) == [0] * ranks, processes.said()[-800:]
-
-
-def _whole(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, put together from its parts."""
-    found = {}
-    for shard in {file.partition(".")[0] for file in checkpoint.files}:
-        for name, saved in checkpoint.saved(shard).items():
-            target = np.zeros(saved[0].part.whole, saved[0].values.dtype)
-            copied = sum(copy_part(array, target, Part.everything(target.shape)) for array in saved)
-            assert copied == target.size, f"{shard}/{name}: {copied} of {target.size} values"
-            found[f"{shard}/{name}"] = target
-    return found

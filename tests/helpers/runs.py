@@ -6,7 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+import numpy as np
+
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from pangu_sigma.checkpoint.parts import Part, copy_part
 from pangu_sigma.train.metrics import read_metrics
 
 
@@ -25,3 +28,15 @@ def held_out_losses(run: Path) -> tuple[dict[str, float], dict[str, float]]:
     """First and last evaluation of a run."""
     lines = [line["per_domain_loss"] for line in read_metrics(run) if line["kind"] == "evaluation"]
     return lines[0], lines[-1]
+
+
+def whole(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, put together."""
+    found = {}
+    for shard in {file.partition(".")[0] for file in checkpoint.files}:
+        for name, saved in checkpoint.saved(shard).items():
+            target = np.zeros(saved[0].part.whole, saved[0].values.dtype)
+            copied = sum(copy_part(array, target, Part.everything(target.shape)) for array in saved)
+            assert copied == target.size
+            found[f"{shard}/{name}"] = target
+    return found

@@ -13,12 +13,12 @@ import pytest
 import yaml
 from helpers.prepared import reseal
 from helpers.rank_processes import RankProcesses
+from helpers.runs import whole
 from helpers.tiny import tiny_tree
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from pangu_sigma.checkpoint.parts import Part, copy_part
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.cli import main
 from pangu_sigma.config_file import load_config, parse_config
@@ -105,18 +105,6 @@ def start_run(file: Path, folder: Path) -> Path:
 
 def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in read_metrics(folder) if line["kind"] == kind]
-
-
-def whole(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, put together."""
-    found = {}
-    for shard in {file.partition(".")[0] for file in checkpoint.files}:
-        for name, saved in checkpoint.saved(shard).items():
-            target = np.zeros(saved[0].part.whole, saved[0].values.dtype)
-            copied = sum(copy_part(array, target, Part.everything(target.shape)) for array in saved)
-            assert copied == target.size
-            found[f"{shard}/{name}"] = target
-    return found
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
