@@ -59,6 +59,14 @@ def test_starting_over_twice_takes_the_next_number_and_an_empty_run_has_nothing_
     assert (run / "set_aside_2" / "metrics.jsonl").exists()
 
 
+def test_what_an_interrupted_save_left_is_not_set_aside_and_a_checkpoint_that_stepped_aside_is(run):
+    checkpoints = run / "checkpoints"
+    (checkpoints / "step_00000003").rename(checkpoints / ".unfinished-replaced-step_00000003")
+    (checkpoints / ".unfinished-step_00000006").mkdir()
+    set_aside(run)
+    assert sorted(path.name for path in (run / "set_aside_1/checkpoints").iterdir()) == ["LATEST", "step_00000003"]
+
+
 def test_lines_without_a_checkpoint_are_kept_and_said(tiny_data, run, caplog):
     shutil.rmtree(run / "checkpoints")
     RunFolder.create(run, tiny_config(tiny_data))
