@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.documents import Document, Rejected, check_input, read_jsonl
+from pangu_sigma.data.held_out import unigram_nats
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import (
     DATA_FORMAT,
@@ -384,7 +385,7 @@ def _write_domains(
             left_out_bytes=corpus.selection.left_out_bytes,
             train=train,
             held_out=held_out,
-            unigram_entropy=_unigram_entropy(frequencies[domain.index][ids], unseen[ids]),
+            unigram_entropy=float(unseen[ids] @ unigram_nats(frequencies[domain.index], rows)[ids] / unseen[ids].sum()),
             sources=corpus.sources,
         )
     return records, frequencies
@@ -405,9 +406,3 @@ def _write_split(
         folded=sum(tokenizer.changed_by_normalisation(cut.segments) for cut in cuts),
     )
     return counts, frequencies
-
-
-def _unigram_entropy(train: np.ndarray, held_out: np.ndarray) -> float:
-    """Nats per held-out token under the training frequencies plus ½ for every row; both [rows in use] counts."""
-    smoothed = train + 0.5
-    return float(-(held_out * np.log(smoothed / smoothed.sum())).sum() / held_out.sum())
