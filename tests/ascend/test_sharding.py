@@ -10,7 +10,7 @@ from helpers.small_clusters import by_hand
 from pangu_sigma.ascend.sharding import cells_of_stage, parameters_of_stage, received_by_stage
 from pangu_sigma.config import Config
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.planning.parameters import dense_weights
+from pangu_sigma.parallel.parameters import dense_weights
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

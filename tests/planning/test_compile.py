@@ -13,10 +13,10 @@ from helpers.small_clusters import MODEL_CONFIGS
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import rre_layers_of_stage
+from pangu_sigma.parallel.parameters import accumulator_arrays, dense_weights
 from pangu_sigma.planning import compile as compile_module
 from pangu_sigma.planning.compile import Compiled, PlanRefused, compile_step, read_graph
 from pangu_sigma.planning.differences import add_compiled
-from pangu_sigma.planning.parameters import accumulator_arrays, dense_weights
 from pangu_sigma.planning.plan import laid_out, make_plan
 
 TINY = MODEL_CONFIGS / "sigma_tiny.yaml"

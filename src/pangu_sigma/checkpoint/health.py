@@ -6,6 +6,7 @@ is written, and `find_not_finite` looks at the arrays of a running training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -66,7 +67,7 @@ class Watch:
         if len(positions):
             self._counts[name] = self._counts.get(name, 0) + len(positions)
             self._first.setdefault(name, first + int(positions[0]))
-            row = max(1, self._arrays[name].values[:1].size if self._arrays[name].values.ndim else 1)
+            row = max(1, math.prod(self._arrays[name].values.shape[1:]))
             self._rows.setdefault(name, set()).update(np.unique((first + positions) // row).tolist())
 
     @property

@@ -6,10 +6,11 @@ import json
 import mmap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
+from pangu_sigma.checkpoint.lazy import AnyArray
 from pangu_sigma.sealed import DamagedFile
 
 EXPERTS = "experts_layer_"
@@ -63,15 +64,18 @@ class Part:
 
 
 class SavedArray(NamedTuple):
-    """An array of a file, and the part of the whole array that it is."""
+    """An array of a file, and the part of the whole array that it is.
+
+    values: of what is to be written it may be a LazyArray, which has its shape, dtype and chunks; what was read is never one.
+    """
 
     part: Part
     values: np.ndarray
 
     @classmethod
-    def whole(cls, values: np.ndarray) -> SavedArray:
+    def whole(cls, values: AnyArray) -> SavedArray:
         """An array that is not divided."""
-        return cls(Part.everything(values.shape), values)
+        return cls(Part.everything(values.shape), cast(np.ndarray, values))
 
     @property
     def is_whole(self) -> bool:

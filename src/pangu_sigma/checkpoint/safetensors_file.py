@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from pangu_sigma.checkpoint.lazy import AnyArray, LazyArray
 from pangu_sigma.sealed import DamagedFile
 
 _DTYPES = {
@@ -42,13 +44,14 @@ class DamagedArrays(DamagedFile, ValueError):
 
 def write_arrays(
     path: Path,
-    arrays: dict[str, np.ndarray],
+    arrays: Mapping[str, AnyArray],
     after_chunk: Callable[[], None],
     metadata: dict[str, str] | None = None,
     seen: Callable[[str, int, np.ndarray], None] = lambda name, first, values: None,
 ) -> dict[str, Any]:
     """Write arrays into a file. Returns its fingerprint, as `sealed.fingerprint`, of what was to be written.
 
+    Zeros that a LazyArray knows of are left out: where the file system can, such a hole takes no room.
     after_chunk: called after each array, and every 64 MiB of a large one, to let go of memory that was read for it.
     seen: called with what is written: the name of an array, the position of the first value, flattened, and the values.
     """
@@ -57,22 +60,37 @@ def write_arrays(
     with open(path, "wb") as stream:
         stream.write(text)
         for name in extents:
-            for first, values in chunks(arrays[name]):
+            array = arrays[name]
+            holes = isinstance(array, LazyArray) and array.holes
+            for first, values in chunks(array):
                 content = values.view(np.uint8).data
                 seen(name, first, values)
                 digest.update(content)
-                stream.write(content)
+                if holes:
+                    stream.seek(len(content), os.SEEK_CUR)
+                else:
+                    stream.write(content)
                 size += len(content)
                 after_chunk()
+        stream.truncate(size)
     return {"bytes": size, "xxh3_128": digest.hexdigest()}
 
 
-def chunks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """An array, flattened, in chunks of at most 64 MiB, each with the position of its first value."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    length = max(1, _CHUNK // array.itemsize)
-    for first in range(0, len(flat), length):
-        yield first, flat[first : first + length]
+def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
+    """An array, flattened, in chunks of at most 64 MiB, each with the position of its first value.
+
+    Raises ValueError when a LazyArray gives more or fewer values than its shape says.
+    """
+    length, position = max(1, _CHUNK // array.itemsize), 0
+    for values in array.content() if isinstance(array, LazyArray) else (array,):
+        flat = np.ascontiguousarray(values, array.dtype).reshape(-1)
+        for first in range(0, len(flat), length):
+            yield position + first, flat[first : first + length]
+        position += len(flat)
+    if position != array.size:
+        raise ValueError(
+            f"{array.origin if isinstance(array, LazyArray) else 'array'}: {position} of {array.size} values"
+        )
 
 
 def new_file(

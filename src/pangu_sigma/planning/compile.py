@@ -28,8 +28,8 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.errors import UserError
 from pangu_sigma.launching.worker import end_with_parent
+from pangu_sigma.parallel.parameters import HOST, NPU
 from pangu_sigma.planning.cann_stub import ascend_environment
-from pangu_sigma.planning.parameters import HOST, NPU
 from pangu_sigma.planning.traffic import CollectiveCalls
 
 COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter", "Send", "Receive")

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import layers_of_stage, rre_layers_of_stage, stages_of_host, tokens_of_rank
+from pangu_sigma.parallel.parameters import ITEM_SIZE, NPU, active_weights, all_arrays
 from pangu_sigma.planning.machine import (
     HBM_BANDWIDTH,
     HCCS_BANDWIDTH,
@@ -37,7 +38,6 @@ from pangu_sigma.planning.machine import (
     PEAK_FLOPS,
 )
 from pangu_sigma.planning.memory import exchanged_rows
-from pangu_sigma.planning.parameters import ITEM_SIZE, NPU, active_weights, all_arrays
 from pangu_sigma.planning.traffic import PredictedCollective, collectives, link_bytes, pcie_bytes, sent_bytes
 
 MATMUL_EFFICIENCY = 0.465

@@ -46,6 +46,15 @@ from pangu_sigma.parallel.layout import (
     stages_of_host,
     tokens_of_rank,
 )
+from pangu_sigma.parallel.parameters import (
+    HOST,
+    ITEM_SIZE,
+    Array,
+    accumulator_arrays,
+    active_weights,
+    all_arrays,
+    dense_weights,
+)
 from pangu_sigma.planning.machine import (
     COMMUNICATOR_BUFFERS,
     GIB,
@@ -54,15 +63,6 @@ from pangu_sigma.planning.machine import (
     NPU_RESERVE,
     NPUS_PER_HOST,
     PROCESS_RESERVE,
-)
-from pangu_sigma.planning.parameters import (
-    HOST,
-    ITEM_SIZE,
-    Array,
-    accumulator_arrays,
-    active_weights,
-    all_arrays,
-    dense_weights,
 )
 
 

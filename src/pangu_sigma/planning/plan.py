@@ -14,6 +14,7 @@ from typing import Any
 from pangu_sigma.ascend.supported import check_ascend, check_layout
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.parallel.layout import capacity, layers_of_stage, rre_layers_of_stage, tokens_of_rank
+from pangu_sigma.parallel.parameters import Array, accumulator_arrays, active_buffers, all_arrays
 from pangu_sigma.planning import machine
 from pangu_sigma.planning.compile import Compiled
 from pangu_sigma.planning.cost import (
@@ -34,7 +35,6 @@ from pangu_sigma.planning.memory import (
     npu_items,
     total,
 )
-from pangu_sigma.planning.parameters import Array, accumulator_arrays, active_buffers, all_arrays
 from pangu_sigma.planning.suggest import (
     devices_that_fit,
     fits,

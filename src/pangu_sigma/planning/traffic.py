@@ -36,9 +36,7 @@ from dataclasses import dataclass
 
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import AXES, Layout, layers_of_stage, rre_layers_of_stage, tokens_of_rank
-from pangu_sigma.planning.machine import NPUS_PER_HOST
-from pangu_sigma.planning.memory import exchanged_rows
-from pangu_sigma.planning.parameters import (
+from pangu_sigma.parallel.parameters import (
     ITEM_SIZE,
     Array,
     active_buffers,
@@ -46,6 +44,8 @@ from pangu_sigma.planning.parameters import (
     dense_weights,
     expert_arrays,
 )
+from pangu_sigma.planning.machine import NPUS_PER_HOST
+from pangu_sigma.planning.memory import exchanged_rows
 
 TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
     ("tensor",),

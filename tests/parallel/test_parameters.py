@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import share_of
-from pangu_sigma.planning.parameters import all_arrays, dense_weights, expert_arrays, weights
+from pangu_sigma.parallel.parameters import all_arrays, dense_weights, expert_arrays, weights
 
 
 @pytest.mark.parametrize("path", sorted(MODEL_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,0 +1,72 @@
+"""Arrays that are made while they are written or read, so that no more than one tensor of a model need be in memory.
+
+A checkpoint may be larger than the memory: an expert layer that is one FFN many times over, or a parameter that lies in 512 files.
+What saves and loads takes a `LazyArray` where it takes a NumPy array.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LazyArray:
+    """An array whose values are made when they are asked for, every time anew.
+
+    content: gives arrays whose values, one after another, are those of the whole in C order.
+    origin: where they come from, for messages, such as a file and the name in it.
+    holes: True if all values are zero, and a file may leave them out.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    content: Callable[[], Iterable[np.ndarray]]
+    origin: str = ""
+    holes: bool = False
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.itemsize
+
+    def read(self) -> np.ndarray:
+        """All of its values. Where `content` gives one array, that one."""
+        given = [np.asarray(values, self.dtype) for values in self.content()]
+        return (given[0] if len(given) == 1 else np.concatenate([v.reshape(-1) for v in given])).reshape(self.shape)
+
+    @classmethod
+    def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:
+        """An array that is there already."""
+        return cls(values.shape, values.dtype, lambda: [values], origin)
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], dtype: np.dtype | str) -> LazyArray:
+        """An array of zeros, which takes neither memory nor room in a file."""
+
+        def content() -> Iterator[np.ndarray]:
+            chunk, left = np.zeros(_ZEROS, dtype), math.prod(shape)
+            for first in range(0, left, _ZEROS):
+                yield chunk[: min(_ZEROS, left - first)]
+
+        return cls(shape, np.dtype(dtype), content, "zeros", holes=True)
+
+
+_ZEROS = 1 << 20
+"""Number of values of the one array that `zeros` gives again and again."""
+
+AnyArray = np.ndarray | LazyArray

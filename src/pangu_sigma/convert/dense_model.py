@@ -1,0 +1,101 @@
+"""A dense PanGu-α on the disk, whatever wrote it: its shape, and its tensors by our names, in our orientation.
+
+The names are those of `PanGuSigma.parameters_and_names` for a configuration with `rre_layers=0`:
+
+    embedding [V, H]   positions [S, H]   query_positions [S, H]   norm.gain [H]   norm.bias [H]
+    layers.<i>.attention_norm.gain, .bias [H]   layers.<i>.ffn_norm.gain, .bias [H]
+    layers.<i>.attention.query|key|value|output.weight [H in, H out], .bias [H]
+    layers.<i>.ffn.w1 [F, H], .b1 [F], .w2 [F, H], .b2 [H]
+
+The last layer is the query layer, and `norm` comes before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.errors import UserError
+
+Activation = Literal["fast_gelu", "tanh", "erf"]
+
+
+class LayoutError(UserError, ValueError):
+    """A folder or file of weights that cannot be used; the message names the tensor or the file, what is wrong, and the fix."""
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Something that a file has and that is not read as a weight. reason: why not, in a few words."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A dense model on the disk.
+
+    path: what was given. layout: name of its layout, such as "mindspore" or "megatron".
+    hidden, ffn, heads, layers, seq_length, vocabulary: its sizes, as in `ModelConfig`; `layers` counts the query layer, and
+    `vocabulary` the rows of the word table. heads: None where the files do not say it.
+    activation: of its FFN; assumed where `activation_known` is False, because the layout does not say it.
+    tensors: every weight, by the names above; float32 or float16 as stored.
+    made_from: for each tensor, the tensors of the files that it was made from, and how: "copied", "transposed", "joined", ….
+    unused: what else the files hold.
+    """
+
+    path: Path
+    layout: str
+    hidden: int
+    ffn: int
+    heads: int | None
+    layers: int
+    seq_length: int
+    vocabulary: int
+    activation: Activation
+    activation_known: bool
+    tensors: dict[str, LazyArray]
+    made_from: dict[str, str] = field(default_factory=dict)
+    unused: list[Unused] = field(default_factory=list)
+
+
+def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a dense model, by our names."""
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, hidden)}
+    shapes |= {"positions": (seq_length, hidden), "query_positions": (seq_length, hidden)}
+    for layer in range(layers):
+        at = f"layers.{layer}"
+        shapes |= {
+            f"{at}.{norm}.{name}": (hidden,) for norm in ("attention_norm", "ffn_norm") for name in ("gain", "bias")
+        }
+        for name in ("query", "key", "value", "output"):
+            shapes |= {f"{at}.attention.{name}.weight": (hidden, hidden), f"{at}.attention.{name}.bias": (hidden,)}
+        shapes |= {f"{at}.ffn.w1": (ffn, hidden), f"{at}.ffn.b1": (ffn,)}
+        shapes |= {f"{at}.ffn.w2": (ffn, hidden), f"{at}.ffn.b2": (hidden,)}
+    return shapes | {"norm.gain": (hidden,), "norm.bias": (hidden,)}
+
+
+def check_tensors(model: DenseModel) -> DenseModel:
+    """The model, if it has exactly the tensors of its sizes. Raises LayoutError that names the first one that is missing, is of
+    another shape, or is too many."""
+    wanted = tensor_shapes(model.hidden, model.ffn, model.layers, model.seq_length, model.vocabulary)
+    for name, shape in wanted.items():
+        if name not in model.tensors:
+            raise LayoutError(
+                f"{model.path}: {name} of shape {shape} is missing; the {model.layout} layout needs it: take the whole release"
+            )
+        found = model.tensors[name]
+        if found.shape != shape:
+            raise LayoutError(
+                f"{model.path}: {found.origin or name} is of shape {found.shape}, {name} must be {shape}; the files are not of one "
+                "model"
+            )
+    for name in model.tensors:
+        if name not in wanted:
+            raise LayoutError(
+                f"{model.path}: {name} is no tensor of a model of {model.layers} layers; the files are not of one model"
+            )
+    return model
