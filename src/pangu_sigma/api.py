@@ -117,19 +117,35 @@ def run_training(
         return train(config, Path(run), backend, Asked(start_over, other_data, lock), profile)
 
 
-def inherit(parent: AnyPath, config: Config, run: AnyPath) -> Receipt:
-    """Make `run` a run of `config` whose step 0 answers as the dense run `parent`; `train` goes on from there.
+def inherit(
+    parent: AnyPath,
+    config: Config,
+    run: AnyPath,
+    *,
+    heads: int | None = None,
+    activation: Literal["fast_gelu", "tanh", "erf"] | None = None,
+    noise: float = 0.0,
+    fresh: float = 0.0,
+    moments: bool = False,
+) -> Receipt:
+    """Make `run` a run of `config` whose step 0 answers as the dense model `parent`; `train` goes on from there.
 
+    parent: a dense run of this project, or the files of a released PanGu-α (convert/README.md says which).
+    heads, activation: what the parent's files do not say. noise, fresh: how replicated experts differ from each other at the start,
+    by default not at all (inherit/variation.py). moments: carry Adam's state over, which a run of this project has.
     Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `run` exists, and for a parent that is
-    sparse or of another shape.
+    sparse, of another shape, damaged, or of a layout that is not known.
     """
-    check_training_fits(config)
     check_folder_writable(Path(run), "--run")
     from pangu_sigma.device import one_thread
-    from pangu_sigma.inherit.from_dense import inherit as inherit_dense
+    from pangu_sigma.inherit import from_alpha
+    from pangu_sigma.inherit.parent import open_parent
+    from pangu_sigma.inherit.variation import Variation
 
+    from_alpha.check_absent(Path(run))
     with one_thread:
-        return inherit_dense(Path(parent), config, Path(run))
+        opened = open_parent(Path(parent), heads, activation)
+        return from_alpha.inherit(opened, config, Path(run), Variation(noise, fresh, config.seed), moments)
 
 
 def load(path: AnyPath) -> Model:

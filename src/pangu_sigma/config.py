@@ -71,6 +71,7 @@ class ModelConfig(Section):
     """S, tokens in a sample, and rows of both position tables."""
     slot_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 40_000
     """R, word-embedding rows in each embedding slot, and so the classes that a domain's output head chooses from."""
+    activation: Literal["fast_gelu", "tanh", "erf"] = "fast_gelu"
     dropout: Rate = 0.0
     """Probability of dropping a value, at embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1,
     the paper gives none. What is dropped follows from the seed, the number of the sample among all that the run takes, and the

@@ -23,6 +23,8 @@ from pangu_sigma.parallel.ranks import Ranks
 
 WEIGHTS = "dense"
 """Shard of the dense parameters."""
+OPTIMIZER, SCALE = "dense_optimizer", "loss_scale"
+"""Shards of the dense parameters' Adam state, and of the loss scale."""
 
 Shards = dict[str, dict[str, Parameter]]
 """Parameters by shard and by their path in the structure: MindSpore renames a parameter whenever its cell joins another one."""
@@ -40,13 +42,13 @@ def shards_of(
     for layer in store.numbers:
         shards[f"{EXPERTS}{layer}"] = store.layer_parameters(layer)
     if optimizer is not None:
-        shards["dense_optimizer"] = {
+        shards[OPTIMIZER] = {
             **{f"{name}.moment": p for name, p in zip(dense, optimizer.moments, strict=True)},
             **{f"{name}.variance": p for name, p in zip(dense, optimizer.variances, strict=True)},
             "step": optimizer.step,
         }
     if scale is not None:
-        shards["loss_scale"] = {"value": scale.value, "good_steps": scale.good_steps}
+        shards[SCALE] = {"value": scale.value, "good_steps": scale.good_steps}
     return shards
 
 

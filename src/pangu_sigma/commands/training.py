@@ -1,4 +1,4 @@
-"""From text to a trained run, and what it learned: prepare-data, inherit, train, evaluate, report."""
+"""From text to a trained run, and what it learned: prepare-data, train, evaluate, report."""
 
 from __future__ import annotations
 
@@ -33,21 +33,6 @@ def add_commands(commands: Any) -> None:
         )
     )
     command.add_argument("--input", type=Path, action="append", default=[], metavar="JSONL", help="your own text")
-
-    command = with_json(
-        with_overrides(
-            add_command(
-                commands,
-                "inherit",
-                _inherit,
-                "start a sparse run from a dense one",
-                "runs/alpha_tiny --config sigma_tiny --run runs/inherited",
-            )
-        )
-    )
-    command.add_argument("parent", type=Path, metavar="PARENT", help="folder of a dense run")
-    command.add_argument("--config", type=Path, required=True, help=CONFIG_HELP)
-    command.add_argument("--run", type=Path, required=True, help="folder of the run to make; it must not exist")
 
     command = with_run(
         add_command(
@@ -131,18 +116,6 @@ def _prepare_data(options: argparse.Namespace) -> int:
         from pangu_sigma.data.overview import format_overview
 
         print(format_overview(api.prepare_data(config, options.input)))
-    return 0
-
-
-def _inherit(options: argparse.Namespace) -> int:
-    config = resolved_config(options)
-    if config is not None:
-        from dataclasses import asdict
-
-        from pangu_sigma.inherit.receipt import format_receipt
-
-        receipt = api.inherit(options.parent, config, options.run)
-        show(asdict(receipt), format_receipt(receipt), options.json)
     return 0
 
 

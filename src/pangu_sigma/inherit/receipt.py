@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
+from pangu_sigma.inherit.descent import Child, Descent
+from pangu_sigma.inherit.equality import Agreement
+from pangu_sigma.sealed import write_atomically
 
 
 @dataclass(frozen=True)
@@ -22,44 +27,137 @@ class SlotReceipt:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The account of one inheritance; numbers count parameters, `logit_difference` is a difference of logits.
+    """The account of one inheritance; numbers count parameters of the child.
 
-    copied: parameters taken over one to one. replicated: parameters of the parent's upper FFNs, each now in `copies` experts.
-    slots: what became of the embedding. logit_difference: for each domain of the child, the largest difference between its logits
-    and the parent's, over the tokens that both have, on `tokens_compared` drawn tokens.
+    parent, layout, parent_step, parent_hash: the parent's path, what wrote it, its checkpoint's step if it is a run, and a hash
+    over the values of its tensors. parameters: of the child, by kind. copies: experts that each upper FFN became. slots: what
+    became of the embedding. unused: what the parent's files have and the child does not. activation, parent_activation: GELU of
+    each. heads_known, activation_known: False where the parent's files do not say it, and the child's configuration or the
+    default was taken. agreement: logits of each domain against the parent's.
     """
 
     parent: str
-    parent_step: int
-    copied: int
-    replicated: int
+    layout: str
+    parent_step: int | None
+    parent_hash: str
+    parameters: dict[str, int]
     copies: int
     slots: list[SlotReceipt]
-    tokens_compared: int
-    logit_difference: dict[str, float]
+    unused: dict[str, str]
+    activation: str
+    parent_activation: str
+    heads_known: bool
+    activation_known: bool
+    options: dict[str, Any]
+    agreement: dict[str, Agreement] = field(default_factory=dict)
+    kind: str = "inherit"
 
     def save(self, folder: Path) -> None:
+        """Write it into a run folder. Raises OSError."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
-        (folder / LINEAGE_FILE).write_text(text + "\n", encoding="utf-8")
+        write_atomically(folder / LINEAGE_FILE, f"{text}\n".encode())
+
+
+def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
+    """The receipt of a child whose tensors have all been read."""
+    model, variation = child.parent.model, child.variation
+    return Receipt(
+        parent=str(child.parent.path),
+        layout=model.layout,
+        parent_step=child.parent.step,
+        parent_hash=child.parent_hash(),
+        parameters=count_by_kind(child),
+        copies=child.config.experts if child.config.model.rre_layers else 0,
+        slots=[SlotReceipt(s.name, s.parent_slot, s.used, s.copied, s.used - s.copied) for s in child.slots or ()],
+        unused={each.name: each.reason for each in model.unused},
+        activation=child.config.model.activation,
+        parent_activation=model.activation,
+        heads_known=model.heads is not None,
+        activation_known=model.activation_known,
+        options={"noise": variation.noise, "fresh": variation.fresh, "moments": child.moments},
+        agreement=agreement,
+    )
+
+
+def count_by_kind(child: Child) -> dict[str, int]:
+    """Parameters of the child by what became of them; rows of the word table are copied, new, or without a token."""
+    counts: Counter[str] = Counter()
+    for descent in child.descents():
+        size = 1
+        for length in descent.shape:
+            size *= length
+        if descent.kind != "rows":
+            counts[descent.kind] += size
+            continue
+        hidden = descent.shape[-1]
+        copied = sum(slot.copied for slot in child.slots or ()) * hidden
+        used = sum(slot.used for slot in child.slots or ()) * hidden
+        counts["rows copied"] += copied
+        counts["rows drawn anew"] += used - copied
+        counts["rows without a token"] += size - used
+    return dict(counts)
 
 
 def format_receipt(receipt: Receipt) -> str:
     """The receipt as a table for people."""
-    rows = [
-        ("parent", f"{receipt.parent}, step {receipt.parent_step}"),
-        ("copied", f"{receipt.copied:,} parameters"),
-        ("replicated", f"{receipt.replicated:,} parameters of upper FFNs, each to {receipt.copies} experts"),
-    ]
+    step = "" if receipt.parent_step is None else f", step {receipt.parent_step}"
+    rows = [("parent", f"{receipt.parent} ({receipt.layout}{step}), hash {receipt.parent_hash}")]
+    rows += [(kind, f"{count:,} parameters") for kind, count in receipt.parameters.items() if count]
+    if receipt.copies:
+        rows.append(("experts", f"each upper FFN is {receipt.copies} experts"))
+    if receipt.unused:
+        reasons = Counter(receipt.unused.values())
+        rows.append(("unused", "; ".join(f"{n} ({reason})" for reason, n in reasons.items())))
+    if not receipt.heads_known:
+        rows.append(("heads", "the parent's files do not say how many; taken from the configuration"))
+    known = "" if receipt.activation_known else ", assumed: its files do not say it (--activation)"
+    if receipt.activation != receipt.parent_activation or known:
+        rows.append(("GELU", f"{receipt.activation}; the parent's {receipt.parent_activation}{known}"))
     rows += [
         (f"slot {s.name}", f"{s.copied:,} of {s.rows:,} rows copied from slot {s.parent_slot}, {s.new:,} drawn anew")
         for s in receipt.slots
     ]
-    rows += [
-        (
-            f"domain {name}",
-            f"largest difference to the parent's logits {difference:.2g}, {receipt.tokens_compared} tokens",
-        )
-        for name, difference in receipt.logit_difference.items()
-    ]
+    rows += [(f"domain {name}", _format_agreement(each)) for name, each in receipt.agreement.items()]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def _format_agreement(each: Agreement) -> str:
+    text = " ".join(each.text.split())
+    parts = [f"largest |Δlogit| {each.exact:.2g}"]
+    if each.fast is not None:
+        parts.append(f"{each.fast:.2g} by the graph, which adds in another order")
+    if each.activation_nats is not None:
+        parts.append(f"the other GELU costs {each.activation_nats:+.4f} nats")
+    return f"{', '.join(parts)}; {each.tokens} tokens: {text[:60]!r}"
+
+
+def format_mapping(child: Child) -> str:
+    """Every tensor of the child with its origin, equal ones of neighbouring layers in one line, and what is not used."""
+    groups: dict[tuple[str, ...], list[tuple[int, Descent]]] = {}
+    for descent in child.descents():
+        layer, name = _layer_of(descent)
+        groups.setdefault((name, descent.kind, str(descent.shape)), []).append((layer, descent))
+    lines = [("child", "layers", "shape", "kind", "parent")]
+    for (name, kind, shape), members in groups.items():
+        layers = [layer for layer, _ in members]
+        span = "" if layers[0] < 0 else f"{layers[0]} … {layers[-1]}" if len(layers) > 1 else str(layers[0])
+        more = f" … {members[-1][1].made_from}" if len(members) > 1 else ""
+        lines.append((name, span, shape, kind, f"{members[0][1].made_from}{more}"))
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    table = [
+        "  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[4]]) for line in lines
+    ]
+    unused = [f"unused: {each.name} ({each.reason})" for each in child.parent.model.unused]
+    counts = [f"{kind}: {count:,} parameters" for kind, count in count_by_kind(child).items() if count]
+    return "\n".join([*table, *unused, *counts])
+
+
+def _layer_of(descent: Descent) -> tuple[int, str]:
+    """The layer of a tensor, -1 for none, and its name without the layer's number; experts by the number of their RRE layer."""
+    if descent.shard != "dense":
+        return int(descent.shard.rpartition("_")[2]), f"experts.{descent.name}"
+    if descent.name.startswith("layers."):
+        _, layer, name = descent.name.split(".", 2)
+        return int(layer), name
+    return -1, descent.name

@@ -1,0 +1,54 @@
+"""The files of a checkpoint, made from arrays without a network: a tensor at a time, so that the model need not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
+from pangu_sigma.checkpoint.state import OPTIMIZER, SCALE, WEIGHTS
+from pangu_sigma.config import Config
+from pangu_sigma.ecss.store import array_specs
+from pangu_sigma.parallel.parameters import dense_weights
+
+Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
+"""find(shard, name, shape): the array of that name and shape, or None where training starts from zero. Weights are never None."""
+
+
+def compose(config: Config, find: Find) -> Files:
+    """The files of a checkpoint of `config` in one process: names, shapes and dtypes are those that training saves.
+
+    find: gives the weights, and what there is of Adam's state and of the loss scale; the rest begins as in a new run.
+    """
+    config = config.on_one_rank()
+    dense = [(array.name, array.shape) for array in dense_weights(config)]
+    files: Files = {WEIGHTS: {name: SavedArray.whole(_weight(find, WEIGHTS, name, shape)) for name, shape in dense}}
+    for layer in range(config.model.rre_layers):
+        shard = f"{EXPERTS}{layer}"
+        files[shard] = {}
+        for spec in (spec for spec in array_specs(config) if spec.layer == layer):
+            found = find(shard, spec.name, spec.shape)
+            if found is None and spec.kind == "weight":
+                raise KeyError(f"{shard}: {spec.name}")
+            files[shard][spec.name] = SavedArray.whole(found or LazyArray.zeros(spec.shape, spec.dtype))
+    state = {f"{name}.{kind}": shape for kind in ("moment", "variance") for name, shape in dense}
+    files[OPTIMIZER] = {
+        name: SavedArray.whole(find(OPTIMIZER, name, shape) or LazyArray.zeros(shape, "float32"))
+        for name, shape in state.items()
+    }
+    files[OPTIMIZER]["step"] = SavedArray.whole(find(OPTIMIZER, "step", (1,)) or LazyArray.zeros((1,), "int32"))
+    initial = LazyArray.of(np.array(config.train.loss_scale.initial, np.float32))
+    files[SCALE] = {
+        "value": SavedArray.whole(find(SCALE, "value", ()) or initial),
+        "good_steps": SavedArray.whole(find(SCALE, "good_steps", ()) or LazyArray.zeros((), "int32")),
+    }
+    return files
+
+
+def _weight(find: Find, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray:
+    found = find(shard, name, shape)
+    if found is None or found.shape != shape:
+        raise KeyError(f"{shard}: {name} of shape {shape}")
+    return found

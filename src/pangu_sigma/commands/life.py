@@ -1,0 +1,74 @@
+"""How weights become a Σ, grow and leave: inherit."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma import api
+from pangu_sigma.commands.options import CONFIG_HELP, add_command, resolved_config, show, with_json, with_overrides
+
+
+def add_commands(commands: Any) -> None:
+    """Declare these commands."""
+    command = with_json(
+        with_overrides(
+            add_command(
+                commands,
+                "inherit",
+                _inherit,
+                "start a sparse run from a dense model",
+                "runs/alpha_tiny --config sigma_tiny --run runs/inherited",
+                "pangu-alpha_2.6B --config mine.yaml --dry-run",
+            )
+        )
+    )
+    command.add_argument(
+        "parent",
+        type=Path,
+        metavar="PARENT",
+        help="a dense run, or the files of a released PanGu-α",
+    )
+    command.add_argument("--config", type=Path, required=True, help=CONFIG_HELP)
+    command.add_argument("--run", type=Path, help="folder of the run to make; it must not exist")
+    command.add_argument("--dry-run", action="store_true", help="print where every tensor would come from, and stop")
+    command.add_argument("--heads", type=int, help="the parent's attention heads, where its files do not say it")
+    command.add_argument(
+        "--activation", choices=["fast_gelu", "tanh", "erf"], help="the parent's GELU, where its files do not say it"
+    )
+    command.add_argument("--noise", type=float, default=0.0, help="multiply the experts' values by 1 + NOISE · N(0, 1)")
+    command.add_argument(
+        "--fresh", type=float, default=0.0, help="share of each expert's inner units that is drawn anew"
+    )
+    command.add_argument("--moments", action="store_true", help="carry Adam's state of a dense run over")
+
+
+def _inherit(options: argparse.Namespace) -> int:
+    config = resolved_config(options)
+    if config is None:
+        return 0
+    from pangu_sigma.inherit.from_alpha import plan_inheritance
+    from pangu_sigma.inherit.parent import open_parent
+    from pangu_sigma.inherit.receipt import format_mapping, format_receipt
+    from pangu_sigma.inherit.variation import Variation
+
+    if options.dry_run:
+        parent = open_parent(options.parent, options.heads, options.activation)
+        variation = Variation(options.noise, options.fresh, config.seed)
+        child = plan_inheritance(parent, config, variation, options.moments)
+        show([asdict(each) for each in child.descents()], format_mapping(child), options.json)
+        return 0
+    receipt = api.inherit(
+        options.parent,
+        config,
+        options.run or Path("runs") / config.name,
+        heads=options.heads,
+        activation=options.activation,
+        noise=options.noise,
+        fresh=options.fresh,
+        moments=options.moments,
+    )
+    show(asdict(receipt), format_receipt(receipt), options.json)
+    return 0

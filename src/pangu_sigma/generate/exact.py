@@ -1,0 +1,166 @@
+"""The network in NumPy float32, for one short text: its sums do not depend on how many rows an expert gets.
+
+The kernels of training add the rows of an expert in another order when there are many, so K equal experts give a parent's result
+only up to rounding. Here every token meets its FFN alone, by one product of a matrix and a vector, and a logit is one sum over a
+row of the word table. So a parent and its child, or a model and what was cut out of it, give equal bits where they are equal
+models. It holds one tensor at a time, so the model may be larger than the memory. It shares no code with the graphs and is
+compared with them in tests.
+
+Shape suffixes: T tokens, H hidden, F ffn, n heads, d = H/n, N RRE layers, R rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from pangu_sigma.checkpoint.checkpoint import Checkpoint
+from pangu_sigma.checkpoint.parts import EXPERTS
+from pangu_sigma.checkpoint.state import WEIGHTS
+from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
+from pangu_sigma.config import ModelConfig
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+LAYER_NORM_EPSILON = np.float32(1e-5)
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "fast_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "tanh": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "erf": lambda x: 0.5 * x * (1 + _erf(x * np.sqrt(0.5)).astype(np.float64)),
+}
+"""GELUs by their key, computed in float64 and rounded once."""
+
+
+class Weights(Protocol):
+    """The weights of a model, which are read when they are asked for."""
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A dense tensor by its name in the network."""
+
+    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
+        """A tensor of an expert. layer: of the RRE layers. number: of the expert in the layer."""
+
+
+class SavedWeights:
+    """The weights of a checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self._dense = checkpoint.saved(WEIGHTS)
+        self._experts = checkpoint.saved
+
+    def tensor(self, name: str) -> np.ndarray:
+        return whole_array(self._dense[name], name).read()
+
+    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
+        return row_of(self._experts(f"{EXPERTS}{layer}")[name], number, name)
+
+
+class ExactModel:
+    """A model that computes one text of one document, exactly the same however experts are shared out."""
+
+    def __init__(self, model: ModelConfig, weights: Weights, activation: str):
+        """model: its sizes. activation: a key of ACTIVATIONS."""
+        self.model, self.weights = model, weights
+        self._activate = ACTIVATIONS[activation]
+
+    def logits(self, rows_T: np.ndarray, experts_NT: np.ndarray, wanted_R: np.ndarray, last: int = 0) -> np.ndarray:
+        """Logits of the token after each token, float32 [T, R].
+
+        rows_T: row of each token in the flattened slots. experts_NT: its expert in each RRE layer, [0, T] for a dense model.
+        wanted_R: the rows of the flattened slots whose logits are wanted. last: number of tokens, from the end, that are wanted; 0
+        for all.
+        """
+        hidden_TH = self.hidden(rows_T, experts_NT)[-last:]
+        table = self.weights.tensor("embedding")
+        logits_TR = np.empty((len(hidden_TH), len(wanted_R)), np.float32)
+        for first in range(0, len(wanted_R), _ROWS):
+            some = slice(first, first + _ROWS)
+            some_RH = np.asarray(table[wanted_R[some]], np.float32)
+            for t, hidden_H in enumerate(hidden_TH):
+                logits_TR[t, some] = (some_RH * hidden_H).sum(axis=-1)
+        let_go(table)
+        return logits_TR
+
+    def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray) -> np.ndarray:
+        """Hidden states after the query layer, float32 [T, H]; arguments as `logits`."""
+        length, model = len(rows_T), self.model
+        table = self.weights.tensor("embedding")
+        x_TH = np.asarray(table[rows_T], np.float32) + self._tensor("positions")[:length]
+        let_go(table)
+        for layer in range(model.layers):
+            query_TH = None
+            if layer == model.layers - 1:
+                x_TH = self._norm("norm", x_TH)
+                query_TH = self._tensor("query_positions")[:length]
+            x_TH = x_TH + self._attention(layer, self._norm(f"layers.{layer}.attention_norm", x_TH), query_TH)
+            normed_TH = self._norm(f"layers.{layer}.ffn_norm", x_TH)
+            if layer < model.dense_layers:
+                x_TH = x_TH + self._ffn(normed_TH, partial(self._dense, layer))
+            else:
+                x_TH = x_TH + self._routed(
+                    layer - model.dense_layers, normed_TH, experts_NT[layer - model.dense_layers]
+                )
+        return x_TH
+
+    def _dense(self, layer: int, name: str) -> np.ndarray:
+        return self.weights.tensor(f"layers.{layer}.ffn.{name}")
+
+    def _routed(self, layer: int, x_TH: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
+        y_TH = np.empty_like(x_TH)
+        for number in np.unique(expert_T).tolist():
+            mine = expert_T == number
+            y_TH[mine] = self._ffn(x_TH[mine], partial(self.weights.expert, layer, number))
+        return y_TH
+
+    def _ffn(self, x_TH: np.ndarray, tensor: Callable[[str], np.ndarray]) -> np.ndarray:
+        """The FFN, token by token: w1 and w2 are [F, H]."""
+        w1, b1, w2, b2 = (tensor(name) for name in ("w1", "b1", "w2", "b2"))
+        up_FH, down_FH = np.asarray(w1, np.float32), np.asarray(w2, np.float32)
+        y_TH = np.empty_like(x_TH)
+        for t, x_H in enumerate(np.ascontiguousarray(x_TH)):
+            inner_F = up_FH @ x_H + np.asarray(b1, np.float32)
+            y_TH[t] = self._gelu(inner_F) @ down_FH + np.asarray(b2, np.float32)
+        for values in (w1, w2):
+            let_go(values)
+        return y_TH
+
+    def _gelu(self, x: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return self._activate(x.astype(np.float64)).astype(np.float32)
+
+    def _attention(self, layer: int, x_TH: np.ndarray, query_TH: np.ndarray | None) -> np.ndarray:
+        at, heads = f"layers.{layer}.attention", self.model.heads
+        q, k, v = (
+            self._linear(f"{at}.{name}", source).reshape(len(x_TH), heads, -1).transpose(1, 0, 2)
+            for name, source in (("query", x_TH if query_TH is None else query_TH), ("key", x_TH), ("value", x_TH))
+        )
+        scores_nTT = (q / np.float32(np.sqrt(q.shape[-1]))) @ k.transpose(0, 2, 1)
+        scores_nTT[:, np.triu(np.ones(scores_nTT.shape[1:], bool), 1)] = -np.inf
+        weights_nTT = np.exp(scores_nTT - scores_nTT.max(axis=-1, keepdims=True))
+        weights_nTT /= weights_nTT.sum(axis=-1, keepdims=True)
+        return self._linear(f"{at}.output", (weights_nTT @ v).transpose(1, 0, 2).reshape(x_TH.shape))
+
+    def _linear(self, at: str, x_TH: np.ndarray) -> np.ndarray:
+        weight = self.weights.tensor(f"{at}.weight")
+        y_TH = x_TH @ np.ascontiguousarray(weight, np.float32) + self._tensor(f"{at}.bias")
+        let_go(weight)
+        return y_TH
+
+    def _norm(self, at: str, x_TH: np.ndarray) -> np.ndarray:
+        centred_TH = x_TH - x_TH.mean(axis=-1, keepdims=True)
+        variance_T1 = (centred_TH * centred_TH).mean(axis=-1, keepdims=True)
+        return centred_TH / np.sqrt(variance_T1 + LAYER_NORM_EPSILON) * self._tensor(f"{at}.gain") + self._tensor(
+            f"{at}.bias"
+        )
+
+    def _tensor(self, name: str) -> np.ndarray:
+        return np.asarray(self.weights.tensor(name), np.float32)
+
+
+_ROWS = 4096
+"""Rows of the word table of which logits are computed together."""

@@ -1,0 +1,150 @@
+"""Parents: a dense PanGu-α that a sparse run inherits, whoever wrote it.
+
+a dense run of this project        slots, vocabulary and Adam's state are those of the run
+files of a released PanGu-α        one word table, whose row is the token id: 40,000 of them; see convert/README.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import OPTIMIZER, WEIGHTS
+from pangu_sigma.checkpoint.whole import whole_array
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.convert.dense_files import open_dense_model
+from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, check_tensors
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.data.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
+from pangu_sigma.domains import domains_of
+
+
+class WordTable(Protocol):
+    """The rows that a parent's word table has for the tokens of a child."""
+
+    slots: list[str]
+
+    def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
+        """Row of the flattened table for each token id of the child's `vocabulary`, in a slot of the parent; -1 where it has
+        none."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A dense model with what its tokens mean.
+
+    step: of the checkpoint, for a run of this project. table: the meaning of its word table's rows. domain: what its domains are
+    called. state: Adam's state of a run of ours, by shard and name; None where there is none.
+    """
+
+    model: DenseModel
+    table: WordTable
+    step: int | None = None
+    state: Callable[[str, str], LazyArray | None] = lambda shard, name: None
+
+    @property
+    def path(self) -> Path:
+        return self.model.path
+
+
+class AlphaTable:
+    """PanGu-α's word table: the row of a token is its id."""
+
+    def __init__(self) -> None:
+        self.slots = ["alpha"]
+
+    def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
+        return np.where(ids < ALPHA_SIZE, ids, -1)
+
+
+class SlotTable:
+    """The word table of a run of this project: a slot after the other."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        self.slots, self._tokenizer, self._each = domains_of(config).slot_names, tokenizer, config.model.slot_rows
+
+    def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
+        known = parent_ids(self._tokenizer.vocabulary, vocabulary)[ids]
+        rows = self._tokenizer.row_of[slot, np.maximum(known, 0)]
+        return np.where((known >= 0) & (rows >= 0), slot * self._each + rows, -1)
+
+
+def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> Parent:
+    """The parent in a folder or file. heads, activation: what its files do not say.
+
+    Raises ConfigError for a sparse run, LayoutError for files that cannot be used, CheckpointError and DataError as training does.
+    """
+    if (path / CONFIG_FILE).exists():
+        return _open_run(path)
+    model = open_dense_model(path, heads=heads, activation=activation)
+    if model.vocabulary != ALPHA_SIZE:
+        raise LayoutError(
+            f"{path}: its word table has {model.vocabulary} rows, PanGu-α's vocabulary has {ALPHA_SIZE}; only models with that "
+            "vocabulary can be inherited from files, because nothing else says what their ids mean"
+        )
+    return Parent(model, AlphaTable())
+
+
+def _open_run(path: Path) -> Parent:
+    run = RunFolder.open(path)
+    config, model = run.config, run.config.model
+    if model.rre_layers:
+        raise ConfigError(
+            f"{path}: has model.rre_layers={model.rre_layers}; only a dense model (rre_layers=0) can be inherited; to add domains "
+            "to a sparse run use `pangu-sigma extend`"
+        )
+    checkpoint = load_checkpoint(run.checkpoints, run.identity)
+    tensors = {name: whole_array(saved, name) for name, saved in checkpoint.saved(WEIGHTS).items()}
+    dense = DenseModel(
+        path=path,
+        layout="run",
+        hidden=model.hidden,
+        ffn=model.ffn,
+        heads=model.heads,
+        layers=model.layers,
+        seq_length=model.seq_length,
+        vocabulary=config.slots * model.slot_rows,
+        activation=model.activation,
+        activation_known=True,
+        tensors=tensors,
+        made_from=dict.fromkeys(tensors, "copied"),
+    )
+    return Parent(check_tensors(dense), SlotTable(config, run.tokenizer), checkpoint.step, _saved(checkpoint))
+
+
+def _saved(checkpoint: Checkpoint) -> Callable[[str, str], LazyArray | None]:
+    shards = {OPTIMIZER: checkpoint.saved(OPTIMIZER)}
+
+    def find(shard: str, name: str) -> LazyArray | None:
+        saved = shards.get(shard, {}).get(name)
+        return None if saved is None else whole_array(saved, name)
+
+    return find
+
+
+def parent_ids(parent: Vocabulary, child: Vocabulary) -> np.ndarray:
+    """The parent's id of each of the child's tokens, -1 where it has none: int64 [V].
+
+    PanGu-α's pieces, tags and bytes have the same ids everywhere; English pieces are matched by the bytes they stand for.
+    """
+    english = {surface: FIRST_ENGLISH + i for i, surface in enumerate(parent.surfaces[FIRST_ENGLISH:])}
+    return np.array([*range(FIRST_ENGLISH), *(english.get(s, -1) for s in child.surfaces[FIRST_ENGLISH:])])
+
+
+def parent_slot(name: str, parent_names: list[str]) -> int:
+    """The parent's slot that a slot of the child takes its rows from: the one of that name, else the parent's only one."""
+    if name in parent_names:
+        return parent_names.index(name)
+    if len(parent_names) == 1:
+        return 0
+    raise ConfigError(
+        f"domains: slot {name!r} has no parent: the parent's slots are {', '.join(parent_names)}; use one of these names"
+    )

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.tiny import tiny_config
+
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.exact import ExactModel, SavedWeights
+from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.train.loop import train
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory):
+    """A run whose experts have parted."""
+    path = tmp_path_factory.mktemp("exact") / "run"
+    steps = {"steps": 6, "eval_interval": 6, "checkpoint_interval": 6}
+    train(tiny_config(tiny_data, model={"expert_init": "independent"}, train=steps), path)
+    return RunFolder.open(path)
+
+
+def exact(run: RunFolder, activation: str = "fast_gelu") -> ExactModel:
+    return ExactModel(run.config.model, SavedWeights(load_checkpoint(run.checkpoints, run.identity)), activation)
+
+
+def test_its_logits_are_those_of_the_graph_up_to_rounding(trained):
+    graph, model = Predictor.from_run(trained.path), exact(trained)
+    rows, each = np.arange(trained.config.model.slot_rows), trained.config.model.slot_rows
+    for domain in domains_of(trained.config):
+        used = trained.tokenizer.slot_rows[domain.slot]
+        ids = np.random.default_rng(domain.index).choice(used[(used >= 0) & (used != trained.tokenizer.eot)], 12)
+        experts_NT = trained.table.route(ids, np.full_like(ids, domain.index), np.arange(len(ids)))
+        at = domain.slot * each
+        mine = model.logits(at + trained.tokenizer.row_of[domain.slot, ids], experts_NT, at + rows)
+        its = graph.logits_along(ids.tolist(), domain)
+        assert np.abs(mine - its)[:, used >= 0].max() < 1e-5
+        last = model.logits(at + trained.tokenizer.row_of[domain.slot, ids], experts_NT, at + rows[::7], last=1)
+        assert (last[0] == mine[-1, ::7]).all(), "a logit is the same whatever is asked for with it"
+
+
+def test_sums_do_not_depend_on_how_many_rows_an_expert_gets(trained):
+    model = exact(trained)
+    x_TH = np.random.default_rng(0).standard_normal((40, trained.config.model.hidden)).astype(np.float32)
+    whole = model._routed(0, x_TH, np.zeros(40, int))
+    for rows in ([3], [0, 39], range(7), range(1, 40, 2)):
+        assert (model._routed(0, x_TH[list(rows)], np.zeros(len(rows), int)) == whole[list(rows)]).all()
+
+
+def test_each_gelu_is_its_own():
+    from pangu_sigma.generate.exact import ACTIVATIONS
+
+    x = np.linspace(-30, 30, 20_001)
+    gelus = {name: activate(x) for name, activate in ACTIVATIONS.items()}
+    assert np.abs(gelus["tanh"] - gelus["erf"]).max() < 1e-3
+    assert 1e-2 < np.abs(gelus["fast_gelu"] - gelus["erf"]).max() < 3e-2
+    for values in gelus.values():
+        assert values[-1] == pytest.approx(30)
+        assert abs(values[0]) < 1e-6

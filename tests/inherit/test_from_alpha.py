@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from helpers.tiny import tiny_config, tiny_tree, write_text
+
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import load_trained
+from pangu_sigma.cli import main
+from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.prepare import prepare
+from pangu_sigma.inherit.descent import Child
+from pangu_sigma.inherit.from_alpha import inherit
+from pangu_sigma.inherit.parent import open_parent, parent_ids, parent_slot
+from pangu_sigma.inherit.variation import Variation
+from pangu_sigma.train.loop import Trainer, train
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+@pytest.fixture(scope="module")
+def parent(tiny_data, tmp_path_factory):
+    """A dense run of three layers that has learned a little."""
+    path = tmp_path_factory.mktemp("parent") / "dense"
+    dense = {"dense_layers": 3, "rre_layers": 0}
+    train(tiny_config(tiny_data, model=dense, train={"steps": 4, "eval_interval": 4, "checkpoint_interval": 4}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def child(parent, tiny_data, tmp_path_factory):
+    """Folder and receipt of the sparse run that inherits it."""
+    path = tmp_path_factory.mktemp("child") / "sparse"
+    receipt = inherit(open_parent(parent), tiny_config(tiny_data), path)
+    return SimpleNamespace(path=path, receipt=receipt, config=tiny_config(tiny_data))
+
+
+def arrays(path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    network, store = load_trained(RunFolder.open(path))
+    return {n: p.asnumpy() for n, p in network.parameters_and_names()}, [w.asnumpy() for w in store.weights]
+
+
+def test_every_tensor_of_the_child_is_its_parents_bit_for_bit(parent, child):
+    (old, _), (new, experts) = arrays(parent), arrays(child.path)
+    used = RunFolder.open(child.path).tokenizer.slot_rows.ravel() >= 0
+    for name, value in new.items():
+        rows = used if name == "embedding" else slice(None)  # rows without a token are nobody's
+        assert (value[rows] == old[name][rows]).all(), name
+    assert len(experts) == 2 * 4
+    for i, value in enumerate(experts):
+        name = f"layers.{1 + i // 4}.ffn.{('w1', 'b1', 'w2', 'b2')[i % 4]}"
+        assert value.shape[0] == 6
+        assert (value == old[name]).all(), "each of the six experts is the parent's FFN"
+    assert any(np.ptp(value) > 0 for value in experts), "and the comparison is not of zeros"
+
+
+def test_step_0_answers_as_the_parent_bit_for_bit_in_every_domain(child):
+    """Truth 2 of the design, on the path that adds in one order; the graph differs by rounding."""
+    assert set(child.receipt.agreement) == {"zh", "en", "code"}
+    for agreement in child.receipt.agreement.values():
+        assert agreement.exact == 0.0
+        assert agreement.fast is not None
+        assert agreement.fast < 1e-5
+        assert agreement.tokens == 16
+        assert agreement.text
+
+
+@pytest.mark.parametrize(
+    ("model", "slots"),
+    [
+        ({"dense_layers": 3, "rre_layers": 0}, ("zh", "en", "en")),
+        ({"dense_layers": 0, "rre_layers": 3, "experts_per_domain": 3}, ("zh", "en", "en")),
+        ({}, ("main", "main", "main")),
+        ({}, ("a", "b", "c")),
+    ],
+    ids=["dense child", "all layers sparse", "one slot", "a slot for each domain"],
+)
+def test_children_of_every_form_equal_their_parent(tiny_data, tmp_path, model, slots):
+    """The parent has one slot where the child's slots have other names."""
+    data, tree = tmp_path / "data", tiny_tree(tmp_path / "data")
+    for domain, slot in zip(tree["domains"], slots, strict=True):
+        domain["slot"] = slot
+    tree["model"] |= model
+    dense = tiny_tree(tmp_path / "parent_data")
+    dense["model"] |= {"dense_layers": 3, "rre_layers": 0}
+    for domain, slot in zip(dense["domains"], slots, strict=True):
+        domain["slot"] = slot if slots == ("zh", "en", "en") else "only"
+    text = tmp_path / "text.jsonl"
+    write_text(text)
+    prepare(parse_config(tree), [text], data)
+    prepare(parse_config(dense), [text], tmp_path / "parent_data")
+    dense["train"] |= {"steps": 2, "eval_interval": 2, "checkpoint_interval": 2}
+    train(parse_config(dense), tmp_path / "parent")
+    receipt = inherit(open_parent(tmp_path / "parent"), parse_config(tree), tmp_path / "child")
+    assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0, 0.0, 0.0]
+
+
+def test_the_receipt_accounts_for_every_parameter_and_is_kept(parent, child):
+    receipt, count = child.receipt, child.config.num_params()
+    assert sum(receipt.parameters.values()) == count.total
+    assert receipt.parameters["replicated"] == count.experts
+    assert receipt.parameters["rows drawn anew"] == 0, "parent and child have one vocabulary"
+    kept = json.loads((child.path / "lineage.json").read_text(encoding="utf-8"))
+    assert kept["parent"] == str(parent)
+    assert kept["parent_step"] == 4
+    assert kept["agreement"]["zh"]["exact"] == 0.0
+    assert kept["parent_hash"] == open_and_hash(parent)
+
+
+def open_and_hash(path) -> str:
+    return Child(open_parent(path), RunFolder.open(path).config, None).parent_hash()
+
+
+def test_the_checkpoint_has_exactly_what_training_saves(child, tiny_data, tmp_path):
+    saved = load_checkpoint(Trainer(tiny_config(tiny_data), tmp_path / "run").save())
+    composed = load_checkpoint(child.path / "checkpoints")
+    for file, arrays in saved.files.items():
+        shapes = {name: (array.values.shape, array.values.dtype) for name, array in arrays.items()}
+        assert shapes == {name: (a.values.shape, a.values.dtype) for name, a in composed.files[file].items()}, file
+    assert saved.files.keys() == composed.files.keys()
+    assert saved.state == composed.state
+
+
+def test_adam_is_carried_over_on_demand(parent, tiny_data, tmp_path):
+    inherit(open_parent(parent), tiny_config(tiny_data), tmp_path / "run", moments=True)
+    old = load_checkpoint(parent / "checkpoints").saved("dense_optimizer")
+    new = load_checkpoint(tmp_path / "run" / "checkpoints")
+    mine = new.saved("dense_optimizer")
+    assert mine["step"][0].values == old["step"][0].values == 4
+    key = "layers.0.attention.query.weight.variance"
+    assert (mine[key][0].values == old[key][0].values).all()
+    experts = new.saved("experts_layer_1")
+    assert (experts["step"][0].values == 4).all()
+    assert (experts["w2.moment"][0].values == old["layers.2.ffn.w2.moment"][0].values).all()
+    assert np.ptp(experts["w2.moment"][0].values) > 0
+    assert train(tiny_config(tiny_data, train={"steps": 1, "eval_interval": 1}), tmp_path / "run").progress.step == 1
+
+
+def test_noise_and_fresh_units_part_the_experts(parent, tiny_data, tmp_path):
+    inherit(open_parent(parent), tiny_config(tiny_data), tmp_path / "run", Variation(noise=0.01, fresh=0.5))
+    w1 = load_checkpoint(tmp_path / "run" / "checkpoints").saved("experts_layer_0")["w1"][0].values
+    its = load_checkpoint(parent / "checkpoints").saved("dense")["layers.1.ffn.w1"][0].values
+    near = np.isclose(w1, its, rtol=0.1).all(axis=-1)
+    assert (near.sum(axis=-1) == 16).all(), "half of 32 units are the parent's up to noise"
+    assert not (w1[0] == w1[1]).any(axis=-1).all()
+    receipt = json.loads((tmp_path / "run" / "lineage.json").read_text(encoding="utf-8"))
+    assert receipt["agreement"]["zh"]["exact"] > 0, "and then step 0 is not the parent any more, which is said"
+    assert receipt["options"] == {"noise": 0.01, "fresh": 0.5, "moments": False}
+    with pytest.raises(ConfigError, match=r"--fresh is 1\.5; it must be from 0 to 1"):
+        Variation(fresh=1.5)
+
+
+def test_a_dry_run_tells_every_tensor_and_writes_nothing(parent, tiny_data, tmp_path, capsys):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(tiny_tree(tiny_data), allow_unicode=True), encoding="utf-8")
+    assert main(["inherit", str(parent), "--config", str(config), "--run", str(tmp_path / "run"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"experts\.w1 +0 … 1 +\(6, 32, 24\) +replicated +layers\.1\.ffn\.w1 … layers\.2\.ffn\.w1", printed)
+    assert re.search(r"attention\.query\.weight +0 … 2 +\(24, 24\) +copied", printed)
+    assert re.search(r"embedding +\(1280, 24\) +rows", printed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_goes_on_from_step_0_of_the_child(child, tmp_path):
+    path = shutil.copytree(child.path, tmp_path / "run")
+    config = child.config.model_copy(
+        update={"train": child.config.train.model_copy(update={"steps": 2, "eval_interval": 2})}
+    )
+    trainer = train(config, path)
+    assert trainer.progress.step == 2
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[1]["kind"] == "evaluation"
+    assert lines[1]["step"] == 0
+
+
+def test_what_cannot_be_inherited_is_refused_by_key_and_leaves_nothing(parent, child, tiny_data, tmp_path):
+    cases = (
+        ({"hidden": 12}, r"model\.hidden is 12, the parent's is 24"),
+        ({"dense_layers": 2}, r"dense_layers \+ rre_layers is 4, the parent's is 3"),
+        ({"heads": 4}, r"model\.heads is 4"),
+    )
+    for model, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            inherit(open_parent(parent), tiny_config(tiny_data, model=model), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=r"rre_layers=2; only a dense model"):
+        inherit(open_parent(child.path), child.config, tmp_path / "run")
+    tree = tiny_tree(tiny_data)
+    tree["domains"][0]["slot"] = "law"
+    with pytest.raises(ConfigError, match=r"slot 'law' has no parent: the parent's slots are zh, en"):
+        inherit(open_parent(parent), parse_config(tree), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="exists; choose another folder"):
+        inherit(open_parent(parent), child.config, child.path)
+
+
+def test_the_command_prints_the_receipt_of_the_same_run(parent, child, tiny_data, tmp_path, capsys):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(tiny_tree(tiny_data), allow_unicode=True), encoding="utf-8")
+    options = ["--config", str(config), "--run", str(tmp_path / "run")]
+    assert main(["inherit", str(parent), *options, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == asdict(child.receipt)
+    for (name, mine), its in zip(arrays(child.path)[0].items(), arrays(tmp_path / "run")[0].values(), strict=True):
+        assert (mine == its).all(), name
+    assert main(["inherit", str(parent), *options]) == 2
+    assert "exists; choose another folder with --run" in capsys.readouterr().err
+
+
+def test_a_slot_comes_from_the_parents_of_that_name_or_from_its_only_one():
+    assert parent_slot("en", ["zh", "en"]) == 1
+    assert parent_slot("law", ["zh"]) == 0
+    with pytest.raises(ConfigError, match=r"slot 'law' has no parent: the parent's slots are zh, en"):
+        parent_slot("law", ["zh", "en"])
+
+
+def test_english_pieces_are_matched_by_what_they_stand_for():
+    shared = [b""] * 40_260
+    parent = SimpleNamespace(surfaces=[*shared, b"the", b"cat"])
+    child = SimpleNamespace(surfaces=[*shared, b"cat", b"dog", b"the"])
+    ids = parent_ids(parent, child)
+    assert ids[:40_260].tolist() == list(range(40_260))
+    assert ids[40_260:].tolist() == [40_261, -1, 40_260]
