@@ -198,10 +198,6 @@ def check_child(parent: Parent, config: Config, moments: bool) -> None:
             raise ConfigError(
                 f"model.{name} is {wants}, the parent's is {has}; they must be equal: change the child's configuration"
             )
-    if config.parallel.ranks > 1:
-        raise ConfigError(
-            f"parallel lays out {config.parallel.ranks} ranks; inherit in one process (parallel.*=1), any layout trains on from it"
-        )
     if moments and parent.state(OPTIMIZER, "step") is None:
         raise ConfigError(f"{parent.path}: has no Adam state; leave --moments out")
     if moments and config.ecss.moments != "float32":

@@ -17,16 +17,16 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.convert.dense_model import DenseModel
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.errors import UserError
 from pangu_sigma.generate.exact import ExactModel, SavedWeights
 from pangu_sigma.generate.predictor import Predictor
-from pangu_sigma.host_memory import check_reading_fits
 from pangu_sigma.inherit.descent import SlotRows
 
 logger = logging.getLogger(__name__)
 
 COMPARED_TOKENS = 16
 """Tokens of held-out text of each domain on which logits are compared."""
+GRAPH_BYTES = 2 << 30
+"""Weights of the largest model whose graph is compared too: it is in memory whole, and copied when it is compiled."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,14 @@ def compare(
 
 
 def _graph(run: RunFolder) -> Predictor | None:
-    """The graph of the child; None, and a word, if it does not fit into memory."""
-    try:
-        check_reading_fits(run.config)
-    except UserError as error:
-        logger.warning("the graph's logits are not compared: %s", error)
+    """The graph of the child; None, and a word, if it is large."""
+    size = 4 * run.config.num_params().total
+    if size > GRAPH_BYTES:
+        logger.warning(
+            "the graph's logits are not compared: the model has %.1f GiB, and more than %.1f would fill the memory; the exact path is",
+            size / (1 << 30),
+            GRAPH_BYTES / (1 << 30),
+        )
         return None
     return Predictor.from_run(run.path)
 

@@ -80,13 +80,14 @@ def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
 
 
 def count_by_kind(child: Child) -> dict[str, int]:
-    """Parameters of the child by what became of them; rows of the word table are copied, new, or without a token."""
+    """Parameters of the child by what became of them; rows of the word table are copied, new, or without a token, if text is
+    prepared."""
     counts: Counter[str] = Counter()
     for descent in child.descents():
         size = 1
         for length in descent.shape:
             size *= length
-        if descent.kind != "rows":
+        if descent.kind != "rows" or child.slots is None:
             counts[descent.kind] += size
             continue
         hidden = descent.shape[-1]
@@ -150,6 +151,10 @@ def format_mapping(child: Child) -> str:
     ]
     unused = [f"unused: {each.name} ({each.reason})" for each in child.parent.model.unused]
     counts = [f"{kind}: {count:,} parameters" for kind, count in count_by_kind(child).items() if count]
+    if child.slots is None:
+        counts.append(
+            f"which rows are copied is known when text is prepared: prepare-data, into {child.config.data.path}"
+        )
     return "\n".join([*table, *unused, *counts])
 
 
