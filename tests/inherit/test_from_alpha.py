@@ -17,6 +17,7 @@ from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.data.prepare import prepare
 from pangu_sigma.inherit.descent import Child
 from pangu_sigma.inherit.from_alpha import inherit
@@ -199,6 +200,8 @@ def test_what_cannot_be_inherited_is_refused_by_key_and_leaves_nothing(parent, c
     with pytest.raises(ConfigError, match=r"slot 'law' has no parent: the parent's slots are zh, en"):
         inherit(open_parent(parent), parse_config(tree), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(LayoutError, match=r"is not there; a parent is a dense run .*\n.*\n.*filerted_\*\.ckpt"):
+        open_parent(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="exists; choose another folder"):
         inherit(open_parent(parent), child.config, child.path)
 

@@ -26,6 +26,15 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
 from pangu_sigma.domains import domains_of
 
+PUBLISHED = """\
+a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigma_tiny with model.rre_layers=0), or one of the
+published PanGu-α weights, none of which is here:
+  2.6B, 13B  MindSpore files filerted_*.ckpt with word_embedding.npy    PCL-Platform.Intelligence/PanGu-Alpha on OpenI
+  2.6B, 13B  Megatron and DeepSpeed files mp_rank_*                     the same, folder panguAlpha_pytorch
+  2.6B       pytorch_model*.bin, float32                                imone/pangu_2_6B on Hugging Face
+  350M … 13B pytorch_model*.bin, float32                                sunzeyeah/pangu-350M, -2_6B, -13B on Hugging Face"""
+"""Where parents come from, for whoever has none."""
+
 
 class WordTable(Protocol):
     """The rows that a parent's word table has for the tokens of a child."""
@@ -82,6 +91,8 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
 
     Raises ConfigError for a sparse run, LayoutError for files that cannot be used, CheckpointError and DataError as training does.
     """
+    if not path.exists():
+        raise LayoutError(f"{path} is not there; {PUBLISHED}")
     if (path / CONFIG_FILE).exists():
         return _open_run(path)
     model = open_dense_model(path, heads=heads, activation=activation)
