@@ -86,7 +86,6 @@ def peak_of_inheriting(data: Path, model: dict, layers: int, folder: Path) -> tu
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_a_model_of_2_6_billion_parameters_is_inherited_in_8_gib_more_than_a_tiny_one(tmp_path):
     from helpers.tiny import write_text
 

@@ -98,8 +98,8 @@ def _graph(run: RunFolder) -> Predictor | None:
     size = 4 * run.config.num_params().total
     if size > GRAPH_BYTES:
         logger.warning(
-            "the graph's logits are not compared: the model has %.1f GiB, and with more than %.1f a graph fills the memory; those of "
-            "the exact path are",
+            "the graph's logits are not compared: the model has %.1f GiB, and with more than %.1f a graph fills the memory; those "
+            "of the exact path are",
             size / (1 << 30),
             GRAPH_BYTES / (1 << 30),
         )
