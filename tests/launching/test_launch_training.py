@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers.launched import Launched, eventually, free_port, launched
+from helpers.launched import PATIENCE, Launched, eventually, free_port, launched
 from helpers.prepared import reseal
 from helpers.tiny import STEPS, tiny_config, tiny_tree
 
@@ -84,7 +84,7 @@ def test_a_launch_that_is_stopped_saves_within_ten_seconds_and_leaves_nothing(ti
         saved = load_checkpoint(run / "checkpoints").step
         started = time.monotonic()
         it.process.send_signal(signal.SIGTERM)
-        assert it.wait(30) == 0
+        assert it.wait() == 0
         assert time.monotonic() - started < 10
         assert it.left() == []
     assert saved < load_checkpoint(run / "checkpoints").step < steps
@@ -130,7 +130,7 @@ def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path, changed,
         )
         for node in range(2)
     ]
-    errors = [node.communicate(timeout=60)[1] for node in nodes]
+    errors = [node.communicate(timeout=PATIENCE)[1] for node in nodes]
     assert time.monotonic() - started < 20
     assert [node.returncode for node in nodes] == [2, 2]
     for error in errors:

@@ -246,7 +246,7 @@ def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path)
             time.sleep(0.2)
         asked = time.monotonic()
         ranks.workers[1].send_signal(signal.SIGTERM)
-        assert ranks.wait(30) == [0, 0], ranks.said()
+        assert ranks.wait(WAIT) == [0, 0], ranks.said()
         assert time.monotonic() - asked < 10
     saved = load_checkpoint(folder / "checkpoints")
     assert saved.step == lines(folder, "step")[-1]["step"] < 100_000
