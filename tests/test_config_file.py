@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,15 @@ def file(tmp_path: Path) -> Path:
 )
 def test_a_pair_is_the_same_as_its_text(file: Path, text: str, pair: tuple[str, Any]):
     assert load_config(file, [pair]) == load_config(file, [text]) != load_config(file)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a pipe", "a folder"])
+def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path], None], capsys):
+    """Reading a pipe waits for ever."""
+    make(tmp_path / "config.yaml")
+    assert main(["inspect", str(tmp_path / "config.yaml")]) == 2
+    assert f"{tmp_path / 'config.yaml'} is not a file but a folder, a pipe or a device" in capsys.readouterr().err
+    assert main(["inspect", "/dev/zero"]) == 2
 
 
 def test_the_later_override_wins_in_either_form(file: Path):

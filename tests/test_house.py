@@ -43,7 +43,7 @@ ground floor may import each other."""
 
 TESTED_ELSEWHERE = {
     "src/pangu_sigma/__init__.py": "the Python face; tests/test_api.py",
-    "src/pangu_sigma/__main__.py": "one call of cli.main; tests/launching/test_launch_training.py starts it",
+    "src/pangu_sigma/__main__.py": "one call of cli.program; tests/launching/test_launch_training.py starts it",
     "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",
     **{
         f"src/pangu_sigma/commands/{name}.py": "tests/test_cli.py runs every command through the command line"

@@ -2,6 +2,6 @@
 
 import sys
 
-from pangu_sigma.cli import main
+from pangu_sigma.cli import program
 
-sys.exit(main())
+sys.exit(program())

@@ -14,6 +14,7 @@ import pangu_sigma
 from pangu_sigma.commands import launching, life, models, tools, training
 from pangu_sigma.commands.options import check_json
 from pangu_sigma.errors import exit_status
+from pangu_sigma.parallel.ranks import end_as_rank, is_rank
 
 EXIT_STATUSES = """\
 exit status:
@@ -23,6 +24,11 @@ exit status:
   2  something that you can fix, said in one message
   130, 141  interrupted (Ctrl-C); nobody reads the output any more"""
 """How commands end; `errors.exit_status` tells the last from the others."""
+
+
+def program() -> int:
+    """`main` for the shell, whose process this is. As one of several ranks it does not return: see `end_as_rank`."""
+    return end_as_rank(main) if is_rank() else main()
 
 
 def main(arguments: list[str] | None = None) -> int:

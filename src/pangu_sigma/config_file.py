@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import reprlib
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,9 +60,11 @@ def load_config(path: str | Path, overrides: Sequence[Override] | None = None) -
 def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> dict[str, Any]:
     """Read a YAML file and apply the overrides, the later ones last.
 
-    Raises ConfigError for a missing file, broken YAML, or an override that is not `key=value` or whose key cannot be.
+    Raises ConfigError for a missing file, a pipe, broken YAML, or an override that is not `key=value` or whose key cannot be.
     """
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait, reading a device may never end
+            raise ConfigError(f"configuration {path} is not a file but a folder, a pipe or a device; pass a YAML file")
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:

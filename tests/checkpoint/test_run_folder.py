@@ -311,6 +311,32 @@ def test_other_text_is_refused_unless_asked_for(tiny_data, run, monkeypatch, cap
     assert "goes on with other text" in caplog.text
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_vocabulary_without_bytes_is_said_once_at_each_start_if_they_are_asked_for(
+    tiny_data, tmp_path, caplog, asked
+):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    models = [(data / "tokenizer" / f"{name}.model").read_bytes() for name in ("pangu_alpha", "english")]
+    tokenizer = Tokenizer(*models, Tokenizer.load(data / "tokenizer").slot_rows, byte_fallback=False)
+    tokenizer.save(data / "tokenizer")
+    reseal(data, vocabulary_hash=tokenizer.hash)
+    config = tiny_config(data, vocabulary={"byte_fallback": asked})
+
+    def said() -> list[str]:
+        caplog.clear()
+        RunFolder.create(tmp_path / "run", config)
+        return [r.getMessage() for r in caplog.records if "without it" in r.message and r.levelname == "WARNING"]
+
+    first = said()
+    saved(tmp_path / "run")
+    again = said()
+    assert (len(first), len(again)) == (asked, asked)
+    for message in first + again:
+        assert f"data.path={data} has a vocabulary without it" in message
+        assert "run prepare-data with this configuration again" in message
+    assert ["start another run" in message for message in first + again] == [False, True][: 2 * asked]
+
+
 def test_the_run_is_the_truth_about_itself(tiny_data, run):
     assert run_config(run) == tiny_config(tiny_data)
     assert run_config(run, ["train.steps=7"]) == tiny_config(tiny_data, train={"steps": 7})

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.edited import edit_config
+from helpers.prepared import change_vocabulary
 from helpers.tiny import STEPS
 
 from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.config import ConfigError
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.comparison import compare_runs
 from pangu_sigma.evaluate.run import evaluate_run, format_losses
 from pangu_sigma.generate.predictor import Predictor
 from pangu_sigma.train.losses import FIGURES
@@ -104,6 +107,19 @@ def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
     edit_config(run, {str(data): str(tmp_path / "gone")})
     with pytest.raises(DataError, match=r"gone.*prepare-data"):
         evaluate_run(run)
+
+
+def test_text_that_was_prepared_again_with_another_vocabulary_is_refused(tiny_run, tiny_data, tmp_path):
+    """Two tokens have each other's row: every number would be another one, and nothing else would show it."""
+    run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(tiny_data, tmp_path / "data")
+    edit_config(run, {str(RunFolder.open(run).config.data.path): str(data)})
+    assert evaluate_run(run) == evaluate_run(tiny_run)
+    change_vocabulary(data / "tokenizer")
+    for refused in (lambda: evaluate_run(run), lambda: compare_runs([tiny_run], [run])):
+        with pytest.raises(
+            ConfigError, match=r"data was prepared with another vocabulary than .*run has.*prepare-data"
+        ):
+            refused()
 
 
 def test_the_table_has_a_line_for_each_domain():

@@ -18,6 +18,8 @@ from pangu_sigma.launching.processes import children_of, environment_of
 
 T = TypeVar("T")
 
+PATIENCE = 120.0
+"""Seconds that tests wait for what an idle machine does at once: processes that still start or end take long on a busy one."""
 MARK = "LAUNCHED_BY_TEST"
 """Variable by which everything that a launcher started, directly or not, is found again."""
 
@@ -58,7 +60,7 @@ class Launched:
         for pid in self.left():
             os.kill(pid, signal.SIGKILL)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """Exit status; what it printed is then in `output` and `errors`."""
         self.output, self.errors = self.process.communicate(timeout=seconds)
         return self.process.returncode
@@ -86,7 +88,7 @@ def launched(program: str | list[str], logs: Path, **fields: object) -> Launched
     return Launched([sys.executable, "-c", _LAUNCH, f"Job(logs=Path({str(logs)!r}), **{fields!r})"], logs)
 
 
-def eventually(condition: Callable[[], T], seconds: float = 60) -> T:
+def eventually(condition: Callable[[], T], seconds: float = PATIENCE) -> T:
     """The condition's value as soon as it is true; AssertionError when that takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

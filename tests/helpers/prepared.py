@@ -8,6 +8,7 @@ from typing import Any
 
 from pangu_sigma.data.manifest import FORMAT_FILE, MANIFEST_FILE, load_manifest
 from pangu_sigma.data.prepared import file_records
+from pangu_sigma.data.tokenizer import Tokenizer
 
 
 def reseal(folder: Path, **changes: Any) -> None:
@@ -27,3 +28,13 @@ def as_before_hashes(folder: Path) -> Path:
     (folder / MANIFEST_FILE).write_text(json.dumps(tree, indent=2, ensure_ascii=False), encoding="utf-8")
     (folder / FORMAT_FILE).unlink()
     return folder
+
+
+def change_vocabulary(folder: Path) -> None:
+    """Give two tokens of a tokenizer folder each other's row; the data around it are then those of this vocabulary."""
+    models = [(folder / f"{name}.model").read_bytes() for name in ("pangu_alpha", "english")]
+    rows = Tokenizer.load(folder).slot_rows.copy()
+    rows[0, [10, 11]] = rows[0, [11, 10]]
+    other = Tokenizer(*models, rows)
+    other.save(folder)
+    reseal(folder.parent, vocabulary_hash=other.hash)

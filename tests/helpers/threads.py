@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from helpers.launched import PATIENCE
 
 from pangu_sigma.parallel.ranks import Ranks
 
@@ -21,9 +22,9 @@ class ThreadRanks(Ranks):
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         self._slots[self.rank] = values.astype(np.float32)
-        self._barrier.wait(10)
+        self._barrier.wait(PATIENCE)
         total = np.sum(self._slots, axis=0)
-        self._barrier.wait(10)
+        self._barrier.wait(PATIENCE)
         return total
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from helpers.rank_processes import CRASHES_AT_EXIT
 from helpers.threads import on_ranks
 
 from pangu_sigma.config import ConfigError, ParallelConfig
@@ -75,3 +81,30 @@ def test_shared_matrices_are_refused_on_the_cpu(monkeypatch):
     monkeypatch.setenv("MS_WORKER_NUM", "2")
     with pytest.raises(ConfigError, match=r"parallel\.tensor=2 needs Ascend"):
         join(ParallelConfig(tensor=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--version"], 0, "pangu-sigma "),
+        (["train", "none.yaml", "--run", "run"], 2, "error: "),
+        (["--no-such"], 2, "usage: "),
+        (["doctor"], 1, "ZeroDivisionError"),
+    ],
+    ids=["done", "refused", "usage", "a bug"],
+)
+def test_a_rank_keeps_its_status_whatever_happens_at_exit(tmp_path, arguments, status, said):
+    """Of one process everything runs at exit that Python would run."""
+    broken = "import pangu_sigma.commands.tools as t; t._doctor = lambda _: 1 / 0\n"
+    (tmp_path / "sitecustomize.py").write_text(CRASHES_AT_EXIT + (broken if status == 1 else ""))
+    variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "MS_ROLE": "MS_WORKER"}
+    for ranks, expected in (("2", status), ("1", -signal.SIGSEGV)):
+        done = subprocess.run(
+            [sys.executable, "-m", "pangu_sigma", *arguments],
+            env=os.environ | variables | {"MS_WORKER_NUM": ranks},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == expected, done.stderr
+        assert said in done.stdout + done.stderr

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.prepared import reseal
-from helpers.rank_processes import RankProcesses
+from helpers.rank_processes import CRASHES_AT_EXIT, MAIN, RankProcesses
 from helpers.runs import whole
 from helpers.tiny import tiny_tree
 from safetensors import safe_open
@@ -237,7 +237,8 @@ def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path)
     folder = tmp_path / "run"
     many = {"steps": 100_000, "checkpoint_interval": 100_000, "eval_interval": 100_000}
     file = write_config(tmp_path / "config.yaml", four_domains, EXPERT, train=many)
-    with RankProcesses(2, ["train", str(file), "--run", str(folder)], tmp_path / "logs") as ranks:
+    command = ["train", str(file), "--run", str(folder)]
+    with RankProcesses(2, command, tmp_path / "logs", program=CRASHES_AT_EXIT + MAIN) as ranks:
         began = time.monotonic()
         while not (folder / "metrics.jsonl").exists() or not lines(folder, "step"):
             assert time.monotonic() - began < WAIT, ranks.said()
@@ -245,7 +246,7 @@ def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path)
             time.sleep(0.2)
         asked = time.monotonic()
         ranks.workers[1].send_signal(signal.SIGTERM)
-        assert ranks.wait(30) == [0, 0], ranks.said()
+        assert ranks.wait(WAIT) == [0, 0], ranks.said()
         assert time.monotonic() - asked < 10
     saved = load_checkpoint(folder / "checkpoints")
     assert saved.step == lines(folder, "step")[-1]["step"] < 100_000

@@ -345,10 +345,10 @@ def test_a_spike_that_is_skipped_changes_nothing_and_without_spikes_the_bits_are
     assert float(trainer.advance()[2].applied.asnumpy()) == 1.0
 
 
-POISONED = """
+POISONED = f"""{rank_processes.CRASHES_AT_EXIT}
 import os, sys
 import numpy as np
-from pangu_sigma.cli import main
+from pangu_sigma.cli import program
 from pangu_sigma.train import loop
 
 def advance(trainer):
@@ -357,7 +357,7 @@ def advance(trainer):
     return whole(trainer)
 
 whole, loop.Trainer.advance = loop.Trainer.advance, advance
-sys.exit(main(sys.argv[1:]))
+sys.exit(program())
 """
 
 

@@ -105,7 +105,10 @@ class RunFolder:
         with ranks.together(f"taking up {path}"):
             if ranks.first:
                 resumed = _take_up(path, config, prepared, data_hash, asked)
-        if ranks.any(resumed):
+        resumed = ranks.any(resumed)
+        if ranks.first and config.vocabulary.byte_fallback and not prepared.byte_fallback:
+            _say_without_bytes(path, config, resumed)
+        if resumed:
             with ranks.together(f"reading {path}"):
                 tokenizer, table, _ = read_model_files(path, _way_back(path))
             return cls(path, config, tokenizer, table, data_hash)
@@ -279,6 +282,18 @@ def _refuse_other_data(
         )
     else:
         logger.warning("%s goes on with other text, that of data.path=%s", path, config.data.path)
+
+
+def _say_without_bytes(path: Path, config: Config, resumed: bool) -> None:
+    """Say that the vocabulary cannot do what the configuration asks for: an earlier version made it."""
+    start_anew = " into another folder, and start another run on it: this one keeps its vocabulary" if resumed else ""
+    logger.warning(
+        "%s: vocabulary.byte_fallback is true, but data.path=%s has a vocabulary without it, so characters of Chinese text that it "
+        "does not know are <unk> or vanish; to have them spelled in bytes, run prepare-data with this configuration again%s",
+        path,
+        config.data.path,
+        start_anew,
+    )
 
 
 def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> bool:

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import load_trained
+from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.device import use_cpu
 from pangu_sigma.train.held_out import EvaluationStep, Evaluator
 from pangu_sigma.train.losses import HeldOutLoss, shown
@@ -30,8 +33,19 @@ def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
 
 
 def held_out_batches(run: RunFolder) -> Batches:
-    """The held-out batches of a run for one process. Raises DataError when its text is gone."""
-    return Batches(run.config.on_one_rank(), Path(run.config.data.path), run.tokenizer, run.table, "held_out")
+    """The held-out batches of a run for one process.
+
+    Raises DataError when its text is gone, ConfigError when it was prepared again with another vocabulary.
+    """
+    folder = Path(run.config.data.path)
+    manifest = PreparedData(folder).manifest
+    if manifest is not None and manifest.vocabulary_hash != run.tokenizer.hash:
+        raise ConfigError(
+            f"data.path={folder} was prepared with another vocabulary than {run.path} has (hash {manifest.vocabulary_hash[:12]}…, "
+            f"not {run.tokenizer.hash[:12]}…): its token ids mean other text; put back the data that the run was trained on, or "
+            f"prepare them there again as they were: pangu-sigma prepare-data {run.path / CONFIG_FILE}, with the same --input"
+        )
+    return Batches(run.config.on_one_rank(), folder, run.tokenizer, run.table, "held_out")
 
 
 def samples_read(run: RunFolder, batches: Batches, all: bool) -> int:

@@ -17,11 +17,7 @@ from mindspore import Tensor, communication, nn, ops
 from pangu_sigma.config import ConfigError, ParallelConfig
 from pangu_sigma.device import plain_graphs
 from pangu_sigma.parallel.layout import Layout, axes_text
-from pangu_sigma.parallel.ranks import ALONE, Ranks
-
-PAUSE = 1.0
-"""Seconds between the last word of all ranks and their end. A process that ends drops what its sockets have not delivered, and the
-rank that waits for it then waits for half a minute and fails (seen with four ranks on two cores)."""
+from pangu_sigma.parallel.ranks import ALONE, PAUSE, Ranks
 
 
 class ConnectedRanks(Ranks):

@@ -7,8 +7,14 @@ waits half a minute for a late rank, and no setting of it was found to change th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 import numpy as np
 import xxhash
@@ -82,6 +88,36 @@ class Ranks:
         """Call last: no rank ends while another still needs it."""
 
 
+def is_rank() -> bool:
+    """True if msrun's variables make this process one of several ranks; its scheduler is none."""
+    return os.environ.get("MS_WORKER_NUM", "1") not in ("", "1") and os.environ.get("MS_ROLE") != "MS_SCHED"
+
+
+def end_as_rank(command: Callable[[], int]) -> NoReturn:
+    """Run a command in the process of a rank, and end the process with its status, which is 1 after the traceback of a bug.
+
+    What runs at exit is left out: taking down MindSpore's threads and sockets ends in SIGSEGV now and then, and the launcher would
+    call a whole run a failed one. So whatever has to be written must be so when the command returns.
+    """
+    try:
+        status = command()
+    except SystemExit as asked:  # argparse, which has said why
+        status = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if status != 0:
+        time.sleep(PAUSE)  # the others are to hear of it: `leave` was not called
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status)
+
+
+PAUSE = 1.0
+"""Seconds between the last word of all ranks and their end. A process that ends drops what its sockets have not delivered, and the
+rank that waits for it then waits for half a minute and fails (seen with four ranks on two cores)."""
 _TEXT = 2_000
 """Bytes of a text that ranks tell each other."""
 _MARKS = 8
