@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from helpers.dense_runs import write_dense_run
 from helpers.tiny import tiny_config, tiny_tree, write_text
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
@@ -19,6 +20,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.data.prepare import prepare
+from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.descent import Child
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent, parent_ids, parent_slot
@@ -43,6 +45,12 @@ def child(parent, tiny_data, tmp_path_factory):
     path = tmp_path_factory.mktemp("child") / "sparse"
     receipt = inherit(open_parent(parent), tiny_config(tiny_data), path)
     return SimpleNamespace(path=path, receipt=receipt, config=tiny_config(tiny_data))
+
+
+@pytest.fixture
+def no_graph(monkeypatch):
+    """The graph is not compared, as with a large model: compiling it takes longer than all else."""
+    monkeypatch.setattr(equality, "GRAPH_BYTES", 0)
 
 
 def arrays(path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
@@ -85,7 +93,7 @@ def test_step_0_answers_as_the_parent_bit_for_bit_in_every_domain(child):
     ],
     ids=["dense child", "all layers sparse", "one slot", "a slot for each domain"],
 )
-def test_children_of_every_form_equal_their_parent(tiny_data, tmp_path, model, slots):
+def test_children_of_every_form_equal_their_parent(no_graph, tmp_path, model, slots):
     """The parent has one slot where the child's slots have other names."""
     data, tree = tmp_path / "data", tiny_tree(tmp_path / "data")
     for domain, slot in zip(tree["domains"], slots, strict=True):
@@ -99,9 +107,8 @@ def test_children_of_every_form_equal_their_parent(tiny_data, tmp_path, model, s
     write_text(text)
     prepare(parse_config(tree), [text], data)
     prepare(parse_config(dense), [text], tmp_path / "parent_data")
-    dense["train"] |= {"steps": 2, "eval_interval": 2, "checkpoint_interval": 2}
-    train(parse_config(dense), tmp_path / "parent")
-    receipt = inherit(open_parent(tmp_path / "parent"), parse_config(tree), tmp_path / "child")
+    parent = write_dense_run(parse_config(dense), tmp_path / "parent")
+    receipt = inherit(open_parent(parent), parse_config(tree), tmp_path / "child")
     assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0, 0.0, 0.0]
 
 
@@ -131,7 +138,7 @@ def test_the_checkpoint_has_exactly_what_training_saves(child, tiny_data, tmp_pa
     assert saved.state == composed.state
 
 
-def test_adam_is_carried_over_on_demand(parent, tiny_data, tmp_path):
+def test_adam_is_carried_over_on_demand(no_graph, parent, tiny_data, tmp_path):
     inherit(open_parent(parent), tiny_config(tiny_data), tmp_path / "run", moments=True)
     old = load_checkpoint(parent / "checkpoints").saved("dense_optimizer")
     new = load_checkpoint(tmp_path / "run" / "checkpoints")
@@ -146,7 +153,7 @@ def test_adam_is_carried_over_on_demand(parent, tiny_data, tmp_path):
     assert train(tiny_config(tiny_data, train={"steps": 1, "eval_interval": 1}), tmp_path / "run").progress.step == 1
 
 
-def test_noise_and_fresh_units_part_the_experts(parent, tiny_data, tmp_path):
+def test_noise_and_fresh_units_part_the_experts(no_graph, parent, tiny_data, tmp_path):
     inherit(open_parent(parent), tiny_config(tiny_data), tmp_path / "run", Variation(noise=0.01, fresh=0.5))
     w1 = load_checkpoint(tmp_path / "run" / "checkpoints").saved("experts_layer_0")["w1"][0].values
     its = load_checkpoint(parent / "checkpoints").saved("dense")["layers.1.ffn.w1"][0].values

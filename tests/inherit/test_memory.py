@@ -8,15 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from helpers.tiny import tiny_tree
+from helpers.dense_runs import write_dense_run
+from helpers.tiny import tiny_tree, write_text
 
-from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.inherit.from_alpha import new_run, write_step_0
+from pangu_sigma.data.prepare import prepare
 
 ALPHA_2_6B = {"hidden": 2560, "ffn": 10_240, "heads": 32, "slot_rows": 40_000}
 """PanGu-α 2.6B, but for the sequence length, which only the small text of this test is too short for."""
@@ -32,30 +30,11 @@ def tree_of(data: Path, model: dict) -> dict:
     return tree
 
 
-def write_parent(data: Path, model: dict, layers: int, folder: Path) -> None:
-    """A dense run whose tensors are made while they are written."""
-    drawn = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32) * np.float32(0.02)
-
-    def find(shard, name, shape):
-        if shard != "dense":
-            return None
-        size = int(np.prod(shape))
-
-        def content():
-            for first in range(0, size, len(drawn)):
-                yield drawn[: min(len(drawn), size - first)]
-
-        return LazyArray(shape, np.dtype(np.float32), content)
-
-    config = parse_config(tree_of(data, {**model, "dense_layers": layers, "rre_layers": 0}))
-    with new_run(folder, config) as run:
-        write_step_0(run, compose(run.config, find))
-
-
 def peak_of_inheriting(data: Path, model: dict, layers: int, folder: Path) -> tuple[int, float]:
     """Peak resident bytes and seconds of the command."""
     folder.mkdir()
-    write_parent(data, model, layers, folder / "parent")
+    dense = {**model, "dense_layers": layers, "rre_layers": 0}
+    write_dense_run(parse_config(tree_of(data, dense)), folder / "parent", 0.02)
     config = folder / "child.yaml"
     config.write_text(yaml.safe_dump(tree_of(data, {**model, "dense_layers": layers - 2, "rre_layers": 2})))
     program = (
@@ -87,10 +66,6 @@ def peak_of_inheriting(data: Path, model: dict, layers: int, folder: Path) -> tu
 
 @pytest.mark.slow
 def test_a_model_of_2_6_billion_parameters_is_inherited_in_8_gib_more_than_a_tiny_one(tmp_path):
-    from helpers.tiny import write_text
-
-    from pangu_sigma.data.prepare import prepare
-
     text = tmp_path / "text.jsonl"
     write_text(text)
     lines = text.read_text(encoding="utf-8")

@@ -1,0 +1,38 @@
+"""Dense runs of any size, made without training: their values are drawn while they are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pangu_sigma.checkpoint.compose import compose
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.config import Config
+from pangu_sigma.inherit.from_alpha import new_run, write_step_0
+
+_DRAWN = 1 << 20
+
+
+def write_dense_run(config: Config, folder: Path, std: float = 0.1) -> Path:
+    """A run folder of `config` whose checkpoint of step 0 has weights from N(0, std), the same million of them again and again."""
+    drawn = np.random.default_rng(0).standard_normal(_DRAWN).astype(np.float32) * np.float32(std)
+
+    def find(shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
+        if shard != "dense":
+            return None
+        size = int(np.prod(shape))
+        start = sum(name.encode()) % 1000  # so that tensors of one shape differ
+
+        def content():
+            left, at = size, start
+            while left:
+                values = drawn[at : at + left]
+                yield values
+                left, at = left - len(values), 0
+
+        return LazyArray(shape, np.dtype(np.float32), content)
+
+    with new_run(folder, config) as run:
+        write_step_0(run, compose(run.config, find))
+    return folder
