@@ -85,7 +85,7 @@ def _check_shapes(parent: Config, child: Config) -> None:
         raise ConfigError(
             f"the parent has model.rre_layers={parent.model.rre_layers}; only a dense run (rre_layers=0) can be inherited"
         )
-    for key in ("hidden", "ffn", "heads", "seq_length", "layers"):
+    for key in ("hidden", "ffn", "heads", "activation", "seq_length", "layers"):
         has, wants = getattr(parent.model, key), getattr(child.model, key)
         if has != wants:
             name = "dense_layers + rre_layers" if key == "layers" else key
