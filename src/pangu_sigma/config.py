@@ -73,7 +73,8 @@ class ModelConfig(Section):
     one of these when N > 0."""
     activation: Activation = "fast_gelu"
     """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (reported), and PanGu-α in MindSpore's
-    model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its ports to PyTorch. Weights that others trained want their own."""
+    model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its ports to Hugging Face. Weights want the one that they were
+    trained with."""
     experts_per_domain: Annotated[int, Field(ge=1, le=32_767)] = 1
     """Experts of one domain in one RRE layer; a layer stores (number of domains) times this many.
     At most 32,767: routing tables count them in 16 bits."""
