@@ -1,4 +1,4 @@
-"""The FFN of many experts over rows sorted by expert: y = FastGeLU(x·w1ᵀ + b1)·w2 + b2, forward and backward.
+"""The FFN of many experts over rows sorted by expert: y = f(x·w1ᵀ + b1)·w2 + b2, forward and backward; f is an activation.
 
 Shape suffixes: T rows, H hidden, F ffn, A experts. A dense FFN is the case A = 1.
 Both matrices are stored ffn-major, so that a tensor-parallel rank owns contiguous rows of a flattened expert.
@@ -6,11 +6,16 @@ Both matrices are stored ffn-major, so that a tensor-parallel rank owns contiguo
 
 from __future__ import annotations
 
+import math
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ascend_ops.host import host_op
+
+KERNELS = {"fast_gelu": "GroupedFfn", "tanh": "GroupedFfnTanh", "erf": "GroupedFfnErf"}
+"""Kernel of each activation; that of its gradient is called so with Grad behind it."""
 
 
 class GroupedFFN(nn.Cell):
@@ -27,13 +32,15 @@ class GroupedFFN(nn.Cell):
     one (2).
     """
 
-    def __init__(self):
+    def __init__(self, activation: str = "fast_gelu"):
+        """activation: `fast_gelu`, x · sigmoid(1.702 x); `tanh` or `erf`, GELU by either: see `activation_oracle`."""
         super().__init__()
+        kernel = KERNELS[activation]
         self.forward = host_op(
-            "GroupedFfn", lambda x, w1, b1, w2, b2, o: (x, (x[0], w1[1])), lambda x, w1, b1, w2, b2, o: (x, ms.float32)
+            kernel, lambda x, w1, b1, w2, b2, o: (x, (x[0], w1[1])), lambda x, w1, b1, w2, b2, o: (x, ms.float32)
         )
         self.backward = host_op(
-            "GroupedFfnGrad",
+            f"{kernel}Grad",
             lambda dy, x, h, w1, w2, o: (x, w1, (w1[0], w1[1]), w2, (w2[0], w2[2])),
             lambda dy, x, h, w1, w2, o: (x, w1, w1, w2, w2),
         )
@@ -69,14 +76,25 @@ def grouped_ffn_oracle(
     w2_AFH: np.ndarray,
     b2_AH: np.ndarray,
     offsets_A1: np.ndarray,
+    activation: str = "fast_gelu",
 ) -> np.ndarray:
     """GroupedFFN in NumPy, in the precision of its inputs, one expert after another."""
     y_TH = np.empty_like(x_TH)
     for a in range(len(w1_AFH)):
         rows = slice(offsets_A1[a], offsets_A1[a + 1])
         inner = x_TH[rows] @ w1_AFH[a].T + b1_AF[a]
-        y_TH[rows] = (inner / (1 + np.exp(-1.702 * inner))) @ w2_AFH[a] + b2_AH[a]
+        y_TH[rows] = activation_oracle(inner, activation) @ w2_AFH[a] + b2_AH[a]
     return y_TH
+
+
+def activation_oracle(x: np.ndarray, activation: str) -> np.ndarray:
+    """The activation in NumPy, in the precision of x."""
+    if activation == "fast_gelu":
+        return x / (1 + np.exp(-1.702 * x))
+    if activation == "tanh":  # x/2 · (1 + tanh(z/2)), without cancellation
+        return x / (1 + np.exp(-math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)))
+    assert activation == "erf", activation
+    return (x / 2 * np.vectorize(math.erfc, otypes=[float])(-x / math.sqrt(2))).astype(x.dtype)
 
 
 def one_expert(rows: int) -> Tensor:

@@ -227,6 +227,7 @@ struct Matrix {
 template <class W>
 struct Forward {
   const Plan &plan;
+  const Activation &activation;
   const float *x;
   const W *w1;
   const float *b1;
@@ -240,7 +241,7 @@ struct Forward {
     float *h = inner + p.begin * F, *out = y + p.begin * H;
     FillRows(h, b1 + p.expert * F, rows, F, F);
     Matrix<W>::TimesTransposed(x + p.begin * H, w1 + weights, rows, F, H, 1.0f, h);
-    BestKernels().gelu(h, gate, rows * F);
+    activation.value(h, gate, rows * F);
     FillRows(out, b2 + p.expert * H, rows, H, H);
     Matrix<W>::Times(gate, w2 + weights, rows, F, H, 1.0f, out);
   }
@@ -255,7 +256,7 @@ struct Forward {
       float *h = inner + p.begin * F + f;
       FillRows(h, b1 + p.expert * F + f, rows, n, F);
       kernels.dot(x + p.begin * H, rows, w1 + weights, n, H, h, F, w2 + weights);
-      for (int64_t r = 0; r < rows; ++r) BestKernels().gelu(h + r * F, gate + r * kChunk, n);
+      for (int64_t r = 0; r < rows; ++r) activation.value(h + r * F, gate + r * kChunk, n);
       kernels.sum(gate, kChunk, rows, w2 + weights, n, H, p.partial, w1 + weights + n * H);
     }
   }
@@ -264,6 +265,7 @@ struct Forward {
 template <class W>
 struct Backward {
   const Plan &plan;
+  const Activation &activation;
   const float *dy, *x, *inner;
   const W *w1, *w2;
   float *dx;
@@ -277,7 +279,7 @@ struct Backward {
     const int64_t rows = p.end - p.begin, F = plan.F, H = plan.H;
     const int64_t weights = p.expert * F * H, at = p.begin * F;
     Matrix<W>::TimesTransposed(dy + p.begin * H, w2 + weights, rows, F, H, 0.0f, dinner + at);
-    BestKernels().gelu_grad(inner + at, gate + at, dinner + at, rows * F);
+    activation.slope(inner + at, gate + at, dinner + at, rows * F);
     Matrix<W>::Times(dinner + at, w1 + weights, rows, F, H, 0.0f, dx + p.begin * H);
   }
 
@@ -292,7 +294,7 @@ struct Backward {
       std::fill_n(dh, rows * kChunk, 0.0f);
       kernels.dot(dy_rows, rows, w2 + weights, n, H, dh, kChunk, w1 + weights);
       for (int64_t r = 0; r < rows; ++r)
-        BestKernels().gelu_grad(inner + (p.begin + r) * F + f, g + r * kChunk, dh + r * kChunk, n);
+        activation.slope(inner + (p.begin + r) * F + f, g + r * kChunk, dh + r * kChunk, n);
       kernels.sum(dh, kChunk, rows, w1 + weights, n, H, p.partial, w2 + weights + n * H);
       kernels.outer(g, kChunk, dy_rows, rows, H, dw2 + weights, n);
       kernels.outer(dh, kChunk, x_rows, rows, H, dw1 + weights, n);
@@ -317,12 +319,12 @@ struct Backward {
 
 // The checked arguments of the entry below.
 template <class W>
-int RunForward(const Args &in, int64_t T, int64_t A, int64_t F, int64_t H) {
+int RunForward(const Activation &activation, const Args &in, int64_t T, int64_t A, int64_t F, int64_t H) {
   const Plan plan(in.i32(5), A, F, H);
   const auto &pieces = plan.pieces;
   static thread_local Edge x, b1, b2, y;
-  const Forward<W> forward{plan,          x.In(in, 0),  in.as<W>(1),  b1.In(in, 2), in.as<W>(3),
-                           b2.In(in, 4), y.Out(in, 6), in.f32(7)};
+  const Forward<W> forward{plan,        activation,   x.In(in, 0),  in.as<W>(1), b1.In(in, 2),
+                           in.as<W>(3), b2.In(in, 4), y.Out(in, 6), in.f32(7)};
 #pragma omp parallel
   {
     static thread_local Scratch gate;
@@ -340,15 +342,15 @@ int RunForward(const Args &in, int64_t T, int64_t A, int64_t F, int64_t H) {
 }
 
 template <class W>
-int RunBackward(const Args &in, int64_t T, int64_t A, int64_t F, int64_t H) {
+int RunBackward(const Activation &activation, const Args &in, int64_t T, int64_t A, int64_t F, int64_t H) {
   const Plan plan(in.i32(5), A, F, H);
   const auto &pieces = plan.pieces;
   const bool many = std::any_of(pieces.begin(), pieces.end(), [](const Piece &p) { return p.partial == nullptr; });
   static thread_local Scratch gate, dinner;
   static thread_local Edge dy, x, dx, db1, db2;
-  const Backward<W> backward{plan,           dy.In(in, 0),     x.In(in, 1),    in.f32(2),        in.as<W>(3),
-                             in.as<W>(4),    dx.Out(in, 6),    in.as<W>(7),    db1.Out(in, 8),   in.as<W>(9),
-                             db2.Out(in, 10), gate.Get(many ? T * F : 0), dinner.Get(many ? T * F : 0)};
+  const Backward<W> backward{plan,           activation,      dy.In(in, 0),  x.In(in, 1),     in.f32(2),
+                             in.as<W>(3),    in.as<W>(4),     dx.Out(in, 6), in.as<W>(7),     db1.Out(in, 8),
+                             in.as<W>(9),    db2.Out(in, 10), gate.Get(many ? T * F : 0), dinner.Get(many ? T * F : 0)};
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic)
@@ -367,28 +369,38 @@ int RunBackward(const Args &in, int64_t T, int64_t A, int64_t F, int64_t H) {
   for (const Edge *edge : {&dx, &db1, &db2}) edge->Write();
   return 0;
 }
-}  // namespace
 
 // x[T,H] w1[A,F,H] b1[A,F] w2[A,F,H] b2[A,H] offsets[A+1] -> y[T,H] inner[T,F] (before the activation, kept for the backward)
-extern "C" int GroupedFfn(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
-  const Args in{data, ranks, shapes, dtypes};
+int CheckedForward(const Activation &activation, int n, const Args &in) {
   if (n != 8) return 1;
   if (!OneFloatType(in, {0, 6}) || !OneFloatType(in, {1, 2, 3, 4}) || !in.is(5, "int32") || !in.is(7, "float32")) return 2;
   const int64_t T = in.dim(0, 0), A = in.dim(1, 0), F = in.dim(1, 1), H = in.dim(1, 2);
   if (in.count(0) != T * H || in.count(2) != A * F || in.count(3) != A * F * H || in.count(4) != A * H) return 3;
   if (in.count(5) != A + 1 || !OffsetsFit(in.i32(5), A, T)) return 3;
   scipy_openblas_set_num_threads(1);
-  return in.is(1, "float16") ? RunForward<Half>(in, T, A, F, H) : RunForward<float>(in, T, A, F, H);
+  return in.is(1, "float16") ? RunForward<Half>(activation, in, T, A, F, H) : RunForward<float>(activation, in, T, A, F, H);
 }
 
 // dy[T,H] x[T,H] inner[T,F] w1[A,F,H] w2[A,F,H] offsets[A+1] -> dx[T,H] dw1[A,F,H] db1[A,F] dw2[A,F,H] db2[A,H]
-extern "C" int GroupedFfnGrad(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
-  const Args in{data, ranks, shapes, dtypes};
+int CheckedBackward(const Activation &activation, int n, const Args &in) {
   if (n != 11) return 1;
   if (!OneFloatType(in, {0, 1, 6}) || !OneFloatType(in, {3, 4, 7, 8, 9, 10}) || !in.is(2, "float32") || !in.is(5, "int32")) return 2;
   const int64_t T = in.dim(1, 0), A = in.dim(3, 0), F = in.dim(3, 1), H = in.dim(3, 2);
   if (in.count(0) != T * H || in.count(1) != T * H || in.count(2) != T * F || in.count(4) != A * F * H) return 3;
   if (in.count(5) != A + 1 || !OffsetsFit(in.i32(5), A, T)) return 3;
   scipy_openblas_set_num_threads(1);
-  return in.is(3, "float16") ? RunBackward<Half>(in, T, A, F, H) : RunBackward<float>(in, T, A, F, H);
+  return in.is(3, "float16") ? RunBackward<Half>(activation, in, T, A, F, H) : RunBackward<float>(activation, in, T, A, F, H);
 }
+}  // namespace
+
+// The operators, one of a name for each activation: an aot operator has no attributes but tensors.
+#define OPERATORS(NAME, ACTIVATION) \
+  extern "C" int NAME(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) { \
+    return CheckedForward(BestKernels().ACTIVATION, n, {data, ranks, shapes, dtypes}); \
+  } \
+  extern "C" int NAME##Grad(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) { \
+    return CheckedBackward(BestKernels().ACTIVATION, n, {data, ranks, shapes, dtypes}); \
+  }
+OPERATORS(GroupedFfn, fast_gelu)
+OPERATORS(GroupedFfnTanh, tanh)
+OPERATORS(GroupedFfnErf, erf)

@@ -32,6 +32,12 @@ struct FewRowsKernels {
   void (*clear)(W *out, int64_t n);    // zeros; like outer, past the caches
 };
 
+// An activation of the FFN, over n floats.
+struct Activation {
+  void (*value)(const float *x, float *y, int64_t n);              // y = f(x)
+  void (*slope)(const float *x, float *y, float *grad, int64_t n);  // the same, and grad *= f'(x)
+};
+
 struct Kernels {
   const char *isa;
   void (*adam)(float *w, float *m, float *v, const float *grad, int64_t n, const AdamScalars &s);
@@ -40,8 +46,7 @@ struct Kernels {
   void (*narrow_half)(const float *in, uint16_t *out, int64_t n);  // to nearest even
   void (*widen_bfloat)(const uint16_t *in, float *out, int64_t n);
   void (*narrow_bfloat)(const float *in, uint16_t *out, int64_t n);  // to nearest even
-  void (*gelu)(const float *x, float *y, int64_t n);                    // y = FastGeLU(x)
-  void (*gelu_grad)(const float *x, float *y, float *grad, int64_t n);  // the same, and grad *= FastGeLU'(x)
+  Activation fast_gelu, tanh, erf;  // x·sigmoid(1.702 x), and the tanh and erf forms of GELU
   void (*column_sum)(const float *x, int64_t rows, int64_t stride, int64_t width, float *sum);
   FewRowsKernels<float> few_rows;
   FewRowsKernels<Half> few_rows_half;

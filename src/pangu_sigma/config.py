@@ -50,6 +50,13 @@ PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 
 
+Activation = Literal["fast_gelu", "tanh", "erf"]
+"""An activation of the FFN; Φ is the distribution function of N(0, 1).
+
+fast_gelu: x · sigmoid(1.702 x). tanh: x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). erf: x · Φ(x) = x/2 · (1 + erf(x/√2)).
+"""
+
+
 class ModelConfig(Section):
     """The network: L dense layers inherited from PanGu-α, then N layers whose FFN is Random Routed Experts."""
 
@@ -64,6 +71,10 @@ class ModelConfig(Section):
     rre_layers: Layers
     """N, the number of upper layers, whose FFN is routed. The last of all layers is PanGu-α's query layer:
     one of these when N > 0."""
+    activation: Activation = "fast_gelu"
+    """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (reported), and PanGu-α in MindSpore's
+    model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its ports to Hugging Face. Weights want the one that they were
+    trained with."""
     experts_per_domain: Annotated[int, Field(ge=1, le=32_767)] = 1
     """Experts of one domain in one RRE layer; a layer stores (number of domains) times this many.
     At most 32,767: routing tables count them in 16 bits."""
@@ -71,7 +82,6 @@ class ModelConfig(Section):
     """S, tokens in a sample, and rows of both position tables."""
     slot_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 40_000
     """R, word-embedding rows in each embedding slot, and so the classes that a domain's output head chooses from."""
-    activation: Literal["fast_gelu", "tanh", "erf"] = "fast_gelu"
     dropout: Rate = 0.0
     """Probability of dropping a value, at embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1,
     the paper gives none. What is dropped follows from the seed, the number of the sample among all that the run takes, and the

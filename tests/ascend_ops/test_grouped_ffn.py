@@ -29,23 +29,25 @@ def make_case(rows_A: list[int], hidden: int = HIDDEN, ffn: int = FFN) -> tuple[
     return [rng.normal(size=shape) for shape in shapes], np.cumsum([0, *rows_A]).astype(np.int32)
 
 
-def run(arguments: list[np.ndarray], offsets: np.ndarray) -> np.ndarray:
+def run(arguments: list[np.ndarray], offsets: np.ndarray, activation: str = "fast_gelu") -> np.ndarray:
     from mindspore import Tensor
 
     from ascend_ops.grouped_ffn import GroupedFFN
 
     tensors = [Tensor(a.astype(np.float32)) for a in arguments]
-    return GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
+    return GroupedFFN(activation)(*tensors, Tensor(offsets)).asnumpy()
 
 
-def gradients(arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+def gradients(
+    arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray, activation: str = "fast_gelu"
+) -> list[np.ndarray]:
     """Of sum(y · dy) with respect to x, w1, b1, w2, b2."""
     import mindspore as ms
     from mindspore import Tensor
 
     from ascend_ops.grouped_ffn import GroupedFFN
 
-    op, weight = GroupedFFN(), Tensor(dy.astype(np.float32))
+    op, weight = GroupedFFN(activation), Tensor(dy.astype(np.float32))
 
     def weighted_sum(x, w1, b1, w2, b2, offsets):
         return (op(x, w1, b1, w2, b2, offsets) * weight).sum()
@@ -55,7 +57,9 @@ def gradients(arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) 
     return [g.asnumpy() for g in differentiate(*tensors, Tensor(offsets))]
 
 
-def finite_differences(arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+def finite_differences(
+    arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray, activation: str = "fast_gelu"
+) -> list[np.ndarray]:
     """Central differences of the oracle in float64."""
     step = 1e-6
     result = []
@@ -65,7 +69,7 @@ def finite_differences(arguments: list[np.ndarray], offsets: np.ndarray, dy: np.
             kept, sides = array[index], []
             for value in (kept + step, kept - step):
                 array[index] = value
-                sides.append((grouped_ffn_oracle(*arguments, offsets) * dy).sum())
+                sides.append((grouped_ffn_oracle(*arguments, offsets, activation) * dy).sum())
             array[index] = kept
             slope[index] = (sides[0] - sides[1]) / (2 * step)
         result.append(slope)
@@ -84,6 +88,18 @@ def test_backward_is_the_slope_of_the_float64_oracle(graph_mode: None, rows_A: l
     dy = np.random.default_rng(1).normal(size=arguments[0].shape)
     expected = finite_differences(arguments, offsets, dy)
     for found, slope in zip(gradients(arguments, offsets, dy), expected, strict=True):
+        np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "erf"])
+def test_the_other_activations_are_the_oracle_and_their_gradient_its_slope(graph_mode: None, activation: str):
+    arguments, offsets = make_case(ROWS_OF_EXPERTS["empty experts"])
+    expected = grouped_ffn_oracle(*arguments, offsets, activation)
+    np.testing.assert_allclose(run(arguments, offsets, activation), expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(expected - grouped_ffn_oracle(*arguments, offsets)).max() > 1e-3, "another function than the default"
+    dy = np.random.default_rng(1).normal(size=arguments[0].shape)
+    slopes = finite_differences(arguments, offsets, dy, activation)
+    for found, slope in zip(gradients(arguments, offsets, dy, activation), slopes, strict=True):
         np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-4)
 
 

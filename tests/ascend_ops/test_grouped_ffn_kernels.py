@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from ascend_ops.grouped_ffn import KERNELS
 
 Call = Callable[..., int]
 FEW = 128
@@ -27,35 +30,52 @@ def make_case(rows_A: list[int], hidden: int, ffn: int) -> tuple[list[np.ndarray
     return arguments, offsets, rng.standard_normal(x.shape, np.float32)
 
 
-def compute(call: Call, arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+def compute(
+    call: Call, arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray, activation: str = "fast_gelu"
+) -> list[np.ndarray]:
     """y, dx, dw1, db1, dw2, db2 of the kernels, in the dtypes of x and of the weights; what they do not write is NaN."""
+    kernel = KERNELS[activation]
     x, w1, _, w2, _ = arguments
     inner, y = np.full((len(x), w1.shape[1]), np.nan, np.float32), np.full_like(x, np.nan)
     gradients = [np.full_like(a, np.nan) for a in arguments]
-    assert call("GroupedFfn", *arguments, offsets, y, inner) == 0
-    assert call("GroupedFfnGrad", dy, x, inner, w1, w2, offsets, *gradients) == 0
+    assert call(kernel, *arguments, offsets, y, inner) == 0
+    assert call(f"{kernel}Grad", dy, x, inner, w1, w2, offsets, *gradients) == 0
     return [y, *gradients]
 
 
-def oracle(arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+def activated(x: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:
+    """The activation and its derivative in float64."""
+    if activation == "erf":
+        below = scipy.special.ndtr(x)
+        return x * below, below + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    root = np.sqrt(8 / np.pi)
+    z = 1.702 * x if activation == "fast_gelu" else root * (x + 0.044715 * x**3)
+    slope = 1.702 if activation == "fast_gelu" else root * (1 + 3 * 0.044715 * x**2)
+    s = scipy.special.expit(z)
+    return x * s, s + x * slope * s * scipy.special.expit(-z)
+
+
+def oracle(
+    arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray, activation: str = "fast_gelu"
+) -> list[np.ndarray]:
     """The same in float64, by the chain rule."""
     x, w1, b1, w2, b2, dy = (a.astype(np.float64) for a in (*arguments, dy))
     y, dx, dw1, db1, dw2, db2 = (np.zeros_like(a) for a in (x, x, w1, b1, w2, b2))
     for e in range(len(w1)):
         rows = slice(offsets[e], offsets[e + 1])
         inner = x[rows] @ w1[e].T + b1[e]
-        s = 1 / (1 + np.exp(-1.702 * inner))
-        dinner = dy[rows] @ w2[e].T * s * (1 + 1.702 * inner * (1 - s))
-        y[rows], dx[rows] = inner * s @ w2[e] + b2[e], dinner @ w1[e]
-        dw1[e], dw2[e] = dinner.T @ x[rows], (inner * s).T @ dy[rows]
+        gate, slope = activated(inner, activation)
+        dinner = dy[rows] @ w2[e].T * slope
+        y[rows], dx[rows] = gate @ w2[e] + b2[e], dinner @ w1[e]
+        dw1[e], dw2[e] = dinner.T @ x[rows], gate.T @ dy[rows]
         db1[e], db2[e] = dinner.sum(0), dy[rows].sum(0)
     return [y, dx, dw1, db1, dw2, db2]
 
 
-def check(call: Call, rows_A: list[int], hidden: int, ffn: int) -> None:
+def check(call: Call, rows_A: list[int], hidden: int, ffn: int, activation: str = "fast_gelu") -> None:
     case = make_case(rows_A, hidden, ffn)
     names = ("y", "dx", "dw1", "db1", "dw2", "db2")
-    for name, found, expected in zip(names, compute(call, *case), oracle(*case), strict=True):
+    for name, found, expected in zip(names, compute(call, *case, activation), oracle(*case, activation), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5, err_msg=name)
 
 
@@ -80,6 +100,7 @@ def check_rounded_once(call: Call, case: tuple[Any, ...]) -> None:
         np.testing.assert_array_equal(of_halves, rounded, err_msg=name)
 
 
+other_activations = pytest.mark.parametrize("activation", ["tanh", "erf"])
 rows = st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, 13]), min_size=1, max_size=5).filter(any)
 
 
@@ -90,6 +111,17 @@ rows = st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, 13]), min_size=1, max_size=5)
 @example(rows_A=[1], hidden=1, ffn=1)
 def test_few_rows_are_the_float64_oracle(call_kernel_of_isa: Call, rows_A: list[int], hidden: int, ffn: int):
     check(call_kernel_of_isa, rows_A, hidden, ffn)
+
+
+@other_activations
+@settings(deadline=None, max_examples=20)
+@given(rows_A=rows, hidden=st.integers(1, 150), ffn=st.integers(1, 90))
+@example(rows_A=[FEW - 1, FEW, FEW + 1], hidden=48, ffn=40)
+@example(rows_A=[FEW + 1, 0, 1, 4], hidden=64, ffn=600)
+def test_so_are_the_other_activations(
+    call_kernel_of_isa: Call, rows_A: list[int], hidden: int, ffn: int, activation: str
+):
+    check(call_kernel_of_isa, rows_A, hidden, ffn, activation)
 
 
 @pytest.mark.parametrize("hidden", [64, 67])
@@ -125,11 +157,46 @@ def test_the_activation_is_that_of_float64_within_units_in_the_last_place(call_k
     assert (np.abs(y - exact) <= units * np.abs(exact)).all()
 
 
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e30, -1e30])
-def test_what_is_not_finite_stays_so_and_huge_numbers_do_not_overflow(call_kernel_of_isa: Call, value: float):
-    x = np.full((20, 1), value, np.float32)
+def pass_on(call: Call, x: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:
+    """The activation of the numbers x and its derivative, through an expert that passes numbers on."""
     one, zero = np.ones((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
-    y, dx, *_ = compute(call_kernel_of_isa, [x, one, zero, one, zero], np.array([0, 20], np.int32), np.ones_like(x))
+    offsets = np.array([0, len(x)], np.int32)
+    y, dx, *_ = compute(call, [x[:, None], one, zero, one, zero], offsets, np.ones_like(x[:, None]), activation)
+    return y[:, 0], dx[:, 0]
+
+
+@other_activations
+def test_the_other_activations_are_those_of_float64_within_units_in_the_last_place(
+    call_kernel_of_isa: Call, activation: str
+):
+    """erf within 4 units wherever the result is a normal number; tanh within 2, and within 2 more for each unit of the exponent of
+    e^-z, which rounding z changes. Derivatives have zeros, so theirs are units of 1."""
+    x = np.concatenate([np.linspace(-12.9, 50, 200_001), np.linspace(-1e-3, 1e-3, 1_001)]).astype(np.float32)
+    unit, wide = np.finfo(np.float32).eps, x.astype(np.float64)
+    allowed = np.full(len(x), 4.0)
+    if activation == "tanh":
+        x, wide = x[x > -9.9], wide[x > -9.9]  # of what is further the result is nearly no normal number
+        allowed = 2 + 2 * np.maximum(-np.sqrt(8 / np.pi) * (wide + 0.044715 * wide**3), 0)
+    y, dx = pass_on(call_kernel_of_isa, x, activation)
+    exact, slope = activated(wide, activation)
+    assert (np.abs(y - exact) <= allowed * unit * np.abs(exact)).all()
+    assert (np.abs(dx - slope) <= 4 * unit).all()
+
+
+def test_beyond_the_last_normal_number_the_other_activations_are_nearly_0(call_kernel_of_isa: Call):
+    x = -np.geomspace(9, 1e25, 1_001, dtype=np.float32)
+    for activation in ("tanh", "erf"):
+        y, dx = pass_on(call_kernel_of_isa, x, activation)
+        assert (np.abs(y) <= 1e-10).all() and (np.abs(dx) <= 1e-10).all()
+
+
+@pytest.mark.parametrize("activation", KERNELS)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e30, -1e30])
+def test_what_is_not_finite_stays_so_and_huge_numbers_do_not_overflow(
+    call_kernel_of_isa: Call, value: float, activation: str
+):
+    x = np.full(20, value, np.float32)
+    y, dx = pass_on(call_kernel_of_isa, x, activation)
     if np.isfinite(value):
         np.testing.assert_allclose(y, np.maximum(x, 0), atol=1e-6)
         np.testing.assert_allclose(dx, np.float32(value > 0), atol=1e-6)
@@ -160,10 +227,20 @@ def test_halves_are_floats_rounded_once(
 def test_halves_are_the_float64_oracle_within_one_rounding(
     call_kernel_of_isa: Call, dtypes: tuple[type, type], rows_A: list[int], hidden: int, ffn: int
 ):
+    check_halves(call_kernel_of_isa, halved(make_case(rows_A, hidden, ffn), *dtypes))
+
+
+@other_activations
+@pytest.mark.parametrize("dtypes", HALVES)
+def test_halves_of_the_other_activations_too(call_kernel_of_isa: Call, dtypes: tuple[type, type], activation: str):
+    check_halves(call_kernel_of_isa, halved(make_case([5, 0, 2, FEW + 1], 96, 300), *dtypes), activation)
+
+
+def check_halves(call: Call, case: tuple[Any, ...], activation: str = "fast_gelu") -> None:
     """Half a unit in the last place, 2⁻¹¹ of a number or 2⁻²⁵, beside what float32 is allowed above."""
-    case = halved(make_case(rows_A, hidden, ffn), *dtypes)
     likes = [case[0][0], *case[0]]
-    for found, expected, like in zip(compute(call_kernel_of_isa, *case), oracle(*case), likes, strict=True):
+    found_and_expected = zip(compute(call, *case, activation), oracle(*case, activation), likes, strict=True)
+    for found, expected, like in found_and_expected:
         assert found.dtype == like.dtype
         once, least = (2.0**-11, 2.0**-25) if found.dtype == np.float16 else (0.0, 0.0)
         np.testing.assert_allclose(found, expected, rtol=once + 1e-5, atol=least + 2e-5)

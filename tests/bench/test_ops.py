@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pangu_sigma.bench import ops
+from pangu_sigma.bench import moe, ops
 
 
 def test_ours_and_mindspore_round_trips_agree(graph_mode: None):
@@ -26,8 +26,15 @@ def test_ours_and_mindspore_round_trips_agree(graph_mode: None):
 def test_rows_have_every_field(graph_mode: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ops, "MOVED_TOKENS", 64)
     monkeypatch.setattr(ops, "MOVED_HIDDEN", 32)
+    for name, size in {"TOKENS": 64, "HIDDEN": 16, "FFN": 24, "EXPERTS": 2, "VOCABULARY": 50}.items():
+        monkeypatch.setattr(moe, f"LAYER_{name}", size)
     rows = [row.as_dict() for row in ops.run(peers=False)]
     timed = [row for row in rows if row["unit"] == "ms"]
-    assert [row["peer"] for row in timed] == ["MindSpore gather, scatter_nd", "copy of the same bytes, 2 threads"]
+    assert [row["peer"] for row in timed] == [
+        "MindSpore gather, scatter_nd",
+        "copy of the same bytes, 2 threads",
+        "tanh",
+        "erf",
+    ]
     assert all(row["ratio"] > 0 and row["runs"] >= 9 for row in timed)
     assert [row["ratio"] for row in rows if row["unit"] != "ms"] == [1.0] * 4

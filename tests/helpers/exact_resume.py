@@ -35,6 +35,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "accumulation": {"train": {"accumulation": 2}},
     "overflow": {"train": {"loss_scale": HIGH}},
     "dropout": {"model": {"dropout": 0.1}},
+    "tanh": {"model": {"activation": "tanh"}},
+    "erf": {"model": {"activation": "erf"}},
     "all": {"train": {"accumulation": 2, "loss_scale": HIGH}, "model": {"dropout": 0.1}},
 }
 """What a run does besides."""

@@ -21,6 +21,7 @@ from helpers.toy import (
 from mindspore import nn
 
 from ascend_ops.dropout import kept_oracle
+from ascend_ops.grouped_ffn import activation_oracle
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.store import ExpertStore
@@ -74,7 +75,7 @@ class Oracle:
         else:
             assert routes_NS is not None
             tensors, chosen = self.experts[routed], routes_NS[routed]
-        rows = [ffn(row, {t: tensors[t][e] for t in FFN_TENSORS}) for row, e in zip(normed, chosen, strict=True)]
+        rows = [self.ffn(row, {t: tensors[t][e] for t in FFN_TENSORS}) for row, e in zip(normed, chosen, strict=True)]
         return x + self.drop(3 * index + 3, np.stack(rows))
 
     def drop(self, site: int, values: np.ndarray) -> np.ndarray:
@@ -104,10 +105,9 @@ class Oracle:
         scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
         return scaled * self.w[f"{name}.gain"] + self.w[f"{name}.bias"]
 
-
-def ffn(x_H: np.ndarray, tensors: Weights) -> np.ndarray:
-    inner = tensors["w1"] @ x_H + tensors["b1"]
-    return (inner / (1 + np.exp(-1.702 * inner))) @ tensors["w2"] + tensors["b2"]
+    def ffn(self, x_H: np.ndarray, tensors: Weights) -> np.ndarray:
+        inner = tensors["w1"] @ x_H + tensors["b1"]
+        return activation_oracle(inner, self.config.activation) @ tensors["w2"] + tensors["b2"]
 
 
 class Model:
@@ -155,7 +155,7 @@ def weights_of(network: PanGuSigma) -> Weights:
 def make(graph_mode, tmp_path_factory) -> Callable[..., Model]:
     """Models over the same kind of text."""
 
-    def made(domains: int, per_step: int, slots: int = 2, **model: float) -> Model:
+    def made(domains: int, per_step: int, slots: int = 2, **model: float | str) -> Model:
         config = toy_config(domains, slots, model=model, data={"domains_per_step": per_step}, train={"batch_size": 4})
         return Model(config, toy_batches(config, tmp_path_factory.mktemp("toy")))
 
@@ -227,6 +227,24 @@ def test_rre_layers_send_each_token_through_its_expert(routed):
     for block, slot, found in zip(blocks, batch.slots_GM[0], logits, strict=True):
         table = oracle.w["embedding"].reshape(-1, routed.config.model.slot_rows, expected.shape[-1])
         assert_close(found, block @ table[slot].T, 1e-5)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "erf"])
+def test_another_activation_is_that_of_every_ffn_and_of_the_exported_graph(make, tmp_path, activation):
+    """Of dense layers and of experts, by the kernel and by standard operators, through a MindIR file."""
+    model = make(4, 2, activation=activation)
+    batch = model.batch(6)
+    routes_NBS, (hidden, logits) = routes(model, batch), model(batch)
+    oracle = model.oracle()
+    assert_close(hidden, oracle.hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
+    oracle.config = oracle.config.model_copy(update={"activation": "fast_gelu"})
+    assert np.abs(oracle.hidden(batch, routes_NBS).reshape(hidden.shape) - hidden).max() > 1e-3, "another function"
+
+    graph = inference_graph(model.config, model.network, model.store)
+    ms.export(graph, *any_length(model.config), file_name=str(tmp_path / "model"), file_format="MINDIR")
+    loaded = nn.GraphCell(ms.load(str(tmp_path / "model.mindir")))
+    found = loaded(*map(as_tensor, deployed_inputs(model, batch, np.arange(4), 16))).asnumpy()
+    np.testing.assert_allclose(found, logits.reshape(4, 16, -1)[:, -1], rtol=0, atol=1e-5)
 
 
 class Hidden(nn.Cell):
@@ -353,19 +371,23 @@ def inference_graph(config: Config, network: PanGuSigma, store: ExpertStore) -> 
     return graph
 
 
+def deployed_inputs(model: Model, batch: Batch, chosen: np.ndarray, length: int) -> tuple[np.ndarray, ...]:
+    """Inputs of `InferenceGraph` for the beginnings of the chosen sequences of a batch."""
+    domains_B = np.repeat(batch.domains_M, 2)[chosen]
+    slots_B = np.repeat(batch.slots_GM[0], 2)[chosen]
+    rows, positions, documents, ids = (
+        a[0][chosen, :length] for a in (batch.rows_GBS, batch.positions_GBS, batch.documents_GBS, batch.ids_GBS)
+    )
+    plan = plan_batch(model.batches.table, ids, domains_B, positions, model.config.experts, None)
+    last_B = (np.arange(len(chosen)) * length + length - 1).astype(np.int32)
+    return rows, positions, documents, slots_B, last_B, *pad_to_capacity(plan)
+
+
 @pytest.mark.parametrize(("sequences", "length"), [(4, 16), (2, 16), (4, 7)])
 def test_the_padded_layout_of_deployed_graphs_equals_the_grouped_one(routed, deployed, sequences, length):
     whole = routed.batch(5)
     _, logits = routed(whole)
     chosen = np.array([0, 3, 1, 2])[:sequences]
-    domains_B = np.repeat(whole.domains_M, 2)[chosen]
-    slots_B = np.repeat(whole.slots_GM[0], 2)[chosen]
-    rows, positions, documents, ids = (
-        a[0][chosen, :length] for a in (whole.rows_GBS, whole.positions_GBS, whole.documents_GBS, whole.ids_GBS)
-    )
-    plan = plan_batch(routed.batches.table, ids, domains_B, positions, routed.config.experts, None)
-    last_B = (np.arange(sequences) * length + length - 1).astype(np.int32)
-    inputs = (rows, positions, documents, slots_B, last_B, *pad_to_capacity(plan))
-    found = deployed(*map(as_tensor, inputs)).asnumpy()
+    found = deployed(*map(as_tensor, deployed_inputs(routed, whole, chosen, length))).asnumpy()
     expected = logits.reshape(4, 16, -1)[chosen, length - 1]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

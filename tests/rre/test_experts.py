@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from ascend_ops.grouped_ffn import grouped_ffn_oracle
-from pangu_sigma.config import RoutingConfig
+from pangu_sigma.config import Activation, RoutingConfig
 from pangu_sigma.rre.experts import Experts, grouped_experts, padded_experts
 from pangu_sigma.rre.plan import RoutingPlan, pad_to_capacity, plan_batch
 from pangu_sigma.rre.table import draw_tables
@@ -43,17 +43,24 @@ def weights_of(rng: np.random.Generator) -> list[np.ndarray]:
     return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
 
-def expected_of(x: np.ndarray, residual: np.ndarray, experts_T: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
+def expected_of(
+    x: np.ndarray,
+    residual: np.ndarray,
+    experts_T: np.ndarray,
+    weights: list[np.ndarray],
+    activation: Activation = "fast_gelu",
+) -> np.ndarray:
     wide = [weight.astype(np.float64) for weight in weights]
     rows = [
-        grouped_ffn_oracle(x[t : t + 1].astype(np.float64), *(w[e : e + 1] for w in wide), np.array([0, 1]))
+        grouped_ffn_oracle(x[t : t + 1].astype(np.float64), *(w[e : e + 1] for w in wide), np.array([0, 1]), activation)
         for t, e in enumerate(experts_T)
     ]
     return residual + np.concatenate(rows)
 
 
+@pytest.mark.parametrize("activation", ["fast_gelu", "tanh", "erf"])
 @pytest.mark.parametrize("padded", [False, True], ids=["grouped", "padded"])
-def test_every_token_meets_its_own_expert(padded: bool):
+def test_every_token_meets_its_own_expert(padded: bool, activation: Activation):
     rng = np.random.default_rng(0)
     plan, experts_T = plan_of()
     x, residual = rng.standard_normal((2, len(experts_T), HIDDEN)).astype(np.float32)
@@ -64,10 +71,10 @@ def test_every_token_meets_its_own_expert(padded: bool):
         active_NA, order_NAC, inverse_NT = pad_to_capacity(plan)
         active_A, order, inverse_T, offsets = active_NA[0], order_NAC[0], inverse_NT[0], None
         given = [w[:, None] if w.ndim == 2 else w for w in weights]
-    layer = RoutedLayer(padded_experts() if padded else grouped_experts())
+    layer = RoutedLayer((padded_experts if padded else grouped_experts)(activation))
     arguments = [Tensor(order), Tensor(inverse_T), None if offsets is None else Tensor(offsets)]
     arguments += [Tensor(w[active_A]) for w in given]
-    expected = expected_of(x, residual, experts_T, weights)
+    expected = expected_of(x, residual, experts_T, weights, activation)
     found = layer(Tensor(x), Tensor(residual), *arguments).asnumpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -78,6 +85,6 @@ def test_every_token_meets_its_own_expert(padded: bool):
             up, down = x.astype(np.float64), x.astype(np.float64)
             up[t, h] += step
             down[t, h] -= step
-            two = [expected_of(moved, residual, experts_T, weights).sum() for moved in (up, down)]
+            two = [expected_of(moved, residual, experts_T, weights, activation).sum() for moved in (up, down)]
             assert gradients[0].asnumpy()[t, h] == pytest.approx((two[0] - two[1]) / (2 * step), rel=1e-3, abs=1e-3)
     assert (gradients[1].asnumpy() == 1).all()

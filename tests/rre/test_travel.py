@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from helpers.toy import Toy, toy_config, toy_network, toy_table, toy_tokenizer
 
-from pangu_sigma.config import Config
+from pangu_sigma.config import Activation, Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.layout import active_entries
+from pangu_sigma.rre.experts import Experts
 from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
 from pangu_sigma.train.step import StepResult, TrainStep
 
@@ -19,9 +20,11 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 def exchanged_toy(config: Config, like: Toy, folder) -> Toy:
     """A toy of the all-to-all layout on the text of another one, which `folder` holds."""
     entries = active_entries(config)
-    network = PanGuSigma(
-        config.model, config.slots, routed=lambda: exchanged_experts(exchange(1, entries), UniformFFN())
-    )
+
+    def routed(activation: Activation) -> Experts:
+        return exchanged_experts(exchange(1, entries), UniformFFN(activation))
+
+    network = PanGuSigma(config.model, config.slots, routed=routed)
     store = toy_network(config)[1]
     step = TrainStep(config, network, store)
     step.set_train()

@@ -50,6 +50,12 @@ BY_COLUMNS: dict[str, Strategy] = {"matmul": (("D", 1), (1, "T")), "add": (("D",
 BY_ROWS: dict[str, Strategy] = {"matmul": (("D", "T"), ("T", 1)), "add": (("D", 1), (1,))}
 """Strategies of a `Linear` whose output, or whose input, is cut."""
 
+
+def _erf(*axes: str) -> dict[str, Strategy]:
+    """Strategies of what an `ActivatedFFN` has beside `activate` when it is of erf."""
+    return {"scale": (axes, ()), "halve": (axes, ()), "gate": (axes, axes)}
+
+
 STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     Attention: {
         "multiply": (("D", "T", 1, 1), ()),
@@ -65,6 +71,7 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
         "up": (("D", 1), ("T", 1)),
         "add_up": (("D", "T"), ("T",)),
         "activate": (("D", "T"),),
+        **_erf("D", "T"),
         "down": (("D", "T"), ("T", 1)),
         "add_down": (("D", 1), (1,)),
     },
@@ -72,6 +79,7 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
         "up": (("E", "R", 1), ("E", "T", 1)),
         "add_up": (("E", "R", "T"), ("E", 1, "T")),
         "activate": (("E", "R", "T"),),
+        **_erf("E", "R", "T"),
         "down": (("E", "R", "T"), ("E", "T", 1)),
         "add_down": (("E", "R", 1), ("E", 1, 1)),
     },

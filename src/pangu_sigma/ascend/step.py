@@ -32,7 +32,7 @@ from pangu_sigma.ascend.micro_batches import Passes
 from pangu_sigma.ascend.overflow import Verdict
 from pangu_sigma.ascend.sharding import apply_strategies, parameters_of_stage, received_by_stage
 from pangu_sigma.ascend.supported import check_ascend
-from pangu_sigma.config import Config
+from pangu_sigma.config import Activation, Config
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.ecss.store import HostStore, array_specs
 from pangu_sigma.model.declare import as_tensor
@@ -43,7 +43,7 @@ from pangu_sigma.optimizer.clip import update_factor
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.layout import Layout, active_entries
-from pangu_sigma.rre.experts import PaddedFFN
+from pangu_sigma.rre.experts import Experts, PaddedFFN
 from pangu_sigma.rre.travel import exchanged_experts
 
 
@@ -145,11 +145,15 @@ class Update(nn.Cell):
 
 def _network(config: Config) -> PanGuSigma:
     """The network for all ranks of a stage together, of the operators that auto-parallel knows."""
+
+    def routed(activation: Activation) -> Experts:
+        return exchanged_experts(ascend_exchange(config.parallel, active_entries(config)), PaddedFFN(activation))
+
     return PanGuSigma(
         config.model,
         config.slots,
         getattr(ms, config.train.compute_dtype),
-        routed=lambda: exchanged_experts(ascend_exchange(config.parallel, active_entries(config)), PaddedFFN()),
+        routed=routed,
         dense=MatMulFFN,
     )
 

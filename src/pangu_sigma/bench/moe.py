@@ -18,7 +18,7 @@ from mindspore import Tensor, nn, ops
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch, plan_oracle
 from ascend_ops.grouped_ffn import GroupedFFN, one_expert
 from pangu_sigma.bench.harness import Row, absent, compare, take_turns
-from pangu_sigma.config import RoutingConfig
+from pangu_sigma.config import Activation, RoutingConfig
 from pangu_sigma.device import use_cpu
 from pangu_sigma.rre.table import draw_tables
 
@@ -96,9 +96,9 @@ class Routed(nn.Cell):
 class Dense(nn.Cell):
     """A dense FFN: one expert meets every token."""
 
-    def __init__(self):
+    def __init__(self, activation: Activation):
         super().__init__()
-        self.ffn = GroupedFFN()
+        self.ffn = GroupedFFN(activation)
 
     def construct(self, x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, residual_TH, offsets_A1):
         return residual_TH + self.ffn(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
@@ -122,9 +122,9 @@ def ours(layer: RoutedLayer) -> Callable[[], list[np.ndarray]]:
     return _layer_graph(Routed(), layer, layer.weights, map(Tensor, plan))
 
 
-def dense(layer: RoutedLayer) -> Callable[[], list[np.ndarray]]:
+def dense(layer: RoutedLayer, activation: Activation = "fast_gelu") -> Callable[[], list[np.ndarray]]:
     """The layer with all tokens through the first expert: as many multiplications, and nothing to route."""
-    return _layer_graph(Dense(), layer, tuple(w[:1] for w in layer.weights), [one_expert(len(layer.x_TH))])
+    return _layer_graph(Dense(activation), layer, tuple(w[:1] for w in layer.weights), [one_expert(len(layer.x_TH))])
 
 
 def _layer_graph(

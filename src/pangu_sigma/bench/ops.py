@@ -1,4 +1,5 @@
-"""Bench of dispatch and combine, forward and backward, against MindSpore's own operators, torch, and a copy of the same bytes.
+"""Bench of dispatch and combine, forward and backward, against MindSpore's own operators, torch, and a copy of the same bytes; and
+of the dense FFN with each activation.
 
 The last rows give the bytes that the Ascend C kernels would move on a device: arithmetic of the shipped tiling, not a time.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -16,6 +17,8 @@ from mindspore import Tensor, nn, ops
 from ascend_ops.emulation import bytes_ratio
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from pangu_sigma.bench.harness import Row, absent, compare, figure, take_turns
+from pangu_sigma.bench.moe import dense, make_layer
+from pangu_sigma.config import Activation
 from pangu_sigma.device import use_cpu
 
 MOVED_TOKENS, MOVED_HIDDEN, MOVED_EXPERTS = 8192, 2560, 16
@@ -39,7 +42,17 @@ def run(peers: bool) -> list[Row]:
     rows = compare("ops", CASE, take_turns(contenders))
     if peers and not has_torch:
         rows.append(absent("ops", CASE, rows[0].ours, "torch index_select, index_add", "ms", rows[0].runs))
+    rows += _activations()
     return rows + [_device_traffic(chip, residual) for chip in ("910A", "910B") for residual in (False, True)]
+
+
+def _activations() -> list[Row]:
+    """The dense FFN of `bench moe` with the other activations, forward and backward; a ratio above 1 is what they cost."""
+    layer = make_layer()
+    contenders = {activation: dense(layer, activation) for activation in get_args(Activation)}
+    (tokens, hidden), ffn = layer.x_TH.shape, layer.weights[0].shape[1]
+    case = f"FFN fwd+bwd {tokens}x{hidden}x{ffn} with fast_gelu, against the activation"
+    return compare("ops", case, take_turns(contenders), ours="fast_gelu")
 
 
 def _device_traffic(chip: str, residual: bool) -> Row:

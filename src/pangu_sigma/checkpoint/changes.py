@@ -32,6 +32,9 @@ RULES = {
     "name": Rule(True),
     "seed": Rule(False, "it shuffles the samples and drew the weights: samples would be taken twice or never"),
     "model": Rule(False, "the saved arrays have this shape"),
+    "model.activation": Rule(
+        False, "the weights were trained for it: with another one the same weights are another function"
+    ),
     "model.dropout": Rule(True),
     "model.init_std": Rule(False, _DRAWN),
     "model.expert_init": Rule(False, _DRAWN),

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.config import Activation
 from pangu_sigma.errors import UserError
-
-Activation = Literal["fast_gelu", "tanh", "erf"]
 
 
 class LayoutError(UserError, ValueError):

@@ -11,29 +11,20 @@ Shape suffixes: T tokens, H hidden, F ffn, n heads, d = H/n, N RRE layers, R row
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 
+from ascend_ops.grouped_ffn import activation_oracle
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import EXPERTS
 from pangu_sigma.checkpoint.state import WEIGHTS
 from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
 from pangu_sigma.config import ModelConfig
 
-_erf = np.frompyfunc(math.erf, 1, 1)
-
 LAYER_NORM_EPSILON = np.float32(1e-5)
-
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "fast_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
-    "tanh": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
-    "erf": lambda x: 0.5 * x * (1 + _erf(x * np.sqrt(0.5)).astype(np.float64)),
-}
-"""GELUs by their key, computed in float64 and rounded once."""
 
 
 class Weights(Protocol):
@@ -64,9 +55,8 @@ class ExactModel:
     """A model that computes one text of one document, exactly the same however experts are shared out."""
 
     def __init__(self, model: ModelConfig, weights: Weights, activation: str):
-        """model: its sizes. activation: a key of ACTIVATIONS."""
-        self.model, self.weights = model, weights
-        self._activate = ACTIVATIONS[activation]
+        """model: its sizes. activation: the GELU to compute with, whatever `model` says."""
+        self.model, self.weights, self._activation = model, weights, activation
 
     def logits(self, rows_T: np.ndarray, experts_NT: np.ndarray, wanted_R: np.ndarray, last: int = 0) -> np.ndarray:
         """Logits of the token after each token, float32 [T, R].
@@ -131,7 +121,7 @@ class ExactModel:
 
     def _gelu(self, x: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
-            return self._activate(x.astype(np.float64)).astype(np.float32)
+            return activation_oracle(x.astype(np.float64), self._activation).astype(np.float32)
 
     def _attention(self, layer: int, x_TH: np.ndarray, query_TH: np.ndarray | None) -> np.ndarray:
         at, heads = f"layers.{layer}.attention", self.model.heads

@@ -19,9 +19,9 @@ from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import OPTIMIZER, WEIGHTS
 from pangu_sigma.checkpoint.whole import whole_array
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Activation, Config, ConfigError
 from pangu_sigma.convert.dense_files import open_dense_model
-from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, check_tensors
+from pangu_sigma.convert.dense_model import DenseModel, LayoutError, check_tensors
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
 from pangu_sigma.domains import domains_of

@@ -8,6 +8,8 @@ from __future__ import annotations
 from mindspore import nn, ops
 
 from ascend_ops.grouped_ffn import GroupedFFN, one_expert
+from pangu_sigma.config import Activation
+from pangu_sigma.rre.experts import ActivatedFFN
 
 
 class OneExpertFFN(nn.Cell):
@@ -16,26 +18,25 @@ class OneExpertFFN(nn.Cell):
     construct(x_TH, w1_FH, b1_F, w2_FH, b2_H) -> y_TH
     """
 
-    def __init__(self):
+    def __init__(self, activation: Activation):
         super().__init__()
-        self.ffn = GroupedFFN()
+        self.ffn = GroupedFFN(activation)
 
     def construct(self, x_TH, w1_FH, b1_F, w2_FH, b2_H):
         w1, b1, w2, b2 = (ops.reshape(w, (1, *ops.shape(w))) for w in (w1_FH, b1_F, w2_FH, b2_H))
         return self.ffn(x_TH, w1, b1, w2, b2, one_expert(ops.shape(x_TH)[0]))
 
 
-class MatMulFFN(nn.Cell):
+class MatMulFFN(ActivatedFFN):
     """The FFN of a dense layer by standard operators, for exported graphs and for Ascend; arguments as `OneExpertFFN`."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, activation: Activation):
+        super().__init__(activation)
         self.up = ops.MatMul(transpose_b=True)
         self.down = ops.MatMul()
-        self.activate = ops.FastGeLU()
         self.add_up, self.add_down = ops.BiasAdd(), ops.BiasAdd()
 
     def construct(self, x_TH, w1_FH, b1_F, w2_FH, b2_H):
         w1, b1, w2, b2 = (ops.cast(w, x_TH.dtype) for w in (w1_FH, b1_F, w2_FH, b2_H))
-        inner_TF = self.activate(self.add_up(self.up(x_TH, w1), b1))
+        inner_TF = self.activated(self.add_up(self.up(x_TH, w1), b1))
         return self.add_down(self.down(inner_TF, w2), b2)

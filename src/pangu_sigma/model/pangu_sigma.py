@@ -29,7 +29,7 @@ from mindspore import nn, ops
 from mindspore.ops import functional as F
 
 from ascend_ops.dropout import CounterDropout
-from pangu_sigma.config import ModelConfig
+from pangu_sigma.config import Activation, ModelConfig
 from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, declare
 from pangu_sigma.model.dense_ffn import OneExpertFFN
 from pangu_sigma.model.rowwise import LayerNorm, softmax
@@ -208,11 +208,11 @@ class PanGuSigma(nn.Cell):
         config: ModelConfig,
         slots: int,
         dtype: ms.Type = ms.float32,
-        routed: Callable[[], Experts] = grouped_experts,
-        dense: Callable[[], nn.Cell] = OneExpertFFN,
+        routed: Callable[[Activation], Experts] = grouped_experts,
+        dense: Callable[[Activation], nn.Cell] = OneExpertFFN,
     ):
         """slots: number of embedding slots. routed, dense: functions that make the cells of an RRE layer's and a dense layer's
-        FFN."""
+        FFN, of its activation."""
         super().__init__()
         tables = TruncatedNormal(config.init_std)
         self.embedding = declare(
@@ -222,8 +222,8 @@ class PanGuSigma(nn.Cell):
         self.query_positions = declare("query_positions", (config.seq_length, config.hidden), tables, decay=True)
         self.embed = Embedding()
         self.drop = Dropout(config.dropout, EMBEDDING_SITE) if config.dropout else None
-        ffns = [DenseFFN(config, dense(), i) for i in range(config.dense_layers)]
-        ffns += [RoutedFFN(config, routed(), i) for i in range(config.dense_layers, config.layers)]
+        ffns = [DenseFFN(config, dense(config.activation), i) for i in range(config.dense_layers)]
+        ffns += [RoutedFFN(config, routed(config.activation), i) for i in range(config.dense_layers, config.layers)]
         self.layers = nn.CellList([Layer(config, dtype, ffn, i) for i, ffn in enumerate(ffns)])
         self.norm = LayerNorm(config.hidden)
         self.ask = QueryRows()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from mindspore import nn, ops
 from mindspore.ops import functional as F
 
-from pangu_sigma.config import Config
+from pangu_sigma.config import Activation, Config
 from pangu_sigma.parallel.connect import ConnectedRanks
 from pangu_sigma.parallel.layout import Layout, active_entries
 from pangu_sigma.parallel.ranks import Ranks
@@ -49,11 +49,11 @@ class AllToAll(nn.Cell):
         return self.all_reduce(ops.concat(rows, 0))[:, self.peer]
 
 
-def experts_of(config: Config, ranks: Ranks) -> Callable[[], Experts]:
+def experts_of(config: Config, ranks: Ranks) -> Callable[[Activation], Experts]:
     """The function with which `PanGuSigma` makes its RRE layers: local experts, or the all-to-all of the rank's expert group."""
     if config.parallel.expert == 1:
         return grouped_experts
     assert isinstance(ranks, ConnectedRanks)
     peers, entries = config.parallel.expert, active_entries(config)
     all_to_all = AllToAll(ranks.group("expert"), peers, Layout(config.parallel).coordinates(ranks.rank).expert)
-    return lambda: exchanged_experts(exchange(peers, entries, all_to_all), UniformFFN())
+    return lambda activation: exchanged_experts(exchange(peers, entries, all_to_all), UniformFFN(activation))

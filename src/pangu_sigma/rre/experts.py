@@ -11,12 +11,14 @@ of the sorted rows are here, each with its own dispatch, FFN and combine; a thir
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from mindspore import nn, ops
 
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from ascend_ops.grouped_ffn import GroupedFFN
+from pangu_sigma.config import Activation
 
 
 class Experts(NamedTuple):
@@ -36,32 +38,53 @@ class Experts(NamedTuple):
     combine: nn.Cell
 
 
-def grouped_experts() -> Experts:
+def grouped_experts(activation: Activation) -> Experts:
     """The cells of the grouped layout, for training."""
-    return Experts(ExpertDispatch(), GroupedFFN(), ExpertCombine())
+    return Experts(ExpertDispatch(), GroupedFFN(activation), ExpertCombine())
 
 
-def padded_experts() -> Experts:
+def padded_experts(activation: Activation) -> Experts:
     """The cells of the padded layout, for exported graphs."""
-    return Experts(_PaddedDispatch(), PaddedFFN(), _PaddedCombine())
+    return Experts(_PaddedDispatch(), PaddedFFN(activation), _PaddedCombine())
 
 
-class PaddedFFN(nn.Cell):
+class ActivatedFFN(nn.Cell):
+    """The activation of an FFN of standard operators, which its subclasses add.
+
+    FastGeLU is one operator, and so is GeLU, the tanh form on the CPU and on Ascend. erf is four, by erfc, which has no
+    cancellation where x · Φ(x) is small.
+    """
+
+    def __init__(self, activation: Activation):
+        super().__init__()
+        self.activation = activation
+        if activation == "erf":
+            self.scale, self.activate, self.halve, self.gate = ops.Mul(), ops.Erfc(), ops.Mul(), ops.Mul()
+        else:
+            self.activate = {"fast_gelu": ops.FastGeLU, "tanh": ops.GeLU}[activation]()
+
+    def activated(self, x):
+        """The activation of each element of x."""
+        if self.activation == "erf":
+            return self.gate(self.halve(x, 0.5), self.activate(self.scale(x, -math.sqrt(0.5))))
+        return self.activate(x)
+
+
+class PaddedFFN(ActivatedFFN):
     """The FFN of `ascend_ops.grouped_ffn.GroupedFFN` for rows padded to [A, C, H]. It ignores the offsets, which may be None.
 
     The biases have an axis for the rows, [A, 1, F] and [A, 1, H]: a reshape in here would need a strategy of its own under
     auto-parallel.
     """
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, activation: Activation):
+        super().__init__(activation)
         self.up = ops.BatchMatMul(transpose_b=True)
         self.down = ops.BatchMatMul()
-        self.activate = ops.FastGeLU()
         self.add_up, self.add_down = ops.Add(), ops.Add()
 
     def construct(self, x_ACH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, offsets_A1):
-        inner_ACF = self.activate(self.add_up(self.up(x_ACH, w1_AFH), b1_A1F))
+        inner_ACF = self.activated(self.add_up(self.up(x_ACH, w1_AFH), b1_A1F))
         return self.add_down(self.down(inner_ACF, w2_AFH), b2_A1H)
 
 

@@ -20,6 +20,7 @@ from mindspore.ops import functional as F
 
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from ascend_ops.grouped_ffn import GroupedFFN
+from pangu_sigma.config import Activation
 from pangu_sigma.rre.experts import Experts
 
 
@@ -88,9 +89,9 @@ class _Dispatch(nn.Cell):
 class UniformFFN(nn.Cell):
     """The grouped kernel over rows [A, P·C, H]: each expert has as many, and the offsets say so."""
 
-    def __init__(self):
+    def __init__(self, activation: Activation):
         super().__init__()
-        self.ffn = GroupedFFN()
+        self.ffn = GroupedFFN(activation)
 
     def construct(self, rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1):
         flat = F.reshape(rows, (-1, F.shape(rows)[-1]))
