@@ -47,7 +47,11 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",
     **{
         f"src/pangu_sigma/commands/{name}.py": "tests/test_cli.py runs every command through the command line"
-        for name in ("launching", "models", "options", "tools", "training")
+        for name in ("launching", "life", "models", "options", "tools", "training")
+    },
+    **{
+        f"src/pangu_sigma/inherit/{name}.py": "tests/inherit/test_from_alpha.py inherits with it, from parents of every form"
+        for name in ("descent", "equality", "parent", "variation")
     },
     **{
         f"src/pangu_sigma/checkpoint/{name}.py": "tests/checkpoint/test_checkpoint.py saves, damages, loads: one way through all"
@@ -101,8 +105,8 @@ ONE_MEANING = {
     "places": (),
     "stem": (),
     "part": ("checkpoint/", "convert/", "ascend/parts.py", "ascend/backend.py"),
-    "shard": ("checkpoint/", "ascend/", "convert/", "train/", "mindformers_adapter/"),
-    "shards": ("checkpoint/", "ascend/", "convert/", "train/", "mindformers_adapter/"),
+    "shard": ("checkpoint/", "ascend/", "convert/", "inherit/", "train/", "mindformers_adapter/"),
+    "shards": ("checkpoint/", "ascend/", "convert/", "inherit/", "train/", "mindformers_adapter/"),
     "piece": ("data/", "mindformers_adapter/tokenizer.py"),
     "pieces": ("data/", "mindformers_adapter/tokenizer.py"),
 }

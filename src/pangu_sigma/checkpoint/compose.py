@@ -8,7 +8,7 @@ import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
-from pangu_sigma.checkpoint.state import OPTIMIZER, SCALE, WEIGHTS
+from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER, WEIGHTS
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import array_specs
 from pangu_sigma.parallel.parameters import dense_weights
@@ -40,9 +40,9 @@ def compose(config: Config, find: Find) -> Files:
     }
     files[OPTIMIZER]["step"] = SavedArray.whole(find(OPTIMIZER, "step", (1,)) or LazyArray.zeros((1,), "int32"))
     initial = LazyArray.of(np.array(config.train.loss_scale.initial, np.float32))
-    files[SCALE] = {
-        "value": SavedArray.whole(find(SCALE, "value", ()) or initial),
-        "good_steps": SavedArray.whole(find(SCALE, "good_steps", ()) or LazyArray.zeros((), "int32")),
+    files[LOSS_SCALE] = {
+        "value": SavedArray.whole(find(LOSS_SCALE, "value", ()) or initial),
+        "good_steps": SavedArray.whole(find(LOSS_SCALE, "good_steps", ()) or LazyArray.zeros((), "int32")),
     }
     return files
 

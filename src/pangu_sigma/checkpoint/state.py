@@ -23,7 +23,7 @@ from pangu_sigma.parallel.ranks import Ranks
 
 WEIGHTS = "dense"
 """Shard of the dense parameters."""
-OPTIMIZER, SCALE = "dense_optimizer", "loss_scale"
+OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
 """Shards of the dense parameters' Adam state, and of the loss scale."""
 
 Shards = dict[str, dict[str, Parameter]]
@@ -48,7 +48,7 @@ def shards_of(
             "step": optimizer.step,
         }
     if scale is not None:
-        shards[SCALE] = {"value": scale.value, "good_steps": scale.good_steps}
+        shards[LOSS_SCALE] = {"value": scale.value, "good_steps": scale.good_steps}
     return shards
 
 

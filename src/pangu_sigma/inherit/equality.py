@@ -59,7 +59,7 @@ class ParentWeights:
         raise KeyError(f"a dense model has no experts: {layer}, {number}, {name}")
 
 
-def compare(
+def agreements(
     model: DenseModel, slots: list[SlotRows], child: Path, tokens: int = COMPARED_TOKENS
 ) -> dict[str, Agreement]:
     """How each domain of a child agrees with its parent, on held-out text of the domain."""

@@ -18,7 +18,7 @@ from pangu_sigma.data.order import SampleOrder
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import Child, check_child, slot_rows
-from pangu_sigma.inherit.equality import compare
+from pangu_sigma.inherit.equality import agreements
 from pangu_sigma.inherit.parent import Parent
 from pangu_sigma.inherit.receipt import Receipt, make_receipt
 from pangu_sigma.inherit.variation import Variation
@@ -54,7 +54,7 @@ def inherit(
         read_prepared_tokenizer(config)  # raises what is wrong
     with new_run(folder, config) as run:
         write_step_0(run, compose(run.config, child.find))
-        agreement = compare(parent.model, child.slots or [], run.path)
+        agreement = agreements(parent.model, child.slots or [], run.path)
         receipt = make_receipt(child, agreement)
         receipt.save(run.path)
     return receipt
