@@ -260,7 +260,7 @@ def test_safetensors_is_a_format_and_others_are_refused(model, tmp_path):
     file = model.export(str(tmp_path / "weights.safetensors"), format="safetensors")
     assert file == tmp_path / "weights.safetensors"
     assert file.stat().st_size > 1000
-    with pytest.raises(ps.UserError, match="format='onnx' is not known; use 'mindir' or 'safetensors'"):
+    with pytest.raises(ps.UserError, match="format='onnx' is not known; use 'mindir', 'safetensors' or 'hf'"):
         model.export(tmp_path / "x", format="onnx")  # type: ignore[arg-type]
 
 

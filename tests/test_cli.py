@@ -166,6 +166,7 @@ COMMANDS = [
     *(
         "prepare-data",
         "inherit",
+        "convert",
         "train",
         "evaluate",
         "report",

@@ -1,4 +1,4 @@
-"""How weights become a Σ, grow and leave: inherit."""
+"""How weights become a Σ, grow and leave: inherit, convert."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def add_commands(commands: Any) -> None:
         "--fresh", type=float, default=0.0, help="share of each expert's inner units that is drawn anew"
     )
     command.add_argument("--moments", action="store_true", help="carry Adam's state of a dense run over")
+    _add_convert(commands)
 
 
 def _inherit(options: argparse.Namespace) -> int:
@@ -71,4 +72,25 @@ def _inherit(options: argparse.Namespace) -> int:
         moments=options.moments,
     )
     show(asdict(receipt), format_receipt(receipt), options.json)
+    return 0
+
+
+def _add_convert(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "convert",
+        _convert,
+        "a model in another form: a Hugging Face style folder, a run, PanGu-α's files",
+        "runs/sigma_tiny exports/sigma_tiny_hf --to hf",
+        "exports/sigma_tiny_hf runs/again --to run",
+        "runs/alpha_tiny exports/alpha --to alpha",
+    )
+    command.add_argument("source", type=Path, metavar="FROM", help="run folder, or a folder that --to hf wrote")
+    command.add_argument("output", type=Path, metavar="TO", help="folder to make; it must not exist")
+    command.add_argument("--to", choices=["hf", "alpha", "run"], required=True)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    written = api.convert(options.source, options.output, options.to)
+    print(f"{written}: all weights of {options.source}, without optimizer state")
     return 0
