@@ -81,7 +81,7 @@ def seal_folder(
 ) -> None:
     """Write `seal.json` over files of a folder, which are there already, and flush all of them to the disk.
 
-    facts: what else the seal holds, under other keys than "files". known: fingerprints of files that whoever wrote them has made, so
+    facts: what else the seal holds, under other keys than "files". known: fingerprints of some files by whoever wrote them, so
     that large ones are not read again.
     """
     files = {name: (known or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}

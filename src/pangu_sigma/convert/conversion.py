@@ -19,7 +19,7 @@ _ITSELF = {"hf": "a Hugging Face style folder", "run": "a run"}
 
 
 def convert_model(source: Path, output: Path, to: Form) -> Path:
-    """Write the model in `source` to `output` in another form, whole or not at all; before any work it is asked whether that can be.
+    """Write the model in `source` to `output` in another form, whole or not at all.
 
     Raises ConfigError when `output` exists or `source` is of that form already, LayoutError for what cannot be written so, and what
     reading a run or a folder raises.

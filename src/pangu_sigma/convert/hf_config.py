@@ -80,7 +80,7 @@ def config_json(
 
 
 def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str | None]:
-    """Configuration, step and data hash of a `config.json`. Raises LayoutError when it is another format's, or contradicts itself."""
+    """Configuration, step and data hash of a `config.json`. Raises LayoutError for another format, or what contradicts itself."""
     if not isinstance(tree, dict):
         raise LayoutError(f"{file}: holds no keys; {fix}")
     if tree.get("model_type") != MODEL_TYPE:

@@ -10,8 +10,10 @@
     seal.json                               size and hash of every other file, and its own hash
 
 The routing table is two tensors of int32. `tid2eid` [N, D, V], named as in DeepSeek-V4, whose hash-routed layers have such a table:
-the expert of each token id, numbered over the whole layer as there; ours has axes for layers and domains. `tid2eid_spread` [D, V]: how many
-experts of the domain's group an id is spread over by position; 1 for all of a random table.
+the expert of each token id, numbered over the whole layer as there; ours has axes for layers and domains. `tid2eid_spread` [D, V]:
+how many experts of the domain's group an id is spread over by position; 1 for all of a random table.
+
+N RRE layers, D domains, V vocabulary.
 """
 
 from __future__ import annotations
