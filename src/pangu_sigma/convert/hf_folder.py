@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
-from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
+from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, map_arrays, write_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config
 from pangu_sigma.convert.dense_model import LayoutError
@@ -213,7 +213,7 @@ def _map_shards(
             raise LayoutError(f"{path / SEAL}: does not list {file}; {_FIX}")
         if (size := (path / file).stat().st_size) != files[file]["bytes"]:
             raise LayoutError(f"{path / file}: has {size} bytes, {files[file]['bytes']} were written; {_FIX}")
-        for name, values in map_arrays(path / file).items():
+        for name, values in _mapped(path / file).items():
             if index.get(name) != file:
                 says = f"says {index[name]}" if name in index else "does not name it"
                 raise LayoutError(f"{path / file}: has {name}, {INDEX_JSON} {says}; {_FIX}")
@@ -222,6 +222,13 @@ def _map_shards(
     if _read_json(path / INDEX_JSON)["metadata"].get("total_size") != sum(each.nbytes for each in arrays.values()):
         raise LayoutError(f"{path / INDEX_JSON}: metadata.total_size is not the size of all tensors; {_FIX}")
     return arrays
+
+
+def _mapped(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return map_arrays(file)
+    except (DamagedArrays, OSError) as error:
+        raise LayoutError(f"{error}; {_FIX}") from error
 
 
 def _check_shapes(

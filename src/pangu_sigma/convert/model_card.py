@@ -47,9 +47,9 @@ def _sizes(model: TrainedModel) -> str:
     if sizes.rre_layers:
         lines.append(
             f"* routing: table `{config.routing.table}`, seed {config.routing.seed}, hash `{model.table.hash}`; no gate. "
-            "The tensor `tid2eid` [RRE layers, domains, vocabulary] has the expert of each token id, numbered over the layer. An id "
-            "whose `tid2eid_spread` [domains, vocabulary] is s takes, at position p, the expert p mod s further on in the domain's "
-            "group, which goes on at its beginning"
+            "The tensor `tid2eid` [RRE layers, domains, vocabulary] has the expert of each token id, numbered over the layer. An "
+            "id whose `tid2eid_spread` [domains, vocabulary] is s takes, at position p, the expert p mod s further on in the "
+            "domain's group, which goes on at its beginning"
         )
     return "\n".join(lines)
 
