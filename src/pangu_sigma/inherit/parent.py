@@ -111,11 +111,8 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
     if is_weights_file(path):
         raise LayoutError(f"{path}: {NO_TOKENIZER}")
     model = open_dense_model(path, heads=heads, activation=activation)
-    if model.vocabulary != ALPHA_SIZE:
-        raise LayoutError(
-            f"{path}: its word table has {model.vocabulary} rows, PanGu-α's vocabulary has {ALPHA_SIZE}; only models with that "
-            "vocabulary can be inherited from files, because nothing else says what their ids mean"
-        )
+    if refusal := foreign_refusal(model):
+        raise LayoutError(f"{path}: {refusal}")
     return Parent(model, AlphaTable())
 
 
@@ -147,6 +144,16 @@ def _open_hf_folder(path: Path) -> Parent:
     _refuse_sparse(path, read_hf_folder(path, values=False).config)
     model = read_hf_folder(path)
     return Parent(dense_model_of(model), SlotTable(model.config, model.tokenizer), model.step)
+
+
+def foreign_refusal(model: DenseModel) -> str | None:
+    """Why a model in files of others cannot be a parent; None if it can."""
+    if model.vocabulary == ALPHA_SIZE:
+        return None
+    return (
+        f"its word table has {model.vocabulary} rows, PanGu-α's vocabulary has {ALPHA_SIZE}; only models with that vocabulary can "
+        "be inherited from files, because nothing else says what their ids mean"
+    )
 
 
 def sparse_refusal(config: Config) -> str | None:
