@@ -555,6 +555,46 @@ def routing_target(folder: Path) -> Target:
     )
 
 
+def hf_target(folder: Path) -> Target:
+    """Configuration, index and headers of a Hugging Face style folder, mostly sealed anew: else the seal alone would be asked."""
+    from helpers.hf_folders import small_hf_folder
+
+    from pangu_sigma.convert.hf_folder import read_hf_folder
+
+    small_hf_folder(folder / "hf")
+    files = {name: (folder / "hf" / name).read_bytes() for name in ("config.json", "model.safetensors.index.json")}
+    shards = {file.name: file.read_bytes() for file in (folder / "hf").glob("*.safetensors")}
+    heads = {name: 8 + int.from_bytes(content[:8], "little") for name, content in shards.items()}
+
+    def of_file(name: str) -> st.SearchStrategy:
+        if name in files:
+            tree = json.loads(files[name])
+            return st.one_of(
+                changed_bytes(files[name]), changed_tree(tree).map(as_text), changed_tree(tree).map(as_text)
+            )
+        return changed_bytes(shards[name][: heads[name]]).map(lambda head: head + shards[name][heads[name] :])
+
+    def load(here: Path, case: tuple[str, bytes, bool]) -> bool:
+        name, content, meant = case
+        copy = shutil.copytree(folder / "hf", here / "hf")
+        put(copy / name, content)
+        if meant:
+            seal_folder(copy, json.loads((copy / SEAL).read_bytes())["files"], {"kind": "pangu_sigma"})
+        with watched():
+            read_hf_folder(copy)
+        return True
+
+    names = st.sampled_from([*files, *shards])
+    return Target(
+        "Hugging Face folder",
+        st.tuples(names, st.one_of(st.binary(max_size=200), TREES.map(as_text)), st.just(True)),
+        names.flatmap(lambda name: st.tuples(st.just(name), of_file(name), st.sampled_from([True, True, True, False]))),
+        load,
+        "was written; the file is damaged",
+        share=0.2,  # the tokenizer is read each time
+    )
+
+
 def metrics_target(folder: Path) -> Target:
     from pangu_sigma.train.metrics import FILE, read_metrics
 
@@ -668,46 +708,6 @@ def manifest_target(folder: Path) -> Target:
     )
 
 
-def hf_target(folder: Path) -> Target:
-    """The reader of Hugging Face style folders: index, configuration and headers, sealed anew so that the seal is not all that is asked."""
-    from helpers.hf_folders import small_hf_folder
-
-    from pangu_sigma.convert.hf_folder import read_hf_folder
-
-    small_hf_folder(folder / "hf")
-    files = {name: (folder / "hf" / name).read_bytes() for name in ("config.json", "model.safetensors.index.json")}
-    shards = {file.name: file.read_bytes() for file in (folder / "hf").glob("*.safetensors")}
-    heads = {name: 8 + int.from_bytes(content[:8], "little") for name, content in shards.items()}
-
-    def of_file(name: str) -> st.SearchStrategy:
-        if name in files:
-            tree = json.loads(files[name])
-            return st.one_of(
-                changed_bytes(files[name]), changed_tree(tree).map(as_text), changed_tree(tree).map(as_text)
-            )
-        return changed_bytes(shards[name][: heads[name]]).map(lambda head: head + shards[name][heads[name] :])
-
-    def load(here: Path, case: tuple[str, bytes, bool]) -> bool:
-        name, content, meant = case
-        copy = shutil.copytree(folder / "hf", here / "hf")
-        put(copy / name, content)
-        if meant:
-            seal_folder(copy, json.loads((copy / SEAL).read_bytes())["files"], {"kind": "pangu_sigma"})
-        with watched():
-            read_hf_folder(copy)
-        return True
-
-    names = st.sampled_from([*files, *shards])
-    return Target(
-        "Hugging Face folder",
-        st.tuples(names, st.one_of(st.binary(max_size=200), TREES.map(as_text)), st.just(True)),
-        names.flatmap(lambda name: st.tuples(st.just(name), of_file(name), st.sampled_from([True, True, True, False]))),
-        load,
-        "was written; the file is damaged",
-        share=0.2,  # the tokenizer is read each time
-    )
-
-
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "configuration": config_target,
     "overrides": overrides_target,
@@ -716,10 +716,10 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "safetensors": safetensors_target,
     "checkpoint": checkpoint_target,
     "routing tables": routing_target,
+    "Hugging Face folder": hf_target,
     "metrics": metrics_target,
     "tokenizer": tokenizer_target,
     "sealed folder": sealed_target,
     "data manifest": manifest_target,
-    "Hugging Face folder": hf_target,
 }
 """What is loaded, by name; each is made in a folder of its own."""

@@ -18,7 +18,7 @@ from pangu_sigma.rre.table import draw_tables
 
 
 def drawn_model(config: Config, folder: Path, rows: np.ndarray | None = None) -> TrainedModel:
-    """A model with weights from N(0, 1) and a tokenizer, which is written into `folder`. rows: token ids of each row of every slot."""
+    """A model with weights from N(0, 1) and a tokenizer, which is written into `folder`. rows: ids of the rows of every slot."""
     if rows is None:
         rows = np.array([*range(config.model.slot_rows - 256), *range(FIRST_BYTE, FIRST_ENGLISH)])
     english = learn_english(["the cat sees a dog and likes the small old house"] * 40, 270)
