@@ -32,7 +32,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, decode_parts
 from pangu_sigma.checkpoint.root import candidates
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
-from pangu_sigma.checkpoint.state import OPTIMIZER, SCALE
+from pangu_sigma.checkpoint.state import OPTIMIZER, LOSS_SCALE
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import config_in_text, parse_config
 from pangu_sigma.convert.dense_files import open_dense_model
@@ -199,7 +199,7 @@ ADAM, EXPERT_PART = "Adam state", "experts"
 
 def _part_in(shard: str, name: str) -> str:
     """The part of an array of a checkpoint."""
-    if shard == SCALE:
+    if shard == LOSS_SCALE:
         return "loss scale"
     if shard == OPTIMIZER or name == "step" or name.endswith((".moment", ".variance")):
         return ADAM
