@@ -32,7 +32,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, decode_parts
 from pangu_sigma.checkpoint.root import candidates
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
-from pangu_sigma.checkpoint.state import OPTIMIZER, LOSS_SCALE
+from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import config_in_text, parse_config
 from pangu_sigma.convert.dense_files import open_dense_model
