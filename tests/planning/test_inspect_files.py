@@ -44,17 +44,17 @@ def forms(run, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", ["run", "checkpoint", "hf", "weights"])
-def test_the_parts_add_up_to_the_configuration_whatever_holds_them(forms, kind):
+def test_the_roles_add_up_to_the_configuration_whatever_holds_them(forms, kind):
     found, count = inspect_files(forms[kind]), RunFolder.open(forms["run"]).config.num_params()
-    parts = {part: counts["parameters"] for part, counts in found.parts.items()}
+    roles = {role: counts["parameters"] for role, counts in found.roles.items()}
     assert found.kind == kind
-    assert parts["experts"] == count.experts
-    assert parts["word tables"] + parts["positions"] == count.embeddings
-    assert parts["attention"] + parts["LayerNorm"] + parts["dense FFN"] == count.dense
-    assert found.parts["experts"]["types"] == ["float32"]
-    assert found.parts["experts"]["bytes"] == 4 * count.experts
+    assert roles["experts"] == count.experts
+    assert roles["word tables"] + roles["positions"] == count.embeddings
+    assert roles["attention"] + roles["LayerNorm"] + roles["dense FFN"] == count.dense
+    assert found.roles["experts"]["types"] == ["float32"]
+    assert found.roles["experts"]["bytes"] == 4 * count.experts
     assert f"parameters {count.total:,}" in " ".join(format_file_inspection(found).split())
-    assert ("Adam state" in parts) == (kind in ("run", "checkpoint"))
+    assert ("Adam state" in roles) == (kind in ("run", "checkpoint"))
     assert found.refusal is not None
     assert json.loads(json.dumps(found.as_dict()))["config"] == "tiny"
 
@@ -81,7 +81,7 @@ def test_a_flipped_value_is_found_with_verification_and_only_then(forms, tmp_pat
     content = bytearray(file.read_bytes())
     content[8 + int.from_bytes(content[:8], "little") + 5] ^= 1  # a value of the first array
     file.write_bytes(content)
-    assert inspect_files(copy).parts == inspect_files(forms[kind]).parts
+    assert inspect_files(copy).roles == inspect_files(forms[kind]).roles
     with pytest.raises(damage, match=file.name):
         inspect_files(copy, verify=True)
 
@@ -123,7 +123,7 @@ def test_a_foreign_model_says_its_sizes_and_what_it_does_not_say(tmp_path, monke
     found = inspect_files(tmp_path, verify=True)
     text = format_file_inspection(found)
     assert found.refusal is None
-    assert found.parts["word tables"] == {"tensors": 1, "parameters": 320_000, "bytes": 640_000, "types": ["float16"]}
+    assert found.roles["word tables"] == {"tensors": 1, "parameters": 320_000, "bytes": 640_000, "types": ["float16"]}
     for said in (
         "megatron",
         "an unknown number of heads",

@@ -45,7 +45,7 @@ from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 CONFIG_JSON, GENERATION_JSON = "config.json", "generation_config.json"
 INDEX_JSON, CARD = "model.safetensors.index.json", "README.md"
-TABLE, SPREAD = "tid2eid", "tid2eid_spread"
+ROUTES, SPREAD = "tid2eid", "tid2eid_spread"
 SHARD_BYTES = 4 << 30
 """Bytes of tensors in a file, at most, unless one tensor has more."""
 
@@ -108,7 +108,7 @@ def read_hf_folder(path: Path, values: bool = True) -> TrainedModel:
     if values:
         for name in tqdm(sorted(set(_weight_map(path).values())), desc="verifying", unit="file", disable=None):
             verify(path / name, files[name], _FIX)
-    table = _read_table(path, config, arrays.pop(TABLE), arrays.pop(SPREAD))
+    table = _read_table(path, config, arrays.pop(ROUTES), arrays.pop(SPREAD))
     compare_keys(path / CONFIG_JSON, _read_json(path / CONFIG_JSON), hash_keys(tokenizer, table), "the folder", _FIX)
     tensors = {name: mapped_array(arrays[name], name) for name in weight_shapes(config)}
     return TrainedModel(path, "hf", config, tokenizer, table, step, data_hash, tensors, read_lineage(path))
@@ -118,7 +118,7 @@ def _table_tensors(model: TrainedModel) -> dict[str, LazyArray]:
     table = model.table
     first_D = np.arange(table.first_NDV.shape[1], dtype=np.int32) * table.experts
     return {
-        TABLE: LazyArray(table.first_NDV.shape, np.dtype(np.int32), partial(_numbered, table, first_D), TABLE),
+        ROUTES: LazyArray(table.first_NDV.shape, np.dtype(np.int32), partial(_numbered, table, first_D), ROUTES),
         SPREAD: LazyArray.of(table.spread_DV.astype(np.int32), SPREAD),
     }
 
@@ -238,7 +238,7 @@ def _check_shapes(
     wanted: dict[str, tuple[tuple[int, ...], str]] = {
         name: (shape, "float32") for name, shape in weight_shapes(config).items()
     }
-    wanted[TABLE] = (config.model.rre_layers, domains, tokenizer.size), "int32"
+    wanted[ROUTES] = (config.model.rre_layers, domains, tokenizer.size), "int32"
     wanted[SPREAD] = (domains, tokenizer.size), "int32"
     for name, (shape, dtype) in wanted.items():
         if name not in arrays:
@@ -262,11 +262,11 @@ def _read_table(path: Path, config: Config, table_NDV: np.ndarray, spread_DV: np
         first = domain * experts
         local_NV = table_NDV[:, domain] - first
         for what, values, least, most in (
-            (TABLE, local_NV, 0, experts - 1),
+            (ROUTES, local_NV, 0, experts - 1),
             (SPREAD, spread_DV[domain], 1, experts),
         ):
             if values.size and not (least <= values.min() and values.max() <= most):
-                shift = first if what == TABLE else 0
+                shift = first if what == ROUTES else 0
                 raise LayoutError(
                     f"{path}: {what} has numbers outside of {least + shift} … {most + shift} in domain {name}; {_FIX}"
                 )

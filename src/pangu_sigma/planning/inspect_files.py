@@ -1,4 +1,4 @@
-"""What files of weights hold: parameters by part, types, hashes, lineage, and whether `inherit` would take them.
+"""What files of weights hold: parameters by their role, types, hashes, lineage, and whether `inherit` would take them.
 
 Headers and small files are read, and no values unless they are to be verified.
 
@@ -43,8 +43,8 @@ from pangu_sigma.generate.predictor import GRAPH_FILE
 from pangu_sigma.inherit.parent import NO_TOKENIZER, foreign_refusal, sparse_refusal
 from pangu_sigma.parallel.parameters import weights
 
-Tensors = Iterable[tuple[str, str, tuple[int, ...], str]]
-"""Part, name, shape and type of tensors."""
+Listed = Iterable[tuple[str, str, tuple[int, ...], str]]
+"""Role, name, shape and type of tensors."""
 
 
 @dataclass
@@ -52,15 +52,15 @@ class FileInspection:
     """What a folder or file holds.
 
     kind: "run", "checkpoint", "export", "weights", "hf", or the layout of a foreign model. step: of the checkpoint, if it is known.
-    parts: tensors, parameters, bytes and types of each part. hashes: by what they are of. verified: what was compared with its
-    hash. lineage: the receipt of how it got its weights. refusal: why `inherit` would not take it; None if it would. notes: what
-    else there is to say. config: of the model, if the files have one.
+    roles: tensors, parameters, bytes and types of each role in the network. hashes: by what they are of. verified: what was compared
+    with its hash. lineage: the receipt of how it got its weights. refusal: why `inherit` would not take it; None if it would.
+    notes: what else there is to say. config: of the model, if the files have one.
     """
 
     path: str
     kind: str
     step: int | None
-    parts: dict[str, dict[str, Any]]
+    roles: dict[str, dict[str, Any]]
     hashes: dict[str, str]
     verified: str
     lineage: dict[str, Any] | None
@@ -96,52 +96,52 @@ def _inspect_run(path: Path, verify: bool) -> FileInspection:
     newest = next(iter(candidates(run.checkpoints)), None)
     if newest is None:
         raise CheckpointError(f"{run.checkpoints}: holds no checkpoint; train the run first")
-    step, _, parts = _checkpoint_parts(newest)
+    step, _, roles = _checkpoint_roles(newest)
     hashes = {"tokenizer": run.tokenizer.hash, "routing table": run.table.hash}
     verified = "configuration, tokenizer, routing table" + (", checkpoint" if verify else "")
     refusal = sparse_refusal(run.config)
     return FileInspection(
-        *(str(path), "run", step, parts, hashes, verified, read_lineage(path), refusal), config=run.config
+        *(str(path), "run", step, roles, hashes, verified, read_lineage(path), refusal), config=run.config
     )
 
 
 def _inspect_checkpoint(path: Path, verify: bool) -> FileInspection:
     if verify:
         load_checkpoint(path)
-    step, identity, parts = _checkpoint_parts(path)
+    step, identity, roles = _checkpoint_roles(path)
     hashes = {"tokenizer": identity.vocabulary_hash, "routing table": identity.routing_hash}
     if identity.data_hash:
         hashes["data"] = identity.data_hash
     refusal = "is a checkpoint, which has no tokenizer; name the run folder that it is in"
     verified = "manifest, all files" if verify else "manifest"
     config = parse_config(identity.config)
-    return FileInspection(str(path), "checkpoint", step, parts, hashes, verified, None, refusal, config=config)
+    return FileInspection(str(path), "checkpoint", step, roles, hashes, verified, None, refusal, config=config)
 
 
 def _inspect_export(path: Path, verify: bool) -> FileInspection:
     config = read_config(path, "export", "export it again")
     if verify:
         read_model_files(path, "export it again")
-    parts = _count(
-        (_part_of(array.name), array.name, array.shape, "float32") for array in weights(config.on_one_rank())
+    roles = _count(
+        (_role_of(array.name), array.name, array.shape, "float32") for array in weights(config.on_one_rank())
     )
     refusal = "is an export, whose weights are inside of its graph; inherit from the run that it came from"
     verified = "configuration, all files" if verify else "configuration"
-    found = FileInspection(str(path), "export", None, parts, {}, verified, read_lineage(path), refusal, config=config)
+    found = FileInspection(str(path), "export", None, roles, {}, verified, read_lineage(path), refusal, config=config)
     found.notes.append("counted by its configuration")
     return found
 
 
 def _inspect_hf(path: Path, verify: bool) -> FileInspection:
     model = read_hf_folder(path, values=verify)
-    parts = _count((_part_of(name), name, t.shape, t.dtype.name) for name, t in model.tensors.items())
+    roles = _count((_role_of(name), name, t.shape, t.dtype.name) for name, t in model.tensors.items())
     hashes = {"tokenizer": model.tokenizer.hash, "routing table": model.table.hash}
     if model.data_hash:
         hashes["data"] = model.data_hash
     verified = "all files" if verify else "all files but those of the weights"
     refusal = sparse_refusal(model.config)
     return FileInspection(
-        *(str(path), "hf", model.step, parts, hashes, verified, model.lineage, refusal), config=model.config
+        *(str(path), "hf", model.step, roles, hashes, verified, model.lineage, refusal), config=model.config
     )
 
 
@@ -150,15 +150,15 @@ def _inspect_weights(path: Path, verify: bool) -> FileInspection:
         verify_safetensors(path)
     metadata = metadata_of(path)
     config = config_in_text(metadata["config"], str(path))
-    parts = _count((_part_of(name), name, a.shape, a.dtype.name) for name, a in map_arrays(path).items())
+    roles = _count((_role_of(name), name, a.shape, a.dtype.name) for name, a in map_arrays(path).items())
     verified, hashes = "the whole file" if verify else "nothing", {"file": metadata[HASH]}
-    return FileInspection(str(path), "weights", None, parts, hashes, verified, None, NO_TOKENIZER, config=config)
+    return FileInspection(str(path), "weights", None, roles, hashes, verified, None, NO_TOKENIZER, config=config)
 
 
 def _inspect_foreign(path: Path, verify: bool) -> FileInspection:
     model = open_dense_model(path)
-    parts = _count((_part_of(name), name, t.shape, t.dtype.name) for name, t in model.tensors.items())
-    found = FileInspection(str(path), model.layout, None, parts, {}, "nothing", None, foreign_refusal(model))
+    roles = _count((_role_of(name), name, t.shape, t.dtype.name) for name, t in model.tensors.items())
+    found = FileInspection(str(path), model.layout, None, roles, {}, "nothing", None, foreign_refusal(model))
     found.notes = [
         f"{model.layers} layers, hidden {model.hidden}, FFN {model.ffn}, {model.heads or 'an unknown number of'} heads, context "
         f"{model.seq_length}, {model.vocabulary} rows",
@@ -172,8 +172,8 @@ def _inspect_foreign(path: Path, verify: bool) -> FileInspection:
     return found
 
 
-def _checkpoint_parts(path: Path) -> tuple[int, Identity, dict[str, dict[str, Any]]]:
-    """Step, identity and parts of a checkpoint, by its manifest and the headers of its files.
+def _checkpoint_roles(path: Path) -> tuple[int, Identity, dict[str, dict[str, Any]]]:
+    """Step, identity and roles of a checkpoint, by its manifest and the headers of its files.
 
     Raises DamagedCheckpoint for a file that is missing or has another size than was written.
     """
@@ -185,58 +185,58 @@ def _checkpoint_parts(path: Path) -> tuple[int, Identity, dict[str, dict[str, An
             what = "is missing" if size is None else f"has {size} bytes, {recorded['bytes']} were written"
             raise DamagedCheckpoint(f"{path / name}: {what}; use another checkpoint")
         if name.endswith(".safetensors"):
-            parts = decode_parts(metadata_of(path / name).get(PARTS, "{}"))
+            divided = decode_parts(metadata_of(path / name).get(PARTS, "{}"))
             for each, values in map_arrays(path / name).items():
-                whole = parts[each].whole if each in parts else values.shape
+                whole = divided[each].whole if each in divided else values.shape
                 tensors[name.partition(".")[0], each] = whole, values.dtype.name
-    listed = ((_part_in(shard, name), name, shape, dtype) for (shard, name), (shape, dtype) in tensors.items())
+    listed = ((_role_in(file, name), name, shape, dtype) for (file, name), (shape, dtype) in tensors.items())
     return manifest["step"], Identity(**manifest["identity"]), _count(listed)
 
 
-ADAM, EXPERT_PART = "Adam state", "experts"
-"""Parts that are no dense weights."""
+ADAM, EXPERT_ROLE = "Adam state", "experts"
+"""Roles that are no dense weights'."""
 
 
-def _part_in(shard: str, name: str) -> str:
-    """The part of an array of a checkpoint."""
-    if shard == LOSS_SCALE:
+def _role_in(file: str, name: str) -> str:
+    """The role of an array of a checkpoint. file: without its ending and rank."""
+    if file == LOSS_SCALE:
         return "loss scale"
-    if shard == OPTIMIZER or name == "step" or name.endswith((".moment", ".variance")):
+    if file == OPTIMIZER or name == "step" or name.endswith((".moment", ".variance")):
         return ADAM
-    return EXPERT_PART if shard.startswith(EXPERTS) else _part_of(name)
+    return EXPERT_ROLE if file.startswith(EXPERTS) else _role_of(name)
 
 
-def _part_of(name: str) -> str:
-    """The part of the network that a weight belongs to, by its name."""
+def _role_of(name: str) -> str:
+    """The role of a weight in the network, by its name."""
     words = name.split(".")
     if "experts" in words:
-        return EXPERT_PART
+        return EXPERT_ROLE
     if words[0] == "embedding":
         return "word tables"
     if words[0] in ("positions", "query_positions"):
         return "positions"
     kinds = {"attention": "attention", "ffn": "dense FFN"}
-    return next((part for word, part in kinds.items() if word in words), "LayerNorm")
+    return next((role for word, role in kinds.items() if word in words), "LayerNorm")
 
 
-def _count(tensors: Tensors) -> dict[str, dict[str, Any]]:
+def _count(tensors: Listed) -> dict[str, dict[str, Any]]:
     numbers: dict[str, Counter[str]] = {}
     types: dict[str, set[str]] = {}
-    for part, _, shape, dtype in tensors:
+    for role, _, shape, dtype in tensors:
         size = 1
         for length in shape:
             size *= length
         width = int("".join(c for c in dtype if c.isdigit()) or 8) // 8
-        numbers.setdefault(part, Counter()).update({"tensors": 1, "parameters": size, "bytes": size * width})
-        types.setdefault(part, set()).add(dtype)
-    return {part: {**counts, "types": sorted(types[part])} for part, counts in numbers.items()}
+        numbers.setdefault(role, Counter()).update({"tensors": 1, "parameters": size, "bytes": size * width})
+        types.setdefault(role, set()).add(dtype)
+    return {role: {**counts, "types": sorted(types[role])} for role, counts in numbers.items()}
 
 
 def format_file_inspection(found: FileInspection) -> str:
     """It as a table for people."""
     head = f"{found.path}: {found.kind}" + ("" if found.step is None else f", step {found.step}")
-    rows = [(f"  {part}", _part_text(counts)) for part, counts in found.parts.items()]
-    dense_and_experts = [c for part, c in found.parts.items() if part not in (ADAM, "loss scale")]
+    rows = [(f"  {role}", _role_text(counts)) for role, counts in found.roles.items()]
+    dense_and_experts = [c for role, c in found.roles.items() if role not in (ADAM, "loss scale")]
     rows.insert(0, ("parameters", f"{sum(c['parameters'] for c in dense_and_experts):,}"))
     rows += [(f"hash of {what}", value) for what, value in found.hashes.items()]
     rows.append(("verified", found.verified))
@@ -247,7 +247,7 @@ def format_file_inspection(found: FileInspection) -> str:
     return "\n".join([head, *(f"  {label:<{width}}  {value}" for label, value in rows)])
 
 
-def _part_text(counts: dict[str, Any]) -> str:
+def _role_text(counts: dict[str, Any]) -> str:
     return f"{counts['parameters']:,} in {counts['tensors']:,} tensors, {', '.join(counts['types'])}, {counts['bytes']:,} bytes"
 
 
