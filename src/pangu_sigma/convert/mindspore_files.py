@@ -46,7 +46,9 @@ class CkptTensor:
             raise LayoutError(f"{origin} is {self.kind}; weights are read as {', '.join(_KINDS)}: convert it")
         itemsize, length = _BYTES[self.kind], sum(length for _, length in self.extents)
         if length != math.prod(self.shape) * itemsize:
-            raise LayoutError(f"{origin} of shape {self.shape} has {length} bytes; it is damaged, or is twice in the file")
+            raise LayoutError(
+                f"{origin} of shape {self.shape} has {length} bytes; it is damaged, or is twice in the file"
+            )
         first = first or (0,) * len(self.shape)
         if len(self.extents) == 1:
             return [Fragment(self._stored(self.extents[0][0], self.shape), first)]
@@ -55,8 +57,10 @@ class CkptTensor:
     def _stretches(self, origin: str, first: tuple[int, ...], itemsize: int) -> list[Fragment]:
         """A fragment for the whole rows of each value, and for each end of a row that a value begins or ends with."""
         row = math.prod(self.shape[1:])
-        if len(self.shape) > 2:
-            raise LayoutError(f"{origin} is written in {len(self.extents)} values and has {len(self.shape)} axes; convert it")
+        if len(self.shape) not in (1, 2):
+            raise LayoutError(
+                f"{origin} is written in {len(self.extents)} values and has {len(self.shape)} axes; convert it"
+            )
         found, at = [], 0
         for begin, length in self.extents:
             if length % itemsize:
@@ -83,11 +87,14 @@ def open_ckpt(path: Path) -> dict[str, CkptTensor]:
 
     Raises LayoutError when it is no such file, is cut short, or is encrypted.
     """
-    size, tensors, at = path.stat().st_size, {}, 0
+    tensors: dict[str, CkptTensor] = {}
+    size, at = path.stat().st_size, 0
     with open(path, "rb", buffering=0) as stream:
         descriptor = stream.fileno()
         for _ in range(_MOST_VALUES):
-            if at == size or (size - at == len(_CHECKSUM) + 10 and os.pread(descriptor, len(_CHECKSUM), at) == _CHECKSUM):
+            if at == size or (
+                size - at == len(_CHECKSUM) + 10 and os.pread(descriptor, len(_CHECKSUM), at) == _CHECKSUM
+            ):
                 break
             try:
                 at = _value(path, os.pread(descriptor, _HEAD, at), at, size, tensors)
@@ -134,7 +141,9 @@ def _value(path: Path, head: bytes, at: int, size: int, tensors: dict[str, CkptT
     raise ValueError(f"{name[:80]} has no content")
 
 
-def _note(path: Path, name: str, dims: list[int], kind: str, extent: tuple[int, int], tensors: dict[str, CkptTensor]) -> None:
+def _note(
+    path: Path, name: str, dims: list[int], kind: str, extent: tuple[int, int], tensors: dict[str, CkptTensor]
+) -> None:
     known = tensors.get(name)
     if known is None:
         known = tensors[name] = CkptTensor(path, name, checked_sizes(path, name[:80], dims), kind)

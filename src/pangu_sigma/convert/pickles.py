@@ -37,7 +37,12 @@ STORAGES = {
     "UntypedStorage": "uint8",
 }
 """torch's classes of storages, and the kinds of their values."""
-_DTYPES = "float16 half float32 float float64 double bfloat16 int8 int16 short int32 int int64 long uint8 bool".split()
+_DTYPES = frozenset(
+    (
+        *("float16", "half", "float32", "float", "float64", "double", "bfloat16", "int8", "int16", "short"),
+        *("int32", "int", "int64", "long", "uint8", "bool"),
+    )
+)
 _INERT = frozenset(
     (
         *("numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"),
@@ -137,7 +142,9 @@ class _Machine:
     def run(self, stream: BinaryIO) -> Any:
         for steps, (opcode, argument, _) in enumerate(pickletools.genops(_Limited(stream))):  # type: ignore[arg-type]
             if steps > MOST_STEPS:
-                raise LayoutError(f"{self.file}: its pickle has more than {MOST_STEPS:,} instructions; no file of weights needs them")
+                raise LayoutError(
+                    f"{self.file}: its pickle has more than {MOST_STEPS:,} instructions; no file of weights needs them"
+                )
             name = opcode.name
             if name == "STOP":
                 (value,) = self.stack
@@ -149,7 +156,9 @@ class _Machine:
             elif name in _INSTRUCTIONS:
                 _INSTRUCTIONS[name](self, argument)
             else:
-                raise LayoutError(f"{self.file}: its pickle uses the instruction {name}, which no file of weights needs")
+                raise LayoutError(
+                    f"{self.file}: its pickle uses the instruction {name}, which no file of weights needs"
+                )
         raise ValueError("it has no end")
 
     def to_mark(self) -> list[Any]:
@@ -218,7 +227,7 @@ class _Machine:
                 return Namespace()
             case "Size", (sizes,):
                 return tuple(sizes)
-            case ("_rebuild_tensor_v2" | "_rebuild_tensor"), (Storage() as storage, offset, shape, strides, *_):
+            case (("_rebuild_tensor_v2" | "_rebuild_tensor"), (Storage() as storage, offset, shape, strides, *_)):
                 return PickledTensor(storage, offset, shape, strides)
             case "_rebuild_parameter", (PickledTensor() as tensor, *_):
                 return tensor
@@ -295,7 +304,13 @@ class _Machine:
         self.to_mark()
 
 
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "EMPTY_SET": Inert("set")}
+_CONSTANTS: dict[str, Any] = {
+    "NONE": None,
+    "NEWTRUE": True,
+    "NEWFALSE": False,
+    "EMPTY_TUPLE": (),
+    "EMPTY_SET": Inert("set"),
+}
 _VALUES = frozenset(
     (
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"),

@@ -19,7 +19,11 @@ from pangu_sigma.convert.dense_model import LayoutError
 
 logger = logging.getLogger(__name__)
 
-KINDS = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(np.float32)}
+KINDS: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.float32),
+}
 """Kinds of values that are read as weights, and what they are read as: NumPy has no bfloat16, and float32 holds it exactly."""
 _SLICE = 16 << 20
 """Bytes of the slices that are read one after another."""
@@ -71,7 +75,7 @@ def checked_sizes(file: Path, name: str, sizes: Sequence[object]) -> tuple[int, 
     """Sizes of axes, if they can be. Raises LayoutError when they are no counts, negative, or huge."""
     if len(sizes) > 8 or not all(type(n) is int and 0 <= n <= _MOST_SIZE for n in sizes):
         raise LayoutError(f"{file}: {name} has the shape {str(sizes)[:80]}, which no tensor has; the file is damaged")
-    if math.prod(max(1, n) for n in sizes) > _MOST_SIZE:  # type: ignore[type-var, call-overload]
+    if math.prod(max(1, n) for n in sizes) > _MOST_SIZE:  # type: ignore[call-overload]
         raise LayoutError(f"{file}: {name} has the shape {str(sizes)[:80]}, which is too large; the file is damaged")
     return tuple(sizes)  # type: ignore[arg-type]
 
@@ -91,12 +95,17 @@ class Fragment:
 
 
 def assembled(
-    name: str, shape: tuple[int, ...], fragments: Sequence[Fragment], transposed: bool = False, same: Sequence[Stored] = ()
+    name: str,
+    shape: tuple[int, ...],
+    fragments: Sequence[Fragment],
+    transposed: bool = False,
+    same: Sequence[Stored] = (),
+    strict: bool = False,
 ) -> LazyArray:
     """A tensor of a model, made from one or more of the files when it is read.
 
     shape: of what the fragments are parts of, before it is transposed. same: other tensors that must have the same values as the
-    only fragment; they are compared when it is read, and a difference is logged as a warning.
+    only fragment; they are compared when it is read, and a difference is logged as a warning, or where it is `strict` raises LayoutError.
     Raises LayoutError when the fragments are not of one kind or do not fill the shape.
     """
     first = fragments[0].stored
@@ -107,21 +116,26 @@ def assembled(
             )
         if fragment.stored.kind != first.kind:
             raise LayoutError(
-                f"{fragment.stored.origin} is {fragment.stored.kind}, {first.origin} is {first.kind}; the files are not of one model"
+                f"{fragment.stored.origin} is {fragment.stored.kind}, {first.origin} is {first.kind}; they are not of one model"
             )
     if sum(math.prod(fragment.shape) for fragment in fragments) != math.prod(shape) or not _fit(shape, fragments):
-        raise LayoutError(f"{first.origin} and {len(fragments) - 1} more do not fill {name} of shape {shape}; take the whole release")
-    whole = _Whole(shape, tuple(fragments), transposed, tuple(same))
+        raise LayoutError(
+            f"{first.origin} and {len(fragments) - 1} more do not fill {name} of shape {shape}; take the whole release"
+        )
+    whole = _Whole(shape, tuple(fragments), transposed, tuple(same), strict)
     return LazyArray(shape[::-1] if transposed else shape, KINDS[first.kind], whole.slices, origin=first.origin)
 
 
 def _fit(shape: tuple[int, ...], fragments: Sequence[Fragment]) -> bool:
     """True if every fragment is inside and no two begin at one position; with equal counts, they then fill the whole."""
     inside = all(
-        len(f.shape) == len(shape) and all(at + n <= whole for at, n, whole in zip(f.first, f.shape, shape, strict=True))
+        len(f.shape) == len(shape)
+        and all(at + n <= whole for at, n, whole in zip(f.first, f.shape, shape, strict=True))
         for f in fragments
     )
-    return inside and len({f.first for f in fragments if math.prod(f.shape)}) == sum(math.prod(f.shape) > 0 for f in fragments)
+    return inside and len({f.first for f in fragments if math.prod(f.shape)}) == sum(
+        math.prod(f.shape) > 0 for f in fragments
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,7 @@ class _Whole:
     fragments: tuple[Fragment, ...]
     transposed: bool
     same: tuple[Stored, ...]
+    strict: bool
 
     def slices(self) -> Iterator[np.ndarray]:
         """Slices of rows, or of columns where it is transposed, one after another."""
@@ -151,15 +166,20 @@ class _Whole:
             yield np.empty((0,), dtype)
 
     def _compare(self, values: np.ndarray, begin: int, end: int) -> None:
-        """Warn if another copy has other values."""
+        """Warn, or refuse, if another copy has other values."""
         for other in self.same:
             copy = _decoded(other.values()[begin:end], other.kind)
             if not np.array_equal(values, copy, equal_nan=True):
+                first = self.fragments[0].stored
+                if self.strict:
+                    raise LayoutError(
+                        f"{other.origin} is not equal to {first.name}, which it must be; this model cannot be used"
+                    )
                 most = np.nanmax(np.abs(values.astype(np.float64) - copy)) if values.size else 0.0
                 logger.warning(
                     "%s differs from %s by up to %g; both should be one tensor: the latter is taken",
                     other.origin,
-                    self.fragments[0].stored.origin,
+                    first.origin,
                     most,
                 )
 

@@ -50,13 +50,19 @@ class TorchFile:
             raise LayoutError(
                 f"{self.path}: {name} needs {storage.size * itemsize} bytes of its storage, which has {length}; {_DAMAGED}"
             )
-        if type(tensor.shape) is not tuple or type(tensor.strides) is not tuple or len(tensor.shape) != len(tensor.strides):
+        if (
+            type(tensor.shape) is not tuple
+            or type(tensor.strides) is not tuple
+            or len(tensor.shape) != len(tensor.strides)
+        ):
             raise LayoutError(f"{self.path}: {name} has no shape and strides; {_DAMAGED}")
         shape = checked_sizes(self.path, name, tensor.shape)
         (offset, *strides) = checked_sizes(self.path, name, (tensor.offset, *tensor.strides))
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if math.prod(shape) and (last >= storage.size or math.prod(shape) > storage.size):
-            raise LayoutError(f"{self.path}: {name} of shape {shape} reaches beyond its storage of {storage.size} values; {_DAMAGED}")
+            raise LayoutError(
+                f"{self.path}: {name} of shape {shape} reaches beyond its storage of {storage.size} values; {_DAMAGED}"
+            )
         return Stored(self.path, begin + offset * itemsize, storage.kind, shape, tuple(strides), name)
 
 
@@ -81,24 +87,34 @@ def _open_zip(path: Path, stream: BinaryIO) -> TorchFile:
         members = archive.infolist()
     if len({member.filename for member in members}) < len(members):
         raise LayoutError(f"{path}: two of its members have one name; {_DAMAGED}")
-    pickled = [member for member in members if member.filename.count("/") == 1 and member.filename.endswith("/data.pkl")]
+    pickled = [
+        member for member in members if member.filename.count("/") == 1 and member.filename.endswith("/data.pkl")
+    ]
     if len(pickled) != 1:
         raise LayoutError(f"{path}: it has {len(pickled)} members data.pkl and must have one; it is no file of torch")
     root = pickled[0].filename.removesuffix("data.pkl")
-    found = {member.filename: _member(path, stream, member, size) for member in members if member.filename.startswith(root)}
+    found = {
+        member.filename: _member(path, stream, member, size) for member in members if member.filename.startswith(root)
+    }
     if _content(path, stream, *found.get(f"{root}byteorder", (0, 0))) == b"big":
-        raise LayoutError(f"{path}: its values are big-endian, which is not read; save it again on a little-endian machine")
+        raise LayoutError(
+            f"{path}: its values are big-endian, which is not read; save it again on a little-endian machine"
+        )
     begin, length = found[f"{root}data.pkl"]
     value = load_pickle(io.BytesIO(_content(path, stream, begin, length)), path)
     prefix = f"{root}data/"
-    return TorchFile(path, value, {name.removeprefix(prefix): at for name, at in found.items() if name.startswith(prefix)})
+    return TorchFile(
+        path, value, {name.removeprefix(prefix): at for name, at in found.items() if name.startswith(prefix)}
+    )
 
 
 def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) -> tuple[int, int]:
     """First byte and number of bytes of a member. Raises LayoutError when it is compressed, encrypted or not inside the file."""
     name = member.filename[:80]
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.compress_size != member.file_size:
-        raise LayoutError(f"{path}: its member {name} is compressed or encrypted; torch stores without: save it again with torch.save")
+        raise LayoutError(
+            f"{path}: its member {name} is compressed or encrypted; torch stores without: save it again with torch.save"
+        )
     stream.seek(member.header_offset)
     signature, *_, name_length, extra_length = _LOCAL.unpack(stream.read(_LOCAL.size))
     begin = member.header_offset + _LOCAL.size + name_length + extra_length
@@ -109,7 +125,9 @@ def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) ->
 
 def _content(path: Path, stream: BinaryIO, begin: int, length: int) -> bytes:
     if length > MOST_BYTES:
-        raise LayoutError(f"{path}: its pickle has {length:,} bytes, more than the {MOST_BYTES:,} that are read; save the weights alone")
+        raise LayoutError(
+            f"{path}: its pickle has {length:,} bytes, more than the {MOST_BYTES:,} that are read; save the weights alone"
+        )
     stream.seek(begin)
     return stream.read(length)
 

@@ -1,0 +1,212 @@
+"""The layout of MindSpore's PanGu-α: one `.ckpt`, or a folder of them cut by a strategy file, with three tables as `.npy`.
+
+Names: those of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; of the tables also those of a merged file
+(`pcl_pangu/model/alpha/alpha.py`) and of the later model zoo. `nn.Dense` has its weights as [out, in], `Mapping` as [in, out].
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.convert.foreign import Facts, Rule, Source, build, chosen, layer_count, npy_source
+from pangu_sigma.convert.mindspore_files import CkptTensor, open_ckpt
+from pangu_sigma.convert.stored import Fragment
+from pangu_sigma.convert.strategy_file import Cut, read_strategy
+
+LAYER = {
+    "layernorm1.gamma": Rule("attention_norm.gain"),
+    "layernorm1.beta": Rule("attention_norm.bias"),
+    "layernorm2.gamma": Rule("ffn_norm.gain"),
+    "layernorm2.beta": Rule("ffn_norm.bias"),
+    "attention.dense1.weight": Rule("attention.query.weight", transposed=True),
+    "attention.dense1.bias": Rule("attention.query.bias"),
+    "attention.dense2.weight": Rule("attention.key.weight", transposed=True),
+    "attention.dense2.bias": Rule("attention.key.bias"),
+    "attention.dense3.weight": Rule("attention.value.weight", transposed=True),
+    "attention.dense3.bias": Rule("attention.value.bias"),
+    "attention.projection.weight": Rule("attention.output.weight"),
+    "attention.projection.bias": Rule("attention.output.bias"),
+    "output.mapping.weight": Rule("ffn.w1", transposed=True),
+    "output.mapping.bias": Rule("ffn.b1"),
+    "output.projection.weight": Rule("ffn.w2"),
+    "output.projection.bias": Rule("ffn.b2"),
+}
+"""Tensors of a layer, after `backbone.blocks.<i>.` or `backbone.top_query_layer.`."""
+TABLES = {
+    "embedding": (
+        "word_embedding.npy",
+        *(
+            "embedding_table",
+            "backbone.word_embedding.embedding_table",
+            "backbone.embedding.word_embedding.embedding_table",
+        ),
+    ),
+    "positions": (
+        "position_embedding.npy",
+        *(
+            "backbone.embedding.embedding.position_embedding.embedding_table",
+            "backbone.position_embedding.embedding_table",
+        ),
+        "backbone.embedding.position_embedding.embedding_table",
+    ),
+    "query_positions": (
+        "top_query_embedding.npy",
+        *("backbone.top_query_embedding_table", "backbone.top_query_embedding.embedding_table"),
+    ),
+}
+"""The file of each table, and its names in a checkpoint: of the release, of a merged file, of the later model zoo."""
+_STATE = re.compile(
+    r"(adam_[mv]|moment[12s]?|accu_grads)\.|scale_sense$|global_step$|current_iterator_step$|last_overflow_iterator_step$|"
+    r"(epoch|step)_num$|learning_rate$|beta[12]_power$|.*\.(key|value)_past$|.*is_first_iteration$"
+)
+"""Names of what training and decoding keep beside the weights."""
+_PART = re.compile(r"fil(?:ert|ter)ed_(\d{1,6})\.ckpt$")
+"""Files of the release; its spelling is `filerted_`."""
+
+
+def is_mindspore(path: Path) -> bool:
+    """True if a file or folder looks like this layout."""
+    if path.is_file():
+        return path.suffix == ".ckpt"
+    return any(file.suffix == ".ckpt" for file in path.iterdir())
+
+
+def open_mindspore(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
+    """Read a file or folder of this layout. Raises LayoutError that names the file or tensor."""
+    folder = path if path.is_dir() else None
+    files = sorted(path.glob("*.ckpt")) if folder else [path]
+    strategies = [file for file in files if "strategy" in file.name.lower()] if folder else []
+    weights = [file for file in files if file not in strategies]
+    if any(_PART.match(file.name) for file in weights):
+        sources, unused = _joined(path, _in_order(path, weights), _one_strategy(path, strategies))
+    elif len(weights) == 1:
+        sources, unused = _whole(weights[0])
+        unused += [Unused(file.name, "how ranks cut a model; this one is whole") for file in strategies]
+    else:
+        raise LayoutError(
+            f"{path}: {len(weights)} checkpoint files without a strategy; give one of them, or a folder of filerted_<rank>.ckpt with "
+            "its strategy file"
+        )
+    tables = _tables(path, folder, sources, unused)
+    layers = layer_count(path, sources, r"backbone\.blocks\.(\d+)\.")
+    _check_not_pipelined(path, layers, sources)
+    rules = {names: Rule(ours) for ours, names in tables.items()}
+    for layer in range(layers + 1):
+        prefix = f"backbone.blocks.{layer}" if layer < layers else "backbone.top_query_layer"
+        rules |= {f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}") for name, rule in LAYER.items()}
+    rules |= {"backbone.layernorm.gamma": Rule("norm.gain"), "backbone.layernorm.beta": Rule("norm.bias")}
+    later = "backbone.embedding.word_embedding.embedding_table" in sources  # its network computes fast GELU
+    facts = chosen(path, Facts(activation="fast_gelu" if later else "tanh"), heads, activation)
+    return build(path, "mindspore", sources, rules, facts, unused)
+
+
+def _in_order(path: Path, weights: list[Path]) -> list[Path]:
+    """Files of the ranks in their order. Raises LayoutError when one is missing or does not belong."""
+    by_rank: dict[int, Path] = {}
+    for file in weights:
+        match = _PART.match(file.name)
+        if match is None:
+            raise LayoutError(f"{path}: {file.name} is beside filerted_<rank>.ckpt and is none of them; move it away")
+        if by_rank.setdefault(int(match[1]), file) is not file:
+            raise LayoutError(
+                f"{path}: {by_rank[int(match[1])].name} and {file.name} are of one rank; move one of them away"
+            )
+    for rank in range(len(by_rank)):
+        if rank not in by_rank:
+            raise LayoutError(
+                f"{path}: filerted_{rank}.ckpt is missing, {len(by_rank)} others are there; download it (the release has 512)"
+            )
+    return [by_rank[rank] for rank in range(len(by_rank))]
+
+
+def _one_strategy(path: Path, strategies: list[Path]) -> Path:
+    if len(strategies) != 1:
+        raise LayoutError(
+            f"{path}: {len(strategies)} strategy files; put the one of the release, with `strategy` in its name and ending in .ckpt, "
+            "into the folder"
+        )
+    return strategies[0]
+
+
+def _split(tensors: dict[str, CkptTensor]) -> tuple[dict[str, CkptTensor], list[Unused]]:
+    """Weights, and what is none."""
+    unused = [Unused(name, "state of training or decoding") for name in tensors if _STATE.match(name)]
+    return {name: tensor for name, tensor in tensors.items() if not _STATE.match(name)}, unused
+
+
+def _whole(file: Path) -> tuple[dict[str, Source], list[Unused]]:
+    weights, unused = _split(open_ckpt(file))
+    return {name: Source(tensor.shape, tensor.fragments()) for name, tensor in weights.items()}, unused
+
+
+def _joined(path: Path, files: list[Path], strategy: Path) -> tuple[dict[str, Source], list[Unused]]:
+    """The tensors that the files of all ranks hold together."""
+    cuts = read_strategy(strategy)
+    ranks = next(iter(cuts.values())).ranks
+    if ranks != len(files):
+        raise LayoutError(
+            f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take the whole release"
+        )
+    weights, unused = _split(open_ckpt(files[0]))
+    held = {name: [tensor] for name, tensor in weights.items()}
+    for file in files[1:]:
+        others, _ = _split(open_ckpt(file))
+        if others.keys() != held.keys():
+            name = min(others.keys() ^ held.keys())
+            raise LayoutError(
+                f"{path}: {name[:120]} is in only one of {files[0].name} and {file.name}; one of them is damaged"
+            )
+        for name, tensor in others.items():
+            if (tensor.shape, tensor.kind) != (held[name][0].shape, held[name][0].kind):
+                raise LayoutError(
+                    f"{file}: {name[:120]} is {tensor.kind} of shape {tensor.shape}, in {files[0].name} it is {held[name][0].kind} of "
+                    f"shape {held[name][0].shape}; the files are not of one model"
+                )
+            held[name].append(tensor)
+    return {name: _source(strategy, name, parts, cuts.get(name)) for name, parts in held.items()}, unused
+
+
+def _source(strategy: Path, name: str, held: list[CkptTensor], cut: Cut | None) -> Source:
+    """A tensor from the parts that the ranks hold: of equal parts, the one of the lowest rank."""
+    if cut is None:  # MindSpore writes no layout of what it did not cut
+        return Source(held[0].shape, held[0].fragments())
+    shape = held[0].shape
+    before = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
+    if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, before)):
+        raise LayoutError(
+            f"{held[0].file}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; the files are not of one model"
+        )
+    fragments: dict[tuple[int, ...], list[Fragment]] = {}
+    for rank, tensor in enumerate(held):
+        first = cut.first(rank, shape)
+        if first not in fragments:
+            fragments[first] = tensor.fragments(first)
+    return Source(cut.whole(shape), [one for some in fragments.values() for one in some], parts=len(fragments))
+
+
+def _tables(path: Path, folder: Path | None, sources: dict[str, Source], unused: list[Unused]) -> dict[str, str]:
+    """Name of the source of each table; a file of NumPy becomes one where the checkpoint has none."""
+    found = {}
+    for ours, (file, *names) in TABLES.items():
+        there = [name for name in names if name in sources]
+        if len(there) > 1:
+            raise LayoutError(f"{path}: {there[0]} and {there[1]} are both {ours}; the file is not of one model")
+        npy = folder / file if folder and (folder / file).is_file() else None
+        if there and npy:
+            unused.append(Unused(file, f"the checkpoint has it too, as {there[0]}"))
+        elif npy:
+            sources[file] = npy_source(npy)
+        elif not there:
+            raise LayoutError(f"{path}: {file} is missing, and no checkpoint has {ours}; put it beside the checkpoints")
+        found[ours] = there[0] if there else file
+    return found
+
+
+def _check_not_pipelined(path: Path, layers: int, sources: dict[str, Source]) -> None:
+    if layers and not any(name.startswith("backbone.top_query_layer.") for name in sources):
+        raise LayoutError(
+            f"{path}: backbone.top_query_layer is missing and backbone.blocks.{layers - 1} stands for it: this model was trained in "
+            "pipeline stages, and its last LayerNorm comes after the query layer, not before it as in our network; it cannot be used"
+        )
