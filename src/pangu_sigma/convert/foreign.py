@@ -117,7 +117,7 @@ def build(
         tensors[rule.ours] = assembled(rule.ours, shape, fragments, rule.transposed, source.same, source.strict)
         how = [f"joined from {source.parts} files"] if source.parts > 1 else []
         how += ["transposed"] if rule.transposed else []
-        made_from[rule.ours] = f"{name}: {', '.join(how) or 'copied'}"
+        made_from[rule.ours] = f"{fragments[0].stored.name}: {', '.join(how) or 'copied'}"
     return _checked(path, layout, tensors, made_from, facts, unused)
 
 

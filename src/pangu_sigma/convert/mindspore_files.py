@@ -36,12 +36,13 @@ class CkptTensor:
     kind: str
     extents: list[tuple[int, int]] = field(default_factory=list)
 
-    def fragments(self, first: tuple[int, ...] | None = None) -> list[Fragment]:
-        """Its values, as parts of a tensor in which it begins at `first`.
+    def fragments(self, first: tuple[int, ...] | None = None, file: Path | None = None) -> list[Fragment]:
+        """Its values, as parts of a tensor in which it begins at `first`. file: one that is alike, whose values are taken instead.
 
         Raises LayoutError when it is not of floats, or has more or fewer bytes than its shape says.
         """
-        origin = f"{self.file}: {self.name}"
+        file = file or self.file
+        origin = f"{file}: {self.name}"
         if self.kind not in _BYTES:
             raise LayoutError(f"{origin} is {self.kind}; weights are read as {', '.join(_KINDS)}: convert it")
         itemsize, length = _BYTES[self.kind], sum(length for _, length in self.extents)
@@ -51,12 +52,12 @@ class CkptTensor:
             )
         first = first or (0,) * len(self.shape)
         if len(self.extents) == 1:
-            return [Fragment(self._stored(self.extents[0][0], self.shape), first)]
-        return self._stretches(origin, first, itemsize)
+            return [Fragment(self._stored(file, self.extents[0][0], self.shape), first)]
+        return self._stretches(file, first, itemsize)
 
-    def _stretches(self, origin: str, first: tuple[int, ...], itemsize: int) -> list[Fragment]:
+    def _stretches(self, file: Path, first: tuple[int, ...], itemsize: int) -> list[Fragment]:
         """A fragment for the whole rows of each value, and for each end of a row that a value begins or ends with."""
-        row = math.prod(self.shape[1:])
+        row, origin = math.prod(self.shape[1:]), f"{file}: {self.name}"
         if len(self.shape) not in (1, 2):
             raise LayoutError(
                 f"{origin} is written in {len(self.extents)} values and has {len(self.shape)} axes; convert it"
@@ -74,47 +75,65 @@ class CkptTensor:
                     width = min(row - column, count - taken)
                 shape, corner = ((rows, width), (at // row, column)) if len(self.shape) == 2 else ((rows,), (at,))
                 where = tuple(a + b for a, b in zip(first, corner, strict=True))
-                found.append(Fragment(self._stored(begin + taken * itemsize, shape), where))
+                found.append(Fragment(self._stored(file, begin + taken * itemsize, shape), where))
                 at, taken = at + rows * width, taken + rows * width
         return found
 
-    def _stored(self, offset: int, shape: tuple[int, ...]) -> Stored:
-        return Stored(self.file, offset, self.kind, shape, row_major(shape), self.name)
+    def _stored(self, file: Path, offset: int, shape: tuple[int, ...]) -> Stored:
+        return Stored(file, offset, self.kind, shape, row_major(shape), self.name)
 
 
-def open_ckpt(path: Path) -> dict[str, CkptTensor]:
-    """The tensors of a checkpoint file by their names; no value is read.
+@dataclass
+class CkptFile:
+    """A checkpoint file. tensors: by their names. heads: all bytes of the file that are no values, each with its position."""
+
+    path: Path
+    size: int
+    tensors: dict[str, CkptTensor] = field(default_factory=dict)
+    heads: list[tuple[int, bytes]] = field(default_factory=list)
+
+    def is_alike(self, path: Path) -> bool:
+        """True if another file differs from this one in nothing but values, as those of the ranks of one run do."""
+        if path.stat().st_size != self.size:
+            return False
+        with open(path, "rb", buffering=0) as stream:
+            descriptor = stream.fileno()
+            return all(os.pread(descriptor, len(head), at) == head for at, head in self.heads)
+
+
+def open_ckpt(path: Path) -> CkptFile:
+    """Read all of a checkpoint file but its values.
 
     Raises LayoutError when it is no such file, is cut short, or is encrypted.
     """
-    tensors: dict[str, CkptTensor] = {}
-    size, at = path.stat().st_size, 0
+    found, at = CkptFile(path, path.stat().st_size), 0
     with open(path, "rb", buffering=0) as stream:
         descriptor = stream.fileno()
-        for _ in range(_MOST_VALUES):
-            if at == size or (
-                size - at == len(_CHECKSUM) + 10 and os.pread(descriptor, len(_CHECKSUM), at) == _CHECKSUM
-            ):
+        while at < found.size:
+            head = os.pread(descriptor, _HEAD, at)
+            if found.size - at == len(_CHECKSUM) + 10 and head.startswith(_CHECKSUM):
+                found.heads.append((at, _CHECKSUM))
                 break
+            if len(found.heads) >= _MOST_VALUES:
+                raise LayoutError(f"{path}: more than {_MOST_VALUES:,} values; no checkpoint of weights has so many")
             try:
-                at = _value(path, os.pread(descriptor, _HEAD, at), at, size, tensors)
-            except (ValueError, UnicodeDecodeError) as error:
-                if isinstance(error, LayoutError):
-                    raise
+                at = _value(found, head, at)
+            except LayoutError:
+                raise
+            except ValueError as error:
                 raise LayoutError(
-                    f"{path}: no checkpoint of MindSpore at byte {at} ({error}); it is damaged, cut short or encrypted: download it again"
+                    f"{path}: no checkpoint of MindSpore at byte {at} ({error}); it is damaged, cut short or encrypted: "
+                    "download it again"
                 ) from None
-        else:
-            raise LayoutError(f"{path}: more than {_MOST_VALUES:,} values; no checkpoint of weights has so many")
-    if not tensors:
+    if not found.tensors:
         raise LayoutError(f"{path}: it is empty; download it again")
-    return tensors
+    return found
 
 
-def _value(path: Path, head: bytes, at: int, size: int, tensors: dict[str, CkptTensor]) -> int:
+def _value(file: CkptFile, head: bytes, at: int) -> int:
     """Note the value whose head begins at a byte of the file; returns the byte behind it."""
     end = len(head)
-    value = field_at(head, 0, end, size - at)
+    value = field_at(head, 0, end, file.size - at)
     if value.number != 1 or value.way != BYTES:
         raise ValueError("no value")
     tag = field_at(head, value.begin, end, value.end)
@@ -133,7 +152,8 @@ def _value(path: Path, head: bytes, at: int, size: int, tensors: dict[str, CkptT
         elif found.number == 2 and found.end <= end:
             kind = head[found.begin : found.end].decode()
         elif found.number == 3 and found.end == tensor.end:
-            _note(path, name, dims, _KINDS.get(kind, kind[:40]), (at + found.begin, found.value), tensors)
+            file.heads.append((at, head[: found.begin]))
+            _note(file, name, dims, _KINDS.get(kind, kind[:40]), (at + found.begin, found.value))
             return at + value.end
         else:
             raise ValueError(f"{name[:80]} has no type and content")
@@ -141,12 +161,11 @@ def _value(path: Path, head: bytes, at: int, size: int, tensors: dict[str, CkptT
     raise ValueError(f"{name[:80]} has no content")
 
 
-def _note(
-    path: Path, name: str, dims: list[int], kind: str, extent: tuple[int, int], tensors: dict[str, CkptTensor]
-) -> None:
-    known = tensors.get(name)
+def _note(file: CkptFile, name: str, dims: list[int], kind: str, extent: tuple[int, int]) -> None:
+    known = file.tensors.get(name)
     if known is None:
-        known = tensors[name] = CkptTensor(path, name, checked_sizes(path, name[:80], dims), kind)
+        shape = checked_sizes(file.path, name[:80], dims)
+        known = file.tensors[name] = CkptTensor(file.path, name, shape, kind)
     elif list(known.shape) != dims or known.kind != kind:
-        raise LayoutError(f"{path}: {name[:80]} is twice in the file, of two shapes or types; it is damaged")
+        raise LayoutError(f"{file.path}: {name[:80]} is twice in the file, of two shapes or types; it is damaged")
     known.extents.append(extent)

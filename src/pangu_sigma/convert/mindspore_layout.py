@@ -7,12 +7,12 @@ Names: those of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; of th
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, Unused
 from pangu_sigma.convert.foreign import Facts, Rule, Source, build, chosen, layer_count, npy_source
 from pangu_sigma.convert.mindspore_files import CkptTensor, open_ckpt
-from pangu_sigma.convert.stored import Fragment
 from pangu_sigma.convert.strategy_file import Cut, read_strategy
 
 LAYER = {
@@ -137,7 +137,7 @@ def _split(tensors: dict[str, CkptTensor]) -> tuple[dict[str, CkptTensor], list[
 
 
 def _whole(file: Path) -> tuple[dict[str, Source], list[Unused]]:
-    weights, unused = _split(open_ckpt(file))
+    weights, unused = _split(open_ckpt(file).tensors)
     return {name: Source(tensor.shape, tensor.fragments()) for name, tensor in weights.items()}, unused
 
 
@@ -149,41 +149,53 @@ def _joined(path: Path, files: list[Path], strategy: Path) -> tuple[dict[str, So
         raise LayoutError(
             f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take the whole release"
         )
-    weights, unused = _split(open_ckpt(files[0]))
-    held = {name: [tensor] for name, tensor in weights.items()}
-    for file in files[1:]:
-        others, _ = _split(open_ckpt(file))
-        if others.keys() != held.keys():
-            name = min(others.keys() ^ held.keys())
+    one = open_ckpt(files[0])
+    weights, unused = _split(one.tensors)
+    held = [weights if one.is_alike(file) else _of_rank(file, files[0], weights) for file in files]
+    return {name: _source(strategy, name, held, files, cuts.get(name)) for name in weights}, unused
+
+
+def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[str, CkptTensor]:
+    """The weights of a rank's file. Raises LayoutError when they are others than those of another rank."""
+    found, _ = _split(open_ckpt(file).tensors)
+    if found.keys() != weights.keys():
+        name = min(found.keys() ^ weights.keys())
+        raise LayoutError(
+            f"{file.parent}: {name[:120]} is in only one of {other.name} and {file.name}; one of them is damaged"
+        )
+    for name, tensor in found.items():
+        wanted = weights[name]
+        if (tensor.shape, tensor.kind) != (wanted.shape, wanted.kind):
             raise LayoutError(
-                f"{path}: {name[:120]} is in only one of {files[0].name} and {file.name}; one of them is damaged"
+                f"{file}: {name[:120]} is {tensor.kind} of shape {tensor.shape}, in {other.name} it is {wanted.kind} of shape "
+                f"{wanted.shape}; the files are not of one model"
             )
-        for name, tensor in others.items():
-            if (tensor.shape, tensor.kind) != (held[name][0].shape, held[name][0].kind):
-                raise LayoutError(
-                    f"{file}: {name[:120]} is {tensor.kind} of shape {tensor.shape}, in {files[0].name} it is {held[name][0].kind} of "
-                    f"shape {held[name][0].shape}; the files are not of one model"
-                )
-            held[name].append(tensor)
-    return {name: _source(strategy, name, parts, cuts.get(name)) for name, parts in held.items()}, unused
+    return found
 
 
-def _source(strategy: Path, name: str, held: list[CkptTensor], cut: Cut | None) -> Source:
+def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files: list[Path], cut: Cut | None) -> Source:
     """A tensor from the parts that the ranks hold: of equal parts, the one of the lowest rank."""
+    shape = held[0][name].shape
     if cut is None:  # MindSpore writes no layout of what it did not cut
-        return Source(held[0].shape, held[0].fragments())
-    shape = held[0].shape
+        return Source(shape, held[0][name].fragments())
     before = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
     if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, before)):
         raise LayoutError(
-            f"{held[0].file}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; the files are not of one model"
+            f"{files[0]}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; the files are not of one "
+            "model"
         )
-    fragments: dict[tuple[int, ...], list[Fragment]] = {}
-    for rank, tensor in enumerate(held):
-        first = cut.first(rank, shape)
-        if first not in fragments:
-            fragments[first] = tensor.fragments(first)
-    return Source(cut.whole(shape), [one for some in fragments.values() for one in some], parts=len(fragments))
+    corners = _corners(cut, shape)
+    fragments = [one for rank, first in corners for one in held[rank][name].fragments(first, files[rank])]
+    return Source(cut.whole(shape), fragments, parts=len(corners))
+
+
+@lru_cache
+def _corners(cut: Cut, shape: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
+    """The lowest rank of each part of a tensor, and where the part begins."""
+    first: dict[tuple[int, ...], int] = {}
+    for rank in range(cut.ranks):
+        first.setdefault(cut.first(rank, shape), rank)
+    return [(rank, corner) for corner, rank in first.items()]
 
 
 def _tables(path: Path, folder: Path | None, sources: dict[str, Source], unused: list[Unused]) -> dict[str, str]:

@@ -47,7 +47,7 @@ _INERT = frozenset(
     (
         *("numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"),
         *("numpy.core.multiarray scalar", "numpy._core.multiarray scalar", "_codecs encode", "torch device"),
-        *("builtins set", "__builtin__ set", "collections defaultdict", "builtins dict", "builtins list"),
+        *("builtins set", "__builtin__ set", "collections defaultdict", "__builtin__ bytes", "__builtin__ bytearray"),
         *("torch Generator", "torch.serialization _get_layout"),
     )
 )
