@@ -29,7 +29,12 @@ def test_what_is_written_is_read_back(tmp_path: Path, dtype: str, ranks: int):
     files = write_alpha(lazily(values), tmp_path / "a", heads=foreign.HEADS, activation="tanh", ranks=ranks)
     assert [file.exists() for file in files] == [True] * ranks
     model = open_dense_model(tmp_path / "a")
-    assert (model.layout, model.heads, model.activation, model.activation_known) == ("megatron", foreign.HEADS, "tanh", True)
+    assert (model.layout, model.heads, model.activation, model.activation_known) == (
+        "megatron",
+        foreign.HEADS,
+        "tanh",
+        True,
+    )
     for name, array in values.items():
         read = model.tensors[name].read()
         assert read.dtype == dtype
@@ -79,8 +84,19 @@ def sizes(**more: Any) -> str:
         **{"max_position_embeddings": foreign.LENGTH, "padded_vocab_size": 512, "make_vocab_size_divisible_by": 128},
         **{"tokenizer_type": "GPT2BPETokenizer", "model_parallel_size": 1, "rank": 0, "num_unique_layers": None},
         **{"param_sharing_style": "grouped", "use_cpu_initialization": True, "init_method_std": 0.02, "batch_size": 1},
-        **{"layernorm_epsilon": 1e-5, "hidden_dropout": 0.1, "attention_dropout": 0.1, "fp16": False, "onnx_safe": None},
-        **{"openai_gelu": False, "bias_gelu_fusion": False, "bias_dropout_fusion": False, "checkpoint_activations": False},
+        **{
+            "layernorm_epsilon": 1e-5,
+            "hidden_dropout": 0.1,
+            "attention_dropout": 0.1,
+            "fp16": False,
+            "onnx_safe": None,
+        },
+        **{
+            "openai_gelu": False,
+            "bias_gelu_fusion": False,
+            "bias_dropout_fusion": False,
+            "checkpoint_activations": False,
+        },
         **{"checkpoint_num_layers": 1, "fp16_lm_cross_entropy": False, "apply_query_key_layer_scaling": False},
         **{"apply_residual_connection_post_layernorm": False, "attention_softmax_in_fp32": False},
         **{"scaled_upper_triang_masked_softmax_fusion": False},
@@ -95,7 +111,16 @@ def peer(what: str, folder: Path, number: int, sizes: str) -> None:
         pytest.skip("the environment of the peers is not installed")
     assert spec is not None and spec.submodule_search_locations
     script = Path(foreign.__file__).with_name("alpha_peer.py")
-    command = [str(python), "-I", str(script), spec.submodule_search_locations[0], what, str(folder), str(number), sizes]
+    command = [
+        str(python),
+        "-I",
+        str(script),
+        spec.submodule_search_locations[0],
+        what,
+        str(folder),
+        str(number),
+        sizes,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -104,7 +104,10 @@ CODE: dict[str, tuple[bytes, str]] = {
     "a persistent id that is no storage": (b"\x80\x02K\x01Q.", "persistent id"),
     "a call of a number": (b"\x80\x02K\x01)R.", "a call of int"),
     "a call of a text": (b"\x80\x02X\x02\0\0\0os)R.", "a call of str"),
-    "a call of a Namespace with arguments": (b"\x80\x02cargparse\nNamespace\nK\x01\x85R.", "a call of argparse Namespace"),
+    "a call of a Namespace with arguments": (
+        b"\x80\x02cargparse\nNamespace\nK\x01\x85R.",
+        "a call of argparse Namespace",
+    ),
     "the reconstructor of another class": (
         b"\x80\x02ccopyreg\n_reconstructor\nctorch\nSize\ncbuiltins\nobject\nN\x87R.",
         "a call of copyreg _reconstructor",

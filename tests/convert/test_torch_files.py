@@ -10,8 +10,8 @@ import pytest
 from helpers.foreign_files import FakeTensor, torch_older, torch_zip
 
 from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.stored import assembled
 from pangu_sigma.convert.foreign import only
+from pangu_sigma.convert.stored import assembled
 from pangu_sigma.convert.torch_files import open_torch_file
 
 VALUES = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.arange(5, dtype=np.float16)}
@@ -55,7 +55,10 @@ def changed(old: bytes, new: bytes) -> bytes:
 
 def compressed() -> bytes:
     output = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(torch_zip(value()))) as source, zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(io.BytesIO(torch_zip(value()))) as source,
+        zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for name in source.namelist():
             target.writestr(name, source.read(name) + bytes(1 << 20))
     return output.getvalue()

@@ -1,10 +1,10 @@
 """A program of the peers' environment: PanGu-α in PyTorch by `pcl-pangu`'s own code, on the CPU.
 
-    python alpha_peer.py <pcl_pangu folder> write <folder> <ranks> <sizes as JSON>
-        makes a model, saves it as megatron/checkpointing.py does, cuts it with tools/split_full_model_into_mp_model.py into
-        <folder>/of_ranks, and writes the values of the whole one as <folder>/values.npz
-    python alpha_peer.py <pcl_pangu folder> read <folder> <rank> <sizes as JSON>
-        loads a rank of a checkpoint with megatron/checkpointing.py, and writes its values as <folder>/values_<rank>.npz
+python alpha_peer.py <pcl_pangu folder> write <folder> <ranks> <sizes as JSON>
+    makes a model, saves it as megatron/checkpointing.py does, cuts it with tools/split_full_model_into_mp_model.py into
+    <folder>/of_ranks, and writes the values of the whole one as <folder>/values.npz
+python alpha_peer.py <pcl_pangu folder> read <folder> <rank> <sizes as JSON>
+    loads a rank of a checkpoint with megatron/checkpointing.py, and writes its values as <folder>/values_<rank>.npz
 """
 
 import json

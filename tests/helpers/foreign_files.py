@@ -30,7 +30,9 @@ HIDDEN, HEADS, LAYERS, LENGTH, WORDS = 16, 8, 3, 6, 40
 """Sizes of the model that is written."""
 
 
-def parent(dtype: str = "float32", hidden: int = HIDDEN, layers: int = LAYERS, words: int = WORDS) -> dict[str, np.ndarray]:
+def parent(
+    dtype: str = "float32", hidden: int = HIDDEN, layers: int = LAYERS, words: int = WORDS
+) -> dict[str, np.ndarray]:
     """Values of a dense model by our names, no two alike."""
     rng = np.random.default_rng(5)
     shapes: dict[str, tuple[int, ...]] = {"embedding": (words, hidden)}
@@ -39,7 +41,10 @@ def parent(dtype: str = "float32", hidden: int = HIDDEN, layers: int = LAYERS, w
         for norm in ("attention_norm", "ffn_norm"):
             shapes |= {f"layers.{i}.{norm}.gain": (hidden,), f"layers.{i}.{norm}.bias": (hidden,)}
         for name in ("query", "key", "value", "output"):
-            shapes |= {f"layers.{i}.attention.{name}.weight": (hidden, hidden), f"layers.{i}.attention.{name}.bias": (hidden,)}
+            shapes |= {
+                f"layers.{i}.attention.{name}.weight": (hidden, hidden),
+                f"layers.{i}.attention.{name}.bias": (hidden,),
+            }
         shapes |= {f"layers.{i}.ffn.w1": (4 * hidden, hidden), f"layers.{i}.ffn.b1": (4 * hidden,)}
         shapes |= {f"layers.{i}.ffn.w2": (4 * hidden, hidden), f"layers.{i}.ffn.b2": (hidden,)}
     shapes |= {"norm.gain": (hidden,), "norm.bias": (hidden,)}
@@ -51,8 +56,8 @@ def parent(dtype: str = "float32", hidden: int = HIDDEN, layers: int = LAYERS, w
 
 @cache
 def alpha_names() -> dict[str, tuple[str, bool]]:
-    """For each name of MindSpore's layout, that of Megatron's, and whether the two are transposed: what the loop over layers and the
-    rest of `pcl_pangu/model_converter/_numpy_ckpt_2_pytorch.py` does, with `{}` for the number of a layer."""
+    """For each name of MindSpore's layout, that of Megatron's, and whether the two are transposed: what the code of
+    `pcl_pangu/model_converter/_numpy_ckpt_2_pytorch.py` does, with `{}` for the number of a layer."""
     spec = find_spec("pcl_pangu")
     assert spec is not None and spec.submodule_search_locations
     source = Path(spec.submodule_search_locations[0]) / "model_converter" / "_numpy_ckpt_2_pytorch.py"
@@ -62,13 +67,16 @@ def alpha_names() -> dict[str, tuple[str, bool]]:
     found: dict[str, tuple[str, bool]] = {}
     for function in text.split("\ndef ")[1:]:
         arrays = dict(re.findall(r"(\w+_np)\s*=\s*\\?\s*np\.load\(npCkptPath\s*\+\s*f?'([\w.{}]+)\.npy'\)", function))
-        tables = re.findall(r"languageModel\['(\w+)'\]\['(\w+)'\]\['weight'\]\[[^]]*\]\s*=\s*\\?\s*torch\.tensor\((\w+)\)", function)
+        tables = re.findall(
+            r"languageModel\['(\w+)'\]\['(\w+)'\]\['weight'\]\[[^]]*\]\s*=\s*\\?\s*torch\.tensor\((\w+)\)", function
+        )
         for group, name, array in tables:
             found[arrays[array]] = (f"language_model.{group}.{name}.weight", False)
         targets = dict(re.findall(r"(\w+)\s*=\s*\\?\s*transformer\[f?'([\w.{}]+)'\]", function))
         for target, array in re.findall(r"(\w+)\[:[^]]*\]\s*=\s*\\?\s*torch\.tensor\((\w+)\)", function):
             found[arrays[array]] = (f"language_model.transformer.{targets[target]}", False)
-        direct = r"(?:(\w+)|transformer\['([\w.]+)'\])\[:[^]]*\]\s*=\s*\\?\s*torch\.tensor\(\s*np\.load\(npCkptPath\s*\+\s*f?'([\w.{}]+)\.npy'\)"
+        direct = r"(?:(\w+)|transformer\['([\w.]+)'\])\[:[^]]*\]\s*=\s*\\?\s*torch\.tensor\(\s*"
+        direct += r"np\.load\(npCkptPath\s*\+\s*f?'([\w.{}]+)\.npy'\)"
         for target, name, array, transposed in re.findall(direct + r"(\s*\.transpose\(\))?", function):
             found[array] = (f"language_model.transformer.{name or targets[target]}", bool(transposed))
     return found
@@ -124,9 +132,11 @@ def in_megatron(values: Mapping[str, np.ndarray], layers: int = LAYERS) -> dict[
     return {theirs: values[ours].T if flip else values[ours] for _, theirs, ours, _, flip in names(layers)}
 
 
-def in_huggingface(values: Mapping[str, np.ndarray], output: str = "c_proj", layers: int = LAYERS) -> dict[str, np.ndarray]:
-    """Values by the names of `modeling_gptpangu.py` (imone/pangu_2_6B, sunzeyeah/pangu-*; mindnlp's `gpt_pangu`), which are those of
-    Megatron in other words: `nn.Linear` everywhere."""
+def in_huggingface(
+    values: Mapping[str, np.ndarray], output: str = "c_proj", layers: int = LAYERS
+) -> dict[str, np.ndarray]:
+    """Values by the names of `modeling_gptpangu.py` (imone/pangu_2_6B, sunzeyeah/pangu-*; mindnlp's `gpt_pangu`), which are
+    those of Megatron in other words: `nn.Linear` everywhere."""
     words = {
         "language_model.embedding.word_embeddings": "wte",
         "language_model.embedding.position_embeddings": "wpe",
@@ -175,7 +185,15 @@ def fake_torch() -> Iterator[dict[str, Any]]:
     """torch's names, where the pickler looks for them."""
     torch, utils = ModuleType("torch"), ModuleType("torch._utils")
     made: dict[str, Any] = {}
-    for name in ("FloatStorage", "HalfStorage", "ByteStorage", "LongStorage", "BFloat16Storage", "ComplexFloatStorage", "Size"):
+    for name in (
+        "FloatStorage",
+        "HalfStorage",
+        "ByteStorage",
+        "LongStorage",
+        "BFloat16Storage",
+        "ComplexFloatStorage",
+        "Size",
+    ):
         made[name] = type(name, (), {"__module__": "torch"})
         setattr(torch, name, made[name])
 
@@ -272,7 +290,12 @@ def of_rank(name: str, value: np.ndarray, rank: int, ranks: int) -> np.ndarray:
 
 def arguments(ranks: int, **more: Any) -> Namespace:
     """Arguments of a training, as its checkpoints hold them."""
-    given = {"num_layers": LAYERS - 1, "hidden_size": HIDDEN, "num_attention_heads": HEADS, "max_position_embeddings": LENGTH}
+    given = {
+        "num_layers": LAYERS - 1,
+        "hidden_size": HIDDEN,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": LENGTH,
+    }
     return Namespace(**{**given, "model_parallel_size": ranks, "openai_gelu": False, "onnx_safe": None, **more})
 
 
@@ -291,7 +314,9 @@ def training_state() -> dict[str, Any]:
     }
 
 
-def write_megatron(folder: Path, values: Mapping[str, np.ndarray], ranks: int = 1, written: Callable[[Any], bytes] = torch_zip) -> Path:
+def write_megatron(
+    folder: Path, values: Mapping[str, np.ndarray], ranks: int = 1, written: Callable[[Any], bytes] = torch_zip
+) -> Path:
     """A folder as Megatron's `save_checkpoint` leaves it."""
     flat = in_megatron(values)
     for rank in range(ranks):
@@ -326,7 +351,11 @@ def write_huggingface(folder: Path, tensors: Mapping[str, np.ndarray], form: str
     """A folder of GPTPangu. form: "safetensors" or "bin", with "-index" in two files and an index."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(huggingface_config()))
-    single, name = ("model.safetensors", "model-{}.safetensors") if form.startswith("safetensors") else ("pytorch_model.bin", "pytorch_model-{}.bin")
+    single, name = (
+        ("model.safetensors", "model-{}.safetensors")
+        if form.startswith("safetensors")
+        else ("pytorch_model.bin", "pytorch_model-{}.bin")
+    )
     groups = {single: list(tensors)}
     if form.endswith("-index"):
         groups = {name.format(i): list(tensors)[i::2] for i in range(2)}
@@ -379,7 +408,9 @@ def release_cut(name: str, data: int, tensor: int, stretches: int) -> tuple[list
     return [-1] * (2 if "embedding" in name else 1), 1
 
 
-def strategy(cuts: Mapping[str, tuple[list[int], int]], shapes: Mapping[str, tuple[int, ...]], grid: list[int]) -> bytes:
+def strategy(
+    cuts: Mapping[str, tuple[list[int], int]], shapes: Mapping[str, tuple[int, ...]], grid: list[int]
+) -> bytes:
     """A strategy file. cuts: tensor_map and stretches of each parameter. shapes: of the parts of a rank."""
     from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
 
@@ -399,7 +430,9 @@ def strategy(cuts: Mapping[str, tuple[list[int], int]], shapes: Mapping[str, tup
     return message.SerializeToString()
 
 
-def write_release(folder: Path, values: Mapping[str, np.ndarray], data: int, tensor: int, stretches: int = 1, layers: int = LAYERS) -> Path:
+def write_release(
+    folder: Path, values: Mapping[str, np.ndarray], data: int, tensor: int, stretches: int = 1, layers: int = LAYERS
+) -> Path:
     """A folder of filerted_<rank>.ckpt, a strategy file and three tables, as PanGu-α was released."""
     folder.mkdir(parents=True)
     tables = {"word": "embedding", "position": "positions", "top_query": "query_positions"}

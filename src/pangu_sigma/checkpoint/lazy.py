@@ -45,7 +45,7 @@ class LazyArray:
         return self.size * self.itemsize
 
     def read(self) -> np.ndarray:
-        """All of its values. Where `content` gives one array, that one; else never more than the whole and one of them in memory."""
+        """All of its values. Where `content` gives one array, that one; else the whole and one of them are in memory."""
         whole, position = None, 0
         for values in self.content():
             flat = np.asarray(values, self.dtype)

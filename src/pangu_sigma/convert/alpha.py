@@ -52,7 +52,7 @@ class _Tensor:
 def write_alpha(
     tensors: Mapping[str, LazyArray], folder: Path, *, heads: int, activation: Activation, ranks: int = 1
 ) -> list[Path]:
-    """Write a dense model, by the names of `tensor_shapes`, as `iter_0000001/mp_rank_<rank>/model_optim_rng.pt` and the tracker file.
+    """Write a dense model, by the names of `tensor_shapes`, as `iter_0000001/mp_rank_<rank>/model_optim_rng.pt` and a tracker.
 
     heads, activation: of the model; fast GELU is written down and warned about, because no program of the community computes it.
     ranks: tensor ranks that the tensors are cut for. Values keep their type, float32 or float16.
@@ -103,8 +103,8 @@ def _check(tensors: Mapping[str, LazyArray], folder: Path, heads: int, ranks: in
             raise LayoutError(f"{name} is {tensors[name].dtype}; float32 and float16 can be written")
     if ranks < 1 or heads < 1 or hidden % heads or heads % ranks or wanted["layers.0.ffn.w1"][0] != 4 * hidden:
         raise LayoutError(
-            f"{ranks} ranks, {heads} heads, hidden {hidden}, ffn {wanted['layers.0.ffn.w1'][0]}: ranks must divide the heads, heads the "
-            "hidden size, and in this layout the FFN is four times as wide"
+            f"{ranks} ranks, {heads} heads, hidden {hidden}, ffn {wanted['layers.0.ffn.w1'][0]}: ranks must divide the heads, heads "
+            "the hidden size, and in this layout the FFN is four times as wide"
         )
     return layers
 

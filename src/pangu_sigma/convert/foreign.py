@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,8 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of the files, whole. shape: of the whole. same: copies that must have the same values; strict: or else it is refused,
-    not only said. parts: how many files hold it, for people."""
+    """A tensor of the files, whole. shape: of the whole. same: copies that must have the same values; strict: a difference is
+    refused, and not only said. parts: how many files hold it, for people."""
 
     shape: tuple[int, ...]
     fragments: Sequence[Fragment]
@@ -159,7 +160,8 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
     for name, (key, value) in facts.said.items():
         if getattr(model, name) != value:
             raise LayoutError(
-                f"{path}: its tensors are of a model with {name}={getattr(model, name)}, {key} says {value}; the files are not of one model"
+                f"{path}: its tensors are of a model with {name}={getattr(model, name)}, {key} says {value}; the files are "
+                "not of one model"
             )
     return model
 
@@ -168,7 +170,7 @@ def plain_name(path: Path, name: object, what: str) -> Path:
     """The file or folder of a name inside a folder. Raises LayoutError when the name leads out of it, or nothing is there."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
         raise LayoutError(
-            f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; it was tampered with"
+            f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; download it again"
         )
     if not (path / name).exists():
         raise LayoutError(f"{path}: {what} is {name}, which is not there; take the whole release")
@@ -176,14 +178,17 @@ def plain_name(path: Path, name: object, what: str) -> Path:
 
 
 def npy_source(file: Path) -> Source:
-    """The array of a file of NumPy. Raises LayoutError when it holds anything but a table of floats in C order."""
+    """The array of a file of NumPy; no code in its header is run.
+
+    Raises LayoutError when it holds anything but a table of floats in C order.
+    """
     try:
         with open(file, "rb") as stream:
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(stream)
             begin = stream.tell()
-    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError) as error:
+    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError, TokenError) as error:
         raise LayoutError(f"{file}: no array of NumPy ({str(error)[:80]}); download it again") from None
     if fortran or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":
         raise LayoutError(

@@ -80,7 +80,7 @@ def open_huggingface(path: Path, heads: int | None, activation: Activation | Non
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
             raise LayoutError(
-                f"{path}: lm_head.weight is of shape {head.shape}; PanGu-α predicts with its word table, of another shape"
+                f"{path}: lm_head.weight is of shape {head.shape}; PanGu-α predicts with its word table: it cannot be used"
             )
         sources["wte.weight"] = Source(head.shape, sources["wte.weight"].fragments, [head], strict=True)
     return build(path, "huggingface", sources, rules, chosen(path, facts, heads, activation), unused)
@@ -104,7 +104,8 @@ def _facts(file: Path, config: dict[str, Any]) -> Facts:
     """What config.json says. Raises LayoutError when the model computes something else than PanGu-α."""
     if config.get("model_type") != _MODEL_TYPE:
         raise LayoutError(
-            f"{file}: model_type is {str(config.get('model_type'))[:40]!r}, and must be {_MODEL_TYPE!r}; other models cannot be inherited"
+            f"{file}: model_type is {str(config.get('model_type'))[:40]!r}, and must be {_MODEL_TYPE!r}; "
+            "other models cannot be inherited"
         )
     named = config.get("activation_function")
     if named is not None and (not isinstance(named, str) or named not in _ACTIVATIONS):
@@ -113,10 +114,12 @@ def _facts(file: Path, config: dict[str, Any]) -> Facts:
         )
     if config.get("scale_attn_weights", True) is not True:
         raise LayoutError(
-            f"{file}: scale_attn_weights is off; PanGu-α divides its scores by the root of the size of a head"
+            f"{file}: scale_attn_weights is off; PanGu-α divides its scores by the root of the size of a head: it cannot be used"
         )
     if config.get("layer_norm_epsilon", 1e-5) != 1e-5:
-        raise LayoutError(f"{file}: layer_norm_epsilon is {str(config['layer_norm_epsilon'])[:40]}; PanGu-α's is 1e-5")
+        raise LayoutError(
+            f"{file}: layer_norm_epsilon is {str(config['layer_norm_epsilon'])[:40]}; PanGu-α's is 1e-5: it cannot be used"
+        )
     facts = Facts(activation=_ACTIVATIONS[named] if named else "erf", activation_known=named is not None)
     for key, name in (
         ("hidden_size", "hidden"),
@@ -167,7 +170,7 @@ def _tensors(file: Path) -> dict[str, Stored]:
     if file.suffix == ".safetensors":
         return _of_safetensors(file)
     if file.suffix != ".bin":
-        raise LayoutError(f"{file}: weights are read from .safetensors and .bin")
+        raise LayoutError(f"{file}: weights are read from .safetensors and .bin; correct the index")
     opened = open_torch_file(file)
     if not isinstance(opened.value, dict):
         raise LayoutError(f"{file}: it holds no tensors by their names; it is another kind of file")

@@ -141,7 +141,7 @@ def _of_ranks(folder: Path) -> list[Path]:
             by_rank[int(match[1])] = file
         elif file.name.startswith("mp_rank_"):
             raise LayoutError(
-                f"{folder}: {file.name} is not of a tensor rank alone (pipeline stages?), which is not read"
+                f"{folder}: {file.name} is not of a tensor rank alone (pipeline stages?); give a model without them"
             )
     if not by_rank:
         raise LayoutError(f"{folder}: no mp_rank_<rank>; give the folder that has mp_rank_00")
@@ -172,7 +172,7 @@ def _weights_key(file: TorchFile) -> str:
             if isinstance(file.value.get(key), dict):
                 return key
     raise LayoutError(
-        f"{file.path}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); it is another kind of file"
+        f"{file.path}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
     )
 
 

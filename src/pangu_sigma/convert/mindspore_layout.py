@@ -86,8 +86,8 @@ def open_mindspore(path: Path, heads: int | None, activation: Activation | None)
         unused += [Unused(file.name, "how ranks cut a model; this one is whole") for file in strategies]
     else:
         raise LayoutError(
-            f"{path}: {len(weights)} checkpoint files without a strategy; give one of them, or a folder of filerted_<rank>.ckpt with "
-            "its strategy file"
+            f"{path}: {len(weights)} checkpoint files without a strategy; give one of them, or a folder of filerted_<rank>.ckpt "
+            "with its strategy file"
         )
     tables = _tables(path, folder, sources, unused)
     layers = layer_count(path, sources, r"backbone\.blocks\.(\d+)\.")
@@ -124,8 +124,8 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
 def _one_strategy(path: Path, strategies: list[Path]) -> Path:
     if len(strategies) != 1:
         raise LayoutError(
-            f"{path}: {len(strategies)} strategy files; put the one of the release, with `strategy` in its name and ending in .ckpt, "
-            "into the folder"
+            f"{path}: {len(strategies)} strategy files; put the one of the release, with `strategy` in its name and ending in "
+            ".ckpt, into the folder"
         )
     return strategies[0]
 
@@ -161,7 +161,7 @@ def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[st
     if found.keys() != weights.keys():
         name = min(found.keys() ^ weights.keys())
         raise LayoutError(
-            f"{file.parent}: {name[:120]} is in only one of {other.name} and {file.name}; one of them is damaged"
+            f"{file.parent}: {name[:120]} is in only one of {other.name} and {file.name}; download both again"
         )
     for name, tensor in found.items():
         wanted = weights[name]
@@ -219,6 +219,7 @@ def _tables(path: Path, folder: Path | None, sources: dict[str, Source], unused:
 def _check_not_pipelined(path: Path, layers: int, sources: dict[str, Source]) -> None:
     if layers and not any(name.startswith("backbone.top_query_layer.") for name in sources):
         raise LayoutError(
-            f"{path}: backbone.top_query_layer is missing and backbone.blocks.{layers - 1} stands for it: this model was trained in "
-            "pipeline stages, and its last LayerNorm comes after the query layer, not before it as in our network; it cannot be used"
+            f"{path}: backbone.top_query_layer is missing and backbone.blocks.{layers - 1} stands for it: this model was trained "
+            "in pipeline stages, and its last LayerNorm comes after the query layer, not before it as in our network; it cannot be "
+            "used"
         )

@@ -25,7 +25,7 @@ KINDS: dict[str, np.dtype] = {
     "bfloat16": np.dtype(np.float32),
 }
 """Kinds of values that are read as weights, and what they are read as: NumPy has no bfloat16, and float32 holds it exactly."""
-_SLICE = 16 << 20
+_SLICE = 4 << 20
 """Bytes of the slices that are read one after another."""
 _MOST_SIZE = 1 << 40
 """Largest size of an axis that is believed."""
@@ -105,7 +105,7 @@ def assembled(
     """A tensor of a model, made from one or more of the files when it is read.
 
     shape: of what the fragments are parts of, before it is transposed. same: other tensors that must have the same values as the
-    only fragment; they are compared when it is read, and a difference is logged as a warning, or where it is `strict` raises LayoutError.
+    only fragment; they are compared when it is read, and a difference is logged as a warning, or raises LayoutError if strict.
     Raises LayoutError when the fragments are not of one kind or do not fill the shape.
     """
     first = fragments[0].stored
@@ -161,7 +161,7 @@ class _Whole:
             for fragment in self.fragments:
                 _fill(values, fragment, axis, begin, end)
             self._compare(values, begin, end)
-            yield np.ascontiguousarray(values.T) if self.transposed else values
+            yield values.T if self.transposed else values
         if 0 in self.shape:
             yield np.empty((0,), dtype)
 

@@ -134,7 +134,7 @@ def _content(path: Path, stream: BinaryIO, begin: int, length: int) -> bytes:
 
 def _open_older(path: Path, stream: BinaryIO) -> TorchFile:
     if stream.read(1) != b"\x80":
-        raise LayoutError(f"{path}: neither a zip file nor a pickle; it is no file of torch, or an encrypted one")
+        raise LayoutError(f"{path}: neither a zip file nor a pickle; it is damaged or encrypted: download it again")
     stream.seek(0)
     if load_pickle(stream, path) != _MAGIC or load_pickle(stream, path) != _VERSION:
         raise LayoutError(f"{path}: a pickle that torch.save did not write; save it with torch.save")
