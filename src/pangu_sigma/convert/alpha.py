@@ -103,8 +103,8 @@ def _check(tensors: Mapping[str, LazyArray], folder: Path, heads: int, ranks: in
             raise LayoutError(f"{name} is {tensors[name].dtype}; float32 and float16 can be written")
     if ranks < 1 or heads < 1 or hidden % heads or heads % ranks or wanted["layers.0.ffn.w1"][0] != 4 * hidden:
         raise LayoutError(
-            f"{ranks} ranks, {heads} heads, hidden {hidden}, ffn {wanted['layers.0.ffn.w1'][0]}: ranks must divide the heads, heads "
-            "the hidden size, and in this layout the FFN is four times as wide"
+            f"{ranks} ranks, {heads} heads, hidden {hidden}, ffn {wanted['layers.0.ffn.w1'][0]}: ranks must divide the heads, "
+            "heads the hidden size, and in this layout the FFN is four times as wide"
         )
     return layers
 

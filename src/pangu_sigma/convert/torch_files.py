@@ -115,6 +115,8 @@ def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) ->
         raise LayoutError(
             f"{path}: its member {name} is compressed or encrypted; torch stores without: save it again with torch.save"
         )
+    if not 0 <= member.header_offset < size:  # zipfile takes the directory's word for it, negative numbers too
+        raise LayoutError(f"{path}: its member {name} is not inside the file; {_DAMAGED}")
     stream.seek(member.header_offset)
     signature, *_, name_length, extra_length = _LOCAL.unpack(stream.read(_LOCAL.size))
     begin = member.header_offset + _LOCAL.size + name_length + extra_length
