@@ -8,7 +8,7 @@ from helpers import foreign_files as foreign
 
 from pangu_sigma.convert.dense_files import open_dense_model
 from pangu_sigma.convert.dense_model import DenseModel, LayoutError
-from pangu_sigma.convert.mindspore_layout import LAYER
+from pangu_sigma.convert.mindspore_layout import BLOCK_TENSORS
 
 
 def assert_equal(model: DenseModel, values: dict[str, np.ndarray]) -> None:
@@ -21,11 +21,11 @@ def assert_equal(model: DenseModel, values: dict[str, np.ndarray]) -> None:
 
 def test_names_and_orientations_are_those_of_pcl_pangu():
     theirs = {name.split("{}.")[1] for name in foreign.alpha_names() if "{}" in name}
-    assert theirs == set(LAYER)
+    assert theirs == set(BLOCK_TENSORS)
     for name, ours, transposed in (
         (n.split(".", 3)[3], o, t) for n, _, o, t, _ in foreign.names() if ".blocks.0." in n
     ):
-        assert LAYER[name][:2] == (ours.removeprefix("layers.0."), transposed)
+        assert BLOCK_TENSORS[name][:2] == (ours.removeprefix("layers.0."), transposed)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -181,7 +181,7 @@ def test_too_many_instructions_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pickles, "MOST_STEPS", 1_000)
     with pytest.raises(LayoutError, match="more than 1,000 instructions"):
         loaded(b"\x80\x02" + b"K\x01" * 2_000 + b".")
-    monkeypatch.setattr(pickles, "MOST_BYTES", 1_000)
+    monkeypatch.setattr(pickles, "MOST_PICKLED", 1_000)
     with pytest.raises(LayoutError, match="bytes are asked for"):
         loaded(b"\x80\x02X" + struct.pack("<I", 5_000) + b"a" * 5_000 + b".")
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.convert.dense_model import Activation, LayoutError, tensor_shapes
-from pangu_sigma.convert.foreign import Rule
-from pangu_sigma.convert.megatron_layout import FILE, TRACKER, layer_rules
+from pangu_sigma.convert.foreign import Counterpart
+from pangu_sigma.convert.megatron_layout import RANK_FILE, TRACKER, layer_rules
 from pangu_sigma.convert.stored import row_major
 from pangu_sigma.sealed import sync
 
@@ -66,7 +66,7 @@ def write_alpha(
         )
     rules = layer_rules(layers)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    names = [f"iter_{_STEP:07d}/mp_rank_{rank:02d}/{FILE}" for rank in range(ranks)]
+    names = [f"iter_{_STEP:07d}/mp_rank_{rank:02d}/{RANK_FILE}" for rank in range(ranks)]
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         unfinished = Path(temporary) / folder.name
         arguments = _arguments(tensors, layers, heads, activation, ranks)
@@ -137,7 +137,10 @@ def _padded(rows: int, ranks: int) -> int:
 
 
 def _write_files(
-    archives: list[zipfile.ZipFile], tensors: Mapping[str, LazyArray], rules: Mapping[str, Rule], arguments: Namespace
+    archives: list[zipfile.ZipFile],
+    tensors: Mapping[str, LazyArray],
+    rules: Mapping[str, Counterpart],
+    arguments: Namespace,
 ) -> None:
     """Write what all ranks hold, each tensor read once."""
     ranks, tree = len(archives), {}
@@ -161,7 +164,7 @@ def _write_files(
         _member(archive, "version", b"3\n")
 
 
-def _of_rank(values: np.ndarray, rule: Rule, rank: int, shape: tuple[int, ...]) -> np.ndarray:
+def _of_rank(values: np.ndarray, rule: Counterpart, rank: int, shape: tuple[int, ...]) -> np.ndarray:
     """What a rank holds of a tensor; of the word table it may be fewer rows than the shape says."""
     if rule.cut is None:
         return values

@@ -31,7 +31,7 @@ def open_dense_model(path: Path, *, heads: int | None = None, activation: Activa
     for fits, opened in _OPENERS:
         if fits(path):
             return opened(path, heads, activation)
-    raise LayoutError(f"{path} is in no layout that is read: {_seen(path)}. Layouts: {_listed()}")
+    raise LayoutError(f"{path} is in no layout that is read: {_seen(path)}; give one of these: {_listed()}")
 
 
 def _listed() -> str:

@@ -18,7 +18,7 @@ from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError,
 from pangu_sigma.convert.stored import Fragment, Stored, assembled, checked_sizes, row_major
 
 
-class Rule(NamedTuple):
+class Counterpart(NamedTuple):
     """Which of our tensors one of theirs becomes. cut: the axis of theirs along which tensor ranks cut it; None: all have it."""
 
     ours: str
@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class Joined:
     """A tensor of the files, whole. shape: of the whole. same: copies that must have the same values; strict: a difference is
     refused, and not only said. parts: how many files hold it, for people."""
 
@@ -52,9 +52,9 @@ class Facts:
     said: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
-def only(stored: Stored) -> Source:
+def only(stored: Stored) -> Joined:
     """A tensor that one file has whole."""
-    return Source(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
+    return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
 
 
 def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
@@ -81,11 +81,11 @@ def chosen(path: Path, facts: Facts, heads: int | None, activation: Activation |
     return facts
 
 
-def build(
+def dense_model_of(
     path: Path,
     layout: str,
-    sources: Mapping[str, Source],
-    rules: Mapping[str, Rule],
+    sources: Mapping[str, Joined],
+    rules: Mapping[str, Counterpart],
     facts: Facts,
     unused: list[Unused],
 ) -> DenseModel:
@@ -177,7 +177,7 @@ def plain_name(path: Path, name: object, what: str) -> Path:
     return path / name
 
 
-def npy_source(file: Path) -> Source:
+def npy_source(file: Path) -> Joined:
     """The array of a file of NumPy; no code in its header is run.
 
     Raises LayoutError when it holds anything but a table of floats in C order.
@@ -192,7 +192,7 @@ def npy_source(file: Path) -> Source:
         raise LayoutError(f"{file}: no array of NumPy ({str(error)[:80]}); download it again") from None
     if fortran or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":
         raise LayoutError(
-            f"{file}: it holds {dtype}{' in Fortran order' if fortran else ''}; float32 or float16 in C order is read"
+            f"{file}: it holds {dtype}{' in Fortran order' if fortran else ''}; convert it to float32 or float16 in C order"
         )
     sizes = checked_sizes(file, file.name, shape)
     stored = Stored(file, begin, dtype.name, sizes, row_major(sizes), file.name)

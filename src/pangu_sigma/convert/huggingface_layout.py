@@ -12,36 +12,45 @@ from typing import Any
 
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, array_extents
 from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.convert.foreign import Facts, Rule, Source, build, chosen, layer_count, only, plain_name
+from pangu_sigma.convert.foreign import (
+    Counterpart,
+    Facts,
+    Joined,
+    chosen,
+    dense_model_of,
+    layer_count,
+    only,
+    plain_name,
+)
 from pangu_sigma.convert.pickles import PickledTensor
 from pangu_sigma.convert.stored import Stored, row_major
 from pangu_sigma.convert.torch_files import open_torch_file
 
-LAYER = {
-    "ln_1.weight": Rule("attention_norm.gain"),
-    "ln_1.bias": Rule("attention_norm.bias"),
-    "ln_2.weight": Rule("ffn_norm.gain"),
-    "ln_2.bias": Rule("ffn_norm.bias"),
-    "attn.q_proj.weight": Rule("attention.query.weight", transposed=True),
-    "attn.q_proj.bias": Rule("attention.query.bias"),
-    "attn.k_proj.weight": Rule("attention.key.weight", transposed=True),
-    "attn.k_proj.bias": Rule("attention.key.bias"),
-    "attn.v_proj.weight": Rule("attention.value.weight", transposed=True),
-    "attn.v_proj.bias": Rule("attention.value.bias"),
-    "attn.c_proj.weight": Rule("attention.output.weight", transposed=True),
-    "attn.c_proj.bias": Rule("attention.output.bias"),
-    "mlp.c_fc.weight": Rule("ffn.w1"),
-    "mlp.c_fc.bias": Rule("ffn.b1"),
-    "mlp.c_proj.weight": Rule("ffn.w2", transposed=True),
-    "mlp.c_proj.bias": Rule("ffn.b2"),
+PORT_LAYER = {
+    "ln_1.weight": Counterpart("attention_norm.gain"),
+    "ln_1.bias": Counterpart("attention_norm.bias"),
+    "ln_2.weight": Counterpart("ffn_norm.gain"),
+    "ln_2.bias": Counterpart("ffn_norm.bias"),
+    "attn.q_proj.weight": Counterpart("attention.query.weight", transposed=True),
+    "attn.q_proj.bias": Counterpart("attention.query.bias"),
+    "attn.k_proj.weight": Counterpart("attention.key.weight", transposed=True),
+    "attn.k_proj.bias": Counterpart("attention.key.bias"),
+    "attn.v_proj.weight": Counterpart("attention.value.weight", transposed=True),
+    "attn.v_proj.bias": Counterpart("attention.value.bias"),
+    "attn.c_proj.weight": Counterpart("attention.output.weight", transposed=True),
+    "attn.c_proj.bias": Counterpart("attention.output.bias"),
+    "mlp.c_fc.weight": Counterpart("ffn.w1"),
+    "mlp.c_fc.bias": Counterpart("ffn.b1"),
+    "mlp.c_proj.weight": Counterpart("ffn.w2", transposed=True),
+    "mlp.c_proj.bias": Counterpart("ffn.b2"),
 }
 """Tensors of a layer, after `transformer.h.<i>.`; the last layer is the query layer."""
-SHARED = {
-    "wte.weight": Rule("embedding"),
-    "wpe.weight": Rule("positions"),
-    "wqe.weight": Rule("query_positions"),
-    "ln_f.weight": Rule("norm.gain"),
-    "ln_f.bias": Rule("norm.bias"),
+PORT_SHARED = {
+    "wte.weight": Counterpart("embedding"),
+    "wpe.weight": Counterpart("positions"),
+    "wqe.weight": Counterpart("query_positions"),
+    "ln_f.weight": Counterpart("norm.gain"),
+    "ln_f.bias": Counterpart("norm.bias"),
 }
 """Tensors that are not of a layer, after `transformer.`."""
 _ACTIVATIONS: dict[str, Activation] = {
@@ -72,18 +81,18 @@ def open_huggingface(path: Path, heads: int | None, activation: Activation | Non
     found = _weights(path, file)
     sources, head = _named(path, found, unused)
     layers = layer_count(path, sources, r"h\.(\d+)\.")
-    rules = dict(SHARED)
+    rules = dict(PORT_SHARED)
     for layer in range(layers):
         rules |= {
-            f"h.{layer}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}") for name, rule in LAYER.items()
+            f"h.{layer}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}") for name, rule in PORT_LAYER.items()
         }
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
             raise LayoutError(
                 f"{path}: lm_head.weight is of shape {head.shape}; PanGu-α predicts with its word table: it cannot be used"
             )
-        sources["wte.weight"] = Source(head.shape, sources["wte.weight"].fragments, [head], strict=True)
-    return build(path, "huggingface", sources, rules, chosen(path, facts, heads, activation), unused)
+        sources["wte.weight"] = Joined(head.shape, sources["wte.weight"].fragments, [head], strict=True)
+    return dense_model_of(path, "huggingface", sources, rules, chosen(path, facts, heads, activation), unused)
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -193,9 +202,9 @@ def _of_safetensors(file: Path) -> dict[str, Stored]:
     }
 
 
-def _named(path: Path, found: dict[str, Stored], unused: list[Unused]) -> tuple[dict[str, Source], Stored | None]:
-    """Sources by the names of LAYER and SHARED, and the head that is tied to the word table, if the files have it too."""
-    sources: dict[str, Source] = {}
+def _named(path: Path, found: dict[str, Stored], unused: list[Unused]) -> tuple[dict[str, Joined], Stored | None]:
+    """Sources by the names of PORT_LAYER and PORT_SHARED, and the head that is tied to the word table, if the files have it too."""
+    sources: dict[str, Joined] = {}
     head = None
     for name, stored in found.items():
         short = name.removeprefix("transformer.")

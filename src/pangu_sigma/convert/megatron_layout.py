@@ -16,54 +16,63 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.convert.foreign import Facts, Rule, Source, build, chosen, layer_count, only, plain_name
+from pangu_sigma.convert.foreign import (
+    Counterpart,
+    Facts,
+    Joined,
+    chosen,
+    dense_model_of,
+    layer_count,
+    only,
+    plain_name,
+)
 from pangu_sigma.convert.pickles import Inert, PickledTensor
 from pangu_sigma.convert.stored import Fragment, Stored
 from pangu_sigma.convert.torch_files import TorchFile, open_torch_file
 
-LAYER = {
-    "input_layernorm.weight": Rule("attention_norm.gain"),
-    "input_layernorm.bias": Rule("attention_norm.bias"),
-    "post_attention_layernorm.weight": Rule("ffn_norm.gain"),
-    "post_attention_layernorm.bias": Rule("ffn_norm.bias"),
-    "attention.query.weight": Rule("attention.query.weight", True, 0),
-    "attention.query.bias": Rule("attention.query.bias", False, 0),
-    "attention.key.weight": Rule("attention.key.weight", True, 0),
-    "attention.key.bias": Rule("attention.key.bias", False, 0),
-    "attention.value.weight": Rule("attention.value.weight", True, 0),
-    "attention.value.bias": Rule("attention.value.bias", False, 0),
-    "attention.dense.weight": Rule("attention.output.weight", True, 1),
-    "attention.dense.bias": Rule("attention.output.bias"),
-    "mlp.dense_h_to_4h.weight": Rule("ffn.w1", False, 0),
-    "mlp.dense_h_to_4h.bias": Rule("ffn.b1", False, 0),
-    "mlp.dense_4h_to_h.weight": Rule("ffn.w2", True, 1),
-    "mlp.dense_4h_to_h.bias": Rule("ffn.b2"),
+MEGATRON_LAYER = {
+    "input_layernorm.weight": Counterpart("attention_norm.gain"),
+    "input_layernorm.bias": Counterpart("attention_norm.bias"),
+    "post_attention_layernorm.weight": Counterpart("ffn_norm.gain"),
+    "post_attention_layernorm.bias": Counterpart("ffn_norm.bias"),
+    "attention.query.weight": Counterpart("attention.query.weight", True, 0),
+    "attention.query.bias": Counterpart("attention.query.bias", False, 0),
+    "attention.key.weight": Counterpart("attention.key.weight", True, 0),
+    "attention.key.bias": Counterpart("attention.key.bias", False, 0),
+    "attention.value.weight": Counterpart("attention.value.weight", True, 0),
+    "attention.value.bias": Counterpart("attention.value.bias", False, 0),
+    "attention.dense.weight": Counterpart("attention.output.weight", True, 1),
+    "attention.dense.bias": Counterpart("attention.output.bias"),
+    "mlp.dense_h_to_4h.weight": Counterpart("ffn.w1", False, 0),
+    "mlp.dense_h_to_4h.bias": Counterpart("ffn.b1", False, 0),
+    "mlp.dense_4h_to_h.weight": Counterpart("ffn.w2", True, 1),
+    "mlp.dense_4h_to_h.bias": Counterpart("ffn.b2"),
 }
 """Tensors of a layer, after `transformer.layers.<i>.` or `transformer.topQueryLayer.`."""
-WORDS = "language_model.embedding.word_embeddings.weight"
-SHARED = {
-    WORDS: Rule("embedding", False, 0),
-    "language_model.embedding.position_embeddings.weight": Rule("positions"),
-    "language_model.topQueryEmbedding.top_query_embeddings.weight": Rule("query_positions"),
-    "language_model.transformer.final_layernorm.weight": Rule("norm.gain"),
-    "language_model.transformer.final_layernorm.bias": Rule("norm.bias"),
+WORD_TABLE = "language_model.embedding.word_embeddings.weight"
+MEGATRON_SHARED = {
+    WORD_TABLE: Counterpart("embedding", False, 0),
+    "language_model.embedding.position_embeddings.weight": Counterpart("positions"),
+    "language_model.topQueryEmbedding.top_query_embeddings.weight": Counterpart("query_positions"),
+    "language_model.transformer.final_layernorm.weight": Counterpart("norm.gain"),
+    "language_model.transformer.final_layernorm.bias": Counterpart("norm.bias"),
 }
 """Tensors that are not of a layer."""
 ALPHA_VOCABULARY = 40_000
 """Pieces of PanGu-α's vocabulary. Megatron pads its table to a multiple of 128 times the number of ranks."""
 _MOST_PADDING = 128 * 64
 
-TRACKER, LATEST = "latest_checkpointed_iteration.txt", "latest"
-FILE = "model_optim_rng.pt"
+TRACKER, TAG_FILE = "latest_checkpointed_iteration.txt", "latest"
+RANK_FILE = "model_optim_rng.pt"
 _RANK, _STATES = re.compile(r"mp_rank_(\d{2,4})$"), re.compile(r"mp_rank_(\d{2,4})_model_states\.pt$")
 
 
-def layer_rules(layers: int) -> dict[str, Rule]:
+def layer_rules(layers: int) -> dict[str, Counterpart]:
     """Which of our tensors each of theirs becomes. layers: with the query layer, which is the last of ours."""
-    rules = dict(SHARED)
+    rules = dict(MEGATRON_SHARED)
     for layer in range(layers):
         prefix = f"layers.{layer}" if layer < layers - 1 else "topQueryLayer"
-        for name, rule in LAYER.items():
+        for name, rule in MEGATRON_LAYER.items():
             rules[f"language_model.transformer.{prefix}.{name}"] = rule._replace(ours=f"layers.{layer}.{rule.ours}")
     return rules
 
@@ -73,7 +82,7 @@ def is_megatron(path: Path) -> bool:
     if path.is_file():
         return path.suffix in (".pt", ".pth")
     names = [file.name for file in path.iterdir()]
-    return any(name in (TRACKER, LATEST, FILE) or name.startswith(("mp_rank_", "iter_")) for name in names)
+    return any(name in (TRACKER, TAG_FILE, RANK_FILE) or name.startswith(("mp_rank_", "iter_")) for name in names)
 
 
 def open_megatron(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
@@ -94,8 +103,8 @@ def open_megatron(path: Path, heads: int | None, activation: Activation | None) 
             )
     top = opened[0].value
     unused += [Unused(name, _reason(name)) for name in top if name not in (key, "args")]
-    facts = _facts(path, top.get("args"), layers, len(files), sources.get(WORDS))
-    return build(path, layout, sources, rules, chosen(path, facts, heads, activation), unused)
+    facts = _facts(path, top.get("args"), layers, len(files), sources.get(WORD_TABLE))
+    return dense_model_of(path, layout, sources, rules, chosen(path, facts, heads, activation), unused)
 
 
 def _reason(name: str) -> str:
@@ -120,15 +129,15 @@ def _files(path: Path) -> tuple[list[Path], list[Unused]]:
             f"the folder that {TRACKER} names",
         )
         unused = [one for one in unused if one.name != TRACKER]
-    elif (path / LATEST).is_file():
-        folder = plain_name(path, _said(path / LATEST), f"the folder that {LATEST} names")
-        unused = [one for one in unused if one.name != LATEST]
+    elif (path / TAG_FILE).is_file():
+        folder = plain_name(path, _said(path / TAG_FILE), f"the folder that {TAG_FILE} names")
+        unused = [one for one in unused if one.name != TAG_FILE]
     elif steps := [one for one in path.iterdir() if one.is_dir() and re.match(r"iter_\d+$|release$", one.name)]:
         if len(steps) > 1:
             raise LayoutError(f"{path}: {len(steps)} checkpoints and no {TRACKER}; give the folder of one of them")
         folder = steps[0]
-    if (folder / FILE).is_file():
-        return [folder / FILE], unused
+    if (folder / RANK_FILE).is_file():
+        return [folder / RANK_FILE], unused
     return _of_ranks(folder), [one for one in unused if not _STATES.match(one.name)]
 
 
@@ -136,7 +145,7 @@ def _of_ranks(folder: Path) -> list[Path]:
     by_rank: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
         if match := _RANK.match(file.name):
-            by_rank[int(match[1])] = file / FILE
+            by_rank[int(match[1])] = file / RANK_FILE
         elif match := _STATES.match(file.name):
             by_rank[int(match[1])] = file
         elif file.name.startswith("mp_rank_"):
@@ -200,7 +209,7 @@ def _weights(file: TorchFile, key: str) -> dict[str, Stored]:
     return found
 
 
-def _source(path: Path, name: str, ranks: list[dict[str, Stored]], rule: Rule | None) -> Source:
+def _source(path: Path, name: str, ranks: list[dict[str, Stored]], rule: Counterpart | None) -> Joined:
     """A tensor from those of the ranks: joined along the axis of its cut, or the one of rank 0."""
     held = [weights[name] for weights in ranks if name in weights]
     first = held[0]
@@ -210,7 +219,7 @@ def _source(path: Path, name: str, ranks: list[dict[str, Stored]], rule: Rule | 
                 f"{other.origin} is of shape {other.shape}, of rank 0 it is {first.shape}; the files are not of one model"
             )
     if rule is None or rule.cut is None or len(held) == 1:
-        return Source(only(first).shape, only(first).fragments, held[1:])
+        return Joined(only(first).shape, only(first).fragments, held[1:])
     axis = rule.cut
     if axis >= len(first.shape):
         raise LayoutError(
@@ -221,10 +230,10 @@ def _source(path: Path, name: str, ranks: list[dict[str, Stored]], rule: Rule | 
         for rank, one in enumerate(held)
     ]
     shape = tuple(n * len(held) if other == axis else n for other, n in enumerate(first.shape))
-    return Source(shape, fragments, parts=len(held))
+    return Joined(shape, fragments, parts=len(held))
 
 
-def _facts(path: Path, args: Any, layers: int, ranks: int, words: Source | None) -> Facts:
+def _facts(path: Path, args: Any, layers: int, ranks: int, words: Joined | None) -> Facts:
     """What the arguments of the training say, if the file has them; without, what the community's code does by default."""
     rows = words.shape[0] if words is not None and words.shape else 0
     padded = ALPHA_VOCABULARY < rows <= ALPHA_VOCABULARY + _MOST_PADDING

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.protobuf import BYTES, field_at, numbers
+from pangu_sigma.convert.protobuf import OF_BYTES, field_at, numbers
 from pangu_sigma.convert.stored import Fragment, Stored, checked_sizes, row_major
 
 _KINDS = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}
@@ -134,14 +134,14 @@ def _value(file: CkptFile, head: bytes, at: int) -> int:
     """Note the value whose head begins at a byte of the file; returns the byte behind it."""
     end = len(head)
     value = field_at(head, 0, end, file.size - at)
-    if value.number != 1 or value.way != BYTES:
+    if value.number != 1 or value.way != OF_BYTES:
         raise ValueError("no value")
     tag = field_at(head, value.begin, end, value.end)
-    if tag.number != 1 or tag.way != BYTES or tag.end > end:
+    if tag.number != 1 or tag.way != OF_BYTES or tag.end > end:
         raise ValueError("no tag")
     name = head[tag.begin : tag.end].decode()
     tensor = field_at(head, tag.end, end, value.end)
-    if tensor.number != 2 or tensor.way != BYTES or tensor.end != value.end:
+    if tensor.number != 2 or tensor.way != OF_BYTES or tensor.end != value.end:
         raise ValueError(f"{name[:80]} is no tensor")
     dims: list[int] = []
     inner, kind = tensor.begin, ""

@@ -11,27 +11,27 @@ from functools import lru_cache
 from pathlib import Path
 
 from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.convert.foreign import Facts, Rule, Source, build, chosen, layer_count, npy_source
+from pangu_sigma.convert.foreign import Counterpart, Facts, Joined, chosen, dense_model_of, layer_count, npy_source
 from pangu_sigma.convert.mindspore_files import CkptTensor, open_ckpt
 from pangu_sigma.convert.strategy_file import Cut, read_strategy
 
-LAYER = {
-    "layernorm1.gamma": Rule("attention_norm.gain"),
-    "layernorm1.beta": Rule("attention_norm.bias"),
-    "layernorm2.gamma": Rule("ffn_norm.gain"),
-    "layernorm2.beta": Rule("ffn_norm.bias"),
-    "attention.dense1.weight": Rule("attention.query.weight", transposed=True),
-    "attention.dense1.bias": Rule("attention.query.bias"),
-    "attention.dense2.weight": Rule("attention.key.weight", transposed=True),
-    "attention.dense2.bias": Rule("attention.key.bias"),
-    "attention.dense3.weight": Rule("attention.value.weight", transposed=True),
-    "attention.dense3.bias": Rule("attention.value.bias"),
-    "attention.projection.weight": Rule("attention.output.weight"),
-    "attention.projection.bias": Rule("attention.output.bias"),
-    "output.mapping.weight": Rule("ffn.w1", transposed=True),
-    "output.mapping.bias": Rule("ffn.b1"),
-    "output.projection.weight": Rule("ffn.w2"),
-    "output.projection.bias": Rule("ffn.b2"),
+BLOCK_TENSORS = {
+    "layernorm1.gamma": Counterpart("attention_norm.gain"),
+    "layernorm1.beta": Counterpart("attention_norm.bias"),
+    "layernorm2.gamma": Counterpart("ffn_norm.gain"),
+    "layernorm2.beta": Counterpart("ffn_norm.bias"),
+    "attention.dense1.weight": Counterpart("attention.query.weight", transposed=True),
+    "attention.dense1.bias": Counterpart("attention.query.bias"),
+    "attention.dense2.weight": Counterpart("attention.key.weight", transposed=True),
+    "attention.dense2.bias": Counterpart("attention.key.bias"),
+    "attention.dense3.weight": Counterpart("attention.value.weight", transposed=True),
+    "attention.dense3.bias": Counterpart("attention.value.bias"),
+    "attention.projection.weight": Counterpart("attention.output.weight"),
+    "attention.projection.bias": Counterpart("attention.output.bias"),
+    "output.mapping.weight": Counterpart("ffn.w1", transposed=True),
+    "output.mapping.bias": Counterpart("ffn.b1"),
+    "output.projection.weight": Counterpart("ffn.w2"),
+    "output.projection.bias": Counterpart("ffn.b2"),
 }
 """Tensors of a layer, after `backbone.blocks.<i>.` or `backbone.top_query_layer.`."""
 TABLES = {
@@ -92,14 +92,17 @@ def open_mindspore(path: Path, heads: int | None, activation: Activation | None)
     tables = _tables(path, folder, sources, unused)
     layers = layer_count(path, sources, r"backbone\.blocks\.(\d+)\.")
     _check_not_pipelined(path, layers, sources)
-    rules = {names: Rule(ours) for ours, names in tables.items()}
+    rules = {names: Counterpart(ours) for ours, names in tables.items()}
     for layer in range(layers + 1):
         prefix = f"backbone.blocks.{layer}" if layer < layers else "backbone.top_query_layer"
-        rules |= {f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}") for name, rule in LAYER.items()}
-    rules |= {"backbone.layernorm.gamma": Rule("norm.gain"), "backbone.layernorm.beta": Rule("norm.bias")}
+        rules |= {
+            f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
+            for name, rule in BLOCK_TENSORS.items()
+        }
+    rules |= {"backbone.layernorm.gamma": Counterpart("norm.gain"), "backbone.layernorm.beta": Counterpart("norm.bias")}
     later = "backbone.embedding.word_embedding.embedding_table" in sources  # its network computes fast GELU
     facts = chosen(path, Facts(activation="fast_gelu" if later else "tanh"), heads, activation)
-    return build(path, "mindspore", sources, rules, facts, unused)
+    return dense_model_of(path, "mindspore", sources, rules, facts, unused)
 
 
 def _in_order(path: Path, weights: list[Path]) -> list[Path]:
@@ -136,12 +139,12 @@ def _split(tensors: dict[str, CkptTensor]) -> tuple[dict[str, CkptTensor], list[
     return {name: tensor for name, tensor in tensors.items() if not _STATE.match(name)}, unused
 
 
-def _whole(file: Path) -> tuple[dict[str, Source], list[Unused]]:
+def _whole(file: Path) -> tuple[dict[str, Joined], list[Unused]]:
     weights, unused = _split(open_ckpt(file).tensors)
-    return {name: Source(tensor.shape, tensor.fragments()) for name, tensor in weights.items()}, unused
+    return {name: Joined(tensor.shape, tensor.fragments()) for name, tensor in weights.items()}, unused
 
 
-def _joined(path: Path, files: list[Path], strategy: Path) -> tuple[dict[str, Source], list[Unused]]:
+def _joined(path: Path, files: list[Path], strategy: Path) -> tuple[dict[str, Joined], list[Unused]]:
     """The tensors that the files of all ranks hold together."""
     cuts = read_strategy(strategy)
     ranks = next(iter(cuts.values())).ranks
@@ -173,11 +176,11 @@ def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[st
     return found
 
 
-def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files: list[Path], cut: Cut | None) -> Source:
+def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files: list[Path], cut: Cut | None) -> Joined:
     """A tensor from the parts that the ranks hold: of equal parts, the one of the lowest rank."""
     shape = held[0][name].shape
     if cut is None:  # MindSpore writes no layout of what it did not cut
-        return Source(shape, held[0][name].fragments())
+        return Joined(shape, held[0][name].fragments())
     before = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
     if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, before)):
         raise LayoutError(
@@ -186,7 +189,7 @@ def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files:
         )
     corners = _corners(cut, shape)
     fragments = [one for rank, first in corners for one in held[rank][name].fragments(first, files[rank])]
-    return Source(cut.whole(shape), fragments, parts=len(corners))
+    return Joined(cut.whole(shape), fragments, parts=len(corners))
 
 
 @lru_cache
@@ -198,7 +201,7 @@ def _corners(cut: Cut, shape: tuple[int, ...]) -> list[tuple[int, tuple[int, ...
     return [(rank, corner) for corner, rank in first.items()]
 
 
-def _tables(path: Path, folder: Path | None, sources: dict[str, Source], unused: list[Unused]) -> dict[str, str]:
+def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: list[Unused]) -> dict[str, str]:
     """Name of the source of each table; a file of NumPy becomes one where the checkpoint has none."""
     found = {}
     for ours, (file, *names) in TABLES.items():
@@ -216,7 +219,7 @@ def _tables(path: Path, folder: Path | None, sources: dict[str, Source], unused:
     return found
 
 
-def _check_not_pipelined(path: Path, layers: int, sources: dict[str, Source]) -> None:
+def _check_not_pipelined(path: Path, layers: int, sources: dict[str, Joined]) -> None:
     if layers and not any(name.startswith("backbone.top_query_layer.") for name in sources):
         raise LayoutError(
             f"{path}: backbone.top_query_layer is missing and backbone.blocks.{layers - 1} stands for it: this model was trained "

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from pangu_sigma.convert.dense_model import LayoutError
 
-MOST_BYTES = 64 << 20
+MOST_PICKLED = 64 << 20
 """Bytes of the largest pickle that is read: the one of a 13B model with its optimizer has less than a hundredth."""
 MOST_STEPS = 2_000_000
 """Instructions of the longest pickle that is read."""
@@ -114,10 +114,10 @@ def load_pickle(stream: BinaryIO, file: Path) -> Any:
 
 
 class _Limited:
-    """What the reader of instructions sees of a stream: no more than MOST_BYTES from its position on."""
+    """What the reader of instructions sees of a stream: no more than MOST_PICKLED from its position on."""
 
     def __init__(self, stream: BinaryIO):
-        self._stream, self._left, self.tell = stream, MOST_BYTES, stream.tell
+        self._stream, self._left, self.tell = stream, MOST_PICKLED, stream.tell
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= self._left:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+OF_NUMBER, FIXED64, OF_BYTES, FIXED32 = 0, 1, 2, 5
 """Ways in which a field is written."""
 
 
@@ -45,10 +45,10 @@ def field_at(content: bytes, at: int, end: int, whole: int) -> Field:
     """
     key, at = varint(content, at, end)
     number, way = key >> 3, key & 7
-    if way == VARINT:
+    if way == OF_NUMBER:
         value, after = varint(content, at, end)
         return Field(number, way, value, at, after)
-    if way == BYTES:
+    if way == OF_BYTES:
         length, begin = varint(content, at, end)
     elif way in (FIXED64, FIXED32):
         length, begin = 8 if way == FIXED64 else 4, at
@@ -69,9 +69,9 @@ def fields(content: bytes, begin: int, end: int) -> Iterator[Field]:
 
 def numbers(content: bytes, found: Field) -> list[int]:
     """The numbers, with sign, of a repeated field: one, or several packed into bytes."""
-    if found.way == VARINT:
+    if found.way == OF_NUMBER:
         return [_signed(found.value)]
-    if found.way != BYTES:
+    if found.way != OF_BYTES:
         raise ValueError("numbers of another way")
     values, at = [], found.begin
     while at < found.end:

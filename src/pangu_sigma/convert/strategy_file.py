@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.protobuf import BYTES, VARINT, Field, fields, numbers
+from pangu_sigma.convert.protobuf import OF_BYTES, OF_NUMBER, Field, fields, numbers
 
 _MOST_BYTES = 64 << 20
 """Bytes of the largest strategy file that is read."""
@@ -64,7 +64,7 @@ def read_strategy(file: Path) -> dict[str, Cut]:
     content, cuts = file.read_bytes(), {}
     try:
         for item in fields(content, 0, len(content)):
-            if item.number == 3 and item.way == BYTES:
+            if item.number == 3 and item.way == OF_BYTES:
                 name, cut = _item(file, content, item)
                 cuts[name] = cut
     except (ValueError, UnicodeDecodeError) as error:
@@ -88,13 +88,13 @@ def _item(file: Path, content: bytes, item: Field) -> tuple[str, Cut]:
     dims: dict[int, list[int]] = {1: [], 2: [], 3: []}
     single = {5: 0, 6: 0, 7: 0}
     for found in fields(content, inner[2].begin, inner[2].end):
-        if found.number in dims and found.way == BYTES:
+        if found.number in dims and found.way == OF_BYTES:
             if found.number == 2 and dims[2]:
                 raise LayoutError(
                     f"{file}: {name[:80]} is cut along several axes of the grid at once, which is not read"
                 )
             dims[found.number] += [n for d in fields(content, found.begin, found.end) for n in numbers(content, d)]
-        elif found.number in single and found.way == VARINT:
+        elif found.number in single and found.way == OF_NUMBER:
             single[found.number] = numbers(content, found)[0]
     return name, _cut(file, name, dims, *single.values())
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.pickles import MOST_BYTES, PickledTensor, load_pickle
+from pangu_sigma.convert.pickles import MOST_PICKLED, PickledTensor, load_pickle
 from pangu_sigma.convert.stored import Stored, checked_sizes
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -126,9 +126,9 @@ def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) ->
 
 
 def _content(path: Path, stream: BinaryIO, begin: int, length: int) -> bytes:
-    if length > MOST_BYTES:
+    if length > MOST_PICKLED:
         raise LayoutError(
-            f"{path}: its pickle has {length:,} bytes, more than the {MOST_BYTES:,} that are read; save the weights alone"
+            f"{path}: its pickle has {length:,} bytes, more than the {MOST_PICKLED:,} that are read; save the weights alone"
         )
     stream.seek(begin)
     return stream.read(length)
