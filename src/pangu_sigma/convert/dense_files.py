@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError
+from pangu_sigma.config import Activation
+from pangu_sigma.convert.dense_model import DenseModel, LayoutError
 from pangu_sigma.convert.huggingface_layout import is_huggingface, open_huggingface
 from pangu_sigma.convert.megatron_layout import is_megatron, open_megatron
 from pangu_sigma.convert.mindspore_layout import is_mindspore, open_mindspore

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from pangu_sigma.convert.alpha import write_alpha
 
 from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.convert.alpha import write_alpha
 from pangu_sigma.convert.dense_model import DenseModel, LayoutError
-from pangu_sigma.convert.trained_model import TrainedModel, dense_model_of
+from pangu_sigma.convert.trained_model import TrainedModel, as_dense_model
 from pangu_sigma.data.vocabulary import ALPHA_SIZE
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def write_dense_alpha(model: TrainedModel, output: Path, ranks: int = 1) -> Path
 def in_order_of_ids(model: TrainedModel) -> DenseModel:
     """The dense model with a word table of PanGu-α's 40,000 rows. What the slot has beyond them is left out, and rows that it does
     not have are zeros, whose logits are 0; both are said with their numbers."""
-    dense, config = dense_model_of(model), model.config
+    dense, config = as_dense_model(model), model.config
     if config.slots != 1:
         raise LayoutError(
             f"{model.path}: has {config.slots} embedding slots, PanGu-α has one word table; write it as a folder: --to hf"

@@ -131,7 +131,7 @@ def experts_of_layer(model: TrainedModel, layer: int, name: str, shape: tuple[in
     return LazyArray(shape, tensors[0].dtype, content, f"{name} of layer {at}")
 
 
-def dense_model_of(model: TrainedModel) -> DenseModel:
+def as_dense_model(model: TrainedModel) -> DenseModel:
     """The weights of a model without routed experts as a `DenseModel`. Raises LayoutError for one that has some."""
     config, sizes = model.config, model.config.model
     if sizes.rre_layers:

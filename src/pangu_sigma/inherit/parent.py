@@ -25,7 +25,7 @@ from pangu_sigma.convert.dense_files import open_dense_model
 from pangu_sigma.convert.dense_model import DenseModel, LayoutError, check_tensors
 from pangu_sigma.convert.hf_folder import is_hf_folder, read_hf_folder
 from pangu_sigma.convert.safetensors import is_weights_file
-from pangu_sigma.convert.trained_model import dense_model_of
+from pangu_sigma.convert.trained_model import as_dense_model
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
 from pangu_sigma.domains import domains_of
@@ -143,7 +143,7 @@ def _open_hf_folder(path: Path) -> Parent:
     """A folder of `pangu-sigma convert --to hf`, which has its tokenizer and no Adam state."""
     _refuse_sparse(path, read_hf_folder(path, values=False).config)
     model = read_hf_folder(path)
-    return Parent(dense_model_of(model), SlotTable(model.config, model.tokenizer), model.step)
+    return Parent(as_dense_model(model), SlotTable(model.config, model.tokenizer), model.step)
 
 
 def foreign_refusal(model: DenseModel) -> str | None:

@@ -52,9 +52,9 @@ class FileInspection:
     """What a folder or file holds.
 
     kind: "run", "checkpoint", "export", "weights", "hf", or the layout of a foreign model. step: of the checkpoint, if it is known.
-    roles: tensors, parameters, bytes and types of each role in the network. hashes: by what they are of. verified: what was compared
-    with its hash. lineage: the receipt of how it got its weights. refusal: why `inherit` would not take it; None if it would.
-    notes: what else there is to say. config: of the model, if the files have one.
+    roles: tensors, parameters, bytes and types of each role in the network. hashes: by what they are of. verified: what was
+    compared with its hash. lineage: the receipt of how it got its weights. refusal: why `inherit` would not take it; None if it
+    would. notes: what else there is to say. config: of the model, if the files have one.
     """
 
     path: str
