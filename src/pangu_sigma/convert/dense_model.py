@@ -41,7 +41,7 @@ class DenseModel:
     `vocabulary` the rows of the word table. heads: None where the files do not say it.
     activation: of its FFN; assumed where `activation_known` is False, because the layout does not say it.
     tensors: every weight, by the names above; float32 or float16 as stored.
-    made_from: for each tensor, the tensors of the files that it was made from, and how: "copied", "transposed", "joined", ….
+    made_from: for each tensor "<its name in the files>: <how>", or how alone where the names are ours: copied, transposed, joined.
     unused: what else the files hold.
     """
 

@@ -110,7 +110,8 @@ class ExactModel:
     def _ffn(self, x_TH: np.ndarray, tensor: Callable[[str], np.ndarray]) -> np.ndarray:
         """The FFN, token by token: w1 and w2 are [F, H]."""
         w1, b1, w2, b2 = (tensor(name) for name in ("w1", "b1", "w2", "b2"))
-        up_FH, down_FH = np.asarray(w1, np.float32), np.asarray(w2, np.float32)
+        # In C order: BLAS adds in another order for a transposed matrix, as the files of others may have it.
+        up_FH, down_FH = np.ascontiguousarray(w1, np.float32), np.ascontiguousarray(w2, np.float32)
         y_TH = np.empty_like(x_TH)
         for t, x_H in enumerate(np.ascontiguousarray(x_TH)):
             inner_F = up_FH @ x_H + np.asarray(b1, np.float32)

@@ -92,20 +92,22 @@ class Child:
 
     def descents(self) -> Iterator[Descent]:
         """Every weight of the child, dense ones first, with its origin."""
-        model, made_from = self.parent.model, self.parent.model.made_from
+        model = self.parent.model
         upper = [f"layers.{i}.ffn." for i in range(self.config.model.dense_layers, self.config.model.layers)]
         for name, tensor in model.tensors.items():
             layer = next((n for n, at in enumerate(upper) if name.startswith(at)), None)
+            source, _, how = model.made_from.get(name, "copied").rpartition(": ")
+            source = source or tensor.origin or name
             if layer is not None:
                 kind = "replicated" if self.variation.none else "replicated, varied"
                 tensor_name = name.removeprefix(upper[layer])
                 shape = (self.config.experts, *tensor.shape)
-                yield Descent(f"{EXPERTS}{layer}", tensor_name, shape, kind, tensor.origin or name)
+                yield Descent(f"{EXPERTS}{layer}", tensor_name, shape, kind, source)
             elif name == "embedding":
                 shape = (self.config.slots * self.config.model.slot_rows, model.hidden)
-                yield Descent(WEIGHTS, name, shape, "rows", tensor.origin or name)
+                yield Descent(WEIGHTS, name, shape, "rows", source)
             else:
-                yield Descent(WEIGHTS, name, tensor.shape, made_from.get(name, "copied"), tensor.origin or name)
+                yield Descent(WEIGHTS, name, tensor.shape, how, source)
 
     def parent_hash(self) -> str:
         """One hash over the values of all tensors of the parent, as stored; those that were not read yet are read now."""
