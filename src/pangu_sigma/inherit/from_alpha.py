@@ -14,7 +14,7 @@ from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.run_folder import RunFolder, read_prepared_tokenizer
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.order import SampleOrder
+from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import Child, check_child, slot_rows
@@ -60,19 +60,28 @@ def inherit(
     return receipt
 
 
-def check_absent(folder: Path) -> None:
-    """Raise ConfigError if a folder that is to be made is there."""
+def check_absent(folder: Path, option: str = "--run") -> None:
+    """Raise ConfigError if a folder that is to be made is there. option: that names it."""
     if folder.exists():
-        raise ConfigError(f"{folder} exists; choose another folder with --run")
+        raise ConfigError(f"{folder} exists; choose another folder with {option}")
 
 
 @contextmanager
 def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
-    """A new run folder to be filled, under another name until the block ends well; removed when it does not."""
+    """A new run folder to be filled. Raises DataError without prepared text, or with less than a sample of it."""
+    with new_folder(folder) as path:
+        run = RunFolder.create(path, config)
+        open_samples(run.config, Path(run.config.data.path), "train", run.tokenizer.size)
+        yield run
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """What a new folder is called until the block ends well; then it has its name, else what is there of it is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
         path = Path(unfinished) / folder.name
-        yield RunFolder.create(path, config)
+        yield path
         try:
             path.rename(folder)
         except OSError as error:
@@ -84,8 +93,7 @@ def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
 def write_step_0(run: RunFolder, files: Files) -> None:
     """Write the checkpoint that training goes on from at step 0."""
     config = run.config
-    samples = open_samples(config, Path(config.data.path), "train", run.tokenizer.size)
-    start = SampleOrder(config, samples.counts).start()
+    start = Cursor([0] * len(config.domains))
     health = Health(config.train, [domain.name for domain in config.domains]).state()
     total = sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
     with tqdm(total=total, desc="writing", unit="B", unit_scale=True, disable=None) as bar:
