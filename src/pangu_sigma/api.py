@@ -163,8 +163,8 @@ def extend(
     """Make `into` a run of `config`, which has more domains, slots, English pieces or experts than the trained run `run`.
 
     Old domains answer as before, bit for bit, and keep Adam's state; `train` goes on from step 0. New domains begin as one of:
-    origin: a domain of `run`, with its experts and its routing; alpha: the dense parent, a run or files as `inherit` takes them, with
-    heads and activation where its files do not say them; fresh: drawn. exact_only: compare logits without compiling graphs.
+    origin: a domain of `run`, with its experts and its routing; alpha: the dense parent, a run or files as `inherit` takes them,
+    with heads and activation where its files do not say them; fresh: drawn. exact_only: compare logits without compiling graphs.
     The text of `config` is prepared before, with vocabulary.english_model set to tokenizer/english.model of `run`, so that tokens
     keep their ids. Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `into` exists, and for
     what cannot be extended, by key.
@@ -192,10 +192,10 @@ def extract(
     """Cut domains out of the trained run `run`: they answer as before, bit for bit, from a smaller model.
 
     domains: names of those to keep; or drop: names of those to leave away. format: "run" makes `into` a run folder with its text,
-    which `train` goes on from at step 0 with warm Adam moments; "mindir" makes it an exported model. data: the prepared text of `run`
-    if it is no longer at its data.path. exact_only: compare logits without compiling graphs.
-    Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `into` exists and for a domain that is not
-    there.
+    which `train` goes on from at step 0 with warm Adam moments; "mindir" makes it an exported model. data: the prepared text of
+    `run` if it is no longer at its data.path. exact_only: compare logits without compiling graphs.
+    Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `into` exists and for a domain that is
+    not there.
     """
     if format not in ("run", "mindir"):
         raise ConfigError(f"format={format!r} is not known; use 'run' or 'mindir'")

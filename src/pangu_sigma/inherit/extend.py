@@ -297,7 +297,7 @@ def _tables(
     spread_DV = np.empty((len(config.domains), size), np.int16)
     kept_V = known_V >= 0
     for domain in domains_of(config):
-        seed = xxhash.xxh3_64_intdigest(f"{config.routing.seed} {domain.name}") >> 2
+        seed = xxhash.xxh3_64_intdigest(f"{config.routing.seed} {domain.name}".encode()) >> 2
         counts = None if frequencies_DV is None else frequencies_DV[[domain.index]]
         drawn = draw_tables(config.routing.model_copy(update={"seed": seed}), layers, 1, size, experts, counts)
         first_NDV[:, domain.index], spread_DV[domain.index] = drawn.first_NDV[:, 0], drawn.spread_DV[0]

@@ -167,8 +167,10 @@ def _write(heir: Heir, path: Path, data_hash: str | None, text: Path | None, gra
     parent = heir.parent
     run = write_heir(path, heir, data_hash)
     agreement = compare_trained(parent.run, parent.checkpoint, run, heir.origins, text, graphs)
-    left = [each.name for each in parent.run.config.domains if each.name not in heir.origins]
-    return heir_receipt("extract", heir, agreement, unused={f"domain {name}": "domain left away" for name in left})
+    fates = {
+        each.name: "as it was" if each.name in heir.origins else "left away" for each in parent.run.config.domains
+    }
+    return heir_receipt("extract", heir, agreement, fates)
 
 
 def _own_text(parent: Trained, data: Path | None) -> Path | None:
@@ -184,8 +186,8 @@ def _own_text(parent: Trained, data: Path | None) -> Path | None:
     if data is not None:
         raise DataError(f"--data {data}: is not the prepared text of {parent.run.path}: {problem}")
     logger.warning(
-        "the text of %s is not at hand (%s): logits are compared on tokens that are drawn, and a run without text cannot be trained; "
-        "to have it, name the text with --data and extract again",
+        "the text of %s is not at hand (%s): logits are compared on tokens that are drawn, and a run without text cannot be "
+        "trained; to have it, name the text with --data and extract again",
         parent.run.path,
         problem,
     )

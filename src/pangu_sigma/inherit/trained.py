@@ -203,11 +203,10 @@ def heir_receipt(
     kind: Kind,
     heir: Heir,
     agreement: dict[str, Agreement],
-    domains: dict[str, str] | None = None,
-    unused: dict[str, str] | None = None,
+    domains: dict[str, str],
     notes: Sequence[str] = (),
 ) -> Receipt:
-    """The receipt of an heir. domains: what became of them, where that is to be said. unused: what was left away, and why."""
+    """The receipt of an heir. domains: what became of each of them."""
     parent, activation = heir.parent, heir.config.model.activation
     rows = [slot.rows for slot in heir.slots]
     return Receipt(
@@ -219,7 +218,7 @@ def heir_receipt(
         parameters=parameters_by_kind(heir),
         copies=0,
         slots=[SlotReceipt(s.name, s.parent_slot, s.used, s.copied_tokens, s.used - s.copied_tokens) for s in rows],
-        unused=unused or {},
+        unused={},
         activation=activation,
         parent_activation=activation,
         heads_known=True,
@@ -227,7 +226,7 @@ def heir_receipt(
         options={},
         agreement=agreement,
         parent_parameters=parent.run.config.num_params().total,
-        domains=domains or {},
+        domains=domains,
         notes=[WARM, *notes],
         parent_lineage=parent.lineage,
     )
