@@ -145,7 +145,7 @@ def plan_extension(parent: Trained, config: Config, origin: Origin) -> Heir:
         parent,
         absolute_paths(config),
         tokenizer,
-        _tables(parent, config, tokenizer, known_V, of_domain),
+        extended_tables(parent, config, tokenizer, known_V, of_domain),
         [_given_rows(parent, config, tokenizer, known_V, name, origin) for name in domains.slot_names],
         np.concatenate(numbers),
         own_K,
@@ -207,10 +207,19 @@ def _check_alpha(config: Config, alpha: Parent) -> None:
 
 
 def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
+    """The tokenizer of the text that is prepared for a configuration. path: the run's, for messages."""
     try:
-        return read_prepared_tokenizer(config)
+        tokenizer = read_prepared_tokenizer(config)
     except (DataError, ConfigError) as error:
         raise type(error)(f"{error}\n{_keep_ids(path)}") from error
+    prepared = load_manifest(Path(config.data.path)).config.get("domains")
+    if prepared is not None and prepared != [[d.name, d.format, d.language, d.slot] for d in config.domains]:
+        raise ConfigError(
+            f"domains: data.path={config.data.path} was prepared for {', '.join(each[0] for each in prepared)}, the configuration "
+            f"has {', '.join(each.name for each in config.domains)}, or they differ in format, language or slot; prepare its own text\n"
+            f"{_keep_ids(path)}"
+        )
+    return tokenizer
 
 
 def _keep_ids(path: Path) -> str:
@@ -282,7 +291,7 @@ def _given_rows(
     return GivenRows(SlotRows(name, old.slot_names[slot], ids_R, np.where(rows_R >= 0, first + rows_R, -1)), own)
 
 
-def _tables(
+def extended_tables(
     parent: Trained, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, origins: dict[str, str]
 ) -> RoutingTable:
     """The routing tables: rows of the run for tokens that it knows, in domains that are or come from its own; the rest is drawn.

@@ -167,9 +167,7 @@ def _write(heir: Heir, path: Path, data_hash: str | None, text: Path | None, gra
     parent = heir.parent
     run = write_heir(path, heir, data_hash)
     agreement = compare_trained(parent.run, parent.checkpoint, run, heir.origins, text, graphs)
-    fates = {
-        each.name: "as it was" if each.name in heir.origins else "left away" for each in parent.run.config.domains
-    }
+    fates = {each.name: "as it was" if each.name in heir.origins else "left away" for each in parent.run.config.domains}
     return heir_receipt("extract", heir, agreement, fates)
 
 
