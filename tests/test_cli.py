@@ -166,6 +166,8 @@ COMMANDS = [
     *(
         "prepare-data",
         "inherit",
+        "extend",
+        "extract",
         "train",
         "evaluate",
         "report",

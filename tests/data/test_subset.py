@@ -84,7 +84,7 @@ def test_text_that_is_not_what_was_prepared_is_refused_by_name(tiny_data, tokeni
     write_subset(data, tmp_path / "two", NAMES, ["code"], tokenizer)  # the damage is in a domain that stays behind
     with pytest.raises(ConfigError, match="domain 'fr' is not in"):
         write_subset(tiny_data, tmp_path / "three", NAMES, ["fr"], tokenizer)
-    with pytest.raises(DataError, match="cannot write .*: File exists"):
+    with pytest.raises(DataError, match=r"cannot write .*: File exists"):
         write_subset(tiny_data, tmp_path / "two", NAMES, ["en"], tokenizer)
     with pytest.raises(DataError, match="has no manifest"):
         write_subset(tmp_path, tmp_path / "four", NAMES, ["en"], tokenizer)

@@ -214,10 +214,10 @@ def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
         raise type(error)(f"{error}\n{_keep_ids(path)}") from error
     prepared = load_manifest(Path(config.data.path)).config.get("domains")
     if prepared is not None and prepared != [[d.name, d.format, d.language, d.slot] for d in config.domains]:
+        names, wanted = (", ".join(each) for each in ([d[0] for d in prepared], [d.name for d in config.domains]))
         raise ConfigError(
-            f"domains: data.path={config.data.path} was prepared for {', '.join(each[0] for each in prepared)}, the configuration "
-            f"has {', '.join(each.name for each in config.domains)}, or they differ in format, language or slot; prepare its own text\n"
-            f"{_keep_ids(path)}"
+            f"domains: data.path={config.data.path} was prepared for {names}, the configuration has {wanted}, or they differ in "
+            f"format, language or slot; prepare its own text\n{_keep_ids(path)}"
         )
     return tokenizer
 

@@ -7,17 +7,20 @@ import logging
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
-from pangu_sigma.inherit.descent import Child, Descent
-from pangu_sigma.inherit.equality import Agreement
 from pangu_sigma.sealed import write_atomically
+
+if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
+    from pangu_sigma.inherit.descent import Child, Descent
+    from pangu_sigma.inherit.equality import Agreement
 
 logger = logging.getLogger(__name__)
 
 
-Kind = Literal["inherit", "extend", "extract"]
+ReceiptKind = Literal["inherit", "extend", "extract"]
+"""The command that wrote a receipt."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Receipt:
     activation_known: bool
     options: dict[str, Any]
     agreement: dict[str, Agreement] = field(default_factory=dict)
-    kind: Kind = "inherit"
+    kind: ReceiptKind = "inherit"
     parent_parameters: int | None = None
     domains: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -153,7 +156,7 @@ def format_receipt(receipt: Receipt) -> str:
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
-def _format_agreement(each: Agreement, kind: Kind) -> str:
+def _format_agreement(each: Agreement, kind: ReceiptKind) -> str:
     text = " ".join(each.text.split())
     parts = [f"largest |Δlogit| {each.exact:.2g}"]
     if each.fast is not None:

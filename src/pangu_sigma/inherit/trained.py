@@ -32,7 +32,7 @@ from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_fil
 from pangu_sigma.checkpoint.parts import EXPERTS, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
-from pangu_sigma.checkpoint.state import OPTIMIZER, SCALE, WEIGHTS
+from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER, WEIGHTS
 from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
 from pangu_sigma.config import Config
 from pangu_sigma.data.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ from pangu_sigma.inherit.descent import SlotRows, table_rows
 from pangu_sigma.inherit.equality import Agreement
 from pangu_sigma.inherit.from_alpha import write_step_0
 from pangu_sigma.inherit.parent import Parent
-from pangu_sigma.inherit.receipt import Kind, Receipt, SlotReceipt, read_lineage
+from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt, read_lineage
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import fingerprint
@@ -118,7 +118,7 @@ class Heir:
 
     def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
         """The array of that name, or None where the parent has none."""
-        if shard == SCALE:
+        if shard == LOSS_SCALE:
             return self.parent.array(shard, name)
         if shard in (WEIGHTS, OPTIMIZER):
             found = self.parent.array(shard, name)
@@ -200,7 +200,7 @@ WARM = (
 
 
 def heir_receipt(
-    kind: Kind,
+    kind: ReceiptKind,
     heir: Heir,
     agreement: dict[str, Agreement],
     domains: dict[str, str],
