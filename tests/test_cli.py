@@ -168,6 +168,7 @@ COMMANDS = [
         "inherit",
         "extend",
         "extract",
+        "convert",
         "train",
         "evaluate",
         "report",
@@ -221,6 +222,17 @@ def test_a_run_that_never_trained_is_refused_with_what_to_do(file, tiny_data, ca
     RunFolder.create(tmp_path / "run", load_config(file))
     assert "cannot read checkpoints" in fails(capsys, "evaluate", tmp_path / "run")
     assert "train it first" in fails(capsys, "report", tmp_path / "run")
+
+
+def test_convert_there_and_back_prints_what_it_wrote_and_inspect_looks_into_it(tiny_run, capsys, tmp_path):
+    out = prints(capsys, "convert", tiny_run, tmp_path / "hf", "--to", "hf")
+    assert f"{tmp_path / 'hf'}: all weights of {tiny_run}, without optimizer state" in out
+    prints(capsys, "convert", tmp_path / "hf", tmp_path / "again", "--to", "run")
+    found = json.loads(prints(capsys, "inspect", tmp_path / "again", "--verify", "--json", "-"))
+    assert (found["kind"], found["step"], found["lineage"]["parent_step"]) == ("run", 0, STEPS)
+    assert "again exists; choose another folder" in fails(
+        capsys, "convert", tmp_path / "hf", tmp_path / "again", "--to", "run"
+    )
 
 
 def test_evaluate_prints_the_loss_of_each_domain(tiny_run, capsys):

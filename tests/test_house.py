@@ -57,6 +57,10 @@ TESTED_ELSEWHERE = {
         f"src/pangu_sigma/checkpoint/{name}.py": "tests/checkpoint/test_checkpoint.py saves, damages, loads: one way through all"
         for name in ("format", "root", "save")
     },
+    **{
+        f"src/pangu_sigma/convert/{name}.py": "tests/convert/test_hf_folder.py: one way there, one way back, and who is refused"
+        for name in ("conversion", "hf_config", "model_card", "to_run", "trained_model")
+    },
     "src/pangu_sigma/model/declare.py": "tests/model/test_pangu_sigma.py: every parameter and tensor is made with it",
     "src/pangu_sigma/model/dense_ffn.py": "tests/model/test_pangu_sigma.py compares the layers that use it with NumPy",
     "src/pangu_sigma/parallel/all_to_all.py": "tests/parallel/test_ranks_train.py: several processes train with it",

@@ -208,6 +208,19 @@ def extract(
         return make(Path(run), Path(into), domains, drop, None if data is None else Path(data), not exact_only)
 
 
+def convert(source: AnyPath, output: AnyPath, to: Literal["hf", "alpha", "run"]) -> Path:
+    """Write a model in another form to `output`, which must not exist, and return its path.
+
+    source: a run folder, or a Hugging Face style folder that this function wrote.
+    to: "hf", such a folder, of weights, tokenizer and routing table: the way back gives the same bits; "run", a run folder that
+    begins with it, Adam's state from nothing; "alpha", for a dense model of one slot, the layout of the community's PanGu-α.
+    Raises UserError when `source` is damaged or cannot be written so.
+    """
+    from pangu_sigma.convert.conversion import convert_model
+
+    return convert_model(Path(source), Path(output), to)
+
+
 def load(path: AnyPath) -> Model:
     """The model in a run folder that `train` wrote (its newest intact checkpoint), or in a folder that `Model.export` wrote.
 
@@ -329,11 +342,11 @@ class Model:
                 return evaluate_run(run, all)
             return compare_runs([run], [Path(against)], all)["pairs"][0]["domains"]
 
-    def export(self, output: AnyPath, format: Literal["mindir", "safetensors"] = "mindir") -> Path:
+    def export(self, output: AnyPath, format: Literal["mindir", "safetensors", "hf"] = "mindir") -> Path:
         """Write the model of a run to `output` and return its path.
 
         format: "mindir" writes a folder that needs nothing else and checks that it gives the same greedy tokens; "safetensors"
-        writes all weights into one file. Raises UserError for a model that was exported already.
+        writes all weights into one file; "hf" writes what `convert` writes. Raises UserError for a model that was exported already.
         """
         from pangu_sigma.convert.mindir import export_mindir, verify_export
         from pangu_sigma.convert.safetensors import export_safetensors
@@ -342,8 +355,10 @@ class Model:
         run = self._run("export")
         if format == "safetensors":
             return export_safetensors(run, Path(output))
+        if format == "hf":
+            return convert(run, output, "hf")
         if format != "mindir":
-            raise ConfigError(f"format={format!r} is not known; use 'mindir' or 'safetensors'")
+            raise ConfigError(f"format={format!r} is not known; use 'mindir', 'safetensors' or 'hf'")
         with one_thread:
             written = export_mindir(run, Path(output))
             verify_export(run, written)

@@ -82,6 +82,20 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
     return override(tree, overrides or [])
 
 
+def config_in_text(text: str, named: str) -> Config:
+    """The configuration that `dump_config` wrote as text, such as in a file's metadata. named: how messages call it.
+
+    Raises ConfigError.
+    """
+    try:
+        tree = _parse_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{named}: its configuration is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{named}: its configuration must be a mapping of keys, not {type(tree).__name__}")
+    return parse_config(tree)
+
+
 def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
     """Apply overrides to a plain tree, which is changed and returned; the later ones last. Raises as `read_tree`."""
     for each in overrides:

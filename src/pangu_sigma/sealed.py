@@ -76,12 +76,15 @@ def unsealed(file: Path, fix: str) -> dict[str, Any]:
     return body
 
 
-def seal_folder(folder: Path, names: Iterable[str], facts: dict[str, Any]) -> None:
+def seal_folder(
+    folder: Path, names: Iterable[str], facts: dict[str, Any], known: dict[str, dict[str, Any]] | None = None
+) -> None:
     """Write `seal.json` over files of a folder, which are there already, and flush all of them to the disk.
 
-    facts: what else the seal holds, under other keys than "files".
+    facts: what else the seal holds, under other keys than "files". known: fingerprints of some files by whoever wrote them, so
+    that large ones are not read again.
     """
-    files = {name: fingerprint(folder / name) for name in sorted(names)}
+    files = {name: (known or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
     for name in files:
         sync(folder / name)
     write_atomically(folder / SEAL, sealed({**facts, "files": files}))

@@ -14,6 +14,7 @@ from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError
+from pangu_sigma.convert import mindir as module
 from pangu_sigma.convert.mindir import ExportError, export_mindir, verify_export
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.graphs import signature
@@ -89,7 +90,7 @@ def test_exporting_again_replaces_and_strangers_are_left_alone(tiny_run, tmp_pat
 
 
 def test_a_failure_leaves_nothing_behind(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("pangu_sigma.convert.mindir.ms.export", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(module.ms, "export", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_mindir(tiny_run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -151,6 +152,6 @@ def test_the_signature_of_an_export_says_what_the_graph_takes_and_gives(tiny_exp
 def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch, output):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_text("x")
-    monkeypatch.setattr("pangu_sigma.convert.mindir.inference_graph", lambda _: pytest.fail("it began to work"))
+    monkeypatch.setattr(module, "inference_graph", lambda _: pytest.fail("it began to work"))
     with pytest.raises(ExportError, match=r"cannot be written: .*; choose another --output"):
         export_mindir(tiny_run, Path(output.format(tmp_path)))

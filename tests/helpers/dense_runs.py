@@ -1,4 +1,4 @@
-"""Dense runs of any size, made without training: their values are drawn while they are written."""
+"""Runs of any size, made without training: their values are drawn while they are written."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import numpy as np
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.config import Config
-from pangu_sigma.inherit.from_alpha import new_run, write_step_0
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.train.first_checkpoint import new_run, write_step_0
 
 _DRAWN = 1 << 20
 
 
 def write_dense_run(config: Config, folder: Path, std: float = 0.1) -> Path:
-    """A run folder of `config` whose checkpoint of step 0 has weights from N(0, std), the same million of them again and again."""
+    """A run folder of `config` whose checkpoint of step 0 has weights from N(0, std), the same million of them again and again.
+
+    Experts, if it has some, differ from each other.
+    """
     drawn = np.random.default_rng(0).standard_normal(_DRAWN).astype(np.float32) * np.float32(std)
 
     def find(shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        if shard != "dense":
+        if shard != "dense" and name not in FFN_TENSORS:
             return None
         size = int(np.prod(shape))
         start = sum(name.encode()) % 1000  # so that tensors of one shape differ

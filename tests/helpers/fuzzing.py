@@ -29,6 +29,7 @@ import hypothesis
 import numpy as np
 import xxhash
 import yaml
+from helpers import foreign_files
 from helpers.tiny import tiny_config, tiny_tree
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -40,6 +41,7 @@ from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, wri
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import RoutingConfig
 from pangu_sigma.config_file import load_config
+from pangu_sigma.convert.dense_files import open_dense_model
 from pangu_sigma.data.documents import Rejected, read_jsonl
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import load_manifest
@@ -555,6 +557,46 @@ def routing_target(folder: Path) -> Target:
     )
 
 
+def hf_target(folder: Path) -> Target:
+    """Configuration, index and headers of a Hugging Face style folder, mostly sealed anew: else the seal alone would be asked."""
+    from helpers.hf_folders import small_hf_folder
+
+    from pangu_sigma.convert.hf_folder import read_hf_folder
+
+    small_hf_folder(folder / "hf")
+    files = {name: (folder / "hf" / name).read_bytes() for name in ("config.json", "model.safetensors.index.json")}
+    shards = {file.name: file.read_bytes() for file in (folder / "hf").glob("*.safetensors")}
+    heads = {name: 8 + int.from_bytes(content[:8], "little") for name, content in shards.items()}
+
+    def of_file(name: str) -> st.SearchStrategy:
+        if name in files:
+            tree = json.loads(files[name])
+            return st.one_of(
+                changed_bytes(files[name]), changed_tree(tree).map(as_text), changed_tree(tree).map(as_text)
+            )
+        return changed_bytes(shards[name][: heads[name]]).map(lambda head: head + shards[name][heads[name] :])
+
+    def load(here: Path, case: tuple[str, bytes, bool]) -> bool:
+        name, content, meant = case
+        copy = shutil.copytree(folder / "hf", here / "hf")
+        put(copy / name, content)
+        if meant:
+            seal_folder(copy, json.loads((copy / SEAL).read_bytes())["files"], {"kind": "pangu_sigma"})
+        with watched():
+            read_hf_folder(copy)
+        return True
+
+    names = st.sampled_from([*files, *shards])
+    return Target(
+        "Hugging Face folder",
+        st.tuples(names, st.one_of(st.binary(max_size=200), TREES.map(as_text)), st.just(True)),
+        names.flatmap(lambda name: st.tuples(st.just(name), of_file(name), st.sampled_from([True, True, True, False]))),
+        load,
+        "was written; the file is damaged",
+        share=0.2,  # the tokenizer is read each time
+    )
+
+
 def metrics_target(folder: Path) -> Target:
     from pangu_sigma.train.metrics import FILE, read_metrics
 
@@ -668,6 +710,118 @@ def manifest_target(folder: Path) -> Target:
     )
 
 
+def torch_target(folder: Path) -> Target:
+    values = foreign_files.in_megatron(foreign_files.parent())
+    tree = {"args": foreign_files.arguments(1), "model": foreign_files.nested(values), **foreign_files.training_state()}
+    zipped, older = foreign_files.torch_zip(tree), foreign_files.torch_older(tree)
+    with zipfile.ZipFile(io.BytesIO(zipped)) as archive:
+        pickled = archive.read("archive/data.pkl")
+    words = [
+        b"cos\nsystem\n",
+        b"\x82\x01",
+        b"r\xff\xff\xff\xff",
+        b")R",
+        b"b",
+        b"\x81",
+        b"Q",
+        b"h\x01",
+        b"}(",
+        b"u",
+        b"e",
+    ]
+
+    @st.composite
+    def changed_pickle(draw: st.DrawFn) -> bytes:
+        content = draw(st.one_of(changed_bytes(pickled), st.sampled_from([pickled])))
+        at = draw(st.integers(0, len(content)))
+        inside = content[:at] + draw(st.sampled_from([b"", *words])) + content[at:]
+        return foreign_files.torch_zip(tree, lambda _: inside)
+
+    programs = st.lists(st.sampled_from([*words, b"(", b"t", b"]", b"a", b"K\x01", b"X\x01\0\0\0a", b"q\x01"])).map(
+        b"".join
+    )
+
+    def load(here: Path, case: bytes) -> bool:
+        file = put(here / "a.pt", case)
+        with watched():
+            model = open_dense_model(file)
+            model.tensors["norm.gain"].read()
+        return True
+
+    return Target(
+        "torch",
+        st.one_of(
+            st.binary(max_size=200),
+            programs.map(lambda some: foreign_files.torch_zip(tree, lambda _: b"\x80\x02" + some + b".")),
+        ),
+        st.one_of(changed_bytes(zipped), changed_bytes(older), changed_pickle()),
+        load,
+        "neither a zip file nor a pickle",
+        share=0.3,
+    )
+
+
+def ckpt_target(folder: Path) -> Target:
+    values = foreign_files.parent()
+    release = foreign_files.write_release(folder, values, 1, 2, 1)
+    files = {file.name: file.read_bytes() for file in release.iterdir()}
+
+    @st.composite
+    def changed_release(draw: st.DrawFn) -> dict[str, bytes]:
+        name = draw(st.sampled_from(sorted(files)))
+        return {**files, name: draw(changed_bytes(files[name]))}
+
+    def load(here: Path, case: dict[str, bytes]) -> bool:
+        for name, content in case.items():
+            put(here / name, content)
+        with watched():
+            model = open_dense_model(here)
+            for name in ("norm.gain", "embedding", "layers.0.ffn.w1"):
+                model.tensors[name].read()
+        return True
+
+    whole = foreign_files.ckpt(foreign_files.in_mindspore(values))
+    return Target(
+        "checkpoints of MindSpore",
+        st.one_of(st.binary(max_size=200), st.binary(max_size=60).map(lambda b: whole[:9] + b)).map(
+            lambda c: {"a.ckpt": c}
+        ),
+        st.one_of(changed_bytes(whole).map(lambda content: {"a.ckpt": content}), changed_release()),
+        load,
+        "at byte 0 |it is empty",
+        share=0.3,
+    )
+
+
+def huggingface_target(folder: Path) -> Target:
+    valid = foreign_files.write_huggingface(
+        folder, foreign_files.in_huggingface(foreign_files.parent()), "safetensors-index"
+    )
+    files = {file.name: file.read_bytes() for file in valid.iterdir()}
+    config, index = (json.loads(files[name]) for name in ("config.json", "model.safetensors.index.json"))
+
+    def load(here: Path, case: tuple[str, bytes]) -> bool:
+        for name, content in files.items():
+            put(here / name, content)
+        put(here / case[0], case[1])
+        with watched():
+            open_dense_model(here).tensors["norm.gain"].read()
+        return True
+
+    return Target(
+        "Hugging Face",
+        st.tuples(st.sampled_from(sorted(files)), st.one_of(st.binary(max_size=100), TREES.map(as_text))),
+        st.one_of(
+            st.tuples(st.just("config.json"), changed_tree(config).map(as_text)),
+            st.tuples(st.just("model.safetensors.index.json"), changed_tree(index).map(as_text)),
+            st.sampled_from(sorted(files)).flatmap(lambda name: st.tuples(st.just(name), changed_bytes(files[name]))),
+        ),
+        load,
+        "it is not JSON",
+        share=0.3,
+    )
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "configuration": config_target,
     "overrides": overrides_target,
@@ -676,9 +830,13 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "safetensors": safetensors_target,
     "checkpoint": checkpoint_target,
     "routing tables": routing_target,
+    "Hugging Face folder": hf_target,
     "metrics": metrics_target,
     "tokenizer": tokenizer_target,
     "sealed folder": sealed_target,
     "data manifest": manifest_target,
+    "torch": torch_target,
+    "checkpoints of MindSpore": ckpt_target,
+    "Hugging Face": huggingface_target,
 }
 """What is loaded, by name; each is made in a folder of its own."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
-from pangu_sigma.planning.inspect import format_inspection, inspect
+from pangu_sigma.planning.inspect import extraction, format_extraction, format_inspection, inspect
 
 FOLDER = Path(__file__).parents[2] / "model_configs"
 
@@ -48,3 +51,17 @@ def test_a_dense_model_has_no_experts():
     assert found["experts"] == {"stored_per_layer": 0, "active_per_layer_at_most": 0, "params_each": 0}
     assert found["bytes"]["active_expert_weights"] == 0
     assert "2.6253B" in format_inspection(found)
+
+
+def test_one_domain_of_the_trillion_is_38_billion():
+    """What is left of sigma_1t is what sigma_38b is."""
+    config = load_config(FOLDER / "sigma_1t.yaml")
+    found = extraction(config, ["zh"])
+    assert found["before"]["total"] == config.num_params().total == 1_085_405_440_000
+    assert found["after"] == vars(load_config(FOLDER / "sigma_38b.yaml").num_params())
+    assert "37.97B (37,969,766,400) of 1.0854T (1,085,405,440,000)" in format_extraction(found)
+    two = extraction(config, ["en", "zh", "en"])
+    assert two["domains"] == ["zh", "en"]
+    assert two["after"]["experts"] == 2 * found["after"]["experts"]
+    with pytest.raises(ConfigError, match="unknown domain 'nobody'"):
+        extraction(config, ["nobody"])

@@ -45,9 +45,19 @@ class LazyArray:
         return self.size * self.itemsize
 
     def read(self) -> np.ndarray:
-        """All of its values. Where `content` gives one array, that one."""
-        given = [np.asarray(values, self.dtype) for values in self.content()]
-        return (given[0] if len(given) == 1 else np.concatenate([v.reshape(-1) for v in given])).reshape(self.shape)
+        """All of its values. Where `content` gives one array, that one; else the whole and one of them are in memory."""
+        whole, position = None, 0
+        for values in self.content():
+            flat = np.asarray(values, self.dtype)
+            if whole is None:
+                if flat.size == self.size:
+                    return flat.reshape(self.shape)
+                whole = np.empty(self.size, self.dtype)
+            whole[position : position + flat.size] = flat.reshape(-1)
+            position += flat.size
+        if whole is None or position != self.size:
+            raise ValueError(f"{self.origin or 'array'}: {position} of {self.size} values")
+        return whole.reshape(self.shape)
 
     @classmethod
     def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:

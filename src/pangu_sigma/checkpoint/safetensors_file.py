@@ -30,6 +30,8 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+_OTHERS = {"BF16": 2}
+"""Bytes of an element of kinds that NumPy does not have, and that only `array_extents` tells of."""
 _CHUNK = 64 << 20
 """Bytes written between two calls of `after_chunk`."""
 _MOST_HEADER = 100 << 20
@@ -138,36 +140,49 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises DamagedArrays when the file is not what its header says.
     """
-    start, header = _read_header(path)
-    header.pop("__metadata__", None)
-    size = path.stat().st_size
     arrays: dict[str, np.ndarray] = {}
-    for name, entry in header.items():
-        dtype, shape, begin, end = _entry(path, name, entry)
-        if start + end > size:
-            raise DamagedArrays(f"{path}: {name} ends at byte {start + end}, the file has {size} bytes")
+    for name, (kind, shape, begin, end) in array_extents(path).items():
+        if kind not in _DTYPES:
+            raise DamagedArrays(f"{path}: {name} is {kind}, which is not read here")
         # a map of no bytes cannot be made everywhere
-        arrays[name] = np.memmap(path, dtype, "c", start + begin, shape) if end > begin else np.empty(shape, dtype)
+        dtype = np.dtype(_DTYPES[kind])
+        arrays[name] = np.memmap(path, dtype, "c", begin, shape) if end > begin else np.empty(shape, dtype)
     return arrays
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """Dtype, shape and extent of an array, from its entry in the header."""
+def array_extents(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """Kind (as the format names it: "F32", …), shape, and first and last byte in the file of each array of it.
+
+    Raises DamagedArrays when the file is not what its header says.
+    """
+    start, header = _read_header(path)
+    header.pop("__metadata__", None)
+    size = path.stat().st_size
+    extents: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+    for name, entry in header.items():
+        kind, shape, begin, end = _entry(path, name, entry)
+        if start + end > size:
+            raise DamagedArrays(f"{path}: {name} ends at byte {start + end}, the file has {size} bytes")
+        extents[name] = (kind, shape, start + begin, start + end)
+    return extents
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """Kind, shape and extent of an array, from its entry in the header."""
     try:
         kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        known = kind in _DTYPES
+        itemsize = np.dtype(_DTYPES[kind]).itemsize if kind in _DTYPES else _OTHERS.get(kind)
         counted = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedArrays(f"{path}: the header has no dtype, shape and data_offsets of {name}") from error
-    if not known:
+    if itemsize is None:
         raise DamagedArrays(f"{path}: {name} is {kind}, which is not read here")
-    dtype = np.dtype(_DTYPES[kind])
     # so that even an array without values has a shape that NumPy takes
-    if not counted or len(shape) > _MOST_AXES or math.prod(max(1, n) for n in shape) * dtype.itemsize > _MOST_BYTES:
+    if not counted or len(shape) > _MOST_AXES or math.prod(max(1, n) for n in shape) * itemsize > _MOST_BYTES:
         raise DamagedArrays(f"{path}: {name} has a shape or offsets that cannot be")
-    if math.prod(shape) * dtype.itemsize != end - begin:
+    if math.prod(shape) * itemsize != end - begin:
         raise DamagedArrays(f"{path}: {name} of shape {entry['shape']} has {end - begin} bytes")
-    return dtype, shape, begin, end
+    return kind, shape, begin, end
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How weights become a Σ, grow and leave: inherit, extend, extract."""
+"""How weights become a Σ, grow and leave: inherit, extend, extract, convert."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--moments", action="store_true", help="carry Adam's state of a dense run over")
     _add_extend(commands)
     _add_extract(commands)
+    _add_convert(commands)
 
 
 def _add_extend(commands: Any) -> None:
@@ -163,3 +164,24 @@ def _inherit(options: argparse.Namespace) -> int:
         moments=options.moments,
     )
     return _show(receipt, options)
+
+
+def _add_convert(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "convert",
+        _convert,
+        "a model in another form: a Hugging Face style folder, a run, PanGu-α's files",
+        "runs/sigma_tiny exports/sigma_tiny_hf --to hf",
+        "exports/sigma_tiny_hf runs/again --to run",
+        "runs/alpha_tiny exports/alpha --to alpha",
+    )
+    command.add_argument("source", type=Path, metavar="FROM", help="run folder, or a folder that --to hf wrote")
+    command.add_argument("output", type=Path, metavar="TO", help="folder to make; it must not exist")
+    command.add_argument("--to", choices=["hf", "alpha", "run"], required=True)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    written = api.convert(options.source, options.output, options.to)
+    print(f"{written}: all weights of {options.source}, without optimizer state")
+    return 0

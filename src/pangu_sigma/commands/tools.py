@@ -14,29 +14,43 @@ from pangu_sigma.commands.options import (
     add_command,
     resolved_config,
     show,
-    with_config,
     with_json,
     with_overrides,
 )
+from pangu_sigma.config import ConfigError
 
 BENCHES = ("ops", "adam", "ecss", "moe", "train", "tokenizer", "scale", "checkpoint")
 """Modules of `pangu_sigma.bench`, each with run(peers) -> rows."""
+WEIGHTS_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
+"""Ends of the names of files that hold weights, and no configuration."""
 
 
 def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     """Declare these commands. parser: that of all commands, which completion reads."""
-    with_json(
-        with_config(
-            add_command(
-                commands,
-                "inspect",
-                _inspect,
-                "what a configuration weighs",
-                "sigma_1t",
-                "sigma_tiny --set model.experts_per_domain=16",
-            )
+    command = with_json(
+        add_command(
+            commands,
+            "inspect",
+            _inspect,
+            "what a configuration weighs, and what files of weights hold",
+            "sigma_1t --domain zh",
+            "sigma_tiny --set model.experts_per_domain=16",
+            "runs/sigma_tiny --verify",
         )
     )
+    command.add_argument(
+        "config",
+        type=Path,
+        metavar="WHAT",
+        help=f"{CONFIG_HELP}; or a run, checkpoint, export, or folder or file of weights",
+    )
+    command.add_argument(
+        "--domain", action="append", default=[], help="the size that `extract` would leave; may be repeated"
+    )
+    command.add_argument(
+        "--verify", action="store_true", help="compare every file with its hash, which reads all of it"
+    )
+    with_overrides(command)
 
     command = with_json(
         add_command(
@@ -74,12 +88,38 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    if options.config.is_dir() or options.config.suffix in WEIGHTS_ENDINGS:
+        return _inspect_files(options)
+    if options.verify:
+        raise ConfigError(f"--verify is for files of weights; {options.config} is a configuration, leave it out")
     config = resolved_config(options)
     if config is not None:
-        from pangu_sigma.planning.inspect import format_inspection, inspect
+        from pangu_sigma.planning.inspect import extraction, format_extraction, format_inspection, inspect
 
-        inspection = inspect(config)
-        show(inspection, format_inspection(inspection), options.json)
+        inspection, text = inspect(config), ""
+        if options.domain:
+            inspection["extract"] = extraction(config, options.domain)
+            text = f"\n{format_extraction(inspection['extract'])}"
+        show(inspection, format_inspection(inspection) + text, options.json)
+    return 0
+
+
+def _inspect_files(options: argparse.Namespace) -> int:
+    if options.set or options.print_config:
+        raise ConfigError(
+            f"--set and --print-config are for configurations; {options.config} is not one, leave them out"
+        )
+    from pangu_sigma.planning.inspect import extraction, format_extraction
+    from pangu_sigma.planning.inspect_files import format_file_inspection, inspect_files
+
+    found = inspect_files(options.config, options.verify)
+    tree, text = found.as_dict(), format_file_inspection(found)
+    if options.domain:
+        if found.config is None:
+            raise ConfigError(f"--domain: {options.config} is a dense model without domains; leave it out")
+        tree["extract"] = extraction(found.config, options.domain)
+        text += f"\n{format_extraction(tree['extract'])}"
+    show(tree, text, options.json)
     return 0
 
 

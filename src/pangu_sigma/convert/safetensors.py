@@ -73,6 +73,14 @@ def verify_safetensors(file: Path) -> None:
         raise DamagedFile(f"{file}: its content does not match its own hash; it is damaged, export it again")
 
 
+def is_weights_file(file: Path) -> bool:
+    """True if a file is one that `export_safetensors` wrote, by its header."""
+    try:
+        return file.is_file() and {"config", HASH} <= metadata_of(file).keys()
+    except (OSError, DamagedFile):
+        return False
+
+
 def _hash_of(file: Path) -> tuple[str, int]:
     """The hash of a file, and where in it the hash is written."""
     written = metadata_of(file)[HASH].encode()

@@ -35,11 +35,11 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
-from pangu_sigma.inherit.from_alpha import check_absent, new_folder
 from pangu_sigma.inherit.parent import Parent, parent_ids, parent_slot
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_of, heir_receipt, write_heir
 from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def extend_run(path: Path, config: Config, folder: Path, origin: Origin, graphs:
     heir = plan_extension(parent, config, origin)
     text = Path(heir.config.data.path)
     open_samples(heir.config, text, "train", heir.tokenizer.size)
-    with new_folder(folder) as fresh:
+    with unfinished_folder(folder) as fresh:
         run = write_heir(fresh, heir, load_manifest(text).content_hash)
         same = {name: source for name, source in heir.origins.items() if _answers_as(heir, name, source)}
         agreement = compare_trained(parent.run, parent.checkpoint, run, same, text, graphs)

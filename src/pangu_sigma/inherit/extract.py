@@ -25,10 +25,10 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
-from pangu_sigma.inherit.from_alpha import check_absent, new_folder
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_of, heir_receipt, write_heir
 from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def extract_run(
     names = chosen_domains(parent.run.config, kept, dropped)
     heir = plan_extraction(parent, names, folder / DATA_FOLDER)
     text = _own_text(parent, data)
-    with new_folder(folder) as fresh:
+    with unfinished_folder(folder) as fresh:
         data_hash, own = None, None
         if text is not None:
             own = fresh / DATA_FOLDER
@@ -149,13 +149,14 @@ def extract_export(
 
     graphs: also False to not check the greedy tokens of the export.
     """
-    check_absent(output, "--output")
+    check_absent(output, "with --output")
     parent = Trained.open(path)
     names = chosen_domains(parent.run.config, kept, dropped)
     heir = plan_extraction(parent, names, Path(parent.run.config.data.path))
-    with new_folder(output) as fresh:
+    with unfinished_folder(output) as fresh:
         run = fresh.parent / "run"
         receipt = _write(heir, run, None, _own_text(parent, data), graphs)
+        fresh.rmdir()  # an export makes its own folder
         export_mindir(run, fresh)
         if graphs:
             verify_export(run, fresh)

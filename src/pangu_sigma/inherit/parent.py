@@ -1,6 +1,7 @@
 """Parents: a dense PanGu-α that a sparse run inherits, whoever wrote it.
 
 a dense run of this project        slots, vocabulary and Adam's state are those of the run
+a Hugging Face style folder of it  the same, without Adam's state
 files of a released PanGu-α        one word table, whose row is the token id: 40,000 of them; see convert/README.md
 """
 
@@ -22,18 +23,28 @@ from pangu_sigma.checkpoint.whole import whole_array
 from pangu_sigma.config import Activation, Config, ConfigError
 from pangu_sigma.convert.dense_files import open_dense_model
 from pangu_sigma.convert.dense_model import DenseModel, LayoutError, check_tensors
+from pangu_sigma.convert.hf_folder import is_hf_folder, read_hf_folder
+from pangu_sigma.convert.safetensors import is_weights_file
+from pangu_sigma.convert.trained_model import as_dense_model
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
 from pangu_sigma.domains import domains_of
 
 PUBLISHED = """\
-a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigma_tiny with model.rre_layers=0), or one of the
-published PanGu-α weights, none of which is here:
+a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigma_tiny with model.rre_layers=0), a folder that
+`pangu-sigma convert` made of one, or one of the published PanGu-α weights, none of which is here:
   2.6B, 13B  MindSpore files filerted_*.ckpt with word_embedding.npy    PCL-Platform.Intelligence/PanGu-Alpha on OpenI
   2.6B, 13B  Megatron and DeepSpeed files mp_rank_*                     the same, folder panguAlpha_pytorch
   2.6B       pytorch_model*.bin, float32                                imone/pangu_2_6B on Hugging Face
   350M … 13B pytorch_model*.bin, float32                                sunzeyeah/pangu-350M, -2_6B, -13B on Hugging Face"""
 """Where parents come from, for whoever has none."""
+
+
+NO_TOKENIZER = (
+    "has weights and a configuration but no tokenizer, so nothing says what the rows of its word table mean; inherit from the run "
+    "that it came from, or from a folder of `pangu-sigma convert RUN FOLDER --to hf`"
+)
+"""Why a file of `pangu-sigma export --format safetensors` is no parent."""
 
 
 class WordTable(Protocol):
@@ -95,23 +106,20 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
         raise LayoutError(f"{path} is not there; {PUBLISHED}")
     if (path / CONFIG_FILE).exists():
         return _open_run(path)
+    if is_hf_folder(path):
+        return _open_hf_folder(path)
+    if is_weights_file(path):
+        raise LayoutError(f"{path}: {NO_TOKENIZER}")
     model = open_dense_model(path, heads=heads, activation=activation)
-    if model.vocabulary != ALPHA_SIZE:
-        raise LayoutError(
-            f"{path}: its word table has {model.vocabulary} rows, PanGu-α's vocabulary has {ALPHA_SIZE}; only models with that "
-            "vocabulary can be inherited from files, because nothing else says what their ids mean"
-        )
+    if refusal := foreign_refusal(model):
+        raise LayoutError(f"{path}: {refusal}")
     return Parent(model, AlphaTable())
 
 
 def _open_run(path: Path) -> Parent:
     run = RunFolder.open(path)
     config, model = run.config, run.config.model
-    if model.rre_layers:
-        raise ConfigError(
-            f"{path}: has model.rre_layers={model.rre_layers}; only a dense model (rre_layers=0) can be inherited; to add domains "
-            "to a sparse run use `pangu-sigma extend`"
-        )
+    _refuse_sparse(path, config)
     checkpoint = load_checkpoint(run.checkpoints, run.identity)
     tensors = {name: whole_array(saved, name) for name, saved in checkpoint.saved(WEIGHTS).items()}
     dense = DenseModel(
@@ -129,6 +137,39 @@ def _open_run(path: Path) -> Parent:
         made_from=dict.fromkeys(tensors, "copied"),
     )
     return Parent(check_tensors(dense), SlotTable(config, run.tokenizer), checkpoint.step, _saved(checkpoint))
+
+
+def _open_hf_folder(path: Path) -> Parent:
+    """A folder of `pangu-sigma convert --to hf`, which has its tokenizer and no Adam state."""
+    _refuse_sparse(path, read_hf_folder(path, values=False).config)
+    model = read_hf_folder(path)
+    return Parent(as_dense_model(model), SlotTable(model.config, model.tokenizer), model.step)
+
+
+def foreign_refusal(model: DenseModel) -> str | None:
+    """Why a model in files of others cannot be a parent; None if it can."""
+    if model.vocabulary == ALPHA_SIZE:
+        return None
+    return (
+        f"its word table has {model.vocabulary} rows, PanGu-α's vocabulary has {ALPHA_SIZE}; only models with that vocabulary can "
+        "be inherited from files, because nothing else says what their ids mean"
+    )
+
+
+def sparse_refusal(config: Config) -> str | None:
+    """Why a model of this project cannot be a parent; None if it can."""
+    layers = config.model.rre_layers
+    if not layers:
+        return None
+    return (
+        f"has model.rre_layers={layers}; only a dense model (rre_layers=0) can be inherited; to add domains to a sparse run use "
+        "`pangu-sigma extend`"
+    )
+
+
+def _refuse_sparse(path: Path, config: Config) -> None:
+    if refusal := sparse_refusal(config):
+        raise ConfigError(f"{path}: {refusal}")
 
 
 def _saved(checkpoint: Checkpoint) -> Callable[[str, str], LazyArray | None]:

@@ -39,12 +39,12 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.inherit.descent import SlotRows, table_rows
 from pangu_sigma.inherit.equality import Agreement
-from pangu_sigma.inherit.from_alpha import write_step_0
 from pangu_sigma.inherit.parent import Parent
 from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt, read_lineage
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import fingerprint
+from pangu_sigma.train.first_checkpoint import write_step_0
 
 
 @dataclass(frozen=True)

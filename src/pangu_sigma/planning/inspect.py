@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pangu_sigma.config import Config
+from pangu_sigma.domains import domains_of
 
 _FLOAT32 = 4
 _STORED_COPIES = 3
@@ -43,6 +44,34 @@ def inspect(config: Config) -> dict[str, Any]:
             "dense_and_adam": (count.dense + count.embeddings) * _FLOAT32 * _STORED_COPIES,
         },
     }
+
+
+def extraction(config: Config, names: list[str]) -> dict[str, Any]:
+    """The size of a model before and after some of its domains are extracted: shared layers stay, those domains' experts and slots.
+
+    Raises ConfigError for a domain that there is not.
+    """
+    kept = {domains_of(config).named(name).name for name in names}
+    smaller = config.model_copy(update={"domains": [d for d in config.domains if d.name in kept]})
+    return {
+        "domains": [d.name for d in smaller.domains],
+        "before": asdict(config.num_params()),
+        "after": asdict(smaller.num_params()),
+    }
+
+
+def format_extraction(found: dict[str, Any]) -> str:
+    """`extraction`'s result as lines for people."""
+    lines = [f"extracting {', '.join(found['domains'])} leaves"]
+    for key, label in (
+        ("total", "parameters"),
+        ("dense", "  dense"),
+        ("experts", "  experts"),
+        ("embeddings", "  embeddings"),
+    ):
+        before, after = found["before"][key], found["after"][key]
+        lines.append(f"  {label:<12}  {_short_number(after)} of {_short_number(before)}")
+    return "\n".join(lines)
 
 
 def format_inspection(inspection: dict[str, Any]) -> str:

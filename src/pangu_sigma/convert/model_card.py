@@ -1,0 +1,121 @@
+"""The model card, README.md of a Hugging Face style folder: what the model is, what it was made from, and how to use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pangu_sigma.convert.trained_model import TrainedModel
+from pangu_sigma.data.manifest import Manifest, load_manifest
+from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import DataError
+
+_LANGUAGES = {"zh": ["zh"], "en": ["en"], "mixed": ["zh", "en"], "python": ["code"], "java": ["code"]}
+
+
+def model_card(model: TrainedModel) -> str:
+    """The card, with a YAML header as the Hub reads it. The licence of the weights is not known here, and so it says."""
+    config = model.config
+    languages = [each for domain in config.domains for each in _LANGUAGES[domain.language]]
+    kinds = ["mixture-of-experts"] if config.model.rre_layers else []
+    header = {
+        "library_name": "pangu-sigma",
+        "pipeline_tag": "text-generation",
+        "license": "unknown",
+        "language": list(dict.fromkeys(languages)),
+        "tags": ["pangu-sigma", "mindspore", *kinds],
+    }
+    parts = [f"---\n{yaml.safe_dump(header, sort_keys=False)}---", f"# {config.name}"]
+    parts += [_sizes(model), _domains(model), _lineage(model.lineage), _sources(model), _USE]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sizes(model: TrainedModel) -> str:
+    config, count = model.config, model.config.num_params()
+    sizes = config.model
+    lines = [
+        f"A PanGu-Σ of {count.total:,} parameters at step {model.step}, in float32: {count.dense:,} in shared layers, "
+        f"{count.experts:,} in experts, {count.embeddings:,} in tables.",
+        "",
+        f"* layers: {sizes.dense_layers} dense, {sizes.rre_layers} with routed experts; hidden {sizes.hidden}, FFN {sizes.ffn}, "
+        f"{sizes.heads} heads; context {sizes.seq_length} tokens; GELU `{sizes.activation}`",
+        f"* word tables: {config.slots} slots of {sizes.slot_rows} rows; vocabulary of {model.tokenizer.size} ids, hash "
+        f"`{model.tokenizer.hash}`",
+    ]
+    if sizes.rre_layers:
+        lines.append(
+            f"* routing: table `{config.routing.table}`, seed {config.routing.seed}, hash `{model.table.hash}`; no gate. "
+            "The tensor `tid2eid` [RRE layers, domains, vocabulary] has the expert of each token id, numbered over the layer. An "
+            "id whose `tid2eid_spread` [domains, vocabulary] is s takes, at position p, the expert p mod s further on in the "
+            "domain's group, which goes on at its beginning"
+        )
+    return "\n".join(lines)
+
+
+def _domains(model: TrainedModel) -> str:
+    domains = domains_of(model.config)
+    rows = ["## Domains", "", "| domain | format | language | slot | experts of a layer |", "|---|---|---|---|---|"]
+    for domain in domains:
+        last = domain.first_expert + domain.experts - 1
+        experts = f"{domain.first_expert} … {last}" if model.config.model.rre_layers else "–"
+        rows.append(
+            f"| {domain.name} | {domain.format} | {domain.language} | {domains.slot_names[domain.slot]} | {experts} |"
+        )
+    return "\n".join(rows)
+
+
+def _lineage(lineage: dict[str, Any] | None) -> str:
+    if lineage is None:
+        return "## Lineage\n\nTrained from weights that were drawn at random."
+    facts = [
+        f"{key} `{lineage[key]}`"
+        for key in ("kind", "parent", "layout", "parent_step", "parent_hash")
+        if key in lineage
+    ]
+    return f"## Lineage\n\nIts weights began elsewhere: {', '.join(facts)}. The whole receipt is in `lineage.json`."
+
+
+def _sources(model: TrainedModel) -> str:
+    manifest = _manifest(model)
+    if isinstance(manifest, str):
+        return f"## Data\n\nThe sources of the text and their licences are not known: {manifest}."
+    rows = [
+        "## Data",
+        "",
+        "| domain | training tokens | source | version | licence | sha256 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, record in manifest.domains.items():
+        for source in record.sources:
+            sha256 = source.sha256 or "–"
+            rows.append(
+                f"| {name} | {record.train.tokens:,} | {source.name} | {source.version} | {source.licence} | {sha256} |"
+            )
+    return "\n".join(rows)
+
+
+def _manifest(model: TrainedModel) -> Manifest | str:
+    """What the prepared data says of its sources, or why it cannot be said."""
+    try:
+        manifest = load_manifest(Path(model.config.data.path))
+    except DataError:
+        return "the prepared data is not there, or is damaged"
+    if manifest.vocabulary_hash != model.tokenizer.hash or model.data_hash not in (None, manifest.content_hash):
+        return "the prepared data at hand is not what the model was trained on"
+    return manifest
+
+
+_USE = """\
+## Use
+
+This is no model of `transformers`. With the package `pangu-sigma`, which verifies every file by `seal.json` first:
+
+```sh
+pangu-sigma convert THIS_FOLDER runs/mine --to run
+pangu-sigma generate --run runs/mine --prompt 'DOMAIN:TEXT'
+```
+
+The files `model-*.safetensors` have the weights by the names of the network's parameters; an expert's are
+`layers.<layer>.ffn.experts.<number>.<w1|b1|w2|b2>`. This card may be edited: it is the one file that is not sealed."""

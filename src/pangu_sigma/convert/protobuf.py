@@ -1,0 +1,84 @@
+"""The little of protobuf's wire format that MindSpore's files need: fields of a message, with long ones left in the file.
+
+The library reads a message whole, and one of a checkpoint is as large as a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+OF_NUMBER, FIXED64, OF_BYTES, FIXED32 = 0, 1, 2, 5
+"""Ways in which a field is written."""
+
+
+class Field(NamedTuple):
+    """A field of a message. number: which. way: how it is written. value: a number, or the length of its bytes. begin, end: where
+    its value is."""
+
+    number: int
+    way: int
+    value: int
+    begin: int
+    end: int
+
+
+def varint(content: bytes, at: int, end: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and the position behind it. Raises ValueError when it does not end."""
+    value = shift = 0
+    while at < end:
+        byte = content[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+        if shift > 63:
+            break
+    raise ValueError("a number that does not end")
+
+
+def field_at(content: bytes, at: int, end: int, whole: int) -> Field:
+    """The field at a position. end: of the content that is there. whole: of the message, which may reach beyond the content.
+
+    Raises ValueError when the field is not inside the message, or is of no known way.
+    """
+    key, at = varint(content, at, end)
+    number, way = key >> 3, key & 7
+    if way == OF_NUMBER:
+        value, after = varint(content, at, end)
+        return Field(number, way, value, at, after)
+    if way == OF_BYTES:
+        length, begin = varint(content, at, end)
+    elif way in (FIXED64, FIXED32):
+        length, begin = 8 if way == FIXED64 else 4, at
+    else:
+        raise ValueError(f"a field of way {way}")
+    if not number or begin + length > whole:
+        raise ValueError("a field that is not inside its message")
+    return Field(number, way, length, begin, begin + length)
+
+
+def fields(content: bytes, begin: int, end: int) -> Iterator[Field]:
+    """Fields of a message that is there whole. Raises ValueError as `field_at` does."""
+    while begin < end:
+        found = field_at(content, begin, end, end)
+        yield found
+        begin = found.end
+
+
+def numbers(content: bytes, found: Field) -> list[int]:
+    """The numbers, with sign, of a repeated field: one, or several packed into bytes."""
+    if found.way == OF_NUMBER:
+        return [_signed(found.value)]
+    if found.way != OF_BYTES:
+        raise ValueError("numbers of another way")
+    values, at = [], found.begin
+    while at < found.end:
+        value, at = varint(content, at, found.end)
+        values.append(_signed(value))
+    return values
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value

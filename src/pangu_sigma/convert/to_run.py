@@ -1,0 +1,57 @@
+"""A Hugging Face style folder becomes a run: its weights, tables and tokenizer as they are, at step 0."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from pangu_sigma.checkpoint.compose import compose
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
+from pangu_sigma.checkpoint.parts import EXPERTS
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
+from pangu_sigma.checkpoint.state import WEIGHTS
+from pangu_sigma.convert.trained_model import TrainedModel, experts_of_layer
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.sealed import SEAL, fingerprint, write_atomically
+from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
+
+logger = logging.getLogger(__name__)
+
+
+def write_run(model: TrainedModel, folder: Path) -> Path:
+    """Make `folder` a run that begins with a model; no prepared data is needed to make it, only to train on.
+
+    Adam's state and the position in the data do not travel: they start from nothing, which is said. The folder appears whole or not
+    at all. Raises ConfigError when it exists or cannot be made.
+    """
+    check_absent(folder, "as TO")
+
+    def find(shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
+        if shard == WEIGHTS:
+            return model.tensors[name]
+        if shard.startswith(EXPERTS) and name in FFN_TENSORS:
+            return experts_of_layer(model, int(shard.removeprefix(EXPERTS)), name, shape)
+        return None
+
+    with unfinished_folder(folder) as path:
+        write_model_files(path, model.config, model.path / TOKENIZER_FOLDER, model.table)
+        write_step_0(RunFolder(path, model.config, model.tokenizer, model.table), compose(model.config, find))
+        receipt = {
+            "kind": "convert",
+            "parent": str(model.path),
+            "layout": model.layout,
+            "parent_step": model.step,
+            "parent_hash": fingerprint(model.path / SEAL)["xxh3_128"],
+            "before": model.lineage,
+        }
+        text = json.dumps(receipt, ensure_ascii=False, indent=2)
+        write_atomically(path / LINEAGE_FILE, f"{text}\n".encode())
+    logger.info(
+        "%s: the weights of step %d are its step 0; Adam's state and the position in the data start from nothing. To train on, set "
+        "data.path to data prepared with the same vocabulary (hash %s…); it is %s now",
+        *(folder, model.step, model.tokenizer.hash[:12], model.config.data.path),
+    )
+    return folder

@@ -1,0 +1,76 @@
+"""A run that begins with weights which are there already: its folder, whole or not at all, and its checkpoint of step 0."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pangu_sigma.checkpoint.parts import Files
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.order import Cursor
+from pangu_sigma.train.health import Health
+from pangu_sigma.train.progress import Progress
+
+
+def check_absent(folder: Path, how: str = "with --run") -> None:
+    """Raise ConfigError if a folder that is to be made is there. how: the way to name another one, for the message."""
+    if folder.exists() or folder.is_symlink():
+        raise ConfigError(f"{folder} exists; choose another folder {how}")
+
+
+@contextmanager
+def unfinished_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to be filled, under another name until the block ends well; removed when it does not.
+
+    Raises ConfigError when it cannot be made, or when somebody else has made `folder` meanwhile.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
+    with made as unfinished:
+        path = Path(unfinished) / folder.name
+        path.mkdir()
+        yield path
+        try:
+            path.rename(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} was made by somebody else meanwhile ({error.strerror}); choose another folder"
+            ) from error
+
+
+@contextmanager
+def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
+    """A new run folder over the prepared data, to be filled: `unfinished_folder`, with what training writes into it first."""
+    with unfinished_folder(folder) as path:
+        yield RunFolder.create(path, config)
+
+
+def write_step_0(run: RunFolder, files: Files) -> None:
+    """Write the checkpoint that training goes on from at step 0: no text read, nothing learned of its health."""
+    config = run.config
+    start = Cursor([0] * len(config.domains))
+    health = Health(config.train, [domain.name for domain in config.domains]).state()
+    total = sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
+    with tqdm(total=total, desc="writing", unit="B", unit_scale=True, disable=None) as bar:
+        save_checkpoint(
+            run.checkpoints,
+            0,
+            files,
+            {**Progress(0, 0, start).state(), "health": health},
+            run.identity,
+            config.train.keep_checkpoints,
+            lambda: bar.update(min(_CHUNK, total - bar.n)),
+        )
+
+
+_CHUNK = 64 << 20
+"""Bytes by which the progress bar moves: a save calls back after at most so many."""

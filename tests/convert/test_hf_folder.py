@@ -1,0 +1,486 @@
+"""A run becomes a Hugging Face style folder and a run again with the same bits; anything else than what was written is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from helpers.dense_runs import write_dense_run
+from helpers.runs import whole
+from helpers.tiny import tiny_config
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.compose import compose
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
+from pangu_sigma.checkpoint.run_folder import Asked, RunFolder
+from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.config import ConfigError
+from pangu_sigma.convert import hf_folder as module
+from pangu_sigma.convert import to_run
+from pangu_sigma.convert.conversion import convert_model
+from pangu_sigma.convert.dense_model import LayoutError
+from pangu_sigma.convert.hf_folder import read_hf_folder, write_hf_folder
+from pangu_sigma.convert.safetensors import export_safetensors
+from pangu_sigma.convert.trained_model import open_trained_run, weight_shapes
+from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import DataError, UserError
+from pangu_sigma.generate.exact import ExactModel, SavedWeights
+from pangu_sigma.inherit import equality
+from pangu_sigma.inherit.from_alpha import inherit
+from pangu_sigma.inherit.parent import open_parent
+from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder
+
+FIRST, SHARD = "model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors"
+BIAS, ONES = "layers.2.attention.key.bias", np.ones(3, np.float32)
+MODEL, BALANCED = {"experts_per_domain": 4}, {"table": "balanced", "seed": 3}
+DENSE = {"dense_layers": 3, "rre_layers": 0}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data, tmp_path_factory) -> Path:
+    """A sparse run with drawn weights, whose frequent ids are spread over experts."""
+    config = tiny_config(tiny_data, model=MODEL, routing=BALANCED)
+    return write_dense_run(config, tmp_path_factory.mktemp("run") / "sparse")
+
+
+@pytest.fixture(scope="module")
+def folder(run, tmp_path_factory) -> Path:
+    """That run as a folder of four files of weights. Read only."""
+    model = open_trained_run(run)
+    written = write_hf_folder(model, tmp_path_factory.mktemp("hf") / "folder", 160_000)
+    assert len(list(written.glob("*.safetensors"))) == 4
+    return written
+
+
+def weights(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a folder, as another program reads it."""
+    return {name: value for file in sorted(path.glob("*.safetensors")) for name, value in load_file(file).items()}
+
+
+def test_there_and_back_is_the_same_run_bit_for_bit(run, folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    again = convert_model(folder, tmp_path / "again", "run")
+    old, new = RunFolder.open(run), RunFolder.open(again)
+    assert (old.config, old.tokenizer.hash, old.table.hash) == (new.config, new.tokenizer.hash, new.table.hash)
+    before, after = whole(load_checkpoint(run / "checkpoints")), whole(load_checkpoint(again / "checkpoints"))
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert (value.dtype, value.tobytes()) == (after[name].dtype, after[name].tobytes()), name
+    assert "Adam's state and the position in the data start from nothing" in caplog.text
+    assert new.tokenizer.hash[:12] in caplog.text
+    third = convert_model(again, tmp_path / "third", "hf")
+    assert all((value == weights(third)[name]).all() for name, value in weights(folder).items())
+
+
+def test_it_answers_as_the_run_bit_for_bit_in_every_domain(run, folder, tmp_path):
+    again = convert_model(folder, tmp_path / "again", "run")
+    answers = []
+    for path in (run, again):
+        opened = RunFolder.open(path)
+        model = ExactModel(
+            opened.config.model, SavedWeights(load_checkpoint(opened.checkpoints)), opened.config.model.activation
+        )
+        for domain in domains_of(opened.config):
+            ids_T = np.arange(40_004, 40_012)
+            experts_NT = opened.table.route(ids_T, np.full_like(ids_T, domain.index), np.arange(8))
+            first = domain.slot * opened.config.model.slot_rows
+            rows_T = first + opened.tokenizer.row_of[domain.slot, ids_T]
+            answers.append(model.logits(rows_T, experts_NT, first + np.arange(600)))
+    for one, other in zip(answers[:3], answers[3:], strict=True):
+        assert (one == other).all()
+        assert np.ptp(one) > 0
+
+
+def test_another_library_reads_every_weight_by_its_name(run, folder):
+    found, shapes = weights(folder), weight_shapes(RunFolder.open(run).config)
+    assert found.keys() == {*shapes, "tid2eid", "tid2eid_spread"}
+    saved = whole(load_checkpoint(run / "checkpoints"))
+    for name, shape in shapes.items():
+        assert (found[name].dtype, found[name].shape) == (np.float32, shape), name
+    for name in ("embedding", "layers.2.attention.query.weight", "norm.gain"):
+        assert (found[name] == saved[f"dense/{name}"]).all(), name
+    for expert in range(12):
+        for name in ("w1", "b1", "w2", "b2"):
+            mine = saved[f"experts_layer_1/{name}"][expert]
+            assert (found[f"layers.2.ffn.experts.{expert}.{name}"] == mine).all()
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in found.values())
+    for name, file in index["weight_map"].items():
+        with safe_open(folder / file, "numpy") as opened:
+            assert name in opened.keys()  # noqa: SIM118
+            assert opened.metadata() == {"format": "pt"}
+
+
+def test_the_routing_table_is_a_tensor_that_routes_as_the_run_does(run, folder):
+    """By the sentence of the model card, and nothing of ours."""
+    table, found = RunFolder.open(run).table, weights(folder)
+    first_NDV, spread_DV = found["tid2eid"], found["tid2eid_spread"]
+    assert first_NDV.shape == (2, 3, RunFolder.open(run).tokenizer.size)
+    assert spread_DV.max() > 1, "some ids are spread"
+    ids = np.concatenate([np.arange(0, first_NDV.shape[2], 97), np.argsort(-spread_DV[0])[:20]])
+    for domain in range(3):
+        for position in (0, 1, 5):
+            start = domain * 4
+            mine = start + (first_NDV[:, domain, ids] - start + position % spread_DV[domain, ids]) % 4
+            its = table.route(ids, np.full_like(ids, domain), np.full_like(ids, position))
+            assert (mine == its).all()
+
+
+def test_files_are_as_large_as_asked_and_a_larger_tensor_is_alone(run, tmp_path):
+    model = open_trained_run(run)
+    sizes = {name: tensor.nbytes for name, tensor in model.tensors.items()}
+    written = write_hf_folder(model, tmp_path / "many", 20_000)
+    for file in written.glob("*.safetensors"):
+        names = load_file(file)
+        assert sum(value.nbytes for value in names.values()) <= 20_000 or len(names) == 1, file.name
+    assert [*load_file(sorted(written.glob("*.safetensors"))[0])] == ["embedding"]
+    assert sizes["embedding"] > 20_000
+    assert (tmp_path / "many" / "README.md").exists()
+    one = write_hf_folder(model, tmp_path / "one")
+    assert [file.name for file in one.glob("*.safetensors")] == ["model-00001-of-00001.safetensors"]
+
+
+def test_what_several_ranks_wrote_becomes_the_same_folder(run, folder, tmp_path):
+    copy = tmp_path / "ranks"
+    shutil.copytree(run, copy)
+    opened = RunFolder.open(run)
+    saved = load_checkpoint(run / "checkpoints")
+    arrays = {shard: saved.saved(shard) for shard in ("dense", "experts_layer_0", "experts_layer_1")}
+    files = compose(
+        opened.config,
+        lambda shard, name, shape: LazyArray.of(arrays[shard][name][0].values) if shard in arrays else None,
+    )
+    for layer in range(2):
+        values = {name: array[0].values for name, array in saved.saved(f"{EXPERTS}{layer}").items()}
+        del files[f"{EXPERTS}{layer}"]
+        for rank, rows in enumerate((np.array([0, 1, 5]), np.array([2, 3, 4, *range(6, 12)]))):
+            files[f"{EXPERTS}{layer}.{rank:05d}"] = {
+                name: SavedArray(Part.of_rows(value.shape, rows), value[rows]) for name, value in values.items()
+            }
+    shutil.rmtree(copy / "checkpoints")
+    save_checkpoint(copy / "checkpoints", 0, files, saved.state, opened.identity, 1)
+    again = convert_model(copy, tmp_path / "hf", "hf")
+    assert all((value == weights(again)[name]).all() for name, value in weights(folder).items())
+
+
+def test_config_json_says_sizes_domains_and_the_whole_configuration(run, folder):
+    tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert tree["model_type"] == "pangu_sigma"
+    assert (tree["hidden_size"], tree["num_dense_layers"], tree["num_rre_layers"], tree["n_routed_experts"]) == (
+        *(24, 1, 2),
+        12,
+    )
+    assert tree["domains"][2] == {
+        **{"name": "code", "format": "code", "language": "python", "slot": 1, "first_expert": 8},
+    }
+    assert tree["embedding_slots"] == ["zh", "en"]
+    assert tree["routing"] == {"table": "balanced", "seed": 3}
+    assert tree["hidden_act"] == "fast_gelu"
+    assert tree["pangu_sigma"]["config"] == RunFolder.open(run).config.model_dump(mode="json")
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["pad_token_id"], generation["do_sample"]) == (9, 6, False)
+    for file in (run / "tokenizer").iterdir():
+        assert (folder / "tokenizer" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_model_card_says_sources_licences_and_lineage_or_that_they_are_unknown(run, tiny_data, tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copytree(run, tmp_path / "run", dirs_exist_ok=True)
+    receipt = {"kind": "inherit", "parent": "/alpha", "layout": "mindspore", "parent_hash": "abc"}
+    (tmp_path / "run" / "lineage.json").write_text(json.dumps(receipt))
+    written = convert_model(tmp_path / "run", tmp_path / "hf", "hf")
+    card = (written / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["language"] == ["zh", "en", "code"]
+    assert header["license"] == "unknown"
+    assert "kind `inherit`, parent `/alpha`, layout `mindspore`, parent_hash `abc`" in card
+    assert "text.jsonl" in card
+    assert "| code | code | python | en | 8 … 11 |" in card
+    assert json.loads((written / "lineage.json").read_text()) == receipt
+    again = convert_model(written, tmp_path / "again", "run")
+    assert json.loads((again / "lineage.json").read_text())["before"] == receipt
+    shutil.rmtree(tmp_path / "hf")
+    model = open_trained_run(run)
+    elsewhere = model.config.model_copy(
+        update={"data": model.config.data.model_copy(update={"path": str(tmp_path / "no")})}
+    )
+    object.__setattr__(model, "config", elsewhere)
+    card = (write_hf_folder(model, tmp_path / "hf") / "README.md").read_text(encoding="utf-8")
+    assert "licences are not known: the prepared data is not there" in card
+
+
+def test_a_run_is_made_without_prepared_data_and_trains_on_with_it(run, folder, tiny_data, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "hf")
+    edit_json(changed / "config.json", lambda tree: tree["pangu_sigma"]["config"]["data"].update(path="/nowhere"))
+    reseal(changed)
+    again = convert_model(changed, tmp_path / "again", "run")
+    config = RunFolder.open(again).config
+    with pytest.raises(DataError, match=r"data\.path=/nowhere is not there"):
+        RunFolder.create(again, config)
+    there = tiny_config(tiny_data, model=MODEL, routing=BALANCED)
+    checkpoint = RunFolder.create(again, there).newest_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.step == 0
+    with pytest.raises(ConfigError, match="starting over would draw new ones"):
+        RunFolder.create(again, there, asked=Asked(start_over=True))
+
+
+def test_a_failure_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):
+    def fail(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    for name, source, to in (("write_arrays", run, "hf"), ("seal_folder", run, "hf")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            with pytest.raises(OSError, match="No space left"):
+                convert_model(source, tmp_path / "out", to)
+        assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(to_run, "write_step_0", fail)
+    with pytest.raises(OSError, match="No space left"):
+        convert_model(folder, tmp_path / "out", "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dense_folder_is_a_parent_and_a_sparse_one_is_not(folder, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(equality, "GRAPH_BYTES", 0)
+    dense = write_dense_run(tiny_config(tiny_data, model=DENSE), tmp_path / "dense")
+    written = convert_model(dense, tmp_path / "hf", "hf")
+    receipt = inherit(open_parent(written), tiny_config(tiny_data), tmp_path / "child")
+    assert [each.exact for each in receipt.agreement.values()] == [0.0, 0.0, 0.0]
+    assert (receipt.layout, receipt.parent_step, receipt.parameters["rows drawn anew"]) == ("hf", 0, 0)
+    by_run = inherit(open_parent(dense), tiny_config(tiny_data), tmp_path / "of_the_run")
+    assert receipt.parent_hash == by_run.parent_hash
+    assert weights(written)["tid2eid"].shape[0] == 0
+    assert convert_model(written, tmp_path / "back", "run").exists()
+    with pytest.raises(ConfigError, match=r"has model\.rre_layers=2; only a dense model"):
+        open_parent(folder)
+
+
+def test_a_file_of_weights_alone_is_no_parent_because_nothing_says_what_its_rows_mean(tiny_data, tmp_path):
+    dense = write_dense_run(tiny_config(tiny_data, model=DENSE), tmp_path / "dense")
+    file = export_safetensors(dense, tmp_path / "weights.safetensors")
+    with pytest.raises(
+        LayoutError, match=r"weights\.safetensors: has weights and a configuration but no tokenizer.*--to hf"
+    ):
+        open_parent(file)
+
+
+# what is refused
+
+
+def edit_json(file: Path, change: Callable[[Any], object]) -> None:
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    change(tree)
+    file.write_text(json.dumps(tree), encoding="utf-8")
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], object], file: str = SHARD) -> None:
+    tensors = load_file(folder / file)
+    change(tensors)
+    save_file(tensors, folder / file, {"format": "pt"})
+
+
+def reseal(folder: Path) -> None:
+    """Seal a folder as it is now, as somebody would who means the change."""
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    seal_folder(folder, [name for name in names if name not in (SEAL, "README.md")], {"kind": "pangu_sigma"})
+
+
+def config(**keys: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", lambda tree: tree.update(keys))
+
+
+def within(section: str, **keys: Any) -> Callable[[Path], None]:
+    """Changes keys of the whole configuration in `config.json`."""
+    return lambda folder: edit_json(
+        folder / "config.json", lambda tree: tree["pangu_sigma"]["config"][section].update(keys)
+    )
+
+
+def index(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "model.safetensors.index.json", change)
+
+
+def tensors(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
+    return lambda folder: edit_tensors(folder, change)
+
+
+def everywhere(
+    change: Callable[[dict[str, np.ndarray]], object], change_map: Callable[[dict[str, str]], object]
+) -> Callable[[Path], None]:
+    """Changes a file of weights and what the index says of it."""
+
+    def edit(folder: Path) -> None:
+        edit_tensors(folder, change)
+        index(lambda tree: change_map(tree["weight_map"]))(folder)
+
+    return edit
+
+
+def named(target: Any) -> Callable[[Path], None]:
+    """Names another file for a tensor of the last one."""
+    return index(lambda tree: tree["weight_map"].update({"norm.gain": target}))
+
+
+def table(name: str, change: Callable[[np.ndarray], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        where = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+        edit_tensors(folder, lambda found: change(found[name]), where)
+
+    return edit
+
+
+def put(at: tuple[int, ...], value: int) -> Callable[[np.ndarray], object]:
+    return lambda values: values.__setitem__(at, value)  # type: ignore[func-returns-value]
+
+
+def twice(folder: Path) -> None:
+    """A tensor of the second file in the first one, too."""
+    value = load_file(folder / SHARD)[BIAS]
+    edit_tensors(folder, lambda found: found.update({BIAS: value}), FIRST)
+
+
+def other_tokenizer(folder: Path) -> None:
+    edit_json(folder / "tokenizer" / "vocabulary.json", lambda tree: tree.update(rows_per_slot=641))
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-100])  # type: ignore[return-value]
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def flipped(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[-50] ^= 1
+        (folder / name).write_bytes(content)
+
+    return flipped
+
+
+MEANT: list[tuple[str, Callable[[Path], object], str]] = [
+    ("missing", tensors(lambda t: t.pop(BIAS)), rf"00002.*: {BIAS} is not in it"),
+    ("in no file", everywhere(lambda t: t.pop(BIAS), lambda m: m.pop(BIAS)), rf"{BIAS} of shape \(24,\) is missing"),
+    ("extra", tensors(lambda t: t.update(more=ONES)), "has more, .*index.json does not name it"),
+    ("extra in both", everywhere(lambda t: t.update(more=ONES), lambda m: m.update(more=SHARD)), "more is no tensor"),
+    ("wrong shape", tensors(lambda t: t.update({BIAS: ONES})), rf"{BIAS} is float32 of shape \(3,\).*of shape \(24,\)"),
+    ("wrong type", tensors(lambda t: t.update({BIAS: t[BIAS].astype(np.float16)})), "is float16 .*needs float32"),
+    ("type not read", tensors(lambda t: t.update({BIAS: t[BIAS].astype(np.int8)})), "is I8, which is not read here"),
+    ("in two files", twice, rf"has {BIAS}, .*index\.json says model-00002"),
+    (
+        "another table",
+        table("tid2eid", lambda first: np.copyto(first, np.roll(first, 1, axis=2))),
+        "config.json: routing_hash",
+    ),
+    (
+        "expert of another domain",
+        table("tid2eid", put((1, 2, 77), 3)),
+        "outside of 8 … 11 in domain code",
+    ),
+    (
+        "negative expert",
+        table("tid2eid", put((0, 0, 0), -1)),
+        "tid2eid .* outside of 0 … 3 in domain zh",
+    ),
+    ("huge expert", table("tid2eid", put((0, 0, 0), 65_536)), "tid2eid has numbers outside of 0 … 3"),
+    ("spread over none", table("tid2eid_spread", put((1, 5), 0)), "tid2eid_spread .* 1 … 4 in domain en"),
+    ("absolute path", named("/etc/model-00002-of-00004.safetensors"), "norm.gain is in '/etc/model.*no name of a file"),
+    ("path upwards", named("../model-00002-of-00004.safetensors"), "norm.gain is in '../model.*no name of a file"),
+    ("path inside", named("tokenizer/model-00002-of-00004.safetensors"), "no name of a file of weights"),
+    ("file that is a number", named(7), "norm.gain is in '7'"),
+    ("missing file", named("model-00009-of-00004.safetensors"), "model-00009-of-00004.safetensors: is missing"),
+    ("another file", named(FIRST), "has norm.gain, .*says model-00001"),
+    ("no map", index(lambda tree: tree.pop("weight_map")), "has no weight_map"),
+    ("total size", index(lambda tree: tree["metadata"].update(total_size=5)), "metadata.total_size"),
+    ("file too many", lambda f: shutil.copy(f / SHARD, f / "model.safetensors"), "is not in model.safetensors.index"),
+    ("size", config(hidden_size=48), "config.json: hidden_size is 48, pangu_sigma.config says 24"),
+    ("size within", within("model", hidden=48), "config.json: hidden_size is 24, pangu_sigma.config says 48"),
+    (
+        "both sizes",
+        lambda f: [config(max_position_embeddings=64)(f), within("model", seq_length=64)(f)],
+        "positions is",
+    ),
+    ("domains", config(domains=[]), "config.json: domains"),
+    ("another GELU", config(hidden_act="erf"), "hidden_act is 'erf', pangu_sigma.config says 'fast_gelu'"),
+    ("unknown key within", within("model", color=1), "config.json: pangu_sigma.config: model.color: unknown key"),
+    ("nothing within", config(pangu_sigma=None), "config.json: pangu_sigma has no config"),
+    ("format", config(pangu_sigma_format=9), "pangu_sigma_format is 9, this version reads 1"),
+    ("format that is true", config(pangu_sigma_format=True), "pangu_sigma_format is True, this version reads 1"),
+    ("model type", config(model_type="llama"), "model_type is 'llama'"),
+    ("routing seed", config(routing={"table": "balanced", "seed": 4}), "config.json: routing is"),
+    ("vocabulary", config(vocab_size=5), "config.json: vocab_size is 5, the folder says"),
+    ("tokenizer", other_tokenizer, "tokenizer"),
+    ("no JSON", lambda f: (f / "config.json").write_text("{"), "config.json: is not JSON"),
+]
+"""Changes of somebody who seals the folder again: what is wrong, how, and the message."""
+
+DAMAGE = [
+    ("cut off", cut(SHARD), rf"{SHARD}: "),
+    ("flipped", flip(SHARD), rf"{SHARD}: xxh3_128 is"),
+    ("flipped configuration", flip("config.json"), r"config\.json: "),
+    ("edited configuration", config(hidden_size=48), r"config\.json: bytes is"),
+    ("flipped tokenizer", flip("tokenizer/english.model"), r"english\.model: xxh3_128"),
+    ("flipped index", flip("model.safetensors.index.json"), r"index\.json: xxh3_128"),
+    ("flipped seal", flip(SEAL), rf"{SEAL}: "),
+    ("no seal", lambda f: (f / SEAL).unlink(), rf"{SEAL}: No such file"),
+    ("no tokenizer", lambda f: shutil.rmtree(f / "tokenizer"), r"tokenizer/.*: No such file"),
+    ("no file of weights", lambda f: (f / SHARD).unlink(), rf"{SHARD}: is missing"),
+    ("lineage of another", lambda f: (f / "lineage.json").write_text("{}"), r"lineage\.json: is not among the files"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), [pytest.param(*rest, id=name) for name, *rest in MEANT])
+def test_what_contradicts_itself_is_refused_by_name(folder, tmp_path, change, message):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    change(copy)
+    reseal(copy)
+    refused(copy, tmp_path, message, UserError)
+
+
+@pytest.mark.parametrize(("change", "message"), [pytest.param(*rest, id=name) for name, *rest in DAMAGE])
+def test_damage_is_refused_by_name(folder, tmp_path, change, message):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    change(copy)
+    refused(copy, tmp_path, message, (DamagedFile, LayoutError))
+
+
+def refused(copy: Path, tmp_path: Path, message: str, kind: Any) -> None:
+    """Refused with a message that has what is wrong and what to do, and nothing half-written is left."""
+    with pytest.raises(kind, match=message) as error:
+        convert_model(copy, tmp_path / "out", "run")
+    assert "; " in str(error.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["copy"]
+    assert str(copy) in str(error.value)
+
+
+def test_what_a_reader_may_change_is_no_damage(folder, tmp_path):
+    """The card is edited on the Hub, and its tools add files and keys."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "README.md").write_text("mine")
+    (copy / ".gitattributes").write_text("x")
+    assert read_hf_folder(copy).step == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "message"),
+    [
+        ("run", "run", "a run already"),
+        ("folder", "hf", "folder already"),
+        ("nothing", "hf", "neither a run folder nor"),
+    ],
+)
+def test_a_conversion_to_itself_or_of_nothing_is_refused(request, tmp_path, source, to, message):
+    path = tmp_path if source == "nothing" else request.getfixturevalue(source)
+    with pytest.raises(UserError, match=message):
+        convert_model(path, tmp_path / "out", to)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigError, match="out exists; choose another folder as TO"):
+        convert_model(path, tmp_path / "out", to)

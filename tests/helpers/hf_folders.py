@@ -1,0 +1,41 @@
+"""Small Hugging Face style folders, made without text and without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from helpers.tiny import tiny_config
+
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.config import Config
+from pangu_sigma.convert.hf_folder import write_hf_folder
+from pangu_sigma.convert.trained_model import TrainedModel, weight_shapes
+from pangu_sigma.data.sentencepieces import alpha_model, learn_english
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
+from pangu_sigma.rre.table import draw_tables
+
+
+def drawn_model(config: Config, folder: Path, rows: np.ndarray | None = None) -> TrainedModel:
+    """A model with weights from N(0, 1) and a tokenizer, which is written into `folder`. rows: ids of the rows of every slot."""
+    if rows is None:
+        rows = np.array([*range(config.model.slot_rows - 256), *range(FIRST_BYTE, FIRST_ENGLISH)])
+    english = learn_english(["the cat sees a dog and likes the small old house"] * 40, 270)
+    tokenizer = Tokenizer(alpha_model(), english, np.tile(rows.astype(np.int32), (config.slots, 1)))
+    tokenizer.save(folder / "tokenizer")
+    draw, sizes = np.random.default_rng(0), config.model
+    tensors = {
+        name: LazyArray.of(draw.standard_normal(shape, np.float32), name)
+        for name, shape in weight_shapes(config).items()
+    }
+    table = draw_tables(
+        config.routing, sizes.rre_layers, len(config.domains), tokenizer.size, sizes.experts_per_domain, None
+    )
+    return TrainedModel(folder, "run", config, tokenizer, table, 0, None, tensors, None)
+
+
+def small_hf_folder(output: Path) -> Path:
+    """A folder of the tiny configuration in three files or more."""
+    model = drawn_model(tiny_config(Path("data"), model={"hidden": 4, "ffn": 4}), output.with_name("model"))
+    return write_hf_folder(model, output, 20_000)
