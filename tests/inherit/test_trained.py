@@ -9,7 +9,7 @@ from helpers.tiny import tiny_config
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.inherit.trained import Heir, Trained, experts_of
+from pangu_sigma.inherit.trained import Heir, Trained, experts_in_turn
 
 
 def heir_of(arrays, experts_K, own_K, config):
@@ -41,8 +41,8 @@ def test_bits_of_bfloat16_moments_stay_what_they_are(tmp_path):
 
 def test_experts_of_a_domain_are_taken_in_turn(tmp_path):
     code = domains_of(tiny_config(tmp_path)).named("code")
-    assert experts_of(code, 2).tolist() == [4, 5]
-    assert experts_of(code, 6).tolist() == [4, 5, 4, 5, 4, 5]
+    assert experts_in_turn(code, 2).tolist() == [4, 5]
+    assert experts_in_turn(code, 6).tolist() == [4, 5, 4, 5, 4, 5]
 
 
 def test_a_run_is_known_by_the_manifest_of_its_checkpoint(tiny_run, tmp_path):

@@ -37,7 +37,7 @@ from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.parent import Parent, parent_ids, parent_slot
 from pangu_sigma.inherit.receipt import Receipt
-from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_of, heir_receipt, write_heir
+from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_in_turn, heir_receipt, write_heir
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
@@ -137,7 +137,7 @@ def plan_extension(parent: Trained, config: Config, origin: Origin) -> Heir:
     of_domain = {name: source for name, source in origins.items() if source is not None}
     none_K = np.full(config.model.experts_per_domain, -1)
     numbers = [
-        experts_of(old.named(of_domain[each.name]), each.experts) if each.name in of_domain else none_K
+        experts_in_turn(old.named(of_domain[each.name]), each.experts) if each.name in of_domain else none_K
         for each in domains
     ]
     own_K = np.repeat([each.name in names for each in domains], config.model.experts_per_domain)

@@ -26,7 +26,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.receipt import Receipt
-from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_of, heir_receipt, write_heir
+from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_in_turn, heir_receipt, write_heir
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
@@ -102,7 +102,7 @@ def plan_extraction(parent: Trained, kept: Sequence[str], data: Path) -> Heir:
     indices = [domain.index for domain in chosen]
     whole = parent.run.table
     table = RoutingTable(whole.first_NDV[:, indices], whole.spread_DV[indices], whole.experts)
-    experts_K = np.concatenate([experts_of(domain, domain.experts) for domain in chosen])
+    experts_K = np.concatenate([experts_in_turn(domain, domain.experts) for domain in chosen])
     own_K = np.ones(len(experts_K), bool)
     return Heir(parent, config, tokenizer, table, given, experts_K, own_K, origins={name: name for name in kept})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +14,6 @@ from pangu_sigma.sealed import write_atomically
 if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
     from pangu_sigma.inherit.descent import Child, Descent
     from pangu_sigma.inherit.equality import Agreement
-
-logger = logging.getLogger(__name__)
 
 
 ReceiptKind = Literal["inherit", "extend", "extract"]
@@ -72,18 +69,6 @@ class Receipt:
         """Write it into a run folder. Raises OSError."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
         write_atomically(folder / LINEAGE_FILE, f"{text}\n".encode())
-
-
-def read_lineage(file: Path) -> dict[str, Any] | None:
-    """The receipt that a run has; None, with a warning, for one that cannot be read, and None where there is none."""
-    try:
-        tree = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        logger.warning("%s cannot be read, so the new receipt does not have it: %s", file, error)
-        return None
-    return tree if isinstance(tree, dict) else None
 
 
 def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:

@@ -31,16 +31,16 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
 from pangu_sigma.checkpoint.parts import EXPERTS, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER, WEIGHTS
 from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
 from pangu_sigma.config import Config
+from pangu_sigma.convert.trained_model import read_lineage
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.inherit.descent import SlotRows, table_rows
 from pangu_sigma.inherit.equality import Agreement
 from pangu_sigma.inherit.parent import Parent
-from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt, read_lineage
+from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import fingerprint
@@ -79,8 +79,8 @@ class Trained:
 
     @property
     def lineage(self) -> dict[str, Any] | None:
-        """Its own receipt, if it has one."""
-        return read_lineage(self.run.path / LINEAGE_FILE)
+        """Its own receipt, if it has one. Raises LayoutError for one that cannot be read."""
+        return read_lineage(self.run.path)
 
     @cached_property
     def _shards(self) -> dict[str, dict[str, list[SavedArray]]]:
@@ -187,7 +187,7 @@ def write_heir(path: Path, heir: Heir, data_hash: str | None) -> RunFolder:
     return run
 
 
-def experts_of(domain: Domain, wanted: int) -> np.ndarray:
+def experts_in_turn(domain: Domain, wanted: int) -> np.ndarray:
     """Numbers of a domain's experts in a layer, taken in turn until there are as many as wanted."""
     return domain.first_expert + np.arange(wanted) % domain.experts
 
