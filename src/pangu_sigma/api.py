@@ -19,7 +19,6 @@ from pangu_sigma.errors import UserError as UserError  # one of the promised nam
 from pangu_sigma.generate.sampling import check_text
 from pangu_sigma.generate.score import Score
 from pangu_sigma.host_memory import check_training_fits
-from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from pangu_sigma.data.manifest import Manifest
     from pangu_sigma.domains import Domain
     from pangu_sigma.generate.predictor import Predictor
+    from pangu_sigma.inherit.receipt import Receipt
     from pangu_sigma.train.loop import Trainer
 
 AnyPath = str | os.PathLike[str]
