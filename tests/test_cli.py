@@ -166,6 +166,8 @@ COMMANDS = [
     *(
         "prepare-data",
         "inherit",
+        "extend",
+        "extract",
         "convert",
         "train",
         "evaluate",

@@ -148,6 +148,66 @@ def inherit(
         return from_alpha.inherit(opened, config, Path(run), Variation(noise, fresh, config.seed), moments)
 
 
+def extend(
+    run: AnyPath,
+    config: Config,
+    into: AnyPath,
+    *,
+    origin: str | None = None,
+    alpha: AnyPath | None = None,
+    fresh: bool = False,
+    heads: int | None = None,
+    activation: Literal["fast_gelu", "tanh", "erf"] | None = None,
+    exact_only: bool = False,
+) -> Receipt:
+    """Make `into` a run of `config`, which has more domains, slots, English pieces or experts than the trained run `run`.
+
+    Old domains answer as before, bit for bit, and keep Adam's state; `train` goes on from step 0. New domains begin as one of:
+    origin: a domain of `run`, with its experts and its routing; alpha: the dense parent, a run or files as `inherit` takes them,
+    with heads and activation where its files do not say them; fresh: drawn. exact_only: compare logits without compiling graphs.
+    The text of `config` is prepared before, with vocabulary.english_model set to tokenizer/english.model of `run`, so that tokens
+    keep their ids. Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `into` exists, and for
+    what cannot be extended, by key.
+    """
+    check_folder_writable(Path(into), "--run")
+    from pangu_sigma.device import one_thread
+    from pangu_sigma.inherit.extend import Origin, extend_run
+    from pangu_sigma.inherit.parent import open_parent
+
+    with one_thread:
+        dense = None if alpha is None else open_parent(Path(alpha), heads, activation)
+        return extend_run(Path(run), config, Path(into), Origin(origin, dense, fresh), not exact_only)
+
+
+def extract(
+    run: AnyPath,
+    into: AnyPath,
+    *,
+    domains: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    format: Literal["run", "mindir"] = "run",
+    data: AnyPath | None = None,
+    exact_only: bool = False,
+) -> Receipt:
+    """Cut domains out of the trained run `run`: they answer as before, bit for bit, from a smaller model.
+
+    domains: names of those to keep; or drop: names of those to leave away. format: "run" makes `into` a run folder with its text,
+    which `train` goes on from at step 0 with warm Adam moments; "mindir" makes it an exported model. data: the prepared text of
+    `run` if it is no longer at its data.path. exact_only: compare logits without compiling graphs.
+    Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `into` exists and for a domain that is
+    not there.
+    """
+    if format not in ("run", "mindir"):
+        raise ConfigError(f"format={format!r} is not known; use 'run' or 'mindir'")
+    check_folder_writable(Path(into), "--run" if format == "run" else "--output")
+    from pangu_sigma.device import one_thread
+    from pangu_sigma.inherit.extract import extract_export, extract_run
+
+    make = extract_run if format == "run" else extract_export
+    with one_thread:
+        return make(Path(run), Path(into), domains, drop, None if data is None else Path(data), not exact_only)
+
+
 def convert(source: AnyPath, output: AnyPath, to: Literal["hf", "alpha", "run"]) -> Path:
     """Write a model in another form to `output`, which must not exist, and return its path.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,10 @@ class Tokenizer:
         """A tokenizer whose slots hold every id, at the row of the same number."""
         size = len(_vocabulary(alpha, english))
         return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)), byte_fallback)
+
+    def of_slots(self, slots: Sequence[int]) -> Tokenizer:
+        """The tokenizer of some of its slots, by number and in this order; ids and rows mean the same."""
+        return Tokenizer(self._alpha, self._english, self.slot_rows[list(slots)], self.byte_fallback)
 
     def encode(self, text: str, domain: Domain) -> list[int]:
         """Ids of `text` as `domain` reads it; no tag, no <eot>. Raises DataError for half a surrogate pair, which is no text."""

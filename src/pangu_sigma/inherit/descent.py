@@ -66,6 +66,11 @@ class SlotRows:
     def copied(self) -> int:
         return int((self.parent_R >= 0).sum())
 
+    @property
+    def copied_tokens(self) -> int:
+        """Number of rows that have a token and are the parent's; rows without one may be, too."""
+        return int(((self.parent_R >= 0) & (self.ids_R >= 0)).sum())
+
 
 @dataclass
 class Child:
@@ -149,15 +154,9 @@ class Child:
 
     def _rows(self, table: LazyArray, std: float) -> Iterator[np.ndarray]:
         """The rows of the child's word table. std: of the new rows; 0: they are zeros."""
-        values, hidden = table.read(), self.parent.model.hidden
-        at_once = max(1, _ROWS_BYTES // (4 * hidden))
+        values = table.read()
         for number, slot in enumerate(self.slots or ()):
-            draw = np.random.default_rng([self.config.seed, number])
-            for first in range(0, len(slot.parent_R), at_once):
-                rows = slot.parent_R[first : first + at_once]
-                new = draw.standard_normal((len(rows), hidden), np.float32) * np.float32(std)
-                new[rows >= 0] = values[rows[rows >= 0]]
-                yield new
+            yield from table_rows(values, slot.parent_R, np.random.default_rng([self.config.seed, number]), std)
 
     def _state(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
         """Adam's state of the parent, carried over: moments as the weights, and its number of updates as each expert's."""
@@ -178,6 +177,19 @@ class Child:
         if found is None:
             return None
         return LazyArray(shape, found.dtype, lambda: (found.read() for _ in range(shape[0])), found.origin)
+
+
+def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator, std: float) -> Iterator[np.ndarray]:
+    """Rows of a word table by their numbers, some at a time. Those of number -1 are drawn from N(0, std); std 0: they are zeros."""
+    hidden = values.shape[1]
+    at_once = max(1, _ROWS_BYTES // (4 * hidden))
+    for first in range(0, len(rows_R), at_once):
+        rows = rows_R[first : first + at_once]
+        new = np.zeros((len(rows), hidden), np.float32)
+        if std:
+            new = draw.standard_normal((len(rows), hidden), np.float32) * np.float32(std)
+        new[rows >= 0] = values[rows[rows >= 0]]
+        yield new
 
 
 def slot_rows(parent: Parent, config: Config, tokenizer: Tokenizer) -> list[SlotRows]:

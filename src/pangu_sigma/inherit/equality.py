@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.convert.dense_model import DenseModel
 from pangu_sigma.data.prepared import PreparedData
@@ -20,6 +20,7 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.exact import ExactModel, SavedWeights
 from pangu_sigma.generate.predictor import Predictor
 from pangu_sigma.inherit.descent import SlotRows
+from pangu_sigma.inherit.parent import parent_ids
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def agreements(
     for domain in tqdm(domains_of(run.config).all, desc="comparing", unit="domain", disable=None):
         slot = slots[domain.slot]
         both = np.flatnonzero(slot.parent_R >= 0)
-        ids_T = _text(run, domain, slot.ids_R[both], tokens)
+        ids_T = _text(run, domain, slot.ids_R[both], tokens, Path(run.config.data.path))
         rows_T = run.tokenizer.row_of[domain.slot, ids_T]
         experts_NT = run.table.route(ids_T, np.full_like(ids_T, domain.index), np.arange(len(ids_T)))
         at = domain.slot * run.config.model.slot_rows
@@ -93,6 +94,57 @@ def agreements(
     return found
 
 
+def compare_trained(
+    old: RunFolder,
+    saved: Checkpoint,
+    child: RunFolder,
+    origins: dict[str, str],
+    data: Path | None,
+    graphs: bool = True,
+    tokens: int = COMPARED_TOKENS,
+) -> dict[str, Agreement]:
+    """How domains of a run agree with those of the trained run that it was made of.
+
+    saved: the checkpoint of `old`. origins: the domain of `old` that a domain of `child` must answer as. data: folder of held-out
+    text of the child; None: tokens are drawn. graphs: False to compile nothing, and compare the exact path alone.
+    """
+    known_V = parent_ids(old.tokenizer.vocabulary, child.tokenizer.vocabulary)
+    its = ExactModel(old.config.model, SavedWeights(saved), old.config.model.activation)
+    checkpoint = load_checkpoint(child.checkpoints, child.identity)
+    mine = ExactModel(child.config.model, SavedWeights(checkpoint), child.config.model.activation)
+    its_graph, graph = (_graph(old), _graph(child)) if graphs else (None, None)
+    found = {}
+    for name, origin in tqdm(origins.items(), desc="comparing", unit="domain", disable=None):
+        domain, theirs = domains_of(child.config).named(name), domains_of(old.config).named(origin)
+        ids_R = child.tokenizer.slot_rows[domain.slot]
+        its_rows_R = np.where(ids_R >= 0, _rows_of(old, theirs, known_V[np.maximum(ids_R, 0)]), -1)
+        both = np.flatnonzero(its_rows_R >= 0)
+        ids_T = _text(child, domain, ids_R[both], tokens, data)
+        exact = [
+            model.logits(
+                of.slot * run.config.model.slot_rows + run.tokenizer.row_of[of.slot, text_T],
+                run.table.route(text_T, np.full_like(text_T, of.index), np.arange(len(text_T))),
+                of.slot * run.config.model.slot_rows + rows,
+            )
+            for model, run, of, text_T, rows in (
+                (mine, child, domain, ids_T, both),
+                (its, old, theirs, known_V[ids_T], its_rows_R[both]),
+            )
+        ]
+        fast = None
+        if graph is not None and its_graph is not None:
+            of_parent = its_graph.logits_along(known_V[ids_T].tolist(), theirs)[:, its_rows_R[both]]
+            fast = _difference(graph, ids_T, domain, both, of_parent)
+        text = child.tokenizer.decode(ids_T.tolist())
+        found[name] = Agreement(text, len(ids_T), float(np.abs(exact[0] - exact[1]).max()), fast)
+    return found
+
+
+def _rows_of(run: RunFolder, domain: Domain, ids: np.ndarray) -> np.ndarray:
+    """Rows of token ids in the slot of a domain, -1 where there is none."""
+    return np.where(ids >= 0, run.tokenizer.row_of[domain.slot, np.maximum(ids, 0)], -1)
+
+
 def _graph(run: RunFolder) -> Predictor | None:
     """The graph of the child; None, and a word, if it is large."""
     size = 4 * run.config.num_params().total
@@ -107,9 +159,15 @@ def _graph(run: RunFolder) -> Predictor | None:
     return Predictor.from_run(run.path)
 
 
-def _text(run: RunFolder, domain: Domain, known: np.ndarray, tokens: int) -> np.ndarray:
-    """The first tokens of a domain's held-out text, without document ends and those that the parent lacks. int64 [T]"""
-    prepared = PreparedData(Path(run.config.data.path)).tokens(domain.name, "held_out", run.tokenizer.size)
+def _text(run: RunFolder, domain: Domain, known: np.ndarray, tokens: int, data: Path | None) -> np.ndarray:
+    """The first tokens of a domain's held-out text, without document ends and those that the parent lacks. int64 [T]
+
+    data: the folder of that text; None: there is none, and tokens are drawn.
+    """
+    if data is None:
+        words = known[known != run.tokenizer.eot].astype(np.int64)
+        return np.random.default_rng(run.config.seed).choice(words, min(tokens, run.config.model.seq_length))
+    prepared = PreparedData(data).tokens(domain.name, "held_out", run.tokenizer.size)
     ids = prepared.read(0, min(prepared.tokens, 50 * tokens)).astype(np.int64)
     ids = ids[np.isin(ids, known) & (ids != run.tokenizer.eot)][: min(tokens, run.config.model.seq_length)]
     return ids if len(ids) else known[:1].astype(np.int64)

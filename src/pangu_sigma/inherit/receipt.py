@@ -1,4 +1,4 @@
-"""What an inheritance did, counted: kept in the run folder as `lineage.json`."""
+"""What an inheritance, an extension or an extraction did, counted: kept in the run folder as `lineage.json`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
-from pangu_sigma.inherit.descent import Child, Descent
-from pangu_sigma.inherit.equality import Agreement
 from pangu_sigma.sealed import write_atomically
+
+if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
+    from pangu_sigma.inherit.descent import Child, Descent
+    from pangu_sigma.inherit.equality import Agreement
+
+
+ReceiptKind = Literal["inherit", "extend", "extract"]
+"""The command that wrote a receipt."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,16 @@ class SlotReceipt:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The account of one inheritance; numbers count parameters of the child.
+    """The account of how a run was made of another model; numbers count parameters of the child.
 
+    kind: inherit, extend or extract.
     parent, layout, parent_step, parent_hash: the parent's path, what wrote it, its checkpoint's step if it is a run, and a hash
-    over the values of its tensors. parameters: of the child, by kind. copies: experts that each upper FFN became. slots: what
-    became of the embedding. unused: what the parent's files have and the child does not. activation, parent_activation: GELU of
-    each. heads_known, activation_known: False where the parent's files do not say it, and the child's configuration or the
-    default was taken. agreement: logits of each domain against the parent's.
+    over the values of its tensors; of a sparse run it is that of its checkpoint's manifest, which has the hashes of all files.
+    parameters: of the child, by kind. copies: experts that each upper FFN became. slots: what became of the embedding.
+    unused: what the parent has and the child does not. activation, parent_activation: GELU of each. heads_known, activation_known:
+    False where the parent's files do not say it, and the child's configuration or the default was taken.
+    agreement: logits of each domain against the parent's. parent_parameters: number of parameters of the parent.
+    domains: what became of each domain. notes: what else is to be known. parent_lineage: the parent's own receipt.
     """
 
     parent: str
@@ -50,7 +59,11 @@ class Receipt:
     activation_known: bool
     options: dict[str, Any]
     agreement: dict[str, Agreement] = field(default_factory=dict)
-    kind: str = "inherit"
+    kind: ReceiptKind = "inherit"
+    parent_parameters: int | None = None
+    domains: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    parent_lineage: dict[str, Any] | None = None
 
     def save(self, folder: Path) -> None:
         """Write it into a run folder. Raises OSError."""
@@ -103,7 +116,11 @@ def format_receipt(receipt: Receipt) -> str:
     """The receipt as a table for people."""
     step = "" if receipt.parent_step is None else f", step {receipt.parent_step}"
     rows = [("parent", f"{receipt.parent} ({receipt.layout}{step}), hash {receipt.parent_hash}")]
+    if receipt.parent_parameters is not None:
+        sizes = f"{receipt.parent_parameters:,} before, {sum(receipt.parameters.values()):,} after"
+        rows.append(("parameters", sizes))
     rows += [(kind, f"{count:,} parameters") for kind, count in receipt.parameters.items() if count]
+    rows += [(f"domain {name}", what) for name, what in receipt.domains.items()]
     if receipt.copies:
         rows.append(("experts", f"each upper FFN is {receipt.copies} experts"))
     if receipt.unused:
@@ -118,16 +135,18 @@ def format_receipt(receipt: Receipt) -> str:
         (f"slot {s.name}", f"{s.copied:,} of {s.rows:,} rows copied from slot {s.parent_slot}, {s.new:,} drawn anew")
         for s in receipt.slots
     ]
-    rows += [(f"domain {name}", _format_agreement(each)) for name, each in receipt.agreement.items()]
+    rows += [(f"domain {name}", _format_agreement(each, receipt.kind)) for name, each in receipt.agreement.items()]
+    rows += [("note", each) for each in receipt.notes]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
-def _format_agreement(each: Agreement) -> str:
+def _format_agreement(each: Agreement, kind: ReceiptKind) -> str:
     text = " ".join(each.text.split())
     parts = [f"largest |Δlogit| {each.exact:.2g}"]
     if each.fast is not None:
-        parts.append(f"{each.fast:.2g} by the graph, which adds in another order")
+        other = "by the graph, which adds in another order" if kind == "inherit" else "between the graphs of both"
+        parts.append(f"{each.fast:.2g} {other}")
     if each.activation_nats is not None:
         parts.append(f"the other GELU costs {each.activation_nats:+.4f} nats")
     return f"{', '.join(parts)}; {each.tokens} tokens: {text[:60]!r}"

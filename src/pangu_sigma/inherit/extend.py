@@ -1,0 +1,352 @@
+"""More domains, slots, English pieces or experts for a trained Σ, without changing a bit of what it answers for its domains.
+
+    old domains      experts, rows of the routing tables, rows of slots, Adam's state and step counts are copied
+    new domains      experts of a named domain and its row of the routing tables, so that they begin as that domain; or the FFN of a
+                     dense parent; or drawn. Adam begins at nothing
+    new slots        rows of the same tokens of the named domain's slot, or of the dense parent; the rest is drawn from
+                     N(0, model.init_std)
+    new tokens       rows are drawn; each domain's tables give them a drawn expert
+    k times experts  every expert becomes k equal copies with its Adam state, and its ids are dealt out among them
+
+All of this is our choice; the paper says that domains can be added, not how. Tables are drawn from routing.seed and the *name* of
+a domain, so they do not depend on which other domains there are, nor on the order in which they came.
+
+Shape suffixes: N RRE layers, D domains, V vocabulary, K experts of a layer, R rows of a slot.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of
+from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
+from pangu_sigma.checkpoint.run_folder import read_prepared_tokenizer
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.samples import open_samples
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.errors import DataError
+from pangu_sigma.inherit.descent import SlotRows
+from pangu_sigma.inherit.equality import compare_trained
+from pangu_sigma.inherit.parent import Parent, parent_ids, parent_slot
+from pangu_sigma.inherit.receipt import Receipt
+from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_in_turn, heir_receipt, write_heir
+from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What new domains and new slots are made of: a domain of the run, a dense parent, or a draw. Raises ConfigError for two."""
+
+    domain: str | None = None
+    alpha: Parent | None = None
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if sum((self.domain is not None, self.alpha is not None, self.fresh)) > 1:
+            raise ConfigError("--from, --alpha and --fresh say where new domains come from; give one of them")
+
+    @property
+    def given(self) -> bool:
+        return self.domain is not None or self.alpha is not None or self.fresh
+
+
+_OWN_RULE = {
+    "seed": "draws what is new",
+    "model.init_std": "draws what is new",
+    "model.expert_init": "draws what is new",
+    "model.experts_per_domain": "may be a multiple",
+    "model.slot_rows": "may grow",
+    "vocabulary.english_pieces": "tokens are compared, not keys",
+    "vocabulary.english_model": "tokens are compared, not keys",
+}
+"""Keys that may change here though they may not while a run goes on, and why."""
+
+
+def check_extension(path: Path, old: Config, new: Config) -> None:
+    """Raise ConfigError for keys that cannot change, all of them by name. path: the run's, for messages."""
+    if old.model.rre_layers == 0:
+        raise ConfigError(
+            f"{path} is dense (model.rre_layers=0), so it has no experts to add to; `pangu-sigma inherit` makes a sparse run of it"
+        )
+    problems = [
+        f"{change_text(change)}: {rule_of(change[0]).why}"
+        for change in changed_keys(old.model_dump(mode="json"), new.model_dump(mode="json"))
+        if not change[0].startswith("domains.") and change[0] not in _OWN_RULE and not rule_of(change[0]).free
+    ]
+    problems += _changed_domains(old, new)
+    had, wanted = old.model, new.model
+    if wanted.slot_rows < had.slot_rows:
+        problems.append(f"model.slot_rows: {had.slot_rows} → {wanted.slot_rows}: rows can be added, not taken away")
+    if wanted.experts_per_domain % had.experts_per_domain:
+        problems.append(
+            f"model.experts_per_domain: {had.experts_per_domain} → {wanted.experts_per_domain}: it must be a multiple, because "
+            "every expert becomes as many equal copies, in all domains; single domains cannot have more than others"
+        )
+    if problems:
+        raise ConfigError(
+            f"{path} cannot be extended to this configuration:\n  "
+            + "\n  ".join(problems)
+            + "\nkeep the run's values (they are "
+            f"in {path / 'config.yaml'}) and add to them"
+        )
+
+
+def _changed_domains(old: Config, new: Config) -> list[str]:
+    by_name = {each.name: each for each in new.domains}
+    problems = []
+    for had in old.domains:
+        wants = by_name.get(had.name)
+        if wants is None:
+            problems.append(
+                f"domains: {had.name} is missing: keep it; `pangu-sigma extract --drop {had.name}` leaves it away"
+            )
+            continue
+        for key in ("format", "language", "slot"):
+            before, after = getattr(had, key), getattr(wants, key)
+            if before != after:
+                rule = "its rows are in that slot" if key == "slot" else rule_of(f"domains.0.{key}").why
+                problems.append(f"domains: {key} of {had.name}: {before} → {after}: {rule}")
+    return problems
+
+
+def plan_extension(parent: Trained, config: Config, origin: Origin) -> Heir:
+    """The run of `config` that is made of `parent`, and none of its tensors read.
+
+    Raises ConfigError for what cannot be extended, naming the key, and DataError without text prepared for `config`.
+    """
+    run = parent.run
+    check_extension(run.path, run.config, config)
+    _check_origin(run.config, config, origin)
+    tokenizer = _prepared_tokenizer(run.path, config)
+    known_V = parent_ids(run.tokenizer.vocabulary, tokenizer.vocabulary)
+    _check_vocabulary(parent, config, tokenizer, known_V)
+    domains, old = domains_of(config), domains_of(run.config)
+    names = {each.name for each in old}
+    origins = {each.name: each.name if each.name in names else origin.domain for each in domains}
+    of_domain = {name: source for name, source in origins.items() if source is not None}
+    none_K = np.full(config.model.experts_per_domain, -1)
+    numbers = [
+        experts_in_turn(old.named(of_domain[each.name]), each.experts) if each.name in of_domain else none_K
+        for each in domains
+    ]
+    own_K = np.repeat([each.name in names for each in domains], config.model.experts_per_domain)
+    return Heir(
+        parent,
+        absolute_paths(config),
+        tokenizer,
+        extended_tables(parent, config, tokenizer, known_V, of_domain),
+        [_given_rows(parent, config, tokenizer, known_V, name, origin) for name in domains.slot_names],
+        np.concatenate(numbers),
+        own_K,
+        origin.alpha,
+        of_domain,
+    )
+
+
+def extend_run(path: Path, config: Config, folder: Path, origin: Origin, graphs: bool = True) -> Receipt:
+    """Make `folder` a run of `config` that has all that the run in `path` has, and more; `train` goes on from its step 0.
+
+    origin: of new domains and slots. graphs: False to compare logits on the exact path alone, which compiles nothing.
+    The folder appears whole or not at all. Raises as `plan_extension`, and ConfigError when `folder` exists.
+    """
+    check_absent(folder)
+    parent = Trained.open(path)
+    heir = plan_extension(parent, config, origin)
+    text = Path(heir.config.data.path)
+    open_samples(heir.config, text, "train", heir.tokenizer.size)
+    with unfinished_folder(folder) as fresh:
+        run = write_heir(fresh, heir, load_manifest(text).content_hash)
+        same = {name: source for name, source in heir.origins.items() if _answers_as(heir, name, source)}
+        agreement = compare_trained(parent.run, parent.checkpoint, run, same, text, graphs)
+        receipt = heir_receipt("extend", heir, agreement, _fates(heir), notes=_notes(heir))
+        receipt.save(fresh)
+    return receipt
+
+
+def _check_origin(old: Config, new: Config, origin: Origin) -> None:
+    names = {each.name for each in old.domains}
+    added = [each.name for each in new.domains if each.name not in names]
+    if added and not origin.given:
+        raise ConfigError(
+            f"domains: {', '.join(added)}: say what new domains begin as: --from DOMAIN (experts of "
+            f"{', '.join(sorted(names))}), --alpha PATH (FFN of the dense parent), or --fresh (drawn)"
+        )
+    if origin.domain is not None and origin.domain not in names:
+        raise ConfigError(
+            f"--from {origin.domain}: the run has the domains {', '.join(each.name for each in old.domains)}"
+        )
+    if origin.given and not added:
+        logger.warning("the configuration has no new domain: --from, --alpha and --fresh change nothing")
+    if origin.alpha is not None:
+        _check_alpha(new, origin.alpha)
+
+
+def _check_alpha(config: Config, alpha: Parent) -> None:
+    for key in ("hidden", "ffn", "layers"):
+        has, wants = getattr(alpha.model, key), getattr(config.model, key)
+        if has != wants:
+            raise ConfigError(f"--alpha {alpha.path}: its {key} is {has}, this run's is {wants}; they must be equal")
+    if alpha.model.activation != config.model.activation:
+        logger.warning(
+            "--alpha %s computes GELU as %s, this run as %s: new domains do not answer quite as it does",
+            alpha.path,
+            alpha.model.activation,
+            config.model.activation,
+        )
+
+
+def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
+    """The tokenizer of the text that is prepared for a configuration. path: the run's, for messages."""
+    try:
+        tokenizer = read_prepared_tokenizer(config)
+    except (DataError, ConfigError) as error:
+        raise type(error)(f"{error}\n{_keep_ids(path)}") from error
+    prepared = load_manifest(Path(config.data.path)).config.get("domains")
+    if prepared is not None and prepared != [[d.name, d.format, d.language, d.slot] for d in config.domains]:
+        names, wanted = (", ".join(each) for each in ([d[0] for d in prepared], [d.name for d in config.domains]))
+        raise ConfigError(
+            f"domains: data.path={config.data.path} was prepared for {names}, the configuration has {wanted}, or they differ in "
+            f"format, language or slot; prepare its own text\n{_keep_ids(path)}"
+        )
+    return tokenizer
+
+
+def _keep_ids(path: Path) -> str:
+    return (
+        "to keep the tokens of the run: pangu-sigma prepare-data CONFIG --set "
+        f"vocabulary.english_model={path / TOKENIZER_FOLDER / 'english.model'}"
+    )
+
+
+def _check_vocabulary(parent: Trained, config: Config, tokenizer: Tokenizer, known_V: np.ndarray) -> None:
+    """Raise ConfigError unless every slot of the run has a row for each token that it had, and something is new."""
+    had, run = parent.run.tokenizer, parent.run
+    if tokenizer.byte_fallback != had.byte_fallback:
+        raise ConfigError(
+            f"vocabulary.byte_fallback: data.path={config.data.path} was prepared with {tokenizer.byte_fallback}, the run with "
+            f"{had.byte_fallback}: text of its domains would be cut otherwise; prepare it with {had.byte_fallback}"
+        )
+    child_of = np.full(had.size, -1)
+    child_of[known_V[known_V >= 0]] = np.flatnonzero(known_V >= 0)
+    names = domains_of(config).slot_names
+    for slot, name in enumerate(domains_of(run.config).slot_names):
+        ids = had.slot_rows[slot][had.slot_rows[slot] >= 0]
+        rows = np.where(child_of[ids] >= 0, tokenizer.row_of[names.index(name), np.maximum(child_of[ids], 0)], -1)
+        lost = ids[rows < 0]
+        if len(lost):
+            some = ", ".join(repr(had.vocabulary.pieces[token]) for token in lost[:5])
+            raise ConfigError(
+                f"slot {name}: {len(lost)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more ({some}). "
+                "Which tokens have rows follows from the text of a slot's domains: prepare the same text for these, give new "
+                f"domains a slot of their own, or set model.slot_rows to {tokenizer.size} or more, which holds every token;\n"
+                f"{_keep_ids(run.path)}"
+            )
+    same = [each.name for each in config.domains] == [each.name for each in run.config.domains]
+    if same and tokenizer.hash == had.hash and config.model.experts_per_domain == run.config.model.experts_per_domain:
+        raise ConfigError(
+            f"this configuration has nothing that {run.path} lacks: add domains, slots, pieces or experts, or go on with "
+            f"`pangu-sigma train --run {run.path}`"
+        )
+    if (known_V < 0).any() or had.size != tokenizer.size:
+        logger.warning(
+            "%s tokens are new: text of old domains may be cut into other tokens than before; on the same tokens they answer as "
+            "before",
+            f"{int((known_V < 0).sum()):,}",
+        )
+
+
+def _given_rows(
+    parent: Trained, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, name: str, origin: Origin
+) -> GivenRows:
+    """The rows of a slot: the run's of that name, else those of the origin by token, else none."""
+    run, old = parent.run, domains_of(parent.run.config)
+    ids_R = tokenizer.slot_rows[domains_of(config).slot_names.index(name)]
+    if name not in old.slot_names and origin.alpha is not None:
+        slot = parent_slot(name, origin.alpha.table.slots)
+        rows_R = origin.alpha.table.rows(slot, tokenizer.vocabulary, np.maximum(ids_R, 0))
+        rows_R = np.where(ids_R >= 0, rows_R, -1)
+        return GivenRows(SlotRows(name, origin.alpha.table.slots[slot], ids_R, rows_R), own=False, alpha=True)
+    own = name in old.slot_names
+    if not own and origin.domain is None:
+        return GivenRows(SlotRows(name, "nothing", ids_R, np.full_like(ids_R, -1)), own=False)
+    slot = old.slot_names.index(name) if own else old.named(origin.domain or "").slot
+    known_R = np.where(ids_R >= 0, known_V[np.maximum(ids_R, 0)], -1)
+    rows_R = np.where(known_R >= 0, run.tokenizer.row_of[slot, np.maximum(known_R, 0)], -1)
+    if own:  # rows without a token keep their values, too
+        its_R = run.tokenizer.slot_rows[slot]
+        unused = (ids_R[: len(its_R)] < 0) & (its_R < 0)
+        rows_R[: len(its_R)][unused] = np.flatnonzero(unused)
+    first = slot * run.config.model.slot_rows
+    return GivenRows(SlotRows(name, old.slot_names[slot], ids_R, np.where(rows_R >= 0, first + rows_R, -1)), own)
+
+
+def extended_tables(
+    parent: Trained, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, origins: dict[str, str]
+) -> RoutingTable:
+    """The routing tables: rows of the run for tokens that it knows, in domains that are or come from its own; the rest is drawn.
+
+    Expert e of E becomes the experts e, e + E, e + 2E, …, so that neighbours stay neighbours modulo E, and a token that is spread
+    over them by its position still meets an equal of the expert that it met.
+    """
+    old, experts = parent.run.table, config.model.experts_per_domain
+    frequencies_DV = PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None
+    layers, size = config.model.rre_layers, tokenizer.size
+    first_NDV = np.empty((layers, len(config.domains), size), np.int16)
+    spread_DV = np.empty((len(config.domains), size), np.int16)
+    kept_V = known_V >= 0
+    for domain in domains_of(config):
+        seed = xxhash.xxh3_64_intdigest(f"{config.routing.seed} {domain.name}".encode()) >> 2
+        counts = None if frequencies_DV is None else frequencies_DV[[domain.index]]
+        drawn = draw_tables(config.routing.model_copy(update={"seed": seed}), layers, 1, size, experts, counts)
+        first_NDV[:, domain.index], spread_DV[domain.index] = drawn.first_NDV[:, 0], drawn.spread_DV[0]
+        if domain.name in origins:
+            source = domains_of(parent.run.config).named(origins[domain.name]).index
+            copy_NV = drawn.first_NDV[:, 0, kept_V] // old.experts
+            first_NDV[:, domain.index, kept_V] = old.first_NDV[:, source, known_V[kept_V]] + old.experts * copy_NV
+            spread_DV[domain.index, kept_V] = old.spread_DV[source, known_V[kept_V]]
+    return RoutingTable(first_NDV, spread_DV, experts)
+
+
+def _answers_as(heir: Heir, name: str, source: str) -> bool:
+    """True if a domain of the heir has the rows of the parent's domain that it was made of."""
+    its = domains_of(heir.parent.run.config)
+    return (
+        heir.slots[domains_of(heir.config).named(name).slot].rows.parent_slot == its.slot_names[its.named(source).slot]
+    )
+
+
+def _fates(heir: Heir) -> dict[str, str]:
+    """What became of every domain, for people."""
+    old = domains_of(heir.parent.run.config)
+    names = {each.name for each in old}
+    copies = heir.config.model.experts_per_domain // heir.parent.run.config.model.experts_per_domain
+    times = "" if copies == 1 else f", every expert {copies} times"
+    return {each.name: _fate(each, names, heir, times) for each in domains_of(heir.config)}
+
+
+def _fate(domain: Domain, old: set[str], heir: Heir, times: str) -> str:
+    if domain.name in old:
+        return f"as it was{times}"
+    if domain.name in heir.origins:
+        return f"new, with experts and routing of domain {heir.origins[domain.name]}{times}"
+    return f"new, its experts the FFN of {heir.alpha.path}" if heir.alpha else "new, its experts drawn"
+
+
+def _notes(heir: Heir) -> list[str]:
+    had, has = heir.parent.run.tokenizer, heir.tokenizer
+    new = has.size - had.size
+    notes = [] if not new else [f"{new:,} tokens more, {has.size:,} in all"]
+    if heir.config.routing.table == "balanced" and len(heir.origins) == len(heir.config.domains):
+        notes.append("tables are the parent's, so they are balanced for its text and not for that of new domains")
+    return notes

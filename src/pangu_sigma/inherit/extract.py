@@ -1,0 +1,193 @@
+"""Domains cut out of a trained Σ, as a run that stands alone: it answers for them as before, bit for bit, and trains on.
+
+Experts of other domains are never visited, and no gate weighs an expert's output, so nothing is lost by leaving them away: shared
+layers, the experts of the domains, their slots with all rows, and their rows of the routing tables are copied. Tokens keep their
+ids.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys
+from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.convert.mindir import export_mindir, verify_export
+from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.subset import write_subset
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import DataError
+from pangu_sigma.inherit.descent import SlotRows
+from pangu_sigma.inherit.equality import compare_trained
+from pangu_sigma.inherit.receipt import Receipt
+from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_in_turn, heir_receipt, write_heir
+from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
+
+logger = logging.getLogger(__name__)
+
+DATA_FOLDER = "data"
+"""Folder of the text of a run that was cut out, in the run's own."""
+
+
+def chosen_domains(config: Config, kept: Sequence[str], dropped: Sequence[str]) -> list[str]:
+    """Names of the domains to keep, in the configuration's order. Give either those to keep or those to leave away.
+
+    Raises ConfigError for a domain that is not there, none, or all left away.
+    """
+    if bool(kept) == bool(dropped):
+        raise ConfigError(
+            "name the domains to keep with --domain, or those to leave away with --drop, not "
+            + ("both" if kept else "neither")
+            + f"; this run has {', '.join(each.name for each in config.domains)}"
+        )
+    for name in (*kept, *dropped):
+        domains_of(config).named(name)
+    chosen = [each.name for each in config.domains if (each.name in kept if kept else each.name not in dropped)]
+    if not chosen:
+        raise ConfigError(f"--drop {', '.join(dropped)}: no domain would be left; leave at least one")
+    return chosen
+
+
+def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
+    """The configuration of a run of some domains. data: folder of its text.
+
+    Keys that fewer domains do not allow are lowered as little as they must be, and a file store begins in the run's own folder;
+    what changes is said.
+    """
+    tree = absolute_paths(config).model_dump(mode="json")
+    tree["domains"] = [each for each in tree["domains"] if each["name"] in kept]
+    tree["data"]["path"] = str(data.absolute())
+    tree["ecss"]["path"] = None  # two runs would write into one file store
+    child = _fitting(tree, config, len(kept))
+    for change in changed_keys(config.model_dump(mode="json"), child.model_dump(mode="json")):
+        if not change[0].startswith("domains.") and change[0] != "data.path":
+            logger.warning(
+                "%s, because the run has %d of %d domains", change_text(change), len(kept), len(config.domains)
+            )
+    return child
+
+
+def _fitting(tree: dict[str, Any], config: Config, domains: int) -> Config:
+    """The first configuration that is allowed, with as many blocks, sets and ranks as can be."""
+    for parallel in (tree["parallel"], ParallelConfig().model_dump(mode="json")):
+        for sets in range(min(config.data.domain_sets, domains), 0, -1):
+            for blocks in range(min(config.data.domains_per_step, domains), 0, -1):
+                data = tree["data"] | {"domain_sets": sets, "domains_per_step": blocks}
+                try:
+                    return parse_config(tree | {"data": data, "parallel": parallel})
+                except ConfigError:
+                    continue
+    raise ConfigError("no layout of ranks and blocks fits these domains")  # one block on one rank always does
+
+
+def plan_extraction(parent: Trained, kept: Sequence[str], data: Path) -> Heir:
+    """The run of some domains of `parent`, and none of its tensors read. data: folder of its text."""
+    old = domains_of(parent.run.config)
+    config = extracted_config(parent.run.config, kept, data)
+    chosen = [old.named(name) for name in kept]
+    slots = [old.slot_names.index(name) for name in domains_of(config).slot_names]
+    rows = config.model.slot_rows
+    tokenizer = parent.run.tokenizer.of_slots(slots)
+    given = [
+        GivenRows(SlotRows(old.slot_names[slot], old.slot_names[slot], ids_R, slot * rows + np.arange(rows)))
+        for slot, ids_R in zip(slots, tokenizer.slot_rows, strict=True)
+    ]
+    indices = [domain.index for domain in chosen]
+    whole = parent.run.table
+    table = RoutingTable(whole.first_NDV[:, indices], whole.spread_DV[indices], whole.experts)
+    experts_K = np.concatenate([experts_in_turn(domain, domain.experts) for domain in chosen])
+    own_K = np.ones(len(experts_K), bool)
+    return Heir(parent, config, tokenizer, table, given, experts_K, own_K, origins={name: name for name in kept})
+
+
+def extract_run(
+    path: Path,
+    folder: Path,
+    kept: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+    data: Path | None = None,
+    graphs: bool = True,
+) -> Receipt:
+    """Make `folder` a run of some domains of the run in `path`; `train` goes on from its step 0, with warm Adam moments.
+
+    kept, dropped: names of domains, one of both. data: the prepared text of the run, by default where the run has it; without it
+    the new run cannot be trained, which is said. graphs: False to compare logits on the exact path alone, which compiles nothing.
+    The folder appears whole or not at all. Raises ConfigError, CheckpointError, DataError for what the user can mend.
+    """
+    check_absent(folder)
+    parent = Trained.open(path)
+    names = chosen_domains(parent.run.config, kept, dropped)
+    heir = plan_extraction(parent, names, folder / DATA_FOLDER)
+    text = _own_text(parent, data)
+    with unfinished_folder(folder) as fresh:
+        data_hash, own = None, None
+        if text is not None:
+            own = fresh / DATA_FOLDER
+            domains = [each.name for each in parent.run.config.domains]
+            data_hash = write_subset(text, own, domains, names, heir.tokenizer).content_hash
+        receipt = _write(heir, fresh, data_hash, own, graphs)
+        receipt.save(fresh)
+    return receipt
+
+
+def extract_export(
+    path: Path,
+    output: Path,
+    kept: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+    data: Path | None = None,
+    graphs: bool = True,
+) -> Receipt:
+    """Make `output` an exported model (MindIR) of some domains of the run in `path`; arguments and errors as `extract_run`.
+
+    graphs: also False to not check the greedy tokens of the export.
+    """
+    check_absent(output, "with --output")
+    parent = Trained.open(path)
+    names = chosen_domains(parent.run.config, kept, dropped)
+    heir = plan_extraction(parent, names, Path(parent.run.config.data.path))
+    with unfinished_folder(output) as fresh:
+        run = fresh.parent / "run"
+        receipt = _write(heir, run, None, _own_text(parent, data), graphs)
+        fresh.rmdir()  # an export makes its own folder
+        export_mindir(run, fresh)
+        if graphs:
+            verify_export(run, fresh)
+        receipt.save(fresh)
+    return receipt
+
+
+def _write(heir: Heir, path: Path, data_hash: str | None, text: Path | None, graphs: bool) -> Receipt:
+    parent = heir.parent
+    run = write_heir(path, heir, data_hash)
+    agreement = compare_trained(parent.run, parent.checkpoint, run, heir.origins, text, graphs)
+    fates = {each.name: "as it was" if each.name in heir.origins else "left away" for each in parent.run.config.domains}
+    return heir_receipt("extract", heir, agreement, fates)
+
+
+def _own_text(parent: Trained, data: Path | None) -> Path | None:
+    """The prepared text that a run was trained on; None, with a warning, where it is not. data: where the user says it is."""
+    folder = data or Path(parent.run.config.data.path)
+    try:
+        found: Tokenizer | None = PreparedData(folder).tokenizer()
+        problem = f"{folder} was prepared with another tokenizer"
+    except DataError as error:
+        found, problem = None, str(error)
+    if found is not None and found.hash == parent.run.tokenizer.hash:
+        return folder
+    if data is not None:
+        raise DataError(f"--data {data}: is not the prepared text of {parent.run.path}: {problem}")
+    logger.warning(
+        "the text of %s is not at hand (%s): logits are compared on tokens that are drawn, and a run without text cannot be "
+        "trained; to have it, name the text with --data and extract again",
+        parent.run.path,
+        problem,
+    )
+    return None

@@ -1,0 +1,44 @@
+"""A trained run of three domains, and text and configurations of what it may grow into."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from helpers.tiny import WORDS, tiny_tree
+
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
+
+LAW = {"name": "law", "language": "zh", "slot": "law"}
+
+
+def write_law(path: Path, text: Path) -> None:
+    """The text of the three domains, and documents of a fourth, which has the words of one of them."""
+    lines = text.read_text(encoding="utf-8")
+    draw = np.random.default_rng(1)
+    for i in range(60):
+        words = draw.choice(WORDS["zh"], int(draw.integers(20, 60)))
+        lines += json.dumps({"domain": "law", "text": "".join([*words, str(i)])}, ensure_ascii=False) + "\n"
+    path.write_text(lines, encoding="utf-8")
+
+
+def law_tree(data: Path, english: Path | None = None) -> dict[str, Any]:
+    """The configuration with the new domain in front, in a slot of its own. english: the English pieces of a run."""
+    tree = tiny_tree(data)
+    tree["name"] = "law"
+    tree["domains"] = [LAW, *tree["domains"]]
+    tree["train"] |= {"batch_size": 6}
+    tree["data"]["domains_per_step"] = 3
+    if english is not None:
+        tree["vocabulary"] = {"english_model": str(english)}
+    return tree
+
+
+def saved_arrays(run: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint of a run, by file and name."""
+    opened = RunFolder.open(run)
+    files = load_checkpoint(opened.checkpoints, opened.identity).files
+    return {f"{file} {name}": np.array(a.values) for file, arrays in files.items() for name, a in arrays.items()}

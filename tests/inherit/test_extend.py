@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from helpers.grown import law_tree, saved_arrays
+from helpers.tiny import tiny_config, tiny_tree
+
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.cli import main
+from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.prepare import prepare
+from pangu_sigma.data.sentencepieces import alpha_model, parse_model
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.errors import DataError
+from pangu_sigma.inherit import extend
+from pangu_sigma.inherit.extend import Origin, check_extension, extend_run, extended_tables, plan_extension
+from pangu_sigma.inherit.extract import extract_run
+from pangu_sigma.inherit.parent import open_parent
+from pangu_sigma.inherit.trained import Trained
+from pangu_sigma.train.loop import Trainer
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+LAW, ZH, OLD = slice(0, 2), slice(2, 4), slice(2, None)
+"""Experts of the new domain, of the one that it was made of, and of all old ones."""
+
+
+def receipt_of(run):
+    return json.loads((run / "lineage.json").read_text(encoding="utf-8"))
+
+
+def test_every_array_of_old_domains_is_the_parents_bit_for_bit(tiny_run, extended):
+    old, new = saved_arrays(tiny_run), saved_arrays(extended)
+    assert old.keys() == new.keys()
+    for name, values in new.items():
+        if name.startswith("experts_layer_"):
+            values = values[OLD]
+        elif " embedding" in name:
+            values = values[640:]
+        assert values.tobytes() == old[name].tobytes(), name
+    assert np.ptp(old["experts_layer_0 w1.variance"]) > 0
+
+
+def test_the_new_domain_is_the_named_one_with_an_adam_of_its_own(tiny_run, extended):
+    new, run = saved_arrays(extended), RunFolder.open(extended)
+    for name, values in new.items():
+        if name.startswith("experts_layer_"):
+            state = name.endswith(("moment", "variance", "step"))
+            assert (values[LAW] == (0 if state else values[ZH])).all(), name
+    assert (run.table.first_NDV[:, 0] == run.table.first_NDV[:, 1]).all()
+    ids = run.tokenizer.slot_rows
+    assert not np.any(new["dense_optimizer embedding.variance"][:640])
+    both = np.isin(ids[0], ids[1])
+    assert 0 < both.sum() < 640, "some tokens of the new slot are new"
+    copied = new["dense embedding"][:640][both]
+    assert (copied == new["dense embedding"][640 + run.tokenizer.row_of[1, ids[0][both]]]).all()
+    drawn = new["dense embedding"][:640][~both & (ids[0] >= 0)]
+    assert 0.018 < drawn.std() < 0.022
+
+
+def test_all_domains_answer_as_before_and_the_new_one_as_the_named_bit_for_bit(extended):
+    receipt = receipt_of(extended)
+    assert receipt["agreement"].keys() == {"law", "zh", "en", "code"}
+    for agreement in receipt["agreement"].values():
+        assert agreement["exact"] == 0.0
+        assert agreement["fast"] == 0.0
+        assert agreement["tokens"] == 16
+    assert receipt["kind"] == "extend"
+    assert receipt["parent_step"] == 30
+    assert receipt["domains"]["law"] == "new, with experts and routing of domain zh"
+    assert receipt["domains"]["en"] == "as it was"
+    assert sum(receipt["parameters"].values()) == RunFolder.open(extended).config.num_params().total
+
+
+def test_to_extract_what_was_extended_gives_the_run_back(tiny_run, extended, tmp_path):
+    receipt = extract_run(extended, tmp_path / "back", dropped=["law"], graphs=False)
+    old, back = saved_arrays(tiny_run), saved_arrays(tmp_path / "back")
+    assert old.keys() == back.keys()
+    assert all(old[name].tobytes() == back[name].tobytes() for name in old)
+    before, after = RunFolder.open(tiny_run), RunFolder.open(tmp_path / "back")
+    assert before.tokenizer.hash == after.tokenizer.hash
+    assert before.table.hash == after.table.hash
+    assert before.config.domains == after.config.domains
+    assert receipt.parent_lineage is not None
+    assert receipt.parent_lineage["kind"] == "extend", "the receipt keeps that of its parent"
+
+
+@pytest.fixture(scope="module")
+def dense(law_config, tmp_path_factory):
+    """A dense run that nobody has trained, whose text is that of the four domains."""
+    path = tmp_path_factory.mktemp("dense") / "alpha"
+    model = law_config.model.model_copy(update={"dense_layers": 3, "rre_layers": 0})
+    Trainer(law_config.model_copy(update={"model": model, "seed": 7}), path).save()
+    return path
+
+
+def test_a_new_domain_begins_as_a_dense_parent(tiny_run, law_config, dense, tmp_path):
+    receipt = extend_run(tiny_run, law_config, tmp_path / "run", Origin(alpha=open_parent(dense)), graphs=False)
+    new, alpha = saved_arrays(tmp_path / "run"), saved_arrays(dense)
+    assert (new["experts_layer_1 w2"][LAW] == alpha["dense layers.2.ffn.w2"]).all()
+    used = RunFolder.open(dense).tokenizer.slot_rows[0] >= 0
+    assert (new["dense embedding"][:640][used] == alpha["dense embedding"][:640][used]).all()
+    assert receipt.agreement.keys() == {"zh", "en", "code"}
+    assert all(agreement.exact == 0.0 for agreement in receipt.agreement.values())
+    assert receipt.parameters["experts copied from the dense parent"] == receipt.parameters["experts copied"] / 3
+
+
+def test_fresh_domains_are_drawn_and_tables_depend_on_the_name_alone(tiny_run, law_config):
+    parent = Trained.open(tiny_run)
+    heir = plan_extension(parent, law_config, Origin(fresh=True))
+    w1 = heir.find("experts_layer_0", "w1", (8, 32, 24)).read()
+    assert (w1[0] == w1[1]).all(), "model.expert_init=replicated"
+    assert 0.015 < w1[0].std() < 0.025
+    assert (w1 == heir.find("experts_layer_0", "w1", (8, 32, 24)).read()).all()
+    domains = [*law_config.domains[1:], law_config.domains[0]]
+    last = law_config.model_copy(update={"domains": domains})
+    with pytest.raises(
+        ConfigError, match="was prepared for law, zh, en, code, the configuration has zh, en, code, law"
+    ):
+        plan_extension(parent, last, Origin(fresh=True))
+    same = {each.name: each.name for each in parent.run.config.domains}
+    table = extended_tables(parent, last, heir.tokenizer, np.arange(heir.tokenizer.size), same)
+    assert (table.first_NDV[:, 3] == heir.table.first_NDV[:, 0]).all()
+    assert (table.first_NDV[:, :3] == parent.run.table.first_NDV).all()
+    assert (heir.table.first_NDV[:, 1:] == parent.run.table.first_NDV).all()
+    counts = np.bincount(heir.table.first_NDV[0, 0])
+    assert np.ptp(counts) <= 1, "a drawn table deals ids out evenly"
+    assert (heir.table.first_NDV[0, 0] != heir.table.first_NDV[0, 1]).any()
+
+
+def test_an_expert_becomes_equal_copies_among_which_its_ids_are_dealt_out(tiny_run, law_config, tmp_path):
+    model = law_config.model.model_copy(update={"experts_per_domain": 6})
+    config = law_config.model_copy(update={"model": model})
+    receipt = extend_run(tiny_run, config, tmp_path / "run", Origin("zh"), graphs=False)
+    assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0] * 4
+    old, new = saved_arrays(tiny_run), saved_arrays(tmp_path / "run")
+    for name in ("w1", "b2.moment", "w2.variance", "step"):
+        mine, its = new[f"experts_layer_1 {name}"], old[f"experts_layer_1 {name}"]
+        for domain in range(3):
+            for copy in range(3):
+                first = 6 * (domain + 1) + 2 * copy
+                assert (mine[first : first + 2] == its[2 * domain : 2 * domain + 2]).all(), name
+    table, its_table = RunFolder.open(tmp_path / "run").table, RunFolder.open(tiny_run).table
+    assert (table.first_NDV[:, 1:] % 2 == its_table.first_NDV).all()
+    assert (np.bincount(table.first_NDV[0, 1], minlength=6) > 6_000).all(), "every copy has its share of 40,577 ids"
+    assert "every expert 3 times" in receipt.domains["en"]
+
+
+def test_more_english_pieces_leave_old_tokens_as_they_were(tiny_run, tiny_data, tmp_path, caplog):
+    pieces = parse_model((tiny_run / "tokenizer" / "english.model").read_bytes())
+    for surface in ("▁zebra", "▁giraffe"):
+        pieces.pieces.add(piece=surface, score=-1.0)
+    pieces.pieces[300].piece, pieces.pieces[-1].piece = pieces.pieces[-1].piece, pieces.pieces[300].piece
+    (tmp_path / "more.model").write_bytes(pieces.SerializeToString())
+    config = tiny_config(tmp_path / "data", vocabulary={"english_model": str(tmp_path / "more.model")})
+    prepare(config, [tiny_data.parent / "text.jsonl"], tmp_path / "data")
+    receipt = extend_run(tiny_run, config, tmp_path / "run", Origin(), graphs=False)
+    assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0] * 3
+    had, has = RunFolder.open(tiny_run), RunFolder.open(tmp_path / "run")
+    assert has.tokenizer.size == had.tokenizer.size + 2
+    english = {piece: i for i, piece in enumerate(has.tokenizer.vocabulary.pieces) if i >= 40_260}
+    for i, piece in list(enumerate(had.tokenizer.vocabulary.pieces))[40_260:]:
+        assert (has.table.first_NDV[:, :, english[piece]] == had.table.first_NDV[:, :, i]).all()
+    assert english["▁giraffe"] != has.tokenizer.size - 1, "ids have moved"
+    assert receipt.slots[1].new == 2
+    assert "2 tokens are new" in caplog.text
+    assert "2 tokens more" in receipt.notes[1]
+
+
+def changed(tree, key, value):
+    *path, last = key.split(".")
+    for word in path:
+        tree = tree[int(word)] if word.isdigit() else tree.setdefault(word, {})
+    tree[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.hidden", 48, r"model\.hidden: 24 → 48"),
+        ("model.ffn", 64, r"model\.ffn: 32 → 64"),
+        ("model.heads", 3, r"model\.heads: 2 → 3"),
+        ("model.dense_layers", 2, r"model\.dense_layers: 1 → 2"),
+        ("model.rre_layers", 3, r"model\.rre_layers: 2 → 3"),
+        ("model.seq_length", 64, r"model\.seq_length: 32 → 64"),
+        ("model.activation", "tanh", r'model\.activation: "fast_gelu" → "tanh"'),
+        ("model.slot_rows", 600, r"slot_rows: 640 → 600: rows can be added, not taken away"),
+        ("model.experts_per_domain", 3, r"2 → 3: it must be a multiple.* single domains cannot have more"),
+        ("model.experts_per_domain", 1, r"2 → 1: it must be a multiple"),
+        ("routing.seed", 1, r"routing\.seed: 0 → 1: which expert a token goes to is decided"),
+        ("routing.table", "balanced", r'routing\.table: "random" → "balanced"'),
+        ("ecss.moments", "bfloat16", r"ecss\.moments.*the saved moments have this precision"),
+        ("vocabulary.byte_fallback", False, r"byte_fallback: true → false"),
+        ("domains.3.format", "text", r"format of code: code → text: the model was trained on text that is written so"),
+        ("domains.3.language", "java", r"language of code: python → java"),
+        ("domains.3.slot", "law", r"slot of code: en → law: its rows are in that slot"),
+        ("domains.3.name", "python", r"code is missing: keep it; `pangu-sigma extract --drop code`"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused_by_key(tiny_data, tmp_path, key, value, message):
+    tree = law_tree(tmp_path)
+    changed(tree, key, value)
+    with pytest.raises(ConfigError, match=message):
+        check_extension(tmp_path, tiny_config(tiny_data), parse_config(tree))
+
+
+def test_all_problems_are_told_at_once(tiny_data, tmp_path):
+    tree = law_tree(tmp_path)
+    changed(tree, "model.hidden", 48)
+    changed(tree, "routing.seed", 1)
+    with pytest.raises(ConfigError) as error:
+        check_extension(tmp_path, tiny_config(tiny_data), parse_config(tree))
+    assert len(re.findall("→", str(error.value))) == 2
+
+
+def test_origins_that_cannot_be_are_refused(tiny_run, law_config, tiny_data, dense, tmp_path):
+    parent = Trained.open(tiny_run)
+    with pytest.raises(
+        ConfigError, match=r"law: say what new domains begin as: --from DOMAIN .*, --alpha PATH .*, or --fresh"
+    ):
+        plan_extension(parent, law_config, Origin())
+    with pytest.raises(ConfigError, match=r"--from fr: the run has the domains zh, en, code"):
+        plan_extension(parent, law_config, Origin("fr"))
+    with pytest.raises(ConfigError, match="give one of them"):
+        Origin("zh", fresh=True)
+    with pytest.raises(
+        ConfigError, match=r"model\.rre_layers=0\), so it has no experts to add to; `pangu-sigma inherit`"
+    ):
+        extend_run(dense, law_config, tmp_path / "run", Origin("zh"))
+    with pytest.raises(ConfigError, match=r"has nothing that .* lacks"):
+        plan_extension(parent, tiny_config(tiny_data), Origin())
+    alpha = open_parent(dense)
+    alpha.model.__dict__["ffn"] = 64
+    with pytest.raises(ConfigError, match=r"--alpha .*: its ffn is 64, this run's is 32"):
+        plan_extension(parent, law_config, Origin(alpha=alpha))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tokens_that_would_be_lost_are_named_with_the_way_to_keep_them(tiny_run, law_config, tmp_path, monkeypatch):
+    parent = Trained.open(tiny_run)
+    with pytest.raises(
+        DataError, match=r"is not there; .*\n.*prepare-data .*english_model=.*/tokenizer/english\.model"
+    ):
+        plan_extension(parent, parse_config(law_tree(tmp_path / "nothing")), Origin("zh"))
+    prepared = RunFolder.open(tiny_run).tokenizer
+    rows = np.concatenate([prepared.slot_rows[:1], prepared.slot_rows])
+    rows[1, 600:610] = -1
+    lossy = Tokenizer(alpha_model(), (tiny_run / "tokenizer" / "english.model").read_bytes(), rows)
+    monkeypatch.setattr(extend, "read_prepared_tokenizer", lambda config: lossy)
+    with pytest.raises(
+        ConfigError, match=r"slot zh: 10 of its 640 tokens have no row .*model\.slot_rows to 40\d\d\d or more"
+    ):
+        plan_extension(parent, law_config, Origin("zh"))
+    without = Tokenizer(alpha_model(), (tiny_run / "tokenizer" / "english.model").read_bytes(), rows, False)
+    monkeypatch.setattr(extend, "read_prepared_tokenizer", lambda config: without)
+    with pytest.raises(ConfigError, match=r"byte_fallback: .* was prepared with False, the run with True"):
+        plan_extension(parent, law_config, Origin("zh"))
+
+
+def test_what_is_interrupted_leaves_nothing(tiny_run, law_config, tmp_path, monkeypatch):
+    def interrupt(*unused):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extend, "compare_trained", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        extend_run(tiny_run, law_config, tmp_path / "run", Origin("zh"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_makes_the_same_run_and_refuses_to_make_it_twice(tiny_run, extended, law_config, tmp_path, capsys):
+    config = tmp_path / "law.yaml"
+    config.write_text(yaml.safe_dump(law_config.model_dump(mode="json"), allow_unicode=True), encoding="utf-8")
+    arguments = ["extend", str(tiny_run), "--config", str(config), "--run", str(tmp_path / "run"), "--exact-only"]
+    assert main([*arguments, "--from", "zh"]) == 0
+    assert "new, with experts and routing of domain zh" in capsys.readouterr().out
+    one, other = saved_arrays(extended), saved_arrays(tmp_path / "run")
+    assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+    assert main([*arguments, "--from", "zh"]) == 2
+    assert "exists; choose another folder with --run" in capsys.readouterr().err
+
+
+def test_the_tree_of_the_new_domain_is_the_old_one_and_more(tmp_path):
+    """What the other tests rest on: nothing but the domain and the batch differ."""
+    assert law_tree(tmp_path)["domains"][1:] == tiny_tree(tmp_path)["domains"]
+    assert law_tree(tmp_path)["model"] == tiny_tree(tmp_path)["model"]

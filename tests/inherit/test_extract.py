@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from helpers.grown import saved_arrays
+from helpers.tiny import tiny_config, tiny_tree
+
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.cli import main
+from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.errors import DataError
+from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.inherit import extract
+from pangu_sigma.inherit.extract import chosen_domains, extract_export, extract_run, extracted_config
+from pangu_sigma.train.loop import train
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+def test_every_array_is_the_domains_part_of_the_parents_bit_for_bit(tiny_run, extracted):
+    """zh is the first of three domains of two experts, and the first of two slots."""
+    old, new = saved_arrays(tiny_run), saved_arrays(extracted)
+    assert old.keys() == new.keys()
+    for name, values in new.items():
+        whole = old[name]
+        if name.startswith("experts_layer_"):
+            whole = whole[:2]
+        elif " embedding" in name:
+            whole = whole[:640]
+        assert values.tobytes() == whole.tobytes(), name
+    assert new["dense_optimizer step"] == 30, "Adam goes on warm"
+    assert (new["experts_layer_0 step"] > 0).all()
+    assert np.ptp(new["experts_layer_1 w1.variance"]) > 0
+    whole, mine = RunFolder.open(tiny_run).table, RunFolder.open(extracted).table
+    assert (mine.first_NDV == whole.first_NDV[:, :1]).all()
+
+
+def test_the_domain_answers_as_before_bit_for_bit_by_the_graph_too(extracted, tiny_run, tiny_data):
+    receipt = json.loads((extracted / "lineage.json").read_text(encoding="utf-8"))
+    assert receipt["kind"] == "extract"
+    assert receipt["agreement"].keys() == {"zh"}
+    assert receipt["agreement"]["zh"]["exact"] == 0.0
+    assert receipt["agreement"]["zh"]["fast"] == 0.0
+    assert receipt["domains"] == {"zh": "as it was", "en": "left away", "code": "left away"}
+    assert receipt["parent_parameters"] == tiny_config(tiny_data).num_params().total
+    assert sum(receipt["parameters"].values()) == RunFolder.open(extracted).config.num_params().total
+    assert "counted from 0" in receipt["notes"][0]
+
+
+@pytest.mark.parametrize("kept", [["en"], ["code"], ["zh", "code"], ["en", "code"]])
+def test_any_domains_answer_as_before_bit_for_bit(tiny_run, tmp_path, kept):
+    receipt = extract_run(tiny_run, tmp_path / "run", kept, graphs=False)
+    assert {name: each.exact for name, each in receipt.agreement.items()} == dict.fromkeys(kept, 0.0)
+    run = RunFolder.open(tmp_path / "run")
+    assert [each.name for each in run.config.domains] == kept
+    assert run.tokenizer.slot_rows.shape == (run.config.slots, 640)
+    dropped = [name for name in ("zh", "en", "code") if name not in kept]
+    extract_run(tiny_run, tmp_path / "again", dropped=dropped, graphs=False)
+    one, other = saved_arrays(tmp_path / "run"), saved_arrays(tmp_path / "again")
+    assert all(one[name].tobytes() == other[name].tobytes() for name in one), "--drop is the complement"
+
+
+def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
+    receipt = extract_export(tiny_run, tmp_path / "zh", ["zh"], graphs=False)
+    assert receipt.agreement["zh"].exact == 0.0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["zh"]
+    whole, part_of_it = Predictor.from_export(tiny_export), Predictor.from_export(tmp_path / "zh")
+    domains = [next(d for d in map_of(model) if d.name == "zh") for model in (whole, part_of_it)]
+    ids = whole.tokenizer.prompt("今天天气不错我们去公园看花", domains[0])
+    assert part_of_it.tokenizer.prompt("今天天气不错我们去公园看花", domains[1]) == ids
+    logits = [model.logits_along(ids, domain) for model, domain in zip((whole, part_of_it), domains, strict=True)]
+    assert logits[0].tobytes() == logits[1].tobytes()
+    assert json.loads((tmp_path / "zh" / "lineage.json").read_text(encoding="utf-8"))["kind"] == "extract"
+
+
+def map_of(model):
+    from pangu_sigma.domains import domains_of
+
+    return domains_of(model.config)
+
+
+def test_it_trains_on_from_exactly_the_loss_that_the_parent_had(tiny_run, extracted, tmp_path):
+    """Held-out loss of the new run at step 0 is that of the parent at its last step; then Adam goes on with its moments."""
+    path = shutil.copytree(extracted, tmp_path / "run")
+    config = RunFolder.open(path).config
+    train_config = config.train.model_copy(update={"steps": 1, "eval_interval": 1})
+    data = config.data.model_copy(update={"path": str(path / "data")})
+    trainer = train(config.model_copy(update={"train": train_config, "data": data}), path)
+    assert trainer.progress.step == 1
+    first, last = evaluations(path)[0], evaluations(tiny_run)[-1]
+    assert (first["step"], last["step"]) == (0, 30)
+    for key in ("per_sample", "per_domain_loss", "unigram"):
+        assert first[key]["zh"] == last[key]["zh"], key
+    assert saved_arrays(path)["dense_optimizer step"] == 31
+
+
+def evaluations(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["kind"] == "evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "dropped", "message"),
+    [
+        ([], [], r"--domain, or those to leave away with --drop, not neither; this run has zh, en, code"),
+        (["zh"], ["en"], r"not both"),
+        (["fr"], [], r"unknown domain 'fr'; this configuration has zh, en, code"),
+        ([], ["fr"], r"unknown domain 'fr'"),
+        ([], ["zh", "en", "code"], r"no domain would be left"),
+    ],
+)
+def test_domains_that_cannot_be_chosen_are_refused(tiny_data, kept, dropped, message):
+    with pytest.raises(ConfigError, match=message):
+        chosen_domains(tiny_config(tiny_data), kept, dropped)
+
+
+def test_what_stands_in_the_way_is_refused_and_left_as_it_is(tiny_run, extracted, tiny_export, tmp_path):
+    with pytest.raises(ConfigError, match="exists; choose another folder with --run"):
+        extract_run(tiny_run, extracted, ["zh"])
+    with pytest.raises(ConfigError, match="exists; choose another folder with --output"):
+        extract_export(tiny_run, tiny_export, ["zh"])
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        extract_run(tmp_path, tmp_path / "run", ["zh"])
+    with pytest.raises(ConfigError, match="not a folder of a run"):
+        extract_run(tiny_export, tmp_path / "run", ["zh"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_interrupted_leaves_nothing(tiny_run, tmp_path, monkeypatch):
+    def interrupt(*unused):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extract, "compare_trained", interrupt)  # everything is written by then
+    with pytest.raises(KeyboardInterrupt):
+        extract_run(tiny_run, tmp_path / "run", ["zh"])
+    with pytest.raises(KeyboardInterrupt):
+        extract_export(tiny_run, tmp_path / "export", ["zh"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_its_text_it_is_made_all_the_same_and_said(tiny_run, tiny_data, tmp_path, caplog):
+    run, data = shutil.copytree(tiny_run, tmp_path / "moved"), tmp_path / "elsewhere"
+    config = tmp_path / "moved" / "config.yaml"
+    from pangu_sigma.checkpoint.model_files import write_config
+
+    opened = RunFolder.open(run).config
+    changed = opened.model_copy(update={"data": opened.data.model_copy(update={"path": str(data)})})
+    write_config(config.parent, changed, "run")
+    receipt = extract_run(run, tmp_path / "without", ["zh"], graphs=False)
+    assert receipt.agreement["zh"].exact == 0.0
+    assert "cannot be trained; to have it, name the text with --data" in caplog.text
+    assert not (tmp_path / "without" / "data").exists()
+    extract_run(run, tmp_path / "with", ["zh"], data=tiny_data, graphs=False)
+    assert (tmp_path / "with" / "data" / "zh.train.bin").exists()
+    with pytest.raises(DataError, match="is not the prepared text of"):
+        extract_run(run, tmp_path / "other", ["zh"], data=tmp_path, graphs=False)
+
+
+def test_keys_that_fewer_domains_do_not_allow_are_lowered_and_said(tiny_data, tmp_path, caplog):
+    tree = tiny_tree(tiny_data)
+    tree["ecss"] = {"store": "file", "path": "experts"}
+    tree["parallel"] = {"data": 2}
+    config = parse_config(tree)
+    child = extracted_config(config, ["code"], tmp_path / "data")
+    assert child.data.domains_per_step == 1
+    assert child.data.path == str(tmp_path / "data")
+    assert child.train.batch_size == config.train.batch_size
+    assert child.parallel == config.parallel
+    assert child.ecss.path is None
+    assert "data.domains_per_step: 2 → 1, because the run has 1 of 3 domains" in caplog.text
+    assert "ecss.path" in caplog.text
+
+
+def test_the_command_prints_the_receipt(tiny_run, tmp_path, capsys):
+    options = ["--domain", "en", "--exact-only"]
+    assert main(["extract", str(tiny_run), *options, "--run", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "domain zh             left away" in printed
+    assert "largest |Δlogit| 0; 16 tokens" in printed
+    assert main(["extract", str(tiny_run), *options, "--run", str(tmp_path / "two"), "--json", "-"]) == 0
+    receipt = extract_run(tiny_run, tmp_path / "three", ["en"], graphs=False)
+    assert json.loads(capsys.readouterr().out) == asdict(receipt)
+    assert main(["extract", str(tiny_run), *options, "--run", str(tmp_path / "run")]) == 2

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.tiny import tiny_config
+
+from pangu_sigma.checkpoint.parts import Part, SavedArray
+from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import UserError
+from pangu_sigma.inherit.trained import Heir, Trained, experts_in_turn
+
+
+def heir_of(arrays, experts_K, own_K, config):
+    parent = SimpleNamespace(saved=lambda shard: arrays, array=lambda shard, name: None)
+    return Heir(parent, config, None, None, [], np.array(experts_K), np.array(own_K))
+
+
+def test_experts_that_ranks_have_divided_come_whole_in_any_order(tmp_path):
+    """Experts 0 and 3 are in one file, 1 and 2 in another."""
+    whole = np.arange(8, dtype=np.float32).reshape(4, 2)
+    parts = [SavedArray(Part.of_rows((4, 2), np.array(rows)), whole[rows]) for rows in ([0, 3], [1, 2])]
+    steps = [SavedArray(Part.of_rows((4,), np.array(rows)), np.array(rows, np.int32)) for rows in ([0, 3], [1, 2])]
+    heir = heir_of(
+        {"b2": parts, "b2.moment": parts, "step": steps}, [3, 1, 1], [True, True, False], tiny_config(tmp_path)
+    )
+    assert heir.find("experts_layer_0", "b2", (3, 2)).read().tolist() == whole[[3, 1, 1]].tolist()
+    assert heir.find("experts_layer_0", "b2.moment", (3, 2)).read().tolist() == [[6, 7], [2, 3], [0, 0]]
+    assert heir.find("experts_layer_0", "step", (3,)).read().tolist() == [3, 1, 0], "a copy begins without state"
+    assert heir.find("experts_layer_0", "w1.variance", (3, 2)) is None
+
+
+def test_bits_of_bfloat16_moments_stay_what_they_are(tmp_path):
+    bits = np.array([[1, 65535], [2, 40000]], np.uint16)
+    heir = heir_of({"b2.moment": [SavedArray.whole(bits)]}, [1, -1], [True, False], tiny_config(tmp_path))
+    found = heir.find("experts_layer_0", "b2.moment", (2, 2)).read()
+    assert found.dtype == np.uint16
+    assert found.tolist() == [[2, 40000], [0, 0]]
+
+
+def test_experts_of_a_domain_are_taken_in_turn(tmp_path):
+    code = domains_of(tiny_config(tmp_path)).named("code")
+    assert experts_in_turn(code, 2).tolist() == [4, 5]
+    assert experts_in_turn(code, 6).tolist() == [4, 5, 4, 5, 4, 5]
+
+
+def test_a_run_is_known_by_the_manifest_of_its_checkpoint(tiny_run, tmp_path):
+    assert Trained.open(tiny_run).hash == Trained.open(tiny_run).hash
+    assert len(Trained.open(tiny_run).hash) == 32
+    assert Trained.open(tiny_run).lineage is None
+    with pytest.raises(UserError, match="is not a run folder"):
+        Trained.open(tmp_path)
