@@ -80,7 +80,7 @@ def test_lines_without_a_checkpoint_are_kept_and_said(tiny_data, run, caplog):
 
 def test_a_run_that_inherited_its_weights_is_not_started_over(run):
     (run / "lineage.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"inherited its weights .* `pangu-sigma inherit` into another folder"):
+    with pytest.raises(ConfigError, match=r"has its weights from another model .* make it again in another folder"):
         start_over(run)
     assert (run / "checkpoints").exists()
 

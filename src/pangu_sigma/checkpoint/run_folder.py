@@ -32,7 +32,7 @@ from pangu_sigma.checkpoint.model_files import (
     write_model_files,
 )
 from pangu_sigma.checkpoint.root import has_checkpoints
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS, set_aside_lines_without_checkpoint, start_over
+from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside_lines_without_checkpoint, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
 from pangu_sigma.data.manifest import load_manifest
@@ -311,9 +311,14 @@ def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> b
     except (DamagedFile, DataError) as problem:
         table = drawn_tables(config, prepared)
         if table.hash != saved.routing_hash:
+            other = (
+                "make the run again with the command that made it"
+                if (path / LINEAGE_FILE).exists()
+                else (f"set data.path to the text that {path} was started with")
+            )
             raise DamagedFile(
-                f"{problem}\nit cannot be: data.path={config.data.path} gives other routing tables than the "
-                f"checkpoints have; set data.path to the text that {path} was started with, or copy the file from a backup"
+                f"{problem}\nit cannot be: data.path={config.data.path} gives other routing tables than the checkpoints have; "
+                f"{other}, or copy the file from a backup"
             ) from problem
         _write(path, config, table)
         logger.warning("%s\nmade again from data.path=%s and the configuration of the run", problem, config.data.path)

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 LINEAGE_FILE = "lineage.json"
-"""The receipt of a run that inherited another one."""
+"""The receipt of a run whose weights come from another model: inherited, extended, extracted, converted."""
 SET_ASIDE = "set_aside_"
 """Beginning of the names of the folders, numbered from 1, that hold what was set aside."""
 
@@ -29,12 +29,12 @@ _COPIED = (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, SEAL)
 def start_over(run: Path) -> None:
     """Set aside what a run has, so that it starts at step 0.
 
-    Raises ConfigError for a run that inherited its weights, which cannot be had again by starting over.
+    Raises ConfigError for a run whose weights come from another model; they cannot be had again by starting over.
     """
     if (run / LINEAGE_FILE).exists():
         raise ConfigError(
-            f"{run} inherited its weights ({LINEAGE_FILE}), and starting over would draw new ones; run `pangu-sigma inherit` into "
-            "another folder"
+            f"{run} has its weights from another model ({LINEAGE_FILE}), and starting over would draw new ones; make it again in "
+            "another folder, with the command that made it"
         )
     set_aside(run)
 
