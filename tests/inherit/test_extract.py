@@ -9,13 +9,16 @@ import pytest
 from helpers.grown import saved_arrays
 from helpers.tiny import tiny_config, tiny_tree
 
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.errors import DataError
 from pangu_sigma.generate.predictor import Predictor
 from pangu_sigma.inherit import extract
+from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import chosen_domains, extract_export, extract_run, extracted_config
 from pangu_sigma.train.loop import train
 
@@ -76,6 +79,19 @@ def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
     logits = [model.logits_along(ids, domain) for model, domain in zip((whole, part_of_it), domains, strict=True)]
     assert logits[0].tobytes() == logits[1].tobytes()
     assert json.loads((tmp_path / "zh" / "lineage.json").read_text(encoding="utf-8"))["kind"] == "extract"
+
+
+def test_through_a_hugging_face_folder_and_back_it_still_answers_as_its_parent(
+    extracted, tiny_run, tiny_data, tmp_path
+):
+    convert_model(extracted, tmp_path / "hf", "hf")
+    convert_model(tmp_path / "hf", tmp_path / "back", "run")
+    parent, back = RunFolder.open(tiny_run), RunFolder.open(tmp_path / "back")
+    checkpoint = load_checkpoint(parent.checkpoints, parent.identity)
+    text = RunFolder.open(extracted).path / "data"
+    found = compare_trained(parent, checkpoint, back, {"zh": "zh"}, text, graphs=False)
+    assert found["zh"].exact == 0.0
+    assert found["zh"].tokens == 16
 
 
 def map_of(model):
