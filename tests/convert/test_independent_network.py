@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.alpha_peers import megatron_sizes, run_peers
+from helpers.alpha_peers import megatron_sizes, peers_or_skip, run_peers
 from helpers.dense_runs import write_dense_run
 from helpers.tiny import tiny_tree, write_text
 
@@ -44,6 +44,7 @@ def config_of(data: Path, activation: str) -> Config:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Prepared text whose domains share one word table, as PanGu-α has one."""
+    peers_or_skip()
     folder = tmp_path_factory.mktemp("text")
     write_text(folder / "text.jsonl")
     prepare(config_of(folder / "prepared", "tanh"), [folder / "text.jsonl"], folder / "prepared")

@@ -28,11 +28,17 @@ def megatron_sizes(**more: Any) -> str:
     return json.dumps({**given, **more})
 
 
-def run_peers(what: str, folder: Path, numbers: list[int], sizes: str) -> None:
-    """Run a verb of the program, with `pcl-pangu` of ours, for each number at once. Skips where the environment is not there."""
-    python, spec = peers_python(), find_spec("pcl_pangu")
+def peers_or_skip() -> Path:
+    """The interpreter of the peers' environment. Skips where it is not there."""
+    python = peers_python()
     if python is None:
         pytest.skip("the environment of the peers is not installed")
+    return python
+
+
+def run_peers(what: str, folder: Path, numbers: list[int], sizes: str) -> None:
+    """Run a verb of the program, with `pcl-pangu` of ours, for each number at once. Skips where the environment is not there."""
+    python, spec = peers_or_skip(), find_spec("pcl_pangu")
     assert spec is not None and spec.submodule_search_locations
     script, package = Path(__file__).with_name("alpha_peer.py"), spec.submodule_search_locations[0]
     commands = [[str(python), "-I", str(script), package, what, str(folder), str(number), sizes] for number in numbers]
