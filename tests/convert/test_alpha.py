@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import json
 import logging
-import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import foreign_files as foreign
+from helpers.alpha_peers import megatron_sizes, run_peers
 
-from pangu_sigma.bench.peer import peers_python
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.convert.alpha import write_alpha
 from pangu_sigma.convert.dense_files import open_dense_model
@@ -81,54 +78,15 @@ def test_a_folder_that_exists_is_not_written_to(tmp_path: Path):
 def sizes(**more: Any) -> str:
     given = {
         **{"num_layers": foreign.LAYERS - 1, "hidden_size": foreign.HIDDEN, "num_attention_heads": foreign.HEADS},
-        **{"max_position_embeddings": foreign.LENGTH, "padded_vocab_size": 512, "make_vocab_size_divisible_by": 128},
-        **{"tokenizer_type": "GPT2BPETokenizer", "model_parallel_size": 1, "rank": 0, "num_unique_layers": None},
-        **{"param_sharing_style": "grouped", "use_cpu_initialization": True, "init_method_std": 0.02, "batch_size": 1},
-        **{
-            "layernorm_epsilon": 1e-5,
-            "hidden_dropout": 0.1,
-            "attention_dropout": 0.1,
-            "fp16": False,
-            "onnx_safe": None,
-        },
-        **{
-            "openai_gelu": False,
-            "bias_gelu_fusion": False,
-            "bias_dropout_fusion": False,
-            "checkpoint_activations": False,
-        },
-        **{"checkpoint_num_layers": 1, "fp16_lm_cross_entropy": False, "apply_query_key_layer_scaling": False},
-        **{"apply_residual_connection_post_layernorm": False, "attention_softmax_in_fp32": False},
-        **{"scaled_upper_triang_masked_softmax_fusion": False},
+        **{"max_position_embeddings": foreign.LENGTH, "padded_vocab_size": 512},
     }
-    return json.dumps({**given, **more})
-
-
-def peer(what: str, folder: Path, number: int, sizes: str) -> None:
-    """Run the program of the peers' environment, with `pcl-pangu` of ours."""
-    python, spec = peers_python(), find_spec("pcl_pangu")
-    if python is None:
-        pytest.skip("the environment of the peers is not installed")
-    assert spec is not None and spec.submodule_search_locations
-    script = Path(foreign.__file__).with_name("alpha_peer.py")
-    command = [
-        str(python),
-        "-I",
-        str(script),
-        spec.submodule_search_locations[0],
-        what,
-        str(folder),
-        str(number),
-        sizes,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    return megatron_sizes(**{**given, **more})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "half"), [(1, False), (4, True), (8, False)])
 def test_what_pcl_pangu_saves_and_splits_is_read(tmp_path: Path, ranks: int, half: bool):
-    peer("write", tmp_path, ranks, sizes(fp16=half))
+    run_peers("write", tmp_path, [ranks], sizes(fp16=half))
     wanted = np.load(tmp_path / "values.npz")
     assert set(wanted) == {name for _, name, *_ in foreign.names()}
     for path in (tmp_path / "whole", tmp_path / "of_ranks", tmp_path / "older.pt"):
@@ -154,7 +112,7 @@ def test_what_is_written_is_loaded_by_pcl_pangu(tmp_path: Path, ranks: int, dtyp
     whole["language_model.embedding.word_embeddings.weight"] = np.concatenate([words, padding])
     for rank in range(ranks):
         options = sizes(fp16=dtype == "float16", model_parallel_size=ranks, padded_vocab_size=128 * ranks)
-        peer("read", tmp_path / "a", rank, options)
+        run_peers("read", tmp_path / "a", [rank], options)
         loaded = np.load(tmp_path / "a" / f"values_{rank}.npz")
         assert set(loaded) == set(whole)
         for name, value in whole.items():

@@ -5,13 +5,23 @@ python alpha_peer.py <pcl_pangu folder> write <folder> <ranks> <sizes as JSON>
     <folder>/of_ranks, and writes the values of the whole one as <folder>/values.npz
 python alpha_peer.py <pcl_pangu folder> read <folder> <rank> <sizes as JSON>
     loads a rank of a checkpoint with megatron/checkpointing.py, and writes its values as <folder>/values_<rank>.npz
+python alpha_peer.py <pcl_pangu folder> answer <folder> <ranks> <sizes as JSON>
+    joins the ranks of a checkpoint with tools/merge_mp_partitions.py if it has several, loads it into both of its networks, and
+    writes what they answer to <folder>/texts.npy [texts, length] as <folder>/megatron.npy and <folder>/onnx.npy
+python alpha_peer.py <pcl_pangu folder> answer_as_rank <folder> <rank> <sizes as JSON>
+    is one of several processes that compute those texts together, each with its rank of the checkpoint, and writes the logits of
+    its rows of the word table as <folder>/megatron_<rank>.npy
 """
 
+import contextlib
 import json
 import sys
 import types
 from argparse import Namespace
+from datetime import timedelta
 from pathlib import Path
+
+VOCABULARY = 40_000
 
 
 def import_megatron(folder, args):
@@ -105,19 +115,121 @@ def write(folder, ranks, args):
     )
 
 
-def read(folder, rank, args):
-    import numpy as np
+def loaded(folder, rank, args):
+    """A rank of a checkpoint in Megatron's network."""
     import torch
     from megatron import checkpointing
 
-    model = model_of(args, rank, args.model_parallel_size)
+    model = unset(model_of(args, rank, args.model_parallel_size))
     args.rank = rank
     alone(args)
     args.load, args.finetune, args.no_load_optim, args.no_load_rng = str(folder), False, True, True
-    whole_load = torch.load
-    torch.load = lambda *a, **b: whole_load(*a, **b, weights_only=False)  # as it was when this code was written
+    as_pickles_were_read(torch)
     assert checkpointing.load_checkpoint(model, None, None) == 1
-    np.savez(folder / f"values_{rank}.npz", **flat(model.state_dict_for_save_checkpoint()))
+    return model
+
+
+def as_pickles_were_read(torch):
+    """`torch.load` as it was when this code was written."""
+    whole_load = torch.load
+    torch.load = lambda *a, **b: whole_load(*a, **{**b, "weights_only": False})
+
+
+def unset(network):
+    """The network without values: what its loader passes over is not a number, and shows in the logits."""
+    for parameter in network.parameters():
+        parameter.data.fill_(float("nan"))
+    return network.requires_grad_(False)
+
+
+def read(folder, rank, args):
+    import numpy as np
+
+    np.savez(folder / f"values_{rank}.npz", **flat(loaded(folder, rank, args).state_dict_for_save_checkpoint()))
+
+
+def answer(folder, ranks, args):
+    import numpy as np
+
+    texts = np.load(folder / "texts.npy")
+    said = take_activation(folder, args)
+    whole = joined(folder, ranks, args) if ranks > 1 else folder
+    model = loaded(whole, 0, args)
+    np.save(folder / "megatron.npy", megatron_logits(model, texts)[..., :VOCABULARY])
+    np.save(folder / "onnx.npy", onnx_logits(model, said, args, texts))
+
+
+def answer_as_rank(folder, rank, args):
+    import numpy as np
+    import torch
+    from megatron import mpu
+
+    ranks = args.model_parallel_size
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", timedelta(minutes=2), ranks, rank)
+    mpu.initialize.initialize_model_parallel(ranks)
+    take_activation(folder, args)
+    np.save(folder / f"megatron_{rank}.npy", megatron_logits(loaded(folder, rank, args), np.load(folder / "texts.npy")))
+
+
+def take_activation(folder, args):
+    """The arguments that the checkpoint has. Its GELU becomes that of `args`; megatron/checkpointing.py compares the sizes."""
+    import torch
+
+    file = folder / "iter_0000001" / "mp_rank_00" / "model_optim_rng.pt"
+    said = torch.load(file, map_location="cpu", weights_only=False)["args"]
+    args.openai_gelu = said.openai_gelu
+    return said
+
+
+def joined(folder, ranks, args):
+    """The checkpoint that tools/merge_mp_partitions.py makes of the ranks'. Its own values of half precision are not wanted."""
+    import merge_mp_partitions as tool
+    import torch
+    from megatron.model.gpt2_model import GPT2Model
+
+    def rebuild_tokenizer(args):
+        multiple = args.make_vocab_size_divisible_by * args.model_parallel_size
+        args.padded_vocab_size = -(-VOCABULARY // multiple) * multiple
+        return Namespace(vocab_size=VOCABULARY)
+
+    tool._parse_args, tool.rebuild_tokenizer = lambda extra_args_provider: args, rebuild_tokenizer
+    tool.get_model = lambda model_type: unset(GPT2Model())
+    args.model_type, args.mp_model_parallel_size, args.load = "Pangu", ranks, str(folder)
+    as_pickles_were_read(torch)
+    tool.main()
+    args.model_parallel_size = 1
+    rebuild_tokenizer(args)
+    return folder / "merged"
+
+
+def megatron_logits(model, texts):
+    import torch
+    from megatron import mpu
+
+    torch.cuda.current_device = lambda: "cpu"
+    mpu.get_cuda_rng_tracker = lambda: Namespace(fork=contextlib.nullcontext)
+    length = texts.shape[1]
+    unseen = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
+    positions = torch.arange(length).expand(texts.shape)
+    return model.eval()(torch.from_numpy(texts), positions, unseen).detach().numpy()
+
+
+def onnx_logits(model, said, args, texts):
+    """Logits of onnx_inference/pangu/model.py. Its loader knows the query layer's table by the name of PanGu-α Evolution, a later
+    model, and passes it over without a word by that of PanGu-α; so that model's own code renames it."""
+    import torch
+    from megatron.model.alpha_enhanced_model import EnhancedModel
+    from pangu.config import PanguConfig
+    from pangu.model import Pangu
+    from pangu.utils import load_weight
+
+    evolution = unset(EnhancedModel())
+    evolution.load_state_dict(model.state_dict_for_save_checkpoint())
+    sizes = {**vars(said), "num_layers": said.num_layers + 1}
+    network = unset(Pangu(PanguConfig(Namespace(model_config=sizes))))
+    load_weight(network, {"model": evolution.state_dict_for_save_checkpoint()})
+    with torch.no_grad():
+        return network(torch.from_numpy(texts), None, None, None, None)[0].numpy()
 
 
 def main():
@@ -128,7 +240,12 @@ def main():
     args.params_dtype = torch.half if args.fp16 else torch.float
     import_megatron(Path(package), args)
     sys.path.insert(0, str(Path(package) / "model" / "panguAlpha_pytorch" / "tools"))
-    {"write": write, "read": read}[what](Path(folder), int(number), args)
+    sys.path.insert(0, str(Path(package) / "onnx_inference"))
+    for name in ("pcl_pangu", "pcl_pangu.model", "pcl_pangu.model.alpha"):  # they import what is of training only
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["pcl_pangu.model.alpha"].MODEL_CONFIG = None
+    programs = {"write": write, "read": read, "answer": answer, "answer_as_rank": answer_as_rank}
+    programs[what](Path(folder), int(number), args)
 
 
 if __name__ == "__main__":
