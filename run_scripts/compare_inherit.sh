@@ -46,12 +46,12 @@ touch "$folder/times.txt"
 # timed NAME COMMAND...: run it, unless it was run to its end; a line of times.txt then: name, and seconds that passed, user, system
 total=$(($(wc -w <<<"$seeds") * (3 + 3 * $(wc -w <<<"$rates")))) number=0
 timed() {
-  local name=$1 TIMEFORMAT="%R %U %S"
+  local name=$1 seconds TIMEFORMAT="%R %U %S"
   number=$((number + 1))
   grep -q "^$name " "$folder/times.txt" && return
   echo "== $number of $total: $name" >&2
-  { time "${@:2}" >/dev/null 2>&3; } 3>&2 2>"$folder/time.txt"
-  echo "$name $(cat "$folder/time.txt")" >>"$folder/times.txt"
+  seconds=$({ time "${@:2}" >/dev/null 2>&3; } 3>&2 2>&1)
+  echo "$name $seconds" >>"$folder/times.txt"
 }
 
 # network_of ARM: puts the options of its network into `network`
