@@ -156,8 +156,9 @@ def test_comparing_with_a_dense_model_trains_both_by_the_same_seeds_and_evaluate
 
 
 def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_stopped(repository, folder, tmp_path):
-    calls = tmp_path / "calls"
+    calls, stop = tmp_path / "calls", tmp_path / "stop"
     stand_in = f"""printf '%s\\n' "$*" >> {shlex.quote(str(calls))}
+    if [ -e {shlex.quote(str(stop))} ] && [[ $* = *continued_3_1e-3* ]]; then exit 3; fi
     for word; do if [ "${{before:-}}" = --run ]; then mkdir -p "$word"; fi; before=$word; done"""
     program(repository / ".venv" / "bin" / "pangu-sigma", stand_in)
     program(repository / ".venv" / "bin" / "python", f'echo python "$@" >> {shlex.quote(str(calls))}')
@@ -168,9 +169,17 @@ def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_
         return run(repository / "run_scripts" / "compare_inherit.sh", *arguments, cwd=folder)
 
     arguments = ["--seeds", "1 3", "--rates", "1e-3 2e-3", "--folder", "runs/c", "--set", "train.steps=2"]
+    stop.touch()
+    assert compare(*arguments).returncode == 3
+    stopped = calls.read_text().splitlines()
+    assert " --run runs/c/continued_3_1e-3 " in stopped[-1], "what fails ends the script"
+    stop.unlink()
     done = compare(*arguments)
     assert done.returncode == 0, done.stderr
-    *_, trained, compared = [calls.read_text().splitlines()[i] for i in (0, 1, slice(2, -1), -1)]
+    prepared, trained, compared = [calls.read_text().splitlines()[i] for i in (slice(2), slice(2, -1), -1)]
+    assert [line.split()[0] for line in prepared] == ["prepare-data"] * 2
+    assert " --run runs/c/continued_3_1e-3 " in trained[0], "it goes on with what had failed"
+    trained = stopped[2:-1] + trained
     assert compared == "python - runs/c 1 3 1e-3 2e-3"
     by_run = {line.split("--run ")[1].split()[0].removeprefix("runs/c/"): line for line in trained}
     arms = ("inherited", "continued", "scratch")
@@ -192,15 +201,6 @@ def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_
 
     compare(*arguments)
     assert [line.split()[0] for line in calls.read_text().splitlines()] == ["prepare-data", "prepare-data", "python"]
-    lines = (repository / "runs/c/times.txt").read_text().splitlines()
-    (repository / "runs/c/times.txt").write_text("\n".join(lines[:-1]) + "\n")  # as if it had been killed in the last
-    compare(*arguments)
-    assert [line.split()[0] for line in calls.read_text().splitlines()] == [
-        "prepare-data",
-        "prepare-data",
-        "train",
-        "python",
-    ]
     other = compare(*arguments[:-1], "train.steps=3")
     assert (other.returncode, "begun with other --set options" in other.stderr) == (2, True)
     refused = compare("--sets", "a=b")
