@@ -43,14 +43,16 @@ fi
 echo "${options[*]}" >"$folder/options.txt"
 touch "$folder/times.txt"
 
-# timed NAME COMMAND...: run it, unless it was run to its end; a line of times.txt then: name, and seconds that passed, user, system
+# timed NAME COMMAND...: run it, unless it was run to its end; then times.txt has a line: name, and seconds that passed, user, system.
+# What a command prints is in NAME.txt; a training that was asked to stop ends well and prints nothing.
 total=$(($(wc -w <<<"$seeds") * (3 + 3 * $(wc -w <<<"$rates")))) number=0
 timed() {
   local name=$1 seconds TIMEFORMAT="%R %U %S"
   number=$((number + 1))
   grep -q "^$name " "$folder/times.txt" && return
   echo "== $number of $total: $name" >&2
-  seconds=$({ time "${@:2}" >/dev/null 2>&3; } 3>&2 2>&1)
+  seconds=$({ time "${@:2}" >"$folder/$name.txt" 2>&3; } 3>&2 2>&1)
+  [ -s "$folder/$name.txt" ] || { echo "error: $name was stopped before its end; the same command goes on" >&2; exit 1; }
   echo "$name $seconds" >>"$folder/times.txt"
 }
 

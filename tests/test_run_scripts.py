@@ -158,7 +158,8 @@ def test_comparing_with_a_dense_model_trains_both_by_the_same_seeds_and_evaluate
 def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_stopped(repository, folder, tmp_path):
     calls, stop = tmp_path / "calls", tmp_path / "stop"
     stand_in = f"""printf '%s\\n' "$*" >> {shlex.quote(str(calls))}
-    if [ -e {shlex.quote(str(stop))} ] && [[ $* = *continued_3_1e-3* ]]; then exit 3; fi
+    if [ -e {shlex.quote(str(stop))} ] && [[ $* = *continued_3_1e-3* ]]; then exit $(cat {shlex.quote(str(stop))}); fi
+    echo "it ended"
     for word; do if [ "${{before:-}}" = --run ]; then mkdir -p "$word"; fi; before=$word; done"""
     program(repository / ".venv" / "bin" / "pangu-sigma", stand_in)
     program(repository / ".venv" / "bin" / "python", f'echo python "$@" >> {shlex.quote(str(calls))}')
@@ -169,10 +170,13 @@ def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_
         return run(repository / "run_scripts" / "compare_inherit.sh", *arguments, cwd=folder)
 
     arguments = ["--seeds", "1 3", "--rates", "1e-3 2e-3", "--folder", "runs/c", "--set", "train.steps=2"]
-    stop.touch()
+    stop.write_text("3")
     assert compare(*arguments).returncode == 3
     stopped = calls.read_text().splitlines()
     assert " --run runs/c/continued_3_1e-3 " in stopped[-1], "what fails ends the script"
+    stop.write_text("0")
+    asked = compare(*arguments)
+    assert (asked.returncode, "continued_3_1e-3 was stopped before its end" in asked.stderr) == (1, True)
     stop.unlink()
     done = compare(*arguments)
     assert done.returncode == 0, done.stderr

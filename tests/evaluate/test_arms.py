@@ -99,6 +99,15 @@ def test_each_arm_is_evaluated_once_on_everything_at_its_best_rate(two, measured
     assert gap == pytest.approx(-0.5)
 
 
+def test_runs_that_did_not_end_at_the_same_step_are_refused(two, measured):
+    last = two[1].runs["3e-3"][2]
+    lines = (last / "metrics.jsonl").read_text().splitlines()
+    (last / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(ConfigError, match=f"{last} was evaluated after steps 0, .* after 0, 4; they must be equal"):
+        compare_arms(two[0], two[1:])
+    assert not measured, "nothing is evaluated in vain"
+
+
 def test_tables_and_curves_are_written_beside_the_runs(two, measured, tmp_path):
     text = write_comparison(two[0], two[1:], tmp_path)
     assert (tmp_path / "differences.txt").read_text() == text + "\n"

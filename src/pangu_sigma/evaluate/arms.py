@@ -67,9 +67,11 @@ def compare_arms(first: Arm, others: Sequence[Arm]) -> dict[str, Any]:
     """The first arm against each of the others, all at their best rates, on all held-out tokens.
 
     Returns {"arms": {name: {"losses": by rate, "best": rate, "held_out": by domain, the mean over seeds}}, "against": {name:
-    `compare_runs`'s comparison}}. Raises ConfigError as `Arm.best_rate` and `measure_together`.
+    `compare_runs`'s comparison}}. Raises ConfigError when a run was evaluated at other steps than the first one, and as
+    `Arm.best_rate` and `measure_together`.
     """
     arms = [first, *others]
+    _check_same_steps([run for arm in arms for runs in arm.runs.values() for run in runs])
     best = {arm.name: arm.best_rate() for arm in arms}
     runs = {arm.name: list(arm.runs[best[arm.name]]) for arm in arms}
     losses = measure_together([run for found in runs.values() for run in found], all=True)
@@ -84,6 +86,16 @@ def compare_arms(first: Arm, others: Sequence[Arm]) -> dict[str, Any]:
         },
         "against": {other.name: differences_of(losses, runs[first.name], runs[other.name]) for other in others},
     }
+
+
+def _check_same_steps(runs: Sequence[Path]) -> None:
+    steps = {run: [step for step, _ in evaluations(run)] for run in runs}
+    for run in runs:
+        if steps[run] != steps[runs[0]]:
+            raise ConfigError(
+                f"{run} was evaluated after steps {', '.join(map(str, steps[run]))}, {runs[0]} after "
+                f"{', '.join(map(str, steps[runs[0]]))}; they must be equal: train all runs to the same end"
+            )
 
 
 def _means(losses: list[Losses]) -> dict[str, float]:
