@@ -45,9 +45,9 @@ def test_a_pair_is_the_same_as_its_text(file: Path, text: str, pair: tuple[str, 
 def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path], None], capsys):
     """Reading a pipe waits for ever."""
     make(tmp_path / "config.yaml")
-    assert main(["inspect", str(tmp_path / "config.yaml")]) == 2
+    assert main(["prepare-data", str(tmp_path / "config.yaml")]) == 2
     assert f"{tmp_path / 'config.yaml'} is not a file but a folder, a pipe or a device" in capsys.readouterr().err
-    assert main(["inspect", "/dev/zero"]) == 2
+    assert main(["prepare-data", "/dev/zero"]) == 2
 
 
 def test_the_later_override_wins_in_either_form(file: Path):

@@ -155,6 +155,62 @@ def test_comparing_with_a_dense_model_trains_both_by_the_same_seeds_and_evaluate
     assert (refused.returncode, "--sets is not an option; usage" in refused.stderr) == (2, True)
 
 
+def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_stopped(repository, folder, tmp_path):
+    calls, stop = tmp_path / "calls", tmp_path / "stop"
+    stand_in = f"""printf '%s\\n' "$*" >> {shlex.quote(str(calls))}
+    if [ -e {shlex.quote(str(stop))} ] && [[ $* = *continued_3_1e-3* ]]; then exit $(cat {shlex.quote(str(stop))}); fi
+    echo "it ended"
+    for word; do if [ "${{before:-}}" = --run ]; then mkdir -p "$word"; fi; before=$word; done"""
+    program(repository / ".venv" / "bin" / "pangu-sigma", stand_in)
+    program(repository / ".venv" / "bin" / "python", f'echo python "$@" >> {shlex.quote(str(calls))}')
+    (repository / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(repository / '.venv/bin'))}:$PATH")
+
+    def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
+        calls.write_text("")
+        return run(repository / "run_scripts" / "compare_inherit.sh", *arguments, cwd=folder)
+
+    arguments = ["--seeds", "1 3", "--rates", "1e-3 2e-3", "--folder", "runs/c", "--set", "train.steps=2"]
+    stop.write_text("3")
+    assert compare(*arguments).returncode == 3
+    stopped = calls.read_text().splitlines()
+    assert " --run runs/c/continued_3_1e-3 " in stopped[-1], "what fails ends the script"
+    stop.write_text("0")
+    asked = compare(*arguments)
+    assert (asked.returncode, "continued_3_1e-3 was stopped before its end" in asked.stderr) == (1, True)
+    stop.unlink()
+    done = compare(*arguments)
+    assert done.returncode == 0, done.stderr
+    prepared, trained, compared = [calls.read_text().splitlines()[i] for i in (slice(2), slice(2, -1), -1)]
+    assert [line.split()[0] for line in prepared] == ["prepare-data"] * 2
+    assert " --run runs/c/continued_3_1e-3 " in trained[0], "it goes on with what had failed"
+    trained = stopped[2:-1] + trained
+    assert compared == "python - runs/c 1 3 1e-3 2e-3"
+    by_run = {line.split("--run ")[1].split()[0].removeprefix("runs/c/"): line for line in trained}
+    arms = ("inherited", "continued", "scratch")
+    expected = []
+    for seed in (1, 3):
+        expected += [f"parent_{seed}", f"inherited_{seed}", f"continued_{seed}"]
+        expected += [f"{arm}_{seed}_{rate}" for rate in ("1e-3", "2e-3") for arm in arms]
+    assert list(by_run) == expected
+    for name, line in by_run.items():
+        seed = int(name.split("_")[1])
+        assert f"--set seed={seed} --set routing.seed={seed - 1}" in line
+        assert "--set train.steps=2" in line
+        assert ("--set model.rre_layers=0" in line) == name.startswith(("parent", "continued"))
+        assert ("--set data.path=data/c_zh" in line) == name.startswith("parent"), "the parent learns Chinese only"
+        rate = f"--set train.optimizer.peak_lr={name.split('_')[-1]}"
+        assert line.endswith(rate) == (name.count("_") == 2)
+    assert len((repository / "runs/c/times.txt").read_text().splitlines()) == len(expected)
+    assert "== 18 of 18: scratch_3_2e-3" in done.stderr
+
+    compare(*arguments)
+    assert [line.split()[0] for line in calls.read_text().splitlines()] == ["prepare-data", "prepare-data", "python"]
+    other = compare(*arguments[:-1], "train.steps=3")
+    assert (other.returncode, "begun with other --set options" in other.stderr) == (2, True)
+    refused = compare("--sets", "a=b")
+    assert (refused.returncode, "--sets is not an option; usage" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(("script", "venv"), [("install.sh", ".venv"), ("peers.sh", ".venv-peers")])
 def test_installing_from_another_folder_touches_only_the_repository(script, venv, repository, folder, tmp_path):
     (repository / STAMP).unlink()

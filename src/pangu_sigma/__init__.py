@@ -84,6 +84,8 @@ sys.modules[__name__].__class__ = _Face
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("pangu-sigma")
+    if name == "Receipt":  # it needs MindSpore, and the rest of the face does not
+        return importlib.import_module("pangu_sigma.inherit.receipt").Receipt
     if name in __all__:
         return getattr(importlib.import_module("pangu_sigma.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

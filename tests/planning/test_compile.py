@@ -83,7 +83,6 @@ OTHER_KEYS = {
     "float32": (ALL_AXES, ["train.compute_dtype=float32"]),
     "an only layer": (LAYOUTS["recompute"], ["model.dense_layers=0"]),
     "one and a half sequences a tensor rank": (ALL_AXES, ["train.batch_size=12"]),
-    "tanh": (ALL_AXES, ["model.activation=tanh"]),
     "erf": (ALL_AXES, ["model.activation=erf"]),
     "bfloat16 moments": (ALL_AXES, ["ecss.moments=bfloat16"]),
     "two passes": (LAYOUTS["replicas"], ["train.accumulation=2"]),
@@ -94,6 +93,7 @@ OTHER_KEYS = {
 }
 
 LONG = {
+    "tanh": (ALL_AXES, ["model.activation=tanh"]),
     "three passes, recompute": (LAYOUTS["recompute"], ["train.accumulation=3"]),
     "two passes, no optimizer parallelism": (LAYOUTS["no optimizer parallelism"], ["train.accumulation=2"]),
     "two stages, one with experts": (STAGES, ["train.accumulation=2"]),

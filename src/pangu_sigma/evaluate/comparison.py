@@ -9,7 +9,7 @@ Shape suffixes: P pairs of runs, U samples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,25 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
     """
     if len(runs) != len(others):
         raise ConfigError(f"{len(runs)} runs against {len(others)}; --against takes as many as there are runs")
-    opened = {path: RunFolder.open(path) for path in (*runs, *others)}
+    return differences_of(measure_together([*runs, *others], all), runs, others)
+
+
+def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Losses]:
+    """The losses of each run on the same held-out tokens: all of them, or as many as the training of the first run evaluates.
+
+    Raises ConfigError when a run has another tokenizer or other held-out text than the first.
+    """
+    opened = {path: RunFolder.open(path) for path in runs}
     batches = {path: held_out_batches(run) for path, run in opened.items()}
     first = runs[0]
     most = samples_read(opened[first], batches[first], all)
     for path in opened:
         _check_same_text(opened[first], opened[path], batches[first], batches[path], most)
-    losses = {path: measure(run, batches[path], most) for path, run in opened.items()}
+    return {path: measure(run, batches[path], most) for path, run in opened.items()}
+
+
+def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
+    """What `compare_runs` returns, of losses that were measured together; as many runs as others."""
     pairs = [(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
     return {
         "pairs": [

@@ -1,0 +1,159 @@
+"""Ways to train, each tried at the same rates and seeds; the first at its best rate against the others at theirs.
+
+The best rate of an arm is that of the lowest held-out loss: the mean over seeds and domains of the last evaluation of its runs, on
+the samples that training evaluates on. The differences are of all held-out tokens, paired by sample, seed by seed.
+
+Shape suffixes: P runs of an arm, E evaluations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.evaluate.comparison import Losses, differences_of, measure_together
+from pangu_sigma.train.losses import mean_of, shown
+from pangu_sigma.train.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train. runs: by learning rate, as its text, the run of each seed; the seeds are in the same order everywhere."""
+
+    name: str
+    runs: Mapping[str, Sequence[Path]]
+
+    def losses(self) -> dict[str, float]:
+        """By rate, the mean over seeds and domains of the last held-out loss that training logged; NaN if one is not finite.
+
+        Raises ConfigError for a run that logged no evaluation.
+        """
+        return {
+            rate: float(np.mean([list(evaluations(run)[-1][1].values()) for run in runs]))
+            for rate, runs in self.runs.items()
+        }
+
+    def best_rate(self) -> str:
+        """The rate of the lowest of `losses`, the first of equal ones. Raises ConfigError if none is finite."""
+        finite = {rate: loss for rate, loss in self.losses().items() if math.isfinite(loss)}
+        if not finite:
+            raise ConfigError(
+                f"{self.name}: no run of the rates {', '.join(self.runs)} has a finite loss; try lower rates"
+            )
+        return min(finite, key=finite.__getitem__)
+
+
+def evaluations(run: Path) -> list[tuple[int, dict[str, float]]]:
+    """Step and held-out loss by domain of each evaluation that a run logged, in order. Raises ConfigError if there is none."""
+    found = [
+        (line["step"], {name: math.nan if v is None else v for name, v in line["per_domain_loss"].items()})
+        for line in read_metrics(run)
+        if line["kind"] == "evaluation"
+    ]
+    if not found:
+        raise ConfigError(f"{run} has logged no evaluation; train it to its end first")
+    return found
+
+
+def compare_arms(first: Arm, others: Sequence[Arm]) -> dict[str, Any]:
+    """The first arm against each of the others, all at their best rates, on all held-out tokens.
+
+    Returns {"arms": {name: {"losses": by rate, "best": rate, "held_out": by domain, the mean over seeds}}, "against": {name:
+    `compare_runs`'s comparison}}. Raises ConfigError when a run was evaluated at other steps than the first one, and as
+    `Arm.best_rate` and `measure_together`.
+    """
+    arms = [first, *others]
+    _check_same_steps([run for arm in arms for runs in arm.runs.values() for run in runs])
+    best = {arm.name: arm.best_rate() for arm in arms}
+    runs = {arm.name: list(arm.runs[best[arm.name]]) for arm in arms}
+    losses = measure_together([run for found in runs.values() for run in found], all=True)
+    return {
+        "arms": {
+            arm.name: {
+                "losses": arm.losses(),
+                "best": best[arm.name],
+                "held_out": _means([losses[run] for run in runs[arm.name]]),
+            }
+            for arm in arms
+        },
+        "against": {other.name: differences_of(losses, runs[first.name], runs[other.name]) for other in others},
+    }
+
+
+def _check_same_steps(runs: Sequence[Path]) -> None:
+    steps = {run: [step for step, _ in evaluations(run)] for run in runs}
+    for run in runs:
+        if steps[run] != steps[runs[0]]:
+            raise ConfigError(
+                f"{run} was evaluated after steps {', '.join(map(str, steps[run]))}, {runs[0]} after "
+                f"{', '.join(map(str, steps[runs[0]]))}; they must be equal: train all runs to the same end"
+            )
+
+
+def _means(losses: list[Losses]) -> dict[str, float]:
+    return {name: mean_of([found[name].nats_per_token.mean for found in losses]).mean for name in losses[0]}
+
+
+def format_arms(compared: Mapping[str, Any]) -> str:
+    """Two tables for people: the loss of each rate, and the differences, whose errors are over seeds and over samples of text."""
+    arms = compared["arms"]
+    first, width = next(iter(arms)), max(map(len, arms))
+    rates = list(arms[first]["losses"])
+    lines = [f"{'rate':{width}} {' '.join(f'{rate:>9}' for rate in rates)}   last evaluation of training; * the best"]
+    for name, arm in arms.items():
+        cells = [shown(loss, 8) + ("*" if rate == arm["best"] else " ") for rate, loss in arm["losses"].items()]
+        lines.append(f"{name:{width}} {' '.join(cells)}".rstrip())
+    seeds = len(next(iter(compared["against"].values()))["pairs"])
+    heads = [f"{head:>9}" for head in (first.rpartition(" ")[2], "against", "nats", "± seeds", "± samples")]
+    lines += ["", f"{'domain':12} {'against':{width}} {' '.join(heads)}   all held-out tokens, mean of {seeds} seeds"]
+    for domain, own in arms[first]["held_out"].items():
+        for name, comparison in compared["against"].items():
+            mean = comparison["mean"][domain]
+            values = (own, arms[name]["held_out"][domain], mean["nats_per_token"], mean["se"], mean["se_of_text"])
+            cells = [shown(v, 9, d) for v, d in zip(values, (3, 3, 4, 4, 4), strict=True)]
+            lines.append(f"{domain:12} {name:{width}} {' '.join(cells)}")
+    return "\n".join(lines)
+
+
+def draw_arms(arms: Mapping[str, Sequence[Path]]) -> Figure:
+    """Held-out loss of each domain over the steps of training: thin lines the runs, a thick one their mean. arms: runs by arm."""
+    curves = {name: [evaluations(run) for run in runs] for name, runs in arms.items()}
+    domains = list(next(iter(curves.values()))[0][0][1])
+    figure = Figure(figsize=(10, 2.9 * math.ceil(len(domains) / 2)), layout="constrained", dpi=80)
+    panels = figure.subplots(math.ceil(len(domains) / 2), 2, sharex=True, squeeze=False).ravel()
+    for axes, domain in zip(panels, domains, strict=False):
+        for number, (name, runs) in enumerate(curves.items()):
+            steps = [step for step, _ in runs[0]]
+            losses_PE = np.array([[losses[domain] for _, losses in run] for run in runs])
+            for losses_E in losses_PE:
+                axes.plot(steps, losses_E, color=f"C{number}", linewidth=0.7, alpha=0.5)
+            axes.plot(steps, losses_PE.mean(axis=0), color=f"C{number}", linewidth=1.8, marker=".", label=name)
+        axes.set_title(domain, fontsize=11)
+        axes.grid(alpha=0.3)
+    for axes in panels[len(domains) :]:
+        axes.remove()
+    panels[0].legend(fontsize=9)
+    figure.supxlabel("steps", fontsize=10)
+    figure.supylabel("held-out loss (nats per token)", fontsize=10)
+    return figure
+
+
+def write_comparison(first: Arm, others: Sequence[Arm], folder: Path) -> str:
+    """Compare, and write differences.txt, differences.json and curves.png into `folder`. Returns what differences.txt holds."""
+    compared = compare_arms(first, others)
+    text = format_arms(compared)
+    (folder / "differences.txt").write_text(text + "\n", encoding="utf-8")
+    (folder / "differences.json").write_text(
+        json.dumps(compared, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
+    best = {arm.name: arm.runs[compared["arms"][arm.name]["best"]] for arm in (first, *others)}
+    draw_arms(best).savefig(folder / "curves.png")
+    return text

@@ -1,0 +1,131 @@
+"""Each arm is taken at the rate that lost least in training, and the first is compared with the others on all held-out tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.evaluate import arms
+from pangu_sigma.evaluate.arms import Arm, compare_arms, draw_arms, evaluations, format_arms, write_comparison
+from pangu_sigma.train.losses import HeldOutLoss
+
+SEEDS, RATES = ("1", "2", "3"), ("1e-3", "3e-3")
+OF_RATE = {"Σ inherited": {"1e-3": 5.0, "3e-3": 4.5}, "α continued": {"1e-3": 4.8, "3e-3": 5.2}}
+"""What training logged last for zh, seed 2; other seeds are 0.1 apart, en loses 1 more."""
+
+
+def write_log(run: Path, losses: dict[int, dict[str, float | None]]) -> Path:
+    run.mkdir(parents=True)
+    lines = [{"kind": "evaluation", "step": step, "per_domain_loss": found} for step, found in losses.items()]
+    text = "\n".join(json.dumps(line) for line in [{"kind": "run", "step": 0}, *lines])
+    (run / "metrics.jsonl").write_text(text + "\n", encoding="utf-8")
+    return run
+
+
+@pytest.fixture
+def two(tmp_path) -> list[Arm]:
+    found = []
+    for name, by_rate in OF_RATE.items():
+        runs = {
+            rate: [
+                write_log(
+                    tmp_path / f"{name[2:]}_{seed}_{rate}",
+                    {0: {"zh": 9.0, "en": 9.0}, 4: {"zh": last + i, "en": last + 1 + i}},
+                )
+                for seed, i in zip(SEEDS, (-0.1, 0.0, 0.1), strict=True)
+            ]
+            for rate, last in by_rate.items()
+        }
+        found.append(Arm(name, runs))
+    return found
+
+
+@pytest.fixture
+def measured(monkeypatch) -> dict[str, object]:
+    """Stands in for the evaluation of runs and says which were evaluated: on 20 samples the inherited lose 0.5 nats less."""
+    asked: dict[str, object] = {}
+
+    def measure(runs, all=False):
+        asked.update(runs=list(runs), all=all)
+        found = {}
+        for run in runs:
+            rng = np.random.default_rng(
+                int(run.name.split("_")[1])
+            )  # what a seed does to a sample, it does in both arms
+            nats_U = rng.normal(500, 50, 20) - (50 if run.name.startswith("inherited") else 0)
+            found[run] = {
+                name: HeldOutLoss(nats_U, np.full(20, 100), np.full(20, 300), 7.0, name) for name in ("zh", "en")
+            }
+        return found
+
+    monkeypatch.setattr(arms, "measure_together", measure)
+    return asked
+
+
+def test_the_best_rate_has_the_lowest_mean_over_seeds_and_domains_at_the_end_of_training(two):
+    assert two[0].losses() == pytest.approx({"1e-3": 5.5, "3e-3": 5.0})
+    assert [arm.best_rate() for arm in two] == ["3e-3", "1e-3"]
+
+
+def test_a_rate_that_diverged_is_not_the_best_and_without_any_the_arm_is_refused(tmp_path):
+    good = write_log(tmp_path / "good", {0: {"zh": 9.0}, 2: {"zh": 8.9}})
+    bad = write_log(tmp_path / "bad", {0: {"zh": 9.0}, 2: {"zh": None}})
+    assert Arm("a", {"1": [good, bad], "2": [good, good]}).best_rate() == "2"
+    assert math.isnan(Arm("a", {"1": [good, bad]}).losses()["1"])
+    with pytest.raises(ConfigError, match="a: no run of the rates 1, 3 has a finite loss; try lower rates"):
+        Arm("a", {"1": [good, bad], "3": [bad]}).best_rate()
+    with pytest.raises(ConfigError, match="none has logged no evaluation"):
+        evaluations(write_log(tmp_path / "none", {}))
+
+
+def test_each_arm_is_evaluated_once_on_everything_at_its_best_rate(two, measured):
+    scratch = Arm("Σ from scratch", two[1].runs)
+    compared = compare_arms(two[0], [two[1], scratch])
+    expected = [*two[0].runs["3e-3"], *two[1].runs["1e-3"]]
+    assert list(dict.fromkeys(measured["runs"])) == expected
+    assert measured["all"] is True
+    assert [arm["best"] for arm in compared["arms"].values()] == ["3e-3", "1e-3", "1e-3"]
+    assert list(compared["against"]) == ["α continued", "Σ from scratch"]
+    for comparison in compared["against"].values():
+        mean = comparison["mean"]["zh"]
+        assert mean["nats_per_token"] == pytest.approx(-0.5)
+        assert mean["se"] == pytest.approx(0, abs=1e-9), "paired by seed and sample, nothing else is left"
+    gap = compared["arms"]["Σ inherited"]["held_out"]["en"] - compared["arms"]["α continued"]["held_out"]["en"]
+    assert gap == pytest.approx(-0.5)
+
+
+def test_runs_that_did_not_end_at_the_same_step_are_refused(two, measured):
+    last = two[1].runs["3e-3"][2]
+    lines = (last / "metrics.jsonl").read_text().splitlines()
+    (last / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(ConfigError, match=f"{last} was evaluated after steps 0, .* after 0, 4; they must be equal"):
+        compare_arms(two[0], two[1:])
+    assert not measured, "nothing is evaluated in vain"
+
+
+def test_tables_and_curves_are_written_beside_the_runs(two, measured, tmp_path):
+    text = write_comparison(two[0], two[1:], tmp_path)
+    assert (tmp_path / "differences.txt").read_text() == text + "\n"
+    lines = text.splitlines()
+    assert lines[1].split() == ["Σ", "inherited", "5.500", "5.000*"]
+    assert lines[2].split() == ["α", "continued", "5.300*", "5.700"]
+    assert "mean of 3 seeds" in lines[4]
+    assert [line.split()[0] for line in lines[5:]] == ["zh", "en"]
+    assert lines[5].split()[5:] == ["-0.5000", "0.0000", "0.0000"]
+    kept = json.loads((tmp_path / "differences.json").read_text())
+    assert format_arms(kept) == text
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_curves_are_of_every_run_and_of_their_mean(two):
+    figure = draw_arms({arm.name: arm.runs["1e-3"] for arm in two})
+    assert [axes.get_title() for axes in figure.axes] == ["zh", "en"]
+    thick = [line for line in figure.axes[0].lines if line.get_label() == "Σ inherited"]
+    assert len(figure.axes[0].lines) == 2 * (3 + 1)
+    assert thick[0].get_xdata().tolist() == [0, 4]
+    assert thick[0].get_ydata().tolist() == pytest.approx([9.0, 5.0])
