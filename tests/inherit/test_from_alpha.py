@@ -215,6 +215,13 @@ def test_the_command_prints_the_receipt_of_the_same_run(parent, child, tiny_data
     assert "exists; choose another folder with --run" in capsys.readouterr().err
 
 
+def test_who_names_no_parent_is_told_where_parents_are(capsys):
+    assert main(["inherit", "--config", "sigma_tiny"]) == 2
+    told = capsys.readouterr().err
+    assert "name the PARENT to inherit from; a parent is a dense run" in told
+    assert "imone/pangu_2_6B" in told
+
+
 def test_a_slot_comes_from_the_parents_of_that_name_or_from_its_only_one():
     assert parent_slot("en", ["zh", "en"]) == 1
     assert parent_slot("law", ["zh"]) == 0

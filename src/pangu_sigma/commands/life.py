@@ -9,6 +9,7 @@ from typing import Any
 
 from pangu_sigma import api
 from pangu_sigma.commands.options import CONFIG_HELP, add_command, resolved_config, show, with_json, with_overrides
+from pangu_sigma.config import ConfigError
 from pangu_sigma.inherit.receipt import Receipt
 
 
@@ -29,6 +30,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "parent",
         type=Path,
+        nargs="?",
         metavar="PARENT",
         help="a dense run, or the files of a released PanGu-α",
     )
@@ -143,10 +145,12 @@ def _inherit(options: argparse.Namespace) -> int:
     if config is None:
         return 0
     from pangu_sigma.inherit.from_alpha import plan_inheritance
-    from pangu_sigma.inherit.parent import open_parent
+    from pangu_sigma.inherit.parent import PUBLISHED, open_parent
     from pangu_sigma.inherit.receipt import format_mapping
     from pangu_sigma.inherit.variation import Variation
 
+    if options.parent is None:
+        raise ConfigError(f"name the PARENT to inherit from; {PUBLISHED}")
     if options.dry_run:
         parent = open_parent(options.parent, options.heads, options.activation)
         variation = Variation(options.noise, options.fresh, config.seed)

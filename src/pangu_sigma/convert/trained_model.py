@@ -133,14 +133,19 @@ def experts_of_layer(model: TrainedModel, layer: int, name: str, shape: tuple[in
 
 def as_dense_model(model: TrainedModel) -> DenseModel:
     """The weights of a model without routed experts as a `DenseModel`. Raises LayoutError for one that has some."""
-    config, sizes = model.config, model.config.model
-    if sizes.rre_layers:
+    if model.config.model.rre_layers:
         raise LayoutError(
-            f"{model.path}: has model.rre_layers={sizes.rre_layers}; only a dense model (rre_layers=0) goes here"
+            f"{model.path}: has model.rre_layers={model.config.model.rre_layers}; only a dense model (rre_layers=0) goes here"
         )
+    return dense_model(model.path, model.layout, model.config, model.tensors)
+
+
+def dense_model(path: Path, layout: str, config: Config, tensors: dict[str, LazyArray]) -> DenseModel:
+    """A dense model of this project by its tensors, which have our names already."""
+    sizes = config.model
     dense = DenseModel(
-        path=model.path,
-        layout=model.layout,
+        path=path,
+        layout=layout,
         hidden=sizes.hidden,
         ffn=sizes.ffn,
         heads=sizes.heads,
@@ -149,8 +154,8 @@ def as_dense_model(model: TrainedModel) -> DenseModel:
         vocabulary=config.slots * sizes.slot_rows,
         activation=sizes.activation,
         activation_known=True,
-        tensors=model.tensors,
-        made_from=dict.fromkeys(model.tensors, "copied"),
+        tensors=tensors,
+        made_from=dict.fromkeys(tensors, "copied"),
     )
     return check_tensors(dense)
 

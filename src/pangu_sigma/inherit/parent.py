@@ -22,10 +22,10 @@ from pangu_sigma.checkpoint.state import OPTIMIZER, WEIGHTS
 from pangu_sigma.checkpoint.whole import whole_array
 from pangu_sigma.config import Activation, Config, ConfigError
 from pangu_sigma.convert.dense_files import open_dense_model
-from pangu_sigma.convert.dense_model import DenseModel, LayoutError, check_tensors
+from pangu_sigma.convert.dense_model import DenseModel, LayoutError
 from pangu_sigma.convert.hf_folder import is_hf_folder, read_hf_folder
 from pangu_sigma.convert.safetensors import is_weights_file
-from pangu_sigma.convert.trained_model import as_dense_model
+from pangu_sigma.convert.trained_model import as_dense_model, dense_model
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
 from pangu_sigma.domains import domains_of
@@ -118,25 +118,11 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
 
 def _open_run(path: Path) -> Parent:
     run = RunFolder.open(path)
-    config, model = run.config, run.config.model
-    _refuse_sparse(path, config)
+    _refuse_sparse(path, run.config)
     checkpoint = load_checkpoint(run.checkpoints, run.identity)
     tensors = {name: whole_array(saved, name) for name, saved in checkpoint.saved(WEIGHTS).items()}
-    dense = DenseModel(
-        path=path,
-        layout="run",
-        hidden=model.hidden,
-        ffn=model.ffn,
-        heads=model.heads,
-        layers=model.layers,
-        seq_length=model.seq_length,
-        vocabulary=config.slots * model.slot_rows,
-        activation=model.activation,
-        activation_known=True,
-        tensors=tensors,
-        made_from=dict.fromkeys(tensors, "copied"),
-    )
-    return Parent(check_tensors(dense), SlotTable(config, run.tokenizer), checkpoint.step, _saved(checkpoint))
+    model = dense_model(path, "run", run.config, tensors)
+    return Parent(model, SlotTable(run.config, run.tokenizer), checkpoint.step, _saved(checkpoint))
 
 
 def _open_hf_folder(path: Path) -> Parent:
