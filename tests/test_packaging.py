@@ -30,7 +30,8 @@ def sources() -> set[str]:
     found = {
         str(file.relative_to(ROOT / "src" if ROOT / "src" in file.parents else ROOT))
         for file in wanted
-        if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".") and file.suffix != ".md"
+        if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".")
+        if file.suffix not in (".md", ".png")  # READMEs and their pictures are for the repository
     }
     return found | {f"pangu_sigma/{file.relative_to(ROOT)}" for file in (ROOT / "model_configs").rglob("*.yaml")}
 
