@@ -1,0 +1,56 @@
+"""What a generator needs of a model: texts that grow, each in a lane of a KV cache.
+
+Shape suffixes: N RRE layers, T tokens of a text, W wanted tokens, R rows of a slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import Domain
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """New tokens of the text in a lane.
+
+    lane: its number. ids: the tokens, one or more, that follow those which the lane holds. wanted: logits of the successors of
+    this many of them, counted from the last, are asked for: 0 … len(ids).
+    """
+
+    lane: int
+    ids: list[int]
+    wanted: int = 1
+
+
+class Decoder(Protocol):
+    """A model with a KV cache of `lanes` texts, each of up to model.seq_length tokens.
+
+    An <eot> ends a document as in training: what follows it starts at position 0 and does not see what stands before.
+    """
+
+    config: Config
+    tokenizer: Tokenizer
+    lanes: int
+
+    def begin(self, lane: int, domain: Domain) -> None:
+        """Empty a lane for a text of a domain."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Make the lane `target` hold what `source` holds, so that several texts go on from one."""
+
+    def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        """Read new tokens of several lanes, at most one chunk of each, together.
+
+        Returns for each chunk float32 [W, R]: logits over the rows of the domain's slot, -inf for rows that hold no token.
+        Raises ConfigError, before anything is read, for an id that does not exist or has no row in the slot, and for more than
+        model.seq_length tokens in a lane.
+        """
+
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        """The expert of each token of a text in each RRE layer, numbered within the domain's group, int [N, T]."""
