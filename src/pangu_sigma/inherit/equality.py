@@ -1,12 +1,12 @@
 """Does a child answer as its parent? Logits of the same text, by a path that adds in one order, and by the graph beside it.
 
-Shape suffixes: T tokens, N RRE layers, R rows.
+Shape suffixes: T tokens, N RRE layers, R rows of a slot of the child, W those of them that both have.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,54 @@ class ParentWeights:
         raise KeyError(f"a dense model has no experts: {layer}, {number}, {name}")
 
 
+@dataclass(frozen=True)
+class _Text:
+    """What both models read, in the rows of a slot of the child: its tokens, and the rows whose logits are compared."""
+
+    rows_T: np.ndarray
+    wanted_W: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A model as it reads a text.
+
+    rows_R: its row, in its flattened slots, for each row of the child's slot; -1 if it has none. The others are of a trained run,
+    and None for a dense model: ids_R, its token id for each of these rows; domain, as which it reads them; graph, if compared.
+    """
+
+    model: ExactModel
+    rows_R: np.ndarray
+    ids_R: np.ndarray | None = None
+    run: RunFolder | None = None
+    domain: Domain | None = None
+    graph: Predictor | None = None
+
+    @classmethod
+    def trained(
+        cls, run: RunFolder, model: ExactModel, domain: Domain, ids_R: np.ndarray, graph: Predictor | None
+    ) -> _Reader:
+        rows_R = run.tokenizer.row_of[domain.slot, np.maximum(ids_R, 0)]
+        first = domain.slot * run.config.model.slot_rows
+        return cls(model, np.where((ids_R >= 0) & (rows_R >= 0), first + rows_R, -1), ids_R, run, domain, graph)
+
+    def logits(self, text: _Text) -> np.ndarray:
+        """By the exact path, float32 [T, W]."""
+        experts_NT = np.empty((0, len(text.rows_T)), np.int32)
+        if self.run is not None and self.ids_R is not None and self.domain is not None:
+            ids_T = self.ids_R[text.rows_T]
+            experts_NT = self.run.table.route(ids_T, np.full_like(ids_T, self.domain.index), np.arange(len(ids_T)))
+        return self.model.logits(self.rows_R[text.rows_T], experts_NT, self.rows_R[text.wanted_W])
+
+    def graph_logits(self, text: _Text) -> np.ndarray | None:
+        """By the graph, float32 [T, W]; None if it is not compared."""
+        if self.graph is None or self.ids_R is None or self.domain is None:
+            return None
+        first = self.domain.slot * self.model.model.slot_rows
+        logits_TR = self.graph.logits_along(self.ids_R[text.rows_T].tolist(), self.domain)
+        return logits_TR[:, self.rows_R[text.wanted_W] - first]
+
+
 def agreements(
     model: DenseModel, slots: list[SlotRows], child: Path, tokens: int = COMPARED_TOKENS
 ) -> dict[str, Agreement]:
@@ -68,29 +116,20 @@ def agreements(
     sizes = run.config.model.model_copy(update={"dense_layers": run.config.model.layers, "rre_layers": 0})
     parent = ExactModel(sizes, ParentWeights(model), model.activation)
     weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
-    mine = ExactModel(run.config.model, weights, model.activation)
-    changed = ExactModel(run.config.model, weights, run.config.model.activation)
-    graph = None if model.activation != run.config.model.activation else _graph(run)
+    mine, changed = (ExactModel(run.config.model, weights, g) for g in (model.activation, run.config.model.activation))
+    same = model.activation == run.config.model.activation
+    graph = _graph(run) if same else None
     found = {}
     for domain in tqdm(domains_of(run.config).all, desc="comparing", unit="domain", disable=None):
         slot = slots[domain.slot]
-        both = np.flatnonzero(slot.parent_R >= 0)
-        ids_T = _text(run, domain, slot.ids_R[both], tokens, Path(run.config.data.path))
-        rows_T = run.tokenizer.row_of[domain.slot, ids_T]
-        experts_NT = run.table.route(ids_T, np.full_like(ids_T, domain.index), np.arange(len(ids_T)))
-        at = domain.slot * run.config.model.slot_rows
-        its_TR = parent.logits(slot.parent_R[rows_T], np.empty((0, len(ids_T)), np.int32), slot.parent_R[both])
-        own = (at + rows_T, experts_NT, at + both)
-        mine_TR = mine.logits(*own)
-        found[domain.name] = Agreement(
-            run.tokenizer.decode(ids_T.tolist()),
-            len(ids_T),
-            float(np.abs(mine_TR - its_TR).max()),
-            None if graph is None else _difference(graph, ids_T, domain, both, its_TR),
-            None
-            if graph is not None or model.activation == run.config.model.activation
-            else _nats(changed.logits(*own), ids_T, slot, both) - _nats(mine_TR, ids_T, slot, both),
-        )
+        its = _Reader(parent, slot.parent_R)
+        child_reader = _Reader.trained(run, mine, domain, slot.ids_R, graph)
+        text = _text(run, domain, its.rows_R >= 0, tokens, Path(run.config.data.path))
+        nats = None
+        if not same:
+            other = replace(child_reader, model=changed)
+            nats = _nats(other.logits(text), text) - _nats(child_reader.logits(text), text)
+        found[domain.name] = _agreement(child_reader, its, text, nats)
     return found
 
 
@@ -109,7 +148,7 @@ def compare_trained(
     text of the child; None: tokens are drawn. graphs: False to compile nothing, and compare the exact path alone.
     """
     known_V = parent_ids(old.tokenizer.vocabulary, child.tokenizer.vocabulary)
-    its = ExactModel(old.config.model, SavedWeights(saved), old.config.model.activation)
+    parent = ExactModel(old.config.model, SavedWeights(saved), old.config.model.activation)
     checkpoint = load_checkpoint(child.checkpoints, child.identity)
     mine = ExactModel(child.config.model, SavedWeights(checkpoint), child.config.model.activation)
     its_graph, graph = (_graph(old), _graph(child)) if graphs else (None, None)
@@ -117,32 +156,23 @@ def compare_trained(
     for name, origin in tqdm(origins.items(), desc="comparing", unit="domain", disable=None):
         domain, theirs = domains_of(child.config).named(name), domains_of(old.config).named(origin)
         ids_R = child.tokenizer.slot_rows[domain.slot]
-        its_rows_R = np.where(ids_R >= 0, _rows_of(old, theirs, known_V[np.maximum(ids_R, 0)]), -1)
-        both = np.flatnonzero(its_rows_R >= 0)
-        ids_T = _text(child, domain, ids_R[both], tokens, data)
-        exact = [
-            model.logits(
-                of.slot * run.config.model.slot_rows + run.tokenizer.row_of[of.slot, text_T],
-                run.table.route(text_T, np.full_like(text_T, of.index), np.arange(len(text_T))),
-                of.slot * run.config.model.slot_rows + rows,
-            )
-            for model, run, of, text_T, rows in (
-                (mine, child, domain, ids_T, both),
-                (its, old, theirs, known_V[ids_T], its_rows_R[both]),
-            )
-        ]
-        fast = None
-        if graph is not None and its_graph is not None:
-            of_parent = its_graph.logits_along(known_V[ids_T].tolist(), theirs)[:, its_rows_R[both]]
-            fast = _difference(graph, ids_T, domain, both, of_parent)
-        text = child.tokenizer.decode(ids_T.tolist())
-        found[name] = Agreement(text, len(ids_T), float(np.abs(exact[0] - exact[1]).max()), fast)
+        its_ids_R = np.where(ids_R >= 0, known_V[np.maximum(ids_R, 0)], -1)
+        its = _Reader.trained(old, parent, theirs, its_ids_R, its_graph)
+        text = _text(child, domain, its.rows_R >= 0, tokens, data)
+        found[name] = _agreement(_Reader.trained(child, mine, domain, ids_R, graph), its, text)
     return found
 
 
-def _rows_of(run: RunFolder, domain: Domain, ids: np.ndarray) -> np.ndarray:
-    """Rows of token ids in the slot of a domain, -1 where there is none."""
-    return np.where(ids >= 0, run.tokenizer.row_of[domain.slot, np.maximum(ids, 0)], -1)
+def _agreement(child: _Reader, parent: _Reader, text: _Text, nats: float | None = None) -> Agreement:
+    """nats: what another activation costs. The graph of the child is compared with that of the parent, or its exact path."""
+    assert child.run is not None and child.ids_R is not None
+    its_TW, fast = parent.logits(text), None
+    if (graph_TW := child.graph_logits(text)) is not None:
+        of_graph_TW = parent.graph_logits(text)
+        fast = float(np.abs(graph_TW - (its_TW if of_graph_TW is None else of_graph_TW)).max())
+    words = child.run.tokenizer.decode(child.ids_R[text.rows_T].tolist())
+    exact = float(np.abs(child.logits(text) - its_TW).max())
+    return Agreement(words, len(text.rows_T), exact, fast, nats)
 
 
 def _graph(run: RunFolder) -> Predictor | None:
@@ -159,31 +189,30 @@ def _graph(run: RunFolder) -> Predictor | None:
     return Predictor.from_run(run.path)
 
 
-def _text(run: RunFolder, domain: Domain, known: np.ndarray, tokens: int, data: Path | None) -> np.ndarray:
-    """The first tokens of a domain's held-out text, without document ends and those that the parent lacks. int64 [T]
+def _text(run: RunFolder, domain: Domain, both_R: np.ndarray, tokens: int, data: Path | None) -> _Text:
+    """The first tokens of a domain's held-out text, without document ends and those that the parent lacks.
 
-    data: the folder of that text; None: there is none, and tokens are drawn.
+    both_R: True for rows of the slot that both have. data: the folder of that text; None: there is none, and tokens are drawn.
     """
+    wanted_W = np.flatnonzero(both_R)
+    known, eot = run.tokenizer.slot_rows[domain.slot, wanted_W], run.tokenizer.eot
+    most = min(tokens, run.config.model.seq_length)
     if data is None:
-        words = known[known != run.tokenizer.eot].astype(np.int64)
-        return np.random.default_rng(run.config.seed).choice(words, min(tokens, run.config.model.seq_length))
-    prepared = PreparedData(data).tokens(domain.name, "held_out", run.tokenizer.size)
-    ids = prepared.read(0, min(prepared.tokens, 50 * tokens)).astype(np.int64)
-    ids = ids[np.isin(ids, known) & (ids != run.tokenizer.eot)][: min(tokens, run.config.model.seq_length)]
-    return ids if len(ids) else known[:1].astype(np.int64)
+        words = known[known != eot].astype(np.int64)
+        ids_T = np.random.default_rng(run.config.seed).choice(words, most)
+    else:
+        prepared = PreparedData(data).tokens(domain.name, "held_out", run.tokenizer.size)
+        ids_T = prepared.read(0, min(prepared.tokens, 50 * tokens)).astype(np.int64)
+        ids_T = ids_T[np.isin(ids_T, known) & (ids_T != eot)][:most]
+    return _Text(run.tokenizer.row_of[domain.slot, ids_T if len(ids_T) else known[:1]], wanted_W)
 
 
-def _difference(graph: Predictor, ids_T: np.ndarray, domain: Domain, both: np.ndarray, its_TR: np.ndarray) -> float:
-    return float(np.abs(graph.logits_along(ids_T.tolist(), domain)[:, both] - its_TR).max())
-
-
-def _nats(logits_TR: np.ndarray, ids_T: np.ndarray, slot: SlotRows, both: np.ndarray) -> float:
+def _nats(logits_TW: np.ndarray, text: _Text) -> float:
     """Mean loss of each next token of a text, over the tokens that both have."""
-    if len(ids_T) < 2:
+    if len(text.rows_T) < 2:
         return 0.0
-    column = {int(token): i for i, token in enumerate(slot.ids_R[both])}
-    columns = [column[int(token)] for token in ids_T[1:]]
-    logits = logits_TR[:-1].astype(np.float64)
+    columns = np.searchsorted(text.wanted_W, text.rows_T[1:])
+    logits = logits_TW[:-1].astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
     logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     return float(-logs[np.arange(len(columns)), columns].mean())
