@@ -140,6 +140,7 @@ def test_the_lines_of_the_readme_run_outside_the_main_thread(tmp_path, monkeypat
     assert exported.generate("the cat", "en") == model.generate("the cat", "en")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("graph_mode")
 def test_training_after_other_work_gives_the_same_numbers(tiny_data, tiny_run, tmp_path):
     """tiny_run was trained before; in between a model answered, and another seed was set."""

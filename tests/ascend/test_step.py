@@ -21,7 +21,11 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 RATE = 1e-2
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one pass", "two passes"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(1, marks=pytest.mark.slow), 2],
+    ids=["one pass", "two passes"],
+)
 def toy(request, graph_mode, tmp_path_factory) -> Toy:
     optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
     train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8 // request.param}

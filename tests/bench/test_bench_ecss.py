@@ -56,6 +56,7 @@ def test_with_and_without_ecss_begin_with_the_same_loss_over_the_same_arrays(sma
     assert (first != before).any()
 
 
+@pytest.mark.slow
 def test_rows_of_every_part(small: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(adam, "installed", lambda peer: False)
     monkeypatch.setattr(ecss, "installed", lambda peer: False)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 MODEL = {"hidden": 16, "ffn": 24, "heads": 2, "dense_layers": 0, "rre_layers": 2}
 
 
+@pytest.mark.slow
 def test_every_size_is_held_against_the_smallest(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scale, "GROWING_MODEL", MODEL | {"seq_length": 16, "slot_rows": 64})
     monkeypatch.setattr(scale, "STORED", (4, 8))

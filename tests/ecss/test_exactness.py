@@ -90,7 +90,7 @@ def test_files_and_prefetching_change_no_bit(made, looked_up):
     assert differing(expected, evidence(file, prefetch=True)) == set()
 
 
-@pytest.mark.parametrize("variant", list(VARIANTS)[1:])
+@pytest.mark.parametrize("variant", [pytest.param(v, marks=pytest.mark.slow) for v in list(VARIANTS)[1:]])
 def test_files_and_prefetching_change_no_bit_with(made, looked_up, variant: str):
     """Both at once against neither."""
     expected = looked_up(variant)
@@ -109,7 +109,7 @@ def test_experts_were_read_in_place_fetched_and_refreshed(made):
         assert (sum(t.hits for t in moved) * row > sum(t.refreshed_bytes for t in moved)) == in_place
 
 
-@pytest.mark.parametrize("bad_step", [0, 2, 3, 7])
+@pytest.mark.parametrize("bad_step", [*(pytest.param(step, marks=pytest.mark.slow) for step in (0, 2)), 3, 7])
 def test_a_step_with_a_gradient_that_is_not_a_number_changes_nothing_and_the_next_is_fed_right(
     made, looked_up, bad_step: int
 ):
@@ -127,7 +127,7 @@ def test_a_step_with_a_gradient_that_is_not_a_number_changes_nothing_and_the_nex
     assert differing(expected, looked_up("float32")), "the bad step should be missing"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["float32", *(pytest.param(v, marks=pytest.mark.slow) for v in list(VARIANTS)[1:])])
 def test_inactive_experts_keep_everything_bit_for_bit_when_brought_from_files(made, variant: str):
     toy, rested = made(variant, "file"), set()
 

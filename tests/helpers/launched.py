@@ -65,6 +65,12 @@ class Launched:
         self.output, self.errors = self.process.communicate(timeout=seconds)
         return self.process.returncode
 
+    def hear(self, words: str) -> None:
+        """Wait until it has printed these words to its errors; what it prints until then is not in `errors`."""
+        assert self.process.stderr is not None
+        while words not in (line := self.process.stderr.readline()):
+            assert line, f"it ended without saying {words!r}"
+
     def left(self) -> list[int]:
         """Processes, the launcher excepted, that are still there."""
         everything = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))

@@ -118,7 +118,7 @@ def test_asking_twice_kills_at_once(tmp_path):
     with launched(DEAF, tmp_path, grace=10 * PATIENCE) as it:
         it.rank(0), it.rank(1)
         it.process.send_signal(signal.SIGINT)
-        time.sleep(5)  # Python notes signals once that come before it has seen the first
+        it.hear("got SIGINT")  # Python notes signals once that come before it has seen the first
         it.process.send_signal(signal.SIGINT)
         assert it.wait() == 1
         assert it.left() == []

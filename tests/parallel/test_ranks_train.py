@@ -36,7 +36,7 @@ WAIT = 600.0
 
 ONE: dict[str, int] = {}
 DATA, EXPERT, MIXED = {"data": 2}, {"expert": 2}, {"groups": 2, "expert": 2}
-LAYOUTS = [DATA, EXPERT, pytest.param(MIXED, marks=pytest.mark.slow)]
+LAYOUTS = [EXPERT, *(pytest.param(p, marks=pytest.mark.slow) for p in (DATA, MIXED))]
 MORE_LAYOUTS = [{"groups": 2}, {"data": 2, "expert": 2}, {"groups": 2, "data": 2}, {"data": 4}]
 
 
@@ -143,6 +143,7 @@ def test_losses_and_samples_do_not_depend_on_the_ranks(run, parallel):
     assert_same_run(run(parallel), run(ONE))
 
 
+@pytest.mark.slow
 def test_nor_does_what_is_dropped(run):
     dropout = {"model": {"dropout": 0.1}}
     assert_same_run(run(EXPERT, **dropout), run(ONE, **dropout))

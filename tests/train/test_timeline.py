@@ -66,6 +66,7 @@ def test_without_being_asked_for_nothing_is_seen():
     timeline.step_done(2)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_timeline_logs_what_one_without_logs(tiny_data, tiny_run, tmp_path):
     """The same losses to the last digit, and a file that names the parts of the loop and the project's own operators."""
     copy = tmp_path / "run"
