@@ -11,10 +11,15 @@ python alpha_peer.py <pcl_pangu folder> answer <folder> <ranks> <sizes as JSON>
 python alpha_peer.py <pcl_pangu folder> answer_as_rank <folder> <rank> <sizes as JSON>
     is one of several processes that compute those texts together, each with its rank of the checkpoint, and writes the logits of
     its rows of the word table as <folder>/megatron_<rank>.npy
+python alpha_peer.py <pcl_pangu folder> save_with_deepspeed <folder> <rank> <sizes as JSON>
+    is one of several processes that train together with DeepSpeed: it takes its part of <folder>/values.npz, trains a step at the
+    rate 0, and DeepSpeed's engine saves it in <folder>/saved; a rank that is alone writes its logits of <folder>/texts.npy as
+    <folder>/deepspeed.npy
 """
 
 import contextlib
 import json
+import os
 import sys
 import types
 from argparse import Namespace
@@ -96,13 +101,8 @@ def write(folder, ranks, args):
     optimizer.step()
     np.savez(folder / "values.npz", **flat(whole.state_dict_for_save_checkpoint()))
     checkpointing.save_checkpoint(3, whole, optimizer, None)
-    sys.path.insert(0, str(folder))
-    import split_full_model_into_mp_model as tool
-
-    tool.args = Namespace(num_mp_model=ranks)
     for rank in range(ranks):
-        part = model_of(args, rank, ranks)
-        tool.load_one_partition_model(part, whole, rank)
+        part = part_of(whole, rank, ranks, args)
         file = folder / "of_ranks" / "iter_0007800" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
         file.parent.mkdir(parents=True)
         torch.save({"model": part.state_dict_for_save_checkpoint(), "iteration": "iter_0007800"}, file)
@@ -113,6 +113,16 @@ def write(folder, ranks, args):
         folder / "older.pt",
         _use_new_zipfile_serialization=False,
     )
+
+
+def part_of(whole, rank, ranks, args):
+    """What a rank has of a model, cut by tools/split_full_model_into_mp_model.py."""
+    import split_full_model_into_mp_model as tool
+
+    tool.args = Namespace(num_mp_model=ranks)
+    part = model_of(args, rank, ranks)
+    tool.load_one_partition_model(part, whole, rank)
+    return part
 
 
 def loaded(folder, rank, args):
@@ -161,14 +171,51 @@ def answer(folder, ranks, args):
 
 def answer_as_rank(folder, rank, args):
     import numpy as np
+
+    meet(folder, rank, args.model_parallel_size)
+    take_activation(folder, args)
+    np.save(folder / f"megatron_{rank}.npy", megatron_logits(loaded(folder, rank, args), np.load(folder / "texts.npy")))
+
+
+def meet(folder, rank, ranks):
+    """Become one of Megatron's tensor ranks, each a process."""
+    import torch
+    from megatron import mpu
+
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", timedelta(minutes=5), ranks, rank)
+    mpu.initialize.initialize_model_parallel(ranks)
+
+
+def save_with_deepspeed(folder, rank, args):
+    import numpy as np
     import torch
     from megatron import mpu
 
     ranks = args.model_parallel_size
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", timedelta(minutes=2), ranks, rank)
-    mpu.initialize.initialize_model_parallel(ranks)
-    take_activation(folder, args)
-    np.save(folder / f"megatron_{rank}.npy", megatron_logits(loaded(folder, rank, args), np.load(folder / "texts.npy")))
+    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    import deepspeed
+
+    whole, values = model_of(args, 0, 1), np.load(folder / "values.npz")
+    torch.nn.Module.load_state_dict(whole, {name: torch.from_numpy(values[name]) for name in values.files})
+    meet(folder, rank, ranks)
+    engine, *_ = deepspeed.initialize(
+        model=part_of(whole, rank, ranks, args),
+        mpu=mpu,
+        config={
+            "train_batch_size": 1,
+            "optimizer": {"type": "Adam", "params": {"lr": 0.0, "torch_adam": True}},
+            "fp16": {"enabled": args.fp16},
+            "zero_optimization": {"stage": args.zero_stage},
+        },
+        dist_init_required=False,
+    )
+    engine.backward(sum(parameter.float().sum() for parameter in engine.module.parameters()))
+    engine.step()
+    if args.nested:  # as Megatron-DeepSpeed does
+        engine.module.state_dict = engine.module.state_dict_for_save_checkpoint
+    engine.save_checkpoint(str(folder / "saved"), tag="global_step1")
+    if ranks == 1:
+        np.save(folder / "deepspeed.npy", megatron_logits(engine.module, np.load(folder / "texts.npy")))
 
 
 def take_activation(folder, args):
@@ -244,8 +291,8 @@ def main():
     for name in ("pcl_pangu", "pcl_pangu.model", "pcl_pangu.model.alpha"):  # they import what is of training only
         sys.modules[name] = types.ModuleType(name)
     sys.modules["pcl_pangu.model.alpha"].MODEL_CONFIG = None
-    programs = {"write": write, "read": read, "answer": answer, "answer_as_rank": answer_as_rank}
-    programs[what](Path(folder), int(number), args)
+    programs = (write, read, answer, answer_as_rank, save_with_deepspeed)
+    {program.__name__: program for program in programs}[what](Path(folder), int(number), args)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Runs alpha_peer.py, the program of the peers' environment, from a test."""
+"""Runs alpha_peer.py and gptpangu_peer.py, programs of the peers' environment, and alpha_release.py, one of ours, from a test."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from pangu_sigma.bench.peer import peers_python
+from pangu_sigma.planning.cann_stub import ascend_environment
 
 
 def megatron_sizes(**more: Any) -> str:
@@ -36,15 +38,52 @@ def peers_or_skip() -> Path:
     return python
 
 
-def run_peers(what: str, folder: Path, numbers: list[int], sizes: str) -> None:
-    """Run a verb of the program, with `pcl-pangu` of ours, for each number at once. Skips where the environment is not there."""
-    python, spec = peers_or_skip(), find_spec("pcl_pangu")
+def run_peers(what: str, folder: Path, numbers: list[int], sizes: str, needed: str = "torch") -> None:
+    """Run a verb of alpha_peer.py, with `pcl-pangu` of ours, for each number at once. Skips where the environment, or the package
+    that is needed in it, is not there."""
+    python = peers_or_skip()
+    _skip_without(python, needed)
+    _run([[str(python), "-I", _beside("alpha_peer.py"), _package(), what, str(folder), str(n), sizes] for n in numbers])
+
+
+def run_gptpangu(folder: Path, form: str, shard_bytes: int, config: dict[str, Any]) -> None:
+    """Run gptpangu_peer.py. Skips where the environment is not there."""
+    python = peers_or_skip()
+    _run([[str(python), "-I", _beside("gptpangu_peer.py"), str(folder), form, str(shard_bytes), json.dumps(config)]])
+
+
+def run_release(folder: Path, ranks: list[int], sizes: dict[str, int]) -> None:
+    """Run alpha_release.py for some of the ranks that `sizes` has, at once."""
+    every = sizes["data"] * sizes["tensor"]
+    _run(
+        [
+            [sys.executable, _beside("alpha_release.py"), _package(), str(folder), str(n), json.dumps(sizes)]
+            for n in ranks
+        ],
+        [{"cwd": folder, "env": ascend_environment(every, rank)} for rank in ranks],
+    )
+
+
+def _beside(name: str) -> str:
+    return str(Path(__file__).with_name(name))
+
+
+def _package() -> str:
+    spec = find_spec("pcl_pangu")
     assert spec is not None and spec.submodule_search_locations
-    script, package = Path(__file__).with_name("alpha_peer.py"), spec.submodule_search_locations[0]
-    commands = [[str(python), "-I", str(script), package, what, str(folder), str(number), sizes] for number in numbers]
-    started = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands
-    ]
+    return spec.submodule_search_locations[0]
+
+
+def _skip_without(python: Path, package: str) -> None:
+    code = f"import sys, importlib.util as u; sys.exit(u.find_spec({package!r}) is None)"
+    if subprocess.run([str(python), "-I", "-c", code], check=False).returncode:
+        pytest.skip(f"{package} is not in the environment of the peers")
+
+
+def _run(commands: list[list[str]], options: list[dict[str, Any]] | None = None) -> None:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    each = options or [{}] * len(commands)
+    started = [subprocess.Popen(command, **pipes, **more) for command, more in zip(commands, each, strict=True)]
     said = [process.communicate()[0] for process in started]
     for process, text in zip(started, said, strict=True):
         assert process.returncode == 0, text[-3000:]

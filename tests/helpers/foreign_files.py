@@ -396,7 +396,7 @@ def ckpt(tensors: Mapping[str, np.ndarray], stretch: int | None = None) -> bytes
 def release_cut(name: str, data: int, tensor: int, stretches: int) -> tuple[list[int], int]:
     """tensor_map of a parameter of the released network on a grid of [data, tensor], by the `shard` calls of
     `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`, and into how many stretches the optimizer cuts it (1: it does not,
-    `parallel_optimizer=False`)."""
+    `parallel_optimizer=False`). test_foreign_writers.py compares it with what MindSpore makes of that network."""
     if re.search(r"dense\d\.weight", name):
         return [0, -1], stretches
     if name.endswith("output.mapping.weight"):
@@ -404,7 +404,7 @@ def release_cut(name: str, data: int, tensor: int, stretches: int) -> tuple[list
     if name.endswith("projection.weight"):
         return [0, -1], stretches
     if re.search(r"dense\d\.bias|output\.mapping\.bias", name):
-        return [0], 1
+        return [0], stretches
     return [-1] * (2 if "embedding" in name else 1), 1
 
 
