@@ -28,7 +28,7 @@ FLOORS = [
     ["checkpoint"],
     ["generate", "launching"],
     ["train"],
-    ["ascend", "evaluate"],
+    ["ascend", "evaluate", "serve"],
     ["convert"],
     ["inherit"],
     ["planning", "mindformers_adapter", "bench"],
