@@ -63,7 +63,9 @@ class DrawnDecoder:
         seed = int.from_bytes(hashlib.blake2b(f"{domain.index} {ids}".encode(), digest_size=8).digest(), "little")
         used_R = self.tokenizer.slot_rows[domain.slot] >= 0
         drawn_R = (4 * np.random.default_rng(seed).standard_normal(len(used_R))).astype(np.float32)
-        drawn_R[self.tokenizer.row_of[domain.slot, self.tokenizer.eot]] = 30 if self.ends and seed % EOT_EVERY == 0 else -30
+        drawn_R[self.tokenizer.row_of[domain.slot, self.tokenizer.eot]] = (
+            30 if self.ends and seed % EOT_EVERY == 0 else -30
+        )
         return np.where(used_R, drawn_R, np.float32(-np.inf))
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:

@@ -2,7 +2,15 @@
 
 
 def test_it_answers(client):
-    body = {"model": "sigma-en", "prompt": "the cat", "max_tokens": 8, "seed": 1, "logprobs": 2, "echo": True, "experts": True}
+    body = {
+        "model": "sigma-en",
+        "prompt": "the cat",
+        "max_tokens": 8,
+        "seed": 1,
+        "logprobs": 2,
+        "echo": True,
+        "experts": True,
+    }
     answer = client.post("/v1/completions", json=body)
     assert answer.status_code == 200, answer.text
     print(answer.text)

@@ -26,13 +26,22 @@ def add_commands(commands: Any) -> None:
         "--allow-host", action="append", default=[], metavar="NAME", help="another name of this server; may be repeated"
     )
     command.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="holds the key that clients must know; or set PANGU_SIGMA_API_KEY"
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="holds the key that clients must know; or set PANGU_SIGMA_API_KEY",
     )
     command.add_argument(
-        "--limit", action="append", default=[], metavar="NAME=N", help="change a limit, such as lanes=16; may be repeated"
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="change a limit, such as lanes=16; may be repeated",
     )
 
-    command = add_command(commands, "chat", _chat, "talk with a trained model in the terminal", "runs/sigma_tiny --domain en")
+    command = add_command(
+        commands, "chat", _chat, "talk with a trained model in the terminal", "runs/sigma_tiny --domain en"
+    )
     command.add_argument("model", type=Path, help="run folder, or exported model")
     command.add_argument("--domain", help="who answers at first; the first domain of the model if not given")
     command.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")

@@ -158,7 +158,8 @@ class _StrictRoute(APIRoute):
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 raise Refused(
-                    415, f"Content-Type is {kind[:100]!r}; it must be application/json (curl: -H 'Content-Type: application/json')"
+                    415,
+                    f"Content-Type is {kind[:100]!r}; it must be application/json (curl: -H 'Content-Type: application/json')",
                 )
             try:
                 return await handle(_StrictRequest(request.scope, request.receive))
@@ -198,5 +199,3 @@ def _answers(whole: type[out.AnswerBody], chunk: type[out.AnswerBody]) -> dict[i
     """What the schema says of an answer that may be a stream."""
     stream = {"text/event-stream": {"schema": {"type": "string", "description": f"{_STREAM} ({chunk.__name__})"}}}
     return {200: {"model": whole, "content": stream}}
-
-

@@ -51,9 +51,7 @@ class ChatTemplate:
         for number, (role, text) in enumerate(roles.items()):
             before, _, after = (_quoted(each) for each in text.partition(CONTENT))
             word = "elif" if number else "if"
-            cases.append(
-                f"{{% {word} message['role'] == '{role}' %}}{{{{ {before} + message['content'] + {after} }}}}"
-            )
+            cases.append(f"{{% {word} message['role'] == '{role}' %}}{{{{ {before} + message['content'] + {after} }}}}")
         beginning = _quoted(self.assistant.partition(CONTENT)[0].rstrip(" "))
         return (
             f"{{% for message in messages %}}{''.join(cases)}{{% endif %}}{{% endfor %}}"

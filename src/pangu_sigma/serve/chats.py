@@ -114,9 +114,7 @@ class _Chat:
             delta = Delta(content=text)
             choices.append(ChatChunkChoice(index=news.index, delta=delta, logprobs=logprobs, finish_reason=None))
         if news.finish:
-            choices.append(
-                ChatChunkChoice(index=news.index, delta=Delta(), logprobs=None, finish_reason=news.finish)
-            )
+            choices.append(ChatChunkChoice(index=news.index, delta=Delta(), logprobs=None, finish_reason=news.finish))
         return choices
 
 

@@ -43,7 +43,9 @@ async def complete(served: Served, request: Request, body: CompletionRequest) ->
 
 async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> tuple[list[list[int]], list[str]]:
     """Token ids of each prompt, and warnings."""
-    given: list[Any] = [body.prompt] if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else [*body.prompt]
+    given: list[Any] = (
+        [body.prompt] if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else [*body.prompt]
+    )
     served.check_prompts(len(given))
     prompts, warnings = [], []
     for prompt in given:
@@ -62,9 +64,7 @@ async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> t
 class _Completion:
     """What is told of the answers to one request."""
 
-    def __init__(
-        self, served: Served, body: CompletionRequest, answers: Answers, logprobs: bool, warnings: list[str]
-    ):
+    def __init__(self, served: Served, body: CompletionRequest, answers: Answers, logprobs: bool, warnings: list[str]):
         self._served, self._body, self._answers = served, body, answers
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
@@ -118,8 +118,8 @@ def _joined(parts: list[CompletionChoice]) -> CompletionChoice:
     logprobs = None
     if found:
         names = [name for name in CompletionLogprobs.model_fields if getattr(found[0], name) is not None]
-        logprobs = CompletionLogprobs(**{name: [each for one in found for each in getattr(one, name)] for name in names})
+        logprobs = CompletionLogprobs(
+            **{name: [each for one in found for each in getattr(one, name)] for name in names}
+        )
     text = "".join(part.text for part in parts)
-    return CompletionChoice(
-        index=parts[0].index, text=text, logprobs=logprobs, finish_reason=parts[-1].finish_reason
-    )
+    return CompletionChoice(index=parts[0].index, text=text, logprobs=logprobs, finish_reason=parts[-1].finish_reason)

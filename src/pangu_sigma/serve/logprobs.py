@@ -70,7 +70,9 @@ def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> ChatLogprobs:
 
     def one(token: int, logprob: float | None) -> TopLogprob:
         return TopLogprob(
-            token=texts.shown(token), bytes=list(texts.surfaces[token]), logprob=LEAST if logprob is None else max(logprob, LEAST)
+            token=texts.shown(token),
+            bytes=list(texts.surfaces[token]),
+            logprob=LEAST if logprob is None else max(logprob, LEAST),
         )
 
     content = [

@@ -39,7 +39,9 @@ class Metrics:
                 ("vllm:e2e_request_latency_seconds", "From the request to the end of the answer"),
             )
         )
-        self._refused = Counter("pangu_sigma:requests_refused", "Requests that were refused", ["reason"], registry=registry)
+        self._refused = Counter(
+            "pangu_sigma:requests_refused", "Requests that were refused", ["reason"], registry=registry
+        )
         self._mean_seconds = 1.0
 
     def text(self) -> bytes:

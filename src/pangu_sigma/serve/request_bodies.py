@@ -55,7 +55,9 @@ Stop = Annotated[
 class StreamOptions(Body):
     """What a stream has besides the answer."""
 
-    include_usage: bool | None = Field(None, description="One more chunk before the last line, with the numbers of tokens.")
+    include_usage: bool | None = Field(
+        None, description="One more chunk before the last line, with the numbers of tokens."
+    )
 
 
 class Sampled(Body):
@@ -64,13 +66,19 @@ class Sampled(Body):
     model: ModelName
     n: int | None = Field(None, ge=1, description="Number of answers to each prompt; 1 if not given.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; 1 if not given.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Draw from the fewest tokens with this probability together.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Draw from the fewest tokens with this probability together."
+    )
     top_k: int | None = Field(None, ge=-1, description="Draw from this many tokens; 0 or -1: from all.")
     min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=1e9, description="Above 1 makes tokens that occurred less likely.")
-    seed: int | None = Field(None, ge=0, lt=1 << 53, description="The same seed draws the same tokens; answer i takes seed + i.")
+    repetition_penalty: float | None = Field(
+        None, gt=0, le=1e9, description="Above 1 makes tokens that occurred less likely."
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=1 << 53, description="The same seed draws the same tokens; answer i takes seed + i."
+    )
     stop: Stop = None
     stop_token_ids: list[TokenId] | None = Field(None, description="The answer ends with the first of these.")
     ignore_eos: bool | None = Field(None, description="Go on after the end of a document.")
@@ -94,7 +102,9 @@ class CompletionRequest(Sampled):
     prompt: GivenPrompt
     max_tokens: int | None = Field(None, ge=0, description="New tokens at most; 16 if not given; 0 only with echo.")
     echo: bool | None = Field(None, description="Begin the answer with the prompt.")
-    logprobs: int | None = Field(None, ge=0, description="Log-probabilities, with this many alternatives to each token.")
+    logprobs: int | None = Field(
+        None, ge=0, description="Log-probabilities, with this many alternatives to each token."
+    )
     experts: bool | None = Field(
         None, description="Ours: put the expert of each token in each RRE layer into logprobs.experts."
     )
@@ -107,7 +117,9 @@ class CompletionRequest(Sampled):
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens=0 without echo=true asks for nothing; raise it, or set echo")
         if self.best_of not in (None, self.n or 1):
-            raise ValueError(f"best_of={self.best_of} is not supported; leave it out, or set n={self.best_of} and choose")
+            raise ValueError(
+                f"best_of={self.best_of} is not supported; leave it out, or set n={self.best_of} and choose"
+            )
         return self
 
 
@@ -119,7 +131,9 @@ class TextPart(Body):
 
 
 def _one_kind_of_content(value: Any) -> Any:
-    if not isinstance(value, str) and not (isinstance(value, list) and value and all(isinstance(p, dict) for p in value)):
+    if not isinstance(value, str) and not (
+        isinstance(value, list) and value and all(isinstance(p, dict) for p in value)
+    ):
         raise ValueError('must be a text, or a list of parts {"type": "text", "text": …}')
     return value
 
@@ -150,7 +164,9 @@ class ChatRequest(Sampled):
     max_tokens: int | None = Field(None, ge=1, description="New tokens at most; as many as fit if not given.")
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, description="Number of alternatives to each token; needs logprobs=true.")
+    top_logprobs: int | None = Field(
+        None, ge=0, description="Number of alternatives to each token; needs logprobs=true."
+    )
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
 

@@ -58,7 +58,9 @@ class Served:
         Raises Refused for a name that does not exist, and for none where there are several.
         """
         if name is not None and of_path is not None and name != of_path:
-            raise Refused(400, f"model: the body says {name[:100]!r}, the path {of_path!r}; say one", "model", "invalid_value")
+            raise Refused(
+                400, f"model: the body says {name[:100]!r}, the path {of_path!r}; say one", "model", "invalid_value"
+            )
         name = of_path if name is None else name
         if name is None and len(self.domains) == 1:
             return next(iter(self.domains.values()))

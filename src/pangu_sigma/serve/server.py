@@ -75,7 +75,9 @@ def read_key(file: Path | None) -> str | None:
         try:
             key = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--api-key-file {file}: {getattr(error, 'strerror', error)}; give a file with the key") from error
+            raise ConfigError(
+                f"--api-key-file {file}: {getattr(error, 'strerror', error)}; give a file with the key"
+            ) from error
         named = f"--api-key-file {file}"
     elif KEY_VARIABLE in os.environ:
         key, named = os.environ[KEY_VARIABLE].strip(), KEY_VARIABLE
@@ -109,7 +111,9 @@ def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str
     host, port = listening.getsockname()[:2]
     if key is None and not is_local(address.host):
         logger.warning(
-            "--host %s: everybody who reaches this machine can use the model; set %s, or --api-key-file", address.host, KEY_VARIABLE
+            "--host %s: everybody who reaches this machine can use the model; set %s, or --api-key-file",
+            address.host,
+            KEY_VARIABLE,
         )
     shown = f"[{host}]" if ":" in host else host
     logger.info("serving %s at http://%s:%d", ", ".join(served.domains), shown, port)

@@ -53,7 +53,9 @@ class Chat:
         decoder = self.engine.decoder
         self.config, self.prompts = decoder.config, Prompts(decoder.tokenizer, decoder.config)
         self.domains = domains_of(self.config)
-        self.domain: Domain = self.domains[0] if self.settings.domain is None else self.domains.named(self.settings.domain)
+        self.domain: Domain = (
+            self.domains[0] if self.settings.domain is None else self.domains.named(self.settings.domain)
+        )
         self.sampling = Sampling(self.settings.temperature)
         self.system = ""
         self._seed = secrets.randbits(32) if self.settings.seed is None else self.settings.seed
