@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -71,7 +71,7 @@ class Answers:
                 answer = self.answers[index]
                 finish = answer.finish  # first: what is finished has all of its tokens
                 if finish == "cancelled" or (finish is None and self._thread.failed):
-                    raise Refused(503, "the server ended before the answer did; ask again", code="stopped")
+                    raise Refused(503, "the answer was broken off: the server ends, or the model failed", code="broken_off")
                 tokens = answer.tokens[seen.get(index, 0) :]
                 if index in going and (tokens or finish):
                     self._watches[index].told(len(tokens))
@@ -81,7 +81,7 @@ class Answers:
                     going.discard(index)
                     self._watches[index].ended(finish)
 
-    def _teller(self, index: int):
+    def _teller(self, index: int) -> Callable[[Answer], None]:
         def tell(answer: Answer) -> None:
             try:
                 self._loop.call_soon_threadsafe(self._mark, index)

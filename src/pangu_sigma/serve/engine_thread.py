@@ -13,14 +13,20 @@ from pangu_sigma.generate.request import Answer, Request
 logger = logging.getLogger(__name__)
 
 
-class EngineThread:
-    """An engine that works in a thread of its own. `submit` and `cancel` may be called from any thread."""
+_FAILURES = 3
+"""Steps that fail one after another until the engine is given up."""
 
-    def __init__(self, engine: Engine, on_failure: Callable[[], None] = lambda: None):
-        """on_failure: called once, in that thread, when the engine has a bug and will not answer any more."""
+
+class EngineThread:
+    """An engine that works in a thread of its own. `submit` and `cancel` may be called from any thread.
+
+    failed: True when the engine has been given up. on_failure: is called then, once, in that thread.
+    """
+
+    def __init__(self, engine: Engine):
         self.engine = engine
         self.failed = False
-        self._on_failure = on_failure
+        self.on_failure: Callable[[], None] = lambda: None
         self._wake = threading.Event()
         self._ending = False
         self._open: dict[Answer, Callable[[Answer], None]] = {}
@@ -68,14 +74,22 @@ class EngineThread:
             self._thread.join()
 
     def _work(self) -> None:
-        try:
-            while not self._ending:
-                self._wake.clear()
+        failures = 0
+        while not self._ending and failures < _FAILURES:
+            self._wake.clear()
+            try:
                 if not self.engine.step():
                     self._wake.wait()
-        except Exception:
-            logger.exception("the engine has a bug; nothing is answered any more")
-            self.failed = True
-            for answer, on_change in list(self._open.items()):
-                on_change(answer)
-            self._on_failure()
+                failures = 0
+            except Exception:  # the engine has cancelled what ran; what waits may be answered yet
+                failures += 1
+                logger.exception("a step of the engine failed, and so did the answers that ran")
+        if failures == _FAILURES:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        logger.error("%d steps failed one after another; nothing is answered any more", _FAILURES)
+        self.failed = True
+        for answer, on_change in list(self._open.items()):
+            on_change(answer)
+        self.on_failure()

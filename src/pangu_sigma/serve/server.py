@@ -45,7 +45,7 @@ class Address:
 
 
 def bind(address: Address) -> socket.socket:
-    """The socket of an address. Raises ConfigError when it cannot be had; nothing is kept from an earlier process that was killed."""
+    """The socket of an address. Raises ConfigError when it cannot be had; a process that was killed leaves nothing in the way."""
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -1,4 +1,4 @@
-"""A chat in the terminal. Without a terminal, each line of standard input is a message, and its answer a line of standard output."""
+"""A chat in the terminal. Without one, each line of standard input is a message, and its answer a line of standard output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Anything else is said to the model. Write // for a message that begins with /.""
 
 @dataclass
 class Settings:
-    """What a chat begins with. domain: None for the first. max_tokens: None for as many as fit. seed: None for another each time."""
+    """What a chat begins with. domain: None for the first. max_tokens: None for as many as fit. seed: None for a new one."""
 
     domain: str | None = None
     temperature: float = 0.7
