@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -94,6 +95,25 @@ class Tokenizer:
             if run.spelled and not self.byte_fallback:
                 count += len(SPELLED.findall(run.text))
         return count
+
+    def unseen_characters(self, text: str, domain: Domain) -> Counter[str]:
+        """How often each character of `text` has no token of its own: it becomes <unk>, or vanishes. None with byte fallback.
+
+        Raises DataError for half a surrogate pair, which is no text.
+        """
+        lost: Counter[str] = Counter()
+        if self.byte_fallback:
+            return lost
+        _refuse_half_pairs(text)
+        models = self._slot_models(domain.slot)
+        for run in runs_of(text, domain.language):
+            model = models.alpha if run.alpha else models.english
+            if run.alpha:
+                lost.update(match.group()[-1] for match in SPELLED.finditer(run.text))
+            written = zip(model.encode(run.text), model.encode(run.text, out_type=str), strict=True)
+            for unknown in (text for token, text in written if token == model.unk_id()):
+                lost.update(unknown.replace(META, ""))
+        return lost
 
     def sample(self, document: Document, domain: Domain) -> list[int]:
         """The document as it is trained on.
