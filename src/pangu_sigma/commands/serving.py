@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.commands.options import add_command
+
+if TYPE_CHECKING:
+    from pangu_sigma.generate.decoder import Decoder
 
 
 def add_commands(commands: Any) -> None:
@@ -66,7 +69,7 @@ def _chat(options: argparse.Namespace) -> int:
     return talk(_decoder(options.model, 1), settings)
 
 
-def _decoder(model: Path, lanes: int):
+def _decoder(model: Path, lanes: int) -> Decoder:
     from pangu_sigma.generate.predictor import Predictor
     from pangu_sigma.generate.rereading import RereadingDecoder
 

@@ -71,7 +71,9 @@ class Answers:
                 answer = self.answers[index]
                 finish = answer.finish  # first: what is finished has all of its tokens
                 if finish == "cancelled" or (finish is None and self._thread.failed):
-                    raise Refused(503, "the answer was broken off: the server ends, or the model failed", code="broken_off")
+                    raise Refused(
+                        503, "the answer was broken off: the server ends, or the model failed", code="broken_off"
+                    )
                 tokens = answer.tokens[seen.get(index, 0) :]
                 if index in going and (tokens or finish):
                     self._watches[index].told(len(tokens))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -18,6 +18,7 @@ from pangu_sigma.serve.answer_bodies import (
     ChatCompletion,
     ChatLogprobs,
     Delta,
+    Finish,
     Usage,
 )
 from pangu_sigma.serve.answers import Answers, News
@@ -64,7 +65,7 @@ class _Chat:
             "model": body.model,
             "system_fingerprint": served.fingerprint,
         }
-        self._warnings = {"warnings": warnings} if warnings else {}
+        self._warnings: dict[str, Any] = {"warnings": warnings} if warnings else {}
         self._begun = [False] * len(answers.answers)
 
     async def whole(self) -> ChatCompletion:
@@ -76,7 +77,7 @@ class _Chat:
                 index=index,
                 message=AssistantMessage(role="assistant", content=answer.text.lstrip(), refusal=None),
                 logprobs=chat_logprobs(self._served.texts, answer.tokens) if self._body.logprobs else None,
-                finish_reason=answer.finish,
+                finish_reason=cast(Finish, answer.finish),
             )
             for index, answer in enumerate(self._answers.answers)
         ]

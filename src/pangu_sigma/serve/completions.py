@@ -66,14 +66,14 @@ class _Completion:
 
     def __init__(self, served: Served, body: CompletionRequest, answers: Answers, logprobs: bool, warnings: list[str]):
         self._served, self._body, self._answers = served, body, answers
-        self._head = {
+        self._head: dict[str, Any] = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": body.model,
             "system_fingerprint": served.fingerprint,
         }
-        self._warnings = {"warnings": warnings} if warnings else {}
+        self._warnings: dict[str, Any] = {"warnings": warnings} if warnings else {}
         self._tokens = [
             CompletionTokens(served.texts, bool(body.experts)) if logprobs else None for _ in answers.answers
         ]
