@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from pangu_sigma.serve.app import make_app
 from pangu_sigma.serve.guard import Names
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.served import Served
+from pangu_sigma.serve.server import Address, bind, make_server
 
 LENGTH = 96
 EOT_EVERY = 37
@@ -86,3 +89,28 @@ def client_of(decoder: Any, key: str | None = None, **limits: int) -> Iterator[T
     """A client of a server that is gone afterwards."""
     with TestClient(served_app(decoder, key, **limits), raise_server_exceptions=False) as client:
         yield client
+
+
+@contextmanager
+def server_of(decoder: Any, key: str | None = None, **limits: int) -> Iterator[str]:
+    """The address of a real server, in a thread of this process, such as http://127.0.0.1:40123."""
+    address = Address(port=0)
+    with bind(address) as listening:
+        server = make_server(decoder, address, key, Limits(**{"lanes": decoder.lanes} | limits))
+        thread = Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield "http://{}:{}".format(*listening.getsockname()[:2])
+        finally:
+            server.stop()
+            thread.join()
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The chunks of a stream, which must end as one does."""
+    *lines, last = [line for line in text.split("\n\n") if line]
+    assert last == "data: [DONE]", last
+    assert all(line.startswith("data: ") and "\n" not in line for line in lines)
+    return [json.loads(line.removeprefix("data: ")) for line in lines]

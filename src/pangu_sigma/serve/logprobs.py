@@ -51,9 +51,11 @@ class CompletionTokens:
         return found
 
     def _begin(self, token: int) -> int:
-        begin = self._offset
-        self._offset += len(self._characters.decode(self._texts.surfaces[token]))
-        return begin
+        unfinished, begin = self._characters.getstate()[0], self._offset
+        new = self._characters.decode(self._texts.surfaces[token])
+        self._offset += len(new)
+        broken_off = unfinished and new.startswith("\N{REPLACEMENT CHARACTER}")  # a character before it, which it does not end
+        return begin + bool(broken_off)
 
     def _top(self, token: Token) -> dict[str, float] | None:
         """Alternatives by their text. Of several with one text the likeliest is there, so the most of them is that of the best."""

@@ -12,6 +12,7 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.generate.sampling import check_text
+from pangu_sigma.generate.text import unseen
 from pangu_sigma.serve.chat_template import ChatTemplate, Role
 from pangu_sigma.serve.refusals import Refused
 
@@ -62,8 +63,7 @@ class Prompts:
                 "prompt",
                 "context_length_exceeded",
             )
-        ids = self.read(text, domain, tags) or [self.tokenizer.eot]
-        return ids, self._unknown(ids)
+        return self.read(text, domain, tags) or [self.tokenizer.eot], self._unseen(text, domain)
 
     def chat_prompt(
         self, messages: Sequence[tuple[Role, str]], domain: Domain, template: ChatTemplate, answer: int | None
@@ -73,39 +73,30 @@ class Prompts:
         answer: number of tokens that must stay free for the answer; None for a quarter of the model's length. A system message
         and the last message always stay. Raises Refused if these alone do not fit.
         """
-        room = self.length - (answer or max(self.length // 4, 1))
+        reserved = answer or max(self.length // 4, 1)
         first = list(messages[:1]) if messages[0][0] == "system" else []
         rest = list(messages[len(first) :])
-        left_out = 0
-        while True:
+        for left_out in range(len(rest)):
             text = template.prompt([*first, *rest[left_out:]])
-            last = left_out == len(rest) - 1
-            if len(text) <= self._most_characters:
-                ids = self.read(text, domain)
-                if len(ids) <= room:
-                    break
-            if last:
-                raise Refused(
-                    400,
-                    f"messages: the last one{' and the first' * bool(first)} do not fit: the model can read {self.length} tokens, "
-                    f"of which {self.length - room} are for the answer; shorten them, or lower max_tokens",
-                    "messages",
-                    "context_length_exceeded",
-                )
-            left_out += 1
-        warnings = self._unknown(ids)
-        if left_out:
-            warnings.append(
-                f"{left_out} of {len(messages)} messages, the oldest, were left out: the model can read {self.length} tokens, "
-                f"of which {self.length - room} are for the answer; lower max_tokens, or send less"
-            )
-        return ids, warnings
+            ids = self.read(text, domain) if len(text) <= self._most_characters else None
+            if ids is not None and len(ids) <= self.length - reserved:
+                return ids, self._unseen(text, domain) + self._left_out(left_out, len(messages), reserved)
+        raise Refused(
+            400,
+            f"messages: {'the first and the last one do' if first else 'the last one does'} not fit: the model can read "
+            f"{self.length} tokens, of which {reserved} are for the answer; shorten them, or lower max_tokens",
+            "messages",
+            "context_length_exceeded",
+        )
 
-    def _unknown(self, ids: list[int]) -> list[str]:
-        count = ids.count(self.tokenizer.unk)
-        if not count:
+    def _left_out(self, number: int, of: int, reserved: int) -> list[str]:
+        if not number:
             return []
         return [
-            f"the prompt has {count} tokens <unk>, for characters that this domain has neither a token nor bytes for; "
-            "use another domain, or a model prepared with vocabulary.byte_fallback"
+            f"{number} of {of} messages, the oldest, were left out: the model can read {self.length} tokens, of which {reserved} "
+            "are for the answer; lower max_tokens, or send less"
         ]
+
+    def _unseen(self, text: str, domain: Domain) -> list[str]:
+        lost = self.tokenizer.unseen_characters(text, domain)
+        return [unseen(lost, domain)] if lost else []

@@ -93,6 +93,22 @@ def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str
 
     What runs then is finished, if it takes no longer than limits.stop_seconds.
     """
+    server = make_server(decoder, address, key, limits)
+    if key is None and not is_local(address.host):
+        logger.warning(
+            "--host %s: everybody who reaches this machine can use the model; set %s, or --api-key-file",
+            address.host,
+            KEY_VARIABLE,
+        )
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    logger.info("serving %s at http://%s:%d", ", ".join(server.served.domains), shown, port)
+    server.run([listening])
+    return 1 if server.served.thread.failed else 0
+
+
+def make_server(decoder: Decoder, address: Address, key: str | None, limits: Limits) -> Server:
+    """A server whose `run` serves on sockets that listen already."""
     served = Served(Engine(decoder, waiting=limits.waiting), limits)
     app = make_app(served, Names(address.host, address.others), key)
     config = uvicorn.Config(
@@ -106,34 +122,23 @@ def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str
         timeout_keep_alive=limits.head_seconds,
         timeout_graceful_shutdown=limits.stop_seconds + _LAST_SECONDS,
     )
-    server = _Server(config, served)
-    served.thread.on_failure = server.stop
-    host, port = listening.getsockname()[:2]
-    if key is None and not is_local(address.host):
-        logger.warning(
-            "--host %s: everybody who reaches this machine can use the model; set %s, or --api-key-file",
-            address.host,
-            KEY_VARIABLE,
-        )
-    shown = f"[{host}]" if ":" in host else host
-    logger.info("serving %s at http://%s:%d", ", ".join(served.domains), shown, port)
-    server.run([listening])
-    return 1 if served.thread.failed else 0
+    return Server(config, served)
 
 
-class _Server(uvicorn.Server):
-    """Lets running answers end before it does."""
+class Server(uvicorn.Server):
+    """Lets running answers end before it does. served: what it serves."""
 
     def __init__(self, config: uvicorn.Config, served: Served):
         super().__init__(config)
-        self._served = served
+        self.served = served
+        served.thread.on_failure = self.stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
-            logger.info("stopping; what runs may go on for %d s", self._served.limits.stop_seconds)
+            logger.info("stopping; what runs may go on for %d s", self.served.limits.stop_seconds)
             self.stop()
             threading.Thread(
-                target=self._served.thread.finish_within, args=(self._served.limits.stop_seconds,), daemon=True
+                target=self.served.thread.finish_within, args=(self.served.limits.stop_seconds,), daemon=True
             ).start()
         else:
             super().handle_exit(sig, frame)
