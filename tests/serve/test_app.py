@@ -63,7 +63,11 @@ def test_the_official_client_reads_refusals(official, url):
         official.completions.create(model="zh", prompt="the")
     with pytest.raises(openai.BadRequestError, match="temperature") as error:
         official.completions.create(model="sigma-en", prompt="the", temperature=3)
-    assert (error.value.param, error.value.code, error.value.type) == ("temperature", "invalid_value", "invalid_request_error")
+    assert (error.value.param, error.value.code, error.value.type) == (
+        "temperature",
+        "invalid_value",
+        "invalid_request_error",
+    )
     with openai.OpenAI(base_url=f"{url}/v1", api_key="wrong") as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
 
@@ -78,7 +82,14 @@ def test_paths_that_do_not_exist_are_said_in_the_same_form(client):
 
 def test_no_file_is_nameable(client):
     """Names of models are looked up among those that are served, never opened."""
-    for name in ("/etc/passwd", "../../etc/passwd", "sigma-/etc/passwd", "file:///etc/passwd", "sigma-en/../sigma-zh", "."):
+    for name in (
+        "/etc/passwd",
+        "../../etc/passwd",
+        "sigma-/etc/passwd",
+        "file:///etc/passwd",
+        "sigma-en/../sigma-zh",
+        ".",
+    ):
         assert client.post("/v1/completions", json={"model": name, "prompt": "x"}).status_code == 404
         assert client.get(f"/v1/models/{name}").status_code in (200, 404)
         assert "root:" not in client.get(f"/v1/models/{name}").text
