@@ -20,9 +20,9 @@ SURFACES = [*(letter.encode() for letter in "abcdefghi"), b"", b" ", b"\xe4", b"
 
 
 class FakeDecoder:
-    """A `Decoder` that remembers each lane's text. Slot 0 has a row for each id, slot 1 has them in reverse; row 0 of it holds none.
+    """A `Decoder` that remembers each lane's text. Slot 0 has a row for each id, slot 1 has them in reverse, each an empty row.
 
-    asked: number of chunks of each reading. tokens: number of tokens that were read. busy: lanes that hold a text.
+    asked: number of chunks of each reading. tokens: number of tokens that were read.
     """
 
     def __init__(
@@ -37,7 +37,14 @@ class FakeDecoder:
         self.config = parse_config(
             {
                 "name": "fake",
-                "model": {"hidden": 4, "ffn": 4, "heads": 1, "dense_layers": 1, "rre_layers": 2, "seq_length": seq_length},
+                "model": {
+                    "hidden": 4,
+                    "ffn": 4,
+                    "heads": 1,
+                    "dense_layers": 1,
+                    "rre_layers": 2,
+                    "seq_length": seq_length,
+                },
                 "domains": [{"name": "up", "slot": "a"}, {"name": "reversed", "slot": "b"}],
             }
         )

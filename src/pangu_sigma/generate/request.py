@@ -93,8 +93,10 @@ def check_fits(request: Request, tokenizer: Tokenizer, seq_length: int) -> None:
     for name in ("logprobs", "prompt_logprobs"):
         if (most := getattr(request, name)) is not None:
             check_count(name, most)
-    if not 1 <= request.scored_from:
-        raise ConfigError(f"scored_from={request.scored_from} is not allowed: nothing stands before token 0; use 1 or more")
+    if not request.scored_from >= 1:
+        raise ConfigError(
+            f"scored_from={request.scored_from} is not allowed: nothing stands before token 0; use 1 or more"
+        )
     if not request.ids:
         raise ConfigError("a prompt has no tokens; give at least one character, or a domain with a language tag")
     if len(request.ids) > seq_length:

@@ -6,6 +6,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -36,6 +38,18 @@ class Generated:
     finished: bool
 
 
+def open_engine(path: Path, kind: Literal["run", "export"] | None = None) -> Engine:
+    """What answers for the model in a folder. kind: what the folder must be; None for a run folder or an exported model.
+
+    Raises ConfigError when it is none.
+    """
+    from pangu_sigma.generate.predictor import Predictor
+    from pangu_sigma.generate.rereading import RereadingDecoder
+
+    opened = {"run": Predictor.from_run, "export": Predictor.from_export, None: Predictor.open}[kind](path)
+    return Engine(RereadingDecoder(opened))
+
+
 def generate(
     engine: Engine,
     prompts: list[Prompt],
@@ -46,9 +60,9 @@ def generate(
 ) -> list[Generated]:
     """Continue each prompt. Texts stop at <eot>, before a string of `stop`, after max_new_tokens, or at model.seq_length.
 
-    seed: of each prompt's own random generator, so that its answer does not depend on the others; a prompt that is there again draws
-    with the next seed. Raises ConfigError for an unknown domain, for a prompt that is no text or does not fit, and for numbers that
-    cannot be.
+    seed: of each prompt's own random generator, so that its answer does not depend on the others; a prompt that is there again
+    draws with the next seed. Raises ConfigError for an unknown domain, for a prompt that is no text or does not fit, and for what
+    cannot be asked.
     """
     check_request(max_new_tokens, seed)
     times: Counter[Prompt] = Counter()
