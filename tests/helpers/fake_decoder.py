@@ -11,6 +11,7 @@ import numpy as np
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.decoder import Chunk
 
@@ -98,7 +99,7 @@ class FakeDecoder:
 def _tokenizer(surfaces: Sequence[bytes]) -> SimpleNamespace:
     ids = np.arange(len(surfaces))
     slot_rows = np.stack([[*ids, -1], [-1, *ids[::-1]]]).astype(np.int32)
-    return SimpleNamespace(
+    found = SimpleNamespace(
         eot=EOT,
         size=len(surfaces),
         slot_rows=slot_rows,
@@ -107,3 +108,5 @@ def _tokenizer(surfaces: Sequence[bytes]) -> SimpleNamespace:
         prompt=lambda text, domain: [list(surfaces).index(letter.encode()) for letter in text],
         decode=lambda some: b"".join(surfaces[i] for i in some).decode("utf-8", errors="replace"),
     )
+    found.rows = lambda ids, domain: Tokenizer.rows(found, ids, domain)
+    return found

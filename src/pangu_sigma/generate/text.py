@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 
@@ -38,16 +39,18 @@ class Generated:
     finished: bool
 
 
-def open_engine(path: Path, kind: Literal["run", "export"] | None = None) -> Engine:
-    """What answers for the model in a folder. kind: what the folder must be; None for a run folder or an exported model.
+def open_engine(path: Path, kind: Literal["run", "export"] | None = None, lanes: int = 8) -> Engine:
+    """What answers for the model in a folder, `lanes` texts at a time.
 
+    kind: what the folder must be; None for a run folder, of which the newest intact checkpoint answers, or an exported model.
     Raises ConfigError when it is none.
     """
-    from pangu_sigma.generate.predictor import Predictor
+    from pangu_sigma.generate.predictor import GRAPH_FILE, Predictor
     from pangu_sigma.generate.rereading import RereadingDecoder
 
-    opened = {"run": Predictor.from_run, "export": Predictor.from_export, None: Predictor.open}[kind](path)
-    return Engine(RereadingDecoder(opened))
+    if kind == "export" or (kind is None and (path / GRAPH_FILE).exists()):
+        return Engine(RereadingDecoder(Predictor.from_export(path), lanes))
+    return Engine(open_decoder(path, lanes))
 
 
 def generate(
