@@ -9,13 +9,14 @@
 #include <vector>
 
 #include "kernels.h"
+#include "scratch.h"
 #include "share.h"
 
 namespace {
-constexpr int64_t kRows = 64;     // at most, of a piece
+constexpr int64_t kRows = 64;     // that are multiplied together, at most
 constexpr int64_t kInner = 512;   // terms of a sum that are added at a time; the matrix columns of a piece stay in the cache
 constexpr int64_t kWide = 128;    // columns of a piece: those of a tile of one row
-constexpr int64_t kSlice = 128;   // ffn columns of a partial result
+constexpr int64_t kSlice = 256;   // ffn columns of a partial result; half as many of a small FFN, so that all cores have some
 constexpr int64_t kChunk = 32;    // of which so many at a time
 constexpr int64_t kQueries = 16;  // of a piece of attention
 
@@ -42,12 +43,9 @@ void ByKind(int64_t kind, Work work) {
   if (kind == 2) work(static_cast<const int8_t *>(nullptr));
 }
 
-float *Scratch(std::vector<float> &floats, int64_t n) {
-  if (static_cast<int64_t>(floats.size()) < n) floats.resize(n);
-  return floats.data();
-}
-
 int64_t Blocks(int64_t n, int64_t block) { return (n + block - 1) / block; }
+
+int64_t SliceOf(int64_t F) { return F < 8 * kSlice ? kSlice / 2 : kSlice; }
 }  // namespace
 
 // All fields have eight bytes, and the same names in few_rows.py.
@@ -105,11 +103,11 @@ int64_t ColumnsOfPiece(const Linear &l, int64_t wanted) {
 // Several linear layers of as many rows, together. Scales of a transposed weight belong to its result, so it has neither bias nor adds.
 extern "C" void HostLinears(const Linear *linears, int64_t count, int64_t rows) {
   static thread_local std::vector<LinearPiece> pieces;
-  static thread_local std::vector<float> scaled;
+  static thread_local Scratch scaled;
   pieces.clear();
   int64_t floats = 0;
   for (const Linear *l = linears; l != linears + count; ++l) floats += l->scale && !l->transposed ? rows * l->in : 0;
-  float *room = Scratch(scaled, floats);
+  float *room = scaled.Get(floats);
   for (const Linear *l = linears; l != linears + count; ++l) {
     const float *x = l->x;
     if (l->scale && !l->transposed) {
@@ -155,8 +153,7 @@ struct Ffn {
 namespace {
 struct FfnPiece {
   const Expert *expert;
-  int64_t begin, end;      // rows, sorted by expert
-  int64_t slice, of_many;  // number of the slice; or all of them
+  int64_t begin, end;  // rows, sorted by expert
 };
 
 struct FfnPass {
@@ -166,18 +163,22 @@ struct FfnPass {
   int64_t rows;
   float *partials;  // [slices, rows, H]
 
-  // out [rows of a piece, H] = the share of one slice
+  // out [rows of a piece, H] = the share of one slice, whose weights stay in the cache for all of them
   template <class W>
   void Slice(const FfnPiece &p, int64_t slice, float *out) const {
-    const Expert &e = *p.expert;
-    const int64_t rows = p.end - p.begin, F = ffn.F, H = ffn.H, last = std::min((slice + 1) * kSlice, F);
+    for (int64_t r = p.begin; r < p.end; r += kRows) SliceOfRows<W>(*p.expert, r, std::min(kRows, p.end - r), slice, out + (r - p.begin) * ffn.H);
+  }
+
+  template <class W>
+  void SliceOfRows(const Expert &e, int64_t begin, int64_t rows, int64_t slice, float *out) const {
+    const int64_t F = ffn.F, H = ffn.H, width = SliceOf(F), last = std::min((slice + 1) * width, F);
     const W *w1 = static_cast<const W *>(e.w1), *w2 = static_cast<const W *>(e.w2);
     alignas(64) float h[kRows * kChunk];
     std::fill_n(out, rows * H, 0.0f);
-    for (int64_t f = slice * kSlice; f < last; f += kChunk) {
+    for (int64_t f = slice * width; f < last; f += kChunk) {
       const int64_t n = std::min(kChunk, last - f);
       std::fill_n(h, rows * kChunk, 0.0f);
-      Products<W>().dot(x + p.begin * H, rows, w1 + f * H, n, H, h, kChunk, w2 + f * H);
+      Products<W>().dot(x + begin * H, rows, w1 + f * H, n, H, h, kChunk, w2 + f * H);
       for (int64_t r = 0; r < rows; ++r) {
         float *h_n = h + r * kChunk;
         for (int64_t i = 0; i < n; ++i) h_n[i] = h_n[i] * (e.scale1 ? e.scale1[f + i] : 1.0f) + e.b1[f + i];
@@ -192,11 +193,11 @@ struct FfnPass {
 
   template <class W>
   void Whole(const FfnPiece &p) const {
-    static thread_local std::vector<float> floats;
+    static thread_local Scratch floats;
     const int64_t rows = p.end - p.begin, H = ffn.H;
-    float *sum = Scratch(floats, 2 * kRows * H), *share = sum + kRows * H;
+    float *sum = floats.Get(2 * rows * H), *share = sum + rows * H;
     for (int64_t r = 0; r < rows; ++r) std::memcpy(sum + r * H, p.expert->b2, H * sizeof(float));
-    for (int64_t slice = 0; slice < Blocks(ffn.F, kSlice); ++slice) {
+    for (int64_t slice = 0; slice < Blocks(ffn.F, SliceOf(ffn.F)); ++slice) {
       Slice<W>(p, slice, share);
       for (int64_t i = 0; i < rows * H; ++i) sum[i] += share[i];
     }
@@ -207,11 +208,11 @@ struct FfnPass {
   }
 
   void AddPartials(const Expert &expert, int64_t row) const {
-    static thread_local std::vector<float> floats;
+    static thread_local Scratch floats;
     const int64_t H = ffn.H;
-    float *sum = Scratch(floats, H), *y = RowOfResult(row);
+    float *sum = floats.Get(H), *y = RowOfResult(row);
     std::memcpy(sum, expert.b2, H * sizeof(float));
-    for (int64_t slice = 0; slice < Blocks(ffn.F, kSlice); ++slice) {
+    for (int64_t slice = 0; slice < Blocks(ffn.F, SliceOf(ffn.F)); ++slice) {
       const float *share = partials + (slice * rows + row) * H;
       for (int64_t i = 0; i < H; ++i) sum[i] += share[i];
     }
@@ -222,25 +223,26 @@ struct FfnPass {
 
 // The FFN of each row's expert; expert [rows], or null: all rows go to the first.
 extern "C" void HostFfn(const Ffn *ffn, int64_t rows, const int32_t *expert) {
-  static thread_local std::vector<float> sorted, partials;
+  static thread_local Scratch sorted, partials;
   static thread_local std::vector<int32_t> order;
   static thread_local std::vector<FfnPiece> blocks;
-  const int64_t H = ffn->H, slices = Blocks(ffn->F, kSlice);
+  const int64_t H = ffn->H, slices = Blocks(ffn->F, SliceOf(ffn->F));
   FfnPass pass{*ffn, ffn->x, nullptr, rows, nullptr};
   if (expert != nullptr && rows > 1) {
     order.resize(rows);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [=](int32_t a, int32_t b) { return expert[a] < expert[b]; });
-    float *x = Scratch(sorted, rows * H);
+    float *x = sorted.Get(rows * H);
     for (int64_t r = 0; r < rows; ++r) std::memcpy(x + r * H, ffn->x + order[r] * H, H * sizeof(float));
     pass.x = x;
     pass.order = order.data();
   }
   const auto of_row = [&](int64_t row) { return ffn->experts + (expert == nullptr ? 0 : expert[pass.order ? pass.order[row] : row]); };  // the names of this thread's vectors would be others' in another thread
+  const int64_t even = Blocks(Blocks(rows, 2 * ShareThreads()), kRows) * kRows, most = std::min(even, 2 * kRows);
   blocks.clear();
   for (int64_t r = 0, end; r < rows; r = end) {
-    for (end = r + 1; end < std::min(r + kRows, rows) && of_row(end) == of_row(r);) ++end;
-    blocks.push_back({of_row(r), r, end, 0, 0});
+    for (end = r + 1; end < std::min(r + most, rows) && of_row(end) == of_row(r);) ++end;
+    blocks.push_back({of_row(r), r, end});
   }
   const FfnPiece *all = blocks.data();
   const int64_t count = blocks.size();
@@ -250,7 +252,7 @@ extern "C" void HostFfn(const Ffn *ffn, int64_t rows, const int32_t *expert) {
       Share(count, [&](int64_t i) { pass.template Whole<W>(all[i]); });
       return;
     }
-    pass.partials = Scratch(partials, slices * rows * H);
+    pass.partials = partials.Get(slices * rows * H);
     Share(count * slices, [&](int64_t i) {
       const FfnPiece &p = all[i / slices];
       // Slices of all rows, one after another: a piece's rows are beside each other in each.
@@ -297,10 +299,10 @@ struct AttentionPass {
   }
 
   void Attend(const Queries &p, int64_t head) const {
-    static thread_local std::vector<float> floats;
+    static thread_local Scratch floats;
     const int64_t rows = p.end - p.begin, d = a.width, start = first[p.begin], count = at[p.end - 1] - start + 1;
     const int64_t stride = Blocks(count, kPadded) * kPadded;
-    float *q = Scratch(floats, rows * (stride + 2 * d) + 16), *out = q + rows * d, *scores = out + rows * d;
+    float *q = floats.Get(rows * (stride + 2 * d) + 16), *out = q + rows * d, *scores = out + rows * d;
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t i = 0; i < d; ++i) q[r * d + i] = a.q[((p.begin + r) * a.heads + head) * d + i] * a.scale;
     std::fill_n(out, rows * (d + stride), 0.0f);

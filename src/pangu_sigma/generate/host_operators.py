@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from tqdm import tqdm
 
-from ascend_ops.few_rows import FFN, CachedAttention, FfnWeights, Head, LayerNorm, Linear, Linears, Matrix, Precision
+from ascend_ops.few_rows import FFN, CachedAttention, FfnWeights, Head, LayerNorm, Linear, Linears, Matrix, Precision, aligned
 from pangu_sigma.checkpoint.whole import let_go
 from pangu_sigma.config import Config
 from pangu_sigma.generate.weights import Weights
@@ -37,7 +37,7 @@ class HostOperators:
         self._table_RH = _plain(weights.tensor("embedding"))
         self._positions_SH, self._queries_SH = self._vector("positions"), self._vector("query_positions")
         self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
-            np.zeros((PASS_TOKENS, model.hidden), np.float32) for _ in range(6)
+            aligned((PASS_TOKENS, model.hidden)) for _ in range(6)
         )
         self._lane_T, self._at_T, self._first_T = (np.zeros(PASS_TOKENS, np.int32) for _ in range(3))
         self._expert_T = np.zeros(PASS_TOKENS, np.int32)
@@ -46,7 +46,7 @@ class HostOperators:
         self._tokens = 0
         width = model.hidden // model.heads
         self._cache_LnSd = [
-            tuple(np.zeros((lanes, model.heads, model.seq_length, width), np.float32) for _ in range(2))
+            tuple(aligned((lanes, model.heads, model.seq_length, width)) for _ in range(2))
             for _ in range(model.layers)
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
