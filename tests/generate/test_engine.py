@@ -90,7 +90,7 @@ def check_equals_alone(answer: Answer) -> None:
     )
 
 
-def requests(prompt: st.SearchStrategy[list[int]] = st.lists(st.integers(0, 14), min_size=1, max_size=12)) -> st.SearchStrategy:  # noqa: B008
+def requests(prompt: st.SearchStrategy[list[int]]) -> st.SearchStrategy:
     """Any request that the fake model can answer; letters of few kinds, so that stop strings are met."""
     return st.builds(
         Request,
@@ -217,7 +217,9 @@ def test_who_came_first_is_served_first():
 def test_equal_prompts_are_read_once():
     decoder = FakeDecoder(4, seq_length=64)
     prompt = tuple(range(8)) * 6
-    answers = Engine(decoder, chunk=16).complete([Request(UP, prompt, 1, DRAWN, seed, prompt_logprobs=1) for seed in range(4)])
+    answers = Engine(decoder, chunk=16).complete(
+        [Request(UP, prompt, 1, DRAWN, seed, prompt_logprobs=1) for seed in range(4)]
+    )
     assert decoder.tokens == len(prompt) + 3, "each reads the last token itself"
     for answer in answers:
         check_prompt(answer)
@@ -228,7 +230,12 @@ def test_prompts_that_begin_alike_are_read_once_as_far_as_they_do():
     decoder = FakeDecoder(4, seq_length=64)
     common = tuple(range(8)) * 5
     engine = Engine(decoder, chunk=16)
-    answers = engine.complete([Request(UP, (*common, *rest), 0, prompt_logprobs=1, scored_from=40) for rest in ([1, 2], [3, 4, 5], [6])])
+    answers = engine.complete(
+        [
+            Request(UP, (*common, *rest), 0, prompt_logprobs=1, scored_from=len(common))
+            for rest in ([1, 2], [3, 4, 5], [6])
+        ]
+    )
     assert decoder.tokens == 39 + (1 + 1) + (1 + 2) + 1, "the last common token is read by each: its successor differs"
     for answer in answers:
         check_prompt(answer)
@@ -310,7 +317,9 @@ def test_a_held_text_comes_when_there_is_no_room_for_more():
 def test_tokens_tell_where_they_were_computed():
     """The experts are those of the whole text, and after <eot> those of a new document."""
     decoder = FakeDecoder()
-    (answer,) = Engine(decoder).complete([Request(UP, (1, EOT, 2), 20, DRAWN, ignore_eot=True, logit_bias=((EOT, 3.0),))])
+    (answer,) = Engine(decoder).complete(
+        [Request(UP, (1, EOT, 2), 20, DRAWN, ignore_eot=True, logit_bias=((EOT, 3.0),))]
+    )
     assert EOT in answer.ids
     experts_NT = decoder.experts(UP, [1, EOT, 2, *answer.ids])[:, 3:]
     assert [list(token.experts) for token in answer.tokens] == experts_NT.T.tolist()

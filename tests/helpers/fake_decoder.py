@@ -11,6 +11,7 @@ import numpy as np
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.decoder import Chunk
 
@@ -20,9 +21,9 @@ SURFACES = [*(letter.encode() for letter in "abcdefghi"), b"", b" ", b"\xe4", b"
 
 
 class FakeDecoder:
-    """A `Decoder` that remembers each lane's text. Slot 0 has a row for each id, slot 1 has them in reverse; row 0 of it holds none.
+    """A `Decoder` that remembers each lane's text. Slot 0 has a row for each id, slot 1 has them in reverse, each an empty row.
 
-    asked: number of chunks of each reading. tokens: number of tokens that were read. busy: lanes that hold a text.
+    asked: number of chunks of each reading. tokens: number of tokens that were read.
     """
 
     def __init__(
@@ -37,7 +38,14 @@ class FakeDecoder:
         self.config = parse_config(
             {
                 "name": "fake",
-                "model": {"hidden": 4, "ffn": 4, "heads": 1, "dense_layers": 1, "rre_layers": 2, "seq_length": seq_length},
+                "model": {
+                    "hidden": 4,
+                    "ffn": 4,
+                    "heads": 1,
+                    "dense_layers": 1,
+                    "rre_layers": 2,
+                    "seq_length": seq_length,
+                },
                 "domains": [{"name": "up", "slot": "a"}, {"name": "reversed", "slot": "b"}],
             }
         )
@@ -91,7 +99,7 @@ class FakeDecoder:
 def _tokenizer(surfaces: Sequence[bytes]) -> SimpleNamespace:
     ids = np.arange(len(surfaces))
     slot_rows = np.stack([[*ids, -1], [-1, *ids[::-1]]]).astype(np.int32)
-    return SimpleNamespace(
+    found = SimpleNamespace(
         eot=EOT,
         size=len(surfaces),
         slot_rows=slot_rows,
@@ -100,3 +108,5 @@ def _tokenizer(surfaces: Sequence[bytes]) -> SimpleNamespace:
         prompt=lambda text, domain: [list(surfaces).index(letter.encode()) for letter in text],
         decode=lambda some: b"".join(surfaces[i] for i in some).decode("utf-8", errors="replace"),
     )
+    found.rows = lambda ids, domain: Tokenizer.rows(found, ids, domain)
+    return found

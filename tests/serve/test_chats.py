@@ -16,7 +16,13 @@ def ask(client, **parameters):
 
 
 def test_the_answer_is_that_to_the_text_of_the_template(client):
-    body = {"model": "sigma-en", "prompt": "Be kind.\nUser: hi\nAssistant:", "seed": 3, "max_tokens": 20, "stop": "\nUser:"}
+    body = {
+        "model": "sigma-en",
+        "prompt": "Be kind.\nUser: hi\nAssistant:",
+        "seed": 3,
+        "max_tokens": 20,
+        "stop": "\nUser:",
+    }
     completion = client.post("/v1/completions", json=body).json()
     chat = ask(client).json()
     assert chat["choices"] == [

@@ -63,7 +63,9 @@ def test_it_says_what_the_engine_says(client, decoder):
     assert "warnings" not in found
 
 
-@pytest.mark.parametrize("parameters", [{}, {"temperature": 0}, {"stop": [" ", "e"]}, {"prompt": "x", "max_tokens": 90}])
+@pytest.mark.parametrize(
+    "parameters", [{}, {"temperature": 0}, {"stop": [" ", "e"]}, {"prompt": "x", "max_tokens": 90}]
+)
 def test_a_stream_joined_is_the_answer(client, parameters):
     expected = whole(client, n=2, **parameters)
     chunks = events(ask(client, n=2, stream=True, **parameters).text)
@@ -84,7 +86,10 @@ def test_prompts_come_as_text_or_ids_alone_or_many(client):
     assert [choice["index"] for choice in many["choices"]] == [0, 1, 2, 3]
     assert many["choices"][2]["text"] == text
     assert many["choices"][3]["text"] == whole(client, seed=6)["choices"][0]["text"], "answer i takes seed + i"
-    prompts = [client.post("/tokenize", json={"model": "sigma-en", "prompt": p}).json()["count"] for p in ("a red house", PROMPT)]
+    prompts = [
+        client.post("/tokenize", json={"model": "sigma-en", "prompt": p}).json()["count"]
+        for p in ("a red house", PROMPT)
+    ]
     assert many["usage"]["prompt_tokens"] == sum(prompts), "a prompt counts once"
     assert many["usage"]["completion_tokens"] <= 4 * 12
 
@@ -195,7 +200,9 @@ def test_stop_strings_ids_and_bias(client, decoder):
 
 def test_no_prompt_is_a_new_document(client):
     body = {"prompt": "", "max_tokens": 4, "temperature": 0}
-    assert whole(client, **body)["choices"][0]["text"] == whole(client, **body | {"prompt": "<eot>"})["choices"][0]["text"]
+    assert (
+        whole(client, **body)["choices"][0]["text"] == whole(client, **body | {"prompt": "<eot>"})["choices"][0]["text"]
+    )
 
 
 def test_too_much_is_refused_with_the_numbers(client, decoder):
@@ -224,7 +231,9 @@ def test_too_much_is_refused_with_the_numbers(client, decoder):
         assert answer.status_code == 400, (parameters, answer.text)
         assert reason in answer.json()["error"]["message"], (parameters, answer.text)
     assert whole(client, prompt=ids, max_tokens=0, echo=True)["usage"]["prompt_tokens"] == LENGTH
-    assert whole(client, prompt=ids[:-4], max_tokens=None)["usage"]["completion_tokens"] <= 4, "what fits if nothing is said"
+    assert whole(client, prompt=ids[:-4], max_tokens=None)["usage"]["completion_tokens"] <= 4, (
+        "what fits if nothing is said"
+    )
 
 
 def test_what_a_model_does_not_see_is_said(tiny_data):

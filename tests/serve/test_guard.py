@@ -59,7 +59,9 @@ def test_a_foreign_name_or_page_is_refused(client, path):
 
 
 def test_no_other_site_gets_leave_to_ask(client):
-    answer = client.options("/v1/completions", headers={"Origin": "http://127.0.0.1:1", "Access-Control-Request-Method": "POST"})
+    answer = client.options(
+        "/v1/completions", headers={"Origin": "http://127.0.0.1:1", "Access-Control-Request-Method": "POST"}
+    )
     assert answer.status_code == 405
     assert not [name for name in answer.headers if name.startswith("access-control")]
     plain = client.post("/v1/completions", content='{"model": "sigma-en"}', headers={"Content-Type": "text/plain"})
@@ -100,5 +102,3 @@ def test_a_path_may_name_the_model(client):
     assert client.get("/sigma-zh/health").status_code == 200
     for path in ("/sigma-xx/health", "/sigma-zh", "/sigma-zh/sigma-zh/health", "/%2e%2e/%2e%2e/etc/passwd"):
         assert client.get(path).status_code == 404, path
-
-

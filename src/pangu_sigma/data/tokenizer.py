@@ -134,6 +134,20 @@ class Tokenizer:
         segments = (("", text),) if isinstance(text, str) else text
         return self._tagged(segmented(segments, domain), domain)
 
+    def rows(self, ids: Sequence[int] | np.ndarray, domain: Domain) -> np.ndarray:
+        """Row of each id in the slot of a domain, int32 [T]. Raises ConfigError for an id that does not exist or has no row there."""
+        ids_T = np.asarray(ids, np.int64)
+        outside = ids_T[(ids_T < 0) | (ids_T >= self.size)]
+        if len(outside):  # a negative one would silently be counted from the end
+            raise ConfigError(f"token id {outside[0]} does not exist; this model has the ids 0 … {self.size - 1}")
+        rows_T = self.row_of[domain.slot, ids_T]
+        if (rows_T < 0).any():
+            raise ConfigError(
+                f"token id {ids_T[rows_T < 0][0]} has no row in the embedding slot of domain {domain.name}; "
+                "encode the text with the tokenizer of this model and domain"
+            )
+        return rows_T
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`: their surfaces joined; controls and tags are silent, broken UTF-8 becomes U+FFFD."""
         surfaces = self.vocabulary.surfaces

@@ -2,7 +2,7 @@
 
 A text has a lane of the decoder's cache from the first token of its prompt to the last one of its answer. Texts come and leave at
 any step (continuous batching), so a long one holds nobody up, and a long prompt is read in chunks between the tokens of the others.
-Requests get lanes in the order in which they came. Prompts that begin alike are read once as far as they do, and their lanes copied.
+Requests get lanes in the order in which they came. Prompts that begin alike are read once as far as they do, and the lane copied.
 
 Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a text.
 """
@@ -114,7 +114,7 @@ class Engine:
         answers: list[Answer] = []
         try:
             for request in requests:
-                answers.append(self.submit_in_turn(request, on_change))
+                answers.append(self.submit_in_turn(request, on_change))  # noqa: PERF401 (an interruption must find them)
             for answer in answers:
                 while answer.finish is None:
                     self.step()

@@ -93,8 +93,10 @@ def check_fits(request: Request, tokenizer: Tokenizer, seq_length: int) -> None:
     for name in ("logprobs", "prompt_logprobs"):
         if (most := getattr(request, name)) is not None:
             check_count(name, most)
-    if not 1 <= request.scored_from:
-        raise ConfigError(f"scored_from={request.scored_from} is not allowed: nothing stands before token 0; use 1 or more")
+    if not request.scored_from >= 1:
+        raise ConfigError(
+            f"scored_from={request.scored_from} is not allowed: nothing stands before token 0; use 1 or more"
+        )
     if not request.ids:
         raise ConfigError("a prompt has no tokens; give at least one character, or a domain with a language tag")
     if len(request.ids) > seq_length:
@@ -102,23 +104,13 @@ def check_fits(request: Request, tokenizer: Tokenizer, seq_length: int) -> None:
             f"a prompt of domain {request.domain.name} has {len(request.ids)} tokens, more than model.seq_length={seq_length}; "
             "shorten it"
         )
-    for token in request.ids:
-        _check_id(token, request.domain, tokenizer, "encode the text with the tokenizer of this model and domain")
+    tokenizer.rows(request.ids, request.domain)
     for text in request.stop:
         check_text(text, "a stop string")
         if not text:
             raise ConfigError("a stop string is empty; leave it away")
-    for token in request.stop_ids:
-        _check_id(token, request.domain, tokenizer, "no answer can have it, so leave it out of stop_ids")
+    tokenizer.rows(request.stop_ids, request.domain)
+    tokenizer.rows([token for token, _ in request.logit_bias], request.domain)
     for token, bias in request.logit_bias:
-        _check_id(token, request.domain, tokenizer, "no answer can have it, so leave it out of logit_bias")
         if not abs(bias) <= MOST_BIAS:
             raise ConfigError(f"logit_bias of token id {token} is {bias}; it may be {-MOST_BIAS:g} to {MOST_BIAS:g}")
-
-
-def _check_id(token: int, domain: Domain, tokenizer: Tokenizer, fix: str) -> None:
-    rows_V = tokenizer.row_of[domain.slot]
-    if not 0 <= token < len(rows_V):
-        raise ConfigError(f"token id {token} does not exist; this model has the ids 0 … {len(rows_V) - 1}")
-    if rows_V[token] < 0:
-        raise ConfigError(f"token id {token} has no row in the embedding slot of domain {domain.name}; {fix}")

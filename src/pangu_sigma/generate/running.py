@@ -54,17 +54,22 @@ class RunningText:
         The last token that both have is not among them: its successor differs, and this text asks for its own.
         """
         mine, its = self.request, other.request
-        alike = all(getattr(mine, name) == getattr(its, name) for name in ("domain", "prompt_logprobs", "scored_from"))
-        if not alike or other.leader is not None:
+        if other.leader is not None or mine.domain != its.domain:
             return 0
         longest = min(self.to_read, other.to_read)
         pairs = zip(mine.ids[:longest], its.ids[:longest], strict=True)
         shared = next((number for number, (one, two) in enumerate(pairs) if one != two), longest) - 1
-        return shared if shared >= other.read else 0
+        scored_alike = (mine.prompt_logprobs, mine.scored_from) == (its.prompt_logprobs, its.scored_from)
+        return shared if shared >= other.read and (scored_alike or not self._scores_up_to(shared)) else 0
 
     def go_on_from(self, leader: RunningText) -> None:
         """Take over what the text whose lane was copied has read."""
-        self.read, self._scores = leader.read, list(leader._scores)
+        self.read = leader.read
+        self._scores = list(leader._scores) if self._scores_up_to(self.read) else []
+
+    def _scores_up_to(self, number: int) -> bool:
+        """True if tokens of the prompt up to this number are scored."""
+        return self.request.prompt_logprobs is not None and self.request.scored_from <= number
 
     def chunk(self, end: int) -> Chunk:
         """The tokens that are to be read up to number `end`, and how many logits they are read for."""

@@ -100,7 +100,9 @@ class Sampling:
         chances_R: probabilities up to a factor; that of the most likely row is 1.
         """
         least = self.min_p
-        if self.top_p < 1:  # all rows below this have less than 1 - top_p together, so the others reach top_p: fewer to sort
+        if (
+            self.top_p < 1
+        ):  # all rows below this have less than 1 - top_p together, so the others reach top_p: fewer to sort
             least = max(least, (1 - self.top_p) * chances_R.sum() / len(chances_R))
         if 0 < self.top_k < len(chances_R):
             least = max(least, np.partition(chances_R, -self.top_k)[-self.top_k])

@@ -6,12 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 
@@ -36,6 +39,20 @@ class Generated:
     finished: bool
 
 
+def open_engine(path: Path, kind: Literal["run", "export"] | None = None, lanes: int = 8) -> Engine:
+    """What answers for the model in a folder, `lanes` texts at a time.
+
+    kind: what the folder must be; None for a run folder, of which the newest intact checkpoint answers, or an exported model.
+    Raises ConfigError when it is none.
+    """
+    from pangu_sigma.generate.predictor import GRAPH_FILE, Predictor
+    from pangu_sigma.generate.rereading import RereadingDecoder
+
+    if kind == "export" or (kind is None and (path / GRAPH_FILE).exists()):
+        return Engine(RereadingDecoder(Predictor.from_export(path), lanes))
+    return Engine(open_decoder(path, lanes))
+
+
 def generate(
     engine: Engine,
     prompts: list[Prompt],
@@ -46,9 +63,9 @@ def generate(
 ) -> list[Generated]:
     """Continue each prompt. Texts stop at <eot>, before a string of `stop`, after max_new_tokens, or at model.seq_length.
 
-    seed: of each prompt's own random generator, so that its answer does not depend on the others; a prompt that is there again draws
-    with the next seed. Raises ConfigError for an unknown domain, for a prompt that is no text or does not fit, and for numbers that
-    cannot be.
+    seed: of each prompt's own random generator, so that its answer does not depend on the others; a prompt that is there again
+    draws with the next seed. Raises ConfigError for an unknown domain, for a prompt that is no text or does not fit, and for what
+    cannot be asked.
     """
     check_request(max_new_tokens, seed)
     times: Counter[Prompt] = Counter()

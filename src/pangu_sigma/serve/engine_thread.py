@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 _FAILURES = 3
-"""Steps that fail one after another until the engine is given up."""
+"""Steps that fail, with none between them that did something, until the engine is given up."""
 
 
 class EngineThread:
@@ -48,6 +48,8 @@ class EngineThread:
         self._open[answer] = on_change
         if answer.finish is not None:  # it was that quick, and took itself out before it was in
             self._open.pop(answer, None)
+        if self.failed:  # maybe since a moment, when nobody knew of this answer yet
+            on_change(answer)
         self._wake.set()
         return answer
 
@@ -78,9 +80,10 @@ class EngineThread:
         while not self._ending and failures < _FAILURES:
             self._wake.clear()
             try:
-                if not self.engine.step():
+                if self.engine.step():
+                    failures = 0
+                else:
                     self._wake.wait()
-                failures = 0
             except Exception:  # the engine has cancelled what ran; what waits may be answered yet
                 failures += 1
                 logger.exception("a step of the engine failed, and so did the answers that ran")

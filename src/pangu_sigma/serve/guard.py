@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import re
@@ -88,8 +89,11 @@ class Guard:
             self._check_key(scope)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = _again(await self._body(scope, receive), receive)
+        except _TooLarge as refused:
+            await _refuse_politely(refused, receive, send_protected)
+            return
         except Refused as refused:
-            await _refuse(refused, scope, receive, send_protected)
+            await refusal(refused)(scope, receive, send_protected)
             return
         except _Disconnected:
             return
@@ -130,7 +134,7 @@ class Guard:
         most = self._limits.body_kib << 10
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdigit() or len(length) > 15 or int(length) > most:
-            raise self._too_large()
+            raise _TooLarge(self._limits.body_kib, more=True)
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_seconds):
@@ -140,7 +144,7 @@ class Guard:
                         raise _Disconnected
                     body += message.get("body", b"")
                     if len(body) > most:
-                        raise self._too_large()
+                        raise _TooLarge(self._limits.body_kib, more=bool(message.get("more_body")))
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError:
@@ -151,12 +155,14 @@ class Guard:
                 headers={"Connection": "close"},
             ) from None
 
-    def _too_large(self) -> Refused:
-        return Refused(
-            413,
-            f"the body has more than {self._limits.body_kib} KiB; send less, or start the server with --limit body_kib=N",
-            headers={"Connection": "close"},
-        )
+
+class _TooLarge(Refused):
+    """A body of more than `kib` KiB. more: True if more of it is to come."""
+
+    def __init__(self, kib: int, more: bool):
+        reason = f"the body has more than {kib} KiB; send less, or start the server with --limit body_kib=N"
+        super().__init__(413, reason, headers={"Connection": "close"})
+        self.more = more
 
 
 class _Disconnected(Exception):
@@ -180,23 +186,17 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return received
 
 
-async def _refuse(refused: Refused, scope: Scope, receive: Receive, send: Send) -> None:
-    """Send a refusal. Of a body that is too large or slow the rest is taken and thrown away for a while: to a client that is still
-    sending, a connection that closes is an error without a reason."""
-    response = refusal(refused)
-    if refused.status_code != 413:
-        await response(scope, receive, send)
-        return
+async def _refuse_politely(refused: _TooLarge, receive: Receive, send: Send) -> None:
+    """Refuse a body, and for a while take the rest of it and throw it away: to a client that is still sending, a connection that
+    closes is an error without a reason."""
+    response, left = refusal(refused), _POLITE_BYTES
     await send({"type": "http.response.start", "status": refused.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    left = _POLITE_BYTES
-    try:
+    more = refused.more
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_POLITE_SECONDS):
-            while left > 0:
+            while more and left > 0:
                 message = await receive()
-                if message["type"] == "http.disconnect" or not message.get("more_body"):
-                    break
-                left -= len(message["body"])
-    except TimeoutError:
-        pass
+                more = message["type"] == "http.request" and bool(message.get("more_body"))
+                left -= len(message.get("body", b""))
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -54,7 +54,9 @@ class CompletionTokens:
         unfinished, begin = self._characters.getstate()[0], self._offset
         new = self._characters.decode(self._texts.surfaces[token])
         self._offset += len(new)
-        broken_off = unfinished and new.startswith("\N{REPLACEMENT CHARACTER}")  # a character before it, which it does not end
+        broken_off = unfinished and new.startswith(
+            "\N{REPLACEMENT CHARACTER}"
+        )  # a character before it, which it does not end
         return begin + bool(broken_off)
 
     def _top(self, token: Token) -> dict[str, float] | None:

@@ -61,7 +61,12 @@ class Refused(HTTPException):
 def failure(status: int, message: str, param: str | None = None, code: str | None = None) -> Failure:
     """The body of an answer with this status."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return Failure(error=Problem(message=message, type=kind, param=param, code=code))
+    return Failure(error=Problem(message=_sendable(message), type=kind, param=param and _sendable(param), code=code))
+
+
+def _sendable(text: str) -> str:
+    """A text without half surrogate pairs, which a client may have put into the name of a parameter."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def refusal(refused: Refused) -> Response:

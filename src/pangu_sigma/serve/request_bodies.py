@@ -69,7 +69,7 @@ class Sampled(Body):
     top_p: float | None = Field(
         None, gt=0, le=1, description="Draw from the fewest tokens with this probability together."
     )
-    top_k: int | None = Field(None, ge=-1, description="Draw from this many tokens; 0 or -1: from all.")
+    top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="Draw from this many tokens; 0 or -1: from all.")
     min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
