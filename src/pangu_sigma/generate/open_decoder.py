@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.generate.host_decoder import HostDecoder, Precision
+from ascend_ops.few_rows import Precision
+from pangu_sigma.generate.host_decoder import HostDecoder
 from pangu_sigma.generate.weights import SavedWeights
 
 
