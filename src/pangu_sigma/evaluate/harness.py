@@ -1,6 +1,6 @@
 """lm-evaluation-harness over a model of this project, in one process: importing this file registers the model "pangu-sigma" there.
 
-    python -m pangu_sigma.evaluate.harness run --model pangu-sigma --model_args path=runs/sigma_tiny,domain=en --tasks hellaswag
+    python -m pangu_sigma.evaluate.harness run --model pangu-sigma --model_args path=runs/sigma_tiny,domain=en --batch_size auto …
 
 is the harness's own command with that model. What a request becomes is what the harness's `local-completions` makes of it when it
 talks to `pangu-sigma serve` with its tokenizer and max_length=model.seq_length, so that both give the same numbers.
@@ -75,7 +75,7 @@ class HarnessModel(LM):
         if lanes < 1:
             raise ConfigError(f"batch_size={batch_size} is not allowed: 1 or more, or auto, which is 8")
         if device not in (None, "cpu"):
-            logger.warning("device=%s is not used: this model answers on the CPU", device)
+            logger.info("device=%s is not used: this model answers on the CPU", device)  # the harness's default is cuda:0
         self.engine: Engine = open_engine(Path(path), lanes=lanes)
         config, self.tokenizer = self.engine.decoder.config, self.engine.decoder.tokenizer
         self.domain = domains_of(config).named(domain)
