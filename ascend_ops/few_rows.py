@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -99,11 +99,11 @@ class Linears:
     def __init__(self, layers: Sequence[Linear]):
         self._kept = list(layers)
         self._fields = (_LinearFields * len(layers))(*(_fields_of(layer) for layer in layers))
-        self._call = _library().HostLinears
+        self._call = _kernel("HostLinears")
         self._arguments = ctypes.addressof(self._fields), len(layers)
 
     def __call__(self, rows: int) -> None:
-        self._call(*self._arguments, rows)
+        self._call(rows, *self._arguments)
 
 
 def _fields_of(layer: Linear) -> _LinearFields:
@@ -132,11 +132,11 @@ class Head:
         assert x.shape[1] == inputs
         addresses = (_address(x, np.float32), _address(weight.values), _address(weight.scales, np.float32))
         self._fields = _LinearFields(*addresses, weight.kind, inputs, outputs, 1, None, None, 0)
-        self._call, self._argument = _library().HostLinears, ctypes.addressof(self._fields)
+        self._call, self._argument = _kernel("HostLinears"), ctypes.addressof(self._fields)
 
     def __call__(self, rows: int, logits: np.ndarray) -> None:
         self._fields.y = _address(logits, np.float32)
-        self._call(self._argument, 1, rows)
+        self._call(rows, self._argument, 1)
 
 
 class LayerNorm:
@@ -145,12 +145,12 @@ class LayerNorm:
     def __init__(self, x: np.ndarray, gain: np.ndarray, bias: np.ndarray, y: np.ndarray):
         assert x.shape[1] == y.shape[1] == len(gain) == len(bias)
         self._kept = x, gain, bias, y
-        self._call = _library().HostNorm
+        self._call = _kernel("HostNorm")
         self._arguments = tuple(_address(array, np.float32) for array in self._kept)
         self._width = x.shape[1]
 
     def __call__(self, rows: int) -> None:
-        self._call(*self._arguments, rows, self._width)
+        self._call(rows, *self._arguments, self._width)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,6 @@ class FFN:
     """y += the FFN of each row's expert. call(rows, experts): address of int32 [T], the number of each row's; 0 if there is one."""
 
     def __init__(self, experts: Sequence[FfnWeights], activation: str, x: np.ndarray, y: np.ndarray):
-        library = _library()
         ffn, hidden = experts[0].w1.values.shape
         assert x.shape[1] == y.shape[1] == hidden
         self._kept = list(experts), x, y
@@ -189,14 +188,14 @@ class FFN:
             experts[0].w1.kind,
             ffn,
             hidden,
-            library.HostActivation(_ACTIVATIONS[activation]),
+            _activation(activation),
             _address(x, np.float32),
             _address(y, np.float32),
         )
-        self._call, self._argument = library.HostFfn, ctypes.addressof(self._fields)
+        self._call, self._argument = _kernel("HostFfn"), ctypes.addressof(self._fields)
 
     def __call__(self, rows: int, experts: int = 0) -> None:
-        self._call(self._argument, rows, experts)
+        self._call(rows, self._argument, experts)
 
 
 def _expert_fields(w: FfnWeights) -> _ExpertFields:
@@ -232,10 +231,10 @@ class CachedAttention:
         self._kept = q, k, v, out, keys, values
         addresses = (_address(array, np.float32) for array in self._kept)
         self._fields = _AttentionFields(heads, width, length, *addresses, width**-0.5)
-        self._call, self._argument = _library().HostAttention, ctypes.addressof(self._fields)
+        self._call, self._argument = _kernel("HostAttention"), ctypes.addressof(self._fields)
 
     def __call__(self, rows: int, lanes: int, at: int, first: int) -> None:
-        self._call(self._argument, rows, lanes, at, first)
+        self._call(rows, self._argument, lanes, at, first)
 
 
 def _address(array: np.ndarray | None, dtype: type | None = None) -> int | None:
@@ -246,16 +245,47 @@ def _address(array: np.ndarray | None, dtype: type | None = None) -> int | None:
     return array.ctypes.data
 
 
+class _Kernel:
+    """A function of the library. call(*arguments, rows=…)
+
+    With few rows it keeps Python's lock: a token is dozens of calls, and after each another thread could take the lock and keep it
+    for milliseconds. With many it lets the others go on meanwhile.
+    """
+
+    def __init__(self, name: str, *arguments: Any):
+        self._holding, self._releasing = (getattr(library, name) for library in _libraries())
+        for function in (self._holding, self._releasing):
+            function.argtypes, function.restype = arguments, None
+
+    def __call__(self, rows: int, *arguments: int) -> None:
+        (self._holding if rows <= _FEW else self._releasing)(rows, *arguments)
+
+
+_FEW = 32
+"""Rows of which a kernel takes a fraction of a millisecond."""
+
+
 @cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(cpu_library())
-    for name, arguments in (
-        ("HostLinears", (_POINTER, _NUMBER, _NUMBER)),
-        ("HostNorm", (*[_POINTER] * 4, _NUMBER, _NUMBER)),
-        ("HostFfn", (_POINTER, _NUMBER, _POINTER)),
-        ("HostAttention", (_POINTER, _NUMBER, *[_POINTER] * 3)),
-    ):
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
-    library.HostActivation.argtypes, library.HostActivation.restype = (_NUMBER,), _POINTER
-    return library
+def _libraries() -> tuple[ctypes.PyDLL, ctypes.CDLL]:
+    """The library, whose functions keep Python's lock, and let it go."""
+    return ctypes.PyDLL(cpu_library()), ctypes.CDLL(cpu_library())
+
+
+@cache
+def _kernel(name: str) -> _Kernel:
+    return _Kernel(name, *_ARGUMENTS[name])
+
+
+_ARGUMENTS = {
+    "HostLinears": (_NUMBER, _POINTER, _NUMBER),
+    "HostNorm": (_NUMBER, *[_POINTER] * 4, _NUMBER),
+    "HostFfn": (_NUMBER, _POINTER, _POINTER),
+    "HostAttention": (_NUMBER, _POINTER, *[_POINTER] * 3),
+}
+
+
+def _activation(name: str) -> int:
+    """Address of an activation's functions."""
+    function = _libraries()[0].HostActivation
+    function.argtypes, function.restype = (_NUMBER,), _POINTER
+    return function(_ACTIVATIONS[name])

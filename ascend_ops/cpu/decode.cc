@@ -101,7 +101,7 @@ int64_t ColumnsOfPiece(const Linear &l, int64_t wanted) {
 }  // namespace
 
 // Several linear layers of as many rows, together. Scales of a transposed weight belong to its result, so it has neither bias nor adds.
-extern "C" void HostLinears(const Linear *linears, int64_t count, int64_t rows) {
+extern "C" void HostLinears(int64_t rows, const Linear *linears, int64_t count) {
   static thread_local std::vector<LinearPiece> pieces;
   static thread_local Scratch scaled;
   pieces.clear();
@@ -124,7 +124,7 @@ extern "C" void HostLinears(const Linear *linears, int64_t count, int64_t rows) 
 }
 
 // y = LayerNorm(x), [rows, width] both.
-extern "C" void HostNorm(const float *x, const float *gain, const float *bias, float *y, int64_t rows, int64_t width) {
+extern "C" void HostNorm(int64_t rows, const float *x, const float *gain, const float *bias, float *y, int64_t width) {
   constexpr float kEpsilon = 1e-5f;
   const auto norm = [=](int64_t first) {
     for (int64_t r = first; r < std::min(first + kRows, rows); ++r) BestKernels().norm(x + r * width, gain, bias, y + r * width, width, kEpsilon);
@@ -222,7 +222,7 @@ struct FfnPass {
 }  // namespace
 
 // The FFN of each row's expert; expert [rows], or null: all rows go to the first.
-extern "C" void HostFfn(const Ffn *ffn, int64_t rows, const int32_t *expert) {
+extern "C" void HostFfn(int64_t rows, const Ffn *ffn, const int32_t *expert) {
   static thread_local Scratch sorted, partials;
   static thread_local std::vector<int32_t> order;
   static thread_local std::vector<FfnPiece> blocks;
@@ -324,7 +324,7 @@ struct AttentionPass {
 
 // Puts keys and values of new tokens into the cache, and lets each token attend to those of its document, up to itself. lane, at, first
 // [rows]: the lane of a token, its number there, and that of its document's first token. Tokens of a lane stand together, in order.
-extern "C" void HostAttention(const Attention *attention, int64_t rows, const int32_t *lane, const int32_t *at, const int32_t *first) {
+extern "C" void HostAttention(int64_t rows, const Attention *attention, const int32_t *lane, const int32_t *at, const int32_t *first) {
   static thread_local std::vector<Queries> blocks;
   const AttentionPass pass{*attention, lane, at, first};
   if (rows < 8)

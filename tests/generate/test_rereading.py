@@ -12,8 +12,8 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.predictor import Predictor
-from pangu_sigma.generate.rereading import RereadingDecoder
 from pangu_sigma.generate.request import Request
+from pangu_sigma.generate.rereading import RereadingDecoder
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -522,6 +522,7 @@ def test_a_phone_is_wide_enough(opened):
     page.route("**/v1/completions", lambda route: route.fulfill(body=f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"))
     ask(page)
     wait(page)
+    assert width() == 360
     page.locator(".token").nth(1).tap()
     assert width() == 360
     page.route("**/v1/completions", lambda route: route.fulfill(status=400, json={"error": {"message": "w" * 300}}))

@@ -70,7 +70,6 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _decoder(model: Path, lanes: int) -> Decoder:
-    from pangu_sigma.generate.predictor import Predictor
-    from pangu_sigma.generate.rereading import RereadingDecoder
+    from pangu_sigma.generate.text import open_engine
 
-    return RereadingDecoder(Predictor.open(model), lanes)
+    return open_engine(model, lanes=lanes).decoder

@@ -8,8 +8,8 @@ Shape suffixes: N RRE layers, T new tokens of all lanes, W wanted tokens, R rows
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from pangu_sigma.rre.table import RoutingTable
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Text:
     """The text of a lane. length: number of its tokens. first: the number of its last document's first token, which the next token
     belongs to."""
@@ -41,15 +41,17 @@ class _Text:
 class _NewTokens:
     """New tokens of all lanes, one chunk after another; all int [T].
 
-    row: in the flattened slots. lane, at, first: as in `HostOperators.take`.
+    lane, at, first: as in `HostOperators.take`. row: of the token in the flattened slots. wanted: True if its logits are.
     """
 
     id: np.ndarray
-    row: np.ndarray
     domain: np.ndarray
+    slot: np.ndarray
     lane: np.ndarray
     at: np.ndarray
     first: np.ndarray
+    row: np.ndarray
+    wanted: np.ndarray
 
 
 class HostDecoder:
@@ -89,8 +91,8 @@ class HostDecoder:
 
     def copy(self, source: int, target: int) -> None:
         self._check_lane(target)
-        self._texts[target] = text = replace(self._texts[source])
-        self._operators.copy(source, target, text.length)
+        self._texts[target] = self._texts[source]
+        self._operators.copy(source, target, self._texts[source].length)
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
         self.tokenizer.rows(ids, domain)
@@ -99,67 +101,77 @@ class HostDecoder:
         return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T) - domain.first_expert
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        new, texts = self._new_tokens(chunks)
+        texts = self._texts_after(chunks)
+        new = self._new_tokens(chunks)
         experts_NT = self._table.route(new.id, new.domain, new.at - new.first)
-        wanted_T = np.concatenate([np.arange(len(chunk.ids)) >= len(chunk.ids) - chunk.wanted for chunk in chunks])
         self._texts |= texts
-        found: dict[int, list[np.ndarray]] = defaultdict(list)
+        found: dict[int, list[np.ndarray]] = {chunk.lane: [] for chunk in chunks}
         for begin in range(0, len(new.id), PASS_TOKENS):
-            self._pass(slice(begin, begin + PASS_TOKENS), new, experts_NT, wanted_T, found)
-        nothing = np.empty((0, self.config.model.slot_rows), np.float32)
-        logits = [found.get(chunk.lane, [nothing]) for chunk in chunks]
-        return [each[0] if len(each) == 1 else np.concatenate(each) for each in logits]
+            self._pass(slice(begin, begin + PASS_TOKENS), new, experts_NT, found)
+        return [_together(found[chunk.lane], self.config.model.slot_rows) for chunk in chunks]
 
-    def _pass(
-        self,
-        some: slice,
-        new: _NewTokens,
-        experts_NT: np.ndarray,
-        wanted_T: np.ndarray,
-        found: dict[int, list[np.ndarray]],
-    ) -> None:
+    def _pass(self, some: slice, new: _NewTokens, experts_NT: np.ndarray, found: dict[int, list[np.ndarray]]) -> None:
         """Compute some of the new tokens, and append the wanted logits to those found for each lane."""
         lane_T, at_T, first_T = new.lane[some], new.at[some], new.first[some]
         self._operators.take(lane_T, at_T, first_T)
         hidden_TH = hidden_states(
             self.config.model, self._operators, new.row[some], at_T - first_T, experts_NT[:, some]
         )
-        by_slot: dict[int, list[int]] = defaultdict(list)
-        for t in np.flatnonzero(wanted_T[some]).tolist():
-            by_slot[self._texts[int(lane_T[t])].domain.slot].append(t)
-        for slot, wanted_W in by_slot.items():
-            logits_WR = self._operators.logits(hidden_TH, np.array(wanted_W), slot)
-            logits_WR[:, self._unused[slot]] = -np.inf
-            lanes_W = lane_T[wanted_W]
-            ends = [0, *(np.flatnonzero(np.diff(lanes_W)) + 1).tolist(), len(wanted_W)]
-            for first, end in zip(ends[:-1], ends[1:], strict=True):
-                found[int(lanes_W[first])].append(logits_WR[first:end])
+        wanted_W = np.flatnonzero(new.wanted[some])
+        slot_W = new.slot[some][wanted_W]
+        for slot in set(slot_W.tolist()):
+            mine_W = wanted_W if (slot_W == slot).all() else wanted_W[slot_W == slot]
+            logits_WR = self._operators.logits(hidden_TH, mine_W, slot)
+            if len(self._unused[slot]):
+                logits_WR[:, self._unused[slot]] = -np.inf
+            for lane, rows in groupby(range(len(mine_W)), lane_T[mine_W].tolist().__getitem__):
+                numbers = list(rows)
+                found[lane].append(logits_WR[numbers[0] : numbers[-1] + 1])
 
-    def _new_tokens(self, chunks: list[Chunk]) -> tuple[_NewTokens, dict[int, _Text]]:
-        """What the chunks hold, and the texts of their lanes after them. Raises ConfigError for what cannot be read."""
-        model, found, texts = self.config.model, [], {}
+    def _texts_after(self, chunks: list[Chunk]) -> dict[int, _Text]:
+        """The texts of the lanes when the chunks have been read. Raises ConfigError for what cannot be read."""
+        texts: dict[int, _Text] = {}
         for chunk in chunks:
-            text, ids_T = self._texts[chunk.lane], np.asarray(chunk.ids, np.int64)
-            if not 0 <= chunk.wanted <= len(ids_T) or not len(ids_T) or chunk.lane in texts:
+            text, count = self._texts[chunk.lane], len(chunk.ids)
+            if not count or not 0 <= chunk.wanted <= count or chunk.lane in texts:
                 raise ConfigError(
-                    f"lane {chunk.lane}: logits of {chunk.wanted} of {len(ids_T)} new tokens are wanted; give each lane one "
-                    "chunk, of one token or more, and want at most as many"
+                    f"lane {chunk.lane}: logits of {chunk.wanted} of {count} new tokens are wanted; give each lane one chunk, of "
+                    "one token or more, and want at most as many"
                 )
-            row_T = self.tokenizer.rows(ids_T, text.domain) + text.domain.slot * model.slot_rows
-            length = text.length + len(ids_T)
-            if length > model.seq_length:
+            length = text.length + count
+            if length > self.config.model.seq_length:
                 raise ConfigError(
-                    f"a sequence of {length} tokens is longer than model.seq_length={model.seq_length}; shorten it"
+                    f"a sequence of {length} tokens is longer than model.seq_length={self.config.model.seq_length}; shorten it"
                 )
-            at_T = np.arange(text.length, length)
-            begins_T = np.where(ids_T == self.tokenizer.eot, at_T + 1, text.first)  # of the token after each
-            following_T = np.maximum.accumulate(begins_T)
-            texts[chunk.lane] = _Text(text.domain, length, int(following_T[-1]))
-            first_T = np.concatenate(([text.first], following_T[:-1]))
-            domain_T, lane_T = np.full(len(ids_T), text.domain.index), np.full(len(ids_T), chunk.lane)
-            found.append((ids_T, row_T, domain_T, lane_T, at_T, first_T))
-        return _NewTokens(*(np.concatenate(each) for each in zip(*found, strict=True))), texts
+            ends = [text.length + i for i, token in enumerate(chunk.ids, 1) if token == self.tokenizer.eot]
+            texts[chunk.lane] = _Text(text.domain, length, ends[-1] if ends else text.first)
+        return texts
+
+    def _new_tokens(self, chunks: list[Chunk]) -> _NewTokens:
+        """What the chunks hold. Raises ConfigError for an id that does not exist or has no row."""
+        tokens = []
+        for chunk in chunks:  # in Python: chunks of one token are the most frequent
+            text, count = self._texts[chunk.lane], len(chunk.ids)
+            first, index, slot = text.first, text.domain.index, text.domain.slot
+            for i, token in enumerate(chunk.ids):
+                at = text.length + i
+                tokens.append((token, index, slot, chunk.lane, at, first, i >= count - chunk.wanted))
+                if token == self.tokenizer.eot:
+                    first = at + 1
+        id_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T = np.array(tokens, np.int64).T
+        if id_T.min() < 0 or id_T.max() >= self.tokenizer.size or (self.tokenizer.row_of[slot_T, id_T] < 0).any():
+            for chunk in chunks:
+                self.tokenizer.rows(chunk.ids, self._texts[chunk.lane].domain)  # one of them raises the error
+        row_T = slot_T * self.config.model.slot_rows + self.tokenizer.row_of[slot_T, id_T]
+        return _NewTokens(id_T, domain_T, slot_T, lane_T, at_T, first_T, row_T, wanted_T)
 
     def _check_lane(self, lane: int) -> None:
         if not 0 <= lane < self.lanes:
             raise ConfigError(f"lane {lane} does not exist; this decoder has the lanes 0 … {self.lanes - 1}")
+
+
+def _together(found: list[np.ndarray], rows: int) -> np.ndarray:
+    """The logits of a chunk, of all passes."""
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate(found) if found else np.empty((0, rows), np.float32)

@@ -75,14 +75,20 @@ class Sampling:
         self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int], rng: np.random.Generator
     ) -> int:
         """Row of the next token. prompt, answer: rows of the tokens that occurred already, for the penalties."""
-        logits_R = self._penalised(logits_R.astype(np.float64), prompt, answer)
+        if self._has_penalties:
+            logits_R = self._penalised(logits_R.astype(np.float64), prompt, answer)
         if self.temperature == 0:
             return int(logits_R.argmax())
+        logits_R = logits_R.astype(np.float64)
         chances_R = np.exp((logits_R - logits_R.max()) / self.temperature)
         rows_C = self._kept(logits_R, chances_R)
         sums_C = np.cumsum(chances_R[rows_C])
         drawn = int(np.searchsorted(sums_C, rng.random() * sums_C[-1], side="right"))
         return int(rows_C[min(drawn, len(rows_C) - 1)])
+
+    @property
+    def _has_penalties(self) -> bool:
+        return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty)
 
     def _penalised(self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
         if self.repetition_penalty != 1 and (seen := {*prompt, *answer}):

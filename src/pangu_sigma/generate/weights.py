@@ -5,6 +5,7 @@ Linear layers are [in, out]; w1 and w2 of an FFN are [F, H]; the word table is [
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -29,10 +30,10 @@ class SavedWeights:
 
     def __init__(self, checkpoint: Checkpoint):
         self._dense = checkpoint.saved(WEIGHTS)
-        self._experts = checkpoint.saved
+        self._layer = cache(lambda layer: checkpoint.saved(f"{EXPERTS}{layer}"))
 
     def tensor(self, name: str) -> np.ndarray:
         return whole_array(self._dense[name], name).read()
 
     def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        return row_of(self._experts(f"{EXPERTS}{layer}")[name], number, name)
+        return row_of(self._layer(layer)[name], number, name)

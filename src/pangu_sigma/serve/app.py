@@ -33,6 +33,7 @@ def make_app(served: Served, names: Names, key: str | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         served.thread.start()
+        served.prompts.warm_up(served.domains.values())
         yield
         served.thread.end()
         served.prompts.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -32,6 +32,11 @@ class Prompts:
         longest = max(len(surface.decode(errors="replace")) for surface in tokenizer.vocabulary.surfaces)
         self._most_characters = _FOLDED * longest * self.length
         self._thread = ThreadPoolExecutor(1, "tokenizer")
+
+    def warm_up(self, domains: Iterable[Domain]) -> None:
+        """Let the thread load what reading takes, dictionaries and models of slots, before anybody waits for it."""
+        for domain in domains:
+            self._thread.submit(self.tokenizer.encode, "a 中", domain)
 
     def close(self) -> None:
         """End the thread."""

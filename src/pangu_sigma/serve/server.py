@@ -116,6 +116,7 @@ def make_server(decoder: Decoder, address: Address, key: str | None, limits: Lim
         http=_protocol(limits),
         ws="none",
         log_config=None,
+        log_level=logging.WARNING,
         access_log=False,
         server_header=False,
         h11_max_incomplete_event_size=_HEAD_BYTES,

@@ -59,7 +59,8 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         async def event(text: str, more: bool = True) -> None:
             body = {"type": "http.response.body", "body": text.encode(), "more_body": more}
-            await asyncio.wait_for(send(body), self._seconds)
+            async with asyncio.timeout(self._seconds):  # not wait_for: that of Python 3.11 may lose a cancellation
+                await send(body)
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:

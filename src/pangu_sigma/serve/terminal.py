@@ -108,9 +108,11 @@ class Chat:
 
     def _temperature(self, text: str) -> None:
         try:
-            self.sampling = Sampling(float(text))
+            temperature = float(text)
         except ValueError:
             self.say(f"/temperature {text}: a number is wanted, 0 or more")
+        else:
+            self.sampling = Sampling(temperature)
 
     def _retry(self) -> None:
         if len(self.messages) < 2:
