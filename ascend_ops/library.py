@@ -18,7 +18,11 @@ from ascend_ops.errors import BuildError
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "cpu"
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+FLAGS: tuple[str, ...] = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+if platform.machine() == "x86_64":
+    # Without it g++ fuses no multiplication with the addition behind it where the sum is the only one of its loop, and a row would
+    # have other bits alone than beside others (decode.cc).
+    FLAGS += ("--param=avoid-fma-max-bits=0",)
 
 
 @cache

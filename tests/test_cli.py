@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from pangu_sigma import cli
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.cli import EXIT_STATUSES, main
 from pangu_sigma.config_file import load_config
+from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.lock import OneWriter
 from pangu_sigma.shipped import shipped_configs
 
@@ -282,6 +284,29 @@ def test_generate_answers_each_prompt(tiny_run, capsys):
         assert f"[{answer['domain']}] {answer['prompt']}|{answer['text']}" in text
 
 
+def test_every_option_of_sampling_is_one_of_generate(tiny_run, capsys):
+    """Each one changes what is drawn, or ends it."""
+    command = ["generate", "--run", tiny_run, "--prompt", "en:the cat", "--max-new-tokens", 12, "--temperature", 2]
+
+    def drawn(*options: object) -> str:
+        (found,) = json.loads(prints(capsys, *command, *options, "--json", "-"))
+        return found["text"]
+
+    plain = drawn()
+    options = {
+        "top-k": 2,
+        "top-p": 0.2,
+        "min-p": 0.5,
+        "repetition-penalty": 5,
+        "presence-penalty": 2,
+        "frequency-penalty": 2,
+    }
+    assert {name.replace("-", "_") for name in options} | {"temperature"} == {field.name for field in fields(Sampling)}
+    for name, value in options.items():
+        assert drawn(f"--{name}", value) != plain, name
+    assert drawn("--stop", plain[3:5]) == plain.split(plain[3:5])[0]
+
+
 def test_generate_refuses_what_it_cannot_do(tiny_run, capsys):
     generate = ["generate", "--run", tiny_run, "--prompt"]
     assert "unknown domain 'fr'; this configuration has zh, en, code" in fails(capsys, *generate, "fr:bonjour")
@@ -373,12 +398,20 @@ def test_training_on_ascend_without_an_npu_is_one_message(file, tiny_data, capsy
 
 def test_numbers_and_text_that_cannot_be_are_refused_before_a_model_is_loaded(capsys, tmp_path):
     generate = ["generate", "--run", tmp_path / "none", "--prompt"]
-    for option, value in (("--seed", -1), ("--max-new-tokens", -5), ("--temperature", "inf"), ("--top-k", -1)):
+    for option, value in (
+        ("--seed", -1),
+        ("--max-new-tokens", -5),
+        ("--temperature", "inf"),
+        ("--top-k", -1),
+        ("--min-p", 2.0),
+    ):
         name = option[2:].replace("-", "_")
         assert f"{name}={value} is not allowed" in fails(capsys, *generate, "en:a", f"{option}={value}")
     assert "--prompt is not Unicode text: character 3" in fails(
         capsys, *generate, b"en:\xff".decode(errors="surrogateescape")
     )
+    half = b"\xff".decode(errors="surrogateescape")
+    assert "--stop is not Unicode text: character 0" in fails(capsys, *generate, "en:a", "--stop", half)
 
 
 def test_numbers_of_a_launch_that_cannot_be_are_refused(file, capsys):

@@ -63,14 +63,16 @@ def test_the_wheel_holds_what_running_needs_and_nothing_else():
         assert file in sources()
 
 
-def test_requirements_txt_is_what_running_needs_and_the_test_extra():
+def test_requirements_txt_is_what_running_needs_and_the_extras_of_tests_and_evaluation():
     lines = (
         re.split(r"(?:^|\s)#", line)[0].strip() for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     )
     project = PYPROJECT["project"]
-    assert sorted(filter(None, lines)) == sorted(project["dependencies"] + project["optional-dependencies"]["test"])
-    assert names(project["optional-dependencies"]["test"]) >= DEVELOPMENT
-    assert not names(project["dependencies"]) & names(project["optional-dependencies"]["test"])
+    test, evaluate = (project["optional-dependencies"][extra] for extra in ("test", "evaluate"))
+    assert sorted(filter(None, lines)) == sorted(project["dependencies"] + test + evaluate)
+    assert names(test) >= DEVELOPMENT
+    assert not names(project["dependencies"]) & names(test + evaluate)
+    assert not names(test) & names(evaluate)
 
 
 def test_running_needs_no_tool_of_development():

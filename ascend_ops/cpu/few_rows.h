@@ -1,7 +1,7 @@
 // Products of few rows with a matrix that is read, or written, exactly once. Loops of kernels.cc, for vectors V of one instruction set.
 //
 // Matrices are row-major, of elements W: float, or Half, which is widened when read into a register and rounded, to nearest even, when
-// written. All arithmetic is float. What stays in registers is a tile of the result. The order of addition depends on the sizes only.
+// written; or int8_t, which is only read. All arithmetic is float. What stays in registers is a tile of the result. The order of addition depends on the sizes only.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -24,8 +24,6 @@ using Halves __attribute__((vector_size(sizeof(V) / 2), aligned(2), may_alias)) 
 template <class V>
 constexpr bool kConverts = sizeof(V) > 16;  // the set has instructions for Half
 
-INLINE float Widened(float x) { return x; }
-INLINE float Widened(Half x) { return HalfToFloat(x); }
 INLINE void Narrow(float x, float *to) { *to = x; }
 INLINE void Narrow(float x, Half *to) { *to = FloatToHalf(x); }
 
@@ -43,6 +41,23 @@ INLINE void Load(V *v, const Half *at) {
   }
 #endif
   UNROLL for (int i = 0; i < kLanes<V>; ++i)(*v)[i] = HalfToFloat(at[i]);
+}
+
+template <class V>
+INLINE void Load(V *v, const int8_t *at) {
+#if defined(__x86_64__)
+  if constexpr (kConverts<V>) {
+    typedef int8_t Bytes __attribute__((vector_size(sizeof(V) / 4), aligned(1), may_alias));
+    typedef int32_t Ints __attribute__((vector_size(sizeof(V))));
+    Ints ints;
+    asm("vpmovsxbd %1, %0" : "=v"(ints) : "m"(*reinterpret_cast<const Bytes *>(at)));
+    *v = __builtin_convertvector(ints, V);
+    return;
+  }
+#endif
+  V wide = {};
+  UNROLL for (int i = 0; i < kLanes<V>; ++i) wide[i] = at[i];
+  *v = wide;
 }
 
 template <class V, bool kStream>
@@ -73,6 +88,21 @@ INLINE void Store(float *at, const V &v) {
   }
 #endif
   std::memcpy(at, &v, sizeof(V));
+}
+
+// The first n lanes; the others are 0.
+template <class V, class W>
+INLINE void LoadFirst(V *v, const W *at, int64_t n) {
+  W some[kLanes<V>] = {};
+  std::memcpy(some, at, n * sizeof(W));
+  Load(v, some);
+}
+
+template <class V, class W>
+INLINE void StoreFirst(W *at, const V &v, int64_t n) {
+  W some[kLanes<V>];
+  Store<V, false>(some, v);
+  std::memcpy(at, some, n * sizeof(W));
 }
 
 template <class V, class W>
@@ -120,12 +150,18 @@ INLINE void DotTile(const float *__restrict x, const W *__restrict w, int64_t wi
       UNROLL for (int f = 0; f < F; ++f) sum[r * F + f] += of_x * of_w[f];
     }
   }
+  if (c < width) {
+    V of_w[F];
+    UNROLL for (int f = 0; f < F; ++f) LoadFirst(&of_w[f], w + f * width + c, width - c);
+    UNROLL for (int r = 0; r < R; ++r) {
+      V of_x;
+      LoadFirst(&of_x, x + r * width + c, width - c);
+      UNROLL for (int f = 0; f < F; ++f) sum[r * F + f] += of_x * of_w[f];
+    }
+  }
   float total[R * F > kLanes<V> ? R * F : kLanes<V>];
   Totals<V, R * F>(sum, total);
-  UNROLL for (int r = 0; r < R; ++r) UNROLL for (int f = 0; f < F; ++f) {
-    for (int64_t i = c; i < width; ++i) total[r * F + f] += x[r * width + i] * Widened(w[f * width + i]);
-    out[r * stride + f] += total[r * F + f];
-  }
+  UNROLL for (int r = 0; r < R; ++r) UNROLL for (int f = 0; f < F; ++f) out[r * stride + f] += total[r * F + f];
 }
 
 template <class V, int F, class W>
@@ -152,61 +188,92 @@ struct Factors {  // of row i of the result and row k of the matrix
   __attribute__((always_inline)) Factors From(int64_t i) const { return {at + i * by_i, by_i, by_k}; }
 };
 
+template <class M>
+struct Columns {  // some columns of a matrix
+  const M *at;
+  int64_t rows, count, stride;
+  const M *next;  // as many, which come into the cache meanwhile; or null
+
+  __attribute__((always_inline)) Columns From(int64_t c) const { return {at + c, rows, count - c, stride, next == nullptr ? next : next + c}; }
+  __attribute__((always_inline)) Columns Again() const { return {at, rows, count, stride, nullptr}; }
+};
+
 template <class V, int I, int C, bool kAdd, bool kStream, class M, class W>
-INLINE void MixTile(Factors g, const M *__restrict m, int64_t count, int64_t width, W *__restrict out, const M *next) {
+INLINE void MixTile(Factors g, Columns<M> m, W *__restrict out, int64_t stride) {
   V sum[I][C] = {};
-  for (int64_t k = 0; k < count; ++k) {
+  for (int64_t k = 0; k < m.rows; ++k) {
     V of_m[C];
-    UNROLL for (int c = 0; c < C; ++c) Load(&of_m[c], m + k * width + c * kLanes<V>);
-    if (next != nullptr) UNROLL for (int c = 0; c < C; ++c) __builtin_prefetch(next + k * width + c * kLanes<V>, 0, 2);
+    UNROLL for (int c = 0; c < C; ++c) Load(&of_m[c], m.at + k * m.stride + c * kLanes<V>);
+    if (m.next != nullptr) UNROLL for (int c = 0; c < C; ++c) __builtin_prefetch(m.next + k * m.stride + c * kLanes<V>, 0, 2);
     UNROLL for (int i = 0; i < I; ++i) UNROLL for (int c = 0; c < C; ++c) sum[i][c] += g.at[i * g.by_i + k * g.by_k] * of_m[c];
   }
   UNROLL for (int i = 0; i < I; ++i) UNROLL for (int c = 0; c < C; ++c) {
-    W *at = out + i * width + c * kLanes<V>;
+    W *at = out + i * stride + c * kLanes<V>;
     V before = {};
     if constexpr (kAdd) Load(&before, at);
     Store<V, kStream>(at, before + sum[i][c]);
   }
 }
 
+// The last columns, fewer than a vector.
+template <class V, int I, bool kAdd, class M, class W>
+INLINE void MixRest(Factors g, Columns<M> m, W *__restrict out, int64_t stride) {
+  V sum[I] = {};
+  for (int64_t k = 0; k < m.rows; ++k) {
+    V of_m;
+    LoadFirst(&of_m, m.at + k * m.stride, m.count);
+    UNROLL for (int i = 0; i < I; ++i) sum[i] += g.at[i * g.by_i + k * g.by_k] * of_m;
+  }
+  UNROLL for (int i = 0; i < I; ++i) {
+    V before = {};
+    if constexpr (kAdd) LoadFirst(&before, out + i * stride, m.count);
+    StoreFirst(out + i * stride, before + sum[i], m.count);
+  }
+}
+
 template <class V, int I, int C, bool kAdd, bool kStream, class M, class W>
-INLINE void MixRows(Factors g, const M *m, int64_t count, int64_t width, W *out, const M *next) {
+INLINE void MixRows(Factors g, Columns<M> m, W *out, int64_t stride) {
   int64_t c = 0;
-  for (; c + C * kLanes<V> <= width; c += C * kLanes<V>)
-    MixTile<V, I, C, kAdd, kStream>(g, m + c, count, width, out + c, next == nullptr ? next : next + c);
-  for (; c + kLanes<V> <= width; c += kLanes<V>) MixTile<V, I, 1, kAdd, kStream, M>(g, m + c, count, width, out + c, nullptr);
-  for (; c < width; ++c)
-    for (int i = 0; i < I; ++i) {
-      float sum = 0.0f;
-      for (int64_t k = 0; k < count; ++k) sum += g.at[i * g.by_i + k * g.by_k] * Widened(m[k * width + c]);
-      Narrow((kAdd ? Widened(out[i * width + c]) : 0.0f) + sum, out + i * width + c);
-    }
+  for (; c + C * kLanes<V> <= m.count; c += C * kLanes<V>) MixTile<V, I, C, kAdd, kStream>(g, m.From(c), out + c, stride);
+  if constexpr (C > 1) {
+    MixRows<V, I, C / 2, kAdd, kStream>(g, m.From(c), out + c, stride);
+    return;
+  }
+  if (c < m.count) MixRest<V, I, kAdd>(g, m.From(c), out + c, stride);
 }
 
 // out[i] = Σ_k g[i, k] m[k], or += it.
 template <class V, bool kAdd, bool kStream, class M, class W>
-INLINE void Mix(Factors g, int64_t rows, const M *m, int64_t count, int64_t width, W *out, const M *next) {
+INLINE void Mix(Factors g, int64_t rows, Columns<M> m, W *out, int64_t stride) {
   constexpr int N = kWide<V>;
   int64_t i = 0;
-  for (; i + 2 * N <= rows; i += 2 * N, next = nullptr) MixRows<V, 2 * N, 2, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
-  for (; i + 2 <= rows; i += 2, next = nullptr) MixRows<V, 2, N, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
-  for (; i < rows; ++i, next = nullptr) MixRows<V, 1, 2 * N, kAdd, kStream>(g.From(i), m, count, width, out + i * width, next);
+  for (; i + 2 * N <= rows; i += 2 * N, m = m.Again()) MixRows<V, 2 * N, 2, kAdd, kStream>(g.From(i), m, out + i * stride, stride);
+  for (; i + N <= rows; i += N, m = m.Again()) MixRows<V, N, N, kAdd, kStream>(g.From(i), m, out + i * stride, stride);
+  for (; i + 2 <= rows; i += 2, m = m.Again()) MixRows<V, 2, N, kAdd, kStream>(g.From(i), m, out + i * stride, stride);
+  for (; i < rows; ++i, m = m.Again()) MixRows<V, 1, 2 * N, kAdd, kStream>(g.From(i), m, out + i * stride, stride);
 }
 
 // out[r] += Σ_f g[r, f] w[f]; meanwhile next[f], rows as long as those of w, come into the cache.
 template <class V, class W>
 INLINE void Sum(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, float *out, const W *next) {
-  Mix<V, true, false>({g, stride, 1}, rows, w, count, width, out, next);
+  Mix<V, true, false, W>({g, stride, 1}, rows, {w, count, width, width, next}, out, width);
+}
+
+// out[r, c] += Σ_f g[r, f] w[f, c] for some columns of a matrix and of a result; meanwhile the rows of w `ahead` come into the cache.
+template <class V, class W>
+INLINE void SumColumns(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, int64_t of, float *out,
+                       int64_t out_stride, int64_t ahead) {
+  Mix<V, true, false, W>({g, stride, 1}, rows, {w, count, width, of, w + ahead * of}, out, out_stride);
 }
 
 // out[f] = Σ_r g[r, f] x[r]
 template <class V, class W>
 INLINE void Outer(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, W *out, int64_t count) {
   if (Streams<V>(out, width)) {
-    Mix<V, false, true, float>({g, 1, stride}, count, x, rows, width, out, nullptr);
+    Mix<V, false, true, float>({g, 1, stride}, count, {x, rows, width, width, nullptr}, out, width);
     Fence();
   } else {
-    Mix<V, false, false, float>({g, 1, stride}, count, x, rows, width, out, nullptr);
+    Mix<V, false, false, float>({g, 1, stride}, count, {x, rows, width, width, nullptr}, out, width);
   }
 }
 

@@ -8,12 +8,8 @@
 // while it is in the cache, each weight read once (few_rows.h). The parallel loop is over (expert, rows) and (expert, slice) pieces, so
 // that one heavy expert, many light ones and a single dense one all keep every core busy. Nothing is padded. What is added, and in which
 // order, depends on the sizes only: results are the same for any number of threads.
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <initializer_list>
-#include <new>
 #include <numeric>
 #include <type_traits>
 #include <vector>
@@ -21,6 +17,7 @@
 #include "aot.h"
 #include "cblas.h"
 #include "kernels.h"
+#include "scratch.h"
 
 extern "C" void scipy_openblas_set_num_threads(int);
 
@@ -36,29 +33,6 @@ struct Piece {
   int64_t expert, begin, end;  // rows
   int64_t first, last;         // ffn columns
   float *partial;              // of few rows: its share of their result; of many rows: null
-};
-
-// Uninitialised floats, kept for the next call.
-class Scratch {
- public:
-  ~Scratch() { std::free(at_); }
-
-  float *Get(int64_t n) {
-    if (n > size_) {
-      std::free(at_);
-      const int64_t bytes = (n * sizeof(float) + kHuge - 1) / kHuge * kHuge;
-      at_ = static_cast<float *>(std::aligned_alloc(kHuge, bytes));
-      size_ = at_ == nullptr ? 0 : n;
-      if (at_ == nullptr) throw std::bad_alloc();
-      madvise(at_, bytes, MADV_HUGEPAGE);
-    }
-    return at_;
-  }
-
- private:
-  static constexpr int64_t kHuge = 2 << 20;  // pages of this size are asked for
-  float *at_ = nullptr;
-  int64_t size_ = 0;
 };
 
 // Rows or biases, arguments of a kernel: floats where they are, halves converted at the beginning and at the end.

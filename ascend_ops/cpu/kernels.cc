@@ -5,7 +5,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "exp.h"
 #include "few_rows.h"
+#include "one_row.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -52,22 +54,6 @@ INLINE void WidenBfloat(const uint16_t *__restrict in, float *__restrict out, in
 
 INLINE void NarrowBfloat(const float *__restrict in, uint16_t *__restrict out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = FloatToBfloat(in[i]);
-}
-
-// eˣ to 1 unit in the last place where the result is a normal number; what is beyond has the value at the edge, NaN stays NaN.
-// Plain arithmetic, because compilers call their vector libraries only when told to compute carelessly.
-INLINE float Exp(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 · 2²³: adding it rounds to an integer, which is then in the lowest bits
-  x = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;
-  const float shifted = x * 1.44269504f + kRound, n = shifted - kRound;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  return (p * r * r + r + 1.0f) * Float((Bits(shifted) << 23) + (127u << 23));
 }
 
 // FastGeLU(x) = x · sigmoid(1.702 x), and its derivative.
@@ -195,13 +181,20 @@ typedef float Vector32 __attribute__((vector_size(32)));
 typedef float Vector64 __attribute__((vector_size(64)));
 
 // The loops of few_rows.h, and those above, as functions of one instruction set.
-#define FEW_ROWS(ISA, TARGET, BYTES, W) \
+#define PRODUCTS(ISA, TARGET, BYTES, W) \
   TARGET void Dot##ISA(const float *x, int64_t rows, const W *w, int64_t count, int64_t width, float *out, int64_t stride, const W *next) { \
     few_rows::Dot<Vector##BYTES>(x, rows, w, count, width, out, stride, next); \
   } \
   TARGET void Sum##ISA(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, float *out, const W *next) { \
     few_rows::Sum<Vector##BYTES>(g, stride, rows, w, count, width, out, next); \
   } \
+  TARGET void SumColumns##ISA(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, int64_t of, \
+                              float *out, int64_t out_stride, int64_t ahead) { \
+    few_rows::SumColumns<Vector##BYTES>(g, stride, rows, w, count, width, of, out, out_stride, ahead); \
+  }
+
+#define FEW_ROWS(ISA, TARGET, BYTES, W) \
+  PRODUCTS(ISA, TARGET, BYTES, W) \
   TARGET void Outer##ISA(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, W *out, int64_t count) { \
     few_rows::Outer<Vector##BYTES>(g, stride, x, rows, width, out, count); \
   } \
@@ -224,6 +217,11 @@ typedef float Vector64 __attribute__((vector_size(64)));
   TARGET void Drop##ISA(const float *in, float *out, int64_t first, int64_t n, const Draws &draws) { Drop(in, out, first, n, draws); } \
   FEW_ROWS(ISA, TARGET, BYTES, float) \
   FEW_ROWS(ISA, TARGET, BYTES, Half) \
+  PRODUCTS(ISA, TARGET, BYTES, int8_t) \
+  TARGET void Norm##ISA(const float *x, const float *gain, const float *bias, float *y, int64_t n, float eps) { \
+    one_row::Norm<Vector##BYTES>(x, gain, bias, y, n, eps); \
+  } \
+  TARGET float Soften##ISA(float *x, int64_t n) { return one_row::Soften<Vector##BYTES>(x, n); } \
   TARGET void NarrowHalfPast##ISA(const float *in, Half *out, int64_t n) { few_rows::NarrowPast<Vector##BYTES>(in, out, n); }
 
 KERNELS(Scalar, , 16)
@@ -233,8 +231,9 @@ void NarrowHalfScalar(const float *in, uint16_t *out, int64_t n) { NarrowHalf(in
 #define TABLE(NAME, ISA) \
   Kernels { \
     NAME, Adam##ISA, SquareSum##ISA, WidenHalf##ISA, NarrowHalf##ISA, WidenBfloat##ISA, NarrowBfloat##ISA, {Gelu##ISA, GeluGrad##ISA}, \
-        {TanhGelu##ISA, TanhGeluGrad##ISA}, {ErfGelu##ISA, ErfGeluGrad##ISA}, ColumnSum##ISA, {Dot##ISA, Sum##ISA, Outer##ISA, Clear##ISA}, {Dot##ISA, Sum##ISA, Outer##ISA, Clear##ISA}, \
-        NarrowHalfPast##ISA, Drop##ISA \
+        {TanhGelu##ISA, TanhGeluGrad##ISA}, {ErfGelu##ISA, ErfGeluGrad##ISA}, ColumnSum##ISA, {{Dot##ISA, Sum##ISA, SumColumns##ISA}, Outer##ISA, Clear##ISA}, \
+        {{Dot##ISA, Sum##ISA, SumColumns##ISA}, Outer##ISA, Clear##ISA}, {Dot##ISA, Sum##ISA, SumColumns##ISA}, \
+        NarrowHalfPast##ISA, Drop##ISA, Norm##ISA, Soften##ISA \
   }
 const Kernels kScalar = TABLE("scalar", Scalar);
 

@@ -20,13 +20,20 @@ struct Draws {  // what the words of one sequence at one site are drawn from, se
 
 constexpr int64_t kDrawn = 64;  // words that are drawn at a time
 
-// Few rows against a matrix of elements W, see few_rows.h.
+// Few rows times a matrix of elements W, see few_rows.h.
 template <class W>
-struct FewRowsKernels {
+struct ProductKernels {
   void (*dot)(const float *x, int64_t rows, const W *w, int64_t count, int64_t width, float *out, int64_t stride,
               const W *next);  // out[r, f] += x[r] · w[f]
   void (*sum)(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, float *out,
               const W *next);  // out[r] += Σ_f g[r, f] w[f]
+  void (*sum_columns)(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, int64_t of, float *out,
+                      int64_t out_stride, int64_t ahead);  // the same for `width` columns of a matrix that has `of`
+};
+
+// And gradients of such a matrix.
+template <class W>
+struct FewRowsKernels : ProductKernels<W> {
   void (*outer)(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, W *out,
                 int64_t count);        // out[f] = Σ_r g[r, f] x[r]
   void (*clear)(W *out, int64_t n);    // zeros; like outer, past the caches
@@ -50,9 +57,14 @@ struct Kernels {
   void (*column_sum)(const float *x, int64_t rows, int64_t stride, int64_t width, float *sum);
   FewRowsKernels<float> few_rows;
   FewRowsKernels<Half> few_rows_half;
+  ProductKernels<int8_t> few_rows_byte;
   void (*narrow_half_past)(const float *in, Half *out, int64_t n);  // narrow_half, past the caches
   // out = in · scale or 0 for n elements of a sequence, from element `first` on, a multiple of kDrawn
   void (*drop)(const float *in, float *out, int64_t first, int64_t n, const Draws &draws);
+  void (*norm)(const float *x, const float *gain, const float *bias, float *y, int64_t n, float eps);  // LayerNorm of a row
+  float (*soften)(float *x, int64_t n);  // x = e^(x - max x), and zeros up to a multiple of 16; returns the sum
 };
+
+constexpr int64_t kPadded = 16;  // floats of the longest vector
 
 const Kernels &BestKernels();

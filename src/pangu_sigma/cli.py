@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import pangu_sigma
-from pangu_sigma.commands import launching, life, models, tools, training
+from pangu_sigma.commands import launching, life, models, serving, tools, training
 from pangu_sigma.commands.options import check_json
 from pangu_sigma.errors import exit_status
 from pangu_sigma.parallel.ranks import end_as_rank, is_rank
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     life.add_commands(commands)
     launching.add_commands(commands)
     models.add_commands(commands)
+    serving.add_commands(commands)
     tools.add_commands(commands, parser)
     return parser
 

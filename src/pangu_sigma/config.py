@@ -329,6 +329,24 @@ class TrainConfig(Section):
         return self
 
 
+MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{content\}[^{}]*$")]
+"""A text around `{content}`, which stands for what a message says."""
+
+
+class ChatConfig(Section):
+    """How the messages of a chat become a text that the model continues, and where its answer ends. null: as it is usual for the
+    language of the domain (serve/chat_template.py)."""
+
+    system: MessageTemplate | None = None
+    """Text of a system message, such as "{content}\\n"."""
+    user: MessageTemplate | None = None
+    """Text of a message of the user, such as "User: {content}\\n"."""
+    assistant: MessageTemplate | None = None
+    """Text of an answer, such as "Assistant: {content}\\n". A new answer begins after what stands before `{content}`."""
+    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=16)] | None = None
+    """Strings that an answer ends before, such as "\\nUser:"."""
+
+
 @dataclass(frozen=True)
 class ParamCount:
     """Numbers of parameters. active_per_token leaves out embedding tables, as PanGu-α quotes the size of a model."""
@@ -355,6 +373,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
+    chat: ChatConfig = ChatConfig()
 
     @field_validator("name")
     @classmethod

@@ -54,6 +54,7 @@ RULES = {
     "train.accumulation": Rule(True, "no sample is lost or taken twice"),
     "train.loss_scale.initial": Rule(True, "the run goes on with the scale that it has"),
     "parallel": Rule(True),
+    "chat": Rule(True),
 }
 """Rules of all keys by their path; * is any index."""
 

@@ -1,0 +1,291 @@
+"""The operators of a network on the CPU that reads new tokens of texts in a KV cache: no MindSpore, arrays of NumPy, few microseconds.
+
+An operator is made once, of arrays that stay where they are, and called for every pass with its number of rows: a call of Python
+costs more than the smallest ones compute. What it reads and writes are the first rows of these arrays. Results of a row do not
+depend on the other rows of the call, nor on the number of threads.
+
+Shape suffixes: T rows (tokens), H hidden, F ffn, n heads, d = H/n, L lanes, S tokens of a lane.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+from ascend_ops.library import cpu_library
+
+Precision = Literal["float32", "float16", "int8"]
+"""Form of a matrix: float32, the nearest float16, or int8 with a float32 scale for each of its rows."""
+
+_KINDS = {"float32": 0, "float16": 1, "int8": 2}
+_ACTIVATIONS = {"fast_gelu": 0, "tanh": 1, "erf": 2}
+_POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+
+
+def aligned(shape: tuple[int, ...], dtype: type | str = np.float32) -> np.ndarray:
+    """An array of zeros that begins at a multiple of 64 bytes; NumPy's begin at one of 16, and half of their vectors lie in two
+    cache lines."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + 64, np.uint8)
+    skipped = -room.ctypes.data % 64
+    return room[skipped : skipped + size].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix that the operators read. scales: float32 for each row, of int8."""
+
+    values: np.ndarray
+    scales: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, values: np.ndarray, precision: Precision) -> Matrix:
+        """The matrix in this precision: the array itself if it is that already."""
+        if values.dtype == precision and values.flags.c_contiguous:
+            return cls(values)
+        copy = aligned(values.shape, precision)
+        if precision != "int8":
+            copy[...] = values
+            return cls(copy)
+        largest = np.abs(values).max(axis=1)
+        scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        copy[...] = np.rint(values / scales[:, None])
+        return cls(copy, scales)
+
+    @property
+    def kind(self) -> int:
+        return _KINDS[self.values.dtype.name]
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def as_float32(self) -> np.ndarray:
+        """What the operators take it for."""
+        wide = self.values.astype(np.float32)
+        return wide if self.scales is None else wide * self.scales[:, None]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y [T, out] = x [T, in] · weight [in, out] + bias [out]; or, if it adds, y += it."""
+
+    x: np.ndarray
+    weight: Matrix
+    bias: np.ndarray
+    y: np.ndarray
+    adds: bool = False
+
+
+class _LinearFields(ctypes.Structure):
+    _fields_ = [
+        *((name, _POINTER) for name in ("x", "weight", "scale")),
+        *((name, _NUMBER) for name in ("kind", "inputs", "outputs", "transposed")),
+        ("bias", _POINTER),
+        ("y", _POINTER),
+        ("adds", _NUMBER),
+    ]
+
+
+class Linears:
+    """Linear layers that need not wait for each other. call(rows)"""
+
+    def __init__(self, layers: Sequence[Linear]):
+        self._kept = list(layers)
+        self._fields = (_LinearFields * len(layers))(*(_fields_of(layer) for layer in layers))
+        self._call = _kernel("HostLinears")
+        self._arguments = ctypes.addressof(self._fields), len(layers)
+
+    def __call__(self, rows: int) -> None:
+        self._call(rows, *self._arguments)
+
+
+def _fields_of(layer: Linear) -> _LinearFields:
+    inputs, outputs = layer.weight.values.shape
+    assert layer.x.shape[1] == inputs and layer.y.shape[1] == outputs
+    return _LinearFields(
+        _address(layer.x, np.float32),
+        _address(layer.weight.values),
+        _address(layer.weight.scales, np.float32),
+        layer.weight.kind,
+        inputs,
+        outputs,
+        0,
+        _address(layer.bias, np.float32),
+        _address(layer.y, np.float32),
+        layer.adds,
+    )
+
+
+class Head:
+    """logits [T, R] = x [T, H] · weight [R, H]. call(rows, logits)"""
+
+    def __init__(self, x: np.ndarray, weight: Matrix):
+        self._kept = x, weight
+        outputs, inputs = weight.values.shape
+        assert x.shape[1] == inputs
+        addresses = (_address(x, np.float32), _address(weight.values), _address(weight.scales, np.float32))
+        self._fields = _LinearFields(*addresses, weight.kind, inputs, outputs, 1, None, None, 0)
+        self._call, self._argument = _kernel("HostLinears"), ctypes.addressof(self._fields)
+
+    def __call__(self, rows: int, logits: np.ndarray) -> None:
+        self._fields.y = _address(logits, np.float32)
+        self._call(rows, self._argument, 1)
+
+
+class LayerNorm:
+    """y = LayerNorm(x), with ε = 1e-5; y may be x. call(rows)"""
+
+    def __init__(self, x: np.ndarray, gain: np.ndarray, bias: np.ndarray, y: np.ndarray):
+        assert x.shape[1] == y.shape[1] == len(gain) == len(bias)
+        self._kept = x, gain, bias, y
+        self._call = _kernel("HostNorm")
+        self._arguments = tuple(_address(array, np.float32) for array in self._kept)
+        self._width = x.shape[1]
+
+    def __call__(self, rows: int) -> None:
+        self._call(rows, *self._arguments, self._width)
+
+
+@dataclass(frozen=True)
+class FfnWeights:
+    """The weights of an FFN: w1 [F, H], b1 [F], w2 [F, H], b2 [H]."""
+
+    w1: Matrix
+    b1: np.ndarray
+    w2: Matrix
+    b2: np.ndarray
+
+
+class _ExpertFields(ctypes.Structure):
+    _fields_ = [(name, _POINTER) for name in ("w1", "scale1", "b1", "w2", "scale2", "b2")]
+
+
+class _FfnFields(ctypes.Structure):
+    _fields_ = [
+        ("experts", _POINTER),
+        *((name, _NUMBER) for name in ("kind", "ffn", "hidden")),
+        *((name, _POINTER) for name in ("activation", "x", "y")),
+    ]
+
+
+class FFN:
+    """y += the FFN of each row's expert. call(rows, experts): address of int32 [T], the number of each row's; 0 if there is one."""
+
+    def __init__(self, experts: Sequence[FfnWeights], activation: str, x: np.ndarray, y: np.ndarray):
+        ffn, hidden = experts[0].w1.values.shape
+        assert x.shape[1] == y.shape[1] == hidden
+        self._kept = list(experts), x, y
+        self._experts = (_ExpertFields * len(experts))(*map(_expert_fields, experts))
+        self._fields = _FfnFields(
+            ctypes.addressof(self._experts),
+            experts[0].w1.kind,
+            ffn,
+            hidden,
+            _activation(activation),
+            _address(x, np.float32),
+            _address(y, np.float32),
+        )
+        self._call, self._argument = _kernel("HostFfn"), ctypes.addressof(self._fields)
+
+    def __call__(self, rows: int, experts: int = 0) -> None:
+        self._call(rows, self._argument, experts)
+
+
+def _expert_fields(w: FfnWeights) -> _ExpertFields:
+    assert w.w1.values.shape == w.w2.values.shape and w.w1.kind == w.w2.kind
+    return _ExpertFields(
+        _address(w.w1.values),
+        _address(w.w1.scales),
+        _address(w.b1, np.float32),
+        _address(w.w2.values),
+        _address(w.w2.scales),
+        _address(w.b2, np.float32),
+    )
+
+
+class _AttentionFields(ctypes.Structure):
+    _fields_ = [
+        *((name, _NUMBER) for name in ("heads", "width", "length")),
+        *((name, _POINTER) for name in ("q", "k", "v", "out", "keys", "values")),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class CachedAttention:
+    """Puts k and v [T, n·d] of new tokens into the cache, and gives what each token sees of its document, up to itself.
+
+    keys, values: the cache, [L, n, S, d]. call(rows, lanes, at, first): addresses of int32 [T]: the lane of each token, its number
+    there, and the number of its document's first token. Tokens of a lane stand together, in their order.
+    """
+
+    def __init__(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray, keys: np.ndarray, values: np.ndarray):
+        _, heads, length, width = keys.shape
+        assert keys.shape == values.shape and all(each.shape[1] == heads * width for each in (q, k, v, out))
+        self._kept = q, k, v, out, keys, values
+        addresses = (_address(array, np.float32) for array in self._kept)
+        self._fields = _AttentionFields(heads, width, length, *addresses, width**-0.5)
+        self._call, self._argument = _kernel("HostAttention"), ctypes.addressof(self._fields)
+
+    def __call__(self, rows: int, lanes: int, at: int, first: int) -> None:
+        self._call(rows, self._argument, lanes, at, first)
+
+
+def _address(array: np.ndarray | None, dtype: type | None = None) -> int | None:
+    """Address of an array's first element; None of None."""
+    if array is None:
+        return None
+    assert array.flags.c_contiguous and (dtype is None or array.dtype == dtype)
+    return array.ctypes.data
+
+
+class _Kernel:
+    """A function of the library. call(*arguments, rows=…)
+
+    With few rows it keeps Python's lock: a token is dozens of calls, and after each another thread could take the lock and keep it
+    for milliseconds. With many it lets the others go on meanwhile.
+    """
+
+    def __init__(self, name: str, *arguments: Any):
+        self._holding, self._releasing = (getattr(library, name) for library in _libraries())
+        for function in (self._holding, self._releasing):
+            function.argtypes, function.restype = arguments, None
+
+    def __call__(self, rows: int, *arguments: int) -> None:
+        (self._holding if rows <= _FEW else self._releasing)(rows, *arguments)
+
+
+_FEW = 32
+"""Rows of which a kernel takes a fraction of a millisecond."""
+
+
+@cache
+def _libraries() -> tuple[ctypes.PyDLL, ctypes.CDLL]:
+    """The library, whose functions keep Python's lock, and let it go."""
+    return ctypes.PyDLL(cpu_library()), ctypes.CDLL(cpu_library())
+
+
+@cache
+def _kernel(name: str) -> _Kernel:
+    return _Kernel(name, *_ARGUMENTS[name])
+
+
+_ARGUMENTS = {
+    "HostLinears": (_NUMBER, _POINTER, _NUMBER),
+    "HostNorm": (_NUMBER, *[_POINTER] * 4, _NUMBER),
+    "HostFfn": (_NUMBER, _POINTER, _POINTER),
+    "HostAttention": (_NUMBER, _POINTER, *[_POINTER] * 3),
+}
+
+
+def _activation(name: str) -> int:
+    """Address of an activation's functions."""
+    function = _libraries()[0].HostActivation
+    function.argtypes, function.restype = (_NUMBER,), _POINTER
+    return function(_ACTIVATIONS[name])

@@ -1,0 +1,257 @@
+"""lm-evaluation-harness over a model of this project, in one process: importing this file registers the model "pangu-sigma" there.
+
+    python -m pangu_sigma.evaluate.harness run --model pangu-sigma --model_args path=runs/sigma_tiny,domain=en --batch_size auto …
+
+is the harness's own command with that model. What a request becomes is what the harness's `local-completions` makes of it when it
+talks to `pangu-sigma serve` with its tokenizer and max_length=model.seq_length, so that both give the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.request import Answer, Request
+from pangu_sigma.generate.sampling import Sampling, check_text
+from pangu_sigma.generate.text import open_engine, unseen
+
+try:
+    import lm_eval.models  # noqa: F401 (the harness loads its own models only while none is registered)
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise ConfigError(
+        f"lm-evaluation-harness cannot be loaded ({error}); install it: pip install 'pangu-sigma[evaluate]'"
+    ) from error
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = 512
+"""Requests whose answers are kept until their numbers are taken out of them."""
+
+_MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names that tasks give the most tokens of an answer, the first one that is there counts."""
+
+_SAMPLING = tuple(field.name for field in fields(Sampling))
+
+
+@register_model("pangu-sigma")
+class HarnessModel(LM):
+    """A domain of a model, as lm-evaluation-harness asks it."""
+
+    def __init__(
+        self,
+        path: str,
+        domain: str,
+        batch_size: int | str = 8,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        tags: bool = False,
+        seed: int = 0,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ):
+        """path: a run folder or an exported model. domain: the one that reads and answers. batch_size: texts at a time.
+
+        max_length: the most tokens that a text and one more have; model.seq_length by default. max_gen_toks: the most tokens of an
+        answer where the task does not say it. tags: True to put the tag of its language before each text, as in training; texts of
+        most domains have none, and `local-completions` sends none. seed: of sampled answers. max_batch_size, device: the harness
+        gives them to every model; the device is the CPU.
+        Raises ConfigError for a folder that is no model, a domain that it has not, and numbers that cannot be.
+        """
+        super().__init__()
+        lanes = 8 if str(batch_size).startswith("auto") else int(batch_size)
+        if lanes < 1:
+            raise ConfigError(f"batch_size={batch_size} is not allowed: 1 or more, or auto, which is 8")
+        if device not in (None, "cpu"):
+            logger.info("device=%s is not used: this model answers on the CPU", device)  # the harness's default is cuda:0
+        self.engine: Engine = open_engine(Path(path), lanes=lanes)
+        config, self.tokenizer = self.engine.decoder.config, self.engine.decoder.tokenizer
+        self.domain = domains_of(config).named(domain)
+        longest = config.model.seq_length
+        if max_length is not None and not 3 <= max_length <= longest:
+            raise ConfigError(f"max_length={max_length} is not allowed: 3 to model.seq_length={longest}")
+        self.max_length = (max_length or longest) - 1  # there is always room for a token of the answer
+        self._most, self._tags, self._seed = max_gen_toks, tags, seed
+        if not tags and self.tokenizer.prompt("", self.domain):
+            logger.warning(
+                "domain %s was trained with a tag of the language before each text, and reads texts without it here, as "
+                "local-completions sends them; tags=True among the model_args puts it there",
+                domain,
+            )
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What cached requests are kept under: the tokenizer and the domain that reads."""
+        return f"pangu-sigma-{self.tokenizer.hash[:16]}-{self.domain.name}"
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """For each (context, continuation): log-probability of the continuation in nats, and whether greedy generation gives it."""
+        texts = [request.args for request in requests]
+        reader = _Reader(self)
+        found = self._scores([reader.pair(*pair) for pair in texts], "loglikelihood", disable_tqdm)
+        reader.report()
+        for pair, result in zip(texts, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", pair, result)
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text in nats, its first token after an <eot>; a text that is longer than the model is scored
+        in windows, each token once."""
+        texts = [request.args[0] for request in requests]
+        reader, windows, owners = _Reader(self), [], []
+        for number, text in enumerate(texts):
+            ids = reader.ids(text)
+            of_text = get_rolling_token_windows(ids, self.tokenizer.eot, self.max_length - 1, context_len=1)
+            for window in map(make_disjoint_window, of_text):
+                windows.append(window)
+                owners.append(number)
+        totals = [0.0] * len(texts)
+        for owner, (score, _) in zip(owners, self._scores(windows, "rolling", disable_tqdm), strict=True):
+            totals[owner] += score
+        reader.report()
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """For each (context, options of the task): the text that follows, without the string that ended it."""
+        texts = [request.args for request in requests]
+        reader = _Reader(self)
+        asked = [self._continuation(reader, *pair) for pair in texts]
+        reader.report()
+        found = self._answers(asked, lambda answer: answer.text, "generate_until", disable_tqdm)
+        for pair, text in zip(texts, found, strict=True):
+            self.cache_hook.add_partial("generate_until", pair, text)
+        return found
+
+    def _continuation(self, reader: _Reader, context: str, options: dict[str, Any]) -> Request:
+        options = dict(options)
+        until = options.pop("until", None) or []
+        stop = [until] if isinstance(until, str) else list(until)
+        most = next((int(options[name]) for name in _MOST_TOKENS if options.get(name) is not None), self._most)
+        sampled = options.pop("do_sample", None)
+        sampling = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
+        if sampled is False:
+            sampling["temperature"] = 0.0
+        if strange := options.keys() - {*_MOST_TOKENS, *_SAMPLING}:
+            raise ConfigError(f"the task asks for {', '.join(sorted(strange))}, which this model does not know")
+        room = self.max_length - most
+        if room < 1:
+            raise ConfigError(
+                f"an answer of max_gen_toks={most} leaves no room for a prompt: together they have {self.max_length} tokens; give "
+                "--gen_kwargs max_gen_toks=…, or use a model of a larger model.seq_length"
+            )
+        ids = reader.cut(reader.ids(context) or [self.tokenizer.eot], room)
+        return Request(self.domain, tuple(ids), most, Sampling(**sampling), self._seed, tuple(filter(None, stop)))
+
+    def _scores(self, pairs: Sequence[tuple[list[int], list[int]]], what: str, quiet: bool) -> list[tuple[float, bool]]:
+        """Log-probability of the second ids of each pair after the first ones, and whether each was the most likely."""
+        cut, requests = 0, []
+        for context, continuation in pairs:
+            if len(continuation) >= self.max_length:
+                raise ConfigError(
+                    f"a continuation of {len(continuation)} tokens leaves no room for its context in {self.max_length}; shorten it"
+                )
+            ids = [*context, *continuation]
+            cut += len(ids) > self.max_length
+            ids = ids[-self.max_length :]
+            first = len(ids) - len(continuation)
+            requests.append(Request(self.domain, tuple(ids), 0, prompt_logprobs=1, scored_from=first))
+        if cut:
+            logger.warning("%d of %d contexts lost their beginning: %d tokens fit", cut, len(pairs), self.max_length)
+        return self._answers(requests, _score_of, what, quiet)
+
+    def _answers(
+        self, requests: Sequence[Request], taken: Callable[[Answer], Any], what: str, quiet: bool
+    ) -> list[Any]:
+        """What is taken of each answer. Prompts that begin alike are asked one after another, so that they are read together."""
+        order = sorted(range(len(requests)), key=lambda number: requests[number].ids)
+        found: list[Any] = [None] * len(requests)
+        with tqdm(total=len(requests), desc=what, unit="request", disable=quiet) as bar:
+            for first in range(0, len(order), _AT_ONCE):
+                some = order[first : first + _AT_ONCE]
+                answers = self.engine.complete([requests[n] for n in some], lambda a: bar.update(a.finish is not None))
+                for number, answer in zip(some, answers, strict=True):
+                    found[number] = taken(answer)
+        return found
+
+
+def _score_of(answer: Answer) -> tuple[float, bool]:
+    scored = answer.prompt[answer.request.scored_from :]
+    total = sum(token.logprob or 0.0 for token in scored)
+    return float(total), all((token.logprob or 0.0) >= token.top[0][1] for token in scored)
+
+
+class _Reader:
+    """What makes ids of the texts of one call, and says afterwards what was lost on the way."""
+
+    def __init__(self, model: HarnessModel):
+        self._tokenizer, self._domain, self._tags = model.tokenizer, model.domain, model._tags
+        self._lost: Counter[str] = Counter()
+        self._apart = self._cut = self._read = 0
+        self.ids = lru_cache(maxsize=4096)(self._ids)  # choices of one question share its text
+
+    def _ids(self, text: str, tags: bool = True) -> list[int]:
+        check_text(text, "a text of the task")
+        self._lost += self._tokenizer.unseen_characters(text, self._domain)
+        if tags and self._tags:
+            return self._tokenizer.prompt(text, self._domain)
+        return self._tokenizer.encode(text, self._domain)
+
+    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of a context and of what follows it, cut where the context ends; blanks at its end belong to what follows."""
+        kept = context.rstrip()
+        continuation = context[len(kept) :] + continuation
+        self._read += 1
+        if not kept:
+            return [self._tokenizer.eot], self.ids(continuation, tags=False)
+        before, whole = self.ids(kept), self.ids(kept + continuation)
+        if not before:  # nothing of it is a token of this vocabulary
+            return [self._tokenizer.eot], whole
+        if whole[: len(before)] == before:
+            return before, whole[len(before) :]
+        self._apart += 1
+        return before, self.ids(continuation, tags=False)
+
+    def cut(self, ids: list[int], room: int) -> list[int]:
+        """The last `room` of some ids."""
+        self._read += 1
+        self._cut += len(ids) > room
+        return ids[-room:]
+
+    def report(self) -> None:
+        """Say what was lost or changed, with numbers."""
+        if self._lost:
+            logger.warning("%s", unseen(self._lost, self._domain))
+        if self._cut:
+            logger.warning("%d of %d prompts lost their beginning, to leave room for the answer", self._cut, self._read)
+        if self._apart:
+            logger.warning(
+                "in %d of %d requests a token would reach over the end of the context; context and continuation were read on their "
+                "own there. local-completions would lose or repeat characters, so its numbers differ for these",
+                self._apart,
+                self._read,
+            )
+
+
+def main() -> None:
+    """The harness's command, with this model among its models."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

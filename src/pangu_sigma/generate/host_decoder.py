@@ -1,0 +1,177 @@
+"""A decoder on the CPU, without MindSpore: texts in lanes of a KV cache, read by `hidden_states`.
+
+A text gets the same bits alone and in any batch, whole and token by token: the kernels add in one order (`few_rows.py`).
+
+Shape suffixes: N RRE layers, T new tokens of all lanes, W wanted tokens, R rows of a slot, H hidden.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from ascend_ops.few_rows import Precision
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.sequences import documents_and_positions
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import Domain
+from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.host_network import hidden_states
+from pangu_sigma.generate.host_operators import PASS_TOKENS, HostOperators
+from pangu_sigma.generate.weights import Weights
+from pangu_sigma.rre.table import RoutingTable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The text of a lane. length: number of its tokens. first: the number of its last document's first token, which the next token
+    belongs to."""
+
+    domain: Domain
+    length: int = 0
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class _NewTokens:
+    """New tokens of all lanes, one chunk after another; all int [T].
+
+    lane, at, first: as in `HostOperators.take`. row: of the token in the flattened slots. wanted: True if its logits are.
+    """
+
+    id: np.ndarray
+    domain: np.ndarray
+    slot: np.ndarray
+    lane: np.ndarray
+    at: np.ndarray
+    first: np.ndarray
+    row: np.ndarray
+    wanted: np.ndarray
+
+
+class HostDecoder:
+    """A `Decoder` whose weights are read where they lie, mapped files for instance, or from copies of less precision."""
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        table: RoutingTable,
+        weights: Weights,
+        lanes: int = 4,
+        precision: Precision = "float32",
+    ):
+        """precision: that of the matrices: experts, attention, dense FFN, and the word table as the head. Sums are float32."""
+        self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
+        self._table = table
+        self._operators = HostOperators(config, weights, lanes, precision)
+        self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
+        self._texts: dict[int, _Text] = {}
+        mib = [n / (1 << 20) for n in (self._operators.weight_bytes, self._operators.copied_bytes, self.cache_bytes)]
+        logger.info("weights %.1f MiB, %.1f of them copied as %s; cache of %d lanes %.1f MiB", *mib[:2], precision, lanes, mib[2])
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache, when all lanes are full."""
+        return self._operators.cache_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of weights and cache that are in memory when all experts and lanes are used; mapped files are counted."""
+        return self._operators.weight_bytes + self.cache_bytes
+
+    def begin(self, lane: int, domain: Domain) -> None:
+        self._check_lane(lane)
+        self._texts[lane] = _Text(domain)
+
+    def copy(self, source: int, target: int) -> None:
+        self._check_lane(target)
+        self._texts[target] = self._texts[source]
+        self._operators.copy(source, target, self._texts[source].length)
+
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        self.tokenizer.rows(ids, domain)
+        ids_T = np.asarray(ids, np.int64)
+        _, positions_T = documents_and_positions(ids_T, self.tokenizer.eot)
+        return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T) - domain.first_expert
+
+    def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        texts = self._texts_after(chunks)
+        new = self._new_tokens(chunks)
+        experts_NT = self._table.route(new.id, new.domain, new.at - new.first)
+        self._texts |= texts
+        found: dict[int, list[np.ndarray]] = {chunk.lane: [] for chunk in chunks}
+        for begin in range(0, len(new.id), PASS_TOKENS):
+            self._pass(slice(begin, begin + PASS_TOKENS), new, experts_NT, found)
+        return [_together(found[chunk.lane], self.config.model.slot_rows) for chunk in chunks]
+
+    def _pass(self, some: slice, new: _NewTokens, experts_NT: np.ndarray, found: dict[int, list[np.ndarray]]) -> None:
+        """Compute some of the new tokens, and append the wanted logits to those found for each lane."""
+        lane_T, at_T, first_T = new.lane[some], new.at[some], new.first[some]
+        self._operators.take(lane_T, at_T, first_T)
+        hidden_TH = hidden_states(
+            self.config.model, self._operators, new.row[some], at_T - first_T, experts_NT[:, some]
+        )
+        wanted_W = np.flatnonzero(new.wanted[some])
+        slot_W = new.slot[some][wanted_W]
+        for slot in set(slot_W.tolist()):
+            mine_W = wanted_W if (slot_W == slot).all() else wanted_W[slot_W == slot]
+            logits_WR = self._operators.logits(hidden_TH, mine_W, slot)
+            if len(self._unused[slot]):
+                logits_WR[:, self._unused[slot]] = -np.inf
+            for lane, rows in groupby(range(len(mine_W)), lane_T[mine_W].tolist().__getitem__):
+                numbers = list(rows)
+                found[lane].append(logits_WR[numbers[0] : numbers[-1] + 1])
+
+    def _texts_after(self, chunks: list[Chunk]) -> dict[int, _Text]:
+        """The texts of the lanes when the chunks have been read. Raises ConfigError for what cannot be read."""
+        texts: dict[int, _Text] = {}
+        for chunk in chunks:
+            text, count = self._texts[chunk.lane], len(chunk.ids)
+            if not count or not 0 <= chunk.wanted <= count or chunk.lane in texts:
+                raise ConfigError(
+                    f"lane {chunk.lane}: logits of {chunk.wanted} of {count} new tokens are wanted; give each lane one chunk, of "
+                    "one token or more, and want at most as many"
+                )
+            length = text.length + count
+            if length > self.config.model.seq_length:
+                raise ConfigError(
+                    f"a sequence of {length} tokens is longer than model.seq_length={self.config.model.seq_length}; shorten it"
+                )
+            ends = [text.length + i for i, token in enumerate(chunk.ids, 1) if token == self.tokenizer.eot]
+            texts[chunk.lane] = _Text(text.domain, length, ends[-1] if ends else text.first)
+        return texts
+
+    def _new_tokens(self, chunks: list[Chunk]) -> _NewTokens:
+        """What the chunks hold. Raises ConfigError for an id that does not exist or has no row."""
+        tokens = []
+        for chunk in chunks:  # in Python: chunks of one token are the most frequent
+            text, count = self._texts[chunk.lane], len(chunk.ids)
+            first, index, slot = text.first, text.domain.index, text.domain.slot
+            for i, token in enumerate(chunk.ids):
+                at = text.length + i
+                tokens.append((token, index, slot, chunk.lane, at, first, i >= count - chunk.wanted))
+                if token == self.tokenizer.eot:
+                    first = at + 1
+        id_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T = np.array(tokens, np.int64).T
+        if id_T.min() < 0 or id_T.max() >= self.tokenizer.size or (self.tokenizer.row_of[slot_T, id_T] < 0).any():
+            for chunk in chunks:
+                self.tokenizer.rows(chunk.ids, self._texts[chunk.lane].domain)  # one of them raises the error
+        row_T = slot_T * self.config.model.slot_rows + self.tokenizer.row_of[slot_T, id_T]
+        return _NewTokens(id_T, domain_T, slot_T, lane_T, at_T, first_T, row_T, wanted_T)
+
+    def _check_lane(self, lane: int) -> None:
+        if not 0 <= lane < self.lanes:
+            raise ConfigError(f"lane {lane} does not exist; this decoder has the lanes 0 … {self.lanes - 1}")
+
+
+def _together(found: list[np.ndarray], rows: int) -> np.ndarray:
+    """The logits of a chunk, of all passes."""
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate(found) if found else np.empty((0, rows), np.float32)

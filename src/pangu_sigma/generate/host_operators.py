@@ -1,0 +1,178 @@
+"""The operators of `hidden_states` on the CPU, with the KV cache of many lanes. They are kernels of `ascend_ops/few_rows.py`.
+
+Every layer has its own, made once on buffers that stay where they are. Rows go back and forth between two of these: what a norm
+reads and what it gives.
+
+Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a lane, d = H/n, N RRE layers, W wanted rows, R rows of a
+slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from tqdm import tqdm
+
+from ascend_ops.few_rows import FFN, CachedAttention, FfnWeights, Head, LayerNorm, Linear, Linears, Matrix, Precision, aligned
+from pangu_sigma.checkpoint.whole import let_go
+from pangu_sigma.config import Config
+from pangu_sigma.generate.weights import Weights
+
+PASS_TOKENS = 512
+"""Tokens of all lanes that are computed together, at most; more make no product faster and need larger buffers."""
+
+
+class HostOperators:
+    """The operators, for new tokens of texts in lanes.
+
+    weight_bytes: bytes of the weights that they read, mapped files included. copied_bytes: bytes of those that are copies in
+    memory. cache_bytes: bytes of the cache when it is full.
+    """
+
+    def __init__(self, config: Config, weights: Weights, lanes: int, precision: Precision):
+        model = config.model
+        self._model, self._weights, self._precision = model, weights, precision
+        self.weight_bytes = self.copied_bytes = 0
+        self._table_RH = _plain(weights.tensor("embedding"))
+        self._positions_SH, self._queries_SH = self._vector("positions"), self._vector("query_positions")
+        self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
+            aligned((PASS_TOKENS, model.hidden)) for _ in range(6)
+        )
+        self._lane_T, self._at_T, self._first_T = (np.zeros(PASS_TOKENS, np.int32) for _ in range(3))
+        self._expert_T = np.zeros(PASS_TOKENS, np.int32)
+        self._where = tuple(each.ctypes.data for each in (self._lane_T, self._at_T, self._first_T))
+        self._expert_address = self._expert_T.ctypes.data
+        self._tokens = 0
+        width = model.hidden // model.heads
+        self._cache_LnSd = [
+            tuple(aligned((lanes, model.heads, model.seq_length, width)) for _ in range(2))
+            for _ in range(model.layers)
+        ]
+        self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
+        self._norms = {"norm": (LayerNorm(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
+        self._layers = [self._layer(i) for i in tqdm(range(model.layers), desc="weights", unit="layer", leave=False)]
+        self._ffns = [self._ffn(i, config.experts) for i in range(model.layers)]
+        self._heads = [self._head(slot) for slot in range(config.slots)]
+
+    def take(self, lane_T: np.ndarray, at_T: np.ndarray, first_T: np.ndarray) -> None:
+        """Say where the tokens of the next pass go: lane, number in it, and the number of the first token of their document."""
+        self._tokens = len(lane_T)
+        self._lane_T[: self._tokens], self._at_T[: self._tokens], self._first_T[: self._tokens] = lane_T, at_T, first_T
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Make the cache of the lane `target` that of `source`, for its first tokens."""
+        for keys_and_values in self._cache_LnSd:
+            for cache_LnSd in keys_and_values:
+                cache_LnSd[target, :, :tokens] = cache_LnSd[source, :, :tokens]
+
+    def logits(self, hidden_TH: np.ndarray, wanted_W: np.ndarray, slot: int) -> np.ndarray:
+        """Logits [W, R] over the rows of a slot, of some tokens of the pass."""
+        np.take(hidden_TH, wanted_W, axis=0, out=self._mixed_TH[: len(wanted_W)])
+        logits_WR = np.empty((len(wanted_W), self._model.slot_rows), np.float32)
+        self._heads[slot](len(wanted_W), logits_WR)
+        return logits_WR
+
+    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+        np.add(self._table_RH[rows_T], self._positions_SH[positions_T], out=self._x_TH[: len(rows_T)])
+        return self._x_TH
+
+    def queries(self, positions_T: np.ndarray) -> np.ndarray:
+        self._mixed_TH[: len(positions_T)] = self._queries_SH[positions_T]
+        return self._mixed_TH
+
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        norm, y = self._norms[name]
+        norm(self._tokens)
+        return y
+
+    def attention(self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray) -> np.ndarray:
+        project, attend, output = self._layers[layer]
+        project(self._tokens)
+        attend(self._tokens, *self._where)
+        output(self._tokens)
+        return residual
+
+    def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
+        self._ffns[layer](self._tokens)
+        return residual
+
+    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
+        self._expert_T[: self._tokens] = expert_T
+        self._ffns[self._model.dense_layers + layer](self._tokens, self._expert_address)
+        return residual
+
+    def _rows(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """The buffers of a layer: residual, normed. The norm before the query layer has changed them."""
+        return (self._other_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._other_TH)
+
+    def _layer(self, layer: int) -> tuple[Linears, CachedAttention, Linears]:
+        at = f"layers.{layer}.attention"
+        residual_TH, normed_TH = self._rows(layer)
+        for name in ("attention_norm", "ffn_norm"):
+            cell = f"layers.{layer}.{name}"
+            self._norms[cell] = LayerNorm(residual_TH, *self._norm_weights(cell), normed_TH), normed_TH
+        asked_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
+        project = Linears(
+            [
+                Linear(x_TH, self._matrix(f"{at}.{name}.weight"), self._vector(f"{at}.{name}.bias"), y_TH)
+                for name, x_TH, y_TH in (
+                    ("query", asked_TH, self._q_TH),
+                    ("key", normed_TH, self._k_TH),
+                    ("value", normed_TH, self._v_TH),
+                )
+            ]
+        )
+        attend = CachedAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer])
+        weight, bias = self._matrix(f"{at}.output.weight"), self._vector(f"{at}.output.bias")
+        return project, attend, Linears([Linear(self._mixed_TH, weight, bias, residual_TH, adds=True)])
+
+    def _ffn(self, layer: int, experts: int) -> FFN:
+        residual_TH, normed_TH = self._rows(layer)
+        routed = layer - self._model.dense_layers
+        if routed < 0:
+            found = [self._ffn_weights(lambda name: self._weights.tensor(f"layers.{layer}.ffn.{name}"))]
+        else:
+            numbers = tqdm(range(experts), desc=f"experts of layer {layer}", unit="expert", leave=False)
+            found = [self._ffn_weights(self._of_expert(routed, number)) for number in numbers]
+        return FFN(found, self._model.activation, normed_TH, residual_TH)
+
+    def _of_expert(self, layer: int, number: int) -> Callable[[str], np.ndarray]:
+        return lambda name: self._weights.expert(layer, number, name)
+
+    def _ffn_weights(self, tensor: Callable[[str], np.ndarray]) -> FfnWeights:
+        w1, w2 = (self._read(tensor(name)) for name in ("w1", "w2"))
+        b1, b2 = (self._count(_plain(tensor(name)), tensor(name)) for name in ("b1", "b2"))
+        return FfnWeights(w1, b1, w2, b2)
+
+    def _head(self, slot: int) -> Head:
+        rows_RH = self._table_RH[slot * self._model.slot_rows : (slot + 1) * self._model.slot_rows]
+        return Head(self._mixed_TH, self._read(rows_RH))
+
+    def _norm_weights(self, cell: str) -> tuple[np.ndarray, np.ndarray]:
+        return self._vector(f"{cell}.gain"), self._vector(f"{cell}.bias")
+
+    def _matrix(self, name: str) -> Matrix:
+        return self._read(self._weights.tensor(name))
+
+    def _read(self, values: np.ndarray) -> Matrix:
+        matrix = Matrix.of(_plain(values), self._precision)
+        self._count(matrix.values, values)
+        if not np.may_share_memory(matrix.values, values):
+            let_go(values)
+        return matrix
+
+    def _vector(self, name: str) -> np.ndarray:
+        values = self._weights.tensor(name)
+        return self._count(_plain(values), values)
+
+    def _count(self, used: np.ndarray, given: np.ndarray) -> np.ndarray:
+        self.weight_bytes += used.nbytes
+        if not np.may_share_memory(used, given):
+            self.copied_bytes += used.nbytes
+        return used
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """The same as a contiguous float32 array of no subclass: a mapped one that is so stays where it is."""
+    return np.ascontiguousarray(np.asarray(values), np.float32)

@@ -1,0 +1,97 @@
+"""The answers to one request, as they grow in the engine's thread, for a handler in the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import cast
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.generate.engine import Busy
+from pangu_sigma.generate.request import Answer, Request, Token
+from pangu_sigma.serve.answer_bodies import Finish
+from pangu_sigma.serve.engine_thread import EngineThread
+from pangu_sigma.serve.metrics import Metrics
+from pangu_sigma.serve.refusals import Refused
+
+
+@dataclass(frozen=True)
+class News:
+    """What is new of an answer. first: True if nothing was told of it before. finish: why it ended, None while it goes on."""
+
+    index: int
+    answer: Answer
+    first: bool
+    tokens: list[Token]
+    finish: Finish | None
+
+    @property
+    def text(self) -> str:
+        """The new text."""
+        return "".join(token.text for token in self.tokens)
+
+
+class Answers:
+    """The answers to several prompts. Whoever makes one calls `close`, which gives back the lanes of what is not finished."""
+
+    def __init__(self, thread: EngineThread, metrics: Metrics, requests: list[Request]):
+        """Raises Refused when too many wait, or when a request does not fit."""
+        self._thread, self._loop = thread, asyncio.get_running_loop()
+        self._changed, self._touched = asyncio.Event(), set[int]()
+        self._watches = [metrics.watch(request) for request in requests]
+        self.answers: list[Answer] = []
+        try:
+            for index, request in enumerate(requests):
+                self.answers.append(thread.submit(request, self._teller(index)))
+        except Busy as error:
+            self.close()
+            metrics.refused("busy")
+            raise Refused(429, str(error), code="busy", headers={"Retry-After": str(metrics.wait_seconds())}) from error
+        except ConfigError as error:
+            self.close()
+            raise Refused(400, str(error), "prompt", "invalid_value") from error
+
+    def close(self) -> None:
+        """Cancel what is not finished."""
+        for answer, watch in zip(self.answers, self._watches, strict=False):
+            if answer.finish is None:
+                self._thread.cancel(answer)
+                watch.ended("abort")
+
+    async def news(self) -> AsyncIterator[News]:
+        """Everything that comes, until all answers are finished. Raises Refused when the server ends before."""
+        seen: dict[int, int] = {}
+        going = set(range(len(self.answers)))
+        while going:
+            await self._changed.wait()
+            self._changed.clear()
+            touched, self._touched = sorted(self._touched), set()
+            for index in touched:
+                answer = self.answers[index]
+                finish = answer.finish  # first: what is finished has all of its tokens
+                if finish == "cancelled" or (finish is None and self._thread.failed):
+                    raise Refused(
+                        503, "the answer was broken off: the server ends, or the model failed", code="broken_off"
+                    )
+                tokens = answer.tokens[seen.get(index, 0) :]
+                if index in going and (tokens or finish):
+                    self._watches[index].told(len(tokens))
+                    yield News(index, answer, index not in seen, tokens, cast(Finish | None, finish))
+                    seen[index] = seen.get(index, 0) + len(tokens)
+                if finish:
+                    going.discard(index)
+                    self._watches[index].ended(finish)
+
+    def _teller(self, index: int) -> Callable[[Answer], None]:
+        def tell(answer: Answer) -> None:
+            try:
+                self._loop.call_soon_threadsafe(self._mark, index)
+            except RuntimeError:  # the loop is closed: nobody is there any more
+                self._thread.cancel(answer)
+
+        return tell
+
+    def _mark(self, index: int) -> None:
+        self._touched.add(index)
+        self._changed.set()

@@ -1,0 +1,202 @@
+"""The application: which path answers what. Handlers are a line or two; what they call is in the other files of this folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+
+import pangu_sigma
+from pangu_sigma.serve import answer_bodies as out
+from pangu_sigma.serve import request_bodies as given
+from pangu_sigma.serve.chats import answer_chat
+from pangu_sigma.serve.completions import complete
+from pangu_sigma.serve.guard import Guard, Names
+from pangu_sigma.serve.page import Page
+from pangu_sigma.serve.refusals import Failure, Refused, say_no_in_one_form
+from pangu_sigma.serve.served import Served
+from pangu_sigma.serve.streams import ClientIsGone
+from pangu_sigma.serve.tokens import detokenize, tokenize, tokenizer_info
+
+_STREAM = "a stream, each event a chunk; the last line is [DONE]"
+
+
+def make_app(served: Served, names: Names, key: str | None = None) -> FastAPI:
+    """The application that serves a model. names: those of the server. key: what clients have to know, None for nothing."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        served.thread.start()
+        served.prompts.warm_up(served.domains.values())
+        yield
+        served.thread.end()
+        served.prompts.close()
+
+    app = FastAPI(
+        title="PanGu-Σ",
+        version=pangu_sigma.__version__,
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    say_no_in_one_form(app)
+    app.include_router(_text_routes(served))
+    app.include_router(_other_routes(served))
+    app.add_middleware(Guard, names=names, key=key, limits=served.limits, models=served.domains)
+    return app
+
+
+def _text_routes(served: Served) -> APIRouter:
+    """What takes a body."""
+    router = APIRouter(route_class=_StrictRoute, responses=_problems(400, 403, 404, 408, 413, 415, 429, 503))
+
+    @router.post("/v1/completions", response_model=None, responses=_answers(out.Completion, out.Completion))
+    async def completions(request: Request, body: given.CompletionRequest) -> Response:
+        """Go on with texts."""
+        return await complete(served, request, body)
+
+    @router.post("/v1/chat/completions", response_model=None, responses=_answers(out.ChatCompletion, out.ChatChunk))
+    async def chat_completions(request: Request, body: given.ChatRequest) -> Response:
+        """Answer messages."""
+        return await answer_chat(served, request, body)
+
+    @router.post("/tokenize")
+    async def tokenize_text(request: Request, body: given.TokenizeRequest) -> out.Tokenized:
+        """Token ids of a text."""
+        return await tokenize(served, body, request.scope.get("model"))
+
+    @router.post("/detokenize")
+    async def detokenize_ids(request: Request, body: given.DetokenizeRequest) -> out.Detokenized:
+        """The text of token ids."""
+        return detokenize(served, body, request.scope.get("model"))
+
+    return router
+
+
+def _other_routes(served: Served) -> APIRouter:
+    """What takes no body."""
+    router, page = APIRouter(responses=_problems(403)), Page()
+
+    @router.get("/v1/models")
+    async def models() -> out.ModelList:
+        """The domains of the model."""
+        return out.ModelList(object="list", data=[_model(served, name) for name in served.domains])
+
+    @router.get("/v1/models/{model}", responses=_problems(404))
+    async def model(model: str) -> out.ServedModel:
+        """A domain of the model."""
+        served.domain(model)
+        return _model(served, model)
+
+    @router.get("/tokenizer_info", responses=_problems(400, 404))
+    async def tokenizer(request: Request, model: str | None = None) -> out.TokenizerInfo:
+        """What a client must know to use token ids."""
+        return tokenizer_info(served, model, request.scope.get("model"))
+
+    @router.get("/health", responses=_problems(503))
+    async def health() -> out.Health:
+        """A sign of life."""
+        if served.thread.failed:
+            raise Refused(503, "the engine has failed; the log says why", code="failed")
+        return out.Health(status="ok")
+
+    @router.get("/version")
+    async def version() -> out.Version:
+        """The version of the program."""
+        return out.Version(version=pangu_sigma.__version__)
+
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(served.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/", response_class=Response, responses={200: {"content": {"text/html": {}}}})
+    async def root() -> Response:
+        """The page for people."""
+        return Response(page.content, media_type="text/html; charset=utf-8", headers=page.headers)
+
+    return router
+
+
+def _model(served: Served, name: str) -> out.ServedModel:
+    return out.ServedModel(
+        id=name,
+        object="model",
+        created=served.started,
+        owned_by="pangu-sigma",
+        max_model_len=served.length,
+        domain=served.domains[name].name,
+    )
+
+
+class _StrictRequest(Request):
+    """A request whose JSON says one thing: no key twice, no NaN, no numbers without end, not too deep."""
+
+    async def json(self) -> Any:
+        try:
+            return json.loads(await self.body(), parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            what = "it is nested too deeply" if isinstance(error, RecursionError) else error
+            raise Refused(400, f"the body is not JSON that can be read: {what}", code="invalid_json") from None
+
+
+class _StrictRoute(APIRoute):
+    """A route whose body is JSON and says so: a page of another site can send anything else without being asked."""
+
+    def get_route_handler(self):
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != "application/json":
+                raise Refused(
+                    415,
+                    f"Content-Type is {kind[:100]!r}; it must be application/json (curl: -H 'Content-Type: application/json')",
+                )
+            try:
+                return await handle(_StrictRequest(request.scope, request.receive))
+            except RequestValidationError as error:
+                _say_json(error)
+                raise
+            except ClientIsGone:
+                return Response(status_code=499)  # nobody reads it
+
+        return handle_strictly
+
+
+def _say_json(error: RequestValidationError) -> None:
+    """Raise Refused for what is no JSON at all."""
+    for problem in error.errors():
+        if problem["type"] == "json_invalid":
+            raise Refused(400, f"the body is not JSON: {problem['ctx']['error']}", code="invalid_json") from None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:100]!r} is there twice")
+    return found
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Failure} for status in (*statuses, 401)}
+
+
+def _answers(whole: type[out.AnswerBody], chunk: type[out.AnswerBody]) -> dict[int | str, dict[str, Any]]:
+    """What the schema says of an answer that may be a stream."""
+    stream = {"text/event-stream": {"schema": {"type": "string", "description": f"{_STREAM} ({chunk.__name__})"}}}
+    return {200: {"model": whole, "content": stream}}

@@ -1,0 +1,122 @@
+"""POST /v1/chat/completions: answers to messages."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from pangu_sigma.serve.answer_bodies import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    Delta,
+    Finish,
+    Usage,
+)
+from pangu_sigma.serve.answers import Answers, News
+from pangu_sigma.serve.chat_template import Role
+from pangu_sigma.serve.logprobs import chat_logprobs
+from pangu_sigma.serve.request_bodies import ChatRequest
+from pangu_sigma.serve.served import Served
+from pangu_sigma.serve.streams import EventStream, while_there
+
+
+async def answer_chat(served: Served, request: Request, body: ChatRequest) -> Response:
+    """Answer a request. Raises Refused."""
+    domain = served.domain(body.model, request.scope.get("model"))
+    served.check_logprobs(body.top_logprobs, "top_logprobs")
+    served.check_messages(len(body.messages))
+    template = served.template(domain)
+    wanted = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    served.room([[]], wanted, 0)
+    messages: list[tuple[Role, str]] = [
+        ("system" if each.role == "developer" else each.role, each.text) for each in body.messages
+    ]
+    ids, warnings = await served.prompts.in_thread(served.prompts.chat_prompt, messages, domain, template, wanted)
+    alternatives = (body.top_logprobs or 0) if body.logprobs else None
+    extra = {"logprobs": alternatives, "stop": template.stop}
+    answers = served.ask(served.requests(body, domain, [ids], served.room([ids], wanted, served.length), extra))
+    chat = _Chat(served, body, answers, warnings)
+    if body.stream:
+        return EventStream(chat.chunks(), served.limits.send_seconds, answers.close)
+    try:
+        whole = await while_there(request, chat.whole())
+    finally:
+        answers.close()
+    return Response(whole.json_text(), media_type="application/json")
+
+
+class _Chat:
+    """What is told of the answers to one request. Blanks before an answer are the template's, and are left out."""
+
+    def __init__(self, served: Served, body: ChatRequest, answers: Answers, warnings: list[str]):
+        self._served, self._body, self._answers = served, body, answers
+        self._head: dict[str, Any] = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": served.fingerprint,
+        }
+        self._warnings: dict[str, Any] = {"warnings": warnings} if warnings else {}
+        self._begun = [False] * len(answers.answers)
+
+    async def whole(self) -> ChatCompletion:
+        """The answer when all of it is there."""
+        async for _ in self._answers.news():
+            pass
+        choices = [
+            ChatChoice(
+                index=index,
+                message=AssistantMessage(role="assistant", content=answer.text.lstrip(), refusal=None),
+                logprobs=chat_logprobs(self._served.texts, answer.tokens) if self._body.logprobs else None,
+                finish_reason=cast(Finish, answer.finish),
+            )
+            for index, answer in enumerate(self._answers.answers)
+        ]
+        return ChatCompletion(
+            **self._head, object="chat.completion", choices=choices, usage=self._usage(), **self._warnings
+        )
+
+    async def chunks(self) -> AsyncIterator[ChatChunk]:
+        """The answer as it comes. The first chunk of each choice says who speaks, the last one why it ends."""
+        options = self._body.stream_options
+        usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
+        for index in range(len(self._answers.answers)):
+            choice = ChatChunkChoice(index=index, delta=_ROLE, logprobs=None, finish_reason=None)
+            yield self._chunk([choice], **usage, **(self._warnings if index == 0 else {}))
+        async for news in self._answers.news():
+            for choice in self._choices(news):
+                yield self._chunk([choice], **usage)
+        if usage:
+            yield self._chunk([], usage=self._usage())
+
+    def _chunk(self, choices: list[ChatChunkChoice], **fields: Any) -> ChatChunk:
+        return ChatChunk(**self._head, object="chat.completion.chunk", choices=choices, **fields)
+
+    def _usage(self) -> Usage:
+        return self._served.usage(self._answers.answers, self._body.n or 1)
+
+    def _choices(self, news: News) -> list[ChatChunkChoice]:
+        logprobs: ChatLogprobs | None = None
+        if self._body.logprobs and news.tokens:
+            logprobs = chat_logprobs(self._served.texts, news.tokens)
+        text = news.text if self._begun[news.index] else news.text.lstrip()
+        self._begun[news.index] |= bool(text)
+        choices = []
+        if text or logprobs:
+            delta = Delta(content=text)
+            choices.append(ChatChunkChoice(index=news.index, delta=delta, logprobs=logprobs, finish_reason=None))
+        if news.finish:
+            choices.append(ChatChunkChoice(index=news.index, delta=Delta(), logprobs=None, finish_reason=news.finish))
+        return choices
+
+
+_ROLE = Delta(role="assistant", content="")

@@ -1,0 +1,125 @@
+"""POST /v1/completions: texts that go on."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from pangu_sigma.domains import Domain
+from pangu_sigma.serve.answer_bodies import Completion, CompletionChoice, CompletionLogprobs, Usage
+from pangu_sigma.serve.answers import Answers, News
+from pangu_sigma.serve.logprobs import CompletionTokens
+from pangu_sigma.serve.request_bodies import CompletionRequest
+from pangu_sigma.serve.served import Served
+from pangu_sigma.serve.streams import EventStream, while_there
+
+USUAL_TOKENS = 16
+"""max_tokens if the client does not say it, as in OpenAI's interface."""
+
+
+async def complete(served: Served, request: Request, body: CompletionRequest) -> Response:
+    """Answer a request. Raises Refused."""
+    domain = served.domain(body.model, request.scope.get("model"))
+    alternatives = 0 if body.experts and body.logprobs is None else body.logprobs
+    served.check_logprobs(alternatives, "logprobs")
+    prompts, warnings = await _prompts(served, body, domain)
+    room = served.room(prompts, body.max_tokens, USUAL_TOKENS)
+    extra = {"logprobs": alternatives, "prompt_logprobs": alternatives if body.echo else None}
+    answers = served.ask(served.requests(body, domain, prompts, room, extra))
+    completion = _Completion(served, body, answers, alternatives is not None, warnings)
+    if body.stream:
+        return EventStream(completion.chunks(), served.limits.send_seconds, answers.close)
+    try:
+        whole = await while_there(request, completion.whole())
+    finally:
+        answers.close()
+    return Response(whole.json_text(), media_type="application/json")
+
+
+async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> tuple[list[list[int]], list[str]]:
+    """Token ids of each prompt, and warnings."""
+    given: list[Any] = (
+        [body.prompt] if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else [*body.prompt]
+    )
+    served.check_prompts(len(given))
+    prompts, warnings = [], []
+    for prompt in given:
+        if isinstance(prompt, str):
+            tags = body.add_special_tokens is not False
+            ids, said = await served.prompts.in_thread(served.prompts.text_prompt, prompt, domain, tags)
+            if body.echo and served.tokenizer.decode(ids) != prompt:
+                said = [*said, "the prompt is shown as the model reads it, which is not quite as it was sent"]
+            warnings += said
+        else:
+            ids = prompt
+        prompts.append(ids)
+    return prompts, list(dict.fromkeys(warnings))
+
+
+class _Completion:
+    """What is told of the answers to one request."""
+
+    def __init__(self, served: Served, body: CompletionRequest, answers: Answers, logprobs: bool, warnings: list[str]):
+        self._served, self._body, self._answers = served, body, answers
+        self._head: dict[str, Any] = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": served.fingerprint,
+        }
+        self._warnings: dict[str, Any] = {"warnings": warnings} if warnings else {}
+        self._tokens = [
+            CompletionTokens(served.texts, bool(body.experts)) if logprobs else None for _ in answers.answers
+        ]
+
+    async def whole(self) -> Completion:
+        """The answer when all of it is there."""
+        parts: list[list[CompletionChoice]] = [[] for _ in self._answers.answers]
+        async for news in self._answers.news():
+            parts[news.index].append(self._choice(news))
+        choices = [_joined(of_one) for of_one in parts]
+        return Completion(**self._head, choices=choices, usage=self._usage(), **self._warnings)
+
+    async def chunks(self) -> AsyncIterator[Completion]:
+        """The answer as it comes."""
+        options = self._body.stream_options
+        usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
+        warnings = self._warnings
+        async for news in self._answers.news():
+            choice = self._choice(news)
+            if choice.text or choice.logprobs or choice.finish_reason:
+                yield Completion(**self._head, choices=[choice], **usage, **warnings)
+                warnings = {}
+        if usage:
+            yield Completion(**self._head, choices=[], usage=self._usage())
+
+    def _usage(self) -> Usage:
+        return self._served.usage(self._answers.answers, self._body.n or 1)
+
+    def _choice(self, news: News) -> CompletionChoice:
+        text, told = news.text, news.tokens
+        if news.first and self._body.echo:
+            text = self._served.tokenizer.decode(news.answer.request.ids) + text
+            told = [*news.answer.prompt, *told]
+        tokens = self._tokens[news.index]
+        logprobs = tokens.told(told) if tokens is not None and told else None
+        return CompletionChoice(index=news.index, text=text, logprobs=logprobs, finish_reason=news.finish)
+
+
+def _joined(parts: list[CompletionChoice]) -> CompletionChoice:
+    """One choice of its parts."""
+    found = [part.logprobs for part in parts if part.logprobs is not None]
+    logprobs = None
+    if found:
+        names = [name for name in CompletionLogprobs.model_fields if getattr(found[0], name) is not None]
+        logprobs = CompletionLogprobs(
+            **{name: [each for one in found for each in getattr(one, name)] for name in names}
+        )
+    text = "".join(part.text for part in parts)
+    return CompletionChoice(index=parts[0].index, text=text, logprobs=logprobs, finish_reason=parts[-1].finish_reason)

@@ -1,0 +1,98 @@
+"""The thread in which the model computes, and what the handlers of requests see of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.request import Answer, Request
+
+logger = logging.getLogger(__name__)
+
+
+_FAILURES = 3
+"""Steps that fail, with none between them that did something, until the engine is given up."""
+
+
+class EngineThread:
+    """An engine that works in a thread of its own. `submit` and `cancel` may be called from any thread.
+
+    failed: True when the engine has been given up. on_failure: is called then, once, in that thread.
+    """
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.failed = False
+        self.on_failure: Callable[[], None] = lambda: None
+        self._wake = threading.Event()
+        self._ending = False
+        self._open: dict[Answer, Callable[[Answer], None]] = {}
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def submit(self, request: Request, on_change: Callable[[Answer], None]) -> Answer:
+        """As `Engine.submit`; on_change is called in the engine's thread, and once more when the engine fails."""
+
+        def changed(answer: Answer) -> None:
+            if answer.finish is not None:
+                self._open.pop(answer, None)
+            on_change(answer)
+
+        answer = self.engine.submit(request, changed)
+        self._open[answer] = on_change
+        if answer.finish is not None:  # it was that quick, and took itself out before it was in
+            self._open.pop(answer, None)
+        if self.failed:  # maybe since a moment, when nobody knew of this answer yet
+            on_change(answer)
+        self._wake.set()
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """As `Engine.cancel`."""
+        self.engine.cancel(answer)
+        self._wake.set()
+
+    def finish_within(self, seconds: float) -> None:
+        """Let what was submitted go on for so long, then cancel what is not finished. Returns when nothing is open."""
+        until = time.monotonic() + seconds
+        while self._open and not self.failed and time.monotonic() < until:
+            time.sleep(0.02)
+        if self._open:
+            logger.warning("%d answers were not finished after %g s, and are cancelled", len(self._open), seconds)
+        for answer in list(self._open):
+            self.cancel(answer)
+
+    def end(self) -> None:
+        """End the thread, after the step that it computes."""
+        self._ending = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        failures = 0
+        while not self._ending and failures < _FAILURES:
+            self._wake.clear()
+            try:
+                if self.engine.step():
+                    failures = 0
+                else:
+                    self._wake.wait()
+            except Exception:  # the engine has cancelled what ran; what waits may be answered yet
+                failures += 1
+                logger.exception("a step of the engine failed, and so did the answers that ran")
+        if failures == _FAILURES:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        logger.error("%d steps failed one after another; nothing is answered any more", _FAILURES)
+        self.failed = True
+        for answer, on_change in list(self._open.items()):
+            on_change(answer)
+        self.on_failure()

@@ -1,0 +1,202 @@
+"""What stands before all handlers: who may ask, from which name, with how much, in what time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.refusals import Refused, refusal
+
+OPEN_TO_ALL = ("/", "/health")
+"""Paths that need no key: the page, which holds nothing and asks for the key, and the sign of life."""
+
+_POLITE_BYTES, _POLITE_SECONDS = 256 << 20, 5.0
+"""How much of a body that is refused is still taken, and how long, so that the client comes to read why."""
+
+_PROTECTING = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+
+
+class Names:
+    """The names by which clients may call this server.
+
+    A page of another site may point its own name at this machine and then talk to it through the browser of somebody here (DNS
+    rebinding). The browser says the name that it was given; addresses cannot be pointed elsewhere.
+    """
+
+    def __init__(self, host: str, others: Collection[str] = ()):
+        """host: where the server listens. others: names that it has besides."""
+        self._names = {"localhost", host.lower().strip("[]"), *(name.lower() for name in others)}
+        self._local = is_local(host)
+
+    def knows(self, host: str) -> bool:
+        """True for the value of a Host header, with or without a port, that names this server."""
+        found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/@\s]+)(?::\d{1,5})?", host)
+        if not found:
+            return False
+        name = found[1].strip("[]").lower()
+        if name in self._names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or not self._local
+
+
+def is_local(host: str) -> bool:
+    """True if only this machine can reach a server that listens there."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """Middleware that lets a request pass, with its whole body, or answers it.
+
+    A path that begins with the name of a served model is that model's: /sigma-zh/tokenize is /tokenize with model=sigma-zh, for
+    clients that have no such parameter. Handlers find the name in scope["model"].
+    """
+
+    def __init__(self, app: ASGIApp, names: Names, key: str | None, limits: Limits, models: Collection[str]):
+        self._app, self._names, self._limits, self._models = app, names, limits, models
+        self._key = None if key is None else key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *_PROTECTING]}
+            await send(message)
+
+        try:
+            scope = self._of_model(scope)
+            self._check_names(Headers(scope=scope))
+            self._check_key(scope)
+            if scope["method"] in ("POST", "PUT", "PATCH"):
+                receive = _again(await self._body(scope, receive), receive)
+        except _TooLarge as refused:
+            await _refuse_politely(refused, receive, send_protected)
+            return
+        except Refused as refused:
+            await refusal(refused)(scope, receive, send_protected)
+            return
+        except _Disconnected:
+            return
+        await self._app(scope, receive, send_protected)
+
+    def _of_model(self, scope: Scope) -> Scope:
+        first, slash, rest = scope["path"].removeprefix("/").partition("/")
+        if not slash or first not in self._models:
+            return scope
+        return {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode(), "model": first}
+
+    def _check_names(self, headers: Headers) -> None:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self._names.knows(hosts[0]):
+            raise Refused(
+                403,
+                f"Host: {', '.join(hosts)[:200]!r} is not a name of this server; if it is, start it with --allow-host NAME",
+                code="foreign_host",
+            )
+        origin = headers.get("origin")
+        if origin is not None and not self._names.knows(_netloc(origin)):
+            raise Refused(403, f"Origin: {origin[:200]!r}: pages of other sites may not ask", code="foreign_origin")
+
+    def _check_key(self, scope: Scope) -> None:
+        if self._key is None or scope["path"] in OPEN_TO_ALL:
+            return
+        word, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        if word.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._key):
+            raise Refused(
+                401,
+                "the key is missing or wrong; send the header Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body of a request. Raises Refused if it is too large, or comes too slowly."""
+        most = self._limits.body_kib << 10
+        length = Headers(scope=scope).get("content-length", "0")
+        if not length.isdigit() or len(length) > 15 or int(length) > most:
+            raise _TooLarge(self._limits.body_kib, more=True)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Disconnected
+                    body += message.get("body", b"")
+                    if len(body) > most:
+                        raise _TooLarge(self._limits.body_kib, more=bool(message.get("more_body")))
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            raise Refused(
+                408,
+                f"the body did not come within {self._limits.body_seconds} s; send it faster, or start the server with "
+                "--limit body_seconds=N",
+                headers={"Connection": "close"},
+            ) from None
+
+
+class _TooLarge(Refused):
+    """A body of more than `kib` KiB. more: True if more of it is to come."""
+
+    def __init__(self, kib: int, more: bool):
+        reason = f"the body has more than {kib} KiB; send less, or start the server with --limit body_kib=N"
+        super().__init__(413, reason, headers={"Connection": "close"})
+        self.more = more
+
+
+class _Disconnected(Exception):
+    """The client is gone."""
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """What receives a body that was read already, and then what comes."""
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def received() -> Message:
+        return first.pop() if first else await receive()
+
+    return received
+
+
+async def _refuse_politely(refused: _TooLarge, receive: Receive, send: Send) -> None:
+    """Refuse a body, and for a while take the rest of it and throw it away: to a client that is still sending, a connection that
+    closes is an error without a reason."""
+    response, left = refusal(refused), _POLITE_BYTES
+    await send({"type": "http.response.start", "status": refused.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    more = refused.more
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_POLITE_SECONDS):
+            while more and left > 0:
+                message = await receive()
+                more = message["type"] == "http.request" and bool(message.get("more_body"))
+                left -= len(message.get("body", b""))
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,91 @@
+"""Log-probabilities of tokens in the two forms that OpenAI's interface has for them."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from pangu_sigma.data.vocabulary import Vocabulary
+from pangu_sigma.generate.request import Token
+from pangu_sigma.serve.answer_bodies import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+
+LEAST = -9999.0
+"""The log-probability that is told of what cannot be: JSON has no infinity."""
+
+
+class TokenTexts:
+    """How tokens are shown one by one."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.surfaces, self._pieces = vocabulary.surfaces, vocabulary.pieces
+
+    def shown(self, token: int) -> str:
+        """The text of a token; the name of one without text, such as <eot>; `bytes:\\xe4` for a part of a character."""
+        surface = self.surfaces[token]
+        if not surface:
+            return self._pieces[token]
+        try:
+            return surface.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{value:02x}" for value in surface)
+
+
+class CompletionTokens:
+    """What is told of the tokens of one answer of /v1/completions, from its first to its last."""
+
+    def __init__(self, texts: TokenTexts, experts: bool):
+        self._texts, self._experts = texts, experts
+        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._offset = 0
+
+    def told(self, tokens: Sequence[Token]) -> CompletionLogprobs:
+        """The next tokens."""
+        found = CompletionLogprobs(
+            text_offset=[self._begin(token.id) for token in tokens],
+            token_logprobs=[finite(token.logprob) for token in tokens],
+            tokens=[self._texts.shown(token.id) for token in tokens],
+            top_logprobs=[self._top(token) for token in tokens],
+        )
+        if self._experts:
+            found.experts = [list(token.experts) for token in tokens]
+        return found
+
+    def _begin(self, token: int) -> int:
+        unfinished, begin = self._characters.getstate()[0], self._offset
+        new = self._characters.decode(self._texts.surfaces[token])
+        self._offset += len(new)
+        broken_off = unfinished and new.startswith(
+            "\N{REPLACEMENT CHARACTER}"
+        )  # a character before it, which it does not end
+        return begin + bool(broken_off)
+
+    def _top(self, token: Token) -> dict[str, float] | None:
+        """Alternatives by their text. Of several with one text the likeliest is there, so the most of them is that of the best."""
+        if token.logprob is None:
+            return None
+        found: dict[str, float] = {}
+        for other, logprob in (*token.top, (token.id, token.logprob)):
+            found.setdefault(self._texts.shown(other), max(logprob, LEAST))
+        return found
+
+
+def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> ChatLogprobs:
+    """The form of /v1/chat/completions."""
+
+    def one(token: int, logprob: float | None) -> TopLogprob:
+        return TopLogprob(
+            token=texts.shown(token),
+            bytes=list(texts.surfaces[token]),
+            logprob=LEAST if logprob is None else max(logprob, LEAST),
+        )
+
+    content = [
+        TokenLogprob(**vars(one(token.id, token.logprob)), top_logprobs=[one(*other) for other in token.top])
+        for token in tokens
+    ]
+    return ChatLogprobs(content=content, refusal=None)
+
+
+def finite(logprob: float | None) -> float | None:
+    """A log-probability as JSON can have it."""
+    return None if logprob is None else max(logprob, LEAST)

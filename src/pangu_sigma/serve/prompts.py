@@ -1,0 +1,107 @@
+"""The prompt of a request as token ids of a domain, and what has to be said about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
+from pangu_sigma.generate.sampling import check_text
+from pangu_sigma.generate.text import unseen
+from pangu_sigma.serve.chat_template import ChatTemplate, Role
+from pangu_sigma.serve.refusals import Refused
+
+_Result = TypeVar("_Result")
+
+_FOLDED = 4
+"""Characters that NFKC may make one of, in ordinary text: a letter with its marks."""
+
+
+class Prompts:
+    """What makes token ids of the texts of requests. All texts are read in one thread of its own, so that none stops the server."""
+
+    def __init__(self, tokenizer: Tokenizer, config: Config):
+        self.tokenizer = tokenizer
+        self.length = config.model.seq_length
+        self._end = tokenizer.vocabulary.pieces[tokenizer.eot]
+        longest = max(len(surface.decode(errors="replace")) for surface in tokenizer.vocabulary.surfaces)
+        self._most_characters = _FOLDED * longest * self.length
+        self._thread = ThreadPoolExecutor(1, "tokenizer")
+
+    def warm_up(self, domains: Iterable[Domain]) -> None:
+        """Let the thread load what reading takes, dictionaries and models of slots, before anybody waits for it."""
+        for domain in domains:
+            self._thread.submit(self.tokenizer.encode, "a 中", domain)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def in_thread(self, work: Callable[..., _Result], *arguments: object) -> _Result:
+        """What `work(*arguments)` returns, which reads text and may take long."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    def read(self, text: str, domain: Domain, tags: bool = True) -> list[int]:
+        """Ids of a text. The name of the end of a document, `<eot>`, as the whole text is that token; so is no text at all.
+
+        tags: False to put no language tag before it. Raises Refused for what is no text.
+        """
+        if text == self._end:
+            return [self.tokenizer.eot]
+        try:
+            check_text(text, "the text")
+            return self.tokenizer.prompt(text, domain) if tags else self.tokenizer.encode(text, domain)
+        except (DataError, ValueError) as error:
+            raise Refused(400, str(error), "prompt", "invalid_value") from error
+
+    def text_prompt(self, text: str, domain: Domain, tags: bool) -> tuple[list[int], list[str]]:
+        """Ids of a prompt, one at least, and warnings. Raises Refused for one that cannot fit."""
+        if len(text) > self._most_characters:
+            raise Refused(
+                400,
+                f"prompt: {len(text)} characters are too many for the {self.length} tokens that the model can read; shorten it",
+                "prompt",
+                "context_length_exceeded",
+            )
+        return self.read(text, domain, tags) or [self.tokenizer.eot], self._unseen(text, domain)
+
+    def chat_prompt(
+        self, messages: Sequence[tuple[Role, str]], domain: Domain, template: ChatTemplate, answer: int | None
+    ) -> tuple[list[int], list[str]]:
+        """Ids of a chat, its oldest messages left out if there are too many, and warnings that say so.
+
+        answer: number of tokens that must stay free for the answer; None for a quarter of the model's length. A system message
+        and the last message always stay. Raises Refused if these alone do not fit.
+        """
+        reserved = answer or max(self.length // 4, 1)
+        first = list(messages[:1]) if messages[0][0] == "system" else []
+        rest = list(messages[len(first) :])
+        for left_out in range(len(rest)):
+            text = template.prompt([*first, *rest[left_out:]])
+            ids = self.read(text, domain) if len(text) <= self._most_characters else None
+            if ids is not None and len(ids) <= self.length - reserved:
+                return ids, self._unseen(text, domain) + self._left_out(left_out, len(messages), reserved)
+        raise Refused(
+            400,
+            f"messages: {'the first and the last one do' if first else 'the last one does'} not fit: the model can read "
+            f"{self.length} tokens, of which {reserved} are for the answer; shorten them, or lower max_tokens",
+            "messages",
+            "context_length_exceeded",
+        )
+
+    def _left_out(self, number: int, of: int, reserved: int) -> list[str]:
+        if not number:
+            return []
+        return [
+            f"{number} of {of} messages, the oldest, were left out: the model can read {self.length} tokens, of which {reserved} "
+            "are for the answer; lower max_tokens, or send less"
+        ]
+
+    def _unseen(self, text: str, domain: Domain) -> list[str]:
+        lost = self.tokenizer.unseen_characters(text, domain)
+        return [unseen(lost, domain)] if lost else []

@@ -1,0 +1,119 @@
+"""Answers that say no, in the form that OpenAI's clients read: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 8
+"""Number of problems of one request that a message lists."""
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class Problem(BaseModel):
+    """What is wrong. param: the parameter at fault. code: a word for programs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(BaseModel):
+    """The body of every answer whose status is 400 or more."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    error: Problem
+
+
+class Refused(HTTPException):
+    """A request that is not done. status: 400 … 599."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+    def failure(self) -> Failure:
+        """The body of the answer."""
+        return failure(self.status_code, self.detail, self.param, self.code)
+
+
+def failure(status: int, message: str, param: str | None = None, code: str | None = None) -> Failure:
+    """The body of an answer with this status."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return Failure(error=Problem(message=_sendable(message), type=kind, param=param and _sendable(param), code=code))
+
+
+def _sendable(text: str) -> str:
+    """A text without half surrogate pairs, which a client may have put into the name of a parameter."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def refusal(refused: Refused) -> Response:
+    """The answer to a request that is refused."""
+    return JSONResponse(refused.failure().model_dump(), refused.status_code, refused.headers)
+
+
+def say_no_in_one_form(app: FastAPI) -> None:
+    """Give every error of an application the form of this file."""
+
+    @app.exception_handler(HTTPException)
+    def _http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, Refused):
+            return refusal(error)
+        message = f"{request.method} {request.url.path}: {error.detail}; /openapi.json lists what there is"
+        return JSONResponse(failure(error.status_code, message).model_dump(), error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    def _validation(request: Request, error: RequestValidationError) -> Response:
+        problems = error.errors()
+        lines = [_explained(problem) for problem in problems[:_SHOWN]]
+        if len(problems) > _SHOWN:
+            lines.append(f"… and {len(problems) - _SHOWN} more")
+        return refusal(Refused(400, "; ".join(lines), _parameter(problems[0]) or None, "invalid_value"))
+
+    @app.exception_handler(Exception)
+    def _bug(request: Request, error: Exception) -> Response:
+        return JSONResponse(failure(500, "the server has a bug here; its log says more").model_dump(), 500)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The name that a misspelled one is likely to mean."""
+    return difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
+
+
+def _explained(problem: dict[str, Any]) -> str:
+    """A line for one problem that pydantic found."""
+    where, kind = _parameter(problem), problem["type"]
+    if kind == "extra_forbidden":
+        return f"{where}: this parameter is not known here; remove it, or see /openapi.json"
+    if kind == "missing":
+        return f"{where or 'the body'}: is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _parameter(problem: dict[str, Any]) -> str:
+    """The path of a parameter in the request, such as messages.0.role."""
+    path = [str(key)[:100] for key in problem["loc"]]
+    return ".".join(path[1:] if path[:1] == ["body"] else path)

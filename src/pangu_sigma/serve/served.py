@@ -1,0 +1,198 @@
+"""The model as the server has it: what handlers need of it, and what is the same for completions and chats."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.request import Answer
+from pangu_sigma.generate.request import Request as TextRequest
+from pangu_sigma.generate.sampling import Sampling
+from pangu_sigma.serve.answer_bodies import Usage
+from pangu_sigma.serve.answers import Answers
+from pangu_sigma.serve.chat_template import ChatTemplate
+from pangu_sigma.serve.engine_thread import EngineThread
+from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.logprobs import TokenTexts
+from pangu_sigma.serve.metrics import Metrics
+from pangu_sigma.serve.prompts import Prompts
+from pangu_sigma.serve.refusals import Refused, nearest
+from pangu_sigma.serve.request_bodies import Sampled
+
+PREFIX = "sigma-"
+
+
+@dataclass
+class Served:
+    """A model that is served. Domains are its models in the sense of OpenAI's interface: `sigma-zh` is the domain zh."""
+
+    engine: Engine
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self):
+        decoder = self.engine.decoder
+        self.config, self.tokenizer = decoder.config, decoder.tokenizer
+        self.length = self.config.model.seq_length
+        self.domains: dict[str, Domain] = {PREFIX + domain.name: domain for domain in domains_of(self.config)}
+        self.thread = EngineThread(self.engine)
+        self.metrics = Metrics(self.engine, {domain.name: name for name, domain in self.domains.items()})
+        self.prompts = Prompts(self.tokenizer, self.config)
+        self.texts = TokenTexts(self.tokenizer.vocabulary)
+        self.started = int(time.time())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What answers with one seed are equal under: the model's configuration and its tokenizer."""
+        return f"{self.config.name}-{self.tokenizer.hash[:12]}"
+
+    def domain(self, name: str | None, of_path: str | None = None) -> Domain:
+        """The domain of a served model. of_path: the model that the path of the request names.
+
+        Raises Refused for a name that does not exist, and for none where there are several.
+        """
+        if name is not None and of_path is not None and name != of_path:
+            raise Refused(
+                400, f"model: the body says {name[:100]!r}, the path {of_path!r}; say one", "model", "invalid_value"
+            )
+        name = of_path if name is None else name
+        if name is None and len(self.domains) == 1:
+            return next(iter(self.domains.values()))
+        if name is None:
+            raise Refused(
+                400,
+                f"model: each domain reads text in its own way, so name one of {', '.join(self.domains)}, here or in front of the "
+                f"path: /{next(iter(self.domains))}/…",
+                "model",
+                "missing_required_parameter",
+            )
+        if name not in self.domains:
+            near = nearest(name, list(self.domains))
+            raise Refused(
+                404,
+                f"model: there is no {name[:100]!r} here; the nearest is {near}, and /v1/models lists all",
+                "model",
+                "model_not_found",
+            )
+        return self.domains[name]
+
+    def template(self, domain: Domain) -> ChatTemplate:
+        """How messages become text in a domain."""
+        return ChatTemplate.of(domain, self.config.chat)
+
+    def room(self, prompts: Sequence[list[int]], wanted: int | None, usual: int) -> list[int]:
+        """Number of new tokens that each prompt may get. wanted: what the client says; usual: what it gets if it says nothing.
+
+        Raises Refused for a prompt that is too long, and for more tokens than fit behind it.
+        """
+        found = []
+        for ids in prompts:
+            room = self.length - len(ids)
+            if room < (wanted or 0) or room < 0:
+                raise Refused(
+                    400,
+                    f"the prompt has {len(ids)} tokens{f' and max_tokens is {wanted}' if wanted else ''}; together they may be "
+                    f"{self.length}; shorten the prompt{' or lower max_tokens' if wanted else ''}",
+                    "prompt" if room < 1 else "max_tokens",
+                    "context_length_exceeded",
+                )
+            found.append(min(usual, room) if wanted is None else wanted)
+        return found
+
+    def requests(
+        self, body: Sampled, domain: Domain, prompts: Sequence[list[int]], new: Sequence[int], extra: dict[str, Any]
+    ) -> list[TextRequest]:
+        """What the engine is asked: n answers to each prompt, those of the first one first. extra: arguments of the request."""
+        self._check_limits(body)
+        sampling, seed = _sampling(body), secrets.randbits(53) if body.seed is None else body.seed
+        stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        bias = tuple((int(token), float(value)) for token, value in (body.logit_bias or {}).items())
+        return [
+            TextRequest(
+                domain,
+                tuple(ids),
+                most,
+                sampling,
+                seed + number,
+                stop + extra.get("stop", ()),
+                tuple(body.stop_token_ids or ()),
+                logprobs=extra.get("logprobs"),
+                prompt_logprobs=extra.get("prompt_logprobs"),
+                ignore_eot=bool(body.ignore_eos),
+                logit_bias=bias,
+            )
+            for ids, most in zip(prompts, new, strict=True)
+            for number in range(body.n or 1)
+        ]
+
+    def ask(self, requests: list[TextRequest]) -> Answers:
+        """Ask the engine. Raises Refused when it does not take it."""
+        if len(requests) > self.limits.waiting:
+            raise Refused(
+                400,
+                f"prompt, n: {len(requests)} answers are more than may wait ({self.limits.waiting}); ask for fewer at once, or "
+                "start the server with --limit waiting=N",
+                "n",
+                "invalid_value",
+            )
+        return Answers(self.thread, self.metrics, requests)
+
+    def usage(self, answers: Sequence[Answer], n: int) -> Usage:
+        """Numbers of tokens of a request that has n answers to each prompt."""
+        prompt, new = sum(len(a.request.ids) for a in answers[::n]), sum(len(a.tokens) for a in answers)
+        return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
+
+    def check_prompts(self, number: int) -> None:
+        """Raise Refused for more prompts than a request may have."""
+        if number > self.limits.prompts:
+            raise _over("prompt", number, self.limits.prompts, "prompts")
+
+    def check_messages(self, number: int) -> None:
+        """Raise Refused for more messages than a chat may have."""
+        if number > self.limits.messages:
+            raise _over("messages", number, self.limits.messages, "messages")
+
+    def check_logprobs(self, number: int | None, parameter: str) -> None:
+        """Raise Refused for more alternatives than may be asked for."""
+        if number is not None and number > self.limits.logprobs:
+            raise _over(parameter, number, self.limits.logprobs, "logprobs")
+
+    def _check_limits(self, body: Sampled) -> None:
+        stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        for parameter, number, name in (
+            ("n", body.n or 1, "n"),
+            ("stop", len(stops), "stops"),
+            ("stop", max(map(len, stops), default=0), "stop_characters"),
+            ("stop_token_ids", len(body.stop_token_ids or ()), "stops"),
+        ):
+            if number > (most := getattr(self.limits, name)):
+                raise _over(parameter, number, most, name)
+
+
+def _over(parameter: str, number: int, most: int, name: str) -> Refused:
+    return Refused(
+        400,
+        f"{parameter}: {number} is more than {most}, the limit {name} of this server; lower it, or start the server with "
+        f"--limit {name}=N",
+        parameter,
+        "invalid_value",
+    )
+
+
+def _sampling(body: Sampled) -> Sampling:
+    """How tokens are drawn; OpenAI's defaults where the client says nothing."""
+    given = {
+        name: getattr(body, name)
+        for name in ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+        if getattr(body, name) is not None
+    }
+    try:
+        return Sampling(1.0 if body.temperature is None else body.temperature, max(body.top_k or 0, 0), **given)
+    except ConfigError as error:
+        raise Refused(400, str(error), code="invalid_value") from error

@@ -1,0 +1,83 @@
+"""Answers on their way to a client: who is gone is noticed at once, and who takes nothing is left after a while."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeVar
+
+from fastapi import Request
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pangu_sigma.serve.answer_bodies import AnswerBody
+from pangu_sigma.serve.refusals import Refused
+
+_Result = TypeVar("_Result")
+
+DONE = "data: [DONE]\n\n"
+
+
+class ClientIsGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def while_there(request: Request, work: Awaitable[_Result]) -> _Result:
+    """The result of `work`, which is cancelled when the client goes; then ClientIsGone is raised."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientIsGone
+    finally:
+        await _cancel(task, gone)
+
+
+class EventStream(Response):
+    """Bodies as server-sent events, one after another, and `[DONE]` at the end. on_end: called when it ends, however it does."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, bodies: AsyncIterator[AnswerBody], seconds: float, on_end: Callable[[], None]):
+        """seconds: time in which the client has to take an event."""
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._bodies, self._seconds, self._on_end = bodies, seconds, on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writer, gone = asyncio.ensure_future(self._write(send)), asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({writer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                writer.result()
+        finally:
+            self._on_end()
+            await _cancel(writer, gone)
+
+    async def _write(self, send: Send) -> None:
+        async def event(text: str, more: bool = True) -> None:
+            body = {"type": "http.response.body", "body": text.encode(), "more_body": more}
+            async with asyncio.timeout(self._seconds):  # not wait_for: that of Python 3.11 may lose a cancellation
+                await send(body)
+
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async with aclosing(self._bodies) as bodies:  # type: ignore[type-var]
+                async for body in bodies:
+                    await event(f"data: {body.json_text()}\n\n")
+        except Refused as refused:
+            await event(f"data: {refused.failure().model_dump_json()}\n\n")
+        await event(DONE, more=False)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: asyncio.Future) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,199 @@
+"""A chat in the terminal. Without one, each line of standard input is a message, and its answer a line of standard output."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.errors import UserError
+from pangu_sigma.generate.decoder import Decoder
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.request import Answer, Request
+from pangu_sigma.generate.sampling import Sampling
+from pangu_sigma.serve.chat_template import ChatTemplate, Role
+from pangu_sigma.serve.prompts import Prompts
+from pangu_sigma.serve.refusals import Refused
+
+HELP = """\
+/domain NAME       let this domain answer, and forget what was said; without NAME: who there is
+/system TEXT       say how answers are to be, and forget what was said; without TEXT: nothing of the kind
+/temperature T     0 is greedy
+/reset             forget what was said
+/retry             another answer to the last message
+/help              this
+/quit              the end, as Ctrl-D; Ctrl-C ends an answer
+Anything else is said to the model. Write // for a message that begins with /."""
+
+
+@dataclass
+class Settings:
+    """What a chat begins with. domain: None for the first. max_tokens: None for as many as fit. seed: None for a new one."""
+
+    domain: str | None = None
+    temperature: float = 0.7
+    max_tokens: int | None = None
+    seed: int | None = None
+
+
+@dataclass
+class Chat:
+    """A chat with a model. messages: what was said. seed: of the next answer."""
+
+    engine: Engine
+    settings: Settings
+    write: Callable[[str], None]
+    say: Callable[[str], None]
+    messages: list[tuple[Role, str]] = field(default_factory=list)
+
+    def __post_init__(self):
+        decoder = self.engine.decoder
+        self.config, self.prompts = decoder.config, Prompts(decoder.tokenizer, decoder.config)
+        self.domains = domains_of(self.config)
+        self.domain: Domain = (
+            self.domains[0] if self.settings.domain is None else self.domains.named(self.settings.domain)
+        )
+        self.sampling = Sampling(self.settings.temperature)
+        self.system = ""
+        self._seed = secrets.randbits(32) if self.settings.seed is None else self.settings.seed
+
+    def answer(self, text: str) -> None:
+        """Say something to the model, and write its answer as it comes. Raises UserError or Refused for what does not fit."""
+        template = ChatTemplate.of(self.domain, self.config.chat)
+        system: list[tuple[Role, str]] = [("system", self.system)] if self.system else []
+        messages: list[tuple[Role, str]] = [*system, *self.messages, ("user", text)]
+        ids, warnings = self.prompts.chat_prompt(messages, self.domain, template, self.settings.max_tokens)
+        for warning in warnings:
+            self.say(warning)
+        room = self.prompts.length - len(ids)
+        request = Request(
+            self.domain, tuple(ids), self.settings.max_tokens or room, self.sampling, self._seed, template.stop
+        )
+        self._seed += 1
+        said = self._stream(request)
+        self.messages += [("user", text), ("assistant", said)]
+
+    def command(self, line: str) -> bool:
+        """Do what a line that begins with / says; False when it is the end. Raises UserError or Refused."""
+        word, _, rest = line.partition(" ")
+        rest = rest.strip()
+        match word:
+            case "/quit" | "/exit":
+                return False
+            case "/help":
+                self.say(HELP)
+            case "/reset":
+                self.messages.clear()
+            case "/system":
+                self.system, self.messages = rest, []
+            case "/temperature":
+                self._temperature(rest)
+            case "/domain":
+                self._domain(rest)
+            case "/retry":
+                self._retry()
+            case _:
+                self.say(f"there is no {word}; /help says what there is")
+        return True
+
+    def _domain(self, name: str) -> None:
+        if name:
+            self.domain = self.domains.named(name)
+            self.messages.clear()
+        else:
+            self.say(", ".join(f"*{d.name}" if d is self.domain else d.name for d in self.domains))
+
+    def _temperature(self, text: str) -> None:
+        try:
+            temperature = float(text)
+        except ValueError:
+            self.say(f"/temperature {text}: a number is wanted, 0 or more")
+        else:
+            self.sampling = Sampling(temperature)
+
+    def _retry(self) -> None:
+        if len(self.messages) < 2:
+            self.say("nothing was said yet")
+            return
+        (_, text), _ = self.messages[-2:]
+        del self.messages[-2:]
+        self.answer(text)
+
+    def _stream(self, request: Request) -> str:
+        told = 0
+        answer = self.engine.submit(request)
+        try:
+            while answer.finish is None:
+                self.engine.step()
+                told += self._tell(answer, told)
+        except KeyboardInterrupt:
+            self.engine.cancel(answer)
+            self.engine.step()
+            self.say("(stopped)")
+        self.write("\n")
+        return answer.text.strip()
+
+    def _tell(self, answer: Answer, told: int) -> int:
+        text = answer.text.lstrip()[told:]
+        if text:
+            self.write(text)
+        return len(text)
+
+
+def talk(decoder: Decoder, settings: Settings, lines: TextIO = sys.stdin, output: TextIO = sys.stdout) -> int:
+    """Chat until the lines end, and return the exit status. Raises ConfigError for a domain that is not there."""
+    people = lines.isatty()
+
+    def write(text: str) -> None:
+        output.write(text)
+        output.flush()
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    chat = Chat(Engine(decoder), settings, write, say)
+    if people:
+        _make_lines_editable()
+        say(f"{decoder.config.name}, domain {chat.domain.name}; /help says what there is")
+    while (line := _line(chat, lines, people)) is not None:
+        if line.startswith("/") and not line.startswith("//"):
+            if not _try(chat.command, line, say):
+                break
+        elif line:
+            _try(chat.answer, line.replace("//", "/", 1) if line.startswith("//") else line, say)
+    return 0
+
+
+def _try(do: Callable[[str], bool | None], line: str, say: Callable[[str], None]) -> bool:
+    """Do something with a line, and say what cannot be done. False when it is the end."""
+    try:
+        return do(line) is not False
+    except Refused as error:
+        say(error.detail)
+    except UserError as error:
+        say(str(error))
+    return True
+
+
+def _line(chat: Chat, lines: TextIO, people: bool) -> str | None:
+    """The next line without blanks around it, None at the end."""
+    if not people:
+        line = lines.readline()
+        return line.strip() if line else None
+    try:
+        return input(f"{chat.domain.name}> ").strip()
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        return ""
+
+
+def _make_lines_editable() -> None:
+    """Let `input` edit lines and remember them, where Python was built with it."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:
+        return

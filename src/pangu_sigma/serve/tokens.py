@@ -1,0 +1,41 @@
+"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them: with these lm-evaluation-harness needs no tokenizer of its own."""
+
+from __future__ import annotations
+
+from pangu_sigma.serve.answer_bodies import Detokenized, Tokenized, TokenizerInfo
+from pangu_sigma.serve.refusals import Refused
+from pangu_sigma.serve.request_bodies import DetokenizeRequest, TokenizeRequest
+from pangu_sigma.serve.served import Served
+
+
+async def tokenize(served: Served, body: TokenizeRequest, of_path: str | None) -> Tokenized:
+    """Token ids of a text as a domain reads it. Raises Refused."""
+    domain = served.domain(body.model, of_path)
+    ids = await served.prompts.in_thread(served.prompts.read, body.prompt, domain, body.add_special_tokens is not False)
+    names = [served.texts.shown(token) for token in ids] if body.return_token_strs else None
+    return Tokenized(count=len(ids), max_model_len=served.length, tokens=ids, token_strs=names)
+
+
+def detokenize(served: Served, body: DetokenizeRequest, of_path: str | None) -> Detokenized:
+    """The text of token ids, which mean the same in every domain. Raises Refused."""
+    if body.model is not None:
+        served.domain(body.model, of_path)
+    most = served.tokenizer.size - 1
+    if outside := [token for token in body.tokens if token > most]:
+        raise Refused(400, f"tokens: {outside[0]} does not exist; there are 0 … {most}", "tokens", "invalid_value")
+    return Detokenized(prompt=served.tokenizer.decode(body.tokens))
+
+
+def tokenizer_info(served: Served, name: str | None, of_path: str | None) -> TokenizerInfo:
+    """What a client must know to use token ids and to write chats itself. Raises Refused."""
+    pieces, tokenizer = served.tokenizer.vocabulary.pieces, served.tokenizer
+    return TokenizerInfo(
+        tokenizer_class="PanGuSigmaTokenizer",
+        vocab_size=tokenizer.size,
+        model_max_length=served.length,
+        bos_token=None,
+        eos_token=pieces[tokenizer.eot],
+        pad_token=pieces[tokenizer.pad],
+        unk_token=pieces[tokenizer.unk],
+        chat_template=served.template(served.domain(name, of_path)).jinja(),
+    )

@@ -1,0 +1,241 @@
+"""The operators of decoding against float64, in every instruction set and precision; and that a row never depends on the others."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import scipy.special
+
+from ascend_ops import few_rows
+from ascend_ops.few_rows import FFN, CachedAttention, FfnWeights, Head, LayerNorm, Linear, Linears, Matrix, aligned
+from ascend_ops.library import cpu_library
+
+PRECISIONS = ("float32", "float16", "int8")
+WIDTHS = [(24, 40, 2), (64, 640, 4), (51, 33, 3), (576, 96, 9)]
+"""Hidden, ffn, heads: less than a vector, more than a slice, not a multiple of anything, more than is added at a time."""
+ROWS = [1, 2, 7, 70]
+
+
+def forget() -> None:
+    few_rows._libraries.cache_clear()
+    few_rows._kernel.cache_clear()
+
+
+@pytest.fixture(params=["avx512", "avx2", "scalar"])
+def isa(request, tmp_path) -> Iterator[str]:
+    """The kernels of each instruction set; skips those that this processor does not have."""
+    copy = shutil.copy(cpu_library(), tmp_path / "kernels.so")  # a library chooses once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PANGU_SIGMA_ISA", request.param)
+        patch.setattr(few_rows, "cpu_library", lambda: str(copy))
+        forget()
+        library = few_rows._libraries()[1]
+        library.KernelIsa.restype = few_rows.ctypes.c_char_p
+        found = library.KernelIsa().decode()
+        if found == request.param:
+            yield found
+    forget()
+    if found != request.param:
+        pytest.skip(f"this processor has no {request.param}")
+
+
+def drawn(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
+    array = aligned(shape)
+    array[...] = scale * np.random.default_rng(seed).standard_normal(shape)
+    return array
+
+
+def matrix(seed: int, precision: str, *shape: int) -> Matrix:
+    return Matrix.of(drawn(seed, *shape, scale=shape[-1] ** -0.5), precision)
+
+
+def wide(m: Matrix) -> np.ndarray:
+    return m.as_float32().astype(np.float64)
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
+
+
+def one_by_one(rows: int, compute: Callable[[slice], np.ndarray]) -> np.ndarray:
+    return np.concatenate([compute(slice(t, t + 1)) for t in range(rows)])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_linear_layers_are_the_oracle_and_rows_do_not_depend_on_each_other(isa, precision):
+    for hidden, ffn, _ in WIDTHS:
+        weights = [matrix(i, precision, hidden, ffn) for i in range(2)]
+        biases = [drawn(9 + i, ffn) for i in range(2)]
+        for rows in ROWS:
+            x, before = drawn(rows, rows, hidden), drawn(rows + 1, rows, ffn)
+
+            def compute(some: slice, x=x, before=before, weights=weights, biases=biases) -> np.ndarray:
+                mine = drawn(0, *x[some].shape)
+                mine[...] = x[some]
+                y, added = aligned(before[some].shape), aligned(before[some].shape)
+                added[...] = before[some]
+                layers = [Linear(mine, weights[0], biases[0], y), Linear(mine, weights[1], biases[1], added, adds=True)]
+                Linears(layers)(len(mine))
+                return np.concatenate([y, added], axis=1)
+
+            found = compute(slice(None))
+            products = [x.astype(np.float64) @ wide(w) + b for w, b in zip(weights, biases, strict=True)]
+            close(found, np.concatenate([products[0], before + products[1]], axis=1))
+            assert (one_by_one(rows, compute) == found).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_head_is_the_oracle_and_rows_do_not_depend_on_each_other(isa, precision):
+    for hidden, _, _ in WIDTHS:
+        table = matrix(1, precision, 700, hidden)
+        for rows in ROWS:
+            x = drawn(rows, rows, hidden)
+
+            def compute(some: slice, x=x, table=table) -> np.ndarray:
+                mine, logits = aligned(x[some].shape), np.full((len(x[some]), 700), np.nan, np.float32)
+                mine[...] = x[some]
+                Head(mine, table)(len(mine), logits)
+                return logits
+
+            found = compute(slice(None))
+            close(found, x.astype(np.float64) @ wide(table).T)
+            assert (one_by_one(rows, compute) == found).all()
+
+
+def test_layer_norm_is_the_oracle(isa):
+    for hidden, _, _ in WIDTHS:
+        x, gain, bias = drawn(0, 70, hidden, scale=3) + np.float32(5), drawn(1, hidden), drawn(2, hidden)
+        y = aligned(x.shape)
+        LayerNorm(x, gain, bias, y)(len(x))
+        exact = x.astype(np.float64)
+        centred = exact - exact.mean(axis=1, keepdims=True)
+        close(y, centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5) * gain + bias)
+        LayerNorm(x, gain, bias, x)(len(x))
+        assert (x == y).all(), "in place"
+
+
+def gelu(x: np.ndarray, activation: str) -> np.ndarray:
+    if activation == "erf":
+        return x * scipy.special.ndtr(x)
+    z = 1.702 * x if activation == "fast_gelu" else np.sqrt(8 / np.pi) * (x + 0.044715 * x**3)
+    return x * scipy.special.expit(z)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("activation", ["fast_gelu", "tanh", "erf"])
+def test_each_row_meets_its_expert_and_does_not_depend_on_the_others(isa, precision, activation):
+    for hidden, ffn, _ in WIDTHS[:3]:
+        experts = [
+            FfnWeights(
+                matrix(e, precision, ffn, hidden),
+                drawn(e, ffn),
+                matrix(e + 5, precision, ffn, hidden),
+                drawn(e + 6, hidden),
+            )
+            for e in range(3)
+        ]
+        for rows in (*ROWS, 300):
+            x, before = drawn(rows, rows, hidden), drawn(rows + 1, rows, hidden)
+            number_T = np.random.default_rng(rows).integers(0, 3, rows).astype(np.int32)
+
+            def compute(some: slice, x=x, before=before, number_T=number_T, experts=experts) -> np.ndarray:
+                mine, y, numbers = aligned(x[some].shape), aligned(x[some].shape), number_T[some].copy()
+                mine[...], y[...] = x[some], before[some]
+                FFN(experts, activation, mine, y)(len(mine), numbers.ctypes.data)
+                return y
+
+            found, expected = compute(slice(None)), before.astype(np.float64)
+            for e, w in enumerate(experts):
+                inner = x[number_T == e].astype(np.float64) @ wide(w.w1).T + w.b1
+                expected[number_T == e] += gelu(inner, activation) @ wide(w.w2) + w.b2
+            close(found, expected)
+            assert (one_by_one(rows, compute) == found).all()
+            y = aligned(x.shape)
+            FFN(experts[:1], activation, x, y)(rows)
+            first = gelu(x.astype(np.float64) @ wide(experts[0].w1).T + experts[0].b1, activation)
+            close(y, first @ wide(experts[0].w2) + experts[0].b2)
+
+
+def attention_oracle(q, k, v, lanes, at, first) -> np.ndarray:
+    """Each token sees those of its lane from the first of its document up to itself."""
+    out = np.zeros_like(q, dtype=np.float64)
+    for t in range(len(q)):
+        seen = [s for s in range(len(q)) if lanes[s] == lanes[t] and first[t] <= at[s] <= at[t]]
+        scores = np.einsum("nd,snd->ns", q[t].astype(np.float64), k[seen]) / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        out[t] = np.einsum("ns,snd->nd", weights / weights.sum(axis=1, keepdims=True), v[seen])
+    return out
+
+
+@pytest.mark.parametrize("width", [12, 16, 64, 80])
+def test_attention_sees_its_document_in_its_lane_and_gives_the_same_bits_token_by_token(isa, width):
+    heads, lengths = 2, {0: 45, 2: 1, 3: 20}
+    documents = {0: [0, 17, 18], 2: [0], 3: [0, 4]}
+    lanes = np.concatenate([np.full(n, lane) for lane, n in lengths.items()]).astype(np.int32)
+    at = np.concatenate([np.arange(n) for n in lengths.values()]).astype(np.int32)
+    first = np.array([max(b for b in documents[lane] if b <= i) for lane, i in zip(lanes, at, strict=True)], np.int32)
+    q, k, v = (drawn(i, len(at), heads * width, scale=2) for i in range(3))
+
+    def compute(chunks: list[np.ndarray]) -> np.ndarray:
+        caches = [np.full((4, heads, 50, width), np.nan, np.float32) for _ in range(2)]  # of what is not there
+        found = np.full_like(q, np.nan)
+        for some in chunks:
+            mine = [aligned((len(some), heads * width)) for _ in range(4)]
+            for new, whole in zip(mine, (q, k, v), strict=False):
+                new[...] = whole[some]
+            where = [array[some].copy() for array in (lanes, at, first)]
+            CachedAttention(*mine, *caches)(len(some), *(array.ctypes.data for array in where))
+            found[some] = mine[3]
+        return found
+
+    found = compute([np.arange(len(at))])
+    shaped = [array.reshape(len(at), heads, width) for array in (q, k, v)]
+    close(found, attention_oracle(*shaped, lanes, at, first).reshape(found.shape))
+    assert (compute([np.array([t]) for t in range(len(at))]) == found).all()
+    assert (compute(np.array_split(np.arange(len(at)), 5)) == found).all()
+
+
+def test_scores_of_any_size_make_a_softmax(isa):
+    q, k, v = (aligned((1, 16)) for _ in range(3))
+    caches = [aligned((1, 1, 40, 16)) for _ in range(2)]
+    caches[0][0, 0, :20] = np.linspace(-1e4, 1e4, 20)[:, None]
+    caches[1][0, 0, :20] = np.arange(20)[:, None]
+    q[...], k[...] = 1, -1e4
+    out, zero, at = aligned((1, 16)), np.zeros(1, np.int32), np.full(1, 20, np.int32)
+    CachedAttention(q, k, v, out, *caches)(1, zero.ctypes.data, at.ctypes.data, zero.ctypes.data)
+    assert (out == 19).all()
+
+
+def test_precisions_are_what_they_say():
+    values = drawn(0, 30, 50)
+    values[3] = 0
+    assert Matrix.of(values, "float32").values is values, "no copy where none is needed"
+    half, byte = Matrix.of(values, "float16"), Matrix.of(values, "int8")
+    assert (half.as_float32() == values.astype(np.float16)).all()
+    assert half.nbytes == values.nbytes // 2 and byte.nbytes == values.nbytes // 4 + 4 * 30
+    error = np.abs(byte.as_float32() - values).max(axis=1)
+    assert (error <= np.abs(values).max(axis=1) / 254 * (1 + 1e-5)).all() and (byte.as_float32()[3] == 0).all()
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path):
+    x = drawn(0, 70, 64)
+    experts = [
+        FfnWeights(matrix(e, "float32", 300, 64), drawn(e, 300), matrix(e, "float32", 300, 64), drawn(e, 64))
+        for e in range(2)
+    ]
+    number_T, found = np.arange(70, dtype=np.int32) % 2, []
+    for threads in ("1", "2", "7"):
+        with pytest.MonkeyPatch.context() as patch:
+            copy = shutil.copy(cpu_library(), tmp_path / f"{threads}.so")  # a library starts its threads once
+            patch.setenv("OMP_NUM_THREADS", threads)
+            patch.setattr(few_rows, "cpu_library", lambda copy=copy: str(copy))
+            forget()
+            for rows in (1, 9, 70):
+                y = aligned(x.shape)
+                FFN(experts, "erf", x, y)(rows, number_T.ctypes.data)
+                found.append((rows, y[:rows].tobytes()))
+    forget()
+    assert len(set(found)) == 3

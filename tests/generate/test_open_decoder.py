@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.generate.open_decoder import open_decoder
+
+CODE = """
+import json, sys
+from pathlib import Path
+from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.open_decoder import open_decoder
+decoder = open_decoder(Path(sys.argv[1]), lanes=1)
+decoder.begin(0, domains_of(decoder.config)[1])
+(logits,) = decoder.read([Chunk(0, decoder.tokenizer.prompt("the cat", domains_of(decoder.config)[1]))])
+print(json.dumps([list(logits.shape), [name for name in ("mindspore", "torch") if name in sys.modules]]))
+"""
+
+
+def test_a_run_answers_without_mindspore(tiny_run):
+    """Which takes two seconds to import, and is needed for nothing here."""
+    done = subprocess.run([sys.executable, "-c", CODE, tiny_run], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [[1, 640], []]
+
+
+def test_weights_stay_in_their_files_unless_they_are_made_smaller(tiny_run, caplog):
+    caplog.set_level("INFO")
+    large, small = (open_decoder(tiny_run, lanes=2, weights=weights) for weights in ("float32", "int8"))
+    assert "0.0 of them copied as float32" in caplog.text and "of them copied as int8" in caplog.text
+    assert small.resident_bytes < large.resident_bytes and small.cache_bytes == large.cache_bytes
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        open_decoder(tmp_path)

@@ -1,0 +1,116 @@
+"""A server in this process: a decoder without a network behind the real application, and a client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+from fastapi.testclient import TestClient
+from helpers.tiny import tiny_config
+
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import Domain
+from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.serve.app import make_app
+from pangu_sigma.serve.guard import Names
+from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.served import Served
+from pangu_sigma.serve.server import Address, bind, make_server
+
+LENGTH = 96
+EOT_EVERY = 37
+"""<eot> is the most likely token where the hash of a text is divisible by this, so that answers end."""
+
+
+class DrawnDecoder:
+    """A `Decoder` with a real tokenizer, whose logits are drawn by a hash of the text so far.
+
+    seconds: time that a reading takes. read_ids: number of tokens that were read.
+    """
+
+    def __init__(self, prepared: Path, lanes: int = 4, seconds: float = 0.0, ends: bool = True, **chat: Any):
+        self.config = tiny_config(prepared, model={"seq_length": LENGTH}, chat=chat)
+        self.tokenizer = Tokenizer.load(prepared / "tokenizer")
+        self.lanes, self.seconds, self.ends = lanes, seconds, ends
+        self.texts: dict[int, tuple[Domain, list[int]]] = {}
+        self.read_ids = 0
+
+    def begin(self, lane: int, domain: Domain) -> None:
+        self.texts[lane] = domain, []
+
+    def copy(self, source: int, target: int) -> None:
+        domain, ids = self.texts[source]
+        self.texts[target] = domain, list(ids)
+
+    def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        time.sleep(self.seconds)
+        return [self._read(chunk) for chunk in chunks]
+
+    def _read(self, chunk: Chunk) -> np.ndarray:
+        domain, ids = self.texts[chunk.lane]
+        ids += chunk.ids
+        self.read_ids += len(chunk.ids)
+        assert len(ids) <= LENGTH
+        return np.array([self.logits(domain, ids[:end]) for end in range(len(ids) - chunk.wanted + 1, len(ids) + 1)])
+
+    def logits(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        """Logits of the successor of a text, [R]."""
+        seed = int.from_bytes(hashlib.blake2b(f"{domain.index} {ids}".encode(), digest_size=8).digest(), "little")
+        used_R = self.tokenizer.slot_rows[domain.slot] >= 0
+        drawn_R = (4 * np.random.default_rng(seed).standard_normal(len(used_R))).astype(np.float32)
+        drawn_R[self.tokenizer.row_of[domain.slot, self.tokenizer.eot]] = (
+            30 if self.ends and seed % EOT_EVERY == 0 else -30
+        )
+        return np.where(used_R, drawn_R, np.float32(-np.inf))
+
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        return np.array([np.array(ids) % 2, np.array(ids) // 2 % 2])
+
+
+def served_app(decoder: Any, key: str | None = None, **limits: int):
+    """The application of a decoder. Its limits by name."""
+    chosen = Limits(**{"lanes": decoder.lanes} | limits)
+    served = Served(Engine(decoder, waiting=chosen.waiting), chosen)
+    app = make_app(served, Names("127.0.0.1", ["testserver"]), key)
+    app.state.served = served
+    return app
+
+
+@contextmanager
+def client_of(decoder: Any, key: str | None = None, **limits: int) -> Iterator[TestClient]:
+    """A client of a server that is gone afterwards."""
+    with TestClient(served_app(decoder, key, **limits), raise_server_exceptions=False) as client:
+        yield client
+
+
+@contextmanager
+def server_of(decoder: Any, key: str | None = None, **limits: int) -> Iterator[str]:
+    """The address of a real server, in a thread of this process, such as http://127.0.0.1:40123."""
+    address = Address(port=0)
+    with bind(address) as listening:
+        server = make_server(decoder, address, key, Limits(**{"lanes": decoder.lanes} | limits))
+        thread = Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield "http://{}:{}".format(*listening.getsockname()[:2])
+        finally:
+            server.stop()
+            thread.join()
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The chunks of a stream, which must end as one does."""
+    *lines, last = [line for line in text.split("\n\n") if line]
+    assert last == "data: [DONE]", last
+    assert all(line.startswith("data: ") and "\n" not in line for line in lines)
+    return [json.loads(line.removeprefix("data: ")) for line in lines]

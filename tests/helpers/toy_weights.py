@@ -1,0 +1,40 @@
+"""Weights of a model of any configuration, drawn when they are asked for; the same ones every time."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from pangu_sigma.config import Config
+
+
+class ToyWeights:
+    """`Weights` whose matrices are large enough for every layer to matter."""
+
+    def __init__(self, config: Config):
+        model = config.model
+        self._hidden, self._ffn = model.hidden, model.ffn
+        self._tables = {"embedding": config.slots * model.slot_rows}
+        self._positions = model.seq_length
+
+    def tensor(self, name: str) -> np.ndarray:
+        *_, cell, kind = f".{name}".rsplit(".", 2)
+        if kind in ("embedding", "positions", "query_positions"):
+            return self._drawn(name, self._tables.get(kind, self._positions), self._hidden)
+        if cell == "ffn":
+            return self._of_ffn(name, kind)
+        if kind == "weight":
+            return self._drawn(name, self._hidden, self._hidden)
+        return self._drawn(name, self._hidden) + np.float32(kind == "gain")
+
+    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
+        return self._of_ffn(f"{layer} {number} {name}", name)
+
+    def _of_ffn(self, seed: str, name: str) -> np.ndarray:
+        shapes = {"b1": (self._ffn,), "b2": (self._hidden,)}
+        return self._drawn(seed, *shapes.get(name, (self._ffn, self._hidden)))
+
+    def _drawn(self, name: str, *shape: int) -> np.ndarray:
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        return 0.3 * rng.standard_normal(shape, np.float32)

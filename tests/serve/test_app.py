@@ -1,0 +1,149 @@
+"""The official client, the paths, and requests drawn from the server's own schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+import schemathesis
+from helpers.served import DrawnDecoder, served_app, server_of
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def url(tiny_data) -> Iterator[str]:
+    with server_of(DrawnDecoder(tiny_data), key="secret") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def official(url) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
+        yield client
+
+
+def test_the_official_client_completes(official):
+    assert [model.id for model in official.models.list()] == ["sigma-zh", "sigma-en", "sigma-code"]
+    assert official.models.retrieve("sigma-zh").owned_by == "pangu-sigma"
+    whole = official.completions.create(model="sigma-en", prompt="the", max_tokens=9, seed=1, echo=True, logprobs=2)
+    stream = official.completions.create(
+        model="sigma-en", prompt="the", max_tokens=9, seed=1, echo=True, logprobs=2, stream=True
+    )
+    parts = list(stream)
+    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+    assert parts[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    extra = official.completions.create(
+        model="sigma-en", prompt="the", max_tokens=2, extra_body={"top_k": 1, "experts": True}
+    )
+    assert len(extra.choices[0].logprobs.experts) == 2
+
+
+def test_the_official_client_chats(official):
+    whole = official.chat.completions.create(model="sigma-en", messages=MESSAGES, seed=1, max_completion_tokens=9)
+    stream = official.chat.completions.create(
+        model="sigma-en",
+        messages=MESSAGES,
+        seed=1,
+        max_completion_tokens=9,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    *parts, last = stream
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+    assert last.usage == whole.usage
+
+
+def test_the_official_client_reads_refusals(official, url):
+    with pytest.raises(openai.NotFoundError, match="the nearest is sigma-zh"):
+        official.completions.create(model="zh", prompt="the")
+    with pytest.raises(openai.BadRequestError, match="temperature") as error:
+        official.completions.create(model="sigma-en", prompt="the", temperature=3)
+    assert (error.value.param, error.value.code, error.value.type) == (
+        "temperature",
+        "invalid_value",
+        "invalid_request_error",
+    )
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="wrong") as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+
+
+def test_paths_that_do_not_exist_are_said_in_the_same_form(client):
+    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405), ("PUT", "/health", 405)):
+        answer = client.request(method, path, **({"json": {}} if method == "PUT" else {}))
+        assert answer.status_code == status
+        assert path in answer.json()["error"]["message"]
+        assert ("allow" in answer.headers) is (status == 405)
+
+
+def test_no_file_is_nameable(client):
+    """Names of models are looked up among those that are served, never opened."""
+    for name in (
+        "/etc/passwd",
+        "../../etc/passwd",
+        "sigma-/etc/passwd",
+        "file:///etc/passwd",
+        "sigma-en/../sigma-zh",
+        ".",
+    ):
+        assert client.post("/v1/completions", json={"model": name, "prompt": "x"}).status_code == 404
+        assert client.get(f"/v1/models/{name}").status_code in (200, 404)
+        assert "root:" not in client.get(f"/v1/models/{name}").text
+    assert client.get("/%2e%2e/%2e%2e/etc/passwd").status_code == 404
+    assert client.get("//etc/passwd").status_code == 404
+
+
+def test_health_says_when_the_engine_has_failed(tiny_data):
+    from fastapi.testclient import TestClient
+
+    class Broken(DrawnDecoder):
+        def read(self, chunks):
+            raise ValueError("broken")
+
+    app = served_app(Broken(tiny_data))
+    with TestClient(app) as client:
+        for _ in range(3):
+            assert client.get("/health").status_code == 200
+            answer = client.post("/v1/completions", json={"model": "sigma-en", "prompt": "x"})
+            assert answer.status_code == 503
+            assert "broken off" in answer.json()["error"]["message"]
+        app.state.served.thread._thread.join()
+        assert client.get("/health").status_code == 503
+        assert client.post("/v1/completions", json={"model": "sigma-en", "prompt": "x"}).status_code == 503
+
+
+@pytest.fixture(scope="module")
+def schema(tiny_data):
+    decoder = DrawnDecoder(tiny_data)
+    tree = served_app(decoder).openapi()
+    with server_of(decoder) as url:
+        found = schemathesis.openapi.from_dict(tree)
+        found.config.update(base_url=url)
+        yield found
+
+
+def ask_by_schema(schema, number: int) -> None:
+    """Ask each operation `number` times what its schema allows, and as often what it does not."""
+    for operation in (result.ok() for result in schema.get_all_operations()):
+        modes = GenerationMode if operation.method == "post" else [GenerationMode.POSITIVE]  # a GET cannot be much else
+        for mode in modes:
+
+            @settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case):
+                case.call_and_validate(excluded_checks=[positive_data_acceptance])  # a prompt may be too long
+
+            ask()
+
+
+def test_requests_drawn_from_the_schema(schema):
+    ask_by_schema(schema, 5)
+
+
+@pytest.mark.slow
+def test_many_requests_drawn_from_the_schema(schema):
+    ask_by_schema(schema, 200)

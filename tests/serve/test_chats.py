@@ -1,0 +1,114 @@
+"""POST /v1/chat/completions: messages become the text of the template, and the answer is what a completion of that text says."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.served import LENGTH, DrawnDecoder, client_of, events
+
+ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+
+
+def ask(client, **parameters):
+    body = {"model": "sigma-en", "messages": ASKED, "seed": 3, "max_tokens": 20} | parameters
+    answer = client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def test_the_answer_is_that_to_the_text_of_the_template(client):
+    body = {
+        "model": "sigma-en",
+        "prompt": "Be kind.\nUser: hi\nAssistant:",
+        "seed": 3,
+        "max_tokens": 20,
+        "stop": "\nUser:",
+    }
+    completion = client.post("/v1/completions", json=body).json()
+    chat = ask(client).json()
+    assert chat["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": completion["choices"][0]["text"].lstrip(), "refusal": None},
+            "logprobs": None,
+            "finish_reason": completion["choices"][0]["finish_reason"],
+        }
+    ]
+    assert chat["usage"] == completion["usage"]
+    assert chat["object"] == "chat.completion"
+
+
+@pytest.mark.parametrize("logprobs", [{}, {"logprobs": True}, {"logprobs": True, "top_logprobs": 3}])
+def test_a_stream_joined_is_the_answer(client, logprobs):
+    parameters = {"n": 2, "max_tokens": None, **logprobs}
+    expected = ask(client, **parameters).json()
+    *chunks, last = events(ask(client, stream=True, stream_options={"include_usage": True}, **parameters).text)
+    assert (last["choices"], last["usage"]) == ([], expected["usage"])
+    for choice in expected["choices"]:
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+        assert mine[0]["delta"] == {"role": "assistant", "content": ""}
+        assert mine[-1]["delta"] == {}
+        assert [part["finish_reason"] for part in mine] == [None] * (len(mine) - 1) + [choice["finish_reason"]]
+        assert "".join(part["delta"].get("content", "") for part in mine) == choice["message"]["content"]
+        tokens = [each for part in mine if part["logprobs"] for each in part["logprobs"]["content"]]
+        assert tokens == (choice["logprobs"]["content"] if logprobs else [])
+        assert all(len(token["top_logprobs"]) == logprobs.get("top_logprobs", 0) for token in tokens)
+
+
+def test_bytes_of_tokens_joined_are_the_text(client):
+    choice = ask(client, logprobs=True, stop=None).json()["choices"][0]
+    told = b"".join(bytes(token["bytes"]) for token in choice["logprobs"]["content"]).decode(errors="replace")
+    assert told.lstrip().startswith(choice["message"]["content"])
+
+
+def test_what_is_left_out_is_said(client):
+    said = [{"role": "user" if i % 2 == 0 else "assistant", "content": f"the cat {i}"} for i in range(11)]
+    chat = ask(client, messages=[ASKED[0], *said]).json()
+    (warning,) = chat["warnings"]
+    left_out = int(warning.split()[0])
+    assert warning.startswith(f"{left_out} of 12 messages, the oldest, were left out")
+    assert 0 < left_out < 11
+    assert chat["usage"]["prompt_tokens"] <= LENGTH - 20
+    kept = ask(client, messages=[ASKED[0], *said[left_out:]]).json()
+    assert kept["choices"] == chat["choices"]
+    assert "warnings" not in kept
+    assert events(ask(client, messages=[ASKED[0], *said], stream=True).text)[0]["warnings"] == chat["warnings"]
+
+
+def test_an_answer_may_come_back(client):
+    message = ask(client).json()["choices"][0]["message"]
+    ask(client, messages=[*ASKED, message, {"role": "user", "content": [{"type": "text", "text": "and?"}]}])
+
+
+def test_the_configuration_says_how_messages_are_written(tiny_data):
+    decoder = DrawnDecoder(tiny_data, user="<{content}>", assistant="[{content}]", stop=["e"])
+    with client_of(decoder) as client:
+        chat = ask(client, messages=ASKED[1:]).json()
+        body = {"model": "sigma-en", "prompt": "<hi>[", "seed": 3, "max_tokens": 20, "stop": "e"}
+        text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert chat["choices"][0]["message"]["content"] == text.lstrip()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 2000}]}, "the last one does not fit"),
+        ({"messages": [ASKED[0], {"role": "user", "content": "x" * 2000}]}, "the first and the last one do not fit"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": "x"}]}, "the last one must have the role user"),
+        ({"messages": [*ASKED, *ASKED]}, "only the first one can have the role system"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": None}]}, "must be a text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "x"}] * 257}, "messages: 257 is more than 256"),
+        ({"top_logprobs": 1}, "top_logprobs is only allowed with logprobs=true"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "mean the same and differ"),
+        ({"max_tokens": LENGTH + 1}, f"max_tokens is {LENGTH + 1}"),
+        ({"tools": [{}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"stream_options": {"include_usage": True}}, "only allowed with stream=true"),
+    ],
+)
+def test_what_cannot_be_is_refused(client, parameters, reason):
+    answer = client.post("/v1/chat/completions", json={"model": "sigma-en", "messages": ASKED} | parameters)
+    assert answer.status_code == 400, answer.text
+    assert reason in answer.json()["error"]["message"]

@@ -1,0 +1,252 @@
+"""POST /v1/completions: what comes is what the engine says, whole or in a stream, one by one or together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.served import LENGTH, client_of, events
+
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.request import Request
+from pangu_sigma.generate.sampling import Sampling
+
+PROMPT = "the cat sees 今天"
+
+
+def ask(client, **parameters):
+    body = {"model": "sigma-en", "prompt": PROMPT, "max_tokens": 12, "seed": 5} | parameters
+    answer = client.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def whole(client, **parameters):
+    return ask(client, **parameters).json()
+
+
+def domain_of(decoder, name="en"):
+    return next(d for d in _domains(decoder) if d.name == name)
+
+
+def _domains(decoder):
+    from pangu_sigma.domains import domains_of
+
+    return domains_of(decoder.config)
+
+
+def test_it_says_what_the_engine_says(client, decoder):
+    domain = domain_of(decoder)
+    ids = decoder.tokenizer.prompt(PROMPT, domain)
+    sampling = Sampling(0.8, 20, 0.9, 0.01, 1.1, 0.2, 0.3)
+    (expected,) = Engine(decoder).complete([Request(domain, tuple(ids), 12, sampling, 5, ("q",), logprobs=2)])
+    found = whole(
+        client,
+        temperature=0.8,
+        top_k=20,
+        top_p=0.9,
+        min_p=0.01,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=0.3,
+        stop="q",
+        logprobs=2,
+    )
+    (choice,) = found["choices"]
+    assert (choice["text"], choice["finish_reason"], choice["index"]) == (expected.text, expected.finish, 0)
+    assert choice["logprobs"]["token_logprobs"] == [token.logprob for token in expected.tokens]
+    assert found["usage"] == {
+        "prompt_tokens": len(ids),
+        "completion_tokens": len(expected.tokens),
+        "total_tokens": len(ids) + len(expected.tokens),
+    }
+    assert found["object"] == "text_completion"
+    assert "warnings" not in found
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"temperature": 0}, {"stop": [" ", "e"]}, {"prompt": "x", "max_tokens": 90}]
+)
+def test_a_stream_joined_is_the_answer(client, parameters):
+    expected = whole(client, n=2, **parameters)
+    chunks = events(ask(client, n=2, stream=True, **parameters).text)
+    for choice in expected["choices"]:
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+        assert "".join(part["text"] for part in mine) == choice["text"]
+        assert [part["finish_reason"] for part in mine] == [None] * (len(mine) - 1) + [choice["finish_reason"]]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert all("usage" not in chunk for chunk in chunks)
+
+
+def test_prompts_come_as_text_or_ids_alone_or_many(client):
+    ids = client.post("/tokenize", json={"model": "sigma-en", "prompt": PROMPT}).json()["tokens"]
+    text = whole(client)["choices"][0]["text"]
+    for prompt in (ids, [ids], [PROMPT]):
+        assert whole(client, prompt=prompt)["choices"][0]["text"] == text
+    many = whole(client, prompt=["a red house", PROMPT], n=2)
+    assert [choice["index"] for choice in many["choices"]] == [0, 1, 2, 3]
+    assert many["choices"][2]["text"] == text
+    assert many["choices"][3]["text"] == whole(client, seed=6)["choices"][0]["text"], "answer i takes seed + i"
+    prompts = [
+        client.post("/tokenize", json={"model": "sigma-en", "prompt": p}).json()["count"]
+        for p in ("a red house", PROMPT)
+    ]
+    assert many["usage"]["prompt_tokens"] == sum(prompts), "a prompt counts once"
+    assert many["usage"]["completion_tokens"] <= 4 * 12
+
+
+def test_without_a_seed_answers_differ(client):
+    texts = {whole(client, seed=None, n=3)["choices"][i]["text"] for i in range(3)}
+    assert len(texts) == 3
+
+
+@pytest.mark.parametrize("domain", ["sigma-en", "sigma-zh", "sigma-code"])
+def test_echo_with_logprobs_is_exact(client, decoder, domain):
+    """In float64 from the logits, as `lm_eval` needs it: nothing before the first token, one new token at the end."""
+    found = whole(client, model=domain, echo=True, logprobs=1, max_tokens=1, temperature=0)
+    logprobs = found["choices"][0]["logprobs"]
+    ids = client.post("/tokenize", json={"model": domain, "prompt": PROMPT}).json()["tokens"]
+    assert len(logprobs["tokens"]) == len(ids) + 1 == len(logprobs["top_logprobs"])
+    assert (logprobs["token_logprobs"][0], logprobs["top_logprobs"][0]) == (None, None)
+    of = domain_of(decoder, domain.removeprefix("sigma-"))
+    for at in range(1, len(ids)):
+        logits_R = decoder.logits(of, ids[:at]).astype(np.float64)
+        row = decoder.tokenizer.row_of[of.slot, ids[at]]
+        expected = logits_R[row] - np.logaddexp.reduce(logits_R)
+        assert logprobs["token_logprobs"][at] == pytest.approx(expected, abs=1e-9)
+        assert max(logprobs["top_logprobs"][at].values()) == pytest.approx(
+            logits_R.max() - np.logaddexp.reduce(logits_R), abs=1e-9
+        )
+    assert logprobs["token_logprobs"][-1] == max(logprobs["top_logprobs"][-1].values()), "greedy"
+
+
+def test_text_and_offsets_of_tokens_go_together(client):
+    """Also where a character has several tokens: each begins where what is whole before it ends."""
+    for parameters in ({}, {"echo": True}, {"prompt": "龘 the", "echo": True}):
+        choice = whole(client, logprobs=0, stop=None, **parameters)["choices"][0]
+        logprobs, joined = choice["logprobs"], ""
+        assert logprobs["text_offset"][0] == 0
+        for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
+            if not token.startswith("bytes:") and not (token.startswith("<") and token.endswith(">")):
+                assert choice["text"][offset : offset + len(token)] == token
+                joined += token
+        assert joined
+    echoed = whole(client, echo=True)["choices"][0]
+    assert echoed["text"].startswith(PROMPT)
+    assert echoed["logprobs"] is None
+
+
+def test_logprobs_of_0_tell_the_tokens_themselves(client):
+    logprobs = whole(client, logprobs=0)["choices"][0]["logprobs"]
+    for token, logprob, top in zip(*(logprobs[k] for k in ("tokens", "token_logprobs", "top_logprobs")), strict=True):
+        assert top == {token: logprob}
+
+
+def test_a_stream_with_echo_and_logprobs_is_the_answer_in_parts(client):
+    parameters = {"echo": True, "logprobs": 2, "experts": True, "n": 2}
+    expected = whole(client, **parameters)["choices"]
+    chunks = events(ask(client, stream=True, stream_options={"include_usage": True}, **parameters).text)
+    *chunks, last = chunks
+    assert last["choices"] == []
+    assert last["usage"]["total_tokens"] > 0
+    assert all(chunk["usage"] is None for chunk in chunks)
+    for choice in expected:
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+        for name, values in choice["logprobs"].items():
+            assert [each for part in mine if part["logprobs"] for each in part["logprobs"][name]] == values
+        assert "".join(part["text"] for part in mine) == choice["text"]
+
+
+def test_max_tokens_of_0_scores_a_prompt(client):
+    found = whole(client, max_tokens=0, echo=True, logprobs=1)
+    (choice,) = found["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (PROMPT, "length")
+    assert len(choice["logprobs"]["tokens"]) == found["usage"]["prompt_tokens"]
+    assert found["usage"]["completion_tokens"] == 0
+    assert events(ask(client, max_tokens=0, echo=True, stream=True).text)[0]["choices"][0]["text"] == PROMPT
+
+
+def test_experts_are_those_of_the_tokens(client, decoder):
+    logprobs = whole(client, experts=True, echo=True, max_tokens=3)["choices"][0]["logprobs"]
+    ids = client.post("/tokenize", json={"model": "sigma-en", "prompt": PROMPT}).json()["tokens"]
+    assert logprobs["experts"][: len(ids)] == decoder.experts(domain_of(decoder), ids).T.tolist()
+    assert len(logprobs["experts"]) == len(logprobs["tokens"])
+    assert "experts" not in whole(client, logprobs=1)["choices"][0]["logprobs"]
+
+
+def test_the_end_of_a_document_is_a_token_of_the_answer(client, decoder):
+    """`lm_eval` leaves out the last log-probability as that of a new token: there must be one, whatever it is."""
+    found = None
+    for seed in range(40):
+        found = whole(client, prompt=f"tree {seed}", max_tokens=60, logprobs=0, temperature=0)
+        if found["choices"][0]["finish_reason"] == "stop":
+            break
+    choice = found["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["logprobs"]["tokens"][-1] == "<eot>"
+    assert found["usage"]["completion_tokens"] == len(choice["logprobs"]["tokens"])
+    longer = whole(client, prompt=f"tree {seed}", max_tokens=60, temperature=0, ignore_eos=True)
+    assert longer["choices"][0]["finish_reason"] == "length"
+
+
+def test_stop_strings_ids_and_bias(client, decoder):
+    text = whole(client)["choices"][0]["text"]
+    stop = text[3:5]
+    stopped = whole(client, stop=["\x00\x00", stop])["choices"][0]
+    assert (stopped["text"], stopped["finish_reason"]) == (text[: text.index(stop)], "stop")
+    token = int(decoder.tokenizer.slot_rows[1, 100])
+    biased = whole(client, logit_bias={str(token): 100}, temperature=0, stop_token_ids=[token])
+    assert biased["usage"]["completion_tokens"] == 1
+
+
+def test_no_prompt_is_a_new_document(client):
+    body = {"prompt": "", "max_tokens": 4, "temperature": 0}
+    assert (
+        whole(client, **body)["choices"][0]["text"] == whole(client, **body | {"prompt": "<eot>"})["choices"][0]["text"]
+    )
+
+
+def test_too_much_is_refused_with_the_numbers(client, decoder):
+    absent = int(np.flatnonzero(decoder.tokenizer.row_of[1] < 0)[0])
+    ids = client.post("/tokenize", json={"model": "sigma-en", "prompt": "x" * LENGTH}).json()["tokens"][:LENGTH]
+    for parameters, reason in (
+        ({"prompt": ids, "max_tokens": 1}, f"{LENGTH} tokens and max_tokens is 1; together they may be {LENGTH}"),
+        ({"prompt": [*ids, ids[0]], "max_tokens": 0, "echo": True}, f"{LENGTH + 1} tokens"),
+        ({"prompt": "x" * 100_000}, "100000 characters"),
+        ({"max_tokens": 97}, "max_tokens is 97"),
+        ({"n": 17}, "n: 17 is more than 16, the limit n of this server"),
+        ({"prompt": ["x"] * 129}, "prompt: 129 is more than 128"),
+        ({"prompt": ["x"] * 128, "n": 16}, "2048 answers are more than may wait (256)"),
+        ({"logprobs": 21}, "logprobs: 21"),
+        ({"stop": ["x"] * 17}, "stop: 17"),
+        ({"stop": "x" * 101}, "stop: 101"),
+        ({"prompt": [absent]}, "has no row in the embedding slot of domain en"),
+        ({"prompt": [999_999]}, "does not exist"),
+        ({"best_of": 2}, "best_of=2 is not supported"),
+        ({"suffix": "x"}, "suffix"),
+        ({"max_tokens": 0}, "asks for nothing"),
+        ({"frobnicate": 1}, "frobnicate: this parameter is not known here"),
+    ):
+        body = {"model": "sigma-en", "prompt": PROMPT} | parameters
+        answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == 400, (parameters, answer.text)
+        assert reason in answer.json()["error"]["message"], (parameters, answer.text)
+    assert whole(client, prompt=ids, max_tokens=0, echo=True)["usage"]["prompt_tokens"] == LENGTH
+    assert whole(client, prompt=ids[:-4], max_tokens=None)["usage"]["completion_tokens"] <= 4, (
+        "what fits if nothing is said"
+    )
+
+
+def test_what_a_model_does_not_see_is_said(tiny_data):
+    """A vocabulary without bytes drops characters; an echo of folded text is not what was sent."""
+    from helpers.served import DrawnDecoder
+
+    decoder = DrawnDecoder(tiny_data)
+    tokenizer = decoder.tokenizer
+    decoder.tokenizer = type(tokenizer)(tokenizer._alpha, tokenizer._english, tokenizer.slot_rows, byte_fallback=False)
+    with client_of(decoder) as client:
+        said = whole(client, model="sigma-zh", prompt="今天 龘")
+        assert "龘" in said["warnings"][0]
+        chunks = events(ask(client, model="sigma-zh", prompt="今天 龘", stream=True).text)
+        assert [chunk.get("warnings") for chunk in chunks] == [said["warnings"]] + [None] * (len(chunks) - 1)
+        folded = whole(client, model="sigma-zh", prompt="ＡＢ", echo=True)
+        assert "as the model reads it" in folded["warnings"][-1]

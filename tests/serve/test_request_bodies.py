@@ -1,0 +1,197 @@
+"""Hundreds of malformed requests: each is refused with a reason, none is a bug of the server, and the next one is answered."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+COMPLETION = {"model": "sigma-en", "prompt": "the cat", "max_tokens": 2}
+CHAT = {"model": "sigma-en", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+TOKENIZE = {"model": "sigma-en", "prompt": "the"}
+DETOKENIZE = {"model": "sigma-en", "tokens": [260]}
+VALID = {
+    "/v1/completions": COMPLETION,
+    "/v1/chat/completions": CHAT,
+    "/tokenize": TOKENIZE,
+    "/detokenize": DETOKENIZE,
+}
+
+NOT_NUMBERS = ["1", "", [], {}, True, [1], float("nan"), float("inf"), -float("inf")]
+NOT_WHOLE = [*NOT_NUMBERS, 0.5, 2.0, 10**30, -(10**30), -1]
+NOT_TEXTS = [1, 0.5, True, [1], {}, {"a": 1}, "\ud800"]
+NOT_BOOLEANS = ["true", 1, 0, [], {}]
+
+WRONG: dict[str, list[Any]] = {
+    "model": [None, *NOT_TEXTS, "", "zh", "/etc/passwd", "x" * 1000],
+    "n": [0, *NOT_WHOLE, 17],
+    "max_tokens": [*NOT_WHOLE, 1000],
+    "temperature": [-0.1, 2.1, 1e-12, *NOT_NUMBERS],
+    "top_p": [0, -1, 1.1, *NOT_NUMBERS],
+    "top_k": [-2, *(value for value in NOT_WHOLE if value != -1)],
+    "min_p": [-0.1, 1.1, *NOT_NUMBERS],
+    "presence_penalty": [-2.1, 2.1, *NOT_NUMBERS],
+    "frequency_penalty": [-2.1, 2.1, *NOT_NUMBERS],
+    "repetition_penalty": [0, -1, 1e10, *NOT_NUMBERS],
+    "seed": NOT_WHOLE,
+    "stop": [1, True, {}, [1], [""], "", ["a", None], ["a"] * 17, "a" * 101, "\ud800", [["a"]]],
+    "stop_token_ids": ["a", 1, ["a"], [-1], [1.5], [10**6], [10**12], [True], [260] * 17],
+    "ignore_eos": NOT_BOOLEANS,
+    "stream": NOT_BOOLEANS,
+    "stream_options": [True, "a", {"include_usage": True}, {"a": 1}],
+    "user": [*NOT_TEXTS, "x" * 1000],
+    "logit_bias": [1, [1], {"a": 1}, {"1": "a"}, {"1": 101}, {"-1": 1}, {"999999": 1}, {"1": float("nan")}],
+    "unknown": [1],
+    "tool_choice": ["auto"],
+}
+OF_PATH: dict[str, dict[str, list[Any]]] = {
+    "/v1/completions": {
+        **WRONG,
+        "prompt": [
+            *[
+                None,
+                1,
+                True,
+                {},
+                [],
+                [[]],
+                [1, "a"],
+                ["a", None],
+                [[1], "a"],
+                [[1], [True]],
+                [-1],
+                [0.5],
+                [10**6],
+                [10**12],
+            ],
+            *["\ud800", "x" * 100_000, ["x"] * 200, [[260]] * 200, [[[260]]], [float("nan")], [260] * 97],
+        ],
+        "echo": NOT_BOOLEANS,
+        "logprobs": [*NOT_WHOLE, 21],
+        "experts": NOT_BOOLEANS,
+        "best_of": [0, 2, "1"],
+        "suffix": ["a", 1],
+        "add_special_tokens": NOT_BOOLEANS,
+        "messages": [CHAT["messages"]],
+    },
+    "/v1/chat/completions": {
+        **WRONG,
+        "messages": [
+            *[None, 1, "hi", {}, [], [1], ["hi"], [{}], [{"role": "user"}], [{"content": "x"}]],
+            *[[{"role": role, "content": "x"}] for role in ("tool", "function", "", "User", None, 1)],
+            *[[{"role": "user", "content": content}] for content in (None, 1, [], [1], {}, "\ud800", "x" * 100_000)],
+            *[
+                [{"role": "user", "content": [part]}]
+                for part in ({"type": "text"}, {"type": "image_url"}, {"text": "x"})
+            ],
+            [{"role": "user", "content": "x", "name": "y"}],
+            [{"role": "assistant", "content": "x"}],
+            [{"role": "user", "content": "x"}] * 257,
+        ],
+        "logprobs": NOT_BOOLEANS,
+        "top_logprobs": [*NOT_WHOLE, 1],
+        "max_completion_tokens": [3, *NOT_WHOLE],
+        "tools": [[{"type": "function"}], "a"],
+        "response_format": [{"type": "json_object"}, "text", {}],
+        "functions": [[]],
+        "prompt": ["x"],
+    },
+    "/tokenize": {"model": ["zh", 1], "prompt": [None, *NOT_TEXTS], "add_special_tokens": NOT_BOOLEANS, "x": [1]},
+    "/detokenize": {"model": ["zh", 1], "tokens": [None, 1, "a", ["a"], [-1], [10**6], [True], [1.5]], "x": [1]},
+}
+
+BODIES = {
+    "nothing": b"",
+    "null": b"null",
+    "a list": b"[]",
+    "a number": b"1",
+    "a text": b'"{}"',
+    "half of it": json.dumps(COMPLETION).encode()[:-5],
+    "more than it": json.dumps(COMPLETION).encode() + b"{}",
+    "deep lists": b"[" * 100_000,
+    "deep lists that end": b"[" * 50_000 + b"]" * 50_000,
+    "deep prompt": b'{"model":"sigma-en","prompt":' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+    "deep objects": b'{"a":' * 50_000,
+    "NaN": b'{"model":"sigma-en","prompt":"a","temperature":NaN}',
+    "Infinity": b'{"model":"sigma-en","prompt":"a","top_p":-Infinity}',
+    "more than float64": b'{"model":"sigma-en","prompt":"a","temperature":1e400}',
+    "a number of 5,000 digits": b'{"model":"sigma-en","prompt":"a","seed":' + b"9" * 5000 + b"}",
+    "a key twice": b'{"model":"sigma-en","prompt":"a","prompt":"b"}',
+    "bytes that are no UTF-8": b'{"model":"sigma-en","prompt":"\xff\xfe"}',
+    "Latin-1": '{"model":"sigma-en","prompt":"é"}'.encode("latin-1"),
+    "half a pair as a key": b'{"model":"sigma-en","prompt":"a","\\ud800":1}',
+    "control characters": b'{"model":"sigma-en","prompt":"a\x00b"}',
+    "comments": b'{"model":"sigma-en","prompt":"a"} // hi',
+    "YAML": b"model: sigma-en\nprompt: a\n",
+    "binary": bytes(range(256)),
+}
+
+CASES = [
+    pytest.param(path, {**VALID[path], name: value}, id=f"{path} {name}={json.dumps(value)[:40]}")
+    for path, wrong in OF_PATH.items()
+    for name, values in wrong.items()
+    for value in values
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def served_on(client):
+    """After all of them the server answers as before."""
+    expected = {path: client.post(path, json=body).status_code for path, body in VALID.items()}
+    assert set(expected.values()) == {200}
+    yield
+    assert {path: client.post(path, json=body).status_code for path, body in VALID.items()} == expected
+    assert client.get("/health").status_code == 200
+
+
+def check_refused(answer) -> None:
+    assert 400 <= answer.status_code < 500, answer.text
+    error = answer.json()["error"]
+    assert len(error["message"]) > 10
+    assert len(answer.content) < 3000, "what was sent does not come back whole"
+    assert "Traceback" not in answer.text
+
+
+def test_there_are_more_than_300():
+    assert len(CASES) + len(BODIES) * len(VALID) > 300
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_wrong_values_are_refused(client, path):
+    cases = [case for case in CASES if case.values[0] == path]
+    for case in cases:
+        body = json.dumps(case.values[1])
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        try:
+            check_refused(answer)
+        except AssertionError as error:
+            raise AssertionError(f"{case.id}: {error}") from error
+
+
+@pytest.mark.parametrize(("path", "name"), itertools.product(VALID, BODIES))
+def test_wrong_bodies_are_refused(client, path, name):
+    check_refused(client.post(path, content=BODIES[name], headers={"Content-Type": "application/json"}))
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "a" * 5000]
+)
+def test_wrong_kinds_are_refused(client, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = client.post("/v1/completions", content=json.dumps(COMPLETION), headers=headers)
+    assert answer.status_code == 415
+    assert "curl" in answer.json()["error"]["message"]
+
+
+def test_a_missing_parameter_is_named(client):
+    for path, body in VALID.items():
+        for name in set(body) - {"max_tokens"}:
+            rest = {key: value for key, value in body.items() if key != name}
+            answer = client.post(path, json=rest)
+            if path == "/detokenize" and name == "model":  # ids mean the same in every domain
+                assert answer.status_code == 200
+            else:
+                assert answer.status_code == 400
+                assert name in answer.json()["error"]["message"]

@@ -1,0 +1,51 @@
+"""Domains as models, and what requests become."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.served import LENGTH
+
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.sampling import Sampling
+from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.refusals import Refused
+from pangu_sigma.serve.request_bodies import CompletionRequest
+from pangu_sigma.serve.served import Served
+
+
+@pytest.fixture(scope="module")
+def served(decoder) -> Served:
+    return Served(Engine(decoder), Limits(n=4))
+
+
+def test_a_domain_is_a_model(served):
+    assert list(served.domains) == ["sigma-zh", "sigma-en", "sigma-code"]
+    assert served.domain("sigma-en").name == served.domain(None, "sigma-en").name == "en"
+    for name, path, status in (("en", None, 404), (None, None, 400), ("sigma-en", "sigma-zh", 400)):
+        with pytest.raises(Refused) as refused:
+            served.domain(name, path)
+        assert refused.value.status_code == status
+
+
+def test_room_is_what_fits_or_what_is_wanted(served):
+    ids = [0] * (LENGTH - 10)
+    assert served.room([ids, [0]], None, 16) == [10, 16]
+    assert served.room([ids, [0]], 7, 16) == [7, 7]
+    for wanted, prompt in ((11, ids), (0, [0] * (LENGTH + 1)), (None, [0] * (LENGTH + 1))):
+        with pytest.raises(Refused, match=f"together they may be {LENGTH}"):
+            served.room([prompt], wanted, 16)
+
+
+def test_openais_defaults_and_seeds(served):
+    en = served.domain("sigma-en")
+    body = CompletionRequest(model="sigma-en", prompt="x", n=3, seed=7)
+    found = served.requests(body, en, [[1], [2]], [4, 5], {})
+    assert [(r.ids, r.max_new_tokens, r.seed) for r in found] == [
+        *[((1,), 4, seed) for seed in (7, 8, 9)],
+        *[((2,), 5, seed) for seed in (7, 8, 9)],
+    ]
+    assert {r.sampling for r in found} == {Sampling(temperature=1.0)}
+    given = CompletionRequest(model="sigma-en", prompt="x", temperature=0, top_k=-1, logit_bias={"9": 1.5}, stop="q")
+    (one,) = served.requests(given, en, [[1]], [1], {"stop": ("z",)})
+    assert (one.sampling, one.logit_bias, one.stop) == (Sampling(), ((9, 1.5),), ("q", "z"))
+    assert served.fingerprint.startswith("tiny-")

@@ -1,0 +1,269 @@
+"""Real sockets and a real process: what no client may do to the server, how it ends, how it begins again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from helpers.served import DrawnDecoder, server_of
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.serve.server import KEY_VARIABLE, Address, bind, read_key
+
+ASKED = {"model": "sigma-en", "prompt": "the cat", "max_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def impatient(tiny_data) -> Iterator[str]:
+    """A server that waits one second for anything."""
+    with server_of(DrawnDecoder(tiny_data), head_seconds=1, body_seconds=1, connections=8) as url:
+        yield url
+
+
+def connect(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    found = socket.create_connection((parts.hostname, parts.port), timeout=10)
+    found.settimeout(10)
+    return found
+
+
+def all_of(sock: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    found = b""
+    try:
+        while part := sock.recv(65536):
+            found += part
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def check_answers(url: str) -> None:
+    assert httpx2.post(f"{url}/v1/completions", json=ASKED).status_code == 200
+
+
+def test_heads_that_do_not_come_end_the_connection(impatient):
+    started = time.monotonic()
+    with connect(impatient) as silent, connect(impatient) as dripping, connect(impatient) as again:
+        again.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for _ in range(6):
+            try:
+                dripping.sendall(b"G")
+            except OSError:
+                break
+            time.sleep(0.25)
+        assert all_of(silent) == b""
+        assert b"200 OK" in all_of(again), "and is closed after the pause that follows its answer"
+        all_of(dripping)
+    assert time.monotonic() - started < 5
+    check_answers(impatient)
+
+
+def test_bodies_that_do_not_come_are_refused(impatient):
+    with connect(impatient) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        slow.sendall(b'Content-Length: 1000\r\n\r\n{"model"')
+        found = all_of(slow)
+    assert found.startswith(b"HTTP/1.1 408")
+    assert b"did not come within 1 s" in found
+    check_answers(impatient)
+
+
+def test_100_mb_are_refused_early(impatient):
+    length = 100_000_000
+    with connect(impatient) as large:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        large.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+        assert large.recv(65536).startswith(b"HTTP/1.1 413"), "before any of it was sent"
+    started = time.monotonic()
+    answer = httpx2.post(
+        f"{impatient}/v1/completions", content=b" " * length, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 413
+    assert "more than 2048 KiB" in answer.json()["error"]["message"], "who sends all of it reads why"
+    assert time.monotonic() - started < 10
+    check_answers(impatient)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x00\x01\x02\xff" * 100 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+        + b"".join(b"X-%d: %s\r\n" % (i, b"a" * 1000) for i in range(3000))
+        + b"\r\n",
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n{}",
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        b"GET /%00/%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"CONNECT evil.example:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_is_no_harm(impatient, sent):
+    with connect(impatient) as raw:
+        raw.sendall(sent)
+        found = all_of(raw)
+    assert b"HTTP/1.1 5" not in found
+    assert not found or found.startswith(b"HTTP/1.1 4") or b"Upgrade: websocket" in sent
+    check_answers(impatient)
+
+
+def test_connections_have_a_limit(impatient):
+    held = [connect(impatient) for _ in range(8)]
+    time.sleep(0.1)
+    with connect(impatient) as beyond:
+        assert all_of(beyond) == b""
+    for sock in held:
+        sock.close()
+    time.sleep(0.1)
+    check_answers(impatient)
+
+
+def test_a_client_that_goes_frees_its_lane_within_a_token(tiny_data):
+    """One lane: who comes next is answered only if the lane is free."""
+    decoder = DrawnDecoder(tiny_data, lanes=1, seconds=0.05, ends=False)
+    long = ASKED | {"max_tokens": 90}
+    with server_of(decoder) as url, httpx2.Client(base_url=url, timeout=20) as client:
+        for stream in (True, False):
+            body = json.dumps(long | {"stream": stream}).encode()
+            with connect(url) as leaving:
+                head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                time.sleep(0.3)
+            read = decoder.read_ids
+            time.sleep(0.3)
+            assert decoder.read_ids - read <= 2, "at most the token that was computed and the one after it"
+        answer = client.post("/v1/completions", json=ASKED | {"max_tokens": 1})
+        assert answer.status_code == 200
+        assert 'finished_reason="abort"' in client.get("/metrics").text
+
+
+def test_too_many_are_told_when_to_come_again(tiny_data):
+    decoder = DrawnDecoder(tiny_data, lanes=1, seconds=0.02, ends=False)
+    with server_of(decoder, waiting=2) as url, httpx2.Client(base_url=url, timeout=20) as client:
+        first = client.post("/v1/completions", json=ASKED | {"n": 3})
+        assert first.status_code == 400, "more than may wait is never answered"
+        with client.stream("POST", "/v1/completions", json=ASKED | {"max_tokens": 90, "stream": True}) as running:
+            next(running.iter_lines())
+            with client.stream("POST", "/v1/completions", json=ASKED | {"n": 2, "stream": True}) as waiting:
+                refused = client.post("/v1/completions", json=ASKED)
+                assert refused.status_code == 429
+                assert 1 <= int(refused.headers["retry-after"]) <= 60
+                assert refused.json()["error"]["type"] == "rate_limit_error"
+                waiting.read()
+        assert client.post("/v1/completions", json=ASKED).status_code == 200
+
+
+PROGRAM = """
+import logging, sys
+from pathlib import Path
+from helpers.served import DrawnDecoder
+from pangu_sigma.errors import exit_status
+from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.server import Address, bind, serve
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+def run():
+    address = Address(port=int(sys.argv[2]))
+    with bind(address) as listening:
+        decoder = DrawnDecoder(Path(sys.argv[1]), seconds=0.03, ends=False)
+        return serve(decoder, listening, address, None, Limits(stop_seconds=int(sys.argv[3])))
+sys.exit(exit_status(run))
+"""
+
+
+def start(data: Path, port: int = 0, stop_seconds: int = 7) -> tuple[subprocess.Popen, str]:
+    """A server process and its address."""
+    root = Path(__file__).parents[2]
+    paths = [root / "src", root, root / "tests"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(data), str(port), str(stop_seconds)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("serving "):
+            url = line.split(" at ")[1].strip()
+            for _ in range(500):
+                try:
+                    if httpx2.get(f"{url}/health").status_code == 200:
+                        break
+                except httpx2.TransportError:
+                    time.sleep(0.02)
+            return process, url
+    raise AssertionError(f"ended with {process.wait()}")
+
+
+def test_sigterm_finishes_what_runs_and_sigkill_leaves_nothing(tiny_data):
+    process, url = start(tiny_data)
+    with httpx2.stream(
+        "POST", f"{url}/v1/completions", json=ASKED | {"max_tokens": 60, "stream": True}, timeout=20
+    ) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert process.wait(10) == 0
+    assert time.monotonic() - started < 10
+
+    port = urlsplit(url).port
+    process, url = start(tiny_data, port)
+    with pytest.raises(ConfigError, match=f"port {port}: Address already in use; .* choose another --port"):
+        bind(Address(port=port))
+    with httpx2.stream("POST", f"{url}/v1/completions", json=ASKED | {"max_tokens": 90, "stream": True}) as answer:
+        next(answer.iter_lines())
+        process.kill()
+        process.wait()
+    process, url = start(tiny_data, port, stop_seconds=1)
+    body = ASKED | {"max_tokens": 90, "n": 16, "stream": True}  # longer than a second
+    with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGINT)
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert "broken off" in json.loads(rest[-2].removeprefix("data: "))["error"]["message"]
+    assert process.wait(10) == 0
+
+
+def test_a_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    assert read_key(None) is None
+    monkeypatch.setenv(KEY_VARIABLE, " abc ")
+    assert read_key(None) == "abc"
+    file = tmp_path / "key"
+    file.write_text("def\n")
+    assert read_key(file) == "def"
+    for text in ("", "a b", "é", "a\nb"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="--api-key-file"):
+            read_key(file)
+    with pytest.raises(ConfigError, match="No such file"):
+        read_key(tmp_path / "none")
+    monkeypatch.setenv(KEY_VARIABLE, "")
+    with pytest.raises(ConfigError, match=KEY_VARIABLE):
+        read_key(None)
+
+
+def test_an_address_that_is_not_here_is_said():
+    with pytest.raises(ConfigError, match=r"cannot listen at 203\.0\.113\.7"):
+        bind(Address("203.0.113.7"))
+    with pytest.raises(ConfigError, match=r"--host no\.such\.name\.invalid"):
+        bind(Address("no.such.name.invalid"))

@@ -1,0 +1,74 @@
+"""A chat in the terminal, without one: a line in, an answer out."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from helpers.served import DrawnDecoder
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.serve.terminal import Settings, talk
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_data) -> DrawnDecoder:
+    return DrawnDecoder(tiny_data, lanes=1)
+
+
+def said(decoder, text: str, capsys, **settings) -> tuple[list[str], str]:
+    """Lines of standard output, and what standard error says."""
+    output = io.StringIO()
+    settings = {"domain": "en", "temperature": 0.0, "max_tokens": 6} | settings
+    assert talk(decoder, Settings(**settings), io.StringIO(text), output) == 0
+    return output.getvalue().splitlines(), capsys.readouterr().err
+
+
+def test_each_line_has_an_answer(decoder, capsys):
+    lines, told = said(decoder, "hello\n\nand you?\n", capsys)
+    again, _ = said(decoder, "hello\n/reset\nand you?", capsys)
+    assert len([line for line in lines if line]) >= 2
+    assert lines[0] == again[0]
+    assert lines != again, "what was said before counts"
+    assert told == ""
+
+
+def test_domains_are_chosen_by_name(decoder, capsys):
+    zh, _ = said(decoder, "今天", capsys, domain="zh")
+    changed, told = said(decoder, "/domain\n/domain zh\n今天\n/domain nope\n", capsys)
+    assert changed == zh
+    assert "zh, *en, code" in told
+    assert "unknown domain 'nope'; this configuration has zh, en, code" in told
+    with pytest.raises(ConfigError, match="unknown domain 'xx'"):
+        said(decoder, "", capsys, domain="xx")
+
+
+def test_commands_are_commands_and_two_slashes_are_text(decoder, capsys):
+    lines, told = said(decoder, "/help\n/nope\n/temperature hot\n/temperature -1\n/retry\n/quit\nnever\n", capsys)
+    assert lines == []
+    assert "/domain NAME" in told
+    assert "there is no /nope; /help says what there is" in told
+    assert "/temperature hot: a number is wanted" in told
+    assert "temperature=-1.0 is not allowed" in told
+    assert "nothing was said yet" in told
+    assert said(decoder, "//help\n", capsys)[0] != []
+
+
+def test_another_answer_is_drawn_and_a_seed_draws_the_same(decoder, capsys):
+    first, _ = said(decoder, "hi\n/retry\n", capsys, temperature=2.0, seed=1, max_tokens=20)
+    assert first == said(decoder, "hi\n/retry\n", capsys, temperature=2.0, seed=1, max_tokens=20)[0]
+    assert first[0] != first[-1]
+
+
+def test_what_is_left_out_is_said_and_what_does_not_fit_is_refused(decoder, capsys):
+    lines, told = said(decoder, "word and word and word\n" * 12 + "x" * 3000 + "\nhi\n", capsys)
+    assert "the oldest, were left out" in told
+    assert "the last one does not fit" in told
+    assert lines
+
+
+def test_how_answers_are_to_be(decoder, capsys):
+    plain, _ = said(decoder, "hi\n", capsys)
+    told, _ = said(decoder, "/system Be kind.\nhi\n/system\nhi\n", capsys)
+    assert told[0] != plain[0]
+    assert told[-1] == plain[-1]
