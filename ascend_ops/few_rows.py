@@ -1,4 +1,4 @@
-"""The operators of a network on the CPU that reads new tokens of texts in a KV cache: no MindSpore, arrays of NumPy, few microseconds.
+"""The operators of a network on the CPU that reads new tokens of texts in a KV cache: arrays of NumPy and no MindSpore.
 
 An operator is made once, of arrays that stay where they are, and called for every pass with its number of rows: a call of Python
 costs more than the smallest ones compute. What it reads and writes are the first rows of these arrays. Results of a row do not
@@ -73,7 +73,7 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Projection:
     """y [T, out] = x [T, in] · weight [in, out] + bias [out]; or, if it adds, y += it."""
 
     x: np.ndarray
@@ -83,7 +83,7 @@ class Linear:
     adds: bool = False
 
 
-class _LinearFields(ctypes.Structure):
+class _ProjectionFields(ctypes.Structure):
     _fields_ = [
         *((name, _POINTER) for name in ("x", "weight", "scale")),
         *((name, _NUMBER) for name in ("kind", "inputs", "outputs", "transposed")),
@@ -93,12 +93,12 @@ class _LinearFields(ctypes.Structure):
     ]
 
 
-class Linears:
-    """Linear layers that need not wait for each other. call(rows)"""
+class Projections:
+    """Projection layers that need not wait for each other. call(rows)"""
 
-    def __init__(self, layers: Sequence[Linear]):
+    def __init__(self, layers: Sequence[Projection]):
         self._kept = list(layers)
-        self._fields = (_LinearFields * len(layers))(*(_fields_of(layer) for layer in layers))
+        self._fields = (_ProjectionFields * len(layers))(*(_fields_of(layer) for layer in layers))
         self._call = _kernel("HostLinears")
         self._arguments = ctypes.addressof(self._fields), len(layers)
 
@@ -106,10 +106,10 @@ class Linears:
         self._call(rows, *self._arguments)
 
 
-def _fields_of(layer: Linear) -> _LinearFields:
+def _fields_of(layer: Projection) -> _ProjectionFields:
     inputs, outputs = layer.weight.values.shape
     assert layer.x.shape[1] == inputs and layer.y.shape[1] == outputs
-    return _LinearFields(
+    return _ProjectionFields(
         _address(layer.x, np.float32),
         _address(layer.weight.values),
         _address(layer.weight.scales, np.float32),
@@ -123,7 +123,7 @@ def _fields_of(layer: Linear) -> _LinearFields:
     )
 
 
-class Head:
+class TiedHead:
     """logits [T, R] = x [T, H] · weight [R, H]. call(rows, logits)"""
 
     def __init__(self, x: np.ndarray, weight: Matrix):
@@ -131,7 +131,7 @@ class Head:
         outputs, inputs = weight.values.shape
         assert x.shape[1] == inputs
         addresses = (_address(x, np.float32), _address(weight.values), _address(weight.scales, np.float32))
-        self._fields = _LinearFields(*addresses, weight.kind, inputs, outputs, 1, None, None, 0)
+        self._fields = _ProjectionFields(*addresses, weight.kind, inputs, outputs, 1, None, None, 0)
         self._call, self._argument = _kernel("HostLinears"), ctypes.addressof(self._fields)
 
     def __call__(self, rows: int, logits: np.ndarray) -> None:
@@ -139,7 +139,7 @@ class Head:
         self._call(rows, self._argument, 1)
 
 
-class LayerNorm:
+class NormRows:
     """y = LayerNorm(x), with ε = 1e-5; y may be x. call(rows)"""
 
     def __init__(self, x: np.ndarray, gain: np.ndarray, bias: np.ndarray, y: np.ndarray):
@@ -225,7 +225,9 @@ class CachedAttention:
     there, and the number of its document's first token. Tokens of a lane stand together, in their order.
     """
 
-    def __init__(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray, keys: np.ndarray, values: np.ndarray):
+    def __init__(
+        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray, keys: np.ndarray, values: np.ndarray
+    ):
         _, heads, length, width = keys.shape
         assert keys.shape == values.shape and all(each.shape[1] == heads * width for each in (q, k, v, out))
         self._kept = q, k, v, out, keys, values
@@ -257,7 +259,7 @@ class _Kernel:
         for function in (self._holding, self._releasing):
             function.argtypes, function.restype = arguments, None
 
-    def __call__(self, rows: int, *arguments: int) -> None:
+    def __call__(self, rows: int, *arguments: int | None) -> None:
         (self._holding if rows <= _FEW else self._releasing)(rows, *arguments)
 
 

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import io
 import json
 import math
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import fields
 from pathlib import Path
 
@@ -177,6 +180,8 @@ COMMANDS = [
         "launch",
         "generate",
         "export",
+        "serve",
+        "chat",
         "inspect",
         "plan",
         "bench",
@@ -325,6 +330,39 @@ def test_export_then_generate_from_the_folder(tiny_run, capsys, tmp_path):
         for source in (["--run", tiny_run], ["--model", tmp_path / "out"])
     )
     assert one == other
+
+
+def test_serve_serves_a_run_until_it_is_ended(tiny_run):
+    """In a process of its own, as a user runs it."""
+    arguments = [sys.executable, "-m", "pangu_sigma", "serve", str(tiny_run), "--port", "0", "--limit", "lanes=2"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    url = next(line for line in process.stderr if line.startswith("serving ")).split(" at ")[1].strip()
+    body = json.dumps({"model": "sigma-en", "prompt": "the", "max_tokens": 3}).encode()
+    asked = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        assert json.load(answer)["usage"]["prompt_tokens"] >= 1
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_serve_refuses_what_it_cannot_do(capsys, tmp_path):
+    for options, message in (
+        (["--limit", "frobs=1"], "there is no limit 'frobs'"),
+        (["--port", "70000"], "--port 70000 is not allowed"),
+        (["--port", "0", "--api-key-file", tmp_path / "none"], "No such file"),
+        (["--port", "0"], "is not a run folder"),
+    ):
+        assert message in fails(capsys, "serve", tmp_path / "none", *options)
+    assert "is not a run folder" in fails(capsys, "chat", tmp_path / "none")
+
+
+def test_chat_answers_lines(tiny_run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n/domain zh\n今天\n"))
+    text = prints(capsys, "chat", tiny_run, "--domain", "en", "--max-tokens", 5, "--seed", 1)
+    assert len(text.splitlines()) == 2
+    assert "unknown domain 'xx'" in fails(capsys, "chat", tiny_run, "--domain", "xx")
 
 
 def test_train_continues_a_run_and_prints_its_summary(file, tiny_data, tiny_run, capsys, tmp_path):

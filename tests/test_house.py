@@ -47,7 +47,7 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",
     **{
         f"src/pangu_sigma/commands/{name}.py": "tests/test_cli.py runs every command through the command line"
-        for name in ("launching", "life", "models", "options", "tools", "training")
+        for name in ("launching", "life", "models", "options", "serving", "tools", "training")
     },
     **{
         f"src/pangu_sigma/inherit/{name}.py": "tests/inherit/test_from_alpha.py inherits with it, from parents of every form"
@@ -61,6 +61,11 @@ TESTED_ELSEWHERE = {
         f"src/pangu_sigma/convert/{name}.py": "tests/convert/test_hf_folder.py: one way there, one way back, and who is refused"
         for name in ("conversion", "hf_config", "model_card", "to_run", "trained_model")
     },
+    **{
+        f"src/pangu_sigma/generate/{name}.py": "tests/generate/test_host_decoder.py computes with it; test_exact.py the exact way"
+        for name in ("host_network", "host_operators", "weights")
+    },
+    "src/pangu_sigma/generate/decoder.py": "a protocol; tests/generate/test_host_decoder.py holds what it promises",
     "src/pangu_sigma/model/declare.py": "tests/model/test_pangu_sigma.py: every parameter and tensor is made with it",
     "src/pangu_sigma/model/dense_ffn.py": "tests/model/test_pangu_sigma.py compares the layers that use it with NumPy",
     "src/pangu_sigma/generate/decoder.py": "what decoders have in common; each of them has its test",
@@ -75,6 +80,7 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/bench/adam.py": "tests/bench/test_bench_adam.py",
     "src/pangu_sigma/bench/dcp.py": "a program of the peers' environment; tests/bench/test_checkpoint.py starts it where they are",
     "src/pangu_sigma/bench/ecss.py": "tests/bench/test_bench_ecss.py",
+    "src/pangu_sigma/bench/gpt2.py": "a program of the peers' environment; tests/bench/test_decode.py starts it where they are",
     "src/pangu_sigma/bench/mixtral.py": "a program of the peers' environment; tests/bench/test_train.py starts it where they are",
     "src/pangu_sigma/bench/tokenizer.py": "tests/bench/test_bench_tokenizer.py",
     "src/pangu_sigma/ascend/active_experts.py": "tests/ascend/test_step.py compares whole steps with those of the CPU",
@@ -89,6 +95,7 @@ TESTED_ELSEWHERE = {
         f"src/pangu_sigma/mindformers_adapter/{name}.py": "tests/test_mindformers_adapter.py starts MindFormers once for all"
         for name in "__init__ __main__ checkpoint dataset model registration step tokenizer trainer words".split()  # noqa: SIM905
     },
+    "ascend_ops/activation.py": "the oracle; tests/ascend_ops/test_grouped_ffn.py and tests/model/test_pangu_sigma.py use it",
     "ascend_ops/device.py": "tests/ascend_ops/test_expert_dispatch.py on the CPU, tests/device/test_ascend_ops.py on a chip",
     "ascend_ops/emulation/emulator.py": "tests/ascend_ops/test_emulation.py",
     "ascend_ops/errors.py": "two empty classes; tests/ascend_ops/test_library.py shows what they are for",
@@ -123,6 +130,7 @@ ONE_MEANING = {
 
 PRINTS = {
     "src/pangu_sigma/bench/dcp.py": "answers a benchmark through a pipe",
+    "src/pangu_sigma/bench/gpt2.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/bench/mixtral.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/bench/peer.py": "asks such a program through a pipe",
     "src/pangu_sigma/bench/stored_experts.py": "answers a benchmark through a pipe",

@@ -10,7 +10,17 @@ import pytest
 import scipy.special
 
 from ascend_ops import few_rows
-from ascend_ops.few_rows import FFN, CachedAttention, FfnWeights, Head, LayerNorm, Linear, Linears, Matrix, aligned
+from ascend_ops.few_rows import (
+    FFN,
+    CachedAttention,
+    FfnWeights,
+    Matrix,
+    NormRows,
+    Projection,
+    Projections,
+    TiedHead,
+    aligned,
+)
 from ascend_ops.library import cpu_library
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -77,8 +87,11 @@ def test_linear_layers_are_the_oracle_and_rows_do_not_depend_on_each_other(isa, 
                 mine[...] = x[some]
                 y, added = aligned(before[some].shape), aligned(before[some].shape)
                 added[...] = before[some]
-                layers = [Linear(mine, weights[0], biases[0], y), Linear(mine, weights[1], biases[1], added, adds=True)]
-                Linears(layers)(len(mine))
+                layers = [
+                    Projection(mine, weights[0], biases[0], y),
+                    Projection(mine, weights[1], biases[1], added, adds=True),
+                ]
+                Projections(layers)(len(mine))
                 return np.concatenate([y, added], axis=1)
 
             found = compute(slice(None))
@@ -97,7 +110,7 @@ def test_the_head_is_the_oracle_and_rows_do_not_depend_on_each_other(isa, precis
             def compute(some: slice, x=x, table=table) -> np.ndarray:
                 mine, logits = aligned(x[some].shape), np.full((len(x[some]), 700), np.nan, np.float32)
                 mine[...] = x[some]
-                Head(mine, table)(len(mine), logits)
+                TiedHead(mine, table)(len(mine), logits)
                 return logits
 
             found = compute(slice(None))
@@ -109,11 +122,11 @@ def test_layer_norm_is_the_oracle(isa):
     for hidden, _, _ in WIDTHS:
         x, gain, bias = drawn(0, 70, hidden, scale=3) + np.float32(5), drawn(1, hidden), drawn(2, hidden)
         y = aligned(x.shape)
-        LayerNorm(x, gain, bias, y)(len(x))
+        NormRows(x, gain, bias, y)(len(x))
         exact = x.astype(np.float64)
         centred = exact - exact.mean(axis=1, keepdims=True)
         close(y, centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5) * gain + bias)
-        LayerNorm(x, gain, bias, x)(len(x))
+        NormRows(x, gain, bias, x)(len(x))
         assert (x == y).all(), "in place"
 
 

@@ -76,13 +76,22 @@ def test_chunks_and_single_tokens_and_passes_give_the_same_bits(run, decoder, mo
 
 def test_texts_of_a_batch_get_the_bits_that_they_get_alone(run, decoder):
     domains = domains_of(run.config).all
-    texts = [(domains[i % len(domains)], ids_of(run, domains[i % len(domains)], n, i)) for i, n in enumerate((9, 1, 20, 4))]
+    texts = [
+        (domains[i % len(domains)], ids_of(run, domains[i % len(domains)], n, i)) for i, n in enumerate((9, 1, 20, 4))
+    ]
     alone = [read(decoder, domain, ids) for domain, ids in texts]
     for lane, (domain, _) in enumerate(texts):
         decoder.begin(lane, domain)
     together: dict[int, list[np.ndarray]] = {lane: [] for lane in range(len(texts))}
-    for first, end in ((0, 1), (1, 6), (6, 7), (7, 20)):  # lanes come in different orders, with chunks of different lengths
-        chunks = [Chunk(lane, ids[first:end], len(ids[first:end])) for lane, (_, ids) in enumerate(texts) if ids[first:end]]
+    for first, end in (
+        (0, 1),
+        (1, 6),
+        (6, 7),
+        (7, 20),
+    ):  # lanes come in different orders, with chunks of different lengths
+        chunks = [
+            Chunk(lane, ids[first:end], len(ids[first:end])) for lane, (_, ids) in enumerate(texts) if ids[first:end]
+        ]
         for chunk, logits in zip(chunks[::-1], decoder.read(chunks[::-1]), strict=True):
             together[chunk.lane].append(logits)
     for lane, expected in enumerate(alone):

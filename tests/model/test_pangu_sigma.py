@@ -20,8 +20,8 @@ from helpers.toy import (
 )
 from mindspore import nn
 
-from ascend_ops.dropout import kept_oracle
 from ascend_ops.activation import activation_oracle
+from ascend_ops.dropout import kept_oracle
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.store import ExpertStore

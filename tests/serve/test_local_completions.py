@@ -12,11 +12,21 @@ from pangu_sigma.evaluate.harness import HarnessModel
 from pangu_sigma.generate.text import open_engine
 
 PAIRS = {
-    "en": [("the cat", " sees a dog"), ("the cat", " xyz"), ("", "a red house"), ("the dog hears a ", "bird"), ("a " * 30, "cat")],
+    "en": [
+        ("the cat", " sees a dog"),
+        ("the cat", " xyz"),
+        ("", "a red house"),
+        ("the dog hears a ", "bird"),
+        ("a " * 30, "cat"),
+    ],
     "zh": [("今天 天气", "不错"), ("我们", "去公园看花"), ("", "你好")],
     "code": [("for x in", " range"), ("x = ", "True")],
 }
-TEXTS = {"en": ["the cat sees a dog", "a small old red green house " * 12], "zh": ["今天天气不错"], "code": ["return x"]}
+TEXTS = {
+    "en": ["the cat sees a dog", "a small old red green house " * 12],
+    "zh": ["今天天气不错"],
+    "code": ["return x"],
+}
 
 
 @pytest.fixture(scope="module")

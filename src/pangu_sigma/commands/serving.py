@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def _chat(options: argparse.Namespace) -> int:
     from pangu_sigma.serve.terminal import Settings, talk
 
     settings = Settings(options.domain, options.temperature, options.max_tokens, options.seed)
-    return talk(_decoder(options.model, 1), settings)
+    return talk(_decoder(options.model, 1), settings, sys.stdin, sys.stdout)
 
 
 def _decoder(model: Path, lanes: int) -> Decoder:

@@ -135,7 +135,7 @@ class Tokenizer:
         return self._tagged(segmented(segments, domain), domain)
 
     def rows(self, ids: Sequence[int] | np.ndarray, domain: Domain) -> np.ndarray:
-        """Row of each id in the slot of a domain, int32 [T]. Raises ConfigError for an id that does not exist or has no row there."""
+        """Row of each id in the slot of a domain, int32 [T]. Raises ConfigError for an id that does not exist or has no row."""
         ids_T = np.asarray(ids, np.int64)
         outside = ids_T[(ids_T < 0) | (ids_T >= self.size)]
         if len(outside):  # a negative one would silently be counted from the end

@@ -73,7 +73,13 @@ class HostDecoder:
         self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
         self._texts: dict[int, _Text] = {}
         mib = [n / (1 << 20) for n in (self._operators.weight_bytes, self._operators.copied_bytes, self.cache_bytes)]
-        logger.info("weights %.1f MiB, %.1f of them copied as %s; cache of %d lanes %.1f MiB", *mib[:2], precision, lanes, mib[2])
+        logger.info(
+            "weights %.1f MiB, %.1f of them copied as %s; cache of %d lanes %.1f MiB",
+            *mib[:2],
+            precision,
+            lanes,
+            mib[2],
+        )
 
     @property
     def cache_bytes(self) -> int:

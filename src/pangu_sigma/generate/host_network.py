@@ -16,39 +16,39 @@ from pangu_sigma.config import ModelConfig
 
 LAYER_NORM_EPSILON = 1e-5
 
-Rows = TypeVar("Rows")
+HostRows = TypeVar("HostRows")
 """Rows [T, H] of float32, in the form that the operators have them."""
 
 
-class Operators(Protocol[Rows]):
+class Operators(Protocol[HostRows]):
     """The operators of the network. An operator may change `residual`, and the rows that an earlier call of its own gave."""
 
-    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> Rows:
+    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> HostRows:
         """The sum of rows of the word table, numbered over all slots, and of the position table."""
 
-    def queries(self, positions_T: np.ndarray) -> Rows:
+    def queries(self, positions_T: np.ndarray) -> HostRows:
         """Rows of the query layer's table of positions."""
 
-    def norm(self, name: str, x: Rows) -> Rows:
+    def norm(self, name: str, x: HostRows) -> HostRows:
         """LayerNorm. name: of the cell in the network."""
 
-    def attention(self, layer: int, residual: Rows, normed: Rows, query: Rows) -> Rows:
+    def attention(self, layer: int, residual: HostRows, normed: HostRows, query: HostRows) -> HostRows:
         """residual + causal attention of a layer. query: what asks; `normed` gives keys and values."""
 
-    def ffn(self, layer: int, residual: Rows, normed: Rows) -> Rows:
+    def ffn(self, layer: int, residual: HostRows, normed: HostRows) -> HostRows:
         """residual + the FFN of a dense layer."""
 
-    def routed_ffn(self, layer: int, residual: Rows, normed: Rows, expert_T: np.ndarray) -> Rows:
+    def routed_ffn(self, layer: int, residual: HostRows, normed: HostRows, expert_T: np.ndarray) -> HostRows:
         """residual + the FFN of each token's expert. layer: of the RRE layers."""
 
 
 def hidden_states(
     model: ModelConfig,
-    operators: Operators[Rows],
+    operators: Operators[HostRows],
     rows_T: np.ndarray,
     positions_T: np.ndarray,
     experts_NT: np.ndarray,
-) -> Rows:
+) -> HostRows:
     """Hidden states [T, H] after the query layer.
 
     rows_T: row of each token in the flattened slots. positions_T: of it in its document. experts_NT: its expert in each RRE layer,

@@ -3,18 +3,28 @@
 Every layer has its own, made once on buffers that stay where they are. Rows go back and forth between two of these: what a norm
 reads and what it gives.
 
-Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a lane, d = H/n, N RRE layers, W wanted rows, R rows of a
-slot.
+Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a lane, d = H/n, W wanted rows, R rows of a slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
 
-from ascend_ops.few_rows import FFN, CachedAttention, FfnWeights, Head, LayerNorm, Linear, Linears, Matrix, Precision, aligned
+from ascend_ops.few_rows import (
+    FFN,
+    CachedAttention,
+    FfnWeights,
+    Matrix,
+    NormRows,
+    Precision,
+    Projection,
+    Projections,
+    TiedHead,
+    aligned,
+)
 from pangu_sigma.checkpoint.whole import let_go
 from pangu_sigma.config import Config
 from pangu_sigma.generate.weights import Weights
@@ -46,12 +56,13 @@ class HostOperators:
         self._tokens = 0
         width = model.hidden // model.heads
         self._cache_LnSd = [
-            tuple(aligned((lanes, model.heads, model.seq_length, width)) for _ in range(2))
-            for _ in range(model.layers)
+            tuple(aligned((lanes, model.heads, model.seq_length, width)) for _ in range(2)) for _ in range(model.layers)
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
-        self._norms = {"norm": (LayerNorm(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
-        self._layers = [self._layer(i) for i in tqdm(range(model.layers), desc="weights", unit="layer", leave=False)]
+        self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
+        self._layers = [
+            self._layer(i) for i in tqdm(range(model.layers), desc="weights", unit="layer", disable=None, leave=False)
+        ]
         self._ffns = [self._ffn(i, config.experts) for i in range(model.layers)]
         self._heads = [self._head(slot) for slot in range(config.slots)]
 
@@ -106,16 +117,16 @@ class HostOperators:
         """The buffers of a layer: residual, normed. The norm before the query layer has changed them."""
         return (self._other_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._other_TH)
 
-    def _layer(self, layer: int) -> tuple[Linears, CachedAttention, Linears]:
+    def _layer(self, layer: int) -> tuple[Projections, CachedAttention, Projections]:
         at = f"layers.{layer}.attention"
         residual_TH, normed_TH = self._rows(layer)
         for name in ("attention_norm", "ffn_norm"):
             cell = f"layers.{layer}.{name}"
-            self._norms[cell] = LayerNorm(residual_TH, *self._norm_weights(cell), normed_TH), normed_TH
+            self._norms[cell] = NormRows(residual_TH, *self._norm_weights(cell), normed_TH), normed_TH
         asked_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
-        project = Linears(
+        project = Projections(
             [
-                Linear(x_TH, self._matrix(f"{at}.{name}.weight"), self._vector(f"{at}.{name}.bias"), y_TH)
+                Projection(x_TH, self._matrix(f"{at}.{name}.weight"), self._vector(f"{at}.{name}.bias"), y_TH)
                 for name, x_TH, y_TH in (
                     ("query", asked_TH, self._q_TH),
                     ("key", normed_TH, self._k_TH),
@@ -125,7 +136,7 @@ class HostOperators:
         )
         attend = CachedAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer])
         weight, bias = self._matrix(f"{at}.output.weight"), self._vector(f"{at}.output.bias")
-        return project, attend, Linears([Linear(self._mixed_TH, weight, bias, residual_TH, adds=True)])
+        return project, attend, Projections([Projection(self._mixed_TH, weight, bias, residual_TH, adds=True)])
 
     def _ffn(self, layer: int, experts: int) -> FFN:
         residual_TH, normed_TH = self._rows(layer)
@@ -133,7 +144,7 @@ class HostOperators:
         if routed < 0:
             found = [self._ffn_weights(lambda name: self._weights.tensor(f"layers.{layer}.ffn.{name}"))]
         else:
-            numbers = tqdm(range(experts), desc=f"experts of layer {layer}", unit="expert", leave=False)
+            numbers = tqdm(range(experts), desc=f"experts of layer {layer}", unit="expert", disable=None, leave=False)
             found = [self._ffn_weights(self._of_expert(routed, number)) for number in numbers]
         return FFN(found, self._model.activation, normed_TH, residual_TH)
 
@@ -145,9 +156,9 @@ class HostOperators:
         b1, b2 = (self._count(_plain(tensor(name)), tensor(name)) for name in ("b1", "b2"))
         return FfnWeights(w1, b1, w2, b2)
 
-    def _head(self, slot: int) -> Head:
+    def _head(self, slot: int) -> TiedHead:
         rows_RH = self._table_RH[slot * self._model.slot_rows : (slot + 1) * self._model.slot_rows]
-        return Head(self._mixed_TH, self._read(rows_RH))
+        return TiedHead(self._mixed_TH, self._read(rows_RH))
 
     def _norm_weights(self, cell: str) -> tuple[np.ndarray, np.ndarray]:
         return self._vector(f"{cell}.gain"), self._vector(f"{cell}.bias")

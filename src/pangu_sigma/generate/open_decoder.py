@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ascend_ops.few_rows import Precision
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from ascend_ops.few_rows import Precision
 from pangu_sigma.generate.host_decoder import HostDecoder
 from pangu_sigma.generate.weights import SavedWeights
 

@@ -183,7 +183,7 @@ class TokenizerInfo(AnswerBody):
     chat_template: str
 
 
-class Health(AnswerBody):
+class SignOfLife(AnswerBody):
     """The answer of GET /health."""
 
     status: str = Field(description="ok")

@@ -101,11 +101,11 @@ def _other_routes(served: Served) -> APIRouter:
         return tokenizer_info(served, model, request.scope.get("model"))
 
     @router.get("/health", responses=_problems(503))
-    async def health() -> out.Health:
+    async def health() -> out.SignOfLife:
         """A sign of life."""
         if served.thread.failed:
             raise Refused(503, "the engine has failed; the log says why", code="failed")
-        return out.Health(status="ok")
+        return out.SignOfLife(status="ok")
 
     @router.get("/version")
     async def version() -> out.Version:

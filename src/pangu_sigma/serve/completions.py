@@ -114,12 +114,12 @@ class _Completion:
 
 def _joined(parts: list[CompletionChoice]) -> CompletionChoice:
     """One choice of its parts."""
-    found = [part.logprobs for part in parts if part.logprobs is not None]
+    found = [each.logprobs for each in parts if each.logprobs is not None]
     logprobs = None
     if found:
         names = [name for name in CompletionLogprobs.model_fields if getattr(found[0], name) is not None]
         logprobs = CompletionLogprobs(
-            **{name: [each for one in found for each in getattr(one, name)] for name in names}
+            **{name: [value for one in found for value in getattr(one, name)] for name in names}
         )
-    text = "".join(part.text for part in parts)
+    text = "".join(each.text for each in parts)
     return CompletionChoice(index=parts[0].index, text=text, logprobs=logprobs, finish_reason=parts[-1].finish_reason)

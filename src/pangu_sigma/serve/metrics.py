@@ -52,23 +52,23 @@ class Metrics:
         """Count a refusal. reason: one of few words."""
         self._refused.labels(reason).inc()
 
-    def watch(self, request: Request) -> Watch:
+    def watch(self, request: Request) -> AnswerWatch:
         """What is told of the answer to a request from now on."""
-        return Watch(self, self._names[request.domain.name], len(request.ids))
+        return AnswerWatch(self, self._names[request.domain.name], len(request.ids))
 
     def wait_seconds(self) -> int:
         """How long it will take until those who wait now have been answered, a guess of 1 to 60."""
         rounds = (self._engine.waiting + self._engine.running) / max(self._lanes, 1)
         return min(max(math.ceil(rounds * self._mean_seconds), 1), 60)
 
-    def _count(self, watch: Watch, why: str) -> None:
+    def _count(self, watch: AnswerWatch, why: str) -> None:
         seconds = time.monotonic() - watch.started
         self._whole.labels(watch.name).observe(seconds)
         self._ended.labels(watch.name, why).inc()
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
 
 
-class Watch:
+class AnswerWatch:
     """The times of one answer."""
 
     def __init__(self, metrics: Metrics, name: str, prompt: int):

@@ -7,14 +7,14 @@ import hashlib
 import re
 from pathlib import Path
 
-FILE = Path(__file__).with_name("page.html")
+PAGE_FILE = Path(__file__).with_name("page.html")
 
 
 class Page:
     """The page. Its scripts and styles stand in it and are known by their hashes, so the browser runs nothing that came otherwise,
     and it asks nobody but this server."""
 
-    def __init__(self, file: Path = FILE):
+    def __init__(self, file: Path = PAGE_FILE):
         self.content = file.read_bytes()
         self.headers = {"Content-Security-Policy": policy(self.content.decode()), "Cache-Control": "no-cache"}
 

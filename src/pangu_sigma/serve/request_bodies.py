@@ -45,7 +45,7 @@ GivenPrompt = Annotated[
     BeforeValidator(_one_kind_of_prompt),
     Field(description="A text, or token ids, or a list of either: an answer for each."),
 ]
-Stop = Annotated[
+StopStrings = Annotated[
     Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None,
     BeforeValidator(_one_kind_of_stop),
     Field(description="The answer ends before the first of these."),
@@ -79,7 +79,7 @@ class Sampled(Body):
     seed: int | None = Field(
         None, ge=0, lt=1 << 53, description="The same seed draws the same tokens; answer i takes seed + i."
     )
-    stop: Stop = None
+    stop: StopStrings = None
     stop_token_ids: list[TokenId] | None = Field(None, description="The answer ends with the first of these.")
     ignore_eos: bool | None = Field(None, description="Go on after the end of a document.")
     stream: bool | None = None

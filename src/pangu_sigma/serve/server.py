@@ -46,6 +46,8 @@ class Address:
 
 def bind(address: Address) -> socket.socket:
     """The socket of an address. Raises ConfigError when it cannot be had; a process that was killed leaves nothing in the way."""
+    if not 0 <= address.port < 1 << 16:
+        raise ConfigError(f"--port {address.port} is not allowed: 0 (any that is free) to 65535")
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -143,7 +143,7 @@ class Chat:
         return len(text)
 
 
-def talk(decoder: Decoder, settings: Settings, lines: TextIO = sys.stdin, output: TextIO = sys.stdout) -> int:
+def talk(decoder: Decoder, settings: Settings, lines: TextIO, output: TextIO) -> int:
     """Chat until the lines end, and return the exit status. Raises ConfigError for a domain that is not there."""
     people = lines.isatty()
 

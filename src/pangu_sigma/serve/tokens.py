@@ -28,14 +28,14 @@ def detokenize(served: Served, body: DetokenizeRequest, of_path: str | None) -> 
 
 def tokenizer_info(served: Served, name: str | None, of_path: str | None) -> TokenizerInfo:
     """What a client must know to use token ids and to write chats itself. Raises Refused."""
-    pieces, tokenizer = served.tokenizer.vocabulary.pieces, served.tokenizer
+    names, tokenizer = served.tokenizer.vocabulary.pieces, served.tokenizer
     return TokenizerInfo(
         tokenizer_class="PanGuSigmaTokenizer",
         vocab_size=tokenizer.size,
         model_max_length=served.length,
         bos_token=None,
-        eos_token=pieces[tokenizer.eot],
-        pad_token=pieces[tokenizer.pad],
-        unk_token=pieces[tokenizer.unk],
+        eos_token=names[tokenizer.eot],
+        pad_token=names[tokenizer.pad],
+        unk_token=names[tokenizer.unk],
         chat_template=served.template(served.domain(name, of_path)).jinja(),
     )
