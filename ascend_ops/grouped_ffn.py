@@ -6,12 +6,11 @@ Both matrices are stored ffn-major, so that a tensor-parallel rank owns contiguo
 
 from __future__ import annotations
 
-import math
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from ascend_ops.activation import activation_oracle
 from ascend_ops.host import host_op
 
 KERNELS = {"fast_gelu": "GroupedFfn", "tanh": "GroupedFfnTanh", "erf": "GroupedFfnErf"}
@@ -85,16 +84,6 @@ def grouped_ffn_oracle(
         inner = x_TH[rows] @ w1_AFH[a].T + b1_AF[a]
         y_TH[rows] = activation_oracle(inner, activation) @ w2_AFH[a] + b2_AH[a]
     return y_TH
-
-
-def activation_oracle(x: np.ndarray, activation: str) -> np.ndarray:
-    """The activation in NumPy, in the precision of x."""
-    if activation == "fast_gelu":
-        return x / (1 + np.exp(-1.702 * x))
-    if activation == "tanh":  # x/2 · (1 + tanh(z/2)), without cancellation
-        return x / (1 + np.exp(-math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)))
-    assert activation == "erf", activation
-    return (x / 2 * np.vectorize(math.erfc, otypes=[float])(-x / math.sqrt(2))).astype(x.dtype)
 
 
 def one_expert(rows: int) -> Tensor:

@@ -75,7 +75,7 @@ def test_importing_is_light_and_every_promised_name_is_there_and_documented():
     for name in set(ps.__all__) - {"__version__"}:
         assert getattr(ps, name).__doc__, name
     for name, member in vars(ps.Model).items():
-        assert name.startswith("_") or member.__doc__ or name in ("config", "predictor"), name
+        assert name.startswith("_") or member.__doc__ or name in ("config", "engine"), name
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         ps.trian  # noqa: B018
 
@@ -204,7 +204,10 @@ def test_sampling_options_are_keywords(model):
         "temperature": 2.0,
         "top_k": 50,
         "top_p": 0.9,
+        "min_p": 0.001,
         "repetition_penalty": 1.1,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.1,
     }
     drawn = [model.generate("the ", "en", seed=seed, **options) for seed in (0, 0, 1, 2)]
     assert drawn[0] == drawn[1]
@@ -217,7 +220,7 @@ def test_sampling_options_are_keywords(model):
 
 
 def test_logits_are_of_the_token_that_greedy_generation_takes(model):
-    tokenizer = model.predictor.tokenizer
+    tokenizer = model.tokenizer
     logits_R = model.logits("the cat", "en")
     assert (logits_R.dtype, logits_R.shape) == (np.float32, (model.config.model.slot_rows,))
     slot = 1  # zh has the first

@@ -21,7 +21,9 @@ from pangu_sigma.data.sentencepieces import alpha_model
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import UNK
 from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.rereading import RereadingDecoder
 from pangu_sigma.generate.text import generate
 
 ARCHIVE = Path(__file__).parent / "checkpoint" / "written_before" / "first_format.tar.xz"
@@ -44,7 +46,7 @@ def test_it_gives_the_tokens_and_logits_of_then(written, kind):
     then = json.loads((written / "answers.json").read_text(encoding="utf-8"))
     predictor = (Predictor.from_run if kind == "run" else Predictor.from_export)(written / kind)
     prompts = [(domain, text) for domain, text in then["prompts"]]
-    assert [answer.ids for answer in generate(predictor, prompts, 8)] == then[kind]
+    assert [answer.ids for answer in generate(Engine(RereadingDecoder(predictor)), prompts, 8)] == then[kind]
     for (name, text), logits_R in zip(prompts, then[f"{kind}_logits"], strict=True):
         domain = domains_of(predictor.config).named(name)
         found_BR = predictor.next_logits([predictor.tokenizer.prompt(text, domain)], [domain])

@@ -63,6 +63,11 @@ TESTED_ELSEWHERE = {
     },
     "src/pangu_sigma/model/declare.py": "tests/model/test_pangu_sigma.py: every parameter and tensor is made with it",
     "src/pangu_sigma/model/dense_ffn.py": "tests/model/test_pangu_sigma.py compares the layers that use it with NumPy",
+    "src/pangu_sigma/generate/decoder.py": "what decoders have in common; each of them has its test",
+    **{
+        f"src/pangu_sigma/generate/{name}.py": "tests/generate/test_engine.py: every answer against a plain loop"
+        for name in ("request", "running")
+    },
     "src/pangu_sigma/parallel/all_to_all.py": "tests/parallel/test_ranks_train.py: several processes train with it",
     "src/pangu_sigma/parallel/connect.py": "tests/parallel/test_ranks.py and test_ranks_train.py",
     "src/pangu_sigma/parallel/reduce.py": "tests/parallel/test_ranks_train.py: several processes train with it",

@@ -16,7 +16,6 @@ from pangu_sigma import config_file
 from pangu_sigma.ascend.supported import check_machine
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import UserError as UserError  # one of the promised names
-from pangu_sigma.generate.sampling import check_text
 from pangu_sigma.generate.score import Score
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.shipped import config_path
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pangu_sigma.data.manifest import Manifest
+    from pangu_sigma.data.tokenizer import Tokenizer
     from pangu_sigma.domains import Domain
-    from pangu_sigma.generate.predictor import Predictor
+    from pangu_sigma.generate.engine import Engine
     from pangu_sigma.inherit.receipt import Receipt
     from pangu_sigma.train.loop import Trainer
 
@@ -227,14 +227,14 @@ def load(path: AnyPath) -> Model:
     Raises UserError when the folder is neither.
     """
     model = Model(path)
-    _ = model.predictor  # what is wrong with the folder shows here
+    _ = model.engine  # what is wrong with the folder shows here
     return model
 
 
 class Model:
     """A trained model. `train` and `load` make one.
 
-    path: its folder, absolute. config: its configuration. predictor: what answers, loaded when it is first needed.
+    path: its folder, absolute. config: its configuration. engine: what answers, loaded when it is first needed.
     """
 
     def __init__(self, path: AnyPath):
@@ -244,12 +244,12 @@ class Model:
         return f"Model({str(self.path)!r})"
 
     @cached_property
-    def predictor(self) -> Predictor:
+    def engine(self) -> Engine:
         from pangu_sigma.device import one_thread
-        from pangu_sigma.generate.predictor import Predictor
+        from pangu_sigma.generate.text import open_engine
 
         with one_thread:
-            return Predictor.open(self.path)
+            return open_engine(self.path)
 
     @cached_property
     def config(self) -> Config:
@@ -257,11 +257,30 @@ class Model:
 
         return config_file.load_config(self.path / CONFIG_FILE)
 
-    @overload
-    def generate(self, prompt: str, domain: str, max_new_tokens: int = 64, seed: int = 0, **sampling: float) -> str: ...
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns text into token ids and back."""
+        return self.engine.decoder.tokenizer
+
     @overload
     def generate(
-        self, prompt: list[str], domain: str | list[str], max_new_tokens: int = 64, seed: int = 0, **sampling: float
+        self,
+        prompt: str,
+        domain: str,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        **sampling: float,
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: list[str],
+        domain: str | list[str],
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        **sampling: float,
     ) -> list[str]: ...
 
     def generate(
@@ -270,15 +289,18 @@ class Model:
         domain: str | list[str],
         max_new_tokens: int = 64,
         seed: int = 0,
+        stop: Sequence[str] = (),
         **sampling: float,
     ) -> str | list[str]:
         """The continuation of a prompt, without the prompt; of a list of prompts, a list of them, computed together.
 
         domain: which experts and which vocabulary answer; for a list of prompts, one name for all or a list of names.
         max_new_tokens: the most tokens to add; it ends earlier where the model ends its text, or at model.seq_length.
-        seed: the same seed draws the same tokens.
-        sampling: temperature, top_k, top_p, repetition_penalty, as `generate.sampling.Sampling` has them; without them the
-        most likely token is taken each time.
+        seed: the same seed draws the same tokens for a prompt, whatever the others are; a prompt that is in the list again draws
+        with the next seed.
+        stop: strings; a continuation ends before the first of them.
+        sampling: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, as
+        `generate.sampling.Sampling` has them; without them the most likely token is taken each time.
         """
         from pangu_sigma.generate.sampling import Sampling
         from pangu_sigma.generate.text import generate
@@ -290,39 +312,44 @@ class Model:
                 f"domain has {len(domains)} names for {len(prompts)} prompts; give one name for all, or one for each"
             )
         pairs = list(zip(domains, prompts, strict=True))
-        answers = generate(self.predictor, pairs, max_new_tokens, Sampling(**sampling), seed)  # type: ignore[arg-type]
+        answers = generate(self.engine, pairs, max_new_tokens, Sampling(**sampling), seed, stop)  # type: ignore[arg-type]
         texts = [answer.text for answer in answers]
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(
-        self, prompt: str, domain: str, max_new_tokens: int = 64, seed: int = 0, **sampling: float
+        self,
+        prompt: str,
+        domain: str,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        **sampling: float,
     ) -> Iterator[str]:
         """The text that `generate` returns for the same arguments, in parts, as tokens come; joined they are equal to it."""
         from pangu_sigma.generate.sampling import Sampling
         from pangu_sigma.generate.text import stream
 
-        return stream(self.predictor, (domain, prompt), max_new_tokens, Sampling(**sampling), seed)  # type: ignore[arg-type]
+        return stream(self.engine, (domain, prompt), max_new_tokens, Sampling(**sampling), seed, stop)  # type: ignore[arg-type]
 
     def logits(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
         """Logits of the token after a text or after token ids, float32 [R].
 
         R is model.slot_rows, the number of rows of the domain's embedding slot: row r stands for the token id
-        `model.predictor.tokenizer.slot_rows[slot, r]`, and rows without a token hold -inf.
+        `model.tokenizer.slot_rows[slot, r]`, and rows without a token hold -inf.
         """
+        from pangu_sigma.generate.text import prompt_ids
+
         of = self._domain(domain)
         if isinstance(text_or_ids, str):
-            check_text(text_or_ids, "the text")
-            ids = self.predictor.tokenizer.prompt(text_or_ids, of)
-        else:
-            ids = [int(token) for token in text_or_ids]
-        return self.predictor.next_logits([ids], [of])[0]
+            return self.engine.logits(of, prompt_ids(self.tokenizer, text_or_ids, of))
+        return self.engine.logits(of, [int(token) for token in text_or_ids])
 
     def score(self, text: str, domain: str) -> Score:
         """Log-probability in nats of each token of a text, given those before it. The first one of a text has none before it and is
         not scored; in code and bilingual text that is the tag of the language."""
         from pangu_sigma.generate.score import score
 
-        return score(self.predictor, text, self._domain(domain))
+        return score(self.engine, text, self._domain(domain))
 
     def evaluate(self, all: bool = False, against: AnyPath | None = None) -> dict[str, dict[str, Any]]:
         """Held-out loss of each domain, in nats per token: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}.

@@ -17,8 +17,10 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.convert import mindir as module
 from pangu_sigma.convert.mindir import ExportError, export_mindir, verify_export
 from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graphs import signature
 from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.rereading import RereadingDecoder
 from pangu_sigma.generate.text import generate
 from pangu_sigma.sealed import SEAL, DamagedFile
 from pangu_sigma.train.loop import Trainer
@@ -51,8 +53,10 @@ def test_the_folder_alone_answers_like_the_run(tiny_run, tiny_export, tmp_path, 
     files = [str(file.relative_to(elsewhere)) for file in elsewhere.rglob("*") if file.name != SEAL and file.is_file()]
     seal_model_files(elsewhere, {"signature": signature(config)}, files)
     reloaded = Predictor.from_export(elsewhere)
-    answers = generate(reloaded, PROMPTS, 8)
-    assert answers == generate(expected, PROMPTS, 8)
+    answers, those_of_the_run = (
+        generate(Engine(RereadingDecoder(model)), PROMPTS, 8) for model in (reloaded, expected)
+    )
+    assert answers == those_of_the_run
     domains = [domains_of(reloaded.config).named(name) for name, _ in PROMPTS]
     sequences = [answer.ids for answer in answers]
     one, other = (model.next_logits(sequences, domains) for model in (reloaded, expected))

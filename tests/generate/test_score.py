@@ -8,7 +8,9 @@ import pytest
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate import predictor as predictor_module
+from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.rereading import RereadingDecoder
 from pangu_sigma.generate.score import score
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -21,6 +23,11 @@ def predictor(graph_mode, tiny_run) -> Predictor:
     return Predictor.from_run(tiny_run)
 
 
+@pytest.fixture(scope="module")
+def engine(predictor) -> Engine:
+    return Engine(RereadingDecoder(predictor))
+
+
 def log_probability(logits_R: np.ndarray, row: int) -> float:
     """By the definition, in float64."""
     used = logits_R[np.isfinite(logits_R)].astype(np.float64)
@@ -28,10 +35,10 @@ def log_probability(logits_R: np.ndarray, row: int) -> float:
 
 
 @pytest.mark.parametrize(("name", "text"), TEXTS)
-def test_each_token_is_scored_by_the_logits_after_those_before_it(predictor, name, text):
+def test_each_token_is_scored_by_the_logits_after_those_before_it(predictor, engine, name, text):
     domain = domains_of(predictor.config).named(name)
     ids = predictor.tokenizer.prompt(text, domain)
-    found = score(predictor, text, domain)
+    found = score(engine, text, domain)
     assert found.ids == ids[1:]
     expected = [
         log_probability(predictor.next_logits([ids[:i]], [domain])[0], predictor.tokenizer.row_of[domain.slot, ids[i]])
@@ -43,9 +50,9 @@ def test_each_token_is_scored_by_the_logits_after_those_before_it(predictor, nam
     assert "".join(found.tokens) == predictor.tokenizer.decode(ids[1:])
 
 
-def test_of_code_the_tag_is_what_stands_before_the_first_token(predictor):
+def test_of_code_the_tag_is_what_stands_before_the_first_token(predictor, engine):
     domain = domains_of(predictor.config).named("code")
-    assert score(predictor, "x y", domain).ids == predictor.tokenizer.encode("x y", domain)
+    assert score(engine, "x y", domain).ids == predictor.tokenizer.encode("x y", domain)
 
 
 def test_positions_asked_for_a_few_at_a_time_are_the_same(predictor, monkeypatch):
@@ -61,20 +68,20 @@ def test_positions_asked_for_a_few_at_a_time_are_the_same(predictor, monkeypatch
     np.testing.assert_allclose(predictor.logits_along(ids, domain), whole, rtol=0, atol=1e-5)
 
 
-def test_an_exported_model_gives_the_same_scores(predictor, tiny_export):
-    exported = Predictor.from_export(tiny_export)
+def test_an_exported_model_gives_the_same_scores(predictor, engine, tiny_export):
+    exported = Engine(RereadingDecoder(Predictor.from_export(tiny_export)))
     for name, text in TEXTS:
         domain = domains_of(predictor.config).named(name)
-        one, other = score(predictor, text, domain), score(exported, text, domain)
+        one, other = score(engine, text, domain), score(exported, text, domain)
         np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-4)
 
 
-def test_one_token_has_nothing_to_score_and_no_token_is_refused(predictor):
+def test_one_token_has_nothing_to_score_and_no_token_is_refused(predictor, engine):
     domain = domains_of(predictor.config).named("en")
     token = predictor.tokenizer.decode(predictor.tokenizer.prompt("the cat", domain)[:1])
-    assert score(predictor, token, domain).logprobs == []
-    assert score(predictor, token, domain).total == 0
+    assert score(engine, token, domain).logprobs == []
+    assert score(engine, token, domain).total == 0
     with pytest.raises(ConfigError, match="no tokens"):
-        score(predictor, "", domain)
-    with pytest.raises(ConfigError, match=r"longer than model\.seq_length=32"):
-        score(predictor, "cat dog " * 40, domain)
+        score(engine, "", domain)
+    with pytest.raises(ConfigError, match=r"more than model\.seq_length=32"):
+        score(engine, "cat dog " * 40, domain)

@@ -1,71 +1,61 @@
 from __future__ import annotations
 
+import logging
 import unicodedata
-from types import SimpleNamespace
+from collections import Counter
 
 import numpy as np
 import pytest
+from helpers.fake_decoder import EOT, FakeDecoder
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.rereading import RereadingDecoder
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.generate.text import _BROKEN, generate, stream
+from pangu_sigma.generate.text import generate, prompt_ids, stream, unseen
 
-EOT, ROWS, LENGTH = 9, 12, 10
+LENGTH = 10
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
-class Counting:
-    """In place of a predictor: ids are numbers in text; the model likes the last number + 1, and 9 is <eot>.
+class Counting(FakeDecoder):
+    """Ids are numbers in text; the model likes the last number + 1, and 9 is <eot>."""
 
-    Slot 1 holds the ids in reverse, so that rows are not ids.
-    """
+    def __init__(self, surfaces: list[bytes] | None = None):
+        super().__init__(3, LENGTH, self.next_number, surfaces or [f" {number}".encode() for number in range(12)])
+        self.tokenizer.prompt = lambda text, domain: [int(word) for word in text.split()]
+        self.tokenizer.unseen_characters = lambda text, domain: Counter()
 
-    def __init__(self):
-        self.config = parse_config(
-            {
-                "name": "counting",
-                "model": {"hidden": 4, "ffn": 4, "heads": 1, "dense_layers": 1, "rre_layers": 0, "seq_length": LENGTH},
-                "domains": [{"name": "up", "slot": "a"}, {"name": "reversed", "slot": "b"}],
-            }
-        )
-        ids = np.arange(ROWS)
-        self.tokenizer = SimpleNamespace(
-            eot=EOT,
-            slot_rows=np.stack([ids, ids[::-1]]),
-            row_of=np.stack([ids, ids[::-1]]),
-            prompt=lambda text, domain: [int(word) for word in text.split()],
-            decode=lambda ids: " ".join(map(str, ids)),
-        )
-        self.asked: list[int] = []
-
-    def next_logits(self, sequences, domains):
-        if any(not ids for ids in sequences):
-            raise ConfigError("a prompt has no tokens")
-        self.asked.append(len(sequences))
-        logits = np.ones((len(sequences), ROWS))
-        for row, ids, domain in zip(logits, sequences, domains, strict=True):
-            row[self.tokenizer.row_of[domain.slot, (ids[-1] + 1) % ROWS]] = 5.0
-        return logits
+    def next_number(self, domain, ids):
+        logits_V = np.ones(12)
+        logits_V[(ids[-1] + 1) % 12] = 5.0
+        return logits_V
 
 
 @pytest.fixture
-def counting() -> Counting:
+def decoder() -> Counting:
     return Counting()
+
+
+@pytest.fixture
+def counting(decoder) -> Engine:
+    return Engine(decoder)
 
 
 def test_it_stops_at_eot_which_is_not_part_of_the_answer(counting):
     answer = generate(counting, [("up", "5 6")])[0]
-    assert (answer.ids, answer.text, answer.finished) == ([5, 6, 7, 8], "7 8", True)
+    assert (answer.ids, answer.text, answer.finished) == ([5, 6, 7, 8], " 7 8", True)
     assert (answer.domain, answer.prompt) == ("up", "5 6")
 
 
 def test_it_stops_after_as_many_tokens_as_asked(counting):
     answer = generate(counting, [("up", "1")], max_new_tokens=3)[0]
-    assert (answer.ids, answer.text, answer.finished) == ([1, 2, 3, 4], "2 3 4", False)
+    assert (answer.ids, answer.text, answer.finished) == ([1, 2, 3, 4], " 2 3 4", False)
     assert generate(counting, [("up", "1")], max_new_tokens=0)[0].text == ""
 
 
@@ -79,10 +69,10 @@ def test_rows_of_a_slot_become_ids_of_the_vocabulary(counting):
     assert generate(counting, [("reversed", "2")], max_new_tokens=3)[0].ids == [2, 3, 4, 5]
 
 
-def test_prompts_answer_together_as_alone_and_leave_when_they_are_done(counting):
+def test_prompts_answer_together_as_alone_and_leave_when_they_are_done(decoder, counting):
     prompts = [("up", "6"), ("reversed", "1"), ("up", "1 1 1 1 1 1 1 1 1")]
     together = generate(counting, prompts, max_new_tokens=5)
-    assert counting.asked == [3, 2, 2, 1, 1]
+    assert decoder.asked == [3, 2, 2, 1, 1]
     assert together == [generate(counting, [prompt], max_new_tokens=5)[0] for prompt in prompts]
 
 
@@ -92,6 +82,25 @@ def test_the_seed_decides_what_is_drawn(counting):
 
     assert draw(0) == draw(0)
     assert len({tuple(draw(seed)) for seed in range(5)}) > 1
+
+
+def test_a_prompt_draws_the_same_whatever_the_others_are_and_a_second_one_like_it_with_the_next_seed(counting):
+    drawn = Sampling(temperature=4.0)
+    prompts = [("up", "1"), ("up", "2"), ("up", "1"), ("reversed", "1"), ("up", "1")]
+    together = generate(counting, prompts, 8, drawn, 5)
+    seeds = [5, 5, 6, 5, 7]
+    assert together == [
+        generate(counting, [prompt], 8, drawn, seed)[0] for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    assert len({tuple(answer.ids) for answer in together}) == len(prompts)
+
+
+def test_an_answer_ends_before_a_stop_string(counting):
+    answer = generate(counting, [("up", "1")], stop=["4 5", "8"])[0]
+    assert (answer.text, answer.ids, answer.finished) == (" 2 3 ", [1, 2, 3, 4, 5], True)
+    assert "".join(stream(counting, ("up", "1"), stop=["4 5", "8"])) == answer.text
+    with pytest.raises(ConfigError, match="a stop string is empty"):
+        generate(counting, [("up", "1")], stop=[""])
 
 
 def test_the_repetition_penalty_sees_rows_of_the_domains_slot(counting):
@@ -111,53 +120,94 @@ def test_unknown_domains_and_empty_prompts_are_refused(counting):
         generate(counting, [("reversed", "1"), ("up", "1 " * (LENGTH + 1))])
 
 
-def test_a_stream_tells_each_token_when_it_comes(counting):
+def test_a_stream_tells_each_token_when_it_comes(decoder, counting):
     new = stream(counting, ("up", "5 6"))
-    assert counting.asked == []
-    assert next(new) == "7"
-    assert counting.asked == [1]
+    assert decoder.asked == []
+    assert next(new) == " 7"
+    assert decoder.asked == [1]
     assert list(new) == [" 8"]
-    assert counting.asked == [1, 1, 1], "the last one was <eot>"
+    assert decoder.asked == [1, 1, 1], "the last one was <eot>"
     assert list(stream(counting, ("up", "5"), max_new_tokens=0)) == []
 
 
-def test_a_streamed_character_appears_whole_and_what_stays_broken_comes_last(counting):
+def test_a_stream_that_is_left_gives_its_lane_back(decoder, counting):
+    new = stream(counting, ("up", "1"))
+    assert next(new) == " 2"
+    new.close()
+    assert generate(counting, [("up", "5")])[0].text == " 6 7 8"
+    assert (counting.running, counting.waiting) == (0, 0)
+
+
+def test_streams_of_one_model_do_not_disturb_each_other(counting):
+    streams = [stream(counting, ("up", str(number))) for number in range(1, 6)]
+    told = [""] * len(streams)
+    for _ in range(LENGTH):
+        told = [text + next(new, "") for text, new in zip(told, streams, strict=True)]
+    assert told == [answer.text for answer in generate(counting, [("up", str(number)) for number in range(1, 6)])]
+
+
+def test_a_streamed_character_appears_whole_and_what_stays_broken_comes_last():
     """Each id is a byte of 今, which is broken off in the second answer."""
-    surfaces = {5: b"\xe4", 6: b"\xbb", 7: b"\x8a", 8: b"!"}
-    counting.tokenizer.decode = lambda ids: b"".join(surfaces[i] for i in ids).decode("utf-8", errors="replace")
-    assert list(stream(counting, ("up", "4"))) == ["今", "!"]
-    assert list(stream(counting, ("up", "4"), max_new_tokens=2)) == ["\N{REPLACEMENT CHARACTER}"]
+    surfaces = [*[b""] * 5, b"\xe4", b"\xbb", b"\x8a", b"!", b"", b"", b""]
+    engine = Engine(Counting(surfaces))
+    assert list(stream(engine, ("up", "4"))) == ["今", "!"]
+    assert list(stream(engine, ("up", "4"), max_new_tokens=2)) == [_BROKEN]
 
 
 @pytest.mark.parametrize("text", ["好🙂人\t\u3000𪚥、龘👩‍👩‍👧", "用 🙂 写\r\n▂▃▁。", "結局\ufffd完"])
 @pytest.mark.parametrize("domain", ["zh", "bilingual"])
-def test_characters_spelled_by_bytes_stream_whole(counting, domain, text):
+def test_characters_spelled_by_bytes_stream_whole(decoder, domain, text):
     """The model repeats `text` as the tokenizer writes it: no chunk ends within a character."""
     tokenizer = Tokenizer.whole(alpha_model(), learn_english([], 0), 2)
-    counting.config = parse_config(
+    decoder.config = parse_config(
         {
             "name": "saying",
-            "model": counting.config.model.model_dump() | {"seq_length": 200},
+            "model": decoder.config.model.model_dump() | {"seq_length": 200},
             "domains": [
                 {"name": "zh", "language": "zh", "slot": "a"},
                 {"name": "bilingual", "language": "mixed", "slot": "b"},
             ],
         }
     )
-    saying = tokenizer.encode(text, domains_of(counting.config).named(domain))
-    start = len(tokenizer.prompt("你", domains_of(counting.config).named(domain)))
-    counting.tokenizer = tokenizer
-
-    def next_logits(sequences, domains):
-        (ids,) = sequences
-        return np.eye(1, tokenizer.size, [*saying, EOT][len(ids) - start])
-
-    counting.next_logits = next_logits
-    chunks = list(stream(counting, (domain, "你"), max_new_tokens=100))
+    saying = tokenizer.encode(text, domains_of(decoder.config).named(domain))
+    start = len(tokenizer.prompt("你", domains_of(decoder.config).named(domain)))
+    decoder.tokenizer = tokenizer
+    decoder._logits = lambda of, ids: np.eye(1, tokenizer.size, [*saying, EOT][len(ids) - start])[0]
+    engine = Engine(decoder)
+    chunks = list(stream(engine, (domain, "你"), max_new_tokens=100))
     back = tokenizer.decode(saying)
-    assert "".join(chunks) == generate(counting, [(domain, "你")], 100)[0].text == back
+    assert "".join(chunks) == generate(engine, [(domain, "你")], 100)[0].text == back
     assert unicodedata.normalize("NFKC", back) == unicodedata.normalize("NFKC", text)
     assert len(chunks) > 1 and all(_BROKEN not in chunk or _BROKEN in text for chunk in chunks)
+
+
+@pytest.mark.parametrize("domain", ["zh", "bilingual"])
+def test_characters_that_the_model_does_not_see_are_named_and_counted(domain, caplog):
+    """Without byte fallback; with it there are none."""
+    config = parse_config(
+        {
+            "name": "two",
+            "model": {"hidden": 4, "ffn": 4, "heads": 1, "dense_layers": 1, "rre_layers": 0},
+            "domains": [
+                {"name": "zh", "language": "zh", "slot": "a"},
+                {"name": "bilingual", "language": "mixed", "slot": "b"},
+            ],
+        }
+    )
+    of, text = domains_of(config).named(domain), "今天龘\u3000好龘𪚥。"
+    known, old = (Tokenizer.whole(alpha_model(), learn_english([], 0), 2, fallback) for fallback in (True, False))
+    assert prompt_ids(known, text, of) == known.prompt(text, of)
+    assert caplog.records == []
+    with caplog.at_level(logging.WARNING):
+        assert old.unk in prompt_ids(old, text, of)
+    assert caplog.messages == [unseen(Counter({"龘": 2, "\u3000": 1, "𪚥": 1}), of)]
+    assert caplog.messages[0].startswith(
+        f"4 characters of the text have no row in the embedding slot of domain {domain}"
+    )
+    assert "'龘'" in caplog.messages[0]
+    caplog.clear()
+    assert prompt_ids(old, "今天好。", of) == old.prompt("今天好。", of)
+    assert caplog.records == []
 
 
 def test_a_stream_is_what_generate_returns(counting):
@@ -174,9 +224,10 @@ def test_a_stream_refuses_before_the_first_token(counting):
 @pytest.mark.usefixtures("graph_mode")
 def test_greedy_tokens_of_a_trained_model_are_its_best_one_after_another(tiny_run):
     predictor = Predictor.from_run(tiny_run)
+    engine = Engine(RereadingDecoder(predictor))
     prompts = [("en", "the cat "), ("zh", "今天"), ("code", "")]
     known = domains_of(predictor.config)
-    for answer, (name, text) in zip(generate(predictor, prompts, 6), prompts, strict=True):
+    for answer, (name, text) in zip(generate(engine, prompts, 6), prompts, strict=True):
         domain = known.named(name)
         ids = predictor.tokenizer.prompt(text, domain)
         start = len(ids)
@@ -198,9 +249,10 @@ def test_greedy_tokens_of_a_trained_model_are_its_best_one_after_another(tiny_ru
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_the_model_is(arguments, message):
-    predictor = Counting()
+    decoder = Counting()
+    engine = Engine(decoder)
     with pytest.raises(ConfigError, match=message):
-        generate(predictor, *arguments)
+        generate(engine, *arguments)
     with pytest.raises(ConfigError, match=message):
-        stream(predictor, arguments[0][0], *arguments[1:])
-    assert predictor.asked == []
+        stream(engine, arguments[0][0], *arguments[1:])
+    assert decoder.asked == []

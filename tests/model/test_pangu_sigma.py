@@ -21,7 +21,7 @@ from helpers.toy import (
 from mindspore import nn
 
 from ascend_ops.dropout import kept_oracle
-from ascend_ops.grouped_ffn import activation_oracle
+from ascend_ops.activation import activation_oracle
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.store import ExpertStore

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from mindspore import Parameter
 
-from pangu_sigma.checkpoint.parts import Part
-from pangu_sigma.checkpoint.state import EXPERTS, WEIGHTS, Shards
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Part
+from pangu_sigma.checkpoint.state import Shards
 from pangu_sigma.config import ParallelConfig
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.parallel.layout import Layout

@@ -13,6 +13,8 @@ import numpy as np
 from pangu_sigma.checkpoint.lazy import AnyArray
 from pangu_sigma.sealed import DamagedFile
 
+WEIGHTS = "dense"
+"""Shard of the dense parameters."""
 EXPERTS = "experts_layer_"
 """Beginning of the names of the shards of the experts, one a layer, with their Adam state."""
 

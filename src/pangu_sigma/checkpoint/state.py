@@ -10,7 +10,7 @@ from mindspore import Parameter
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.parts import EXPERTS, Files, Part, SavedArray, copy_part
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Files, Part, SavedArray, copy_part
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.ecss.build import build
 from pangu_sigma.ecss.store import ExpertStore
@@ -21,8 +21,6 @@ from pangu_sigma.optimizer.dense_adam import AdamState
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.ranks import Ranks
 
-WEIGHTS = "dense"
-"""Shard of the dense parameters."""
 OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
 """Shards of the dense parameters' Adam state, and of the loss scale."""
 

@@ -31,7 +31,11 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     command.add_argument("--top-k", type=int, default=0, help="0 keeps every token")
     command.add_argument("--top-p", type=float, default=1.0)
-    command.add_argument("--repetition-penalty", type=float, default=1.0)
+    command.add_argument("--min-p", type=float, default=0.0, help="least share of the most likely token's probability")
+    command.add_argument("--repetition-penalty", type=float, default=1.0, help="on tokens of prompt and answer")
+    command.add_argument("--presence-penalty", type=float, default=0.0, help="on tokens that the answer has")
+    command.add_argument("--frequency-penalty", type=float, default=0.0, help="the same, for each time it has them")
+    command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
     command.add_argument("--seed", type=int, default=0)
 
     command = add_command(
@@ -50,17 +54,17 @@ def add_commands(commands: Any) -> None:
 def _generate(options: argparse.Namespace) -> int:
     from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 
-    for text in options.prompt:
-        check_text(text, "--prompt")
+    for name, texts in (("--prompt", options.prompt), ("--stop", options.stop)):
+        for text in texts:
+            check_text(text, name)
     prompts = [_prompt(text) for text in options.prompt]
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     check_request(options.max_new_tokens, options.seed)
 
-    from pangu_sigma.generate.predictor import Predictor
-    from pangu_sigma.generate.text import generate
+    from pangu_sigma.generate.text import generate, open_engine
 
-    predictor = Predictor.from_run(options.run) if options.run else Predictor.from_export(options.model)
-    answers = generate(predictor, prompts, options.max_new_tokens, sampling, options.seed)
+    engine = open_engine(options.run, "run") if options.run else open_engine(options.model, "export")
+    answers = generate(engine, prompts, options.max_new_tokens, sampling, options.seed, options.stop)
     text = "\n".join(f"[{answer.domain}] {answer.prompt}|{answer.text}" for answer in answers)
     show([vars(answer) for answer in answers], text, options.json)
     return 0

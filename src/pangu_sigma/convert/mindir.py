@@ -26,8 +26,8 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.generate.graphs import any_length, signature
-from pangu_sigma.generate.predictor import GRAPH_FILE, Predictor, inference_graph
-from pangu_sigma.generate.text import generate
+from pangu_sigma.generate.predictor import GRAPH_FILE, inference_graph
+from pangu_sigma.generate.text import generate, open_engine
 
 logger = logging.getLogger(__name__)
 
@@ -85,15 +85,16 @@ def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
 
     Returns the number of generated tokens, all equal; an <eot> that ends an answer counts. Raises ExportError when one is not.
     """
-    original, reloaded = Predictor.from_run(run_path), Predictor.from_export(output)
-    prompts = [(domain.name, OPENINGS[domain.language]) for domain in domains_of(original.config)]
-    expected, found = (generate(model, prompts, tokens) for model in (original, reloaded))
+    original, reloaded = open_engine(run_path, "run"), open_engine(output, "export")
+    domains, tokenizer = domains_of(original.decoder.config), original.decoder.tokenizer
+    prompts = [(domain.name, OPENINGS[domain.language]) for domain in domains]
+    expected, found = (generate(engine, prompts, tokens) for engine in (original, reloaded))
     equal = 0
-    for domain, one, other in zip(domains_of(original.config), expected, found, strict=True):
+    for domain, one, other in zip(domains, expected, found, strict=True):
         if (one.ids, one.finished) != (other.ids, other.finished):
             raise ExportError(
                 f"{output}: greedy tokens of domain {one.domain} are {other.ids}, the checkpoint's are {one.ids}; "
                 "do not use this export"
             )
-        equal += len(one.ids) - len(original.tokenizer.prompt(one.prompt, domain)) + one.finished
+        equal += len(one.ids) - len(tokenizer.prompt(one.prompt, domain)) + one.finished
     return equal

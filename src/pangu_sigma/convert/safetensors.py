@@ -12,10 +12,9 @@ import xxhash
 from tqdm import tqdm
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.parts import Part, copy_part
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Part, copy_part
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.safetensors_file import metadata_of, new_file
-from pangu_sigma.checkpoint.state import EXPERTS, WEIGHTS
 from pangu_sigma.config_file import dump_config
 from pangu_sigma.convert.mindir import ExportError
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS

@@ -9,10 +9,9 @@ from pathlib import Path
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
-from pangu_sigma.checkpoint.parts import EXPERTS
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
-from pangu_sigma.checkpoint.state import WEIGHTS
 from pangu_sigma.convert.trained_model import TrainedModel, experts_of_layer
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.sealed import SEAL, fingerprint, write_atomically

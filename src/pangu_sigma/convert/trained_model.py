@@ -18,10 +18,9 @@ import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.parts import EXPERTS, SavedArray
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
-from pangu_sigma.checkpoint.state import WEIGHTS
 from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
 from pangu_sigma.config import Config
 from pangu_sigma.convert.dense_model import DenseModel, LayoutError, check_tensors

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -95,6 +96,25 @@ class Tokenizer:
                 count += len(SPELLED.findall(run.text))
         return count
 
+    def unseen_characters(self, text: str, domain: Domain) -> Counter[str]:
+        """How often each character of `text` has no token of its own: it becomes <unk>, or vanishes. None with byte fallback.
+
+        Raises DataError for half a surrogate pair, which is no text.
+        """
+        lost: Counter[str] = Counter()
+        if self.byte_fallback:
+            return lost
+        _refuse_half_pairs(text)
+        models = self._slot_models(domain.slot)
+        for run in runs_of(text, domain.language):
+            model = models.alpha if run.alpha else models.english
+            if run.alpha:
+                lost.update(match.group()[-1] for match in SPELLED.finditer(run.text))
+            written = zip(model.encode(run.text), model.encode(run.text, out_type=str), strict=True)
+            for unknown in (text for token, text in written if token == model.unk_id()):
+                lost.update(unknown.replace(META, ""))
+        return lost
+
     def sample(self, document: Document, domain: Domain) -> list[int]:
         """The document as it is trained on.
 
@@ -113,6 +133,20 @@ class Tokenizer:
         """
         segments = (("", text),) if isinstance(text, str) else text
         return self._tagged(segmented(segments, domain), domain)
+
+    def rows(self, ids: Sequence[int] | np.ndarray, domain: Domain) -> np.ndarray:
+        """Row of each id in the slot of a domain, int32 [T]. Raises ConfigError for an id that does not exist or has no row there."""
+        ids_T = np.asarray(ids, np.int64)
+        outside = ids_T[(ids_T < 0) | (ids_T >= self.size)]
+        if len(outside):  # a negative one would silently be counted from the end
+            raise ConfigError(f"token id {outside[0]} does not exist; this model has the ids 0 … {self.size - 1}")
+        rows_T = self.row_of[domain.slot, ids_T]
+        if (rows_T < 0).any():
+            raise ConfigError(
+                f"token id {ids_T[rows_T < 0][0]} has no row in the embedding slot of domain {domain.name}; "
+                "encode the text with the tokenizer of this model and domain"
+            )
+        return rows_T
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`: their surfaces joined; controls and tags are silent, broken UTF-8 becomes U+FFFD."""

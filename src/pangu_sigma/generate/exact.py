@@ -13,46 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
-from ascend_ops.grouped_ffn import activation_oracle
-from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.checkpoint.parts import EXPERTS
-from pangu_sigma.checkpoint.state import WEIGHTS
-from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
+from ascend_ops.activation import activation_oracle
+from pangu_sigma.checkpoint.whole import let_go
 from pangu_sigma.config import ModelConfig
-
-LAYER_NORM_EPSILON = np.float32(1e-5)
-
-
-class Weights(Protocol):
-    """The weights of a model, which are read when they are asked for."""
-
-    def tensor(self, name: str) -> np.ndarray:
-        """A dense tensor by its name in the network."""
-
-    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        """A tensor of an expert. layer: of the RRE layers. number: of the expert in the layer."""
-
-
-class SavedWeights:
-    """The weights of a checkpoint."""
-
-    def __init__(self, checkpoint: Checkpoint):
-        self._dense = checkpoint.saved(WEIGHTS)
-        self._experts = checkpoint.saved
-
-    def tensor(self, name: str) -> np.ndarray:
-        return whole_array(self._dense[name], name).read()
-
-    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        return row_of(self._experts(f"{EXPERTS}{layer}")[name], number, name)
+from pangu_sigma.generate.host_network import LAYER_NORM_EPSILON, hidden_states
+from pangu_sigma.generate.weights import Weights
 
 
 class ExactModel:
-    """A model that computes one text of one document, exactly the same however experts are shared out."""
+    """A model that computes one text of one document, exactly the same however experts are shared out.
+
+    It is the operators of `hidden_states`.
+    """
 
     def __init__(self, model: ModelConfig, weights: Weights, activation: str):
         """model: its sizes. activation: the GELU to compute with, whatever `model` says."""
@@ -78,27 +53,22 @@ class ExactModel:
 
     def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray) -> np.ndarray:
         """Hidden states after the query layer, float32 [T, H]; arguments as `logits`."""
-        length, model = len(rows_T), self.model
+        return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT)
+
+    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
         table = self.weights.tensor("embedding")
-        x_TH = np.asarray(table[rows_T], np.float32) + self._tensor("positions")[:length]
+        x_TH = np.asarray(table[rows_T], np.float32) + self._tensor("positions")[positions_T]
         let_go(table)
-        for layer in range(model.layers):
-            query_TH = None
-            if layer == model.layers - 1:
-                x_TH = self._norm("norm", x_TH)
-                query_TH = self._tensor("query_positions")[:length]
-            x_TH = x_TH + self._attention(layer, self._norm(f"layers.{layer}.attention_norm", x_TH), query_TH)
-            normed_TH = self._norm(f"layers.{layer}.ffn_norm", x_TH)
-            if layer < model.dense_layers:
-                x_TH = x_TH + self._ffn(normed_TH, partial(self._dense, layer))
-            else:
-                x_TH = x_TH + self._routed(
-                    layer - model.dense_layers, normed_TH, experts_NT[layer - model.dense_layers]
-                )
         return x_TH
 
-    def _dense(self, layer: int, name: str) -> np.ndarray:
-        return self.weights.tensor(f"layers.{layer}.ffn.{name}")
+    def queries(self, positions_T: np.ndarray) -> np.ndarray:
+        return self._tensor("query_positions")[positions_T]
+
+    def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
+        return residual + self._ffn(normed, lambda name: self.weights.tensor(f"layers.{layer}.ffn.{name}"))
+
+    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
+        return residual + self._routed(layer, normed, expert_T)
 
     def _routed(self, layer: int, x_TH: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
         y_TH = np.empty_like(x_TH)
@@ -124,17 +94,18 @@ class ExactModel:
         with np.errstate(over="ignore"):
             return activation_oracle(x.astype(np.float64), self._activation).astype(np.float32)
 
-    def _attention(self, layer: int, x_TH: np.ndarray, query_TH: np.ndarray | None) -> np.ndarray:
+    def attention(self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray) -> np.ndarray:
         at, heads = f"layers.{layer}.attention", self.model.heads
         q, k, v = (
-            self._linear(f"{at}.{name}", source).reshape(len(x_TH), heads, -1).transpose(1, 0, 2)
-            for name, source in (("query", x_TH if query_TH is None else query_TH), ("key", x_TH), ("value", x_TH))
+            self._linear(f"{at}.{name}", source).reshape(len(normed), heads, -1).transpose(1, 0, 2)
+            for name, source in (("query", query), ("key", normed), ("value", normed))
         )
         scores_nTT = (q / np.float32(np.sqrt(q.shape[-1]))) @ k.transpose(0, 2, 1)
         scores_nTT[:, np.triu(np.ones(scores_nTT.shape[1:], bool), 1)] = -np.inf
         weights_nTT = np.exp(scores_nTT - scores_nTT.max(axis=-1, keepdims=True))
         weights_nTT /= weights_nTT.sum(axis=-1, keepdims=True)
-        return self._linear(f"{at}.output", (weights_nTT @ v).transpose(1, 0, 2).reshape(x_TH.shape))
+        mixed_TH = (weights_nTT @ v).transpose(1, 0, 2).reshape(normed.shape)
+        return residual + self._linear(f"{at}.output", mixed_TH)
 
     def _linear(self, at: str, x_TH: np.ndarray) -> np.ndarray:
         weight = self.weights.tensor(f"{at}.weight")
@@ -142,12 +113,11 @@ class ExactModel:
         let_go(weight)
         return y_TH
 
-    def _norm(self, at: str, x_TH: np.ndarray) -> np.ndarray:
-        centred_TH = x_TH - x_TH.mean(axis=-1, keepdims=True)
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        centred_TH = x - x.mean(axis=-1, keepdims=True)
         variance_T1 = (centred_TH * centred_TH).mean(axis=-1, keepdims=True)
-        return centred_TH / np.sqrt(variance_T1 + LAYER_NORM_EPSILON) * self._tensor(f"{at}.gain") + self._tensor(
-            f"{at}.bias"
-        )
+        scaled_TH = centred_TH / np.sqrt(variance_T1 + np.float32(LAYER_NORM_EPSILON)) * self._tensor(f"{name}.gain")
+        return scaled_TH + self._tensor(f"{name}.bias")
 
     def _tensor(self, name: str) -> np.ndarray:
         return np.asarray(self.weights.tensor(name), np.float32)

@@ -110,20 +110,9 @@ class Predictor:
         ids_BS = np.full((len(sequences), lengths_B.max()), self.tokenizer.eot, np.int64)
         for b, ids in enumerate(sequences):
             ids_BS[b, : len(ids)] = ids
-        outside = ids_BS[(ids_BS < 0) | (ids_BS >= self.tokenizer.size)]
-        if len(outside):  # a negative one would silently be counted from the end
-            raise ConfigError(
-                f"token id {outside[0]} does not exist; this model has the ids 0 … {self.tokenizer.size - 1}"
-            )
         domains_B = np.array([d.index for d in domains])
         slots_B = np.array([d.slot for d in domains], np.int32)
-        rows_BS = self.tokenizer.row_of[slots_B[:, None], ids_BS]
-        if (rows_BS < 0).any():
-            b, s = np.argwhere(rows_BS < 0)[0]
-            raise ConfigError(
-                f"token id {ids_BS[b, s]} has no row in the embedding slot of domain {domains[b].name}; "
-                "encode the text with the tokenizer of this model and domain"
-            )
+        rows_BS = np.stack([self.tokenizer.rows(ids_S, d) for ids_S, d in zip(ids_BS, domains, strict=True)])
         documents_BS, positions_BS = documents_and_positions(ids_BS, self.tokenizer.eot)
         rows_BS = (slots_B[:, None] * self.config.model.slot_rows + rows_BS).astype(np.int32)
         last_B = (np.arange(len(sequences)) * ids_BS.shape[1] + lengths_B - 1).astype(np.int32)

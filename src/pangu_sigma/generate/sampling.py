@@ -1,7 +1,11 @@
-"""How the next token is chosen from logits. Pure NumPy."""
+"""How the next token is chosen from logits. Pure NumPy.
+
+Shape suffixes: R rows of a slot, C rows that may be drawn.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -12,6 +16,9 @@ from pangu_sigma.config import ConfigError
 _LEAST, _MOST = 1e-9, 1e9
 """Range of what logits are divided by or multiplied with: beyond it float64 may overflow, and every choice is made long before."""
 
+_MOST_ADDED = 2.0
+"""The most that the OpenAI interface lets a presence or frequency penalty be, above and below 0."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -20,15 +27,21 @@ class Sampling:
     temperature: 0 takes the most likely token (greedy); the higher, the more evenly tokens are drawn.
     top_k: draw from this many most likely tokens only; 0 keeps every token.
     top_p: draw from the fewest tokens that have this probability together; 1 keeps every token.
-    repetition_penalty: above 1 makes tokens that occurred less likely (CTRL's rule); 1 changes nothing.
+    min_p: draw from tokens only that have at least this share of the probability of the most likely one; 0 keeps every token.
+    repetition_penalty: above 1 makes tokens of prompt and answer less likely (CTRL's rule); 1 changes nothing.
+    presence_penalty: is taken from the logit of every token that the answer has already; 0 changes nothing.
+    frequency_penalty: the same, once for each time that the answer has it.
 
-    Raises ConfigError for values outside these ranges.
+    Probabilities are those after penalties and temperature. Raises ConfigError for values outside these ranges.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self):
         t, penalty = self.temperature, self.repetition_penalty
@@ -40,40 +53,92 @@ class Sampling:
             ),
             ("top_k", _is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 (all tokens) or more"),
             ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("min_p", _is_number(self.min_p) and 0 <= self.min_p <= 1, "0 (all tokens) to 1"),
             (
                 "repetition_penalty",
                 _is_number(penalty) and _LEAST <= penalty <= _MOST,
                 f"{_LEAST:g} to {_MOST:g}; 1 is none",
             ),
+            *(
+                (
+                    name,
+                    _is_number(getattr(self, name)) and abs(getattr(self, name)) <= _MOST_ADDED,
+                    f"{-_MOST_ADDED:g} to {_MOST_ADDED:g}; 0 is none",
+                )
+                for name in ("presence_penalty", "frequency_penalty")
+            ),
         ):
             if not fits:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed: {allowed}")
 
-    def choose(self, logits_R: np.ndarray, seen: list[int], rng: np.random.Generator) -> int:
-        """Row of the next token. seen: rows that occurred already, for the repetition penalty."""
-        logits_R = logits_R.astype(np.float64)
-        if seen and self.repetition_penalty != 1.0:
-            rows = np.unique(seen)
-            scores = logits_R[rows]
-            logits_R[rows] = np.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
+    def choose(
+        self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int], rng: np.random.Generator
+    ) -> int:
+        """Row of the next token. prompt, answer: rows of the tokens that occurred already, for the penalties."""
+        logits_R = self._penalised(logits_R.astype(np.float64), prompt, answer)
         if self.temperature == 0:
             return int(logits_R.argmax())
-        order = np.argsort(-logits_R, kind="stable")
-        scores = logits_R[order] / self.temperature
-        probabilities = np.exp(scores - scores[0])
-        probabilities /= probabilities.sum()
-        kept = len(order) if self.top_k == 0 else min(self.top_k, len(order))
+        chances_R = np.exp((logits_R - logits_R.max()) / self.temperature)
+        rows_C = self._kept(logits_R, chances_R)
+        sums_C = np.cumsum(chances_R[rows_C])
+        drawn = int(np.searchsorted(sums_C, rng.random() * sums_C[-1], side="right"))
+        return int(rows_C[min(drawn, len(rows_C) - 1)])
+
+    def _penalised(self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
+        if self.repetition_penalty != 1 and (seen := {*prompt, *answer}):
+            rows = np.fromiter(seen, np.int64)
+            scores = logits_R[rows]
+            logits_R[rows] = np.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
+        if (self.presence_penalty or self.frequency_penalty) and answer:
+            rows, counts = np.unique(answer, return_counts=True)
+            logits_R[rows] -= self.presence_penalty + self.frequency_penalty * counts
+        return logits_R
+
+    def _kept(self, logits_R: np.ndarray, chances_R: np.ndarray) -> np.ndarray:
+        """The rows that may be drawn, [C], most likely first where that decides which they are.
+
+        chances_R: probabilities up to a factor; that of the most likely row is 1.
+        """
+        least = self.min_p
+        if (
+            self.top_p < 1
+        ):  # all rows below this have less than 1 - top_p together, so the others reach top_p: fewer to sort
+            least = max(least, (1 - self.top_p) * chances_R.sum() / len(chances_R))
+        if 0 < self.top_k < len(chances_R):
+            least = max(least, np.partition(chances_R, -self.top_k)[-self.top_k])
+        rows_C = np.flatnonzero(chances_R >= least)
+        if self.top_k or self.top_p < 1:
+            rows_C = rows_C[np.argsort(-logits_R[rows_C], kind="stable")][: self.top_k or None]
         if self.top_p < 1:  # the smallest set of most likely tokens that reaches top_p
-            kept = min(kept, int(np.searchsorted(np.cumsum(probabilities), self.top_p)) + 1)
-        probabilities = probabilities[:kept] / probabilities[:kept].sum()
-        return int(order[rng.choice(kept, p=probabilities)])
+            sums_C = np.cumsum(chances_R[rows_C])
+            rows_C = rows_C[: int(np.searchsorted(sums_C, self.top_p * chances_R.sum())) + 1]
+        return rows_C
+
+
+def log_probability(logits_R: np.ndarray, row: int, most: int) -> tuple[float, list[tuple[int, float]]]:
+    """Natural logarithm of the probability of a row, and the `most` most likely rows with theirs, most likely first.
+
+    Computed in float64; rows that hold no token have the logit -inf, and are never among the most likely.
+    """
+    scores_R = logits_R.astype(np.float64)
+    best = scores_R.max()
+    log_sum = best + np.log(np.exp(scores_R - best).sum())
+    most = min(most, int(np.count_nonzero(np.isfinite(scores_R)))) if most else 0
+    rows = np.flatnonzero(scores_R >= np.partition(scores_R, -most)[-most]) if most else np.empty(0, np.int64)
+    rows = rows[np.argsort(-scores_R[rows], kind="stable")][:most]
+    return float(scores_R[row] - log_sum), list(zip(rows.tolist(), (scores_R[rows] - log_sum).tolist(), strict=True))
 
 
 def check_request(max_new_tokens: int, seed: int) -> None:
     """Raise ConfigError for a number of tokens or a seed that cannot be."""
     for name, value in (("max_new_tokens", max_new_tokens), ("seed", seed)):
-        if not (_is_whole(value) and value >= 0):
-            raise ConfigError(f"{name}={value!r} is not allowed: a whole number, 0 or more")
+        check_count(name, value)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ConfigError for what is no whole number, 0 or more. name: what it counts."""
+    if not (_is_whole(value) and value >= 0):  # type: ignore[operator]
+        raise ConfigError(f"{name}={value!r} is not allowed: a whole number, 0 or more")
 
 
 def check_text(text: str, what: str) -> None:

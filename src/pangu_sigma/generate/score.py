@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pangu_sigma.generate.sampling import check_text
-
 if TYPE_CHECKING:
     from pangu_sigma.domains import Domain
-    from pangu_sigma.generate.predictor import Predictor
+    from pangu_sigma.generate.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -32,17 +28,17 @@ class Score:
         return float(sum(self.logprobs))
 
 
-def score(predictor: Predictor, text: str, domain: Domain) -> Score:
+def score(engine: Engine, text: str, domain: Domain) -> Score:
     """Score a text as `domain` reads it.
 
     Raises ConfigError for what is no Unicode text, for a text without tokens, and for one of more than model.seq_length tokens.
     """
-    tokenizer = predictor.tokenizer
-    check_text(text, "the text")
-    ids = tokenizer.prompt(text, domain)
-    logits_SR = predictor.logits_along(ids, domain).astype(np.float64)[:-1]
-    top_S = logits_SR.max(axis=-1)
-    log_sum_S = top_S + np.log(np.exp(logits_SR - top_S[:, None]).sum(axis=-1))
-    rows_S = tokenizer.row_of[domain.slot, ids[1:]]
-    logprobs_S = logits_SR[np.arange(len(rows_S)), rows_S] - log_sum_S
-    return Score(ids[1:], [tokenizer.decode([token]) for token in ids[1:]], logprobs_S.tolist())
+    from pangu_sigma.generate.request import Request
+    from pangu_sigma.generate.text import prompt_ids
+
+    tokenizer = engine.decoder.tokenizer
+    ids = prompt_ids(tokenizer, text, domain)
+    (answer,) = engine.complete([Request(domain, tuple(ids), max_new_tokens=0, prompt_logprobs=0)])
+    scored = answer.prompt[1:]
+    logprobs = [token.logprob for token in scored if token.logprob is not None]
+    return Score([token.id for token in scored], [tokenizer.decode([token.id]) for token in scored], logprobs)

@@ -1,29 +1,35 @@
-"""Text from prompts. Every step reads the whole sequence again: the key-value cache belongs to serving."""
+"""Text from prompts, by the engine that serves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-import numpy as np
 from tqdm import tqdm
 
-from pangu_sigma.config import ConfigError
+from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
+
+logger = logging.getLogger(__name__)
 
 Prompt = tuple[str, str]
 """Name of a domain, and the text that it continues."""
-
-_BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
 class Generated:
     """The answer to a prompt.
 
-    ids: prompt and continuation, without the final <eot>. text: the continuation alone. finished: True if it ended with <eot>.
+    ids: prompt and continuation, without the final <eot>. text: the continuation alone. finished: True if it ended with <eot> or
+    before a stop string, False if there was no room for more.
     """
 
     domain: str
@@ -33,104 +39,112 @@ class Generated:
     finished: bool
 
 
-@dataclass
-class _Growing:
-    """A sequence while tokens are added. start: number of tokens of its prompt."""
+def open_engine(path: Path, kind: Literal["run", "export"] | None = None, lanes: int = 8) -> Engine:
+    """What answers for the model in a folder, `lanes` texts at a time.
 
-    domain: Domain
-    prompt: str
-    ids: list[int]
-    start: int
-    finished: bool = False
+    kind: what the folder must be; None for a run folder, of which the newest intact checkpoint answers, or an exported model.
+    Raises ConfigError when it is none.
+    """
+    from pangu_sigma.generate.predictor import GRAPH_FILE, Predictor
+    from pangu_sigma.generate.rereading import RereadingDecoder
+
+    if kind == "export" or (kind is None and (path / GRAPH_FILE).exists()):
+        return Engine(RereadingDecoder(Predictor.from_export(path), lanes))
+    return Engine(open_decoder(path, lanes))
 
 
 def generate(
-    predictor: Predictor,
+    engine: Engine,
     prompts: list[Prompt],
     max_new_tokens: int = 64,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     seed: int = 0,
+    stop: Sequence[str] = (),
 ) -> list[Generated]:
-    """Continue each prompt. Sequences stop at <eot>, after max_new_tokens, or at model.seq_length.
+    """Continue each prompt. Texts stop at <eot>, before a string of `stop`, after max_new_tokens, or at model.seq_length.
 
-    Raises ConfigError for an unknown domain, for a prompt that is no text or does not fit, and for numbers that cannot be.
+    seed: of each prompt's own random generator, so that its answer does not depend on the others; a prompt that is there again
+    draws with the next seed. Raises ConfigError for an unknown domain, for a prompt that is no text or does not fit, and for what
+    cannot be asked.
     """
     check_request(max_new_tokens, seed)
-    sequences = _begin(predictor, prompts)
-    steps = _grow(predictor, sequences, max_new_tokens, sampling, seed)
-    for _ in tqdm(steps, total=max_new_tokens, desc="generate", unit="token", leave=False):
-        pass
-    return [Generated(s.domain.name, s.prompt, _text(predictor, s), s.ids, s.finished) for s in sequences]
+    times: Counter[Prompt] = Counter()
+    requests = []
+    for prompt in prompts:
+        requests.append(_request(engine, prompt, max_new_tokens, sampling, seed + times[prompt], stop))
+        times[prompt] += 1
+    with tqdm(total=len(prompts) * max_new_tokens, desc="generate", unit="token", leave=False) as bar:
+
+        def advance(answer: Answer) -> None:
+            bar.update(1 if answer.finish is None else max_new_tokens - max(len(answer.tokens) - 1, 0))
+
+        answers = engine.complete(requests, advance)
+    return [
+        Generated(name, text, answer.text, [*answer.request.ids, *answer.ids], answer.finish == "stop")
+        for (name, text), answer in zip(prompts, answers, strict=True)
+    ]
 
 
 def stream(
-    predictor: Predictor,
+    engine: Engine,
     prompt: Prompt,
     max_new_tokens: int = 64,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     seed: int = 0,
+    stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """The continuation that `generate` gives, as it comes; a character appears when all its bytes are there.
 
     Raises ConfigError, before anything is generated, for what `generate` refuses.
     """
     check_request(max_new_tokens, seed)
-    sequences = _begin(predictor, [prompt])
-    return _new_text(predictor, sequences, _grow(predictor, sequences, max_new_tokens, sampling, seed))
+    return _new_text(engine, _request(engine, prompt, max_new_tokens, sampling, seed, stop))
 
 
-def _new_text(predictor: Predictor, sequences: list[_Growing], steps: Iterator[None]) -> Iterator[str]:
+def _new_text(engine: Engine, request: Request) -> Iterator[str]:
+    answer = engine.submit_in_turn(request)
     told = 0
-    for _ in steps:
-        whole = _text(predictor, sequences[0]).rstrip(_BROKEN)  # the next token may complete a character
-        if len(whole) > told:
-            yield whole[told:]
-            told = len(whole)
-    if rest := _text(predictor, sequences[0])[told:]:
-        yield rest
+    try:
+        while answer.finish is None or told < len(answer.text):
+            if told < len(answer.text):
+                new = answer.text[told:]
+                told += len(new)
+                yield new
+            else:
+                engine.step()
+    finally:
+        engine.cancel(answer)
 
 
-def _text(predictor: Predictor, sequence: _Growing) -> str:
-    return predictor.tokenizer.decode(sequence.ids[sequence.start :])
+def _request(
+    engine: Engine, prompt: Prompt, max_new_tokens: int, sampling: Sampling, seed: int, stop: Sequence[str]
+) -> Request:
+    """The request of a prompt; ConfigError if this model cannot answer it."""
+    name, text = prompt
+    domain = domains_of(engine.decoder.config).named(name)
+    ids = prompt_ids(engine.decoder.tokenizer, text, domain)
+    request = Request(domain, tuple(ids), max_new_tokens, sampling, seed, tuple(stop))
+    engine.check(request)
+    return request
 
 
-def _begin(predictor: Predictor, prompts: list[Prompt]) -> list[_Growing]:
-    """The prompts as sequences that fit into the model."""
-    known, limit = domains_of(predictor.config), predictor.config.model.seq_length
-    sequences = []
-    for name, text in prompts:
-        domain = known.named(name)
-        check_text(text, f"a prompt of domain {name}")
-        ids = predictor.tokenizer.prompt(text, domain)
-        if len(ids) > limit:
-            raise ConfigError(
-                f"a prompt of domain {name} has {len(ids)} tokens, more than model.seq_length={limit}; shorten it"
-            )
-        sequences.append(_Growing(domain, text, ids, len(ids)))
-    return sequences
+def prompt_ids(tokenizer: Tokenizer, text: str, domain: Domain) -> list[int]:
+    """The ids of a prompt; a warning says which characters the model does not see as they are.
+
+    Raises ConfigError for what is no Unicode text.
+    """
+    check_text(text, f"a prompt of domain {domain.name}")
+    lost = tokenizer.unseen_characters(text, domain)
+    if lost:
+        logger.warning("%s", unseen(lost, domain))
+    return tokenizer.prompt(text, domain)
 
 
-def _grow(
-    predictor: Predictor, sequences: list[_Growing], max_new_tokens: int, sampling: Sampling, seed: int
-) -> Iterator[None]:
-    """Add a token to every sequence that goes on, and stop in between; ends when none goes on."""
-    rng, limit = np.random.default_rng(seed), predictor.config.model.seq_length
-    for _ in range(min(max_new_tokens, limit)):
-        going = [s for s in sequences if not s.finished and len(s.ids) < limit]
-        if not going:
-            return
-        logits_BR = predictor.next_logits([s.ids for s in going], [s.domain for s in going])
-        for sequence, logits_R in zip(going, logits_BR, strict=True):
-            token = _next_token(predictor, sequence, logits_R, sampling, rng)
-            sequence.finished = token == predictor.tokenizer.eot
-            if not sequence.finished:
-                sequence.ids.append(token)
-        yield
-
-
-def _next_token(
-    predictor: Predictor, sequence: _Growing, logits_R: np.ndarray, sampling: Sampling, rng: np.random.Generator
-) -> int:
-    tokenizer, slot = predictor.tokenizer, sequence.domain.slot
-    row = sampling.choose(logits_R, tokenizer.row_of[slot, sequence.ids].tolist(), rng)
-    return int(tokenizer.slot_rows[slot, row])
+def unseen(lost: Counter[str], domain: Domain) -> str:
+    """What to say of characters that have no row in the slot of a domain. lost: how often each of them is in the text."""
+    shown = " ".join(f"{character!r}" for character, _ in lost.most_common(20))
+    return (
+        f"{lost.total()} characters of the text have no row in the embedding slot of domain {domain.name}, and become <unk> or "
+        f"nothing: {shown}{' …' if len(lost) > 20 else ''}; the vocabulary of this model spells nothing by bytes, one that "
+        "prepare-data makes today does"
+    )

@@ -21,8 +21,8 @@ import numpy as np
 import xxhash
 
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.parts import EXPERTS
-from pangu_sigma.checkpoint.state import OPTIMIZER, WEIGHTS
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
+from pangu_sigma.checkpoint.state import OPTIMIZER
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of

@@ -18,7 +18,8 @@ from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import OPTIMIZER, WEIGHTS
+from pangu_sigma.checkpoint.parts import WEIGHTS
+from pangu_sigma.checkpoint.state import OPTIMIZER
 from pangu_sigma.checkpoint.whole import whole_array
 from pangu_sigma.config import Activation, Config, ConfigError
 from pangu_sigma.convert.dense_files import open_dense_model

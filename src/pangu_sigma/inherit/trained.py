@@ -29,9 +29,9 @@ from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.format import MANIFEST
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
-from pangu_sigma.checkpoint.parts import EXPERTS, SavedArray
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER, WEIGHTS
+from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER
 from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
 from pangu_sigma.config import Config
 from pangu_sigma.convert.trained_model import read_lineage

@@ -1,0 +1,240 @@
+"""Many texts at once from one model: each step reads one token of every text that is written, and a chunk of the prompts that wait.
+
+A text has a lane of the decoder's cache from the first token of its prompt to the last one of its answer. Texts come and leave at
+any step (continuous batching), so a long one holds nobody up, and a long prompt is read in chunks between the tokens of the others.
+Requests get lanes in the order in which they came. Prompts that begin alike are read once as far as they do, and the lane copied.
+
+Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a text.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pangu_sigma.domains import Domain
+from pangu_sigma.errors import UserError
+from pangu_sigma.generate.decoder import Chunk, Decoder
+from pangu_sigma.generate.request import Answer, Request, check_fits
+from pangu_sigma.generate.running import RunningText
+
+logger = logging.getLogger(__name__)
+
+OnChange = Callable[[Answer], None]
+"""Called by the thread that steps, after each new token and at the end of an answer."""
+
+_WORTH_COPYING = 16
+"""Prompts that have fewer first tokens in common are read on their own: copying a lane takes its time too."""
+
+
+class Busy(UserError, RuntimeError):
+    """As many requests wait as may; ask again later."""
+
+
+class Engine:
+    """Answers of one decoder, whose lanes nobody else uses.
+
+    `submit` and `cancel` may be called by any thread at any time. `step` does the work; threads that step wait for each other.
+    """
+
+    def __init__(self, decoder: Decoder, waiting: int = 64, chunk: int = 256):
+        """waiting: the most requests that wait for a lane. chunk: the most tokens of prompts that a step reads."""
+        self.decoder = decoder
+        self._most_waiting, self._chunk = waiting, chunk
+        self._queue: deque[RunningText] = deque()
+        self._texts: list[RunningText] = []
+        self._free = list(range(decoder.lanes))[::-1]
+        self._queueing, self._stepping = threading.Lock(), threading.RLock()
+
+    @property
+    def running(self) -> int:
+        """Number of texts that have a lane."""
+        return len(self._texts)
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for a lane."""
+        return len(self._queue)
+
+    def check(self, request: Request) -> None:
+        """Raise ConfigError for a request that this model cannot answer."""
+        check_fits(request, self.decoder.tokenizer, self.decoder.config.model.seq_length)
+
+    def submit(self, request: Request, on_change: OnChange | None = None) -> Answer:
+        """Ask for an answer, which `step` brings about.
+
+        Raises ConfigError for a request that this model cannot answer, and Busy when as many wait as may.
+        """
+        self.check(request)
+        text = RunningText(Answer(request), self.decoder, on_change)
+        with self._queueing:
+            if len(self._queue) >= self._most_waiting:
+                raise Busy(f"{len(self._queue)} requests wait already, which is the most; ask again later")
+            self._queue.append(text)
+        return text.answer
+
+    def cancel(self, answer: Answer) -> None:
+        """Want no more of an answer: the next step gives its lane to others before it reads. A finished one stays as it is."""
+        if answer.finish is None:
+            answer.cancelled = True
+
+    def step(self) -> bool:
+        """Read one token of each text that is written, and some of the prompts. False when there was nothing to do.
+
+        What the decoder raises ends all running texts as "cancelled", and goes on to the caller; waiting ones are still answered.
+        """
+        with self._stepping:
+            done = self._drop_cancelled()
+            done |= self._admit()
+            self._share()
+            reading = self._reading()
+            if not reading:
+                return done
+            try:
+                found = self.decoder.read([chunk for _, chunk in reading])
+            except BaseException:
+                for text in list(self._texts):
+                    self._leave(text, cancelled=True)
+                raise
+            for (text, chunk), logits_WR in zip(reading, found, strict=True):
+                self._take(text, chunk, logits_WR)
+            return True
+
+    def complete(self, requests: Sequence[Request], on_change: OnChange | None = None) -> list[Answer]:
+        """Answer all of these, and whatever else is asked meanwhile; none is left running when this is interrupted.
+
+        Raises ConfigError, before anything is read, for a request that this model cannot answer.
+        """
+        for request in requests:
+            self.check(request)
+        answers: list[Answer] = []
+        try:
+            for request in requests:
+                answers.append(self.submit_in_turn(request, on_change))  # noqa: PERF401 (an interruption must find them)
+            for answer in answers:
+                while answer.finish is None:
+                    self.step()
+        finally:
+            for answer in answers:
+                self.cancel(answer)
+        return answers
+
+    def submit_in_turn(self, request: Request, on_change: OnChange | None = None) -> Answer:
+        """`submit`, after as many steps as it takes until there is room to wait."""
+        while True:
+            try:
+                return self.submit(request, on_change)
+            except Busy:
+                self.step()
+
+    def logits(self, domain: Domain, ids: Sequence[int]) -> np.ndarray:
+        """Logits of the successor of a text's last token, float32 [R]; rows that hold no token have -inf.
+
+        Raises ConfigError for what `submit` refuses.
+        """
+        self.check(Request(domain, tuple(ids)))
+        with self._stepping:
+            while not self._free:
+                self.step()
+            lane = self._free[-1]
+            self.decoder.begin(lane, domain)
+            for first in range(0, len(ids), self._chunk):
+                new = list(ids[first : first + self._chunk])
+                (logits_WR,) = self.decoder.read([Chunk(lane, new, int(first + len(new) == len(ids)))])
+            return logits_WR[0]
+
+    def _drop_cancelled(self) -> bool:
+        with self._queueing:
+            dropped = [text for text in self._queue if text.answer.cancelled]
+            for text in dropped:
+                self._queue.remove(text)
+        for text in dropped:
+            self._finish(text, cancelled=True)
+        leaving = [text for text in self._texts if text.answer.cancelled]
+        for text in leaving:
+            self._leave(text, cancelled=True)
+        return bool(dropped or leaving)
+
+    def _admit(self) -> bool:
+        """Give lanes to those that wait, in the order in which they came."""
+        admitted = False
+        while self._free:
+            with self._queueing:
+                if not self._queue:
+                    break
+                text = self._queue.popleft()
+            admitted = True
+            if not text.to_read:  # nothing is asked for that the model would have to tell
+                text.fill_prompt()
+                self._finish(text)
+                continue
+            text.lane = self._free.pop()
+            self.decoder.begin(text.lane, text.request.domain)
+            self._follow(text)
+            self._texts.append(text)
+        return admitted
+
+    def _follow(self, text: RunningText) -> None:
+        """Find the text being read that a new one begins like, for as many tokens as are worth a copy."""
+        leader = max(self._texts, key=text.shared_with, default=None)
+        if leader is not None and (shared := text.shared_with(leader)) >= _WORTH_COPYING:
+            text.leader, text.shared = leader, shared
+
+    def _share(self) -> None:
+        """Copy the lanes that have been read as far as those that follow them begin alike."""
+        for text in self._texts:
+            if text.leader is not None and text.leader.read == text.shared:
+                self._copy_leader(text)
+
+    def _copy_leader(self, text: RunningText) -> None:
+        leader, text.leader = text.leader, None
+        if leader is not None and leader.read:
+            self.decoder.copy(leader.lane, text.lane)
+            text.go_on_from(leader)
+
+    def _reading(self) -> list[tuple[RunningText, Chunk]]:
+        """What this step reads: a token of each text that is written, and of prompts, first come first served, a chunk together."""
+        left, reading = self._chunk, []
+        for text in self._texts:
+            if text.is_written:
+                reading.append((text, text.chunk(text.read + 1)))
+            elif text.leader is None and left:
+                ends = [other.shared for other in self._texts if other.leader is text]
+                end = min([text.to_read, text.read + left, *ends])
+                left -= end - text.read
+                reading.append((text, text.chunk(end)))
+        return reading
+
+    def _take(self, text: RunningText, chunk: Chunk, logits_WR: np.ndarray) -> None:
+        """Use the logits of what was read."""
+        text.take(chunk, logits_WR)
+        if text.finish is not None:
+            self._leave(text)
+        elif text.is_written:
+            self._tell(text)
+
+    def _leave(self, text: RunningText, cancelled: bool = False) -> None:
+        for other in self._texts:
+            if other.leader is text:  # the others read the rest themselves
+                self._copy_leader(other)
+        self._texts.remove(text)
+        self._free.append(text.lane)
+        self._finish(text, cancelled)
+
+    def _finish(self, text: RunningText, cancelled: bool = False) -> None:
+        text.answer.finish = "cancelled" if cancelled else (text.finish or "length")
+        self._tell(text)
+
+    def _tell(self, text: RunningText) -> None:
+        if text.on_change is None:
+            return
+        try:
+            text.on_change(text.answer)
+        except Exception:
+            logger.exception("who asked for an answer failed to take it; it is cancelled, the others go on")
+            text.on_change = None
+            self.cancel(text.answer)

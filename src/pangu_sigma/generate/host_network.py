@@ -1,0 +1,71 @@
+"""The network as a host computes it, without MindSpore: the order of its operators, whoever computes them.
+
+Operators that add in one order are in exact.py, those that are fast and keep a cache in host_operators.py. The network of training
+is `model/pangu_sigma.py`; tests compare them.
+
+Shape suffixes: T tokens, H hidden, N RRE layers.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from pangu_sigma.config import ModelConfig
+
+LAYER_NORM_EPSILON = 1e-5
+
+Rows = TypeVar("Rows")
+"""Rows [T, H] of float32, in the form that the operators have them."""
+
+
+class Operators(Protocol[Rows]):
+    """The operators of the network. An operator may change `residual`, and the rows that an earlier call of its own gave."""
+
+    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> Rows:
+        """The sum of rows of the word table, numbered over all slots, and of the position table."""
+
+    def queries(self, positions_T: np.ndarray) -> Rows:
+        """Rows of the query layer's table of positions."""
+
+    def norm(self, name: str, x: Rows) -> Rows:
+        """LayerNorm. name: of the cell in the network."""
+
+    def attention(self, layer: int, residual: Rows, normed: Rows, query: Rows) -> Rows:
+        """residual + causal attention of a layer. query: what asks; `normed` gives keys and values."""
+
+    def ffn(self, layer: int, residual: Rows, normed: Rows) -> Rows:
+        """residual + the FFN of a dense layer."""
+
+    def routed_ffn(self, layer: int, residual: Rows, normed: Rows, expert_T: np.ndarray) -> Rows:
+        """residual + the FFN of each token's expert. layer: of the RRE layers."""
+
+
+def hidden_states(
+    model: ModelConfig,
+    operators: Operators[Rows],
+    rows_T: np.ndarray,
+    positions_T: np.ndarray,
+    experts_NT: np.ndarray,
+) -> Rows:
+    """Hidden states [T, H] after the query layer.
+
+    rows_T: row of each token in the flattened slots. positions_T: of it in its document. experts_NT: its expert in each RRE layer,
+    numbered over the layer.
+    """
+    x_TH = operators.embed(rows_T, positions_T)
+    for layer in range(model.layers):
+        query_TH = None
+        if layer == model.layers - 1:
+            x_TH = operators.norm("norm", x_TH)
+            query_TH = operators.queries(positions_T)
+        normed_TH = operators.norm(f"layers.{layer}.attention_norm", x_TH)
+        x_TH = operators.attention(layer, x_TH, normed_TH, normed_TH if query_TH is None else query_TH)
+        normed_TH = operators.norm(f"layers.{layer}.ffn_norm", x_TH)
+        routed = layer - model.dense_layers
+        if routed < 0:
+            x_TH = operators.ffn(layer, x_TH, normed_TH)
+        else:
+            x_TH = operators.routed_ffn(routed, x_TH, normed_TH, experts_NT[routed])
+    return x_TH

@@ -1,0 +1,153 @@
+"""A text of the engine: what of it is read, and what each row of logits means for it.
+
+Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from pangu_sigma.generate.decoder import Chunk, Decoder
+from pangu_sigma.generate.request import Answer, Token
+from pangu_sigma.generate.sampling import log_probability
+from pangu_sigma.generate.spelling import GrowingText, spelled
+
+Scored = tuple[float | None, tuple[tuple[int, float], ...]]
+"""Log-probability of a token, and the alternatives with theirs."""
+
+
+class RunningText:
+    """A prompt and its answer.
+
+    lane: where the decoder has it. read: number of its tokens that the lane holds. to_read: number of tokens of the prompt that
+    the model has to read for what is asked. leader: a text that begins with the same `shared` tokens, and reads them for both.
+    finish: why the answer ended; None before.
+    """
+
+    def __init__(self, answer: Answer, decoder: Decoder, on_change: Callable[[Answer], None] | None):
+        self.answer, self.request, self.on_change = answer, answer.request, on_change
+        self.lane, self.read = -1, 0
+        self.leader: RunningText | None = None
+        self.shared = 0
+        self.finish: Literal["stop", "length"] | None = None
+        self._decoder, self._tokenizer = decoder, decoder.tokenizer
+        self._ids, self._document = list(self.request.ids), 0
+        self._prompt, self._scores = len(self._ids), list[Scored]()
+        self._rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
+        self._most = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
+        self._text = GrowingText(self.request.stop)
+        self._rng = np.random.default_rng(self.request.seed)
+        scores = self.request.prompt_logprobs is not None and self.request.scored_from < self._prompt
+        self.to_read = self._prompt if self._most else self._prompt - 1 if scores else 0
+
+    @property
+    def is_written(self) -> bool:
+        """True from the first token of the answer on."""
+        return len(self._ids) > self._prompt
+
+    def shared_with(self, other: RunningText) -> int:
+        """Number of first tokens that another text, which is still to read them, can read for this one; 0 for none.
+
+        The last token that both have is not among them: its successor differs, and this text asks for its own.
+        """
+        mine, its = self.request, other.request
+        if other.leader is not None or mine.domain != its.domain:
+            return 0
+        longest = min(self.to_read, other.to_read)
+        pairs = zip(mine.ids[:longest], its.ids[:longest], strict=True)
+        shared = next((number for number, (one, two) in enumerate(pairs) if one != two), longest) - 1
+        scored_alike = (mine.prompt_logprobs, mine.scored_from) == (its.prompt_logprobs, its.scored_from)
+        return shared if shared >= other.read and (scored_alike or not self._scores_up_to(shared)) else 0
+
+    def go_on_from(self, leader: RunningText) -> None:
+        """Take over what the text whose lane was copied has read."""
+        self.read = leader.read
+        self._scores = list(leader._scores) if self._scores_up_to(self.read) else []
+
+    def _scores_up_to(self, number: int) -> bool:
+        """True if tokens of the prompt up to this number are scored."""
+        return self.request.prompt_logprobs is not None and self.request.scored_from <= number
+
+    def chunk(self, end: int) -> Chunk:
+        """The tokens that are to be read up to number `end`, and how many logits they are read for."""
+        wanted = int(end >= self._prompt)
+        if self.request.prompt_logprobs is not None and not self.is_written:
+            wanted = max(wanted, end - max(self.read, self.request.scored_from - 1))
+        return Chunk(self.lane, self._ids[self.read : end], wanted)
+
+    def take(self, chunk: Chunk, logits_WR: np.ndarray) -> None:
+        """Use the logits of a chunk that was read: score the prompt, or write the next token."""
+        self.read += len(chunk.ids)
+        if not self.is_written:
+            if self.request.prompt_logprobs is not None:
+                first = self.read - chunk.wanted + 1  # the token that row 0 tells of
+                for number, logits_R in zip(range(first, self._prompt), logits_WR, strict=False):
+                    self._scores.append(self._scored(logits_R, self._rows[number], self.request.prompt_logprobs))
+            if self.read < self.to_read:
+                return
+            self.fill_prompt()
+        if self._most:
+            self._write(logits_WR[-1])
+        else:
+            self.finish = "length"
+
+    def fill_prompt(self) -> None:
+        """Give the answer the tokens of its prompt if they are asked for."""
+        if self.request.prompt_logprobs is None:
+            return
+        surfaces, ids = self._tokenizer.vocabulary.surfaces, self._ids
+        first = min(self.request.scored_from, self._prompt)
+        scores = [(None, ())] * first + self._scores
+        texts = spelled(surfaces[token] for token in ids)
+        experts_TN = self._decoder.experts(self.request.domain, ids).T.tolist()
+        self.answer.prompt = [
+            Token(token, text, logprob, top, tuple(experts))
+            for token, text, (logprob, top), experts in zip(ids, texts, scores, experts_TN, strict=True)
+        ]
+
+    def _write(self, logits_R: np.ndarray) -> None:
+        """Add the next token."""
+        request, slot = self.request, self.request.domain.slot
+        row = request.sampling.choose(
+            self._biased(logits_R), self._rows[: self._prompt], self._rows[self._prompt :], self._rng
+        )
+        token = int(self._tokenizer.slot_rows[slot, row])
+        self._ids.append(token)
+        self._rows.append(row)
+        text = self._spell(token)
+        logprob, top = (None, ()) if request.logprobs is None else self._scored(logits_R, row, request.logprobs)
+        experts_NT = self._decoder.experts(request.domain, self._ids[self._document :])
+        self.answer.tokens.append(Token(token, text, logprob, top, tuple(experts_NT[:, -1].tolist())))
+        self.answer.text += text
+        if token == self._tokenizer.eot:
+            self._document = len(self._ids)
+
+    def _spell(self, token: int) -> str:
+        """The characters that are sure with the newest token, and whether it is the last one."""
+        request = self.request
+        if token in request.stop_ids or (token == self._tokenizer.eot and not request.ignore_eot):
+            self.finish, self.answer.ended_by_id = "stop", True
+            return self._text.end()
+        text = self._text.add(self._tokenizer.vocabulary.surfaces[token])
+        if not self._text.stopped and len(self._ids) == self._prompt + self._most:
+            self.finish = "length"
+            text += self._text.end()  # half a character that is broken off may yet make a stop string
+        if self._text.stopped:
+            self.finish = "stop"
+        return text
+
+    def _biased(self, logits_R: np.ndarray) -> np.ndarray:
+        if not self.request.logit_bias:
+            return logits_R
+        logits_R = logits_R.copy()
+        for token, bias in self.request.logit_bias:
+            logits_R[self._tokenizer.row_of[self.request.domain.slot, token]] += bias
+        return logits_R
+
+    def _scored(self, logits_R: np.ndarray, row: int, most: int) -> Scored:
+        logprob, top = log_probability(logits_R, row, most)
+        ids_R = self._tokenizer.slot_rows[self.request.domain.slot]
+        return logprob, tuple((int(ids_R[other]), value) for other, value in top)

@@ -1,0 +1,468 @@
+"""Whatever is asked together, each answer is the one that a plain loop over the model's logits gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from helpers.fake_decoder import EOT, FakeDecoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import Domain
+from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.engine import Busy, Engine
+from pangu_sigma.generate.request import Answer, Request
+from pangu_sigma.generate.sampling import Sampling
+
+LENGTH = 24
+DRAWN = Sampling(temperature=1.0)
+SAMPLINGS = [
+    Sampling(),
+    DRAWN,
+    Sampling(0.8, top_k=3, top_p=0.9, min_p=0.05),
+    Sampling(1.0, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.5),
+]
+UP, REVERSED = FakeDecoder().up, FakeDecoder().reversed
+
+
+def logits_after(decoder: FakeDecoder, domain: Domain, ids: list[int]) -> np.ndarray:
+    """Logits over rows, float32 [R], asked of the fake model without lanes."""
+    rows = np.full(decoder.tokenizer.slot_rows.shape[1], -np.inf, np.float32)
+    rows[decoder.tokenizer.row_of[domain.slot]] = decoder._logits(domain, ids)
+    return rows
+
+
+def log_softmax(logits_R: np.ndarray) -> np.ndarray:
+    scores = logits_R.astype(np.float64)
+    return scores - np.log(np.exp(scores).sum())
+
+
+def cut(whole: str, stop: tuple[str, ...]) -> str | None:
+    """The text before the stop string that is complete first, the longest of several that end together; None without one."""
+    for end in range(1, len(whole) + 1):
+        found = [text for text in stop if whole[:end].endswith(text)]
+        if found:
+            return whole[: end - max(map(len, found))]
+    return None
+
+
+def alone(request: Request) -> tuple[list[int], str, str, list[float]]:
+    """ids, text, finish and log-probabilities of an answer, by a loop without lanes, chunks or other requests."""
+    decoder = FakeDecoder(seq_length=LENGTH)
+    rng, ids, logprobs = np.random.default_rng(request.seed), list(request.ids), []
+    start = len(ids)
+    row_of, of_row = decoder.tokenizer.row_of[request.domain.slot], decoder.tokenizer.slot_rows[request.domain.slot]
+    while len(ids) < min(start + request.max_new_tokens, LENGTH):
+        logits_R = logits_after(decoder, request.domain, ids)
+        biased_R = logits_R.copy()
+        for token, bias in request.logit_bias:
+            biased_R[row_of[token]] += bias
+        rows = [int(row_of[token]) for token in ids]
+        row = request.sampling.choose(biased_R, rows[:start], rows[start:], rng)
+        logprobs.append(float(log_softmax(logits_R)[row]))
+        ids.append(int(of_row[row]))
+        whole = decoder.tokenizer.decode(ids[start:])
+        settled = whole.rstrip("\N{REPLACEMENT CHARACTER}")
+        if ids[-1] in request.stop_ids or (ids[-1] == EOT and not request.ignore_eot):
+            before = decoder.tokenizer.decode(ids[start:-1])
+            stopped = cut(before, request.stop)
+            return ids[start:], before if stopped is None else stopped, "stop", logprobs
+        if (stopped := cut(settled, request.stop)) is not None:
+            return ids[start:], stopped, "stop", logprobs
+    whole = decoder.tokenizer.decode(ids[start:])
+    return ids[start:], whole, "length", logprobs
+
+
+def check_equals_alone(answer: Answer) -> None:
+    ids, text, finish, logprobs = alone(answer.request)
+    assert ([token.id for token in answer.tokens], answer.text, answer.finish) == (ids, text, finish)
+    assert "".join(token.text for token in answer.tokens) == text
+    asked = answer.request.logprobs
+    assert [token.logprob for token in answer.tokens] == (
+        [None] * len(ids) if asked is None else pytest.approx(logprobs, abs=1e-9)
+    )
+
+
+def requests(prompt: st.SearchStrategy[list[int]]) -> st.SearchStrategy:
+    """Any request that the fake model can answer; letters of few kinds, so that stop strings are met."""
+    return st.builds(
+        Request,
+        domain=st.sampled_from([UP, REVERSED]),
+        ids=prompt.map(tuple),
+        max_new_tokens=st.integers(0, 12),
+        sampling=st.sampled_from(SAMPLINGS),
+        seed=st.integers(0, 3),
+        stop=st.lists(st.text("abc i", min_size=1, max_size=3), max_size=2).map(tuple),
+        stop_ids=st.lists(st.integers(0, 14), max_size=1).map(tuple),
+        logprobs=st.sampled_from([None, 0, 2]),
+        prompt_logprobs=st.sampled_from([None, 0, 3]),
+        ignore_eot=st.booleans(),
+        logit_bias=st.lists(st.tuples(st.integers(0, 14), st.floats(-5, 5)), max_size=1).map(tuple),
+        scored_from=st.sampled_from([1, 4]),
+    )
+
+
+COMMON = [1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]
+"""How many prompts begin: as many first tokens as are worth a copy."""
+PROMPTS = st.lists(st.integers(0, 14), min_size=1, max_size=12) | st.lists(st.integers(0, 14), max_size=4).map(
+    lambda rest: COMMON + rest
+)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.one_of(requests(PROMPTS), st.integers(0, 12), st.none()), max_size=24),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.integers(1, 7),
+)
+def test_every_answer_is_the_one_computed_alone_and_no_lane_is_lost(events, lanes, waiting, chunk):
+    """An event is a request that arrives, the number of one that is cancelled, or None: a step."""
+    decoder = FakeDecoder(lanes, LENGTH)
+    engine = Engine(decoder, waiting, chunk)
+    answers: list[Answer] = []
+    for event in [*events, *[None] * 400]:
+        if isinstance(event, Request):
+            room = engine.waiting < waiting
+            try:
+                answers.append(engine.submit(event))
+                assert room
+            except Busy:
+                assert not room
+        elif event is not None:
+            for answer in answers[event : event + 1]:
+                engine.cancel(answer)
+        elif not engine.step():
+            assert (engine.running, engine.waiting) == (0, 0)
+        assert engine.running + len(engine._free) == lanes
+        assert sorted([*engine._free, *(text.lane for text in engine._texts)]) == list(range(lanes)), "each lane once"
+        assert engine.waiting <= waiting
+    assert (engine.running, engine.waiting) == (0, 0), "everybody was served"
+    for answer in answers:
+        if answer.finish == "cancelled":
+            ids, text, _, _ = alone(answer.request)
+            assert [token.id for token in answer.tokens] == ids[: len(answer.tokens)]
+            assert text.startswith(answer.text)
+        else:
+            check_equals_alone(answer)
+            check_prompt(answer)
+
+
+def check_prompt(answer: Answer) -> None:
+    """The tokens of the prompt, each scored by the logits after those before it."""
+    request, decoder = answer.request, FakeDecoder(seq_length=LENGTH)
+    if request.prompt_logprobs is None:
+        assert answer.prompt == []
+        return
+    ids, slot = list(request.ids), request.domain.slot
+    assert [token.id for token in answer.prompt] == ids
+    assert "".join(token.text for token in answer.prompt) == decoder.tokenizer.decode(ids)
+    experts_NT = decoder.experts(request.domain, ids)
+    for number, token in enumerate(answer.prompt):
+        assert list(token.experts) == experts_NT[:, number].tolist()
+        if number < request.scored_from:
+            assert (token.logprob, token.top) == (None, ())
+            continue
+        scores_R = log_softmax(logits_after(decoder, request.domain, ids[:number]))
+        assert token.logprob == pytest.approx(scores_R[decoder.tokenizer.row_of[slot, ids[number]]], abs=1e-9)
+        best = np.argsort(-scores_R, kind="stable")[: request.prompt_logprobs]
+        assert [other for other, _ in token.top] == decoder.tokenizer.slot_rows[slot, best].tolist()
+        assert [value for _, value in token.top] == pytest.approx(scores_R[best].tolist(), abs=1e-9)
+
+
+def test_a_long_prompt_does_not_stop_those_that_are_written():
+    decoder = FakeDecoder(2, seq_length=64)
+    engine = Engine(decoder, chunk=4)
+    short = engine.submit(Request(UP, (1,), 40, DRAWN, ignore_eot=True))
+    engine.step()
+    long = engine.submit(Request(UP, tuple([1] * 40), 1, DRAWN, seed=7))
+    for step in range(1, 10):
+        engine.step()
+        assert (len(short.tokens), len(long.tokens)) == (1 + step, 0)
+    engine.step()
+    assert (len(short.tokens), len(long.tokens)) == (11, 1)
+
+
+def test_a_step_reads_no_more_of_prompts_than_a_chunk():
+    decoder = FakeDecoder(4)
+    engine = Engine(decoder, chunk=5)
+    for ids in ([0, 1, 2], [3, 4, 5], [6, 7, 8]):
+        engine.submit(Request(UP, tuple(ids), 1))
+    for read in (5, 9):
+        engine.step()
+        assert decoder.tokens == read
+    assert decoder.asked == [2, 2], "the first two, then what was left of the second and the third"
+
+
+def test_who_came_first_is_served_first():
+    decoder, order = FakeDecoder(1), []
+    engine = Engine(decoder)
+    asked = [
+        engine.submit(Request(UP, (number,), 2, ignore_eot=True), lambda answer: order.append(answer.request.ids[0]))
+        for number in range(5)
+    ]
+    while engine.step():
+        pass
+    assert order == sorted(order)
+    assert len(order) == 2 * len(asked)
+
+
+def test_equal_prompts_are_read_once():
+    decoder = FakeDecoder(4, seq_length=64)
+    prompt = tuple(range(8)) * 6
+    answers = Engine(decoder, chunk=16).complete(
+        [Request(UP, prompt, 1, DRAWN, seed, prompt_logprobs=1) for seed in range(4)]
+    )
+    assert decoder.tokens == len(prompt) + 3, "each reads the last token itself"
+    for answer in answers:
+        check_prompt(answer)
+    assert answers[0].prompt == answers[3].prompt
+
+
+def test_prompts_that_begin_alike_are_read_once_as_far_as_they_do():
+    decoder = FakeDecoder(4, seq_length=64)
+    common = tuple(range(8)) * 5
+    engine = Engine(decoder, chunk=16)
+    answers = engine.complete(
+        [
+            Request(UP, (*common, *rest), 0, prompt_logprobs=1, scored_from=len(common))
+            for rest in ([1, 2], [3, 4, 5], [6])
+        ]
+    )
+    assert decoder.tokens == 39 + (1 + 1) + (1 + 2) + 1, "the last common token is read by each: its successor differs"
+    for answer in answers:
+        check_prompt(answer)
+
+
+def test_when_the_one_that_reads_for_others_is_cancelled_they_go_on():
+    decoder = FakeDecoder(4, seq_length=64)
+    engine = Engine(decoder, chunk=8)
+    prompt = tuple(range(8)) * 6
+    first, *others = [engine.submit(Request(UP, prompt, 2, DRAWN, seed, prompt_logprobs=0)) for seed in range(3)]
+    engine.step()
+    engine.step()
+    assert decoder.tokens == 16
+    engine.cancel(first)
+    while engine.step():
+        pass
+    assert first.finish == "cancelled"
+    for answer in others:
+        check_prompt(answer)
+        assert answer.tokens == Engine(FakeDecoder(1, seq_length=64)).complete([answer.request])[0].tokens
+
+
+def test_a_cancelled_text_gives_its_lane_to_others_before_the_next_step_reads():
+    decoder = FakeDecoder(1)
+    engine = Engine(decoder)
+    told: list[str | None] = []
+    first = engine.submit(Request(UP, (1,), 20, DRAWN, ignore_eot=True), lambda answer: told.append(answer.finish))
+    waiting = engine.submit(Request(UP, (2,), 1))
+    engine.step()
+    engine.cancel(first)
+    engine.step()
+    assert (first.finish, len(first.tokens), waiting.finish) == ("cancelled", 1, "length")
+    assert told == [None, "cancelled"]
+    engine.cancel(waiting)
+    assert waiting.finish == "length" and not waiting.cancelled, "it was finished"
+
+
+def test_a_request_that_waits_can_be_cancelled():
+    engine = Engine(FakeDecoder(1), waiting=1)
+    engine.submit(Request(UP, (1,), 20, DRAWN, ignore_eot=True))
+    engine.step()
+    waiting = engine.submit(Request(UP, (2,), 1))
+    with pytest.raises(Busy, match="1 requests wait already"):
+        engine.submit(Request(UP, (3,), 1))
+    engine.cancel(waiting)
+    engine.step()
+    assert waiting.finish == "cancelled"
+    engine.submit(Request(UP, (3,), 1))
+
+
+def saying(text: str) -> Callable[[Domain, list[int]], np.ndarray]:
+    """Logits of a model that says letters after a prompt of one token, and then <eot>."""
+    ids = [*FakeDecoder().tokenizer.prompt(text, None), EOT]
+    return lambda domain, before: np.eye(1, 15, ids[len(before) - 1])[0]
+
+
+@pytest.mark.parametrize(
+    ("stop", "texts", "finish"),
+    [
+        ((), ["a", "b", "c", "a", "b", "d", ""], "stop"),
+        (("abd",), ["", "", "abc", "", "", ""], "stop"),
+        (("bd", "abd"), ["", "", "abc", "", "", ""], "stop"),
+        (("c", "abcd"), ["", "", "ab"], "stop"),
+        (("dx",), ["a", "b", "c", "a", "b", "", "d"], "stop"),
+    ],
+)
+def test_what_may_become_a_stop_string_waits(stop, texts, finish):
+    decoder = FakeDecoder(logits=saying("abcabd"))
+    (answer,) = Engine(decoder).complete([Request(UP, (0,), 20, stop=stop)])
+    assert ([token.text for token in answer.tokens], answer.finish) == (texts, finish)
+
+
+def test_a_held_text_comes_when_there_is_no_room_for_more():
+    decoder = FakeDecoder(logits=saying("abcabd"))
+    (answer,) = Engine(decoder).complete([Request(UP, (0,), 5, stop=("abd",))])
+    assert ([token.text for token in answer.tokens], answer.finish) == (["", "", "abc", "", "ab"], "length")
+
+
+def test_tokens_tell_where_they_were_computed():
+    """The experts are those of the whole text, and after <eot> those of a new document."""
+    decoder = FakeDecoder()
+    (answer,) = Engine(decoder).complete(
+        [Request(UP, (1, EOT, 2), 20, DRAWN, ignore_eot=True, logit_bias=((EOT, 3.0),))]
+    )
+    assert EOT in answer.ids
+    experts_NT = decoder.experts(UP, [1, EOT, 2, *answer.ids])[:, 3:]
+    assert [list(token.experts) for token in answer.tokens] == experts_NT.T.tolist()
+
+
+def test_ids_are_those_of_the_answer_without_what_ended_it():
+    for stop_ids, ids in (((), [0, 1, 2, 0, 1, 3]), ((2,), [0, 1])):
+        (answer,) = Engine(FakeDecoder(logits=saying("abcabd"))).complete([Request(UP, (0,), 20, stop_ids=stop_ids)])
+        assert (answer.ids, answer.finish, len(answer.tokens)) == (ids, "stop", len(ids) + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": ()}, "a prompt has no tokens"),
+        ({"ids": (1,) * 25}, r"domain up has 25 tokens, more than model\.seq_length=24; shorten it"),
+        ({"ids": (15,)}, "token id 15 does not exist; this model has the ids 0 … 14"),
+        ({"ids": (-1,)}, "token id -1 does not exist"),
+        ({"max_new_tokens": -1}, "max_new_tokens=-1 is not allowed"),
+        ({"seed": -1}, "seed=-1 is not allowed"),
+        ({"seed": 0.5}, "seed=0.5 is not allowed"),
+        ({"logprobs": -1}, "logprobs=-1 is not allowed"),
+        ({"prompt_logprobs": True}, "prompt_logprobs=True is not allowed"),
+        ({"scored_from": 0}, "scored_from=0 is not allowed"),
+        ({"stop": ("a", "")}, "a stop string is empty"),
+        ({"stop": ("\udcff",)}, "a stop string is not Unicode text"),
+        ({"stop_ids": (99,)}, "token id 99 does not exist"),
+        ({"logit_bias": ((99, 1.0),)}, "token id 99 does not exist"),
+        ({"logit_bias": ((1, 101.0),)}, "logit_bias of token id 1 is 101.0; it may be -100 to 100"),
+        ({"logit_bias": ((1, float("nan")),)}, "logit_bias of token id 1 is nan"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_is_refused_when_it_is_made(change, message):
+    engine = Engine(FakeDecoder())
+    with pytest.raises(ConfigError, match=message):
+        engine.submit(dataclasses.replace(Request(UP, (1,)), **change))
+    with pytest.raises(ConfigError, match=message):
+        engine.complete([Request(UP, (1,)), dataclasses.replace(Request(UP, (1,)), **change)])
+    assert (engine.waiting, engine.step(), engine.decoder.tokens) == (0, False, 0)
+
+
+def test_a_row_that_the_slot_has_not_is_refused():
+    decoder = FakeDecoder()
+    decoder.tokenizer.row_of[UP.slot, 3] = -1
+    with pytest.raises(ConfigError, match="token id 3 has no row in the embedding slot of domain up"):
+        Engine(decoder).submit(Request(UP, (1, 3)))
+
+
+def test_who_fails_to_take_an_answer_loses_it_alone(caplog):
+    def fail(answer: Answer) -> None:
+        raise RuntimeError("gone")
+
+    engine = Engine(FakeDecoder())
+    failing = engine.submit(Request(UP, (1,), 20, DRAWN, ignore_eot=True), fail)
+    other = engine.submit(Request(UP, (2,), 5, DRAWN))
+    with caplog.at_level(logging.ERROR):
+        while engine.step():
+            pass
+    assert (failing.finish, len(failing.tokens)) == ("cancelled", 1)
+    check_equals_alone(other)
+    assert len(caplog.records) == 1
+
+
+def test_an_error_of_the_decoder_ends_what_runs_and_nothing_else(monkeypatch):
+    decoder = FakeDecoder(1)
+    engine = Engine(decoder)
+    running, waiting = (engine.submit(Request(UP, (number,), 3, DRAWN)) for number in (1, 2))
+    with monkeypatch.context() as broken:
+        broken.setattr(decoder, "read", lambda chunks: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    assert (running.finish, engine.running, engine.waiting) == ("cancelled", 0, 1)
+    while engine.step():
+        pass
+    check_equals_alone(waiting)
+
+
+def test_more_requests_than_may_wait_are_answered_in_turn():
+    engine = Engine(FakeDecoder(2), waiting=1)
+    for answer in engine.complete([Request(UP, (number,), 3, DRAWN) for number in range(9)]):
+        check_equals_alone(answer)
+
+
+def test_an_interrupted_caller_leaves_nothing_running(monkeypatch):
+    engine = Engine(FakeDecoder(2))
+    read, times = engine.decoder.read, []
+
+    def interrupted(chunks: list[Chunk]) -> list[np.ndarray]:
+        times.append(1)
+        if len(times) == 3:
+            raise KeyboardInterrupt
+        return read(chunks)
+
+    monkeypatch.setattr(engine.decoder, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.complete([Request(UP, (number,), 20, DRAWN, ignore_eot=True) for number in range(5)])
+    engine.step()
+    assert (engine.running, engine.waiting) == (0, 0)
+
+
+def test_several_threads_may_ask_and_step():
+    engine = Engine(FakeDecoder(3), waiting=2)
+    asked = [[Request(UP, (number, thread), 6, DRAWN, number) for number in range(6)] for thread in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for answers in pool.map(engine.complete, asked):
+            for answer in answers:
+                check_equals_alone(answer)
+
+
+def test_a_thread_that_steps_serves_those_that_only_ask():
+    engine, done = Engine(FakeDecoder(2), waiting=100), threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            engine.step()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ended: list[threading.Event] = []
+    answers = []
+    for number in range(20):
+        finished = threading.Event()
+        ended.append(finished)
+        answers.append(
+            engine.submit(
+                Request(UP, (number % 9,), 5, DRAWN, number),
+                lambda answer, finished=finished: answer.finish and finished.set(),
+            )
+        )
+    assert all(finished.wait(20) for finished in ended)
+    done.set()
+    thread.join()
+    for answer in answers:
+        check_equals_alone(answer)
+
+
+def test_logits_of_a_text_are_those_after_its_last_token_and_disturb_nobody():
+    decoder = FakeDecoder(1)
+    engine = Engine(decoder, chunk=3)
+    answer = engine.submit(Request(UP, (1,), 3, DRAWN))
+    engine.step()
+    for ids in ([4], [1, 2, 3], [1, 2, 3, 4, 5, 6, 7]):
+        np.testing.assert_array_equal(engine.logits(REVERSED, ids), logits_after(decoder, REVERSED, ids))
+    check_equals_alone(answer)
+    with pytest.raises(ConfigError, match="no tokens"):
+        engine.logits(UP, [])
