@@ -20,14 +20,12 @@ from mindspore.common import dtype as mstype
 from mindspore.ops import functional as F
 
 from pangu_sigma.config import Config
+from pangu_sigma.generate.exported import SCALE
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Linear, PanGuSigma
 
 AtRest = Literal["float32", "float16", "int8"]
 """How matrices are kept."""
-
-SCALE = ".scale"
-"""Ending of the name of a parameter that has the scales of another one's rows."""
 
 _MATRICES = ("weight", "w1", "w2", "embedding")
 _MOST = 127
@@ -49,7 +47,7 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
                 values = weights.tensor(f"{name}.{attribute}" if name else attribute)
                 kept, *scale = _kept(old.name, values, at_rest if attribute in _MATRICES else "float32")
                 setattr(cell, attribute, kept)
-                scales |= {each.name: each for each in scale}
+                scales |= {f"{old.name}{SCALE}": each for each in scale}
         if isinstance(cell, Linear) and scales:
             cell.matmul = _ScaledInputs(cell.matmul, scales[f"{cell.weight.name}{SCALE}"])
         if isinstance(cell, DenseFFN) and scales:
@@ -59,6 +57,8 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
         of_words = scales[f"{network.embedding.name}{SCALE}"]
         network.embed = _ScaledEmbedding(of_words)
         network.head.matmul = _ScaledOutputs(network.head.matmul, of_words)
+    for name, scale in scales.items():
+        scale.name = name  # a cell renames what it is given
 
 
 class KeptExperts(nn.Cell):
@@ -75,7 +75,7 @@ class KeptExperts(nn.Cell):
         for layer in range(config.model.rre_layers):
             for name in FFN_TENSORS:
                 values = np.stack([weights.expert(layer, number, name) for number in range(config.experts)])
-                kept, *scale = _kept(f"experts.{layer}.{name}", values, at_rest if name in _MATRICES else "float32")
+                kept, *scale = _kept(f"{layer}.{name}", values, at_rest if name in _MATRICES else "float32")
                 tensors.append(kept)
                 scales += scale
         self.tensors, self.scales = ParameterTuple(tensors), ParameterTuple(scales)
