@@ -357,17 +357,17 @@ class Model:
         se: its standard error over samples. unigram: what counting achieves on the same tokens.
         all: read all held-out text instead of what training evaluates. against: another run to evaluate on the same tokens; its
         losses are under "against", and what this run loses more under "difference", paired by sample.
-        Raises UserError for an exported model, which has no data of its own, and for a run of other text or another tokenizer.
+        An exported model is evaluated on the text of its run, alone: without `against`. Raises UserError for that, where the text is
+        gone, and for a run of other text or another tokenizer.
         """
         from pangu_sigma.device import one_thread
         from pangu_sigma.evaluate.comparison import compare_runs
         from pangu_sigma.evaluate.run import evaluate_run
 
-        run = self._run("evaluate")
         with one_thread:
             if against is None:
-                return evaluate_run(run, all)
-            return compare_runs([run], [Path(against)], all)["pairs"][0]["domains"]
+                return evaluate_run(self.path, all)
+            return compare_runs([self._run("compare")], [Path(against)], all)["pairs"][0]["domains"]
 
     def export(
         self,
