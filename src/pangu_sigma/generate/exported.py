@@ -70,11 +70,15 @@ class ExportedWeights:
         """Raises DamagedFile when the graph is no MindIR with weights."""
         self._folder = folder
         self._maps: dict[str, mmap.mmap] = {}
-        graph = self._map(GRAPH_FILE)
         try:
-            self._arrays = dict(self._parameters(graph))
-        except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+            self._arrays = dict(self._parameters(self._map(GRAPH_FILE)))
+        except (ValueError, KeyError, OSError) as error:
             raise DamagedFile(f"{folder / GRAPH_FILE}: is no MindIR with weights ({error}); {EXPORT_AGAIN}") from error
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all arrays."""
+        return list(self._arrays)
 
     def tensor(self, name: str) -> np.ndarray:
         return self._read(name, ...)
@@ -96,7 +100,9 @@ class ExportedWeights:
 
     def _parameters(self, graph: mmap.mmap) -> Iterator[tuple[str, np.ndarray]]:
         """Name and values of each parameter of the graph; those of its network as the network names them."""
-        model = next(each for each in fields(graph, 0, len(graph)) if each.number == 7)
+        model = next((each for each in fields(graph, 0, len(graph)) if each.number == 7), None)
+        if model is None:
+            raise ValueError("no graph")
         for found in fields(graph, model.begin, model.end):
             if found.number == 3:
                 name, values = self._parameter(graph, found)
@@ -125,6 +131,8 @@ class ExportedWeights:
     def _map(self, name: str) -> mmap.mmap:
         """A file of the folder, mapped once."""
         if name not in self._maps:
+            if Path(name).is_absolute() or ".." in Path(name).parts or not (self._folder / name).is_file():
+                raise ValueError(f"{name[:100]!r} is no file of this folder")
             with open(self._folder / name, "rb") as stream:
                 self._maps[name] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[name]
