@@ -102,3 +102,11 @@ def tiny_export(tiny_run, made_once) -> Path:
     from pangu_sigma.convert.mindir import export_mindir
 
     return made_once("tiny_export", lambda folder: export_mindir(tiny_run, folder / "tiny")) / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_graph(graph_mode, tiny_export):
+    """Its graph, loaded and compiled once for a process: a `GraphDecoder` of four lanes, which each test begins anew."""
+    from pangu_sigma.generate.graph_decoder import GraphDecoder
+
+    return GraphDecoder(tiny_export)

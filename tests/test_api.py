@@ -255,7 +255,7 @@ def test_evaluate_against_a_run_says_how_much_it_loses_more(model, tiny_run):
 def test_an_export_answers_as_text_or_path_and_says_what_it_has_not(model, tiny_export):
     exported = ps.load(str(tiny_export))
     assert exported.generate("the cat", "en", max_new_tokens=4) == model.generate("the cat", "en", max_new_tokens=4)
-    for call in (exported.evaluate, lambda: exported.export("elsewhere")):
+    for call in (lambda: exported.evaluate(against=tiny_export), lambda: exported.export("elsewhere")):
         with pytest.raises(ps.UserError, match="is an exported model; load the run folder that it came from"):
             call()
 

@@ -16,15 +16,18 @@ import pytest
 
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import load_trained
+from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.sentencepieces import alpha_model
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import UNK
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.exported import open_export
+from pangu_sigma.generate.graph_decoder import GraphDecoder
 from pangu_sigma.generate.predictor import Predictor
 from pangu_sigma.generate.rereading import RereadingDecoder
-from pangu_sigma.generate.text import generate
+from pangu_sigma.generate.text import generate, open_engine
 
 ARCHIVE = Path(__file__).parent / "checkpoint" / "written_before" / "first_format.tar.xz"
 
@@ -44,13 +47,22 @@ def written(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("kind", ["run", "export"])
 def test_it_gives_the_tokens_and_logits_of_then(written, kind):
     then = json.loads((written / "answers.json").read_text(encoding="utf-8"))
-    predictor = (Predictor.from_run if kind == "run" else Predictor.from_export)(written / kind)
+    folder = written / kind
+    predictor = Predictor.from_run(folder) if kind == "run" else Predictor.of_old_export(open_export(folder))
     prompts = [(domain, text) for domain, text in then["prompts"]]
     assert [answer.ids for answer in generate(Engine(RereadingDecoder(predictor)), prompts, 8)] == then[kind]
     for (name, text), logits_R in zip(prompts, then[f"{kind}_logits"], strict=True):
         domain = domains_of(predictor.config).named(name)
         found_BR = predictor.next_logits([predictor.tokenizer.prompt(text, domain)], [domain])
         np.testing.assert_allclose(found_BR[0, : len(logits_R)], logits_R, atol=1e-5)
+
+
+def test_an_export_without_a_cache_answers_with_a_warning_and_is_no_graph_with_one(written, caplog):
+    engine = open_engine(written / "export")
+    assert isinstance(engine.decoder, RereadingDecoder)
+    assert "was exported before there was a cache" in caplog.text
+    with pytest.raises(ConfigError, match=r"has no cache; run `pangu-sigma export` on its run again"):
+        GraphDecoder(written / "export")
 
 
 @pytest.mark.parametrize("kind", ["run", "export"])
@@ -79,7 +91,7 @@ def test_every_array_of_its_checkpoint_is_read(written):
 def test_one_warning_names_what_could_not_be_checked(written, tmp_path, kind, caplog):
     copy = shutil.copytree(written / kind, tmp_path / kind)
     for _ in range(2):
-        Predictor.open(copy)
+        RunFolder.open(copy) if kind == "run" else open_export(copy)
     warnings = [record.message for record in caplog.records if "files had hashes" in record.message]
     assert len(warnings) == 1
     assert f"{copy} was written before" in warnings[0]

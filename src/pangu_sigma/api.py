@@ -357,29 +357,37 @@ class Model:
         se: its standard error over samples. unigram: what counting achieves on the same tokens.
         all: read all held-out text instead of what training evaluates. against: another run to evaluate on the same tokens; its
         losses are under "against", and what this run loses more under "difference", paired by sample.
-        Raises UserError for an exported model, which has no data of its own, and for a run of other text or another tokenizer.
+        An exported model is evaluated on the text of its run, alone: without `against`. Raises UserError for that, where the text is
+        gone, and for a run of other text or another tokenizer.
         """
         from pangu_sigma.device import one_thread
         from pangu_sigma.evaluate.comparison import compare_runs
         from pangu_sigma.evaluate.run import evaluate_run
 
-        run = self._run("evaluate")
         with one_thread:
             if against is None:
-                return evaluate_run(run, all)
-            return compare_runs([run], [Path(against)], all)["pairs"][0]["domains"]
+                return evaluate_run(self.path, all)
+            return compare_runs([self._run("compare")], [Path(against)], all)["pairs"][0]["domains"]
 
-    def export(self, output: AnyPath, format: Literal["mindir", "safetensors", "hf"] = "mindir") -> Path:
+    def export(
+        self,
+        output: AnyPath,
+        format: Literal["mindir", "safetensors", "hf"] = "mindir",
+        weights: Literal["float32", "float16", "int8"] = "float32",
+    ) -> Path:
         """Write the model of a run to `output` and return its path.
 
         format: "mindir" writes a folder that needs nothing else and checks that it gives the same greedy tokens; "safetensors"
-        writes all weights into one file; "hf" writes what `convert` writes. Raises UserError for a model that was exported already.
+        writes all weights into one file; "hf" writes what `convert` writes. weights: how "mindir" keeps matrices. Raises UserError
+        for a model that was exported already.
         """
         from pangu_sigma.convert.mindir import export_mindir, verify_export
         from pangu_sigma.convert.safetensors import export_safetensors
         from pangu_sigma.device import one_thread
 
         run = self._run("export")
+        if weights != "float32" and format != "mindir":
+            raise ConfigError(f"weights={weights!r} is for format='mindir', not {format!r}")
         if format == "safetensors":
             return export_safetensors(run, Path(output))
         if format == "hf":
@@ -387,13 +395,13 @@ class Model:
         if format != "mindir":
             raise ConfigError(f"format={format!r} is not known; use 'mindir', 'safetensors' or 'hf'")
         with one_thread:
-            written = export_mindir(run, Path(output))
+            written = export_mindir(run, Path(output), weights)
             verify_export(run, written)
         return written
 
     def _run(self, wanted: str) -> Path:
         """The run folder that the model is in."""
-        from pangu_sigma.generate.predictor import GRAPH_FILE
+        from pangu_sigma.generate.exported import GRAPH_FILE
 
         if (self.path / GRAPH_FILE).exists():
             raise ConfigError(f"{self.path} is an exported model; load the run folder that it came from to {wanted} it")

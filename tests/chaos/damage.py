@@ -19,7 +19,7 @@ from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import UserError
-from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.exported import open_export
 
 COUNTS = {"flipped": 200, "cut": 50, "deleted": 20, "emptied": 20, "swapped": 20}
 """How many files are damaged in each way; the four kinds of folders take turns."""
@@ -108,7 +108,7 @@ def _read_checkpoint(whole: Path) -> str | None:
 
 
 def _read_export(whole: Path) -> str | None:
-    Predictor.from_export(whole / "export")
+    open_export(whole / "export")
     return None
 
 

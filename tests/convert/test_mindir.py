@@ -1,33 +1,36 @@
+"""An exported model is a folder that stands alone: others run it, damage is found, and it answers like its run."""
+
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.tiny import tiny_config
+from safetensors.numpy import load_file
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.model_files import seal_model_files, write_config
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert import mindir as module
-from pangu_sigma.convert.mindir import ExportError, export_mindir, verify_export
+from pangu_sigma.convert.mindir import ExportError, compare_greedy, export_mindir, verify_export
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.graphs import signature
-from pangu_sigma.generate.predictor import Predictor
-from pangu_sigma.generate.rereading import RereadingDecoder
-from pangu_sigma.generate.text import generate
+from pangu_sigma.generate.exported import open_export
+from pangu_sigma.generate.graph_decoder import GraphDecoder
+from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.request import Request
 from pangu_sigma.sealed import SEAL, DamagedFile
 from pangu_sigma.train.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
-
-PROMPTS = [("en", "the cat "), ("zh", "今天天气"), ("code", ""), ("code", "return x")]
 
 
 def altered(run: Path, copy: Path) -> Path:
@@ -41,55 +44,73 @@ def altered(run: Path, copy: Path) -> Path:
     return copy
 
 
-def test_the_folder_alone_answers_like_the_run(tiny_run, tiny_export, tmp_path, monkeypatch):
-    """Moved elsewhere, with run and data out of reach."""
-    expected = Predictor.from_run(tiny_run)
-    elsewhere = shutil.copytree(tiny_export, tmp_path / "elsewhere" / "model")
-    monkeypatch.chdir(tmp_path)
-    config = RunFolder.open(tiny_run).config
-    assert config.data.path in (elsewhere / "config.yaml").read_text(encoding="utf-8")
-    nowhere = config.data.model_copy(update={"path": "no-such-folder"})
-    write_config(elsewhere, config.model_copy(update={"data": nowhere}), "export")
-    files = [str(file.relative_to(elsewhere)) for file in elsewhere.rglob("*") if file.name != SEAL and file.is_file()]
-    seal_model_files(elsewhere, {"signature": signature(config)}, files)
-    reloaded = Predictor.from_export(elsewhere)
-    answers, those_of_the_run = (
-        generate(Engine(RereadingDecoder(model)), PROMPTS, 8) for model in (reloaded, expected)
+def test_the_program_of_its_readme_runs_without_this_project_and_gives_the_tokens_of_the_run(
+    tiny_run, tiny_export, tmp_path
+):
+    """Moved elsewhere, in a process that cannot import `pangu_sigma`."""
+    elsewhere = shutil.copytree(tiny_export, tmp_path / "elsewhere")
+    text = (elsewhere / "README.md").read_text(encoding="utf-8")
+    program = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    assert "pangu" not in program.replace("pangu_sigma", "pangu") and len(program.splitlines()) <= 13
+    refuse = "import sys; sys.modules['pangu_sigma'] = sys.modules['ascend_ops'] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{refuse}exec(compile(open(0).read(), 'program', 'exec'))"],
+        cwd=elsewhere,
+        input=program,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert answers == those_of_the_run
-    domains = [domains_of(reloaded.config).named(name) for name, _ in PROMPTS]
-    sequences = [answer.ids for answer in answers]
-    one, other = (model.next_logits(sequences, domains) for model in (reloaded, expected))
-    used = np.isfinite(one)
-    assert (used == np.isfinite(other)).all()
-    np.testing.assert_allclose(one[used], other[used], rtol=0, atol=1e-5)
+    assert done.returncode == 0, done.stderr
+    decoder = open_decoder(tiny_run)
+    domain = domains_of(decoder.config)[0]
+    ids = tuple(decoder.tokenizer.prompt(module.OPENINGS[domain.language], domain))
+    (answer,) = Engine(decoder).complete([Request(domain, ids, 8, ignore_eot=True)])
+    assert json.loads(done.stdout) == [token.id for token in answer.tokens]
 
 
 def test_it_holds_what_it_needs_and_others_may_read_it(tiny_export):
     names = sorted(path.name for path in tiny_export.iterdir())
-    assert names == ["config.yaml", "model.mindir", "routing.npz", "seal.json", "tokenizer"]
+    assert names == [
+        *("README.md", "config.yaml", "model.mindir", "routing.npz", "seal.json", "tables.safetensors", "tokenizer")
+    ]
     assert (tiny_export / "model.mindir").stat().st_mode & 0o044
     assert [path.name for path in tiny_export.parent.iterdir()] == ["tiny"], "nothing half-written beside it"
+
+
+def test_its_tables_route_and_spell_as_the_run_does(tiny_run, tiny_export):
+    tables, run = load_file(tiny_export / "tables.safetensors"), RunFolder.open(tiny_run)
+    ids, domains = np.arange(run.tokenizer.size), domains_of(run.config)
+    for domain in domains:
+        np.testing.assert_array_equal(
+            tables["tid2eid"][:, domain.index], run.table.route(ids, np.full_like(ids, domain.index), 0 * ids)
+        )
+        assert tables["slot_of_domain"][domain.index] == domain.slot
+    assert (tables["tid2eid_spread"] == 1).all()
+    np.testing.assert_array_equal(tables["row_of_id"], run.tokenizer.row_of)
+    np.testing.assert_array_equal(tables["id_of_row"], run.tokenizer.slot_rows)
 
 
 def test_verifying_tells_a_model_from_another(tiny_run, tiny_export, tmp_path):
     assert verify_export(tiny_run, tiny_export, 4) >= 3 * 4
     with pytest.raises(ExportError, match=r"greedy tokens of domain \w+ are .* the checkpoint's are .*do not use"):
-        verify_export(altered(tiny_run, tmp_path / "other"), tiny_export, 4)
+        other = open_decoder(altered(tiny_run, tmp_path / "other"))
+        compare_greedy(other, open_decoder(tiny_export), tiny_export, 4)
 
 
-def test_exporting_again_replaces_and_strangers_are_left_alone(tiny_run, tmp_path):
+def test_exporting_again_replaces_and_strangers_are_left_alone(tiny_run, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("x")
     with pytest.raises(ConfigError, match="exists and is not an exported model; choose another folder"):
         export_mindir(tiny_run, tmp_path / "mine")
+    monkeypatch.setattr(module.ms, "export", lambda *_, file_name, **__: Path(file_name).write_text("of now"))
     old = tmp_path / "old"
     old.mkdir()
     (old / "model.mindir").write_text("of an earlier version")
     (old / "stale").write_text("x")
     assert export_mindir(tiny_run, old) == old
     assert not (old / "stale").exists()
-    assert (old / "model.mindir").stat().st_size > 1000
+    assert (old / "model.mindir").read_text() == "of now"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "old"]
 
 
@@ -100,12 +121,17 @@ def test_a_failure_leaves_nothing_behind(tiny_run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_without_experts_is_exported_too(tiny_data, tmp_path):
+def test_a_model_without_experts_is_exported_too_and_a_large_one_in_several_files(tiny_data, tmp_path, monkeypatch):
+    """MindSpore writes values beside the graph when there is more than 1 GiB of them."""
+    monkeypatch.setattr("mindspore.train.serialization.TOTAL_SAVE", 0)
     model = tiny_config(tiny_data).model.model_dump() | {"dense_layers": 2, "rre_layers": 0}
     trainer = Trainer(tiny_config(tiny_data, model=model), tmp_path / "run")
     trainer.save()
     export_mindir(tmp_path / "run", tmp_path / "out")
-    assert verify_export(tmp_path / "run", tmp_path / "out", 2) >= 3 * 2
+    assert (tmp_path / "out" / "model.mindir").stat().st_size < (tmp_path / "out/model_variables/data_0").stat().st_size
+    found = compare_greedy(open_decoder(tmp_path / "run"), GraphDecoder(tmp_path / "out"), tmp_path / "out", 2)
+    assert found >= 3 * 2
+    assert compare_greedy(open_decoder(tmp_path / "run"), open_decoder(tmp_path / "out"), tmp_path / "out", 2) == found
 
 
 @pytest.fixture
@@ -124,10 +150,12 @@ def test_each_flipped_bit_of_an_exported_graph_is_found_before_use(copied, numbe
     file, rng = copied / "model.mindir", np.random.default_rng(number)
     flipped(file, int(rng.integers(file.stat().st_size)), int(rng.integers(8)))
     with pytest.raises(DamagedFile, match=r"model\.mindir: xxh3_128 is .* damaged, run `pangu-sigma export` again"):
-        Predictor.open(copied)
+        GraphDecoder(copied)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "routing.npz", "seal.json", "tokenizer/english.model"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "routing.npz", "seal.json", "tokenizer/english.model", "tables.safetensors", "README.md"]
+)
 @pytest.mark.parametrize("fault", ["flipped first", "flipped last", "cut", "empty", "gone"])
 def test_each_damaged_file_of_an_export_is_named_before_use(copied, name, fault):
     file = copied / name
@@ -138,24 +166,35 @@ def test_each_damaged_file_of_an_export_is_named_before_use(copied, name, fault)
     else:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2 if fault == "cut" else 0])
     with pytest.raises(DamagedFile, match=rf"{name}: .*run `pangu-sigma export` again"):
-        Predictor.from_export(copied)
+        open_export(copied)
 
 
 def test_the_signature_of_an_export_says_what_the_graph_takes_and_gives(tiny_export):
     found = json.loads((tiny_export / SEAL).read_text())
-    assert found["format"] == 2
-    assert found["signature"]["inputs"][0] == {"name": "rows", "axes": "BS", "dtype": "int32"}
-    assert [each["name"] for each in found["signature"]["inputs"]] == [
-        *("rows", "positions", "documents", "slots", "last", "active", "order", "inverse")
-    ]
-    assert found["signature"]["outputs"] == [{"name": "logits", "axes": "BR", "dtype": "float32"}]
-    assert found["signature"]["fixed"] == {"N": 2, "R": 640}
+    assert (found["format"], found["weights"]) == (2, "float32")
+    assert found["signature"]["inputs"][0] == {"name": "ids", "axes": "BC", "dtype": "int32"}
+    names = [each["name"] for each in found["signature"]["inputs"]]
+    assert names == ["ids", "lengths", "start", "lane", "domain", "wanted"]
+    assert [each["name"] for each in found["signature"]["outputs"]] == ["logits", "token"]
+    assert found["signature"]["fixed"] == {"R": 640}
+    readme = (tiny_export / "README.md").read_text(encoding="utf-8")
+    for name in (*names, "logits", "token", "zh", "en", "code"):
+        assert f"`{name}`" in readme
+
+
+def test_the_inputs_of_the_graph_have_these_names_and_nothing_has_long_ones(tiny_export):
+    from mindspore.train.mind_ir_pb2 import ModelProto
+
+    content = (tiny_export / "model.mindir").read_bytes()
+    model = ModelProto.FromString(content)
+    assert [each.name for each in model.graph.input] == ["ids", "lengths", "start", "lane", "domain", "wanted"]
+    assert b"construct" not in content
 
 
 @pytest.mark.parametrize("output", ["/proc/out", "{}/a/file/out"])
 def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch, output):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_text("x")
-    monkeypatch.setattr(module, "inference_graph", lambda _: pytest.fail("it began to work"))
+    monkeypatch.setattr(module, "cached_graph", lambda *_: pytest.fail("it began to work"))
     with pytest.raises(ExportError, match=r"cannot be written: .*; choose another --output"):
         export_mindir(tiny_run, Path(output.format(tmp_path)))

@@ -127,8 +127,6 @@ def test_an_id_that_does_not_exist_is_refused(predictor, domains):
 def test_folders_that_hold_no_model_are_refused(tiny_data, tmp_path):
     with pytest.raises(ConfigError, match="is not a run folder"):
         Predictor.from_run(tmp_path)
-    with pytest.raises(ConfigError, match="is not an exported model"):
-        Predictor.from_export(tmp_path)
     RunFolder.create(tmp_path / "new", tiny_config(tiny_data))
     with pytest.raises(CheckpointError, match=r"checkpoints.*folder of an earlier run"):
         Predictor.from_run(tmp_path / "new")

@@ -68,8 +68,8 @@ def test_positions_asked_for_a_few_at_a_time_are_the_same(predictor, monkeypatch
     np.testing.assert_allclose(predictor.logits_along(ids, domain), whole, rtol=0, atol=1e-5)
 
 
-def test_an_exported_model_gives_the_same_scores(predictor, engine, tiny_export):
-    exported = Engine(RereadingDecoder(Predictor.from_export(tiny_export)))
+def test_an_exported_model_gives_the_same_scores(predictor, engine, tiny_graph):
+    exported = Engine(tiny_graph)
     for name, text in TEXTS:
         domain = domains_of(predictor.config).named(name)
         one, other = score(engine, text, domain), score(exported, text, domain)

@@ -50,6 +50,7 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
+from pangu_sigma.generate.exported import ExportedWeights
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sealed
 
@@ -710,6 +711,32 @@ def manifest_target(folder: Path) -> Target:
     )
 
 
+def mindir_target(folder: Path) -> Target:
+    values = np.arange(6, dtype=np.float32)
+
+    def message(*of: tuple[int, bytes | int]) -> bytes:
+        """A protobuf message of fields that are short."""
+        return b"".join(
+            bytes([number << 3, value]) if isinstance(value, int) else bytes([number << 3 | 2, len(value)]) + value
+            for number, value in of
+        )
+
+    inside = message((1, 2), (1, 3), (2, 1), (7, b"network.a"), (9, values.tobytes()))
+    beside = message((1, 6), (2, 1), (7, b"b"), (12, message((1, b"data_0"), (2, 0), (3, values.nbytes))))
+    valid = message((1, b"0.1"), (7, message((2, b"graph"), (3, inside), (3, beside))))
+
+    def load(here: Path, case: bytes) -> bool:
+        put(here / "data_0", values.tobytes())
+        put(here / "model.mindir", case)
+        with watched():
+            weights = ExportedWeights(here)
+            return all(weights.tensor(name).sum() is not None for name in weights.names)
+
+    return Target(
+        "MindIR", st.binary(max_size=120).map(lambda b: b"\x3a" + b), changed_bytes(valid), load, "is no file|no graph"
+    )
+
+
 def torch_target(folder: Path) -> Target:
     values = foreign_files.in_megatron(foreign_files.parent())
     tree = {"args": foreign_files.arguments(1), "model": foreign_files.nested(values), **foreign_files.training_state()}
@@ -835,6 +862,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "tokenizer": tokenizer_target,
     "sealed folder": sealed_target,
     "data manifest": manifest_target,
+    "MindIR": mindir_target,
     "torch": torch_target,
     "checkpoints of MindSpore": ckpt_target,
     "Hugging Face": huggingface_target,

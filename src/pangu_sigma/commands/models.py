@@ -44,11 +44,15 @@ def add_commands(commands: Any) -> None:
         _export,
         "a trained model as a folder that stands alone, or its weights as one file",
         "runs/sigma_tiny --output exports/sigma_tiny",
+        "runs/sigma_tiny --output exports/sigma_tiny_int8 --weights int8",
         "runs/sigma_tiny --format safetensors --output sigma_tiny.safetensors",
     )
     command.add_argument("run", type=Path, help="run folder")
     command.add_argument("--format", choices=["mindir", "safetensors"], default="mindir")
     command.add_argument("--output", type=Path, required=True)
+    command.add_argument(
+        "--weights", choices=["float32", "float16", "int8"], default="float32", help="how mindir keeps matrices"
+    )
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -82,9 +86,12 @@ def _export(options: argparse.Namespace) -> int:
     from pangu_sigma.convert.safetensors import export_safetensors
 
     if options.format == "safetensors":
+        if options.weights != "float32":
+            raise ConfigError(f"--weights {options.weights} is for --format mindir; safetensors has the weights as they are")
         print(f"{export_safetensors(options.run, options.output)}: all weights, without optimizer state")
         return 0
-    output = export_mindir(options.run, options.output)
+    output = export_mindir(options.run, options.output, options.weights)
     tokens = verify_export(options.run, output)
-    print(f"{output}: reloaded, and {tokens} greedy tokens equal those of the checkpoint")
+    of = "of the checkpoint" if options.weights == "float32" else "that its weights give without MindSpore"
+    print(f"{output}: reloaded, and {tokens} greedy tokens equal those {of}")
     return 0

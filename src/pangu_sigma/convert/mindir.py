@@ -1,7 +1,10 @@
-"""A trained model as a folder that needs nothing else: MindIR graph, configuration, tokenizer, routing tables.
+"""A trained model as a folder that needs nothing else.
 
-`seal.json` has size and hash of every file, and the signature of the graph (generate/graphs.py): what it takes and gives. All of
-it is checked before the folder is used.
+    model.mindir           the graph: `generate/cached_graph.py`; of more than 1 GiB, its values are in model_variables/
+    tables.safetensors     what ids, rows and experts have to do with each other, as plain tensors
+    config.yaml  tokenizer/  routing.npz       what this project reads of a model, as in a run folder
+    README.md              what the graph takes and gives, and a program of MindSpore alone that runs it
+    seal.json              size and hash of every file, and the signature of the graph; all is checked before the folder is used
 """
 
 from __future__ import annotations
@@ -9,12 +12,15 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
+import numpy as np
 
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.model_files import (
     ROUTING_FILE,
     TOKENIZER_FOLDER,
@@ -22,28 +28,43 @@ from pangu_sigma.checkpoint.model_files import (
     write_config,
 )
 from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.config import ConfigError
+from pangu_sigma.convert.export_readme import readme
+from pangu_sigma.convert.hf_folder import ROUTES, SPREAD
+from pangu_sigma.device import use_cpu
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.generate.graphs import any_length, signature
-from pangu_sigma.generate.predictor import GRAPH_FILE, inference_graph
-from pangu_sigma.generate.text import generate, open_engine
+from pangu_sigma.generate.cached_graph import CachedGraph, inputs_and_outputs, open_inputs
+from pangu_sigma.generate.decoder import Decoder
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.exported import GRAPH_FILE, ExportedWeights, open_export
+from pangu_sigma.generate.graph_decoder import GraphDecoder
+from pangu_sigma.generate.host_decoder import HostDecoder
+from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.rereading import RereadingDecoder
+from pangu_sigma.generate.text import generate
+from pangu_sigma.generate.weights import SavedWeights
+from pangu_sigma.generate.weights_at_rest import AtRest
 
 logger = logging.getLogger(__name__)
 
 OPENINGS = {"zh": "今天", "en": "The ", "mixed": "文件", "python": "import ", "java": "public "}
 """How a text of each language may begin; something to continue when an export is checked."""
 
+TABLES_FILE = "tables.safetensors"
+README_FILE = "README.md"
+
 
 class ExportError(UserError, RuntimeError):
     """An export that cannot be written, or does not answer like the model it came from."""
 
 
-def export_mindir(run_path: Path, output: Path) -> Path:
+def export_mindir(run_path: Path, output: Path, at_rest: AtRest = "float32") -> Path:
     """Write `output` from the newest intact checkpoint of a run. The graph takes any batch size and sequence length.
 
-    The folder appears whole or not at all. Raises ConfigError when `output` exists and is not an exported model, and, before any
-    work, ExportError when it cannot be written.
+    at_rest: how it keeps its matrices. The folder appears whole or not at all. Raises ConfigError when `output` exists and is not an
+    exported model, and, before any work, ExportError when it cannot be written.
     """
     if output.exists() and not (output / GRAPH_FILE).exists():
         raise ConfigError(f"{output} exists and is not an exported model; choose another folder with --output")
@@ -51,21 +72,84 @@ def export_mindir(run_path: Path, output: Path) -> Path:
     with _unfinished(output) as temporary:
         folder = temporary / output.name
         folder.mkdir()
-        graph = inference_graph(run)
+        graph = cached_graph(run, at_rest)
         logger.info("compiling the graph of %s", run.config.name)
-        ms.export(graph, *any_length(run.config), file_name=str(folder / GRAPH_FILE), file_format="MINDIR")
-        (folder / GRAPH_FILE).chmod(0o644)  # MindSpore leaves it readable by its owner only
+        write_graph(graph, folder)
         shutil.copytree(run_path / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
         run.table.save(folder / ROUTING_FILE)
+        write_arrays(folder / TABLES_FILE, tables(run), lambda: None)
         write_config(folder, run.config, "export")
+        signature = inputs_and_outputs(run.config)
+        openings = {d.name: run.tokenizer.prompt(OPENINGS[d.language], d) for d in domains_of(run.config)}
+        text = readme(run.config, run.tokenizer, signature, at_rest, openings)
+        (folder / README_FILE).write_text(text, encoding="utf-8")
         files = [
             str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()
         ]  # large graphs have several
-        seal_model_files(folder, {"signature": signature(run.config)}, files)
+        seal_model_files(folder, {"signature": signature, "weights": at_rest}, files)
         if output.exists():
             output.rename(temporary / "replaced")
         folder.rename(output)
     return output
+
+
+def cached_graph(run: RunFolder, at_rest: AtRest = "float32") -> CachedGraph:
+    """The deployed graph with the weights of a run's newest intact checkpoint."""
+    use_cpu()
+    weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
+    return CachedGraph(run.config, run.tokenizer, run.table, weights, at_rest)
+
+
+def write_graph(graph: CachedGraph, folder: Path) -> None:
+    """Write a graph as GRAPH_FILE, with short names."""
+    stem_file = folder / GRAPH_FILE
+    ms.export(graph, *open_inputs(), file_name=str(stem_file), file_format="MINDIR", custom_func=_shorten_names)
+    alone = stem_file.with_name(f"{stem_file.stem}_graph.mindir")
+    if alone.exists():  # its values are in other files
+        alone.rename(stem_file)
+    for path in folder.rglob("*"):  # MindSpore leaves them readable by their owner only
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def tables(run: RunFolder) -> dict[str, np.ndarray]:
+    """What the graph looks up, as plain tensors."""
+    tokenizer, domains = run.tokenizer, domains_of(run.config)
+    group_D1 = np.array([domain.first_expert for domain in domains], np.int32)[:, None]
+    return {
+        ROUTES: run.table.first_NDV.astype(np.int32) + group_D1,
+        SPREAD: run.table.spread_DV.astype(np.int32),
+        "slot_of_domain": np.array([domain.slot for domain in domains], np.int32),
+        "row_of_id": tokenizer.row_of.astype(np.int32),
+        "id_of_row": tokenizer.slot_rows.astype(np.int32),
+    }
+
+
+def _shorten_names(model: Any) -> None:
+    """Take what MindSpore puts before each name, a function and two numbers, from all names of a ModelProto, and the axes from inputs."""
+    prefix = f"{model.graph.name}:"
+    arguments = {each.name for each in model.graph.input}
+
+    def short(name: str) -> str:
+        return (name.rsplit("_", 1)[0] if name in arguments else name).removeprefix(prefix)
+
+    _rename(model, short)
+    model.graph.name = "pangu_sigma"
+
+
+def _rename(message: Any, short: Callable[[str], str]) -> None:
+    """Rename in all texts of a message and of those inside it."""
+    for found, value in message.ListFields():
+        if isinstance(value, str):
+            if value != short(value):
+                setattr(message, found.name, short(value))
+        elif hasattr(value, "ListFields"):
+            _rename(value, short)
+        elif hasattr(value, "__setitem__") or hasattr(value, "add"):
+            for number, each in enumerate(value):
+                if isinstance(each, str) and each != short(each):
+                    value[number] = short(each)
+                elif hasattr(each, "ListFields"):
+                    _rename(each, short)
 
 
 @contextmanager
@@ -81,16 +165,28 @@ def _unfinished(output: Path) -> Iterator[Path]:
 
 
 def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
-    """Reload an exported model and compare its greedy tokens with the checkpoint's, one short prompt per domain.
+    """Reload an exported graph and compare its greedy tokens, one short prompt per domain.
+
+    With float32 they must be those of the network that trains, with the run's checkpoint. Weights that are kept otherwise are other
+    weights: then they must be those of the decoder without MindSpore, with the weights of the graph's file.
 
     Returns the number of generated tokens, all equal; an <eot> that ends an answer counts. Raises ExportError when one is not.
     """
-    original, reloaded = open_engine(run_path, "run"), open_engine(output, "export")
-    domains, tokenizer = domains_of(original.decoder.config), original.decoder.tokenizer
+    export = open_export(output)
+    if export.facts["weights"] == "float32":
+        expected: Decoder = RereadingDecoder(Predictor.from_run(run_path), len(export.config.domains))
+    else:
+        expected = HostDecoder(*(export.config, export.tokenizer, export.table, ExportedWeights(output)))
+    return compare_greedy(expected, GraphDecoder(output), output, tokens)
+
+
+def compare_greedy(expected: Decoder, found: Decoder, output: Path, tokens: int) -> int:
+    """`verify_export` of two decoders. output: where the second one comes from, for messages."""
+    domains, tokenizer = domains_of(expected.config), expected.tokenizer
     prompts = [(domain.name, OPENINGS[domain.language]) for domain in domains]
-    expected, found = (generate(engine, prompts, tokens) for engine in (original, reloaded))
+    answers = (generate(Engine(decoder), prompts, tokens) for decoder in (expected, found))
     equal = 0
-    for domain, one, other in zip(domains, expected, found, strict=True):
+    for domain, one, other in zip(domains, *answers, strict=True):
         if (one.ids, one.finished) != (other.ids, other.finished):
             raise ExportError(
                 f"{output}: greedy tokens of domain {one.domain} are {other.ids}, the checkpoint's are {one.ids}; "

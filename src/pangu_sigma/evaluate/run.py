@@ -1,4 +1,4 @@
-"""The held-out loss of a trained run."""
+"""The held-out loss of a trained run, or of what was exported of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.device import use_cpu
+from pangu_sigma.evaluate.decoded import measure_export
+from pangu_sigma.generate.exported import GRAPH_FILE
 from pangu_sigma.train.held_out import EvaluationStep, Evaluator
 from pangu_sigma.train.losses import HeldOutLoss, shown
 
@@ -22,13 +24,16 @@ DomainFigures = dict[str, dict[str, Any]]
 
 
 def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
-    """Held-out losses of a trained run: `HeldOutLoss.figures` for each domain.
+    """Held-out losses of a trained run or an exported model: `HeldOutLoss.figures` for each domain.
 
     all: True to read all held-out samples, False for those that training evaluates.
     """
-    run = RunFolder.open(path)
-    batches = held_out_batches(run)
-    losses = measure(run, batches, samples_read(run, batches, all))
+    if (path / GRAPH_FILE).exists():
+        losses = measure_export(path, all)
+    else:
+        run = RunFolder.open(path)
+        batches = held_out_batches(run)
+        losses = measure(run, batches, samples_read(run, batches, all))
     return {name: loss.figures() for name, loss in losses.items()}
 
 

@@ -7,12 +7,30 @@ from pathlib import Path
 from ascend_ops.few_rows import Precision
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.generate.decoder import Decoder
+from pangu_sigma.generate.exported import GRAPH_FILE, ExportedWeights, open_export
 from pangu_sigma.generate.host_decoder import HostDecoder
 from pangu_sigma.generate.weights import SavedWeights
 
 
-def open_decoder(path: Path, lanes: int = 4, weights: Precision = "float32") -> HostDecoder:
-    """The decoder of the newest intact checkpoint of a run folder, on the CPU."""
+def open_decoder(path: Path, lanes: int = 4, weights: Precision = "float32") -> Decoder:
+    """The decoder, on the CPU, of the newest intact checkpoint of a run folder, or of an exported model.
+
+    Raises ConfigError when the folder is neither, and as `open_export`.
+    """
+    if (path / GRAPH_FILE).exists():
+        return _of_export(path, lanes, weights)
     run = RunFolder.open(path)
     saved = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
     return HostDecoder(run.config, run.tokenizer, run.table, saved, lanes, weights)
+
+
+def _of_export(path: Path, lanes: int, weights: Precision) -> Decoder:
+    """Without MindSpore where it can be: the graph of before there was a cache needs it, and reads a text again for each token."""
+    export = open_export(path)
+    if export.has_cache:
+        return HostDecoder(export.config, export.tokenizer, export.table, ExportedWeights(path), lanes, weights)
+    from pangu_sigma.generate.predictor import Predictor
+    from pangu_sigma.generate.rereading import RereadingDecoder
+
+    return RereadingDecoder(Predictor.of_old_export(export), lanes)

@@ -1,10 +1,11 @@
-"""Token ids in, logits of the next token out, from a training run or from an exported model.
+"""Token ids in, logits of the next token out, from a training run: every call reads whole texts.
 
 Shape suffixes: B sequences, S tokens of the longest, R rows of a slot.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from pangu_sigma.checkpoint.model_files import read_config, read_model_files
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.config import Config, ConfigError
@@ -20,15 +20,14 @@ from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.device import one_thread, use_cpu
 from pangu_sigma.domains import Domain
+from pangu_sigma.generate.exported import GRAPH_FILE, Export
 from pangu_sigma.generate.graphs import InferenceGraph, any_length, signature
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.plan import pad_to_capacity, plan_batch
 from pangu_sigma.rre.table import RoutingTable
 
-GRAPH_FILE = "model.mindir"
-EXPORT_AGAIN = "run `pangu-sigma export` again, or copy the folder again"
-"""The way back from a damaged export."""
+logger = logging.getLogger(__name__)
 
 _TABLE_BYTES = 64 << 20
 """Copies of a slot's word table that one call may make; the graph makes one for each position that is asked for."""
@@ -44,11 +43,6 @@ class Predictor:
         self.table = table
 
     @classmethod
-    def open(cls, path: Path) -> Predictor:
-        """The model in a folder that `export` wrote, or else in a run folder. Raises ConfigError when it is neither."""
-        return cls.from_export(path) if (path / GRAPH_FILE).exists() else cls.from_run(path)
-
-    @classmethod
     def from_run(cls, path: Path) -> Predictor:
         """The model of the newest intact checkpoint of a run folder. Raises ConfigError when it is none."""
         run = RunFolder.open(path)
@@ -57,21 +51,19 @@ class Predictor:
         return cls(graph, run.config, run.tokenizer, run.table)
 
     @classmethod
-    def from_export(cls, path: Path) -> Predictor:
-        """A folder that `export` wrote, every byte of it verified. Raises ConfigError when it is none, DamagedFile for a file that
-        is not what was written."""
-        if not (path / GRAPH_FILE).exists():
+    def of_old_export(cls, export: Export) -> Predictor:
+        """An export of before its graph had a cache. Raises ConfigError for one that takes and gives other arrays than those had."""
+        if export.facts and export.facts["signature"] != signature(export.config):
             raise ConfigError(
-                f"{path} is not an exported model: it has no {GRAPH_FILE}; run `pangu-sigma export` first"
+                f"{export.folder} takes and gives other arrays than this version; run `pangu-sigma export` on its run again"
             )
-        config = read_config(path, "export", EXPORT_AGAIN)
-        tokenizer, table, facts = read_model_files(path, EXPORT_AGAIN)
-        if facts and facts["signature"] != signature(config):
-            raise ConfigError(f"{path} takes and gives other arrays than this version; use the version that wrote it")
+        logger.warning(
+            "%s was exported before there was a cache, and reads the whole text for each token: export its run again", export.folder
+        )
         use_cpu()
-        graph = nn.GraphCell(ms.load(str(path / GRAPH_FILE)))
-        graph.set_inputs(*any_length(config))  # one compilation for every length
-        return cls(graph, config, tokenizer, table)
+        graph = nn.GraphCell(ms.load(str(export.folder / GRAPH_FILE)))
+        graph.set_inputs(*any_length(export.config))  # one compilation for every length
+        return cls(graph, export.config, export.tokenizer, export.table)
 
     def next_logits(self, sequences: list[list[int]], domains: list[Domain]) -> np.ndarray:
         """Logits over the rows of each sequence's slot, float32 [B, R]; rows without a token hold -inf.

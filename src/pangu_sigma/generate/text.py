@@ -11,9 +11,11 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from pangu_sigma.config import ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.exported import GRAPH_FILE, open_export
 from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
@@ -45,11 +47,10 @@ def open_engine(path: Path, kind: Literal["run", "export"] | None = None, lanes:
     kind: what the folder must be; None for a run folder, of which the newest intact checkpoint answers, or an exported model.
     Raises ConfigError when it is none.
     """
-    from pangu_sigma.generate.predictor import GRAPH_FILE, Predictor
-    from pangu_sigma.generate.rereading import RereadingDecoder
-
-    if kind == "export" or (kind is None and (path / GRAPH_FILE).exists()):
-        return Engine(RereadingDecoder(Predictor.from_export(path), lanes))
+    if kind == "run" and (path / GRAPH_FILE).exists():
+        raise ConfigError(f"{path} is an exported model, and no run folder")
+    if kind == "export" and not (path / GRAPH_FILE).exists():
+        open_export(path)  # says so
     return Engine(open_decoder(path, lanes))
 
 

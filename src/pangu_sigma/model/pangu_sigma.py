@@ -86,10 +86,14 @@ class Attention(nn.Cell):
         q = self._split(self.query(query_TH), batch, length)
         k = self._split(self.key(x_TH), batch, length)
         v = self._split(self.value(x_TH), batch, length)
+        return self._mixed(q, k, v, hidden_from_B1SS, draws_B4, F.shape(x_TH))
+
+    def _mixed(self, q, k, v, hidden_from_B1SS, draws_B4, shape_TH):
+        """The output, of shape [T, H], of queries [B, n, S, d] that look at keys and values of these or of other positions."""
         scores_BnSS = self.mask(F.cast(self.scores(self.multiply(q, self.scale), k), ms.float32), hidden_from_B1SS)
         weights_BnSS = self.drop_weights(F.cast(self.softmax(scores_BnSS), self.dtype), draws_B4)
         mixed_BSnd = self.join_heads(self.weigh(weights_BnSS, v), (0, 2, 1, 3))
-        return self.drop_output(self.output(F.reshape(mixed_BSnd, F.shape(x_TH))), draws_B4)
+        return self.drop_output(self.output(F.reshape(mixed_BSnd, shape_TH)), draws_B4)
 
     def _split(self, x_TH, batch, length):
         return self.split_heads(F.reshape(x_TH, (batch, length, self.heads, -1)), (0, 2, 1, 3))
@@ -134,10 +138,17 @@ class RoutedFFN(nn.Cell):
 class Layer(nn.Cell):
     """A layer: x + attention(LN(x)), then x + FFN(LN(x))."""
 
-    def __init__(self, config: ModelConfig, dtype: ms.Type, ffn: nn.Cell, layer: int):
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: ms.Type,
+        ffn: nn.Cell,
+        layer: int,
+        attention: Callable[[ModelConfig, ms.Type, int], nn.Cell],
+    ):
         super().__init__()
         self.attention_norm = LayerNorm(config.hidden)
-        self.attention = Attention(config, dtype, layer)
+        self.attention = attention(config, dtype, layer)
         self.add = ops.Add()
         self.ffn_norm = LayerNorm(config.hidden)
         self.ffn = ffn
@@ -210,9 +221,11 @@ class PanGuSigma(nn.Cell):
         dtype: ms.Type = ms.float32,
         routed: Callable[[Activation], Experts] = grouped_experts,
         dense: Callable[[Activation], nn.Cell] = OneExpertFFN,
+        attention: Callable[[ModelConfig, ms.Type, int], nn.Cell] = Attention,
+        head: Callable[[int, ms.Type], nn.Cell] = Head,
     ):
         """slots: number of embedding slots. routed, dense: functions that make the cells of an RRE layer's and a dense layer's
-        FFN, of its activation."""
+        FFN, of its activation. attention, head: those that make a layer's attention and the output head."""
         super().__init__()
         tables = TruncatedNormal(config.init_std)
         self.embedding = declare(
@@ -224,10 +237,10 @@ class PanGuSigma(nn.Cell):
         self.drop = Dropout(config.dropout, EMBEDDING_SITE) if config.dropout else None
         ffns = [DenseFFN(config, dense(config.activation), i) for i in range(config.dense_layers)]
         ffns += [RoutedFFN(config, routed(config.activation), i) for i in range(config.dense_layers, config.layers)]
-        self.layers = nn.CellList([Layer(config, dtype, ffn, i) for i, ffn in enumerate(ffns)])
+        self.layers = nn.CellList([Layer(config, dtype, ffn, i, attention) for i, ffn in enumerate(ffns)])
         self.norm = LayerNorm(config.hidden)
         self.ask = QueryRows()
-        self.head = Head(slots, dtype)
+        self.head = head(slots, dtype)
         self.hidden_from = HiddenFrom()
         self.first_routed = config.dense_layers
         self.last = config.layers - 1
@@ -241,12 +254,17 @@ class PanGuSigma(nn.Cell):
         inverse, offsets: the routing plan; offsets may be None, see `Experts`.
         experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
         """
+        unseen = self.hidden_from(documents_BS)
+        words = self.embedding
+        return self.hidden(words, rows_BS, positions_BS, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts)
+
+    def hidden(self, words, rows_BS, positions_BS, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts):
+        """What `construct` returns. words: the word table. unseen: what the cells of attention take of what a token may look at."""
         positions_T = F.reshape(positions_BS, (-1,))
-        x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
+        x_TH = self.embed(words, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
         # Not in the cell of the embedding: with an argument that it does not use, MindSpore loses its pipeline stage.
         x_TH = x_TH if self.drop is None else self.drop(x_TH, draws_B4)
         x_TH = F.cast(x_TH, self.dtype)
-        unseen = self.hidden_from(documents_BS)
         for i in range(self.last + 1):
             query_TH = None
             if i == self.last:

@@ -49,6 +49,14 @@ class Forward(Protocol):
         """Switch dropout on for training (True) or off (False)."""
 
 
+class Trains(Protocol):
+    """What training switches on and off."""
+
+    training: bool
+
+    def set_train(self, mode: bool) -> object: ...
+
+
 class Evaluator:
     """Measures the losses of a network on held-out text, batch by batch, and leaves the network as it is."""
 
@@ -57,7 +65,7 @@ class Evaluator:
         batches: Batches,
         most: int,
         forward: Forward,
-        network: PanGuSigma,
+        network: Trains,
         ranks: Ranks = ALONE,
         together: bool = False,
         counts: bool = True,

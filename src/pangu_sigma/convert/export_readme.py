@@ -1,0 +1,107 @@
+"""The README of an exported model: what its graph takes and gives, and a program that runs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.weights_at_rest import AtRest
+
+_AXES = {
+    "B": "texts of the call",
+    "C": "new tokens of the longest of them",
+    "W": "tokens whose successor is wanted",
+    "R": "rows of a slot",
+}
+_MEANINGS = {
+    "ids": "new tokens of each text; what fills a shorter one up may be anything",
+    "lengths": "how many of them are new tokens: 1 … C",
+    "start": "number of tokens that the text's lane holds already; 0 begins a new text",
+    "lane": "the part of the cache that holds the text, another for each text",
+    "domain": "number of the text's domain",
+    "wanted": "numbers, in the B·C new tokens row by row, of those whose successor is wanted",
+    "logits": "of the token that follows each wanted one, over the rows of the slot of its domain; -inf where a row has no token",
+    "token": "the most likely one's id",
+}
+_PROGRAM = """\
+import mindspore as ms
+from mindspore import Tensor, nn
+
+ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
+graph = nn.GraphCell(ms.load("model.mindir"))
+graph.set_inputs(Tensor(shape=[None, None], dtype=ms.int32), *[Tensor(shape=[None], dtype=ms.int32)] * 5)
+ids, start, domain, answer = {ids}, 0, {domain}, []
+while len(answer) < 8:
+    call = [ids], [len(ids)], [start], [0], [domain], [len(ids) - 1]
+    logits, token = graph(*(Tensor(each, ms.int32) for each in call))
+    start, ids = start + len(ids), token.tolist()
+    answer += ids
+print(answer)
+"""
+
+
+def readme(
+    config: Config, tokenizer: Tokenizer, signature: dict[str, Any], at_rest: AtRest, openings: dict[str, list[int]]
+) -> str:
+    """The text. openings: ids of a beginning of a text of each domain."""
+    domains, model = domains_of(config), config.model
+    first = domains[0]
+    names = ", ".join(f"`{each['axes']}` {_AXES[each['axes']]}" for each in ({"axes": axis} for axis in _AXES))
+    sizes = f"model.seq_length = {model.seq_length} tokens of a lane, R = {model.slot_rows}"
+    rows = [
+        f"| {kind} | `{each['name']}` | [{', '.join(each['axes'])}] | {each['dtype']} | {_MEANINGS[each['name']]} |"
+        for kind in ("input", "output")
+        for each in signature[f"{kind}s"]
+    ]
+    listed = [
+        f"| {d.index} | `{d.name}` | {d.format} | {d.slot} | `{openings[d.name]}` |" for d in domains
+    ]
+    scales = " int8 rows have a scale each, in `<name>.scale`." if at_rest == "int8" else ""
+    return f"""\
+# {config.name}: an exported PanGu-Σ
+
+`model.mindir` is the whole model in MindSpore's standard operators: the network, every expert, which expert a token id goes to, which
+row of the word table it has, and a KV cache. Token ids and the number of a domain are all that it must be given. Matrices are kept in
+{at_rest}.{scales} It was exported by MindSpore 2.9 and pangu-sigma, which reads the folder too: `pangu-sigma generate --model FOLDER`.
+
+## Inputs and outputs
+
+| | name | shape | dtype | |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+
+Sizes: {names}; {sizes}. An `<eot>`, id {tokenizer.eot}, ends a document: what follows it does not see it, as in training. Logits are NaN
+where an id, among the new ones, does not exist or has no row in the domain's slot.
+
+| domain | name | format | slot | a prompt |
+|---|---|---|---|---|
+{chr(10).join(listed)}
+
+## Run it
+
+```python
+{_PROGRAM.format(ids=openings[first.name], domain=first.index)}```
+
+The file has a cache of one lane. For L lanes, after `nn.GraphCell(…)`:
+
+```python
+import numpy as np
+
+for name, parameter in graph.parameters_and_names():
+    if name.endswith((".keys", ".values", ".ended")):
+        shape = (L, *parameter.shape[1:])
+        parameter.set_data(Tensor(np.zeros(shape, parameter.asnumpy().dtype)), slice_shape=True)
+```
+
+## The other files
+
+* `tokenizer/`: `vocabulary.json` has the text of each id (`pieces`), and the ids of each slot's rows; beside it are the SentencePiece
+  models, PanGu-α's for Chinese and one for the rest.
+* `tables.safetensors`: what the graph looks up. `tid2eid` [RRE layers, domains, vocabulary]: the expert of each id, numbered over the
+  layer; an id whose `tid2eid_spread` [domains, vocabulary] is s takes, at position p of its document, the expert p mod s further on in
+  its domain's group. `slot_of_domain`, `row_of_id` [slots, vocabulary] (-1: none), `id_of_row` [slots, R].
+* `config.yaml`, `routing.npz`: the configuration, and the routing tables again, as pangu-sigma reads them.
+* `seal.json`: size and xxh3_128 hash of every file, and this table of inputs and outputs.
+"""

@@ -1,0 +1,63 @@
+"""The held-out loss of an exported model, by the graph in its folder.
+
+Its text is that of the run: `data.path` of the configuration. Logits of rows without a token are -inf in an export, and count in the
+loss of a run, so where a slot has such rows the losses of a run and of its export differ by their probability.
+
+Shape suffixes: B sequences, S sequence.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.domains import Domains
+from pangu_sigma.generate.decoder import Chunk, Decoder
+from pangu_sigma.generate.exported import open_export
+from pangu_sigma.generate.graph_decoder import GraphDecoder
+from pangu_sigma.train.held_out import Evaluator
+from pangu_sigma.train.losses import HeldOutLoss
+
+
+class DecodedForward:
+    """Losses of batches by a decoder, one sequence at a time, for an `Evaluator`; it has no training to switch."""
+
+    training = False
+
+    def __init__(self, decoder: Decoder, domains: Domains):
+        self._decoder, self._domains = decoder, domains
+
+    def set_train(self, mode: bool) -> None:
+        """Nothing is dropped here."""
+
+    def of(self, batch: Batch) -> np.ndarray:
+        """Weighted loss of each sequence, float64 [B]."""
+        ids_BS, labels_BS, weights_BS = batch.ids_GBS[0], batch.labels_GBS[0], batch.weights_GBS[0]
+        domains_B = np.repeat(batch.domains_M[batch.blocks], len(ids_BS) // len(batch.blocks))
+        losses_B = np.zeros(len(ids_BS))
+        for b, domain in enumerate(domains_B.tolist()):
+            if weights_BS[b].any():  # what fills a batch up weighs nothing
+                self._decoder.begin(0, self._domains[domain])
+                logits_SR = self._decoder.read([Chunk(0, ids_BS[b].tolist(), ids_BS.shape[1])])[0].astype(float)
+                top_S1 = logits_SR.max(axis=1, keepdims=True)
+                nats_S = np.log(np.exp(logits_SR - top_S1).sum(axis=1)) + top_S1[:, 0]
+                nats_S -= np.take_along_axis(logits_SR, labels_BS[b][:, None], 1)[:, 0]
+                losses_B[b] = (nats_S * weights_BS[b]).sum()
+        return losses_B
+
+
+def measure_export(path: Path, all: bool) -> dict[str, HeldOutLoss]:
+    """The loss of each domain on its held-out text. all: True to read all of it, False for what training evaluates.
+
+    Raises as `open_export`, and DataError when the text is gone or was prepared for another tokenizer.
+    """
+    export = open_export(path)
+    batches = Batches(
+        export.config.on_one_rank(), Path(export.config.data.path), export.tokenizer, export.table, "held_out"
+    )
+    most = max(batches.samples.counts) if all else samples_of_evaluation(export.config)
+    forward = DecodedForward(GraphDecoder(path, 1), batches.domains)
+    return Evaluator(batches, most, forward, forward).losses()

@@ -1,0 +1,89 @@
+"""The routing plan of a call, made in the graph from token ids and domains alone.
+
+Shape suffixes: T tokens, D domains, V vocabulary, N RRE layers, K experts stored, A blocks, b rows of a block.
+
+The rows of each expert are cut into blocks of b, and a block reads its expert's weights: dropless, with at most b - 1 rows of padding
+for each expert. b is 1 when every token can have an expert of its own (decoding), and grows with the number of tokens for each expert
+that the call can meet. It gives what `pad_to_capacity` gives, A blocks in place of A experts, and the same cells take it.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops import functional as F
+
+from pangu_sigma.rre.table import RoutingTable
+
+
+class BlockPlan(nn.Cell):
+    """Blocks of one expert each.
+
+    construct(ids_T, domains_T, positions_T, texts) -> active_NA, order_NAb, inverse_NT
+        texts: number of texts, each of one domain. active: expert of each block. order: token of each row. inverse: row of each
+        token.
+    """
+
+    def __init__(self, table: RoutingTable):
+        super().__init__()
+        domains, self.vocabulary = table.spread_DV.shape
+        self.layers, self.experts = table.layers, table.experts
+        self.stored = domains * self.experts
+        group_D1 = np.arange(domains, dtype=np.int32)[:, None] * self.experts
+        self.first = _table("first_expert", (table.first_NDV + group_D1).reshape(self.layers, -1))
+        self.spread = _table("spread", table.spread_DV.reshape(-1)) if (table.spread_DV > 1).any() else None
+        self.number_K = Tensor(np.arange(self.stored, dtype=np.int32))
+        self.layer_N = Tensor(np.arange(self.layers, dtype=np.int32))
+        self.lookup, self.count, self.pick = ops.Gather(), ops.CumSum(), ops.GatherD()
+        self.sum, self.spread_out = ops.ReduceSum(), ops.TensorScatterUpdate()
+
+    def construct(self, ids_T, domains_T, positions_T, texts):
+        expert_NT = self._experts(ids_T, domains_T, positions_T)
+        tokens = F.shape(ids_T)[0]
+        met = texts * self.experts  # at most; no min and max of open sizes: MindSpore 2.9 computes them in Python at each call
+        rows = (tokens - 1) // met + 1
+        blocks = (tokens + met * (rows - 1)) // rows
+        is_of_NTK = F.cast(
+            F.equal(F.expand_dims(expert_NT, 2), F.reshape(self.number_K, (1, 1, -1))), ms.int32
+        )
+        counted_NTK = self.count(is_of_NTK, 1)
+        blocks_NK = (self.sum(is_of_NTK, 1) + (rows - 1)) // rows
+        end_NK = self.count(blocks_NK, 1)
+        before_NT = self.pick(end_NK - blocks_NK, 1, expert_NT)  # blocks of the experts before the token's
+        within_NT = self.sum(is_of_NTK * counted_NTK, 2) - 1
+        inverse_NT = before_NT * rows + within_NT
+        number_A = numbers(blocks)
+        active_NA = self.sum(
+            F.cast(F.less_equal(F.expand_dims(end_NK, 1), F.reshape(number_A, (1, -1, 1))), ms.int32), 2
+        )
+        order_NAb = self._order(inverse_NT, blocks, rows)
+        return F.minimum(active_NA, self.stored - 1), order_NAb, inverse_NT
+
+    def _experts(self, ids_T, domains_T, positions_T):
+        """Expert of each token in each layer, numbered over the layer: what `RoutingTable.route` gives."""
+        at_T = domains_T * self.vocabulary + ids_T
+        expert_NT = self.lookup(self.first, at_T, 1)
+        if self.spread is None:
+            return expert_NT
+        group_T = domains_T * self.experts
+        shifted_NT = expert_NT - group_T + F.floormod(positions_T, self.lookup(self.spread, at_T, 0))
+        return F.floormod(shifted_NT, self.experts) + group_T
+
+    def _order(self, inverse_NT, blocks, rows):
+        """The token of each row; padding repeats token 0, and nobody reads its result."""
+        none_NAb = F.zeros((self.layers, blocks * rows), ms.int32)
+        layer_NT = F.reshape(self.layer_N, (-1, 1)) + inverse_NT * 0
+        token_NT = numbers(F.shape(inverse_NT)[1]) + inverse_NT * 0
+        where = F.stack((F.reshape(layer_NT, (-1,)), F.reshape(inverse_NT, (-1,))), 1)
+        order = self.spread_out(none_NAb, where, F.reshape(token_NT, (-1,)))
+        return F.reshape(order, (self.layers, blocks, rows))
+
+
+def _table(name: str, values: np.ndarray) -> Parameter:
+    return Parameter(Tensor(values.astype(np.int32)), name=name, requires_grad=False)
+
+
+def numbers(length):
+    """0 … length - 1, int32; in a graph whose sizes are open, `ops.arange` keeps the length of the first call (MindSpore 2.9)."""
+    return ops.cumsum(F.ones((length,), ms.int32), 0) - 1

@@ -1,0 +1,151 @@
+"""The network as it is deployed: token ids and a domain in, logits out; every expert, the routing tables and a KV cache are inside.
+
+One graph takes 1 … n new tokens of each text, for prompts and for single tokens alike. Two graphs, prefill and decode, would be two
+MindIR files with all weights in each, on the disk and in memory: MindSpore gives each loaded file its own parameters. Loaded once,
+this one has its weights and its cache once, whatever is asked of it; a shape that it has not seen needs no compilation.
+
+Shape suffixes: B texts of a call, C new tokens of the longest, T = B·C, W wanted tokens, H hidden, R rows of a slot, V vocabulary,
+A blocks of the routing plan.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops import functional as F
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.block_plan import BlockPlan, numbers
+from pangu_sigma.generate.kv_cache import CachedAttention, Lanes
+from pangu_sigma.generate.weights import Weights
+from pangu_sigma.generate.weights_at_rest import AtRest, KeptExperts, keep
+from pangu_sigma.model.dense_ffn import MatMulFFN
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.rre.experts import padded_experts
+from pangu_sigma.rre.table import RoutingTable
+
+
+class CachedGraph(nn.Cell):
+    """Logits of the next token, and the most likely token.
+
+    construct(ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W) -> logits float32 [W, R], token int32 [W]
+        ids: new tokens of each text, filled up with anything. lengths: number of them, 1 … C. start: number of tokens that the
+        text's lane holds already; 0 begins a new text. lane: its number, another for each text. domain: its number. wanted: index
+        into the B·C new tokens of each one whose successor is wanted. All inputs int32.
+
+    Logits are over the rows of the text's slot, -inf for rows without a token; all are NaN for a text with an id, among the new ones,
+    that does not exist or has no row in the slot.
+    """
+
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer, table: RoutingTable, weights: Weights, at_rest: AtRest = "float32"
+    ):
+        """at_rest: how matrices are kept. The cache has one lane; whoever loads the graph may give it more."""
+        super().__init__()
+        model = config.model.model_copy(update={"dropout": 0.0})  # its operator is ours, and needs a compiler
+        self.network = PanGuSigma(
+            model, config.slots, routed=padded_experts, dense=MatMulFFN, attention=CachedAttention, head=_WantedHead
+        )
+        self.lanes = Lanes(model, tokenizer.eot)
+        self.plan = BlockPlan(table) if model.rre_layers else None
+        keep(self.network, weights, at_rest)
+        self.experts = KeptExperts(config, weights, at_rest)
+        self.words = _Words(config, tokenizer)
+        self.pick, self.pick_each = ops.Gather(), ops.GatherD()
+
+    def construct(self, ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W):
+        batch, most = F.shape(ids_BC)
+        # What fills a shorter text up repeats its last token, place in the cache included: it changes nothing.
+        token_BC = F.minimum(F.reshape(numbers(most), (1, -1)), F.reshape(lengths_B - 1, (-1, 1)))
+        ids_BC = self.pick_each(ids_BC, 1, token_BC)
+        positions_BC, seen = self.lanes(ids_BC, F.reshape(start_B, (-1, 1)) + token_BC, start_B, lane_B)
+        domains_T = F.reshape(F.reshape(domain_B, (-1, 1)) + ids_BC * 0, (-1,))
+        ids_T, slots_T, rows_T, faults_T = self.words.rows(F.reshape(ids_BC, (-1,)), domains_T)
+        order = inverse_NT = None
+        experts: tuple = ()
+        if self.plan is not None:
+            active_NA, order, inverse_NT = self.plan(ids_T, domains_T, F.reshape(positions_BC, (-1,)), batch)
+            experts = self.experts(active_NA)
+        # Read once: MindSpore copies a parameter that is read again after another one was written.
+        table = F.reshape(self.network.embedding, F.shape(self.network.embedding))
+        hidden_TH = self.network.hidden(table, rows_T, positions_BC, seen, None, order, inverse_NT, None, *experts)
+        slots_W = self.pick(slots_T, wanted_W, 0)
+        logits_W1R = self.network.head(table, self.pick(hidden_TH, wanted_W, 0), slots_W)
+        faults_W = self.pick(F.reshape(F.reduce_sum(F.reshape(faults_T, (batch, -1)), 1), (-1,)), wanted_W // most, 0)
+        return self.words.likely(F.cast(F.squeeze(logits_W1R, 1), ms.float32), slots_W, faults_W)
+
+
+class _Words(nn.Cell):
+    """Which id has which row: from ids to rows of the flattened slots, and from rows of a slot back to ids."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        super().__init__()
+        first_D1 = np.arange(config.slots)[:, None] * config.model.slot_rows
+        rows = np.where(tokenizer.row_of < 0, -1, tokenizer.row_of + first_D1)
+        self.vocabulary, self.slot_rows = rows.shape[1], config.model.slot_rows
+        self.row_of = _fixed("row_of", rows.reshape(-1))
+        self.id_of = _fixed("id_of", tokenizer.slot_rows.reshape(-1))
+        self.unused = Parameter(
+            Tensor(np.where(tokenizer.slot_rows < 0, -np.inf, 0).astype(np.float32)), "unused", requires_grad=False
+        )
+        self.slot_of = _fixed("slot_of", np.array([domain.slot for domain in domains_of(config)]))
+        self.fault = Tensor(np.array([0, np.nan], np.float32))
+        self.pick, self.best = ops.Gather(), ops.Argmax(output_type=ms.int32)
+
+    def rows(self, ids_T, domains_T):
+        """Ids that exist, slot and row of each token, and 1 for each id that does not exist or has no row, 0 for the others."""
+        slots_T = self.pick(self.slot_of, domains_T, 0)
+        known_T = F.clamp(ids_T, 0, self.vocabulary - 1)
+        rows_T = self.pick(self.row_of, slots_T * self.vocabulary + known_T, 0)
+        faults_T = F.logical_or(F.less(rows_T, 0), F.not_equal(known_T, ids_T))
+        return known_T, slots_T, F.maximum(rows_T, 0), F.cast(faults_T, ms.float32)
+
+    def likely(self, logits_WR, slots_W, faults_W):
+        """The logits, -inf where a row has no token and NaN where there are faults, and the most likely ids."""
+        fault_W = self.pick(self.fault, F.cast(F.minimum(faults_W, 1.0), ms.int32), 0)
+        logits_WR = logits_WR + self.pick(self.unused, slots_W, 0) + F.expand_dims(fault_W, 1)
+        return logits_WR, self.pick(self.id_of, slots_W * self.slot_rows + self.best(logits_WR), 0)
+
+
+class _WantedHead(nn.Cell):
+    """Logits of single tokens, each of its own slot, without a copy of a word table for each.
+
+    construct(words, hidden_WH, slots_W) -> [W, 1, R]
+    """
+
+    def __init__(self, slots: int, dtype: ms.Type):
+        super().__init__()
+        self.matmul, self.pick = ops.MatMul(transpose_b=True), ops.Gather()
+        self.slots, self.dtype = slots, dtype
+
+    def construct(self, words, hidden_WH, slots_W):
+        logits = self.matmul(hidden_WH, F.cast(words, self.dtype))
+        logits = F.reshape(logits, (-1, F.shape(words)[0] // self.slots))
+        return F.expand_dims(self.pick(logits, numbers(F.shape(slots_W)[0]) * self.slots + slots_W, 0), 1)
+
+
+def _fixed(name: str, values: np.ndarray) -> Parameter:
+    return Parameter(Tensor(values.astype(np.int32)), name=name, requires_grad=False)
+
+
+def inputs_and_outputs(config: Config) -> dict[str, Any]:
+    """What goes into `CachedGraph` and what comes out, as plain values: name, dtype and axes of each, and the size of the axis that
+    is fixed. All other axes are free: any size at each call."""
+    arguments = list(inspect.signature(CachedGraph.construct).parameters)[1:]
+    inputs = [dict(zip(("name", "axes"), name.rsplit("_", 1), strict=True), dtype="int32") for name in arguments]
+    outputs = [
+        {"name": "logits", "axes": "WR", "dtype": "float32"},
+        {"name": "token", "axes": "W", "dtype": "int32"},
+    ]
+    return {"inputs": inputs, "outputs": outputs, "fixed": {"R": config.model.slot_rows}}
+
+
+def open_inputs() -> tuple[Tensor, ...]:
+    """Inputs of `CachedGraph` whose sizes are open, for `set_inputs` and export."""
+    return tuple(Tensor(shape=[None] * axes, dtype=ms.int32) for axes in (2, 1, 1, 1, 1, 1))

@@ -1,0 +1,152 @@
+"""A decoder over the graph of an exported model, run by MindSpore.
+
+Shape suffixes: B texts of a call, C new tokens of the longest, W wanted tokens, R rows of a slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.sequences import documents_and_positions
+from pangu_sigma.device import one_thread, use_cpu
+from pangu_sigma.domains import Domain
+from pangu_sigma.generate.cached_graph import inputs_and_outputs, open_inputs
+from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.exported import GRAPH_FILE, open_export
+from pangu_sigma.model.declare import as_tensor
+
+_AT_ONCE = 256
+"""The most new tokens of a text that a call reads; its memory grows with them."""
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The text of a lane. length: number of its tokens."""
+
+    domain: Domain
+    length: int = 0
+
+
+class GraphDecoder:
+    """A `Decoder` whose cache and weights are parameters of the loaded graph."""
+
+    def __init__(self, folder: Path, lanes: int = 4):
+        """Raises as `open_export`, and ConfigError for an export of before there was a cache."""
+        export = open_export(folder)
+        if not export.has_cache:
+            raise ConfigError(f"{folder} was exported by an earlier version and has no cache; {_EXPORT_ITS_RUN}")
+        if export.facts["signature"] != inputs_and_outputs(export.config):
+            raise ConfigError(f"{folder} takes and gives other arrays than this version; {_EXPORT_ITS_RUN}")
+        self.config, self.tokenizer, self.lanes = export.config, export.tokenizer, lanes
+        self._table = export.table
+        self._texts: dict[int, _Text] = {}
+        use_cpu()
+        with one_thread:
+            self._graph = nn.GraphCell(ms.load(str(folder / GRAPH_FILE)))
+            self._graph.set_inputs(*open_inputs())
+            self._copy = _CopyLane([_with_lanes(p, lanes) for p in self._graph.get_parameters() if is_cache(p.name)])
+
+    def begin(self, lane: int, domain: Domain) -> None:
+        self._check_lane(lane)
+        self._texts[lane] = _Text(domain)
+
+    def copy(self, source: int, target: int) -> None:
+        self._check_lane(target)
+        self._texts[target] = replace(self._texts[source])
+        with one_thread:
+            self._copy(as_tensor(np.array([source], np.int32)), as_tensor(np.array([target], np.int32)))
+
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        self.tokenizer.rows(ids, domain)
+        ids_T = np.asarray(ids, np.int64)
+        _, positions_T = documents_and_positions(ids_T, self.tokenizer.eot)
+        return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T) - domain.first_expert
+
+    def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        for chunk in chunks:
+            self._check(chunk)
+        found: list[list[np.ndarray]] = [[np.empty((0, self.config.model.slot_rows), np.float32)] for _ in chunks]
+        single = [number for number, chunk in enumerate(chunks) if len(chunk.ids) == 1]
+        if single:
+            self._read([chunks[number] for number in single], [found[number] for number in single])
+        for chunk, logits in zip(chunks, found, strict=True):
+            if len(chunk.ids) > 1:  # together with others it would be filled up to the longest
+                for first in range(0, len(chunk.ids), _AT_ONCE):
+                    ids = chunk.ids[first : first + _AT_ONCE]
+                    left = len(chunk.ids) - first - len(ids)
+                    self._read([Chunk(chunk.lane, ids, min(max(chunk.wanted - left, 0), len(ids)))], [logits])
+        return [np.concatenate(each) for each in found]
+
+    def _read(self, chunks: list[Chunk], found: list[list[np.ndarray]]) -> None:
+        """Read chunks in one call, and append their logits to what was found for each."""
+        texts = [self._texts[chunk.lane] for chunk in chunks]
+        lengths_B = np.array([len(chunk.ids) for chunk in chunks])
+        ids_BC = np.zeros((len(chunks), lengths_B.max()), np.int32)
+        for ids_C, chunk in zip(ids_BC, chunks, strict=True):
+            ids_C[: len(chunk.ids)] = chunk.ids
+        ends_B = np.arange(len(chunks)) * ids_BC.shape[1] + lengths_B
+        wanted = [np.arange(end - chunk.wanted, end) for end, chunk in zip(ends_B, chunks, strict=True)]
+        wanted_W = np.concatenate(wanted)
+        inputs = (
+            ids_BC,
+            lengths_B,
+            [text.length for text in texts],
+            [chunk.lane for chunk in chunks],
+            [text.domain.index for text in texts],
+            wanted_W if len(wanted_W) else ends_B[:1] - 1,  # a graph takes no empty array
+        )
+        with one_thread:
+            logits_WR = self._graph(*(as_tensor(np.asarray(each, np.int32)) for each in inputs))[0].asnumpy()
+        starts = np.cumsum([0, *map(len, wanted)])
+        for chunk, text, logits, first, end in zip(chunks, texts, found, starts[:-1], starts[1:], strict=True):
+            self._texts[chunk.lane] = _Text(text.domain, text.length + len(chunk.ids))
+            logits.append(logits_WR[first:end])
+
+    def _check(self, chunk: Chunk) -> None:
+        text, limit = self._texts[chunk.lane], self.config.model.seq_length
+        if not chunk.ids:
+            raise ConfigError(f"lane {chunk.lane} is given no tokens; give one or more")
+        self.tokenizer.rows(chunk.ids, text.domain)
+        if text.length + len(chunk.ids) > limit:
+            raise ConfigError(
+                f"a text of {text.length + len(chunk.ids)} tokens is longer than model.seq_length={limit}; shorten it"
+            )
+
+    def _check_lane(self, lane: int) -> None:
+        if not 0 <= lane < self.lanes:
+            raise ConfigError(f"lane {lane} does not exist; this decoder has the lanes 0 … {self.lanes - 1}")
+
+
+def is_cache(name: str) -> bool:
+    """True for the name of a parameter of an exported graph that holds what lanes remember."""
+    return name.rsplit(".", 1)[-1] in ("keys", "values", "ended")
+
+
+_EXPORT_ITS_RUN = "run `pangu-sigma export` on its run again"
+
+
+def _with_lanes(parameter: Parameter, lanes: int) -> Parameter:
+    """The parameter, whose file holds one empty lane, with as many as asked for."""
+    one = parameter.asnumpy()
+    parameter.set_data(Tensor(np.zeros((lanes, *one.shape[1:]), one.dtype)), slice_shape=True)
+    return parameter
+
+
+class _CopyLane(nn.Cell):
+    """Copy one lane over another in every parameter. construct(source [1], target [1]) -> any"""
+
+    def __init__(self, parameters: list[Parameter]):
+        super().__init__()
+        self.parameters = ParameterTuple(parameters)
+        self.pick, self.update = ops.Gather(), ops.ScatterUpdate()
+
+    def construct(self, source, target):
+        for parameter in self.parameters:
+            self.update(parameter, target, self.pick(parameter, source, 0))
+        return target

@@ -1,0 +1,94 @@
+"""Keys and values of what was read, which later tokens look at: attention with a cache, in standard operators.
+
+The cache is in parameters of the graph, of as many *lanes* as texts it holds at once. A lane's token number s has its keys and values
+at [lane, :, s]. What a lane holds beyond the tokens that were read is never looked at, so a lane is emptied by starting at 0 again.
+
+Shape suffixes: L lanes, B texts of a call, each in a lane of its own, C new tokens of each, S positions of a lane (model.seq_length),
+T = B·C, n heads, d = H/n.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops import functional as F
+
+from pangu_sigma.config import ModelConfig
+from pangu_sigma.model.pangu_sigma import MASKED, Attention
+
+
+class CachedAttention(Attention):
+    """Attention over a lane's cache, to which it adds the new tokens.
+
+    construct(query_TH, x_TH, seen, draws_B4) -> [T, H], where `seen` is what `Lanes` gives.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
+        super().__init__(config, dtype, layer)
+        shape = (1, config.heads, config.seq_length, config.hidden // config.heads)
+        self.keys, self.values = _of_lanes("keys", shape, np.float32), _of_lanes("values", shape, np.float32)
+        self.add_keys, self.add_values = ops.ScatterNdUpdate(), ops.ScatterNdUpdate()
+        self.of_lanes = ops.Gather()
+
+    def construct(self, query_TH, x_TH, seen, draws_B4):
+        unseen_B1CS, lane_B, where_T3 = seen
+        batch, _, length, _ = F.shape(unseen_B1CS)
+        q = self._split(self.query(query_TH), batch, length)
+        keys = self.add_keys(self.keys, where_T3, self._heads(self.key(x_TH)))
+        values = self.add_values(self.values, where_T3, self._heads(self.value(x_TH)))
+        k, v = self.of_lanes(keys, lane_B, 0), self.of_lanes(values, lane_B, 0)
+        return self._mixed(q, k, v, unseen_B1CS, draws_B4, F.shape(x_TH))
+
+    def _heads(self, x_TH):
+        return F.cast(F.reshape(x_TH, (-1, self.keys.shape[3])), ms.float32)
+
+
+class Lanes(nn.Cell):
+    """Where the new tokens of a call lie in their lanes, and what each of them may look at.
+
+    construct(ids_BC, index_BC, start_B, lane_B) -> positions_BC, (unseen_B1CS, lane_B, where)
+        index: number of each token in its lane. start: number of tokens that a lane holds already.
+        positions: of each token in its document. unseen: as of `HiddenFrom`. where: [T·n, 3], lane, head and index.
+
+    A document ends with <eot>: what follows does not see it, and its positions begin at 0, as in data/sequences.py. So a parameter
+    has, for each token of a lane, the number of <eot> before it.
+    """
+
+    def __init__(self, config: ModelConfig, eot: int):
+        super().__init__()
+        self.ended = _of_lanes("ended", (1, config.seq_length + 1), np.int32)  # one more: of the token that comes next
+        self.eot, self.length, self.heads = eot, config.seq_length, config.heads
+        self.number_S = Tensor(np.arange(config.seq_length, dtype=np.int32))
+        self.head_n = Tensor(np.arange(config.heads, dtype=np.int32))
+        self.count, self.note = ops.CumSum(), ops.ScatterNdUpdate()
+        self.of_lanes, self.before = ops.Gather(), ops.GatherNd()
+        self.visible = ops.ReduceSum()
+
+    def construct(self, ids_BC, index_BC, start_B, lane_B):
+        lane_BC = F.reshape(lane_B, (-1, 1)) + index_BC * 0
+        ends_BC = F.cast(F.equal(ids_BC, self.eot), ms.int32)
+        ended_B = self.before(self.ended, F.stack((lane_B, start_B), 1))
+        through_BC = self.count(ends_BC, 1) + F.reshape(ended_B, (-1, 1))
+        after_T2 = F.stack((F.reshape(lane_BC, (-1,)), F.reshape(index_BC + 1, (-1,))), 1)
+        ended = self.note(self.ended, after_T2, F.reshape(through_BC, (-1,)))
+        document_BS = self.of_lanes(self.of_lanes(ended, lane_B, 0), self.number_S, 1)
+        number_11S = F.reshape(self.number_S, (1, 1, -1))
+        same_BCS = F.equal(F.expand_dims(document_BS, 1), F.expand_dims(through_BC - ends_BC, 2))
+        seen_BCS = F.cast(
+            F.logical_and(same_BCS, F.less_equal(number_11S, F.expand_dims(index_BC, 2))), ms.float32
+        )
+        positions_BC = F.cast(self.visible(seen_BCS, 2), ms.int32) - 1
+        unseen_B1CS = F.expand_dims((1.0 - seen_BCS) * MASKED, 1)
+        return positions_BC, (unseen_B1CS, lane_B, self._where(lane_BC, index_BC))
+
+    def _where(self, lane_BC, index_BC):
+        lane_T1, index_T1 = F.reshape(lane_BC, (-1, 1)), F.reshape(index_BC, (-1, 1))
+        head_Tn = F.reshape(self.head_n, (1, -1)) + index_T1 * 0
+        of_each = (lane_T1 + head_Tn * 0, head_Tn, index_T1 + head_Tn * 0)
+        return F.stack([F.reshape(each, (-1,)) for each in of_each], 1)
+
+
+def _of_lanes(name: str, shape: tuple[int, ...], dtype: type) -> Parameter:
+    """A parameter of one lane; whoever loads the graph gives it as many as wanted."""
+    return Parameter(Tensor(np.zeros(shape, dtype)), name=name, requires_grad=False)

@@ -1,0 +1,138 @@
+"""Weights as an exported graph keeps them: float32, float16, or int8 with a scale for each row; sums are float32 in all of them.
+
+Matrices are kept so: those of attention, dense FFNs and experts, and the word table. A row is a row of the matrix as it is stored: an
+input of a linear layer [in, out], an inner unit of an FFN [F, H], a token of the word table. Biases, LayerNorm and positions stay
+float32.
+
+Where the scales of the rows can be multiplied with the few rows of activations instead of the weights, they are: the cells here take
+the place of a multiplication of a built network, and give the same product.
+
+Shape suffixes: T tokens, H hidden, K experts stored, F ffn, A blocks of the routing plan.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.common import dtype as mstype
+from mindspore.ops import functional as F
+
+from pangu_sigma.config import Config
+from pangu_sigma.generate.exported import SCALE
+from pangu_sigma.generate.weights import Weights
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Linear, PanGuSigma
+
+AtRest = Literal["float32", "float16", "int8"]
+"""How matrices are kept."""
+
+_MATRICES = ("weight", "w1", "w2", "embedding")
+_MOST = 127
+
+
+def rows_in_int8(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices [..., rows, columns] in int8, and the scale of each row [..., rows]: values = int8 · scale, as near as can be."""
+    largest = np.abs(values).max(axis=-1)
+    scale = np.where(largest > 0, largest / _MOST, 1).astype(np.float32)
+    return np.rint(values / scale[..., None]).astype(np.int8), scale
+
+
+def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
+    """Give a network, that of a graph that is to be exported, its dense weights. It must not have run before."""
+    scales: dict[str, Parameter] = {}
+    for name, cell in list(network.cells_and_names()):
+        for attribute, old in list(cell._params.items()):
+            if old.requires_grad:
+                values = weights.tensor(f"{name}.{attribute}" if name else attribute)
+                kept, *scale = _kept(old.name, values, at_rest if attribute in _MATRICES else "float32")
+                setattr(cell, attribute, kept)
+                scales |= {f"{old.name}{SCALE}": each for each in scale}
+        if isinstance(cell, Linear) and scales:
+            cell.matmul = _ScaledInputs(cell.matmul, scales[f"{cell.weight.name}{SCALE}"])
+        if isinstance(cell, DenseFFN) and scales:
+            cell.ffn.up = _ScaledOutputs(cell.ffn.up, scales[f"{cell.w1.name}{SCALE}"])
+            cell.ffn.down = _ScaledInputs(cell.ffn.down, scales[f"{cell.w2.name}{SCALE}"])
+    if scales:
+        of_words = scales[f"{network.embedding.name}{SCALE}"]
+        network.embed = _ScaledEmbedding(of_words)
+        network.head.matmul = _ScaledOutputs(network.head.matmul, of_words)
+    for name, scale in scales.items():
+        scale.name = name  # a cell renames what it is given
+
+
+class KeptExperts(nn.Cell):
+    """The experts of all RRE layers.
+
+    construct(active_NA) -> FFN_TENSORS of the experts of each block, for each RRE layer, bottom layer first: float32 [A, F, H], [A, 1, F],
+    [A, F, H], [A, 1, H]
+    """
+
+    def __init__(self, config: Config, weights: Weights, at_rest: AtRest):
+        super().__init__()
+        tensors: list[Parameter] = []
+        scales: list[Parameter] = []
+        for layer in range(config.model.rre_layers):
+            for name in FFN_TENSORS:
+                values = np.stack([weights.expert(layer, number, name) for number in range(config.experts)])
+                kept, *scale = _kept(f"{layer}.{name}", values, at_rest if name in _MATRICES else "float32")
+                tensors.append(kept)
+                scales += scale
+        self.tensors, self.scales = ParameterTuple(tensors), ParameterTuple(scales)
+        self.pick = ops.Gather()
+
+    def construct(self, active_NA):
+        """Two of the four tensors of a layer are matrices, and have scales."""
+        found: tuple = ()
+        for i in range(len(self.tensors)):
+            active_A = active_NA[i // len(FFN_TENSORS)]
+            weight = F.cast(self.pick(self.tensors[i], active_A, 0), mstype.float32)
+            if weight.ndim == 2:
+                weight = F.expand_dims(weight, 1)
+            elif len(self.scales) > 0:
+                weight = weight * F.expand_dims(self.pick(self.scales[i // 2], active_A, 0), 2)
+            found += (weight,)
+        return found
+
+
+class _ScaledInputs(nn.Cell):
+    """x · (w · scale), where the scales are of the rows that are summed over."""
+
+    def __init__(self, matmul: ops.Primitive, scale: Parameter):
+        super().__init__()
+        self.matmul, self.scale = matmul, scale
+
+    def construct(self, x, w):
+        return self.matmul(x * self.scale, w)
+
+
+class _ScaledOutputs(nn.Cell):
+    """x · (w · scale)ᵀ."""
+
+    def __init__(self, matmul: ops.Primitive, scale: Parameter):
+        super().__init__()
+        self.matmul, self.scale = matmul, scale
+
+    def construct(self, x, w):
+        return self.matmul(x, w) * self.scale
+
+
+class _ScaledEmbedding(Embedding):
+    """The sum of a scaled row of the word table and a row of the position table."""
+
+    def __init__(self, scale: Parameter):
+        super().__init__()
+        self.scale = scale
+        self.lookup_scale = ops.Gather()
+
+    def construct(self, words, positions_SH, rows_T, positions_T):
+        words_TH = F.cast(self.lookup(words, rows_T, 0), mstype.float32)
+        words_TH = words_TH * F.expand_dims(self.lookup_scale(self.scale, rows_T, 0), 1)
+        return self.add(words_TH, self.lookup_positions(positions_SH, positions_T, 0))
+
+
+def _kept(name: str, values: np.ndarray, at_rest: AtRest) -> list[Parameter]:
+    """The parameter of these values, and for int8 that of its scales."""
+    arrays = rows_in_int8(values) if at_rest == "int8" else (values.astype(at_rest),)
+    names = (name, f"{name}{SCALE}")
+    return [Parameter(Tensor(np.ascontiguousarray(a)), n, requires_grad=False) for n, a in zip(names, arrays, strict=False)]

@@ -1,0 +1,60 @@
+"""The plan that the graph makes sends every token to the expert of its table, whatever the number of tokens."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from pangu_sigma.config import RoutingConfig
+from pangu_sigma.generate.block_plan import BlockPlan
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.rre.table import RoutingTable, draw_tables
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+DOMAINS, VOCABULARY, EXPERTS, LAYERS = 3, 50, 4, 2
+
+
+class OfTexts(nn.Cell):
+    """The plan with the number of texts as the size of an array, as in the graph that is exported."""
+
+    def __init__(self, table: RoutingTable):
+        super().__init__()
+        self.plan = BlockPlan(table)
+        one = Tensor(shape=[None], dtype=ms.int32)
+        self.set_inputs(one, one, one, one)
+
+    def construct(self, ids_T, domains_T, positions_T, texts_B):
+        return self.plan(ids_T, domains_T, positions_T, texts_B.shape[0])
+
+
+@pytest.fixture(scope="module", params=["random", "balanced"])
+def table(request) -> RoutingTable:
+    """balanced: with ids that are spread over several experts by position."""
+    counts_DV = np.random.default_rng(0).zipf(1.5, (DOMAINS, VOCABULARY)).astype(float)
+    found = draw_tables(RoutingConfig(table=request.param), LAYERS, DOMAINS, VOCABULARY, EXPERTS, counts_DV)
+    assert (found.spread_DV > 1).any() == (request.param == "balanced")
+    return found
+
+
+def test_every_token_meets_its_expert_once(table, graph_mode):
+    plan, rng = OfTexts(table), np.random.default_rng(1)
+    for texts, length in ((1, 1), (8, 1), (1, 7), (3, 5), (2, 40), (1, 64)):
+        ids_T = rng.integers(0, VOCABULARY, texts * length)
+        domains_T = np.repeat(rng.integers(0, DOMAINS, texts), length)
+        positions_T = rng.integers(0, 9, len(ids_T))
+        inputs = (ids_T, domains_T, positions_T, np.zeros(texts))
+        active_NA, order_NAb, inverse_NT = (
+            each.asnumpy() for each in plan(*(as_tensor(each.astype(np.int32)) for each in inputs))
+        )
+        expected_NT = table.route(ids_T, domains_T, positions_T)
+        rows = order_NAb.shape[2]
+        np.testing.assert_array_equal(np.take_along_axis(active_NA, inverse_NT // rows, 1), expected_NT)
+        flat = order_NAb.reshape(LAYERS, -1)
+        np.testing.assert_array_equal(np.take_along_axis(flat, inverse_NT, 1), np.tile(np.arange(len(ids_T)), (LAYERS, 1)))
+        assert all(len(np.unique(inverse_T)) == len(ids_T) for inverse_T in inverse_NT)
+        assert active_NA.max() < DOMAINS * EXPERTS
+        assert rows == -(-length // EXPERTS), "one row where every token can have a block of its own"
+        assert active_NA.shape[1] <= (len(ids_T) if rows == 1 else len(ids_T) / rows + texts * EXPERTS)

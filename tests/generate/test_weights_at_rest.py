@@ -1,0 +1,56 @@
+"""Matrices that are kept in fewer bits: near the weights, and the graph computes with just them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.convert.mindir import export_mindir
+from pangu_sigma.domains import domains_of
+from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.exported import ExportedWeights
+from pangu_sigma.generate.graph_decoder import GraphDecoder
+from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.weights import SavedWeights
+from pangu_sigma.generate.weights_at_rest import rows_in_int8
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+def test_int8_rows_are_half_a_step_away_at_most_and_zeros_stay():
+    values = np.random.default_rng(0).standard_normal((3, 5, 8)).astype(np.float32)
+    values[1, 2] = 0
+    kept, scale = rows_in_int8(values)
+    assert (kept.dtype, scale.dtype, scale.shape) == (np.int8, np.float32, (3, 5))
+    assert (np.abs(kept * scale[..., None] - values) <= 0.5001 * scale[..., None]).all()
+    assert (np.abs(kept).max(axis=-1) == np.where(np.abs(values).max(axis=-1) > 0, 127, 0)).all()
+
+
+@pytest.mark.parametrize(("at_rest", "nearest"), [("float16", 1e-3), ("int8", 2e-2)])
+def test_the_graph_computes_with_the_weights_that_its_file_has(tiny_run, tmp_path, at_rest, nearest):
+    """Against the decoder that reads them without MindSpore; and they are near those of the run, so is the loss."""
+    folder = export_mindir(tiny_run, tmp_path / "out", at_rest)
+    run, weights = RunFolder.open(tiny_run), ExportedWeights(folder)
+    saved = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
+    for name in ("embedding", "layers.1.attention.key.weight", "layers.0.ffn.w2"):
+        assert weights.kept(name).dtype == at_rest
+        assert 0 < np.abs(weights.tensor(name) - saved.tensor(name)).max() < nearest * np.abs(saved.tensor(name)).max()
+    assert weights.kept("experts.1.w1").dtype == at_rest
+    assert 0 < np.abs(weights.expert(1, 3, "w1") - saved.expert(1, 3, "w1")).max() < nearest
+    graph, host = GraphDecoder(folder, 1), open_decoder(folder, 1)
+    for domain in domains_of(run.config):
+        ids = run.tokenizer.prompt("the cat 今天 x", domain)
+        found, expected = (_logits(decoder, domain, ids) for decoder in (graph, host))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    (zh, kept), (_, trained) = (next(iter(evaluate_run(path).items())) for path in (folder, tiny_run))
+    assert (zh, kept["samples"]) == ("zh", trained["samples"])
+    assert kept["loss"] == pytest.approx(trained["loss"], abs=5e-3)
+
+
+def _logits(decoder, domain, ids) -> np.ndarray:
+    decoder.begin(0, domain)
+    found = decoder.read([Chunk(0, ids, len(ids))])[0]
+    return found[np.isfinite(found)]
