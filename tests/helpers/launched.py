@@ -36,6 +36,12 @@ except LaunchError as error:
 """
 
 
+def _as_at_a_terminal() -> None:
+    """Tests that run in the background inherit signals that are ignored, and a launcher leaves those ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Launched:
     """A running launcher, `command`, whose ranks log to folders in `logs`."""
 
@@ -48,6 +54,7 @@ class Launched:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_as_at_a_terminal,
         )
         self.output = self.errors = ""
 
