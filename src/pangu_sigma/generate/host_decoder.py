@@ -112,6 +112,8 @@ class HostDecoder:
         return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T) - domain.first_expert
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        if not chunks:
+            return []
         texts = self._texts_after(chunks)
         new = self._new_tokens(chunks)
         experts_NT = self._table.route(new.id, new.domain, new.at - new.first)
