@@ -18,7 +18,7 @@ import pytest
 from helpers.served import DrawnDecoder, server_of
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.serve.server import KEY_VARIABLE, Address, bind, read_key
+from pangu_sigma.serve.server import KEY_VARIABLE, Address, bind, read_key, warn_if_open
 
 ASKED = {"model": "sigma-en", "prompt": "the cat", "max_tokens": 3}
 
@@ -267,3 +267,15 @@ def test_an_address_that_is_not_here_is_said():
         bind(Address("203.0.113.7"))
     with pytest.raises(ConfigError, match=r"--host no\.such\.name\.invalid"):
         bind(Address("no.such.name.invalid"))
+
+
+def test_an_open_server_without_a_key_is_warned_of(caplog):
+    for host, key, warned in (
+        ("0.0.0.0", None, True),
+        ("0.0.0.0", "k", False),
+        ("127.0.0.1", None, False),
+        ("::1", None, False),
+    ):
+        caplog.clear()
+        warn_if_open(Address(host), key)
+        assert ("everybody who reaches this machine" in caplog.text) is warned

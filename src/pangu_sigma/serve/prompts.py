@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -34,9 +35,13 @@ class Prompts:
         self._thread = ThreadPoolExecutor(1, "tokenizer")
 
     def warm_up(self, domains: Iterable[Domain]) -> None:
-        """Let the thread load what reading takes, dictionaries and models of slots, before anybody waits for it."""
-        for domain in domains:
-            self._thread.submit(self.tokenizer.encode, "a 中", domain)
+        """Load what reading takes, dictionaries and models of slots, beside the thread and before anybody waits for it."""
+
+        def load() -> None:
+            for domain in domains:
+                self.tokenizer.encode("a 中", domain)
+
+        threading.Thread(target=load, name="warm-up", daemon=True).start()
 
     def close(self) -> None:
         """End the thread."""

@@ -96,17 +96,22 @@ def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str
     What runs then is finished, if it takes no longer than limits.stop_seconds.
     """
     server = make_server(decoder, address, key, limits)
+    warn_if_open(address, key)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    logger.info("serving %s at http://%s:%d", ", ".join(server.served.domains), shown, port)
+    server.run([listening])
+    return 1 if server.served.thread.failed else 0
+
+
+def warn_if_open(address: Address, key: str | None) -> None:
+    """Say it if others than this machine's people can use the model without a key."""
     if key is None and not is_local(address.host):
         logger.warning(
             "--host %s: everybody who reaches this machine can use the model; set %s, or --api-key-file",
             address.host,
             KEY_VARIABLE,
         )
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    logger.info("serving %s at http://%s:%d", ", ".join(server.served.domains), shown, port)
-    server.run([listening])
-    return 1 if server.served.thread.failed else 0
 
 
 def make_server(decoder: Decoder, address: Address, key: str | None, limits: Limits) -> Server:
