@@ -357,8 +357,8 @@ class Model:
         se: its standard error over samples. unigram: what counting achieves on the same tokens.
         all: read all held-out text instead of what training evaluates. against: another run to evaluate on the same tokens; its
         losses are under "against", and what this run loses more under "difference", paired by sample.
-        An exported model is evaluated on the text of its run, alone: without `against`. Raises UserError for that, where the text is
-        gone, and for a run of other text or another tokenizer.
+        An exported model is evaluated on the text of its run, alone: without `against`. Raises UserError for that, where the text
+        is gone, and for a run of other text or another tokenizer.
         """
         from pangu_sigma.device import one_thread
         from pangu_sigma.evaluate.comparison import compare_runs

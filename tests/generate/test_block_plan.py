@@ -53,7 +53,9 @@ def test_every_token_meets_its_expert_once(table, graph_mode):
         rows = order_NAb.shape[2]
         np.testing.assert_array_equal(np.take_along_axis(active_NA, inverse_NT // rows, 1), expected_NT)
         flat = order_NAb.reshape(LAYERS, -1)
-        np.testing.assert_array_equal(np.take_along_axis(flat, inverse_NT, 1), np.tile(np.arange(len(ids_T)), (LAYERS, 1)))
+        np.testing.assert_array_equal(
+            np.take_along_axis(flat, inverse_NT, 1), np.tile(np.arange(len(ids_T)), (LAYERS, 1))
+        )
         assert all(len(np.unique(inverse_T)) == len(ids_T) for inverse_T in inverse_NT)
         assert active_NA.max() < DOMAINS * EXPERTS
         assert rows == -(-length // EXPERTS), "one row where every token can have a block of its own"

@@ -16,7 +16,14 @@ from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.sealed import DamagedFile
 
-DENSE = ["embedding", "positions", "query_positions", "norm.gain", "layers.0.ffn.w1", "layers.2.attention.output.weight"]
+DENSE = [
+    "embedding",
+    "positions",
+    "query_positions",
+    "norm.gain",
+    "layers.0.ffn.w1",
+    "layers.2.attention.output.weight",
+]
 
 
 def test_every_value_is_that_of_the_checkpoint(tiny_run, tiny_export):

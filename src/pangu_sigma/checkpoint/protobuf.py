@@ -5,11 +5,16 @@ The library reads a message whole, and one of a checkpoint is as large as a tens
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
 OF_NUMBER, FIXED64, OF_BYTES, FIXED32 = 0, 1, 2, 5
 """Ways in which a field is written."""
+
+
+Content = bytes | mmap.mmap
+"""What messages are read from."""
 
 
 class Field(NamedTuple):
@@ -23,7 +28,7 @@ class Field(NamedTuple):
     end: int
 
 
-def varint(content: bytes, at: int, end: int) -> tuple[int, int]:
+def varint(content: Content, at: int, end: int) -> tuple[int, int]:
     """A number of seven bits a byte, and the position behind it. Raises ValueError when it does not end."""
     value = shift = 0
     while at < end:
@@ -38,7 +43,7 @@ def varint(content: bytes, at: int, end: int) -> tuple[int, int]:
     raise ValueError("a number that does not end")
 
 
-def field_at(content: bytes, at: int, end: int, whole: int) -> Field:
+def field_at(content: Content, at: int, end: int, whole: int) -> Field:
     """The field at a position. end: of the content that is there. whole: of the message, which may reach beyond the content.
 
     Raises ValueError when the field is not inside the message, or is of no known way.
@@ -59,7 +64,7 @@ def field_at(content: bytes, at: int, end: int, whole: int) -> Field:
     return Field(number, way, length, begin, begin + length)
 
 
-def fields(content: bytes, begin: int, end: int) -> Iterator[Field]:
+def fields(content: Content, begin: int, end: int) -> Iterator[Field]:
     """Fields of a message that is there whole. Raises ValueError as `field_at` does."""
     while begin < end:
         found = field_at(content, begin, end, end)
@@ -67,7 +72,7 @@ def fields(content: bytes, begin: int, end: int) -> Iterator[Field]:
         begin = found.end
 
 
-def numbers(content: bytes, found: Field) -> list[int]:
+def numbers(content: Content, found: Field) -> list[int]:
     """The numbers, with sign, of a repeated field: one, or several packed into bytes."""
     if found.way == OF_NUMBER:
         return [_signed(found.value)]

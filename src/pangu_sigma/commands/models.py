@@ -87,7 +87,9 @@ def _export(options: argparse.Namespace) -> int:
 
     if options.format == "safetensors":
         if options.weights != "float32":
-            raise ConfigError(f"--weights {options.weights} is for --format mindir; safetensors has the weights as they are")
+            raise ConfigError(
+                f"--weights {options.weights} is for --format mindir; safetensors has the weights as they are"
+            )
         print(f"{export_safetensors(options.run, options.output)}: all weights, without optimizer state")
         return 0
     output = export_mindir(options.run, options.output, options.weights)

@@ -59,7 +59,9 @@ def add_commands(commands: Any) -> None:
             "runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all",
         )
     )
-    command.add_argument("run", type=Path, nargs="+", help="run folder or exported model; several runs with as many for --against")
+    command.add_argument(
+        "run", type=Path, nargs="+", help="run folder or exported model; several runs with as many for --against"
+    )
     command.add_argument("--all", action="store_true", help="read all held-out text, not what training evaluates on")
     command.add_argument(
         "--against", type=Path, nargs="+", metavar="RUN", help="evaluate these too, and print paired differences"

@@ -55,16 +55,15 @@ def readme(
         for kind in ("input", "output")
         for each in signature[f"{kind}s"]
     ]
-    listed = [
-        f"| {d.index} | `{d.name}` | {d.format} | {d.slot} | `{openings[d.name]}` |" for d in domains
-    ]
+    listed = [f"| {d.index} | `{d.name}` | {d.format} | {d.slot} | `{openings[d.name]}` |" for d in domains]
     scales = " int8 rows have a scale each, in `<name>.scale`." if at_rest == "int8" else ""
     return f"""\
 # {config.name}: an exported PanGu-Σ
 
-`model.mindir` is the whole model in MindSpore's standard operators: the network, every expert, which expert a token id goes to, which
-row of the word table it has, and a KV cache. Token ids and the number of a domain are all that it must be given. Matrices are kept in
-{at_rest}.{scales} It was exported by MindSpore 2.9 and pangu-sigma, which reads the folder too: `pangu-sigma generate --model FOLDER`.
+`model.mindir` is the whole model in MindSpore's standard operators: the network, every expert, which expert a token id goes to,
+which row of the word table it has, and a KV cache. Token ids and the number of a domain are all that it must be given. Matrices are
+kept in {at_rest}.{scales} It was exported by MindSpore 2.9 and pangu-sigma, which reads the folder too: `pangu-sigma generate
+--model FOLDER`.
 
 ## Inputs and outputs
 
@@ -72,8 +71,8 @@ row of the word table it has, and a KV cache. Token ids and the number of a doma
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-Sizes: {names}; {sizes}. An `<eot>`, id {tokenizer.eot}, ends a document: what follows it does not see it, as in training. Logits are NaN
-where an id, among the new ones, does not exist or has no row in the domain's slot.
+Sizes: {names}; {sizes}. An `<eot>`, id {tokenizer.eot}, ends a document: what follows it does not see it, as in training. Logits
+are NaN where an id, among the new ones, does not exist or has no row in the domain's slot.
 
 | domain | name | format | slot | a prompt |
 |---|---|---|---|---|
@@ -97,11 +96,13 @@ for name, parameter in graph.parameters_and_names():
 
 ## The other files
 
-* `tokenizer/`: `vocabulary.json` has the text of each id (`pieces`), and the ids of each slot's rows; beside it are the SentencePiece
+* `tokenizer/`: `vocabulary.json` has the text of each id (`pieces`), and the ids of each slot's rows; beside it are the
+SentencePiece
   models, PanGu-α's for Chinese and one for the rest.
-* `tables.safetensors`: what the graph looks up. `tid2eid` [RRE layers, domains, vocabulary]: the expert of each id, numbered over the
-  layer; an id whose `tid2eid_spread` [domains, vocabulary] is s takes, at position p of its document, the expert p mod s further on in
-  its domain's group. `slot_of_domain`, `row_of_id` [slots, vocabulary] (-1: none), `id_of_row` [slots, R].
+* `tables.safetensors`: what the graph looks up. `tid2eid` [RRE layers, domains, vocabulary]: the expert of each id, numbered over
+the
+  layer; an id whose `tid2eid_spread` [domains, vocabulary] is s takes, at position p of its document, the expert p mod s further on
+  in its domain's group. `slot_of_domain`, `row_of_id` [slots, vocabulary] (-1: none), `id_of_row` [slots, R].
 * `config.yaml`, `routing.npz`: the configuration, and the routing tables again, as pangu-sigma reads them.
 * `seal.json`: size and xxh3_128 hash of every file, and this table of inputs and outputs.
 """

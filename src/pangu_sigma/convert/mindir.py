@@ -1,10 +1,10 @@
 """A trained model as a folder that needs nothing else.
 
-    model.mindir           the graph: `generate/cached_graph.py`; of more than 1 GiB, its values are in model_variables/
-    tables.safetensors     what ids, rows and experts have to do with each other, as plain tensors
-    config.yaml  tokenizer/  routing.npz       what this project reads of a model, as in a run folder
-    README.md              what the graph takes and gives, and a program of MindSpore alone that runs it
-    seal.json              size and hash of every file, and the signature of the graph; all is checked before the folder is used
+model.mindir           the graph: `generate/cached_graph.py`; of more than 1 GiB, its values are in model_variables/
+tables.safetensors     what ids, rows and experts have to do with each other, as plain tensors
+config.yaml  tokenizer/  routing.npz       what this project reads of a model, as in a run folder
+README.md              what the graph takes and gives, and a program of MindSpore alone that runs it
+seal.json              size and hash of every file, and the signature of the graph; all is checked before the folder is used
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class ExportError(UserError, RuntimeError):
 def export_mindir(run_path: Path, output: Path, at_rest: AtRest = "float32") -> Path:
     """Write `output` from the newest intact checkpoint of a run. The graph takes any batch size and sequence length.
 
-    at_rest: how it keeps its matrices. The folder appears whole or not at all. Raises ConfigError when `output` exists and is not an
-    exported model, and, before any work, ExportError when it cannot be written.
+    at_rest: how it keeps its matrices. The folder appears whole or not at all. Raises ConfigError when `output` exists and is not
+    an exported model, and, before any work, ExportError when it cannot be written.
     """
     if output.exists() and not (output / GRAPH_FILE).exists():
         raise ConfigError(f"{output} exists and is not an exported model; choose another folder with --output")
@@ -125,7 +125,7 @@ def tables(run: RunFolder) -> dict[str, np.ndarray]:
 
 
 def _shorten_names(model: Any) -> None:
-    """Take what MindSpore puts before each name, a function and two numbers, from all names of a ModelProto, and the axes from inputs."""
+    """Take what MindSpore puts before each name, a function and numbers, from all names of a ModelProto; from inputs also the axes."""
     prefix = f"{model.graph.name}:"
     arguments = {each.name for each in model.graph.input}
 

@@ -12,8 +12,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.checkpoint.protobuf import OF_BYTES, field_at, numbers
+from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.convert.stored import Fragment, Stored, checked_sizes, row_major
 
 _KINDS = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}

@@ -1,7 +1,7 @@
 """The held-out loss of an exported model, by the graph in its folder.
 
-Its text is that of the run: `data.path` of the configuration. Logits of rows without a token are -inf in an export, and count in the
-loss of a run, so where a slot has such rows the losses of a run and of its export differ by their probability.
+Its text is that of the run: `data.path` of the configuration. Logits of rows without a token are -inf in an export, and count in
+the loss of a run, so where a slot has such rows the losses of a run and of its export differ by their probability.
 
 Shape suffixes: B sequences, S sequence.
 """

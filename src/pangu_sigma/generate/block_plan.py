@@ -2,9 +2,10 @@
 
 Shape suffixes: T tokens, D domains, V vocabulary, N RRE layers, K experts stored, A blocks, b rows of a block.
 
-The rows of each expert are cut into blocks of b, and a block reads its expert's weights: dropless, with at most b - 1 rows of padding
-for each expert. b is 1 when every token can have an expert of its own (decoding), and grows with the number of tokens for each expert
-that the call can meet. It gives what `pad_to_capacity` gives, A blocks in place of A experts, and the same cells take it.
+The rows of each expert are cut into blocks of b, and a block reads its expert's weights: dropless, with at most b - 1 rows of
+padding for each expert. b is 1 when every token can have an expert of its own (decoding), and grows with the number of tokens for
+each expert that the call can meet. It gives what `pad_to_capacity` gives, A blocks in place of A experts, and the same cells take
+it.
 """
 
 from __future__ import annotations
@@ -41,19 +42,19 @@ class BlockPlan(nn.Cell):
     def construct(self, ids_T, domains_T, positions_T, texts):
         expert_NT = self._experts(ids_T, domains_T, positions_T)
         tokens = F.shape(ids_T)[0]
-        met = texts * self.experts  # at most; no min and max of open sizes: MindSpore 2.9 computes them in Python at each call
+        met = (
+            texts * self.experts
+        )  # at most; no min and max of open sizes: MindSpore 2.9 computes them in Python at each call
         rows = (tokens - 1) // met + 1
         blocks = (tokens + met * (rows - 1)) // rows
-        is_of_NTK = F.cast(
-            F.equal(F.expand_dims(expert_NT, 2), F.reshape(self.number_K, (1, 1, -1))), ms.int32
-        )
+        is_of_NTK = F.cast(F.equal(F.expand_dims(expert_NT, 2), F.reshape(self.number_K, (1, 1, -1))), ms.int32)
         counted_NTK = self.count(is_of_NTK, 1)
         blocks_NK = (self.sum(is_of_NTK, 1) + (rows - 1)) // rows
         end_NK = self.count(blocks_NK, 1)
         before_NT = self.pick(end_NK - blocks_NK, 1, expert_NT)  # blocks of the experts before the token's
         within_NT = self.sum(is_of_NTK * counted_NTK, 2) - 1
         inverse_NT = before_NT * rows + within_NT
-        number_A = numbers(blocks)
+        number_A = numbered(blocks)
         active_NA = self.sum(
             F.cast(F.less_equal(F.expand_dims(end_NK, 1), F.reshape(number_A, (1, -1, 1))), ms.int32), 2
         )
@@ -74,7 +75,7 @@ class BlockPlan(nn.Cell):
         """The token of each row; padding repeats token 0, and nobody reads its result."""
         none_NAb = F.zeros((self.layers, blocks * rows), ms.int32)
         layer_NT = F.reshape(self.layer_N, (-1, 1)) + inverse_NT * 0
-        token_NT = numbers(F.shape(inverse_NT)[1]) + inverse_NT * 0
+        token_NT = numbered(F.shape(inverse_NT)[1]) + inverse_NT * 0
         where = F.stack((F.reshape(layer_NT, (-1,)), F.reshape(inverse_NT, (-1,))), 1)
         order = self.spread_out(none_NAb, where, F.reshape(token_NT, (-1,)))
         return F.reshape(order, (self.layers, blocks, rows))
@@ -84,6 +85,6 @@ def _table(name: str, values: np.ndarray) -> Parameter:
     return Parameter(Tensor(values.astype(np.int32)), name=name, requires_grad=False)
 
 
-def numbers(length):
+def numbered(length):
     """0 … length - 1, int32; in a graph whose sizes are open, `ops.arange` keeps the length of the first call (MindSpore 2.9)."""
     return ops.cumsum(F.ones((length,), ms.int32), 0) - 1

@@ -21,7 +21,7 @@ from mindspore.ops import functional as F
 from pangu_sigma.config import Config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.block_plan import BlockPlan, numbers
+from pangu_sigma.generate.block_plan import BlockPlan, numbered
 from pangu_sigma.generate.kv_cache import CachedAttention, Lanes
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.generate.weights_at_rest import AtRest, KeptExperts, keep
@@ -39,8 +39,8 @@ class CachedGraph(nn.Cell):
         text's lane holds already; 0 begins a new text. lane: its number, another for each text. domain: its number. wanted: index
         into the B·C new tokens of each one whose successor is wanted. All inputs int32.
 
-    Logits are over the rows of the text's slot, -inf for rows without a token; all are NaN for a text with an id, among the new ones,
-    that does not exist or has no row in the slot.
+    Logits are over the rows of the text's slot, -inf for rows without a token; all are NaN for a text with an id, among the new
+    ones, that does not exist or has no row in the slot.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class CachedGraph(nn.Cell):
     def construct(self, ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W):
         batch, most = F.shape(ids_BC)
         # What fills a shorter text up repeats its last token, place in the cache included: it changes nothing.
-        token_BC = F.minimum(F.reshape(numbers(most), (1, -1)), F.reshape(lengths_B - 1, (-1, 1)))
+        token_BC = F.minimum(F.reshape(numbered(most), (1, -1)), F.reshape(lengths_B - 1, (-1, 1)))
         ids_BC = self.pick_each(ids_BC, 1, token_BC)
         positions_BC, seen = self.lanes(ids_BC, F.reshape(start_B, (-1, 1)) + token_BC, start_B, lane_B)
         domains_T = F.reshape(F.reshape(domain_B, (-1, 1)) + ids_BC * 0, (-1,))
@@ -127,7 +127,7 @@ class _WantedHead(nn.Cell):
     def construct(self, words, hidden_WH, slots_W):
         logits = self.matmul(hidden_WH, F.cast(words, self.dtype))
         logits = F.reshape(logits, (-1, F.shape(words)[0] // self.slots))
-        return F.expand_dims(self.pick(logits, numbers(F.shape(slots_W)[0]) * self.slots + slots_W, 0), 1)
+        return F.expand_dims(self.pick(logits, numbered(F.shape(slots_W)[0]) * self.slots + slots_W, 0), 1)
 
 
 def _fixed(name: str, values: np.ndarray) -> Parameter:

@@ -1,8 +1,8 @@
 """Folders that `export` wrote, and the weights inside of their graphs, without MindSpore.
 
-    model.mindir          the graph: a protobuf ModelProto  graph = 7:  GraphProto  parameter = 3*:  TensorProto
-                          dims = 1*, data_type = 2, name = 7, raw_data = 9, external_data = 12:  location = 1, offset = 2, length = 3
-    model_variables/      values of a model of more than 1 GiB, where MindSpore writes them beside the graph
+model.mindir          the graph: a protobuf ModelProto  graph = 7:  GraphProto  parameter = 3*:  TensorProto
+                      dims = 1*, data_type = 2, name = 7, raw_data = 9, external_data = 12:  location = 1, offset = 2, length = 3
+model_variables/      values of a model of more than 1 GiB, where MindSpore writes them beside the graph
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ GRAPH_FILE = "model.mindir"
 EXPORT_AGAIN = "run `pangu-sigma export` again, or copy the folder again"
 """The way back from a damaged export."""
 
-SCALE = ".scale"
+SCALE_ENDING = ".scale"
 """Ending of the name of an array that has the scales of another one's rows."""
 
-_KINDS = {1: np.dtype("<f4"), 3: np.dtype("i1"), 6: np.dtype("<i4"), 10: np.dtype("<f2")}
+_KINDS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 3: np.dtype("i1"), 6: np.dtype("<i4"), 10: np.dtype("<f2")}
 """Types of values by their numbers in a TensorProto."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What a folder holds besides its graph. facts: what its seal says; {} for a folder that was written before there were seals."""
+    """What a folder holds besides its graph. facts: what its seal says; {} for a folder of before there were seals."""
 
     folder: Path
     config: Config
@@ -51,7 +51,7 @@ class Export:
 
 
 def open_export(folder: Path) -> Export:
-    """A folder that `export` wrote, every byte of it verified. Raises ConfigError when it is none, DamagedFile for a file that is not
+    """A folder that `export` wrote, every byte verified. Raises ConfigError when it is none, DamagedFile for a file that is not
     what was written."""
     if not (folder / GRAPH_FILE).exists():
         raise ConfigError(f"{folder} is not an exported model: it has no {GRAPH_FILE}; run `pangu-sigma export` first")
@@ -62,8 +62,8 @@ def open_export(folder: Path) -> Export:
 class ExportedWeights:
     """The weights of an exported graph: arrays of its mapped file, which is read where they are used.
 
-    `tensor` and `expert` are those of `Weights`, in float32: what is kept otherwise is computed at each call. `kept` and `scales` give
-    arrays as they lie in the file, where they begin at any byte.
+    `tensor` and `expert` are those of `Weights`, in float32: what is kept otherwise is computed at each call. `kept` and `scales`
+    give arrays as they lie in the file, where they begin at any byte.
     """
 
     def __init__(self, folder: Path):
@@ -87,12 +87,12 @@ class ExportedWeights:
         return self._read(f"experts.{layer}.{name}", number)
 
     def kept(self, name: str) -> np.ndarray:
-        """An array as it is kept: float32, float16 or int8. name: of a dense tensor, or `experts.<layer>.<w1|b1|w2|b2>`, [experts, …]."""
+        """An array as it is kept: float32, float16 or int8. name: of a dense tensor, or `experts.<layer>.<name>`, [experts, …]."""
         return self._arrays[name]
 
     def scales(self, name: str) -> np.ndarray | None:
         """The scales, float32, of the rows of an array that is kept in int8, [rows] or [experts, rows]; None for others."""
-        return self._arrays.get(f"{name}{SCALE}")
+        return self._arrays.get(f"{name}{SCALE_ENDING}")
 
     def _read(self, name: str, which: Any) -> np.ndarray:
         values, scales = np.asarray(self._arrays[name][which], np.float32), self.scales(name)

@@ -1,10 +1,11 @@
 """Keys and values of what was read, which later tokens look at: attention with a cache, in standard operators.
 
-The cache is in parameters of the graph, of as many *lanes* as texts it holds at once. A lane's token number s has its keys and values
-at [lane, :, s]. What a lane holds beyond the tokens that were read is never looked at, so a lane is emptied by starting at 0 again.
+The cache is in parameters of the graph, of as many *lanes* as texts it holds at once. A lane's token number s has its keys and
+values at [lane, :, s]. What a lane holds beyond the tokens that were read is never looked at, so a lane is emptied by starting at 0
+again.
 
-Shape suffixes: L lanes, B texts of a call, each in a lane of its own, C new tokens of each, S positions of a lane (model.seq_length),
-T = B·C, n heads, d = H/n.
+Shape suffixes: L lanes, B texts of a call, each in a lane of its own, C new tokens of each, S positions of a lane
+(model.seq_length), T = B·C, n heads, d = H/n.
 """
 
 from __future__ import annotations
@@ -75,9 +76,7 @@ class Lanes(nn.Cell):
         document_BS = self.of_lanes(self.of_lanes(ended, lane_B, 0), self.number_S, 1)
         number_11S = F.reshape(self.number_S, (1, 1, -1))
         same_BCS = F.equal(F.expand_dims(document_BS, 1), F.expand_dims(through_BC - ends_BC, 2))
-        seen_BCS = F.cast(
-            F.logical_and(same_BCS, F.less_equal(number_11S, F.expand_dims(index_BC, 2))), ms.float32
-        )
+        seen_BCS = F.cast(F.logical_and(same_BCS, F.less_equal(number_11S, F.expand_dims(index_BC, 2))), ms.float32)
         positions_BC = F.cast(self.visible(seen_BCS, 2), ms.int32) - 1
         unseen_B1CS = F.expand_dims((1.0 - seen_BCS) * MASKED, 1)
         return positions_BC, (unseen_B1CS, lane_B, self._where(lane_BC, index_BC))

@@ -52,13 +52,14 @@ class Predictor:
 
     @classmethod
     def of_old_export(cls, export: Export) -> Predictor:
-        """An export of before its graph had a cache. Raises ConfigError for one that takes and gives other arrays than those had."""
+        """An export of before its graph had a cache. Raises ConfigError for one that takes and gives other arrays."""
         if export.facts and export.facts["signature"] != signature(export.config):
             raise ConfigError(
                 f"{export.folder} takes and gives other arrays than this version; run `pangu-sigma export` on its run again"
             )
         logger.warning(
-            "%s was exported before there was a cache, and reads the whole text for each token: export its run again", export.folder
+            "%s was exported before there was a cache, and reads the whole text for each token: export its run again",
+            export.folder,
         )
         use_cpu()
         graph = nn.GraphCell(ms.load(str(export.folder / GRAPH_FILE)))

@@ -1,11 +1,11 @@
 """Weights as an exported graph keeps them: float32, float16, or int8 with a scale for each row; sums are float32 in all of them.
 
-Matrices are kept so: those of attention, dense FFNs and experts, and the word table. A row is a row of the matrix as it is stored: an
-input of a linear layer [in, out], an inner unit of an FFN [F, H], a token of the word table. Biases, LayerNorm and positions stay
-float32.
+Matrices are kept so: those of attention, dense FFNs and experts, and the word table. A row is a row of the matrix as it is stored:
+an input of a linear layer [in, out], an inner unit of an FFN [F, H], a token of the word table. Biases, LayerNorm and positions
+stay float32.
 
-Where the scales of the rows can be multiplied with the few rows of activations instead of the weights, they are: the cells here take
-the place of a multiplication of a built network, and give the same product.
+Where the scales of the rows can be multiplied with the few rows of activations instead of the weights, they are: the cells here
+take the place of a multiplication of a built network, and give the same product.
 
 Shape suffixes: T tokens, H hidden, K experts stored, F ffn, A blocks of the routing plan.
 """
@@ -20,7 +20,7 @@ from mindspore.common import dtype as mstype
 from mindspore.ops import functional as F
 
 from pangu_sigma.config import Config
-from pangu_sigma.generate.exported import SCALE
+from pangu_sigma.generate.exported import SCALE_ENDING
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Linear, PanGuSigma
 
@@ -47,14 +47,14 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
                 values = weights.tensor(f"{name}.{attribute}" if name else attribute)
                 kept, *scale = _kept(old.name, values, at_rest if attribute in _MATRICES else "float32")
                 setattr(cell, attribute, kept)
-                scales |= {f"{old.name}{SCALE}": each for each in scale}
+                scales |= {f"{old.name}{SCALE_ENDING}": each for each in scale}
         if isinstance(cell, Linear) and scales:
-            cell.matmul = _ScaledInputs(cell.matmul, scales[f"{cell.weight.name}{SCALE}"])
+            cell.matmul = _ScaledInputs(cell.matmul, scales[f"{cell.weight.name}{SCALE_ENDING}"])
         if isinstance(cell, DenseFFN) and scales:
-            cell.ffn.up = _ScaledOutputs(cell.ffn.up, scales[f"{cell.w1.name}{SCALE}"])
-            cell.ffn.down = _ScaledInputs(cell.ffn.down, scales[f"{cell.w2.name}{SCALE}"])
+            cell.ffn.up = _ScaledOutputs(cell.ffn.up, scales[f"{cell.w1.name}{SCALE_ENDING}"])
+            cell.ffn.down = _ScaledInputs(cell.ffn.down, scales[f"{cell.w2.name}{SCALE_ENDING}"])
     if scales:
-        of_words = scales[f"{network.embedding.name}{SCALE}"]
+        of_words = scales[f"{network.embedding.name}{SCALE_ENDING}"]
         network.embed = _ScaledEmbedding(of_words)
         network.head.matmul = _ScaledOutputs(network.head.matmul, of_words)
     for name, scale in scales.items():
@@ -64,8 +64,8 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
 class KeptExperts(nn.Cell):
     """The experts of all RRE layers.
 
-    construct(active_NA) -> FFN_TENSORS of the experts of each block, for each RRE layer, bottom layer first: float32 [A, F, H], [A, 1, F],
-    [A, F, H], [A, 1, H]
+    construct(active_NA) -> FFN_TENSORS of the experts of each block, for each RRE layer, bottom layer first: float32 [A, F, H], [A,
+    1, F], [A, F, H], [A, 1, H]
     """
 
     def __init__(self, config: Config, weights: Weights, at_rest: AtRest):
@@ -134,5 +134,7 @@ class _ScaledEmbedding(Embedding):
 def _kept(name: str, values: np.ndarray, at_rest: AtRest) -> list[Parameter]:
     """The parameter of these values, and for int8 that of its scales."""
     arrays = rows_in_int8(values) if at_rest == "int8" else (values.astype(at_rest),)
-    names = (name, f"{name}{SCALE}")
-    return [Parameter(Tensor(np.ascontiguousarray(a)), n, requires_grad=False) for n, a in zip(names, arrays, strict=False)]
+    names = (name, f"{name}{SCALE_ENDING}")
+    return [
+        Parameter(Tensor(np.ascontiguousarray(a)), n, requires_grad=False) for n, a in zip(names, arrays, strict=False)
+    ]
