@@ -207,7 +207,7 @@ class _AttentionFields(ctypes.Structure):
     ]
 
 
-class CachedAttention:
+class LaneAttention:
     """Puts k and v [T, n·d] of new tokens into the cache, and gives what each token sees of its document, up to itself.
 
     keys, values: the cache, [L, n, S, d]. call(rows, lanes, at, first): addresses of int32 [T]: the lane of each token, its number

@@ -70,7 +70,6 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/model/dense_ffn.py": "tests/model/test_pangu_sigma.py compares the layers that use it with NumPy",
     "src/pangu_sigma/generate/kv_cache.py": "tests/generate/test_cached_graph.py: texts that grow, documents, lanes",
     "src/pangu_sigma/convert/export_readme.py": "tests/convert/test_mindir.py runs the program in it",
-    "src/pangu_sigma/generate/decoder.py": "what decoders have in common; each of them has its test",
     **{
         f"src/pangu_sigma/generate/{name}.py": "tests/generate/test_engine.py: every answer against a plain loop"
         for name in ("request", "running")

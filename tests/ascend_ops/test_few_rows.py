@@ -12,7 +12,7 @@ import scipy.special
 from ascend_ops import few_rows
 from ascend_ops.few_rows import (
     FFN,
-    CachedAttention,
+    LaneAttention,
     FfnWeights,
     Matrix,
     NormRows,
@@ -205,7 +205,7 @@ def test_attention_sees_its_document_in_its_lane_and_gives_the_same_bits_token_b
             for new, whole in zip(mine, (q, k, v), strict=False):
                 new[...] = whole[some]
             where = [array[some].copy() for array in (lanes, at, first)]
-            CachedAttention(*mine, *caches)(len(some), *(array.ctypes.data for array in where))
+            LaneAttention(*mine, *caches)(len(some), *(array.ctypes.data for array in where))
             found[some] = mine[3]
         return found
 
@@ -223,7 +223,7 @@ def test_scores_of_any_size_make_a_softmax(isa):
     caches[1][0, 0, :20] = np.arange(20)[:, None]
     q[...], k[...] = 1, -1e4
     out, zero, at = aligned((1, 16)), np.zeros(1, np.int32), np.full(1, 20, np.int32)
-    CachedAttention(q, k, v, out, *caches)(1, zero.ctypes.data, at.ctypes.data, zero.ctypes.data)
+    LaneAttention(q, k, v, out, *caches)(1, zero.ctypes.data, at.ctypes.data, zero.ctypes.data)
     assert (out == 19).all()
 
 

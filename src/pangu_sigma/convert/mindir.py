@@ -125,7 +125,7 @@ def tables(run: RunFolder) -> dict[str, np.ndarray]:
 
 
 def _shorten_names(model: Any) -> None:
-    """Take what MindSpore puts before each name, a function and numbers, from all names of a ModelProto; from inputs also the axes."""
+    """Take what MindSpore puts before names, a function and numbers, from all of a ModelProto; from inputs also the axes."""
     prefix = f"{model.graph.name}:"
     arguments = {each.name for each in model.graph.input}
 

@@ -74,8 +74,8 @@ class HarnessModel(LM):
         lanes = 8 if str(batch_size).startswith("auto") else int(batch_size)
         if lanes < 1:
             raise ConfigError(f"batch_size={batch_size} is not allowed: 1 or more, or auto, which is 8")
-        if device not in (None, "cpu"):
-            logger.info("device=%s is not used: this model answers on the CPU", device)  # the harness's default is cuda:0
+        if device not in (None, "cpu"):  # the harness's default is cuda:0
+            logger.info("device=%s is not used: this model answers on the CPU", device)
         self.engine: Engine = open_engine(Path(path), lanes=lanes)
         config, self.tokenizer = self.engine.decoder.config, self.engine.decoder.tokenizer
         self.domain = domains_of(config).named(domain)
@@ -107,8 +107,10 @@ class HarnessModel(LM):
         return found
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each whole text in nats, its first token after an <eot>; a text that is longer than the model is scored
-        in windows, each token once."""
+        """Log-probability of each whole text in nats, its first token after an <eot>.
+
+        A text that is longer than the model is scored in windows, each token once.
+        """
         texts = [request.args[0] for request in requests]
         reader, windows, owners = _Reader(self), [], []
         for number, text in enumerate(texts):

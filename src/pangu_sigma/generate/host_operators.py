@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ascend_ops.few_rows import (
     FFN,
-    CachedAttention,
+    LaneAttention,
     FfnWeights,
     Matrix,
     NormRows,
@@ -121,7 +121,7 @@ class HostOperators:
         """The buffers of a layer: residual, normed. The norm before the query layer has changed them."""
         return (self._other_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._other_TH)
 
-    def _layer(self, layer: int) -> tuple[Projections, CachedAttention, Projections]:
+    def _layer(self, layer: int) -> tuple[Projections, LaneAttention, Projections]:
         at = f"layers.{layer}.attention"
         residual_TH, normed_TH = self._rows(layer)
         for name in ("attention_norm", "ffn_norm"):
@@ -138,7 +138,7 @@ class HostOperators:
                 )
             ]
         )
-        attend = CachedAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer])
+        attend = LaneAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer])
         weight, bias = self._matrix(f"{at}.output.weight"), self._vector(f"{at}.output.bias")
         return project, attend, Projections([Projection(self._mixed_TH, weight, bias, residual_TH, adds=True)])
 
