@@ -12,8 +12,8 @@ import scipy.special
 from ascend_ops import few_rows
 from ascend_ops.few_rows import (
     FFN,
-    LaneAttention,
     FfnWeights,
+    LaneAttention,
     Matrix,
     NormRows,
     Projection,

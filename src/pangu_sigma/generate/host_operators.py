@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from ascend_ops.few_rows import (
     FFN,
-    LaneAttention,
     FfnWeights,
+    LaneAttention,
     Matrix,
     NormRows,
     Precision,
