@@ -184,7 +184,7 @@ sys.exit(exit_status(run))
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., tuple[subprocess.Popen, str]]]:
+def start(tiny_data) -> Iterator[Callable[..., tuple[subprocess.Popen, str]]]:
     """Starts server processes, which end with the test."""
     with ExitStack() as ends:
 
