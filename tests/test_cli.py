@@ -343,7 +343,7 @@ def test_serve_serves_a_run_until_it_is_ended(tiny_run):
     with urllib.request.urlopen(asked, timeout=30) as answer:
         assert json.load(answer)["usage"]["prompt_tokens"] >= 1
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert "Traceback" not in process.stderr.read()
 
 

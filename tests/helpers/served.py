@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -30,6 +31,12 @@ EOT_EVERY = 37
 """<eot> is the most likely token where the hash of a text is divisible by this, so that answers end."""
 
 
+@cache
+def tokenizer_in(prepared: Path) -> Tokenizer:
+    """The tokenizer of prepared data, loaded once: the models of its slots take a second each."""
+    return Tokenizer.load(prepared / "tokenizer")
+
+
 class DrawnDecoder:
     """A `Decoder` with a real tokenizer, whose logits are drawn by a hash of the text so far.
 
@@ -38,7 +45,7 @@ class DrawnDecoder:
 
     def __init__(self, prepared: Path, lanes: int = 4, seconds: float = 0.0, ends: bool = True, **chat: Any):
         self.config = tiny_config(prepared, model={"seq_length": LENGTH}, chat=chat)
-        self.tokenizer = Tokenizer.load(prepared / "tokenizer")
+        self.tokenizer = tokenizer_in(prepared)
         self.lanes, self.seconds, self.ends = lanes, seconds, ends
         self.texts: dict[int, tuple[Domain, list[int]]] = {}
         self.read_ids = 0

@@ -34,7 +34,7 @@ def run(bodies, receive=never, send=None, seconds=5.0) -> tuple[list, list]:
         response = EventStream(bodies, seconds, lambda: ends.append(1))
         await response({}, receive, send or keep)
 
-    asyncio.run(asyncio.wait_for(stream(), 5))
+    asyncio.run(asyncio.wait_for(stream(), 60))
     return sent, ends
 
 

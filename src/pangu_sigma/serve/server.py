@@ -31,7 +31,7 @@ KEY_VARIABLE = "PANGU_SIGMA_API_KEY"
 
 _HEAD_BYTES = 64 << 10
 """Largest request line and headers together."""
-_LAST_SECONDS = 2
+LAST_SECONDS = 2
 """Time for connections to end after the answers have."""
 
 
@@ -128,7 +128,7 @@ def make_server(decoder: Decoder, address: Address, key: str | None, limits: Lim
         server_header=False,
         h11_max_incomplete_event_size=_HEAD_BYTES,
         timeout_keep_alive=limits.head_seconds,
-        timeout_graceful_shutdown=limits.stop_seconds + _LAST_SECONDS,
+        timeout_graceful_shutdown=limits.stop_seconds + LAST_SECONDS,
     )
     return Server(config, served)
 
