@@ -254,17 +254,16 @@ class PanGuSigma(nn.Cell):
         inverse, offsets: the routing plan; offsets may be None, see `Experts`.
         experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
         """
-        unseen = self.hidden_from(documents_BS)
-        words = self.embedding
-        return self.hidden(words, rows_BS, positions_BS, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts)
-
-    def hidden(self, words, rows_BS, positions_BS, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts):
-        """What `construct` returns. words: the word table. unseen: what the cells of attention take of what a token may look at."""
         positions_T = F.reshape(positions_BS, (-1,))
-        x_TH = self.embed(words, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
+        x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
         # Not in the cell of the embedding: with an argument that it does not use, MindSpore loses its pipeline stage.
         x_TH = x_TH if self.drop is None else self.drop(x_TH, draws_B4)
         x_TH = F.cast(x_TH, self.dtype)
+        unseen = self.hidden_from(documents_BS)
+        return self.through_layers(x_TH, positions_T, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts)
+
+    def through_layers(self, x_TH, positions_T, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts):
+        """Hidden states [T, H] of embedded tokens. unseen: what the cells of attention take of what a token may look at."""
         for i in range(self.last + 1):
             query_TH = None
             if i == self.last:
