@@ -60,10 +60,12 @@ class ExportError(UserError, RuntimeError):
     """An export that cannot be written, or does not answer like the model it came from."""
 
 
-def export_mindir(run_path: Path, output: Path, at_rest: AtRest = "float32") -> Path:
+def export_mindir(
+    run_path: Path, output: Path, at_rest: AtRest = "float32", use_device: Callable[[], None] = use_cpu
+) -> Path:
     """Write `output` from the newest intact checkpoint of a run. The graph takes any batch size and sequence length.
 
-    at_rest: how it keeps its matrices. The folder appears whole or not at all. Raises ConfigError when `output` exists and is not
+    at_rest: how it keeps its matrices. use_device: sets the device whose operators the graph has. The folder appears whole or not at all. Raises ConfigError when `output` exists and is not
     an exported model, and, before any work, ExportError when it cannot be written.
     """
     if output.exists() and not (output / GRAPH_FILE).exists():
@@ -72,6 +74,7 @@ def export_mindir(run_path: Path, output: Path, at_rest: AtRest = "float32") -> 
     with _unfinished(output) as temporary:
         folder = temporary / output.name
         folder.mkdir()
+        use_device()
         graph = cached_graph(run, at_rest)
         logger.info("compiling the graph of %s", run.config.name)
         write_graph(graph, folder)
@@ -94,8 +97,7 @@ def export_mindir(run_path: Path, output: Path, at_rest: AtRest = "float32") -> 
 
 
 def cached_graph(run: RunFolder, at_rest: AtRest = "float32") -> CachedGraph:
-    """The deployed graph with the weights of a run's newest intact checkpoint."""
-    use_cpu()
+    """The deployed graph, of operators of the device that is set, with the weights of a run's newest intact checkpoint."""
     weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
     return CachedGraph(run.config, run.tokenizer, run.table, weights, at_rest)
 

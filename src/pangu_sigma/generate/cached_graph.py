@@ -65,16 +65,18 @@ class CachedGraph(nn.Cell):
         token_BC = F.minimum(F.reshape(numbered(most), (1, -1)), F.reshape(lengths_B - 1, (-1, 1)))
         ids_BC = self.pick_each(ids_BC, 1, token_BC)
         positions_BC, seen = self.lanes(ids_BC, F.reshape(start_B, (-1, 1)) + token_BC, start_B, lane_B)
+        positions_T = F.reshape(positions_BC, (-1,))
         domains_T = F.reshape(F.reshape(domain_B, (-1, 1)) + ids_BC * 0, (-1,))
         ids_T, slots_T, rows_T, faults_T = self.words.rows(F.reshape(ids_BC, (-1,)), domains_T)
         order = inverse_NT = None
         experts: tuple = ()
         if self.plan is not None:
-            active_NA, order, inverse_NT = self.plan(ids_T, domains_T, F.reshape(positions_BC, (-1,)), batch)
+            active_NA, order, inverse_NT = self.plan(ids_T, domains_T, positions_T, batch)
             experts = self.experts(active_NA)
         # Read once: MindSpore copies a parameter that is read again after another one was written.
         table = F.reshape(self.network.embedding, F.shape(self.network.embedding))
-        hidden_TH = self.network.hidden(table, rows_T, positions_BC, seen, None, order, inverse_NT, None, *experts)
+        x_TH = self.network.embed(table, self.network.positions, rows_T, positions_T)
+        hidden_TH = self.network.through_layers(x_TH, positions_T, seen, None, order, inverse_NT, None, *experts)
         slots_W = self.pick(slots_T, wanted_W, 0)
         logits_W1R = self.network.head(table, self.pick(hidden_TH, wanted_W, 0), slots_W)
         faults_W = self.pick(F.reshape(F.reduce_sum(F.reshape(faults_T, (batch, -1)), 1), (-1,)), wanted_W // most, 0)

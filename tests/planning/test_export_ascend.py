@@ -1,0 +1,34 @@
+"""MindSpore's front end compiles the exported graph for Ascend, here without a device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.generate.exported import ExportedWeights, open_export
+from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.weights import SavedWeights
+
+
+def test_the_graph_is_compiled_and_written_with_the_weights_of_the_run(tiny_run, tmp_path):
+    command = [sys.executable, "-m", "pangu_sigma.planning.export_ascend", str(tiny_run), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "compiled for Ascend" in done.stderr
+    assert open_export(tmp_path / "out").facts["weights"] == "float16"
+    run, found = RunFolder.open(tiny_run), ExportedWeights(tmp_path / "out")
+    saved = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
+    np.testing.assert_array_equal(found.kept("embedding"), saved.tensor("embedding").astype(np.float16))
+    assert b"LayerNorm" in (tmp_path / "out" / "model.mindir").read_bytes()
+    assert open_decoder(tmp_path / "out").lanes == 4
+
+
+def test_what_cannot_be_is_refused_with_one_message(tmp_path):
+    command = [sys.executable, "-m", "pangu_sigma.planning.export_ascend", str(tmp_path), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is not a run folder" in done.stderr and "Traceback" not in done.stderr
