@@ -124,7 +124,7 @@ class Engine:
         return answers
 
     def goes_on(self, answer: Answer) -> bool:
-        """True until an answer is finished. Raises RuntimeError if it was broken off, which who waits for all of it must not miss."""
+        """True until an answer is finished. Raises RuntimeError if it was broken off: who waits for all of it must know."""
         if answer.finish == "cancelled":
             raise RuntimeError(
                 "an answer was broken off: the model failed in another thread's step, or it was cancelled"
