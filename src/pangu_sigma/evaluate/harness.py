@@ -107,8 +107,10 @@ class HarnessModel(LM):
         return found
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each whole text in nats, its first token after an <eot>; a text that is longer than the model is scored
-        in windows, each token once."""
+        """Log-probability of each whole text in nats, its first token after an <eot>.
+
+        A text that is longer than the model is scored in windows, each token once.
+        """
         texts = [request.args[0] for request in requests]
         reader, windows, owners = _Reader(self), [], []
         for number, text in enumerate(texts):
