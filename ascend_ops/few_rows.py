@@ -2,7 +2,7 @@
 
 An operator is made once, of arrays that stay where they are, and called for every pass with its number of rows: a call of Python
 costs more than the smallest ones compute. What it reads and writes are the first rows of these arrays. Results of a row do not
-depend on the other rows of the call, nor on the number of threads.
+depend on the other rows of the call, nor on the number of threads. Arrays may lie anywhere, but are fastest in `LargePages`.
 
 Shape suffixes: T rows (tokens), H hidden, F ffn, n heads, d = H/n, L lanes, S tokens of a lane.
 """
@@ -10,7 +10,6 @@ Shape suffixes: T rows (tokens), H hidden, F ffn, n heads, d = H/n, L lanes, S t
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ascend_ops.large_pages import LargePages
 from ascend_ops.library import cpu_library
 
 Precision = Literal["float32", "float16", "int8"]
@@ -28,15 +28,6 @@ _ACTIVATIONS = {"fast_gelu": 0, "tanh": 1, "erf": 2}
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
-def aligned(shape: tuple[int, ...], dtype: type | str = np.float32) -> np.ndarray:
-    """An array of zeros that begins at a multiple of 64 bytes; NumPy's begin at one of 16, and half of their vectors lie in two
-    cache lines."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    room = np.zeros(size + 64, np.uint8)
-    skipped = -room.ctypes.data % 64
-    return room[skipped : skipped + size].view(dtype).reshape(shape)
-
-
 @dataclass(frozen=True)
 class Matrix:
     """A matrix that the operators read. scales: float32 for each row, of int8."""
@@ -45,11 +36,9 @@ class Matrix:
     scales: np.ndarray | None = None
 
     @classmethod
-    def of(cls, values: np.ndarray, precision: Precision) -> Matrix:
-        """The matrix in this precision: the array itself if it is that already."""
-        if values.dtype == precision and values.flags.c_contiguous:
-            return cls(values)
-        copy = aligned(values.shape, precision)
+    def copy_of(cls, values: np.ndarray, precision: Precision, room: LargePages) -> Matrix:
+        """A float32 matrix in this precision."""
+        copy = room.zeros(values.shape, precision)
         if precision != "int8":
             copy[...] = values
             return cls(copy)

@@ -68,7 +68,6 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/generate/decoder.py": "a protocol; tests/generate/test_host_decoder.py holds what it promises",
     "src/pangu_sigma/model/declare.py": "tests/model/test_pangu_sigma.py: every parameter and tensor is made with it",
     "src/pangu_sigma/model/dense_ffn.py": "tests/model/test_pangu_sigma.py compares the layers that use it with NumPy",
-    "src/pangu_sigma/generate/decoder.py": "what decoders have in common; each of them has its test",
     **{
         f"src/pangu_sigma/generate/{name}.py": "tests/generate/test_engine.py: every answer against a plain loop"
         for name in ("request", "running")

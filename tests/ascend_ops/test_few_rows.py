@@ -19,10 +19,11 @@ from ascend_ops.few_rows import (
     Projection,
     Projections,
     TiedHead,
-    aligned,
 )
+from ascend_ops.large_pages import LargePages
 from ascend_ops.library import cpu_library
 
+aligned = LargePages().zeros
 PRECISIONS = ("float32", "float16", "int8")
 WIDTHS = [(24, 40, 2), (64, 640, 4), (51, 33, 3), (576, 96, 9)]
 """Hidden, ffn, heads: less than a vector, more than a slice, not a multiple of anything, more than is added at a time."""
@@ -58,8 +59,12 @@ def drawn(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
     return array
 
 
+def copied(values: np.ndarray, precision: str) -> Matrix:
+    return Matrix.copy_of(values, precision, LargePages())
+
+
 def matrix(seed: int, precision: str, *shape: int) -> Matrix:
-    return Matrix.of(drawn(seed, *shape, scale=shape[-1] ** -0.5), precision)
+    return copied(drawn(seed, *shape, scale=shape[-1] ** -0.5), precision)
 
 
 def wide(m: Matrix) -> np.ndarray:
@@ -225,8 +230,8 @@ def test_scores_of_any_size_make_a_softmax(isa):
 def test_precisions_are_what_they_say():
     values = drawn(0, 30, 50)
     values[3] = 0
-    assert Matrix.of(values, "float32").values is values, "no copy where none is needed"
-    half, byte = Matrix.of(values, "float16"), Matrix.of(values, "int8")
+    same, half, byte = (copied(values, precision) for precision in PRECISIONS)
+    assert (same.as_float32() == values).all()
     assert (half.as_float32() == values.astype(np.float16)).all()
     assert half.nbytes == values.nbytes // 2 and byte.nbytes == values.nbytes // 4 + 4 * 30
     error = np.abs(byte.as_float32() - values).max(axis=1)

@@ -72,6 +72,7 @@ def test_chunks_and_single_tokens_and_passes_give_the_same_bits(run, decoder, mo
     decoder.begin(0, domain)
     (nothing,) = decoder.read([Chunk(0, ids, 0)])
     assert nothing.shape == (0, whole.shape[1])
+    assert decoder.read([]) == []
 
 
 def test_texts_of_a_batch_get_the_bits_that_they_get_alone(run, decoder):

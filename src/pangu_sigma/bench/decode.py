@@ -1,9 +1,9 @@
 """Bench of decoding on the CPU: `HostDecoder` against transformers' GPT-2 of the same hidden size, layers and word table.
 
 Both begin with texts of drawn ids and add greedy tokens; the peer does so eagerly with its DynamicCache, in a process of its own
-(peer.py), which sleeps while we compute. Weights are drawn, and ours are mapped from a file as those of a run. A batch is of one
-domain. The bound of a prompt is the time of its matrix products alone, by NumPy's BLAS: projections, FFNs by expert, scores and
-mixtures of attention by heads and blocks of queries, as far as they are needed, and the head for the last token.
+(peer.py), which sleeps while we compute. Weights are drawn, and ours come from a file as those of a run. A batch is of one domain.
+The bound of a prompt is the time of its matrix products alone, by NumPy's BLAS: projections, FFNs by expert, scores and mixtures of
+attention by heads and blocks of queries, as far as they are needed, and the head for the last token.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.host_network import hidden_states
 from pangu_sigma.generate.host_operators import PASS_TOKENS, HostOperators
 from pangu_sigma.generate.weights import Weights
+from pangu_sigma.host_memory import memory_there
 from pangu_sigma.rre.table import RoutingTable
 
 logger = logging.getLogger(__name__)
@@ -66,10 +67,14 @@ class HostDecoder:
         lanes: int = 4,
         precision: Precision = "float32",
     ):
-        """precision: that of the matrices: experts, attention, dense FFN, and the word table as the head. Sums are float32."""
+        """precision: that of the matrices: experts, attention, dense FFN, and the word table as the head. Sums are float32.
+
+        Matrices are copied into large pages, which are faster than mapped files. float32 ones that would take more than half of
+        the memory that is there stay in their files, and it is said.
+        """
         self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
         self._table = table
-        self._operators = HostOperators(config, weights, lanes, precision)
+        self._operators = HostOperators(config, weights, lanes, precision, precision == "float32" and _is_large(config))
         self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
         self._texts: dict[int, _Text] = {}
         mib = [n / (1 << 20) for n in (self._operators.weight_bytes, self._operators.copied_bytes, self.cache_bytes)]
@@ -107,6 +112,8 @@ class HostDecoder:
         return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T) - domain.first_expert
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        if not chunks:
+            return []
         texts = self._texts_after(chunks)
         new = self._new_tokens(chunks)
         experts_NT = self._table.route(new.id, new.domain, new.at - new.first)
@@ -181,3 +188,17 @@ def _together(found: list[np.ndarray], rows: int) -> np.ndarray:
     if len(found) == 1:
         return found[0]
     return np.concatenate(found) if found else np.empty((0, rows), np.float32)
+
+
+def _is_large(config: Config) -> bool:
+    """True if a copy of the weights would take more than half of the memory that is there."""
+    there, size = memory_there(swap=False), 4 * config.num_params().total
+    if there is None or size <= there // 2:
+        return False
+    logger.warning(
+        "%.1f GiB of weights are more than half of the %.1f GiB of memory that are free: they are read from their files, which is "
+        "slower; weights of int8 take a quarter",
+        size / (1 << 30),
+        there / (1 << 30),
+    )
+    return True

@@ -23,8 +23,8 @@ from ascend_ops.few_rows import (
     Projection,
     Projections,
     TiedHead,
-    aligned,
 )
+from ascend_ops.large_pages import LargePages
 from pangu_sigma.checkpoint.whole import let_go
 from pangu_sigma.config import Config
 from pangu_sigma.generate.weights import Weights
@@ -40,14 +40,17 @@ class HostOperators:
     memory. cache_bytes: bytes of the cache when it is full.
     """
 
-    def __init__(self, config: Config, weights: Weights, lanes: int, precision: Precision):
+    def __init__(self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool):
+        """mapped: True to read float32 matrices where they lie, and not from copies in large pages."""
+        assert not mapped or precision == "float32"
         model = config.model
-        self._model, self._weights, self._precision = model, weights, precision
+        self._model, self._weights, self._precision, self._mapped = model, weights, precision, mapped
+        self._room = LargePages()
         self.weight_bytes = self.copied_bytes = 0
         self._table_RH = _plain(weights.tensor("embedding"))
         self._positions_SH, self._queries_SH = self._vector("positions"), self._vector("query_positions")
         self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
-            aligned((PASS_TOKENS, model.hidden)) for _ in range(6)
+            self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(6)
         )
         self._lane_T, self._at_T, self._first_T = (np.zeros(PASS_TOKENS, np.int32) for _ in range(3))
         self._expert_T = np.zeros(PASS_TOKENS, np.int32)
@@ -56,7 +59,8 @@ class HostOperators:
         self._tokens = 0
         width = model.hidden // model.heads
         self._cache_LnSd = [
-            tuple(aligned((lanes, model.heads, model.seq_length, width)) for _ in range(2)) for _ in range(model.layers)
+            tuple(self._room.zeros((lanes, model.heads, model.seq_length, width)) for _ in range(2))
+            for _ in range(model.layers)
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
@@ -167,10 +171,11 @@ class HostOperators:
         return self._read(self._weights.tensor(name))
 
     def _read(self, values: np.ndarray) -> Matrix:
-        matrix = Matrix.of(_plain(values), self._precision)
+        if self._mapped:
+            return Matrix(self._count(_plain(values), values))
+        matrix = Matrix.copy_of(np.asarray(values), self._precision, self._room)
         self._count(matrix.values, values)
-        if not np.may_share_memory(matrix.values, values):
-            let_go(values)
+        let_go(values)
         return matrix
 
     def _vector(self, name: str) -> np.ndarray:

