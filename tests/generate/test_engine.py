@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -395,6 +396,28 @@ def test_an_error_of_the_decoder_ends_what_runs_and_nothing_else(monkeypatch):
     while engine.step():
         pass
     check_equals_alone(waiting)
+
+
+def test_who_waits_for_whole_answers_is_told_of_one_that_was_broken_off(monkeypatch):
+    """Another thread's step fails, and with it what runs; a shortened answer must not look like a whole one."""
+    engine = Engine(FakeDecoder(1))
+    read, times = engine.decoder.read, []
+
+    def broken_once(chunks: list[Chunk]) -> list[np.ndarray]:
+        times.append(1)
+        return read(chunks) if len(times) != 2 else 1 / 0
+
+    monkeypatch.setattr(engine.decoder, "read", broken_once)
+    step = engine.step
+
+    def step_of_another() -> bool:
+        with contextlib.suppress(ZeroDivisionError):
+            return step()
+        return True
+
+    monkeypatch.setattr(engine, "step", step_of_another)
+    with pytest.raises(RuntimeError, match="an answer was broken off"):
+        engine.complete([Request(UP, (1,), 5, DRAWN, ignore_eot=True)])
 
 
 def test_more_requests_than_may_wait_are_answered_in_turn():

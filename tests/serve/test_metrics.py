@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from helpers.served import DrawnDecoder, client_of
 from prometheus_client.parser import text_string_to_metric_families
+
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.serve.metrics import Metrics
 
 
 def samples(client) -> dict[tuple[str, str], float]:
@@ -31,8 +36,8 @@ def test_tokens_and_ends_are_counted(tiny_data):
         assert found["vllm:num_requests_running", ""] == found["vllm:num_requests_waiting", ""] == 0
 
 
-def test_refusals_and_their_waiting_time(tiny_data):
-    with client_of(DrawnDecoder(tiny_data, lanes=1, ends=False), waiting=2) as client:
-        body = {"model": "sigma-en", "prompt": "a", "n": 2, "max_tokens": 5}
-        assert client.post("/v1/completions", json=body).status_code == 200
-        assert ("pangu_sigma:requests_refused_total", "busy") not in samples(client)
+def test_the_guess_of_a_wait_is_between_a_second_and_a_minute(decoder):
+    metrics = Metrics(Engine(decoder), {})
+    assert metrics.wait_seconds() == 1
+    metrics._engine = SimpleNamespace(waiting=10_000, running=4)
+    assert metrics.wait_seconds() == 60

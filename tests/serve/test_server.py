@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -131,38 +132,66 @@ def test_connections_have_a_limit(impatient):
     check_answers(impatient)
 
 
-def test_a_client_that_goes_frees_its_lane_within_a_token(tiny_data):
-    """One lane: who comes next is answered only if the lane is free."""
-    decoder = DrawnDecoder(tiny_data, lanes=1, seconds=0.05, ends=False)
-    long = ASKED | {"max_tokens": 90}
-    with server_of(decoder) as url, httpx2.Client(base_url=url, timeout=60) as client:
-        for stream in (True, False):
-            body = json.dumps(long | {"stream": stream}).encode()
-            with connect(url) as leaving:
-                head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-                time.sleep(0.3)
-            read = decoder.read_ids
-            time.sleep(0.3)
-            assert decoder.read_ids - read <= 2, "at most the token that was computed and the one after it"
-        answer = client.post("/v1/completions", json=ASKED | {"max_tokens": 1})
-        assert answer.status_code == 200
-        assert 'finished_reason="abort"' in client.get("/metrics").text
+class SteppedDecoder(DrawnDecoder):
+    """Reads only as often as `permits` were released."""
+
+    def __init__(self, prepared: Path, **options):
+        super().__init__(prepared, lanes=1, ends=False, **options)
+        self.permits = threading.Semaphore(0)
+
+    def read(self, chunks):
+        self.permits.acquire()
+        return super().read(chunks)
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@contextmanager
+def stepped(data: Path, **limits: int) -> Iterator[tuple[SteppedDecoder, str, httpx2.Client]]:
+    decoder = SteppedDecoder(data)
+    with server_of(decoder, **limits) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        try:
+            yield decoder, url, client
+        finally:
+            decoder.permits.release(10_000)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_frees_its_lane_within_a_token(tiny_data, stream):
+    with stepped(tiny_data) as (decoder, url, client):
+        body = json.dumps(ASKED | {"max_tokens": 90, "stream": stream}).encode()
+        with connect(url) as leaving:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            decoder.permits.release(3)
+            prompt = client.post("/tokenize", json={"model": "sigma-en", "prompt": ASKED["prompt"]}).json()["count"]
+            wait_for(lambda: decoder.read_ids == prompt + 2)
+        wait_for(lambda: 'finished_reason="abort"' in client.get("/metrics").text)
+        decoder.permits.release(100)
+        assert client.post("/v1/completions", json=ASKED | {"max_tokens": 1}).status_code == 200, (
+            "there is one lane only"
+        )
+        assert decoder.read_ids <= prompt + 2 + 1 + prompt, "at most the token that was being computed"
 
 
 def test_too_many_are_told_when_to_come_again(tiny_data):
-    decoder = DrawnDecoder(tiny_data, lanes=1, seconds=0.02, ends=False)
-    with server_of(decoder, waiting=2) as url, httpx2.Client(base_url=url, timeout=60) as client:
-        first = client.post("/v1/completions", json=ASKED | {"n": 3})
-        assert first.status_code == 400, "more than may wait is never answered"
-        with client.stream("POST", "/v1/completions", json=ASKED | {"max_tokens": 90, "stream": True}) as running:
+    with stepped(tiny_data, waiting=2) as (decoder, _, client):
+        assert client.post("/v1/completions", json=ASKED | {"n": 3}).status_code == 400, "more than may wait never fits"
+        decoder.permits.release(1)
+        with client.stream("POST", "/v1/completions", json=ASKED | {"logprobs": 0, "stream": True}) as running:
             next(running.iter_lines())
-            with client.stream("POST", "/v1/completions", json=ASKED | {"n": 2, "stream": True}) as waiting:
+            with client.stream("POST", "/v1/completions", json=ASKED | {"n": 2, "stream": True}):
                 refused = client.post("/v1/completions", json=ASKED)
                 assert refused.status_code == 429
                 assert 1 <= int(refused.headers["retry-after"]) <= 60
                 assert refused.json()["error"]["type"] == "rate_limit_error"
-                waiting.read()
+                assert 'requests_refused_total{reason="busy"} 1.0' in client.get("/metrics").text
+                decoder.permits.release(10_000)
         assert client.post("/v1/completions", json=ASKED).status_code == 200
 
 

@@ -116,12 +116,20 @@ class Engine:
             for request in requests:
                 answers.append(self.submit_in_turn(request, on_change))  # noqa: PERF401 (an interruption must find them)
             for answer in answers:
-                while answer.finish is None:
+                while self.goes_on(answer):
                     self.step()
         finally:
             for answer in answers:
                 self.cancel(answer)
         return answers
+
+    def goes_on(self, answer: Answer) -> bool:
+        """True until an answer is finished. Raises RuntimeError if it was broken off: who waits for all of it must know."""
+        if answer.finish == "cancelled":
+            raise RuntimeError(
+                "an answer was broken off: the model failed in another thread's step, or it was cancelled"
+            )
+        return answer.finish is None
 
     def submit_in_turn(self, request: Request, on_change: OnChange | None = None) -> Answer:
         """`submit`, after as many steps as it takes until there is room to wait."""

@@ -106,7 +106,7 @@ def _new_text(engine: Engine, request: Request) -> Iterator[str]:
     answer = engine.submit_in_turn(request)
     told = 0
     try:
-        while answer.finish is None or told < len(answer.text):
+        while engine.goes_on(answer) or told < len(answer.text):
             if told < len(answer.text):
                 new = answer.text[told:]
                 told += len(new)
