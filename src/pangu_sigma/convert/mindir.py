@@ -65,8 +65,9 @@ def export_mindir(
 ) -> Path:
     """Write `output` from the newest intact checkpoint of a run. The graph takes any batch size and sequence length.
 
-    at_rest: how it keeps its matrices. use_device: sets the device whose operators the graph has. The folder appears whole or not at all. Raises ConfigError when `output` exists and is not
-    an exported model, and, before any work, ExportError when it cannot be written.
+    at_rest: how it keeps its matrices. use_device: sets the device whose operators the graph has. The folder appears whole or not
+    at all. Raises ConfigError when `output` exists and is not an exported model, and, before any work, ExportError when it cannot
+    be written.
     """
     if output.exists() and not (output / GRAPH_FILE).exists():
         raise ConfigError(f"{output} exists and is not an exported model; choose another folder with --output")
