@@ -44,7 +44,7 @@ def test_a_run_is_the_same_however_its_experts_are_brought():
     assert len(set(losses[0])) == 5
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_with_and_without_ecss_begin_with_the_same_loss_over_the_same_arrays(small: None, dtype: str):
     lab = Lab(MODEL, 3, dtype=dtype)
     runs = [lab.on(16), lab.off(16), lab.offloaded(16)]

@@ -27,6 +27,7 @@ def test_every_size_is_held_against_the_smallest(monkeypatch: pytest.MonkeyPatch
     assert row.ratio is not None
 
 
+@pytest.mark.slow
 def test_the_same_steps_in_files_and_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stored_experts, "STORED_MODEL", MODEL | {"experts_per_domain": 1})
     monkeypatch.setattr(stored_experts, "STORED_LENGTH", 16)

@@ -29,7 +29,9 @@ def test_int8_rows_are_half_a_step_away_at_most_and_zeros_stay():
     assert (np.abs(kept).max(axis=-1) == np.where(np.abs(values).max(axis=-1) > 0, 127, 0)).all()
 
 
-@pytest.mark.parametrize(("at_rest", "nearest"), [("float16", 1e-3), ("int8", 2e-2)])
+@pytest.mark.parametrize(
+    ("at_rest", "nearest"), [pytest.param("float16", 1e-3, marks=pytest.mark.slow), ("int8", 2e-2)]
+)
 def test_the_graph_computes_with_the_weights_that_its_file_has(tiny_run, tmp_path, at_rest, nearest):
     """Against the decoder that reads them without MindSpore; and they are near those of the run, so is the loss."""
     folder = export_mindir(tiny_run, tmp_path / "out", at_rest)

@@ -71,16 +71,15 @@ def check_sums(config: Config, stages: list[Compiled]) -> None:
 
 LAYOUTS = {
     "all axes": {"groups": 2, "expert": 2, "tensor": 2},
-    "no optimizer parallelism": {"groups": 2, "expert": 4, "optimizer": False},
     "recompute": {"groups": 2, "expert": 2, "tensor": 2, "recompute": True},
 }
 STAGES = {"stages": 2, "expert": 2, "tensor": 2}
 ALL_AXES = LAYOUTS["all axes"]
 
+APART = {"groups": 2, "expert": 4, "optimizer": False}
 REPLICAS = {"expert": 2, "data": 2, "tensor": 2}
 
 OTHER_KEYS = {
-    "an only layer": (LAYOUTS["recompute"], ["model.dense_layers=0"]),
     "erf": (ALL_AXES, ["model.activation=erf"]),
     "replicas, two passes": (REPLICAS, ["train.accumulation=2"]),
     "two stages, both with experts": (
@@ -91,13 +90,15 @@ OTHER_KEYS = {
 
 LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "groups and experts": ({"groups": 4, "expert": 2}, []),
+    "no optimizer parallelism": (APART, []),
+    "an only layer": (LAYOUTS["recompute"], ["model.dense_layers=0"]),
     "replicas": (REPLICAS, []),
     "float32": (ALL_AXES, ["train.compute_dtype=float32"]),
     "one and a half sequences a tensor rank": (ALL_AXES, ["train.batch_size=12"]),
     "bfloat16 moments": (ALL_AXES, ["ecss.moments=bfloat16"]),
     "tanh": (ALL_AXES, ["model.activation=tanh"]),
     "three passes, recompute": (LAYOUTS["recompute"], ["train.accumulation=3"]),
-    "two passes, no optimizer parallelism": (LAYOUTS["no optimizer parallelism"], ["train.accumulation=2"]),
+    "two passes, no optimizer parallelism": (APART, ["train.accumulation=2"]),
     "two stages, one with experts": (STAGES, ["train.accumulation=2"]),
     "two stages, no optimizer parallelism": (
         STAGES | {"optimizer": False},

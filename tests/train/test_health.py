@@ -361,6 +361,7 @@ sys.exit(program())
 """
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_for_a_value_on_one_of_them_and_each_names_it(tiny_data, tmp_path):
     tree = tiny_tree(tiny_data) | {"parallel": {"expert": 2}}
     tree["train"] |= {"steps": 12, "spikes": {"skip": True, "window": 4}}

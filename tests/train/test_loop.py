@@ -318,6 +318,7 @@ def test_experts_may_come_to_the_device_and_go_back(tiny_data, tiny_run, tmp_pat
         assert digests(Trainer(tiny_config(tiny_data, ecss={"enabled": enabled}), copy).save()) == before
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_a_save_is_logged_and_only_the_last_save_ends_the_run(
     tiny_data, tiny_run, tmp_path, monkeypatch, caplog
 ):

@@ -168,7 +168,7 @@ def dropped(make) -> Toy:
     return make(dropout=0.3)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_passes_accumulate_to_the_batch_they_make_up(make, shared, dropped, dropout):
     """Two passes of four sequences are one of eight, dropout included."""
     toy = dropped if dropout else shared
