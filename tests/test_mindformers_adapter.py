@@ -279,6 +279,7 @@ def test_mindformers_goes_on_from_a_checkpoint_of_the_projects_trainer(tiny_run,
     same_checkpoint(folder, tiny_run, STEPS)
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_is_said_to_and_does_not_advance_the_rate(graph_mode, tmp_path):
     register()
     from mindspore import Tensor, nn

@@ -139,6 +139,7 @@ def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(toy: Toy
     assert np.array_equal(loss_M, taken_M.asnumpy())
 
 
+@pytest.mark.slow
 def test_a_flag_of_overflow_is_an_overflow(toy: Toy, step: AscendStep, exchanged: Batches, monkeypatch):
     """As on a chip that saturates, where the norm is finite."""
 

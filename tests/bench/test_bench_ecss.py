@@ -33,6 +33,7 @@ def config(**ecss_keys: bool) -> Config:
     return config_of(3, model, train={"batch_size": 2}, ecss=ecss_keys)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_however_its_experts_are_brought():
     runs = [
         SyntheticRun(config()),

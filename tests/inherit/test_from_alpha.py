@@ -128,6 +128,7 @@ def open_and_hash(path) -> str:
     return Child(open_parent(path), RunFolder.open(path).config, None).parent_hash()
 
 
+@pytest.mark.slow
 def test_adam_is_carried_over_on_demand(no_graph, parent, tiny_data, tmp_path):
     inherit(open_parent(parent), tiny_config(tiny_data), tmp_path / "run", moments=True)
     old = load_checkpoint(parent / "checkpoints").saved("dense_optimizer")

@@ -81,7 +81,6 @@ REPLICAS = {"expert": 2, "data": 2, "tensor": 2}
 
 OTHER_KEYS = {
     "erf": (ALL_AXES, ["model.activation=erf"]),
-    "replicas, two passes": (REPLICAS, ["train.accumulation=2"]),
     "two stages, both with experts": (
         STAGES | {"groups": 2, "recompute": True},
         ["train.accumulation=3", "model.rre_layers=3"],
@@ -93,6 +92,7 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no optimizer parallelism": (APART, []),
     "an only layer": (LAYOUTS["recompute"], ["model.dense_layers=0"]),
     "replicas": (REPLICAS, []),
+    "replicas, two passes": (REPLICAS, ["train.accumulation=2"]),
     "float32": (ALL_AXES, ["train.compute_dtype=float32"]),
     "one and a half sequences a tensor rank": (ALL_AXES, ["train.batch_size=12"]),
     "bfloat16 moments": (ALL_AXES, ["ecss.moments=bfloat16"]),

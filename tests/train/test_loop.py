@@ -158,6 +158,7 @@ def test_a_run_with_experts_in_files_that_was_killed_ends_in_the_bits_of_the_one
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_looks_its_experts_up_goes_on_from_any_store_to_the_same_bits(tiny_data, tiny_run, tmp_path):
     """No prefetch, files: from a checkpoint of memory and prefetch."""
     copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")

@@ -330,6 +330,7 @@ def test_a_model_without_rre_layers_trains(graph_mode, tmp_path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_half_precision_trains_close_to_single(make, toy):
     half, losses = make(compute_dtype="float16"), []
     half.reset(weights_from=toy)
