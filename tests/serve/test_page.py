@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.serve.logprobs import TokenTexts
-from pangu_sigma.serve.page import FILE, policy
+from pangu_sigma.serve.page import PAGE_FILE, policy
 
 PROMPT = "the cat sees"
 EXPERTS = 16
@@ -177,7 +177,7 @@ def test_the_page_comes_with_its_policy_and_names_no_other_site(served):
     rules = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
     assert (rules["default-src"], rules["connect-src"], rules["frame-ancestors"]) == ("'none'", "'self'", "'none'")
     assert {rules["style-src"], rules["script-src"]} <= set(
-        re.findall("'sha256-[^']*'", policy(FILE.read_text("utf-8")))
+        re.findall("'sha256-[^']*'", policy(PAGE_FILE.read_text("utf-8")))
     )
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert (answer.headers["x-content-type-options"], answer.headers["referrer-policy"]) == ("nosniff", "no-referrer")
