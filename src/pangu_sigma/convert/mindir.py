@@ -128,7 +128,7 @@ def tables(run: RunFolder) -> dict[str, np.ndarray]:
 
 
 def _shorten_names(model: Any) -> None:
-    """Take what MindSpore puts before names, a function and numbers, from all of a ModelProto; from inputs also the axes."""
+    """Shorten the names of a ModelProto: MindSpore puts a function and numbers before each; inputs also lose their axes."""
     prefix = f"{model.graph.name}:"
     arguments = {each.name for each in model.graph.input}
 
