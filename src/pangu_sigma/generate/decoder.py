@@ -11,8 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from pangu_sigma.config import Config
+from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
+from pangu_sigma.rre.table import RoutingTable
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,11 @@ class Decoder(Protocol):
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
         """The expert of each token of a text in each RRE layer, numbered within the domain's group, int [N, T]."""
+
+
+def experts_by_table(table: RoutingTable, tokenizer: Tokenizer, domain: Domain, ids: list[int]) -> np.ndarray:
+    """What `Decoder.experts` gives, by the routing table of the model. Raises ConfigError for an id that the domain cannot read."""
+    tokenizer.rows(ids, domain)
+    ids_T = np.asarray(ids, np.int64)
+    _, positions_T = documents_and_positions(ids_T, tokenizer.eot)
+    return table.route(ids_T, np.full_like(ids_T, domain.index), positions_T) - domain.first_expert

@@ -13,11 +13,10 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.device import one_thread, use_cpu
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.cached_graph import inputs_and_outputs, open_inputs
-from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.decoder import Chunk, experts_by_table
 from pangu_sigma.generate.exported import GRAPH_FILE, open_export
 from pangu_sigma.model.declare import as_tensor
 
@@ -63,10 +62,7 @@ class GraphDecoder:
             self._copy(as_tensor(np.array([source], np.int32)), as_tensor(np.array([target], np.int32)))
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        self.tokenizer.rows(ids, domain)
-        ids_T = np.asarray(ids, np.int64)
-        _, positions_T = documents_and_positions(ids_T, self.tokenizer.eot)
-        return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T) - domain.first_expert
+        return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
         for chunk in chunks:

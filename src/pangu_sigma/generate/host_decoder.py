@@ -15,10 +15,9 @@ import numpy as np
 
 from ascend_ops.few_rows import Precision
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.decoder import Chunk, experts_by_table
 from pangu_sigma.generate.host_network import hidden_states
 from pangu_sigma.generate.host_operators import PASS_TOKENS, HostOperators
 from pangu_sigma.generate.weights import Weights
@@ -106,10 +105,7 @@ class HostDecoder:
         self._operators.copy(source, target, self._texts[source].length)
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        self.tokenizer.rows(ids, domain)
-        ids_T = np.asarray(ids, np.int64)
-        _, positions_T = documents_and_positions(ids_T, self.tokenizer.eot)
-        return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T) - domain.first_expert
+        return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
         if not chunks:
