@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from helpers.launched import free_port
+from helpers.prepared import change_vocabulary
 from helpers.small_clusters import by_hand
+from helpers.tiny import STEPS
 
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
+from pangu_sigma.data.manifest import Manifest
 from pangu_sigma.launching.launch import Job
 from pangu_sigma.launching.training import check_ranks, training_command
 
@@ -41,6 +44,51 @@ def test_a_launch_starts_over_once_and_its_ranks_never_do(tiny_run, tmp_path, mo
     assert launched[0].command[4:] == ["--run", str(run), "--other-data"]
     assert main([*launch, "--set", "train.steps=5"]) == 0
     assert launched[1].command[4:] == ["--run", str(run), "--set", "train.steps=5"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("key", 'model.activation: "fast_gelu" → "erf"'),
+        ("vocabulary", "holds a run with another vocabulary than data.path="),
+        ("text", "holds other text than "),
+    ],
+)
+def test_what_a_run_does_not_go_with_is_refused_before_ranks_start(
+    tiny_run, tiny_data, tmp_path, monkeypatch, capsys, changed, message
+):
+    """In the words of `train`, and nothing is written."""
+    monkeypatch.setattr("pangu_sigma.launching.launch.launch", lambda job: pytest.fail("ranks were started"))
+    run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(tiny_data, tmp_path / "data")
+    if changed == "vocabulary":
+        change_vocabulary(data / "tokenizer")
+    if changed == "text":
+        monkeypatch.setattr(Manifest, "content_hash", property(lambda _: "b" * 32))
+    before = contents(run)
+    setting = "model.activation=erf" if changed == "key" else f"data.path={data}"
+    assert main(["launch", "--run", str(run), "--master-port", str(free_port()), "--set", setting]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count(str(run)) == 1, "one message"
+    assert contents(run) == before
+
+
+def test_what_may_change_is_said_and_launched(tiny_run, tmp_path, monkeypatch, caplog):
+    launched: list[Job] = []
+    monkeypatch.setattr("pangu_sigma.launching.launch.launch", lambda job: launched.append(job) or 0)
+    caplog.set_level("INFO")
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    before = contents(run)
+    launch = ["launch", "--run", str(run), "--master-port", str(free_port()), "--set", "train.steps=77"]
+    assert main(launch) == 0
+    assert f"train.steps: {STEPS} → 77" in caplog.text
+    assert len(launched) == 1
+    assert contents(run) == before, "a rank writes it"
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
 def test_another_number_of_processes_than_is_laid_out_is_refused():

@@ -174,6 +174,19 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
     return parse_config(override(saved.config, overrides))
 
 
+def check_start(path: Path, config: Config, asked: Asked = NOTHING) -> None:
+    """Say what a start would change in a run that has checkpoints, and refuse what `RunFolder.create` would refuse; writes nothing.
+
+    So a launcher knows it before ranks start. Raises ConfigError and DataError as `RunFolder.create`.
+    """
+    prepared, data_hash = read_prepared_tokenizer(config), load_manifest(Path(config.data.path)).content_hash
+    if asked.start_over or not has_checkpoints(path / CHECKPOINTS):
+        return
+    saved = newest_identity(path / CHECKPOINTS)
+    if saved is not None:
+        _compare(path, saved, absolute_paths(config), prepared, data_hash, asked)
+
+
 @contextmanager
 def one_writer(path: Path, required: bool = True, ranks: Ranks = ALONE) -> Iterator[None]:
     """A block in which only this run writes in a folder, which is made if it is not there. Rank 0 has the lock for all ranks.
@@ -239,8 +252,7 @@ def _take_up(path: Path, config: Config, prepared: Tokenizer, data_hash: str | N
         saved = newest_identity(path / CHECKPOINTS)
         if saved is None:
             return True  # none of them is whole, which loading them says
-        _compare(path, run_config(path), config)
-        _refuse_other_data(path, saved, config, prepared, data_hash, asked)
+        _compare(path, saved, config, prepared, data_hash, asked)
         if not _mend(path, saved, config, prepared):
             sealed = is_sealed(path)
             if read_config(path, "run", _way_back_of_config(path)) != config:
@@ -250,13 +262,16 @@ def _take_up(path: Path, config: Config, prepared: Tokenizer, data_hash: str | N
         raise _cannot_write(path, error) from error
 
 
-def _compare(path: Path, old: Config, config: Config) -> None:
-    """Say which keys change, and refuse those that must not."""
-    changes = changed_keys(old.model_dump(mode="json"), config.model_dump(mode="json"))
+def _compare(
+    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str | None, asked: Asked
+) -> None:
+    """Say which keys change, and refuse those that must not, and another vocabulary or text."""
+    changes = changed_keys(run_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
     refuse_changes(path, changes)
     for change in changes:
         why = rule_of(change[0]).why
         logger.info("%s%s", change_text(change), f" ({why})" if why else "")
+    _refuse_other_data(path, saved, config, prepared, data_hash, asked)
 
 
 def _refuse_other_data(

@@ -59,6 +59,7 @@ def _launch(options: argparse.Namespace) -> int:
     config, run = config_and_run(options)
     if config is None:
         return 0
+    from pangu_sigma.checkpoint.run_folder import Asked, check_start
     from pangu_sigma.launching.launch import check_job, dry_run, launch
     from pangu_sigma.launching.training import check_ranks, start_over_once, training_facts
 
@@ -71,6 +72,7 @@ def _launch(options: argparse.Namespace) -> int:
     check_folder_writable(job.logs.parent, "--run")
     if not options.ascend:
         check_training_fits(config, job.local)
+    check_start(run, config, Asked(options.start_over, options.other_data))
     if options.start_over and job.node == 0:
         start_over_once(run, not options.no_lock)
     return launch(replace(job, facts=training_facts(config)) if job.nodes > 1 else job)
