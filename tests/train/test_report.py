@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.failing_files import FileCalls, Killed, killed_at, refused_at
 from helpers.losses import held_out
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from pangu_sigma.train import report
 from pangu_sigma.train.metrics import MetricsLog, StepMetrics
@@ -45,6 +48,35 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path):
     text = report.write_report(tmp_path).read_text()
     assert not (tmp_path / "report" / "expert_load.png").exists()
     assert "<td>zh</td><td>0.917</td><td>–</td><td>–</td>" in text
+
+
+@pytest.mark.parametrize("stop", [killed_at, refused_at])
+def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch, stop):
+    """A kill, or an error of the disk, at any call that changes a file: the page and the picture there are whole ones."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for name in ("draw_optimizer", "draw_speed", "draw_traffic", "draw_load"):
+        monkeypatch.setattr(report, name, lambda logs: None)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, dpi: file.write(b"a picture"))
+    made_up_run(tmp_path, ["zh"], 0, 1)
+    report.write_report(tmp_path)
+    names = ("report.html", "loss.png")
+    old = {name: (tmp_path / "report" / name).read_bytes() for name in names}
+    with MetricsLog(tmp_path, ["zh"], 6, 2, 6) as log:
+        log.evaluation(6, held_out(zh=0.5))
+    with FileCalls()() as calls:
+        report.write_report(tmp_path)
+    new = {name: (tmp_path / "report" / name).read_bytes() for name in names}
+    assert new["report.html"] != old["report.html"]
+    assert calls.names.count("replace") == 2
+    for call in range(1, len(calls.names)):
+        for name in names:
+            (tmp_path / "report" / name).write_bytes(old[name])
+        with stop(call)(), pytest.raises((Killed, OSError)):
+            report.write_report(tmp_path)
+        for name in names:
+            assert (tmp_path / "report" / name).read_bytes() in (old[name], new[name])
+    report.write_report(tmp_path)
+    assert sorted(file.name for file in (tmp_path / "report").iterdir()) == sorted(names), "nothing is left behind"
 
 
 def test_a_run_without_steps_says_what_to_do(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import read_tree
+from pangu_sigma.sealed import write_atomically
 from pangu_sigma.train.metrics import read_metrics
 from pangu_sigma.train.pictures import (
     Line,
@@ -46,8 +48,9 @@ def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
 
     others: folders of runs that are drawn into the same pictures and get their own tables; their files stay as they are.
     Returns the path of the page, report.html, which needs no other file. A picture without data (a model without RRE
-    layers has no expert load) is left out. Raises FileNotFoundError when a run has no metrics.jsonl, ConfigError when
-    that holds no step.
+    layers has no expert load) is left out. Each file is written whole or not at all, over that of an earlier report.
+    Raises FileNotFoundError when a run has no metrics.jsonl, ConfigError when that holds no step, OSError when the disk
+    refuses.
     """
     runs = [_read(folder) for folder in (run_folder, *others)]
     logs = [run.log for run in runs]
@@ -62,7 +65,7 @@ def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
     folder.mkdir(exist_ok=True)
     pictures = {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure}
     page = folder / "report.html"
-    page.write_text(_page(runs, pictures), encoding="utf-8")
+    write_atomically(page, _page(runs, pictures).encode())
     return page
 
 
@@ -121,8 +124,10 @@ def _data(folder: Path, path: Any) -> dict[str, dict[str, Any]]:
 
 
 def _save(figure: Figure, file: Path) -> bytes:
-    figure.savefig(file, dpi=110)
-    return file.read_bytes()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    write_atomically(file, drawn.getvalue())
+    return drawn.getvalue()
 
 
 def _page(runs: list[_Run], pictures: dict[str, bytes]) -> str:
