@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Parameter, Tensor
 
+from pangu_sigma.checkpoint.format import UnhealthyState
 from pangu_sigma.config import SpikesConfig, TrainConfig
 from pangu_sigma.parallel.ranks import ALONE
 from pangu_sigma.train.health import (
@@ -235,6 +236,37 @@ def test_a_moment_that_is_not_finite_stops_the_run_by_name(well):
     assert "tensor w2.moment: 1 of 768 values" in text
 
 
+def test_a_variance_that_is_nan_stops_the_run_by_name(well):
+    """Its root makes the weight NaN, like a moment that is."""
+    poison(well.shards["experts_layer_0"]["w1.variance"], 2, math.nan)
+    text = advance_until_it_stops(well)
+    assert "domain en, RRE layer 0, expert 2, tensor w1: 1 of 768 values" in text
+    assert "tensor w1.variance: 1 of 768 values" in text
+
+
+@pytest.mark.parametrize(
+    ("shard", "name", "row", "named"),
+    [
+        ("experts_layer_1", "w2", 2, r"experts_layer_1\.safetensors: w2\.variance has 1, .*expert 2 of domain en"),
+        ("dense", "norm.gain", 3, r"dense_optimizer\.safetensors: norm\.gain\.variance has 1, first at \[3\]"),
+    ],
+)
+def test_a_variance_that_is_infinite_shows_in_no_step_and_stops_the_run_at_its_next_save(well, shard, name, row, named):
+    """The weight only decays, which no loss tells; so a bound on the steps until then is train.checkpoint_interval."""
+    variances = well.shards["dense_optimizer" if shard == "dense" else shard][f"{name}.variance"]
+    last = (row, *(-1 for _ in variances.shape[1:]))
+    variances.asnumpy()[last] = math.inf
+    before = float(well.shards[shard][name].asnumpy()[last])
+    for _ in range(4):
+        batch, _, result, _ = well.advance()
+        assert bool(result.applied.asnumpy())
+        examine(well.health, well.built, well.run, well.progress.step, batch.active_NA, NoLog())
+    assert well.shards[shard][name].asnumpy()[last] == pytest.approx(before, rel=1e-3), "a step of Adam is far larger"
+    with pytest.raises(UnhealthyState, match=named):
+        well.save()
+    assert last_healthy(well.run.checkpoints, ALONE)[0] == well.run.checkpoints / f"step_{SAVED_AT:08d}"
+
+
 def test_a_run_whose_values_are_all_finite_is_left_alone(well):
     assert unhealthy_tensors(well.built) == []
     for _ in range(3):
@@ -372,3 +404,58 @@ def test_all_ranks_stop_for_a_value_on_one_of_them_and_each_names_it(tiny_data, 
         assert ranks.wait(300.0) == [2, 2], ranks.said()
     for log in ranks.logs:
         assert "domain en, RRE layer 0, expert 3, tensor w1: 1 of 768 values" in log.read_text(), ranks.said()
+
+
+SPIKED = """
+import json, sys
+import numpy as np
+from pangu_sigma.cli import program
+from pangu_sigma.train import loop
+
+def state(trainer):
+    return b"".join(p.asnumpy().tobytes() for shard in trainer.shards.values() for p in shard.values())
+
+def advance(trainer):
+    spike = trainer.progress.step + 1 == 4
+    gain = trainer.network.norm.gain.asnumpy()
+    mine = gain.copy()
+    for domain in trainer.health.domains.values():
+        domain.seen, domain.mean, domain.variance = 1000, 7.0, 0.0
+    if spike and trainer.ranks.rank == 1:
+        gain *= 100  # only this rank is surprised
+    before = state(trainer)
+    taken = whole(trainer)
+    same, finite = before == state(trainer), bool(np.isfinite(taken[2].norm.asnumpy()))
+    if spike:
+        gain[...] = mine
+    found = [s.domain for s in trainer.health.spikes if s.skipped and s.loss > s.limit]
+    with open(f"{sys.argv[-1]}.{trainer.ranks.rank}", "a") as file:
+        print(json.dumps([float(taken[2].applied.asnumpy()), same, finite, trainer.progress.updates, found]), file=file)
+    return taken
+
+whole, loop.Trainer.advance = loop.Trainer.advance, advance
+sys.exit(program())
+"""
+
+
+@pytest.mark.slow
+def test_ranks_skip_the_same_step_for_a_spike_that_is_on_one_of_them(tiny_data, tmp_path):
+    """One shares the data with the other: the verdict is on the losses of the whole batch."""
+    tree = tiny_tree(tiny_data) | {"parallel": {"data": 2}}
+    tree["train"] |= {"steps": 6, "spikes": {"skip": True, "window": 4}}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    arguments = ["train", str(file), "--run", str(tmp_path / "run")]
+    with rank_processes.RankProcesses(2, arguments, tmp_path / "logs", program=SPIKED) as ranks:
+        assert ranks.wait(300.0) == [0, 0], ranks.said()
+    one, other = (list(map(json.loads, (tmp_path / f"run.{rank}").read_text().splitlines())) for rank in range(2))
+    assert one == other, "the same verdict, for the same domains"
+    assert [applied for applied, *_ in one] == [1, 1, 1, 0, 1, 1]
+    _, same, finite, updates, found = one[3]
+    assert same, "weights, moments and loss scale of each rank"
+    assert (finite, updates) == (True, 3)
+    assert found
+    assert [updates for *_, updates, _ in one[4:]] == [4, 5]
+    log = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "spike"]
+    assert {line["step"] for line in log} == {4}
+    assert all(line["skipped"] for line in log)
