@@ -12,6 +12,9 @@ from chaos import __main__ as chaos
 from chaos import ledger as ledgers
 from chaos.cases import Case, Row
 from chaos.ledger import Ledger, Result
+from chaos.rows import ROWS
+
+from pangu_sigma import launching
 
 
 def row(*cases: Case) -> Row:
@@ -57,6 +60,12 @@ def test_a_case_that_ends_the_program_is_counted_as_such_and_the_others_are_kept
     assert chaos._table([both], tmp_path, True, 1.0) == 1
     assert "1/2" in (said := capsys.readouterr().out)
     assert "R0-test two: it ended the program" in said
+
+
+def test_the_page_of_promises_has_every_row_in_the_words_of_the_table():
+    page = (Path(launching.__file__).parent / "README.md").read_text(encoding="utf-8")
+    lines = [f"| {row.name} | {row.must} | " for row in ROWS.values()]
+    assert [line for line in lines if page.count(line) != 1] == []
 
 
 def test_finished_cases_are_not_done_again_and_failed_ones_are(tmp_path):
