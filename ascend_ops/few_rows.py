@@ -24,6 +24,8 @@ Precision = Literal["float32", "float16", "int8"]
 """Form of a matrix: float32, the nearest float16, or int8 with a float32 scale for each of its rows."""
 
 _KINDS = {"float32": 0, "float16": 1, "int8": 2}
+_BLOCK = 4096
+"""Rows that are brought to int8 together."""
 _ACTIVATIONS = {"fast_gelu": 0, "tanh": 1, "erf": 2}
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
@@ -42,10 +44,23 @@ class Matrix:
         if precision != "int8":
             copy[...] = values
             return cls(copy)
-        largest = np.abs(values).max(axis=1)
-        scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-        copy[...] = np.rint(values / scales[:, None])
+        scales = np.empty(len(values), np.float32)
+        for first in range(0, len(values), _BLOCK):  # a word table is large, and so would be what stands between
+            some = slice(first, first + _BLOCK)
+            largest = np.abs(values[some]).max(axis=1)
+            scales[some] = np.where(largest > 0, largest / 127, 1)
+            copy[some] = np.rint(values[some] / scales[some, None])
         return cls(copy, scales)
+
+    def copied(self, room: LargePages) -> Matrix:
+        """The same, in a room."""
+        copy = room.zeros(self.values.shape, self.values.dtype.name)
+        copy[...] = self.values
+        return Matrix(copy, None if self.scales is None else np.array(self.scales))
+
+    def rows(self, which: slice | np.ndarray) -> Matrix:
+        """Some of its rows."""
+        return Matrix(self.values[which], None if self.scales is None else self.scales[which])
 
     @property
     def kind(self) -> int:
@@ -57,7 +72,7 @@ class Matrix:
 
     def as_float32(self) -> np.ndarray:
         """What the operators take it for."""
-        wide = self.values.astype(np.float32)
+        wide = self.values.astype(np.float32, copy=False)
         return wide if self.scales is None else wide * self.scales[:, None]
 
 

@@ -335,8 +335,10 @@ def test_export_then_generate_from_the_folder(tiny_run, capsys, tmp_path):
 def test_serve_serves_a_run_until_it_is_ended(tiny_run):
     """In a process of its own, as a user runs it."""
     arguments = [sys.executable, "-m", "pangu_sigma", "serve", str(tiny_run), "--port", "0", "--limit", "lanes=2"]
+    arguments += ["--weights", "int8"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
+    assert any("copied as int8" in line for line in iter(process.stderr.readline, "") if line.startswith("weights "))
     url = next(line for line in process.stderr if line.startswith("serving ")).split(" at ")[1].strip()
     body = json.dumps({"model": "sigma-en", "prompt": "the", "max_tokens": 3}).encode()
     asked = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})

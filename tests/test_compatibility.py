@@ -63,6 +63,8 @@ def test_an_export_without_a_cache_answers_with_a_warning_and_is_no_graph_with_o
     assert "was exported before there was a cache" in caplog.text
     with pytest.raises(ConfigError, match=r"has no cache; run `pangu-sigma export` on its run again"):
         GraphDecoder(written / "export")
+    with pytest.raises(ConfigError, match="answers in float32 only, not int8; run `pangu-sigma export` again"):
+        open_engine(written / "export", weights="int8")
 
 
 @pytest.mark.parametrize("kind", ["run", "export"])

@@ -63,7 +63,7 @@ TESTED_ELSEWHERE = {
     },
     **{
         f"src/pangu_sigma/generate/{name}.py": "tests/generate/test_host_decoder.py computes with it; test_exact.py the exact way"
-        for name in ("host_network", "host_operators", "weights")
+        for name in ("host_network", "host_operators", "matrices", "weights")
     },
     "src/pangu_sigma/generate/decoder.py": "a protocol; tests/generate/test_host_decoder.py holds what it promises",
     "src/pangu_sigma/model/declare.py": "tests/model/test_pangu_sigma.py: every parameter and tensor is made with it",

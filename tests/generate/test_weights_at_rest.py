@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,22 @@ def test_the_graph_computes_with_the_weights_that_its_file_has(tiny_run, tmp_pat
     (zh, kept), (_, trained) = (next(iter(evaluate_run(path).items())) for path in (folder, tiny_run))
     assert (zh, kept["samples"]) == ("zh", trained["samples"])
     assert kept["loss"] == pytest.approx(trained["loss"], abs=5e-3)
+
+    _answers_from_the_kept(folder, tiny_run, weights, at_rest)
+
+
+def _answers_from_the_kept(folder, run, weights, at_rest) -> None:
+    """An export has the bits of its run with such weights, and in memory what its file has and no more."""
+    kept, rounded = open_decoder(folder, 1), open_decoder(run, 1, at_rest)
+    for domain in domains_of(kept.config):
+        ids = kept.tokenizer.prompt("the cat 今天 x", domain)
+        np.testing.assert_array_equal(_logits(kept, domain, ids), _logits(rounded, domain, ids))
+    wide = open_decoder(folder, 1, "float32")
+    of_kept, of_rounded, of_wide = (each.resident_bytes - each.cache_bytes for each in (kept, rounded, wide))
+    inside = re.compile(r"(plan|words|lanes)\.|.*\.attention\.(keys|values)$")  # tables and caches of the graph
+    assert of_kept == of_rounded == sum(weights.kept(name).nbytes for name in weights.names if not inside.match(name))
+    assert of_kept < {"float16": 0.6, "int8": 0.4}[at_rest] * of_wide
+    assert np.abs(_logits(kept, domain, ids) - _logits(wide, domain, ids)).max() < 2e-5
 
 
 def _logits(decoder, domain, ids) -> np.ndarray:

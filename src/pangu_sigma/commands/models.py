@@ -7,20 +7,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.commands.options import add_command, show, with_json
+from pangu_sigma.commands.options import add_command, show, with_json, with_weights
 from pangu_sigma.config import ConfigError
 
 
 def add_commands(commands: Any) -> None:
     """Declare these commands."""
-    command = with_json(
-        add_command(
-            commands,
-            "generate",
-            _generate,
-            "continue prompts",
-            "--run runs/sigma_tiny --prompt 'en:The ' --prompt zh:今天",
-            "--model exports/sigma_tiny --prompt 'code:def ' --temperature 0.8 --top-p 0.9",
+    command = with_weights(
+        with_json(
+            add_command(
+                commands,
+                "generate",
+                _generate,
+                "continue prompts",
+                "--run runs/sigma_tiny --prompt 'en:The ' --prompt zh:今天",
+                "--model exports/sigma_tiny --prompt 'code:def ' --temperature 0.8 --top-p 0.9",
+            )
         )
     )
     source = command.add_mutually_exclusive_group(required=True)
@@ -67,7 +69,8 @@ def _generate(options: argparse.Namespace) -> int:
 
     from pangu_sigma.generate.text import generate, open_engine
 
-    engine = open_engine(options.run, "run") if options.run else open_engine(options.model, "export")
+    path, kind = (options.run, "run") if options.run else (options.model, "export")
+    engine = open_engine(path, kind, weights=options.weights)
     answers = generate(engine, prompts, options.max_new_tokens, sampling, options.seed, options.stop)
     text = "\n".join(f"[{answer.domain}] {answer.prompt}|{answer.text}" for answer in answers)
     show([vars(answer) for answer in answers], text, options.json)

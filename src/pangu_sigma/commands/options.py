@@ -53,6 +53,16 @@ def with_json(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return command
 
 
+def with_weights(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a command that answers --weights."""
+    command.add_argument(
+        "--weights",
+        choices=["float32", "float16", "int8"],
+        help="matrices in memory; as they are if not given: float32 of a run, what an export keeps",
+    )
+    return command
+
+
 def check_json(options: argparse.Namespace) -> None:
     """Raise NotWritable if the file of --json cannot be written, before the work whose result it is to hold."""
     file = getattr(options, "json", None)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_sigma.commands.options import add_command
+from pangu_sigma.commands.options import add_command, with_weights
 
 if TYPE_CHECKING:
     from pangu_sigma.generate.decoder import Decoder
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Declare these commands."""
-    command = add_command(
-        commands,
-        "serve",
-        _serve,
-        "serve a trained model over HTTP, in the form of OpenAI's interface",
-        "runs/sigma_tiny",
-        "exports/sigma_tiny --host 0.0.0.0 --port 80 --api-key-file key.txt --limit lanes=16",
+    command = with_weights(
+        add_command(
+            commands,
+            "serve",
+            _serve,
+            "serve a trained model over HTTP, in the form of OpenAI's interface",
+            "runs/sigma_tiny",
+            "exports/sigma_tiny --host 0.0.0.0 --port 80 --api-key-file key.txt --limit lanes=16",
+            "runs/sigma_tiny --weights int8",
+        )
     )
     command.add_argument("model", type=Path, help="run folder, or exported model")
     command.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all of this machine")
@@ -43,8 +46,8 @@ def add_commands(commands: Any) -> None:
         help="change a limit, such as lanes=16; may be repeated",
     )
 
-    command = add_command(
-        commands, "chat", _chat, "talk with a trained model in the terminal", "runs/sigma_tiny --domain en"
+    command = with_weights(
+        add_command(commands, "chat", _chat, "talk with a trained model in the terminal", "runs/sigma_tiny --domain en")
     )
     command.add_argument("model", type=Path, help="run folder, or exported model")
     command.add_argument("--domain", help="who answers at first; the first domain of the model if not given")
@@ -60,17 +63,17 @@ def _serve(options: argparse.Namespace) -> int:
     limits, key = Limits.changed(options.limit), read_key(options.api_key_file)
     address = Address(options.host, options.port, options.allow_host)
     with bind(address) as listening:  # before the model is read: a port that is taken is said at once
-        return serve(_decoder(options.model, limits.lanes), listening, address, key, limits)
+        return serve(_decoder(options, limits.lanes), listening, address, key, limits)
 
 
 def _chat(options: argparse.Namespace) -> int:
     from pangu_sigma.serve.terminal import Settings, talk
 
     settings = Settings(options.domain, options.temperature, options.max_tokens, options.seed)
-    return talk(_decoder(options.model, 1), settings, sys.stdin, sys.stdout)
+    return talk(_decoder(options, 1), settings, sys.stdin, sys.stdout)
 
 
-def _decoder(model: Path, lanes: int) -> Decoder:
+def _decoder(options: argparse.Namespace, lanes: int) -> Decoder:
     from pangu_sigma.generate.text import open_engine
 
-    return open_engine(model, lanes=lanes).decoder
+    return open_engine(options.model, lanes=lanes, weights=options.weights).decoder

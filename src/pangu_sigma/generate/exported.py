@@ -12,10 +12,11 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from ascend_ops.few_rows import Matrix, Precision
 from pangu_sigma.checkpoint.model_files import read_config, read_model_files
 from pangu_sigma.checkpoint.protobuf import OF_NUMBER, Field, fields, numbers
 from pangu_sigma.config import Config, ConfigError
@@ -62,8 +63,8 @@ def open_export(folder: Path) -> Export:
 class ExportedWeights:
     """The weights of an exported graph: arrays of its mapped file, which is read where they are used.
 
-    `tensor` and `expert` are those of `Weights`, in float32: what is kept otherwise is computed at each call. `kept` and `scales`
-    give arrays as they lie in the file, where they begin at any byte.
+    `tensor` and `expert` are those of `Weights`, in float32: what is kept otherwise is computed at each call. `matrix`, `kept` and
+    `scales` give arrays as they lie in the file, where they begin at any byte.
     """
 
     def __init__(self, folder: Path):
@@ -89,6 +90,17 @@ class ExportedWeights:
     def kept(self, name: str) -> np.ndarray:
         """An array as it is kept: float32, float16 or int8. name: of a dense tensor, or `experts.<layer>.<name>`, [experts, …]."""
         return self._arrays[name]
+
+    @property
+    def precision(self) -> Precision:
+        """How matrices are kept."""
+        return cast(Precision, self._arrays["embedding"].dtype.name)
+
+    def matrix(self, name: str, number: int | None = None) -> Matrix:
+        """A matrix as it is kept: a dense one, or that of an expert, of `experts.<layer>.<name>`."""
+        which = ... if number is None else number
+        scales = self.scales(name)
+        return Matrix(self._arrays[name][which], None if scales is None else scales[which])
 
     def scales(self, name: str) -> np.ndarray | None:
         """The scales, float32, of the rows of an array that is kept in int8, [rows] or [experts, rows]; None for others."""

@@ -8,16 +8,12 @@ Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a la
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from tqdm import tqdm
 
 from ascend_ops.few_rows import (
     FFN,
-    FfnWeights,
     LaneAttention,
-    Matrix,
     NormRows,
     Precision,
     Projection,
@@ -25,8 +21,8 @@ from ascend_ops.few_rows import (
     TiedHead,
 )
 from ascend_ops.large_pages import LargePages
-from pangu_sigma.checkpoint.whole import let_go
 from pangu_sigma.config import Config
+from pangu_sigma.generate.matrices import Matrices
 from pangu_sigma.generate.weights import Weights
 
 PASS_TOKENS = 512
@@ -42,13 +38,11 @@ class HostOperators:
 
     def __init__(self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool):
         """mapped: True to read float32 matrices where they lie, and not from copies in large pages."""
-        assert not mapped or precision == "float32"
         model = config.model
-        self._model, self._weights, self._precision, self._mapped = model, weights, precision, mapped
-        self._room = LargePages()
-        self.weight_bytes = self.copied_bytes = 0
-        self._table_RH = _plain(weights.tensor("embedding"))
-        self._positions_SH, self._queries_SH = self._vector("positions"), self._vector("query_positions")
+        self._model, self._room = model, LargePages()
+        self._weights = Matrices(weights, precision, mapped, self._room)
+        self._table_RH = self._weights.matrix("embedding")
+        self._positions_SH, self._queries_SH = (self._weights.vector(name) for name in ("positions", "query_positions"))
         self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
             self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(6)
         )
@@ -68,7 +62,9 @@ class HostOperators:
             self._layer(i) for i in tqdm(range(model.layers), desc="weights", unit="layer", disable=None, leave=False)
         ]
         self._ffns = [self._ffn(i, config.experts) for i in range(model.layers)]
-        self._heads = [self._head(slot) for slot in range(config.slots)]
+        slots = (slice(slot * model.slot_rows, (slot + 1) * model.slot_rows) for slot in range(config.slots))
+        self._heads = [TiedHead(self._mixed_TH, self._table_RH.rows(slot)) for slot in slots]
+        self.weight_bytes, self.copied_bytes = self._weights.weight_bytes, self._weights.copied_bytes
 
     def take(self, lane_T: np.ndarray, at_T: np.ndarray, first_T: np.ndarray) -> None:
         """Say where the tokens of the next pass go: lane, number in it, and the number of the first token of their document."""
@@ -89,7 +85,8 @@ class HostOperators:
         return logits_WR
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
-        np.add(self._table_RH[rows_T], self._positions_SH[positions_T], out=self._x_TH[: len(rows_T)])
+        words_TH = self._table_RH.rows(rows_T).as_float32()
+        np.add(words_TH, self._positions_SH[positions_T], out=self._x_TH[: len(rows_T)])
         return self._x_TH
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
@@ -130,7 +127,9 @@ class HostOperators:
         asked_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
         project = Projections(
             [
-                Projection(x_TH, self._matrix(f"{at}.{name}.weight"), self._vector(f"{at}.{name}.bias"), y_TH)
+                Projection(
+                    x_TH, self._weights.matrix(f"{at}.{name}.weight"), self._weights.vector(f"{at}.{name}.bias"), y_TH
+                )
                 for name, x_TH, y_TH in (
                     ("query", asked_TH, self._q_TH),
                     ("key", normed_TH, self._k_TH),
@@ -139,56 +138,18 @@ class HostOperators:
             ]
         )
         attend = LaneAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer])
-        weight, bias = self._matrix(f"{at}.output.weight"), self._vector(f"{at}.output.bias")
+        weight, bias = self._weights.matrix(f"{at}.output.weight"), self._weights.vector(f"{at}.output.bias")
         return project, attend, Projections([Projection(self._mixed_TH, weight, bias, residual_TH, adds=True)])
 
     def _ffn(self, layer: int, experts: int) -> FFN:
         residual_TH, normed_TH = self._rows(layer)
         routed = layer - self._model.dense_layers
         if routed < 0:
-            found = [self._ffn_weights(lambda name: self._weights.tensor(f"layers.{layer}.ffn.{name}"))]
+            found = [self._weights.ffn(layer)]
         else:
             numbers = tqdm(range(experts), desc=f"experts of layer {layer}", unit="expert", disable=None, leave=False)
-            found = [self._ffn_weights(self._of_expert(routed, number)) for number in numbers]
+            found = [self._weights.expert(routed, number) for number in numbers]
         return FFN(found, self._model.activation, normed_TH, residual_TH)
 
-    def _of_expert(self, layer: int, number: int) -> Callable[[str], np.ndarray]:
-        return lambda name: self._weights.expert(layer, number, name)
-
-    def _ffn_weights(self, tensor: Callable[[str], np.ndarray]) -> FfnWeights:
-        w1, w2 = (self._read(tensor(name)) for name in ("w1", "w2"))
-        b1, b2 = (self._count(_plain(tensor(name)), tensor(name)) for name in ("b1", "b2"))
-        return FfnWeights(w1, b1, w2, b2)
-
-    def _head(self, slot: int) -> TiedHead:
-        rows_RH = self._table_RH[slot * self._model.slot_rows : (slot + 1) * self._model.slot_rows]
-        return TiedHead(self._mixed_TH, self._read(rows_RH))
-
     def _norm_weights(self, cell: str) -> tuple[np.ndarray, np.ndarray]:
-        return self._vector(f"{cell}.gain"), self._vector(f"{cell}.bias")
-
-    def _matrix(self, name: str) -> Matrix:
-        return self._read(self._weights.tensor(name))
-
-    def _read(self, values: np.ndarray) -> Matrix:
-        if self._mapped:
-            return Matrix(self._count(_plain(values), values))
-        matrix = Matrix.copy_of(np.asarray(values), self._precision, self._room)
-        self._count(matrix.values, values)
-        let_go(values)
-        return matrix
-
-    def _vector(self, name: str) -> np.ndarray:
-        values = self._weights.tensor(name)
-        return self._count(_plain(values), values)
-
-    def _count(self, used: np.ndarray, given: np.ndarray) -> np.ndarray:
-        self.weight_bytes += used.nbytes
-        if not np.may_share_memory(used, given):
-            self.copied_bytes += used.nbytes
-        return used
-
-
-def _plain(values: np.ndarray) -> np.ndarray:
-    """The same as a contiguous float32 array of no subclass: a mapped one that is so stays where it is."""
-    return np.ascontiguousarray(np.asarray(values), np.float32)
+        return self._weights.vector(f"{cell}.gain"), self._weights.vector(f"{cell}.bias")

@@ -11,6 +11,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from ascend_ops.few_rows import Precision
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
@@ -41,17 +42,19 @@ class Generated:
     finished: bool
 
 
-def open_engine(path: Path, kind: Literal["run", "export"] | None = None, lanes: int = 8) -> Engine:
+def open_engine(
+    path: Path, kind: Literal["run", "export"] | None = None, lanes: int = 8, weights: Precision | None = None
+) -> Engine:
     """What answers for the model in a folder, `lanes` texts at a time.
 
     kind: what the folder must be; None for a run folder, of which the newest intact checkpoint answers, or an exported model.
-    Raises ConfigError when it is none.
+    weights: as of `open_decoder`. Raises ConfigError when it is none.
     """
     if kind == "run" and (path / GRAPH_FILE).exists():
         raise ConfigError(f"{path} is an exported model, and no run folder")
     if kind == "export" and not (path / GRAPH_FILE).exists():
         open_export(path)  # says so
-    return Engine(open_decoder(path, lanes))
+    return Engine(open_decoder(path, lanes, weights))
 
 
 def generate(

@@ -1,0 +1,78 @@
+"""The weights of a model as the kernels of `ascend_ops/few_rows.py` read them, wherever they lie."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ascend_ops.few_rows import FfnWeights, Matrix, Precision
+from ascend_ops.large_pages import LargePages
+from pangu_sigma.checkpoint.whole import let_go
+from pangu_sigma.generate.exported import ExportedWeights
+from pangu_sigma.generate.weights import Weights
+
+
+class Matrices:
+    """Weights for kernels: matrices in one precision, vectors in float32.
+
+    Matrices of an export that keeps them in this precision are those of its file, bit for bit; others are rounded from float32.
+
+    weight_bytes: bytes of what was given so far, mapped files included. copied_bytes: bytes of those that are copies in memory.
+    """
+
+    def __init__(self, weights: Weights, precision: Precision, mapped: bool, room: LargePages):
+        """mapped: True to give float32 matrices where they lie, and not as copies in the room."""
+        assert not mapped or precision == "float32"
+        self._weights, self._precision, self._mapped, self._room = weights, precision, mapped, room
+        as_kept = isinstance(weights, ExportedWeights) and weights.precision == precision and not mapped
+        self._kept = weights if as_kept else None
+        self.weight_bytes = self.copied_bytes = 0
+
+    def vector(self, name: str) -> np.ndarray:
+        """A dense tensor in float32."""
+        return self._plain(self._weights.tensor(name))
+
+    def matrix(self, name: str) -> Matrix:
+        """A dense matrix."""
+        if self._kept is not None:
+            return self._copied(self._kept.matrix(name))
+        return self._rounded(self._weights.tensor(name))
+
+    def ffn(self, layer: int) -> FfnWeights:
+        """The FFN of a dense layer."""
+        w1, w2 = (self.matrix(f"layers.{layer}.ffn.{name}") for name in ("w1", "w2"))
+        b1, b2 = (self.vector(f"layers.{layer}.ffn.{name}") for name in ("b1", "b2"))
+        return FfnWeights(w1, b1, w2, b2)
+
+    def expert(self, layer: int, number: int) -> FfnWeights:
+        """The FFN of an expert. layer: of the RRE layers."""
+        w1, w2 = (self._expert_matrix(layer, number, name) for name in ("w1", "w2"))
+        b1, b2 = (self._plain(self._weights.expert(layer, number, name)) for name in ("b1", "b2"))
+        return FfnWeights(w1, b1, w2, b2)
+
+    def _expert_matrix(self, layer: int, number: int, name: str) -> Matrix:
+        if self._kept is not None:
+            return self._copied(self._kept.matrix(f"experts.{layer}.{name}", number))
+        return self._rounded(self._weights.expert(layer, number, name))
+
+    def _rounded(self, values: np.ndarray) -> Matrix:
+        if self._mapped:
+            return Matrix(self._plain(values))
+        matrix = Matrix.copy_of(np.asarray(values), self._precision, self._room)
+        return self._counted(matrix, values)
+
+    def _copied(self, kept: Matrix) -> Matrix:
+        return self._counted(kept.copied(self._room), kept.values)
+
+    def _counted(self, copy: Matrix, source: np.ndarray) -> Matrix:
+        let_go(source)
+        self.weight_bytes += copy.nbytes
+        self.copied_bytes += copy.nbytes
+        return copy
+
+    def _plain(self, values: np.ndarray) -> np.ndarray:
+        """The same as a contiguous float32 array of no subclass: a mapped one that is so stays where it is."""
+        plain = np.ascontiguousarray(np.asarray(values), np.float32)
+        self.weight_bytes += plain.nbytes
+        if not np.may_share_memory(plain, values):
+            self.copied_bytes += plain.nbytes
+        return plain
