@@ -69,8 +69,7 @@ def _generate(options: argparse.Namespace) -> int:
 
     from pangu_sigma.generate.text import generate, open_engine
 
-    path, kind = (options.run, "run") if options.run else (options.model, "export")
-    engine = open_engine(path, kind, weights=options.weights)
+    engine = open_engine(options.run or options.model, "run" if options.run else "export", weights=options.weights)
     answers = generate(engine, prompts, options.max_new_tokens, sampling, options.seed, options.stop)
     text = "\n".join(f"[{answer.domain}] {answer.prompt}|{answer.text}" for answer in answers)
     show([vars(answer) for answer in answers], text, options.json)

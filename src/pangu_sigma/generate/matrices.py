@@ -23,8 +23,9 @@ class Matrices:
         """mapped: True to give float32 matrices where they lie, and not as copies in the room."""
         assert not mapped or precision == "float32"
         self._weights, self._precision, self._mapped, self._room = weights, precision, mapped, room
-        as_kept = isinstance(weights, ExportedWeights) and weights.precision == precision and not mapped
-        self._kept = weights if as_kept else None
+        self._kept: ExportedWeights | None = None
+        if isinstance(weights, ExportedWeights) and weights.precision == precision and not mapped:
+            self._kept = weights
         self.weight_bytes = self.copied_bytes = 0
 
     def vector(self, name: str) -> np.ndarray:
