@@ -223,10 +223,11 @@ class _AttentionFields(ctypes.Structure):
 
 
 class LaneAttention:
-    """Puts k and v [T, n·d] of new tokens into the cache, and gives what each token sees of its document, up to itself.
+    """Puts k and v [T, n·d] of new tokens into the cache, and gives what tokens see of their document, up to themselves.
 
-    keys, values: the cache, [L, n, S, d]. call(rows, lanes, at, first): addresses of int32 [T]: the lane of each token, its number
-    there, and the number of its document's first token. Tokens of a lane stand together, in their order.
+    keys, values: the cache, [L, n, S, d]. call(rows, lanes, at, asking, asking_lanes, asking_at, first): addresses of int32 [T],
+    the lane of each token and its number there, and of int32 [asking], the same of tokens that ask, all or some of these, and the
+    number of their document's first token. Theirs are the first rows of q and out. Tokens of a lane stand together, in order.
     """
 
     def __init__(
@@ -239,8 +240,10 @@ class LaneAttention:
         self._fields = _AttentionFields(heads, width, length, *addresses, width**-0.5)
         self._call, self._argument = _kernel("HostAttention"), ctypes.addressof(self._fields)
 
-    def __call__(self, rows: int, lanes: int, at: int, first: int) -> None:
-        self._call(rows, self._argument, lanes, at, first)
+    def __call__(
+        self, rows: int, lanes: int, at: int, asking: int, asking_lanes: int, asking_at: int, first: int
+    ) -> None:
+        self._call(rows, self._argument, lanes, at, asking, asking_lanes, asking_at, first)
 
 
 def _address(array: np.ndarray | None, dtype: type | None = None) -> int | None:
@@ -286,7 +289,7 @@ _ARGUMENTS = {
     "HostLinears": (_NUMBER, _POINTER, _NUMBER),
     "HostNorm": (_NUMBER, *[_POINTER] * 4, _NUMBER),
     "HostFfn": (_NUMBER, _POINTER, _POINTER),
-    "HostAttention": (_NUMBER, _POINTER, *[_POINTER] * 3),
+    "HostAttention": (_NUMBER, _POINTER, _POINTER, _POINTER, _NUMBER, *[_POINTER] * 3),
 }
 
 

@@ -322,20 +322,24 @@ struct AttentionPass {
 };
 }  // namespace
 
-// Puts keys and values of new tokens into the cache, and lets each token attend to those of its document, up to itself. lane, at, first
-// [rows]: the lane of a token, its number there, and that of its document's first token. Tokens of a lane stand together, in order.
-extern "C" void HostAttention(int64_t rows, const Attention *attention, const int32_t *lane, const int32_t *at, const int32_t *first) {
+// Puts keys and values of new tokens into the cache: lane, at [rows] are the lane of a token and its number there. Then lets tokens that
+// ask, all of these or some, attend to those of their document, up to themselves: theirs are the first rows of q and out, and
+// asking_lane, asking_at, first [asking], where `first` is the number of their document's first token. Tokens of a lane stand together,
+// in order.
+extern "C" void HostAttention(int64_t rows, const Attention *attention, const int32_t *lane, const int32_t *at, int64_t asking,
+                              const int32_t *asking_lane, const int32_t *asking_at, const int32_t *first) {
   static thread_local std::vector<Queries> blocks;
-  const AttentionPass pass{*attention, lane, at, first};
+  const AttentionPass added{*attention, lane, at, nullptr}, pass{*attention, asking_lane, asking_at, first};
   if (rows < 8)
-    for (int64_t t = 0; t < rows; ++t) pass.Append(t);
+    for (int64_t t = 0; t < rows; ++t) added.Append(t);
   else
     Share(Blocks(rows, kQueries), [&](int64_t i) {
-      for (int64_t t = i * kQueries; t < std::min((i + 1) * kQueries, rows); ++t) pass.Append(t);
+      for (int64_t t = i * kQueries; t < std::min((i + 1) * kQueries, rows); ++t) added.Append(t);
     });
   blocks.clear();
-  for (int64_t t = 0, end; t < rows; t = end) {
-    for (end = t + 1; end < std::min(t + kQueries, rows) && lane[end] == lane[t] && first[end] == first[t];) ++end;
+  for (int64_t t = 0, end; t < asking; t = end) {
+    end = t + 1;
+    while (end < std::min(t + kQueries, asking) && asking_lane[end] == asking_lane[t] && first[end] == first[t]) ++end;
     blocks.push_back({t, end});
   }
   const Queries *all = blocks.data();

@@ -204,9 +204,16 @@ def test_attention_sees_its_document_in_its_lane_and_gives_the_same_bits_token_b
             mine = [aligned((len(some), heads * width)) for _ in range(4)]
             for new, whole in zip(mine, (q, k, v), strict=False):
                 new[...] = whole[some]
-            where = [array[some].copy() for array in (lanes, at, first)]
-            LaneAttention(*mine, *caches)(len(some), *(array.ctypes.data for array in where))
+            lane, number, begin = (array[some].copy() for array in (lanes, at, first))
+            everywhere = [array.ctypes.data for array in (lane, number)]
+            attend = LaneAttention(*mine, *caches)
+            attend(len(some), *everywhere, len(some), *everywhere, begin.ctypes.data)
             found[some] = mine[3]
+            asking = np.arange(len(some))[1::3]
+            of_some = [array[asking].copy() for array in (lane, number, begin)]
+            mine[0][: len(asking)] = q[some][asking]
+            attend(len(some), *everywhere, len(asking), *(array.ctypes.data for array in of_some))
+            assert (mine[3][: len(asking)] == found[some][asking]).all(), "whoever else asks, or does not"
         return found
 
     found = compute([np.arange(len(at))])
@@ -223,7 +230,9 @@ def test_scores_of_any_size_make_a_softmax(isa):
     caches[1][0, 0, :20] = np.arange(20)[:, None]
     q[...], k[...] = 1, -1e4
     out, zero, at = aligned((1, 16)), np.zeros(1, np.int32), np.full(1, 20, np.int32)
-    LaneAttention(q, k, v, out, *caches)(1, zero.ctypes.data, at.ctypes.data, zero.ctypes.data)
+    LaneAttention(q, k, v, out, *caches)(
+        1, *(array.ctypes.data for array in (zero, at)), 1, *(array.ctypes.data for array in (zero, at, zero))
+    )
     assert (out == 19).all()
 
 

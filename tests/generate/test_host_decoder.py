@@ -99,6 +99,24 @@ def test_texts_of_a_batch_get_the_bits_that_they_get_alone(run, decoder):
         assert (np.concatenate(together[lane]) == expected).all()
 
 
+def test_rows_that_nobody_asks_for_change_no_bit(run, decoder):
+    """The query layer computes those that are asked for: none, some or all of each lane, of several documents and slots."""
+    domains, eot = domains_of(run.config).all, run.tokenizer.eot
+    texts = [ids_of(run, domain, 12, i) for i, domain in enumerate(domains)]
+    texts = [[*ids[:5], eot, *ids[5:], eot] for ids in texts]
+    whole = [read(decoder, domain, ids) for domain, ids in zip(domains, texts, strict=True)]
+    for wanted in ((0, 0, 0), (1, 0, 9), (0, 14, 1), (3, 2, 1)):
+        for lane, domain in enumerate(domains):
+            decoder.begin(lane, domain)
+        found = decoder.read([Chunk(lane, ids, wanted[lane]) for lane, ids in enumerate(texts)])
+        after = decoder.read([Chunk(lane, ids[:3], 1) for lane, ids in enumerate(texts)])
+        for lane, count in enumerate(wanted):
+            assert (found[lane] == whole[lane][len(texts[lane]) - count :]).all()
+            assert (after[lane] == read(decoder, domains[lane], texts[lane][:3], lane=3)[-1:]).all(), (
+                "the cache is whole"
+            )
+
+
 def test_greedy_texts_of_a_batch_are_those_of_one(run, decoder):
     domains = domains_of(run.config).all
 

@@ -40,7 +40,7 @@ class ExactModel:
         wanted_R: the rows of the flattened slots whose logits are wanted. last: number of tokens, from the end, that are wanted; 0
         for all.
         """
-        hidden_TH = self.hidden(rows_T, experts_NT)[-last:]
+        hidden_TH = self._hidden(rows_T, experts_NT, last)
         table = self.weights.tensor("embedding")
         logits_TR = np.empty((len(hidden_TH), len(wanted_R)), np.float32)
         for first in range(0, len(wanted_R), _ROWS):
@@ -53,7 +53,11 @@ class ExactModel:
 
     def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray) -> np.ndarray:
         """Hidden states after the query layer, float32 [T, H]; arguments as `logits`."""
-        return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT)
+        return self._hidden(rows_T, experts_NT, 0)
+
+    def _hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray, last: int) -> np.ndarray:
+        asking_A = np.arange(len(rows_T))[-last:]
+        return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, asking_A)
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
         table = self.weights.tensor("embedding")
@@ -94,7 +98,10 @@ class ExactModel:
         with np.errstate(over="ignore"):
             return activation_oracle(x.astype(np.float64), self._activation).astype(np.float32)
 
-    def attention(self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray) -> np.ndarray:
+    def attention(
+        self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
+    ) -> np.ndarray:
+        """Computed of all rows, whoever asks: BLAS adds in another order for few."""
         at, heads = f"layers.{layer}.attention", self.model.heads
         q, k, v = (
             self._linear(f"{at}.{name}", source).reshape(len(normed), heads, -1).transpose(1, 0, 2)
@@ -105,7 +112,8 @@ class ExactModel:
         weights_nTT = np.exp(scores_nTT - scores_nTT.max(axis=-1, keepdims=True))
         weights_nTT /= weights_nTT.sum(axis=-1, keepdims=True)
         mixed_TH = (weights_nTT @ v).transpose(1, 0, 2).reshape(normed.shape)
-        return residual + self._linear(f"{at}.output", mixed_TH)
+        found_TH = residual + self._linear(f"{at}.output", mixed_TH)
+        return found_TH if asking_A is None else found_TH[asking_A]
 
     def _linear(self, at: str, x_TH: np.ndarray) -> np.ndarray:
         weight = self.weights.tensor(f"{at}.weight")

@@ -123,17 +123,22 @@ class HostDecoder:
         """Compute some of the new tokens, and append the wanted logits to those found for each lane."""
         lane_T, at_T, first_T = new.lane[some], new.at[some], new.first[some]
         self._operators.take(lane_T, at_T, first_T)
-        hidden_TH = hidden_states(
-            self.config.model, self._operators, new.row[some], at_T - first_T, experts_NT[:, some]
-        )
         wanted_W = np.flatnonzero(new.wanted[some])
-        slot_W = new.slot[some][wanted_W]
+        hidden_WH = hidden_states(
+            self.config.model,
+            self._operators,
+            new.row[some],
+            at_T - first_T,
+            experts_NT[:, some],
+            wanted_W if len(wanted_W) < len(lane_T) else None,
+        )
+        slot_W, lane_W = new.slot[some][wanted_W], lane_T[wanted_W]
         for slot in set(slot_W.tolist()):
-            mine_W = wanted_W if (slot_W == slot).all() else wanted_W[slot_W == slot]
-            logits_WR = self._operators.logits(hidden_TH, mine_W, slot)
+            mine_W = np.flatnonzero(slot_W == slot)
+            logits_WR = self._operators.logits(hidden_WH, mine_W, slot)
             if len(self._unused[slot]):
                 logits_WR[:, self._unused[slot]] = -np.inf
-            for lane, rows in groupby(range(len(mine_W)), lane_T[mine_W].tolist().__getitem__):
+            for lane, rows in groupby(range(len(mine_W)), lane_W[mine_W].tolist().__getitem__):
                 numbers = list(rows)
                 found[lane].append(logits_WR[numbers[0] : numbers[-1] + 1])
 

@@ -3,7 +3,7 @@
 Operators that add in one order are in exact.py, those that are fast and keep a cache in host_operators.py. The network of training
 is `model/pangu_sigma.py`; tests compare them.
 
-Shape suffixes: T tokens, H hidden, N RRE layers.
+Shape suffixes: T tokens, A tokens that ask, H hidden, N RRE layers.
 """
 
 from __future__ import annotations
@@ -32,8 +32,13 @@ class Operators(Protocol[HostRows]):
     def norm(self, name: str, x: HostRows) -> HostRows:
         """LayerNorm. name: of the cell in the network."""
 
-    def attention(self, layer: int, residual: HostRows, normed: HostRows, query: HostRows) -> HostRows:
-        """residual + causal attention of a layer. query: what asks; `normed` gives keys and values."""
+    def attention(
+        self, layer: int, residual: HostRows, normed: HostRows, query: HostRows, asking_A: np.ndarray | None
+    ) -> HostRows:
+        """residual + causal attention of a layer. query: what asks; `normed` gives keys and values.
+
+        asking_A: the rows of which the result is wanted, in order, and what the operators after it have; None for all.
+        """
 
     def ffn(self, layer: int, residual: HostRows, normed: HostRows) -> HostRows:
         """residual + the FFN of a dense layer."""
@@ -48,20 +53,27 @@ def hidden_states(
     rows_T: np.ndarray,
     positions_T: np.ndarray,
     experts_NT: np.ndarray,
+    asking_A: np.ndarray | None = None,
 ) -> HostRows:
-    """Hidden states [T, H] after the query layer.
+    """Hidden states [A, H] after the query layer.
 
     rows_T: row of each token in the flattened slots. positions_T: of it in its document. experts_NT: its expert in each RRE layer,
-    numbered over the layer.
+    numbered over the layer. asking_A: numbers of the tokens whose hidden states are wanted, in order; None for all. The query layer
+    needs keys and values of the others, and nothing else.
     """
     x_TH = operators.embed(rows_T, positions_T)
     for layer in range(model.layers):
-        query_TH = None
+        query_TH, asking = None, None
         if layer == model.layers - 1:
+            asking = asking_A
             x_TH = operators.norm("norm", x_TH)
             query_TH = operators.queries(positions_T)
         normed_TH = operators.norm(f"layers.{layer}.attention_norm", x_TH)
-        x_TH = operators.attention(layer, x_TH, normed_TH, normed_TH if query_TH is None else query_TH)
+        x_TH = operators.attention(layer, x_TH, normed_TH, normed_TH if query_TH is None else query_TH, asking)
+        if asking is not None:
+            experts_NT = experts_NT[:, asking]
+            if not len(asking):
+                break
         normed_TH = operators.norm(f"layers.{layer}.ffn_norm", x_TH)
         routed = layer - model.dense_layers
         if routed < 0:

@@ -48,7 +48,9 @@ class HostOperators:
         )
         self._lane_T, self._at_T, self._first_T = (np.zeros(PASS_TOKENS, np.int32) for _ in range(3))
         self._expert_T = np.zeros(PASS_TOKENS, np.int32)
+        self._asking = np.zeros((3, PASS_TOKENS), np.int32)
         self._where = tuple(each.ctypes.data for each in (self._lane_T, self._at_T, self._first_T))
+        self._where_asking = tuple(each.ctypes.data for each in self._asking)
         self._expert_address = self._expert_T.ctypes.data
         self._tokens = 0
         width = model.hidden // model.heads
@@ -78,7 +80,7 @@ class HostOperators:
                 cache_LnSd[target, :, :tokens] = cache_LnSd[source, :, :tokens]
 
     def logits(self, hidden_TH: np.ndarray, wanted_W: np.ndarray, slot: int) -> np.ndarray:
-        """Logits [W, R] over the rows of a slot, of some tokens of the pass."""
+        """Logits [W, R] over the rows of a slot, of some tokens that ask."""
         np.take(hidden_TH, wanted_W, axis=0, out=self._mixed_TH[: len(wanted_W)])
         logits_WR = np.empty((len(wanted_W), self._model.slot_rows), np.float32)
         self._heads[slot](len(wanted_W), logits_WR)
@@ -98,12 +100,30 @@ class HostOperators:
         norm(self._tokens)
         return y
 
-    def attention(self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray) -> np.ndarray:
-        project, attend, output = self._layers[layer]
-        project(self._tokens)
-        attend(self._tokens, *self._where)
+    def attention(
+        self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
+    ) -> np.ndarray:
+        project, ask, remember, attend, output = self._layers[layer]
+        tokens, where = self._tokens, self._where
+        if asking_A is None:
+            project(tokens)
+        else:
+            remember(tokens)
+            where = self._only(asking_A, residual, query)
+            ask(self._tokens)
+        lanes, at, _ = self._where
+        attend(tokens, lanes, at, self._tokens, *where)
         output(self._tokens)
         return residual
+
+    def _only(self, asking_A: np.ndarray, *of_T: np.ndarray) -> tuple[int, ...]:
+        """Let the pass go on with these tokens, whose rows come first. Returns the addresses of where they are."""
+        for each_TH in of_T:
+            each_TH[: len(asking_A)] = each_TH[asking_A]
+        for asking, each_T in zip(self._asking, (self._lane_T, self._at_T, self._first_T), strict=True):
+            asking[: len(asking_A)] = each_T[asking_A]
+        self._tokens = len(asking_A)
+        return self._where_asking
 
     def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
         self._ffns[layer](self._tokens)
@@ -118,28 +138,27 @@ class HostOperators:
         """The buffers of a layer: residual, normed. The norm before the query layer has changed them."""
         return (self._other_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._other_TH)
 
-    def _layer(self, layer: int) -> tuple[Projections, LaneAttention, Projections]:
+    def _layer(self, layer: int) -> tuple[Projections, Projections, Projections, LaneAttention, Projections]:
         at = f"layers.{layer}.attention"
         residual_TH, normed_TH = self._rows(layer)
         for name in ("attention_norm", "ffn_norm"):
             cell = f"layers.{layer}.{name}"
             self._norms[cell] = NormRows(residual_TH, *self._norm_weights(cell), normed_TH), normed_TH
         asked_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
-        project = Projections(
-            [
-                Projection(
-                    x_TH, self._weights.matrix(f"{at}.{name}.weight"), self._weights.vector(f"{at}.{name}.bias"), y_TH
-                )
-                for name, x_TH, y_TH in (
-                    ("query", asked_TH, self._q_TH),
-                    ("key", normed_TH, self._k_TH),
-                    ("value", normed_TH, self._v_TH),
-                )
-            ]
+        ask, key, value, output = (
+            Projection(
+                x_TH, self._weights.matrix(f"{at}.{name}.weight"), self._weights.vector(f"{at}.{name}.bias"), y_TH, adds
+            )
+            for name, x_TH, y_TH, adds in (
+                ("query", asked_TH, self._q_TH, False),
+                ("key", normed_TH, self._k_TH, False),
+                ("value", normed_TH, self._v_TH, False),
+                ("output", self._mixed_TH, residual_TH, True),
+            )
         )
         attend = LaneAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer])
-        weight, bias = self._weights.matrix(f"{at}.output.weight"), self._weights.vector(f"{at}.output.bias")
-        return project, attend, Projections([Projection(self._mixed_TH, weight, bias, residual_TH, adds=True)])
+        project, remember = Projections([ask, key, value]), Projections([key, value])
+        return project, Projections([ask]), remember, attend, Projections([output])
 
     def _ffn(self, layer: int, experts: int) -> FFN:
         residual_TH, normed_TH = self._rows(layer)
