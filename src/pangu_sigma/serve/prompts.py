@@ -33,18 +33,23 @@ class Prompts:
         longest = max(len(surface.decode(errors="replace")) for surface in tokenizer.vocabulary.surfaces)
         self._most_characters = _FOLDED * longest * self.length
         self._thread = ThreadPoolExecutor(1, "tokenizer")
+        self._closed = threading.Event()
 
     def warm_up(self, domains: Iterable[Domain]) -> None:
         """Load what reading takes, dictionaries and models of slots, beside the thread and before anybody waits for it."""
 
         def load() -> None:
             for domain in domains:
+                if self._closed.is_set():
+                    return
                 self.tokenizer.encode("a 中", domain)
 
-        threading.Thread(target=load, name="warm-up", daemon=True).start()
+        # No daemon: where the process ends while one is in C++, it aborts.
+        threading.Thread(target=load, name="warm-up").start()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the threads: the process ends when a model that is being loaded is there."""
+        self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def in_thread(self, work: Callable[..., _Result], *arguments: object) -> _Result:
