@@ -1,4 +1,4 @@
-"""A server in this process: a decoder without a network behind the real application, and a client."""
+"""A server in this process: a decoder, mostly one without a network, behind the real application, and a client."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 from fastapi.testclient import TestClient
 from helpers.tiny import tiny_config
+from helpers.toy_weights import ToyWeights
 
+from pangu_sigma.checkpoint.run_folder import drawn_tables
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.host_decoder import HostDecoder
 from pangu_sigma.serve.app import make_app
 from pangu_sigma.serve.guard import Names
 from pangu_sigma.serve.limits import Limits
@@ -80,6 +83,12 @@ class DrawnDecoder:
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
         return np.array([np.array(ids) % 2, np.array(ids) // 2 % 2])
+
+
+def toy_decoder(prepared: Path, lanes: int = 4, seq_length: int = LENGTH) -> HostDecoder:
+    """The decoder that serves on a CPU, of a small network with drawn weights."""
+    config, tokenizer = tiny_config(prepared, model={"seq_length": seq_length}), tokenizer_in(prepared)
+    return HostDecoder(config, tokenizer, drawn_tables(config, tokenizer), ToyWeights(config), lanes)
 
 
 def served_app(decoder: Any, key: str | None = None, **limits: int):

@@ -199,7 +199,7 @@ def test_too_many_are_told_when_to_come_again(tiny_data):
 PROGRAM = """
 import logging, sys
 from pathlib import Path
-from helpers.served import DrawnDecoder
+from helpers.served import DrawnDecoder, toy_decoder
 from pangu_sigma.errors import exit_status
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.server import Address, bind, serve
@@ -207,10 +207,14 @@ logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 def run():
     address = Address(port=int(sys.argv[2]))
     with bind(address) as listening:
-        decoder = DrawnDecoder(Path(sys.argv[1]), seconds=0.03, ends=False)
+        decoder = eval(sys.argv[4], globals(), {"data": Path(sys.argv[1])})
         return serve(decoder, listening, address, None, Limits(stop_seconds=int(sys.argv[3])))
 sys.exit(exit_status(run))
 """
+
+
+DRAWN = "DrawnDecoder(data, seconds=0.03, ends=False)"
+NETWORK = "toy_decoder(data, seq_length=16384)"
 
 
 @pytest.fixture
@@ -218,19 +222,19 @@ def start(tiny_data) -> Iterator[Callable[..., tuple[subprocess.Popen, str]]]:
     """Starts server processes, which end with the test."""
     with ExitStack() as ends:
 
-        def start(port: int = 0, stop_seconds: int = 7) -> tuple[subprocess.Popen, str]:
-            process, url = _start(tiny_data, port, stop_seconds)
+        def start(port: int = 0, stop_seconds: int = 7, decoder: str = DRAWN) -> tuple[subprocess.Popen, str]:
+            process, url = _start(tiny_data, port, stop_seconds, decoder)
             ends.callback(process.kill)
             return process, url
 
         yield start
 
 
-def _start(data: Path, port: int, stop_seconds: int) -> tuple[subprocess.Popen, str]:
+def _start(data: Path, port: int, stop_seconds: int, decoder: str) -> tuple[subprocess.Popen, str]:
     root = Path(__file__).parents[2]
     paths = [root / "src", root, root / "tests"]
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(data), str(port), str(stop_seconds)],
+        [sys.executable, "-c", PROGRAM, str(data), str(port), str(stop_seconds), decoder],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
         stderr=subprocess.PIPE,
         text=True,
@@ -282,6 +286,39 @@ def test_sigterm_finishes_what_runs_and_sigkill_leaves_nothing(start):
     assert rest[-1] == "data: [DONE]"
     assert "broken off" in json.loads(rest[-2].removeprefix("data: "))["error"]["message"]
     assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stop_seconds", "finished"),
+    [(100, 7, True), (16000, 1, False), pytest.param(16000, 7, False, marks=pytest.mark.slow)],
+)
+def test_sigterm_ends_all_streams_of_a_network(start, tokens, stop_seconds, finished):
+    """More than there are lanes: they finish, or each of them is told that it does not."""
+    process, url = start(stop_seconds=stop_seconds, decoder=NETWORK)
+    body = ASKED | {"max_tokens": tokens, "ignore_eos": True, "stream": True}
+    ends: list[list[str]] = []
+    with ExitStack() as open_streams:
+        streams = [httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=60) for _ in range(6)]
+        answers = [open_streams.enter_context(stream).iter_lines() for stream in streams]
+        next(answers[0])
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        readers = [threading.Thread(target=lambda of=of: ends.append([*filter(None, of)][-2:])) for of in answers]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+    assert process.wait(60) == 0
+    took = time.monotonic() - began
+    print(f"six streams of {tokens} tokens: the process ended {took:.2f} s after SIGTERM")
+    assert took < 10
+    for last, done in ends:
+        assert done == "data: [DONE]"
+        found = json.loads(last.removeprefix("data: "))
+        if finished:
+            assert found["choices"][0]["finish_reason"] == "length"
+        else:
+            assert "the server ends" in found["error"]["message"]
 
 
 def test_a_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
