@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from helpers.grown import law_tree, write_law
 from helpers.slow_decoder import SlowDecoder
 
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.convert.mindir import export_mindir
+from pangu_sigma.data.prepare import prepare
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.engine import Engine
@@ -16,6 +22,7 @@ from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.predictor import Predictor
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.rereading import RereadingDecoder
+from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -100,17 +107,30 @@ def test_greedy_tokens_are_those_of_a_run_alone_and_together_past_the_end_of_doc
     assert [greedy(tiny_graph, [request])[0] for request in requests] == expected
 
 
+@pytest.fixture(scope="module")
+def four_domains(tiny_data, tmp_path_factory) -> Path:
+    """A run of four domains in three slots, trained for some steps."""
+    folder = tmp_path_factory.mktemp("four_domains")
+    config = parse_config(law_tree(folder / "prepared"))
+    write_law(folder / "text.jsonl", tiny_data.parent / "text.jsonl")
+    prepare(config, [folder / "text.jsonl"], folder / "prepared")
+    train(config, folder / "run")
+    return folder / "run"
+
+
 @pytest.mark.slow
-def test_200_prompts_over_all_domains_alone_and_eight_at_once(tiny_export, tiny_run):
+def test_200_prompts_over_four_domains_alone_and_eight_at_once(four_domains, tmp_path):
     """Against the network that trains, which has no cache. Prompts are drawn among the ids of the slot, <eot> among them."""
-    eight, trained = GraphDecoder(tiny_export, 8), RereadingDecoder(Predictor.from_run(tiny_run), 8)
+    export = export_mindir(four_domains, tmp_path / "export")
+    eight, trained = GraphDecoder(export, 8), RereadingDecoder(Predictor.from_run(four_domains), 8)
+    assert len(domains_of(trained.config).all) == 4
     rng, requests = np.random.default_rng(0), []
     for number in range(200):
-        domain = domains_of(trained.config)[number % 3]
+        domain = domains_of(trained.config)[number % 4]
         rows = trained.tokenizer.slot_rows[domain.slot]
         ids = rng.choice(rows[rows >= 0], int(rng.integers(1, 20)))
         requests.append(Request(domain, tuple(ids.tolist()), 12, ignore_eot=number % 2 == 0))
     expected = greedy(trained, requests)
     assert greedy(eight, requests) == expected
-    alone = GraphDecoder(tiny_export, 1)
+    alone = GraphDecoder(export, 1)
     assert [greedy(alone, [request])[0] for request in requests] == expected
