@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import httpx2
 import numpy as np
 from fastapi.testclient import TestClient
 from helpers.tiny import tiny_config
@@ -122,6 +126,46 @@ def server_of(decoder: Any, key: str | None = None, **limits: int) -> Iterator[s
         finally:
             server.stop()
             thread.join()
+
+
+PROGRAM = """
+import logging, sys
+from pathlib import Path
+from helpers.served import DrawnDecoder, toy_decoder
+from pangu_sigma.errors import exit_status
+from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.server import Address, bind, serve
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+def run():
+    address = Address(port=int(sys.argv[2]))
+    with bind(address) as listening:
+        decoder = eval(sys.argv[4], globals(), {"data": Path(sys.argv[1])})
+        return serve(decoder, listening, address, None, Limits(stop_seconds=int(sys.argv[3])))
+sys.exit(exit_status(run))
+"""
+
+
+def start_server(data: Path, decoder: str, port: int = 0, stop_seconds: int = 7) -> tuple[subprocess.Popen, str]:
+    """A server in a process of its own, and its address. decoder: an expression that makes it of `data`."""
+    root = Path(__file__).parents[2]
+    paths = [root / "src", root, root / "tests"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(data), str(port), str(stop_seconds), decoder],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("serving "):
+            url = line.split(" at ")[1].strip()
+            for _ in range(500):
+                try:
+                    if httpx2.get(f"{url}/health").status_code == 200:
+                        break
+                except httpx2.TransportError:
+                    time.sleep(0.02)
+            return process, url
+    raise AssertionError(f"ended with {process.wait()}")
 
 
 def events(text: str) -> list[dict[str, Any]]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from helpers.served import DrawnDecoder, server_of
+from helpers.served import DrawnDecoder, server_of, start_server
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.serve.limits import Limits
@@ -196,23 +194,6 @@ def test_too_many_are_told_when_to_come_again(tiny_data):
         assert client.post("/v1/completions", json=ASKED).status_code == 200
 
 
-PROGRAM = """
-import logging, sys
-from pathlib import Path
-from helpers.served import DrawnDecoder, toy_decoder
-from pangu_sigma.errors import exit_status
-from pangu_sigma.serve.limits import Limits
-from pangu_sigma.serve.server import Address, bind, serve
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-def run():
-    address = Address(port=int(sys.argv[2]))
-    with bind(address) as listening:
-        decoder = eval(sys.argv[4], globals(), {"data": Path(sys.argv[1])})
-        return serve(decoder, listening, address, None, Limits(stop_seconds=int(sys.argv[3])))
-sys.exit(exit_status(run))
-"""
-
-
 DRAWN = "DrawnDecoder(data, seconds=0.03, ends=False)"
 NETWORK = "toy_decoder(data, seq_length=16384)"
 
@@ -223,33 +204,11 @@ def start(tiny_data) -> Iterator[Callable[..., tuple[subprocess.Popen, str]]]:
     with ExitStack() as ends:
 
         def start(port: int = 0, stop_seconds: int = 7, decoder: str = DRAWN) -> tuple[subprocess.Popen, str]:
-            process, url = _start(tiny_data, port, stop_seconds, decoder)
+            process, url = start_server(tiny_data, decoder, port, stop_seconds)
             ends.callback(process.kill)
             return process, url
 
         yield start
-
-
-def _start(data: Path, port: int, stop_seconds: int, decoder: str) -> tuple[subprocess.Popen, str]:
-    root = Path(__file__).parents[2]
-    paths = [root / "src", root, root / "tests"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(data), str(port), str(stop_seconds), decoder],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith("serving "):
-            url = line.split(" at ")[1].strip()
-            for _ in range(500):
-                try:
-                    if httpx2.get(f"{url}/health").status_code == 200:
-                        break
-                except httpx2.TransportError:
-                    time.sleep(0.02)
-            return process, url
-    raise AssertionError(f"ended with {process.wait()}")
 
 
 def test_sigterm_finishes_what_runs_and_sigkill_leaves_nothing(start):
