@@ -180,6 +180,12 @@ class DataConfig(Section):
     """MiB of text, as UTF-8, that `prepare-data` keeps of a domain at most; null: all of your own text, 6 MiB of packaged text."""
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
+    max_overlap: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    """Fraction of a held-out document's windows of 13 tokens that may stand in other documents of its domain. Documents above it
+    are trained on, and others are held out instead. 1: all may be held out."""
+    min_held_out_tokens: Positive = 10_000
+    """Number of held-out tokens that a domain needs. More documents than `held_out` says are held out to reach it, up to five times
+    as many or half of all; where that is not enough, `prepare-data` refuses the text."""
     domains_per_step: Width = 1
     """Number of blocks of a batch. Each block holds samples of one domain, so a step has at most this many domains."""
     domain_sets: Width = 1

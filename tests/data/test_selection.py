@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.data.documents import Document
-from pangu_sigma.data.selection import Selection, split
+from pangu_sigma.data.selection import CHOICE, Selection, candidates
 
 
 def select(texts: list[str], limit: int | None) -> Selection:
@@ -38,13 +38,19 @@ def test_copies_and_giants_are_counted_and_left_out():
     assert [document.text for document in selection.documents()] == ["a", "b"]
 
 
-def test_the_split_is_a_share_of_the_documents_and_stable():
+def test_candidates_are_several_for_each_that_is_wanted_and_do_not_depend_on_order():
     documents = [Document("zh", str(i), "") for i in range(100)]
-    train, held_out = split(documents, 0.05)
-    assert (len(train), len(held_out)) == (95, 5)
+    numbers, wanted = candidates(documents, 0.05)
+    assert (len(set(numbers)), wanted) == (5 * CHOICE, 5)
     shuffled = random.Random(0).sample(documents, 100)
-    assert set(split(shuffled, 0.05)[1]) == set(held_out)
-    assert [len(part) for part in split(documents[:2], 0.05)] == [1, 1]
+    assert [shuffled[number] for number in candidates(shuffled, 0.05)[0]] == [documents[number] for number in numbers]
+    assert candidates(documents, 0.01)[0] == numbers[:CHOICE]
+
+
+@given(st.integers(2, 60), st.floats(0.001, 0.499))
+def test_at_least_one_document_is_wanted_and_one_is_trained_on_in_any_case(count, share):
+    numbers, wanted = candidates([Document("zh", str(i), "") for i in range(count)], share)
+    assert 1 <= wanted <= len(numbers) <= max(wanted, count // 2) < count
 
 
 @given(st.lists(st.text(min_size=1, max_size=12), max_size=30), st.none() | st.integers(0, 60))

@@ -28,6 +28,6 @@ def tiny_config(**model: int) -> Config:
             "model": shape | model,
             "domains": DOMAINS,
             "vocabulary": {"english_pieces": 300},
-            "data": {"held_out": 0.2},
+            "data": {"held_out": 0.2, "max_overlap": 1.0, "min_held_out_tokens": 1},
         }
     )

@@ -54,7 +54,13 @@ def tiny_tree(data: Path) -> dict[str, Any]:
             {"name": "code", "format": "code", "language": "python", "slot": "en"},
         ],
         "vocabulary": {"english_pieces": 300},
-        "data": {"path": str(data), "held_out": 0.1, "domains_per_step": 2},
+        "data": {
+            "path": str(data),
+            "domains_per_step": 2,
+            "held_out": 0.1,
+            "max_overlap": 1.0,
+            "min_held_out_tokens": 1,
+        },
         "train": {
             "steps": STEPS,
             "batch_size": 4,

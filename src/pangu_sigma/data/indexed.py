@@ -41,7 +41,7 @@ def paths_of(prefix: Path) -> tuple[Path, Path]:
     return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
 
 
-def write_tokens(prefix: Path, documents: Iterable[list[int]]) -> None:
+def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray]) -> None:
     """Write each document (ids, its <eot> included) as one sequence of one document."""
     data, index = paths_of(prefix)
     builder = _mindformers_builder()(str(data), dtype=np.int32)

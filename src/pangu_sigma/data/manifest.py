@@ -49,6 +49,24 @@ class SplitCounts(_Record):
     folded: int | None = None
 
 
+class OverlapRecord(_Record):
+    """What the held-out text of a domain has in common with its training text, in windows (data/overlap.py).
+
+    window: tokens of a window. windows: number of them in the held-out text. share: fraction of them that stands in the training
+    text. by_hash_alone: what that would be if no document were passed over.
+    wanted: number of documents that data.held_out asks for.
+    passed_over, passed_over_tokens: documents, and tokens of theirs, that are trained on because they repeat others.
+    """
+
+    window: int
+    windows: int
+    share: float
+    by_hash_alone: float
+    wanted: int
+    passed_over: int
+    passed_over_tokens: int
+
+
 class DomainRecord(_Record):
     """The record of a domain.
 
@@ -59,6 +77,7 @@ class DomainRecord(_Record):
     data.max_mib_per_domain by themselves, documents left out because others fill it. What is offered is one of these or is kept.
     offered_bytes, left_out_bytes: UTF-8 of all documents that came in, and of those that are too long or over the limit.
     None: not recorded, in data of format 1.
+    overlap: None in data of an earlier version, which held out documents that repeat others.
     """
 
     slot: str
@@ -73,6 +92,7 @@ class DomainRecord(_Record):
     over_limit: int | None = None
     offered_bytes: int | None = None
     left_out_bytes: int | None = None
+    overlap: OverlapRecord | None = None
 
 
 class FileRecord(_Record):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from pangu_sigma.data.manifest import DomainRecord, Manifest
 from pangu_sigma.data.packages import PACKAGED_MIB
 from pangu_sigma.data.quarantine import format_reasons
 
-_MUCH_UNKNOWN, _MANY_COPIES = 0.005, 0.1
-"""Share of <unk> tokens, and of exact copies among the documents, above which there is a warning."""
+_MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP = 0.005, 0.1, 0.01
+"""Share of <unk> tokens, of exact copies among the documents, and of held-out windows that stand in the training text, above which
+there is a warning."""
 
 
 def _number(value: int | None) -> str:
@@ -29,12 +31,17 @@ _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
     "kept": lambda record: _number(record.train.documents + record.held_out.documents),
     "MiB kept": lambda record: _mib(record.train.bytes + record.held_out.bytes),
     "held out": lambda record: _number(record.held_out.documents),
+    "passed over": lambda record: _number(record.overlap.passed_over if record.overlap else None),
+    "overlap": lambda record: (
+        f"{record.overlap.by_hash_alone:.2%} → {record.overlap.share:.2%}" if record.overlap else "?"
+    ),
     "tokens": lambda record: _number(record.train.tokens + record.held_out.tokens),
     "unknown": lambda record: f"{_unknown(record):.2%}",
     "folded": lambda record: _number(_folded(record)),
 }
 """Columns of the table by title, each a function of a domain's record. Documents, unless the title says something else; `folded`
-counts characters that come back in another form, as `，` comes back as `,`."""
+counts characters that come back in another form, as `，` comes back as `,`. `passed over` are trained on because they repeat
+others; `overlap` is how much of the held-out text stands in the training text, before the arrow without passing any over."""
 
 
 def overview(manifest: Manifest) -> list[dict[str, str]]:
@@ -61,7 +68,8 @@ def format_overview(manifest: Manifest) -> str:
 
 
 def remarks(manifest: Manifest) -> list[str]:
-    """What of a preparation the user should know, a sentence for each: text left out, copies, unknown tokens, unusable lines."""
+    """What of a preparation the user should know, a sentence for each: text left out, copies, unknown tokens,
+    held-out text of another size or that is trained on, unusable lines."""
     said = []
     for row in overview(manifest):
         name, record = row["domain"], manifest.domains[row["domain"]]
@@ -76,11 +84,30 @@ def remarks(manifest: Manifest) -> list[str]:
                 f"{name}: {share:.2%} of the tokens are <unk>, text that the domain's slot has no row for; raise model.slot_rows, "
                 "or check that the domain's language is that of its text"
             )
+        said += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
     if manifest.quarantined:
         said.append(
             f"{sum(manifest.quarantined.values()):,} lines of --input are unusable; they are in quarantine.jsonl with the reason"
         )
     return said
+
+
+def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[str]:
+    overlap, count = record.overlap, record.held_out.documents
+    if overlap is None:
+        return
+    if count != overlap.wanted:
+        why = (
+            f"to have data.min_held_out_tokens={config['min_held_out_tokens']:,}"
+            if count > overlap.wanted
+            else f"because the others repeat text of their domain (data.max_overlap={config['max_overlap']:g})"
+        )
+        yield f"{count:,} documents are held out, and not {overlap.wanted:,} as data.held_out says, {why}"
+    if overlap.share > _MUCH_OVERLAP:
+        yield (
+            f"{overlap.share:.1%} of the held-out text stands in the training text (windows of {overlap.window} tokens), which "
+            f"data.max_overlap={config['max_overlap']:g} allows: its loss is partly that of text that was trained on"
+        )
 
 
 def _limit(manifest: Manifest) -> str:

@@ -1,6 +1,8 @@
 """The command `prepare-data`: it reads text and writes the folder that `train` reads.
 
-    documents → kept → train | held out → runs (words, once) → English pieces → counts → rows of slots → ids → files
+    documents → kept → runs (words, once) → English pieces → counts → rows of slots → ids → train | held out → files
+
+Pieces and rows follow from documents that cannot be held out; which of the others are, from their ids (overlap.py).
 
 The folder is written beside `output` and renamed when it is complete:
 
@@ -41,6 +43,7 @@ from pangu_sigma.data.manifest import (
     SplitCounts,
     load_manifest,
 )
+from pangu_sigma.data.overlap import Demand, choose_held_out
 from pangu_sigma.data.overview import remarks
 from pangu_sigma.data.packages import (
     PACKAGED_MIB,
@@ -53,7 +56,7 @@ from pangu_sigma.data.packages import (
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
 from pangu_sigma.data.quarantine import Quarantine
 from pangu_sigma.data.room import check_room
-from pangu_sigma.data.selection import Selection, split
+from pangu_sigma.data.selection import Selection, candidates
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english, read_english
 from pangu_sigma.data.tokenizer import SegmentedText, Tokenizer, segmented, tag_language
 from pangu_sigma.data.vocabulary import UNK, choose_rows
@@ -66,7 +69,7 @@ logger = logging.getLogger(__name__)
 _LEARNING_BYTES = 4 << 20
 """English and code text that pieces are learned from; more changes few pieces and takes longer."""
 
-_FORMAT = 2
+_FORMAT = 3
 """A number in the fingerprint: raise it when the same text would give a different folder."""
 
 
@@ -80,12 +83,19 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """The documents of a domain and their sources."""
+    """The documents of a domain and their sources. candidates, wanted: as `selection.candidates` gives them."""
 
     selection: Selection
     sources: list[Source]
-    train: list[_Cut]
-    held_out: list[_Cut]
+    cuts: list[_Cut]
+    candidates: list[int]
+    wanted: int
+
+    @property
+    def certain(self) -> list[_Cut]:
+        """The documents that are trained on in any case."""
+        uncertain = set(self.candidates)
+        return [cut for number, cut in enumerate(self.cuts) if number not in uncertain]
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,7 @@ def _prepare(
     corpora = _cut(config, domains, selections, sources)
     tokenizer = _build_tokenizer(config, domains, corpora)
     with _replacing(output) as folder:
-        records, frequencies = _write_domains(folder, domains, tokenizer, corpora)
+        records, frequencies = _write_domains(config, folder, domains, tokenizer, corpora)
         tokenizer.save(folder / TOKENIZER_NAME)
         np.save(folder / FREQUENCIES_NAME, frequencies)
         quarantine.copy_to(folder / QUARANTINE_NAME)
@@ -190,6 +200,8 @@ def _decisive(config: Config, files: list[_InputFile]) -> dict[str, Any]:
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "max_mib_per_domain": config.data.max_mib_per_domain,
         "held_out": config.data.held_out,
+        "max_overlap": config.data.max_overlap,
+        "min_held_out_tokens": config.data.min_held_out_tokens,
         "inputs": [[str(file.path), file.sha256] for file in files],
         "packages": [] if files else [archive.file for archive in archives_of(list(domains_of(config)))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
@@ -262,7 +274,7 @@ def _limit(config: Config, files: list[_InputFile]) -> int | None:
 def _cut(
     config: Config, domains: Domains, selections: dict[str, Selection], sources: dict[str, list[Source]]
 ) -> list[_Corpus]:
-    """Split every domain and cut all of it into words, once."""
+    """Cut all text into words, once, and find what of it may be held out."""
     corpora = []
     for domain in domains:
         documents = selections[domain.name].documents()
@@ -271,14 +283,12 @@ def _cut(
                 f"domain {domain.name}: {len(documents)} usable documents; at least 2 are needed, one of them to hold "
                 f'out; pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
             )
-        train, held_out = (
-            [
-                _Cut(document, segmented(document.segments, domain))
-                for document in _progress(documents_of_split, "segmenting", domain)
-            ]
-            for documents_of_split in split(documents, config.data.held_out)
-        )
-        corpora.append(_Corpus(selections[domain.name], sources[domain.name], train, held_out))
+        cuts = [
+            _Cut(document, segmented(document.segments, domain))
+            for document in _progress(documents, "segmenting", domain)
+        ]
+        chosen = candidates(documents, config.data.held_out)
+        corpora.append(_Corpus(selections[domain.name], sources[domain.name], cuts, *chosen))
     return corpora
 
 
@@ -298,7 +308,7 @@ def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -
         return Tokenizer(alpha_model(), english, _padded(whole.slot_rows, rows), byte_fallback)
     counts = np.zeros((len(domains.slot_names), whole.size), dtype=np.int64)
     for domain, corpus in zip(domains, corpora, strict=True):
-        for ids in _encoded(whole, domain, corpus.train, "counting"):
+        for ids in _encoded(whole, domain, corpus.certain, "counting"):
             counts[domain.slot] += np.bincount(ids, minlength=whole.size)
     chosen = [
         choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, byte_fallback)
@@ -313,9 +323,9 @@ def _padded(slot_rows: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _learning_text(corpora: list[_Corpus]) -> Iterator[str]:
-    """Runs for the English pieces, as much from every domain that has any, spread over its training documents."""
+    """Runs for the English pieces, as much from every domain that has any, spread over the documents that cannot be held out."""
     texts = [
-        [run.text for cut in corpus.train for _, runs in cut.segments for run in runs if not run.alpha]
+        [run.text for cut in corpus.certain for _, runs in cut.segments for run in runs if not run.alpha]
         for corpus in corpora
     ]
     texts = [runs for runs in texts if runs]
@@ -364,14 +374,18 @@ def _replacing(output: Path) -> Iterator[Path]:
 
 
 def _write_domains(
-    folder: Path, domains: Domains, tokenizer: Tokenizer, corpora: list[_Corpus]
+    config: Config, folder: Path, domains: Domains, tokenizer: Tokenizer, corpora: list[_Corpus]
 ) -> tuple[dict[str, DomainRecord], np.ndarray]:
     """Write the token files; per domain its record, and training frequencies [D, V]."""
     frequencies = np.zeros((len(domains), tokenizer.size), dtype=np.int64)
     records = {}
     for domain, corpus in zip(domains, corpora, strict=True):
-        train, frequencies[domain.index] = _write_split(folder, "train", domain, tokenizer, corpus.train)
-        held_out, unseen = _write_split(folder, "held_out", domain, tokenizer, corpus.held_out)
+        documents = [np.array(ids, np.int32) for ids in _encoded(tokenizer, domain, corpus.cuts, "encoding")]
+        demand = Demand(corpus.wanted, config.data.min_held_out_tokens, config.data.max_overlap)
+        unseen, overlap = choose_held_out(domain.name, documents, corpus.candidates, demand)
+        seen = sorted(set(range(len(documents))) - set(unseen))
+        train, frequencies[domain.index] = _write_split(folder, "train", domain, tokenizer, corpus, documents, seen)
+        held_out, counts = _write_split(folder, "held_out", domain, tokenizer, corpus, documents, unseen)
         rows = tokenizer.slot_rows[domain.slot]
         ids = rows[rows >= 0]
         records[domain.name] = DomainRecord(
@@ -385,17 +399,25 @@ def _write_domains(
             left_out_bytes=corpus.selection.left_out_bytes,
             train=train,
             held_out=held_out,
-            unigram_entropy=float(unseen[ids] @ unigram_nats(frequencies[domain.index], rows)[ids] / unseen[ids].sum()),
+            unigram_entropy=float(counts[ids] @ unigram_nats(frequencies[domain.index], rows)[ids] / counts[ids].sum()),
             sources=corpus.sources,
+            overlap=overlap,
         )
     return records, frequencies
 
 
 def _write_split(
-    folder: Path, name: str, domain: Domain, tokenizer: Tokenizer, cuts: list[_Cut]
+    folder: Path,
+    name: str,
+    domain: Domain,
+    tokenizer: Tokenizer,
+    corpus: _Corpus,
+    ids: list[np.ndarray],
+    numbers: list[int],
 ) -> tuple[SplitCounts, np.ndarray]:
-    """Write one token file; its counts, and frequencies [V] int64."""
-    documents = list(_encoded(tokenizer, domain, cuts, f"encoding {name}"))
+    """Write the documents of some numbers to one token file; their counts, and frequencies [V] int64. ids: of all documents."""
+    documents = [ids[number] for number in numbers]
+    cuts = [corpus.cuts[number] for number in numbers]
     write_tokens(folder / f"{domain.name}.{name}", documents)
     frequencies = np.bincount(np.concatenate(documents), minlength=tokenizer.size)
     counts = SplitCounts(

@@ -1,4 +1,4 @@
-"""The documents that are kept, and those of them that are held out: the content of each document alone decides.
+"""The documents that are kept, and those of them that may be held out: the content of each document alone decides.
 
 Exact copies are dropped. Where there is a limit, the documents whose texts have the lowest hashes are kept, as many as fit. This
 spreads them over the whole source, does not depend on the order of the input, and needs memory for the kept documents only.
@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections.abc import Sequence
 
 from pangu_sigma.data.documents import Document
+
+CHOICE = 5
+"""Documents that may be held out for one that is: of the packaged code a quarter repeat nothing. None of these decides what tokens
+there are, so that no vocabulary is made from text that it is measured on."""
 
 
 class Selection:
@@ -66,16 +71,16 @@ class Selection:
         return [document for _, _, document in sorted(self._heap, key=lambda entry: entry[1])]
 
 
-def split(documents: list[Document], held_out: float) -> tuple[list[Document], list[Document]]:
-    """The documents to train on and those to hold out: of `documents`, the fraction `held_out` with the lowest hashes is held out.
+def candidates(documents: Sequence[Document], held_out: float) -> tuple[list[int], int]:
+    """Numbers of the documents that may be held out, first choice first, and how many of them are wanted.
 
-    Of two documents or more, each side gets at least one.
+    Wanted is the fraction `held_out` of all, at least one. Those of the lowest hashes may be held out, `CHOICE` times as many as
+    are wanted, but not over half of the documents unless more are wanted. Of two documents or more one is not among them.
     """
-    count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
+    wanted = min(max(1, round(held_out * len(documents))), len(documents) - 1)
     hashes = [_hash("hold out", document) for document in documents]
-    chosen = set(sorted(range(len(documents)), key=hashes.__getitem__)[:count])
-    train = [document for i, document in enumerate(documents) if i not in chosen]
-    return train, [document for i, document in enumerate(documents) if i in chosen]
+    order = sorted(range(len(documents)), key=hashes.__getitem__)
+    return order[: max(wanted, min(CHOICE * wanted, len(documents) // 2))], wanted
 
 
 def _hash(purpose: str, document: Document) -> int:
