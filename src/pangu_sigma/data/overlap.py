@@ -7,7 +7,7 @@ those that are trained on, makes the choice simple: a document that is not held 
 Other domains do not count, so that what is held out of a domain follows from its own text. Windows are compared by a hash of
 64 bits: two different ones that share it would be counted as equal, never the other way round.
 
-Shape suffixes: T tokens of some documents end to end, C candidates, K their windows, U their different windows.
+Shape suffixes: T tokens of some documents end to end, C candidates, K their windows, U their different windows, P places.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def choose_held_out(
     only that of documents is not. name: the domain's. documents: token ids of each, its <eot> last. candidates: numbers of
     documents, first choice first. Raises DataError when there are too few tokens.
     """
-    windows = _Windows([documents[number] for number in candidates])
-    windows.find_in(documents[number] for number in sorted(set(range(len(documents))) - set(candidates)))
+    others = sorted(set(range(len(documents))) - set(candidates))
+    windows = _Windows([documents[number] for number in candidates], (documents[number] for number in others))
     sizes_C = np.array([len(documents[number]) for number in candidates])
     good_C = windows.overlaps() <= demand.limit
     taken: list[int] = []
@@ -82,51 +82,61 @@ def _too_few(name: str, tokens: int, good_C: np.ndarray, demand: Demand) -> str:
 
 
 class _Windows:
-    """The windows of some candidates, and which of them stand elsewhere."""
+    """The windows of some candidates, and where they stand: in which candidates, and whether in another document.
 
-    def __init__(self, candidates: Sequence[np.ndarray]) -> None:
+    owner_K, which_K: candidate, and number among the different ones, of each window. finder_P, found_P: the same for each place P
+    of any candidate where such tokens stand, as those of a short document do in a longer one. others_U: True where others have it.
+    """
+
+    def __init__(self, candidates: Sequence[np.ndarray], others: Iterable[np.ndarray]) -> None:
         self._candidates = len(candidates)
-        hashes, owners = [], []
+        self._lengths = sorted({min(len(ids) - 1, WINDOW) for ids in candidates} - {0})
+        owners, hashes = [np.empty(0, np.int32)], [np.empty(0, np.uint64)]
         for first, text in _texts(candidates):
-            for length, hashes_T in text.hashes(range(1, WINDOW + 1)):
-                starts, numbers = text.own_windows(length)
-                hashes.append(hashes_T[starts])
-                owners.append(first + numbers)
-        self._owners_K = np.concatenate(owners)
-        self._hashes_U, self._which_K = np.unique(np.concatenate(hashes), return_inverse=True)
-        self._elsewhere_U = np.zeros(len(self._hashes_U), bool)
-        lengths = {min(len(ids) - 1, WINDOW) for ids in candidates}
-        self._lengths = sorted(lengths - {0})
+            for length, hashes_T in text.hashes(self._lengths):
+                places = text.own_windows(length)
+                owners.append(first + text.numbers(places))
+                hashes.append(hashes_T[places])
+        self._owner_K = np.concatenate(owners)
+        self._hashes_U, which_K = np.unique(np.concatenate(hashes), return_inverse=True)
+        self._which_K = which_K.astype(np.int32)
         # Nearly all hashes of other text are of no window here: their first bits tell it without a search.
         bits = len(self._hashes_U).bit_length() + 3
         self._shift = np.uint64(64 - bits)
         self._first_bits = np.zeros(1 << bits, bool)
         self._first_bits[self._hashes_U >> self._shift] = True
+        finders, found = zip((np.empty(0, np.int32),) * 2, *self._find(candidates), strict=True)
+        self._finder_P, self._found_P = np.concatenate(finders), np.concatenate(found)
+        self._others_U = np.zeros(len(self._hashes_U), bool)
+        for _, found_U in self._find(others):
+            self._others_U[found_U] = True
 
-    def find_in(self, documents: Iterable[np.ndarray]) -> None:
-        """Note which windows stand in documents that are no candidates."""
-        for _, text in _texts(documents):
+    def _find(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Where windows stand in some documents: numbers of the documents, and of the windows."""
+        for first, text in _texts(documents):
             for length, hashes_T in text.hashes(self._lengths):
-                possible = hashes_T[text.whole(length) & self._first_bits[hashes_T >> self._shift]]
-                places = np.searchsorted(self._hashes_U, possible).clip(max=len(self._hashes_U) - 1)
-                self._elsewhere_U[places[self._hashes_U[places] == possible]] = True
+                places = np.flatnonzero(text.whole(length) & self._first_bits[hashes_T >> self._shift])
+                hashes = hashes_T[places]
+                which = np.searchsorted(self._hashes_U, hashes).clip(max=len(self._hashes_U) - 1)
+                equal = self._hashes_U[which] == hashes
+                yield first + text.numbers(places[equal]), which[equal].astype(np.int32)
 
     def overlaps(self) -> np.ndarray:
         """Fraction of the windows of each candidate that stand in any other document, [C]; 1 where there is no token."""
-        some_owner_U = np.zeros(len(self._hashes_U), self._owners_K.dtype)
-        some_owner_U[self._which_K] = self._owners_K
-        standing_U = self._elsewhere_U.copy()
-        standing_U[self._which_K[some_owner_U[self._which_K] != self._owners_K]] = True
-        found_C = np.bincount(self._owners_K, standing_U[self._which_K], self._candidates)
-        count_C = np.bincount(self._owners_K, minlength=self._candidates)
+        some_U = np.zeros(len(self._hashes_U), np.int32)
+        some_U[self._found_P] = self._finder_P
+        standing_U = self._others_U.copy()
+        standing_U[self._found_P[some_U[self._found_P] != self._finder_P]] = True
+        found_C = np.bincount(self._owner_K, standing_U[self._which_K], self._candidates)
+        count_C = np.bincount(self._owner_K, minlength=self._candidates)
         return np.where(count_C, found_C / np.maximum(count_C, 1), 1.0)
 
     def in_training(self, held_out: Sequence[int]) -> tuple[int, float]:
         """Number of windows of some candidates, and the fraction that stands in the text if all but these is trained on."""
         chosen_C = np.isin(np.arange(self._candidates), held_out)
-        own_K = chosen_C[self._owners_K]
-        standing_U = self._elsewhere_U.copy()
-        standing_U[self._which_K[~own_K]] = True
+        standing_U = self._others_U.copy()
+        standing_U[self._found_P[~chosen_C[self._finder_P]]] = True
+        own_K = chosen_C[self._owner_K]
         count = int(own_K.sum())
         return count, float(standing_U[self._which_K[own_K]].sum() / max(1, count))
 
@@ -153,13 +163,15 @@ class _Text:
         """True where so many tokens are of one document, [T - length + 1]."""
         return self._left_T[: len(self._left_T) - length + 1] >= length
 
-    def own_windows(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places where a window of a length begins, and numbers of their documents; below WINDOW one for a document so short."""
-        if length < WINDOW:
-            numbers = np.flatnonzero(self._lengths == length)
-            return self._ends[numbers] - length, numbers
-        starts = np.flatnonzero(self.whole(length))
-        return starts, np.searchsorted(self._ends, starts, side="right")
+    def own_windows(self, length: int) -> np.ndarray:
+        """Places where a window of this length begins: below WINDOW only documents that are so short are one."""
+        if length == WINDOW:
+            return np.flatnonzero(self.whole(length))
+        return (self._ends - length)[self._lengths == length]
+
+    def numbers(self, places: np.ndarray) -> np.ndarray:
+        """Numbers of the documents that some places are in, int32."""
+        return np.searchsorted(self._ends, places, side="right").astype(np.int32)
 
 
 def _texts(documents: Iterable[np.ndarray]) -> Iterator[tuple[int, _Text]]:
