@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.data.documents import Document
-from pangu_sigma.data.selection import CHOICE, Selection, candidates
+from pangu_sigma.data.selection import CHOICE, Selection, held_out_candidates
 
 
 def select(texts: list[str], limit: int | None) -> Selection:
@@ -40,16 +40,18 @@ def test_copies_and_giants_are_counted_and_left_out():
 
 def test_candidates_are_several_for_each_that_is_wanted_and_do_not_depend_on_order():
     documents = [Document("zh", str(i), "") for i in range(100)]
-    numbers, wanted = candidates(documents, 0.05)
+    numbers, wanted = held_out_candidates(documents, 0.05)
     assert (len(set(numbers)), wanted) == (5 * CHOICE, 5)
     shuffled = random.Random(0).sample(documents, 100)
-    assert [shuffled[number] for number in candidates(shuffled, 0.05)[0]] == [documents[number] for number in numbers]
-    assert candidates(documents, 0.01)[0] == numbers[:CHOICE]
+    assert [shuffled[number] for number in held_out_candidates(shuffled, 0.05)[0]] == [
+        documents[number] for number in numbers
+    ]
+    assert held_out_candidates(documents, 0.01)[0] == numbers[:CHOICE]
 
 
 @given(st.integers(2, 60), st.floats(0.001, 0.499))
 def test_at_least_one_document_is_wanted_and_one_is_trained_on_in_any_case(count, share):
-    numbers, wanted = candidates([Document("zh", str(i), "") for i in range(count)], share)
+    numbers, wanted = held_out_candidates([Document("zh", str(i), "") for i in range(count)], share)
     assert 1 <= wanted <= len(numbers) <= max(wanted, count // 2) < count
 
 

@@ -94,9 +94,9 @@ class _Windows:
         owners, hashes = [np.empty(0, np.int32)], [np.empty(0, np.uint64)]
         for first, text in _texts(candidates):
             for length, hashes_T in text.hashes(self._lengths):
-                places = text.own_windows(length)
-                owners.append(first + text.numbers(places))
-                hashes.append(hashes_T[places])
+                starts = text.own_windows(length)
+                owners.append(first + text.numbers(starts))
+                hashes.append(hashes_T[starts])
         self._owner_K = np.concatenate(owners)
         self._hashes_U, which_K = np.unique(np.concatenate(hashes), return_inverse=True)
         self._which_K = which_K.astype(np.int32)
@@ -115,11 +115,11 @@ class _Windows:
         """Where windows stand in some documents: numbers of the documents, and of the windows."""
         for first, text in _texts(documents):
             for length, hashes_T in text.hashes(self._lengths):
-                places = np.flatnonzero(text.whole(length) & self._first_bits[hashes_T >> self._shift])
-                hashes = hashes_T[places]
+                starts = np.flatnonzero(text.whole(length) & self._first_bits[hashes_T >> self._shift])
+                hashes = hashes_T[starts]
                 which = np.searchsorted(self._hashes_U, hashes).clip(max=len(self._hashes_U) - 1)
                 equal = self._hashes_U[which] == hashes
-                yield first + text.numbers(places[equal]), which[equal].astype(np.int32)
+                yield first + text.numbers(starts[equal]), which[equal].astype(np.int32)
 
     def overlaps(self) -> np.ndarray:
         """Fraction of the windows of each candidate that stand in any other document, [C]; 1 where there is no token."""
@@ -169,9 +169,9 @@ class _Text:
             return np.flatnonzero(self.whole(length))
         return (self._ends - length)[self._lengths == length]
 
-    def numbers(self, places: np.ndarray) -> np.ndarray:
-        """Numbers of the documents that some places are in, int32."""
-        return np.searchsorted(self._ends, places, side="right").astype(np.int32)
+    def numbers(self, starts: np.ndarray) -> np.ndarray:
+        """Numbers of the documents that some places are of, int32."""
+        return np.searchsorted(self._ends, starts, side="right").astype(np.int32)
 
 
 def _texts(documents: Iterable[np.ndarray]) -> Iterator[tuple[int, _Text]]:

@@ -56,7 +56,7 @@ from pangu_sigma.data.packages import (
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
 from pangu_sigma.data.quarantine import Quarantine
 from pangu_sigma.data.room import check_room
-from pangu_sigma.data.selection import Selection, candidates
+from pangu_sigma.data.selection import Selection, held_out_candidates
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english, read_english
 from pangu_sigma.data.tokenizer import SegmentedText, Tokenizer, segmented, tag_language
 from pangu_sigma.data.vocabulary import UNK, choose_rows
@@ -83,7 +83,7 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """The documents of a domain and their sources. candidates, wanted: as `selection.candidates` gives them."""
+    """The documents of a domain and their sources. candidates, wanted: as `selection.held_out_candidates` gives them."""
 
     selection: Selection
     sources: list[Source]
@@ -287,7 +287,7 @@ def _cut(
             _Cut(document, segmented(document.segments, domain))
             for document in _progress(documents, "segmenting", domain)
         ]
-        chosen = candidates(documents, config.data.held_out)
+        chosen = held_out_candidates(documents, config.data.held_out)
         corpora.append(_Corpus(selections[domain.name], sources[domain.name], cuts, *chosen))
     return corpora
 

@@ -71,7 +71,7 @@ class Selection:
         return [document for _, _, document in sorted(self._heap, key=lambda entry: entry[1])]
 
 
-def candidates(documents: Sequence[Document], held_out: float) -> tuple[list[int], int]:
+def held_out_candidates(documents: Sequence[Document], held_out: float) -> tuple[list[int], int]:
     """Numbers of the documents that may be held out, first choice first, and how many of them are wanted.
 
     Wanted is the fraction `held_out` of all, at least one. Those of the lowest hashes may be held out, `CHOICE` times as many as
