@@ -50,11 +50,9 @@ def choose_held_out(
     windows = _Windows([documents[number] for number in candidates], (documents[number] for number in others))
     sizes_C = np.array([len(documents[number]) for number in candidates])
     good_C = windows.overlaps() <= demand.limit
-    taken: list[int] = []
-    for candidate in np.flatnonzero(good_C).tolist():
-        if len(taken) >= demand.documents and sizes_C[taken].sum() >= demand.tokens:
-            break
-        taken.append(candidate)
+    good = np.flatnonzero(good_C)
+    enough = int(np.searchsorted(np.cumsum(sizes_C[good]), demand.tokens)) + 1
+    taken = good[: max(demand.documents, enough)].tolist()
     tokens = int(sizes_C[taken].sum())
     if not taken or tokens < demand.tokens:
         raise DataError(_too_few(name, tokens, good_C, demand))
