@@ -206,12 +206,17 @@ class Trainer:
 
 
 def train(
-    config: Config, folder: Path, backend: Backend = CPU, asked: Asked = NOTHING, profile: bool = False
+    config: Config,
+    folder: Path,
+    backend: Backend = CPU,
+    asked: Asked = NOTHING,
+    profile: bool = False,
+    kind: type[Trainer] = Trainer,
 ) -> Trainer:
     """Train `config` in `folder`, from its newest checkpoint if it has one, and write metrics, checkpoints and a report.
 
     backend: the devices to train on. asked: what the user wants besides. profile: True to write a timeline of some steps, as
-    timeline.py says.
+    timeline.py says. kind: the class of the trainer, one that reads other batches or measures something else than `Trainer`.
     Raises UnhealthyRun as `examine`, LockError while somebody else writes in the folder, and as `RunFolder.create`.
     At SIGTERM, to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. A process of
     several ranks calls `ranks.leave` when it needs the trainer no longer.
@@ -220,7 +225,7 @@ def train(
     with ranks.together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # who has no data leaves no folder behind
     with one_writer(folder, asked.lock, ranks):
-        return _train(Trainer(config, folder, backend, asked, ranks), profile)
+        return _train(kind(config, folder, backend, asked, ranks), profile)
 
 
 def _train(trainer: Trainer, profile: bool) -> Trainer:
