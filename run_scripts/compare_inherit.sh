@@ -15,16 +15,9 @@ cd "$root"
 
 config=model_configs/sigma_tiny.yaml
 seeds="1 2 3" rates="7e-4 2e-3 6e-3" folder=runs/compare_inherit
-options=()
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --seeds) seeds=${2:?--seeds needs numbers, such as \"1 2 3\"}; shift 2 ;;
-    --rates) rates=${2:?--rates needs numbers, such as \"7e-4 2e-3\"}; shift 2 ;;
-    --folder) folder=${2:?--folder needs a folder}; shift 2 ;;
-    --set) options+=(--set "${2:?--set needs KEY=VALUE}"); shift 2 ;;
-    *) echo "error: $1 is not an option; usage: compare_inherit.sh [--seeds \"1 2 3\"] [--rates \"7e-4 2e-3\"] [--folder FOLDER] [--set KEY=VALUE ...]" >&2; exit 2 ;;
-  esac
-done
+usage='compare_inherit.sh [--seeds "1 2 3"] [--rates "7e-4 2e-3"] [--folder FOLDER] [--set KEY=VALUE ...]'
+source "$root/run_scripts/comparing.sh"
+read_options "$@"
 data=data/$(basename -- "$folder") # of its own: its slots have fewer rows than sigma_tiny's
 
 small=(--set model.hidden=128 --set model.ffn=512 --set model.heads=4 --set model.dense_layers=2 --set model.rre_layers=2 --set model.slot_rows=4096)
@@ -35,26 +28,8 @@ dense=("${sparse[@]}" --set model.dense_layers=4 --set model.rre_layers=0)
 chinese=(--set 'domains=[{name: zh, format: text, language: zh, slot: zh}]' --set data.domains_per_step=1 --set data.domain_sets=1
   --set data.path="${data}_zh" --set vocabulary.english_model="$data/tokenizer/english.model")
 
-mkdir -p "$folder"
-if [ -e "$folder/options.txt" ] && [ "$(cat "$folder/options.txt")" != "${options[*]}" ]; then
-  echo "error: $folder was begun with other --set options: '$(cat "$folder/options.txt")', not '${options[*]}'; use another --folder" >&2
-  exit 2
-fi
-echo "${options[*]}" >"$folder/options.txt"
-touch "$folder/times.txt"
-
-# timed NAME COMMAND...: run it, unless it was run to its end; then times.txt has a line: name, and seconds that passed, user, system.
-# What a command prints is in NAME.txt; a training that was asked to stop ends well and prints nothing.
-total=$(($(wc -w <<<"$seeds") * (3 + 3 * $(wc -w <<<"$rates")))) number=0
-timed() {
-  local name=$1 seconds TIMEFORMAT="%R %U %S"
-  number=$((number + 1))
-  grep -q "^$name " "$folder/times.txt" && return
-  echo "== $number of $total: $name" >&2
-  seconds=$({ time "${@:2}" >"$folder/$name.txt" 2>&3; } 3>&2 2>&1)
-  [ -s "$folder/$name.txt" ] || { echo "error: $name was stopped before its end; the same command goes on" >&2; exit 1; }
-  echo "$name $seconds" >>"$folder/times.txt"
-}
+begin_folder "${options[*]}"
+total=$(($(wc -w <<<"$seeds") * (3 + 3 * $(wc -w <<<"$rates"))))
 
 # network_of ARM: puts the options of its network into `network`
 network_of() {
@@ -95,4 +70,4 @@ names = {"inherited": "Σ inherited", "continued": "α continued", "scratch": "�
 first, *others = [Arm(name, {r: [folder / f"{arm}_{s}_{r}" for s in seeds] for r in rates}) for arm, name in names.items()]
 print(write_comparison(first, others, folder))
 PYTHON
-awk '{ passed += $2; cpu += $3 + $4 } END { printf "%d runs took %.0f minutes, %.0f of them CPU\n", NR, passed / 60, cpu / 60 }' "$folder/times.txt"
+say_times

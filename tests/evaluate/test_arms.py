@@ -11,8 +11,19 @@ import pytest
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate import arms
-from pangu_sigma.evaluate.arms import Arm, compare_arms, draw_arms, evaluations, format_arms, write_comparison
-from pangu_sigma.train.losses import HeldOutLoss
+from pangu_sigma.evaluate.arms import (
+    ERRORS_95,
+    Arm,
+    compare_arms,
+    draw_arms,
+    evaluations,
+    format_arms,
+    is_certain,
+    last_logged,
+    mean_over_domains,
+    write_comparison,
+)
+from pangu_sigma.train.losses import HeldOutLoss, evaluation_line
 
 SEEDS, RATES = ("1", "2", "3"), ("1e-3", "3e-3")
 OF_RATE = {"Σ inherited": {"1e-3": 5.0, "3e-3": 4.5}, "α continued": {"1e-3": 4.8, "3e-3": 5.2}}
@@ -115,8 +126,9 @@ def test_tables_and_curves_are_written_beside_the_runs(two, measured, tmp_path):
     assert lines[1].split() == ["Σ", "inherited", "5.500", "5.000*"]
     assert lines[2].split() == ["α", "continued", "5.300*", "5.700"]
     assert "mean of 3 seeds" in lines[4]
-    assert [line.split()[0] for line in lines[5:]] == ["zh", "en"]
+    assert [line.split()[0] for line in lines[5:]] == ["zh", "en", "mean"]
     assert lines[5].split()[5:] == ["-0.5000", "0.0000", "0.0000"]
+    assert lines[7].split()[5:] == ["-0.5000", "0.0000", "–"]
     kept = json.loads((tmp_path / "differences.json").read_text())
     assert format_arms(kept) == text
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
@@ -129,3 +141,83 @@ def test_curves_are_of_every_run_and_of_their_mean(two):
     assert len(figure.axes[0].lines) == 2 * (3 + 1)
     assert thick[0].get_xdata().tolist() == [0, 4]
     assert thick[0].get_ydata().tolist() == pytest.approx([9.0, 5.0])
+
+
+def student_density(t: np.ndarray, freedom: int) -> np.ndarray:
+    """Density of Student's t."""
+    factor = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    return factor * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
+
+
+@pytest.mark.parametrize("seeds", range(2, 11))
+def test_an_interval_of_so_many_errors_holds_95_percent_of_student_s_t(seeds):
+    t = np.linspace(-ERRORS_95[seeds - 2], ERRORS_95[seeds - 2], 200_001)
+    density = student_density(t, seeds - 1)
+    inside = float(((density[1:] + density[:-1]) / 2 * np.diff(t)).sum())
+    assert inside == pytest.approx(0.95, abs=2e-4)
+
+
+def test_in_worlds_without_a_difference_one_in_twenty_looks_certain():
+    rng = np.random.default_rng(0)
+    for seeds in (2, 3, 5):
+        worlds = rng.normal(size=(4000, seeds))
+        errors = worlds.std(axis=1, ddof=1) / math.sqrt(seeds)
+        wrong = [is_certain(m, e, seeds) for m, e in zip(worlds.mean(axis=1).tolist(), errors.tolist(), strict=True)]
+        assert np.mean(wrong) == pytest.approx(0.05, abs=0.012), seeds
+
+
+def test_what_the_seeds_do_not_decide_is_not_certain():
+    assert is_certain(-0.0441, 0.01, 3)
+    assert not is_certain(-0.0429, 0.01, 3), "4.3 errors to each side"
+    assert is_certain(0.0441, 0.01, 3)
+    assert is_certain(0.02, 0.0, 2)
+    assert not is_certain(1.0, None, 1), "one seed decides nothing"
+    assert not is_certain(None, None, 3), "a loss that is not finite"
+    assert is_certain(2.27, 1.0, 30)
+    assert not is_certain(2.25, 1.0, 30), "more than ten: as wide as for ten"
+
+
+def comparison(*gaps: tuple[float, float]) -> dict[str, object]:
+    """What `differences_of` gives of a pair of runs for each pair of numbers: the differences of zh and en."""
+    return {
+        "pairs": [
+            {"domains": {name: {"difference": {"nats_per_token": g}} for name, g in zip(("zh", "en"), pair, strict=True)}}
+            for pair in gaps
+        ],
+        "mean": {
+            name: {"nats_per_token": float(np.mean(of)), "se": float(np.std(of, ddof=1) / len(of) ** 0.5), "se_of_text": 0.1}
+            for name, of in zip(("zh", "en"), np.array(gaps).T, strict=True)
+        },
+    }
+
+
+def test_the_words_stand_where_they_belong_and_domains_count_the_same_in_the_mean():
+    found = comparison((-1.0, 0.3), (-1.1, -0.2), (-1.2, -0.4))
+    mean, error = mean_over_domains(found)
+    by_seed = [-0.35, -0.65, -0.8]
+    assert mean == pytest.approx(np.mean(by_seed))
+    assert error == pytest.approx(np.std(by_seed, ddof=1) / math.sqrt(3))
+    held_out = {"zh": 5.0, "en": 4.0}
+    arm = {"losses": {"1": 4.5}, "best": "1", "held_out": held_out}
+    *_, zh, en, both = format_arms({"arms": {"a": arm, "b": arm}, "against": {"b": found}}).splitlines()
+    assert "certain" not in zh
+    assert en.endswith("not certain")
+    assert both.split()[:4] == ["mean", "b", "4.500", "4.500"]
+    assert "certain" not in both, "0.6 is 4.5 errors"
+
+
+def logged(run: Path, nats: float, digest: str = "same") -> Path:
+    loss = HeldOutLoss(np.array([nats, nats]), np.full(2, 10.0), np.full(2, 30.0), 7.0, digest)
+    run.mkdir(parents=True)
+    lines = [{"kind": "run", "step": 0}, *(evaluation_line(step, {"zh": loss}) for step in (0, 4))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return run
+
+
+def test_losses_of_logs_are_those_of_the_last_evaluation_and_of_the_same_samples(tmp_path, two):
+    first, second = logged(tmp_path / "first", 40.0), logged(tmp_path / "second", 50.0)
+    found = last_logged([first, second])
+    assert found[first]["zh"].minus(found[second]["zh"]).nats.mean == pytest.approx(-1.0)
+    for other in (logged(tmp_path / "other", 40.0, "another"), two[0].runs["1e-3"][0]):
+        with pytest.raises(ConfigError, match=f"{other} was not evaluated on the samples of {first}; train both on the"):
+            last_logged([first, other])

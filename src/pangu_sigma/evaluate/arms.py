@@ -1,7 +1,8 @@
 """Ways to train, each tried at the same rates and seeds; the first at its best rate against the others at theirs.
 
 The best rate of an arm is that of the lowest held-out loss: the mean over seeds and domains of the last evaluation of its runs, on
-the samples that training evaluates on. The differences are of all held-out tokens, paired by sample, seed by seed.
+the samples that training evaluates on. The differences are of all held-out tokens, paired by sample, seed by seed. One is certain if
+a 95 % interval over seeds does not contain nothing: with few seeds that is wide, 4.3 errors to each side for three.
 
 Shape suffixes: P runs of an arm, E evaluations.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.comparison import Losses, differences_of, measure_together
-from pangu_sigma.train.losses import mean_of, shown
+from pangu_sigma.train.losses import Estimate, losses_of, mean_of, shown
 from pangu_sigma.train.metrics import read_metrics
 
 
@@ -63,23 +64,50 @@ def evaluations(run: Path) -> list[tuple[int, dict[str, float]]]:
     return found
 
 
-def compare_arms(first: Arm, others: Sequence[Arm]) -> dict[str, Any]:
+Measure = Callable[[Sequence[Path]], dict[Path, Losses]]
+"""Gives the losses of runs on the same held-out tokens."""
+
+
+def measure_all(runs: Sequence[Path]) -> dict[Path, Losses]:
+    """The losses of runs on all held-out tokens, by their newest checkpoints. Raises as `measure_together`."""
+    return measure_together(runs, all=True)
+
+
+def last_logged(runs: Sequence[Path]) -> dict[Path, Losses]:
+    """The losses of the last evaluation that each run logged, for runs whose training evaluates on all held-out tokens.
+
+    Raises ConfigError for runs of other held-out samples than the first, and for logs of an earlier version, which have no samples.
+    """
+    lines = {run: [line for line in read_metrics(run) if line["kind"] == "evaluation"][-1] for run in runs}
+    losses = {run: losses_of(line) for run, line in lines.items()}
+    digests = {run: {name: loss.digest for name, loss in found.items()} for run, found in losses.items()}
+    for run in runs:
+        if not digests[run] or digests[run] != digests[runs[0]]:
+            raise ConfigError(
+                f"{run} was not evaluated on the samples of {runs[0]}; train both on the same data with the same train.eval_batches"
+            )
+    return losses
+
+
+def compare_arms(first: Arm, others: Sequence[Arm], measure: Measure = measure_all) -> dict[str, Any]:
     """The first arm against each of the others, all at their best rates, on all held-out tokens.
 
-    Returns {"arms": {name: {"losses": by rate, "best": rate, "held_out": by domain, the mean over seeds}}, "against": {name:
-    `compare_runs`'s comparison}}. Raises ConfigError when a run was evaluated at other steps than the first one, and as
-    `Arm.best_rate` and `measure_together`.
+    measure: how the losses of the runs at the best rates are found.
+    Returns {"arms": {name: {"losses": by rate, "best": rate, "runs": at it, "held_out": by domain, the mean over seeds}}, "against":
+    {name: `compare_runs`'s comparison}}. Raises ConfigError when a run was evaluated at other steps than the first one, and as
+    `Arm.best_rate` and `measure`.
     """
     arms = [first, *others]
     _check_same_steps([run for arm in arms for runs in arm.runs.values() for run in runs])
     best = {arm.name: arm.best_rate() for arm in arms}
     runs = {arm.name: list(arm.runs[best[arm.name]]) for arm in arms}
-    losses = measure_together([run for found in runs.values() for run in found], all=True)
+    losses = measure([run for found in runs.values() for run in found])
     return {
         "arms": {
             arm.name: {
                 "losses": arm.losses(),
                 "best": best[arm.name],
+                "runs": [str(run) for run in runs[arm.name]],
                 "held_out": _means([losses[run] for run in runs[arm.name]]),
             }
             for arm in arms
@@ -102,8 +130,33 @@ def _means(losses: list[Losses]) -> dict[str, float]:
     return {name: mean_of([found[name].nats_per_token.mean for found in losses]).mean for name in losses[0]}
 
 
+ERRORS_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Standard errors to each side in a 95 % interval of the mean of 2, 3, … 10 values: Student's t."""
+
+
+def is_certain(mean: float | None, error: float | None, seeds: int) -> bool:
+    """True if a 95 % interval of a mean over `seeds` pairs does not contain 0; for more than 10 it is that of 10, a little too wide.
+
+    error: the standard error over the pairs; None if it is not known, as for a single one.
+    """
+    if seeds < 2 or mean is None or error is None:
+        return False
+    return abs(mean) > ERRORS_95[min(seeds, len(ERRORS_95) + 1) - 2] * error
+
+
+def mean_over_domains(comparison: Mapping[str, Any]) -> Estimate:
+    """The mean over domains, each of which counts the same, of a comparison's differences: its mean and error over seeds."""
+    gaps = [
+        [row["difference"]["nats_per_token"] for row in pair["domains"].values()] for pair in comparison["pairs"]
+    ]
+    return mean_of([float(np.mean(np.array(gap, float))) for gap in gaps])
+
+
 def format_arms(compared: Mapping[str, Any]) -> str:
-    """Two tables for people: the loss of each rate, and the differences, whose errors are over seeds and over samples of text."""
+    """Two tables for people: the loss of each rate, and the differences, whose errors are over seeds and over samples of text.
+
+    A difference that the seeds do not decide is said to be not certain.
+    """
     arms = compared["arms"]
     first, width = next(iter(arms)), max(map(len, arms))
     rates = list(arms[first]["losses"])
@@ -117,10 +170,21 @@ def format_arms(compared: Mapping[str, Any]) -> str:
     for domain, own in arms[first]["held_out"].items():
         for name, comparison in compared["against"].items():
             mean = comparison["mean"][domain]
-            values = (own, arms[name]["held_out"][domain], mean["nats_per_token"], mean["se"], mean["se_of_text"])
-            cells = [shown(v, 9, d) for v, d in zip(values, (3, 3, 4, 4, 4), strict=True)]
-            lines.append(f"{domain:12} {name:{width}} {' '.join(cells)}")
+            held_out = (own, arms[name]["held_out"][domain])
+            difference = (mean["nats_per_token"], mean["se"], mean["se_of_text"])
+            lines.append(f"{domain:12} {name:{width}} {_cells(held_out, difference, seeds)}")
+    for name, comparison in compared["against"].items():
+        held_out = tuple(float(np.mean(list(arms[arm]["held_out"].values()))) for arm in (first, name))
+        lines.append(
+            f"{'mean':12} {name:{width}} {_cells(held_out, (*mean_over_domains(comparison), None), seeds)}"
+        )
     return "\n".join(lines)
+
+
+def _cells(held_out: Sequence[float], difference: Sequence[float | None], seeds: int) -> str:
+    """Both losses, the difference with its errors over seeds and samples, and whether it is certain."""
+    numbers = [*(shown(v, 9) for v in held_out), *(shown(v, 9, 4) for v in difference)]
+    return " ".join([*numbers, *([] if is_certain(*difference[:2], seeds) else ["  not certain"])])
 
 
 def draw_arms(arms: Mapping[str, Sequence[Path]]) -> Figure:
@@ -150,10 +214,15 @@ def write_comparison(first: Arm, others: Sequence[Arm], folder: Path) -> str:
     """Compare, and write differences.txt, differences.json and curves.png into `folder`. Returns what differences.txt holds."""
     compared = compare_arms(first, others)
     text = format_arms(compared)
+    write_results(folder, compared, text)
+    best = {arm.name: arm.runs[compared["arms"][arm.name]["best"]] for arm in (first, *others)}
+    draw_arms(best).savefig(folder / "curves.png")
+    return text
+
+
+def write_results(folder: Path, compared: Mapping[str, Any], text: str) -> None:
+    """Write a comparison into `folder`: as differences.txt for people, and as differences.json."""
     (folder / "differences.txt").write_text(text + "\n", encoding="utf-8")
     (folder / "differences.json").write_text(
         json.dumps(compared, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
     )
-    best = {arm.name: arm.runs[compared["arms"][arm.name]["best"]] for arm in (first, *others)}
-    draw_arms(best).savefig(folder / "curves.png")
-    return text
