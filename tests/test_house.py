@@ -134,6 +134,7 @@ PRINTS = {
     "src/pangu_sigma/bench/gpt2.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/bench/mixtral.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/bench/peer.py": "asks such a program through a pipe",
+    "src/pangu_sigma/bench/peer_runs.py": "a program of its own: the summary of the run that it has trained",
     "src/pangu_sigma/bench/stored_experts.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/errors.py": "the one message of an error that a user can mend, on standard error",
     "src/pangu_sigma/planning/compile.py": "its compiling process answers the one that waits",

@@ -211,6 +211,75 @@ def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_
     assert (refused.returncode, "--sets is not an option; usage" in refused.stderr) == (2, True)
 
 
+def test_comparing_methods_trains_five_arms_alike_and_goes_on_where_it_was_killed(repository, folder, tmp_path):
+    calls, killed = tmp_path / "calls", tmp_path / "killed"
+    stand_in = f"""if [ "$1" = - ]; then cat >{shlex.quote(str(tmp_path / "source.py"))}; fi
+    printf '%s %s\\n' "$(basename "$0")" "$*" >> {shlex.quote(str(calls))}
+    if [ -e {shlex.quote(str(killed))} ] && [[ $* = *gate_1_2e-3* ]]; then kill -9 $$; fi
+    echo "it ended" """
+    for name in ("pangu-sigma", "python"):
+        program(repository / ".venv" / "bin" / name, stand_in)
+    (repository / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(repository / '.venv/bin'))}:$PATH")
+
+    def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
+        calls.write_text("")
+        return run(repository / "run_scripts" / "compare_methods.sh", *arguments, cwd=folder)
+
+    seeds_and_rates = ["--seeds", "1 4", "--rates", "1e-3 2e-3"]
+    arguments = ["--steps", "40", *seeds_and_rates, "--folder", "runs/c", "--set", "model.hidden=32"]
+    killed.touch()
+    assert compare(*arguments).returncode == 137
+    before = calls.read_text().splitlines()
+    killed.unlink()
+    done = compare(*arguments)
+    assert done.returncode == 0, done.stderr
+    (prepared, *trained), compared = calls.read_text().splitlines()[:-1], calls.read_text().splitlines()[-1]
+    assert " --run runs/c/gate_1_2e-3 " in before[-1]
+    assert " --run runs/c/gate_1_2e-3 " in trained[0], "it goes on with what was killed"
+    assert prepared.startswith("pangu-sigma prepare-data model_configs/sigma_tiny.yaml ")
+    assert compared == "python - runs/c 1 4 1e-3 2e-3"
+    compile((tmp_path / "source.py").read_text(), "the comparison", "exec")
+    trained = before[1:-1] + trained
+    by_run = {line.split("--run ")[1].split()[0].removeprefix("runs/c/"): line for line in trained}
+    arms = ("random", "dense", "balanced", "hash", "gate")
+    assert list(by_run) == [f"{arm}_{seed}_{rate}" for seed in (1, 4) for rate in ("1e-3", "2e-3") for arm in arms]
+    own = {
+        "random": ("pangu-sigma train ", ""),
+        "dense": ("pangu-sigma train ", "--set model.dense_layers=4 --set model.rre_layers=0 "),
+        "balanced": ("pangu-sigma train ", "--set routing.table=balanced "),
+        "hash": ("python -m pangu_sigma.bench.peer_runs hash ", ""),
+        "gate": ("python -m pangu_sigma.bench.peer_runs gate ", ""),
+    }
+    same = set()
+    for name, line in by_run.items():
+        arm, seed, rate = name.split("_")
+        command, options = own[arm]
+        last = f"--set seed={seed} --set routing.seed={int(seed) - 1} --set train.optimizer.peak_lr={rate}"
+        assert line.startswith(f"{command}model_configs/sigma_tiny.yaml --run runs/c/{name} ")
+        assert line.endswith(f" {options}{last}")
+        same.add(line.removeprefix(command).split(" ", 3)[3].removesuffix(options + last))
+    (options,) = same  # all that is left is the same for all
+    for word in (
+        "train.steps=40",
+        "train.optimizer.warmup_steps=4",
+        "train.optimizer.decay_steps=36",
+        "ecss.enabled=false",
+    ):
+        assert f"--set {word} " in options
+    assert options.endswith("--set data.path=data/c --set model.hidden=32 ")
+    assert len((repository / "runs/c/times.txt").read_text().splitlines()) == 20
+    assert "20 runs took 0 minutes" in done.stdout
+
+    other = compare(*["60" if word == "40" else word for word in arguments])
+    assert (other.returncode, "begun with other --set options" in other.stderr) == (2, True)
+    for wrong, said in (
+        (["--steps", "7"], "a number of at least 10 is needed"),
+        (["--sets", "a=b"], "is not an option; usage"),
+    ):
+        refused = compare(*wrong)
+        assert (refused.returncode, said in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(("script", "venv"), [("install.sh", ".venv"), ("peers.sh", ".venv-peers")])
 def test_installing_from_another_folder_touches_only_the_repository(script, venv, repository, folder, tmp_path):
     (repository / STAMP).unlink()

@@ -143,7 +143,7 @@ def test_all_that_a_gated_network_shares_with_the_product_is_drawn_alike():
         ({"ecss": {"enabled": True}}, "ecss.enabled=true: a learned gate needs all experts in each step: set false"),
         ({"train": {"accumulation": 2}}, "train.accumulation=2: .* set 1"),
         ({"train": {"loss_scale": {"initial": 2.0, "window": 100}}}, "train.loss_scale.initial=2.0: .* set 1"),
-        ({"train": {"steps": 100}}, "train.loss_scale.window=100: a learned gate needs more than train.steps"),
+        ({"train": {"steps": 100}}, "train.loss_scale.window=100: a learned gate needs one of more than train.steps"),
     ],
 )
 def test_what_a_gate_does_not_go_with_is_refused(sections, message):

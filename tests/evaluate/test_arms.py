@@ -12,12 +12,12 @@ import pytest
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate import arms
 from pangu_sigma.evaluate.arms import (
-    ERRORS_95,
     Arm,
     compare_arms,
     draw_arms,
     evaluations,
     format_arms,
+    half_width_95,
     is_certain,
     last_logged,
     mean_over_domains,
@@ -151,7 +151,7 @@ def student_density(t: np.ndarray, freedom: int) -> np.ndarray:
 
 @pytest.mark.parametrize("seeds", range(2, 11))
 def test_an_interval_of_so_many_errors_holds_95_percent_of_student_s_t(seeds):
-    t = np.linspace(-ERRORS_95[seeds - 2], ERRORS_95[seeds - 2], 200_001)
+    t = np.linspace(-half_width_95(1.0, seeds), half_width_95(1.0, seeds), 200_001)
     density = student_density(t, seeds - 1)
     inside = float(((density[1:] + density[:-1]) / 2 * np.diff(t)).sum())
     assert inside == pytest.approx(0.95, abs=2e-4)
@@ -181,11 +181,19 @@ def comparison(*gaps: tuple[float, float]) -> dict[str, object]:
     """What `differences_of` gives of a pair of runs for each pair of numbers: the differences of zh and en."""
     return {
         "pairs": [
-            {"domains": {name: {"difference": {"nats_per_token": g}} for name, g in zip(("zh", "en"), pair, strict=True)}}
+            {
+                "domains": {
+                    name: {"difference": {"nats_per_token": g}} for name, g in zip(("zh", "en"), pair, strict=True)
+                }
+            }
             for pair in gaps
         ],
         "mean": {
-            name: {"nats_per_token": float(np.mean(of)), "se": float(np.std(of, ddof=1) / len(of) ** 0.5), "se_of_text": 0.1}
+            name: {
+                "nats_per_token": float(np.mean(of)),
+                "se": float(np.std(of, ddof=1) / len(of) ** 0.5),
+                "se_of_text": 0.1,
+            }
             for name, of in zip(("zh", "en"), np.array(gaps).T, strict=True)
         },
     }
@@ -219,5 +227,7 @@ def test_losses_of_logs_are_those_of_the_last_evaluation_and_of_the_same_samples
     found = last_logged([first, second])
     assert found[first]["zh"].minus(found[second]["zh"]).nats.mean == pytest.approx(-1.0)
     for other in (logged(tmp_path / "other", 40.0, "another"), two[0].runs["1e-3"][0]):
-        with pytest.raises(ConfigError, match=f"{other} was not evaluated on the samples of {first}; train both on the"):
+        with pytest.raises(
+            ConfigError, match=f"{other} was not evaluated on the samples of {first}; train both on the"
+        ):
             last_logged([first, other])

@@ -33,7 +33,7 @@ class HashTrainer(Trainer):
     """A run that is routed so."""
 
     def open_batches(self, split: str) -> Batches:
-        """The product's batches, with another table. All experts must be active in each step, which `ecss.enabled=false` sees to."""
+        """The product's batches, with another table. `ecss.enabled=false`: all experts have to be active in each step."""
         batches = super().open_batches(split)
         batches.table = hash_table(self.config, batches.tokenizer.size)
         return batches

@@ -1,4 +1,6 @@
-"""The program that trains a peer of RRE in a run folder: `python -m pangu_sigma.bench.peer_runs gate CONFIG --run RUN --set KEY=VALUE`.
+"""The program that trains a peer of RRE in a run folder.
+
+    python -m pangu_sigma.bench.peer_runs gate CONFIG --run RUN --set KEY=VALUE
 
 It is the product's training with another network, or other tables, and prints the product's summary. When the run has ended, its
 checkpoints are removed: the product would read them as its own network, with its own tables, and give wrong numbers without a word.

@@ -1,10 +1,10 @@
-"""A learned top-1 gate as a peer of RRE: the FFN of Switch Transformer (Fedus et al., 2021), trained by the product's own step and loop.
+"""A learned top-1 gate as a peer of RRE: the FFN of Switch Transformer (Fedus et al., 2021), in the product's own step and loop.
 
 Each token goes to one expert of a single pool of all K experts of the layer, whatever its domain: the one whose probability, of a
 float32 softmax over a linear gate, is the largest; its output is multiplied by that probability. For each layer the loss has
 0.01 · K · Σ f_k · P_k besides, f the share of the tokens and P the mean probability of expert k (its equations 4 to 6). So a token
-has the active size that it has under RRE. Unlike there: no token is dropped (no capacity), no noise on the gate's input, and the gate
-is drawn as all of our weights are.
+has the active size that it has under RRE. Unlike there, no token is dropped (there is no capacity), the gate's input has no noise,
+and the gate is drawn as all of our weights are.
 
 The routing plan that the batch brings is not read: the graph makes its own. The balance loss is not in the losses that are
 reported; it is there as a gradient, which is all that an auxiliary loss is for.
@@ -49,7 +49,7 @@ class SwitchFFN(nn.Cell):
     """
 
     def __init__(self, config: Config, seed: int):
-        """seed: of the gate's initial values. They have a generator of their own, so the rest of a network is drawn as without it."""
+        """seed: of the gate's initial values, which have a generator of their own: all else is drawn as it is without a gate."""
         super().__init__()
         experts, hidden = config.experts, config.model.hidden
         self.gate = declare("gate", (experts, hidden), _Drawn(seed, config.model.init_std), decay=True)
@@ -154,7 +154,7 @@ def _check(config: Config, ranks: Ranks) -> None:
         (train.accumulation == 1, f"train.accumulation={train.accumulation}", "the whole batch in one pass: set 1"),
         (train.compute_dtype == "float32", f"train.compute_dtype={train.compute_dtype}", "float32"),
         (scale.initial == 1, f"train.loss_scale.initial={scale.initial}", "a loss that is not scaled: set 1"),
-        (scale.window > train.steps, f"train.loss_scale.window={scale.window}", "more than train.steps: it never scales"),
+        (scale.window > train.steps, f"train.loss_scale.window={scale.window}", "one of more than train.steps"),
     ):
         if not fits:
             raise ConfigError(f"{key}: a learned gate needs {needed}")

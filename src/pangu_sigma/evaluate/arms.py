@@ -1,8 +1,8 @@
 """Ways to train, each tried at the same rates and seeds; the first at its best rate against the others at theirs.
 
 The best rate of an arm is that of the lowest held-out loss: the mean over seeds and domains of the last evaluation of its runs, on
-the samples that training evaluates on. The differences are of all held-out tokens, paired by sample, seed by seed. One is certain if
-a 95 % interval over seeds does not contain nothing: with few seeds that is wide, 4.3 errors to each side for three.
+the samples that training evaluates on. The differences are of all held-out tokens, paired by sample, seed by seed. One is certain
+if a 95 % interval of its mean over seeds does not contain 0, which is wide with few seeds: 4.3 errors to each side with three.
 
 Shape suffixes: P runs of an arm, E evaluations.
 """
@@ -93,9 +93,9 @@ def compare_arms(first: Arm, others: Sequence[Arm], measure: Measure = measure_a
     """The first arm against each of the others, all at their best rates, on all held-out tokens.
 
     measure: how the losses of the runs at the best rates are found.
-    Returns {"arms": {name: {"losses": by rate, "best": rate, "runs": at it, "held_out": by domain, the mean over seeds}}, "against":
-    {name: `compare_runs`'s comparison}}. Raises ConfigError when a run was evaluated at other steps than the first one, and as
-    `Arm.best_rate` and `measure`.
+    Returns {"arms": {name: {"losses": by rate, "best": rate, "runs": at it, "held_out": by domain, the mean over seeds}},
+    "against": {name: `compare_runs`'s comparison}}. Raises ConfigError when a run was evaluated at other steps than the first one,
+    and as `Arm.best_rate` and `measure`.
     """
     arms = [first, *others]
     _check_same_steps([run for arm in arms for runs in arm.runs.values() for run in runs])
@@ -130,25 +130,26 @@ def _means(losses: list[Losses]) -> dict[str, float]:
     return {name: mean_of([found[name].nats_per_token.mean for found in losses]).mean for name in losses[0]}
 
 
-ERRORS_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_ERRORS_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Standard errors to each side in a 95 % interval of the mean of 2, 3, … 10 values: Student's t."""
 
 
-def is_certain(mean: float | None, error: float | None, seeds: int) -> bool:
-    """True if a 95 % interval of a mean over `seeds` pairs does not contain 0; for more than 10 it is that of 10, a little too wide.
+def half_width_95(error: float, seeds: int) -> float:
+    """Half the width of a 95 % interval of a mean over seeds: infinite for one; for more than 10 as for 10, a little too wide.
 
-    error: the standard error over the pairs; None if it is not known, as for a single one.
+    error: the standard error of the mean over seeds.
     """
-    if seeds < 2 or mean is None or error is None:
-        return False
-    return abs(mean) > ERRORS_95[min(seeds, len(ERRORS_95) + 1) - 2] * error
+    return _ERRORS_95[min(seeds - 2, len(_ERRORS_95) - 1)] * error if seeds > 1 else math.inf
+
+
+def is_certain(mean: float | None, error: float | None, seeds: int) -> bool:
+    """True if the 95 % interval of a mean over seeds does not contain 0; False if mean or error (None, NaN) is not known."""
+    return mean is not None and error is not None and abs(mean) > half_width_95(error, seeds)
 
 
 def mean_over_domains(comparison: Mapping[str, Any]) -> Estimate:
     """The mean over domains, each of which counts the same, of a comparison's differences: its mean and error over seeds."""
-    gaps = [
-        [row["difference"]["nats_per_token"] for row in pair["domains"].values()] for pair in comparison["pairs"]
-    ]
+    gaps = [[row["difference"]["nats_per_token"] for row in pair["domains"].values()] for pair in comparison["pairs"]]
     return mean_of([float(np.mean(np.array(gap, float))) for gap in gaps])
 
 
@@ -169,22 +170,22 @@ def format_arms(compared: Mapping[str, Any]) -> str:
     lines += ["", f"{'domain':12} {'against':{width}} {' '.join(heads)}   all held-out tokens, mean of {seeds} seeds"]
     for domain, own in arms[first]["held_out"].items():
         for name, comparison in compared["against"].items():
-            mean = comparison["mean"][domain]
-            held_out = (own, arms[name]["held_out"][domain])
-            difference = (mean["nats_per_token"], mean["se"], mean["se_of_text"])
-            lines.append(f"{domain:12} {name:{width}} {_cells(held_out, difference, seeds)}")
+            mean, held_out = comparison["mean"][domain], (own, arms[name]["held_out"][domain])
+            row = _cells(held_out, mean["nats_per_token"], mean["se"], mean["se_of_text"], seeds)
+            lines.append(f"{domain:12} {name:{width}} {row}")
     for name, comparison in compared["against"].items():
-        held_out = tuple(float(np.mean(list(arms[arm]["held_out"].values()))) for arm in (first, name))
-        lines.append(
-            f"{'mean':12} {name:{width}} {_cells(held_out, (*mean_over_domains(comparison), None), seeds)}"
-        )
+        means = [float(np.mean(list(arms[arm]["held_out"].values()))) for arm in (first, name)]
+        row = _cells(means, *mean_over_domains(comparison), None, seeds)
+        lines.append(f"{'mean':12} {name:{width}} {row}")
     return "\n".join(lines)
 
 
-def _cells(held_out: Sequence[float], difference: Sequence[float | None], seeds: int) -> str:
-    """Both losses, the difference with its errors over seeds and samples, and whether it is certain."""
-    numbers = [*(shown(v, 9) for v in held_out), *(shown(v, 9, 4) for v in difference)]
-    return " ".join([*numbers, *([] if is_certain(*difference[:2], seeds) else ["  not certain"])])
+def _cells(
+    held_out: Sequence[float], gap: float | None, over_seeds: float | None, over_samples: float | None, seeds: int
+) -> str:
+    """Both losses, the difference with both of its errors, and whether it is certain."""
+    numbers = [*(shown(v, 9) for v in held_out), *(shown(v, 9, 4) for v in (gap, over_seeds, over_samples))]
+    return " ".join([*numbers, *([] if is_certain(gap, over_seeds, seeds) else ["  not certain"])])
 
 
 def draw_arms(arms: Mapping[str, Sequence[Path]]) -> Figure:

@@ -17,11 +17,11 @@ import numpy as np
 from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
 
 from pangu_sigma.evaluate.arms import (
-    ERRORS_95,
     Arm,
     compare_arms,
     evaluations,
     format_arms,
+    half_width_95,
     last_logged,
     write_results,
 )
@@ -41,7 +41,9 @@ def cost_of(runs: Sequence[Path]) -> dict[str, Any]:
     loads = [load for log in logs if (load := load_by_layer(log))]
     speeds = [line["tokens_per_second"] for log in logs for line in log if line.get("tokens_per_second")]
     return {
-        "spread": {d: float(np.std([losses[d] for losses in last], ddof=1)) if len(runs) > 1 else None for d in last[0]},
+        "spread": {
+            d: float(np.std([losses[d] for losses in last], ddof=1)) if len(runs) > 1 else None for d in last[0]
+        },
         "load": np.mean(loads, axis=0).tolist() if loads else [],
         "tokens_per_second": float(np.median(speeds)) if speeds else None,
     }
@@ -57,21 +59,20 @@ def load_by_layer(log: Sequence[Mapping[str, Any]]) -> list[float]:
 def format_costs(compared: Mapping[str, Any]) -> str:
     """A table for people: held-out loss of each domain with its spread over seeds, load and speed, of each arm at its best rate."""
     arms = compared["arms"]
-    width, domains = max(map(len, arms)), list(next(iter(arms.values()))["held_out"])
+    width, domains = max(16, *map(len, arms)), list(next(iter(arms.values()))["held_out"])
     heads = " ".join(f"{domain:>15}" for domain in domains)
-    lines = [
-        f"{'at its best rate':{width}} {heads} {'load max/mean':>15} {'tokens/s':>9}   held-out loss ± its standard deviation over seeds"
-    ]
+    heads = f"{heads} {'load max/mean':>15} {'tokens/s':>9}"
+    lines = [f"{'at its best rate':{width}} {heads}   held-out loss ± its standard deviation over seeds"]
     for name, arm in arms.items():
         losses = [f"{shown(arm['held_out'][d], 6)} ±{shown(arm['spread'][d], 7, 4)}" for d in domains]
         load = " ".join(shown(ratio, 0, 2) for ratio in arm["load"]) or "–"
         cells = [*losses, f"{load:>15}", shown(arm["tokens_per_second"], 9, 0)]
-        lines.append(f"{name:{max(width, 16)}} {' '.join(cells)}")
+        lines.append(f"{name:{width}} {' '.join(cells)}")
     return "\n".join(lines)
 
 
 def draw_differences(compared: Mapping[str, Any]) -> Figure:
-    """For each domain, how much more the first arm loses than each of the others: a point a seed, and the 95 % interval of the mean.
+    """For each domain, how much more the first arm loses than each other one: a point a seed, and the mean's 95 % interval.
 
     What reaches over the line at 0 is not certain. With one seed there is no interval.
     """
@@ -87,7 +88,7 @@ def draw_differences(compared: Mapping[str, Any]) -> Figure:
             mean, error = comparison["mean"][domain]["nats_per_token"], comparison["mean"][domain]["se"]
             axes.scatter(np.array(gaps_P, float), [y] * len(gaps_P), s=14, color="C0", alpha=0.6)
             if error is not None:
-                half = ERRORS_95[min(len(gaps_P), len(ERRORS_95) + 1) - 2] * error
+                half = half_width_95(error, len(gaps_P))
                 axes.errorbar(mean, y, xerr=half, color="C1", marker="|", markersize=12, capsize=4, linewidth=1.6)
         axes.set_title(domain, fontsize=11)
         axes.set_yticks(range(len(against)), list(against))
@@ -100,8 +101,10 @@ def draw_differences(compared: Mapping[str, Any]) -> Figure:
 
 
 def write_methods(first: Arm, others: Sequence[Arm], folder: Path) -> str:
-    """Compare, and write differences.txt, .json and .png into `folder`. Returns what differences.txt holds. Raises as `compare_arms`
-    and `last_logged`."""
+    """Compare, and write differences.txt, .json and .png into `folder`. Returns what differences.txt holds.
+
+    Raises as `compare_arms` and `last_logged`.
+    """
     compared = compare_arms(first, others, last_logged)
     for arm in compared["arms"].values():
         arm.update(cost_of([Path(run) for run in arm["runs"]]))
