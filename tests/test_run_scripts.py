@@ -254,7 +254,7 @@ def test_comparing_methods_trains_five_arms_alike_and_goes_on_where_it_was_kille
     for name, line in by_run.items():
         arm, seed, rate = name.split("_")
         command, options = own[arm]
-        last = f"--set seed={seed} --set routing.seed={int(seed) - 1} --set train.optimizer.peak_lr={rate}"
+        last = f"--set seed={seed} --set routing.seed={2 * int(seed) - 2} --set train.optimizer.peak_lr={rate}"
         assert line.startswith(f"{command}model_configs/sigma_tiny.yaml --run runs/c/{name} ")
         assert line.endswith(f" {options}{last}")
         same.add(line.removeprefix(command).split(" ", 3)[3].removesuffix(options + last))

@@ -125,7 +125,7 @@ def test_tables_and_curves_are_written_beside_the_runs(two, measured, tmp_path):
     lines = text.splitlines()
     assert lines[1].split() == ["Σ", "inherited", "5.500", "5.000*"]
     assert lines[2].split() == ["α", "continued", "5.300*", "5.700"]
-    assert "mean of 3 seeds" in lines[4]
+    assert lines[4].endswith("4,000 held-out tokens, mean of 3 seeds")
     assert [line.split()[0] for line in lines[5:]] == ["zh", "en", "mean"]
     assert lines[5].split()[5:] == ["-0.5000", "0.0000", "0.0000"]
     assert lines[7].split()[5:] == ["-0.5000", "0.0000", "–"]
@@ -183,7 +183,8 @@ def comparison(*gaps: tuple[float, float]) -> dict[str, object]:
         "pairs": [
             {
                 "domains": {
-                    name: {"difference": {"nats_per_token": g}} for name, g in zip(("zh", "en"), pair, strict=True)
+                    name: {"difference": {"nats_per_token": g}, "tokens": 100}
+                    for name, g in zip(("zh", "en"), pair, strict=True)
                 }
             }
             for pair in gaps

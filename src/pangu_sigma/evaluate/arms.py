@@ -165,9 +165,13 @@ def format_arms(compared: Mapping[str, Any]) -> str:
     for name, arm in arms.items():
         cells = [shown(loss, 8) + ("*" if rate == arm["best"] else " ") for rate, loss in arm["losses"].items()]
         lines.append(f"{name:{width}} {' '.join(cells)}".rstrip())
-    seeds = len(next(iter(compared["against"].values()))["pairs"])
+    pairs = next(iter(compared["against"].values()))["pairs"]
+    seeds, tokens = len(pairs), sum(row["tokens"] for row in pairs[0]["domains"].values())
     heads = [f"{head:>9}" for head in (first.rpartition(" ")[2], "against", "nats", "± seeds", "± samples")]
-    lines += ["", f"{'domain':12} {'against':{width}} {' '.join(heads)}   all held-out tokens, mean of {seeds} seeds"]
+    lines += [
+        "",
+        f"{'domain':12} {'against':{width}} {' '.join(heads)}   {tokens:,} held-out tokens, mean of {seeds} seeds",
+    ]
     for domain, own in arms[first]["held_out"].items():
         for name, comparison in compared["against"].items():
             mean, held_out = comparison["mean"][domain], (own, arms[name]["held_out"][domain])

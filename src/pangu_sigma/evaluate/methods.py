@@ -93,7 +93,7 @@ def draw_differences(compared: Mapping[str, Any]) -> Figure:
         axes.set_title(domain, fontsize=11)
         axes.set_yticks(range(len(against)), list(against))
         axes.grid(axis="x", alpha=0.3)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(against) - 0.5, -0.5)
     for axes in panels[len(domains) :]:
         axes.remove()
     figure.supxlabel(f"nats per token that {first} loses more than the other; left of 0 it is better", fontsize=10)
