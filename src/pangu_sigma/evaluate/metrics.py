@@ -1,0 +1,47 @@
+"""What answers and texts are measured by. Values are shares from 0 to 1, but BLEU and chrF, which sacrebleu gives from 0 to 100."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.evaluate.tasks.scoring import exact_match, f1, rouge_1, rouge_l
+
+__all__ = ["bleu", "chrf", "distinct", "exact_match", "f1", "rouge_1", "rouge_l"]
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str], language: str) -> float:
+    """BLEU of translations, one reference for each. language: that of the translations; "zh" is cut by character, others by 13a."""
+    sacrebleu = _sacrebleu()
+    tokenize = "zh" if language == "zh" else "13a"
+    return float(sacrebleu.corpus_bleu(hypotheses, [references], tokenize=tokenize).score)
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """ChrF2 of translations: F of the character n-grams up to 6, one reference for each."""
+    return float(_sacrebleu().corpus_chrf(hypotheses, [references]).score)
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Distinct-n: different n-grams ÷ n-grams of all texts together (Li et al., 2016); 0 if there is none.
+
+    A Chinese character is a word, and so is what stands between blanks.
+    """
+    grams = [tuple(words[i : i + n]) for words in map(_words, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _words(text: str) -> list[str]:
+    apart = "".join(f" {c} " if "\u4e00" <= c <= "\u9fff" else c for c in text)
+    return apart.split()
+
+
+def _sacrebleu() -> ModuleType:
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise ConfigError(
+            f"sacrebleu cannot be loaded ({error}); install it: pip install 'pangu-sigma[evaluate]'"
+        ) from error
+    return sacrebleu
