@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from nltk.tokenize import NLTKWordTokenizer
 
@@ -130,3 +131,20 @@ def _characters(text: str) -> list[str]:
 
 def _grams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def span(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """EM and F1 of an answer, for lm-evaluation-harness."""
+    return {"exact_match": exact_match(results[0], doc["answers"]), "f1": f1(results[0], doc["answers"])}
+
+
+def long_answer(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """ROUGE of an answer, and what BLEU-4 over all answers counts, for lm-evaluation-harness."""
+    own, answers = results[0], doc["answers"]
+    return {"rouge_1": rouge_1(own, answers), "rouge_l": rouge_l(own, answers), "bleu_4": (own, answers)}
+
+
+def begins(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """1 if an answer begins with the word, punctuation and blanks aside, for lm-evaluation-harness."""
+    own, word = ("".join(_bare(text).split()) for text in (results[0], doc["answer"]))
+    return {doc["metric"]: float(own.startswith(word))}

@@ -1,0 +1,459 @@
+"""The published files of Chinese benchmarks as items for lm-evaluation-harness. Needs nothing of this project.
+
+Files stand at FOLDER/<task>/<published file name>; the harness is told FOLDER by --metadata '{"data": "FOLDER"}'. Each function is
+the `custom_dataset` of tasks whose YAML says by `dataset_kwargs` what is read. It gives the split "items", and the split "skipped":
+lines that could not be used, each with what was expected. A file that is not there, that cannot be read as a whole, or of which
+nothing can be used, is an error.
+
+A text that would not fit into seq_length tokens (among the metadata too, 1,024 by default) if each character were one is cut, and
+the item says so by "cut".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger("pangu_sigma.evaluate.tasks")
+
+_FRAME = 26
+"""The most characters of a template itself, an <eot> before it, and a token after it."""
+_BLANK, _IDIOM, _MASK = "XXXXX", re.compile(r"#idiom\d+#"), re.compile(r"(?:<mask>)+")
+_SHOWN = 5
+"""Skipped lines of which the log tells what is wrong; all of them are in the split "skipped"."""
+
+Item = dict[str, Any]
+Rows = Iterator[tuple[str, Any]]
+"""What may become items, each after where it stands in its file; an `Unusable` where it could not be read."""
+
+
+class Unusable(ValueError):
+    """A line or an entry that is no item; the message says what was expected."""
+
+
+class Source(NamedTuple):
+    """Where a task's files are. published: the page that has them, and their format."""
+
+    data: str | None
+    folder: str
+    published: str
+    seq_length: int = 1024
+
+    def path(self, file: str) -> Path:
+        """The path of a file. Raises FileNotFoundError, which says where it is published, and ValueError without a folder."""
+        if not self.data:
+            raise ValueError(
+                f"{self.folder} reads files, and no folder was given: --data FOLDER of pangu-sigma evaluate, or --metadata "
+                f'\'{{"data": "FOLDER"}}\' of lm_eval; it expects FOLDER/{self.folder}/{file}, published at {self.published}'
+            )
+        path = Path(self.data) / self.folder / file
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is not there; {self.folder} is published at {self.published}, and its file {file} belongs there"
+            )
+        return path
+
+    def room(self, *others: str | int) -> int:
+        """Characters that a text may have beside others, given as texts or as numbers of characters."""
+        return max(0, self.seq_length - _FRAME - sum(o if isinstance(o, int) else len(o) for o in others))
+
+    def json_lines(self, file: str) -> Rows:
+        """The objects of a file that has one a line."""
+        for number, line in enumerate(self.path(file).read_bytes().split(b"\n"), 1):
+            if line.strip():
+                yield f"{file}:{number}", _parsed(line)
+
+    def json_file(self, file: str) -> Any:
+        """What a file holds that is JSON as a whole. Raises ValueError if it is not."""
+        path = self.path(file)
+        try:
+            return json.loads(path.read_bytes().decode("utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is no JSON in UTF-8: {error}; expected is the file of {self.published}"
+            ) from error
+
+    def items(self, rows: Rows, item: Callable[[Any], Iterable[Item]]) -> DatasetDict:
+        """The items of all rows, and the rows that have none. Raises ValueError if no row has one."""
+        found, skipped = list[Item](), list[dict[str, str]]()
+        for where, row in rows:
+            try:
+                if isinstance(row, Unusable):
+                    raise row
+                found += item(row)
+            except Unusable as reason:
+                skipped.append({"where": where, "why": str(reason)})
+        shown = "; ".join(f"{each['where']}: {each['why']}" for each in skipped[:_SHOWN])
+        if not found:
+            raise ValueError(
+                f"{Path(self.data or '') / self.folder} has no usable item: {shown or 'its file is empty'}; expected is the format "
+                f"of {self.published}"
+            )
+        if skipped:
+            logger.warning(
+                "%s: %d lines or entries skipped, %d items are left: %s", self.folder, len(skipped), len(found), shown
+            )
+        if cut := sum(each["cut"] for each in found):
+            logger.warning(
+                "%s: %d of %d items were cut to seq_length=%d tokens of a character each",
+                *(self.folder, cut, len(found), self.seq_length),
+            )
+        columns = {key: [each[key] for each in skipped] for key in ("where", "why")}
+        return DatasetDict({"items": Dataset.from_list(found), "skipped": Dataset.from_dict(columns)})
+
+
+def labelled(
+    file: str,
+    template: str,
+    labels: Mapping[str, str] | str,
+    cut: str | None = None,
+    candidates: int | None = None,
+    **source: Any,
+) -> DatasetDict:
+    """A template filled with each label's word: CMNLI, OCNLI, AFQMC, CSL, CLUEWSC2020, TNEWS, IFLYTEK.
+
+    template: its fields are those of a line, or of the object "target" in it, and {label}. labels: the word of each label, or the
+    name of a file that has them. cut: the field that is cut if the text is too long. candidates: number of labels to choose from;
+    the true one, and those whose SHA-256 with the text is smallest, so that each item has its own draw, the same everywhere.
+    """
+    of = _source(source)
+    words = dict(_labels(of, labels)) if isinstance(labels, str) else dict(labels)
+    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name and name != "label"]
+
+    def item(row: Any) -> list[Item]:
+        label = _text(row, "label")
+        if label not in words:
+            raise Unusable(f"label: one of {', '.join(list(words)[:20])} expected, found {label!r}")
+        values = {
+            name: _text(row.get("target") if name not in row and "target" in row else row, name) for name in fields
+        }
+        shortened = False
+        if cut:
+            room = of.room(*(value for name, value in values.items() if name != cut))
+            shortened, values[cut] = len(values[cut]) > room, values[cut][:room]
+        offered = _drawn(list(words), label, "".join(values.values()), candidates)
+        texts = [template.format(label=words[each], **values) for each in offered]
+        return [{"texts": texts, "gold": offered.index(label), "cut": shortened}]
+
+    return of.items(of.json_lines(file), item)
+
+
+def squad(file: str, answer: int, **source: Any) -> DatasetDict:
+    """Questions on paragraphs, as SQuAD has them: CMRC2018, DRCD. answer: the most tokens of an answer."""
+    of = _source(source)
+
+    def rows() -> Rows:
+        for article_at, article in _each(of.json_file(file), "data", file):
+            for paragraph_at, paragraph in _each(article, "paragraphs", article_at):
+                for at, question in _each(paragraph, "qas", paragraph_at):
+                    yield at, question if isinstance(question, Unusable) else (paragraph, question)
+
+    def item(row: Any) -> list[Item]:
+        document, question = _text(row[0], "context"), _text(row[1], "question")
+        answers = [_text(each, "text") for each in _list(row[1], "answers")]
+        return [_question(of, document, question, answers, answer)]
+
+    return of.items(rows(), item)
+
+
+def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
+    """Questions of a search engine. What is read is the first document that a person selected, its paragraphs together."""
+    of = _source(source)
+
+    def item(row: Any) -> list[Item]:
+        question, answers = _text(row, "question"), _texts(row, "answers")
+        selected = [
+            each for each in _list(row, "documents") if isinstance(each, dict) and each.get("is_selected") is True
+        ]
+        if not selected:
+            raise Unusable("documents: one of them with is_selected true expected")
+        document = "".join(_texts(selected[0], "paragraphs"))
+        return [_question(of, document, question, answers, answer)]
+
+    return of.items(of.json_lines(file), item)
+
+
+def webqa(file: str, **source: Any) -> DatasetDict:
+    """Questions without a text: WebQA. The answers are those of all evidences that have one."""
+    of = _source(source)
+    tree = of.json_file(file)
+    if not isinstance(tree, dict):
+        raise ValueError(f"{of.path(file)}: an object of questions expected, found {_shown(tree)}")
+
+    def item(row: Any) -> list[Item]:
+        question, evidences = _text(row, "question"), _field(row, "evidences")
+        if not isinstance(evidences, dict):
+            raise Unusable(f"evidences: an object expected, found {_shown(evidences)}")
+        told = chain.from_iterable(_texts(each, "answer") for each in evidences.values())
+        answers = list(dict.fromkeys(each for each in told if each != "no_answer"))
+        if not answers:
+            raise Unusable("evidences: an answer in one of them expected, all have no_answer")
+        return [{"question": question, "answers": answers, "cut": False}]
+
+    return of.items(((f"{file}: {key}", row) for key, row in tree.items()), item)
+
+
+def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **source: Any) -> DatasetDict:
+    """A word left out of a sentence of a passage: PD&CFT, CMRC2017. The passage ends where the word was.
+
+    files: by the name of the metric; they take turns, so that the first items are of all of them. answers: the file of the answers,
+    where they do not stand with the questions. Words are cut apart by blanks in these files; the blanks are taken out.
+    """
+    of = _source(source)
+    known = dict(_answers(of, answers)) if answers else None
+
+    def rows(metric: str, file: str) -> Rows:
+        for where, lines in _passages(of.path(file), file):
+            yield where, (metric, lines)
+
+    def item(row: Any) -> list[Item]:
+        metric, lines = row
+        sentences, question, word = _cloze(lines, known)
+        text = "".join(each for each in sentences if _BLANK not in each) + question.partition(_BLANK)[0]
+        room = of.room(answer)
+        return [{"text": text[-room:] if room else "", "answer": word, "metric": metric, "cut": len(text) > room}]
+
+    turns = zip_longest(*(rows(metric, file) for metric, file in files.items()))
+    return of.items((row for turn in turns for row in turn if row is not None), item)
+
+
+def chid(file: str, answers: str, **source: Any) -> DatasetDict:
+    """An idiom left out of a passage, and ten candidates: ChID as CLUE has it. Other blanks of a passage are taken out."""
+    of = _source(source)
+    known = of.json_file(answers)
+
+    def item(row: Any) -> list[Item]:
+        candidates = _texts(row, "candidates")
+        found = []
+        for passage in _texts(row, "content"):
+            for blank in _IDIOM.finditer(passage):
+                gold = known.get(blank[0]) if isinstance(known, dict) else None
+                if not isinstance(gold, int) or not 0 <= gold < len(candidates):
+                    raise Unusable(
+                        f"{blank[0]}: a number below {len(candidates)} in {answers} expected, found {_shown(gold)}"
+                    )
+                sides = (_IDIOM.sub("", passage[: blank.start()]), _IDIOM.sub("", passage[blank.end() :]))
+                found.append(_filled(of, *sides, candidates, gold))
+        if not found:
+            raise Unusable("content: a passage with a blank such as #idiom000378# expected")
+        return found
+
+    return of.items(of.json_lines(file), item)
+
+
+def sentence_cloze(file: str, before: int, after: int, **source: Any) -> DatasetDict:
+    """A sentence left out of a passage: CMRC2019, an item for each blank. before, after: the most characters around it."""
+    of = _source(source)
+
+    def item(row: Any) -> list[Item]:
+        passage, choices, answers = _text(row, "context"), _texts(row, "choices"), _list(row, "answers")
+        found = []
+        for number, gold in enumerate(answers, 1):
+            left, blank, right = passage.partition(f"[BLANK{number}]")
+            if not blank:
+                raise Unusable(f"context: [BLANK{number}] expected, because answers has {len(answers)}")
+            if not isinstance(gold, int) or not 0 <= gold < len(choices):
+                raise Unusable(f"answers: numbers below {len(choices)} expected, found {_shown(gold)}")
+            left, right = (re.sub(r"\[BLANK\d+\]", "", side) for side in (left[-before:], right[:after]))
+            found.append(_filled(of, left, right, choices, gold))
+        return found
+
+    return of.items(_each(of.json_file(file), "data", file), item)
+
+
+def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
+    """Questions on dialogues and other passages, each with candidates: C3. Its files are lists in lists."""
+    of = _source(source)
+
+    def rows() -> Rows:
+        for file in files:
+            tree = of.json_file(file)
+            for at, entry in _each({"": tree}, "", file):
+                if not isinstance(entry, list) or len(entry) < 2:
+                    yield at, Unusable(f"[passage, questions, id] expected, found {_shown(entry)}")
+                    continue
+                passage, questions = entry[:2]
+                for where, question in _each({"questions": questions}, "questions", at):
+                    yield where, question if isinstance(question, Unusable) else (passage, question)
+
+    def item(row: Any) -> list[Item]:
+        passage, question = "".join(_texts({"passage": row[0]}, "passage")), _text(row[1], "question")
+        choices, answer = _texts(row[1], "choice"), _text(row[1], "answer")
+        if answer not in choices:
+            raise Unusable(f"answer: one of choice expected, found {answer!r}")
+        room = of.room(question, max(choices, key=len))
+        texts = [template.format(question=question, choice=each, passage=passage[:room]) for each in choices]
+        return [{"texts": texts, "gold": choices.index(answer), "cut": len(passage) > room}]
+
+    return of.items(rows(), item)
+
+
+def wplc(file: str, **source: Any) -> DatasetDict:
+    """The last word of a passage: Chinese WPLC. What stands after the word, a full stop, is not read."""
+    of = _source(source)
+
+    def item(row: Any) -> list[Item]:
+        text, word = _text(row, "masked_text"), _text(row, "correct_word")
+        blanks = list(_MASK.finditer(text))
+        if len(blanks) != 1 or not blanks[0].start():
+            raise Unusable("masked_text: a text and one <mask> or more at its end expected")
+        before, room = text[: blanks[0].start()], of.room(word)
+        return [{"text": before[-room:] if room else "", "word": word, "cut": len(before) > room}]
+
+    return of.items(of.json_lines(file), item)
+
+
+def _source(given: Mapping[str, Any]) -> Source:
+    """The source among what the harness gives: all metadata, and arguments of the model."""
+    length = given.get("seq_length", 1024)
+    if not isinstance(length, int) or length < 64:
+        raise ValueError(f"seq_length={length!r} among the metadata is not allowed: a number, 64 or more")
+    return Source(given.get("data"), given["folder"], given["published"], length)
+
+
+def _question(of: Source, document: str, question: str, answers: list[str], answer: int) -> Item:
+    room = of.room(question, answer)
+    return {"document": document[:room], "question": question, "answers": answers, "cut": len(document) > room}
+
+
+def _filled(of: Source, left: str, right: str, choices: Sequence[str], gold: int) -> Item:
+    """A passage with each candidate; if it is too long, three fifths of the room are for what stands before."""
+    room = of.room(max(choices, key=len))
+    cut = len(left) + len(right) > room
+    if cut:
+        before = max(room * 3 // 5, room - len(right))
+        left = left[-before:] if before else ""
+        right = right[: room - len(left)]
+    return {"texts": [left + each + right for each in choices], "gold": gold, "cut": cut}
+
+
+def _drawn(labels: list[str], label: str, text: str, candidates: int | None) -> list[str]:
+    """The labels to choose from, in the order of all."""
+    if candidates is None:
+        return labels
+    others = sorted(
+        (each for each in labels if each != label), key=lambda each: hashlib.sha256(f"{text}\n{each}".encode()).digest()
+    )
+    return sorted([label, *others[: candidates - 1]], key=labels.index)
+
+
+def _labels(of: Source, file: str) -> Iterator[tuple[str, str]]:
+    for where, row in of.json_lines(file):
+        try:
+            yield _text(row, "label"), _text(row, "label_des")
+        except Unusable as reason:
+            raise ValueError(f"{of.path(file).parent / where}: {reason}") from reason
+
+
+def _answers(of: Source, file: str) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(of.path(file).read_text(encoding="utf-8-sig").splitlines(), 1):
+        name, bars, answer = (each.strip() for each in line.partition("|||"))
+        if not (name and bars and answer):
+            raise ValueError(f"{of.path(file)}:{number}: <qid_N> ||| answer expected, found {_shown(line)}")
+        yield name, answer
+
+
+def _passages(path: Path, file: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """Where each passage ends, and its lines, cut at |||: the last one is the question."""
+    lines: list[list[str]] = []
+    number = 0
+    for number, raw in enumerate(path.read_bytes().split(b"\n"), 1):
+        line = raw.decode("utf-8-sig", errors="replace").replace(" ", "").replace("\r", "")
+        if not line:
+            continue
+        lines.append(line.split("|||"))
+        if len(lines[-1]) == 3 or line.startswith("<qid_"):
+            yield f"{file}:{number}", lines
+            lines = []
+    if lines:
+        yield f"{file}:{number}", lines
+
+
+def _cloze(lines: list[list[str]], known: Mapping[str, str] | None) -> tuple[list[str], str, str]:
+    """Sentences, question and answer of a passage."""
+    *sentences, last = lines
+    expected = 2 if known is not None else 3
+    if any(len(each) != 2 for each in sentences) or len(last) != expected:
+        raise Unusable(f"lines of a number ||| a sentence, then one of {expected} parts, the question, expected")
+    if any("\ufffd" in each for line in lines for each in line):
+        raise Unusable("text in UTF-8 expected")
+    name, question = last[:2]
+    word = known.get(name, "") if known is not None else last[2]
+    if question.count(_BLANK) != 1:
+        raise Unusable(f"{_BLANK} once in the question expected, found {question.count(_BLANK)} of them")
+    if not word:
+        raise Unusable(f"an answer of {name} expected")
+    return [each[1] for each in sentences], question, word
+
+
+def _each(parent: Any, key: str, at: str) -> Rows:
+    """The entries of a list in an object, or one `Unusable` if it has no such list."""
+    if isinstance(parent, Unusable):
+        yield at, parent
+        return
+    children = parent.get(key) if isinstance(parent, dict) else None
+    if not isinstance(children, list):
+        yield (
+            at,
+            Unusable(f"a list{f' {key}' if key else ''} expected, found {_shown(children if children else parent)}"),
+        )
+        return
+    for number, child in enumerate(children):
+        yield f"{at}{'.' if key else ''}{key}[{number}]", child
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return Unusable("text in UTF-8 expected")
+    except ValueError as error:
+        return Unusable(f"a JSON object expected, found {_shown(line.decode('utf-8-sig').strip())} ({error})")
+    return row if isinstance(row, dict) else Unusable(f"a JSON object expected, found {_shown(row)}")
+
+
+def _field(row: Any, key: str) -> Any:
+    if not isinstance(row, dict):
+        raise Unusable(f"an object with {key} expected, found {_shown(row)}")
+    if key not in row:
+        raise Unusable(f"{key} expected, and not there")
+    return row[key]
+
+
+def _text(row: Any, key: str) -> str:
+    """A text, or several put together with commas, as CSL's keywords are."""
+    value = _field(row, key)
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        value = ",".join(value)
+    if not isinstance(value, str) or not value.strip():
+        raise Unusable(f"{key}: text expected, found {_shown(value)}")
+    return value
+
+
+def _list(row: Any, key: str) -> list[Any]:
+    value = _field(row, key)
+    if not isinstance(value, list) or not value:
+        raise Unusable(f"{key}: a list that is not empty expected, found {_shown(value)}")
+    return value
+
+
+def _texts(row: Any, key: str) -> list[str]:
+    found = _list(row, key)
+    for each in found:
+        if not isinstance(each, str):
+            raise Unusable(f"{key}: a list of texts expected, found {_shown(each)} in it")
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
