@@ -53,9 +53,10 @@ def add_commands(commands: Any) -> None:
             commands,
             "evaluate",
             _evaluate,
-            "held-out loss of each domain, or its difference between runs on the same tokens",
+            "held-out loss of each domain, or its difference between runs on the same tokens; benchmarks",
             "runs/sigma_tiny --all",
             "runs/sigma_tiny --json losses.json",
+            "runs/sigma_tiny --tasks ocnli,cmrc2018 --data benchmarks --json results.json",
             "runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all",
         )
     )
@@ -65,6 +66,23 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--all", action="store_true", help="read all held-out text, not what training evaluates on")
     command.add_argument(
         "--against", type=Path, nargs="+", metavar="RUN", help="evaluate these too, and print paired differences"
+    )
+    command.add_argument(
+        "--tasks",
+        metavar="NAMES",
+        help="benchmarks, with commas between: those of evaluate/README.md, or any of lm-evaluation-harness; with --json what is "
+        "done is kept beside its file, and the same command goes on after a kill",
+    )
+    command.add_argument(
+        "--data", metavar="FOLDER", help="benchmarks' files are at FOLDER/TASK/ under their published names"
+    )
+    command.add_argument("--domain", default="zh", help="which experts answer in benchmarks (default zh)")
+    command.add_argument("--limit", type=_at_least_one, metavar="N", help="the first N items of each benchmark only")
+    command.add_argument(
+        "--num-fewshot",
+        type=_at_least_one,
+        metavar="K",
+        help="K examples before each item; default what the benchmark says",
     )
 
     command = with_json(
@@ -81,6 +99,13 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--against", type=Path, nargs="+", metavar="RUN", help="compare the losses with those of other runs"
     )
+
+
+def _at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed: 1 or more")
+    return value
 
 
 def with_run(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -142,6 +167,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.tasks is not None:
+        return _evaluate_tasks(options)
     if options.against is None and len(options.run) > 1:
         raise ConfigError(f"{len(options.run)} runs without --against; evaluate them one at a time, or compare them")
     from pangu_sigma.evaluate.comparison import compare_runs, format_differences
@@ -153,6 +180,22 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         comparison = compare_runs(options.run, options.against, options.all)
         show(comparison, format_differences(comparison), options.json)
+    return 0
+
+
+def _evaluate_tasks(options: argparse.Namespace) -> int:
+    if options.against is not None or len(options.run) > 1:
+        raise ConfigError("--tasks is for one run or export, without --against")
+    from pangu_sigma.evaluate.benchmarks import Asked
+    from pangu_sigma.evaluate.evaluation import evaluate_with_tasks, format_evaluation
+
+    tasks = tuple(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
+    asked = Asked(tasks, options.data, options.domain, options.limit, options.num_fewshot)
+    file = None if options.json in (None, "-") else Path(options.json)
+    found = evaluate_with_tasks(options.run[0], asked, options.all, file)
+    if file is not None:
+        print(format_evaluation(found))
+    show(found, format_evaluation(found), options.json)
     return 0
 
 

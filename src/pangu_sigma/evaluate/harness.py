@@ -1,25 +1,25 @@
 """lm-evaluation-harness over a model of this project, in one process: importing this file registers the model "pangu-sigma" there.
 
-    python -m pangu_sigma.evaluate.harness run --model pangu-sigma --model_args path=runs/sigma_tiny,domain=en --batch_size auto …
-
-is the harness's own command with that model. What a request becomes is what the harness's `local-completions` makes of it when it
-talks to `pangu-sigma serve` with its tokenizer and max_length=model.seq_length, so that both give the same numbers.
+`lm_eval.py` is the harness's own command with that model. What a request becomes is what the harness's `local-completions` makes of
+it when it talks to `pangu-sigma serve` with its tokenizer and max_length=model.seq_length, so that both give the same numbers.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from tqdm import tqdm
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
+from pangu_sigma.evaluate.kept import Kept
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_text
@@ -45,10 +45,20 @@ _MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_
 
 _SAMPLING = tuple(field.name for field in fields(Sampling))
 
+_ALIKE = 16
+"""First tokens of prompts that are asked one after another: fewer in common are not worth being read together."""
+
+Pair = tuple[list[int], list[int]]
+"""Ids of a context, and of what follows it."""
+
 
 @register_model("pangu-sigma")
 class HarnessModel(LM):
-    """A domain of a model, as lm-evaluation-harness asks it."""
+    """A domain of a model, as lm-evaluation-harness asks it.
+
+    truncated: (name of a task, number of an item) of what was cut, or read in windows, because the model is shorter. kept: where
+    answers are kept and looked up, so that an evaluation goes on after a kill; None for nowhere.
+    """
 
     def __init__(
         self,
@@ -84,6 +94,8 @@ class HarnessModel(LM):
             raise ConfigError(f"max_length={max_length} is not allowed: 3 to model.seq_length={longest}")
         self.max_length = (max_length or longest) - 1  # there is always room for a token of the answer
         self._most, self._tags, self._seed = max_gen_toks, tags, seed
+        self.truncated: set[tuple[str | None, int | None]] = set()
+        self.kept: Kept | None = None
         if not tags and self.tokenizer.prompt("", self.domain):
             logger.warning(
                 "domain %s was trained with a tag of the language before each text, and reads texts without it here, as "
@@ -97,13 +109,18 @@ class HarnessModel(LM):
         return f"pangu-sigma-{self.tokenizer.hash[:16]}-{self.domain.name}"
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """For each (context, continuation): log-probability of the continuation in nats, and whether greedy generation gives it."""
-        texts = [request.args for request in requests]
+        """For each (context, continuation): log-probability of the continuation in nats, and whether greedy generation gives it.
+
+        A continuation that is longer than the model is scored in windows, each token once.
+        """
         reader = _Reader(self)
-        found = self._scores([reader.pair(*pair) for pair in texts], "loglikelihood", disable_tqdm)
+        pairs = [reader.pair(*request.args) for request in requests]
+        windows = [self._windows(*pair) if len(pair[1]) >= self.max_length else [pair] for pair in pairs]
+        self._note_cut(requests, pairs, windows)
+        found = self._scores(windows, "loglikelihood", disable_tqdm)
         reader.report()
-        for pair, result in zip(texts, found, strict=True):
-            self.cache_hook.add_partial("loglikelihood", pair, result)
+        for request, result in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request.args, result)
         return found
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -111,31 +128,47 @@ class HarnessModel(LM):
 
         A text that is longer than the model is scored in windows, each token once.
         """
-        texts = [request.args[0] for request in requests]
-        reader, windows, owners = _Reader(self), [], []
-        for number, text in enumerate(texts):
-            ids = reader.ids(text)
-            of_text = get_rolling_token_windows(ids, self.tokenizer.eot, self.max_length - 1, context_len=1)
-            for window in map(make_disjoint_window, of_text):
-                windows.append(window)
-                owners.append(number)
-        totals = [0.0] * len(texts)
-        for owner, (score, _) in zip(owners, self._scores(windows, "rolling", disable_tqdm), strict=True):
-            totals[owner] += score
+        reader = _Reader(self)
+        windows = [self._windows([self.tokenizer.eot], reader.ids(request.args[0])) for request in requests]
+        totals = [score for score, _ in self._scores(windows, "rolling", disable_tqdm)]
         reader.report()
-        for text, total in zip(texts, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
+
+    def _windows(self, context: list[int], continuation: list[int]) -> list[Pair]:
+        """A text in parts that fit, each after as much of what stands before it as fits too."""
+        whole = get_rolling_token_windows(continuation, context[-1], self.max_length - 1, context_len=1)
+        return [make_disjoint_window(window) for window in whole]
+
+    def _note_cut(self, requests: list[Any], pairs: list[Pair], windows: list[list[Pair]]) -> None:
+        """Note and say which contexts lose their beginning, and which continuations do not fit at all."""
+        long = [len(parts) > 1 for parts in windows]
+        cut = [not much and len(c) + len(t) > self.max_length for (c, t), much in zip(pairs, long, strict=True)]
+        self.truncated |= {(r.task_name, r.doc_id) for r, a, b in zip(requests, long, cut, strict=True) if a or b}
+        if sum(cut):
+            logger.warning(
+                "%d of %d contexts lost their beginning: %d tokens fit", sum(cut), len(pairs), self.max_length
+            )
+        if sum(long):
+            logger.warning(
+                "%d of %d continuations have %d tokens or more, so that they do not fit; they were scored in windows",
+                *(sum(long), len(pairs), self.max_length),
+            )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """For each (context, options of the task): the text that follows, without the string that ended it."""
-        texts = [request.args for request in requests]
         reader = _Reader(self)
-        asked = [self._continuation(reader, *pair) for pair in texts]
+        asked = []
+        for request in requests:
+            before = reader.cut_prompts
+            asked.append(self._continuation(reader, *request.args))
+            if reader.cut_prompts > before:
+                self.truncated.add((request.task_name, request.doc_id))
         reader.report()
         found = self._answers(asked, lambda answer: answer.text, "generate_until", disable_tqdm)
-        for pair, text in zip(texts, found, strict=True):
-            self.cache_hook.add_partial("generate_until", pair, text)
+        for request, text in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
         return found
 
     def _continuation(self, reader: _Reader, context: str, options: dict[str, Any]) -> Request:
@@ -158,36 +191,53 @@ class HarnessModel(LM):
         ids = reader.cut(reader.ids(context) or [self.tokenizer.eot], room)
         return Request(self.domain, tuple(ids), most, Sampling(**sampling), self._seed, tuple(filter(None, stop)))
 
-    def _scores(self, pairs: Sequence[tuple[list[int], list[int]]], what: str, quiet: bool) -> list[tuple[float, bool]]:
-        """Log-probability of the second ids of each pair after the first ones, and whether each was the most likely."""
-        cut, requests = 0, []
-        for context, continuation in pairs:
-            if len(continuation) >= self.max_length:
-                raise ConfigError(
-                    f"a continuation of {len(continuation)} tokens leaves no room for its context in {self.max_length}; shorten it"
-                )
-            ids = [*context, *continuation]
-            cut += len(ids) > self.max_length
-            ids = ids[-self.max_length :]
+    def _scores(self, texts: Sequence[list[Pair]], what: str, quiet: bool) -> list[tuple[float, bool]]:
+        """For each text, given as pairs: log-probability of the second ids after the first ones, and whether each was the most
+        likely."""
+        requests = []
+        for context, continuation in (pair for pairs in texts for pair in pairs):
+            ids = [*context, *continuation][-self.max_length :]
             first = len(ids) - len(continuation)
             requests.append(Request(self.domain, tuple(ids), 0, prompt_logprobs=1, scored_from=first))
-        if cut:
-            logger.warning("%d of %d contexts lost their beginning: %d tokens fit", cut, len(pairs), self.max_length)
-        return self._answers(requests, _score_of, what, quiet)
+        found = iter(self._answers(requests, _score_of, what, quiet))
+        parts = [[next(found) for _ in pairs] for pairs in texts]
+        return [(float(sum(s for s, _ in each)), all(greedy for _, greedy in each)) for each in parts]
 
     def _answers(
         self, requests: Sequence[Request], taken: Callable[[Answer], Any], what: str, quiet: bool
     ) -> list[Any]:
-        """What is taken of each answer. Prompts that begin alike are asked one after another, so that they are read together."""
-        order = sorted(range(len(requests)), key=lambda number: requests[number].ids)
-        found: list[Any] = [None] * len(requests)
-        with tqdm(total=len(requests), desc=what, unit="request", disable=quiet) as bar:
+        """What is taken of each answer, in the order of the requests."""
+        names = (
+            [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests] if self.kept else []
+        )
+        found: list[Any] = [self.kept.get(name) for name in names] if self.kept else [None] * len(requests)
+        order = [number for number in _in_order(requests) if found[number] is None]
+        with tqdm(
+            total=len(requests), initial=len(requests) - len(order), desc=what, unit="request", disable=quiet
+        ) as bar:
             for first in range(0, len(order), _AT_ONCE):
                 some = order[first : first + _AT_ONCE]
-                answers = self.engine.complete([requests[n] for n in some], lambda a: bar.update(a.finish is not None))
-                for number, answer in zip(some, answers, strict=True):
-                    found[number] = taken(answer)
+                numbers = {id(requests[number]): number for number in some}
+
+                def finish(answer: Answer, numbers: dict[int, int] = numbers) -> None:
+                    if answer.finish in ("stop", "length"):
+                        number = numbers[id(answer.request)]
+                        found[number] = taken(answer)
+                        if self.kept:
+                            self.kept.put(names[number], found[number])
+                        bar.update()
+
+                self.engine.complete([requests[number] for number in some], finish)
         return found
+
+
+def _in_order(requests: Sequence[Request]) -> list[int]:
+    """The order of asking: the longest first, and prompts that begin alike one after another, so that they are read together."""
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, request in enumerate(requests):
+        alike[request.ids[:_ALIKE]].append(number)
+    groups = sorted(alike.values(), key=lambda numbers: -max(len(requests[number].ids) for number in numbers))
+    return [number for group in groups for number in sorted(group, key=lambda number: requests[number].ids)]
 
 
 def _score_of(answer: Answer) -> tuple[float, bool]:
@@ -202,7 +252,7 @@ class _Reader:
     def __init__(self, model: HarnessModel):
         self._tokenizer, self._domain, self._tags = model.tokenizer, model.domain, model._tags
         self._lost: Counter[str] = Counter()
-        self._apart = self._cut = self._read = 0
+        self._apart = self.cut_prompts = self._read = 0
         self.ids = lru_cache(maxsize=4096)(self._ids)  # choices of one question share its text
 
     def _ids(self, text: str, tags: bool = True) -> list[int]:
@@ -230,15 +280,17 @@ class _Reader:
     def cut(self, ids: list[int], room: int) -> list[int]:
         """The last `room` of some ids."""
         self._read += 1
-        self._cut += len(ids) > room
+        self.cut_prompts += len(ids) > room
         return ids[-room:]
 
     def report(self) -> None:
         """Say what was lost or changed, with numbers."""
         if self._lost:
             logger.warning("%s", unseen(self._lost, self._domain))
-        if self._cut:
-            logger.warning("%d of %d prompts lost their beginning, to leave room for the answer", self._cut, self._read)
+        if self.cut_prompts:
+            logger.warning(
+                "%d of %d prompts lost their beginning, to leave room for the answer", self.cut_prompts, self._read
+            )
         if self._apart:
             logger.warning(
                 "in %d of %d requests a token would reach over the end of the context; context and continuation were read on their "
@@ -246,14 +298,3 @@ class _Reader:
                 self._apart,
                 self._read,
             )
-
-
-def main() -> None:
-    """The harness's command, with this model among its models."""
-    from lm_eval.__main__ import cli_evaluate
-
-    cli_evaluate()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.decoded import measure_export
 from pangu_sigma.generate.exported import GRAPH_FILE
 from pangu_sigma.train.held_out import EvaluationStep, Evaluator
-from pangu_sigma.train.losses import HeldOutLoss, shown
+from pangu_sigma.train.losses import HeldOutLoss, known, shown
 
 DomainFigures = dict[str, dict[str, Any]]
 """Figures by domain, as plain values."""
 
 
 def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
-    """Held-out losses of a trained run or an exported model: `HeldOutLoss.figures` for each domain.
+    """Held-out losses of a trained run or an exported model: `HeldOutLoss.figures` for each domain, and the perplexity.
 
     all: True to read all held-out samples, False for those that training evaluates.
     """
@@ -34,7 +35,13 @@ def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
         run = RunFolder.open(path)
         batches = held_out_batches(run)
         losses = measure(run, batches, samples_read(run, batches, all))
-    return {name: loss.figures() for name, loss in losses.items()}
+    return {name: loss.figures() | {"perplexity": _perplexity(loss)} for name, loss in losses.items()}
+
+
+def _perplexity(loss: HeldOutLoss) -> float | None:
+    """The exponential of nats per token; None if that is not finite."""
+    nats = loss.nats_per_token.mean
+    return known(math.exp(nats)) if nats < 700 else None
 
 
 def held_out_batches(run: RunFolder) -> Batches:
@@ -67,9 +74,10 @@ def measure(run: RunFolder, batches: Batches, most: int) -> dict[str, HeldOutLos
 
 def format_losses(losses: Mapping[str, Mapping[str, Any]]) -> str:
     """The table that `pangu-sigma evaluate` prints."""
-    heads = f"{'loss':>8} {'±':>8} {'unigram':>8} {'bits/byte':>9} {'tokens':>10} {'samples':>8}"
+    heads = f"{'loss':>8} {'±':>8} {'perplexity':>10} {'unigram':>8} {'bits/byte':>9} {'tokens':>10} {'samples':>8}"
     rows = [
-        f"{name:12} {shown(d['loss'], 8)} {shown(d['se'], 8)} {shown(d['unigram'], 8)} {shown(d['bits_per_byte'], 9)} "
+        f"{name:12} {shown(d['loss'], 8)} {shown(d['se'], 8)} {shown(d['perplexity'], 10, 2)} {shown(d['unigram'], 8)} "
+        f"{shown(d['bits_per_byte'], 9)} "
         f"{d['tokens']:10,} {d['samples']:8,}"
         for name, d in losses.items()
     ]

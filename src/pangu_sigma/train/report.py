@@ -30,17 +30,21 @@ from pangu_sigma.train.pictures import (
     draw_traffic,
 )
 
+BENCHMARKS = "benchmarks.json"
+"""File of a run folder: by task, its metrics, counts, the domain that answered, and the step of the checkpoint."""
 _SHOWN = 50
 """Largest number of spikes, the latest ones, that the page lists."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of the page: its log, its configuration by key path, and the domains of its data's manifest; empty if not there."""
+    """A run of the page: its log, its configuration by key path, the domains of its data's manifest, and benchmarks by task; empty
+    if not there."""
 
     log: RunLog
     config: dict[str, Any]
     data: dict[str, dict[str, Any]]
+    benchmarks: dict[str, dict[str, Any]]
 
 
 def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
@@ -92,7 +96,16 @@ def _read(folder: Path) -> _Run:
         unhealthy=by_kind.get("unhealthy", []),
         unigram={name: counted.get(name, data.get(name, {}).get("unigram_entropy")) for name in domains},
     )
-    return _Run(log, config, data)
+    return _Run(log, config, data, _benchmarks(folder))
+
+
+def _benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `evaluate --tasks` has noted in a run; empty if nothing, or not what it writes."""
+    try:
+        tasks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tasks if isinstance(tasks, dict) and all(isinstance(task, dict) for task in tasks.values()) else {}
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -230,9 +243,10 @@ def _differences(runs: list[_Run]) -> str:
 
 
 def _details(run: _Run, several: bool) -> str:
-    """What a reader looks up: spikes, samples, data, configuration and its history."""
+    """What a reader looks up: benchmarks, spikes, samples, data, configuration and its history."""
     of = f" of {html.escape(run.log.name)}" if several else ""
     tables = [
+        (f"Benchmarks{of}", *_benchmark_table(run.benchmarks)),
         (f"Loss spikes{of}, the latest {_SHOWN}", *_spike_table(run.log.spikes[-_SHOWN:])),
         (f"Changes of the configuration{of}", *_change_table(run.log.changes)),
         (f"Data{of}", *_data_table(run.data)),
@@ -243,6 +257,16 @@ def _details(run: _Run, several: bool) -> str:
     folded = f"<details><summary>Configuration{of}</summary>{config}</details>" if run.config else ""
     return f"""{shown}<p>Samples{of}: {samples}. Runs with the same train.log_interval have the same number here if they took the
 same samples in the same order.</p>{folded}"""
+
+
+def _benchmark_table(tasks: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    counts = ("n", "skipped", "truncated")
+    rows = []
+    for name, task in tasks.items():
+        after = [*map(_count, map(task.get, counts)), str(task.get("domain", "–")), _count(task.get("step"))]
+        metrics = {key: value for key, value in task.items() if key not in (*counts, "domain", "step")}
+        rows += [[name, key, _number(value), *after] for key, value in metrics.items()]
+    return ["task", "metric", "value", "items", *counts[1:], "domain", "after step"], rows
 
 
 def _spike_table(spikes: list[Line]) -> tuple[list[str], list[list[str]]]:

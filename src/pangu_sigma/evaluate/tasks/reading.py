@@ -315,8 +315,8 @@ def wplc(file: str, **source: Any) -> DatasetDict:
 def _source(given: Mapping[str, Any]) -> Source:
     """The source among what the harness gives: all metadata, and arguments of the model."""
     length = given.get("seq_length", 1024)
-    if not isinstance(length, int) or length < 64:
-        raise ValueError(f"seq_length={length!r} among the metadata is not allowed: a number, 64 or more")
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"seq_length={length!r} among the metadata is not allowed: a number of tokens, 1 or more")
     return Source(given.get("data"), given["folder"], given["published"], length)
 
 

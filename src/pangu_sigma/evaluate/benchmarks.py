@@ -1,0 +1,157 @@
+"""Benchmarks of a model by name: those of this project in `tasks/`, those that lm-evaluation-harness has, and those that need more.
+
+What an evaluation has done is kept beside its result, request by request, so that the same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.checkpoint.format import MANIFEST
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.kept import Kept
+from pangu_sigma.evaluate.task_result import TaskResult
+from pangu_sigma.generate.exported import GRAPH_FILE
+from pangu_sigma.sealed import SEAL, fingerprint
+
+logger = logging.getLogger(__name__)
+
+TASKS = Path(__file__).parent / "tasks"
+"""Folder of this project's tasks for lm-evaluation-harness: what its --include_path takes."""
+
+OWN: dict[str, str] = {}
+"""Benchmarks that the harness does not run, by name: the module with run(engine, domain, folder, limit=…) -> TaskResult."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of an evaluation.
+
+    tasks: names. data: the folder with a folder of files for each task. domain: which experts answer. limit: the most items of a
+    task, the first ones; None for all. shots: examples before each item, drawn from the other items; None for what the task says.
+    """
+
+    tasks: tuple[str, ...]
+    data: str | None
+    domain: str
+    limit: int | None = None
+    shots: int | None = None
+
+
+def run_benchmarks(model: Path, asked: Asked, kept: Kept | None = None) -> dict[str, TaskResult]:
+    """The results of each task, of a run's newest checkpoint or of an export; a group of tasks has one for each of them, too.
+
+    Raises ConfigError for a task that is not known and a domain that the model has not, and DataError, before anything is computed,
+    for files that are missing or of another format.
+    """
+    from pangu_sigma.evaluate.harness import HarnessModel
+
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    # an advice for whoever calls the harness: this function is who gives the metadata
+    logging.getLogger("lm_eval.api.task").addFilter(lambda record: "Custom kwargs" not in record.getMessage())
+    lm = HarnessModel(str(model), asked.domain, batch_size="auto")
+    lm.kept = kept
+    loaded = _load(asked, lm.max_length + 1)
+    results: dict[str, TaskResult] = {}
+    for name in asked.tasks:
+        done = kept.get(f"task {name}") if kept else None
+        if done is None:
+            logger.info("%s", name)
+            found = _run_own(lm.engine, name, asked) if name in OWN else _run_harness(lm, loaded[name], asked)
+            done = {each: asdict(result) for each, result in found.items()}
+            if kept:
+                kept.put(f"task {name}", done)
+        results |= {each: TaskResult(**result) for each, result in done.items()}
+    return results
+
+
+def kept_beside(file: Path, model: Path, asked: Asked) -> Kept:
+    """What an evaluation of before, of the same model and options, has kept beside its result."""
+    sealed = model / SEAL if (model / GRAPH_FILE).exists() else (RunFolder.open(model).latest or model) / MANIFEST
+    of = asdict(asked) | {"tasks": list(asked.tasks), "model": fingerprint(sealed)["xxh3_128"]}
+    return Kept(file.with_name(f"{file.name}.partial"), of)
+
+
+def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table of the figures of each task."""
+    counts = ("n", "skipped", "truncated")
+    rows = [
+        [name, metric, "–" if value is None else f"{value:.4f}", *(f"{figures[key]:,}" for key in counts)]
+        for name, figures in results.items()
+        for metric, value in figures.items()
+        if metric not in counts
+    ]
+    lines = [["task", "metric", "value", "items", *counts[1:]], ["---", "---", *["---:"] * 4], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def figures_of(results: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
+    """Results as values for JSON: what is not finite is None."""
+    return {
+        name: {key: value if math.isfinite(value) else None for key, value in result.figures().items()}
+        for name, result in results.items()
+    }
+
+
+def _load(asked: Asked, seq_length: int) -> dict[str, Any]:
+    """The harness's tasks, with their data."""
+    from lm_eval.tasks import TaskManager
+
+    names = [name for name in asked.tasks if name not in OWN]
+    ours = {file.stem for file in TASKS.glob("*.yaml")} | {"pangu_alpha"}
+    metadata = {"data": asked.data, "seq_length": seq_length}
+    manager = TaskManager(include_path=str(TASKS), include_defaults=not ours >= set(names), metadata=metadata)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise ConfigError(
+                f"--tasks {name} is not known; this project has {', '.join(sorted(ours | OWN.keys()))}, and lm-evaluation-harness "
+                "what `python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
+            )
+    try:
+        return {name: manager.load([name]) for name in names}
+    except (OSError, ValueError) as error:
+        raise DataError(str(error)) from error
+
+
+def _run_own(engine: Any, name: str, asked: Asked) -> dict[str, TaskResult]:
+    if asked.data is None:
+        raise ConfigError(f"{name} reads files; say with --data in which folder its folder {name} is")
+    run = importlib.import_module(OWN[name]).run
+    return {name: run(engine, asked.domain, Path(asked.data) / name, limit=asked.limit)}
+
+
+def _run_harness(lm: Any, loaded: dict[str, Any], asked: Asked) -> dict[str, TaskResult]:
+    from lm_eval.evaluator import simple_evaluate
+
+    found = simple_evaluate(
+        model=lm,
+        tasks=[*(loaded["groups"] or loaded["tasks"]).values()],
+        num_fewshot=asked.shots,
+        limit=asked.limit,
+        bootstrap_iters=0,
+    )
+    return {
+        name: _result(
+            lm, values, found["samples"], found.get("group_subtasks", {}).get(name) or [name], loaded["tasks"]
+        )
+        for name, values in found["results"].items()
+    }
+
+
+def _result(
+    lm: Any, values: Mapping[str, Any], samples: Mapping[str, Any], names: Sequence[str], tasks: Mapping[str, Any]
+) -> TaskResult:
+    """What the harness found of a task, or of a group whose tasks are `names`."""
+    metrics = {key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, float)}
+    items = {(name, each["doc_id"]): each["doc"] for name in names for each in samples.get(name, [])}
+    cut = {item for item, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")}
+    skipped = sum(len(tasks[name].dataset["skipped"]) for name in names if "skipped" in tasks[name].dataset)
+    return TaskResult(metrics, len(items), skipped, len(cut | (lm.truncated & items.keys())))
