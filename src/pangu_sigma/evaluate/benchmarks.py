@@ -55,17 +55,16 @@ def run_benchmarks(model: Path, asked: Asked, kept: Kept | None = None) -> dict[
     from pangu_sigma.evaluate.harness import HarnessModel
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    # an advice for whoever calls the harness: this function is who gives the metadata
-    logging.getLogger("lm_eval.api.task").addFilter(lambda record: "Custom kwargs" not in record.getMessage())
+    logging.getLogger("lm_eval.api.task").addFilter(_is_no_advice)
     lm = HarnessModel(str(model), asked.domain, batch_size="auto")
     lm.kept = kept
-    loaded = _load(asked, lm.max_length + 1)
+    manager, loaded = _load(asked, lm.max_length + 1)
     results: dict[str, TaskResult] = {}
     for name in asked.tasks:
         done = kept.get(f"task {name}") if kept else None
         if done is None:
             logger.info("%s", name)
-            found = _run_own(lm.engine, name, asked) if name in OWN else _run_harness(lm, loaded[name], asked)
+            found = _run_own(lm.engine, name, asked) if name in OWN else _run_harness(lm, manager, loaded[name], asked)
             done = {each: asdict(result) for each, result in found.items()}
             if kept:
                 kept.put(f"task {name}", done)
@@ -101,8 +100,13 @@ def figures_of(results: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _load(asked: Asked, seq_length: int) -> dict[str, Any]:
-    """The harness's tasks, with their data."""
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """False for what the harness tells a caller who might give metadata: we do."""
+    return "Custom kwargs can be passed" not in record.getMessage()
+
+
+def _load(asked: Asked, seq_length: int) -> tuple[Any, dict[str, Any]]:
+    """The harness's manager of tasks, and the tasks with their data by the names that were asked for."""
     from lm_eval.tasks import TaskManager
 
     names = [name for name in asked.tasks if name not in OWN]
@@ -116,7 +120,7 @@ def _load(asked: Asked, seq_length: int) -> dict[str, Any]:
                 "what `python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
             )
     try:
-        return {name: manager.load([name]) for name in names}
+        return manager, {name: manager.load([name]) for name in names}
     except (OSError, ValueError) as error:
         raise DataError(str(error)) from error
 
@@ -128,7 +132,7 @@ def _run_own(engine: Any, name: str, asked: Asked) -> dict[str, TaskResult]:
     return {name: run(engine, asked.domain, Path(asked.data) / name, limit=asked.limit)}
 
 
-def _run_harness(lm: Any, loaded: dict[str, Any], asked: Asked) -> dict[str, TaskResult]:
+def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], asked: Asked) -> dict[str, TaskResult]:
     from lm_eval.evaluator import simple_evaluate
 
     found = simple_evaluate(
@@ -137,6 +141,7 @@ def _run_harness(lm: Any, loaded: dict[str, Any], asked: Asked) -> dict[str, Tas
         num_fewshot=asked.shots,
         limit=asked.limit,
         bootstrap_iters=0,
+        task_manager=manager,
     )
     return {
         name: _result(
