@@ -24,7 +24,9 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate import harness
 from pangu_sigma.evaluate.harness import HarnessModel
+from pangu_sigma.evaluate.kept import Kept
 from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.text import generate
 
 PAIRS = [
@@ -267,9 +269,68 @@ def test_arguments_that_cannot_be_are_refused(tiny_run, arguments, message):
         HarnessModel(**{"path": str(tiny_run), "domain": "en", "batch_size": "auto", **arguments})
 
 
-def test_a_continuation_without_room_for_its_context_is_refused(model):
-    with pytest.raises(ConfigError, match="leaves no room for its context in 31"):
-        model.loglikelihood(asked("loglikelihood", ("the cat", " dog cat" * 20)))
+def test_a_continuation_that_is_longer_than_the_model_is_scored_in_windows(model, exact, caplog):
+    """As a rolling text is, but after the last token of its context instead of an <eot>."""
+    ids = exact.tokenizer.encode("the cat" + " dog cat" * 20, exact.domain)
+    before = exact.tokenizer.encode("the cat", exact.domain)
+    after, expected = ids[len(before) :], 0.0
+    for first in range(0, len(after), 30):
+        end = min(first + 30, len(after))
+        expected += exact.of([before[-1], *after][max(0, end + 1 - 31) : end + 1], end - first)[0]
+    with caplog.at_level(logging.WARNING):
+        ((found, _),) = model.loglikelihood(asked("loglikelihood", ("the cat", " dog cat" * 20)))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert caplog.messages == [
+        "1 of 1 continuations have 31 tokens or more, so that they do not fit; they were scored in windows"
+    ]
+
+
+def test_it_notes_whose_text_was_cut(tiny_run):
+    model = HarnessModel(str(tiny_run), "en")
+    texts = [("the cat", " sees"), ("the cat " * 20, " sees"), ("the cat", " dog cat" * 20)]
+    scored = [Instance("loglikelihood", {}, pair, 0, ("a", number, 1)) for number, pair in enumerate(texts)]
+    model.loglikelihood(scored, disable_tqdm=True)
+    prompts = [("the cat", {"max_gen_toks": 3}), ("the cat " * 20, {"max_gen_toks": 3})]
+    model.generate_until(
+        [Instance("generate_until", {}, pair, 0, ("b", number, 1)) for number, pair in enumerate(prompts)],
+        disable_tqdm=True,
+    )
+    assert model.truncated == {("a", 1), ("a", 2), ("b", 1)}
+
+
+def test_the_longest_texts_are_first_and_those_that_begin_alike_together(model):
+    def request(*ids: int) -> Request:
+        return Request(model.domain, ids)
+
+    alike = list(range(16))
+    requests = [request(1, 2), request(*alike, 5), request(7, 8, 9), request(*alike, 4, 4, 4), request(2, *alike, 1)]
+    assert harness._in_order(requests) == [3, 1, 4, 2, 0]
+
+
+def test_answers_that_were_kept_are_not_asked_for_again(tiny_run, tmp_path, monkeypatch):
+    """Broken off at the third answer; what comes afterwards is what comes without a break, and only the rest is asked for."""
+    model = HarnessModel(str(tiny_run), "en", batch_size=1)
+    prompts = [(text, {"max_gen_toks": 3, "temperature": 1.0}) for text in ("the cat", "a small", "dog", "house tree")]
+    whole = model.generate_until(asked("generate_until", *prompts), disable_tqdm=True)
+    scores = model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True)
+    counted: list[int] = []
+    complete = model.engine.complete
+
+    def counting(requests: list[Request], finish: Any) -> Any:
+        counted.append(len(requests))
+        return complete(requests, finish)
+
+    model.kept = Kept(tmp_path / "kept", {})
+    monkeypatch.setattr(model.engine, "complete", lambda requests, finish: counting(requests[:2], finish))
+    model.generate_until(asked("generate_until", *prompts), disable_tqdm=True)
+    model.kept = Kept(tmp_path / "kept", {})
+    monkeypatch.setattr(model.engine, "complete", counting)
+    assert model.generate_until(asked("generate_until", *prompts), disable_tqdm=True) == whole
+    assert model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True) == scores
+    assert counted == [2, 2, 4]
+    model.kept = Kept(tmp_path / "kept", {})
+    again = model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True)
+    assert again == scores and counted == [2, 2, 4], "the numbers come back from the file as they were"
 
 
 def test_without_the_harness_there_is_one_message(monkeypatch):
@@ -280,7 +341,7 @@ def test_without_the_harness_there_is_one_message(monkeypatch):
         importlib.reload(harness)
 
 
-def test_the_harnesss_command_knows_the_model_beside_its_own():
+def test_the_harness_knows_the_model_beside_its_own():
     """In a process of its own, where nothing else has loaded the harness's models."""
     code = (
         "from pangu_sigma.evaluate import harness; from lm_eval.api.registry import get_model;"
@@ -288,6 +349,3 @@ def test_the_harnesss_command_knows_the_model_beside_its_own():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["HarnessModel", "DummyLM"]
-    command = [sys.executable, "-m", "pangu_sigma.evaluate.harness", "run", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "--model_args" in done.stdout

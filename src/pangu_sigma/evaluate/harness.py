@@ -68,7 +68,7 @@ class HarnessModel(LM):
         max_length: int | None = None,
         max_gen_toks: int = 256,
         tags: bool = False,
-        seed: int = 0,
+        seed: int = 1234,
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
@@ -76,7 +76,7 @@ class HarnessModel(LM):
 
         max_length: the most tokens that a text and one more have; model.seq_length by default. max_gen_toks: the most tokens of an
         answer where the task does not say it. tags: True to put the tag of its language before each text, as in training; texts of
-        most domains have none, and `local-completions` sends none. seed: of sampled answers. max_batch_size, device: the harness
+        most domains have none, and `local-completions` sends none. seed: of each sampled answer, by default that of `local-completions`. max_batch_size, device: the harness
         gives them to every model; the device is the CPU.
         Raises ConfigError for a folder that is no model, a domain that it has not, and numbers that cannot be.
         """
