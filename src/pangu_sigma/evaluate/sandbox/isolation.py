@@ -1,0 +1,118 @@
+"""What a program sees and who it is: namespaces of its own, a root with nothing but Python in it, a user id of its own.
+
+As root this takes the capability SYS_ADMIN. For anybody else it takes user namespaces; the user id is then of the namespace, and
+outside of it still that of the user, which is why nothing that this user could read is in the new root.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import sys
+from pathlib import Path
+
+from pangu_sigma.evaluate.sandbox import libc
+from pangu_sigma.evaluate.sandbox.limits import Limits
+
+WORK = "/work"
+"""The program's folder, and the only one that it can write to."""
+
+_SHOWN = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
+"""What is there beside Python's own folder: libraries, and what says where they are. No /proc, no /etc, no home."""
+
+_KEPT = {
+    "nosuid": libc.NOSUID,
+    "nodev": libc.NODEV,
+    "noexec": libc.NOEXEC,
+    "noatime": libc.NOATIME,
+    "nodiratime": libc.NODIRATIME,
+    "relatime": libc.RELATIME,
+}
+"""Options of a mount that stay when it becomes read-only: the kernel refuses to take them away."""
+
+
+def enter_namespaces() -> None:
+    """Leave the namespaces of mounts, IPC, network and, for children, processes. Raises OSError where that is not allowed."""
+    namespaces = libc.NEWNS | libc.NEWIPC | libc.NEWNET | libc.NEWPID
+    if os.geteuid() == 0:
+        libc.unshare(namespaces)
+        return
+    user, group = os.geteuid(), os.getegid()
+    libc.unshare(namespaces | libc.NEWUSER)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+
+
+def own_user() -> int:
+    """A user id that no account has, another one for each process; the own id for who may not choose. Raises OSError for none."""
+    if os.geteuid() != 0:
+        return os.geteuid()
+    ranges = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    first, _, count = max(ranges, key=lambda each: each[2])
+    last = first + count - 2 - os.getpid() % max(count // 4, 1)
+    free = (user for user in range(last, max(first, last - 1000), -1) if not _is_account(user))
+    if (user := next(free, None)) is None:
+        raise OSError(0, f"no user id is free among {count} that this machine has for root")
+    return user
+
+
+def make_small_root(limits: Limits, user: int) -> None:
+    """Make a root that has libraries and Python, read-only, and an empty folder, and forget the old one. Raises OSError."""
+    libc.mount(None, "/", flags=libc.REC | libc.PRIVATE)
+    libc.mount("tmpfs", "/tmp", "tmpfs", libc.NOSUID, "mode=755,size=1m")
+    Path("/tmp/old").mkdir()
+    libc.make_root("/tmp", "/tmp/old")
+    for path in dict.fromkeys([*_SHOWN, os.path.realpath(sys.base_prefix)]):
+        _show(path)
+    Path(WORK).mkdir()
+    options = f"mode=700,uid={user},gid={user if os.geteuid() == 0 else os.getegid()},size={limits.folder_bytes}"
+    libc.mount("tmpfs", WORK, "tmpfs", libc.NOSUID | libc.NODEV, f"{options},nr_inodes={limits.files + 1}")
+    points = _mounted()
+    libc.unmount("/old")
+    Path("/old").rmdir()
+    for point, flags in points:
+        libc.mount(None, point, flags=libc.BIND | libc.REMOUNT | libc.RDONLY | libc.NOSUID | flags)
+
+
+def become(user: int) -> None:
+    """Give up root for a user id, which is the id of its group too. Who is not root stays who they are."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+
+
+def _show(path: str) -> None:
+    """Have a file, a folder or a link of the old root in the new one."""
+    old, new = Path(f"/old{path}"), Path(path)
+    if old.is_symlink():
+        new.parent.mkdir(parents=True, exist_ok=True)
+        new.symlink_to(old.readlink())
+    elif old.is_dir():
+        new.mkdir(parents=True, exist_ok=True)
+        libc.mount(str(old), path, flags=libc.BIND | libc.REC)
+    elif old.exists():
+        new.parent.mkdir(parents=True, exist_ok=True)
+        new.touch()
+        libc.mount(str(old), path, flags=libc.BIND)
+
+
+def _mounted() -> list[tuple[str, int]]:
+    """The mounts of the new root that become read-only, with the options that they keep."""
+    found = []
+    for line in Path("/old/proc/self/mountinfo").read_text().splitlines():
+        words = line.split()
+        point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), words[4])
+        if point != WORK and point != "/old" and not point.startswith("/old/"):
+            found.append((point, sum(_KEPT.get(option, 0) for option in words[5].split(","))))
+    return found
+
+
+def _is_account(user: int) -> bool:
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return True

@@ -1,0 +1,117 @@
+"""Programs that a model has written, run where they can do no harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from logging import getLogger
+from pathlib import Path
+
+from tqdm import tqdm
+
+import pangu_sigma
+from pangu_sigma.config import ConfigError
+from pangu_sigma.evaluate.sandbox.limits import Limits
+
+logger = getLogger(__name__)
+
+_PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+"""The interpreter without an environment around it: a program has the standard library."""
+
+_FOR_THE_JAIL = 30
+"""Seconds that starting and ending may take beside the program, on a machine that does much else."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a program ended. passed: True if its text came to its end. why: "passed", the limit that it met, or what it last said."""
+
+    passed: bool
+    why: str
+
+
+class Sandbox:
+    """Runs Python programs, each in one process with a user id, a root, and namespaces of its own, within limits.
+
+    A program sees Python's standard library and an empty folder; no network, no other process, no file of the user's.
+    """
+
+    def __init__(self, limits: Limits = Limits(), workers: int | None = None, unsafe: bool = False):  # noqa: B008 (frozen)
+        """workers: programs at a time; by default as many as there are CPUs to use.
+
+        unsafe: True to run programs where they cannot be isolated too: within the limits and without the system calls of
+        `system_calls.DENIED`, but under the own user id, with every file of it in reach. A warning says so.
+        Raises ConfigError where programs cannot be isolated, or not started at all, and for numbers that cannot be.
+        """
+        self._limits, self._unsafe = limits, unsafe
+        self._workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        if self._workers < 1:
+            raise ConfigError(f"workers={workers} is not allowed: 1 or more")
+        self._check()
+
+    def run(self, program: str) -> Verdict:
+        """Run a program to its end, or to a limit. When this returns, nothing of it is left: no process, no file."""
+        said = self._jailed(program, self._unsafe)
+        if "missing" in said:
+            raise ConfigError(_refusal(said["missing"]))
+        return Verdict(said["passed"], said["why"])
+
+    def run_all(self, programs: Sequence[str]) -> list[Verdict]:
+        """Run many programs, several at a time, and return their verdicts in order."""
+        threads = ThreadPoolExecutor(self._workers, "sandbox")
+        try:
+            return list(
+                tqdm(threads.map(self.run, programs), "run programs", len(programs), leave=False, unit="program")
+            )
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def _check(self) -> None:
+        """Find out if programs can be isolated, and started."""
+        said = self._jailed("", unsafe=False)
+        if "missing" in said:
+            if not self._unsafe:
+                raise ConfigError(_refusal(said["missing"]))
+            logger.warning(
+                "programs are not isolated, because %s is missing here: they run under your user id, and can read and change "
+                "what you can; limits on time, memory and output hold, and the network and other processes are out of reach",
+                said["missing"],
+            )
+            said = self._jailed("", unsafe=True)
+        if not said.get("passed"):
+            raise ConfigError(
+                f"an empty program does not run in the sandbox: {said.get('why') or said['missing']}; {_PYTHON} must "
+                f"start there, within {self._limits}, with its own folder, {sys.base_prefix}, and the libraries in /usr and /lib"
+            )
+
+    def _jailed(self, program: str, unsafe: bool) -> dict:
+        """What `jail.watch` says of a program."""
+        task = {"program": program, "limits": asdict(self._limits), "unsafe": unsafe, "parent": os.getpid()}
+        command = [_PYTHON, "-s", "-S", "-m", "pangu_sigma.evaluate.sandbox.jail"]
+        surroundings = {"PYTHONPATH": str(Path(pangu_sigma.__file__).parents[1]), "PATH": os.environ.get("PATH", "")}
+        done = subprocess.run(
+            command,
+            input=json.dumps(task).encode(),
+            capture_output=True,
+            env=surroundings,
+            start_new_session=True,
+            timeout=self._limits.wall_seconds + _FOR_THE_JAIL,
+        )
+        if done.returncode or not done.stdout:
+            raise RuntimeError(
+                f"the sandbox failed, with status {done.returncode}: {done.stderr.decode(errors='replace')}"
+            )
+        return json.loads(done.stdout)
+
+
+def _refusal(missing: str) -> str:
+    return (
+        f"programs cannot be isolated here: {missing}. It takes Linux on x86_64 or aarch64, and either root with the capability "
+        "SYS_ADMIN, or any user where user namespaces are allowed (/proc/sys/user/max_user_namespaces is above 0, and nothing "
+        "else forbids them). With --unsafe they run all the same, within the limits, but as you and with your files in reach"
+    )
