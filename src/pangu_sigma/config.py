@@ -341,7 +341,7 @@ MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{cont
 
 class ChatConfig(Section):
     """How the messages of a chat become a text that the model continues, and where its answer ends. null: as it is usual for the
-    language of the domain (serve/chat_template.py)."""
+    language of the domain (generate/chat_template.py)."""
 
     system: MessageTemplate | None = None
     """Text of a system message, such as "{content}\\n"."""

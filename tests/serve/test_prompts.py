@@ -9,7 +9,7 @@ from helpers.served import LENGTH
 
 from pangu_sigma.data.vocabulary import EOT
 from pangu_sigma.domains import domains_of
-from pangu_sigma.serve.chat_template import ChatTemplate
+from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.serve.prompts import Prompts
 from pangu_sigma.serve.refusals import Refused
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from fastapi import Request
 from fastapi.responses import Response
 
+from pangu_sigma.generate.chat_template import Role
 from pangu_sigma.serve.answer_bodies import (
     AssistantMessage,
     ChatChoice,
@@ -22,7 +23,6 @@ from pangu_sigma.serve.answer_bodies import (
     Usage,
 )
 from pangu_sigma.serve.answers import Answers, News
-from pangu_sigma.serve.chat_template import Role
 from pangu_sigma.serve.logprobs import chat_logprobs
 from pangu_sigma.serve.request_bodies import ChatRequest
 from pangu_sigma.serve.served import Served

@@ -12,9 +12,9 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
+from pangu_sigma.generate.chat_template import ChatTemplate, Role
 from pangu_sigma.generate.sampling import check_text
 from pangu_sigma.generate.text import unseen
-from pangu_sigma.serve.chat_template import ChatTemplate, Role
 from pangu_sigma.serve.refusals import Refused
 
 _Result = TypeVar("_Result")

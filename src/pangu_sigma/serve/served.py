@@ -11,13 +11,13 @@ from typing import Any
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer
 from pangu_sigma.generate.request import Request as TextRequest
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.serve.answer_bodies import Usage
 from pangu_sigma.serve.answers import Answers
-from pangu_sigma.serve.chat_template import ChatTemplate
 from pangu_sigma.serve.engine_thread import EngineThread
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.logprobs import TokenTexts

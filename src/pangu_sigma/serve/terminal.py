@@ -10,11 +10,11 @@ from typing import TextIO
 
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import UserError
+from pangu_sigma.generate.chat_template import ChatTemplate, Role
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.serve.chat_template import ChatTemplate, Role
 from pangu_sigma.serve.prompts import Prompts
 from pangu_sigma.serve.refusals import Refused
 

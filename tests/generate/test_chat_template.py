@@ -7,7 +7,7 @@ import pytest
 
 from pangu_sigma.config import ChatConfig, ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.serve.chat_template import ChatTemplate
+from pangu_sigma.generate.chat_template import ChatTemplate
 
 MESSAGES = [("system", "Be {content}."), ("user", 'say "hi"\n'), ("assistant", "hi"), ("user", "今天")]
 
