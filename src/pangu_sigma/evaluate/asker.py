@@ -1,0 +1,126 @@
+"""A domain of a model, as benchmarks ask it: prompts in, answers out, and what was lost on the way said."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from tqdm import tqdm
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.request import Request
+from pangu_sigma.generate.sampling import Sampling, check_text
+from pangu_sigma.generate.text import unseen
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = 512
+"""Requests whose answers are kept until their texts are taken out of them."""
+
+
+class Asker:
+    """What answers prompts, each with room for a whole answer. truncated: number of prompts so far that were cut to fit."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        domain: str,
+        most: int,
+        max_new_tokens: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ):
+        """domain: its name. max_new_tokens: the most tokens of an answer; None for `most`, or half of model.seq_length if less.
+
+        stop: strings that answers end before. seed: of the first answer to a prompt; further ones have the next seeds.
+        Raises ConfigError for a domain that is not there, and when nothing is left for prompts.
+        """
+        config, self._engine = engine.decoder.config, engine
+        self.domain = domains_of(config).named(domain)
+        self.truncated = 0
+        self._tokenizer = engine.decoder.tokenizer
+        self._sampling, self._stop, self._seed = sampling, tuple(stop), seed
+        length = config.model.seq_length
+        self._most = min(most, length // 2) if max_new_tokens is None else max_new_tokens
+        self._room = length - self._most
+        if self._most < 1 or self._room < 1:
+            raise ConfigError(
+                f"max_new_tokens={self._most} is not allowed: 1 to {length - 1}, because prompt and answer together have "
+                f"model.seq_length={length} tokens at most"
+            )
+        if max_new_tokens is None and self._most < most:
+            logger.info(
+                "answers have %d tokens at most, half of what the model can read; max_new_tokens changes it", self._most
+            )
+
+    def fits(self, prompt: str) -> bool:
+        """True if a prompt need not be cut."""
+        return len(self._ids(prompt)) <= self._room
+
+    def fitted(self, text: str, prompt: Callable[[str], str]) -> str:
+        """The prompt of a text, of which the end is cut off if that is what does not fit.
+
+        prompt: writes the prompt of a text. Raises ConfigError if not even an empty text fits.
+        """
+        if self.fits(whole := prompt(text)):
+            return whole
+        if not self.fits(prompt("")):
+            raise ConfigError(
+                f"the prompt without its text has {len(self._ids(prompt('')))} tokens, and {self._room} are free beside an answer "
+                f"of {self._most}; lower max_new_tokens, or shorten the template"
+            )
+        self.truncated += 1
+        short, long = 0, len(text)  # what fits, and what does not
+        while long - short > 1:
+            middle = (short + long) // 2
+            short, long = (middle, long) if self.fits(prompt(text[:middle])) else (short, middle)
+        return prompt(text[:short])
+
+    def first_fitting(self, prompts: Sequence[str]) -> str:
+        """The first of several prompts that need not be cut; the last one if none fits, which `answers` then cuts."""
+        for number, prompt in enumerate(prompts):
+            if self.fits(prompt):
+                self.truncated += number > 0
+                return prompt
+        return prompts[-1]
+
+    def answers(self, prompts: Sequence[str], times: int = 1, what: str = "answers") -> list[list[str]]:
+        """Answers to each prompt, `times` of each. A prompt that does not fit loses its beginning. what: name of the bar."""
+        requests = []
+        lost: Counter[str] = Counter()
+        cut = 0
+        for prompt in prompts:
+            check_text(prompt, "a prompt")
+            lost += self._tokenizer.unseen_characters(prompt, self.domain)
+            ids = self._ids(prompt)
+            cut += len(ids) > self._room
+            asked = tuple(ids[-self._room :])
+            requests += [
+                Request(self.domain, asked, self._most, self._sampling, self._seed + number, self._stop)
+                for number in range(times)
+            ]
+        if lost:
+            logger.warning("%s", unseen(lost, self.domain))
+        if cut:
+            logger.warning(
+                "%d of %d prompts lost their beginning: %d tokens fit beside an answer", cut, len(prompts), self._room
+            )
+        self.truncated += cut
+        texts = self._complete(requests, what)
+        return [texts[first : first + times] for first in range(0, len(texts), times)]
+
+    def _ids(self, prompt: str) -> list[int]:
+        return self._tokenizer.prompt(prompt, self.domain) or [self._tokenizer.eot]
+
+    def _complete(self, requests: Sequence[Request], what: str) -> list[str]:
+        texts: list[str] = []
+        with tqdm(total=len(requests), desc=what, unit="answer", leave=False) as bar:
+            for first in range(0, len(requests), _AT_ONCE):
+                some = requests[first : first + _AT_ONCE]
+                answers = self._engine.complete(some, lambda answer: bar.update(answer.finish is not None))
+                texts += [answer.text for answer in answers]
+        return texts

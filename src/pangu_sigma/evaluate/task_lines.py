@@ -1,0 +1,112 @@
+"""Benchmarks that are lines of JSON: what can be used of a file, and what is wrong with the rest."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Kind = type[str] | type[int] | type[list]
+"""What a field must be: a text, a whole number, or a list of texts."""
+
+_EXPECTED = {str: "a text", int: "a whole number", list: "a list of texts"}
+_TOLD = 5
+"""Lines of which a warning says what is wrong."""
+
+
+class _Unusable(ValueError):
+    """A line that cannot be used; the message says what was expected."""
+
+
+def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
+    """The file of a benchmark: the first of these names that is in the folder. Raises DataError, which says where to get it."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+    raise DataError(f"{folder / names[0]}{others} is not there; get it from {published}")
+
+
+def read_rows(
+    path: Path, fields: Mapping[str, Kind], key: str | None = None, check: Callable[[Row], str] = lambda _: ""
+) -> tuple[list[Row], int]:
+    """The objects of a file (*.jsonl, *.jsonl.gz) and the number of its lines that cannot be used; a warning says why.
+
+    fields: what each object must have. key: the field that is another one in each line. check: says what else was expected of an
+    object and is not so, or "". Blank lines are no lines. Raises DataError when no line can be used, and for a file that is none.
+    """
+    rows: list[Row] = []
+    faults: list[str] = []
+    seen: set[Any] = set()
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = _row(line, fields)
+            if key is not None and row[key] in seen:
+                raise _Unusable(f"{key}: another one in each line expected, found {row[key]!r} again")
+            if fault := check(row):
+                raise _Unusable(fault)
+        except _Unusable as why:
+            faults.append(f"{path}:{number}: {why}")
+        else:
+            rows.append(row)
+            seen.add(row[key] if key is not None else None)
+    tell_skipped(path, faults, len(rows))
+    return rows, len(faults)
+
+
+def tell_skipped(path: Path, faults: Sequence[str], usable: int) -> None:
+    """Say which lines of a file are skipped. faults: file, line and what was expected, for each. DataError if none is left."""
+    told = "; ".join(faults[:_TOLD]) + (f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else "")
+    if not usable:
+        raise DataError(f"{path} has no line that can be used: {told or 'it is empty'}")
+    if faults:
+        logger.warning("%d of %d lines are skipped: %s", len(faults), len(faults) + usable, told)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        data = path.read_bytes()
+        yield from (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}; get the file again") from error
+
+
+def _row(line: bytes, fields: Mapping[str, Kind]) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise _Unusable("text in UTF-8 expected") from None
+    except (ValueError, RecursionError) as error:
+        raise _Unusable(f"a JSON object expected, found {_shown(line.decode('utf-8-sig'))} ({error})") from None
+    if not isinstance(row, dict):
+        raise _Unusable(f"a JSON object expected, found {_shown(row)}")
+    for name, kind in fields.items():
+        if name not in row:
+            raise _Unusable(f"a field {name}, {_EXPECTED[kind]}, expected; found {_shown(list(row))}")
+        if not _is(row[name], kind):
+            raise _Unusable(f"{name}: {_EXPECTED[kind]} expected, found {_shown(row[name])}")
+    return row
+
+
+def _is(value: Any, kind: Kind) -> bool:
+    if kind is list:
+        return isinstance(value, list) and all(_is(each, str) for each in value)
+    if kind is str:
+        return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,79 @@
+"""Answers belong to their prompts, and what does not fit is cut where that is said, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from helpers.told_decoder import told_engine
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.evaluate.asker import Asker
+from pangu_sigma.generate.sampling import Sampling
+
+
+def test_answers_stand_with_their_prompts():
+    asker = Asker(told_engine({"a:": "one\ntwo", "b:": "今天", "c:": ""}), "up", 16, stop=["\n"])
+    assert asker.answers(["b:", "a:", "c:", "a:"]) == [["今天"], ["one"], [""], ["one"]]
+    assert asker.truncated == 0
+
+
+def test_samples_of_a_prompt_differ_and_a_seed_draws_the_same():
+    def drawn(seed: int) -> list[str]:
+        return Asker(told_engine({"a": ["one", "two"]}), "up", 16, sampling=Sampling(1.0), seed=seed).answers(
+            ["a"], 20
+        )[0]
+
+    assert set(drawn(0)) == {"one", "two"}
+    assert drawn(0) == drawn(0)
+    assert drawn(0)[1:] == drawn(1)[:-1]
+
+
+def test_a_prompt_that_does_not_fit_loses_its_beginning(caplog):
+    asker = Asker(told_engine({"567890": "yes"}, seq_length=10), "up", 256, 4)
+    assert asker.answers(["1234567890", "567890"]) == [["yes"], ["yes"]]
+    assert asker.truncated == 1
+    assert caplog.messages == ["1 of 2 prompts lost their beginning: 6 tokens fit beside an answer"]
+
+
+def test_a_text_that_does_not_fit_loses_its_end():
+    asker = Asker(told_engine({}, seq_length=20), "up", 256, 10)
+    assert asker.fitted("1234", "<{}>:".format) == "<1234>:"
+    assert asker.truncated == 0
+    assert asker.fitted("1234567890", "<{}>:".format) == "<1234567>:"
+    assert asker.fitted("今天天气", "<{}>:".format) == "<今天>:"
+    assert asker.truncated == 2
+    with pytest.raises(
+        ConfigError, match="the prompt without its text has 11 tokens, and 10 are free beside an answer of 10"
+    ):
+        asker.fitted("1", "12345678901".__add__)
+
+
+def test_of_several_prompts_the_first_that_fits_is_asked():
+    asker = Asker(told_engine({}, seq_length=10), "up", 256, 5)
+    assert asker.first_fitting(["12345", "1"]) == "12345"
+    assert asker.truncated == 0
+    assert asker.first_fitting(["123456", "12345", "1"]) == "12345"
+    assert asker.truncated == 1
+    assert asker.first_fitting(["1234567", "123456"]) == "123456"
+    assert asker.truncated == 1, "it is cut, and counted, where it is asked"
+
+
+def test_room_for_answers_is_checked_and_said(caplog):
+    caplog.set_level("INFO")
+    Asker(told_engine({}, seq_length=10), "up", 256)
+    assert caplog.messages == [
+        "answers have 5 tokens at most, half of what the model can read; max_new_tokens changes it"
+    ]
+    for most in (0, 10):
+        with pytest.raises(ConfigError, match=f"max_new_tokens={most} is not allowed: 1 to 9"):
+            Asker(told_engine({}, seq_length=10), "up", 256, most)
+    with pytest.raises(ConfigError, match="unknown domain 'zh'"):
+        Asker(told_engine({}), "zh", 256)
+
+
+def test_characters_without_a_token_are_said(caplog):
+    engine = told_engine({"a今": "b"})
+    engine.decoder.tokenizer.unseen_characters = lambda text, domain: Counter(c for c in text if c == "今")
+    assert Asker(engine, "up", 16).answers(["a今"]) == [["b"]]
+    assert "1 characters of the text have no row" in caplog.messages[0]
