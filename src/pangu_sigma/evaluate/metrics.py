@@ -8,19 +8,29 @@ from types import ModuleType
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.tasks.scoring import exact_match, f1, rouge_1, rouge_l
 
-__all__ = ["bleu", "chrf", "distinct", "exact_match", "f1", "rouge_1", "rouge_l"]
+__all__ = ["bleu", "chrf", "distinct", "exact_match", "f1", "rouge_1", "rouge_l", "signatures"]
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str], language: str) -> float:
     """BLEU of translations, one reference for each. language: that of the translations; "zh" is cut by character, others by 13a."""
-    sacrebleu = _sacrebleu()
-    tokenize = "zh" if language == "zh" else "13a"
-    return float(sacrebleu.corpus_bleu(hypotheses, [references], tokenize=tokenize).score)
+    return float(_sacrebleu().corpus_bleu(hypotheses, [references], tokenize=_cut_by(language)).score)
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """ChrF2 of translations: F of the character n-grams up to 6, one reference for each."""
     return float(_sacrebleu().corpus_chrf(hypotheses, [references]).score)
+
+
+def signatures(language: str) -> dict[str, str]:
+    """What `bleu` and `chrf` count, in sacrebleu's own words, as papers print it."""
+    metrics = {"bleu": _sacrebleu().metrics.BLEU(tokenize=_cut_by(language)), "chrf": _sacrebleu().metrics.CHRF()}
+    for metric in metrics.values():
+        metric.num_refs = 1  # it is told with the references otherwise
+    return {name: str(metric.get_signature()) for name, metric in metrics.items()}
+
+
+def _cut_by(language: str) -> str:
+    return "zh" if language == "zh" else "13a"
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

@@ -14,8 +14,8 @@ from pangu_sigma.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-Kind = type[str] | type[int] | type[list]
+TaskLine = dict[str, Any]
+FieldKind = type[str] | type[int] | type[list]
 """What a field must be: a text, a whole number, or a list of texts."""
 
 _EXPECTED = {str: "a text", int: "a whole number", list: "a list of texts"}
@@ -37,14 +37,14 @@ def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
 
 
 def read_rows(
-    path: Path, fields: Mapping[str, Kind], key: str | None = None, check: Callable[[Row], str] = lambda _: ""
-) -> tuple[list[Row], int]:
+    path: Path, fields: Mapping[str, FieldKind], key: str | None = None, check: Callable[[TaskLine], str] = lambda _: ""
+) -> tuple[list[TaskLine], int]:
     """The objects of a file (*.jsonl, *.jsonl.gz) and the number of its lines that cannot be used; a warning says why.
 
     fields: what each object must have. key: the field that is another one in each line. check: says what else was expected of an
     object and is not so, or "". Blank lines are no lines. Raises DataError when no line can be used, and for a file that is none.
     """
-    rows: list[Row] = []
+    rows: list[TaskLine] = []
     faults: list[str] = []
     seen: set[Any] = set()
     for number, line in enumerate(_lines(path), 1):
@@ -82,7 +82,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise DataError(f"{path}: cannot be read: {error}; get the file again") from error
 
 
-def _row(line: bytes, fields: Mapping[str, Kind]) -> Row:
+def _row(line: bytes, fields: Mapping[str, FieldKind]) -> TaskLine:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -99,7 +99,7 @@ def _row(line: bytes, fields: Mapping[str, Kind]) -> Row:
     return row
 
 
-def _is(value: Any, kind: Kind) -> bool:
+def _is(value: Any, kind: FieldKind) -> bool:
     if kind is list:
         return isinstance(value, list) and all(_is(each, str) for each in value)
     if kind is str:

@@ -23,10 +23,10 @@ import pytest
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.sandbox import limits
-from pangu_sigma.evaluate.sandbox.limits import Limits
-from pangu_sigma.evaluate.sandbox.sandbox import Sandbox, Verdict
+from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
+from pangu_sigma.evaluate.sandbox.sandbox import Outcome, Sandbox
 
-LIMITS = Limits(cpu_seconds=1, wall_seconds=40)
+LIMITS = ProgramLimits(cpu_seconds=1, wall_seconds=40)
 """Time enough on a machine that does much else."""
 
 
@@ -82,7 +82,7 @@ RIGHT = {
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_is_right_passes(sandbox, name):
-    assert sandbox.run(RIGHT[name]) == Verdict(True, "passed")
+    assert sandbox.run(RIGHT[name]) == Outcome(True, "passed")
 
 
 FORGED = {
@@ -143,15 +143,15 @@ TOO_MUCH = {
 @pytest.mark.parametrize("name", TOO_MUCH)
 def test_too_much_is_the_end(sandbox, name):
     program, why = TOO_MUCH[name]
-    verdict = sandbox.run(program)
-    assert not verdict.passed
-    assert verdict.why.startswith(why)
+    outcome = sandbox.run(program)
+    assert not outcome.passed
+    assert outcome.why.startswith(why)
 
 
 def test_who_waits_is_ended(sandbox):
-    hasty = Sandbox(Limits(wall_seconds=3))
-    assert hasty.run("import time\ntime.sleep(100)") == Verdict(False, "longer than 3 s")
-    assert hasty.run("import os, time\nos.closerange(0, 64)\ntime.sleep(100)") == Verdict(False, "longer than 3 s")
+    hasty = Sandbox(ProgramLimits(wall_seconds=3))
+    assert hasty.run("import time\ntime.sleep(100)") == Outcome(False, "longer than 3 s")
+    assert hasty.run("import os, time\nos.closerange(0, 64)\ntime.sleep(100)") == Outcome(False, "longer than 3 s")
 
 
 ESCAPES = {
@@ -229,9 +229,9 @@ def test_several_run_beside_each_other_and_stay_in_order(sandbox, monkeypatch):
     assert [each.passed for each in several.run_all(["", "assert 0", "", "1/0"])] == [True, False, True, False]
     together = threading.Barrier(3)
 
-    def run(program: str) -> Verdict:
+    def run(program: str) -> Outcome:
         together.wait(timeout=30)
-        return Verdict(True, program)
+        return Outcome(True, program)
 
     monkeypatch.setattr(several, "run", run)
     assert [each.why for each in several.run_all(["a", "b", "c"])] == ["a", "b", "c"]
@@ -241,7 +241,7 @@ def test_several_run_beside_each_other_and_stay_in_order(sandbox, monkeypatch):
 
 def test_a_sandbox_that_can_run_nothing_is_refused(sandbox):
     with pytest.raises(ConfigError, match="an empty program does not run in the sandbox"):
-        Sandbox(Limits(output_bytes=1 << 20, memory_bytes=1 << 22))
+        Sandbox(ProgramLimits(output_bytes=1 << 20, memory_bytes=1 << 22))
 
 
 def reachable_python() -> str:
@@ -264,7 +264,7 @@ def test_who_is_not_root_uses_user_namespaces():
             each.chmod(0o755)
 
         def said(program: str) -> dict[str, Any]:
-            task = {"program": program, "limits": asdict(Limits()), "unsafe": False, "parent": os.getpid()}
+            task = {"program": program, "limits": asdict(ProgramLimits()), "unsafe": False, "parent": os.getpid()}
             done = subprocess.run(
                 [python, "-B", "-s", "-S", "-m", "pangu_sigma.evaluate.sandbox.jail"],
                 input=json.dumps(task).encode(),
@@ -300,7 +300,7 @@ def test_who_is_not_root_uses_user_namespaces():
 
 def evaluator(code: str, prepare: Callable[[], None] | None = None) -> subprocess.Popen:
     """Another process that has a sandbox."""
-    setting = "from pangu_sigma.evaluate.sandbox.sandbox import *\nlimits = Limits(wall_seconds=300)\n"
+    setting = "from pangu_sigma.evaluate.sandbox.sandbox import *\nlimits = ProgramLimits(wall_seconds=300)\n"
     return subprocess.Popen(
         [sys.executable, "-c", setting + code],
         stdout=subprocess.PIPE,
@@ -334,7 +334,7 @@ def test_without_isolation_it_is_refused_or_said(tmp_path):
     assert "--unsafe" in refused
     said, _ = evaluator(
         f"""
-sandbox = Sandbox(Limits(1), unsafe=True)
+sandbox = Sandbox(ProgramLimits(1), unsafe=True)
 print([sandbox.run(each).passed for each in (
     "assert True",
     "open('a', 'w').write('a')",

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pangu_sigma.evaluate.sandbox import libc
-from pangu_sigma.evaluate.sandbox.limits import Limits
+from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
 
 WORK = "/work"
 """The program's folder, and the only one that it can write to."""
@@ -58,7 +58,7 @@ def own_user() -> int:
     return user
 
 
-def make_small_root(limits: Limits, user: int) -> None:
+def make_small_root(limits: ProgramLimits, user: int) -> None:
     """Make a root that has libraries and Python, read-only, and an empty folder, and forget the old one. Raises OSError."""
     libc.mount(None, "/", flags=libc.REC | libc.PRIVATE)
     libc.mount("tmpfs", "/tmp", "tmpfs", libc.NOSUID, "mode=755,size=1m")

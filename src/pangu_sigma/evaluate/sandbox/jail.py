@@ -25,7 +25,7 @@ import time
 from typing import Any, NoReturn
 
 from pangu_sigma.evaluate.sandbox import isolation, libc
-from pangu_sigma.evaluate.sandbox.limits import Limits
+from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
 from pangu_sigma.evaluate.sandbox.system_calls import deny_calls
 
 _SECRET, _ANSWER, _TROUBLE = 3, 4, 5
@@ -52,17 +52,13 @@ _SHOWN_OUTPUT = 4096
 """Bytes of the end of a program's output that are looked at, to say why it failed."""
 
 
-class Ended(Exception):
-    """The program is at its end, or beyond a limit; the text says which."""
-
-
 def watch(task: dict[str, Any]) -> dict[str, Any]:
     """Run a program, and tell of it: {"passed": bool, "why": str}, or {"missing": str} where it cannot be isolated.
 
-    task: "program", its text; "limits", those of `Limits`; "unsafe", True to run it under the own user id, in a folder of its own,
-    where it cannot be isolated.
+    task: "program", its text; "limits", those of `ProgramLimits`; "unsafe", True to run it where it cannot be isolated too, under
+    the own user id and in a folder of its own.
     """
-    limits, isolated = Limits(**task["limits"]), True
+    limits, isolated = ProgramLimits(**task["limits"]), True
     user = os.geteuid()
     try:
         user = isolation.own_user()
@@ -77,7 +73,7 @@ def watch(task: dict[str, Any]) -> dict[str, Any]:
 class _Watch:
     """A program from its start to its end."""
 
-    def __init__(self, program: str, limits: Limits, user: int, isolated: bool):
+    def __init__(self, program: str, limits: ProgramLimits, user: int, isolated: bool):
         self._program, self._limits, self._user, self._isolated = program, limits, user, isolated
         self._secret = secrets.token_hex(32).encode()
         self._folder = isolation.WORK if isolated else tempfile.mkdtemp(prefix="program-")

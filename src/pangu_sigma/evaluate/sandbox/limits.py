@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProgramLimits:
     """The most that one program may use; our choice. HumanEval's own scorer gives 3 s of wall time, where neighbours cost time too.
 
     cpu_seconds: of computing, whole seconds. wall_seconds: from the start to the end. memory_bytes: of address space.

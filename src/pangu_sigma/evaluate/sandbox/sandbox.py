@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import pangu_sigma
 from pangu_sigma.config import ConfigError
-from pangu_sigma.evaluate.sandbox.limits import Limits
+from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
 
 logger = getLogger(__name__)
 
@@ -28,7 +28,7 @@ _FOR_THE_JAIL = 30
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """How a program ended. passed: True if its text came to its end. why: "passed", the limit that it met, or what it last said."""
 
     passed: bool
@@ -41,7 +41,7 @@ class Sandbox:
     A program sees Python's standard library and an empty folder; no network, no other process, no file of the user's.
     """
 
-    def __init__(self, limits: Limits = Limits(), workers: int | None = None, unsafe: bool = False):  # noqa: B008 (frozen)
+    def __init__(self, limits: ProgramLimits = ProgramLimits(), workers: int | None = None, unsafe: bool = False):  # noqa: B008 (frozen)
         """workers: programs at a time; by default as many as there are CPUs to use.
 
         unsafe: True to run programs where they cannot be isolated too: within the limits and without the system calls of
@@ -54,15 +54,15 @@ class Sandbox:
             raise ConfigError(f"workers={workers} is not allowed: 1 or more")
         self._check()
 
-    def run(self, program: str) -> Verdict:
+    def run(self, program: str) -> Outcome:
         """Run a program to its end, or to a limit. When this returns, nothing of it is left: no process, no file."""
         said = self._jailed(program, self._unsafe)
         if "missing" in said:
             raise ConfigError(_refusal(said["missing"]))
-        return Verdict(said["passed"], said["why"])
+        return Outcome(said["passed"], said["why"])
 
-    def run_all(self, programs: Sequence[str]) -> list[Verdict]:
-        """Run many programs, several at a time, and return their verdicts in order."""
+    def run_all(self, programs: Sequence[str]) -> list[Outcome]:
+        """Run many programs, several at a time, and return their outcomes in order."""
         threads = ThreadPoolExecutor(self._workers, "sandbox")
         try:
             return list(

@@ -1,0 +1,99 @@
+"""Open dialogue: how much answers differ from each other, by distinct-1 and distinct-2, and self-chats for people to read.
+
+FOLDER/dialogue/prompts.jsonl, one {"prompt": what somebody says first} a line. The paper's dialogues were judged by people; no
+number here says that an answer is good.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import domains_of
+from pangu_sigma.evaluate.asker import Asker
+from pangu_sigma.evaluate.metrics import distinct
+from pangu_sigma.evaluate.task_lines import read_rows, task_file
+from pangu_sigma.evaluate.task_result import TaskResult
+from pangu_sigma.generate.chat_template import ChatTemplate, Role
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.sampling import Sampling
+
+logger = logging.getLogger(__name__)
+
+_NAME = "prompts.jsonl"
+_PUBLISHED = 'your own first turns, one {"prompt": …} a line; there is no published file'
+
+
+def run(
+    engine: Engine,
+    domain: str,
+    folder: Path,
+    transcripts: Path | None = None,
+    turns: int = 8,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.9,
+    top_p: float = 0.9,
+    seed: int = 0,
+) -> TaskResult:
+    """Distinct-1 and distinct-2 of a domain's answers to first turns, all together. folder: the one that has a folder dialogue.
+
+    transcripts: a Markdown file that gets chats of the model with itself, one from each first turn. turns: messages of such a
+    chat, the first one among them; fewer where the model has nothing more to say. max_new_tokens: the most tokens of a message; by
+    default 128, or half of model.seq_length if less. temperature, top_p: our choice.
+    Messages are written by the templates of `chat:` in the configuration. Of a chat that does not fit the oldest are left out.
+    Raises DataError for a file that is not there or has nothing to use, ConfigError for options that cannot be.
+    """
+    if turns < 2:
+        raise ConfigError(f"turns={turns} is not allowed: 2 or more, because the first one is given")
+    rows, skipped = read_rows(task_file(folder / "dialogue", [_NAME], _PUBLISHED), {"prompt": str}, check=_fault)
+    config = engine.decoder.config
+    template = ChatTemplate.of(domains_of(config).named(domain), config.chat)
+    asker = Asker(engine, domain, 128, max_new_tokens, Sampling(temperature, top_p=top_p), template.stop, seed)
+    chats = [[row["prompt"]] for row in rows]
+    _go_on(asker, template, chats, 1)
+    answers = [chat[1] for chat in chats if len(chat) > 1]
+    if empty := len(chats) - len(answers):
+        logger.warning("%d of %d answers are empty", empty, len(chats))
+    truncated = asker.truncated
+    if transcripts is not None:
+        for said in range(2, turns):
+            _go_on(asker, template, chats, said)
+        _write(transcripts, f"{config.name}, domain {domain}", chats, turns)
+    return TaskResult({f"distinct_{n}": distinct(answers, n) for n in (1, 2)}, len(rows), skipped, truncated)
+
+
+def _go_on(asker: Asker, template: ChatTemplate, chats: Sequence[list[str]], said: int) -> None:
+    """Add a message to each chat of `said` messages; for the template who speaks is the assistant, and the other one the user."""
+    open_chats = [chat for chat in chats if len(chat) == said]
+    before = asker.truncated
+    prompts = [asker.first_fitting(_prompts(template, chat)) for chat in open_chats]
+    if left_out := asker.truncated - before:
+        logger.warning("in %d of %d chats the oldest messages were left out, to fit", left_out, len(open_chats))
+    for chat, (answer,) in zip(open_chats, asker.answers(prompts, what=f"message {said + 1}"), strict=True):
+        if answer.strip():
+            chat.append(answer.strip())
+
+
+def _prompts(template: ChatTemplate, chat: Sequence[str]) -> list[str]:
+    """The chat as its next speaker sees it, then with fewer and fewer of its oldest messages."""
+    roles: list[Role] = [("user", "assistant")[(len(chat) - number) % 2] for number in range(1, len(chat) + 1)]
+    messages = list(zip(roles, chat, strict=True))
+    return [template.prompt(messages[first:]) for first in range(len(messages))]
+
+
+def _write(path: Path, title: str, chats: Sequence[Sequence[str]], turns: int) -> None:
+    lines = [f"# Chats of a model with itself: {title}", "", "The first message of each was given to it."]
+    for number, chat in enumerate(chats, 1):
+        lines += ["", f"## {number}"]
+        for turn, text in enumerate(chat):
+            said = text.replace("\n", "  \n")
+            lines += ["", f"**{'AB'[turn % 2]}:** {said}"]
+        if len(chat) < turns:
+            lines += ["", f"*Nothing more was said by {'AB'[len(chat) % 2]}.*"]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _fault(row: dict) -> str:
+    return "" if row["prompt"].strip() else "prompt: a text expected, found none"

@@ -1,0 +1,117 @@
+"""Translation from Chinese into English and back, judged by sacrebleu: BLEU and chrF.
+
+FOLDER/translation_en_zh/test.jsonl, one {"source": …, "reference": …} a line; or test.en and test.zh, a sentence a line, as WMT's
+sets come out of `sacrebleu --test-set wmt20 --language-pair en-zh --echo src` and `--echo ref`. translation_zh_en is the same with
+the languages changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.asker import Asker
+from pangu_sigma.evaluate.metrics import bleu, chrf, signatures
+from pangu_sigma.evaluate.task_lines import TaskLine, read_rows, task_file, tell_skipped
+from pangu_sigma.evaluate.task_result import TaskResult
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.sampling import Sampling
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "{source}"
+TEMPLATES = {"en_zh": "英文：{source}\n中文：", "zh_en": "中文：{source}\n英文："}
+"""Prompts by direction; our choice, in the manner of PanGu-α's templates for questions."""
+
+_STOP = ("\n",)
+_PUBLISHED = (
+    "WMT's test sets, at https://github.com/mjpost/sacrebleu: sacrebleu --test-set wmt20 --language-pair {pair} --echo src, and "
+    "--echo ref, write the two files"
+)
+
+
+def run_en_zh(engine: Engine, domain: str, folder: Path, **options: object) -> TaskResult:
+    """`translate` from English into Chinese: the task translation_en_zh."""
+    return translate(engine, domain, folder, "en_zh", **options)  # type: ignore[arg-type]
+
+
+def run_zh_en(engine: Engine, domain: str, folder: Path, **options: object) -> TaskResult:
+    """`translate` from Chinese into English: the task translation_zh_en."""
+    return translate(engine, domain, folder, "zh_en", **options)  # type: ignore[arg-type]
+
+
+def translate(
+    engine: Engine,
+    domain: str,
+    folder: Path,
+    direction: str,
+    template: str | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    translations: Path | None = None,
+) -> TaskResult:
+    """BLEU and chrF of a domain's translations, from 0 to 100. folder: the one that has the folder translation_<direction>.
+
+    direction: a key of `TEMPLATES`. template: a prompt with {source} in it once; None for that of the direction. The end of a
+    source that does not fit is cut off. max_new_tokens: the most tokens of a translation; by default 256, or half of
+    model.seq_length if less. translations: a file that gets them, one a line, for other scorers.
+    Raises DataError for files that are not there or have nothing to use, ConfigError for options that cannot be.
+    """
+    template = TEMPLATES[direction] if template is None else template
+    if template.count(SOURCE) != 1:
+        raise ConfigError(f"template={template!r} is not allowed: it must have {SOURCE} in it once")
+    pairs, skipped = _pairs(folder / f"translation_{direction}", *direction.split("_"))
+    asker = Asker(engine, domain, 256, max_new_tokens, Sampling(temperature), _STOP, seed)
+    prompts = [asker.fitted(pair["source"], lambda text: template.replace(SOURCE, text)) for pair in pairs]
+    if asker.truncated:
+        logger.warning(
+            "%d of %d sources lost their end, because their prompts did not fit", asker.truncated, len(pairs)
+        )
+    found = [answer.strip() for (answer,) in asker.answers(prompts, what="translate")]
+    if empty := found.count(""):
+        logger.warning("%d of %d translations are empty", empty, len(found))
+    if translations is not None:
+        translations.write_text("".join(f"{text}\n" for text in found), encoding="utf-8")
+    language = direction.split("_")[1]
+    for name, signature in signatures(language).items():
+        logger.info("%s is sacrebleu's %s", name, signature)
+    references = [pair["reference"] for pair in pairs]
+    metrics = {"bleu": bleu(found, references, language), "chrf": chrf(found, references)}
+    return TaskResult(metrics, len(found), skipped, asker.truncated)
+
+
+def _pairs(folder: Path, source: str, reference: str) -> tuple[list[TaskLine], int]:
+    """Sentences and their translations, and the number of lines that are none."""
+    published = _PUBLISHED.format(pair=f"{source}-{reference}")
+    path = task_file(folder, ["test.jsonl", f"test.{source}"], published)
+    if path.name == "test.jsonl":
+        return read_rows(path, {"source": str, "reference": str}, check=_fault)
+    sources = _sentences(path)
+    references = _sentences(task_file(folder, [f"test.{reference}"], published))
+    if len(sources) != len(references):
+        raise DataError(
+            f"{path} has {len(sources)} lines and test.{reference} {len(references)}: line by line one must be the translation of "
+            "the other; get both from the same set"
+        )
+    rows = [{"source": one, "reference": two} for one, two in zip(sources, references, strict=True)]
+    faults = {number: fault for number, row in enumerate(rows) if (fault := _fault(row))}
+    tell_skipped(path, [f"{path}:{number + 1}: {fault}" for number, fault in faults.items()], len(rows) - len(faults))
+    return [row for number, row in enumerate(rows) if number not in faults], len(faults)
+
+
+def _sentences(path: Path) -> list[str]:
+    try:
+        return path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: text in UTF-8 expected; convert the file, such as by iconv") from None
+
+
+def _fault(row: TaskLine) -> str:
+    for name in ("source", "reference"):
+        if not row[name].strip():
+            return f"{name}: a sentence expected, found none"
+    return ""
