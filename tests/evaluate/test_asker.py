@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from helpers.served import LENGTH, DrawnDecoder
 from helpers.told_decoder import told_engine
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.asker import Asker
+from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
+from pangu_sigma.generate.text import generate
 
 
 def test_answers_stand_with_their_prompts():
@@ -27,6 +30,10 @@ def test_samples_of_a_prompt_differ_and_a_seed_draws_the_same():
     assert set(drawn(0)) == {"one", "two"}
     assert drawn(0) == drawn(0)
     assert drawn(0)[1:] == drawn(1)[:-1]
+    later = Asker(told_engine({"a": ["one", "two"]}), "up", 16, sampling=Sampling(1.0)).answers(
+        ["a"], 19, passed_over=1
+    )
+    assert later == [drawn(0)[1:]]
 
 
 def test_a_prompt_that_does_not_fit_loses_its_beginning(caplog):
@@ -77,3 +84,15 @@ def test_characters_without_a_token_are_said(caplog):
     engine.decoder.tokenizer.unseen_characters = lambda text, domain: Counter(c for c in text if c == "今")
     assert Asker(engine, "up", 16).answers(["a今"]) == [["b"]]
     assert "1 characters of the text have no row" in caplog.messages[0]
+
+
+def test_a_real_tokenizer_reads_the_prompts(tiny_data):
+    engine = Engine(DrawnDecoder(tiny_data))
+    asker = Asker(engine, "code", 20)
+    prompts = ["def f(x):\n    return", "x = [1, 2]\n" * 50]
+    found = asker.answers(prompts)
+    (alone,) = generate(engine, [("code", prompts[0])], 20)
+    assert found[0] == [alone.text]
+    assert asker.truncated == 1
+    fitted = asker.fitted("x = [1, 2]\n" * 50, "# {}\n".format)
+    assert LENGTH - 21 <= len(engine.decoder.tokenizer.prompt(fitted, asker.domain)) <= LENGTH - 20

@@ -88,8 +88,13 @@ class Asker:
                 return prompt
         return prompts[-1]
 
-    def answers(self, prompts: Sequence[str], times: int = 1, what: str = "answers") -> list[list[str]]:
-        """Answers to each prompt, `times` of each. A prompt that does not fit loses its beginning. what: name of the bar."""
+    def answers(
+        self, prompts: Sequence[str], times: int = 1, what: str = "answers", passed_over: int = 0
+    ) -> list[list[str]]:
+        """Answers to each prompt, `times` of each. A prompt that does not fit loses its beginning.
+
+        what: name of the progress bar. passed_over: number of seeds that are for others.
+        """
         requests = []
         lost: Counter[str] = Counter()
         cut = 0
@@ -100,7 +105,7 @@ class Asker:
             cut += len(ids) > self._room
             asked = tuple(ids[-self._room :])
             requests += [
-                Request(self.domain, asked, self._most, self._sampling, self._seed + number, self._stop)
+                Request(self.domain, asked, self._most, self._sampling, self._seed + passed_over + number, self._stop)
                 for number in range(times)
             ]
         if lost:

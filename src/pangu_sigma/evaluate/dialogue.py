@@ -71,7 +71,8 @@ def _go_on(asker: Asker, template: ChatTemplate, chats: Sequence[list[str]], sai
     prompts = [asker.first_fitting(_prompts(template, chat)) for chat in open_chats]
     if left_out := asker.truncated - before:
         logger.warning("in %d of %d chats the oldest messages were left out, to fit", left_out, len(open_chats))
-    for chat, (answer,) in zip(open_chats, asker.answers(prompts, what=f"message {said + 1}"), strict=True):
+    answers = asker.answers(prompts, what=f"message {said + 1}", passed_over=said - 1)
+    for chat, (answer,) in zip(open_chats, answers, strict=True):
         if answer.strip():
             chat.append(answer.strip())
 
