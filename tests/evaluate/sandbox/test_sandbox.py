@@ -211,6 +211,11 @@ def test_surroundings_are_not_told(sandbox, monkeypatch):
     ).passed
 
 
+def test_all_but_its_folder_is_read_only(sandbox):
+    shown = "('/', '/usr', os.path.dirname(os.__file__), '/dev/null')"
+    assert sandbox.run(f"import os\nassert all(os.statvfs(each).f_flag & os.ST_RDONLY for each in {shown})").passed
+
+
 def test_the_network_is_not_there(sandbox):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
