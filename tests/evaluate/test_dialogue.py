@@ -16,9 +16,8 @@ CHAT = ChatConfig(user="U:{content}\n", assistant="A:{content}\n", stop=["\nU:"]
 
 
 def written(folder: Path, *prompts: object) -> Path:
-    (folder / "dialogue").mkdir(exist_ok=True)
     rows = [each if isinstance(each, dict) else {"prompt": each} for each in prompts]
-    (folder / "dialogue" / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -26,6 +25,7 @@ def test_answers_differ_as_much_as_their_words(tmp_path):
     engine = told_engine({"U:hi\nA:": " a b a\nU:more", "U:你好\nA:": "好好 b"}, chat=CHAT)
     result = run(engine, "up", written(tmp_path, "hi", "你好"))
     assert engine.decoder.prompts == {"U:hi\nA:", "U:你好\nA:"}
+    assert run(engine, "up", tmp_path, limit=1).metrics == {"distinct_1": 2 / 3, "distinct_2": 1}
     # words: a b a 好 好 b; pairs: (a b) (b a) (好 好) (好 b)
     assert result.figures() == {"distinct_1": 3 / 6, "distinct_2": 4 / 4, "n": 2, "skipped": 0, "truncated": 0}
 

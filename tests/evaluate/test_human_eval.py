@@ -54,9 +54,8 @@ def _programs_can_run():
 
 
 def written(folder: Path, *problems: dict, name: str = "HumanEval.jsonl") -> Path:
-    (folder / "humaneval").mkdir(exist_ok=True)
     lines = "".join(json.dumps(each) + "\n" for each in problems).encode()
-    (folder / "humaneval" / name).write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
+    (folder / name).write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
     return folder
 
 
@@ -64,6 +63,7 @@ def test_what_the_model_says_is_run_with_the_tests(tmp_path, caplog):
     engine = told_engine({DOUBLE["prompt"]: "    return x + x\n\nclass A", EVEN["prompt"]: "    return True\n"})
     result = run(engine, "up", written(tmp_path, DOUBLE, EVEN, name="HumanEval.jsonl.gz"))
     assert result.figures() == {"pass@1": 0.5, "n": 2, "skipped": 0, "truncated": 0}
+    assert run(engine, "up", tmp_path, limit=1).figures() == {"pass@1": 1.0, "n": 1, "skipped": 0, "truncated": 0}
     assert engine.decoder.prompts == {DOUBLE["prompt"], EVEN["prompt"]}, "the prompt is the file's, and nothing else"
     assert "2 problems are used, and the published HumanEval has 164" in caplog.text
 
@@ -90,7 +90,7 @@ def test_pass_at_k_is_the_publishers(tmp_path):
     for k in (1, 2, 5):
         exact = sum(1 - math.comb(8 - right, k) / math.comb(8, k) for right in correct) / 2
         assert result.metrics[f"pass@{k}"] == pytest.approx(exact, abs=1e-12)
-    problems = str(folder / "humaneval" / "HumanEval.jsonl")
+    problems = str(folder / "HumanEval.jsonl")
     theirs = evaluate_functional_correctness(str(samples), [1, 2, 5], 2, 30.0, problems)
     assert result.metrics == {name: float(value) for name, value in theirs.items()}
 

@@ -55,8 +55,7 @@ def _programs_can_run():
 
 
 def written(folder: Path, *problems: dict) -> Path:
-    (folder / "mbpp").mkdir(exist_ok=True)
-    (folder / "mbpp" / "mbpp.jsonl").write_text("".join(json.dumps(each) + "\n" for each in problems))
+    (folder / "mbpp.jsonl").write_text("".join(json.dumps(each) + "\n" for each in problems))
     return folder
 
 
@@ -72,6 +71,7 @@ def test_the_test_split_is_asked_as_others_ask_it(tmp_path, caplog):
     result = run(engine, "up", written(tmp_path, *others, *EXAMPLES, *asked))
     assert engine.decoder.prompts == set(prompts)
     assert result.figures() == {"pass@1": pytest.approx(2 / 3), "n": 3, "skipped": 0, "truncated": 0}
+    assert run(engine, "up", tmp_path, limit=1).metrics == {"pass@1": 1.0}
     assert "3 problems are used, and the published test split of MBPP has 500" in caplog.text
 
 

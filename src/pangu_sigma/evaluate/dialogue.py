@@ -1,6 +1,6 @@
 """Open dialogue: how much answers differ from each other, by distinct-1 and distinct-2, and self-chats for people to read.
 
-FOLDER/dialogue/prompts.jsonl, one {"prompt": what somebody says first} a line. The paper's dialogues were judged by people; no
+prompts.jsonl, one {"prompt": what somebody says first} a line. The paper's dialogues were judged by people; no
 number here says that an answer is good.
 """
 
@@ -30,6 +30,7 @@ def run(
     engine: Engine,
     domain: str,
     folder: Path,
+    limit: int | None = None,
     transcripts: Path | None = None,
     turns: int = 8,
     max_new_tokens: int | None = None,
@@ -37,8 +38,9 @@ def run(
     top_p: float = 0.9,
     seed: int = 0,
 ) -> TaskResult:
-    """Distinct-1 and distinct-2 of a domain's answers to first turns, all together. folder: the one that has a folder dialogue.
+    """Distinct-1 and distinct-2 of a domain's answers to first turns, all together. folder: where the file is.
 
+    limit: the most first turns, the first ones of the file.
     transcripts: a Markdown file that gets chats of the model with itself, one from each first turn. turns: messages of such a
     chat, the first one among them; fewer where the model has nothing more to say. max_new_tokens: the most tokens of a message; by
     default 128, or half of model.seq_length if less. temperature, top_p: our choice.
@@ -47,11 +49,11 @@ def run(
     """
     if turns < 2:
         raise ConfigError(f"turns={turns} is not allowed: 2 or more, because the first one is given")
-    rows, skipped = read_rows(task_file(folder / "dialogue", [_NAME], _PUBLISHED), {"prompt": str}, check=_fault)
+    rows, skipped = read_rows(task_file(folder, [_NAME], _PUBLISHED), {"prompt": str}, check=_fault)
     config = engine.decoder.config
     template = ChatTemplate.of(domains_of(config).named(domain), config.chat)
     asker = Asker(engine, domain, 128, max_new_tokens, Sampling(temperature, top_p=top_p), template.stop, seed)
-    chats = [[row["prompt"]] for row in rows]
+    chats = [[row["prompt"]] for row in rows[:limit]]
     _go_on(asker, template, chats, 1)
     answers = [chat[1] for chat in chats if len(chat) > 1]
     if empty := len(chats) - len(answers):
@@ -61,7 +63,7 @@ def run(
         for said in range(2, turns):
             _go_on(asker, template, chats, said)
         _write(transcripts, f"{config.name}, domain {domain}", chats, turns)
-    return TaskResult({f"distinct_{n}": distinct(answers, n) for n in (1, 2)}, len(rows), skipped, truncated)
+    return TaskResult({f"distinct_{n}": distinct(answers, n) for n in (1, 2)}, len(chats), skipped, truncated)
 
 
 def _go_on(asker: Asker, template: ChatTemplate, chats: Sequence[list[str]], said: int) -> None:

@@ -1,6 +1,6 @@
 """HumanEval (Chen et al., 2021): functions from their signature and description, judged by running their tests.
 
-FOLDER/humaneval/HumanEval.jsonl.gz, or unpacked, as github.com/openai/human-eval publishes it: task_id, prompt, entry_point,
+HumanEval.jsonl.gz, or unpacked, as github.com/openai/human-eval publishes it: task_id, prompt, entry_point,
 canonical_solution, test.
 """
 
@@ -22,18 +22,19 @@ FUNCTION_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 _PROBLEMS = 164
 
 
-def run(engine: Engine, domain: str, folder: Path, **options: Any) -> TaskResult:
-    """pass@k of a domain. folder: the one that has a folder humaneval. options: those of `CodeOptions`.
+def run(engine: Engine, domain: str, folder: Path, limit: int | None = None, **options: Any) -> TaskResult:
+    """pass@k of a domain. folder: where the file is. limit: the most problems, the first ones. options: those of `CodeOptions`.
 
     Raises DataError for a file that is not there or has nothing to use, ConfigError for options that cannot be, and where programs
     cannot be isolated.
     """
     chosen = CodeOptions(**options)
-    path = task_file(folder / "humaneval", _NAMES, _PUBLISHED)
+    path = task_file(folder, _NAMES, _PUBLISHED)
     fields = dict.fromkeys(("task_id", "prompt", "entry_point", "test"), str)
     rows, skipped = read_rows(path, fields, key="task_id", check=_fault)
-    tell_missing(len(rows), _PROBLEMS, "HumanEval")
-    return pass_at_k(engine, domain, [_problem(row) for row in rows], FUNCTION_ENDS, chosen, skipped)
+    problems = [_problem(row) for row in rows[:limit]]
+    tell_missing(len(problems), _PROBLEMS, "HumanEval")
+    return pass_at_k(engine, domain, problems, FUNCTION_ENDS, chosen, skipped)
 
 
 def _fault(row: TaskLine) -> str:

@@ -1,6 +1,6 @@
 """MBPP (Austin et al., 2021): short programs from a sentence and three tests, judged by running the tests.
 
-FOLDER/mbpp/mbpp.jsonl, as github.com/google-research/google-research/tree/master/mbpp publishes it: text, code, task_id,
+mbpp.jsonl, as github.com/google-research/google-research/tree/master/mbpp publishes it: text, code, task_id,
 test_setup_code, test_list, challenge_test_list. Problems 11 to 510 are asked; 2, 3 and 4 are the examples of the prompt.
 """
 
@@ -24,15 +24,16 @@ _ASKED = range(11, 511)
 _EXAMPLES = (2, 3, 4)
 
 
-def run(engine: Engine, domain: str, folder: Path, **options: Any) -> TaskResult:
-    """pass@k of a domain, by the prompt of the paper. folder: the one that has a folder mbpp. options: those of `CodeOptions`.
+def run(engine: Engine, domain: str, folder: Path, limit: int | None = None, **options: Any) -> TaskResult:
+    """pass@k of a domain, by the prompt of the paper. folder: where the file is. limit: the most problems, the first ones.
 
+    options: those of `CodeOptions`.
     Where three examples do not fit into the model the last ones are left out, and the problem is counted as truncated.
     Raises DataError for a file that is not there or lacks what is asked, ConfigError for options that cannot be, and where
     programs cannot be isolated.
     """
     chosen = CodeOptions(**options)
-    path = task_file(folder / "mbpp", [_NAME], _PUBLISHED)
+    path = task_file(folder, [_NAME], _PUBLISHED)
     fields = {"task_id": int, "text": str, "code": str, "test_setup_code": str, "test_list": list}
     rows, skipped = read_rows(path, fields, key="task_id", check=_fault)
     by_id = {row["task_id"]: row for row in rows}
@@ -40,7 +41,7 @@ def run(engine: Engine, domain: str, folder: Path, **options: Any) -> TaskResult
         raise DataError(
             f"{path} has no problem of task_id {missing[0]}, an example of the prompt; get it from {_PUBLISHED}"
         )
-    asked = [by_id[number] for number in _ASKED if number in by_id]
+    asked = [by_id[number] for number in _ASKED if number in by_id][:limit]
     if not asked:
         raise DataError(f"{path} has no problem of task_id {_ASKED[0]} to {_ASKED[-1]}; get it from {_PUBLISHED}")
     tell_missing(len(asked), len(_ASKED), "test split of MBPP")

@@ -1,8 +1,7 @@
 """Translation from Chinese into English and back, judged by sacrebleu: BLEU and chrF.
 
-FOLDER/translation_en_zh/test.jsonl, one {"source": …, "reference": …} a line; or test.en and test.zh, a sentence a line, as WMT's
-sets come out of `sacrebleu --test-set wmt20 --language-pair en-zh --echo src` and `--echo ref`. translation_zh_en is the same with
-the languages changed.
+A folder translation_en_zh or translation_zh_en has test.jsonl, one {"source": …, "reference": …} a line; or test.en and test.zh, a
+sentence a line, as WMT's sets come out of `sacrebleu --test-set wmt20 --language-pair en-zh --echo src` and `--echo ref`.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from pangu_sigma.generate.sampling import Sampling
 logger = logging.getLogger(__name__)
 
 SOURCE = "{source}"
-TEMPLATES = {"en_zh": "英文：{source}\n中文：", "zh_en": "中文：{source}\n英文："}
-"""Prompts by direction; our choice, in the manner of PanGu-α's templates for questions."""
+TEMPLATES = {"translation_en_zh": "English: {source}\nChinese:", "translation_zh_en": "中文：{source}\n英文："}
+"""Prompts by the name of the folder, source language first; our choice."""
 
 _STOP = ("\n",)
 _PUBLISHED = (
@@ -32,38 +31,34 @@ _PUBLISHED = (
 )
 
 
-def run_en_zh(engine: Engine, domain: str, folder: Path, **options: object) -> TaskResult:
-    """`translate` from English into Chinese: the task translation_en_zh."""
-    return translate(engine, domain, folder, "en_zh", **options)  # type: ignore[arg-type]
-
-
-def run_zh_en(engine: Engine, domain: str, folder: Path, **options: object) -> TaskResult:
-    """`translate` from Chinese into English: the task translation_zh_en."""
-    return translate(engine, domain, folder, "zh_en", **options)  # type: ignore[arg-type]
-
-
-def translate(
+def run(
     engine: Engine,
     domain: str,
     folder: Path,
-    direction: str,
+    limit: int | None = None,
     template: str | None = None,
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
     translations: Path | None = None,
 ) -> TaskResult:
-    """BLEU and chrF of a domain's translations, from 0 to 100. folder: the one that has the folder translation_<direction>.
+    """BLEU and chrF of a domain's translations, from 0 to 100. folder: where the files are; its name is a key of `TEMPLATES`.
 
-    direction: a key of `TEMPLATES`. template: a prompt with {source} in it once; None for that of the direction. The end of a
-    source that does not fit is cut off. max_new_tokens: the most tokens of a translation; by default 256, or half of
+    limit: the most sentences, the first ones. template: a prompt with {source} in it once, by default that of the folder's name.
+    The end of a source that does not fit is cut off. max_new_tokens: the most tokens of a translation; by default 256, or half of
     model.seq_length if less. translations: a file that gets them, one a line, for other scorers.
     Raises DataError for files that are not there or have nothing to use, ConfigError for options that cannot be.
     """
-    template = TEMPLATES[direction] if template is None else template
+    if folder.name not in TEMPLATES:
+        raise ConfigError(
+            f"{folder} is not called {' or '.join(TEMPLATES)}, which says what is translated into what; rename it"
+        )
+    template = TEMPLATES[folder.name] if template is None else template
     if template.count(SOURCE) != 1:
         raise ConfigError(f"template={template!r} is not allowed: it must have {SOURCE} in it once")
-    pairs, skipped = _pairs(folder / f"translation_{direction}", *direction.split("_"))
+    _, source, language = folder.name.split("_")
+    pairs, skipped = _pairs(folder, source, language)
+    pairs = pairs[:limit]
     asker = Asker(engine, domain, 256, max_new_tokens, Sampling(temperature), _STOP, seed)
     prompts = [asker.fitted(pair["source"], lambda text: template.replace(SOURCE, text)) for pair in pairs]
     if asker.truncated:
@@ -75,7 +70,6 @@ def translate(
         logger.warning("%d of %d translations are empty", empty, len(found))
     if translations is not None:
         translations.write_text("".join(f"{text}\n" for text in found), encoding="utf-8")
-    language = direction.split("_")[1]
     for name, signature in signatures(language).items():
         logger.info("%s is sacrebleu's %s", name, signature)
     references = [pair["reference"] for pair in pairs]
