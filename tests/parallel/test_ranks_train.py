@@ -122,7 +122,8 @@ def assert_same_run(found: Path, expected: Path) -> None:
             assert b[key] == a[key], key
         for name, units in a["per_sample"].items():
             assert b["per_sample"][name]["tokens"] == units["tokens"]
-            assert b["per_sample"][name]["nats"] == pytest.approx(units["nats"], rel=1e-5)
+            # one sample shows more of the rounding of 20 steps than a mean over samples does
+            assert b["per_sample"][name]["nats"] == pytest.approx(units["nats"], rel=1e-4)
     assert lines(expected, "load") == lines(found, "load")
 
 
