@@ -10,11 +10,12 @@ from pathlib import Path
 from pangu_sigma.errors import DataError
 from pangu_sigma.host_memory import memory_there
 
-PER_BYTE, PER_DOCUMENT, ALWAYS = 14, 1_300, 100_000_000
+PER_BYTE, PER_DOCUMENT, ALWAYS = 16, 1_300, 100_000_000
 """Bytes of memory that preparing takes for a byte of text, for a document, and for the vocabulary, rounded up.
 
-By `ru_maxrss`, less what imports take: 267 and 817 MB for 11.6 and 45.6 MB of Chinese in 31,000 and 123,000 documents, 603 MB for
-17.7 MB in 250,000, which gives 13, 1,170 and 80 MB; 154 and 419 MB for 10.9 and 43.5 MB of English."""
+By `ru_maxrss`, less what imports take, where half of the documents may be held out: 898 MB for 45.6 MB of Chinese in 108,000
+documents and 613 MB for 17.7 MB in 285,000, which with 80 MB in any case gives 15.8 and 890; 700 MB for 43.5 MB of English in
+4,800. An earlier measurement gave 1,170 for a document; the larger number stays."""
 
 _SAMPLE_BYTES = 64 << 20
 """Bytes at the start of a file whose lines are counted."""
