@@ -143,3 +143,20 @@ def test_shares_of_ranks_make_up_the_batch_of_one_process(four, tokenizer, paral
             assert (batch.block_weights_GM == expected.block_weights_GM).all()
             assert (batch.tokens, batch.counted) == (expected.tokens, expected.counted)
             assert (batch.slots_GM == expected.slots_GM[:, batch.blocks]).all()
+
+
+def test_only_positions_that_count_weigh_and_nothing_else_changes(folder, tokenizer):
+    """A mask of what counts, beside what never does: what follows the end of a document, and padding."""
+    batches = open_batches(config_of(blocks=2, batch=4), folder, tokenizer)
+    rng = np.random.default_rng(0)
+    ids_GBS1 = rng.integers(400, 600, (1, 4, LENGTH + 1)).astype(np.int32)
+    ids_GBS1[0, 0, 3], ids_GBS1[0, 1, 5:] = tokenizer.eot, tokenizer.pad
+    counted_GBS = rng.random((1, 4, LENGTH)) < 0.5
+    whole, some = (batches.assemble(ids_GBS1, np.array([0, 2]), counted_GBS=c) for c in (None, counted_GBS))
+    expected_GBS = (ids_GBS1[..., :-1] != tokenizer.eot) & (ids_GBS1[..., 1:] != tokenizer.pad) & counted_GBS
+    assert some.counted == expected_GBS.sum()
+    np.testing.assert_allclose(some.weights_GBS, expected_GBS / expected_GBS.sum(), rtol=1e-6)
+    for name, values in whole.arrays()._asdict().items():
+        assert name == "weights_GBS" or (values == getattr(some.arrays(), name)).all(), name
+    every = batches.assemble(ids_GBS1, np.array([0, 2]), counted_GBS=np.ones_like(counted_GBS))
+    assert every.weights_GBS.tobytes() == whole.weights_GBS.tobytes()

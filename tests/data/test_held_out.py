@@ -24,8 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.data.batches import Batches
-from pangu_sigma.data.held_out import HeldOut, HeldOutBatch, Yardstick, read_frequencies, unigram_nats
-from pangu_sigma.errors import DataError
+from pangu_sigma.data.held_out import HeldOut, HeldOutBatch, Yardstick, unigram_nats
 from pangu_sigma.rre.table import draw_tables
 
 
@@ -115,15 +114,6 @@ def test_counting_knows_the_rows_of_its_slot_alone():
     nats_V = unigram_nats(np.array([3, 0, 100, 1]), np.array([3, 0, 1, -1]))
     assert np.isinf(nats_V[2])
     np.testing.assert_allclose(np.exp(-nats_V[[0, 1, 3]]), np.array([3.5, 0.5, 1.5]) / 5.5)
-
-
-def test_frequencies_that_do_not_fit_are_refused_by_name(tmp_path):
-    with pytest.raises(DataError, match=r"frequencies\.npy: cannot be read: .*; run prepare-data again"):
-        read_frequencies(tmp_path, 3, 10)
-    np.save(tmp_path / "frequencies.npy", np.zeros((2, 10), np.int64))
-    with pytest.raises(DataError, match=r"has the shape \(2, 10\), 3 domains and 10 ids need \(3, 10\)"):
-        read_frequencies(tmp_path, 3, 10)
-    assert read_frequencies(tmp_path, 2, 10).shape == (2, 10)
 
 
 def counted_samples(found: list[HeldOutBatch]) -> list[tuple[int, int]]:

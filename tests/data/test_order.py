@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from helpers.numbered import SAMPLES, config_of, open_batches, samples_of, sets_config
 
-from pangu_sigma.data.order import Cursor
+from pangu_sigma.data.order import Cursor, SampleOrder
 from pangu_sigma.domains import domain_sets
 
 
@@ -85,3 +85,11 @@ def test_a_block_draws_from_its_set_by_the_weights_there(four, tokenizer):
         drawn.update(domains_M.tolist())
         for domain, share in ((0, 1 / 6), (2, 5 / 6), (1, 2 / 5), (3, 3 / 5)):
             assert abs(drawn[domain] - step * 2 * share) < 2
+
+
+def test_a_domain_of_weight_0_gives_nothing_and_the_others_by_their_weights():
+    order = SampleOrder(config_of(), [0, 7, 3], [0.0, 7.0, 3.0])
+    cursor, taken = order.start(), Counter()
+    for _ in range(100):
+        taken.update({domain: len(numbers) for domain, numbers in order.take(cursor)})
+    assert taken == {1: 280, 2: 120}

@@ -12,7 +12,7 @@ from helpers.prepared import as_before_hashes, reseal
 from helpers.tiny import tiny_config
 
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepared import SPLITS, PreparedData
+from pangu_sigma.data.prepared import SPLITS, PreparedData, read_frequencies
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 
@@ -174,3 +174,12 @@ def test_the_content_hash_is_that_of_the_text(tiny_data, copy):
     reseal(copy)
     assert manifest.content_hash != load_manifest(copy).content_hash
     assert load_manifest(as_before_hashes(copy)).content_hash is None
+
+
+def test_frequencies_that_do_not_fit_are_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"frequencies\.npy: cannot be read: .*; run prepare-data again"):
+        read_frequencies(tmp_path, 3, 10)
+    np.save(tmp_path / "frequencies.npy", np.zeros((2, 10), np.int64))
+    with pytest.raises(DataError, match=r"has the shape \(2, 10\), 3 domains and 10 ids need \(3, 10\)"):
+        read_frequencies(tmp_path, 3, 10)
+    assert read_frequencies(tmp_path, 2, 10).shape == (2, 10)

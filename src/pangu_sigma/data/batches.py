@@ -17,6 +17,7 @@ import xxhash
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor, SampleOrder
+from pangu_sigma.data.prepared import read_frequencies
 from pangu_sigma.data.samples import Samples, open_samples
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.step_arrays import StepArrays, draws_of
@@ -108,7 +109,7 @@ class Batches:
         self.tokenizer = tokenizer
         self.table = table
         self.samples = self._open(folder, split)
-        self.order = SampleOrder(config, self.samples.counts)
+        self.order = SampleOrder(config, self.samples.counts, self.samples.weights)
 
     def start(self) -> Cursor:
         """The cursor before the first batch."""
@@ -118,19 +119,27 @@ class Batches:
         """The training batch at `cursor`, which moves past it. Raises as `assemble`."""
         train, first = self.config.train, sum(cursor.taken)
         taken = self.order.take(cursor)
-        ids = np.stack([self.samples.read(domain, number) for domain, numbers in taken for number in numbers])
-        ids = ids.reshape(len(taken), train.accumulation, -1, ids.shape[-1])
-        ids_GBS1 = ids.transpose(1, 0, 2, 3).reshape(train.accumulation, train.batch_size, -1)
-        return self.assemble(ids_GBS1, np.array([domain for domain, _ in taken]), first)
+        chosen = [(domain, number) for domain, numbers in taken for number in numbers]
 
-    def assemble(self, ids_GBS1: np.ndarray, domains_M: np.ndarray, first: int = 0) -> Batch:
+        def by_pass(values: list[np.ndarray]) -> np.ndarray:
+            stacked = np.stack(values).reshape(len(taken), train.accumulation, -1, len(values[0]))
+            return stacked.transpose(1, 0, 2, 3).reshape(train.accumulation, train.batch_size, -1)
+
+        ids_GBS1 = by_pass([self.samples.read(*each) for each in chosen])
+        counted_GBS = by_pass([self.samples.counted(*each) for each in chosen])
+        return self.assemble(ids_GBS1, np.array([domain for domain, _ in taken]), first, counted_GBS)
+
+    def assemble(
+        self, ids_GBS1: np.ndarray, domains_M: np.ndarray, first: int = 0, counted_GBS: np.ndarray | None = None
+    ) -> Batch:
         """The batch of some token ids; the sequences of block m belong to domain domains_M[m].
 
         ids_GBS1: one id more than the sequence, because each token predicts the next.
         first: number of samples that the run has taken before; dropout draws by the number of a sample.
+        counted_GBS: as in `assemble_share`.
         Raises DataError for an id that the domain's slot has no row for, and CapacityError as `Planner.plan`.
         """
-        return self.assemble_share(ids_GBS1, domains_M, takers(self.config), capacity(self.config), first=first)
+        return self.assemble_share(ids_GBS1, domains_M, takers(self.config), capacity(self.config), counted_GBS, first)
 
     def assemble_share(
         self,
@@ -138,13 +147,14 @@ class Batches:
         domains_M: np.ndarray,
         taker_B: np.ndarray,
         capacity: int,
-        counted_GB: np.ndarray | None = None,
+        counted_GBS: np.ndarray | None = None,
         first: int = 0,
     ) -> Batch:
         """`assemble` of the sequences of one group or of all.
 
         taker_B: the taker of each sequence, as `layout.takers`. capacity: C of the all-to-all layout.
-        counted_GB: True for the sequences that count in the loss; None: all of them. first: as in `assemble`.
+        counted_GBS: True for the positions whose successor counts in the loss, or an array that broadcasts to it; None: all of
+        them. Whatever it says, nothing predicts the beginning of a document, or padding. first: as in `assemble`.
         """
         ids, labels = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
         micro, batch = ids.shape[:2]
@@ -156,8 +166,8 @@ class Batches:
         self._check_rows(label_rows, labels, domains_B)
         documents, positions = documents_and_positions(ids, self.tokenizer.eot)
         weights = ((ids != self.tokenizer.eot) & (labels != self.tokenizer.pad)).astype(np.float32)
-        if counted_GB is not None:
-            weights *= counted_GB[..., None]
+        if counted_GBS is not None:
+            weights *= counted_GBS
         counted = weights.sum()
         weights /= counted
         plan, load_NK = self._plan(ids, domains_M, taker_B, capacity)
@@ -183,6 +193,10 @@ class Batches:
             load_NK=load_NK,
             digest=digest.hexdigest(),
         )
+
+    def frequencies(self) -> np.ndarray:
+        """Token counts [D, V] of the training text. Raises DataError as `read_frequencies`."""
+        return read_frequencies(self.folder, len(self.domains), self.tokenizer.size)
 
     def experts(self, ids_GBS: np.ndarray, domains_M: np.ndarray) -> np.ndarray:
         """The expert of each token in each RRE layer, [N, G, B, S]; blocks as in `assemble`."""

@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
-from pangu_sigma.data.prepared import FREQUENCIES_NAME, PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
-from pangu_sigma.errors import DataError
 from pangu_sigma.parallel.layout import capacity, share_of, takers
 
 
@@ -90,13 +87,10 @@ class HeldOut:
         domains_M = np.full(self._blocks, domain)
         own, last, found = self._batches.planner.own(self._takers_B), self._wanted[domain] - 1, []
         for numbers_MGQ in self._numbers(domain):
-            batch = self._batches.assemble_share(
-                self._ids(domains_M, numbers_MGQ),
-                domains_M,
-                self._takers_B,
-                self._needed_capacity,
-                _by_pass(numbers_MGQ <= last),
-            )
+            ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
+            counted_GBS &= _by_pass(numbers_MGQ <= last)[..., None]
+            rows = self._needed_capacity
+            batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, rows, counted_GBS)
             units_U = _by_pass(numbers_MGQ)[0, own].clip(max=last)
             found.append(HeldOutBatch(batch, np.full(len(own), domain), units_U))
         return found
@@ -114,9 +108,10 @@ class HeldOut:
             for start in range(0, wanted_M.max(), size):
                 numbers_GQ = np.arange(start, start + size).reshape(passes, -1)
                 numbers_MGQ = np.tile(numbers_GQ, (self._blocks, 1, 1))
-                counted_GB = _by_pass(numbers_MGQ < wanted_M[:, None, None])
-                ids_GBS1, rows = self._ids(domains_M, numbers_MGQ), capacity(self._config)
-                batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, rows, counted_GB)
+                ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
+                counted_GBS &= _by_pass(numbers_MGQ < wanted_M[:, None, None])[..., None]
+                rows = capacity(self._config)
+                batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, rows, counted_GBS)
                 domains_U = domains_M[batch.blocks]
                 last_U = np.array(self.units(size))[domains_U] - 1
                 found.append(HeldOutBatch(batch, domains_U, np.minimum(start // size, last_U)))
@@ -128,13 +123,15 @@ class HeldOut:
         for first in range(0, self._wanted[domain], size):
             yield np.arange(first, first + size).reshape(self._blocks, 1, -1)
 
-    def _ids(self, domains_M: np.ndarray, numbers_MGQ: np.ndarray) -> np.ndarray:
-        """Ids [G, B, S + 1] of the samples of each block; past the end of a domain its last one."""
-        samples, ids = self._batches.samples, []
+    def _read(self, domains_M: np.ndarray, numbers_MGQ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids [G, B, S + 1] of the samples of each block, and which positions count [G, B, S]; past the end of a domain its last
+        one."""
+        samples, chosen = self._batches.samples, []
         for domain, numbers_GQ in zip(domains_M.tolist(), numbers_MGQ, strict=True):
             found = self.numbers(domain)
-            ids += [samples.read(domain, n) for n in found[numbers_GQ.ravel().clip(max=len(found) - 1)].tolist()]
-        return _by_pass(np.stack(ids).reshape(*numbers_MGQ.shape, -1))
+            chosen += [(domain, n) for n in found[numbers_GQ.ravel().clip(max=len(found) - 1)].tolist()]
+        ids, counted = (np.stack([read(*each) for each in chosen]) for read in (samples.read, samples.counted))
+        return _by_pass(ids.reshape(*numbers_MGQ.shape, -1)), _by_pass(counted.reshape(*numbers_MGQ.shape, -1))
 
     @cached_property
     def _needed_capacity(self) -> int:
@@ -146,7 +143,7 @@ class HeldOut:
         for domain in self.domains:
             domains_M = np.full(self._blocks, domain)
             for numbers_MGQ in self._numbers(domain):
-                experts_NGBS = batches.experts(self._ids(domains_M, numbers_MGQ)[..., :-1], domains_M)
+                experts_NGBS = batches.experts(self._read(domains_M, numbers_MGQ)[0][..., :-1], domains_M)
                 most = max(most, batches.planner.fullest(experts_NGBS, self._takers_B))
         return most
 
@@ -189,17 +186,6 @@ def unigram_nats(counts_V: np.ndarray, slot_R: np.ndarray) -> np.ndarray:
     nats_V = np.full(len(counts_V), np.inf)
     nats_V[used] = -np.log(smoothed / smoothed.sum())
     return nats_V
-
-
-def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
-    """Token counts [D, V] of the training text in a folder that `prepare-data` wrote. Raises DataError if they do not fit."""
-    found = PreparedData(folder).frequencies()
-    if found.shape != (domains, vocabulary):
-        raise DataError(
-            f"{folder / FREQUENCIES_NAME}: has the shape {found.shape}, {domains} domains and {vocabulary} ids need "
-            f"{(domains, vocabulary)}; run prepare-data with this configuration"
-        )
-    return found
 
 
 def _by_pass(of_blocks: np.ndarray) -> np.ndarray:

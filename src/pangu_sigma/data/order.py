@@ -7,6 +7,7 @@ Shape suffix: M blocks (one domain each).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +35,13 @@ class SampleOrder:
     """The samples of each batch of an endless training run: every domain in turn by its weight, its samples shuffled anew in every
     pass over its text."""
 
-    def __init__(self, config: Config, counts: list[int]):
-        """counts: number of samples of each domain."""
+    def __init__(self, config: Config, counts: list[int], weights: Sequence[float] | None = None):
+        """counts: number of samples of each domain. weights: of each domain, 0 for one that gives none; None: those of the
+        configuration."""
         self._counts, self._seed = counts, config.seed
         self._blocks = config.data.domains_per_step
         self._per_block = config.train.batch_size // self._blocks * config.train.accumulation
-        self._weights = np.array([domain.weight for domain in config.domains])
+        self._weights = np.array([d.weight for d in config.domains] if weights is None else weights)
         self._sets = [np.array(members) for members in domain_sets(config)]
         self._shuffles: dict[tuple[int, int], np.ndarray] = {}
 

@@ -109,6 +109,17 @@ class PreparedData:
             raise DataError(f"{file.path}: has {file.tokens} tokens, {MANIFEST_FILE} says {wanted}; {_FIX}")
 
 
+def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
+    """Token counts [D, V] of the training text in a folder that `prepare-data` wrote. Raises DataError if they do not fit."""
+    found = PreparedData(folder).frequencies()
+    if found.shape != (domains, vocabulary):
+        raise DataError(
+            f"{folder / FREQUENCIES_NAME}: has the shape {found.shape}, {domains} domains and {vocabulary} ids need "
+            f"{(domains, vocabulary)}; run prepare-data with this configuration"
+        )
+    return found
+
+
 def file_records(folder: Path) -> dict[str, FileRecord]:
     """Size and hashes of every file in a folder and its folders, by path, the manifest excepted. Raises OSError."""
     found = {}

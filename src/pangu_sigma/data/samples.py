@@ -29,7 +29,8 @@ class Samples:
     """The samples of every domain of a configuration, in file order.
 
     files: the text of each domain. counts: number of samples of each. Sample n of a domain is its tokens n·S … n·S + S: one more
-    than the sequence, because each token predicts the next.
+    than the sequence, because each token predicts the next. weights: of each domain in the order of training, relative to the
+    others'.
     Raises DataError when a domain has less text than one sample.
     """
 
@@ -37,6 +38,7 @@ class Samples:
         """split: name of the split, for the error."""
         self.files = files
         self._length = config.model.seq_length
+        self.weights = [domain.weight for domain in config.domains]
         self.counts = [(file.tokens - 1) // self._length for file in files]
         for domain, count, file in zip(config.domains, self.counts, files, strict=True):
             if count < 1:
@@ -48,6 +50,10 @@ class Samples:
     def read(self, domain: int, number: int) -> np.ndarray:
         """Ids of one sample, int32 [S + 1]."""
         return self.files[domain].read(number * self._length, self._length + 1)
+
+    def counted(self, domain: int, number: int) -> np.ndarray:
+        """True for the positions of a sample whose successor counts in the loss, bool [S]: all of them."""
+        return np.ones(self._length, bool)
 
 
 def open_samples(config: Config, folder: Path, split: str, vocabulary: int) -> Samples:

@@ -13,7 +13,7 @@ from mindspore import nn
 from tqdm import tqdm
 
 from pangu_sigma.data.batches import Batch, Batches
-from pangu_sigma.data.held_out import HeldOut, HeldOutBatch, Yardstick, read_frequencies
+from pangu_sigma.data.held_out import HeldOut, HeldOutBatch, Yardstick
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.loss import NextTokenLoss
@@ -74,7 +74,7 @@ class Evaluator:
         ranks: all of them evaluate, each its share of the batches of its group's domains.
         together: True if the forward is the graph of training, which takes batches like training's and in which all ranks meet.
         counts: True if the losses of this rank count; of ranks that see the same tokens, those of one do.
-        Raises CapacityError together with the batches, and DataError as `read_frequencies`.
+        Raises CapacityError together with the batches, and DataError as `Batches.frequencies`.
         """
         held_out = HeldOut(batches, most)
         if together:
@@ -86,14 +86,13 @@ class Evaluator:
         size = held_out.block if together else 1
         self._digests, units = held_out.digests(size), held_out.units(size)
         self._first_D = np.array([0, *accumulate(units)])
-        frequencies_DV = read_frequencies(batches.folder, len(batches.domains), batches.tokenizer.size)
-        yardstick = Yardstick(batches.tokenizer, batches.domains, frequencies_DV)
+        yardstick = Yardstick(batches.tokenizer, batches.domains, batches.frequencies())
         self._text_U3 = np.zeros((sum(units), 3))
         for found in self._batches if counts else []:
             np.add.at(self._text_U3, self._units(found), yardstick.of(found))
 
     def losses(self) -> dict[str, HeldOutLoss]:
-        """The loss of each domain."""
+        """The loss of each domain that has held-out samples."""
         training = self._network.training
         if not self._together:  # another phase would be another graph
             self._step.set_train(False)
@@ -107,6 +106,8 @@ class Evaluator:
         found = {}
         for (name, digest), all_U4 in zip(self._digests.items(), of_domains, strict=True):
             nats_U, tokens_U, bytes_U, unigram_U = all_U4.T
+            if not len(nats_U):
+                continue
             found[name] = HeldOutLoss(nats_U, tokens_U, bytes_U, ratio(unigram_U, tokens_U).mean, digest)
         return found
 
