@@ -353,6 +353,35 @@ class ChatConfig(Section):
     """Strings that an answer ends before, such as "\\nUser:"."""
 
 
+class FinetuneConfig(Section):
+    """How a run is tuned to a task, on samples whose answers alone count. null in a run that trains on text."""
+
+    task: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
+    """Name of the task."""
+    domain: str
+    """Domain of a sample that names none."""
+    learn: Literal["all", "experts", "experts+slot"] = "all"
+    """What learns. `all`: everything that samples reach. `experts`: the experts of the domains of the samples; which they are is
+    known without counting (RRE), and all other parameters and their Adam state keep their bits. `experts+slot`: these, and the
+    rows of the embedding slots of these domains."""
+    domains: list[str] = []
+    """Domains that samples were found for; `finetune` writes it."""
+    epochs: Annotated[float, Field(gt=0.0, le=1e6)] = 3.0
+    """Passes over the samples: what train.steps is made of where nobody sets it."""
+    warmup: Rate = 0.1
+    """Share of the steps in which the learning rate rises, where nobody sets train.optimizer.warmup_steps."""
+    packed: bool = True
+    """true: samples fill a sequence together, and none sees another (our choice: nothing changes but the time). false: one sample a
+    sequence, filled up with <pad>."""
+    cut: Literal["messages", "prompt", "none"] = "messages"
+    """What is cut of a sample that is too long. `messages`: the oldest messages, as in serving. `prompt`: the beginning of the
+    prompt. `none`: nothing. A sample that is still too long is left out; its answer is never cut."""
+    patience: Positive = 3
+    """Evaluations one after another without a better loss, after which the run ends."""
+    metric: Annotated[str, Field(pattern=r"^[a-z0-9_+]+$", max_length=100)] = "loss"
+    """Name of the metric that the task is judged by."""
+
+
 @dataclass(frozen=True)
 class ParamCount:
     """Numbers of parameters. active_per_token leaves out embedding tables, as PanGu-α quotes the size of a model."""
@@ -380,6 +409,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
     chat: ChatConfig = ChatConfig()
+    finetune: FinetuneConfig | None = None
 
     @field_validator("name")
     @classmethod
@@ -419,6 +449,7 @@ class Config(Section):
             )
         self._check_divisible()
         self._check_stages()
+        self._check_finetune()
         return self
 
     def _check_stages(self) -> None:
@@ -429,6 +460,29 @@ class Config(Section):
             raise ValueError(
                 f"parallel.stages={stages} needs train.accumulation >= {stages}, not {passes}: a stage works on one micro-batch "
                 "while the others work on other ones; raise it, and lower train.batch_size to keep the batch"
+            )
+
+    def _check_finetune(self) -> None:
+        """Raise an error for a section `finetune` that the rest of the tree does not allow."""
+        options, train = self.finetune, self.train
+        if options is None:
+            return
+        names = [domain.name for domain in self.domains]
+        for key, found in (("domain", [options.domain]), ("domains", options.domains)):
+            if unknown := [name for name in found if name not in names]:
+                raise ValueError(
+                    f"finetune.{key}={unknown[0]} is not a domain of this run; it has {', '.join(names)} (--domain)"
+                )
+        if train.eval_interval % train.checkpoint_interval:
+            raise ValueError(
+                f"train.eval_interval={train.eval_interval} is not a multiple of train.checkpoint_interval="
+                f"{train.checkpoint_interval}: the best state of a fine-tuning is one that was evaluated and saved"
+            )
+        if options.learn != "all" and not (self.model.rre_layers and self.ecss.enabled):
+            key = "ecss.enabled=false" if self.model.rre_layers else "model.rre_layers=0"
+            raise ValueError(
+                f"finetune.learn={options.learn} needs experts that are updated alone, and {key}; use finetune.learn=all"
+                + (", or ecss.enabled=true" if self.model.rre_layers else "")
             )
 
     def _check_divisible(self) -> None:

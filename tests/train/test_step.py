@@ -354,3 +354,33 @@ def test_a_gradient_beyond_float16_skips_the_update(make):
     assert float(result.applied.asnumpy()) == 0.0
     assert after.pop("loss_scale/value") == before.pop("loss_scale/value") / 2
     assert bits(before) == bits(after)
+
+
+@pytest.mark.parametrize("learn", ["experts", "experts+slot"])
+def test_what_does_not_learn_keeps_its_bits_and_the_rest_learns_as_ever(learn, tmp_path):
+    """Weights, moments and step counts, weight decay included; domains d0 and d2 have one of two slots."""
+    free = {"optimizer": OPTIMIZER | {"clip_norm": 1e9}, "loss_scale": {"initial": 1.0}, "batch_size": 8}
+    options = {"task": "t", "domain": "d0", "domains": ["d0", "d2"], "learn": learn}
+    whole, some = (
+        Toy.build(toy_config(train=free | {"checkpoint_interval": 100}, **more), tmp_path)
+        for more in ({}, {"finetune": options})
+    )
+    ids = np.random.default_rng(3).integers(10, 60, (2, 1, 8, 17)).astype(np.int32)
+    first, second = (whole.batches.assemble(each, np.array([0, 2])) for each in ids)
+    whole.run(first)  # moments and step counts that are not zero
+    before = whole.snapshot()
+    some.load(before)
+    for toy in (whole, some):
+        assert toy.run(second).applied.asnumpy() == 1.0
+    learned, expected = some.snapshot(), whole.snapshot()
+    rows = slice(0, 64 if learn == "experts+slot" else 0)
+    for name, values in learned.items():
+        if name.startswith(("experts_layer_", "loss_scale/")) or (name.endswith("/step") and rows.stop):
+            assert values.tobytes() == expected[name].tobytes(), name
+        elif "/embedding" in name:
+            assert values[rows].tobytes() == expected[name][rows].tobytes(), name
+            assert values[rows.stop :].tobytes() == before[name][rows.stop :].tobytes(), name
+        else:
+            assert values.tobytes() == before[name].tobytes(), name
+    still = [name for name in expected if expected[name].tobytes() == before[name].tobytes()]
+    assert len(still) < len(expected) / 10, f"the whole step moves more than {still}"

@@ -24,6 +24,11 @@ def check_ascend(config: Config) -> None:
             "train.spikes.skip=true: the Ascend step does not see the losses of all domains before it updates; set "
             "train.spikes.skip=false, which logs spikes"
         )
+    if config.finetune is not None and config.finetune.learn != "all":
+        raise ConfigError(
+            f"finetune.learn={config.finetune.learn}: the Ascend step updates every parameter; fine-tune on the CPU, or set "
+            "finetune.learn=all"
+        )
     if not config.model.rre_layers:
         return
     if not config.ecss.enabled:

@@ -55,6 +55,7 @@ RULES = {
     "train.loss_scale.initial": Rule(True, "the run goes on with the scale that it has"),
     "parallel": Rule(True),
     "chat": Rule(True),
+    "finetune": Rule(False, "its samples are chosen and cut by it, and what it does not name has kept its bits so far"),
 }
 """Rules of all keys by their path; * is any index."""
 

@@ -1,16 +1,20 @@
-"""Adam of the dense parameters."""
+"""Adam of the dense parameters: of all of them, or, in fine-tuning, of none or of some rows of the word table."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import Zero
 
-from ascend_ops.adam import AdamRows, every_row
+from ascend_ops.adam import HYPER, AdamRows, every_row
 from pangu_sigma.config import Config
+from pangu_sigma.domains import domains_of
 from pangu_sigma.model.declare import decays, declare
+
+APPLY = HYPER.index("apply")
 
 
 class AdamState(Protocol):
@@ -23,10 +27,14 @@ class AdamState(Protocol):
 
 
 class DenseAdam(nn.Cell):
-    """Adam of the dense parameters: for its operator they are a store of one row, which is always active."""
+    """Adam of the dense parameters: for its operator they are a store of one row, which is always active.
+
+    learned: those whose gradients `update(grads, hyper)` takes, in this order; the others and their state keep their bits.
+    """
 
     def __init__(self, config: Config, parameters: list[Parameter]):
         super().__init__()
+        self.learned = parameters
         self.weights = ParameterTuple(parameters)
         self.moments = ParameterTuple([declare(f"{p.name}.moment", p.shape, Zero(), decay=False) for p in parameters])
         self.variances = ParameterTuple(
@@ -42,3 +50,56 @@ class DenseAdam(nn.Cell):
         return self.adam(
             self.weights, self.moments, self.variances, grads, self.step, self.active, self.offsets, hyper, self.decay
         )
+
+
+class FrozenDense(DenseAdam):
+    """The state of an Adam whose parameters do not learn."""
+
+    def __init__(self, config: Config, parameters: list[Parameter]):
+        super().__init__(config, parameters)
+        self.learned = []
+
+    def update(self, grads, hyper):
+        return hyper
+
+
+class SlotAdam(DenseAdam):
+    """Adam of some embedding slots; nothing else learns. Each row of the word table is a row of a store."""
+
+    def __init__(self, config: Config, parameters: list[Parameter], table: Parameter, slots: list[int]):
+        """table: the word table, one of the parameters. slots: numbers of those that learn, ascending."""
+        super().__init__(config, parameters)
+        number = next(i for i, parameter in enumerate(parameters) if parameter is table)
+        self.learned = [table]
+        self.table, self.moment, self.variance = (
+            ParameterTuple([each[number]]) for each in (self.weights, self.moments, self.variances)
+        )
+        self.table_decay = Tensor(self.decay.asnumpy()[number : number + 1])
+        rows = (np.array(slots)[:, None] * config.model.slot_rows + np.arange(config.model.slot_rows)).ravel()
+        self.rows, self.offsets = (Tensor(values.astype(np.int32)) for values in (rows, np.arange(len(rows) + 1)))
+        self.zeros = Tensor(np.zeros(table.shape[0], np.int32))
+        self.pick = ops.Gather()
+
+    def update(self, grads, hyper):
+        steps = self.step + self.zeros  # the operator counts in it, a step for each row; the checkpoint has one for all
+        rows = self.pick(grads[0], self.rows, 0)
+        updated = self.adam(
+            *(self.table, self.moment, self.variance, (rows,)),
+            *(steps, self.rows, self.offsets, hyper, self.table_decay),
+        )
+        applied = ops.cast(ops.reshape(hyper[APPLY], (1,)), ms.int32)
+        return ops.assign_add(self.step, ops.depend(applied, updated))
+
+
+def make_dense_adam(config: Config, parameters: list[Parameter], table: Parameter) -> DenseAdam:
+    """The Adam of the dense parameters that `finetune.learn` asks for; without that section all of them learn.
+
+    table: the word table, one of them.
+    """
+    options = config.finetune
+    if options is None or options.learn == "all":
+        return DenseAdam(config, parameters)
+    if options.learn == "experts":
+        return FrozenDense(config, parameters)
+    domains = domains_of(config)
+    return SlotAdam(config, parameters, table, sorted({domains.named(name).slot for name in options.domains}))

@@ -29,7 +29,8 @@ class OwnGradients(nn.Cell):
     def construct(self, dense, experts):
         sums, end = self.square_sums(dense + experts), 1 + len(dense)
         of_experts = ops.ReduceSum()(sums[end:], 0) if experts else 0.0 * sums[0]
-        return dense, experts, sums[0], ops.ReduceSum()(sums[1:end], 0), of_experts
+        of_dense = ops.ReduceSum()(sums[1:end], 0) if dense else 0.0 * sums[0]
+        return dense, experts, sums[0], of_dense, of_experts
 
     def over_ranks(self, values, after):
         return values

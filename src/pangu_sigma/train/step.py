@@ -22,7 +22,7 @@ from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
 from pangu_sigma.optimizer.clip import is_finite, update_factor
-from pangu_sigma.optimizer.dense_adam import DenseAdam
+from pangu_sigma.optimizer.dense_adam import make_dense_adam
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.layout import active_entries
@@ -82,14 +82,14 @@ class TrainStep(nn.Cell):
         super().__init__()
         optimizer = config.train.optimizer
         self.store = store
-        dense = network.trainable_params()
-        self.dense = DenseAdam(config, dense)
+        self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
+        dense = self.dense.learned
         experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + len(FFN_TENSORS) * config.model.rre_layers))
         self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
         self.loss_and_grads = ms.value_and_grad(
-            self.loss, grad_position=experts or None, weights=ParameterTuple(dense), has_aux=True
+            self.loss, grad_position=experts or None, weights=ParameterTuple(dense) if dense else None, has_aux=True
         )
-        self.sparse = config.model.rre_layers > 0
+        self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
         self.scale = LossScale(config)
         entries = active_entries(config)
         of_experts = [(entries, *weight.shape[1:]) for weight in store.weights]
@@ -141,7 +141,7 @@ class TrainStep(nn.Cell):
                 offsets_GNA1[g],
                 *experts,
             )
-            of_experts, of_dense = grads if self.sparse else ((), grads)
+            of_experts, of_dense = grads if self.sparse and self.learns_dense else self.of_one_kind(grads)
             block_loss += (loss_M,)
             expert_grads = of_experts if g == 0 else add(expert_grads, of_experts)
             dense_grads = of_dense if g == 0 else add(dense_grads, of_dense)
@@ -162,6 +162,10 @@ class TrainStep(nn.Cell):
         )
         norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
         return ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
+
+    def of_one_kind(self, grads):
+        """Gradients of experts and of dense parameters, where only one of the two learns."""
+        return (grads, ()) if self.sparse else ((), grads)
 
     def is_calm(self, block_loss, squares, limits_D, blocks_MD):
         """1.0 if no domain's loss of the whole batch is above its limit, else 0.0: the same on all ranks."""
