@@ -1,4 +1,4 @@
-"""A user's own text: `*.jsonl` or `*.jsonl.gz`, one {"text": …, "domain": …} a line, read into documents.
+"""A user's own text: `*.jsonl` or `*.jsonl.gz`, one {"text": …, "domain": …} a line, read into documents; and lines of other kinds.
 
 A line that cannot be used is never repaired, guessed or moved to another domain: it comes out as `Rejected`, with
 the file, the byte offset of the line's start (in the uncompressed stream) and the reason.
@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from pangu_sigma.domains import Domains
 from pangu_sigma.errors import DataError
+
+_Item = TypeVar("_Item")
 
 Segments = tuple[tuple[str, str], ...]
 """(language, text) pairs in the order they are written in the sample; languages are the keys of `SIDES`."""
@@ -71,45 +73,59 @@ class Rejected:
     detail: str
 
 
-class _Unusable(Exception):
-    """The line is rejected; arguments: reason and detail, as in `Rejected`."""
+class Unusable(Exception):
+    """A line that is rejected; arguments: reason and detail, as in `Rejected`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail if len(detail) <= _SHOWN else f"{detail[:_SHOWN]}…")
 
 
-def check_input(path: Path) -> None:
-    """Raise DataError unless a file can be read as lines of JSON: by its name, by what it is, and by opening it."""
+def check_input(path: Path, option: str = "--input") -> None:
+    """Raise DataError unless a file can be read as lines of JSON: by its name, by what it is, and by opening it.
+
+    option: what names the file, for the error.
+    """
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise DataError(f"--input {path}: the name must end in .jsonl or .jsonl.gz, one JSON object a line")
+        raise DataError(f"{option} {path}: the name must end in .jsonl or .jsonl.gz, one JSON object a line")
     try:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):  # opening a pipe would wait, reading a device may never end
             path.open("rb").close()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         why = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"--input {path}: cannot be read: {why}; check the path") from error
+        raise DataError(f"{option} {path}: cannot be read: {why}; check the path") from error
     if not stat.S_ISREG(mode):
         kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "something else")
-        raise DataError(f"--input {path}: is {kind}, not a file; write the text to a file and pass that")
+        raise DataError(f"{option} {path}: is {kind}, not a file; write the text to a file and pass that")
 
 
 def read_jsonl(
     path: Path, domains: Domains, progress: Callable[[int], object] = lambda _: None
 ) -> Iterator[Document | Rejected]:
-    """Documents and rejected lines of one file, in order. progress: called with the number of bytes of each line.
+    """Documents and rejected lines of one file, in order, as `read_lines`."""
+    return read_lines(path, lambda line, at: _document(line, domains, f"{path}:{at}"), progress)
 
+
+def read_lines(
+    path: Path,
+    parse: Callable[[bytes, int], _Item],
+    progress: Callable[[int], object] = lambda _: None,
+    option: str = "--input",
+) -> Iterator[_Item | Rejected]:
+    """What `parse` makes of each line of a file, and the lines for which it raises Unusable, in order.
+
+    parse: takes a line and its offset. progress: called with the number of bytes of each line. option: as in `check_input`.
     Blank lines are skipped. A gzip stream that ends in the middle gives its whole lines, then one `Rejected`. Raises DataError as
     `check_input`, when the disk fails, and when a gzip stream is damaged, because its lines may then be other text.
     """
-    check_input(path)
+    check_input(path, option)
     offset = 0
     with _open(path) as file:
         while True:
             try:
                 line, size = _line(file)
             except (EOFError, OSError, zlib.error) as error:
-                yield _broken(path, offset, error)
+                yield _broken(path, offset, error, option)
                 return
             if not line:
                 if not offset:
@@ -119,9 +135,9 @@ def read_jsonl(
             if content.strip():
                 try:
                     if size > MOST_LINE:
-                        raise _Unusable("line too long", f"{size:,} bytes; at most {MOST_LINE:,} make a document")
-                    yield _document(content, domains, f"{path}:{offset}")
-                except _Unusable as why:
+                        raise Unusable("line too long", f"{size:,} bytes; at most {MOST_LINE:,} make a document")
+                    yield parse(content, offset)
+                except Unusable as why:
                     reason, detail = why.args
                     yield Rejected(str(path), offset, reason, detail)
             offset += size
@@ -138,43 +154,52 @@ def _line(file: BinaryIO) -> tuple[bytes, int]:
     return line, size
 
 
-def _broken(path: Path, offset: int, error: Exception) -> Rejected:
+def _broken(path: Path, offset: int, error: Exception, option: str) -> Rejected:
     """What a read that failed comes to: a rejected rest for a gzip stream that was cut, DataError for everything else."""
     if isinstance(error, EOFError) or (isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error)):
         return Rejected(str(path), offset, "broken gzip stream", str(error))
     if isinstance(error, gzip.BadGzipFile | zlib.error):
         raise DataError(
-            f"--input {path}: the gzip stream is damaged before byte {offset} of its text ({error}), so that any line of it may be "
-            "other text; copy the file again"
+            f"{option} {path}: the gzip stream is damaged before byte {offset} of its text ({error}), so that any line of it may "
+            "be other text; copy the file again"
         ) from error
-    raise DataError(f"--input {path}: cannot be read at byte {offset}: {error}; check the disk") from error
+    raise DataError(f"{option} {path}: cannot be read at byte {offset}: {error}; check the disk") from error
 
 
 def _open(path: Path) -> BinaryIO:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _document(line: bytes, domains: Domains, origin: str) -> Document:
+def json_object(line: bytes) -> dict[str, Any]:
+    """The object in a line. Raises Unusable for anything else."""
     try:
         record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
-        raise _Unusable("not UTF-8", f"byte {error.start} of the line: {error.reason}") from None
+        raise Unusable("not UTF-8", f"byte {error.start} of the line: {error.reason}") from None
     except (ValueError, RecursionError) as error:
-        raise _Unusable("not JSON", str(error)) from None
+        raise Unusable("not JSON", str(error)) from None
     if not isinstance(record, dict):
-        raise _Unusable("not a JSON object", f"the line holds a {type(record).__name__}")
-    _refuse_doubled(record, ("domain", "text"))
-    name = record.get("domain")
+        raise Unusable("not a JSON object", f"the line holds a {type(record).__name__}")
+    return record
+
+
+def known_domain(name: Any, domains: Domains) -> str:
+    """The name that a line gives its domain. Raises Unusable if there is none of that name."""
     if not isinstance(name, str):
-        raise _Unusable("domain missing or not a string", f"domain is {name!r}")
+        raise Unusable("domain missing or not a string", f"domain is {name!r}")
     if name not in (domain.name for domain in domains):
-        raise _Unusable(
-            "unknown domain", f"domain {name!r}; the configuration has {', '.join(d.name for d in domains)}"
-        )
+        raise Unusable("unknown domain", f"domain {name!r}; the configuration has {', '.join(d.name for d in domains)}")
+    return name
+
+
+def _document(line: bytes, domains: Domains, origin: str) -> Document:
+    record = json_object(line)
+    refuse_doubled(record, ("domain", "text"))
+    name = known_domain(record.get("domain"), domains)
     value = record.get("text")
     if isinstance(value, dict) and domains.named(name).format == "bilingual":
         return Document(name, _sides(value), origin)
-    return Document(name, _text(value, "text"), origin)
+    return Document(name, visible_text(value, "text"), origin)
 
 
 class _Doubled(dict[str, Any]):
@@ -191,28 +216,29 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record if len(record) == len(pairs) else _Doubled(pairs)
 
 
-def _refuse_doubled(value: Any, keys: tuple[str, ...]) -> None:
-    """Raise _Unusable if one of these keys stands in an object twice; other keys are not read."""
+def refuse_doubled(value: Any, keys: tuple[str, ...]) -> None:
+    """Raise Unusable if one of these keys stands in an object twice; other keys are not read."""
     twice = [key for key in keys if isinstance(value, _Doubled) and key in value.twice]
     if twice:
-        raise _Unusable("a key twice", f"{twice[0]!r} stands more than once in an object")
+        raise Unusable("a key twice", f"{twice[0]!r} stands more than once in an object")
 
 
 def _sides(value: dict[str, Any]) -> Segments:
-    _refuse_doubled(value, SIDES)
+    refuse_doubled(value, SIDES)
     unknown = sorted(set(value) - set(SIDES))
     if unknown or not value:
-        raise _Unusable("wrong sides", f"text has the keys {sorted(value)}; allowed: {', '.join(SIDES)}")
-    return tuple((language, _text(side, f"text.{language}")) for language, side in value.items())
+        raise Unusable("wrong sides", f"text has the keys {sorted(value)}; allowed: {', '.join(SIDES)}")
+    return tuple((language, visible_text(side, f"text.{language}")) for language, side in value.items())
 
 
-def _text(value: Any, key: str) -> str:
+def visible_text(value: Any, key: str) -> str:
+    """The text under a key of a line. Raises Unusable unless it is a string of Unicode with a visible character."""
     if not isinstance(value, str):
-        raise _Unusable("text missing or not a string", f"{key} is a {type(value).__name__}")
+        raise Unusable("text missing or not a string", f"{key} is a {type(value).__name__}")
     if not any(character.isprintable() and not character.isspace() for character in value):
-        raise _Unusable("empty text", f"{key} has no visible character")
+        raise Unusable("empty text", f"{key} has no visible character")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise _Unusable("not Unicode text", f"{key} has half a surrogate pair at character {error.start}") from None
+        raise Unusable("not Unicode text", f"{key} has half a surrogate pair at character {error.start}") from None
     return value
