@@ -31,6 +31,7 @@ FLOORS = [
     ["ascend", "evaluate", "serve"],
     ["convert"],
     ["inherit"],
+    ["finetune"],
     ["planning", "mindformers_adapter", "bench"],
     ["api"],
     ["commands"],
@@ -47,7 +48,7 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",
     **{
         f"src/pangu_sigma/commands/{name}.py": "tests/test_cli.py runs every command through the command line"
-        for name in ("launching", "life", "models", "options", "serving", "tools", "training")
+        for name in ("launching", "life", "models", "options", "serving", "tools", "training", "tuning")
     },
     **{
         f"src/pangu_sigma/inherit/{name}.py": "tests/inherit/test_from_alpha.py inherits with it, from parents of every form"

@@ -208,6 +208,52 @@ def extract(
         return make(Path(run), Path(into), domains, drop, None if data is None else Path(data), not exact_only)
 
 
+def finetune(
+    run: AnyPath,
+    task: AnyPath,
+    data: AnyPath,
+    into: AnyPath,
+    *,
+    eval: AnyPath | None = None,
+    learn: Literal["all", "experts", "experts+slot"] | None = None,
+    domain: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    lock: bool = True,
+) -> Model:
+    """Tune the trained run `run` to a task, in the folder `into`, and return the tuned model, whose state is the best one.
+
+    task: "dialogue", "qa", "translation_zh_en", "translation_en_zh", "code", or a YAML file. data, eval: *.jsonl or *.jsonl.gz, a
+    line {"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]}, and perhaps a "domain"; eval decides which
+    state is the best, and when it is enough. learn, domain: what learns, and the domain of lines that name none, where the task is
+    not to say. overrides: values by key path, as `load_config` takes them. lock: as in `train`. The same call goes on with a run
+    that was stopped. What came of it is in `into`, finetune/result.json. Raises UserError for a task, key or domain that cannot be,
+    for a file without a sample that can be used, and when `into` is another run.
+    """
+    run_finetuning(run, task, data, into, eval, learn, domain, list((overrides or {}).items()), lock)
+    return Model(into)
+
+
+def run_finetuning(
+    run: AnyPath,
+    task: AnyPath,
+    data: AnyPath,
+    into: AnyPath,
+    eval: AnyPath | None = None,
+    learn: str | None = None,
+    domain: str | None = None,
+    overrides: Sequence[config_file.Override] = (),
+    lock: bool = True,
+) -> dict[str, Any] | None:
+    """Tune, and return what `finetune.tuning.finetune_run` does, which the command `finetune` prints."""
+    check_folder_writable(Path(into), "--run")
+    from pangu_sigma.device import one_thread
+    from pangu_sigma.finetune.tuning import Request, finetune_run
+
+    dev = None if eval is None else Path(eval)
+    with one_thread:
+        return finetune_run(Path(run), Request(Path(task), Path(data), dev, learn, domain, overrides), Path(into), lock)
+
+
 def convert(source: AnyPath, output: AnyPath, to: Literal["hf", "alpha", "run"]) -> Path:
     """Write a model in another form to `output`, which must not exist, and return its path.
 

@@ -11,24 +11,25 @@ from pangu_sigma.config import ConfigError
 _ENDINGS = (".yaml", ".yml")
 
 
-def shipped_configs() -> dict[str, Path]:
-    """Files of the shipped configurations by the name that `config_path` takes."""
+def shipped_configs(kind: str = "") -> dict[str, Path]:
+    """Files of the shipped configurations by the name that `config_path` takes. kind: "finetune" for those of tasks."""
     folder = Path(str(files("pangu_sigma") / "model_configs"))  # a link in a checkout, a folder of files in a wheel
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return {file.stem: file for file in sorted((folder / kind).glob("*.yaml"))}
 
 
-def config_path(name_or_path: str | os.PathLike[str]) -> Path:
+def config_path(name_or_path: str | os.PathLike[str], kind: str = "") -> Path:
     """The file of a shipped configuration, or the path as it is; a file of that path wins over a shipped name.
 
+    kind: as in `shipped_configs`.
     Raises ConfigError, which lists the shipped names, for a bare name that is neither.
     """
     path = Path(name_or_path)
     if path.suffix in _ENDINGS or path.name != str(path) or path.is_file():
         return path
-    shipped = shipped_configs()
+    shipped = shipped_configs(kind)
     if path.name not in shipped:
         raise ConfigError(
-            f"configuration {path.name!r} is neither shipped nor a file; shipped: {', '.join(shipped)}; the name of a "
-            f"file ends in {' or '.join(_ENDINGS)}"
+            f"{'task' if kind else 'configuration'} {path.name!r} is neither shipped nor a file; shipped: {', '.join(shipped)}; "
+            f"the name of a file ends in {' or '.join(_ENDINGS)}"
         )
     return shipped[path.name]

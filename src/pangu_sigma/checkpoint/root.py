@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -106,9 +107,24 @@ def put_back(root: Path) -> None:
         (root / NEXT_LATEST).replace(root / LATEST)
 
 
-def prune(root: Path, step: int, keep: int) -> None:
-    """Rename all but the `keep` newest checkpoints up to `step`; then they are leftovers. A failure costs space, not the run."""
-    for old in [path for path in _checkpoints(root) if _step_of(path) <= step][keep:]:
+def keep_alone(root: Path, step: int) -> None:
+    """Make the checkpoint of a step the newest, and remove all others: it is what a run has come to. Raises OSError."""
+    note = root / NEXT_LATEST
+    note.write_text(f"step_{step:08d}\n", encoding="utf-8")
+    sync(note)
+    note.replace(root / LATEST)
+    sync(root)
+    prune(root, max(map(_step_of, _checkpoints(root))), 0, [step])
+    remove_leftovers(root)
+
+
+def prune(root: Path, step: int, keep: int, spared: Collection[int] = ()) -> None:
+    """Rename all but the `keep` newest checkpoints up to `step`; then they are leftovers. A failure costs space, not the run.
+
+    spared: steps whose checkpoints stay, besides these.
+    """
+    old_ones = [path for path in _checkpoints(root) if _step_of(path) <= step and _step_of(path) not in spared]
+    for old in old_ones[keep:]:
         try:
             # Renamed first: a crash in the middle leaves a leftover, not a checkpoint that looks damaged.
             old.rename(root / f"{UNFINISHED}pruned-{old.name}")

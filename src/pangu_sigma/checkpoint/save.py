@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -102,11 +102,12 @@ class Save:
         identity: Identity,
         keep: int,
         ranks: Ranks,
+        spared: Collection[int] = (),
     ):
-        """names: of the files that this rank will write."""
+        """names: of the files that this rank will write. spared: steps whose checkpoints are not pruned."""
         _check_arguments(step, names, keep)
         self._root, self._step, self._keep, self._identity, self._ranks = root, step, keep, identity, ranks
-        self._state = _encode_state(state)
+        self._state, self._spared = _encode_state(state), spared
         self.target = root / f"step_{step:08d}"
         self._unfinished = root / f"{UNFINISHED}{self.target.name}"
         self._written = Written()
@@ -146,7 +147,7 @@ class Save:
             if not self._written.not_finite:
                 _write_manifest(self._unfinished, self._body(), self._state)
                 make_latest(self._unfinished, self.target)
-                prune(self._root, self._step, self._keep)
+                prune(self._root, self._step, self._keep, self._spared)
 
     def complete(self, finished: Callable[[], None]) -> Path:
         """Learn whether rank 0 has finished; returns the directory. finished: calls `finish`, or raises the error that it raised.

@@ -57,6 +57,8 @@ class Saver:
         self._writing: tuple[Save, Future[Written]] | None = None
         self._finishing: tuple[Save, Future[None]] | None = None
         self._cleaning: Future[None] | None = None
+        self.spared: frozenset[int] = frozenset()
+        """Steps whose checkpoints are kept, however many newer ones there are."""
         self._copy: Files = {}
         self._warned = False
 
@@ -140,7 +142,7 @@ class Saver:
     def _opened(self, step: int, files: Files, state: dict[str, Any]) -> Save:
         if self._cleaning is not None:
             self._cleaning.result()
-        save = Save(self._root, step, list(files), state, self._identity, self._keep, self._ranks)
+        save = Save(self._root, step, list(files), state, self._identity, self._keep, self._ranks, self.spared)
         save.begin()
         return save
 

@@ -27,6 +27,7 @@ def write_run(model: TrainedModel, folder: Path) -> Path:
     at all. Raises ConfigError when it exists or cannot be made.
     """
     check_absent(folder, "as TO")
+    config = model.config.model_copy(update={"finetune": None})  # it can be trained again
 
     def find(shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
         if shard == WEIGHTS:
@@ -36,8 +37,8 @@ def write_run(model: TrainedModel, folder: Path) -> Path:
         return None
 
     with unfinished_folder(folder) as path:
-        write_model_files(path, model.config, model.path / TOKENIZER_FOLDER, model.table)
-        write_step_0(RunFolder(path, model.config, model.tokenizer, model.table), compose(model.config, find))
+        write_model_files(path, config, model.path / TOKENIZER_FOLDER, model.table)
+        write_step_0(RunFolder(path, config, model.tokenizer, model.table), compose(config, find))
         receipt = {
             "kind": "convert",
             "parent": str(model.path),

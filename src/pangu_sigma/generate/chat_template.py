@@ -42,7 +42,16 @@ class ChatTemplate:
     def prompt(self, messages: Iterable[tuple[Role, str]]) -> str:
         """The text of messages and the beginning of an answer."""
         said = "".join(getattr(self, role).replace(CONTENT, text) for role, text in messages)
-        return said + self.assistant.partition(CONTENT)[0].rstrip(" ")
+        return said + self._beginning.rstrip(" ")
+
+    def answer(self, text: str) -> str:
+        """What a model says after `prompt` whose answer is a text: with the blanks that the prompt does not have."""
+        return self._beginning[len(self._beginning.rstrip(" ")) :] + text
+
+    @property
+    def _beginning(self) -> str:
+        """What stands before an answer."""
+        return self.assistant.partition(CONTENT)[0]
 
     def jinja(self) -> str:
         """The template in the language that others read, which writes the same text for messages that are texts."""
@@ -52,7 +61,7 @@ class ChatTemplate:
             before, _, after = (_quoted(each) for each in text.partition(CONTENT))
             word = "elif" if number else "if"
             cases.append(f"{{% {word} message['role'] == '{role}' %}}{{{{ {before} + message['content'] + {after} }}}}")
-        beginning = _quoted(self.assistant.partition(CONTENT)[0].rstrip(" "))
+        beginning = _quoted(self._beginning.rstrip(" "))
         return (
             f"{{% for message in messages %}}{''.join(cases)}{{% endif %}}{{% endfor %}}"
             f"{{% if add_generation_prompt %}}{{{{ {beginning} }}}}{{% endif %}}"

@@ -65,9 +65,10 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     tree["domains"] = [each for each in tree["domains"] if each["name"] in kept]
     tree["data"]["path"] = str(data.absolute())
     tree["ecss"]["path"] = None  # two runs would write into one file store
+    tree["finetune"] = None  # it can be trained again
     child = _fitting(tree, config, len(kept))
     for change in changed_keys(config.model_dump(mode="json"), child.model_dump(mode="json")):
-        if not change[0].startswith("domains.") and change[0] != "data.path":
+        if not change[0].startswith(("domains.", "finetune")) and change[0] != "data.path":
             logger.warning(
                 "%s, because the run has %d of %d domains", change_text(change), len(kept), len(config.domains)
             )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
     from pangu_sigma.inherit.equality import Agreement
 
 
-ReceiptKind = Literal["inherit", "extend", "extract"]
+ReceiptKind = Literal["inherit", "extend", "extract", "finetune"]
 """The command that wrote a receipt."""
 
 
@@ -35,7 +35,7 @@ class SlotReceipt:
 class Receipt:
     """The account of how a run was made of another model; numbers count parameters of the child.
 
-    kind: inherit, extend or extract.
+    kind: inherit, extend, extract or finetune.
     parent, layout, parent_step, parent_hash: the parent's path, what wrote it, its checkpoint's step if it is a run, and a hash
     over the values of its tensors; of a sparse run it is that of its checkpoint's manifest, which has the hashes of all files.
     parameters: of the child, by kind. copies: experts that each upper FFN became. slots: what became of the embedding.

@@ -14,7 +14,7 @@ import numpy as np
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.run_folder import NOTHING, Asked, RunFolder, one_writer, read_prepared_tokenizer
 from pangu_sigma.checkpoint.saver import Saver
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.launching.heartbeat import Heartbeat
@@ -24,6 +24,7 @@ from pangu_sigma.train.backend import Backend, CpuBackend
 from pangu_sigma.train.feed import Feed
 from pangu_sigma.train.health import Health, examine
 from pangu_sigma.train.held_out import Evaluator
+from pangu_sigma.train.losses import HeldOutLoss
 from pangu_sigma.train.metrics import MetricsLog, NoLog, StepMetrics
 from pangu_sigma.train.progress import changes_since, resume
 from pangu_sigma.train.report import write_report
@@ -55,7 +56,7 @@ class Trainer:
         self.ranks = ranks or backend.join(config)
         self.heart = Heartbeat(self.ranks.rank)
         self.heart.beat("the start")
-        self.run = RunFolder.create(folder, config, self.ranks, asked)
+        self.run = self.open_run(folder, asked)
         ms.set_seed(config.seed)  # again: what joins ranks may have drawn
         self.built = backend.build(config, self.ranks, self.run)
         self.network, self.store, self.step = self.built.network, self.built.store, self.built.step
@@ -66,6 +67,8 @@ class Trainer:
         self.progress, checkpoint = resume(self.run, self.batches.start(), self.ranks)
         known = None if checkpoint is None else checkpoint.state.get("health")  # checkpoints before this have none
         self.health = Health(config.train, [d.name for d in config.domains], known)
+        self.resumed: dict[str, Any] = {} if checkpoint is None else checkpoint.state
+        """The state of the checkpoint that it goes on from; empty if there is none."""
         if checkpoint is not None:
             backend.restore(self.built, checkpoint)
         self.changes = changes_since(checkpoint, self.run)
@@ -75,6 +78,10 @@ class Trainer:
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and that of each of its domains, in nats per token."""
         self.timeline = NoTimeline()
+
+    def open_run(self, folder: Path, asked: Asked) -> RunFolder:
+        """The run folder, with all that a run needs. Raises as `RunFolder.create`."""
+        return RunFolder.create(folder, self.config, self.ranks, asked)
 
     def open_batches(self, split: str) -> Batches:
         """This rank's share of a split of the prepared data."""
@@ -90,6 +97,9 @@ class Trainer:
     def finished(self) -> bool:
         """True if the run has all of its steps."""
         return self.progress.step >= self.config.train.steps
+
+    def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
+        """Take note of the held-out losses after the last step: they change nothing here."""
 
     def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
         """Take one step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
@@ -217,18 +227,25 @@ def train(
 
     backend: the devices to train on. asked: what the user wants besides. profile: True to write a timeline of some steps, as
     timeline.py says. kind: the class of the trainer, one that reads other batches or measures something else than `Trainer`.
-    Raises UnhealthyRun as `examine`, LockError while somebody else writes in the folder, and as `RunFolder.create`.
+    Raises UnhealthyRun as `examine`, LockError while somebody else writes in the folder, ConfigError for a run that is tuned to a
+    task, and as `RunFolder.create`.
     At SIGTERM, to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. A process of
     several ranks calls `ranks.leave` when it needs the trainer no longer.
     """
+    if config.finetune is not None:
+        raise ConfigError(
+            f"finetune.task={config.finetune.task}: {folder} is tuned to a task; go on with the `pangu-sigma finetune` command "
+            "that made it, or make a run to train of it, with `pangu-sigma extract`"
+        )
     ranks = backend.join(config)
     with ranks.together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # who has no data leaves no folder behind
     with one_writer(folder, asked.lock, ranks):
-        return _train(kind(config, folder, backend, asked, ranks), profile)
+        return train_to_end(kind(config, folder, backend, asked, ranks), profile)
 
 
-def _train(trainer: Trainer, profile: bool) -> Trainer:
+def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
+    """Train until the run is finished or SIGTERM comes, as `train`, and return the trainer. The caller has the folder's lock."""
     ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
     options, names = config.train, [d.name for d in config.domains]
     with ranks.together("reading the held-out text"):
@@ -245,11 +262,11 @@ def _train(trainer: Trainer, profile: bool) -> Trainer:
     with StopRequest() as stop, log, trainer.saver, trainer.timeline:
         log.changed(start, trainer.changes)
         if start == 0:
-            log.evaluation(start, evaluator.losses())
+            _evaluate(trainer, evaluator, log)
         stopped = False
-        while trainer.progress.step < options.steps and not stopped:
+        while not trainer.finished and not stopped:
             taken = trainer.advance()
-            step, last = trainer.progress.step, trainer.progress.step == options.steps
+            step, last = trainer.progress.step, trainer.finished
             with span("metrics"):
                 log.record(trainer.metrics(*taken))
                 trainer.complete_save(now=trainer.health.ill)  # it may be the one to go back to
@@ -259,8 +276,9 @@ def _train(trainer: Trainer, profile: bool) -> Trainer:
                 if last or (step % options.eval_interval == 0 and not stopped):
                     trainer.heart.beat(f"the evaluation after step {step}")
                     with span("evaluation"):
-                        log.evaluation(step, evaluator.losses())
+                        _evaluate(trainer, evaluator, log)
                     trainer.store.tier.release()
+                    last = trainer.finished
                 if step % options.checkpoint_interval == 0 or last or stopped:
                     with span("save"):
                         log.flush()
@@ -271,3 +289,10 @@ def _train(trainer: Trainer, profile: bool) -> Trainer:
     elif not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
     return trainer
+
+
+def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -> None:
+    losses = evaluator.losses()
+    if losses:
+        log.evaluation(trainer.progress.step, losses)
+    trainer.evaluated(losses)

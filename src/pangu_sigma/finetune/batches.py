@@ -1,0 +1,84 @@
+"""Batches of a task's samples. The answers alone count, and no sample sees another: documents end with <eot>, and attention and
+positions keep to a document.
+
+Shape suffixes: S sequence, V vocabulary, D domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.samples import Samples
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.finetune.packing import pack
+from pangu_sigma.finetune.spelling import Spelled
+from pangu_sigma.rre.table import RoutingTable
+
+
+class TaskSamples(Samples):
+    """The samples of a task, as sequences: one or several in each, and <pad> after them. A domain may have none."""
+
+    def __init__(self, config: Config, samples: Sequence[list[Spelled]], tokenizer: Tokenizer):
+        """samples: those of each domain."""
+        assert config.finetune is not None
+        self._length, self._pad = config.model.seq_length, tokenizer.pad
+        self._samples, together = samples, config.finetune.packed
+        self._packs = [pack([len(s.ids_T) for s in own], self._length + 1, together) for own in samples]
+        self.counts = [len(own) for own in self._packs]
+        self.weights = [float(count) for count in self.counts]
+
+    def read(self, domain: int, number: int) -> np.ndarray:
+        """Ids of one sequence, int32 [S + 1]."""
+        ids = np.full(self._length + 1, self._pad, np.int32)
+        found = np.concatenate([s.ids_T for s in self._pack(domain, number)])
+        ids[: len(found)] = found
+        return ids
+
+    def counted(self, domain: int, number: int) -> np.ndarray:
+        """True for the positions of a sequence whose successor is of an answer or its <eot>, bool [S]."""
+        counted, start = np.zeros(self._length + 1, bool), 0
+        for sample in self._pack(domain, number):
+            counted[start + sample.answer : start + len(sample.ids_T)] = True
+            start += len(sample.ids_T)
+        return counted[1:]
+
+    def frequencies(self, vocabulary: int) -> np.ndarray:
+        """Token counts [D, V] of the answers."""
+        ids = [[s.ids_T[s.answer :] for s in own] for own in self._samples]
+        return np.stack([np.bincount(np.concatenate(own or [np.array([], int)]), minlength=vocabulary) for own in ids])
+
+    @property
+    def hash(self) -> str:
+        """A hash over the sequences, and over what counts in them."""
+        digest = xxhash.xxh3_128()
+        for domain, count in enumerate(self.counts):
+            for number in range(count):
+                digest.update(np.int64(domain).tobytes() + self.read(domain, number).tobytes())
+                digest.update(self.counted(domain, number).tobytes())
+        return digest.hexdigest()
+
+    def _pack(self, domain: int, number: int) -> list[Spelled]:
+        return [self._samples[domain][n] for n in self._packs[domain][number]]
+
+
+class TaskBatches(Batches):
+    """The batches of a task's samples for one process."""
+
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer, table: RoutingTable, samples: TaskSamples, training: TaskSamples
+    ):
+        """training: the samples whose frequencies are what counting knows."""
+        self._own, self._training = samples, training
+        super().__init__(config, Path(), tokenizer, table)
+
+    def frequencies(self) -> np.ndarray:
+        return self._training.frequencies(self.tokenizer.size)
+
+    def _open(self, folder: Path, split: str) -> Samples:
+        return self._own

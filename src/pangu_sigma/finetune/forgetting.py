@@ -1,0 +1,52 @@
+"""What a tuned run has forgotten of the text that its parent was trained on: held-out losses of both, domain by domain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.comparison import compare_runs
+from pangu_sigma.inherit.trained import Trained
+from pangu_sigma.train.losses import shown
+
+_KEPT = ("loss", "tokens", "samples")
+
+
+def measure_forgetting(run: Path, parent: Path, parent_hash: str) -> dict[str, Any]:
+    """The held-out loss of each domain before and after, in nats per token, and the difference with its standard error.
+
+    parent_hash: `Trained.hash` of the state that the run began with. Returns {"domains": …}, or {"skipped": why} where the parent
+    or its text is not there any more.
+    """
+    try:
+        if Trained.open(parent).hash != parent_hash:
+            return {"skipped": f"{parent} has been trained on since"}
+        pair = compare_runs([run], [parent])["pairs"][0]
+    except (ConfigError, DataError) as error:
+        return {"skipped": str(error)}
+    return {
+        "domains": {
+            name: {
+                "before": {key: own["against"][key] for key in _KEPT},
+                "after": {key: own[key] for key in _KEPT},
+                "difference": own["difference"],
+            }
+            for name, own in pair["domains"].items()
+        }
+    }
+
+
+def format_forgetting(found: dict[str, Any]) -> str:
+    """The table of `measure_forgetting`."""
+    if "skipped" in found:
+        return f"forgetting was not measured: {found['skipped']}"
+    lines = [
+        f"{'domain':12} {'before':>9} {'after':>9} {'change':>9} {'±':>9}   held-out text of the parent, nats per token"
+    ]
+    for name, own in found["domains"].items():
+        change = own["difference"]
+        values = (own["before"]["loss"], own["after"]["loss"], change["nats_per_token"], change["se"])
+        lines.append(f"{name:12} {' '.join(shown(v, 9, 4) for v in values)}")
+    return "\n".join(lines)

@@ -1,0 +1,27 @@
+"""Samples that share a sequence: each goes where it leaves the least room, the longest first."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+
+def pack(lengths: Sequence[int], most: int, together: bool) -> list[list[int]]:
+    """Numbers of the samples of each sequence of at most `most` ids.
+
+    together: False to give each sample a sequence of its own. Sequences, and the samples in them, are in the order of the file.
+    """
+    if not together:
+        return [[number] for number in range(len(lengths))]
+    sequences: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # free ids and number of each sequence, ascending
+    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect.bisect_left(rooms, (lengths[number], -1))
+        if at == len(rooms):
+            room, sequence = most, len(sequences)
+            sequences.append([])
+        else:
+            room, sequence = rooms.pop(at)
+        sequences[sequence].append(number)
+        bisect.insort(rooms, (room - lengths[number], sequence))
+    return sorted(sorted(each) for each in sequences)

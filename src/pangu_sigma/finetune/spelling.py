@@ -1,0 +1,74 @@
+"""Conversations as token ids: the prompt as serving asks it, the answer, and the end mark.
+
+The prompt and the answer are encoded apart, because a model that is asked has read the tokens of the prompt alone. What is too long
+is cut as the task says, and never the answer.
+
+Shape suffix: T ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.domains import Domain
+from pangu_sigma.finetune.talks import Messages
+from pangu_sigma.serve.chat_template import ChatTemplate
+
+
+class TooLong(Exception):
+    """A sample that does not fit, cut or not; its argument says what is too long."""
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A sample. ids_T: prompt, answer, <eot>. answer: number of ids before the answer. cut: True if the prompt was cut."""
+
+    ids_T: np.ndarray
+    answer: int
+    cut: bool
+
+    @property
+    def counted(self) -> int:
+        """Number of ids that count in the loss where they are predicted: the answer and its <eot>."""
+        return len(self.ids_T) - self.answer
+
+
+class Speller:
+    """Spells the samples of a task, in the form of the run's section `chat`."""
+
+    def __init__(self, tokenizer: Tokenizer, config: Config):
+        assert config.finetune is not None
+        self._tokenizer, self._chat, self._cut = tokenizer, config.chat, config.finetune.cut
+        self._most = config.model.seq_length + 1  # the last id is only predicted
+
+    def spell(self, before: Messages, text: str, domain: Domain) -> Spelled:
+        """The sample of an answer and the messages before it. Raises TooLong."""
+        template = ChatTemplate.of(domain, self._chat)
+        answer = [*self._tokenizer.encode(template.answer(text), domain), self._tokenizer.eot]
+        room = self._most - len(answer)
+        if room < 1:
+            raise TooLong("the answer is too long")
+        prompt, cut = self._prompt(template, before, domain, room)
+        return Spelled(np.array([*prompt, *answer], np.int32), len(prompt), cut)
+
+    def _prompt(self, template: ChatTemplate, before: Messages, domain: Domain, room: int) -> tuple[list[int], bool]:
+        """Ids of the prompt that fit, and whether any were cut."""
+        ids = self._tokenizer.prompt(template.prompt(before), domain)
+        if len(ids) <= room:
+            return ids, False
+        if self._cut == "prompt":
+            tag = 0 if domain.format == "text" else 1  # a language tag stays where it is
+            if room > tag:
+                return [*ids[:tag], *ids[len(ids) - room + tag :]], True
+        if self._cut == "messages":
+            first = before[:1] if before[0][0] == "system" else ()
+            rest = before[len(first) :]
+            for left_out in range(1, len(rest)):
+                ids = self._tokenizer.prompt(template.prompt((*first, *rest[left_out:])), domain)
+                if len(ids) <= room:
+                    return ids, True
+        raise TooLong("prompt and answer are too long")

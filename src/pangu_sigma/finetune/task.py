@@ -1,0 +1,136 @@
+"""A task, and the configuration of the run that is tuned to it.
+
+A task is a piece of a configuration in a file: its sections `finetune` and `chat`, and of `train` what it wants otherwise. The new
+run has the configuration of the run that it begins with, then the task's keys, then --set; and what nobody has set follows from the
+number of sequences: steps, warm-up, decay, and the steps between evaluations.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, leaves, rule_of
+from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config_file import Override, override, parse_config, read_tree
+from pangu_sigma.domains import domains_of
+from pangu_sigma.shipped import config_path
+
+logger = logging.getLogger(__name__)
+
+SECTIONS = ("finetune", "chat", "train")
+"""Sections of a task's file."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as its file and the user have it: a tree of keys for a run to be tuned to it. given: paths of these keys."""
+
+    tree: dict[str, Any]
+    given: frozenset[str]
+    overrides: tuple[Override, ...]
+
+    def config(self, parent: Config, domains: Sequence[str] = (), sequences: int = 1) -> Config:
+        """The configuration of a run that is tuned to the task.
+
+        domains, sequences: the domains of its samples, and the number of sequences that they fill; none and 1 before they are read.
+        Raises ConfigError for keys and values that cannot be, and for those that its parent's arrays do not go with.
+        """
+        tree = absolute_paths(parent).model_dump(mode="json") | {"finetune": {}}
+        tree = _merged(tree, self.tree)
+        tree["name"] = f"{parent.name}_{self.tree['finetune'].get('task', '')}"[:100]
+        tree["parallel"] = ParallelConfig().model_dump(mode="json")
+        tree["ecss"]["path"] = None  # two runs would write into one file store
+        override(tree, list(self.overrides))
+        saved = tree["train"]["checkpoint_interval"] if "train.checkpoint_interval" in self.given else 1
+        self._set(tree, {"train.eval_interval": saved, "train.checkpoint_interval": saved, **_ONE_DOMAIN})
+        self._set(tree, self._derived(parent, parse_config(tree), len(domains), sequences))
+        tree["finetune"]["domains"] = list(domains)
+        child = parse_config(tree)
+        _refuse_other_model(parent, child)
+        return child
+
+    def _set(self, tree: dict[str, Any], values: dict[str, Any]) -> None:
+        """Set those of the keys that nobody has set."""
+        override(tree, [(key, value) for key, value in values.items() if key not in self.given])
+
+    def _derived(self, parent: Config, config: Config, domains: int, sequences: int) -> dict[str, Any]:
+        """Values of the keys that follow from the samples. config: where they have other values yet."""
+        options, train = config.finetune, config.train
+        assert options is not None
+        batch = train.batch_size * train.accumulation
+        asked = max(math.ceil(options.epochs * sequences / batch), 1)
+        steps = train.steps if "train.steps" in self.given else asked
+        warmup, pass_steps = int(options.warmup * steps), min(max(math.ceil(sequences / batch), 1), steps)
+        saved = train.checkpoint_interval if "train.checkpoint_interval" in self.given else 1
+        interval = train.eval_interval if "train.eval_interval" in self.given else -(-pass_steps // saved) * saved
+        blocks = range(min(parent.data.domains_per_step, max(domains, 1)), 0, -1)
+        return {
+            "train.steps": steps,
+            "train.optimizer.warmup_steps": warmup,
+            "train.optimizer.decay_steps": max(steps - warmup, 1),
+            "train.eval_interval": interval,
+            "train.checkpoint_interval": interval,
+            "train.log_interval": min(max(pass_steps // 10, 1), 10),
+            "data.domains_per_step": next(count for count in blocks if train.batch_size % count == 0),
+        }
+
+
+_ONE_DOMAIN = {"data.domain_sets": 1, "data.domains_per_step": 1}
+"""Keys that let samples be of one domain."""
+
+
+def read_task(
+    name_or_path: str | Path,
+    learn: str | None = None,
+    domain: str | None = None,
+    overrides: Sequence[Override] = (),
+) -> Task:
+    """A shipped task by its name, or the one in a YAML file. learn, domain: what the user wants instead of what it says.
+
+    Raises ConfigError for an unknown name, which lists the shipped ones, and for a file that is none.
+    """
+    path = config_path(name_or_path, "finetune")
+    tree = read_tree(path)
+    if unknown := [key for key in tree if key not in SECTIONS]:
+        raise ConfigError(f"task {path}: {unknown[0]} is no section of a task; allowed: {', '.join(SECTIONS)}")
+    if not isinstance(tree.get("finetune"), dict):
+        raise ConfigError(f"task {path}: has no section finetune, which names the task and its domain")
+    chosen = [(f"finetune.{key}", value) for key, value in (("learn", learn), ("domain", domain)) if value is not None]
+    every = (*chosen, *overrides)
+    given = leaves(override(deepcopy(tree), every))
+    return Task(tree, frozenset(given), every)
+
+
+def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A tree with other values for some of its keys."""
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+        tree[key] = _merged(tree[key], value) if both else deepcopy(value)
+    return tree
+
+
+def _refuse_other_model(parent: Config, child: Config) -> None:
+    """Raise ConfigError for keys that the parent's arrays do not go with."""
+    changes = changed_keys(parent.model_dump(mode="json"), child.model_dump(mode="json"))
+    free = ("seed", "finetune")  # the weights are drawn already
+    refused = [c for c in changes if not rule_of(c[0]).free and not c[0].startswith(free)]
+    if refused:
+        lines = [f"{change_text(change)}: {rule_of(change[0]).why}" for change in refused]
+        raise ConfigError("\n  ".join(["a tuned run has the arrays of its parent, which do not go with", *lines]))
+
+
+def learned_parameters(config: Config) -> int:
+    """Number of parameters that learn in a run that is tuned to a task: those that its samples reach."""
+    assert config.finetune is not None
+    options, model, count = config.finetune, config.model, config.num_params()
+    experts = count.experts // config.experts * model.experts_per_domain * len(options.domains)
+    if options.learn == "all":
+        return count.dense + count.embeddings + experts
+    slots = {domains_of(config).named(name).slot for name in options.domains}
+    return experts + (len(slots) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0)

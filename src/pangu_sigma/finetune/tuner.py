@@ -1,0 +1,83 @@
+"""The training loop on the samples of a task: the loss of the dev set decides which state is the best, and when it is enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.checkpoint.run_folder import Asked, RunFolder
+from pangu_sigma.data.batches import Batches
+from pangu_sigma.finetune.batches import TaskBatches, TaskSamples
+from pangu_sigma.train.held_out import EvaluationStep, Evaluator
+from pangu_sigma.train.loop import Trainer
+from pangu_sigma.train.losses import HeldOutLoss
+
+
+@dataclass
+class Best:
+    """The best state so far.
+
+    step: after which it was. loss: on the dev set, in nats per token that counts; None as long as none is known. before: that of
+    step 0. stale: number of evaluations since, one after another, that were not better.
+    """
+
+    step: int = 0
+    loss: float | None = None
+    before: float | None = None
+    stale: int = 0
+
+    def take(self, step: int, loss: float) -> None:
+        """Take note of an evaluation. A loss that is not finite is not better than any."""
+        known = loss if math.isfinite(loss) else None
+        if step == 0:
+            self.before = known
+        if known is not None and (self.loss is None or known < self.loss):
+            self.step, self.loss, self.stale = step, known, 0
+        else:
+            self.stale += 1
+
+
+class Tuner(Trainer):
+    """A run that is tuned to a task, in one process on the CPU. `best` tells its best state, which is never pruned."""
+
+    def __init__(self, run: RunFolder, training: TaskSamples, dev: TaskSamples | None):
+        """run: its folder, which has a checkpoint. dev: None to evaluate nothing; then the last state is the best."""
+        nothing = TaskSamples(run.config, [[] for _ in run.config.domains], run.tokenizer)
+        self._opened, self._training, self._dev = run, training, nothing if dev is None else dev
+        super().__init__(run.config, run.path)
+        self.best = Best(**self.resumed.get("best", {}))
+        self.saver.spared = frozenset([self.best.step])
+
+    def open_run(self, folder: Path, asked: Asked) -> RunFolder:
+        return self._opened
+
+    def open_batches(self, split: str) -> Batches:
+        samples = self._training if split == "train" else self._dev
+        return TaskBatches(self.config, self.run.tokenizer, self.run.table, samples, self._training)
+
+    def evaluator(self) -> Evaluator:
+        """The evaluator of the dev set: all of its samples."""
+        forward = EvaluationStep(self.network, self.store)
+        return Evaluator(self.open_batches("held_out"), max(self._dev.counts), forward, self.network)
+
+    @property
+    def finished(self) -> bool:
+        """True if the run has all of its steps, or the dev set has not got better for too long."""
+        options = self.config.finetune
+        return super().finished or (options is not None and self.best.stale >= options.patience)
+
+    def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
+        if losses:
+            nats, tokens = (sum(float(getattr(each, name).sum()) for each in losses.values()) for name in _SUMS)
+            self.best.take(self.progress.step, nats / tokens)
+        else:
+            self.best.step = self.progress.step
+        self.saver.spared = frozenset([self.best.step])
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "best": asdict(self.best)}
+
+
+_SUMS = ("nats_U", "tokens_U")

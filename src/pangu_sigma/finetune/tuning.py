@@ -1,0 +1,225 @@
+"""A run becomes one that is tuned to a task: another folder, which begins with the state of the first and ends with its best state.
+
+RUN/                its newest checkpoint, with Adam's state, tokenizer, routing tables
+  → INTO/           the same at step 0; then the training loop on the samples of the task
+    checkpoints/    at the end the best state alone: what serves, generates, evaluates and exports reads it as any run's newest
+    lineage.json    parent, task, what learns, hashes of the files
+    finetune/       quarantine.jsonl, the lines that could not be used; result.json, what came of it
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.checkpoint.changes import change_text, changed_keys, refuse_changes
+from pangu_sigma.checkpoint.checkpoint import newest_identity
+from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE, TOKENIZER_FOLDER, write_config, write_model_files
+from pangu_sigma.checkpoint.root import keep_alone
+from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import Override
+from pangu_sigma.convert.trained_model import read_lineage
+from pangu_sigma.data.quarantine import Quarantine
+from pangu_sigma.finetune.forgetting import format_forgetting, measure_forgetting
+from pangu_sigma.finetune.reading import TaskFile, format_file, read_task_file
+from pangu_sigma.finetune.task import learned_parameters, read_task
+from pangu_sigma.finetune.tuner import Tuner
+from pangu_sigma.host_memory import check_training_fits
+from pangu_sigma.inherit.receipt import Receipt
+from pangu_sigma.inherit.trained import WARM, Trained
+from pangu_sigma.sealed import write_atomically
+from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
+from pangu_sigma.train.loop import train_to_end
+from pangu_sigma.train.losses import shown
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "finetune"
+QUARANTINE, RESULT = "quarantine.jsonl", "result.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for: a task by its name or file, the file of samples and that of the dev set, and as in `read_task`."""
+
+    task: str | Path
+    data: Path
+    dev: Path | None = None
+    learn: str | None = None
+    domain: str | None = None
+    overrides: Sequence[Override] = ()
+
+
+def finetune_run(path: Path, asked: Request, into: Path, lock: bool = True) -> dict[str, Any] | None:
+    """Tune the run in `path` to a task, in the folder `into`; the same call goes on with a run that was stopped.
+
+    lock: False to write also where the file system has no locks.
+    Returns what came of it, as `format_result` shows it; None for a run that SIGTERM has stopped. A run that is finished is not
+    trained again. Raises ConfigError, DataError, CheckpointError for what the user can mend, and as `train_to_end`.
+    """
+    parent, task = Trained.open(path), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
+    first = task.config(parent.run.config)
+    check_training_fits(first)
+    with Quarantine(into.with_name(f"{into.name}.{QUARANTINE}")) as quarantine:
+        training = read_task_file(asked.data, "--data", first, parent.run.tokenizer, quarantine)
+        dev = None
+        if asked.dev is not None:
+            dev = read_task_file(asked.dev, "--eval", first, parent.run.tokenizer, quarantine)
+        config = task.config(parent.run.config, training.domains, sum(training.sequences.counts))
+        if not (into / CONFIG_FILE).exists():
+            _make_run(into, parent, config, training, dev, quarantine)
+    with one_writer(into, lock):
+        run, file = _take_up(into, config, parent.run.path, _data_hash(training, dev)), into / FOLDER / RESULT
+        logger.info("%s", learns_text(*_learns(config)))
+        if not file.exists():
+            tuner = _train(run, training, dev)
+            if tuner is None:
+                return None
+            _write_result(file, _result(config, training, dev, tuner))
+        result = json.loads(file.read_bytes())
+        if "forgetting" not in result:
+            result["forgetting"] = measure_forgetting(into, parent.run.path, (read_lineage(into) or {})["parent_hash"])
+            _write_result(file, result)
+    return result
+
+
+def _make_run(
+    into: Path, parent: Trained, config: Config, training: TaskFile, dev: TaskFile | None, quarantine: Quarantine
+) -> None:
+    """Make the folder, whole or not at all, with the parent's state as its step 0."""
+    check_absent(into)
+    source = parent.run
+    with unfinished_folder(into) as fresh:
+        write_model_files(fresh, config, source.path / TOKENIZER_FOLDER, source.table)
+        run = RunFolder(fresh, config, source.tokenizer, source.table, _data_hash(training, dev))
+        write_step_0(run, parent.checkpoint.files)
+        _receipt(parent, config, training, dev).save(fresh)
+        (fresh / FOLDER).mkdir()
+        if quarantine.counts:
+            quarantine.copy_to(fresh / FOLDER / QUARANTINE)
+
+
+def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolder:
+    """Open a run that is tuned already, to go on. Raises ConfigError for another parent, other samples, or keys that it keeps."""
+    run = RunFolder.open(into)
+    if run.config.finetune is None:
+        raise ConfigError(f"{into} is a run that is not tuned to a task; choose another folder with --run")
+    lineage = read_lineage(into) or {}
+    if lineage.get("parent") != str(path):
+        raise ConfigError(
+            f"{into} began with {lineage.get('parent')}, not with {path}; choose another folder with --run"
+        )
+    changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
+    refuse_changes(into, changes)
+    saved = newest_identity(run.checkpoints)
+    if saved is not None and saved.data_hash != data_hash:
+        raise ConfigError(
+            f"{into} was begun on other samples: --data or --eval, or a file that they name, has changed; name the files that it "
+            "was begun with, or choose another folder with --run"
+        )
+    for change in changes:
+        logger.info("%s", change_text(change))
+    if changes:
+        write_config(into, config, "run")
+    return replace(run, config=config, data_hash=data_hash)
+
+
+def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None) -> Tuner | None:
+    """Train to the end, and keep the best state alone. Returns None if SIGTERM came before."""
+    tuner = train_to_end(Tuner(run, training.sequences, None if dev is None else dev.sequences))
+    assert isinstance(tuner, Tuner)
+    tuner.ranks.leave()
+    if not tuner.finished:
+        return None
+    if not (run.checkpoints / f"step_{tuner.best.step:08d}").exists():
+        raise CheckpointError(
+            f"{run.path}: the best state, that after step {tuner.best.step}, was not saved, as the log says; make room on the "
+            "disk, remove the folder and tune again"
+        )
+    keep_alone(run.checkpoints, tuner.best.step)
+    return tuner
+
+
+def _data_hash(training: TaskFile, dev: TaskFile | None) -> str:
+    """A hash over all samples of a run."""
+    return training.sequences.hash if dev is None else f"{training.sequences.hash}{dev.sequences.hash}"
+
+
+def _receipt(parent: Trained, config: Config, training: TaskFile, dev: TaskFile | None) -> Receipt:
+    assert config.finetune is not None
+    _, learned, total = _learns(config)
+    files = {"data": training, **({"eval": dev} if dev is not None else {})}
+    fates = {each.name: "as it was" for each in config.domains} if config.finetune.learn == "experts" else {}
+    return Receipt(
+        kind="finetune",
+        parent=str(parent.run.path),
+        layout="run",
+        parent_step=parent.checkpoint.step,
+        parent_hash=parent.hash,
+        parameters={"learns": learned, "stays as it was": total - learned},
+        copies=0,
+        slots=[],
+        unused={},
+        activation=config.model.activation,
+        parent_activation=config.model.activation,
+        heads_known=True,
+        activation_known=True,
+        options={**config.finetune.model_dump(mode="json"), **{name: each.hashes() for name, each in files.items()}},
+        parent_parameters=total,
+        domains={**fates, **dict.fromkeys(config.finetune.domains, "learns the task")},
+        notes=[WARM],
+        parent_lineage=parent.lineage,
+    )
+
+
+def _result(config: Config, training: TaskFile, dev: TaskFile | None, tuner: Tuner) -> dict[str, Any]:
+    """What came of a run, as values for JSON."""
+    assert config.finetune is not None
+    return {
+        "task": config.finetune.task,
+        "learn": config.finetune.learn,
+        "parameters": {"learn": learned_parameters(config), "all": config.num_params().total},
+        "data": training.facts(),
+        "eval": None if dev is None else dev.facts(),
+        "steps": tuner.progress.step,
+        "best": asdict(tuner.best),
+        "metric": config.finetune.metric,
+    }
+
+
+def _write_result(file: Path, result: dict[str, Any]) -> None:
+    text = json.dumps(result, ensure_ascii=False, indent=2)
+    write_atomically(file, f"{text}\n".encode())
+
+
+def _learns(config: Config) -> tuple[str, int, int]:
+    assert config.finetune is not None
+    return config.finetune.learn, learned_parameters(config), config.num_params().total
+
+
+def learns_text(learn: str, learned: int, total: int) -> str:
+    """How many parameters learn, in a line."""
+    return f"learn {learn}: {learned:,} of {total:,} parameters ({learned / total:.1%})"
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """The tables that `pangu-sigma finetune` prints."""
+    best, parameters = result["best"], result["parameters"]
+    lines = [format_file(result["data"])]
+    if result["eval"] is not None:
+        lines.append(format_file(result["eval"]))
+    lines.append(learns_text(result["learn"], parameters["learn"], parameters["all"]))
+    if best["loss"] is None:
+        lines.append(f"no dev set (--eval): the last state is kept, that after step {best['step']}")
+    else:
+        lines.append(
+            f"dev loss {shown(best['before'], 0, 4)} before, {shown(best['loss'], 0, 4)} at its best, after step {best['step']} of "
+            f"{result['steps']}; nats per token of the answers"
+        )
+    return "\n".join([*lines, format_forgetting(result["forgetting"])])
