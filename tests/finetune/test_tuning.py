@@ -1,0 +1,243 @@
+"""A run that is tuned to a task: what learns and what does not, what is kept, and that a stop changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.grown import saved_arrays
+from helpers.runs import digests
+from helpers.tasks import pairs, write_lines, write_task
+
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.cli import main
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.finetune import tuning
+from pangu_sigma.finetune.tuning import Request, finetune_run
+from pangu_sigma.generate.text import generate, open_engine
+from pangu_sigma.inherit.equality import compare_trained
+from pangu_sigma.inherit.extract import extract_run
+from pangu_sigma.train.loop import Trainer, train
+from pangu_sigma.train.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+BAD = ["not json", '{"prompt": "the cat"}']
+
+
+def ask(folder: Path, **options: Any) -> Request:
+    """A request in a folder that gets the files which it names."""
+    folder.mkdir(exist_ok=True)
+    task = write_task(folder / "test.yaml", **options.pop("sections", {}))
+    data = write_lines(folder / "train.jsonl", [*pairs(0, 24), *BAD])
+    dev = write_lines(folder / "dev.jsonl", pairs(24, 30))
+    return Request(task, data, dev, **options)
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_run, made_once) -> Path:
+    """The tiny run with the experts of `en` tuned, and `asked`, the files that it was tuned on. Read only."""
+
+    def make(folder: Path) -> None:
+        finetune_run(tiny_run, ask(folder / "asked", learn="experts"), folder / "tuned")
+
+    return made_once("tuned_experts", make) / "tuned"
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "finetune" / "result.json").read_text(encoding="utf-8"))
+
+
+def test_only_the_experts_of_the_domain_change_and_they_do(tiny_run, tuned):
+    """Weights, moments, step counts: experts 2 and 3 of six are those of `en`."""
+    old, new = saved_arrays(tiny_run), saved_arrays(tuned)
+    assert old.keys() == new.keys()
+    for name, values in new.items():
+        if name.startswith("experts_layer_"):
+            assert np.delete(values, [2, 3], 0).tobytes() == np.delete(old[name], [2, 3], 0).tobytes(), name
+            assert values[2:4].tobytes() != old[name][2:4].tobytes(), name
+        elif not name.startswith("loss_scale"):
+            assert values.tobytes() == old[name].tobytes(), name
+
+
+def test_the_other_domains_answer_as_before_bit_for_bit(tiny_run, tiny_data, tuned):
+    parent, run = RunFolder.open(tiny_run), RunFolder.open(tuned)
+    checkpoint = load_checkpoint(parent.checkpoints)
+    found = compare_trained(parent, checkpoint, run, {n: n for n in ("zh", "en", "code")}, tiny_data, graphs=False)
+    assert (found["zh"].exact, found["code"].exact) == (0.0, 0.0)
+    assert found["en"].exact > 0.0
+
+
+def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
+    result, run = result_of(tuned), RunFolder.open(tuned)
+    best = result["best"]
+    assert best["loss"] < 0.8 * best["before"], "it learns the task"
+    assert [path.name for path in (tuned / "checkpoints").glob("step_*")] == [f"step_{best['step']:08d}"]
+    evaluations = [line for line in read_metrics(tuned) if line["kind"] == "evaluation"]
+    means = [line["per_domain_loss"]["en"] for line in evaluations]
+    assert [line["step"] for line in evaluations][int(np.argmin(means))] == best["step"]
+    assert best["loss"] == pytest.approx(min(means), rel=1e-6)
+    assert result["parameters"] == {"learn": 4 * (2 * 24 * 32 + 32 + 24), "all": run.config.num_params().total}
+    assert result["data"]["skipped"] == {"not JSON": 1, "wrong keys": 1}
+    assert len((tuned / "finetune" / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    forgotten = {name: own["difference"]["nats_per_token"] for name, own in result["forgetting"]["domains"].items()}
+    assert (forgotten["zh"], forgotten["code"]) == (0.0, 0.0)
+    assert forgotten["en"] != 0.0
+    lineage = json.loads((tuned / "lineage.json").read_text(encoding="utf-8"))
+    assert (lineage["kind"], lineage["parent"], lineage["parent_step"]) == ("finetune", str(tiny_run), 30)
+    assert lineage["options"]["task"] == "test"
+    assert lineage["options"]["data"]["samples"] == result["data"]["samples"]
+    assert lineage["domains"] == {"zh": "as it was", "en": "learns the task", "code": "as it was"}
+
+
+def test_a_tuned_run_is_a_run(tuned, tmp_path):
+    """It generates, is evaluated, and what is cut out of it can be trained; it itself is not trained on text."""
+    (answer,) = generate(open_engine(tuned), [("en", "the cat")], 4)
+    assert answer.text
+    losses = evaluate_run(tuned)
+    assert losses["zh"]["loss"] == result_of(tuned)["forgetting"]["domains"]["zh"]["after"]["loss"]
+    extract_run(tuned, tmp_path / "en", ["en"], graphs=False)
+    assert RunFolder.open(tmp_path / "en").config.finetune is None
+    with pytest.raises(ConfigError, match=r"finetune\.task=test: .* is tuned to a task; go on with .*finetune"):
+        train(RunFolder.open(tuned).config, tuned)
+
+
+def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_run, tuned, tmp_path, monkeypatch):
+    """Stopped between two checkpoints, by an error; then the same command goes on."""
+
+    class Stop(Exception):
+        pass
+
+    advance = Trainer.advance
+
+    def stopping(self):
+        if self.progress.step == 3:
+            raise Stop
+        return advance(self)
+
+    monkeypatch.setattr(tuning, "measure_forgetting", lambda *unused: {"skipped": "it was measured before"})
+    folder = shutil.copytree(tuned.parent / "asked", tmp_path / "asked")
+    asked = Request(folder / "test.yaml", folder / "train.jsonl", folder / "dev.jsonl", learn="experts")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Trainer, "advance", stopping)
+        finetune_run(tiny_run, asked, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints").exists()
+    result = finetune_run(tiny_run, asked, tmp_path / "run")
+    same_end(tuned, tmp_path / "run")
+    assert result["best"] == result_of(tuned)["best"]
+    assert finetune_run(tiny_run, asked, tmp_path / "run") == result, "a finished run is not trained again"
+    with pytest.raises(ConfigError, match="was begun on other samples: --data or --eval"):
+        write_lines(folder / "train.jsonl", pairs(0, 23))
+        finetune_run(tiny_run, asked, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"finetune\.learn: \"experts\" → \"all\""):
+        finetune_run(tiny_run, Request(asked.task, asked.data, asked.dev, "all"), tmp_path / "run")
+
+
+def same_end(run: Path, other: Path) -> None:
+    """Both have the same best state, and have logged the same."""
+    ends = [next((each / "checkpoints").glob("step_*")) for each in (run, other)]
+    assert ends[0].name == ends[1].name
+    assert digests(ends[0]) == digests(ends[1])
+    logs = [[line for line in read_metrics(each) if line["kind"] == "evaluation"] for each in (run, other)]
+    assert logs[0] == logs[1]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pangu_sigma.cli import main
+from pangu_sigma.train.loop import Trainer
+
+def metrics(trainer, *step):
+    if trainer.progress.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(trainer, *step)
+
+whole, Trainer.metrics = Trainer.metrics, metrics
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_in_the_bits_of_the_one_that_was_not(tiny_run, tuned, tmp_path):
+    folder, run = tuned.parent / "asked", tmp_path / "run"
+    files = [f"--{name}={folder / file}" for name, file in (("data", "train.jsonl"), ("eval", "dev.jsonl"))]
+    command = ["finetune", str(tiny_run), f"--task={folder / 'test.yaml'}", *files, "--learn=experts", f"--run={run}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert main(command) == 0
+    same_end(tuned, run)
+
+
+def test_what_stands_in_the_way_is_refused_and_leaves_nothing(tiny_run, tmp_path):
+    asked = ask(tmp_path / "asked")
+    with pytest.raises(ConfigError, match="is a run that is not tuned to a task; choose another folder with --run"):
+        finetune_run(tiny_run, asked, shutil.copytree(tiny_run, tmp_path / "other"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="exists; choose another folder with --run"):
+        finetune_run(tiny_run, asked, tmp_path / "folder")
+    with pytest.raises(DataError, match=r"(?s)has no sample that can be used.*2 lines are unusable"):
+        write_lines(asked.data, BAD)
+        finetune_run(tiny_run, asked, tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked", "folder", "other", "run.quarantine.jsonl"]
+
+
+@pytest.mark.slow
+def test_with_everything_learning_the_forgetting_of_every_domain_is_printed(tiny_run, tmp_path, capsys):
+    asked = ask(tmp_path / "asked")
+    command = ["finetune", str(tiny_run), f"--task={asked.task}", f"--data={asked.data}", f"--run={tmp_path / 'run'}"]
+    assert main([*command, "--set", "finetune.epochs=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "no dev set (--eval): the last state is kept, that after step" in printed
+    result = result_of(tmp_path / "run")
+    for name, own in result["forgetting"]["domains"].items():
+        assert own["difference"]["nats_per_token"] > 0.01, f"{name} is forgotten, its layers are shared"
+        assert f"{name:12} {own['before']['loss']:9.4f} {own['after']['loss']:9.4f}" in printed
+    assert "learn all: " in printed
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run_and_the_best_state_is_kept(tiny_run, tmp_path):
+    """A rate that is far too high: the loss of the dev set soon gets worse."""
+    high = {"train": {"optimizer": {"peak_lr": 0.5, "end_lr": 0.4}}, "finetune": {"patience": 2, "epochs": 12}}
+    result = finetune_run(tiny_run, ask(tmp_path / "asked", sections=high, learn="experts"), tmp_path / "run")
+    config = RunFolder.open(tmp_path / "run").config
+    assert result["steps"] < config.train.steps
+    assert result["best"]["stale"] == 2
+    assert result["steps"] == result["best"]["step"] + 2 * config.train.eval_interval
+    assert load_checkpoint(tmp_path / "run" / "checkpoints").step == result["best"]["step"]
+
+
+@pytest.mark.slow
+def test_thirty_two_dialogues_are_learned_by_heart(tiny_run, tmp_path):
+    """Below 0.1 nats a token, and each answered word for word, as serving asks."""
+    sections = {"finetune": {"epochs": 120}, "train": {"eval_interval": 1000, "checkpoint_interval": 1000}}
+    asked = ask(tmp_path / "asked", sections=sections)
+    lines = [
+        {"messages": [{"role": "user", "content": p["prompt"]}, {"role": "assistant", "content": p["response"]}]}
+        for p in pairs(0, 32)
+    ]
+    write_lines(asked.data, lines)
+    finetune_run(tiny_run, Request(asked.task, asked.data), tmp_path / "run")
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["kind"] == "step"]
+    assert losses[-1] < 0.1
+    engine = open_engine(tmp_path / "run")
+    from pangu_sigma.serve.chat_template import ChatTemplate
+
+    template = ChatTemplate.of(domains_of(engine.decoder.config).named("en"), engine.decoder.config.chat)
+    prompts = [("en", template.prompt((("user", pair["prompt"]),))) for pair in pairs(0, 32)]
+    answers = generate(engine, prompts, 12, stop=template.stop)
+    assert [answer.text.strip() for answer in answers] == [pair["response"] for pair in pairs(0, 32)]
