@@ -17,6 +17,7 @@ from pangu_sigma.checkpoint import saver
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
+from pangu_sigma.checkpoint.root import keep_alone
 from pangu_sigma.checkpoint.saver import Saver, bytes_of
 
 IDENTITY = Identity("vocabulary", "routing", {}, "data")
@@ -218,3 +219,15 @@ def test_ranks_complete_it_together_when_the_last_has_written(tmp_path: Path, mo
     assert "another rank" in str(errors[0])
     assert "Input/output error" in str(errors[1])
     assert list((tmp_path / "fail").iterdir()) == []
+
+
+def test_a_step_that_is_spared_stays_and_can_be_all_that_is_kept(tmp_path: Path):
+    files = arrays()
+    with opened(tmp_path, keep=1) as saver:
+        saver.spared = frozenset([2])
+        for step in range(1, 6):
+            saver.save(step, files, {"step": step})
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000002", "step_00000005"]
+    keep_alone(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step_00000002"]
+    assert load_checkpoint(tmp_path, IDENTITY).step == 2

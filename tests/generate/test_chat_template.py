@@ -49,3 +49,16 @@ def test_a_template_has_the_content_once(text):
 
     with pytest.raises(ConfigError, match=r"^chat\.user: "):
         parse_config(tiny_tree("data") | {"chat": {"user": text}})
+
+
+def test_an_answer_begins_with_the_blanks_that_its_prompt_does_not_have():
+    for language in ("en", "zh", "mixed", "python", "java"):
+        mine = template(language)
+        whole = mine.prompt([("user", "a")]) + mine.answer("b")
+        assert (
+            whole
+            == "".join(
+                getattr(mine, role).replace("{content}", text) for role, text in (("user", "a"), ("assistant", "b"))
+            )[: len(whole)]
+        )
+        assert whole.endswith("b")

@@ -42,7 +42,7 @@ from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import RoutingConfig
 from pangu_sigma.config_file import load_config
 from pangu_sigma.convert.dense_files import open_dense_model
-from pangu_sigma.data.documents import Rejected, read_jsonl
+from pangu_sigma.data.documents import Rejected, read_jsonl, read_lines
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english
@@ -50,6 +50,7 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
+from pangu_sigma.finetune.talks import parse_talk
 from pangu_sigma.generate.exported import ExportedWeights
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sealed
@@ -378,6 +379,28 @@ def jsonl_target(folder: Path) -> Target:
         ),
         load,
         "must end in|broken gzip",
+    )
+
+
+def task_lines_target(folder: Path) -> Target:
+    domains = domains_of(tiny_config(Path("data")))
+    messages = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "a dog"}]
+    records = [{"prompt": "a cat", "response": "a dog"}, {"messages": messages, "domain": "zh"}]
+
+    def load(here: Path, case: bytes) -> bool:
+        file = put(here / "a.jsonl", case)
+        with watched():
+            found = list(read_lines(file, lambda line, at: parse_talk(line, domains, "en")))
+        return any(not isinstance(one, Rejected) or one.reason not in ("not UTF-8", "not JSON") for one in found)
+
+    text = "".join(json.dumps(record) + "\n" for record in records).encode()
+    lines = st.lists(st.sampled_from(records).flatmap(changed_tree).map(as_text), max_size=4).map(b"\n".join)
+    return Target(
+        "task lines",
+        st.one_of(st.binary(max_size=200), TREES.map(as_text)),
+        st.one_of(changed_bytes(text), lines),
+        load,
+        "empty file",
     )
 
 
@@ -853,6 +876,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "configuration": config_target,
     "overrides": overrides_target,
     "jsonl": jsonl_target,
+    "task lines": task_lines_target,
     "token index": index_target,
     "safetensors": safetensors_target,
     "checkpoint": checkpoint_target,

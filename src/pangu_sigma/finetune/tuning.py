@@ -64,7 +64,9 @@ def finetune_run(path: Path, asked: Request, into: Path, lock: bool = True) -> d
     trained again. Raises ConfigError, DataError, CheckpointError for what the user can mend, and as `train_to_end`.
     """
     parent, task = Trained.open(path), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
-    first = task.config(parent.run.config)
+    first, begins = task.config(parent.run.config), not (into / CONFIG_FILE).exists()
+    if begins:
+        check_absent(into)
     check_training_fits(first)
     with Quarantine(into.with_name(f"{into.name}.{QUARANTINE}")) as quarantine:
         training = read_task_file(asked.data, "--data", first, parent.run.tokenizer, quarantine)
@@ -72,7 +74,7 @@ def finetune_run(path: Path, asked: Request, into: Path, lock: bool = True) -> d
         if asked.dev is not None:
             dev = read_task_file(asked.dev, "--eval", first, parent.run.tokenizer, quarantine)
         config = task.config(parent.run.config, training.domains, sum(training.sequences.counts))
-        if not (into / CONFIG_FILE).exists():
+        if begins:
             _make_run(into, parent, config, training, dev, quarantine)
     with one_writer(into, lock):
         run, file = _take_up(into, config, parent.run.path, _data_hash(training, dev)), into / FOLDER / RESULT
@@ -93,7 +95,6 @@ def _make_run(
     into: Path, parent: Trained, config: Config, training: TaskFile, dev: TaskFile | None, quarantine: Quarantine
 ) -> None:
     """Make the folder, whole or not at all, with the parent's state as its step 0."""
-    check_absent(into)
     source = parent.run
     with unfinished_folder(into) as fresh:
         write_model_files(fresh, config, source.path / TOKENIZER_FOLDER, source.table)
