@@ -9,7 +9,7 @@ from helpers.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.domains import domains_of
 from pangu_sigma.finetune.spelling import Speller, TooLong
-from pangu_sigma.serve.chat_template import ChatTemplate
+from pangu_sigma.generate.chat_template import ChatTemplate
 
 
 @pytest.fixture(scope="module")

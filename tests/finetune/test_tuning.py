@@ -26,10 +26,10 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.run import evaluate_run
 from pangu_sigma.finetune import tuning
 from pangu_sigma.finetune.tuning import Request, finetune_run
+from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import extract_run
-from pangu_sigma.serve.chat_template import ChatTemplate
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
 

@@ -16,7 +16,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
 from pangu_sigma.finetune.talks import Messages
-from pangu_sigma.serve.chat_template import ChatTemplate
+from pangu_sigma.generate.chat_template import ChatTemplate
 
 
 class TooLong(Exception):

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 
 from pangu_sigma.data.documents import Unusable, json_object, known_domain, refuse_doubled, visible_text
 from pangu_sigma.domains import Domains
-from pangu_sigma.serve.chat_template import Role
+from pangu_sigma.generate.chat_template import Role
 
 Messages = tuple[tuple[Role, str], ...]
 
