@@ -247,11 +247,13 @@ def run_finetuning(
     """Tune, and return what `finetune.tuning.finetune_run` does, which the command `finetune` prints."""
     check_folder_writable(Path(into), "--run")
     from pangu_sigma.device import one_thread
-    from pangu_sigma.finetune.tuning import Request, finetune_run
+    from pangu_sigma.finetune.tuning import TuningRequest, finetune_run
 
     dev = None if eval is None else Path(eval)
     with one_thread:
-        return finetune_run(Path(run), Request(Path(task), Path(data), dev, learn, domain, overrides), Path(into), lock)
+        return finetune_run(
+            Path(run), TuningRequest(Path(task), Path(data), dev, learn, domain, overrides), Path(into), lock
+        )
 
 
 def convert(source: AnyPath, output: AnyPath, to: Literal["hf", "alpha", "run"]) -> Path:

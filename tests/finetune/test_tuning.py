@@ -25,7 +25,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.run import evaluate_run
 from pangu_sigma.finetune import tuning
-from pangu_sigma.finetune.tuning import Request, finetune_run
+from pangu_sigma.finetune.tuning import TuningRequest, finetune_run
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.inherit.equality import compare_trained
@@ -38,13 +38,13 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 BAD = ["not json", '{"prompt": "the cat"}']
 
 
-def ask(folder: Path, **options: Any) -> Request:
+def ask(folder: Path, **options: Any) -> TuningRequest:
     """A request in a folder that gets the files which it names."""
     folder.mkdir(exist_ok=True)
     task = write_task(folder / "test.yaml", **options.pop("sections", {}))
     data = write_lines(folder / "train.jsonl", [*pairs(0, 24), *BAD])
     dev = write_lines(folder / "dev.jsonl", pairs(24, 30))
-    return Request(task, data, dev, **options)
+    return TuningRequest(task, data, dev, **options)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
 
     monkeypatch.setattr(tuning, "measure_forgetting", lambda *unused: {"skipped": "it was measured before"})
     folder = shutil.copytree(tuned.parent / "asked", tmp_path / "asked")
-    asked = Request(folder / "test.yaml", folder / "train.jsonl", folder / "dev.jsonl", learn="experts")
+    asked = TuningRequest(folder / "test.yaml", folder / "train.jsonl", folder / "dev.jsonl", learn="experts")
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(Trainer, "advance", stopping)
         finetune_run(tiny_run, asked, tmp_path / "run")
@@ -143,7 +143,7 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
         write_lines(folder / "train.jsonl", pairs(0, 23))
         finetune_run(tiny_run, asked, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"finetune\.learn: \"experts\" → \"all\""):
-        finetune_run(tiny_run, Request(asked.task, asked.data, asked.dev, "all"), tmp_path / "run")
+        finetune_run(tiny_run, TuningRequest(asked.task, asked.data, asked.dev, "all"), tmp_path / "run")
 
 
 def same_end(run: Path, other: Path) -> None:
@@ -231,7 +231,7 @@ def test_thirty_two_dialogues_are_learned_by_heart(tiny_run, tmp_path):
     roles = (("prompt", "user"), ("response", "assistant"))
     talks = [[{"role": role, "content": pair[key]} for key, role in roles] for pair in pairs(0, 32)]
     write_lines(asked.data, [{"messages": messages} for messages in talks])
-    finetune_run(tiny_run, Request(asked.task, asked.data), tmp_path / "run")
+    finetune_run(tiny_run, TuningRequest(asked.task, asked.data), tmp_path / "run")
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["kind"] == "step"]
     assert losses[-1] < 0.1
     engine = open_engine(tmp_path / "run")

@@ -23,7 +23,7 @@ from pangu_sigma.shipped import config_path
 
 logger = logging.getLogger(__name__)
 
-SECTIONS = ("finetune", "chat", "train")
+TASK_SECTIONS = ("finetune", "chat", "train")
 """Sections of a task's file."""
 
 
@@ -97,8 +97,8 @@ def read_task(
     """
     path = config_path(name_or_path, "finetune")
     tree = read_tree(path)
-    if unknown := [key for key in tree if key not in SECTIONS]:
-        raise ConfigError(f"task {path}: {unknown[0]} is no section of a task; allowed: {', '.join(SECTIONS)}")
+    if unknown := [key for key in tree if key not in TASK_SECTIONS]:
+        raise ConfigError(f"task {path}: {unknown[0]} is no section of a task; allowed: {', '.join(TASK_SECTIONS)}")
     if not isinstance(tree.get("finetune"), dict):
         raise ConfigError(f"task {path}: has no section finetune, which names the task and its domain")
     chosen = [(f"finetune.{key}", value) for key, value in (("learn", learn), ("domain", domain)) if value is not None]

@@ -40,12 +40,12 @@ from pangu_sigma.train.losses import shown
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "finetune"
+TUNING_FOLDER = "finetune"
 QUARANTINE, RESULT = "quarantine.jsonl", "result.json"
 
 
 @dataclass(frozen=True)
-class Request:
+class TuningRequest:
     """What a user asks for: a task by its name or file, the file of samples and that of the dev set, and as in `read_task`."""
 
     task: str | Path
@@ -56,7 +56,7 @@ class Request:
     overrides: Sequence[Override] = ()
 
 
-def finetune_run(path: Path, asked: Request, into: Path, lock: bool = True) -> dict[str, Any] | None:
+def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True) -> dict[str, Any] | None:
     """Tune the run in `path` to a task, in the folder `into`; the same call goes on with a run that was stopped.
 
     lock: False to write also where the file system has no locks.
@@ -77,7 +77,7 @@ def finetune_run(path: Path, asked: Request, into: Path, lock: bool = True) -> d
         if begins:
             _make_run(into, parent, config, training, dev, quarantine)
     with one_writer(into, lock):
-        run, file = _take_up(into, config, parent.run.path, _data_hash(training, dev)), into / FOLDER / RESULT
+        run, file = _take_up(into, config, parent.run.path, _data_hash(training, dev)), into / TUNING_FOLDER / RESULT
         logger.info("%s", learns_text(*_learns(config)))
         if not file.exists():
             tuner = _train(run, training, dev)
@@ -101,9 +101,9 @@ def _make_run(
         run = RunFolder(fresh, config, source.tokenizer, source.table, _data_hash(training, dev))
         write_step_0(run, parent.checkpoint.files)
         _receipt(parent, config, training, dev).save(fresh)
-        (fresh / FOLDER).mkdir()
+        (fresh / TUNING_FOLDER).mkdir()
         if quarantine.counts:
-            quarantine.copy_to(fresh / FOLDER / QUARANTINE)
+            quarantine.copy_to(fresh / TUNING_FOLDER / QUARANTINE)
 
 
 def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolder:
