@@ -51,7 +51,8 @@ def test_it_gives_the_losses_of_the_end_of_training_with_all_that_was_logged(tin
     assert {name: values["loss"] for name, values in found.items()} == last["per_domain_loss"]
     assert list(found) == ["zh", "en", "code"]
     for name, values in found.items():
-        assert values.keys() == {"loss", *FIGURES}
+        assert values.keys() == {"loss", "perplexity", *FIGURES}
+        assert values["perplexity"] == pytest.approx(math.exp(values["loss"]))
         assert all(values[key] == last[key][name] for key in FIGURES)
         assert values["samples"] == 8, "train.eval_batches · train.batch_size"
     assert files_of(tiny_run) == before
@@ -126,12 +127,13 @@ def test_the_table_has_a_line_for_each_domain():
     sizes = {"tokens": 16_384, "samples": 64}
     text = format_losses(
         {
-            "zh": {"loss": 6.2694, "se": 0.0213, "unigram": 7.2371, "bits_per_byte": 1.8124} | sizes,
-            "en": {"loss": None, "se": None, "unigram": 6.0, "bits_per_byte": None} | sizes,
+            "zh": {"loss": 6.2694, "se": 0.0213, "unigram": 7.2371, "bits_per_byte": 1.8124, "perplexity": 528.16}
+            | sizes,
+            "en": {"loss": None, "se": None, "unigram": 6.0, "bits_per_byte": None, "perplexity": None} | sizes,
         }
     )
     assert text.splitlines() == [
-        "domain           loss        ±  unigram bits/byte     tokens  samples   held-out, nats per token",
-        "zh              6.269    0.021    7.237     1.812     16,384       64",
-        "en                  –        –    6.000         –     16,384       64",
+        "domain           loss        ± perplexity  unigram bits/byte     tokens  samples   held-out, nats per token",
+        "zh              6.269    0.021     528.16    7.237     1.812     16,384       64",
+        "en                  –        –          –    6.000         –     16,384       64",
     ]

@@ -56,7 +56,7 @@ def run(peers: bool) -> list[Row]:
 
 def compare_servers(size: str, clients: int, tokens: int, rounds: int) -> list[Row]:
     """Rows of a model of one of `decode.SIZES`: tokens a second, time to the first token and between tokens."""
-    config = _config(size)
+    config = drawn_config(size)
     times = {_OURS: Times(), _ONE_BY_ONE: Times()}
     with ExitStack() as stack, ThreadPoolExecutor(clients) as threads:
         urls = {name: stack.enter_context(_server(size, lanes)) for name, lanes in ((_OURS, clients), (_ONE_BY_ONE, 1))}
@@ -81,12 +81,13 @@ def compare_servers(size: str, clients: int, tokens: int, rounds: int) -> list[R
     return rows
 
 
-def _config(size: str) -> Config:
-    domains = [{"name": f"d{i}"} for i in range(4)]
+def drawn_config(size: str, language: str = "en") -> Config:
+    """A configuration of one of `decode.SIZES`, with four domains of a language."""
+    domains = [{"name": f"d{i}", "language": language} for i in range(4)]
     return parse_config({"name": size, "model": SIZES[size] | {"experts_per_domain": 4}, "domains": domains})
 
 
-def _tokenizer(config: Config) -> Tokenizer:
+def real_tokenizer(config: Config) -> Tokenizer:
     """The real tokenizer, with a slot of the first ids and those that every slot has."""
     alpha, english = alpha_model(), learn_english([], 0)
     special = special_ids(list(domains_of(config)))
@@ -115,8 +116,8 @@ def _server(size: str, lanes: int) -> Iterator[str]:
 def _serve(size: str, lanes: int, file: Path, told: Connection) -> None:
     """Serve drawn weights until SIGTERM."""
     logging.disable(logging.INFO)
-    config, address = _config(size), Address(port=0)
-    tokenizer = _tokenizer(config)
+    config, address = drawn_config(size), Address(port=0)
+    tokenizer = real_tokenizer(config)
     table = draw_tables(config.routing, config.model.rre_layers, len(config.domains), tokenizer.size, 4, None)
     decoder = HostDecoder(config, tokenizer, table, DrawnWeights(config, file), lanes)
     with bind(address) as listening:

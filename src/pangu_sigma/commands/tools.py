@@ -19,7 +19,7 @@ from pangu_sigma.commands.options import (
 )
 from pangu_sigma.config import ConfigError
 
-BENCHES = ("ops", "adam", "ecss", "moe", "train", "tokenizer", "scale", "checkpoint", "decode", "serve")
+BENCHES = ("ops", "adam", "ecss", "moe", "train", "tokenizer", "scale", "checkpoint", "decode", "serve", "evaluate")
 """Modules of `pangu_sigma.bench`, each with run(peers) -> rows."""
 WEIGHTS_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
 """Ends of the names of files that hold weights, and no configuration."""

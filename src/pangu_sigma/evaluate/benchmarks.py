@@ -120,9 +120,17 @@ def _load(asked: Asked, seq_length: int) -> tuple[Any, dict[str, Any]]:
                 "what `python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
             )
     try:
-        return manager, {name: manager.load([name]) for name in names}
+        loaded = {name: manager.load([name]) for name in names}
     except (OSError, ValueError) as error:
         raise DataError(str(error)) from error
+    for name, task in (each for found in loaded.values() for each in found["tasks"].items()):
+        items = len(task.eval_docs) if "skipped" in task.dataset else math.inf
+        if asked.shots and asked.shots >= items:
+            raise ConfigError(
+                f"--num-fewshot {asked.shots} is not possible: {name} has {items} items, and examples are others than the one that "
+                "is asked; give a smaller number"
+            )
+    return manager, loaded
 
 
 def _run_own(engine: Any, name: str, asked: Asked) -> dict[str, TaskResult]:

@@ -62,7 +62,7 @@ class HarnessModel(LM):
 
     def __init__(
         self,
-        path: str,
+        path: str | Engine,
         domain: str,
         batch_size: int | str = 8,
         max_length: int | None = None,
@@ -72,12 +72,13 @@ class HarnessModel(LM):
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
-        """path: a run folder or an exported model. domain: the one that reads and answers. batch_size: texts at a time.
+        """path: a run folder or an exported model, or the engine of one. domain: the one that reads and answers. batch_size: texts
+        at a time; an engine has its own.
 
         max_length: the most tokens that a text and one more have; model.seq_length by default. max_gen_toks: the most tokens of an
         answer where the task does not say it. tags: True to put the tag of its language before each text, as in training; texts of
-        most domains have none, and `local-completions` sends none. seed: of each sampled answer, by default that of `local-completions`. max_batch_size, device: the harness
-        gives them to every model; the device is the CPU.
+        most domains have none, and `local-completions` sends none. seed: of each sampled answer, by default that of
+        `local-completions`. max_batch_size, device: the harness gives them to every model; the device is the CPU.
         Raises ConfigError for a folder that is no model, a domain that it has not, and numbers that cannot be.
         """
         super().__init__()
@@ -86,7 +87,7 @@ class HarnessModel(LM):
             raise ConfigError(f"batch_size={batch_size} is not allowed: 1 or more, or auto, which is 8")
         if device not in (None, "cpu"):  # the harness's default is cuda:0
             logger.info("device=%s is not used: this model answers on the CPU", device)
-        self.engine: Engine = open_engine(Path(path), lanes=lanes)
+        self.engine = path if isinstance(path, Engine) else open_engine(Path(path), lanes=lanes)
         config, self.tokenizer = self.engine.decoder.config, self.engine.decoder.tokenizer
         self.domain = domains_of(config).named(domain)
         longest = config.model.seq_length

@@ -216,17 +216,19 @@ def test_the_log_says_what_is_skipped_and_where(folder, caplog):
 @pytest.mark.parametrize(
     ("task", "seq_length", "expected"),
     [
+        # an <eot> and a token after it, what else there is, the longest of candidates, and the rest
+        ("cmrc2018", 2 + 32 + 11 + 11 + 5, "阅读文章：生命数耗完\n问：生命数耗完即算为什么？\n答："),
+        ("csl", 2 + 20 + 4, "摘要：本文研究，关键词：声呐,成像不是真实关键词"),
         (
-            "cmrc2018",
-            26 + 32 + 11 + 5,
-            "阅读文章：生命数耗完\n问：生命数耗完即算为什么？\n答：",
-        ),  # question 11, room for 5
-        ("csl", 26 + 5 + 4, "摘要：本文研究，关键词：声呐,成像不是真实关键词"),
-        ("c3", 26 + 6 + 3 + 4, "问: 女的去哪儿?\n答:医院\n该答案来自对话: 男：你去"),
-        ("pd_cft", 26 + 8 + 6, "谓的“傻钱”"),
-        ("wplc", 26 + 2 + 3, "，而且"),
-        ("cmrc2019", 26 + 8 + 10, "小猫想钓鱼，小猫去追蝴蝶。蝴蝶飞"),
-        ("chid", 26 + 4 + 5, "希望能百尺竿头再进"),
+            "c3",
+            2 + len("问: 女的去哪儿?\n答:图书馆\n该答案来自对话: ") + 4,
+            "问: 女的去哪儿?\n答:医院\n该答案来自对话: 男：你去",
+        ),
+        ("pd_cft", 2 + 8 + 6, "谓的“傻钱”"),
+        ("wplc", 2 + 2 + 3, "，而且"),
+        ("cmrc2019", 2 + 8 + 10, "小猫想钓鱼，小猫去追蝴蝶。蝴蝶飞"),
+        ("chid", 2 + 4 + 5, "希望能百尺竿头再进"),
+        ("wplc", 1, "且"),
     ],
 )
 def test_a_text_that_is_too_long_is_cut_and_its_item_says_so(folder, task, seq_length, expected, caplog):
@@ -381,6 +383,7 @@ SKIPPED: list[tuple[str, str, str, str]] = [
         PD + "没有 编号\n2 ||| 一 XXXXX ||| 句\n",
         r"pd\.test:4: lines of a number \|\|\| a sentence",
     ),
+    ("pd_cft", "pd.test", PD + "1 ||| XXXXX 一 句 。 ||| 第\n", r"pd\.test:3: a word before XXXXX expected"),
     ("pd_cft", "pd.test", PD + "1 ||| 到此 为止\n", r"pd\.test:4: lines of a number"),
     (
         "cmrc2017",

@@ -25,8 +25,8 @@ from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger("pangu_sigma.evaluate.tasks")
 
-_FRAME = 26
-"""The most characters of a template itself, an <eot> before it, and a token after it."""
+_ASKING = "阅读文章：\n问：\n答："
+"""What the template of questions on a document has beside both."""
 _BLANK, _IDIOM, _MASK = "XXXXX", re.compile(r"#idiom\d+#"), re.compile(r"(?:<mask>)+")
 _SHOWN = 5
 """Skipped lines of which the log tells what is wrong; all of them are in the split "skipped"."""
@@ -63,8 +63,9 @@ class Source(NamedTuple):
         return path
 
     def room(self, *others: str | int) -> int:
-        """Characters that a text may have beside others, given as texts or as numbers of characters."""
-        return max(0, self.seq_length - _FRAME - sum(o if isinstance(o, int) else len(o) for o in others))
+        """Characters that a text may have beside others, given as texts or as numbers, an <eot> before it and a token after it; at
+        least one."""
+        return max(1, self.seq_length - 2 - sum(o if isinstance(o, int) else len(o) for o in others))
 
     def json_lines(self, file: str) -> Rows:
         """The objects of a file that has one a line."""
@@ -138,7 +139,7 @@ def labelled(
         }
         shortened = False
         if cut:
-            room = of.room(*(value for name, value in values.items() if name != cut))
+            room = of.room(template.format(label=max(words.values(), key=len), **values | {cut: ""}))
             shortened, values[cut] = len(values[cut]) > room, values[cut][:room]
         offered = _drawn(list(words), label, "".join(values.values()), candidates)
         texts = [template.format(label=words[each], **values) for each in offered]
@@ -219,8 +220,10 @@ def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **s
         metric, lines = row
         sentences, question, word = _cloze(lines, known)
         text = "".join(each for each in sentences if _BLANK not in each) + question.partition(_BLANK)[0]
+        if not text:
+            raise Unusable(f"a word before {_BLANK} expected")
         room = of.room(answer)
-        return [{"text": text[-room:] if room else "", "answer": word, "metric": metric, "cut": len(text) > room}]
+        return [{"text": text[-room:], "answer": word, "metric": metric, "cut": len(text) > room}]
 
     turns = zip_longest(*(rows(metric, file) for metric, file in files.items()))
     return of.items((row for turn in turns for row in turn if row is not None), item)
@@ -290,7 +293,7 @@ def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
         choices, answer = _texts(row[1], "choice"), _text(row[1], "answer")
         if answer not in choices:
             raise Unusable(f"answer: one of choice expected, found {answer!r}")
-        room = of.room(question, max(choices, key=len))
+        room = of.room(template.format(question=question, choice=max(choices, key=len), passage=""))
         texts = [template.format(question=question, choice=each, passage=passage[:room]) for each in choices]
         return [{"texts": texts, "gold": choices.index(answer), "cut": len(passage) > room}]
 
@@ -307,7 +310,7 @@ def wplc(file: str, **source: Any) -> DatasetDict:
         if len(blanks) != 1 or not blanks[0].start():
             raise Unusable("masked_text: a text and one <mask> or more at its end expected")
         before, room = text[: blanks[0].start()], of.room(word)
-        return [{"text": before[-room:] if room else "", "word": word, "cut": len(before) > room}]
+        return [{"text": before[-room:], "word": word, "cut": len(before) > room}]
 
     return of.items(of.json_lines(file), item)
 
@@ -321,7 +324,7 @@ def _source(given: Mapping[str, Any]) -> Source:
 
 
 def _question(of: Source, document: str, question: str, answers: list[str], answer: int) -> Item:
-    room = of.room(question, answer)
+    room = of.room(_ASKING, question, answer)
     return {"document": document[:room], "question": question, "answers": answers, "cut": len(document) > room}
 
 

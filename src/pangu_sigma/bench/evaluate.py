@@ -1,0 +1,75 @@
+"""Bench of benchmarks: short multiple-choice items as lm-evaluation-harness asks them, together and one text after the other.
+
+An item is a question with four candidates after it. The peer is the same decoder with one lane: it reads each candidate after its
+question by itself, so nothing is computed together, and a question four times. It does a part of the items in a round; times are of
+an item. Weights are drawn, of `sigma_tiny`'s size, and the tokenizer is the real one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from lm_eval.api.instance import Instance
+
+from pangu_sigma.bench.decode import DrawnWeights
+from pangu_sigma.bench.harness import Row, compare, take_turns
+from pangu_sigma.bench.serve import drawn_config, real_tokenizer
+from pangu_sigma.evaluate.harness import HarnessModel
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.host_decoder import HostDecoder
+from pangu_sigma.rre.table import draw_tables
+
+_ITEMS, _ALONE, _CANDIDATES, _LANES, _ROUNDS = 1000, 50, 4, 16, 3
+_QUESTION = 48
+"""Characters of a question; a candidate has two."""
+
+
+def run(peers: bool) -> list[Row]:
+    """Rows of the bench. peers: has no effect, because the peer is this project's own decoder."""
+    return compare_items(_ITEMS, _ALONE, _ROUNDS)
+
+
+def compare_items(items: int, alone: int, rounds: int) -> list[Row]:
+    """Items a second of a model of `sigma_tiny`'s size, against the first `alone` of them one by one."""
+    with _models((_LANES, 1)) as (together, one_by_one):
+        asked = _asked(together, items)
+        some = asked[: alone * _CANDIDATES]
+        seconds = take_turns(
+            {
+                "ours": lambda: together.loglikelihood(asked, disable_tqdm=True),
+                "one by one": lambda: one_by_one.loglikelihood(some, disable_tqdm=True),
+            },
+            rounds,
+        )
+    seconds["one by one"] = [each * items / alone for each in seconds["one by one"]]
+    case = f"tiny, {items:,} items of {_CANDIDATES} candidates, {_QUESTION} + 2 characters, {_LANES} texts at a time"
+    return compare("evaluate", case, seconds, work=items, unit="items/s")
+
+
+@contextmanager
+def _models(lanes: tuple[int, ...]) -> Iterator[list[HarnessModel]]:
+    """The same drawn model for each number of lanes, as the harness asks it."""
+    config = drawn_config("tiny", "zh")
+    tokenizer = real_tokenizer(config)
+    experts = config.model.experts_per_domain
+    table = draw_tables(config.routing, config.model.rre_layers, len(config.domains), tokenizer.size, experts, None)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = DrawnWeights(config, Path(folder) / "weights.safetensors")
+        yield [HarnessModel(Engine(HostDecoder(config, tokenizer, table, weights, each)), "d0") for each in lanes]
+
+
+def _asked(model: HarnessModel, items: int) -> list[Instance]:
+    """Drawn text of Chinese characters that are one token each."""
+    rng, tokenizer = np.random.default_rng(0), model.tokenizer
+    common = [chr(code) for code in range(0x4E00, 0x9FA6) if len(tokenizer.encode(chr(code), model.domain)) == 1]
+    questions = rng.choice(common, (items, _QUESTION))
+    candidates = rng.choice(common, (items, _CANDIDATES, 2))
+    return [
+        Instance("loglikelihood", {}, ("".join(question), "".join(each)), number)
+        for question, four in zip(questions, candidates, strict=True)
+        for number, each in enumerate(four)
+    ]
