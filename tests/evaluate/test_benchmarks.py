@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import math
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +24,8 @@ from pangu_sigma.evaluate import benchmarks
 from pangu_sigma.evaluate.benchmarks import (
     OWN,
     TASKS,
-    Asked,
+    BenchmarkRequest,
+    OwnTask,
     figures_of,
     format_tasks,
     kept_beside,
@@ -29,6 +33,7 @@ from pangu_sigma.evaluate.benchmarks import (
 )
 from pangu_sigma.evaluate.harness import HarnessModel
 from pangu_sigma.evaluate.kept import Kept
+from pangu_sigma.evaluate.pass_at_k import CodeOptions
 from pangu_sigma.evaluate.task_result import TaskResult
 from pangu_sigma.generate.engine import Engine
 
@@ -56,8 +61,8 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def asked(data: Path, *tasks: str, **options: Any) -> Asked:
-    return Asked(tasks, str(data), "zh", **options)
+def asked(data: Path, *tasks: str, **options: Any) -> BenchmarkRequest:
+    return BenchmarkRequest(tasks, str(data), "zh", **options)
 
 
 def test_a_result_is_what_the_log_probabilities_say(tiny_run, data):
@@ -103,7 +108,7 @@ def test_a_group_counts_the_items_of_its_tasks(tiny_run, data, tmp_path, monkeyp
     assert found["both"] == TaskResult({"acc": found["ocnli"].metrics["acc"]}, n=10, skipped=2, truncated=2)
 
 
-def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data, monkeypatch):
+def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data, tmp_path, monkeypatch):
     calls: list[tuple[Any, ...]] = []
 
     def run(engine: Engine, domain: str, folder: Path, **options: Any) -> TaskResult:
@@ -111,11 +116,37 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
         return TaskResult({"bleu": 12.5}, n=3, skipped=0, truncated=0)
 
     monkeypatch.setitem(sys.modules, "own_benchmark", SimpleNamespace(run=run))
-    monkeypatch.setitem(OWN, "mine", "own_benchmark")
-    assert run_benchmarks(tiny_run, asked(data, "mine", limit=7)) == {"mine": TaskResult({"bleu": 12.5}, 3, 0, 0)}
-    assert calls == [(Engine, "zh", data / "mine", {"limit": 7})]
+    monkeypatch.setitem(OWN, "mine", OwnTask("own_benchmark", "code", ("samples_file", "jsonl"), runs_programs=True))
+    request = BenchmarkRequest(("mine",), str(data), limit=7, temperature=0.5, samples=3)
+    result = {"mine": TaskResult({"bleu": 12.5}, 3, 0, 0)}
+    assert run_benchmarks(tiny_run, request, beside=tmp_path / "all.json") == result
+    options = {
+        "limit": 7,
+        "temperature": 0.5,
+        "samples": 3,
+        "unsafe": False,
+        "samples_file": tmp_path / "all.mine.jsonl",
+    }
+    assert calls == [(Engine, "code", data / "mine", options)], "the first domain of its format"
+    assert run_benchmarks(tiny_run, asked(data, "mine")) == result
+    assert calls[1:] == [(Engine, "zh", data / "mine", {"limit": None, "samples": 1, "unsafe": False})]
     with pytest.raises(ConfigError, match="mine reads files; say with --data in which folder its folder mine is"):
-        run_benchmarks(tiny_run, Asked(("mine",), None, "zh"))
+        run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None))
+    monkeypatch.setitem(OWN, "mine", OwnTask("own_benchmark", "bilingual", ("translations", "txt")))
+    with pytest.raises(
+        ConfigError, match="mine asks a domain of format bilingual, and the model has none; say with --domain"
+    ):
+        run_benchmarks(tiny_run, BenchmarkRequest(("mine",), str(data)))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_each_of_them_takes_what_it_is_given(name):
+    task = OWN[name]
+    run = importlib.import_module(task.module).run
+    if task.runs_programs:
+        assert {task.file[0], "samples", "unsafe", "temperature"} <= {each.name for each in fields(CodeOptions)}
+    else:
+        assert {task.file[0], "temperature", "limit"} <= inspect.signature(run).parameters.keys()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +159,7 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_computed(tiny_run, data, options, error, message):
     with pytest.raises(error, match=message):
-        run_benchmarks(tiny_run, Asked(**{"data": str(data), "domain": "zh"} | options))
+        run_benchmarks(tiny_run, BenchmarkRequest(**{"data": str(data), "domain": "zh"} | options))
 
 
 @pytest.mark.slow  # the harness reads its thousands of tasks first

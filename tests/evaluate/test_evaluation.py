@@ -12,7 +12,7 @@ from helpers.edited import edit_config
 from helpers.tiny import STEPS
 
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.evaluate.benchmarks import Asked
+from pangu_sigma.evaluate.benchmarks import BenchmarkRequest
 from pangu_sigma.evaluate.evaluation import evaluate_with_tasks, format_evaluation
 from pangu_sigma.evaluate.run import evaluate_run
 from pangu_sigma.train.report import BENCHMARKS
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory) -> Asked:
+def asked(tmp_path_factory) -> BenchmarkRequest:
     folder = tmp_path_factory.mktemp("data")
     (folder / "ocnli").mkdir()
     rows = [{"sentence1": "今天天气", "sentence2": text, "label": "neutral"} for text in ("不错", "公园")]
     (folder / "ocnli" / "dev.json").write_text(json_lines(*rows, {"label": "-"}), encoding="utf-8")
-    return Asked(("ocnli",), str(folder), "zh")
+    return BenchmarkRequest(("ocnli",), str(folder), "zh")
 
 
 def test_a_run_keeps_benchmarks_for_its_report(tiny_run, asked, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.benchmark_files import json_lines
 
-from pangu_sigma.evaluate.benchmarks import TASKS, Asked, run_benchmarks
+from pangu_sigma.evaluate.benchmarks import TASKS, BenchmarkRequest, run_benchmarks
 from pangu_sigma.evaluate.lm_eval import with_tasks
 
 
@@ -29,7 +29,7 @@ def test_the_command_gives_the_numbers_of_evaluate(tiny_run, tmp_path):
     ]
     (tmp_path / "data" / "ocnli").mkdir(parents=True)
     (tmp_path / "data" / "ocnli" / "dev.json").write_text(json_lines(*rows), encoding="utf-8")
-    (expected,) = run_benchmarks(tiny_run, Asked(("ocnli",), str(tmp_path / "data"), "zh")).values()
+    (expected,) = run_benchmarks(tiny_run, BenchmarkRequest(("ocnli",), str(tmp_path / "data"), "zh")).values()
     command = [
         sys.executable,
         "-m",

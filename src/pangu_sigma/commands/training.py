@@ -76,13 +76,28 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--data", metavar="FOLDER", help="benchmarks' files are at FOLDER/TASK/ under their published names"
     )
-    command.add_argument("--domain", default="zh", help="which experts answer in benchmarks (default zh)")
+    command.add_argument(
+        "--domain",
+        help="which experts answer in benchmarks; default zh, for programs the first code domain, for translations the first "
+        "bilingual one, for dialogue the first one of plain text",
+    )
     command.add_argument("--limit", type=_at_least_one, metavar="N", help="the first N items of each benchmark only")
     command.add_argument(
         "--num-fewshot",
         type=_at_least_one,
         metavar="K",
         help="K examples before each item; default what the benchmark says",
+    )
+    command.add_argument(
+        "--samples", type=_at_least_one, default=1, metavar="N", help="programs for each problem of humaneval and mbpp"
+    )
+    command.add_argument(
+        "--temperature", type=float, metavar="T", help="of answers in humaneval, mbpp, translations and dialogue"
+    )
+    command.add_argument(
+        "--unsafe",
+        action="store_true",
+        help="run programs of a model where they cannot be isolated from this machine, too",
     )
 
     command = with_json(
@@ -186,11 +201,20 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _evaluate_tasks(options: argparse.Namespace) -> int:
     if options.against is not None or len(options.run) > 1:
         raise ConfigError("--tasks is for one run or export, without --against")
-    from pangu_sigma.evaluate.benchmarks import Asked
+    from pangu_sigma.evaluate.benchmarks import BenchmarkRequest
     from pangu_sigma.evaluate.evaluation import evaluate_with_tasks, format_evaluation
 
     tasks = tuple(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
-    asked = Asked(tasks, options.data, options.domain, options.limit, options.num_fewshot)
+    asked = BenchmarkRequest(
+        tasks,
+        options.data,
+        options.domain,
+        options.limit,
+        options.num_fewshot,
+        options.temperature,
+        options.samples,
+        options.unsafe,
+    )
     file = None if options.json in (None, "-") else Path(options.json)
     found = evaluate_with_tasks(options.run[0], asked, options.all, file)
     if file is not None:

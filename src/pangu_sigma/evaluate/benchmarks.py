@@ -11,60 +11,124 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.checkpoint.format import MANIFEST
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.config import ConfigError
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.kept import Kept
 from pangu_sigma.evaluate.task_result import TaskResult
+from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.exported import GRAPH_FILE
+from pangu_sigma.generate.text import open_engine
 from pangu_sigma.sealed import SEAL, fingerprint
+
+if TYPE_CHECKING:
+    from pangu_sigma.evaluate.harness import HarnessModel
 
 logger = logging.getLogger(__name__)
 
 TASKS = Path(__file__).parent / "tasks"
 """Folder of this project's tasks for lm-evaluation-harness: what its --include_path takes."""
 
-OWN: dict[str, str] = {}
-"""Benchmarks that the harness does not run, by name: the module with run(engine, domain, folder, limit=…) -> TaskResult."""
+CHINESE = "zh"
+"""The domain that answers unless another one is asked: nearly all of this project's benchmarks are Chinese."""
+
+LANES = 8
+"""Number of texts that are read at a time."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class OwnTask:
+    """A benchmark that the harness does not run.
+
+    module: has run(engine, domain, folder, limit=…, temperature=…, …) -> TaskResult. format: of the domain that answers if nobody
+    says which. file: the argument that is a file for people to read, and the end of its name. runs_programs: True if it takes
+    samples and unsafe, too.
+    """
+
+    module: str
+    format: str
+    file: tuple[str, str]
+    runs_programs: bool = False
+
+
+_PACKAGE = "pangu_sigma.evaluate"
+
+OWN: dict[str, OwnTask] = {
+    "humaneval": OwnTask(f"{_PACKAGE}.human_eval", "code", ("samples_file", "jsonl"), runs_programs=True),
+    "mbpp": OwnTask(f"{_PACKAGE}.mbpp", "code", ("samples_file", "jsonl"), runs_programs=True),
+    "translation_zh_en": OwnTask(f"{_PACKAGE}.translation", "bilingual", ("translations", "txt")),
+    "translation_en_zh": OwnTask(f"{_PACKAGE}.translation", "bilingual", ("translations", "txt")),
+    "dialogue": OwnTask(f"{_PACKAGE}.dialogue", "text", ("transcripts", "md")),
+}
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
     """What is asked of an evaluation.
 
-    tasks: names. data: the folder with a folder of files for each task. domain: which experts answer. limit: the most items of a
-    task, the first ones; None for all. shots: examples before each item, drawn from the other items; None for what the task says.
+    tasks: names. data: the folder with a folder of files for each task. domain: which experts answer; None for zh, and in tasks of
+    `OWN` for the first domain of their format. limit: the most items of a task, the first ones; None for all. shots: examples
+    before each item, drawn from the other items; None for what the task says. temperature: of the answers in tasks of `OWN`; None
+    for what each of them says. samples: programs for each problem. unsafe: True to run programs where they cannot be isolated too.
     """
 
     tasks: tuple[str, ...]
     data: str | None
-    domain: str
+    domain: str | None = None
     limit: int | None = None
     shots: int | None = None
+    temperature: float | None = None
+    samples: int = 1
+    unsafe: bool = False
+
+    def domain_of(self, name: str, config: Config) -> str:
+        """The domain that answers in a task. Raises ConfigError if the model has none of the format."""
+        if self.domain is not None:
+            return self.domain
+        if name not in OWN:
+            return CHINESE
+        wanted = OWN[name].format
+        found = next((domain.name for domain in config.domains if domain.format == wanted), None)
+        if found is None:
+            raise ConfigError(
+                f"{name} asks a domain of format {wanted}, and the model has none; say with --domain which answers"
+            )
+        return found
+
+    def folder_of(self, name: str) -> Path:
+        """The folder of a task's files. Raises ConfigError if none was given."""
+        if self.data is None:
+            raise ConfigError(f"{name} reads files; say with --data in which folder its folder {name} is")
+        return Path(self.data) / name
 
 
-def run_benchmarks(model: Path, asked: Asked, kept: Kept | None = None) -> dict[str, TaskResult]:
+def run_benchmarks(
+    model: Path, asked: BenchmarkRequest, kept: Kept | None = None, beside: Path | None = None
+) -> dict[str, TaskResult]:
     """The results of each task, of a run's newest checkpoint or of an export; a group of tasks has one for each of them, too.
+
+    beside: the file of the result; what people can read of a task of `OWN` is written beside it.
 
     Raises ConfigError for a task that is not known and a domain that the model has not, and DataError, before anything is computed,
     for files that are missing or of another format.
     """
-    from pangu_sigma.evaluate.harness import HarnessModel
-
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    logging.getLogger("lm_eval.api.task").addFilter(_is_no_advice)
-    lm = HarnessModel(str(model), asked.domain, batch_size="auto")
-    lm.kept = kept
-    manager, loaded = _load(asked, lm.max_length + 1)
+    others = [name for name in asked.tasks if name not in OWN]
+    lm = _harness_model(model, asked, kept) if others else None
+    engine = open_engine(model, lanes=LANES) if lm is None else lm.engine
+    manager, loaded = _load(others, asked, engine.decoder.config.model.seq_length) if others else (None, {})
+    for name in OWN.keys() & asked.tasks:
+        asked.folder_of(name)
+        asked.domain_of(name, engine.decoder.config)
     results: dict[str, TaskResult] = {}
     for name in asked.tasks:
         done = kept.get(f"task {name}") if kept else None
         if done is None:
             logger.info("%s", name)
-            found = _run_own(lm.engine, name, asked) if name in OWN else _run_harness(lm, manager, loaded[name], asked)
+            own = name in OWN
+            found = _run_own(engine, name, asked, beside) if own else _run_harness(lm, manager, loaded[name], asked)
             done = {each: asdict(result) for each, result in found.items()}
             if kept:
                 kept.put(f"task {name}", done)
@@ -72,7 +136,17 @@ def run_benchmarks(model: Path, asked: Asked, kept: Kept | None = None) -> dict[
     return results
 
 
-def kept_beside(file: Path, model: Path, asked: Asked) -> Kept:
+def _harness_model(model: Path, asked: BenchmarkRequest, kept: Kept | None) -> HarnessModel:
+    from pangu_sigma.evaluate.harness import HarnessModel
+
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    logging.getLogger("lm_eval.api.task").addFilter(_is_no_advice)
+    found = HarnessModel(str(model), asked.domain or CHINESE, batch_size=LANES)
+    found.kept = kept
+    return found
+
+
+def kept_beside(file: Path, model: Path, asked: BenchmarkRequest) -> Kept:
     """What an evaluation of before, of the same model and options, has kept beside its result."""
     sealed = model / SEAL if (model / GRAPH_FILE).exists() else (RunFolder.open(model).latest or model) / MANIFEST
     of = asdict(asked) | {"tasks": list(asked.tasks), "model": fingerprint(sealed)["xxh3_128"]}
@@ -105,11 +179,10 @@ def _is_no_advice(record: logging.LogRecord) -> bool:
     return "Custom kwargs can be passed" not in record.getMessage()
 
 
-def _load(asked: Asked, seq_length: int) -> tuple[Any, dict[str, Any]]:
-    """The harness's manager of tasks, and the tasks with their data by the names that were asked for."""
+def _load(names: list[str], asked: BenchmarkRequest, seq_length: int) -> tuple[Any, dict[str, Any]]:
+    """The harness's manager of tasks, and the tasks with their data by their names."""
     from lm_eval.tasks import TaskManager
 
-    names = [name for name in asked.tasks if name not in OWN]
     ours = {file.stem for file in TASKS.glob("*.yaml")} | {"pangu_alpha"}
     metadata = {"data": asked.data, "seq_length": seq_length}
     manager = TaskManager(include_path=str(TASKS), include_defaults=not ours >= set(names), metadata=metadata)
@@ -133,14 +206,22 @@ def _load(asked: Asked, seq_length: int) -> tuple[Any, dict[str, Any]]:
     return manager, loaded
 
 
-def _run_own(engine: Any, name: str, asked: Asked) -> dict[str, TaskResult]:
-    if asked.data is None:
-        raise ConfigError(f"{name} reads files; say with --data in which folder its folder {name} is")
-    run = importlib.import_module(OWN[name]).run
-    return {name: run(engine, asked.domain, Path(asked.data) / name, limit=asked.limit)}
+def _run_own(engine: Engine, name: str, asked: BenchmarkRequest, beside: Path | None) -> dict[str, TaskResult]:
+    task = OWN[name]
+    options: dict[str, Any] = {} if asked.temperature is None else {"temperature": asked.temperature}
+    if task.runs_programs:
+        options |= {"samples": asked.samples, "unsafe": asked.unsafe}
+    if beside is not None:
+        argument, end = task.file
+        options[argument] = beside.with_name(f"{beside.stem}.{name}.{end}")
+        logger.info("%s: the answers will be in %s", name, options[argument])
+    domain = asked.domain_of(name, engine.decoder.config)
+    logger.info("%s: domain %s answers", name, domain)
+    run = importlib.import_module(task.module).run
+    return {name: run(engine, domain, asked.folder_of(name), limit=asked.limit, **options)}
 
 
-def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], asked: Asked) -> dict[str, TaskResult]:
+def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], asked: BenchmarkRequest) -> dict[str, TaskResult]:
     from lm_eval.evaluator import simple_evaluate
 
     found = simple_evaluate(

@@ -10,7 +10,7 @@ from typing import Any
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.benchmarks import Asked, figures_of, format_tasks, kept_beside, run_benchmarks
+from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, figures_of, format_tasks, kept_beside, run_benchmarks
 from pangu_sigma.evaluate.kept import Kept
 from pangu_sigma.evaluate.run import evaluate_run, format_losses
 from pangu_sigma.generate.exported import GRAPH_FILE
@@ -20,7 +20,9 @@ from pangu_sigma.train.report import BENCHMARKS, write_report
 logger = logging.getLogger(__name__)
 
 
-def evaluate_with_tasks(model: Path, asked: Asked, all: bool = False, file: Path | None = None) -> dict[str, Any]:
+def evaluate_with_tasks(
+    model: Path, asked: BenchmarkRequest, all: bool = False, file: Path | None = None
+) -> dict[str, Any]:
     """{"domains": `evaluate_run`'s losses, "tasks": {name: {metric: value, …, "n", "skipped", "truncated"}}} of a run or an export.
 
     all: True for the losses of all held-out text. file: where the result will be; what is done is kept beside it until then. Where
@@ -28,7 +30,7 @@ def evaluate_with_tasks(model: Path, asked: Asked, all: bool = False, file: Path
     Raises as `run_benchmarks`.
     """
     kept = kept_beside(file, model, asked) if file is not None else None
-    tasks = figures_of(run_benchmarks(model, asked, kept))
+    tasks = figures_of(run_benchmarks(model, asked, kept, file))
     found = {"domains": _losses(model, all, kept), "tasks": tasks}
     if not (model / GRAPH_FILE).exists():
         _note_in_run(model, asked, tasks)
@@ -57,7 +59,7 @@ def _losses(model: Path, all: bool, kept: Kept | None) -> dict[str, Any]:
     return losses
 
 
-def _note_in_run(run: Path, asked: Asked, tasks: dict[str, Any]) -> None:
+def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any]) -> None:
     """Keep the figures in the run folder, and write its report anew if it has logged steps."""
     latest = RunFolder.open(run).latest
     of = {"domain": asked.domain, "step": int(latest.name.removeprefix("step_")) if latest else None}
