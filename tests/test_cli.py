@@ -175,6 +175,7 @@ COMMANDS = [
         "extract",
         "convert",
         "train",
+        "finetune",
         "evaluate",
         "report",
         "launch",

@@ -55,7 +55,6 @@ def add_commands(commands: Any) -> None:
             _evaluate,
             "held-out loss of each domain, or its difference between runs on the same tokens; benchmarks",
             "runs/sigma_tiny --all",
-            "runs/sigma_tiny --json losses.json",
             "runs/sigma_tiny --tasks ocnli,cmrc2018 --data benchmarks --json results.json",
             "runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all",
         )

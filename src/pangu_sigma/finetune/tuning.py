@@ -77,7 +77,10 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
         if begins:
             _make_run(into, parent, config, training, dev, quarantine)
     with one_writer(into, lock):
-        run, file = _take_up(into, config, parent.run.path, _data_hash(training, dev)), into / TUNING_FOLDER / RESULT
+        run, file = (
+            _take_up(into, config, parent.run.path.absolute(), _data_hash(training, dev)),
+            into / TUNING_FOLDER / RESULT,
+        )
         logger.info("%s", learns_text(*_learns(config)))
         if not file.exists():
             tuner = _train(run, training, dev)
@@ -159,7 +162,7 @@ def _receipt(parent: Trained, config: Config, training: TaskFile, dev: TaskFile 
     fates = {each.name: "as it was" for each in config.domains} if config.finetune.learn == "experts" else {}
     return Receipt(
         kind="finetune",
-        parent=str(parent.run.path),
+        parent=str(parent.run.path.absolute()),
         layout="run",
         parent_step=parent.checkpoint.step,
         parent_hash=parent.hash,

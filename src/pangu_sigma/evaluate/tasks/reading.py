@@ -32,15 +32,15 @@ _SHOWN = 5
 """Skipped lines of which the log tells what is wrong; all of them are in the split "skipped"."""
 
 Item = dict[str, Any]
-Rows = Iterator[tuple[str, Any]]
-"""What may become items, each after where it stands in its file; an `Unusable` where it could not be read."""
+ItemRows = Iterator[tuple[str, Any]]
+"""What may become items, each after where it stands in its file; a `NoItem` where it could not be read."""
 
 
-class Unusable(ValueError):
+class NoItem(ValueError):
     """A line or an entry that is no item; the message says what was expected."""
 
 
-class Source(NamedTuple):
+class TaskFiles(NamedTuple):
     """Where a task's files are. published: the page that has them, and their format."""
 
     data: str | None
@@ -67,7 +67,7 @@ class Source(NamedTuple):
         least one."""
         return max(1, self.seq_length - 2 - sum(o if isinstance(o, int) else len(o) for o in others))
 
-    def json_lines(self, file: str) -> Rows:
+    def json_lines(self, file: str) -> ItemRows:
         """The objects of a file that has one a line."""
         for number, line in enumerate(self.path(file).read_bytes().split(b"\n"), 1):
             if line.strip():
@@ -83,15 +83,15 @@ class Source(NamedTuple):
                 f"{path} is no JSON in UTF-8: {error}; expected is the file of {self.published}"
             ) from error
 
-    def items(self, rows: Rows, item: Callable[[Any], Iterable[Item]]) -> DatasetDict:
+    def items(self, rows: ItemRows, item: Callable[[Any], Iterable[Item]]) -> DatasetDict:
         """The items of all rows, and the rows that have none. Raises ValueError if no row has one."""
         found, skipped = list[Item](), list[dict[str, str]]()
         for where, row in rows:
             try:
-                if isinstance(row, Unusable):
+                if isinstance(row, NoItem):
                     raise row
                 found += item(row)
-            except Unusable as reason:
+            except NoItem as reason:
                 skipped.append({"where": where, "why": str(reason)})
         shown = "; ".join(f"{each['where']}: {each['why']}" for each in skipped[:_SHOWN])
         if not found:
@@ -126,14 +126,14 @@ def labelled(
     name of a file that has them. cut: the field that is cut if the text is too long. candidates: number of labels to choose from;
     the true one, and those whose SHA-256 with the text is smallest, so that each item has its own draw, the same everywhere.
     """
-    of = _source(source)
+    of = _task_files(source)
     words = dict(_labels(of, labels)) if isinstance(labels, str) else dict(labels)
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name and name != "label"]
 
     def item(row: Any) -> list[Item]:
         label = _text(row, "label")
         if label not in words:
-            raise Unusable(f"label: one of {', '.join(list(words)[:20])} expected, found {label!r}")
+            raise NoItem(f"label: one of {', '.join(list(words)[:20])} expected, found {label!r}")
         values = {
             name: _text(row.get("target") if name not in row and "target" in row else row, name) for name in fields
         }
@@ -150,13 +150,13 @@ def labelled(
 
 def squad(file: str, answer: int, **source: Any) -> DatasetDict:
     """Questions on paragraphs, as SQuAD has them: CMRC2018, DRCD. answer: the most tokens of an answer."""
-    of = _source(source)
+    of = _task_files(source)
 
-    def rows() -> Rows:
+    def rows() -> ItemRows:
         for article_at, article in _each(of.json_file(file), "data", file):
             for paragraph_at, paragraph in _each(article, "paragraphs", article_at):
                 for at, question in _each(paragraph, "qas", paragraph_at):
-                    yield at, question if isinstance(question, Unusable) else (paragraph, question)
+                    yield at, question if isinstance(question, NoItem) else (paragraph, question)
 
     def item(row: Any) -> list[Item]:
         document, question = _text(row[0], "context"), _text(row[1], "question")
@@ -168,7 +168,7 @@ def squad(file: str, answer: int, **source: Any) -> DatasetDict:
 
 def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
     """Questions of a search engine. What is read is the first document that a person selected, its paragraphs together."""
-    of = _source(source)
+    of = _task_files(source)
 
     def item(row: Any) -> list[Item]:
         question, answers = _text(row, "question"), _texts(row, "answers")
@@ -176,7 +176,7 @@ def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
             each for each in _list(row, "documents") if isinstance(each, dict) and each.get("is_selected") is True
         ]
         if not selected:
-            raise Unusable("documents: one of them with is_selected true expected")
+            raise NoItem("documents: one of them with is_selected true expected")
         document = "".join(_texts(selected[0], "paragraphs"))
         return [_question(of, document, question, answers, answer)]
 
@@ -185,7 +185,7 @@ def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
 
 def webqa(file: str, **source: Any) -> DatasetDict:
     """Questions without a text: WebQA. The answers are those of all evidences that have one."""
-    of = _source(source)
+    of = _task_files(source)
     tree = of.json_file(file)
     if not isinstance(tree, dict):
         raise ValueError(f"{of.path(file)}: an object of questions expected, found {_shown(tree)}")
@@ -193,11 +193,11 @@ def webqa(file: str, **source: Any) -> DatasetDict:
     def item(row: Any) -> list[Item]:
         question, evidences = _text(row, "question"), _field(row, "evidences")
         if not isinstance(evidences, dict):
-            raise Unusable(f"evidences: an object expected, found {_shown(evidences)}")
+            raise NoItem(f"evidences: an object expected, found {_shown(evidences)}")
         told = chain.from_iterable(_texts(each, "answer") for each in evidences.values())
         answers = list(dict.fromkeys(each for each in told if each != "no_answer"))
         if not answers:
-            raise Unusable("evidences: an answer in one of them expected, all have no_answer")
+            raise NoItem("evidences: an answer in one of them expected, all have no_answer")
         return [{"question": question, "answers": answers, "cut": False}]
 
     return of.items(((f"{file}: {key}", row) for key, row in tree.items()), item)
@@ -209,10 +209,10 @@ def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **s
     files: by the name of the metric; they take turns, so that the first items are of all of them. answers: the file of the answers,
     where they do not stand with the questions. Words are cut apart by blanks in these files; the blanks are taken out.
     """
-    of = _source(source)
+    of = _task_files(source)
     known = dict(_answers(of, answers)) if answers else None
 
-    def rows(metric: str, file: str) -> Rows:
+    def rows(metric: str, file: str) -> ItemRows:
         for where, lines in _passages(of.path(file), file):
             yield where, (metric, lines)
 
@@ -221,7 +221,7 @@ def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **s
         sentences, question, word = _cloze(lines, known)
         text = "".join(each for each in sentences if _BLANK not in each) + question.partition(_BLANK)[0]
         if not text:
-            raise Unusable(f"a word before {_BLANK} expected")
+            raise NoItem(f"a word before {_BLANK} expected")
         room = of.room(answer)
         return [{"text": text[-room:], "answer": word, "metric": metric, "cut": len(text) > room}]
 
@@ -231,7 +231,7 @@ def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **s
 
 def chid(file: str, answers: str, **source: Any) -> DatasetDict:
     """An idiom left out of a passage, and ten candidates: ChID as CLUE has it. Other blanks of a passage are taken out."""
-    of = _source(source)
+    of = _task_files(source)
     known = of.json_file(answers)
 
     def item(row: Any) -> list[Item]:
@@ -241,13 +241,13 @@ def chid(file: str, answers: str, **source: Any) -> DatasetDict:
             for blank in _IDIOM.finditer(passage):
                 gold = known.get(blank[0]) if isinstance(known, dict) else None
                 if not isinstance(gold, int) or not 0 <= gold < len(candidates):
-                    raise Unusable(
+                    raise NoItem(
                         f"{blank[0]}: a number below {len(candidates)} in {answers} expected, found {_shown(gold)}"
                     )
                 sides = (_IDIOM.sub("", passage[: blank.start()]), _IDIOM.sub("", passage[blank.end() :]))
                 found.append(_filled(of, *sides, candidates, gold))
         if not found:
-            raise Unusable("content: a passage with a blank such as #idiom000378# expected")
+            raise NoItem("content: a passage with a blank such as #idiom000378# expected")
         return found
 
     return of.items(of.json_lines(file), item)
@@ -255,7 +255,7 @@ def chid(file: str, answers: str, **source: Any) -> DatasetDict:
 
 def sentence_cloze(file: str, before: int, after: int, **source: Any) -> DatasetDict:
     """A sentence left out of a passage: CMRC2019, an item for each blank. before, after: the most characters around it."""
-    of = _source(source)
+    of = _task_files(source)
 
     def item(row: Any) -> list[Item]:
         passage, choices, answers = _text(row, "context"), _texts(row, "choices"), _list(row, "answers")
@@ -263,9 +263,9 @@ def sentence_cloze(file: str, before: int, after: int, **source: Any) -> Dataset
         for number, gold in enumerate(answers, 1):
             left, blank, right = passage.partition(f"[BLANK{number}]")
             if not blank:
-                raise Unusable(f"context: [BLANK{number}] expected, because answers has {len(answers)}")
+                raise NoItem(f"context: [BLANK{number}] expected, because answers has {len(answers)}")
             if not isinstance(gold, int) or not 0 <= gold < len(choices):
-                raise Unusable(f"answers: numbers below {len(choices)} expected, found {_shown(gold)}")
+                raise NoItem(f"answers: numbers below {len(choices)} expected, found {_shown(gold)}")
             left, right = (re.sub(r"\[BLANK\d+\]", "", side) for side in (left[-before:], right[:after]))
             found.append(_filled(of, left, right, choices, gold))
         return found
@@ -275,24 +275,24 @@ def sentence_cloze(file: str, before: int, after: int, **source: Any) -> Dataset
 
 def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
     """Questions on dialogues and other passages, each with candidates: C3. Its files are lists in lists."""
-    of = _source(source)
+    of = _task_files(source)
 
-    def rows() -> Rows:
+    def rows() -> ItemRows:
         for file in files:
             tree = of.json_file(file)
             for at, entry in _each({"": tree}, "", file):
                 if not isinstance(entry, list) or len(entry) < 2:
-                    yield at, Unusable(f"[passage, questions, id] expected, found {_shown(entry)}")
+                    yield at, NoItem(f"[passage, questions, id] expected, found {_shown(entry)}")
                     continue
                 passage, questions = entry[:2]
                 for where, question in _each({"questions": questions}, "questions", at):
-                    yield where, question if isinstance(question, Unusable) else (passage, question)
+                    yield where, question if isinstance(question, NoItem) else (passage, question)
 
     def item(row: Any) -> list[Item]:
         passage, question = "".join(_texts({"passage": row[0]}, "passage")), _text(row[1], "question")
         choices, answer = _texts(row[1], "choice"), _text(row[1], "answer")
         if answer not in choices:
-            raise Unusable(f"answer: one of choice expected, found {answer!r}")
+            raise NoItem(f"answer: one of choice expected, found {answer!r}")
         room = of.room(template.format(question=question, choice=max(choices, key=len), passage=""))
         texts = [template.format(question=question, choice=each, passage=passage[:room]) for each in choices]
         return [{"texts": texts, "gold": choices.index(answer), "cut": len(passage) > room}]
@@ -302,33 +302,33 @@ def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
 
 def wplc(file: str, **source: Any) -> DatasetDict:
     """The last word of a passage: Chinese WPLC. What stands after the word, a full stop, is not read."""
-    of = _source(source)
+    of = _task_files(source)
 
     def item(row: Any) -> list[Item]:
         text, word = _text(row, "masked_text"), _text(row, "correct_word")
         blanks = list(_MASK.finditer(text))
         if len(blanks) != 1 or not blanks[0].start():
-            raise Unusable("masked_text: a text and one <mask> or more at its end expected")
+            raise NoItem("masked_text: a text and one <mask> or more at its end expected")
         before, room = text[: blanks[0].start()], of.room(word)
         return [{"text": before[-room:], "word": word, "cut": len(before) > room}]
 
     return of.items(of.json_lines(file), item)
 
 
-def _source(given: Mapping[str, Any]) -> Source:
+def _task_files(given: Mapping[str, Any]) -> TaskFiles:
     """The source among what the harness gives: all metadata, and arguments of the model."""
     length = given.get("seq_length", 1024)
     if not isinstance(length, int) or length < 1:
         raise ValueError(f"seq_length={length!r} among the metadata is not allowed: a number of tokens, 1 or more")
-    return Source(given.get("data"), given["folder"], given["published"], length)
+    return TaskFiles(given.get("data"), given["folder"], given["published"], length)
 
 
-def _question(of: Source, document: str, question: str, answers: list[str], answer: int) -> Item:
+def _question(of: TaskFiles, document: str, question: str, answers: list[str], answer: int) -> Item:
     room = of.room(_ASKING, question, answer)
     return {"document": document[:room], "question": question, "answers": answers, "cut": len(document) > room}
 
 
-def _filled(of: Source, left: str, right: str, choices: Sequence[str], gold: int) -> Item:
+def _filled(of: TaskFiles, left: str, right: str, choices: Sequence[str], gold: int) -> Item:
     """A passage with each candidate; if it is too long, three fifths of the room are for what stands before."""
     room = of.room(max(choices, key=len))
     cut = len(left) + len(right) > room
@@ -349,15 +349,15 @@ def _drawn(labels: list[str], label: str, text: str, candidates: int | None) -> 
     return sorted([label, *others[: candidates - 1]], key=labels.index)
 
 
-def _labels(of: Source, file: str) -> Iterator[tuple[str, str]]:
+def _labels(of: TaskFiles, file: str) -> Iterator[tuple[str, str]]:
     for where, row in of.json_lines(file):
         try:
             yield _text(row, "label"), _text(row, "label_des")
-        except Unusable as reason:
+        except NoItem as reason:
             raise ValueError(f"{of.path(file).parent / where}: {reason}") from reason
 
 
-def _answers(of: Source, file: str) -> Iterator[tuple[str, str]]:
+def _answers(of: TaskFiles, file: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(of.path(file).read_text(encoding="utf-8-sig").splitlines(), 1):
         name, bars, answer = (each.strip() for each in line.partition("|||"))
         if not (name and bars and answer):
@@ -386,28 +386,28 @@ def _cloze(lines: list[list[str]], known: Mapping[str, str] | None) -> tuple[lis
     *sentences, last = lines
     expected = 2 if known is not None else 3
     if any(len(each) != 2 for each in sentences) or len(last) != expected:
-        raise Unusable(f"lines of a number ||| a sentence, then one of {expected} parts, the question, expected")
+        raise NoItem(f"lines of a number ||| a sentence, then one of {expected} parts, the question, expected")
     if any("\ufffd" in each for line in lines for each in line):
-        raise Unusable("text in UTF-8 expected")
+        raise NoItem("text in UTF-8 expected")
     name, question = last[:2]
     word = known.get(name, "") if known is not None else last[2]
     if question.count(_BLANK) != 1:
-        raise Unusable(f"{_BLANK} once in the question expected, found {question.count(_BLANK)} of them")
+        raise NoItem(f"{_BLANK} once in the question expected, found {question.count(_BLANK)} of them")
     if not word:
-        raise Unusable(f"an answer of {name} expected")
+        raise NoItem(f"an answer of {name} expected")
     return [each[1] for each in sentences], question, word
 
 
-def _each(parent: Any, key: str, at: str) -> Rows:
-    """The entries of a list in an object, or one `Unusable` if it has no such list."""
-    if isinstance(parent, Unusable):
+def _each(parent: Any, key: str, at: str) -> ItemRows:
+    """The entries of a list in an object, or one `NoItem` if it has no such list."""
+    if isinstance(parent, NoItem):
         yield at, parent
         return
     children = parent.get(key) if isinstance(parent, dict) else None
     if not isinstance(children, list):
         yield (
             at,
-            Unusable(f"a list{f' {key}' if key else ''} expected, found {_shown(children if children else parent)}"),
+            NoItem(f"a list{f' {key}' if key else ''} expected, found {_shown(children if children else parent)}"),
         )
         return
     for number, child in enumerate(children):
@@ -418,17 +418,17 @@ def _parsed(line: bytes) -> Any:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        return Unusable("text in UTF-8 expected")
+        return NoItem("text in UTF-8 expected")
     except ValueError as error:
-        return Unusable(f"a JSON object expected, found {_shown(line.decode('utf-8-sig').strip())} ({error})")
-    return row if isinstance(row, dict) else Unusable(f"a JSON object expected, found {_shown(row)}")
+        return NoItem(f"a JSON object expected, found {_shown(line.decode('utf-8-sig').strip())} ({error})")
+    return row if isinstance(row, dict) else NoItem(f"a JSON object expected, found {_shown(row)}")
 
 
 def _field(row: Any, key: str) -> Any:
     if not isinstance(row, dict):
-        raise Unusable(f"an object with {key} expected, found {_shown(row)}")
+        raise NoItem(f"an object with {key} expected, found {_shown(row)}")
     if key not in row:
-        raise Unusable(f"{key} expected, and not there")
+        raise NoItem(f"{key} expected, and not there")
     return row[key]
 
 
@@ -438,14 +438,14 @@ def _text(row: Any, key: str) -> str:
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
         value = ",".join(value)
     if not isinstance(value, str) or not value.strip():
-        raise Unusable(f"{key}: text expected, found {_shown(value)}")
+        raise NoItem(f"{key}: text expected, found {_shown(value)}")
     return value
 
 
 def _list(row: Any, key: str) -> list[Any]:
     value = _field(row, key)
     if not isinstance(value, list) or not value:
-        raise Unusable(f"{key}: a list that is not empty expected, found {_shown(value)}")
+        raise NoItem(f"{key}: a list that is not empty expected, found {_shown(value)}")
     return value
 
 
@@ -453,7 +453,7 @@ def _texts(row: Any, key: str) -> list[str]:
     found = _list(row, key)
     for each in found:
         if not isinstance(each, str):
-            raise Unusable(f"{key}: a list of texts expected, found {_shown(each)} in it")
+            raise NoItem(f"{key}: a list of texts expected, found {_shown(each)} in it")
     return found
 
 
