@@ -1,4 +1,4 @@
-"""Examples of a task in three parts, of which none repeats another, nor the text of pre-training.
+"""Examples of a task in parts, of which none repeats an earlier one, nor, the first aside, the text of pre-training.
 
 Texts are compared by their words: case, punctuation, blanks and the marks of access keys (&File, _File) do not count, and a Chinese
 character is a word. A message stands in a text if its words do, one after another.
@@ -76,28 +76,29 @@ def words_of(text: str) -> Words:
     return tuple(_WORDS.findall(text.replace("&", "").replace("_", "").casefold()))
 
 
-def hold_apart(tuning: Part, dev: Part, test: Part, pretraining: Iterable[str], most: dict[str, int]) -> None:
-    """Leave out of each part what is there twice, and of dev and test each message that stands in an earlier part or in pre-training.
+def hold_apart(parts: Sequence[Part], pretraining: Iterable[str], most: Sequence[int]) -> None:
+    """Leave out what a part has twice, and of all but the first part what stands in an earlier part or in pre-training.
 
-    A prompt of dev or test that is one of an earlier part, word by word, is left out too. pretraining: its texts.
-    most: the most examples of "tuning", "dev" and "test" that are kept, drawn with a fixed seed. What is left out is counted.
+    Out goes an example whose message stands in a text of pre-training, or in a prompt or response of an earlier part, and one
+    whose prompt is one of an earlier part, word by word. pretraining: its texts. most: the number of examples of each part that are
+    kept at most, drawn with a fixed seed. What is left out is counted.
     """
-    for each in (tuning, dev, test):
+    for each in parts:
         _keep_once(each)
-    later = [example for each in (dev, test) for example in each.examples]
-    seen = Occurrences(words_of(example.message) for example in later)
-    for text in tqdm(pretraining, desc="looks for messages of dev and test", unit="text", disable=None):
+    seen = Occurrences(words_of(example.message) for each in parts[1:] for example in each.examples)
+    for text in tqdm(pretraining, desc="messages in pre-training", unit="text", disable=None):
         seen.look_into(text)
-    for each in (dev, test):
-        _leave_out(each, "stands in pre-training", seen.found, set())
     earlier: list[Example] = []
-    for each, name in ((tuning, "tuning"), (dev, "dev"), (test, "test")):
-        own = Occurrences(words_of(example.message) for example in each.examples)
-        for example in earlier:
-            own.look_into(example.prompt)
-            own.look_into(example.response)
-        _leave_out(each, "stands in tuning or dev", own.found, {words_of(example.prompt) for example in earlier})
-        _draw(each, most[name])
+    for each, wanted in zip(parts, most, strict=True):
+        if earlier:
+            _leave_out(each, "in the text of pre-training", seen.found, set())
+            own = Occurrences(words_of(example.message) for example in each.examples)
+            for example in earlier:
+                own.look_into(example.prompt)
+                own.look_into(example.response)
+            prompts = {words_of(example.prompt) for example in earlier}
+            _leave_out(each, "in an earlier part", own.found, prompts)
+        _draw(each, wanted)
         earlier += each.examples
 
 

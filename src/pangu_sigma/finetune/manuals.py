@@ -154,7 +154,19 @@ def _text_of(line: str) -> str | None:
     """The text of a line of the section NAME, escapes and macros taken out; None for what is not understood."""
     if line.startswith((".", "'")):
         macro, _, rest = line[1:].strip().partition(" ")
-        if macro.startswith(('\\"', "\\#")) or macro in ("", "ad", "nh", "hy", "IX", "PP", "br", "ie", "el", "if", "ds"):
+        if macro.startswith(('\\"', "\\#")) or macro in (
+            "",
+            "ad",
+            "nh",
+            "hy",
+            "IX",
+            "PP",
+            "br",
+            "ie",
+            "el",
+            "if",
+            "ds",
+        ):
             return ""
         if macro == "Nm":
             rest = rest.replace(" ,", ",")

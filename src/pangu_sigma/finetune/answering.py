@@ -1,0 +1,99 @@
+"""What a model answers to the test file of a task, and what its answers are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import load_config
+from pangu_sigma.data.documents import Rejected, read_lines
+from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.metrics import bleu, chrf, exact_match, f1
+from pangu_sigma.finetune.talks import Talk, parse_talk
+from pangu_sigma.generate.text import generate, open_engine
+from pangu_sigma.sealed import write_atomically
+from pangu_sigma.serve.chat_template import ChatTemplate
+
+LANES = 32
+"""Texts that are written at a time; it changes no answer."""
+
+Metric = Callable[[Sequence[str], Sequence[str], str], float]
+
+METRICS: Mapping[str, Metric] = {
+    "bleu": bleu,
+    "chrf": lambda answers, wanted, _: chrf(answers, wanted),
+    "exact_match": lambda answers, wanted, _: 100 * _mean(exact_match, answers, wanted),
+    "f1": lambda answers, wanted, _: 100 * _mean(f1, answers, wanted),
+}
+"""Metrics by name, each from 0 to 100; they take answers, the right ones, and the language of these."""
+
+
+def answer_test(model: Path, tuned: Path, test: Path, kept: Path, max_new_tokens: int = 64) -> dict[str, Any]:
+    """Ask a model all prompts of a test file as the tuned run `tuned` is asked, and score the greedy answers.
+
+    model: that run, or its parent, which answers in the same template. kept: a JSON file for answers and scores; what it has is not
+    asked again. Returns {"scores": metric by name, "n": items, "skipped": lines that cannot be used, "unfinished": answers that
+    did not end, "answers": texts}. Raises DataError for a file without a line that can be used.
+    """
+    if kept.exists():
+        return json.loads(kept.read_bytes())
+    config = load_config(tuned / CONFIG_FILE)
+    if config.finetune is None:
+        raise ConfigError(f"{tuned} is a run that is not tuned to a task")
+    talks, skipped = _talks(test, config)
+    prompts, stop = [], ()
+    for talk in talks:
+        template = ChatTemplate.of(domains_of(config).named(talk.domain), config.chat)
+        prompts.append((talk.domain, template.prompt(talk.messages[:-1])))
+        stop = template.stop
+    found = generate(open_engine(model, lanes=LANES), prompts, max_new_tokens, stop=stop)
+    answers, wanted = [each.text.strip() for each in found], [talk.messages[-1][1] for talk in talks]
+    result = {
+        "scores": score(answers, wanted, config.finetune.metric, language_of(config)),
+        "n": len(answers),
+        "skipped": skipped,
+        "unfinished": sum(not each.finished for each in found),
+        "answers": answers,
+    }
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(kept, f"{json.dumps(result, ensure_ascii=False, indent=1)}\n".encode())
+    return result
+
+
+def score(answers: Sequence[str], wanted: Sequence[str], metric: str, language: str) -> dict[str, float]:
+    """The values of metrics, from 0 to 100. metric: their names, with + between them. Raises ConfigError for an unknown one."""
+    names = metric.split("+")
+    if unknown := [name for name in names if name not in METRICS]:
+        raise ConfigError(f"finetune.metric={metric}: {unknown[0]} is not known here; known: {', '.join(METRICS)}")
+    return {name: METRICS[name](answers, wanted, language) for name in names}
+
+
+def language_of(config: Config) -> str:
+    """The language of a task's answers: where it translates to, else that of its domain."""
+    assert config.finetune is not None
+    task = config.finetune.task
+    if task.startswith("translation_"):
+        return task.rpartition("_")[2]
+    return domains_of(config).named(config.finetune.domain).language
+
+
+def _talks(test: Path, config: Config) -> tuple[list[Talk], int]:
+    """The conversations of a file, and the number of lines that are none."""
+    assert config.finetune is not None
+    domains, usual = domains_of(config), config.finetune.domain
+    lines = list(read_lines(test, lambda line, at: parse_talk(line, domains, usual), option="test file"))
+    talks = [line for line in lines if not isinstance(line, Rejected)]
+    if not talks:
+        raise DataError(f"test file {test}: has no line that can be used")
+    return talks, len(lines) - len(talks)
+
+
+def _mean(one: Callable[[str, Sequence[str]], float], answers: Sequence[str], wanted: Sequence[str]) -> float:
+    return float(np.mean([one(answer, [right]) for answer, right in zip(answers, wanted, strict=True)]))

@@ -1,0 +1,191 @@
+"""Ways to tune to a task, each at its best rate and with the same seeds: what each has learned, and what it has forgotten.
+
+The best rate of an arm is that of the lowest dev loss of its first seed, among rates that are the same for all arms; its other
+seeds are tuned at that rate alone. Test items decide nothing. The others are measured against the last arm, seed by seed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.evaluate.arms import is_certain
+from pangu_sigma.finetune.answering import answer_test
+from pangu_sigma.finetune.tuning import FOLDER, RESULT
+from pangu_sigma.train.losses import known, mean_of, shown
+
+
+@dataclass(frozen=True)
+class TunedArm:
+    """A way to tune. tried: by rate, as its text, the run of the first seed. parents, runs: of each seed, before and after."""
+
+    name: str
+    tried: Mapping[str, Path]
+    parents: Sequence[Path]
+    runs: Sequence[Path]
+
+
+def best_rate(tried: Mapping[str, Path]) -> str:
+    """The rate of the lowest dev loss, the first of equal ones. Raises ConfigError if none is known."""
+    losses = {rate: loss for rate, run in tried.items() if (loss := result_of(run)["best"]["loss"]) is not None}
+    if not losses:
+        raise ConfigError(f"no run of the rates {', '.join(tried)} has a finite dev loss; try lower rates")
+    return min(losses, key=losses.__getitem__)
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    """What came of a tuned run, as `finetune_run` returns it. Raises ConfigError for one that is not finished."""
+    try:
+        return json.loads((run / FOLDER / RESULT).read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{run} is not finished: it has no {FOLDER}/{RESULT}; tune it to its end first") from None
+
+
+def compare_tuned(arms: Sequence[TunedArm], test: Path, kept: Path) -> dict[str, Any]:
+    """Scores of each arm on the test file before and after, and held-out losses of its domains, as values for JSON.
+
+    kept: a folder for the answers of every model; what it has is not asked again.
+    Returns {"n", "skipped", "seeds", "against": name of the last arm, "arms": {name: {"learns", "tried": dev loss by rate, "best",
+    "dev": {"before", "after"}, "scores": {metric: {"before", "after", "change", "more"}}, "forgotten": {domain: {"change",
+    "more"}}}}}, whose leaves are estimates over seeds; "more" is the difference to the last arm. Raises ConfigError for runs that
+    are not finished, or whose forgetting was not measured.
+    """
+    answers = {arm.name: [_ask(arm, seed, test, kept) for seed in range(len(arm.runs))] for arm in arms}
+    found = {arm.name: _by_seed(arm, answers[arm.name]) for arm in arms}
+    last = found[arms[-1].name]
+    first = answers[arms[0].name][0][1]
+    return {
+        "n": first["n"],
+        "skipped": first["skipped"],
+        "seeds": len(arms[0].runs),
+        "against": arms[-1].name,
+        "arms": {
+            arm.name: {
+                "learns": result_of(arm.runs[0])["parameters"]["learn"],
+                "tried": {rate: result_of(run)["best"]["loss"] for rate, run in arm.tried.items()},
+                "best": best_rate(arm.tried),
+                "dev": {key: estimate(values) for key, values in found[arm.name]["dev"].items()},
+                "scores": _against(found[arm.name]["scores"], last["scores"]),
+                "forgotten": _against(found[arm.name]["forgotten"], last["forgotten"]),
+            }
+            for arm in arms
+        },
+    }
+
+
+def estimate(values: Iterable[float]) -> dict[str, Any]:
+    """The mean over seeds with its standard error, and whether its 95 % interval leaves 0 out; None for what is not known."""
+    listed = list(values)
+    mean, error = mean_of(listed)
+    return {
+        "values": listed,
+        "mean": known(mean),
+        "se": known(error),
+        "certain": is_certain(known(mean), known(error), len(listed)),
+    }
+
+
+def _ask(arm: TunedArm, seed: int, test: Path, kept: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the parent of a seed and its tuned run answer; arms of one parent share its answers."""
+    parent, run = arm.parents[seed], arm.runs[seed]
+    before = answer_test(parent, run, test, kept / f"{parent.name}.json")
+    return before, answer_test(run, run, test, kept / f"{run.name}.json")
+
+
+def _by_seed(arm: TunedArm, answers: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """Values of an arm, in lists with one of each seed."""
+    results = [result_of(run) for run in arm.runs]
+    for run, result in zip(arm.runs, results, strict=True):
+        if "domains" not in result.get("forgetting", {}):
+            raise ConfigError(
+                f"{run}: what it has forgotten was not measured: {result.get('forgetting', {}).get('skipped')}"
+            )
+    scores = {}
+    for metric in answers[0][0]["scores"]:
+        before, after = ([pair[at]["scores"][metric] for pair in answers] for at in (0, 1))
+        scores[metric] = {"before": before, "after": after, "change": _minus(after, before)}
+    forgotten = {
+        name: {"change": [_number(r["forgetting"]["domains"][name]["difference"]["nats_per_token"]) for r in results]}
+        for name in results[0]["forgetting"]["domains"]
+    }
+    dev = {
+        key: [_number(result["best"][of]) for result in results]
+        for key, of in (("before", "before"), ("after", "loss"))
+    }
+    return {"scores": scores, "forgotten": forgotten, "dev": dev}
+
+
+def _against(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Estimates of each list of values, and of the difference of the changes, or of the scores after, seed by seed."""
+    rows = {}
+    for name, lists in own.items():
+        key = "after" if "after" in lists else "change"
+        rows[name] = {each: estimate(values) for each, values in lists.items()}
+        rows[name]["more"] = estimate(_minus(lists[key], other[name][key]))
+    return rows
+
+
+def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def format_tuned(task: str, compared: Mapping[str, Any]) -> str:
+    """The tables of `compare_tuned` for people. What the seeds do not decide is said to be not certain."""
+    arms, last = compared["arms"], compared["against"]
+    width = max(map(len, arms))
+    skipped = f" ({compared['skipped']} lines skipped)" if compared["skipped"] else ""
+    lines = [f"{task}: {compared['n']} test items{skipped}, mean of {compared['seeds']} seeds, ± its error over seeds"]
+    rates = list(arms[last]["tried"])
+    lines += [
+        "",
+        f"{'rate':{width}} {'learns':>11} {' '.join(f'{rate:>9}' for rate in rates)}   dev loss of seed 1; * best",
+    ]
+    for name, arm in arms.items():
+        cells = [shown(loss, 8) + ("*" if rate == arm["best"] else " ") for rate, loss in arm["tried"].items()]
+        lines.append(f"{name:{width}} {arm['learns']:11,} {' '.join(cells)}".rstrip())
+    heads = f"{'before':>8} {'±':>7} {'after':>8} {'±':>7} {'change':>8} {'±':>7} {'':11} {'more than':>9} {'±':>7}   {last}"
+    lines += ["", f"{'score':12} {'arm':{width}} {heads}"]
+    for metric in arms[last]["scores"]:
+        lines += [_row(metric, name, width, arm["scores"][metric], 2, name == last) for name, arm in arms.items()]
+    lines += [_row("dev loss", name, width, arm["dev"], 3, True) for name, arm in arms.items()]
+    heads = f"{'':33}{'change':>8} {'±':>7} {'':11} {'more than':>9} {'±':>7}   {last}; held-out nats per token"
+    lines += ["", f"{'forgotten':12} {'arm':{width}} {heads}"]
+    for domain in arms[last]["forgotten"]:
+        lines += [_row(domain, name, width, arm["forgotten"][domain], 4, name == last) for name, arm in arms.items()]
+    return "\n".join(lines)
+
+
+def _row(title: str, name: str, width: int, row: Mapping[str, Any], digits: int, alone: bool) -> str:
+    """A line of a table. alone: True to compare with no other arm."""
+    cells = [
+        f"{shown(row[key]['mean'], 8, digits)} {shown(row[key]['se'], 7, digits)}" if key in row else " " * 16
+        for key in ("before", "after", "change")
+    ]
+    cells.append(f"{_doubt(row['change']) if 'change' in row else '':11}")
+    if not alone:
+        more = row["more"]
+        cells.append(f"{shown(more['mean'], 9, digits)} {shown(more['se'], 7, digits)} {_doubt(more)}")
+    return f"{title:12} {name:{width}} {' '.join(cells)}".rstrip()
+
+
+def _doubt(found: Mapping[str, Any]) -> str:
+    if all(value == 0 for value in found["values"]):
+        return "exactly 0"
+    return "" if found["certain"] else "not certain"
+
+
+def write_tuned(task: str, compared: Mapping[str, Any], folder: Path) -> str:
+    """Write the comparison into `folder` as <task>.txt and <task>.json. Returns what <task>.txt holds."""
+    text = format_tuned(task, compared)
+    (folder / f"{task}.txt").write_text(f"{text}\n", encoding="utf-8")
+    (folder / f"{task}.json").write_text(f"{json.dumps(compared, ensure_ascii=False, indent=1)}\n", encoding="utf-8")
+    return text
