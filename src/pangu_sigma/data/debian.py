@@ -39,6 +39,7 @@ def open_deb(path: Path) -> tarfile.TarFile:
             try:
                 return tarfile.open(fileobj=io.BytesIO(content[at : at + int(size)]))
             except tarfile.TarError as error:
-                raise DataError(f"{path}: its {name.rstrip('/')} cannot be read: {error}; download it again") from error
+                why = str(error).partition(":")[0]  # the rest tells of every compression that was tried
+                raise DataError(f"{path}: its {name} cannot be read: {why}; download it again") from error
         at += int(size) + int(size) % 2
     raise DataError(f"{path} is no package of Debian: it has no data.tar; download it again")
