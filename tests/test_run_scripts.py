@@ -280,6 +280,67 @@ def test_comparing_methods_trains_five_arms_alike_and_goes_on_where_it_was_kille
         assert (refused.returncode, said in refused.stderr) == (2, True)
 
 
+def test_finetuning_on_packages_tunes_all_arms_alike_and_goes_on_where_it_was_killed(repository, folder, tmp_path):
+    calls, killed = tmp_path / "calls", tmp_path / "killed"
+    stand_in = f"""if [ "$1" = - ]; then cat >{shlex.quote(str(tmp_path))}/source_$#.py; fi
+    if [ "$1" = -c ]; then echo 2e-3; exit; fi
+    printf '%s %s\\n' "$(basename "$0")" "$*" >> {shlex.quote(str(calls))}
+    if [ -e {shlex.quote(str(killed))} ] && [[ $* = *qa_slot_1_2e-3* ]]; then kill -9 $$; fi
+    echo "it ended" """
+    for name in ("pangu-sigma", "python"):
+        program(repository / ".venv" / "bin" / name, stand_in)
+    (repository / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(repository / '.venv/bin'))}:$PATH")
+
+    def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
+        calls.write_text("")
+        return run(repository / "run_scripts" / "finetune_packages.sh", *arguments, cwd=folder)
+
+    arguments = ["--steps", "40", "--tune-steps", "10", "--seeds", "1 4", "--rates", "1e-3 2e-3", "--folder", "runs/p"]
+    killed.touch()
+    assert tune(*arguments).returncode == 137
+    before = calls.read_text().splitlines()
+    killed.unlink()
+    done = tune(*arguments)
+    assert done.returncode == 0, done.stderr
+    prepared, packaged, *tuned, compared = calls.read_text().splitlines()
+    assert " --run runs/p/qa_slot_1_2e-3 " in before[-1]
+    assert " --run runs/p/qa_slot_1_2e-3 " in tuned[0], "it goes on with what was killed"
+    assert prepared.startswith("pangu-sigma prepare-data model_configs/sigma_tiny.yaml ")
+    assert packaged == "python - runs/p translation_en_zh qa model_configs/sigma_tiny.yaml data/p"
+    assert compared == "python - runs/p 1 4 1e-3 2e-3"
+    for number in (4, 5):
+        compile((tmp_path / f"source_{number}.py").read_text(), "a program in the script", "exec")
+    by_run = {line.split("--run ")[1].split()[0].removeprefix("runs/p/"): line for line in before[2:-1] + tuned}
+    names = ("experts", "slot", "all", "dense")
+    expected = [f"{model}_{seed}" for seed in (1, 4) for model in ("sigma", "dense")]
+    for task in ("translation_en_zh", "qa"):
+        expected += [f"{task}_{arm}_{end}" for arm in names for end in ("1_1e-3", "1_2e-3", "4_2e-3")]
+    assert list(by_run) == expected
+    learn = {"experts": "experts", "slot": "experts+slot", "all": "all", "dense": "all"}
+    schedules = set()
+    for name in expected[4:]:
+        task, arm, seed, rate = name.rsplit("_", 3)
+        line, parent = by_run[name], f"runs/p/{'dense' if arm == 'dense' else 'sigma'}_{seed}"
+        assert line.startswith(f"pangu-sigma finetune {parent} --task {task} --learn {learn[arm]} ")
+        assert line.endswith(f" --set seed={seed} --set train.optimizer.peak_lr={rate}")
+        assert f" --data runs/p/tasks/{task}/train.jsonl --eval runs/p/tasks/{task}/dev.jsonl " in line
+        assert (" --domain en " in line) == (task == "qa")
+        schedules.add(line.partition(f"--run runs/p/{name} ")[2].partition(" --set seed=")[0])
+    (schedule,) = schedules  # the same for all arms
+    assert "--set train.steps=12 --set train.eval_interval=4 --set train.checkpoint_interval=4 " in schedule
+    trained = {name: by_run[name] for name in expected[:4]}
+    own = "--set model.dense_layers=4 --set model.rre_layers=0 "
+    for seed in (1, 4):
+        pair = [trained[f"{model}_{seed}"].replace(f"{model}_{seed}", "it") for model in ("sigma", "dense")]
+        assert (pair[0], own in pair[1]) == (pair[1].replace(own, ""), True), "pre-trained alike"
+    assert len((repository / "runs/p/times.txt").read_text().splitlines()) == len(expected)
+    assert f"== {len(expected)} of {len(expected)}: qa_dense_4_2e-3" in done.stderr
+    other = tune(*["60" if word == "40" else word for word in arguments])
+    assert (other.returncode, "begun with other --set options" in other.stderr) == (2, True)
+    refused = tune("--tune-steps", "0")
+    assert (refused.returncode, "need a number of at least 1" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(("script", "venv"), [("install.sh", ".venv"), ("peers.sh", ".venv-peers")])
 def test_installing_from_another_folder_touches_only_the_repository(script, venv, repository, folder, tmp_path):
     (repository / STAMP).unlink()

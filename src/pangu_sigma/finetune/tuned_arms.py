@@ -152,28 +152,31 @@ def format_tuned(task: str, compared: Mapping[str, Any]) -> str:
     for name, arm in arms.items():
         cells = [shown(loss, 8) + ("*" if rate == arm["best"] else " ") for rate, loss in arm["tried"].items()]
         lines.append(f"{name:{width}} {arm['learns']:11,} {' '.join(cells)}".rstrip())
-    heads = f"{'before':>8} {'±':>7} {'after':>8} {'±':>7} {'change':>8} {'±':>7} {'':11} {'more than':>9} {'±':>7}   {last}"
-    lines += ["", f"{'score':12} {'arm':{width}} {heads}"]
+    heads = f"{_heads('before')} {_heads('after')} {_CHANGE} {_heads('more than')}"
+    lines += ["", f"{'score':12} {'arm':{width}} {heads}   {last}"]
     for metric in arms[last]["scores"]:
-        lines += [_row(metric, name, width, arm["scores"][metric], 2, name == last) for name, arm in arms.items()]
-    lines += [_row("dev loss", name, width, arm["dev"], 3, True) for name, arm in arms.items()]
-    heads = f"{'':33}{'change':>8} {'±':>7} {'':11} {'more than':>9} {'±':>7}   {last}; held-out nats per token"
-    lines += ["", f"{'forgotten':12} {'arm':{width}} {heads}"]
+        lines += [_row(metric, name, width, arm["scores"][metric], 2, name != last) for name, arm in arms.items()]
+    lines += [_row("dev loss", name, width, arm["dev"], 3, False) for name, arm in arms.items()]
+    lines += ["", f"{'forgotten':12} {'arm':{width}} {_CHANGE} {_heads('more than')}   {last}; held-out nats per token"]
     for domain in arms[last]["forgotten"]:
-        lines += [_row(domain, name, width, arm["forgotten"][domain], 4, name == last) for name, arm in arms.items()]
+        lines += [_row(domain, name, width, arm["forgotten"][domain], 4, name != last) for name, arm in arms.items()]
     return "\n".join(lines)
 
 
-def _row(title: str, name: str, width: int, row: Mapping[str, Any], digits: int, alone: bool) -> str:
-    """A line of a table. alone: True to compare with no other arm."""
-    cells = [
-        f"{shown(row[key]['mean'], 8, digits)} {shown(row[key]['se'], 7, digits)}" if key in row else " " * 16
-        for key in ("before", "after", "change")
-    ]
-    cells.append(f"{_doubt(row['change']) if 'change' in row else '':11}")
-    if not alone:
-        more = row["more"]
-        cells.append(f"{shown(more['mean'], 9, digits)} {shown(more['se'], 7, digits)} {_doubt(more)}")
+def _heads(head: str) -> str:
+    return f"{head:>9} {'±':>7}"
+
+
+_CHANGE = f"{_heads('change')} {'':11}"
+
+
+def _row(title: str, name: str, width: int, row: Mapping[str, Any], digits: int, compared: bool) -> str:
+    """A line of a table: what `row` has of before, after and change, and, if `compared`, the difference to the last arm."""
+    cells = []
+    for key in ("before", "after", "change", *(("more",) if compared else ())):
+        if key in row:
+            cells.append(f"{shown(row[key]['mean'], 9, digits)} {shown(row[key]['se'], 7, digits)}")
+            cells += [f"{_doubt(row[key]):11}"] if key in ("change", "more") else []
     return f"{title:12} {name:{width}} {' '.join(cells)}".rstrip()
 
 
