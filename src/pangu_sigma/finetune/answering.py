@@ -48,11 +48,9 @@ def answer_test(model: Path, tuned: Path, test: Path, kept: Path, max_new_tokens
     if config.finetune is None:
         raise ConfigError(f"{tuned} is a run that is not tuned to a task")
     talks, skipped = _talks(test, config)
-    prompts, stop = [], ()
-    for talk in talks:
-        template = ChatTemplate.of(domains_of(config).named(talk.domain), config.chat)
-        prompts.append((talk.domain, template.prompt(talk.messages[:-1])))
-        stop = template.stop
+    templates = {domain.name: ChatTemplate.of(domain, config.chat) for domain in domains_of(config)}
+    prompts = [(talk.domain, templates[talk.domain].prompt(talk.messages[:-1])) for talk in talks]
+    stop = templates[config.finetune.domain].stop
     found = generate(open_engine(model, lanes=LANES), prompts, max_new_tokens, stop=stop)
     answers, wanted = [each.text.strip() for each in found], [talk.messages[-1][1] for talk in talks]
     result = {

@@ -104,7 +104,8 @@ def hold_apart(parts: Sequence[Part], pretraining: Iterable[str], most: Sequence
 
 def _keep_once(each: Part) -> None:
     """Keep the first of examples with one prompt, or one message; and none without a word, which could not be compared."""
-    kept, seen = [], set()
+    kept: list[Example] = []
+    seen: set[tuple[str, Words]] = set()
     for example in each.examples:
         keys = {("prompt", words_of(example.prompt)), ("message", words_of(example.message))}
         if not all(words for _, words in keys):
