@@ -90,11 +90,11 @@ import sys
 from pathlib import Path
 
 from pangu_sigma.config_file import load_config
-from pangu_sigma.finetune.packages import format_parts, write_packaged_tasks
+from pangu_sigma.finetune.packages import format_splits, write_packaged_tasks
 
 folder, tasks, config, data = sys.argv[1:]
 for task, facts in write_packaged_tasks(tasks.split(), load_config(Path(config), [("data.path", data)]), Path(folder) / "tasks").items():
-    print(format_parts(task, facts))
+    print(format_splits(task, facts))
 PYTHON
 for seed in $seeds; do
   drawn=(--set seed="$seed" --set routing.seed=$((seed - 1)))

@@ -13,7 +13,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.finetune import answering
-from pangu_sigma.finetune.answering import answer_test, language_of, score
+from pangu_sigma.finetune.answering import answer_test, language_of, scores_of
 from pangu_sigma.finetune.spelling import Speller
 from pangu_sigma.finetune.task import read_task
 from pangu_sigma.generate.text import Generated, generate, prompt_ids
@@ -74,12 +74,12 @@ def test_what_cannot_be_asked_is_refused(asked, tiny_run, tmp_path):
 
 def test_scores_are_from_0_to_100():
     wanted = ["打开文件", "保存所有的文件"]
-    assert score(wanted, wanted, "bleu+chrf", "zh") == pytest.approx({"bleu": 100.0, "chrf": 100.0})
-    assert score(["", ""], wanted, "bleu+chrf", "zh") == {"bleu": 0.0, "chrf": 0.0}
-    half = score(["get a word", "no"], ["get a word", "yes"], "exact_match+f1", "en")
+    assert scores_of(wanted, wanted, "bleu+chrf", "zh") == pytest.approx({"bleu": 100.0, "chrf": 100.0})
+    assert scores_of(["", ""], wanted, "bleu+chrf", "zh") == {"bleu": 0.0, "chrf": 0.0}
+    half = scores_of(["get a word", "no"], ["get a word", "yes"], "exact_match+f1", "en")
     assert half == {"exact_match": 50.0, "f1": 50.0}
     with pytest.raises(ConfigError, match=r"finetune\.metric=bleu\+rouge: rouge is not known here; known: bleu, chrf"):
-        score(wanted, wanted, "bleu+rouge", "zh")
+        scores_of(wanted, wanted, "bleu+rouge", "zh")
 
 
 @pytest.mark.parametrize(("task", "language"), [("test", "en"), ("translation_en_zh", "zh")])

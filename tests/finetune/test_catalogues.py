@@ -20,7 +20,7 @@ MESSAGES = {
 
 
 def test_messages_and_their_translations_are_examples(tmp_path):
-    archive = catalogues.TEST[0]
+    archive = catalogues.TEST_PROGRAMS[0]
     name = "p/locale/zh_CN/LC_MESSAGES/p.mo"
     path = write_wheel(tmp_path / archive.file, {name: catalogue(MESSAGES), "p/locale/de/LC_MESSAGES/p.mo": b"no"})
     found = translations([archive], {archive: path})
@@ -32,7 +32,7 @@ def test_messages_and_their_translations_are_examples(tmp_path):
     assert found.counts == {"several lines": 2, "too long": 1}
 
 
-def test_no_program_is_in_two_parts_or_in_pre_training():
-    parts = (catalogues.TUNING, catalogues.DEV, catalogues.TEST, CATALOGUES)
-    names = [archive.name.casefold() for each in parts for archive in each]
+def test_no_program_is_in_two_splits_or_in_pre_training():
+    splits = (catalogues.TUNING_PROGRAMS, catalogues.DEV_PROGRAMS, catalogues.TEST_PROGRAMS, CATALOGUES)
+    names = [archive.name.casefold() for each in splits for archive in each]
     assert len(set(names)) == len(names)

@@ -1,4 +1,4 @@
-"""No message of dev or test stands in an earlier part or in pre-training, in whatever case and with whatever marks."""
+"""No message of dev or test stands in an earlier split or in pre-training, in whatever case and with whatever marks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import random
 
 import pytest
 
-from pangu_sigma.finetune.held_apart import Example, Occurrences, Part, as_line, hold_apart, words_of
+from pangu_sigma.finetune.held_apart import Example, Occurrences, TaskSplit, as_line, hold_apart, words_of
 
 
-def part(*prompts: str) -> Part:
-    return Part((), [Example(prompt, f"译 {number}", prompt, "o") for number, prompt in enumerate(prompts)])
+def split(*prompts: str) -> TaskSplit:
+    return TaskSplit((), [Example(prompt, f"译 {number}", prompt, "o") for number, prompt in enumerate(prompts)])
 
 
-def prompts(found: Part) -> list[str]:
+def prompts(found: TaskSplit) -> list[str]:
     return [example.prompt for example in found.examples]
 
 
@@ -43,12 +43,12 @@ def test_words_are_found_one_after_another_as_a_plain_search_finds_them():
 
 
 def test_what_stands_elsewhere_is_left_out_and_counted():
-    tuning = part("Open the file", "open the _File", "Save all", "…")
-    dev = part("Save all", "Close it", "In a book")
-    test = part("the file", "Close it", "Closed", "closed!", "New thing", "Read a book")
+    tuning = split("Open the file", "open the _File", "Save all", "…")
+    dev = split("Save all", "Close it", "In a book")
+    test = split("the file", "Close it", "Closed", "closed!", "New thing", "Read a book")
     hold_apart([tuning, dev, test], ["He was in a  BOOK, once", "", "Open"], [9, 9, 9])
     assert (prompts(tuning), tuning.counts["twice"], tuning.counts["no word"]) == (["Open the file", "Save all"], 1, 1)
-    assert (prompts(dev), dev.counts["in the text of pre-training"], dev.counts["in an earlier part"]) == (
+    assert (prompts(dev), dev.counts["in the text of pre-training"], dev.counts["in an earlier split"]) == (
         ["Close it"],
         1,
         1,
@@ -57,25 +57,25 @@ def test_what_stands_elsewhere_is_left_out_and_counted():
     assert dict(test.counts) == {
         "twice": 1,
         "in the text of pre-training": 0,
-        "in an earlier part": 2,
+        "in an earlier split": 2,
         "more than wanted": 0,
     }
     assert len(test.examples) + sum(test.counts.values()) == 6, "each is kept or counted"
 
 
 def test_a_message_in_a_response_and_a_prompt_that_is_there_already_are_left_out():
-    tuning = Part((), [Example("What is a?", "make a new window", "make a new window", "o")])
-    test = Part(
+    tuning = TaskSplit((), [Example("What is a?", "make a new window", "make a new window", "o")])
+    test = TaskSplit(
         (), [Example("What is b?", "a new window", "a new window", "o"), Example("What is a?", "x y", "x y", "o")]
     )
     hold_apart([tuning, test], [], [9, 9])
-    assert (test.examples, test.counts["in an earlier part"]) == ([], 2)
+    assert (test.examples, test.counts["in an earlier split"]) == ([], 2)
 
 
 def test_too_many_are_drawn_alike_each_time_and_in_order():
     found = []
     for _ in range(2):
-        tuning = part(*(f"message {number}" for number in range(50)))
+        tuning = split(*(f"message {number}" for number in range(50)))
         hold_apart([tuning], [], [7])
         found.append(prompts(tuning))
     assert found[0] == found[1] == sorted(found[0], key=lambda text: int(text.split()[1]))

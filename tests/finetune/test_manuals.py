@@ -46,7 +46,7 @@ def test_a_page_says_its_name_and_what_it_is(case):
 
 
 def test_each_page_that_says_so_is_a_question(tmp_path):
-    archive = manuals.TEST[0]
+    archive = manuals.TEST_MANUALS[0]
     pages = {"man3/b.3": PAGES["mdoc"][0], "man3/a.3": PAGES["plain"][0], "man3/c.3": PAGES["another page"][0]}
     files = {f"./usr/share/man/{name}.gz": gzip.compress(page.encode()) for name, page in pages.items()}
     path = write_deb(tmp_path / "p.deb", {**files, "./usr/share/doc/p/a.gz": b"no"})
@@ -58,6 +58,8 @@ def test_each_page_that_says_so_is_a_question(tmp_path):
     assert found.counts == {"no name and description": 1}
 
 
-def test_no_package_is_in_two_parts():
-    names = [archive.name for each in (manuals.TUNING, manuals.DEV, manuals.TEST) for archive in each]
+def test_no_package_is_in_two_splits():
+    names = [
+        archive.name for each in (manuals.TUNING_MANUALS, manuals.DEV_MANUALS, manuals.TEST_MANUALS) for archive in each
+    ]
     assert len(set(names)) == len(names)

@@ -10,7 +10,7 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.data.documents import Document
 from pangu_sigma.domains import domains_of
 from pangu_sigma.finetune import packages
-from pangu_sigma.finetune.packages import format_parts, write_packaged_tasks
+from pangu_sigma.finetune.packages import format_splits, write_packaged_tasks
 from pangu_sigma.finetune.talks import parse_talk
 from pangu_sigma.shipped import config_path
 
@@ -29,15 +29,15 @@ def config(tmp_path):
 
 @pytest.fixture
 def downloads(tmp_path, monkeypatch) -> list[list[str]]:
-    """Archives that were asked for, each a wheel with the messages of its part; pre-training has one text."""
+    """Archives that were asked for, each a wheel with the messages of its split; pre-training has one text."""
     asked = []
 
     def download(archives, cache, otherwise=""):
         asked.append([archive.name for archive in archives])
         found = {}
         for archive in archives:
-            part = next((n for n, some in packages.TASKS[TASK].archives.items() if archive in some), "train")
-            files = {"p/zh_CN/LC_MESSAGES/p.mo": catalogue(MESSAGES[part])}
+            split = next((n for n, some in packages.PACKAGED_TASKS[TASK].archives.items() if archive in some), "train")
+            files = {"p/zh_CN/LC_MESSAGES/p.mo": catalogue(MESSAGES[split])}
             found[archive] = write_wheel(tmp_path / archive.file, files)
         return found
 
@@ -48,7 +48,7 @@ def downloads(tmp_path, monkeypatch) -> list[list[str]]:
     return asked
 
 
-def test_parts_are_written_once_with_provenance_and_counts(config, downloads, tmp_path):
+def test_splits_are_written_once_with_provenance_and_counts(config, downloads, tmp_path):
     facts = write_packaged_tasks([TASK], config, tmp_path / "tasks")
     lines = {
         name: (tmp_path / "tasks" / TASK / f"{name}.jsonl").read_bytes().splitlines()
@@ -63,13 +63,13 @@ def test_parts_are_written_once_with_provenance_and_counts(config, downloads, tm
     assert said["dev"] == [(("user", "Close it"), ("assistant", "关闭"))]
     assert said["test"] == [(("user", "New folder"), ("assistant", "新文件夹"))]
     assert facts[TASK]["test"]["left_out"]["in the text of pre-training"] == 1
-    assert facts[TASK]["test"]["sources"][0] == packages.TASKS[TASK].archives["test"][0].source.model_dump()
+    assert facts[TASK]["test"]["sources"][0] == packages.PACKAGED_TASKS[TASK].archives["test"][0].source.model_dump()
     asked = len(downloads)
     assert write_packaged_tasks([TASK], config, tmp_path / "tasks") == facts
     assert len(downloads) == asked, "what is there is not made again"
-    table = format_parts(TASK, facts[TASK])
+    table = format_splits(TASK, facts[TASK])
     assert "Trac 1.6 (BSD-3-Clause)" in table
-    assert "1 in the text of pre-training, 1 in an earlier part" in table
+    assert "1 in the text of pre-training, 1 in an earlier split" in table
 
 
 def test_a_task_without_packages_is_refused_before_anything_is_downloaded(config, downloads, tmp_path):

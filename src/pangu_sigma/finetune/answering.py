@@ -21,12 +21,12 @@ from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.serve.chat_template import ChatTemplate
 
-LANES = 32
+ASKED_AT_ONCE = 32
 """Texts that are written at a time; it changes no answer."""
 
-Metric = Callable[[Sequence[str], Sequence[str], str], float]
+TaskMetric = Callable[[Sequence[str], Sequence[str], str], float]
 
-METRICS: Mapping[str, Metric] = {
+TASK_METRICS: Mapping[str, TaskMetric] = {
     "bleu": bleu,
     "chrf": lambda answers, wanted, _: chrf(answers, wanted),
     "exact_match": lambda answers, wanted, _: 100 * _mean(exact_match, answers, wanted),
@@ -51,10 +51,10 @@ def answer_test(model: Path, tuned: Path, test: Path, kept: Path, max_new_tokens
     templates = {domain.name: ChatTemplate.of(domain, config.chat) for domain in domains_of(config)}
     prompts = [(talk.domain, templates[talk.domain].prompt(talk.messages[:-1])) for talk in talks]
     stop = templates[config.finetune.domain].stop
-    found = generate(open_engine(model, lanes=LANES), prompts, max_new_tokens, stop=stop)
+    found = generate(open_engine(model, lanes=ASKED_AT_ONCE), prompts, max_new_tokens, stop=stop)
     answers, wanted = [each.text.strip() for each in found], [talk.messages[-1][1] for talk in talks]
     result = {
-        "scores": score(answers, wanted, config.finetune.metric, language_of(config)),
+        "scores": scores_of(answers, wanted, config.finetune.metric, language_of(config)),
         "n": len(answers),
         "skipped": skipped,
         "unfinished": sum(not each.finished for each in found),
@@ -65,12 +65,12 @@ def answer_test(model: Path, tuned: Path, test: Path, kept: Path, max_new_tokens
     return result
 
 
-def score(answers: Sequence[str], wanted: Sequence[str], metric: str, language: str) -> dict[str, float]:
+def scores_of(answers: Sequence[str], wanted: Sequence[str], metric: str, language: str) -> dict[str, float]:
     """The values of metrics, from 0 to 100. metric: their names, with + between them. Raises ConfigError for an unknown one."""
     names = metric.split("+")
-    if unknown := [name for name in names if name not in METRICS]:
-        raise ConfigError(f"finetune.metric={metric}: {unknown[0]} is not known here; known: {', '.join(METRICS)}")
-    return {name: METRICS[name](answers, wanted, language) for name in names}
+    if unknown := [name for name in names if name not in TASK_METRICS]:
+        raise ConfigError(f"finetune.metric={metric}: {unknown[0]} is not known here; known: {', '.join(TASK_METRICS)}")
+    return {name: TASK_METRICS[name](answers, wanted, language) for name in names}
 
 
 def language_of(config: Config) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pangu_sigma.data.packages import CHINESE_CATALOGUE, Archive, catalogue_pairs, members
-from pangu_sigma.finetune.held_apart import Example, Part
+from pangu_sigma.finetune.held_apart import Example, TaskSplit
 
-TUNING = (
+TUNING_PROGRAMS = (
     Archive(
         "misago",
         "0.39.6",
@@ -68,7 +68,7 @@ TUNING = (
         "0f63ed38efa938357074e993d6a9b2d81bedaab92f5b3ecdd519890259893f37",
     ),
 )
-DEV = (
+DEV_PROGRAMS = (
     Archive(
         "deluge",
         "2.2.0",
@@ -77,7 +77,7 @@ DEV = (
         "5ac4ce734d92a1a0c36a3b89db447967175a986c06e84ec9cc61ca73e88bf0b5",
     ),
 )
-TEST = (
+TEST_PROGRAMS = (
     Archive(
         "nicotine-plus",
         "3.3.11",
@@ -98,7 +98,7 @@ LONGEST = 160
 """Characters of the longest message that is kept, on either side."""
 
 
-def translations(archives: Sequence[Archive], files: Mapping[Archive, Path]) -> Part:
+def translations(archives: Sequence[Archive], files: Mapping[Archive, Path]) -> TaskSplit:
     """The messages of some programs: an English one as the prompt, its translation as the response.
 
     Messages of several lines and long ones are left out, and counted: an answer ends with its line.
@@ -113,4 +113,4 @@ def translations(archives: Sequence[Archive], files: Mapping[Archive, Path]) -> 
                     counts["too long"] += 1
                 else:
                     examples.append(Example(english, chinese, english, f"{archive.file}:{name}"))
-    return Part(archives, examples, counts)
+    return TaskSplit(archives, examples, counts)

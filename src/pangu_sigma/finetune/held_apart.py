@@ -1,4 +1,4 @@
-"""Examples of a task in parts, of which none repeats an earlier one, nor, the first aside, the text of pre-training.
+"""Examples of a task in splits, of which none repeats an earlier one, nor, the first aside, the text of pre-training.
 
 Texts are compared by their words: case, punctuation, blanks and the marks of access keys (&File, _File) do not count, and a Chinese
 character is a word. A message stands in a text if its words do, one after another.
@@ -35,8 +35,8 @@ class Example:
 
 
 @dataclass
-class Part:
-    """A part of a task's examples. archives: where they come from. counts: what became of those that there were."""
+class TaskSplit:
+    """A split of a task's examples. archives: where they come from. counts: what became of those that there were."""
 
     archives: Sequence[Archive]
     examples: list[Example]
@@ -76,20 +76,20 @@ def words_of(text: str) -> Words:
     return tuple(_WORDS.findall(text.replace("&", "").replace("_", "").casefold()))
 
 
-def hold_apart(parts: Sequence[Part], pretraining: Iterable[str], most: Sequence[int]) -> None:
-    """Leave out what a part has twice, and of all but the first part what stands in an earlier part or in pre-training.
+def hold_apart(splits: Sequence[TaskSplit], pretraining: Iterable[str], most: Sequence[int]) -> None:
+    """Leave out what a split has twice, and of all but the first split what stands in an earlier split or in pre-training.
 
-    Out goes an example whose message stands in a text of pre-training, or in a prompt or response of an earlier part, and one
-    whose prompt is one of an earlier part, word by word. pretraining: its texts. most: the number of examples of each part that are
-    kept at most, drawn with a fixed seed. What is left out is counted.
+    Out goes an example whose message stands in a text of pre-training, or in a prompt or response of an earlier split, and one
+    whose prompt is one of an earlier split, word by word. pretraining: its texts. most: the number of examples that are kept of
+    each split at most, drawn with a fixed seed. What is left out is counted.
     """
-    for each in parts:
+    for each in splits:
         _keep_once(each)
-    seen = Occurrences(words_of(example.message) for each in parts[1:] for example in each.examples)
+    seen = Occurrences(words_of(example.message) for each in splits[1:] for example in each.examples)
     for text in tqdm(pretraining, desc="messages in pre-training", unit="text", disable=None):
         seen.look_into(text)
     earlier: list[Example] = []
-    for each, wanted in zip(parts, most, strict=True):
+    for each, wanted in zip(splits, most, strict=True):
         if earlier:
             _leave_out(each, "in the text of pre-training", seen.found, set())
             own = Occurrences(words_of(example.message) for example in each.examples)
@@ -97,12 +97,12 @@ def hold_apart(parts: Sequence[Part], pretraining: Iterable[str], most: Sequence
                 own.look_into(example.prompt)
                 own.look_into(example.response)
             prompts = {words_of(example.prompt) for example in earlier}
-            _leave_out(each, "in an earlier part", own.found, prompts)
+            _leave_out(each, "in an earlier split", own.found, prompts)
         _draw(each, wanted)
         earlier += each.examples
 
 
-def _keep_once(each: Part) -> None:
+def _keep_once(each: TaskSplit) -> None:
     """Keep the first of examples with one prompt, or one message; and none without a word, which could not be compared."""
     kept: list[Example] = []
     seen: set[tuple[str, Words]] = set()
@@ -118,13 +118,13 @@ def _keep_once(each: Part) -> None:
     each.examples = kept
 
 
-def _leave_out(each: Part, why: str, messages: set[Words], prompts: set[Words]) -> None:
+def _leave_out(each: TaskSplit, why: str, messages: set[Words], prompts: set[Words]) -> None:
     kept = [e for e in each.examples if words_of(e.message) not in messages and words_of(e.prompt) not in prompts]
     each.counts[why] += len(each.examples) - len(kept)
     each.examples = kept
 
 
-def _draw(each: Part, most: int) -> None:
+def _draw(each: TaskSplit, most: int) -> None:
     each.counts["more than wanted"] += max(len(each.examples) - most, 0)
     if len(each.examples) > most:
         chosen = sorted(random.Random(0).sample(range(len(each.examples)), most))

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pangu_sigma.data.packages import Archive, members
-from pangu_sigma.finetune.held_apart import Example, Part
+from pangu_sigma.finetune.held_apart import Example, TaskSplit
 
-TUNING = (
+TUNING_MANUALS = (
     Archive(
         "manpages",
         "6.9.1-1",
@@ -66,7 +66,7 @@ TUNING = (
         "6d4020421740a70e1fb9c41b07f8bb8306d93aef6fea1a8ce11a1f839921f414",
     ),
 )
-DEV = (
+DEV_MANUALS = (
     Archive(
         "ncurses-doc",
         "6.5+20250216-2",
@@ -82,7 +82,7 @@ DEV = (
         "04ba78ad4363df4f47cac2667dcca7a4bfe520625af5799ec1ede3cb6551f6fc",
     ),
 )
-TEST = (
+TEST_MANUALS = (
     Archive(
         "libx11-doc",
         "2:1.8.12-1",
@@ -105,6 +105,8 @@ _NEXT = re.compile(r"^\.\s*S[HhSs]\b")
 _FONTS = frozenset(("B", "I", "R", "BR", "RB", "BI", "IB", "IR", "RI", "SM", "SB"))
 _JOINING = frozenset(("BR", "RB", "BI", "IB", "IR", "RI"))
 """Macros of man that set their words in fonts; those of two letters set them without blanks between them."""
+_SILENT = frozenset(("", "IX", "PP", "BE", "ad", "br", "ds", "el", "hy", "ie", "if", "nh"))
+"""Macros of which nothing is text: indices, paragraphs, hyphenation, strings; .BE ends a frame in pages of Tcl."""
 _ESCAPES = (
     (re.compile(r"\\f(?:\[[^]]*\]|\(..|.)|\\s[-+]?\d+|\\[&%/,|^:)]|\\[cp]"), ""),  # fonts, sizes, and what is not seen
     (re.compile(r"\\\*\(Aq|\\\(aq|\\\[aq\]"), "'"),
@@ -116,7 +118,7 @@ _ESCAPES = (
 )
 
 
-def questions(archives: Sequence[Archive], files: Mapping[Archive, Path]) -> Part:
+def questions(archives: Sequence[Archive], files: Mapping[Archive, Path]) -> TaskSplit:
     """A question for the first name of each manual page, with what the page says it is. Pages that say nothing are counted."""
     examples, counts = [], Counter[str]()
     for archive in archives:
@@ -126,7 +128,7 @@ def questions(archives: Sequence[Archive], files: Mapping[Archive, Path]) -> Par
                 counts["no name and description"] += 1
             else:
                 examples.append(Example(f"What is {found[0]}?", found[1], found[1], f"{archive.file}:{name}"))
-    return Part(archives, examples, counts)
+    return TaskSplit(archives, examples, counts)
 
 
 def name_and_description(page: str) -> tuple[str, str] | None:
@@ -134,15 +136,15 @@ def name_and_description(page: str) -> tuple[str, str] | None:
     lines = iter(page.splitlines())
     if not any(_HEADING.match(line) for line in lines):
         return None
-    parts: list[str] = []
+    found: list[str] = []
     for line in lines:
         if _NEXT.match(line):
             break
-        part = _text_of(line)
-        if part is None:
+        text = _text_of(line)
+        if text is None:
             return None
-        parts.append(part)
-    text = " ".join(" ".join(parts).split())
+        found.append(text)
+    text = " ".join(" ".join(found).split())
     names, dash, description = text.partition(" - ")
     name = names.split(",")[0].strip()
     if not dash or not name or " " in name or not description.strip():
@@ -154,19 +156,7 @@ def _text_of(line: str) -> str | None:
     """The text of a line of the section NAME, escapes and macros taken out; None for what is not understood."""
     if line.startswith((".", "'")):
         macro, _, rest = line[1:].strip().partition(" ")
-        if macro.startswith(('\\"', "\\#")) or macro in (
-            "",
-            "ad",
-            "nh",
-            "hy",
-            "IX",
-            "PP",
-            "br",
-            "ie",
-            "el",
-            "if",
-            "ds",
-        ):
+        if macro.startswith(('\\"', "\\#")) or macro in _SILENT:
             return ""
         if macro == "Nm":
             rest = rest.replace(" ,", ",")
