@@ -5,8 +5,7 @@ from __future__ import annotations
 from helpers.archives import catalogue, write_wheel
 
 from pangu_sigma.data.packages import CATALOGUES
-from pangu_sigma.finetune import catalogues
-from pangu_sigma.finetune.catalogues import LONGEST, translations
+from pangu_sigma.finetune.catalogues import LONGEST, PROGRAMS, translations
 
 MESSAGES = {
     "menu\x04Save": "保存",
@@ -20,7 +19,7 @@ MESSAGES = {
 
 
 def test_messages_and_their_translations_are_examples(tmp_path):
-    archive = catalogues.TEST_PROGRAMS[0]
+    archive = PROGRAMS["test"][0]
     name = "p/locale/zh_CN/LC_MESSAGES/p.mo"
     path = write_wheel(tmp_path / archive.file, {name: catalogue(MESSAGES), "p/locale/de/LC_MESSAGES/p.mo": b"no"})
     found = translations([archive], {archive: path})
@@ -33,6 +32,5 @@ def test_messages_and_their_translations_are_examples(tmp_path):
 
 
 def test_no_program_is_in_two_splits_or_in_pre_training():
-    splits = (catalogues.TUNING_PROGRAMS, catalogues.DEV_PROGRAMS, catalogues.TEST_PROGRAMS, CATALOGUES)
-    names = [archive.name.casefold() for each in splits for archive in each]
+    names = [archive.name.casefold() for each in (*PROGRAMS.values(), CATALOGUES) for archive in each]
     assert len(set(names)) == len(names)

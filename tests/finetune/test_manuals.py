@@ -7,8 +7,7 @@ import gzip
 import pytest
 from helpers.archives import write_deb
 
-from pangu_sigma.finetune import manuals
-from pangu_sigma.finetune.manuals import name_and_description, questions
+from pangu_sigma.finetune.manuals import MANUALS, name_and_description, questions
 
 HEAD = '.\\" a comment\n.TH X 1 2024-05-02 "p 1.0"\n'
 PAGES = {
@@ -46,7 +45,7 @@ def test_a_page_says_its_name_and_what_it_is(case):
 
 
 def test_each_page_that_says_so_is_a_question(tmp_path):
-    archive = manuals.TEST_MANUALS[0]
+    archive = MANUALS["test"][0]
     pages = {"man3/b.3": PAGES["mdoc"][0], "man3/a.3": PAGES["plain"][0], "man3/c.3": PAGES["another page"][0]}
     files = {f"./usr/share/man/{name}.gz": gzip.compress(page.encode()) for name, page in pages.items()}
     path = write_deb(tmp_path / "p.deb", {**files, "./usr/share/doc/p/a.gz": b"no"})
@@ -59,7 +58,5 @@ def test_each_page_that_says_so_is_a_question(tmp_path):
 
 
 def test_no_package_is_in_two_splits():
-    names = [
-        archive.name for each in (manuals.TUNING_MANUALS, manuals.DEV_MANUALS, manuals.TEST_MANUALS) for archive in each
-    ]
+    names = [archive.name for each in MANUALS.values() for archive in each]
     assert len(set(names)) == len(names)

@@ -10,7 +10,7 @@ from pathlib import Path
 from pangu_sigma.data.packages import CHINESE_CATALOGUE, Archive, catalogue_pairs, members
 from pangu_sigma.finetune.held_apart import Example, TaskSplit
 
-TUNING_PROGRAMS = (
+_TUNING = (
     Archive(
         "misago",
         "0.39.6",
@@ -68,7 +68,7 @@ TUNING_PROGRAMS = (
         "0f63ed38efa938357074e993d6a9b2d81bedaab92f5b3ecdd519890259893f37",
     ),
 )
-DEV_PROGRAMS = (
+_DEV = (
     Archive(
         "deluge",
         "2.2.0",
@@ -77,7 +77,7 @@ DEV_PROGRAMS = (
         "5ac4ce734d92a1a0c36a3b89db447967175a986c06e84ec9cc61ca73e88bf0b5",
     ),
 )
-TEST_PROGRAMS = (
+_TEST = (
     Archive(
         "nicotine-plus",
         "3.3.11",
@@ -93,6 +93,8 @@ TEST_PROGRAMS = (
         "5ff2f3394ebee7cc5b8ee465871cfdecb78ee492a74215b47b6d9ddbcc93b5f7",
     ),
 )
+PROGRAMS = {"train": _TUNING, "dev": _DEV, "test": _TEST}
+"""Programs by split; none of them is in two splits, or in pre-training."""
 
 LONGEST = 160
 """Characters of the longest message that is kept, on either side."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from pangu_sigma.data.packages import Archive, members
 from pangu_sigma.finetune.held_apart import Example, TaskSplit
 
-TUNING_MANUALS = (
+_TUNING = (
     Archive(
         "manpages",
         "6.9.1-1",
@@ -66,7 +66,7 @@ TUNING_MANUALS = (
         "6d4020421740a70e1fb9c41b07f8bb8306d93aef6fea1a8ce11a1f839921f414",
     ),
 )
-DEV_MANUALS = (
+_DEV = (
     Archive(
         "ncurses-doc",
         "6.5+20250216-2",
@@ -82,7 +82,7 @@ DEV_MANUALS = (
         "04ba78ad4363df4f47cac2667dcca7a4bfe520625af5799ec1ede3cb6551f6fc",
     ),
 )
-TEST_MANUALS = (
+_TEST = (
     Archive(
         "libx11-doc",
         "2:1.8.12-1",
@@ -98,6 +98,8 @@ TEST_MANUALS = (
         "fb854e750a887598f47e9e8c84ca83f0b7ba7c61fa832cf3470208cf794e59e1",
     ),
 )
+MANUALS = {"train": _TUNING, "dev": _DEV, "test": _TEST}
+"""Packages of manual pages by split; none of them is in two splits."""
 
 _PAGE = re.compile(r"/man/man[0-9][^/]*/[^/]+\.gz$")
 _HEADING = re.compile(r'^\.\s*S[Hh]\s+"?NAME"?\s*$', re.IGNORECASE)

