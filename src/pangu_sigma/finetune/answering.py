@@ -17,9 +17,9 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.metrics import bleu, chrf, exact_match, f1
 from pangu_sigma.finetune.talks import Talk, parse_talk
+from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.sealed import write_atomically
-from pangu_sigma.serve.chat_template import ChatTemplate
 
 ASKED_AT_ONCE = 32
 """Texts that are written at a time; it changes no answer."""

@@ -16,7 +16,7 @@ from typing import Any
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.arms import is_certain
 from pangu_sigma.finetune.answering import answer_test
-from pangu_sigma.finetune.tuning import FOLDER, RESULT
+from pangu_sigma.finetune.tuning import RESULT, TUNING_FOLDER
 from pangu_sigma.train.losses import known, mean_of, shown
 
 
@@ -41,9 +41,11 @@ def best_rate(tried: Mapping[str, Path]) -> str:
 def result_of(run: Path) -> dict[str, Any]:
     """What came of a tuned run, as `finetune_run` returns it. Raises ConfigError for one that is not finished."""
     try:
-        return json.loads((run / FOLDER / RESULT).read_bytes())
+        return json.loads((run / TUNING_FOLDER / RESULT).read_bytes())
     except FileNotFoundError:
-        raise ConfigError(f"{run} is not finished: it has no {FOLDER}/{RESULT}; tune it to its end first") from None
+        raise ConfigError(
+            f"{run} is not finished: it has no {TUNING_FOLDER}/{RESULT}; tune it to its end first"
+        ) from None
 
 
 def compare_tuned(arms: Sequence[TunedArm], test: Path, kept: Path) -> dict[str, Any]:
