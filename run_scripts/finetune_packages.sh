@@ -11,7 +11,7 @@
 # seeds are tuned at that rate alone. Before and after, each answers the test items greedily. No message of the test stands in what a model was
 # trained or tuned on; how many were left out for that is printed.
 #
-#   finetune_packages.sh [--tasks "translation_en_zh qa"] [--steps 400] [--tune-steps 150] [--seeds "1 2 3"] [--rates "1e-3 3e-3 9e-3"]
+#   finetune_packages.sh [--tasks "translation_en_zh qa"] [--steps 300] [--tune-steps 120] [--seeds "1 2 3"] [--rates "1e-3 3e-3 9e-3"]
 #                        [--folder runs/finetune_packages] [--set KEY=VALUE ...]
 #
 # --steps are those of pre-training, --set options go to it. The manual pages are of Debian's packages: apt-get downloads them, after an
@@ -22,14 +22,14 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/install.sh"
 cd "$root"
 
 config=model_configs/sigma_tiny.yaml
-tasks="translation_en_zh qa" steps=400 tune_steps=150 seeds="1 2 3" rates="1e-3 3e-3 9e-3" folder=runs/finetune_packages
-usage='finetune_packages.sh [--tasks "translation_en_zh qa"] [--steps 400] [--tune-steps 150] [--seeds "1 2 3"] [--rates "1e-3 3e-3"] [--folder FOLDER] [--set KEY=VALUE ...]'
+tasks="translation_en_zh qa" steps=300 tune_steps=120 seeds="1 2 3" rates="1e-3 3e-3 9e-3" folder=runs/finetune_packages
+usage='finetune_packages.sh [--tasks "translation_en_zh qa"] [--steps 300] [--tune-steps 120] [--seeds "1 2 3"] [--rates "1e-3 3e-3"] [--folder FOLDER] [--set KEY=VALUE ...]'
 source "$root/run_scripts/comparing.sh"
 own_option() {
   case "$1" in
     --tasks) tasks=${2:?--tasks needs names, such as \"translation_en_zh qa\"} ;;
-    --steps) steps=${2:?--steps needs a number, such as 400} ;;
-    --tune-steps) tune_steps=${2:?--tune-steps needs a number, such as 150} ;;
+    --steps) steps=${2:?--steps needs a number, such as 300} ;;
+    --tune-steps) tune_steps=${2:?--tune-steps needs a number, such as 120} ;;
     *) return 1 ;;
   esac
 }
