@@ -157,16 +157,17 @@ def test_every_answer_is_the_one_computed_alone_and_no_lane_is_lost(events, lane
 
 
 def check_prompt(answer: Answer) -> None:
-    """The tokens of the prompt, each scored by the logits after those before it."""
+    """The tokens of the prompt from the one before the first that is scored, each scored by the logits after those before it."""
     request, decoder = answer.request, FakeDecoder(seq_length=LENGTH)
     if request.prompt_logprobs is None:
         assert answer.prompt == []
         return
     ids, slot = list(request.ids), request.domain.slot
-    assert [token.id for token in answer.prompt] == ids
-    assert "".join(token.text for token in answer.prompt) == decoder.tokenizer.decode(ids)
+    first = min(request.scored_from, len(ids)) - 1
+    assert [token.id for token in answer.prompt] == ids[first:]
+    assert "".join(token.text for token in answer.prompt) == decoder.tokenizer.decode(ids[first:])
     experts_NT = decoder.experts(request.domain, ids)
-    for number, token in enumerate(answer.prompt):
+    for number, token in enumerate(answer.prompt, first):
         assert list(token.experts) == experts_NT[:, number].tolist()
         if number < request.scored_from:
             assert (token.logprob, token.top) == (None, ())

@@ -1,8 +1,9 @@
 """Bench of benchmarks: short multiple-choice items as lm-evaluation-harness asks them, together and one text after the other.
 
-An item is a question with four candidates after it. The peer is the same decoder with one lane: it reads each candidate after its
+An item is a question with four letters after it. The peer is the same decoder with one lane: it reads each letter after its
 question by itself, so nothing is computed together, and a question four times. It does a part of the items in a round; times are of
-an item. Weights are drawn, of `sigma_tiny`'s size, and the tokenizer is the real one.
+an item.
+Weights are drawn, of `sigma_tiny`'s size, and the tokenizer is the real one.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.host_decoder import HostDecoder
 from pangu_sigma.rre.table import draw_tables
 
-_ITEMS, _ALONE, _CANDIDATES, _LANES, _ROUNDS = 1000, 50, 4, 16, 3
-_QUESTION = 48
-"""Characters of a question; a candidate has two."""
+_ITEMS, _ALONE, _LANES, _ROUNDS = 1000, 50, 16, 3
+_QUESTION, _LETTERS = 61, "ABCD"
+"""Characters of a question with its options, before "答案："; and the candidates, as C-Eval and CMMLU have them."""
 
 
 def run(peers: bool) -> list[Row]:
@@ -37,7 +38,7 @@ def compare_items(items: int, alone: int, rounds: int) -> list[Row]:
     """Items a second of a model of `sigma_tiny`'s size, against the first `alone` of them one by one."""
     with _models((_LANES, 1)) as (together, one_by_one):
         asked = _asked(together, items)
-        some = asked[: alone * _CANDIDATES]
+        some = asked[: alone * len(_LETTERS)]
         seconds = take_turns(
             {
                 "ours": lambda: together.loglikelihood(asked, disable_tqdm=True),
@@ -46,7 +47,9 @@ def compare_items(items: int, alone: int, rounds: int) -> list[Row]:
             rounds,
         )
     seconds["one by one"] = [each * items / alone for each in seconds["one by one"]]
-    case = f"tiny, {items:,} items of {_CANDIDATES} candidates, {_QUESTION} + 2 characters, {_LANES} texts at a time"
+    case = (
+        f"tiny, {items:,} items of {_QUESTION + 3} characters and {len(_LETTERS)} candidates, {_LANES} texts at a time"
+    )
     return compare("evaluate", case, seconds, work=items, unit="items/s")
 
 
@@ -66,10 +69,9 @@ def _asked(model: HarnessModel, items: int) -> list[Instance]:
     """Drawn text of Chinese characters that are one token each."""
     rng, tokenizer = np.random.default_rng(0), model.tokenizer
     common = [chr(code) for code in range(0x4E00, 0x9FA6) if len(tokenizer.encode(chr(code), model.domain)) == 1]
-    questions = rng.choice(common, (items, _QUESTION))
-    candidates = rng.choice(common, (items, _CANDIDATES, 2))
+    questions = ["".join(each) for each in rng.choice(common, (items, _QUESTION))]
     return [
-        Instance("loglikelihood", {}, ("".join(question), "".join(each)), number)
-        for question, four in zip(questions, candidates, strict=True)
-        for number, each in enumerate(four)
+        Instance("loglikelihood", {}, (f"{question}答案：", letter), number)
+        for question in questions
+        for number, letter in enumerate(_LETTERS)
     ]

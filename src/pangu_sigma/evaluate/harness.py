@@ -242,7 +242,7 @@ def _in_order(requests: Sequence[Request]) -> list[int]:
 
 
 def _score_of(answer: Answer) -> tuple[float, bool]:
-    scored = answer.prompt[answer.request.scored_from :]
+    scored = answer.prompt[1:]
     total = sum(token.logprob or 0.0 for token in scored)
     return float(total), all((token.logprob or 0.0) >= token.top[0][1] for token in scored)
 

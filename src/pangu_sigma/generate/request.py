@@ -65,7 +65,8 @@ class Token:
 class Answer:
     """The answer to a request; only the thread that steps the engine changes it.
 
-    prompt: tokens of the prompt, filled before the first new one if `prompt_logprobs` asks for them.
+    prompt: tokens of the prompt, filled before the first new one if `prompt_logprobs` asks for them: from the one before
+    `scored_from` on, which is the first of all by default.
     tokens: new tokens; the last one of a finished answer may be the <eot> or the stop id that ended it, whose own text is not in
     the answer. text: the answer so far; what may become a stop string or is half a character is not in it yet.
     finish: None while it grows; "stop" after <eot>, a stop string or a stop id, "length" after max_new_tokens or at

@@ -98,11 +98,10 @@ class RunningText:
         """Give the answer the tokens of its prompt if they are asked for."""
         if self.request.prompt_logprobs is None:
             return
-        surfaces, ids = self._tokenizer.vocabulary.surfaces, self._ids
-        first = min(self.request.scored_from, self._prompt)
-        scores = [(None, ())] * first + self._scores
+        surfaces, first = self._tokenizer.vocabulary.surfaces, min(self.request.scored_from, self._prompt) - 1
+        ids, scores = self._ids[first:], [(None, ()), *self._scores]
         texts = spelled(surfaces[token] for token in ids)
-        experts_TN = self._decoder.experts(self.request.domain, ids).T.tolist()
+        experts_TN = self._decoder.experts(self.request.domain, self._ids).T[first:].tolist()
         self.answer.prompt = [
             Token(token, text, logprob, top, tuple(experts))
             for token, text, (logprob, top), experts in zip(ids, texts, scores, experts_TN, strict=True)
