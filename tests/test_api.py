@@ -118,7 +118,7 @@ def test_the_lines_of_the_readme_run_outside_the_main_thread(tmp_path, monkeypat
     shipped_as.parent.mkdir()
     tree = tiny_tree(Path("data/prepared"))
     shipped_as.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
-    monkeypatch.setattr(shipped, "shipped_configs", lambda: {"sigma_tiny": shipped_as})
+    monkeypatch.setattr(shipped, "shipped_configs", lambda folder="": {"sigma_tiny": shipped_as})
     write_text(tmp_path / "mine.jsonl")
     folder = tmp_path / "here"
     folder.mkdir()

@@ -188,7 +188,7 @@ def test_a_lane_holds_as_many_tokens_as_the_model(run, decoder):
     assert (read(decoder, domain, ids[:-1], ids[-1:]) == read(decoder, domain, ids)).all()
 
 
-@pytest.mark.parametrize(("precision", "most"), [("float16", 1e-3), ("int8", 0.02)])
+@pytest.mark.parametrize(("precision", "most"), [("float16", 5e-3), ("int8", 0.02)])
 def test_less_precise_weights_change_logits_a_little(run, decoder, tiny_run, precision, most):
     less = open_decoder(tiny_run, lanes=1, weights=precision)
     for domain in domains_of(run.config):

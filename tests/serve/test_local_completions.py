@@ -11,7 +11,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
 
-from pangu_sigma.evaluate.benchmarks import TASKS, Asked, run_benchmarks
+from pangu_sigma.evaluate.benchmarks import TASKS, BenchmarkRequest, run_benchmarks
 from pangu_sigma.evaluate.harness import HarnessModel
 from pangu_sigma.generate.text import open_engine
 
@@ -83,7 +83,7 @@ def test_our_tasks_have_the_numbers_of_evaluate(tiny_run, url, tmp_path):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content, encoding="utf-8")
-    asked = Asked(("ocnli", "cmrc2017"), str(tmp_path), "zh")
+    asked = BenchmarkRequest(("ocnli", "cmrc2017"), str(tmp_path), "zh")
     expected = run_benchmarks(tiny_run, asked)
     metadata = {"data": str(tmp_path), "seq_length": 32}
     manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)

@@ -19,7 +19,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.held_out import HeldOut
-from pangu_sigma.evaluate.run import DomainFigures, held_out_batches, measure, samples_read
+from pangu_sigma.evaluate.run import DomainFigures, figures_with_perplexity, held_out_batches, measure, samples_read
 from pangu_sigma.train.losses import HeldOutLoss, known, mean_of, shown
 from pangu_sigma.train.summary import unlike
 
@@ -87,7 +87,8 @@ def _check_same_text(run: RunFolder, other: RunFolder, own: Batches, theirs: Bat
 
 def _rows(mine: Losses, theirs: Losses) -> DomainFigures:
     return {
-        name: loss.figures() | {"against": theirs[name].figures(), "difference": loss.minus(theirs[name]).figures()}
+        name: figures_with_perplexity(loss)
+        | {"against": figures_with_perplexity(theirs[name]), "difference": loss.minus(theirs[name]).figures()}
         for name, loss in mine.items()
     }
 

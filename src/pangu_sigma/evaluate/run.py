@@ -35,13 +35,13 @@ def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
         run = RunFolder.open(path)
         batches = held_out_batches(run)
         losses = measure(run, batches, samples_read(run, batches, all))
-    return {name: loss.figures() | {"perplexity": _perplexity(loss)} for name, loss in losses.items()}
+    return {name: figures_with_perplexity(loss) for name, loss in losses.items()}
 
 
-def _perplexity(loss: HeldOutLoss) -> float | None:
-    """The exponential of nats per token; None if that is not finite."""
+def figures_with_perplexity(loss: HeldOutLoss) -> dict[str, Any]:
+    """`HeldOutLoss.figures`, and the exponential of nats per token, which is None if that is not finite."""
     nats = loss.nats_per_token.mean
-    return known(math.exp(nats)) if nats < 700 else None
+    return loss.figures() | {"perplexity": known(math.exp(nats)) if nats < 700 else None}
 
 
 def held_out_batches(run: RunFolder) -> Batches:
