@@ -5,14 +5,13 @@ from __future__ import annotations
 from helpers.archives import catalogue, write_wheel
 
 from pangu_sigma.data.packages import CATALOGUES
-from pangu_sigma.finetune.catalogues import LONGEST, PROGRAMS, translations
+from pangu_sigma.finetune.catalogues import PROGRAMS, translations
 
 MESSAGES = {
     "menu\x04Save": "保存",
     "Open file": "打开文件",
     "Two\nlines": "两行",
     "One line": "一\n行",
-    "word " * LONGEST: "长",
     "some_key": "标识",
     "OK": "OK",
 }
@@ -28,7 +27,7 @@ def test_messages_and_their_translations_are_examples(tmp_path):
         ("Save", "保存", "Save"),
     ]
     assert {e.origin for e in found.examples} == {f"{archive.file}:{name}"}
-    assert found.counts == {"several lines": 2, "too long": 1}
+    assert found.counts == {"several lines": 2}
 
 
 def test_no_program_is_in_two_splits_or_in_pre_training():

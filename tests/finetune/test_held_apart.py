@@ -43,11 +43,12 @@ def test_words_are_found_one_after_another_as_a_plain_search_finds_them():
 
 
 def test_what_stands_elsewhere_is_left_out_and_counted():
-    tuning = split("Open the file", "open the _File", "Save all", "…")
+    tuning = split("Open the file", "open the _File", "Save all", "…", "word " * 40)
     dev = split("Save all", "Close it", "In a book")
     test = split("the file", "Close it", "Closed", "closed!", "New thing", "Read a book")
     hold_apart([tuning, dev, test], ["He was in a  BOOK, once", "", "Open"], [9, 9, 9])
-    assert (prompts(tuning), tuning.counts["twice"], tuning.counts["no word"]) == (["Open the file", "Save all"], 1, 1)
+    assert prompts(tuning) == ["Open the file", "Save all"]
+    assert dict(tuning.counts) == {"twice": 1, "no word": 1, "too long": 1, "more than wanted": 0}
     assert (prompts(dev), dev.counts["in the text of pre-training"], dev.counts["in an earlier split"]) == (
         ["Close it"],
         1,

@@ -96,14 +96,11 @@ _TEST = (
 PROGRAMS = {"train": _TUNING, "dev": _DEV, "test": _TEST}
 """Programs by split; none of them is in two splits, or in pre-training."""
 
-LONGEST = 160
-"""Characters of the longest message that is kept, on either side."""
-
 
 def translations(archives: Sequence[Archive], files: Mapping[Archive, Path]) -> TaskSplit:
     """The messages of some programs: an English one as the prompt, its translation as the response.
 
-    Messages of several lines and long ones are left out, and counted: an answer ends with its line.
+    Messages of several lines are left out, and counted: an answer ends with its line.
     """
     examples, counts = [], Counter[str]()
     for archive in archives:
@@ -111,8 +108,6 @@ def translations(archives: Sequence[Archive], files: Mapping[Archive, Path]) -> 
             for chinese, english in catalogue_pairs(content):
                 if "\n" in chinese or "\n" in english:
                     counts["several lines"] += 1
-                elif max(len(chinese), len(english)) > LONGEST:
-                    counts["too long"] += 1
                 else:
                     examples.append(Example(english, chinese, english, f"{archive.file}:{name}"))
     return TaskSplit(archives, examples, counts)

@@ -17,6 +17,9 @@ from tqdm import tqdm
 
 from pangu_sigma.data.packages import Archive
 
+LONGEST = 160
+"""Characters of the longest prompt or response that is kept."""
+
 Words = tuple[str, ...]
 
 _WORDS = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
@@ -77,7 +80,7 @@ def words_of(text: str) -> Words:
 
 
 def hold_apart(splits: Sequence[TaskSplit], pretraining: Iterable[str], most: Sequence[int]) -> None:
-    """Leave out what a split has twice, and of all but the first split what stands in an earlier split or in pre-training.
+    """Leave out what a split has twice and what is too long, and of all but the first split what stands in an earlier split or in pre-training.
 
     Out goes an example whose message stands in a text of pre-training, or in a prompt or response of an earlier split, and one
     whose prompt is one of an earlier split, word by word. pretraining: its texts. most: the number of examples that are kept of
@@ -103,12 +106,14 @@ def hold_apart(splits: Sequence[TaskSplit], pretraining: Iterable[str], most: Se
 
 
 def _keep_once(each: TaskSplit) -> None:
-    """Keep the first of examples with one prompt, or one message; and none without a word, which could not be compared."""
+    """Keep the first of examples with one prompt, or one message; none that is long, or has no word that could be compared."""
     kept: list[Example] = []
     seen: set[tuple[str, Words]] = set()
     for example in each.examples:
         keys = {("prompt", words_of(example.prompt)), ("message", words_of(example.message))}
-        if not all(words for _, words in keys):
+        if max(len(example.prompt), len(example.response)) > LONGEST:
+            each.counts["too long"] += 1
+        elif not all(words for _, words in keys):
             each.counts["no word"] += 1
         elif keys & seen:
             each.counts["twice"] += 1
