@@ -80,7 +80,7 @@ def words_of(text: str) -> Words:
 
 
 def hold_apart(splits: Sequence[TaskSplit], pretraining: Iterable[str], most: Sequence[int]) -> None:
-    """Leave out what a split has twice and what is too long, and of all but the first split what stands in an earlier split or in pre-training.
+    """Leave out what is too long or there twice, and of later splits what stands in an earlier one or in pre-training.
 
     Out goes an example whose message stands in a text of pre-training, or in a prompt or response of an earlier split, and one
     whose prompt is one of an earlier split, word by word. pretraining: its texts. most: the number of examples that are kept of
