@@ -120,7 +120,7 @@ from pathlib import Path
 from pangu_sigma.finetune.tuned_arms import TunedArm, compare_tuned, write_tuned
 
 folder, seeds, rates = Path(sys.argv[1]), sys.argv[2].split(), sys.argv[3].split()
-names = {"experts": "Σ experts", "slot": "Σ experts+slot", "all": "Σ everything", "dense": "dense everything"}
+names = {"experts": "Σ experts", "slot": "Σ experts+slot", "all": "Σ all", "dense": "dense"}
 best = {}
 for line in (folder / "best.txt").read_text().splitlines():
     task, arm, rate = line.split()
