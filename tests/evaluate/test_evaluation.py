@@ -26,7 +26,7 @@ def asked(tmp_path_factory) -> BenchmarkRequest:
     (folder / "ocnli").mkdir()
     rows = [{"sentence1": "今天天气", "sentence2": text, "label": "neutral"} for text in ("不错", "公园")]
     (folder / "ocnli" / "dev.json").write_text(json_lines(*rows, {"label": "-"}), encoding="utf-8")
-    return BenchmarkRequest(("ocnli",), str(folder), "zh")
+    return BenchmarkRequest(("ocnli",), str(folder))
 
 
 def test_a_run_keeps_benchmarks_for_its_report(tiny_run, asked, tmp_path):

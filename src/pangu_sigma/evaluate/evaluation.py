@@ -61,12 +61,13 @@ def _losses(model: Path, all: bool, kept: Kept | None) -> dict[str, Any]:
 
 def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any]) -> None:
     """Keep the figures in the run folder, and write its report anew if it has logged steps."""
-    latest = RunFolder.open(run).latest
-    of = {"domain": asked.domain, "step": int(latest.name.removeprefix("step_")) if latest else None}
+    opened = RunFolder.open(run)
+    step = int(opened.latest.name.removeprefix("step_")) if opened.latest else None
+    of = {name: {"domain": asked.domain_of(name, opened.config), "step": step} for name in tasks}
     file = run / BENCHMARKS
     try:
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        write_atomically(file, as_json(before | {name: figures | of for name, figures in tasks.items()}))
+        write_atomically(file, as_json(before | {name: figures | of[name] for name, figures in tasks.items()}))
         write_report(run)
     except (OSError, ValueError) as error:
         logger.warning("the run's report does not have these benchmarks: %s", error)
