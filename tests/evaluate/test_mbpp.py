@@ -13,10 +13,10 @@ import pytest
 import yaml
 from helpers.told_decoder import told_engine
 
-from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.mbpp import PROGRAM_ENDS, run
-from pangu_sigma.evaluate.sandbox.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("programs_can_run")
 
 
 def problem(number: int, **change: object) -> dict:
@@ -44,14 +44,6 @@ def harness_prompt(asked: dict, examples: list[dict]) -> str:
     )
     shown = [to_text.render(each) + to_target.render(each, is_fewshot=True) + "\n\n" for each in examples]
     return "".join(shown) + to_text.render(asked)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs_can_run():
-    try:
-        Sandbox()
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 def written(folder: Path, *problems: dict) -> Path:

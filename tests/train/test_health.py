@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -393,15 +394,21 @@ sys.exit(program())
 """
 
 
+def two_ranks(tree: dict, folder: Path, program: str, statuses: list[int]) -> rank_processes.RankProcesses:
+    """Train a configuration in two processes until they end. program: what each of them runs."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    arguments = ["train", str(file), "--run", str(folder / "run")]
+    with rank_processes.RankProcesses(2, arguments, folder / "logs", program=program) as ranks:
+        assert ranks.wait(300.0) == statuses, ranks.said()
+    return ranks
+
+
 @pytest.mark.slow
 def test_all_ranks_stop_for_a_value_on_one_of_them_and_each_names_it(tiny_data, tmp_path):
     tree = tiny_tree(tiny_data) | {"parallel": {"expert": 2}}
     tree["train"] |= {"steps": 12, "spikes": {"skip": True, "window": 4}}
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(tree))
-    arguments = ["train", str(file), "--run", str(tmp_path / "run")]
-    with rank_processes.RankProcesses(2, arguments, tmp_path / "logs", program=POISONED) as ranks:
-        assert ranks.wait(300.0) == [2, 2], ranks.said()
+    ranks = two_ranks(tree, tmp_path, POISONED, [2, 2])
     for log in ranks.logs:
         assert "domain en, RRE layer 0, expert 3, tensor w1: 1 of 768 values" in log.read_text(), ranks.said()
 
@@ -443,11 +450,7 @@ def test_ranks_skip_the_same_step_for_a_spike_that_is_on_one_of_them(tiny_data, 
     """One shares the data with the other: the verdict is on the losses of the whole batch."""
     tree = tiny_tree(tiny_data) | {"parallel": {"data": 2}}
     tree["train"] |= {"steps": 6, "spikes": {"skip": True, "window": 4}}
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(tree))
-    arguments = ["train", str(file), "--run", str(tmp_path / "run")]
-    with rank_processes.RankProcesses(2, arguments, tmp_path / "logs", program=SPIKED) as ranks:
-        assert ranks.wait(300.0) == [0, 0], ranks.said()
+    two_ranks(tree, tmp_path, SPIKED, [0, 0])
     one, other = (list(map(json.loads, (tmp_path / f"run.{rank}").read_text().splitlines())) for rank in range(2))
     assert one == other, "the same verdict, for the same domains"
     assert [applied for applied, *_ in one] == [1, 1, 1, 0, 1, 1]

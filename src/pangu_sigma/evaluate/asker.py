@@ -5,20 +5,36 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.request import Request
+from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_text
 from pangu_sigma.generate.text import unseen
 
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = 512
-"""Requests whose answers are kept until their texts are taken out of them."""
+"""Requests whose answers are kept until what is wanted is taken out of them."""
+
+
+def complete_in_parts(
+    engine: Engine, requests: Sequence[Request], taken: Callable[[Answer], Any], finished: Callable[[int, Any], None]
+) -> None:
+    """Answer requests, some at a time. taken: gives what is wanted of an answer. finished: gets it, with the request's number."""
+    for first in range(0, len(requests), _AT_ONCE):
+        some = requests[first : first + _AT_ONCE]
+        numbers = {id(request): number for number, request in enumerate(some, first)}
+
+        def advance(answer: Answer, numbers: dict[int, int] = numbers) -> None:
+            if answer.finish in ("stop", "length"):
+                finished(numbers[id(answer.request)], taken(answer))
+
+        engine.complete(some, advance)
 
 
 class Asker:
@@ -122,10 +138,12 @@ class Asker:
         return self._tokenizer.prompt(prompt, self.domain) or [self._tokenizer.eot]
 
     def _complete(self, requests: Sequence[Request], what: str) -> list[str]:
-        texts: list[str] = []
+        texts = [""] * len(requests)
         with tqdm(total=len(requests), desc=what, unit="answer", leave=False) as bar:
-            for first in range(0, len(requests), _AT_ONCE):
-                some = requests[first : first + _AT_ONCE]
-                answers = self._engine.complete(some, lambda answer: bar.update(answer.finish is not None))
-                texts += [answer.text for answer in answers]
+
+            def finished(number: int, text: str) -> None:
+                texts[number] = text
+                bar.update()
+
+            complete_in_parts(self._engine, requests, lambda answer: answer.text, finished)
         return texts

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
+from pangu_sigma.evaluate.asker import complete_in_parts
 from pangu_sigma.evaluate.kept import Kept
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
@@ -36,9 +37,6 @@ except ImportError as error:
     ) from error
 
 logger = logging.getLogger(__name__)
-
-_AT_ONCE = 512
-"""Requests whose answers are kept until their numbers are taken out of them."""
 
 _MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names that tasks give the most tokens of an answer, the first one that is there counts."""
@@ -216,19 +214,14 @@ class HarnessModel(LM):
         with tqdm(
             total=len(requests), initial=len(requests) - len(order), desc=what, unit="request", disable=quiet
         ) as bar:
-            for first in range(0, len(order), _AT_ONCE):
-                some = order[first : first + _AT_ONCE]
-                numbers = {id(requests[number]): number for number in some}
 
-                def finish(answer: Answer, numbers: dict[int, int] = numbers) -> None:
-                    if answer.finish in ("stop", "length"):
-                        number = numbers[id(answer.request)]
-                        found[number] = taken(answer)
-                        if self.kept:
-                            self.kept.put(names[number], found[number])
-                        bar.update()
+            def finished(position: int, value: Any) -> None:
+                found[order[position]] = value
+                if self.kept:
+                    self.kept.put(names[order[position]], value)
+                bar.update()
 
-                self.engine.complete([requests[number] for number in some], finish)
+            complete_in_parts(self.engine, [requests[number] for number in order], taken, finished)
         return found
 
 
