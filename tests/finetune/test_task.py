@@ -8,7 +8,10 @@ from helpers.tiny import tiny_config
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
+from pangu_sigma.domains import domains_of
+from pangu_sigma.evaluate.translation import TEMPLATES
 from pangu_sigma.finetune.task import learned_parameters, read_task
+from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.shipped import config_path, shipped_configs
 
 
@@ -34,6 +37,13 @@ def test_what_nobody_has_set_follows_from_the_sequences(parent, task):
     two = read_task(task).config(parent, ["zh", "en"], 30)
     assert two.data.domains_per_step == 2
     assert two.finetune.domains == ["zh", "en"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_benchmark_of_translation_asks_as_its_task_was_tuned(name):
+    config = read_task(name).config(load_config(config_path("sigma_tiny")), ["bilingual"], 30)
+    template = ChatTemplate.of(domains_of(config).named("bilingual"), config.chat)
+    assert template.prompt([("user", "{source}")]) == TEMPLATES[name]
 
 
 def test_what_is_set_stays(parent, task):

@@ -105,8 +105,10 @@ def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
 
 def test_a_tuned_run_is_a_run(tuned, tmp_path):
     """It generates, is evaluated, and what is cut out of it can be trained; it itself is not trained on text."""
-    (answer,) = generate(open_engine(tuned), [("en", "the cat")], 4)
-    assert answer.text or answer.finished, "it may have learned to end at once"
+    answers = generate(
+        open_engine(tuned), [("en", "the cat"), ("en", "a red house"), ("zh", "今天"), ("code", "return")], 4
+    )
+    assert any(answer.text for answer in answers), "not all end at once"
     losses = evaluate_run(tuned)
     assert losses["zh"]["loss"] == result_of(tuned)["forgetting"]["domains"]["zh"]["after"]["loss"]
     extract_run(tuned, tmp_path / "en", ["en"], graphs=False)

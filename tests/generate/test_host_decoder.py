@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.rounded_weights import RoundedWeights
 from helpers.slow_decoder import SlowDecoder
 from helpers.tiny import tiny_config
 from helpers.toy_weights import ToyWeights
 
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain, domains_of
@@ -19,6 +21,7 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.exact import ExactModel
 from pangu_sigma.generate.host_decoder import HostDecoder
 from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.weights import SavedWeights
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +193,13 @@ def test_a_lane_holds_as_many_tokens_as_the_model(run, decoder):
 
 @pytest.mark.parametrize(("precision", "most"), [("float16", 5e-3), ("int8", 0.02)])
 def test_less_precise_weights_change_logits_a_little(run, decoder, tiny_run, precision, most):
+    """They are those of a float32 model whose matrices are rounded, and near the model."""
     less = open_decoder(tiny_run, lanes=1, weights=precision)
+    saved = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
+    rounded = HostDecoder(run.config, run.tokenizer, run.table, RoundedWeights(saved, precision), lanes=1)
     for domain in domains_of(run.config):
         ids = ids_of(run, domain, 30)
+        assert difference(read(less, domain, ids), read(rounded, domain, ids)) < 1e-5
         assert 0 < difference(read(less, domain, ids), read(decoder, domain, ids)) < most
     assert less.resident_bytes < decoder.resident_bytes
 
