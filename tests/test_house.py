@@ -19,7 +19,18 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     [
-        *("errors", "config", "config_file", "domains", "device", "host_memory", "lock", "mindformers_import", "npus"),
+        *(
+            "errors",
+            "chips",
+            "config",
+            "config_file",
+            "domains",
+            "device",
+            "host_memory",
+            "lock",
+            "mindformers_import",
+            "npus",
+        ),
         *("sealed", "shipped", "writable"),
     ],
     ["rre"],
@@ -374,7 +385,17 @@ def test_the_operators_import_nothing_of_the_product(edges):
 
 def test_routing_and_configuration_do_not_load_mindspore():
     """Routing belongs to the data pipeline, and a wrong configuration is refused at once."""
-    pure = ("rre.table", "rre.plan", "rre.capacity", "config", "config_file", "domains", "errors", "parallel.layout")
+    pure = (
+        "rre.table",
+        "rre.plan",
+        "rre.capacity",
+        "chips",
+        "config",
+        "config_file",
+        "domains",
+        "errors",
+        "parallel.layout",
+    )
     loads = "; ".join(f"import pangu_sigma.{name}" for name in pure)
     code = f"import sys; {loads}; print([m for m in ('mindspore', 'mindformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip
 from pangu_sigma.errors import UserError
 
 
@@ -223,6 +224,9 @@ class ParallelConfig(Section):
     """The ranks of a run, one process and one device each: stages · groups · expert · data · tensor of them. The last varies
     fastest, so that the ranks of a tensor group share a host."""
 
+    chip: Chip = "910a"
+    """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, and `910b` for the most common of these; `910_93`. It says what
+    plans count with, what `half` is, and which operators the Ascend step is made of. On the CPU it changes nothing."""
     stages: Width = 1
     """Number of pipeline stages. Each has some of the network's layers, on ranks of its own; the `train.accumulation`
     micro-batches of an update go through the stages one after another. Only on Ascend."""
@@ -248,6 +252,11 @@ class ParallelConfig(Section):
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor`, which are known before the step. `refuse`: the run ends with an error that names
     the factor needed. `drop`: these rows skip the FFN; they are counted and reported."""
+
+    @field_validator("chip", mode="before")
+    @classmethod
+    def _yaml_reads_a_number(cls, chip: Any) -> Any:
+        return "910_93" if chip == 91_093 else chip  # so does YAML read 910_93 without quotes
 
     @model_validator(mode="after")
     def _combinations(self) -> ParallelConfig:
@@ -302,8 +311,9 @@ class TrainConfig(Section):
     """Number of sequences in a micro-batch, over all ranks: one forward-backward pass."""
     accumulation: Width = 1
     """Number of micro-batches whose gradients make one update; each token counts the same."""
-    compute_dtype: Literal["float32", "float16"] = "float32"
-    """Precision of matrix products; parameters are float32. `float16` is for Ascend 910, which has no bfloat16."""
+    compute_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of matrix products; parameters are float32. A file may say `half`, which becomes the 16-bit type of parallel.chip:
+    float16 on 910A, which has no bfloat16, and bfloat16 on later chips. A CPU computes in float32, or slowly in float16."""
     eval_interval: Positive = 100
     """Steps between evaluations on held-out text."""
     eval_batches: Positive = 8
@@ -421,8 +431,25 @@ class Config(Section):
             )
         return name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _half_of_the_chip(cls, tree: Any) -> Any:
+        """The tree with the 16-bit type of its chip where it says `half`."""
+        train, parallel = (tree.get(key) for key in ("train", "parallel")) if isinstance(tree, dict) else (None, None)
+        if not isinstance(train, dict) or train.get("compute_dtype") != "half":
+            return tree
+        chip = ParallelConfig._yaml_reads_a_number(parallel.get("chip") if isinstance(parallel, dict) else None)
+        half = CHIP_DATA[chip if chip in CHIP_NAMES else "910a"].half  # an unknown chip is refused where it stands
+        return tree | {"train": train | {"compute_dtype": half}}
+
     @model_validator(mode="after")
     def _combinations(self) -> Config:
+        chip = CHIP_DATA[self.parallel.chip]
+        if self.train.compute_dtype not in chip.flops:
+            raise ValueError(
+                f"train.compute_dtype={self.train.compute_dtype}: {chip.title} has no {self.train.compute_dtype}; set "
+                f"train.compute_dtype={chip.half}, or a later chip, such as parallel.chip=910b (--chip 910b)"
+            )
         twice = sorted(name for name, times in Counter(d.name for d in self.domains).items() if times > 1)
         if twice:
             raise ValueError(f"domains: name {twice[0]!r} is used more than once; names must be different")

@@ -6,10 +6,11 @@ from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import Layout, capacity, tokens_of_rank
-from pangu_sigma.planning.machine import GIB, HOST_MEMORY, NPU_MEMORY
+from pangu_sigma.planning.machine import HOST_MEMORY, NPU_MEMORY
 from pangu_sigma.planning.memory import communicators, exchanged_rows, host_items, npu_items, total
 from pangu_sigma.planning.suggest import with_parallel
 from pangu_sigma.planning.traffic import collectives

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_sigma.commands.options import add_command
+from pangu_sigma.commands.options import add_command, with_chip
 from pangu_sigma.commands.training import config_and_run, with_run
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.host_memory import check_training_fits
@@ -30,6 +30,7 @@ def add_commands(commands: Any) -> None:
             "sigma_1t --ascend --nodes 64 --dry-run",
         )
     )
+    with_chip(command)
     command.add_argument(
         "--processes", type=int, metavar="N", help="how many you count on: refused if not the configuration's"
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pangu_sigma.chips import CHIP_NAMES
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.shipped import config_path
@@ -44,6 +45,25 @@ def with_overrides(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as train.steps=10"
     )
     command.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    return command
+
+
+class _SetChip(argparse.Action):
+    """An option that is a --set, which every other --set comes after and wins over."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        namespace.set = [f"parallel.chip={values}", *namespace.set]
+        namespace.chip = values
+
+
+def with_chip(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a command that has a configuration --chip."""
+    command.add_argument(
+        "--chip",
+        action=_SetChip,
+        choices=CHIP_NAMES,
+        help="the NPUs' chip, as --set parallel.chip=…; it decides what train.compute_dtype: half is",
+    )
     return command
 
 

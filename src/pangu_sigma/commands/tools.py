@@ -14,6 +14,7 @@ from pangu_sigma.commands.options import (
     add_command,
     resolved_config,
     show,
+    with_chip,
     with_json,
     with_overrides,
 )
@@ -65,7 +66,7 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, required=True, help=CONFIG_HELP)
     command.add_argument("--devices", type=int, required=True, metavar="N", help="NPUs, 8 a host")
     command.add_argument("--compile", action="store_true", help="let MindSpore compile the step for Ascend; minutes")
-    with_overrides(command)
+    with_chip(with_overrides(command))
 
     command = with_json(
         add_command(commands, "bench", _bench, "our speed against peers, in one run", "adam --peers", "scale")

@@ -4,7 +4,8 @@ Data sheets are given as they are. A figure that cannot be reached in full, or t
 "unconfirmed" has the meaning of README.md of this package.
 """
 
-GIB = 1 << 30
+from pangu_sigma.chips import GIB
+
 MIB = 1 << 20
 
 NPUS_PER_HOST = 8

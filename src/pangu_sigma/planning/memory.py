@@ -35,6 +35,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import (
     AXES,
@@ -57,7 +58,6 @@ from pangu_sigma.parallel.parameters import (
 )
 from pangu_sigma.planning.machine import (
     COMMUNICATOR_BUFFERS,
-    GIB,
     HOST_RESERVE,
     MIB,
     NPU_RESERVE,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pangu_sigma.ascend.supported import check_ascend, check_layout
+from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.parallel.layout import capacity, layers_of_stage, rre_layers_of_stage, tokens_of_rank
 from pangu_sigma.parallel.parameters import Array, accumulator_arrays, active_buffers, all_arrays
@@ -25,7 +26,7 @@ from pangu_sigma.planning.cost import (
     step_time_all_experts,
     tokens_per_second,
 )
-from pangu_sigma.planning.machine import GIB, HOST_MEMORY, LITTLE_LEFT, NPU_MEMORY, NPUS_PER_HOST
+from pangu_sigma.planning.machine import HOST_MEMORY, LITTLE_LEFT, NPU_MEMORY, NPUS_PER_HOST
 from pangu_sigma.planning.memory import (
     MemoryItem,
     exchanged_rows,

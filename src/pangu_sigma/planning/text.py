@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import yaml
 
+from pangu_sigma.chips import GIB
 from pangu_sigma.config import ParallelConfig
 from pangu_sigma.parallel.layout import AXES
-from pangu_sigma.planning.machine import GIB, HOST_MEMORY, LITTLE_LEFT
+from pangu_sigma.planning.machine import HOST_MEMORY, LITTLE_LEFT
 from pangu_sigma.planning.plan import CompiledPlan, MemoryTable, Plan
 from pangu_sigma.planning.traffic import CollectiveCalls
 

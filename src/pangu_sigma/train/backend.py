@@ -19,7 +19,7 @@ from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
@@ -113,6 +113,10 @@ class CpuBackend(Backend):
         return dispatch_layout(config)
 
     def join(self, config: Config) -> Ranks:
+        if config.train.compute_dtype == "bfloat16":
+            raise ConfigError(
+                "train.compute_dtype=bfloat16 needs Ascend: MindSpore multiplies no bfloat16 on the CPU; set it to float32"
+            )
         use_cpu(config.seed)
         return join(config.parallel)
 
