@@ -15,6 +15,7 @@ from pangu_sigma.ascend.inputs import input_strategies, inputs_of, step_inputs
 from pangu_sigma.ascend.step import AscendStep
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.parallel.layout import dispatch_layout
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -30,7 +31,7 @@ def toy(request, graph_mode, tmp_path_factory) -> Toy:
     optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
     train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8 // request.param}
     train["accumulation"] = request.param
-    config = toy_config(train=train, parallel={"capacity_factor": 4.0})
+    config = toy_config(train=train, parallel={"capacity_factor": 4.0, "arrival_factor": 4.0})
     return Toy.build(config, tmp_path_factory.mktemp("toy"))
 
 
@@ -39,7 +40,9 @@ def exchanged(toy: Toy) -> Batches:
     """The same batches in the layout of Ascend."""
     batches = toy.batches
     folder = batches.samples.files[0].path.parent
-    return Batches(toy.config, folder, batches.tokenizer, batches.table, layout="all_to_all")
+    return Batches(
+        toy.config, folder, batches.tokenizer, batches.table, layout=dispatch_layout(toy.config, ascend=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,7 @@ def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, graph
     """Also of a dense model, whose batches carry plans of zeros that the step does not take."""
     config = toy_config(model={"rre_layers": routed}, train={"accumulation": 2, "batch_size": 4})
     made = toy_batches(config, tmp_path)
-    batches = Batches(config, tmp_path, made.tokenizer, made.table, layout="all_to_all")
+    batches = Batches(config, tmp_path, made.tokenizer, made.table, layout=dispatch_layout(toy.config, ascend=True))
     arrays, inputs = inputs_of(batches.next(batches.start()), config), step_inputs(config)
     assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
     assert len(input_strategies(config)) == len(inputs)

@@ -12,9 +12,18 @@ from hypothesis import strategies as st
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domain_sets
-from pangu_sigma.parallel.layout import Layout, active_entries, capacity, share_of, taker_of, takers
-from pangu_sigma.parallel.plans import DispatchLayout, Planner, UpdatePlan, dispatch_layout
-from pangu_sigma.rre.capacity import CapacityError
+from pangu_sigma.parallel.layout import (
+    Layout,
+    active_entries,
+    capacity,
+    dispatch_layout,
+    room_of,
+    share_of,
+    taker_of,
+    takers,
+)
+from pangu_sigma.parallel.plans import Planner, UpdatePlan
+from pangu_sigma.rre.capacity import CapacityError, DispatchLayout, ExchangePlan, Room
 
 LAYERS, LENGTH = 2, 12
 
@@ -42,8 +51,19 @@ class Case:
     capacity: int
     layout: DispatchLayout
 
+    arrived: int = 10**6
+
+    @property
+    def room(self) -> Room:
+        return Room(None if self.layout == "dropless" else self.capacity, self.arrived if self.travels_on else None)
+
+    @property
+    def travels_on(self) -> bool:
+        """True if what arrives is brought together."""
+        return self.layout in ("compacted", "dropless")
+
     def plan(self, rank: int) -> UpdatePlan:
-        return Planner(self.config, rank, self.layout).plan(self.experts, takers(self.config), self.capacity)
+        return Planner(self.config, rank, self.layout).plan(self.experts, takers(self.config), self.room)
 
     def own(self, rank: int) -> np.ndarray:
         """Experts of the rank's tokens [N, G, T]."""
@@ -52,7 +72,7 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, exchanged: bool = False) -> Case:
+def cases(draw: st.DrawFn, layouts_of_rows: tuple[DispatchLayout, ...] = ()) -> Case:
     layouts = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (4, 2, 2), (2, 4, 1), (1, 4, 2)]
     config = config_of(*draw(st.sampled_from(layouts)))
     rng = np.random.default_rng(draw(st.integers(0, 999)))
@@ -63,8 +83,9 @@ def cases(draw: st.DrawFn, exchanged: bool = False) -> Case:
     shape = (LAYERS, micro, len(domains_B), LENGTH)
     some = draw(st.integers(1, 4))  # experts of a domain that have tokens
     experts = domains_B[:, None] * 4 + rng.integers(0, some, shape)
-    layout = dispatch_layout(config, ascend=exchanged or draw(st.booleans()))
-    return Case(config, experts, draw(st.integers(1, 14)), layout)
+    local = dispatch_layout(config)
+    layout = draw(st.sampled_from(layouts_of_rows or (local, "all_to_all", "compacted", "dropless")))
+    return Case(config, experts, draw(st.integers(1, 14)), layout, draw(st.sampled_from([5, 20, 10**4])))
 
 
 @pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (4, 4, 1)])
@@ -106,7 +127,7 @@ def test_active_experts_of_all_ranks_are_those_of_the_batch(case: Case):
 
 
 @settings(deadline=None)
-@given(cases(exchanged=True))
+@given(cases(("all_to_all",)))
 def test_every_row_arrives_at_the_entry_of_its_expert(case: Case):
     """The exchange in NumPy: what peer p has for this rank lies in block p of what arrives."""
     layout, entries, rows = Layout(case.config.parallel), active_entries(case.config), case.capacity
@@ -128,7 +149,7 @@ def test_every_row_arrives_at_the_entry_of_its_expert(case: Case):
 
 
 @settings(deadline=None)
-@given(cases(exchanged=True))
+@given(cases(("all_to_all",)))
 def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
     counts = []
     for rank in range(case.config.parallel.ranks):
@@ -154,8 +175,8 @@ def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
 def test_the_capacity_that_fullest_names_is_enough_and_one_less_is_not(case: Case):
     planner, everybody = Planner(case.config, 0, "all_to_all"), takers(case.config)
     needed = planner.fullest(case.experts, everybody)
-    assert planner.plan(case.experts, everybody, needed).dropped == 0
-    assert planner.plan(case.experts, everybody, needed - 1).dropped > 0
+    assert planner.plan(case.experts, everybody, Room(needed)).dropped == 0
+    assert planner.plan(case.experts, everybody, Room(needed - 1)).dropped > 0
 
 
 def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
@@ -169,11 +190,66 @@ def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
     messages = set()
     for rank in range(4):
         with pytest.raises(CapacityError) as error:
-            Planner(config, rank, dispatch_layout(config)).plan(experts, takers(config), rows)
+            Planner(config, rank, dispatch_layout(config)).plan(experts, takers(config), Room(rows))
         messages.add(str(error.value))
     assert len(messages) == 1
     message = messages.pop()
     assert f"RRE layer 1: a rank has 12 rows for expert {domains_B[2] * 4 + 3}, whose capacity is {rows}" in message
     assert "capacity_factor to 4 or more" in message
     enough = config_of(2, 2, 1, overflow="refuse", capacity_factor=4.0)
-    assert Planner(enough, 0, dispatch_layout(enough)).plan(experts, takers(enough), capacity(enough)).dropped == 0
+    layout = dispatch_layout(enough)
+    assert Planner(enough, 0, layout).plan(experts, takers(enough), room_of(enough, layout)).dropped == 0
+
+
+@settings(deadline=None)
+@given(cases(("compacted", "dropless")))
+def test_rows_meet_their_expert_and_come_back_to_their_token(case: Case):
+    """The way of every row of every rank, there and back, in NumPy: what an expert sees are rows of its tokens, each once, and what
+    a token gets back is what its expert made of it, or nothing where it found no room."""
+    layout, parallel = Layout(case.config.parallel), case.config.parallel
+    updates = {rank: case.plan(rank) for rank in range(parallel.ranks)}
+    lost = 0
+    for g in range(case.experts.shape[1]):
+        for n in range(LAYERS):
+            plans = {rank: update.plans[g] for rank, update in updates.items()}
+            x = {rank: 1.0 + rank * 10_000 + np.arange(case.own(rank).shape[-1]) for rank in plans}
+            arrived = travel(layout, plans, {r: take(x[r], p.order_NT[n]) for r, p in plans.items()}, n, case)
+            out = {}
+            for rank, plan in plans.items():
+                assert isinstance(plan, ExchangePlan)
+                held = np.append(share_of(case.config, rank).held, -1)
+                rows = take(arrived[rank], plan.arrive_NW[n])
+                expert_W = np.repeat(held[plan.active_NA[n]], np.diff(plan.offsets_NA1[n]))
+                assert len(rows) == plan.offsets_NA1[n, -1]
+                for value, expert in zip(rows, expert_W, strict=True):
+                    source, token = divmod(int(value) - 1, 10_000)
+                    assert not value or case.own(source)[n, g, token] == expert
+                out[rank] = np.where(rows > 0, rows * 3.0 + expert_W, 0.0)
+            leaving = {r: take(out[r], p.leave_NR[n]) for r, p in plans.items()}
+            back = travel(layout, plans, leaving, n, case, back=True)
+            for rank, plan in plans.items():
+                found, expert_T = take(back[rank], plan.inverse_NT[n]), case.own(rank)[n, g]
+                kept = plan.inverse_NT[n] >= 0
+                assert (found == np.where(kept, x[rank] * 3.0 + expert_T, 0.0)).all()
+                lost += int((~kept).sum())
+    assert {update.dropped for update in updates.values()} == {lost}
+
+
+def take(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return np.where(index >= 0, rows[np.maximum(index, 0)], 0.0)
+
+
+def travel(
+    layout: Layout, plans: dict[int, ExchangePlan], rows: dict[int, np.ndarray], n: int, case: Case, back: bool = False
+) -> dict[int, np.ndarray]:
+    """The exchange: each rank cuts its rows by receiver, and puts together what the others have for it."""
+    parts = {}
+    for rank, plan in plans.items():
+        counts = plan.taken_NP[n] if back else plan.sent_NP[n]
+        cuts = np.cumsum(counts) if case.layout == "dropless" else len(counts)
+        parts[rank] = np.split(rows[rank], cuts)
+    arrived = {}
+    for rank in plans:
+        peers = layout.peers(rank, "expert")
+        arrived[rank] = np.concatenate([parts[peer][peers.index(rank)] for peer in peers])
+    return arrived

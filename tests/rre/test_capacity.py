@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.rre.capacity import CapacityError, dropped_rows, exchange_plans, sent_rows
+from pangu_sigma.rre.capacity import (
+    CapacityError,
+    DispatchLayout,
+    Room,
+    arrived_rows,
+    exchange_plans,
+    kept_rows,
+    refuse_overflow,
+    sent_rows,
+)
 from pangu_sigma.rre.plan import active_lists
 
 LAYERS = 2
@@ -31,16 +40,44 @@ def test_sent_rows_are_counts_by_taker_and_expert(data: st.DataObject):
             assert (sent[:, :, taker, expert] == expected).all()
 
 
-def test_dropped_rows_are_those_beyond_the_capacity_and_refuse_names_the_first_of_the_most():
+def test_refuse_names_the_layer_the_expert_and_the_factor_that_is_needed():
     sent = np.zeros((2, 1, 2, 4), np.int64)
     sent[1, 0, 1, 2], sent[0, 0, 0, 0] = 7, 4
-    assert dropped_rows(sent, 3, 12, 4, "drop") == 4 + 1
-    assert dropped_rows(sent, 7, 12, 4, "refuse") == 0
+    arrived = arrived_rows(sent, "compacted", 1, np.array([0, 0, 1, 1]))
+    refuse_overflow(sent, arrived, Room(7), 12, 4, 3)
+    refuse_overflow(sent, arrived, Room(7, 7), 12, 4, 3)
     with pytest.raises(
         CapacityError, match=r"RRE layer 1: a rank has 7 rows for expert 2, whose capacity is 3"
     ) as error:
-        dropped_rows(sent, 3, 12, 4, "refuse")
+        refuse_overflow(sent, arrived, Room(3), 12, 4, 3)
     assert "parallel.capacity_factor to 2.34 or more" in str(error.value), "7 rows of an even 3, rounded up"
+    with pytest.raises(CapacityError, match=r"RRE layer 1: 7 rows arrive where 5 have room") as error:
+        refuse_overflow(sent, arrived, Room(7, 5), 12, 4, 3)
+    assert "parallel.arrival_factor to 2.34 or more" in str(error.value)
+
+
+@pytest.mark.parametrize("layout", ["compacted", "dropless"])
+@settings(deadline=None)
+@given(st.data())
+def test_first_senders_rows_have_room_first(layout: DispatchLayout, data: st.DataObject):
+    """Room is given row by row: to the rows of a sender for an expert, then to what arrives, in the order of the senders."""
+    groups, peers, replicas, stored = 2, data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2)), 6
+    holder_K = np.arange(stored) % peers
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    sent = rng.integers(0, 5, (LAYERS, 1, groups * peers * replicas, stored))
+    room = Room(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12)))
+    kept = kept_rows(sent, layout, room, groups, holder_K)
+    left: dict[tuple[int, ...], int] = {}
+    expected = np.zeros_like(sent)
+    for n, taker, expert in np.ndindex(LAYERS, sent.shape[2], stored):
+        group, replica = taker // (peers * replicas), taker % replicas
+        where = (n, group, replica, int(holder_K[expert]) if layout == "dropless" else stored + expert)
+        free = left.setdefault(where, room.arrived or 0)
+        expected[n, 0, taker, expert] = min(sent[n, 0, taker, expert], room.sent or 0, free)
+        left[where] -= expected[n, 0, taker, expert]
+    assert (kept == expected).all()
+    arrived = arrived_rows(kept, layout, groups, holder_K)
+    assert arrived.max() <= (room.arrived or 0)
 
 
 @settings(deadline=None)
@@ -53,7 +90,9 @@ def test_each_token_takes_the_next_row_of_its_expert_until_none_is_left(data: st
     rows = [[np.searchsorted(held, e[np.isin(e, held)]) for e in experts_NGT.reshape(LAYERS, -1)] for held in held_PK]
     active_PNA = np.stack([active_lists(of_rank, 3, 4) for of_rank in rows])
     for peer in range(2):
-        plans = exchange_plans(experts_NGT, held_PK, active_PNA, peer, capacity)
+        ids_PNA = np.take_along_axis(np.pad(held_PK, ((0, 0), (0, 1)), constant_values=-1)[:, None], active_PNA, axis=2)
+        kept = np.full((LAYERS, 2, 2, stored), capacity)
+        plans = exchange_plans("all_to_all", experts_NGT, ids_PNA, active_PNA[peer], peer, kept, Room(capacity))
         for g, plan in enumerate(plans):
             assert (plan.active_NA == active_PNA[peer]).all()
             assert (plan.offsets_NA1 == np.arange(5) * 2 * capacity).all()

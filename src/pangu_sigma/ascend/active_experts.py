@@ -22,14 +22,14 @@ from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import Zero
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_tensors
-from pangu_sigma.parallel.layout import active_entries
+from pangu_sigma.parallel.layout import active_entries, dispatch_layout
 
 
 class ActiveExperts(nn.Cell):
     """The loss of the network, with the active experts of all ranks as parameters that are filled anew in every step.
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> scale · loss of each block [M]
-        plans: order of every RRE layer, then inverse of every RRE layer.
+        plans: the arrays of `inputs.plan_arrays`, each of every RRE layer.
     scale: the loss scale. It is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because
         MindSpore 2.9 crashes on a network with a scalar parameter.
     """
@@ -40,6 +40,7 @@ class ActiveExperts(nn.Cell):
         self.scale = Parameter(Tensor([1.0], ms.float32), name="pass_scale", requires_grad=False)
         self.multiply = ops.Mul()
         self.active = ParameterTuple(_buffers(config))
+        self.layers, self.dropless = config.model.rre_layers, dispatch_layout(config, ascend=True) == "dropless"
 
     def of_layers(self, layers: list[int]) -> list[Parameter]:
         """The buffers of some RRE layers, those of FFN_TENSORS for each layer."""
@@ -47,15 +48,29 @@ class ActiveExperts(nn.Cell):
         return [p for layer in layers for p in self.active[size * layer : size * (layer + 1)]]
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
-        layers = len(plans) // 2
-        order, inverse = plans[:layers], plans[layers:]
+        order, inverse, ends = self.by_layer(plans)
         experts: tuple = ()
         for i in range(len(self.active)):
             experts += (self.active[i],)
         loss_M = self.loss(
-            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, None, order, inverse, None, *experts
+            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, None, order, inverse, ends, *experts
         )
         return self.multiply(loss_M, self.scale)
+
+    def by_layer(self, plans):
+        """Order, inverse and ends of every RRE layer, as the cells of the layout take them."""
+        order: tuple = ()
+        inverse: tuple = ()
+        ends: tuple = ()
+        count = self.layers
+        for n in range(count):
+            inverse += ((plans[count + n], plans[3 * count + n]),)
+            if self.dropless:
+                order += ((plans[n], plans[2 * count + n], plans[4 * count + n], plans[5 * count + n]),)
+                ends += (plans[6 * count + n],)
+            else:
+                order += ((plans[n], plans[2 * count + n]),)
+        return order, inverse, ends if self.dropless else None
 
 
 class BringExperts(nn.Cell):

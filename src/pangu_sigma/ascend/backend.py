@@ -23,9 +23,9 @@ from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.ecss.prefetch import Prefetcher
 from pangu_sigma.parallel.connect import join
-from pangu_sigma.parallel.layout import Layout
-from pangu_sigma.parallel.plans import DispatchLayout, dispatch_layout
+from pangu_sigma.parallel.layout import Layout, dispatch_layout
 from pangu_sigma.parallel.ranks import Ranks
+from pangu_sigma.rre.capacity import DispatchLayout
 from pangu_sigma.train.backend import Backend, Built
 from pangu_sigma.train.feed import Fed
 from pangu_sigma.train.held_out import Evaluator

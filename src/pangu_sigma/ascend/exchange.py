@@ -1,12 +1,16 @@
-"""The exchange of rows with experts on other ranks in an Ascend graph. That of the CPU is in parallel/all_to_all.py.
+"""Tokens to their experts on other ranks and back in an Ascend graph, with a fixed number of rows for each expert: 910A.
 
-It has two stages, because the ranks of a tensor group have the same rows: each sends its columns of the hidden axis between hosts,
-and the columns are put together inside the host. Neither is written here. The first is what MindSpore makes of two transposes whose
-cuts differ (sharding.py): one leaves the rows cut by sender, the next wants them cut by receiver. The second is what it makes of
-the operator after them, which wants the hidden axis whole.
+The exchange between ranks has two stages, because the ranks of a tensor group have the same rows: each sends its columns of the
+hidden axis between hosts, and the columns are put together inside the host. Neither is written here. The first is what MindSpore
+makes of two transposes whose cuts differ (sharding.py): one leaves the rows cut by sender, the next wants them cut by receiver.
+The second is what it makes of the operator after them, which wants the hidden axis whole.
+
+In between, on the columns of a rank, the rows of an expert are brought together: senders leave rows empty, each as many as it
+needs to be safe, and what all of them leave empty evens out. So fewer rows are put together, multiplied and kept.
 
 Shape suffixes: G groups, P expert ranks (Ps of the sender, Pd of the receiver), D data replicas, A active experts of a rank,
-C capacity, H hidden; R = P·A·C rows of a rank. All ranks together, as everywhere under auto-parallel.
+C capacity, H hidden; R = P·A·C rows that a rank sends, W rows that its experts multiply. All ranks together, as everywhere under
+auto-parallel.
 """
 
 from __future__ import annotations
@@ -14,44 +18,87 @@ from __future__ import annotations
 from mindspore import nn, ops
 from mindspore.ops import functional as F
 
-from pangu_sigma.config import ParallelConfig
-from pangu_sigma.rre.travel import Exchange
+from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch, Gather
+from pangu_sigma.config import Activation, ParallelConfig
+from pangu_sigma.rre.experts import Experts, PaddedFFN
 
 
-def ascend_exchange(parallel: ParallelConfig, entries: int) -> Exchange:
-    """The exchange of a graph of all ranks. entries: number A of active experts of a rank."""
-    return Exchange(ToExperts(parallel, entries), ToTokens(parallel, entries))
+def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activation) -> Experts:
+    """The cells of the layout `compacted` of rre/capacity.py, in a graph of all ranks.
+
+    entries: number A of active experts of a rank. For the cells `order` is (order_R, arrive_W) and `inverse` is (inverse_T,
+    leave_R) of an `ExchangePlan`.
+    """
+    return Experts(Dispatch(parallel, entries), PaddedFFN(activation), Combine(parallel, entries))
+
+
+class Columns(Gather):
+    """Rows of which a rank has some columns; the operator moves them as they are."""
+
+
+class Dispatch(nn.Cell):
+    """construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> [G·P·A, D·W/A, H]"""
+
+    def __init__(self, parallel: ParallelConfig, entries: int):
+        super().__init__()
+        self.send, self.to_experts = ExpertDispatch(), ToExperts(parallel, entries)
+
+    def construct(self, x_TH, order, inverse):
+        order_R, arrive_W = order
+        inverse_T, leave_R = inverse
+        return self.to_experts(self.send(x_TH, order_R, inverse_T), arrive_W, leave_R)
+
+
+class Combine(nn.Cell):
+    """construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]; inverse and order as in `Dispatch`."""
+
+    def __init__(self, parallel: ParallelConfig, entries: int):
+        super().__init__()
+        self.take, self.to_tokens = ExpertCombine(), ToTokens(parallel, entries)
+
+    def construct(self, rows, inverse, order, residual_TH):
+        order_R, arrive_W = order
+        inverse_T, leave_R = inverse
+        return self.take(self.to_tokens(rows, leave_R, arrive_W), inverse_T, order_R, residual_TH)
 
 
 class ToExperts(nn.Cell):
-    """Way of rows to the ranks of their experts: construct(rows_RH) -> [G·P·A, D·P·C, H]"""
+    """Way of rows to the ranks of their experts: construct(rows_RH, arrive_W, leave_R) -> [G·P·A, D·W/A, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
         self.sizes = (parallel.groups, parallel.expert, parallel.data, entries)
-        self.pack, self.arrange = ops.Transpose(), ops.Transpose()
+        self.pack, self.arrange, self.line_up = ops.Transpose(), ops.Transpose(), ops.Transpose()
+        self.compact = Columns()
 
-    def construct(self, rows_RH):
+    def construct(self, rows_RH, arrive_W, leave_R):
         groups, ranks, data, entries = self.sizes
         hidden = F.shape(rows_RH)[-1]
         rows = F.reshape(rows_RH, (groups, ranks, data, ranks, entries, -1, hidden))  # G Ps D Pd A C H
         rows = self.pack(rows, (0, 3, 1, 2, 4, 5, 6))  # G Pd Ps D A C H
-        rows = self.arrange(rows, (0, 1, 4, 3, 2, 5, 6))  # G Pd A D Ps C H
+        rows = self.arrange(rows, (0, 1, 3, 2, 4, 5, 6))  # G Pd D Ps A C H
+        rows = self.compact(F.reshape(rows, (-1, hidden)), arrive_W, leave_R)
+        rows = F.reshape(rows, (groups, ranks, data, entries, -1, hidden))
+        rows = self.line_up(rows, (0, 1, 3, 2, 4, 5))  # G Pd A D W/A H
         return F.reshape(rows, (groups * ranks * entries, -1, hidden))
 
 
 class ToTokens(nn.Cell):
-    """Way of rows back to the ranks of their tokens: construct(rows [G·P·A, D·P·C, H]) -> rows_RH"""
+    """Way of rows back to the ranks of their tokens: construct(rows [G·P·A, D·W/A, H], leave_R, arrive_W) -> rows_RH"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
         self.sizes = (parallel.groups, parallel.expert, parallel.data, entries)
-        self.unarrange, self.unpack = ops.Transpose(), ops.Transpose()
+        self.separate, self.unarrange, self.unpack = ops.Transpose(), ops.Transpose(), ops.Transpose()
+        self.spread = Columns()
 
-    def construct(self, rows):
+    def construct(self, rows, leave_R, arrive_W):
         groups, ranks, data, entries = self.sizes
         hidden = F.shape(rows)[-1]
-        rows = F.reshape(rows, (groups, ranks, entries, data, ranks, -1, hidden))  # G Pd A D Ps C H
-        rows = self.unarrange(rows, (0, 1, 4, 3, 2, 5, 6))  # G Pd Ps D A C H
+        rows = F.reshape(rows, (groups, ranks, entries, data, -1, hidden))
+        rows = self.separate(rows, (0, 1, 3, 2, 4, 5))  # G Pd D A W/A H
+        rows = self.spread(F.reshape(rows, (-1, hidden)), leave_R, arrive_W)
+        rows = F.reshape(rows, (groups, ranks, data, ranks, entries, -1, hidden))  # G Pd D Ps A C H
+        rows = self.unarrange(rows, (0, 1, 3, 2, 4, 5, 6))  # G Pd Ps D A C H
         rows = self.unpack(rows, (0, 2, 3, 1, 4, 5, 6))  # G Ps D Pd A C H
         return F.reshape(rows, (-1, hidden))

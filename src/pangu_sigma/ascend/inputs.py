@@ -8,7 +8,13 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
-from pangu_sigma.parallel.layout import active_entries, capacity
+from pangu_sigma.parallel.layout import (
+    active_entries,
+    dispatch_layout,
+    multiplied_rows_of_rank,
+    sent_rows_of_rank,
+    tokens_of_rank,
+)
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
@@ -16,7 +22,7 @@ def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
     ranks = config.parallel.stage_ranks // config.parallel.tensor
     by_row, by_rank = (ranks, 1), (ranks,)
     batch = (by_row, by_row, by_row, by_rank, by_row, by_row)
-    return (*batch, *[by_rank] * (2 * config.model.rre_layers))
+    return (*batch, *[by_rank] * (len(plan_arrays(config)) * config.model.rre_layers))
 
 
 def step_inputs(config: Config) -> tuple[Tensor, ...]:
@@ -25,8 +31,7 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
     sequences = passes * config.train.batch_size // (parallel.stage_ranks // parallel.tensor)
     blocks = passes * config.data.domains_per_step // parallel.groups
     ints = [(sequences, model.seq_length)] * 3 + [(blocks,), (sequences, model.seq_length)]
-    rows = passes * parallel.expert * active_entries(config) * capacity(config)
-    plans = [(rows,)] * model.rre_layers + [(sequences * model.seq_length,)] * model.rre_layers
+    plans = [(passes * length,) for length in plan_arrays(config).values() for _ in range(model.rre_layers)]
 
     def zeros(shape: tuple[int, ...]) -> Tensor:
         return Tensor(np.zeros(shape, np.int32))
@@ -38,9 +43,22 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
 def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
     """The inputs of the step, from a rank's share of a batch in the all-to-all layout: its micro-batches, one behind the other."""
     a, layers = batch.arrays(), range(config.model.rre_layers)  # a batch for a dense model has plans of zeros
-    plans = (plan[:, layer] for plan in (a.order_GNT, a.inverse_GNT) for layer in layers)
-    arrays = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.labels_GBS, a.weights_GBS, *plans)
-    return tuple(array.reshape(-1, *array.shape[2:]) for array in arrays)
+    arrays = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.labels_GBS, a.weights_GBS)
+    plans = [np.stack([getattr(plan, name) for plan in batch.plan.plans]) for name in plan_arrays(config) if layers]
+    arrays = (*arrays, *(plan[:, layer] for plan in plans for layer in layers))
+    inputs = (array.reshape(-1, *array.shape[2:]) for array in arrays)
+    return tuple(inputs)
+
+
+def plan_arrays(config: Config) -> dict[str, int]:
+    """The fields of an `ExchangePlan` that the graph takes of each RRE layer, in its order, with their lengths for a rank."""
+    layout, peers = dispatch_layout(config, ascend=True), config.parallel.expert
+    tokens, multiplied = tokens_of_rank(config), multiplied_rows_of_rank(config, layout)
+    sent = sent_rows_of_rank(config, layout)
+    arrays = {"order_NR": sent, "inverse_NT": tokens, "arrive_NW": multiplied}
+    if layout == "compacted":
+        return arrays | {"leave_NR": sent}
+    return arrays | {"leave_NR": multiplied + 1, "sent_NP": peers, "taken_NP": peers, "ends_NA": active_entries(config)}
 
 
 class StepSettings(nn.Cell):

@@ -1,7 +1,7 @@
 """Strategies of the network's operators on many Ascend ranks: tables of them, and their application to a built network.
 
-A strategy says into how many slices each axis of each input is cut; MindSpore puts the collectives between operators whose
-strategies differ, and cuts the parameters. Symbols stand for the numbers:
+A strategy says into how many slices each axis of each input is cut, and of the output, if the operator is ours; MindSpore puts the
+collectives between operators whose strategies differ, and cuts the parameters. Symbols stand for the numbers:
 
     D  ranks that see different tokens (groups · expert · data)        T  tensor ranks; both of one stage
     E  groups · expert: ranks that store different experts             1  not cut
@@ -23,8 +23,8 @@ from mindspore import Parameter, nn, ops
 from mindspore.parallel import Layout as DeviceLayout
 
 from ascend_ops.expert_dispatch import Gather, GatherAdd
+from pangu_sigma.ascend import dropless, exchange
 from pangu_sigma.ascend.active_experts import ActiveExperts
-from pangu_sigma.ascend.exchange import ToExperts, ToTokens
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.loss import NextTokenLoss
@@ -94,16 +94,26 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
         "multiply": (("D", 1, 1), ()),
         "heads": (("D", 1, 1),),
     },
-    Gather: {"gather": (("D", 1), ("D",))},
-    GatherAdd: {"gather": (("D", 1), ("D",)), "gather_add": (("D", 1), ("D",), ("D", 1))},
-    ToExperts: {
+    Gather: {"gather": (("D", 1), ("D",), ("D", 1))},
+    GatherAdd: {"gather": (("D", 1), ("D",), ("D", 1)), "gather_add": (("D", 1), ("D",), ("D", 1), ("D", 1))},
+    exchange.Dispatch: {},
+    exchange.Combine: {},
+    exchange.ToExperts: {
         "pack": (("G", "P", "R", 1, 1, 1, "T"),),
         "arrange": (("G", "P", 1, "R", 1, 1, "T"),),
+        "line_up": (("G", "P", "R", 1, 1, "T"),),
     },
-    ToTokens: {
-        "unarrange": (("G", "P", 1, "R", 1, 1, "T"),),
+    exchange.ToTokens: {
+        "separate": (("G", "P", 1, "R", 1, "T"),),
+        "unarrange": (("G", "P", "R", 1, 1, 1, "T"),),
         "unpack": (("G", 1, "P", "R", 1, 1, "T"),),
     },
+    exchange.Columns: {"gather": (("D", "T"), ("D",), ("D", "T"))},
+    dropless.Dispatch: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T"))},
+    dropless.GroupedRowsFFN: {
+        "morph": (("D", 1), ("E", "T", 1), ("E", 1, "T"), ("E", "T", 1), ("E", 1, 1), ("D",), ("D", 1))
+    },
+    dropless.Combine: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T")), "add": (("D", 1), ("D", 1))},
     Embedding: {
         "lookup": ((1, "T"), ("D",)),
         "lookup_positions": ((1, "T"), ("D",)),
@@ -158,6 +168,8 @@ def apply_strategies(network: ActiveExperts, config: Config) -> None:
     parallel = config.parallel
     sizes = _sizes(parallel)
     for path, cell in network.cells_and_names():
+        if ".local" in path:
+            continue  # inside a Morph
         for name, operator in vars(cell).items():
             if isinstance(operator, ops.Primitive) and parallel.ranks > 1:
                 _apply(operator, _strategy(path, cell, name, operator.name), sizes)
@@ -260,14 +272,15 @@ def _axes(path: str, cell: nn.Cell, name: str) -> tuple[str | int, ...]:
 
 
 def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, int]) -> None:
-    if isinstance(operator, ops.Custom):
-        _apply_to_rows(operator, strategy, sizes)
+    if isinstance(operator, ops.Custom | ops.Morph):
+        _apply_layouts(operator, strategy, sizes)
     else:
         operator.shard(tuple(tuple(sizes[axis] for axis in axes) for axes in strategy))
 
 
-def _apply_to_rows(operator: ops.Custom, strategy: Strategy, sizes: dict[str | int, int]) -> None:
-    """Give an operator of ours the layouts of its inputs and of its one output: it acts on the rows of its own rank."""
-    layout = DeviceLayout((sizes["D"], sizes["T"]), ("D", "T"))
-    inputs = tuple(layout(*("None" if axis == 1 else axis for axis in axes)) for axes in strategy)
-    operator.shard(inputs, (layout("D", "None"),))
+def _apply_layouts(operator: ops.Custom | ops.Morph, strategy: Strategy, sizes: dict[str | int, int]) -> None:
+    """Give an operator of ours the layouts of its inputs and, last, of its one output: it acts on what its own rank holds."""
+    layout = DeviceLayout((sizes["E"], sizes["R"], sizes["T"]), ("E", "R", "T"))
+    names = {"D": ("E", "R"), 1: "None"}
+    *inputs, output = (layout(*(names.get(axis, axis) for axis in axes)) for axes in strategy)
+    operator.shard(tuple(inputs), (output,))

@@ -26,7 +26,8 @@ from mindspore import Tensor, nn, ops
 
 from pangu_sigma.ascend.active_experts import ActiveExperts, BringExperts, RankTier
 from pangu_sigma.ascend.device_adam import DeviceAdam
-from pangu_sigma.ascend.exchange import ascend_exchange
+from pangu_sigma.ascend.dropless import Groups, dropless_experts
+from pangu_sigma.ascend.exchange import compacted_experts
 from pangu_sigma.ascend.inputs import StepSettings, inputs_of
 from pangu_sigma.ascend.micro_batches import Passes
 from pangu_sigma.ascend.overflow import Verdict
@@ -42,9 +43,8 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.optimizer.clip import update_factor
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
-from pangu_sigma.parallel.layout import Layout, active_entries
-from pangu_sigma.rre.experts import Experts, PaddedFFN
-from pangu_sigma.rre.travel import exchanged_experts
+from pangu_sigma.parallel.layout import Layout, active_entries, dispatch_layout
+from pangu_sigma.rre.experts import Experts
 
 
 class AscendStep(nn.Cell):
@@ -63,7 +63,7 @@ class AscendStep(nn.Cell):
         check_ascend(config)
         self.config, self.rank, self.tier = config, rank, RankTier()
         stage = Layout(config.parallel).coordinates(rank).stage
-        network = _network(config)
+        network = _network(config, rank)
         self.network = ActiveExperts(config, NextTokenLoss(network))
         apply_strategies(self.network, config)
         dense = parameters_of_stage(network, config, stage)
@@ -143,11 +143,14 @@ class Update(nn.Cell):
         return applied, (updated, self.scale.update(finite, learns))
 
 
-def _network(config: Config) -> PanGuSigma:
-    """The network for all ranks of a stage together, of the operators that auto-parallel knows."""
+def _network(config: Config, rank: int) -> PanGuSigma:
+    """The network for all ranks of a stage together, of the operators that auto-parallel knows. rank: the one that computes."""
+    groups = Groups(Layout(config.parallel), rank, config.model.hidden)
 
     def routed(activation: Activation) -> Experts:
-        return exchanged_experts(ascend_exchange(config.parallel, active_entries(config)), PaddedFFN(activation))
+        if dispatch_layout(config, ascend=True) == "dropless":
+            return dropless_experts(groups, activation)
+        return compacted_experts(config.parallel, active_entries(config), activation)
 
     return PanGuSigma(
         config.model,

@@ -24,8 +24,9 @@ from pangu_sigma.data.step_arrays import StepArrays, draws_of
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domains, domain_sets, domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.parallel.layout import capacity, takers
-from pangu_sigma.parallel.plans import DispatchLayout, Planner, UpdatePlan, dispatch_layout
+from pangu_sigma.parallel.layout import dispatch_layout, room_of, takers
+from pangu_sigma.parallel.plans import Planner, UpdatePlan
+from pangu_sigma.rre.capacity import DispatchLayout, Room
 from pangu_sigma.rre.plan import RoutingPlan, route
 from pangu_sigma.rre.table import RoutingTable
 
@@ -139,20 +140,21 @@ class Batches:
         counted_GBS: as in `assemble_share`.
         Raises DataError for an id that the domain's slot has no row for, and CapacityError as `Planner.plan`.
         """
-        return self.assemble_share(ids_GBS1, domains_M, takers(self.config), capacity(self.config), counted_GBS, first)
+        room = room_of(self.config, self.planner.layout)
+        return self.assemble_share(ids_GBS1, domains_M, takers(self.config), room, counted_GBS, first)
 
     def assemble_share(
         self,
         ids_GBS1: np.ndarray,
         domains_M: np.ndarray,
         taker_B: np.ndarray,
-        capacity: int,
+        room: Room,
         counted_GBS: np.ndarray | None = None,
         first: int = 0,
     ) -> Batch:
         """`assemble` of the sequences of one group or of all.
 
-        taker_B: the taker of each sequence, as `layout.takers`. capacity: C of the all-to-all layout.
+        taker_B: the taker of each sequence, as `layout.takers`. room: for rows, as `Planner.plan`.
         counted_GBS: True for the positions whose successor counts in the loss, or an array that broadcasts to it; None: all of
         them. Whatever it says, nothing predicts the beginning of a document, or padding. first: as in `assemble`.
         """
@@ -170,7 +172,7 @@ class Batches:
             weights *= counted_GBS
         counted = weights.sum()
         weights /= counted
-        plan, load_NK = self._plan(ids, domains_M, taker_B, capacity)
+        plan, load_NK = self._plan(ids, domains_M, taker_B, room)
         own = self.planner.own(taker_B)
         blocks = np.unique(own // (batch // len(domains_M)))
         digest = xxhash.xxh3_64(np.ascontiguousarray(ids_GBS1, np.int32).tobytes())
@@ -208,7 +210,7 @@ class Batches:
         return open_samples(self.config, folder, split, self.tokenizer.size)
 
     def _plan(
-        self, ids_GBS: np.ndarray, domains_M: np.ndarray, taker_B: np.ndarray, capacity: int
+        self, ids_GBS: np.ndarray, domains_M: np.ndarray, taker_B: np.ndarray, room: Room
     ) -> tuple[UpdatePlan, np.ndarray]:
         """The rank's plan, and the number of tokens of each expert in the whole batch."""
         stored = self.config.experts
@@ -218,7 +220,7 @@ class Batches:
             return UpdatePlan(plans, np.zeros((1, 1), int), 0), np.zeros((1, stored), int)
         experts_NGBS = self.experts(ids_GBS, domains_M)
         load_NK = np.stack([np.bincount(experts.ravel(), minlength=stored) for experts in experts_NGBS])
-        return self.planner.plan(experts_NGBS, taker_B, capacity), load_NK
+        return self.planner.plan(experts_NGBS, taker_B, room), load_NK
 
     def _check_rows(self, rows_GBS: np.ndarray, ids_GBS: np.ndarray, domains_B: np.ndarray) -> None:
         """Raise DataError for the first token without a row."""

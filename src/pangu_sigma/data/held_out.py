@@ -18,7 +18,8 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
-from pangu_sigma.parallel.layout import capacity, share_of, takers
+from pangu_sigma.parallel.layout import room_of, share_of, takers
+from pangu_sigma.rre.capacity import Room
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class HeldOut:
         for numbers_MGQ in self._numbers(domain):
             ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
             counted_GBS &= _by_pass(numbers_MGQ <= last)[..., None]
-            rows = self._needed_capacity
-            batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, rows, counted_GBS)
+            room = Room(self._needed_capacity)
+            batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, room, counted_GBS)
             units_U = _by_pass(numbers_MGQ)[0, own].clip(max=last)
             found.append(HeldOutBatch(batch, np.full(len(own), domain), units_U))
         return found
@@ -110,8 +111,8 @@ class HeldOut:
                 numbers_MGQ = np.tile(numbers_GQ, (self._blocks, 1, 1))
                 ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
                 counted_GBS &= _by_pass(numbers_MGQ < wanted_M[:, None, None])[..., None]
-                rows = capacity(self._config)
-                batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, rows, counted_GBS)
+                room = room_of(self._config, self._batches.planner.layout)
+                batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, room, counted_GBS)
                 domains_U = domains_M[batch.blocks]
                 last_U = np.array(self.units(size))[domains_U] - 1
                 found.append(HeldOutBatch(batch, domains_U, np.minimum(start // size, last_U)))

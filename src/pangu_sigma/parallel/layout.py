@@ -19,8 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.domains import domain_sets
+from pangu_sigma.rre.capacity import DispatchLayout, Room
 
 AXES = ("stages", "groups", "expert", "data", "tensor")
 """Keys of the parallel section that count ranks, the slowest first."""
@@ -152,3 +154,36 @@ def tokens_of_rank(config: Config) -> int:
 def capacity(config: Config) -> int:
     """C, the rows that a rank can send to one expert: `capacity_factor` times an even share of the rank's tokens."""
     return math.ceil(config.parallel.capacity_factor * tokens_of_rank(config) / active_in_group(config))
+
+
+def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
+    """The layout of the routing plans of a run. ascend: True for training on NPUs, where the chip decides."""
+    if ascend:
+        return "dropless" if CHIP_DATA[config.parallel.chip].dropless else "compacted"
+    return "all_to_all" if config.parallel.expert > 1 else "local"
+
+
+def even_arrival(config: Config, layout: DispatchLayout) -> float:
+    """The rows that would arrive for each expert of a rank if loads were even; in the dropless layout for all of them."""
+    return tokens_of_rank(config) / (1 if layout == "dropless" else active_entries(config))
+
+
+def room_of(config: Config, layout: DispatchLayout) -> Room:
+    """The room for rows that the configuration gives in a layout."""
+    if layout in ("local", "all_to_all"):
+        return Room(capacity(config))
+    arrived = math.ceil(config.parallel.arrival_factor * even_arrival(config, layout))
+    return Room(None if layout == "dropless" else capacity(config), arrived)
+
+
+def sent_rows_of_rank(config: Config, layout: DispatchLayout) -> int:
+    """R, rows that a rank sends in an RRE layer: with a capacity the empty ones, too, and without a single one."""
+    return tokens_of_rank(config) + 1 if layout == "dropless" else active_in_group(config) * capacity(config)
+
+
+def multiplied_rows_of_rank(config: Config, layout: DispatchLayout) -> int:
+    """W, rows that the experts of a rank multiply in an RRE layer, empty ones included."""
+    room = room_of(config, layout).arrived
+    if room is None:
+        return sent_rows_of_rank(config, layout)
+    return room if layout == "dropless" else active_entries(config) * room

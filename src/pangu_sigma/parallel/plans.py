@@ -6,25 +6,30 @@ active list of a rank, P expert ranks of a group, C capacity.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import Layout, active_entries, active_in_group, share_of, taker_of
-from pangu_sigma.rre.capacity import dropped_rows, exchange_plans, sent_rows
+from pangu_sigma.parallel.layout import (
+    Layout,
+    active_entries,
+    active_in_group,
+    even_arrival,
+    share_of,
+    taker_of,
+)
+from pangu_sigma.rre.capacity import (
+    DispatchLayout,
+    Room,
+    arrived_rows,
+    exchange_plans,
+    kept_rows,
+    refuse_overflow,
+    sent_rows,
+)
 from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
-
-DispatchLayout = Literal["local", "all_to_all"]
-"""The layout of the rows of an RRE layer. `local`: a rank stores all experts that its tokens go to, and nothing travels.
-`all_to_all`: each rank sends a fixed number of rows for every entry of the active lists of its group, which may be a single
-rank."""
-
-
-def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
-    """The layout of the routing plans of a run. ascend: True for training on NPUs, which knows only the all-to-all."""
-    return "all_to_all" if ascend or config.parallel.expert > 1 else "local"
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class UpdatePlan:
     dropped: number of rows of the whole batch that found no room.
     """
 
-    plans: list[RoutingPlan]
+    plans: Sequence[RoutingPlan]
     used_NA: np.ndarray
     dropped: int
 
@@ -54,11 +59,14 @@ class Planner:
         self._row_PK = np.full((parallel.expert, config.experts), -1)  # of each expert in the store of each peer
         np.put_along_axis(self._row_PK, self._held_PK, np.arange(self._held_PK.shape[1])[None], axis=1)
         self._entries = active_entries(config)
+        stored = config.model.experts_per_domain  # of each domain; its ranks have equally many, in order
+        self._holder_K = np.arange(config.experts) % stored // (stored // parallel.expert)
         self._taker = taker_of(config, rank)
         self._takers = parallel.stage_ranks // parallel.tensor
         takers = parallel.expert * parallel.data
         self.group = np.arange(takers) + self._taker // takers * takers
         """Takers of the rank's group."""
+        self._senders = self.group[self._taker % parallel.data :: parallel.data]  # those whose rows come to this rank
 
     def fullest(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
         """The most rows that a rank has for one expert: the capacity that these tokens need."""
@@ -68,10 +76,10 @@ class Planner:
         """Numbers of the sequences of a batch that this rank takes, ascending."""
         return np.flatnonzero(taker_B == self._taker)
 
-    def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, capacity: int) -> UpdatePlan:
+    def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, room: Room) -> UpdatePlan:
         """The plan of one update. experts_NGBS: the expert of each token of the whole batch.
 
-        taker_B: the taker of each sequence, as `layout.takers`. capacity: C of the all-to-all layout.
+        taker_B: the taker of each sequence, as `layout.takers`. room: for rows, of the layouts that have a limit.
 
         Raises CapacityError when the batch does not fit and `parallel.overflow` is refuse; on every rank, or on none.
         """
@@ -84,9 +92,20 @@ class Planner:
         if self.layout == "local":
             return UpdatePlan(plan_rows(row_K[own_NGT], active_NA), used_NA, 0)
         sent = sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts)
-        even, overflow = active_in_group(self._config), self._config.parallel.overflow
-        dropped = dropped_rows(sent, capacity, own_NGT.shape[-1], even, overflow)
-        return UpdatePlan(exchange_plans(own_NGT, self._held_PK, active_PNA, self._peer, capacity), used_NA, dropped)
+        kept = self._kept(sent, room, own_NGT.shape[-1])
+        no_expert = np.full((len(self._held_PK), 1), -1)  # at unused entries
+        ids_PNA = np.take_along_axis(np.hstack([self._held_PK, no_expert])[:, None], active_PNA, axis=2)
+        plans = exchange_plans(self.layout, own_NGT, ids_PNA, active_NA, self._peer, kept[:, :, self._senders], room)
+        return UpdatePlan(plans, used_NA, int((sent - kept).sum()))
+
+    def _kept(self, sent_NGDK: np.ndarray, room: Room, tokens: int) -> np.ndarray:
+        """The rows of the whole batch that find room. tokens: tokens of a taker."""
+        groups = self._config.parallel.groups
+        if self._config.parallel.overflow == "refuse":
+            arrived = arrived_rows(sent_NGDK, self.layout, groups, self._holder_K)
+            even = even_arrival(self._config, self.layout)
+            refuse_overflow(sent_NGDK, arrived, room, tokens, active_in_group(self._config), even)
+        return kept_rows(sent_NGDK, self.layout, room, groups, self._holder_K)
 
     def _active(self, rows_NT: np.ndarray) -> np.ndarray:
         """Active list of each layer. rows_NT: row of each token's expert in a rank's store, -1 where another rank stores it."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ascend_ops.errors import BuildError
 from ascend_ops.library import cache_folder
+from pangu_sigma.chips import CHIP_DATA, Chip
 
 MINDSPORE_LIB = Path(sysconfig.get_paths()["purelib"]) / "mindspore" / "lib"
 
@@ -49,9 +50,10 @@ _LOOKED_UP = re.compile(r"(acl\w*|hal[A-Z]\w+|Hccl\w+|Hcom\w+)")
 
 _STATUS_FACTORY = """
 #include <cstdint>
+#include <cstdlib>
 #include <map>
 #include <string>
-extern "C" const char *aclrtGetSocName() { return "Ascend910A"; }
+extern "C" const char *aclrtGetSocName() { return getenv("PANGU_SIGMA_SOC"); }
 namespace ge {  // used by inline code at load time, so it needs a real map, of the old C++ ABI that CANN is built with
 struct StatusFactory { static StatusFactory *Instance(); };
 StatusFactory *StatusFactory::Instance() {
@@ -63,7 +65,7 @@ StatusFactory *StatusFactory::Instance() {
 _DEFINED_THERE = {"aclrtGetSocName", "_ZN2ge13StatusFactory8InstanceEv"}
 
 
-def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
+def ascend_environment(ranks: int, rank: int = 0, chip: Chip = "910a") -> dict[str, str]:
     """Environment of a process that compiles for `ranks` Ascend ranks, as rank `rank`. The first call builds the stand-ins."""
     root = build_cann_stub()
     lib64 = root / "cann" / "lib64"
@@ -73,6 +75,7 @@ def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
         "LD_LIBRARY_PATH": ":".join(map(str, paths)),
         "ASCEND_OPP_PATH": str(root / "cann" / "opp"),
         "MS_SIMULATION_LEVEL": "0",
+        "PANGU_SIGMA_SOC": CHIP_DATA[chip].soc,
         "RANK_SIZE": str(ranks),
         "RANK_ID": str(rank),
         "GLOG_v": "3",

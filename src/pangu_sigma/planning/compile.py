@@ -32,7 +32,7 @@ from pangu_sigma.parallel.parameters import HOST, NPU
 from pangu_sigma.planning.cann_stub import ascend_environment
 from pangu_sigma.planning.traffic import CollectiveCalls
 
-COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "ReduceScatter", "Send", "Receive")
+COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "AlltoAllV", "ReduceScatter", "Send", "Receive")
 
 
 class PlanRefused(UserError, RuntimeError):
@@ -86,7 +86,7 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
     with tempfile.TemporaryDirectory(prefix="pangu_sigma_plan_") as folder:
         work = Path(folder)
         (work / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        environment = ascend_environment(config.parallel.ranks, rank)
+        environment = ascend_environment(config.parallel.ranks, rank, config.parallel.chip)
         environment["MS_DEV_DUMP_IR_PASSES"] = "validate"  # else MindSpore saves a hundred graphs
         command = [sys.executable, "-m", "pangu_sigma.planning.compile", "config.yaml"]
         with open(work / "log", "w", encoding="utf-8") as log:
@@ -181,15 +181,31 @@ def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
         other = re.search(rf"{'dest' if op == 'Send' else 'src'}_rank: I64\((\d+)\)", line)
         phase = "backward" if "forward_node_name" in line else "forward"
         return op, phase, 2, (int(other[1]),) if other else (), given
-    name = re.search(r"instance name: (\w+)", line)
-    phase = next((p for start, p in _PHASE_OF_NAME if name and name[1].startswith(start)), "norm")
-    if "duplicated: Bool(1)" in line:
-        phase = "recompute"
+    phase = _phase(op, line)
     members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
     group = re.search(r'group: "(\d*)-?[^"]*"', line)
     first = tuple(int(r) for r in members[1].split(",") if r.strip()) if members else ()
+    ours = re.search(
+        r'group: "[a-z]+((?:_\d+)+)"', line
+    )  # of ascend/dropless.py; MindSpore notes all ranks if only we use it
+    first = tuple(map(int, ours[1][1:].split("_"))) if ours else first
     size = len(first) or (int(group[1]) if group and group[1] else ranks)
     return op, phase, size, first[:4], max(taken, given)
+
+
+def _phase(op: str, line: str) -> str:
+    """The phase of the step that a collective belongs to, other than a Send or a Receive."""
+    if "duplicated: Bool(1)" in line:
+        return "recompute"
+    if op == "AlltoAllV":  # written by hand, as is its gradient, which alone has no node of the forward pass
+        return "forward" if "forward_comm_node_unique_id" in line else "backward"
+    name = re.search(r"instance name: (\w+)", line)
+    phase = next((p for start, p in _PHASE_OF_NAME if name and name[1].startswith(start)), None)
+    if phase is not None:
+        return phase
+    if "forward_node_name" in line:
+        return "backward"
+    return "forward" if name and name[1] == "sum_of_parts" else "norm"  # that of ascend/dropless.py
 
 
 _SIZES = {
@@ -207,6 +223,7 @@ _SIZES = {
 
 def _nbytes_of(types: str) -> int:
     tensors = re.findall(r"Tensor\[(\w+)\]\]?, \(([^)]*)\)", types)
+    tensors = [(dtype, shape) for dtype, shape in tensors if dtype != "Int64"]  # the lengths of an AlltoAllV
     return sum(
         int(np.prod([int(n) for n in shape.split(",") if n.strip()])) * _SIZES[dtype] for dtype, shape in tensors
     )

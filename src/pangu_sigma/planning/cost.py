@@ -37,8 +37,16 @@ from pangu_sigma.planning.machine import (
     PCIE_BANDWIDTH,
     PEAK_FLOPS,
 )
-from pangu_sigma.planning.memory import exchanged_rows
-from pangu_sigma.planning.traffic import PredictedCollective, collectives, link_bytes, pcie_bytes, sent_bytes
+from pangu_sigma.planning.memory import multiplied_rows
+from pangu_sigma.planning.traffic import (
+    FROM_EXPERTS,
+    TO_EXPERTS,
+    PredictedCollective,
+    collectives,
+    link_bytes,
+    pcie_bytes,
+    sent_bytes,
+)
 
 MATMUL_EFFICIENCY = 0.465
 """The fraction of PEAK_FLOPS that matrix multiplications reach. Fitted to the paper's step with ECSS."""
@@ -97,7 +105,7 @@ def flops(config: Config, stage: int = 0) -> float:
     """Floating-point operations of a rank's matrix multiplications in a step; a multiplication with addition counts two.
 
     The backward pass takes twice as many as the forward pass, and recompute repeats the forward pass of the layers. Rows of
-    experts count up to the capacity, because padding is multiplied.
+    experts count with the empty ones, which are multiplied, too.
     """
     m, t = config.model, config.parallel.tensor
     tokens, layers, routed = (
@@ -107,7 +115,7 @@ def flops(config: Config, stage: int = 0) -> float:
     )
     attention = 2 * tokens * 4 * m.hidden**2 / t + 4 * tokens * m.seq_length * m.hidden / t
     dense_ffn = 4 * tokens * m.hidden * m.ffn / t
-    routed_ffn = 4 * exchanged_rows(config) * m.hidden * m.ffn / t
+    routed_ffn = 4 * multiplied_rows(config) * m.hidden * m.ffn / t
     once = layers * attention + (layers - len(routed)) * dense_ffn + len(routed) * routed_ffn
     logits = 2 * (tokens / t) * m.slot_rows * m.hidden if stage == config.parallel.stages - 1 else 0
     return config.train.accumulation * (once * (4 if config.parallel.recompute else 3) + 3 * logits)
@@ -148,7 +156,9 @@ def _stage_time(config: Config, stage: int, experts_moved: float, bubble: float)
         gradients_back=experts_moved * back / PCIE_BANDWIDTH,
         host_update=experts_moved * updated / HOST_UPDATE_BANDWIDTH,
         bubble=bubble,
-        all_to_all=sum(_seconds(config, c, stage) for c in collectives(config, stage) if c.op == "AlltoAll"),
+        all_to_all=sum(
+            _seconds(config, c, stage) for c in collectives(config, stage) if c.purpose in (TO_EXPERTS, FROM_EXPERTS)
+        ),
     )
 
 

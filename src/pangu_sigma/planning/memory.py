@@ -1,7 +1,7 @@
 """The memory of one NPU and of one host, item by item. Pure Python. All ranks of a stage are alike: everything divides evenly.
 
 Symbols: T tokens of a rank, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, t tensor ranks, c bytes of the compute
-dtype, W rows that the RRE layer of a rank multiplies. The backward pass of the compiled step (`ascend/step.py`) reads these
+dtype, W rows that the experts of a rank multiply. The backward pass of the compiled step (`ascend/step.py`) reads these
 tensors of its forward pass:
 
     every layer   T·H·(c + 8)           output of the first LayerNorm; inputs of both in float32
@@ -40,10 +40,11 @@ from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import (
     AXES,
     Layout,
-    active_in_group,
-    capacity,
+    dispatch_layout,
     layers_of_stage,
+    multiplied_rows_of_rank,
     rre_layers_of_stage,
+    sent_rows_of_rank,
     stages_of_host,
     tokens_of_rank,
 )
@@ -142,8 +143,13 @@ def _active_bytes(config: Config, stage: int) -> int:
 
 
 def exchanged_rows(config: Config) -> int:
-    """Number W of rows [expert ranks, local active experts, C] that a rank sends, receives and multiplies in an RRE layer."""
-    return active_in_group(config) * capacity(config)
+    """Number R of rows that a rank sends in an RRE layer, empty ones included."""
+    return sent_rows_of_rank(config, dispatch_layout(config, ascend=True))
+
+
+def multiplied_rows(config: Config) -> int:
+    """Number W of rows that the experts of a rank multiply in an RRE layer, empty ones included."""
+    return multiplied_rows_of_rank(config, dispatch_layout(config, ascend=True))
 
 
 def communicators(config: Config, stage: int = 0) -> set[tuple[int, ...]]:
@@ -252,7 +258,7 @@ def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
 def layer_bytes(config: Config, stage: int = 0) -> list[int]:
     """Bytes that the backward pass reads of each layer of a stage without recompute, by the formulas of this module's docstring."""
     m, t, c = config.model, config.parallel.tensor, _item(config)
-    tokens, rows = tokens_of_rank(config), exchanged_rows(config)
+    tokens, rows = tokens_of_rank(config), multiplied_rows(config)
     scores = _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))
     shared = tokens * m.hidden * (c + 8) + 4 * c * tokens * m.hidden // t + scores
     dense = shared + c * tokens * m.hidden + 2 * c * tokens * m.ffn // t

@@ -1,14 +1,17 @@
 """The traffic of a rank in one step: collectives, and bytes by the link that carries them. Pure Python.
 
-The rules follow, with T tokens of a rank, W rows of its RRE layer, H hidden, R rows of a slot and t tensor ranks. They are what
-MindSpore makes of the strategies of `ascend/sharding.py`; a test holds them against compiled graphs, every call and byte.
+The rules follow, with T tokens of a rank, R rows that it sends in an RRE layer, W rows that its experts multiply, H hidden, V rows
+of a slot and t tensor ranks. They are what MindSpore makes of the strategies of `ascend/sharding.py`; a test holds them against
+compiled graphs, every call and byte.
 
     embeddings    AllGather [T, H] in the tensor group: of tables cut by hidden; once more for the LayerNorm, if it is float32 alone
     attention     AllReduce [T, H] of the output rows, in the tensor group
     dense FFN     AllReduce [T, H]
-    RRE FFN       AlltoAll [W, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
-                  AllReduce [W, H] in the tensor group, AlltoAll [W, H/t], AllGather [W, H]: and back
-    logits        AllGather [R, H] of each block's slot; the ranks of a tensor group divide the tokens
+    RRE FFN       AlltoAll [R, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
+                  AllReduce [W, H] in the tensor group, AlltoAll [R, H/t], AllGather [R, H]: and back
+                  with uneven parts AlltoAllV [T + 1, H/t] there and [W + 1, H/t] back, which is the room: about T rows travel;
+                  then AllGather [T, H]
+    logits        AllGather [V, H] of each block's slot; the ranks of a tensor group divide the tokens
     labels        AllGather of all labels and of their weights, if a tensor rank predicts neither whole sequences of a block nor
                   an even fraction of one
     loss          AllReduce of a number for each block
@@ -35,7 +38,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import AXES, Layout, layers_of_stage, rre_layers_of_stage, tokens_of_rank
+from pangu_sigma.parallel.layout import (
+    AXES,
+    Layout,
+    dispatch_layout,
+    layers_of_stage,
+    rre_layers_of_stage,
+    tokens_of_rank,
+)
 from pangu_sigma.parallel.parameters import (
     ITEM_SIZE,
     Array,
@@ -45,7 +55,7 @@ from pangu_sigma.parallel.parameters import (
     expert_arrays,
 )
 from pangu_sigma.planning.machine import NPUS_PER_HOST
-from pangu_sigma.planning.memory import exchanged_rows
+from pangu_sigma.planning.memory import exchanged_rows, multiplied_rows
 
 TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
     ("tensor",),
@@ -124,10 +134,18 @@ def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) 
     peers = Layout(config.parallel).peers(0, *collective.axes)
     here = sum(peer < NPUS_PER_HOST for peer in peers)
     size, hosts = len(peers), math.ceil(len(peers) / here)
-    if collective.op == "AlltoAll":
+    if collective.op == "AlltoAllV":
+        nbytes = collective.count * _exchanged_bytes(config)
+    if collective.op in ("AlltoAll", "AlltoAllV"):
         return nbytes * (here - 1) // size, nbytes * (size - here) // size
     rounds = 2 if collective.op == "AllReduce" else 1
     return rounds * nbytes * (here - 1) // here, rounds * nbytes * (hosts - 1) // (hosts * here)
+
+
+def _exchanged_bytes(config: Config) -> int:
+    """Bytes of a rank's tokens that travel one way in an exchange of uneven parts, on average."""
+    row = config.model.hidden // config.parallel.tensor * ITEM_SIZE[config.train.compute_dtype]
+    return tokens_of_rank(config) * row
 
 
 def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
@@ -161,14 +179,14 @@ def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
         )
 
 
-LOSS, TABLE = "loss of blocks", "word table"
+LOSS, TABLE, TO_EXPERTS, FROM_EXPERTS = "loss of blocks", "word table", "rows to experts", "rows from experts"
 
 
 def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
     """Collectives of one micro-batch: purpose, operator, axes, calls, bytes of a call, and True if recompute repeats it."""
     m, item = config.model, ITEM_SIZE[config.train.compute_dtype]
     elements = tokens_of_rank(config) * m.hidden
-    tokens, rows = elements * item, exchanged_rows(config) * m.hidden * item
+    tokens = elements * item
     blocks = config.data.domains_per_step // config.parallel.groups
     layers, routed = len(layers_of_stage(config, stage)), len(rre_layers_of_stage(config, stage))
     first, last = stage == 0, stage == config.parallel.stages - 1
@@ -179,13 +197,23 @@ def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, 
     yield "query positions", "AllGather", TENSOR, int(last), tokens, True
     yield "attention output", "AllReduce", TENSOR, layers, tokens, True
     yield "FFN output", "AllReduce", TENSOR, layers - routed, tokens, False
-    yield "rows to experts", "AlltoAll", EXPERT, routed, rows // config.parallel.tensor, True
-    yield "rows of experts, whole", "AllGather", TENSOR, routed, rows, True
-    yield "experts' output", "AllReduce", TENSOR, routed, rows, False
-    yield "rows from experts", "AlltoAll", EXPERT, routed, rows // config.parallel.tensor, False
-    yield "rows of tokens, whole", "AllGather", TENSOR, routed, rows, False
+    yield from _routed(config, routed)
     yield "slots of the logits", "AllGather", TENSOR, int(last), blocks * m.slot_rows * m.hidden * item, False
     yield LOSS, "AllReduce", TENSOR, int(last), 4 * blocks, False
+
+
+def _routed(config: Config, layers: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
+    """Collectives of some RRE layers, as `_forward` has them."""
+    row = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
+    sent, multiplied = exchanged_rows(config) * row, multiplied_rows(config) * row
+    uneven = dispatch_layout(config, ascend=True) == "dropless"
+    exchange, tensor = ("AlltoAllV" if uneven else "AlltoAll"), config.parallel.tensor
+    yield TO_EXPERTS, exchange, EXPERT, layers, sent // tensor, True
+    yield "rows of experts, whole", "AllGather", TENSOR, layers, multiplied, True
+    yield "experts' output", "AllReduce", TENSOR, layers, multiplied, False
+    back = multiplied + row if uneven else sent  # the graph knows the room for uneven rows, not how many there are
+    yield FROM_EXPERTS, exchange, EXPERT, layers, back // tensor, False
+    yield "rows of tokens, whole", "AllGather", TENSOR, layers, tokens_of_rank(config) * row if uneven else sent, False
 
 
 def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]:

@@ -1,69 +1,184 @@
-"""Plans for tokens whose expert another rank holds: the all-to-all layout.
+"""Plans for tokens whose expert another rank holds, in three layouts of their rows.
 
 Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens of a rank, D takers of sequences, K experts stored
-in a layer, by all ranks or by one, P expert ranks of a group, A entries of the active list of each, Q = P·A, C capacity;
-R = P·A·C rows that a rank sends, and as many that it receives.
+in a layer, by all ranks or by one, P expert ranks of a group, A entries of the active list of each, Q = P·A, C capacity; R rows
+that a rank sends, W rows that its experts multiply.
+
+    all_to_all   R = W = P·A·C: C rows for each entry of each rank. What arrives is multiplied as it is.
+    compacted    R = P·A·C as well; of what arrives, `arrive` brings the rows of an expert together, as many for each: W = A · room.
+    dropless     R = T + 1: what there is, by receiver and entry; W = room, and an expert has as many of them as it gets.
 
 Row (peer · A + entry) · C + i of the rows that a rank sends is its i-th token, in batch order, for the expert at `entry` of the
-active list of rank `peer` of its group. The shape is fixed, so the C rows of an expert can be too few. The ids say so before the
-step, and to every rank alike.
+active list of rank `peer` of its group; in the dropless layout rows follow each other in the same order without gaps. Shapes are
+fixed, so there can be too little room. The ids say so before the step, and to every rank alike.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from pangu_sigma.errors import UserError
 from pangu_sigma.rre.plan import RoutingPlan
 
+DispatchLayout = Literal["local", "all_to_all", "compacted", "dropless"]
+"""The layout of the rows of an RRE layer. `local`: a rank stores all experts that its tokens go to, and nothing travels. The others
+are those of this module, whose group of ranks may be a single one."""
+
 
 class CapacityError(UserError, ValueError):
-    """More rows for an expert than its capacity, and `parallel.overflow` refuses to drop them."""
+    """More rows than there is room for, and `parallel.overflow` refuses to drop them."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Room for rows. sent: C, rows of one rank for one expert; None: any number. arrived: rows of an expert on the rank that stores
+    it, or in the dropless layout of all its experts together; None: all that were sent."""
+
+    sent: int | None
+    arrived: int | None = None
+
+
+@dataclass(frozen=True)
+class ExchangePlan(RoutingPlan):
+    """A plan whose rows travel. order_NR holds the token of each row that is sent, -1 where a row is empty; inverse_NT the row of
+    each token, -1 for one that found no room; active_NA is the active list of this rank, in rows of its store.
+
+    offsets_NA1: the rows of each entry among those that are multiplied, empty ones included.
+    arrive_NW: the arrived row at each row that is multiplied, -1 where there is none.
+    leave_NR: the multiplied row of each arrived one, -1 where it is empty; in the dropless layout W + 1 long, whatever
+        arrives.
+    sent_NP, taken_NP: rows for each rank of the group, and from each. All int32.
+    """
+
+    arrive_NW: np.ndarray
+    leave_NR: np.ndarray
+    sent_NP: np.ndarray
+    taken_NP: np.ndarray
+
+    @property
+    def order_NR(self) -> np.ndarray:
+        """The token of each row that is sent: `order_NT` by its name here."""
+        return self.order_NT
+
+    @property
+    def ends_NA(self) -> np.ndarray:
+        """The row after the last of each entry, among those that are multiplied."""
+        return self.offsets_NA1[:, 1:]
 
 
 def exchange_plans(
-    experts_NGT: np.ndarray, held_PK: np.ndarray, active_PNA: np.ndarray, peer: int, capacity: int
-) -> list[RoutingPlan]:
+    layout: DispatchLayout,
+    experts_NGT: np.ndarray,
+    ids_PNA: np.ndarray,
+    active_NA: np.ndarray,
+    peer: int,
+    kept_NGPK: np.ndarray,
+    room: Room,
+) -> list[ExchangePlan]:
     """Plans of G micro-batches of one rank.
 
     experts_NGT: expert of each of the rank's tokens, by its number among all K.
-    held_PK: numbers of the experts that each rank of the group stores, ascending.
-    active_PNA: active list of each rank of the group, in rows of its store.
-    peer: number of this rank in its group.
-    capacity: C.
-    In a plan, order_NR holds the token of each row, -1 where a row is empty; inverse_NT the row of each token, -1 for a token that
-    found no room; offsets_NA1 gives every entry P·C rows; active_NA is the active list of this rank.
+    ids_PNA: expert at each entry of the active list of each rank of the group, -1 at unused ones. active_NA: the rank's own list,
+        in rows of its store. peer: number of this rank in its group.
+    kept_NGPK: rows that each rank of the group sends to each expert, as `kept_rows` leaves them.
     """
-    peers, layers, entries = active_PNA.shape
-    ids_PNA = np.take_along_axis(
-        np.pad(held_PK, ((0, 0), (0, 1)), constant_values=-1)[:, None], active_PNA, axis=2
-    )  # no expert at unused entries
-    uniform_NA1 = np.tile(np.arange(entries + 1) * peers * capacity, (layers, 1))
     plans = []
     for g in range(experts_NGT.shape[1]):
-        both = [_assign_rows(experts_NGT[n, g], ids_PNA[:, n].ravel(), capacity) for n in range(layers)]
-        order_NR, inverse_NT = (np.stack(of_layers) for of_layers in zip(*both, strict=True))
-        arrays = (active_PNA[peer], order_NR, inverse_NT, uniform_NA1)
-        plans.append(RoutingPlan(*(array.astype(np.int32) for array in arrays)))
+        layers = [
+            _plan_layer(layout, experts_NGT[n, g], ids_PNA[:, n], peer, kept_NGPK[n, g], room)
+            for n in range(len(active_NA))
+        ]
+        arrays = (active_NA, *map(np.stack, zip(*layers, strict=True)))
+        plans.append(ExchangePlan(*(array.astype(np.int32) for array in arrays)))
     return plans
 
 
-def _assign_rows(experts_T: np.ndarray, ids_Q: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+def _plan_layer(
+    layout: DispatchLayout, experts_T: np.ndarray, ids_PA: np.ndarray, peer: int, kept_PK: np.ndarray, room: Room
+) -> tuple[np.ndarray, ...]:
+    """Order, inverse, offsets, arrive, leave, sent and taken of one layer."""
+    sent_PA = np.where(ids_PA >= 0, kept_PK[peer][ids_PA], 0)
+    taken_PA = np.where(ids_PA[peer] >= 0, kept_PK[:, ids_PA[peer]], 0)
+    if layout == "dropless":
+        sent_P, first_Q = _without_gaps(sent_PA, peer)
+        taken_P, arrived_Q = _without_gaps(taken_PA, peer)
+        rows = len(experts_T) + 1
+    else:
+        assert room.sent is not None
+        sent_P, taken_P = sent_PA.sum(axis=1), taken_PA.sum(axis=1)
+        first_Q, rows = np.arange(ids_PA.size) * room.sent, ids_PA.size * room.sent
+        arrived_Q = first_Q
+    order_R, inverse_T = _assign_rows(experts_T, ids_PA.ravel(), kept_PK[peer], first_Q, rows)
+    entries = ids_PA.shape[1]
+    if layout == "all_to_all":
+        offsets_A1 = np.arange(entries + 1) * (rows // entries)
+        nothing = np.zeros(1, int)
+        return order_R, inverse_T, offsets_A1, nothing, nothing, sent_P, taken_P
+    assert room.arrived is not None
+    if layout == "dropless":
+        offsets_A1 = np.append(_starts(taken_PA.sum(0)), room.arrived)  # the last has the empty rows, too
+        empty_R = np.full(room.arrived + 1, -1)
+    else:
+        offsets_A1 = np.arange(entries + 1) * room.arrived
+        empty_R = np.full(rows, -1)
+    arrive_W, leave_R = _bring_together(taken_PA, arrived_Q.reshape(taken_PA.shape), offsets_A1, empty_R)
+    return order_R, inverse_T, offsets_A1, arrive_W, leave_R, sent_P, taken_P
+
+
+def _without_gaps(counts_PA: np.ndarray, peer: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for each rank, or from each, and the first row of each of its entries, if rows follow each other.
+
+    A rank sends itself one empty row more, behind its others: MindSpore's AlltoAllV has no result where nothing arrives.
+    """
+    extra_P1 = (np.arange(len(counts_PA)) == peer).astype(counts_PA.dtype)[:, None]
+    counts = np.hstack([counts_PA, extra_P1])
+    return counts.sum(axis=1), _starts(counts.ravel()).reshape(counts.shape)[:, :-1].ravel()
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """First row of each of some parts that follow each other."""
+    return np.cumsum(counts) - counts
+
+
+def _assign_rows(
+    experts_T: np.ndarray, ids_Q: np.ndarray, kept_K: np.ndarray, first_Q: np.ndarray, rows: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Order and inverse of one layer: to each token the next free row of its expert, as long as there is one.
 
-    ids_Q: expert at each of the P·A entries, -1 where there is none.
+    ids_Q: expert at each of the P·A entries, -1 where there is none. kept_K: rows of each expert. first_Q: first row of each entry.
+    rows: R.
     """
-    entry_K = np.full(max(ids_Q.max(), experts_T.max()) + 1, -1)
+    entry_K = np.full(len(kept_K), -1)
     entry_K[ids_Q[ids_Q >= 0]] = np.flatnonzero(ids_Q >= 0)
     entry_T = entry_K[experts_T]
     sorted_T = np.argsort(entry_T, kind="stable")
     counts_Q = np.bincount(entry_T, minlength=len(ids_Q))
-    number_T = np.arange(len(sorted_T)) - np.repeat(np.cumsum(counts_Q) - counts_Q, counts_Q)
-    fits = number_T < capacity
-    tokens, rows = sorted_T[fits], (entry_T[sorted_T] * capacity + number_T)[fits]
-    order_R, inverse_T = np.full(len(ids_Q) * capacity, -1), np.full(len(experts_T), -1)
-    order_R[rows], inverse_T[tokens] = tokens, rows
+    number_T = np.arange(len(sorted_T)) - np.repeat(_starts(counts_Q), counts_Q)
+    fits = number_T < kept_K[experts_T[sorted_T]]
+    tokens, taken = sorted_T[fits], (first_Q[entry_T[sorted_T]] + number_T)[fits]
+    order_R, inverse_T = np.full(rows, -1), np.full(len(experts_T), -1)
+    order_R[taken], inverse_T[tokens] = tokens, taken
     return order_R, inverse_T
+
+
+def _bring_together(
+    taken_PA: np.ndarray, arrived_PA: np.ndarray, offsets_A1: np.ndarray, leave_R: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Arrive and leave of one layer: the rows of an entry one behind the other, by sender and then by number.
+
+    taken_PA: rows from each sender for each entry. arrived_PA: where the first of them arrives. leave_R: all -1, to be filled.
+    """
+    count_Q = taken_PA.ravel()
+    of_row = np.repeat(np.arange(len(count_Q)), count_Q)
+    number = np.arange(len(of_row)) - _starts(count_Q)[of_row]
+    before_PA = np.cumsum(taken_PA, axis=0) - taken_PA + offsets_A1[:-1]
+    there, here = arrived_PA.ravel()[of_row] + number, before_PA.ravel()[of_row] + number
+    arrive_W = np.full(offsets_A1[-1], -1)
+    arrive_W[here], leave_R[there] = there, here
+    return arrive_W, leave_R
 
 
 def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored: int) -> np.ndarray:
@@ -77,19 +192,63 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
     return np.stack(counts).reshape(layers, micro, takers, stored)
 
 
-def dropped_rows(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int, overflow: str) -> int:
-    """Number of rows beyond the capacity, over all layers.
+def kept_rows(
+    sent_NGDK: np.ndarray, layout: DispatchLayout, room: Room, groups: int, holder_K: np.ndarray
+) -> np.ndarray:
+    """The rows of `sent_NGDK` for which there is room, in the same shape: the first of a sender, and those of the first senders.
 
-    tokens: tokens of a taker in a micro-batch. active: experts among which an even share divides them.
-    overflow: value of `parallel.overflow`. Raises CapacityError when there are such rows and `overflow` is "refuse".
+    groups: number of groups; takers are numbered by group, rank of the group, replica. holder_K: the rank of its group that stores
+    each expert.
     """
+    kept = sent_NGDK.copy() if room.sent is None else np.minimum(sent_NGDK, room.sent)
+    if room.arrived is None:
+        return kept
+    layers, micro, _, stored = kept.shape
+    peers = holder_K.max() + 1
+    kept = kept.reshape(layers, micro, groups, peers, -1, stored)  # N G groups P replicas K
+    if layout == "dropless":
+        for peer in range(peers):
+            own = np.moveaxis(kept[..., holder_K == peer], 3, -2)  # N G groups replicas P K
+            filled = np.minimum(np.cumsum(own.reshape(*own.shape[:-2], -1), axis=-1), room.arrived)
+            kept[..., holder_K == peer] = np.moveaxis(np.diff(filled, prepend=0, axis=-1).reshape(own.shape), -2, 3)
+    else:
+        kept = np.diff(np.minimum(np.cumsum(kept, axis=3), room.arrived), prepend=0, axis=3)
+    return kept.reshape(sent_NGDK.shape)
+
+
+def arrived_rows(sent_NGDK: np.ndarray, layout: DispatchLayout, groups: int, holder_K: np.ndarray) -> np.ndarray:
+    """Rows that arrive for each expert [N, G, groups, replicas, K], or in the dropless layout on each rank of a group
+    [N, G, groups, replicas, P]; arguments as in `kept_rows`."""
+    layers, micro, _, stored = sent_NGDK.shape
+    peers = holder_K.max() + 1
+    arrived = sent_NGDK.reshape(layers, micro, groups, peers, -1, stored).sum(axis=3)
+    if layout != "dropless":
+        return arrived
+    return np.stack([arrived[..., holder_K == peer].sum(axis=-1) for peer in range(peers)], axis=-1)
+
+
+def refuse_overflow(
+    sent_NGDK: np.ndarray, arrived: np.ndarray, room: Room, tokens: int, active: int, even: float
+) -> None:
+    """Raise CapacityError if there are more rows than there is room for.
+
+    tokens: tokens of a taker in a micro-batch. active: experts among which an even share divides them. arrived: of `arrived_rows`.
+    even: an even share of what `room.arrived` is for.
+    """
+    advice = "for this batch (routing.table=balanced lowers what is needed), or parallel.overflow to drop"
     most = int(sent_NGDK.max())
-    if most > capacity and overflow == "refuse":
+    if room.sent is not None and most > room.sent:
         layer, _, _, expert = np.unravel_index(sent_NGDK.argmax(), sent_NGDK.shape)
         needed = np.ceil(most * active / tokens * 100) / 100
         raise CapacityError(
-            f"RRE layer {layer}: a rank has {most} rows for expert {expert}, whose capacity is {capacity}; "
-            f"set parallel.capacity_factor to {needed:g} or more for this batch (routing.table=balanced lowers what is needed), "
-            "or parallel.overflow to drop"
+            f"RRE layer {layer}: a rank has {most} rows for expert {expert}, whose capacity is {room.sent}; "
+            f"set parallel.capacity_factor to {needed:g} or more {advice}"
         )
-    return int(np.maximum(sent_NGDK - capacity, 0).sum())
+    most = int(arrived.max())
+    if room.arrived is not None and most > room.arrived:
+        layer = np.unravel_index(arrived.argmax(), arrived.shape)[0]
+        needed = np.ceil(most / even * 100) / 100
+        raise CapacityError(
+            f"RRE layer {layer}: {most} rows arrive where {room.arrived} have room; "
+            f"set parallel.arrival_factor to {needed:g} or more {advice}"
+        )

@@ -29,9 +29,9 @@ from pangu_sigma.ecss.store import ExpertStore, array_specs
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.connect import join
-from pangu_sigma.parallel.layout import Layout
-from pangu_sigma.parallel.plans import DispatchLayout, dispatch_layout
+from pangu_sigma.parallel.layout import Layout, dispatch_layout
 from pangu_sigma.parallel.ranks import Ranks
+from pangu_sigma.rre.capacity import DispatchLayout
 from pangu_sigma.train.feed import Fed
 from pangu_sigma.train.held_out import EvaluationStep, Evaluator
 from pangu_sigma.train.step import StepResult, TrainStep

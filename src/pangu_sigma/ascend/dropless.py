@@ -1,0 +1,220 @@
+"""Tokens to their experts on other ranks and back in an Ascend graph, as many rows as there are: 910B and 910_93.
+
+    rows of a rank's tokens, its columns         sorted by receiver and expert
+      → AlltoAllV in the expert group            as many rows for each rank as it gets; the host knows the numbers
+      → rows of an expert brought together       the room is fixed, empty rows are zeros
+      → AllGather in the tensor group            MindSpore's, between the cuts of two Morphs
+      → GroupedMatmul, activation, GroupedMatmul the rows of each expert end at `ends`
+      → AllReduce in the tensor group
+      → and the way back
+
+Auto-parallel knows one cut of an axis, into equal parts, and neither of the two operators has equal parts. A Morph is a function
+that it takes as one operator with declared layouts, and puts in place of it before it differentiates: inside, every tensor is what
+this rank holds, and every collective is written here. The group list of a rank says where its own experts end, so it is no slice of
+a list of all ranks.
+
+An empty row belongs to the last expert and is all zeros, and so is its gradient; it changes no sum. That costs products of a few
+per cent of the rows, and no value ever comes from memory that nobody wrote.
+
+Nothing here has run on a device: it was compiled for one, and its arithmetic was run with a stand-in for GroupedMatmul, which has
+no CPU kernel.
+
+Shape suffixes: T tokens of a rank, H hidden, of which a tensor rank has h = H/tensor columns on the way, F ffn of a tensor rank,
+P expert ranks, A active experts of a rank, W rows that its experts multiply.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import nn, ops
+from mindspore.ops import functional as F
+from mindspore.ops.auto_generate import GroupedMatmul
+
+from ascend_ops.expert_dispatch import Gather
+from pangu_sigma.config import Activation
+from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.rre.experts import ActivatedFFN, Experts
+
+
+class Groups:
+    """Communication groups of one rank, made when first asked for. It is for graphs whose collectives are written by hand."""
+
+    def __init__(self, layout: Layout, rank: int, hidden: int):
+        """hidden: H."""
+        self._layout, self._rank, self._made = layout, rank, dict[str, str]()
+        self.columns = hidden // layout.axes["tensor"]
+
+    def size(self, axis: str) -> int:
+        """Number of ranks along an axis."""
+        return self._layout.axes[axis]
+
+    def name(self, axis: str) -> str:
+        """Name of the group of the ranks that differ from this one along an axis."""
+        if axis not in self._made:
+            peers = self._layout.peers(self._rank, axis)
+            self._made[axis] = f"{axis}_{'_'.join(map(str, peers))}"
+            ms.communication.create_group(self._made[axis], peers)
+        return self._made[axis]
+
+
+def dropless_experts(groups: Groups, activation: Activation) -> Experts:
+    """The cells of the layout `dropless` of rre/capacity.py, in a graph of all ranks.
+
+    `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W) and the offsets are `ends_A`, the row
+    after the last of each expert.
+    """
+    return Experts(Dispatch(groups), GroupedRowsFFN(groups, activation), Combine(groups))
+
+
+def _shape_of_rows(x, order, inverse, arrive, *rest):
+    return [arrive[0], x[1]]
+
+
+def _shape_of_first(first, *rest):
+    return first
+
+
+def _shape_of_tokens(rows, order, inverse, *rest):
+    return [inverse[0], rows[1]]
+
+
+def _dtype_of_first(first, *rest):
+    return first
+
+
+class Dispatch(nn.Cell):
+    """construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
+
+    def __init__(self, groups: Groups):
+        super().__init__()
+        self.local = LocalDispatch(groups)
+        self.morph = ops.Morph(self.local.construct, _shape_of_rows, _dtype_of_first)
+        self.morph.add_prim_attr("self_define_shard", True)
+
+    def construct(self, x_TH, order, inverse):
+        order_T, arrive_W, sent_P, taken_P = order
+        inverse_T, leave_W = inverse
+        return self.morph(x_TH, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P)
+
+
+class Combine(nn.Cell):
+    """construct(rows_WH, inverse, order, residual_TH) -> [T, H]; inverse and order as in `Dispatch`."""
+
+    def __init__(self, groups: Groups):
+        super().__init__()
+        self.local = LocalCombine(groups)
+        self.morph = ops.Morph(self.local.construct, _shape_of_tokens, _dtype_of_first)
+        self.morph.add_prim_attr("self_define_shard", True)
+        self.add = ops.Add()  # here, where columns meet whole rows once, and not at each reader of the sum
+
+    def construct(self, rows_WH, inverse, order, residual_TH):
+        order_T, arrive_W, sent_P, taken_P = order
+        inverse_T, leave_W = inverse
+        return self.add(residual_TH, self.morph(rows_WH, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P))
+
+
+class GroupedRowsFFN(nn.Cell):
+    """construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> [W, H], the output of each row's expert"""
+
+    def __init__(self, groups: Groups, activation: Activation):
+        super().__init__()
+        self.local = LocalFFN(groups, activation)
+        self.morph = ops.Morph(self.local.construct, _shape_of_first, _dtype_of_first)
+        self.morph.add_prim_attr("self_define_shard", True)
+
+    def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A):
+        return self.morph(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A)
+
+
+class LocalDispatch(nn.Cell):
+    """What `Dispatch` does on one rank."""
+
+    def __init__(self, groups: Groups):
+        super().__init__()
+        self.sort, self.bring_together = Gather(), Gather()
+        self.travel = Uneven(groups) if groups.size("expert") > 1 else None
+
+    def construct(self, x_Th, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P):
+        rows = self.sort(x_Th, order_T, inverse_T)
+        if self.travel is not None:
+            rows = self.travel(rows, sent_P, taken_P)
+        return self.bring_together(rows, arrive_W, leave_W)
+
+
+class LocalCombine(nn.Cell):
+    """What `Combine` does on one rank."""
+
+    def __init__(self, groups: Groups):
+        super().__init__()
+        self.separate, self.unsort = Gather(), Gather()
+        self.travel = Uneven(groups) if groups.size("expert") > 1 else None
+
+    def construct(self, rows_Wh, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P):
+        rows = self.separate(rows_Wh, leave_W, arrive_W)
+        if self.travel is not None:
+            rows = self.travel(rows, taken_P, sent_P)
+        return self.unsort(rows, inverse_T, order_T)
+
+
+class LocalFFN(ActivatedFFN):
+    """What `GroupedRowsFFN` does on one rank, whose F is a part of the whole: the sum over the tensor group is the output."""
+
+    def __init__(self, groups: Groups, activation: Activation):
+        super().__init__(activation)
+        self.grouped = grouped_matmul()
+        self.share = 1.0 / groups.size("tensor")  # a power of two in every layout, so the sum of the shares is exact
+        tensor = groups.size("tensor") > 1
+        self.sum_of_parts = ops.AllReduce(ops.ReduceOp.SUM, groups.name("tensor")) if tensor else None
+
+    def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A):
+        ends, own_WA = F.cast(ends_A, ms.int64), _expert_of_row(rows_WH, ends_A)
+        b1_AF, b2_AH = F.reshape(b1_A1F, (-1, F.shape(b1_A1F)[-1])), F.reshape(b2_A1H, (-1, F.shape(b2_A1H)[-1]))
+        inner_WF = self.product(rows_WH, F.transpose(w1_AFH, (0, 2, 1)), ends) + F.matmul(own_WA, b1_AF)
+        out_WH = self.product(self.activated(inner_WF), w2_AFH, ends) + F.matmul(own_WA, b2_AH) * self.share
+        return out_WH if self.sum_of_parts is None else self.sum_of_parts(out_WH)
+
+    def product(self, x, w, ends):
+        """The rows of each expert times its matrix."""
+        return self.grouped([x], [w], None, None, None, None, None, ends)[0]
+
+
+def grouped_matmul() -> ops.Primitive:
+    """The operator: rows in, rows out, one group list for all (split_item=3), grouped along the rows (group_type=0)."""
+    return GroupedMatmul(split_item=3, group_type=0)
+
+
+class Uneven(nn.Cell):
+    """The exchange of rows in the expert group, in parts that are as long as they are.
+
+    construct(rows, out_P, in_P) -> rows in the order of their senders; out_P rows go to each rank, in_P come from each. What is
+    behind the last row that goes out is not read. The gradient goes the way back.
+    """
+
+    def __init__(self, groups: Groups):
+        super().__init__()
+        self.all_to_all = ops.AlltoAllV(
+            groups.name("expert"), groups.columns
+        )  # made here: in a graph MindSpore mistakes its ranks
+        self.to_host = ops.MoveTo().add_prim_attr("recompute", False)  # HCCL is told the lengths by the host
+
+    def construct(self, rows, out_P, in_P):
+        return self.exchange(rows, out_P, in_P)
+
+    def bprop(self, rows, out_P, in_P, out, dout):
+        return self.exchange(dout, in_P, out_P), F.zeros_like(out_P), F.zeros_like(in_P)
+
+    def exchange(self, rows, out_P, in_P):
+        """The rows that arrive, their number known to the runtime alone."""
+        hidden = F.shape(rows)[-1]
+        sizes_out = self.to_host(F.cast(out_P, ms.int64), "CPU", True)
+        sizes_in = self.to_host(F.cast(in_P, ms.int64), "CPU", True)
+        arrived = self.all_to_all(F.reshape(rows, (-1,)), sizes_out, sizes_in)
+        return F.reshape(arrived, (-1, hidden))
+
+
+def _expert_of_row(rows_WH, ends_A):
+    """1 where a row is one of an expert's, else 0, [W, A]: biases are added by a product, whose gradient is a product as well."""
+    row_W1 = F.expand_dims(ops.arange(F.shape(rows_WH)[0]), 1)
+    before_WA = F.cast(row_W1 < F.expand_dims(ends_A, 0), rows_WH.dtype)
+    first = before_WA[:, :1]
+    return first if F.shape(before_WA)[1] == 1 else ops.concat((first, before_WA[:, 1:] - before_WA[:, :-1]), 1)
