@@ -249,10 +249,10 @@ class ParallelConfig(Section):
     """MiB of gradients that are summed over ranks together; 0: each gradient by itself."""
     capacity_factor: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
     """Number of rows that a rank can send to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
-    arrival_factor: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
+    arrival_factor: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """Number of rows that an expert multiplies in a pass, as a multiple of an even share; on a chip with grouped products, all
     experts of a rank together. Only on Ascend. Experts hear from all ranks of their group, whose loads even out, so that it can be
-    much lower than `capacity_factor`: `plan` says how low."""
+    much lower than `capacity_factor`, which null stands for: `plan` says how low."""
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor` or `arrival_factor`, which are known before the step. `refuse`: the run ends with
     an error that names the factor needed. `drop`: these rows skip the FFN; they are counted and reported."""

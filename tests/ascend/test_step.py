@@ -5,12 +5,16 @@ What more ranks add to it are MindSpore's collectives, and those are compiled (t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import mindspore as ms
 import numpy as np
 import pytest
+from helpers.grouped_matmul import GroupedMatmulOnCpu
 from helpers.toy import Toy, toy_batches, toy_config
 from mindspore import Tensor, nn
 
+from pangu_sigma.ascend import dropless
 from pangu_sigma.ascend.inputs import input_strategies, inputs_of, step_inputs
 from pangu_sigma.ascend.step import AscendStep
 from pangu_sigma.data.batches import Batch, Batches
@@ -24,14 +28,15 @@ RATE = 1e-2
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(1, marks=pytest.mark.slow), 2],
-    ids=["one pass", "two passes"],
+    params=[pytest.param((1, "910a"), marks=pytest.mark.slow), (2, "910a"), (2, "910b")],
+    ids=["one pass", "two passes", "two passes, dropless"],
 )
 def toy(request, graph_mode, tmp_path_factory) -> Toy:
+    passes, chip = request.param
     optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
-    train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8 // request.param}
-    train["accumulation"] = request.param
-    config = toy_config(train=train, parallel={"capacity_factor": 4.0, "arrival_factor": 4.0})
+    train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8 // passes}
+    train["accumulation"] = passes
+    config = toy_config(train=train, parallel={"chip": chip, "capacity_factor": 4.0, "arrival_factor": 4.0})
     return Toy.build(config, tmp_path_factory.mktemp("toy"))
 
 
@@ -46,10 +51,12 @@ def exchanged(toy: Toy) -> Batches:
 
 
 @pytest.fixture(scope="module")
-def step(toy: Toy) -> AscendStep:
-    made = AscendStep(toy.config)
-    made.set_train()
-    return made
+def step(toy: Toy) -> Iterator[AscendStep]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dropless, "grouped_matmul", GroupedMatmulOnCpu)  # the operator has no CPU kernel
+        made = AscendStep(toy.config)
+        made.set_train()
+        yield made
 
 
 def start_equal(toy: Toy, step: AscendStep) -> None:
@@ -117,12 +124,14 @@ def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, e
     assert step.scale.value.asnumpy() == 512.0
 
 
+@pytest.mark.parametrize("chip", ["910a", "910b"])
 @pytest.mark.parametrize("routed", [0, 2])
-def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, graph_mode, tmp_path):
+def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, chip: str, graph_mode, tmp_path):
     """Also of a dense model, whose batches carry plans of zeros that the step does not take."""
-    config = toy_config(model={"rre_layers": routed}, train={"accumulation": 2, "batch_size": 4})
+    train, parallel = {"accumulation": 2, "batch_size": 4}, {"chip": chip}
+    config = toy_config(model={"rre_layers": routed}, train=train, parallel=parallel)
     made = toy_batches(config, tmp_path)
-    batches = Batches(config, tmp_path, made.tokenizer, made.table, layout=dispatch_layout(toy.config, ascend=True))
+    batches = Batches(config, tmp_path, made.tokenizer, made.table, layout=dispatch_layout(config, ascend=True))
     arrays, inputs = inputs_of(batches.next(batches.start()), config), step_inputs(config)
     assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
     assert len(input_strategies(config)) == len(inputs)

@@ -172,7 +172,8 @@ def room_of(config: Config, layout: DispatchLayout) -> Room:
     """The room for rows that the configuration gives in a layout."""
     if layout in ("local", "all_to_all"):
         return Room(capacity(config))
-    arrived = math.ceil(config.parallel.arrival_factor * even_arrival(config, layout))
+    factor = config.parallel.arrival_factor or config.parallel.capacity_factor
+    arrived = math.ceil(factor * even_arrival(config, layout))
     return Room(None if layout == "dropless" else capacity(config), arrived)
 
 

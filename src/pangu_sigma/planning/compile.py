@@ -199,13 +199,12 @@ def _phase(op: str, line: str) -> str:
         return "recompute"
     if op == "AlltoAllV":  # written by hand, as is its gradient, which alone has no node of the forward pass
         return "forward" if "forward_comm_node_unique_id" in line else "backward"
-    name = re.search(r"instance name: (\w+)", line)
-    phase = next((p for start, p in _PHASE_OF_NAME if name and name[1].startswith(start)), None)
-    if phase is not None:
-        return phase
-    if "forward_node_name" in line:
-        return "backward"
-    return "forward" if name and name[1] == "sum_of_parts" else "norm"  # that of ascend/dropless.py
+    found, differentiated = re.search(r"instance name: (\w+)", line), "forward_node_name" in line
+    name = found[1] if found else ""
+    if name.endswith("sum_of_parts") and not differentiated:  # of ascend/dropless.py; gradients of others may bear its name
+        return "forward"
+    phase = next((p for start, p in _PHASE_OF_NAME if name.startswith(start)), None)
+    return phase or ("backward" if differentiated else "norm")
 
 
 _SIZES = {
