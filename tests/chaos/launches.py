@@ -59,7 +59,7 @@ def _killed(work: Path, number: int, folder: Path) -> str:
     rng, run = random.Random(number), folder / "run"
     with _launched(reference, run, "--restarts", "1") as it:
         _saved_once(run)
-        rank, pids = rng.randrange(2), [it.rank(0), it.rank(1)]
+        rank, pids = rng.randrange(2), [it.pid(0), it.pid(1)]
         if number % 3 == 2:
             eventually(lambda: list((run / "checkpoints").glob(".unfinished*")), 120)
         else:
@@ -91,7 +91,7 @@ def _stopped(work: Path, number: int, folder: Path) -> str:
             case 1:
                 it.process.send_signal(signal.SIGINT)
             case 2:
-                os.kill(it.rank(rng.randrange(2)), signal.SIGTERM)
+                os.kill(it.pid(rng.randrange(2)), signal.SIGTERM)
         at = time.monotonic()
         status = it.wait(60)
         seconds = time.monotonic() - at
@@ -112,7 +112,7 @@ def _hung(work: Path, number: int, folder: Path) -> str:
     run, rank = folder / "run", number % 2
     with _launched(reference, run, "--hang-timeout", str(_HANG), "--restarts", "1") as it:
         _saved_once(run)
-        os.kill(it.rank(rank), signal.SIGSTOP)
+        os.kill(it.pid(rank), signal.SIGSTOP)
         at = time.monotonic()
         eventually(lambda: len(list((run / "logs").glob("*/worker_0.log"))) == 2, 120)
         seconds = time.monotonic() - at

@@ -86,6 +86,10 @@ class Launched:
     def rank(self, rank: int, start: int = 0) -> int:
         """Process id of a rank, once it has printed something. start: 1 after the first restart."""
         eventually(lambda: "".join(self.texts(rank)[start:]))
+        return self.pid(rank)
+
+    def pid(self, rank: int) -> int:
+        """Process id of a rank that runs, whether it says something or not."""
         wanted = {"MS_ROLE": "MS_WORKER", "RANK_ID": str(rank)}.items()
         return next(pid for pid in children_of(self.process.pid) if wanted <= environment_of(pid).items())
 

@@ -157,9 +157,13 @@ def capacity(config: Config) -> int:
 
 
 def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
-    """The layout of the routing plans of a run. ascend: True for training on NPUs, where the chip decides."""
+    """The layout of the routing plans of a run. ascend: True for training on NPUs, where the chip decides.
+
+    With stages every chip has the one of 910A: MindSpore 2.9 adds gradients of micro-batches in a circle if a weight goes into a
+    Morph, and compiles no such graph.
+    """
     if ascend:
-        return "dropless" if CHIP_DATA[config.parallel.chip].dropless else "compacted"
+        return "dropless" if CHIP_DATA[config.parallel.chip].dropless and config.parallel.stages == 1 else "compacted"
     return "all_to_all" if config.parallel.expert > 1 else "local"
 
 

@@ -201,10 +201,11 @@ def _phase(op: str, line: str) -> str:
         return "forward" if "forward_comm_node_unique_id" in line else "backward"
     found, differentiated = re.search(r"instance name: (\w+)", line), "forward_node_name" in line
     name = found[1] if found else ""
-    if name.endswith("sum_of_parts") and not differentiated:  # of ascend/dropless.py; gradients of others may bear its name
-        return "forward"
-    phase = next((p for start, p in _PHASE_OF_NAME if name.startswith(start)), None)
-    return phase or ("backward" if differentiated else "norm")
+    phase = next((p for start, p in _PHASE_OF_NAME if name.startswith(start)), "norm")
+    if op == "AllReduce" and phase != "gradient" and name != "all_reduce":
+        # those of ascend/dropless.py get any name of another, and others get theirs
+        return "backward" if differentiated else "forward"
+    return "backward" if differentiated and phase == "norm" else phase
 
 
 _SIZES = {
