@@ -12,7 +12,7 @@ from helpers.small_clusters import MODEL_CONFIGS
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
-from pangu_sigma.parallel.layout import rre_layers_of_stage
+from pangu_sigma.parallel.layout import dispatch_layout, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import accumulator_arrays, dense_weights
 from pangu_sigma.planning import compile as compile_module
 from pangu_sigma.planning.compile import Compiled, PlanRefused, compile_step, read_graph
@@ -45,12 +45,18 @@ def check(config: Config) -> list[Compiled]:
         routed = len(rre_layers_of_stage(config, stage))
         assert compiled.host_operators == ({"FetchRows": routed, "AdamRows": routed} if routed else {})
         exchanges = 2 * routed * passes if parallel.expert > 1 else 0
+        dropless = dispatch_layout(config, ascend=True) == "dropless"
+        op, other = ("AlltoAllV", "AlltoAll") if dropless else ("AlltoAll", "AlltoAllV")
+        assert counted(compiled, op=other) == 0
         for phase in ("forward", "backward"):
             # rows to experts and back, inside one group of ranks and nowhere else
-            assert counted(compiled, op="AlltoAll", phase=phase) == exchanges
-            assert counted(compiled, op="AlltoAll", phase=phase, group_size=parallel.expert) == exchanges
+            assert counted(compiled, op=op, phase=phase) == exchanges
+            assert counted(compiled, op=op, phase=phase, group_size=parallel.expert) == exchanges
         again = exchanges // 2 if parallel.recompute else 0  # the way back is not needed for any gradient
-        assert counted(compiled, op="AlltoAll", phase="recompute") == again
+        assert counted(compiled, op=op, phase="recompute") == again
+        # two products of an RRE layer, two gradients of each; the first is computed again
+        grouped = routed * passes * (2 + 4 + parallel.recompute)
+        assert compiled.products.get("GroupedMatmul", 0) == (grouped if dropless else 0)
         dense = [w for w in dense_weights(config, stage) if len(w.shape) == 2]
         assert counted(compiled, op="AllGather", phase="weight") <= len(dense)  # never an expert
     check_sums(config, stages)
@@ -79,8 +85,11 @@ ALL_AXES = LAYOUTS["all axes"]
 APART = {"groups": 2, "expert": 4, "optimizer": False}
 REPLICAS = {"expert": 2, "data": 2, "tensor": 2}
 
+B16 = ["parallel.chip=910b", "train.compute_dtype=bfloat16"]
+
 OTHER_KEYS = {
     "erf": (ALL_AXES, ["model.activation=erf"]),
+    "910B": (ALL_AXES, B16),
     "two stages, both with experts": (
         STAGES | {"groups": 2, "recompute": True},
         ["train.accumulation=3", "model.rre_layers=3"],
@@ -88,6 +97,14 @@ OTHER_KEYS = {
 }
 
 LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "910B, replicas, recompute": (REPLICAS | {"recompute": True}, B16),
+    "910B, two passes": (REPLICAS, [*B16, "train.accumulation=2"]),
+    "910B, no optimizer parallelism": (APART, B16),
+    "910B, one expert rank": ({"groups": 2, "data": 4}, B16),
+    "910B, erf": (ALL_AXES, [*B16, "model.activation=erf"]),
+    "910B, float16": (ALL_AXES, ["parallel.chip=910b"]),
+    "910B, two stages, which are compacted": (STAGES, [*B16, "train.accumulation=2"]),
+    "910_93": (ALL_AXES, ["parallel.chip=910_93", "train.compute_dtype=bfloat16"]),
     "groups and experts": ({"groups": 4, "expert": 2}, []),
     "no optimizer parallelism": (APART, []),
     "an only layer": (LAYOUTS["recompute"], ["model.dense_layers=0"]),
@@ -157,7 +174,7 @@ def test_dense_stages_send_hidden_states_and_the_word_table():
 
 def test_a_plan_that_mindspore_refuses_says_why_in_one_message(monkeypatch: pytest.MonkeyPatch):
     started = compile_module.ascend_environment
-    monkeypatch.setattr(compile_module, "ascend_environment", lambda ranks, rank: started(ranks // 2, rank))
+    monkeypatch.setattr(compile_module, "ascend_environment", lambda ranks, *rest: started(ranks // 2, *rest))
     with pytest.raises(PlanRefused, match=r"^MindSpore refuses this plan: .*device number in one stage 4") as refused:
         compile_step(laid({"groups": 4, "expert": 2}))
     assert "\n" not in str(refused.value)
@@ -175,6 +192,7 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
             '  %6(c) = AlltoAll(%5) {instance name: redistribution_op_1AlltoAll_} primitive_attrs: {group: "16-9", '
             "rank_list: (0, 8, 16)}\n",
             "      : (<Tensor[Float16], (2, 3)>) -> (<Tensor[Float16], (2, 4)>)\n",
+            "  %8(f) = PrimFunc_GroupedMatmul(%6, %5, None)\n",
             "  %9(e) = PrimFunc_AssignAdd(%para4_accu_grads.loss.network.layers.0.norm.gain, %6)\n",
             '  %7(d) = AllReduce(%6) {instance name: grad_mirror_MirrorOperator} primitive_attrs: {group: "64-77"}\n',
             "      : (<Tensor[Float32], (5)>) -> (<Tensor[Float32], (5)>)\n",
@@ -191,19 +209,32 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
     ]
     assert found["host_operators"] == {"FetchRows": 1}
     assert found["additions"] == {"layers.0.norm.gain": 1}
+    assert found["products"] == {"GroupedMatmul": 1}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "devices"),
-    [("sigma_tiny", 8), ("sigma_38b", 16), ("sigma_38b", 64), ("sigma_38b", 128), ("sigma_1t", 512)],
+    ("name", "devices", "chip"),
+    [
+        ("sigma_tiny", 8, "910a"),
+        ("sigma_38b", 16, "910a"),
+        ("sigma_38b", 64, "910a"),
+        ("sigma_38b", 128, "910a"),
+        ("sigma_1t", 512, "910a"),
+        ("sigma_38b", 8, "910b"),
+        ("sigma_38b", 64, "910b"),
+        ("sigma_1t", 512, "910b"),
+    ],
 )
-def test_shipped_configurations_compile(name: str, devices: int):
-    (compiled,) = check(laid_out(load_config(MODEL_CONFIGS / f"{name}.yaml"), devices))
+def test_shipped_configurations_compile(name: str, devices: int, chip: str):
+    config = load_config(MODEL_CONFIGS / f"{name}.yaml", [f"parallel.chip={chip}"])
+    (compiled,) = check(laid_out(config, devices))
     assert compiled.seconds < 15 * 60
     assert compiled.peak_gib < 12
     if name == "sigma_1t":
         slices = {p.name: p.slice for p in compiled.parameters}
         assert slices["active.0.w1"] == [1, 2560, 5120]
         assert slices["experts.7.w2"] == [10, 2560, 5120]
-        assert {c.group_size for c in compiled.collectives if c.op == "AlltoAll"} == {16}
+        assert {c.group_size for c in compiled.collectives if c.op.startswith("AlltoAll")} == {16}
+        dtypes = {p.dtype for p in compiled.parameters if p.name.startswith("active.")}
+        assert dtypes == {"bfloat16" if chip == "910b" else "float16"}

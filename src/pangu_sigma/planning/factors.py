@@ -89,7 +89,9 @@ def _counts(
     senders = (config.parallel.expert, config.parallel.data)
     shares = shares_DE[domains][:, :, None, None]
     counts = rng.multinomial(tokens, shares, size=(*domains.shape, *senders))
-    for block, other in itertools.combinations(range(len(domains)), 2):  # two blocks of one domain have the same experts
+    for block, other in itertools.combinations(
+        range(len(domains)), 2
+    ):  # two blocks of one domain have the same experts
         same = domains[block] == domains[other]
         counts[block, same] += counts[other, same]
         counts[other, same] = 0
