@@ -1,9 +1,10 @@
 """The chips that are launched as "Ascend 910": what a plan, a configuration and a launch must know of each. Pure data.
 
 Three families have that name. 910A is the paper's chip. 910B, in bins 1 to 4, is in Atlas 800T A2 and 900 A2; 910_93 is half of the
-package of Atlas 900 A3, whose two dies are two NPUs to all software. Figures are the makers' where they are public; "third party"
-marks those that others published, and "our assumption" those that nobody states. Rates are for dense products; bandwidths are one
-way.
+package of Atlas 900 A3, whose two dies are two NPUs to all software. The source of a figure stands where the figure is: the maker's
+data sheets, papers and open software. "Third party" marks those that others published, "reported" those that were read of the
+source and not in it, and "our assumption" those that nobody states. The data sheets were read in copies that others made of them.
+Rates are for dense products; bandwidths are one way.
 """
 
 from __future__ import annotations
@@ -47,60 +48,76 @@ class ChipData:
 
 _ATLAS_800T_A2 = {
     "half": "bfloat16",
-    "pcie": 32e9,
-    "hccs": 7 * 28e9,
-    "network": 25e9,
+    "pcie": 16e9,  # our assumption: half of PCIe 4.0 x16, which joins each NPU to its CPU (data sheet of the server)
+    "hccs": 7 * 28e9,  # data sheet: seven links, 392 GB/s of both directions, to all other NPUs of the server
+    "network": 25e9,  # data sheet: RoCE of 200 Gb/s an NPU
     "per_host": 8,
-    "host_memory": 1_500 * 10**9,
-    "host_cores": 192,
+    "host_memory": 1_500 * 10**9,  # our assumption; the server has 32 slots for at most 64 GB each
+    "host_cores": 192,  # data sheet: four Kunpeng 920 of 48 cores, or of 64
     "dropless": True,
     "saturates": False,
 }
+"""What all bins of 910B have in common, by the data sheet of the server, Huawei's Atlas 800T A2."""
 
 
-def _bin(number: int, rate: float, memory: int, hbm: float) -> ChipData:
-    """A bin of 910B. rate: operations per second in float16 and bfloat16; float32 has a quarter (HF32 is not counted)."""
-    flops = {"float16": rate, "bfloat16": rate, "float32": rate / 4}
+def _bin(number: int, float16: float, bfloat16: float, float32: float, memory: int, hbm: float) -> ChipData:
+    """A bin of 910B. Rates are operations per second; HF32, which rounds float32 to 19 bits, is not counted.
+
+    Rates of float16 and float32 are those of data sheets, which add the vector units to the matrix units. Those of bfloat16 are the
+    matrix units' alone: cores · 16³ · 2 · clock, both from CANN 8.1's platform_config/Ascend910B<number>.ini. So does Huawei's own
+    model of its servers (MindStudio Modeling, tensor_cast/device.py), which has no bin 1.
+    """
+    flops = {"float16": float16, "bfloat16": bfloat16, "float32": float32}
     return ChipData(f"Ascend 910B{number}", f"Ascend910B{number}", memory, flops, hbm=hbm, **_ATLAS_800T_A2)  # type: ignore[arg-type]
 
 
-_BIN_3 = _bin(3, 313e12, 64 * GIB, 1.6e12)
+# 20 cores of 1.8 GHz; 64 GB of 1.6 TB/s; 313 TFLOPS in float16, 82 in float32: data sheet of Atlas 800T A2, and arXiv 2406.00023
+_BIN_3 = _bin(3, 313e12, 294.9e12, 82e12, 64 * GIB, 1.6e12)
 
 CHIP_DATA: dict[Chip, ChipData] = {
     "910a": ChipData(
         title="Ascend 910A",
         soc="Ascend910A",
-        memory=32 * GIB,
+        memory=32 * GIB,  # Hot Chips 31: four stacks of HBM2, of 8 GiB
+        # Hot Chips 31; in float32 our assumption. LocMoE (arXiv 2401.13920) has 320e12 and 1.07e12 bytes/s of a later model
         flops={"float16": 256e12, "float32": 256e12 / 16},
         half="float16",
-        hbm=1.2e12,
-        pcie=16e9,
+        hbm=1.2e12,  # Hot Chips 31
+        pcie=16e9,  # our assumption: half of PCIe 4.0 x16 (Hot Chips 31)
+        # Our assumption: a ring keeps one of the three HCCS ports of 240 Gb/s (Hot Chips 31) busy. In these servers the ports join
+        # four NPUs and PCIe joins the two fours, which is not modelled. HCCL itself counts on 10e9 (hcomm, device_capacity.cc)
         hccs=30e9,
-        network=12.5e9,
-        per_host=8,
-        host_memory=750 * 10**9,
-        host_cores=192,
+        network=12.5e9,  # RoCE of 100 Gb/s; HCCL counts on 0.8 of it (hcomm, device_capacity.cc). Our assumption: no contention
+        per_host=8,  # the paper's servers: unconfirmed, as in README.md of the package
+        host_memory=750 * 10**9,  # the paper's servers: unconfirmed; 750 GB is read as the smaller unit
+        host_cores=192,  # four Kunpeng 920 of 48 cores: Huawei's Atlas 800 (model 9000), third party
         dropless=False,
         saturates=True,
     ),
     "910b": _BIN_3,
-    "910b1": _bin(1, 414e12, 64 * GIB, 1.6e12),
-    "910b2": _bin(2, 354e12, 64 * GIB, 1.6e12),
+    # Not in data sheets. 24 cores of 1.85 GHz (CANN); the other rates are our assumption: those of bin 2 by the clock
+    "910b1": _bin(1, 386e12, 363.7e12, 102e12, 64 * GIB, 1.6e12),
+    # 24 cores of 1.8 GHz (CANN); 376 TFLOPS in float16, 99 in float32: data sheet of Atlas 800T A2
+    "910b2": _bin(2, 376e12, 353.9e12, 99e12, 64 * GIB, 1.6e12),
     "910b3": _BIN_3,
-    "910b4": _bin(4, 280e12, 32 * GIB, 0.8e12),
+    # 20 cores of 1.5 GHz (CANN); 280 TFLOPS in float16, 75 in float32; 32 GB of 0.8 TB/s: data sheet of Atlas 800I A2
+    "910b4": _bin(4, 280e12, 245.8e12, 75e12, 32 * GIB, 0.8e12),
     "910_93": ChipData(
         title="Ascend 910_93",
         soc="Ascend910_9392",
-        memory=64 * GIB,
-        flops={"float16": 376e12, "bfloat16": 376e12, "float32": 94e12},
+        memory=64 * GIB,  # half of a package; arXiv 2506.12708, data sheet of Atlas 800T A3
+        # Half of a package of 752 TFLOPS in float16, 198 in float32 (data sheet of Atlas 800T A3); bfloat16 as in `_bin`
+        flops={"float16": 376e12, "bfloat16": 353.9e12, "float32": 99e12},
         half="bfloat16",
-        hbm=1.6e12,
-        pcie=32e9,
-        hccs=196e9,
+        hbm=1.6e12,  # arXiv 2506.12708, data sheet of Atlas 800T A3
+        pcie=20e9,  # our assumption: half of a 16th of the 4 x 160 GB/s of the server's CPUs (arXiv 2506.12708, reported)
+        hccs=196e9,  # one way, by UB: arXiv 2506.12708; a data sheet has 784 GB/s for both ways of a package
+        # RoCE of 400 Gb/s a package: data sheet of Atlas 800T A3, arXiv 2506.12708. In a supernode UB joins the hosts of up to 384
+        # packages nearly as fast as the NPUs of one; plans do not count on it, so between those hosts they are too slow
         network=25e9,
-        per_host=16,
-        host_memory=1_500 * 10**9,
-        host_cores=320,
+        per_host=16,  # eight packages of two
+        host_memory=1_500 * 10**9,  # our assumption; 32 of the 64 slots take 64 GB each
+        host_cores=320,  # data sheet of Atlas 800T A3: four Kunpeng 920 of 80 cores
         dropless=True,
         saturates=False,
     ),
