@@ -279,7 +279,7 @@ class ParallelConfig(Section):
 
 
 class LossScaleConfig(Section):
-    """Dynamic loss scale; a step whose gradients are not finite changes nothing but the scale."""
+    """Dynamic loss scale; a step whose gradients are not finite changes nothing but the scale. In bfloat16 it is 1: none."""
 
     initial: PositiveFloat = 65_536.0
     """Scale of the first step."""

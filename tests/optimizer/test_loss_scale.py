@@ -53,3 +53,12 @@ def test_it_never_falls_below_one(advance):
 def test_a_step_that_does_not_learn_changes_nothing(advance):
     assert [advance(f, 0.0) for f in (1.0, 1.0, 1.0, 1.0, 0.0)] == [1024] * 5
     assert [advance(1.0) for _ in range(3)] == [1024, 1024, 2048]
+
+
+def test_bfloat16_has_none(graph_mode):
+    train = {"compute_dtype": "bfloat16", "loss_scale": {"initial": 1024.0, "window": 1}}
+    advance = Advance()
+    advance.scale = LossScale(toy_config(train=train, parallel={"chip": "910b"}))
+    for finite in (1.0, 1.0, 0.0, 1.0):
+        advance(Tensor(finite, ms.float32), Tensor(1.0, ms.float32))
+        assert advance.scale.value.asnumpy() == 1.0

@@ -7,16 +7,23 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_sigma.config import Config
 
+NO_END = (1 << 31) - 1
+"""A window that no run comes to the end of."""
+
 
 class LossScale(nn.Cell):
-    """A loss scale that halves on overflow and doubles after `window` steps without one. Its state is in parameters."""
+    """A loss scale that halves on overflow and doubles after `window` steps without one. Its state is in parameters.
+
+    In bfloat16, whose range is that of float32, it is 1 and stays so.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
         options = config.train.loss_scale
-        self.value = Parameter(Tensor(options.initial, ms.float32), name="loss_scale")
+        needed = config.train.compute_dtype != "bfloat16"
+        self.value = Parameter(Tensor(options.initial if needed else 1.0, ms.float32), name="loss_scale")
         self.good_steps = Parameter(Tensor(0, ms.int32), name="loss_scale.good_steps")
-        self.window = options.window
+        self.window = options.window if needed else NO_END
 
     def update(self, finite, learns=1.0):
         """Advance after a step.
