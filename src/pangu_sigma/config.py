@@ -478,7 +478,7 @@ class Config(Section):
                 f"model.slot_rows={self.model.slot_rows} in {self.slots} slots is {rows} rows; at most {MOST_ROWS} can be counted, "
                 "lower it or let domains share slots"
             )
-        self._check_divisible()
+        self.check_divisible()
         self._check_stages()
         self._check_finetune()
         return self
@@ -516,8 +516,8 @@ class Config(Section):
                 + (", or ecss.enabled=true" if self.model.rre_layers else "")
             )
 
-    def _check_divisible(self) -> None:
-        """Raise an error for the first thing that ranks or blocks cannot divide evenly."""
+    def check_divisible(self) -> None:
+        """Raise ValueError for the first thing that ranks or blocks cannot divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
         sequences = self.train.batch_size // self.data.domains_per_step
         for key, value, by, number in (

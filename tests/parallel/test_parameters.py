@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,16 @@ from hypothesis import given, settings
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import share_of
-from pangu_sigma.parallel.parameters import all_arrays, dense_weights, expert_arrays, weights
+from pangu_sigma.parallel.parameters import (
+    accumulator_arrays,
+    active_buffers,
+    active_elements,
+    all_arrays,
+    dense_weights,
+    expert_arrays,
+    weights,
+    word_table,
+)
 
 
 @pytest.mark.parametrize("path", sorted(MODEL_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -44,6 +55,24 @@ def test_slices_of_all_ranks_cover_every_array_exactly(config: Config):
         copies = 1 if a.divided else a.replicas
         assert math.prod(a.computed) * ranks == math.prod(a.shape) * a.replicas
         assert math.prod(a.kept) * ranks == math.prod(a.shape) * copies
+
+
+@settings(deadline=None)
+@given(clusters())
+def test_arrays_of_layers_that_are_alike_are_counted(config: Config):
+    """By all that sums ask of an array; names are those of one of the layers."""
+    for stage in range(config.parallel.stages):
+        for arrays in (all_arrays, active_buffers, accumulator_arrays):
+            counted, single = Counter(), Counter()
+            for a in arrays(config, stage, alike=True):
+                counted[replace(a, name="", count=1)] += a.count
+            for a in arrays(config, stage):
+                assert a.count == 1
+                single[replace(a, name="")] += 1
+            assert counted == single
+        active = [math.prod(a.computed) for a in active_buffers(config, stage)]
+        assert active_elements(config, stage) == sum(active) or not config.ecss.enabled
+    assert word_table(config) == dense_weights(config)[0]
 
 
 @settings(deadline=None)

@@ -24,7 +24,7 @@ def as_predicted(plan: Plan) -> Compiled:
     (stage,) = plan.stages
     calls = [CompiledCollective(c.op, c.phase, c.group_size, c.count, c.nbytes, [0, 1]) for c in stage.collectives]
     placed = [PlacedParameter(a.name, list(a.kept), a.dtype, a.device) for a in stage.arrays]
-    return Compiled(0, 12.0, 1.5, calls, placed, {"FetchRows": 1}, {})
+    return Compiled(0, 12.0, 1.5, calls, placed, {"FetchRows": 1}, {}, {})
 
 
 def differences(plan: Plan, step: Compiled) -> list[str]:

@@ -6,12 +6,11 @@ from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.chips import GIB
+from pangu_sigma.chips import CHIP_DATA, GIB
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import Layout, capacity, tokens_of_rank
-from pangu_sigma.planning.machine import HOST_MEMORY, NPU_MEMORY
-from pangu_sigma.planning.memory import communicators, exchanged_rows, host_items, npu_items, total
+from pangu_sigma.planning.memory import communicators, exchanged_rows, host_items, multiplied_rows, npu_items, total
 from pangu_sigma.planning.suggest import with_parallel
 from pangu_sigma.planning.traffic import collectives
 
@@ -36,7 +35,8 @@ def host(config: Config) -> dict[str, int]:
 
 def test_an_npu_counted_by_hand():
     config = by_hand()
-    assert (tokens_of_rank(config), capacity(config), exchanged_rows(config)) == (8, 8, 16)
+    assert (tokens_of_rank(config), capacity(config)) == (8, 8)
+    assert (exchanged_rows(config), multiplied_rows(config)) == (16, 16)
     every_layer = 8 * 8 * (2 + 8) + 4 * 2 * 8 * 4 + 2 * 1 * 4 * 4 * (4 + 2)
     dense = every_layer + 2 * 8 * 8 + 2 * 2 * 8 * 8
     routed = every_layer + 2 * 16 * 8 + 2 * 2 * 16 * 8 + 2 * 8 * 8
@@ -93,7 +93,10 @@ def test_every_group_that_communicates_has_its_buffers(config: Config):
         together = [
             c for c in collectives(config, stage) if c.op not in ("Send", "Receive")
         ]  # these go by the group of all
-        assert {tuple(layout.peers(first, *c.axes)) for c in together} == communicators(config, stage)
+        found = communicators(config, stage)
+        groups = {tuple(layout.peers(first, *axes)) for axes in found}
+        assert {tuple(layout.peers(first, *c.axes)) for c in together} == groups
+        assert len(groups) == len(found)
 
 
 def test_a_host_counted_by_hand():
@@ -134,11 +137,21 @@ def test_without_ecss_all_stored_experts_are_on_the_npu():
 def test_the_trillion_fits_its_512_npus_and_64_hosts_with_ecss_only():
     config = load_config(MODEL_CONFIGS / "sigma_1t.yaml")
     assert config.parallel.ranks == 512
-    assert total(npu_items(config)) <= 32 * 10**9 < NPU_MEMORY
-    assert total(host_items(config)) <= HOST_MEMORY
+    chip = CHIP_DATA["910a"]
+    assert total(npu_items(config)) <= 32 * 10**9 < chip.memory
+    assert total(host_items(config)) <= chip.host_memory
     without_ecss = load_config(MODEL_CONFIGS / "sigma_1t.yaml", ["ecss.enabled=false"])
-    assert total(npu_items(without_ecss)) > NPU_MEMORY
-    assert total(npu_items(with_parallel(config, recompute=False))) > NPU_MEMORY
+    assert total(npu_items(without_ecss)) > chip.memory
+    assert total(npu_items(with_parallel(config, recompute=False))) > chip.memory
+
+
+def test_a_host_of_sixteen_holds_what_two_hosts_of_eight_do():
+    """But for what the system takes once."""
+    eight, sixteen = (
+        host(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [("parallel.chip", chip)])) for chip in ("910b", "910_93")
+    )
+    once = {"operating system": 1}
+    assert sixteen == {name: once.get(name, 2) * nbytes for name, nbytes in eight.items()}
 
 
 @settings(deadline=None)

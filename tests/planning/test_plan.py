@@ -13,6 +13,7 @@ import pytest
 import yaml
 from helpers.small_clusters import MODEL_CONFIGS
 
+from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import main
 from pangu_sigma.config_file import load_config
 from pangu_sigma.planning.plan import Plan, make_plan
@@ -62,11 +63,44 @@ def test_json_holds_what_a_compiled_plan_is_compared_with(trillion: Plan):
     assert json.loads(json.dumps(tree)) == tree
 
 
+def test_json_names_the_chip_the_rows_and_what_comes_next(trillion: Plan):
+    tree = trillion.as_dict()
+    assert (tree["chip"], tree["compute_dtype"]) == ("910a", "float16")
+    assert tree["tokens_of_rank"] == 8_192
+    assert tree["sent_rows"] == tree["exchanged_rows"] == 1.5 * 8_192
+    assert tree["multiplied_rows"] == 9_176, "1.12 times the tokens"
+    assert tree["differences"] is None, "nothing is compiled"
+    assert tree["least_devices"] == 256
+    first, second = tree["next_best"]
+    assert tree["step_seconds"] < first["step_seconds"] < second["step_seconds"]
+    again = make_plan(load_config(TRILLION, [("parallel", first["parallel"])]), 512).as_dict()
+    assert again["step_seconds"] == first["step_seconds"]
+    assert again["next_best"][0] == {"parallel": tree["parallel"], "step_seconds": tree["step_seconds"]}
+
+
+def test_another_chip_changes_limits_speed_and_what_fits(trillion: Plan):
+    plan = make_plan(load_config(TRILLION, ["parallel.chip=910b"]), 512)
+    tree, before = plan.as_dict(), trillion.as_dict()
+    assert (tree["chip"], tree["compute_dtype"], tree["hosts"]) == ("910b", "bfloat16", 64)
+    assert tree["npu_memory_gib"] == before["npu_memory_gib"]
+    assert (tree["npu_limit_gib"], before["npu_limit_gib"]) == (64, 32)
+    assert tree["host_limit_gib"] == pytest.approx(2 * before["host_limit_gib"])
+    assert tree["constants"]["peak_flops"] == CHIP_DATA["910b"].flops["bfloat16"]
+    assert tree["step_seconds"] < before["step_seconds"]
+    assert not tree["next_best"][0]["parallel"]["recompute"], "there is room to keep all, which is faster"
+    wide = make_plan(load_config(TRILLION, [("parallel.chip", "910_93")]), 512)
+    assert wide.hosts == 32
+
+
+def test_a_plan_without_experts_on_the_host_has_no_adam_to_measure():
+    assert make_plan(load_config(MODEL_CONFIGS / "alpha_13b.yaml"), 64).as_dict()["measured_adam"] is None
+
+
 def test_text_shows_every_item_and_the_section_to_copy():
     plan = make_plan(load_config(TINY), 8)
     text = format_plan(plan)
     assert plan.suggested
-    section = text[text.index("parallel:") : text.index("  a rank sees")]
+    section = text[text.index("parallel:") : text.index("  fastest other layouts that fit")]
     again = load_config(TINY, [f"parallel={json.dumps(yaml.safe_load(section)['parallel'])}"])
     assert make_plan(again, 8) == replace(plan, suggested=False)
     for item in plan.npu.items + plan.host.items:
@@ -129,6 +163,9 @@ def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: Plan):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--config", TINY), "plan needs --devices N, for a plan on N NPUs; or --scan"),
+        (("--config", TINY, "--scan", "--compile"), "plan needs --devices N"),
+        (("--config", TINY, "--scan", "scan.txt"), "--scan scan.txt: a picture is a .svg, .png or .pdf file"),
         (("--config", TINY, "--devices", 7), "The nearest numbers that can be are 4 or 8"),
         (("--config", TINY, "--devices", 0), "cannot be laid out"),
         (
@@ -164,8 +201,12 @@ def test_planning_loads_no_mindspore():
 
 
 def test_a_plan_that_does_not_fit_ends_with_status_1(capsys):
-    assert command("--config", MODEL_CONFIGS / "sigma_38b.yaml", "--devices", 64) == 1
+    """On 64 NPUs of 910A; 910B has room for it."""
+    arguments = ("--config", MODEL_CONFIGS / "sigma_38b.yaml", "--devices", 64)
+    assert command(*arguments) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
+    assert command(*arguments, "--chip", "910b") == 0
+    assert "DOES NOT FIT" not in capsys.readouterr().out
 
 
 def test_suggested_keys_fit_the_host_or_say_that_they_do_not():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
+from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.planning.suggest import with_parallel
 from pangu_sigma.planning.traffic import (
     ALL,
@@ -20,6 +22,7 @@ from pangu_sigma.planning.traffic import (
     collectives,
     link_bytes,
     pcie_bytes,
+    ranks_here,
     sent_bytes,
 )
 
@@ -85,14 +88,19 @@ def test_all_to_all_of_the_trillion_stays_in_groups_of_16_and_takes_an_eighth(tr
     assert {c.group_size for c in rows} == {16}
     calls = {phase: sum(c.count for c in rows if c.phase == phase) for phase in ("forward", "backward", "recompute")}
     assert calls == {"forward": 2 * 8, "backward": 2 * 8, "recompute": 8}
-    assert {c.nbytes / c.count for c in rows} == {16 * 1 * 1024 * 5120 * 2 / 8}
+    assert {c.nbytes / c.count for c in rows} == {16 * 768 * 5120 * 2 / 8}, (
+        "capacity_factor is 1.5: 768 rows for an expert, an eighth of each"
+    )
 
 
 def test_dense_layers_of_the_trillion_add_up_over_8_ranks(trillion: Config):
-    """Outputs of 40 attentions and 32 dense FFNs; of the experts, whose rows are twice as many; and a loss."""
-    tokens = 8192 * 5120 * 2
+    """Outputs of 40 attentions and 32 dense FFNs; of the experts, which multiply 1.12 times as many rows; and a loss."""
+    tokens, rows = 8192 * 5120 * 2, 9176 * 5120 * 2
     for phase in ("forward", "backward"):
-        assert counted(trillion, "AllReduce", group_size=8, phase=phase) == (40 + 32 + 8 + 1, (72 + 2 * 8) * tokens + 4)
+        assert counted(trillion, "AllReduce", group_size=8, phase=phase) == (
+            40 + 32 + 8 + 1,
+            72 * tokens + 8 * rows + 4,
+        )
     assert counted(trillion, "AllReduce", group_size=8, phase="recompute") == (40, 40 * tokens)
 
 
@@ -120,6 +128,23 @@ def test_bytes_by_link(trillion: Config, op: str, axes: tuple[str, ...], size: i
         here * nbytes,
         elsewhere * nbytes,
     )
+
+
+@settings(deadline=None)
+@given(clusters(), st.sampled_from(["910a", "910_93"]))
+def test_ranks_of_a_group_in_the_first_host_are_counted(config: Config, chip: str):
+    config = with_parallel(config, chip=chip)
+    size = {"910a": 8, "910_93": 16}[chip]
+    for axes in (TENSOR, EXPERT, HOLDERS, REPLICAS, STAGE, ALL):
+        peers = Layout(config.parallel).peers(0, *axes)
+        assert ranks_here(config, axes) == sum(peer < size for peer in peers)
+
+
+def test_a_host_of_sixteen_keeps_more_of_an_exchange_inside(trillion: Config):
+    """Two ranks of an expert group of 16 share it, so 14 messages of 16 parts leave."""
+    wide = with_parallel(trillion, chip="910_93")
+    rows = PredictedCollective("AlltoAll", "", 16, 1, 1 << 30, EXPERT, "")
+    assert sent_bytes(wide, rows) == ((1 << 30) // 16, 14 * (1 << 30) // 16)
 
 
 def test_one_rank_sends_nothing_but_experts_to_its_own_host():

@@ -63,7 +63,7 @@ def dropless_experts(groups: Groups, activation: Activation) -> Experts:
     `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W) and the offsets are `ends_A`, the row
     after the last of each expert.
     """
-    return Experts(Dispatch(groups), GroupedRowsFFN(groups, activation), Combine(groups))
+    return Experts(UnevenDispatch(groups), GroupedRowsFFN(groups, activation), UnevenCombine(groups))
 
 
 def _shape_of_rows(x, order, inverse, arrive, *rest):
@@ -82,7 +82,7 @@ def _dtype_of_first(first, *rest):
     return first
 
 
-class Dispatch(nn.Cell):
+class UnevenDispatch(nn.Cell):
     """construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
 
     def __init__(self, groups: Groups):
@@ -97,8 +97,8 @@ class Dispatch(nn.Cell):
         return self.morph(x_TH, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P)
 
 
-class Combine(nn.Cell):
-    """construct(rows_WH, inverse, order, residual_TH) -> [T, H]; inverse and order as in `Dispatch`."""
+class UnevenCombine(nn.Cell):
+    """construct(rows_WH, inverse, order, residual_TH) -> [T, H]; inverse and order as in `UnevenDispatch`."""
 
     def __init__(self, groups: Groups):
         super().__init__()
@@ -127,7 +127,7 @@ class GroupedRowsFFN(nn.Cell):
 
 
 class LocalDispatch(nn.Cell):
-    """What `Dispatch` does on one rank."""
+    """What `UnevenDispatch` does on one rank."""
 
     def __init__(self, groups: Groups):
         super().__init__()
@@ -142,7 +142,7 @@ class LocalDispatch(nn.Cell):
 
 
 class LocalCombine(nn.Cell):
-    """What `Combine` does on one rank."""
+    """What `UnevenCombine` does on one rank."""
 
     def __init__(self, groups: Groups):
         super().__init__()

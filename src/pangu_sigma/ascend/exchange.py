@@ -29,14 +29,14 @@ def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activa
     entries: number A of active experts of a rank. For the cells `order` is (order_R, arrive_W) and `inverse` is (inverse_T,
     leave_R) of an `ExchangePlan`.
     """
-    return Experts(Dispatch(parallel, entries), PaddedFFN(activation), Combine(parallel, entries))
+    return Experts(PaddedDispatch(parallel, entries), PaddedFFN(activation), PaddedCombine(parallel, entries))
 
 
 class Columns(Gather):
     """Rows of which a rank has some columns; the operator moves them as they are."""
 
 
-class Dispatch(nn.Cell):
+class PaddedDispatch(nn.Cell):
     """construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> [G·P·A, D·W/A, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
@@ -49,8 +49,8 @@ class Dispatch(nn.Cell):
         return self.to_experts(self.send(x_TH, order_R, inverse_T), arrive_W, leave_R)
 
 
-class Combine(nn.Cell):
-    """construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]; inverse and order as in `Dispatch`."""
+class PaddedCombine(nn.Cell):
+    """construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]; inverse and order as in `PaddedDispatch`."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

@@ -96,8 +96,8 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     },
     Gather: {"gather": (("D", 1), ("D",), ("D", 1))},
     GatherAdd: {"gather": (("D", 1), ("D",), ("D", 1)), "gather_add": (("D", 1), ("D",), ("D", 1), ("D", 1))},
-    exchange.Dispatch: {},
-    exchange.Combine: {},
+    exchange.PaddedDispatch: {},
+    exchange.PaddedCombine: {},
     exchange.ToExperts: {
         "pack": (("G", "P", "R", 1, 1, 1, "T"),),
         "arrange": (("G", "P", 1, "R", 1, 1, "T"),),
@@ -109,11 +109,11 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
         "unpack": (("G", 1, "P", "R", 1, 1, "T"),),
     },
     exchange.Columns: {"gather": (("D", "T"), ("D",), ("D", "T"))},
-    dropless.Dispatch: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T"))},
+    dropless.UnevenDispatch: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T"))},
     dropless.GroupedRowsFFN: {
         "morph": (("D", 1), ("E", "T", 1), ("E", 1, "T"), ("E", "T", 1), ("E", 1, 1), ("D",), ("D", 1))
     },
-    dropless.Combine: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T")), "add": (("D", 1), ("D", 1))},
+    dropless.UnevenCombine: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T")), "add": (("D", 1), ("D", 1))},
     Embedding: {
         "lookup": ((1, "T"), ("D",)),
         "lookup_positions": ((1, "T"), ("D",)),

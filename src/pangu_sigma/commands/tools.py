@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.commands.options import (
     CONFIG_HELP,
@@ -18,7 +19,11 @@ from pangu_sigma.commands.options import (
     with_json,
     with_overrides,
 )
-from pangu_sigma.config import ConfigError
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.writable import check_file_writable
+
+if TYPE_CHECKING:
+    from pangu_sigma.planning.scan import Scan
 
 BENCHES = ("ops", "adam", "ecss", "moe", "train", "tokenizer", "scale", "checkpoint", "decode", "serve", "evaluate")
 """Modules of `pangu_sigma.bench`, each with run(peers) -> rows."""
@@ -60,11 +65,25 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
             _plan,
             "memory, traffic and time on a number of NPUs",
             "--config sigma_1t --devices 512",
-            "--config sigma_1t --devices 512 --compile",
+            "--config sigma_1t --devices 512 --compile --factors",
+            "--config sigma_1t --chip 910b --scan",
         )
     )
     command.add_argument("--config", type=Path, required=True, help=CONFIG_HELP)
-    command.add_argument("--devices", type=int, required=True, metavar="N", help="NPUs, 8 a host")
+    command.add_argument("--devices", type=int, metavar="N", help="number of NPUs")
+    command.add_argument(
+        "--factors",
+        action="store_true",
+        help="the smallest parallel.capacity_factor and arrival_factor that drop no row, by simulation; with --devices",
+    )
+    command.add_argument(
+        "--scan",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="FILE.svg",
+        help="the fastest layouts on 8 to 4,096 NPUs as a table, and as a picture where a file is named",
+    )
     command.add_argument("--compile", action="store_true", help="let MindSpore compile the step for Ascend; minutes")
     with_chip(with_overrides(command))
 
@@ -125,16 +144,47 @@ def _inspect_files(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    if options.devices is None and (options.scan is None or options.compile or options.factors):
+        raise ConfigError("plan needs --devices N, for a plan on N NPUs; or --scan, for a table of 8 to 4,096 NPUs")
     config = resolved_config(options)
-    if config is not None:
-        from pangu_sigma.planning.differences import compile_plan
-        from pangu_sigma.planning.plan import make_plan
-        from pangu_sigma.planning.text import format_plan
+    if config is None:
+        return 0
+    from pangu_sigma.planning.differences import compile_plan
+    from pangu_sigma.planning.factors import format_factors, needed_factors
+    from pangu_sigma.planning.plan import laid_out, make_plan
+    from pangu_sigma.planning.scan import format_scan
+    from pangu_sigma.planning.text import format_plan
 
+    tree: dict[str, Any] = {}
+    texts: list[str] = []
+    good = True
+    if options.devices is not None:
         plan = (compile_plan if options.compile else make_plan)(config, options.devices)
-        show(plan.as_dict(), format_plan(plan), options.json)
-        return 1 if not plan.fits or (plan.compiled and plan.compiled.differences) else 0
-    return 0
+        tree, texts = plan.as_dict(), [format_plan(plan)]
+        good = plan.fits and not (plan.compiled and plan.compiled.differences)
+    if options.factors:
+        needed = needed_factors(laid_out(config, options.devices))
+        tree, texts = tree | {"factors": dataclasses.asdict(needed)}, [*texts, format_factors(needed)]
+    if options.scan is not None:
+        found = _scan(config, options.scan)
+        tree, texts = tree | found.as_dict(), [*texts, format_scan(found)]
+        good = good and found.least_devices is not None
+    show(tree, "\n".join(texts), options.json)
+    return 0 if good else 1
+
+
+def _scan(config: Config, picture: Path) -> Scan:
+    """The scan of a configuration, and its picture if that is no empty path."""
+    from pangu_sigma.planning.scan import draw_scan, scan
+
+    if picture == Path():
+        return scan(config)
+    if picture.suffix not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f"--scan {picture}: a picture is a .svg, .png or .pdf file")
+    check_file_writable(picture, "--scan")
+    found = scan(config)
+    draw_scan(found, picture)
+    return found
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of th
 * A stage has the arrays of its layers. The word table is the first stage's and whole there, because it is sent to the last.
 
 stage: the stage whose arrays are meant; without stages there is only 0. Layers and experts keep their numbers of the whole model.
+alike: True for one array of each kind of layer, with the number of such layers as its `count`, which is all that sums need.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Array:
     """Dtype that the network reads it in: float32 for tables and LayerNorm, the compute dtype for all else. Copies, gathered slices
     and gradients that are summed over ranks have this dtype."""
     device: str
+    count: int = 1
+    """Number of arrays that it stands for: of layers that are alike, or just 1."""
 
     @property
     def divided(self) -> bool:
@@ -75,48 +78,59 @@ def weights(config: Config) -> list[Array]:
     return [a for a in arrays if a.kind == "weight"]
 
 
-def all_arrays(config: Config, stage: int = 0) -> list[Array]:
+def all_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Weights and Adam state of a stage, dense parameters first."""
-    dense = dense_weights(config, stage)
+    dense = dense_weights(config, stage, alike)
     return [
         *dense,
         *(replace(array, name=f"{array.name}.moment", kind="moment") for array in dense),
         *(replace(array, name=f"{array.name}.variance", kind="variance") for array in dense),
-        *expert_arrays(config, stage),
+        *expert_arrays(config, stage, alike),
     ]
 
 
-def dense_weights(config: Config, stage: int = 0) -> list[Array]:
-    """Weights of everything but experts; they are always on the NPU in float32."""
-    return [_dense_array(config, *tensor) for tensor in _dense_tensors(config, stage)]
+def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
+    """Weights of everything but experts, tables first; they are always on the NPU in float32."""
+    layers = [(layer, 1) for layer in layers_of_stage(config, stage)]
+    if alike:
+        routed = len(rre_layers_of_stage(config, stage))
+        layers = [(layers[0][0], len(layers) - routed), (layers[-1][0], routed)]
+    last = _norm("norm", config.model.hidden) if stage == config.parallel.stages - 1 else ()
+    return [
+        *(_dense_array(config, 1, *tensor) for tensor in _tables(config, stage)),
+        *(_dense_array(config, n, *tensor) for layer, n in layers if n for tensor in _layer_tensors(config, layer)),
+        *(_dense_array(config, 1, *tensor) for tensor in last),
+    ]
 
 
-def expert_arrays(config: Config, stage: int = 0) -> list[Array]:
+def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without.
 
     The first axis counts experts. The moments have the dtype `ecss.moments` on the host, and float32 on the NPU.
     """
     device = HOST if config.ecss.enabled else NPU
     moments = config.ecss.moments if config.ecss.enabled else "float32"
+    layers = rre_layers_of_stage(config, stage)
+    count = len(layers) if alike and layers else 1
     arrays = []
-    for layer in rre_layers_of_stage(config, stage):
+    for layer in layers[::count]:
         for name, shape, axis in _ffn_tensors(config):
             behind = None if axis is None else axis + 1
-            weight = _expert_array(config, f"experts.{layer}.{name}", (config.experts, *shape), behind, device)
+            weight = _expert_array(config, count, f"experts.{layer}.{name}", (config.experts, *shape), behind, device)
             moment = replace(weight, name=f"{weight.name}.moment", kind="moment", dtype=moments)
             variance = replace(weight, name=f"{weight.name}.variance", kind="variance", dtype=moments)
             arrays += [weight, moment, variance]
-        step = _expert_array(config, f"experts.{layer}.step", (config.experts,), None, device)
+        step = _expert_array(config, count, f"experts.{layer}.step", (config.experts,), None, device)
         arrays.append(replace(step, kind="step", dtype="int32"))
     return arrays
 
 
-def active_buffers(config: Config, stage: int = 0) -> list[Array]:
+def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """The device's buffers of active experts with ECSS, in the order of the network's arguments. Biases have an axis for rows."""
     parallel = config.parallel
     count = parallel.groups * active_in_group(config)
     buffers = []
-    for weight in expert_arrays(config, stage) if config.ecss.enabled else []:
+    for weight in expert_arrays(config, stage, alike) if config.ecss.enabled else []:
         if weight.kind == "weight":
             shape, computed = (
                 (a, *rest) if len(rest) == 2 else (a, 1, *rest)
@@ -134,50 +148,56 @@ def active_buffers(config: Config, stage: int = 0) -> list[Array]:
     return buffers
 
 
-def accumulator_arrays(config: Config, stage: int = 0) -> list[Array]:
+def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Arrays that add up the gradients of micro-batches, if there are several: whole slices, in the dtype of the weights.
 
     The last stage has one for the word table that it receives.
     """
     if config.train.accumulation == 1:
         return []
-    summed = [*dense_weights(config, stage), *active_buffers(config, stage)]
+    summed = [*dense_weights(config, stage, alike), *active_buffers(config, stage, alike)]
     if 0 < stage == config.parallel.stages - 1:
-        summed.append(dense_weights(config, 0)[0])
+        summed.append(word_table(config))
     return [replace(a, name=f"{a.name}.accumulated", kind="accumulator", kept=a.computed) for a in summed]
 
 
-def active_weights(config: Config, stage: int = 0) -> list[Shape]:
-    """Shapes of the active experts' weights that a rank computes with in a step, at most."""
-    local = active_in_group(config) // config.parallel.expert
-    return [(local, *a.computed[1:]) for a in expert_arrays(config, stage) if a.kind == "weight"]
+def active_elements(config: Config, stage: int = 0) -> int:
+    """Number of elements of the active experts' weights that a rank computes with in a step, at most."""
+    tensor, local = config.parallel.tensor, active_in_group(config) // config.parallel.expert
+    of_expert = sum(math.prod(_divide(shape, axis, tensor)) for _, shape, axis in _ffn_tensors(config))
+    return local * of_expert * len(rre_layers_of_stage(config, stage))
+
+
+def word_table(config: Config) -> Array:
+    """The word table, which the first stage keeps."""
+    return _dense_array(config, 1, *next(_tables(config, 0)))
 
 
 Tensors = Iterator[tuple[str, Shape, int | None, str]]
 """Name, shape, axis that tensor parallelism divides, and `Array.used_as` of some tensors."""
 
 
-def _dense_tensors(config: Config, stage: int) -> Tensors:
-    m, dtype, last = config.model, config.train.compute_dtype, stage == config.parallel.stages - 1
+def _tables(config: Config, stage: int) -> Tensors:
+    m = config.model
     if stage == 0:
         yield "embedding", (config.slots * m.slot_rows, m.hidden), 1, "float32"
         yield "positions", (m.seq_length, m.hidden), 1, "float32"
-    if last:
+    if stage == config.parallel.stages - 1:
         yield "query_positions", (m.seq_length, m.hidden), 1, "float32"
-    for layer in layers_of_stage(config, stage):
-        at = f"layers.{layer}"
-        yield from _norm(f"{at}.attention_norm", m.hidden)
-        for name in ("query", "key", "value"):
-            yield f"{at}.attention.{name}.weight", (m.hidden, m.hidden), 1, dtype
-            yield f"{at}.attention.{name}.bias", (m.hidden,), 0, dtype
-        yield f"{at}.attention.output.weight", (m.hidden, m.hidden), 0, dtype
-        yield f"{at}.attention.output.bias", (m.hidden,), None, dtype
-        yield from _norm(f"{at}.ffn_norm", m.hidden)
-        if layer < m.dense_layers:
-            for name, shape, axis in _ffn_tensors(config):
-                yield f"{at}.ffn.{name}", shape, axis, dtype
-    if last:
-        yield from _norm("norm", m.hidden)
+
+
+def _layer_tensors(config: Config, layer: int) -> Tensors:
+    m, dtype, at = config.model, config.train.compute_dtype, f"layers.{layer}"
+    yield from _norm(f"{at}.attention_norm", m.hidden)
+    for name in ("query", "key", "value"):
+        yield f"{at}.attention.{name}.weight", (m.hidden, m.hidden), 1, dtype
+        yield f"{at}.attention.{name}.bias", (m.hidden,), 0, dtype
+    yield f"{at}.attention.output.weight", (m.hidden, m.hidden), 0, dtype
+    yield f"{at}.attention.output.bias", (m.hidden,), None, dtype
+    yield from _norm(f"{at}.ffn_norm", m.hidden)
+    if layer < m.dense_layers:
+        for name, shape, axis in _ffn_tensors(config):
+            yield f"{at}.ffn.{name}", shape, axis, dtype
 
 
 def _norm(name: str, hidden: int) -> Tensors:
@@ -191,23 +211,23 @@ def _ffn_tensors(config: Config) -> list[tuple[str, Shape, int | None]]:
     return [("w1", (ffn, hidden), 0), ("b1", (ffn,), 0), ("w2", (ffn, hidden), 0), ("b2", (hidden,), None)]
 
 
-def _dense_array(config: Config, name: str, shape: Shape, axis: int | None, used_as: str) -> Array:
+def _dense_array(config: Config, count: int, name: str, shape: Shape, axis: int | None, used_as: str) -> Array:
     parallel = config.parallel
     computed = _divide(shape, axis, parallel.tensor)
     replicas = parallel.stage_ranks if axis is None else parallel.stage_ranks // parallel.tensor
     travels = name == "embedding" and parallel.stages > 1
     divides = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0 and not travels
     kept = _divide(computed, 0, replicas) if divides else computed
-    return Array(name, "weight", False, shape, computed, kept, replicas, "float32", used_as, NPU)
+    return Array(name, "weight", False, shape, computed, kept, replicas, "float32", used_as, NPU, count)
 
 
-def _expert_array(config: Config, name: str, shape: Shape, axis: int | None, device: str) -> Array:
+def _expert_array(config: Config, count: int, name: str, shape: Shape, axis: int | None, device: str) -> Array:
     parallel = config.parallel
     held = _divide(shape, 0, parallel.groups * parallel.expert)
     computed = _divide(held, axis, parallel.tensor)
     replicas = parallel.data * (parallel.tensor if axis is None else 1)
     used_as = config.train.compute_dtype
-    return Array(name, "weight", True, shape, computed, computed, replicas, "float32", used_as, device)
+    return Array(name, "weight", True, shape, computed, computed, replicas, "float32", used_as, device, count)
 
 
 def _divide(shape: Shape, axis: int | None, parts: int) -> Shape:

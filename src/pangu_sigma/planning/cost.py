@@ -1,60 +1,63 @@
 """The time of a step, as a sum of a few quotients. Pure Python.
 
-    compute         matrix multiplications ÷ (PEAK_FLOPS · MATMUL_EFFICIENCY); the rest of the graph is in the efficiency
-    HCCS, network   bytes ÷ bandwidth, nothing hidden behind computing
-    NPU update      what Adam reads and writes ÷ HBM_BANDWIDTH
+    compute         matrix multiplications ÷ (the chip's rate in the compute dtype · MATMUL_EFFICIENCY); the rest of the graph is in
+                    the efficiency
+    HCCS, network   bytes ÷ bandwidth, nothing hidden behind computing; and MESSAGE_SECONDS for each message of an AlltoAll to
+                    another host: a rank sends one to every other rank of its group, one by one (HCCL's pairwise algorithm)
+    NPU update      what Adam reads and writes ÷ the bandwidth of the NPU's memory
     host            active experts over PCIe before the step, their gradients after it, then Adam ÷ HOST_UPDATE_BANDWIDTH; nothing
                     hidden either: the Ascend step fetches its own experts first, whatever ecss.prefetch says
     bubble          with p stages and g micro-batches, (p - 1) ÷ g of what the slowest stage does for all of them (1F1B)
 
-Two constants are fitted to two figures of the paper: 512 Ascend 910 take 7.5 s a step with ECSS (derived from 69,905 tokens/s,
-which others report of it), and 6.3 times as long when all experts are moved and updated in every step. Those two are therefore
-reproduced by construction, and say nothing for the model; how much of 6.3 is Adam, PCIe or software cannot be told from them.
+Rates and bandwidths are the chip's (`chips.py`). Three constants are fitted, all of them to 910A, to four figures:
 
-The one check that is left fails: LocMoE (arXiv 2401.13920) measured that AlltoAll takes 18 % of the time on 128 of these NPUs and
-29 % on 256, with 16 experts a layer. For `sigma_38b`, which has that shape, this model gives 1.7 % and 1.3 %: a tenth or less, and
-falling where theirs rises. Either AlltoAll is not divided among tensor ranks there, which is a factor of 8, or it is far from a
-port's bandwidth, or both.
+* 512 Ascend 910 take 7.5 s a step with ECSS (derived from 69,905 tokens/s, which others report of the paper), and 6.3 times as long
+  when all experts are moved and updated in every step. These two are reproduced by construction, and say nothing for the model; how
+  much of 6.3 is Adam, PCIe or software cannot be told from them.
+* AlltoAll takes 18.10 % of the time on 128 Ascend 910A and 28.74 % on 256 (LocMoE, arXiv 2401.13920, which trains a PanGu-Σ of
+  16 experts a layer). One constant has to give both, and gives 17.5 % and 29.1 %. What was taken from there: 32 sequences a step on
+  128 NPUs and as many on each 128 of 256, 16 expert ranks, 8 tensor ranks; and that on 32 hosts every second one has no expert, so
+  that 32 ranks exchange rows and 31 messages leave each, instead of 15. What is our assumption: 1,024 tokens a sequence,
+  MindSpore's capacity of 1.1, recompute, experts on the NPUs, rows divided among tensor ranks, nothing hidden. Without recompute,
+  or with a capacity of 2, the constant would be 14 % or 4 % larger. If only 16 ranks exchanged rows on 256 NPUs too, no constant
+  would do: the share would be 17 % there. ETR (arXiv 2406.00023) shows shares of communication on 910B3 in a picture, without
+  numbers.
 
-Trust it for bytes, for the order of magnitude of a step near the paper's size and layout, and for which item grows when a setting
-changes. Do not trust it for the time of AlltoAll, other chips, float32, small models (launching operators costs nothing here), or
-uneven loads of experts.
+A surplus that grew with bytes and not with messages would fit the two shares as well, but needs 25 times the bytes, and leaves less
+than no time to compute in the paper's step. So it is put down to messages: HCCL itself counts 60 µs of latency for each (hcomm,
+coll_alg_operator.cc), and the rest is the wait for the slowest rank and contention of hosts for switches, which two shares cannot
+tell apart.
+
+Trust it for bytes, for the order of magnitude of a step near the paper's size and layout, for which item grows when a setting
+changes, and to choose between layouts. Do not trust it for the speed of other chips, whose efficiency, hosts and messages are taken
+to be 910A's, for small models (launching operators costs nothing here), or for uneven loads of experts.
 """
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import layers_of_stage, rre_layers_of_stage, stages_of_host, tokens_of_rank
-from pangu_sigma.parallel.parameters import ITEM_SIZE, NPU, active_weights, all_arrays
-from pangu_sigma.planning.machine import (
-    HBM_BANDWIDTH,
-    HCCS_BANDWIDTH,
-    NETWORK_BANDWIDTH,
-    NPUS_PER_HOST,
-    PCIE_BANDWIDTH,
-    PEAK_FLOPS,
-)
+from pangu_sigma.parallel.parameters import ITEM_SIZE, NPU, active_elements, all_arrays
+from pangu_sigma.planning.machine import chip_of
 from pangu_sigma.planning.memory import multiplied_rows
-from pangu_sigma.planning.traffic import (
-    FROM_EXPERTS,
-    TO_EXPERTS,
-    PredictedCollective,
-    collectives,
-    link_bytes,
-    pcie_bytes,
-    sent_bytes,
-)
+from pangu_sigma.planning.traffic import EXCHANGES, collectives, pcie_bytes, ranks_here, sent_bytes
 
-MATMUL_EFFICIENCY = 0.465
-"""The fraction of PEAK_FLOPS that matrix multiplications reach. Fitted to the paper's step with ECSS."""
+MATMUL_EFFICIENCY = 0.457
+"""The fraction of the chip's rate that matrix multiplications reach. Fitted to the paper's step with ECSS."""
+
+MESSAGE_SECONDS = 4.0e-4
+"""Seconds that a message of an AlltoAll to another host takes on top of its bytes. Fitted to LocMoE's shares; see above."""
 
 HOST_UPDATE_BANDWIDTH = 10.0e9
 """Bytes per second that the Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it holds
-everything that grew with the experts there. It is low: the Adam of this repository moves 35e9 on two cores of a CPU (`kernel` in
-bench/README.md, 28 bytes for each parameter)."""
+everything that grew with the experts there. It is low: see MEASURED_UPDATE_BANDWIDTH."""
+
+MEASURED_UPDATE_BANDWIDTH = 35.0e9
+"""Bytes per second that the Adam of this repository reads and writes on two cores of a CPU: `bench adam` printed 40.05 ms for 50 M
+parameters of 28 bytes (`kernel` in bench/README.md). Nothing was measured on a host of NPUs."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,18 @@ class StepTime:
 
 def step_time(config: Config) -> StepTime:
     """The time of the slowest stage, with ECSS as configured: only active experts move and are updated."""
-    return _slowest(config, 1.0)
+    return _slowest(config)
+
+
+def step_time_measured_adam(config: Config) -> StepTime:
+    """`step_time` if Adam on a host moves as many bytes per second as this project measured, MEASURED_UPDATE_BANDWIDTH."""
+    return _slowest(config, update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
 
 
 def step_time_all_experts(config: Config) -> StepTime:
     """The time of the step that the paper beats 6.3 times: all experts are on the host, moved and updated in every step."""
     active = config.data.domains_per_step * config.model.experts_per_domain
-    return _slowest(config, config.experts / active)
+    return _slowest(config, experts_moved=config.experts / active)
 
 
 def tokens_per_second(config: Config, time: StepTime) -> float:
@@ -126,53 +134,72 @@ def host_update_bytes(config: Config, stage: int = 0) -> int:
     if not config.ecss.enabled:
         return 0
     element = 2 * 4 + 4 * ITEM_SIZE[config.ecss.moments] + ITEM_SIZE[config.train.compute_dtype]
-    return element * sum(math.prod(shape) for shape in active_weights(config, stage))
+    return element * active_elements(config, stage)
 
 
-def _slowest(config: Config, experts_moved: float) -> StepTime:
-    """The time of the slowest stage. experts_moved: number of experts that are moved and updated, over that of the active ones."""
-    stages = range(config.parallel.stages)
-    passes = max(_passes_seconds(config, stage) for stage in stages)
-    bubble = (config.parallel.stages - 1) / config.train.accumulation * passes
-    return max((_stage_time(config, stage, experts_moved, bubble) for stage in stages), key=lambda time: time.step)
+def _slowest(config: Config, experts_moved: float = 1.0, update_bandwidth: float | None = None) -> StepTime:
+    """The time of the slowest stage. experts_moved: number of experts that are moved and updated, over that of the active ones.
+    update_bandwidth: bytes per second of Adam on a host; None: HOST_UPDATE_BANDWIDTH."""
+    p = config.parallel.stages
+    sent = [_sent(config, stage) for stage in range(p)]
+    passes = (_compute(config, s) + sum(c.seconds for c in found if c.in_passes) for s, found in enumerate(sent))
+    bubble = (p - 1) / config.train.accumulation * max(passes)
+    update = experts_moved / (update_bandwidth or HOST_UPDATE_BANDWIDTH)
+    times = (_stage_time(config, s, found, experts_moved, update, bubble) for s, found in enumerate(sent))
+    return max(times, key=lambda time: time.step)
 
 
-def _passes_seconds(config: Config, stage: int) -> float:
-    """Seconds of all forward and backward passes of a stage."""
-    moved = [c for c in collectives(config, stage) if c.phase in ("forward", "backward", "recompute")]
-    return _compute(config, stage) + sum(_seconds(config, c, stage) for c in moved)
+@dataclass(frozen=True)
+class _Sent:
+    """Seconds of a collective's calls, by link. in_passes: True if it belongs to the forward and backward passes."""
+
+    op: str
+    in_passes: bool
+    hccs: float
+    network: float
+
+    @property
+    def seconds(self) -> float:
+        return self.hccs + self.network
 
 
-def _stage_time(config: Config, stage: int, experts_moved: float, bubble: float) -> StepTime:
-    links, (there, back) = link_bytes(config, stage), pcie_bytes(config, stage)
-    host = stage * config.parallel.stage_ranks // NPUS_PER_HOST
-    updated = sum(host_update_bytes(config, s) for s in stages_of_host(config.parallel, host, NPUS_PER_HOST))
+def _sent(config: Config, stage: int) -> list[_Sent]:
+    chip, found = chip_of(config), []
+    for c in collectives(config, stage):
+        hccs, network = sent_bytes(config, c, stage)
+        in_passes = c.phase in ("forward", "backward", "recompute")
+        messages = c.count * (c.group_size - ranks_here(config, c.axes)) if c.op in EXCHANGES else 0
+        found.append(_Sent(c.op, in_passes, hccs / chip.hccs, network / chip.network + messages * MESSAGE_SECONDS))
+    return found
+
+
+def _stage_time(
+    config: Config, stage: int, sent: list[_Sent], experts_moved: float, update: float, bubble: float
+) -> StepTime:
+    """update: seconds that Adam on the host takes for a byte of an active expert."""
+    chip, (there, back) = chip_of(config), pcie_bytes(config, stage)
+    host = stage * config.parallel.stage_ranks // chip.per_host
+    ranks = Counter(stages_of_host(config.parallel, host, chip.per_host))
+    updated = sum(count * host_update_bytes(config, s) for s, count in ranks.items())
     return StepTime(
         compute=_compute(config, stage),
-        hccs=links.hccs / HCCS_BANDWIDTH,
-        network=links.network / NETWORK_BANDWIDTH,
-        npu_update=_npu_update_bytes(config, stage) / HBM_BANDWIDTH,
-        fetch=experts_moved * there / PCIE_BANDWIDTH,
-        gradients_back=experts_moved * back / PCIE_BANDWIDTH,
-        host_update=experts_moved * updated / HOST_UPDATE_BANDWIDTH,
+        hccs=sum(c.hccs for c in sent),
+        network=sum(c.network for c in sent),
+        npu_update=_npu_update_bytes(config, stage) / chip.hbm,
+        fetch=experts_moved * there / chip.pcie,
+        gradients_back=experts_moved * back / chip.pcie,
+        host_update=update * updated,
         bubble=bubble,
-        all_to_all=sum(
-            _seconds(config, c, stage) for c in collectives(config, stage) if c.purpose in (TO_EXPERTS, FROM_EXPERTS)
-        ),
+        all_to_all=sum(c.seconds for c in sent if c.op in EXCHANGES),
     )
 
 
 def _compute(config: Config, stage: int) -> float:
-    return flops(config, stage) / (PEAK_FLOPS * MATMUL_EFFICIENCY)
+    return flops(config, stage) / (chip_of(config).flops[config.train.compute_dtype] * MATMUL_EFFICIENCY)
 
 
 def _npu_update_bytes(config: Config, stage: int) -> int:
     """Bytes that Adam moves on the NPU: it reads and writes weights and moments, and reads float32 gradients."""
-    kept = [array for array in all_arrays(config, stage) if array.device == NPU]
-    weights = sum(array.nbytes for array in kept if array.kind == "weight")
-    return weights + 2 * sum(array.nbytes for array in kept)
-
-
-def _seconds(config: Config, collective: PredictedCollective, stage: int) -> float:
-    hccs, network = sent_bytes(config, collective, stage)
-    return hccs / HCCS_BANDWIDTH + network / NETWORK_BANDWIDTH
+    kept = [array for array in all_arrays(config, stage, alike=True) if array.device == NPU]
+    weights = sum(array.count * array.nbytes for array in kept if array.kind == "weight")
+    return weights + 2 * sum(array.count * array.nbytes for array in kept)

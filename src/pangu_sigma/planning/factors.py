@@ -26,7 +26,7 @@ from pangu_sigma.domains import domain_sets
 from pangu_sigma.parallel.layout import active_in_group, dispatch_layout, even_arrival, tokens_of_rank
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 
-STEPS = 10_000
+SIMULATED_STEPS = 10_000
 """Number of simulated steps."""
 
 _LAW = "the law 1 / (rank + 2.7) in every domain, for want of prepared data"
@@ -45,7 +45,7 @@ class Factors:
     frequencies: str
 
 
-def needed_factors(config: Config, steps: int = STEPS, seed: int = 0) -> Factors:
+def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) -> Factors:
     """The factors that a laid-out configuration needs. Raises DataError for prepared data that are damaged or of other domains."""
     shares_NDE, source = _shares(config)
     tokens = tokens_of_rank(config) * config.parallel.groups // config.data.domains_per_step
@@ -62,6 +62,13 @@ def needed_factors(config: Config, steps: int = STEPS, seed: int = 0) -> Factors
     even = tokens_of_rank(config) / active_in_group(config)
     layout = dispatch_layout(config, ascend=True)
     return Factors(_up(sent / even), _up(arrived / even_arrival(config, layout)), steps, source)
+
+
+def format_factors(factors: Factors) -> str:
+    """The factors for people."""
+    keys = f"parallel.capacity_factor={factors.capacity:g} and parallel.arrival_factor={factors.arrival:g}"
+    margin = "leave a margin for text that repeats itself"
+    return f"no row is dropped over {factors.steps:,} simulated steps with {keys}\n  by {factors.frequencies}; {margin}"
 
 
 def _up(factor: float) -> float:

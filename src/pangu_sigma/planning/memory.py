@@ -39,7 +39,6 @@ from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import (
     AXES,
-    Layout,
     dispatch_layout,
     layers_of_stage,
     multiplied_rows_of_rank,
@@ -53,17 +52,18 @@ from pangu_sigma.parallel.parameters import (
     ITEM_SIZE,
     Array,
     accumulator_arrays,
-    active_weights,
-    all_arrays,
+    active_elements,
     dense_weights,
+    expert_arrays,
+    word_table,
 )
 from pangu_sigma.planning.machine import (
     COMMUNICATOR_BUFFERS,
     HOST_RESERVE,
     MIB,
     NPU_RESERVE,
-    NPUS_PER_HOST,
     PROCESS_RESERVE,
+    chip_of,
 )
 
 
@@ -107,8 +107,11 @@ def fullest_stage(config: Config) -> int:
 
 def fullest_host(config: Config) -> int:
     """The host that needs most memory; the first of equals. Ranks fill the hosts in the order of their numbers."""
-    hosts = math.ceil(config.parallel.ranks / NPUS_PER_HOST)
-    different = {tuple(stages_of_host(config.parallel, h, NPUS_PER_HOST)): h for h in reversed(range(hosts))}
+    if config.parallel.stages == 1:
+        return 0  # no host has more ranks than the first
+    size = chip_of(config).per_host
+    hosts = math.ceil(config.parallel.ranks / size)
+    different = {tuple(stages_of_host(config.parallel, h, size)): h for h in reversed(range(hosts))}
     if len(different) == 1:
         return 0
     return max(sorted(different.values()), key=lambda host: total(host_items(config, host)))
@@ -116,9 +119,9 @@ def fullest_host(config: Config) -> int:
 
 def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
     """Everything in the memory of one host."""
-    stages = stages_of_host(config.parallel, host, NPUS_PER_HOST)
-    alike = {stage: [a for a in all_arrays(config, stage) if a.device == HOST] for stage in set(stages)}
-    stored = [array for stage in stages for array in alike[stage]]
+    stages = stages_of_host(config.parallel, host, chip_of(config).per_host)
+    of_stage = {s: [a for a in expert_arrays(config, s, alike=True) if a.device == HOST] for s in set(stages)}
+    stored = [array for stage in stages for array in of_stage[stage]]
     rows = sum(_active_bytes(config, stage) for stage in stages) if stored else 0
     items = [
         MemoryItem(f"experts: {what}", _nbytes(stored, *kinds), how)
@@ -139,7 +142,7 @@ def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
 
 
 def _active_bytes(config: Config, stage: int) -> int:
-    return sum(math.prod(shape) for shape in active_weights(config, stage)) * _item(config)
+    return active_elements(config, stage) * _item(config)
 
 
 def exchanged_rows(config: Config) -> int:
@@ -152,29 +155,38 @@ def multiplied_rows(config: Config) -> int:
     return multiplied_rows_of_rank(config, dispatch_layout(config, ascend=True))
 
 
-def communicators(config: Config, stage: int = 0) -> set[tuple[int, ...]]:
-    """Number of groups of more than one rank that the first rank of a stage belongs to; stages send in the group of all ranks."""
-    layout = Layout(config.parallel)
-    axes = [("tensor",), ("groups", "expert", "data"), ("groups", "expert", "data", "tensor"), AXES]
+def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:
+    """The groups of more than one rank that a rank of a stage belongs to, by the axes along which their ranks differ.
+
+    Stages send in the group of all ranks.
+    """
+    found: list[tuple[str, ...]] = [
+        ("tensor",),
+        ("groups", "expert", "data"),
+        ("groups", "expert", "data", "tensor"),
+        AXES,
+    ]
     if rre_layers_of_stage(config, stage):
-        axes += [("expert",), ("data",), ("data", "tensor")]
-    first = stage * config.parallel.stage_ranks
-    return {peers for names in axes if len(peers := tuple(layout.peers(first, *names))) > 1}
+        found += [("expert",), ("data",), ("data", "tensor")]
+    return {real for axes in found if (real := tuple(axis for axis in axes if getattr(config.parallel, axis) > 1))}
 
 
 def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
-    dense = [array for array in all_arrays(config, stage) if not array.expert]
-    table, weights = dense_weights(config, 0)[0], dense_weights(config, stage)
+    table, weights = word_table(config), dense_weights(config, stage, alike=True)
     others = [w for w in weights if w.name != table.name]
-    kept = _nbytes(dense, "weight")
-    whole = sum(a.nbytes for a in weights if not a.divided and a.replicas > 1)
+    kept = _nbytes(weights, "weight")
+    whole = sum(a.count * a.nbytes for a in weights if not a.divided and a.replicas > 1)
     return [
         MemoryItem(
             "dense: weights", kept, f"this rank's part, float32; {whole / GIB:.2f} GiB that all ranks keep whole"
         ),
         MemoryItem("dense: gradients", kept, "the same part, float32"),
-        MemoryItem("dense: moments", _nbytes(dense, "moment", "variance"), "the same part, two, float32"),
-        MemoryItem("dense: weights in use", sum(map(_copy_nbytes, others)), "gathered from other ranks, or cast"),
+        MemoryItem("dense: moments", 2 * kept, "the same part, two, float32"),
+        MemoryItem(
+            "dense: weights in use",
+            sum(a.count * _copy_nbytes(a) for a in others),
+            "gathered from other ranks, or cast",
+        ),
         MemoryItem(
             "dense: embedding in use",
             table.used_nbytes
@@ -197,12 +209,13 @@ def _copy_nbytes(array: Array) -> int:
 
 def _summed_bytes(config: Config, weights: list[Array]) -> int:
     """Most bytes of gradients that are summed over ranks at once. The embedding's is summed last, after activations are gone."""
-    sizes = [math.prod(a.computed) * ITEM_SIZE["float32"] for a in weights if a.replicas > 1]
-    return max(max(sizes, default=0), min(sum(sizes), config.parallel.fusion_mib * MIB))
+    sizes = [(a.count, math.prod(a.computed) * ITEM_SIZE["float32"]) for a in weights if a.replicas > 1]
+    largest, together = max((size for _, size in sizes), default=0), sum(count * size for count, size in sizes)
+    return max(largest, min(together, config.parallel.fusion_mib * MIB))
 
 
 def _accumulator_items(config: Config, stage: int) -> list[MemoryItem]:
-    summed = accumulator_arrays(config, stage)
+    summed = accumulator_arrays(config, stage, alike=True)
     return (
         [MemoryItem("gradients added up", _nbytes(summed, "accumulator"), "whole, over micro-batches")]
         if summed
@@ -217,8 +230,8 @@ def _expert_items(config: Config, stage: int) -> list[MemoryItem]:
             MemoryItem("experts: active weights", active, f"{dtype}; filled at the start of a step"),
             MemoryItem("experts: gradients of the active", active, dtype),
         ]
-    stored = [array for array in all_arrays(config, stage) if array.expert]
-    elements = sum(math.prod(array.computed) for array in stored if array.kind == "weight")
+    stored = expert_arrays(config, stage, alike=True)
+    elements = sum(array.count * math.prod(array.computed) for array in stored if array.kind == "weight")
     copies = elements * _item(config)
     return [
         MemoryItem("experts: weights", _nbytes(stored, "weight", "step"), "float32, all that the rank stores"),
@@ -246,7 +259,7 @@ def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
     if last:
         peaks["logits"] = _logits_bytes(config)
     if first:
-        peaks["embedding's gradient, from the lookup and whole"] = 2 * dense_weights(config, 0)[0].used_nbytes
+        peaks["embedding's gradient, from the lookup and whole"] = 2 * word_table(config).used_nbytes
     highest = max(peaks, key=lambda name: peaks[name])
     return [
         MemoryItem("activations kept", ahead * (kept + int(last) * 4 * row), how),
@@ -288,4 +301,4 @@ def _item(config: Config) -> int:
 
 
 def _nbytes(arrays: Iterable[Array], *kinds: str) -> int:
-    return sum(array.nbytes for array in arrays if array.kind in kinds)
+    return sum(array.count * array.nbytes for array in arrays if array.kind in kinds)

@@ -1,7 +1,7 @@
 """The plan of a configuration on a number of NPUs: its needs, and the time of a step. Pure Python; nothing is built.
 
-The numbers come from `parameters.py`, `memory.py`, `traffic.py` and `cost.py`, which state their rules, and `machine.py`. `text.py`
-writes a plan for people; `differences.py` adds the step that MindSpore compiles for the same configuration.
+The numbers come from `parameters.py`, `memory.py`, `traffic.py` and `cost.py`, which state their rules, `machine.py` and
+`chips.py`. `text.py` writes a plan for people; `differences.py` adds the step that MindSpore compiles for it.
 """
 
 from __future__ import annotations
@@ -12,34 +12,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from pangu_sigma.ascend.supported import check_ascend, check_layout
-from pangu_sigma.chips import GIB
+from pangu_sigma.chips import CHIP_DATA, GIB, ChipData
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
-from pangu_sigma.parallel.layout import capacity, layers_of_stage, rre_layers_of_stage, tokens_of_rank
+from pangu_sigma.parallel.layout import dispatch_layout, layers_of_stage, room_of, rre_layers_of_stage, tokens_of_rank
 from pangu_sigma.parallel.parameters import Array, accumulator_arrays, active_buffers, all_arrays
-from pangu_sigma.planning import machine
 from pangu_sigma.planning.compile import Compiled
 from pangu_sigma.planning.cost import (
     HOST_UPDATE_BANDWIDTH,
     MATMUL_EFFICIENCY,
+    MEASURED_UPDATE_BANDWIDTH,
+    MESSAGE_SECONDS,
     StepTime,
     step_time,
     step_time_all_experts,
+    step_time_measured_adam,
     tokens_per_second,
 )
-from pangu_sigma.planning.machine import HOST_MEMORY, LITTLE_LEFT, NPU_MEMORY, NPUS_PER_HOST
+from pangu_sigma.planning.machine import LITTLE_LEFT, chip_of
 from pangu_sigma.planning.memory import (
     MemoryItem,
     exchanged_rows,
     fullest_host,
     fullest_stage,
     host_items,
+    multiplied_rows,
     npu_items,
     total,
 )
 from pangu_sigma.planning.suggest import (
+    TimedLayout,
+    chosen_layout,
     devices_that_fit,
+    fastest_layouts,
     fits,
-    suggest_layout,
+    least_devices,
     what_fits,
     what_fits_an_npu,
     with_parallel,
@@ -116,6 +122,15 @@ class AllExperts:
 
 
 @dataclass(frozen=True)
+class MeasuredAdam:
+    """Adam on the host, and the step with it, if a host moves as many bytes per second as this project measured on a CPU."""
+
+    bytes_per_second: float
+    host_update: float
+    step_seconds: float
+
+
+@dataclass(frozen=True)
 class CompiledPlan:
     """The steps that MindSpore compiled for a plan."""
 
@@ -132,17 +147,25 @@ class Plan:
     name: str
     devices: int
     parallel: ParallelConfig
+    dtype: str
+    """Dtype of matrix products."""
     suggested: bool
     """True if the parallel section is our suggestion, because the configured one is for another number of ranks."""
+    next_best: list[TimedLayout]
+    """The two fastest other layouts that fit on as many NPUs."""
+    least_devices: int | None
+    """The least number of NPUs on which a layout fits; None if 4,096 are not enough."""
     refused: str | None
     """The reason why the Ascend step does not run this plan, which is then for comparison only; None if it does."""
     passes: int
     """Number of micro-batches of a step."""
     tokens_of_rank: int
     capacity: int
-    """Most tokens of a rank that one expert takes; 0 without experts."""
+    """Most tokens of a rank that one expert takes; 0 without experts, and where there is no limit."""
     exchanged_rows: int
-    """Number of rows that a rank sends to the ranks of experts, and receives, in an RRE layer; 0 without experts."""
+    """Number of rows that a rank sends to the ranks of experts, and receives, in a pass of an RRE layer; 0 without experts."""
+    multiplied_rows: int
+    """Number of rows that the experts of a rank multiply in a pass of an RRE layer; 0 without experts."""
     fits: bool
     npu: MemoryTable
     """The memory of the NPU that needs most."""
@@ -161,21 +184,33 @@ class Plan:
     """The time of a step that moves all experts; None without ECSS, and if all experts are active."""
     time: StepTime
     """The time of the slowest stage."""
+    measured_adam: MeasuredAdam | None
+    """The time with Adam as fast as it was measured; None if no experts are on the host."""
     tokens_per_second: float
     links: LinkBytes
     """Bytes that the NPU that moves most moves in a step, by link."""
     compiled: CompiledPlan | None = None
 
     @property
+    def chip(self) -> ChipData:
+        """The chip of the NPUs, and its server."""
+        return CHIP_DATA[self.parallel.chip]
+
+    @property
     def hosts(self) -> int:
         """Number of hosts that the NPUs are in."""
-        return math.ceil(self.devices / NPUS_PER_HOST)
+        return math.ceil(self.devices / self.chip.per_host)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as a plain tree, for JSON.
 
         almost_fits: keys that would make NPUs fit, where the host would then need host_gib, more than it has.
-        enough_devices: a number of NPUs that would fit.
+        enough_devices: a number of NPUs that would fit. least_devices: the least number that does.
+        next_best: the two fastest other layouts that fit, with the seconds of a step.
+        sent_rows, multiplied_rows: rows that a rank sends to experts in a pass of one RRE layer, and rows that its experts
+            multiply; its tokens are tokens_of_rank. exchanged_rows is an older name of sent_rows.
+        measured_adam: the step if Adam on a host is as fast as this project measured it.
+        differences: what is not as predicted in the compiled step, null if nothing was compiled.
         tight: those of npu and host that have less than a tenth of their memory left.
         collectives, parameters: those of one rank of each stage, as MindSpore placed them if the plan is compiled, else as
             predicted. The bytes of a collective are those of all its `count` calls, each of the input or the output of the call,
@@ -188,13 +223,19 @@ class Plan:
             "name": self.name,
             "devices": self.devices,
             "hosts": self.hosts,
+            "chip": self.parallel.chip,
+            "compute_dtype": self.dtype,
             "parallel": self.parallel.model_dump(),
             "suggested": self.suggested,
+            "next_best": [dataclasses.asdict(n) | {"parallel": n.parallel.model_dump()} for n in self.next_best],
+            "least_devices": self.least_devices,
             "refused": self.refused,
             "passes": self.passes,
             "tokens_of_rank": self.tokens_of_rank,
             "capacity": self.capacity,
             "exchanged_rows": self.exchanged_rows,
+            "sent_rows": self.exchanged_rows,
+            "multiplied_rows": self.multiplied_rows,
             "npu_memory_gib": self.npu.needed_gib,
             "npu_limit_gib": self.npu.limit_gib,
             "host_memory_gib": self.host.needed_gib,
@@ -211,9 +252,11 @@ class Plan:
             "tokens_per_second": self.tokens_per_second,
             "step_seconds": self.time.step,
             "seconds": dataclasses.asdict(self.time),
-            "constants": _constants(),
+            "measured_adam": None if self.measured_adam is None else dataclasses.asdict(self.measured_adam),
+            "constants": _constants(self.chip, self.dtype),
             "traffic_bytes": dataclasses.asdict(self.links),
             "compiled": self.compiled is not None,
+            "differences": None,
             "collectives": [_collective_tree(c, n) for n, stage in enumerate(self.stages) for c in stage.collectives],
             "parameters": [_array_tree(a, n) for n, stage in enumerate(self.stages) for a in stage.arrays],
         }
@@ -223,16 +266,21 @@ class Plan:
 def laid_out(config: Config, devices: int) -> Config:
     """The configuration for `devices` ranks: as it is if its parallel section has so many, else with a suggested section. Raises
     ConfigError if there is no such section, or for what cannot be planned."""
+    return _laid_out(config, devices, fastest_layouts(config, devices))
+
+
+def _laid_out(config: Config, devices: int, found: list[TimedLayout]) -> Config:
     if config.parallel.ranks == devices:
         check_layout(config)
         return config
-    return with_parallel(config, **suggest_layout(config, devices).model_dump())
+    return with_parallel(config, **chosen_layout(config, devices, found).model_dump())
 
 
 def make_plan(config: Config, devices: int) -> Plan:
     """The plan of `config` on `devices` NPUs, as predicted. Raises ConfigError when they cannot be laid out."""
-    planned = laid_out(config, devices)
-    time, stages = step_time(planned), range(planned.parallel.stages)
+    found = fastest_layouts(config, devices)
+    planned = _laid_out(config, devices, found)
+    chip, time, stages = chip_of(planned), step_time(planned), range(planned.parallel.stages)
     room = fits(planned)
     changes = None if room else what_fits(planned)
     routed = bool(planned.model.rre_layers)
@@ -240,15 +288,19 @@ def make_plan(config: Config, devices: int) -> Plan:
         name=planned.name,
         devices=devices,
         parallel=planned.parallel,
+        dtype=planned.train.compute_dtype,
         suggested=planned is not config,
+        next_best=[other for other in found if other.parallel != planned.parallel][:2],
+        least_devices=least_devices(config),
         refused=_refused(planned),
         passes=planned.train.accumulation,
         tokens_of_rank=tokens_of_rank(planned),
-        capacity=capacity(planned) if routed else 0,
+        capacity=(room_of(planned, dispatch_layout(planned, ascend=True)).sent or 0) if routed else 0,
         exchanged_rows=exchanged_rows(planned) if routed else 0,
+        multiplied_rows=multiplied_rows(planned) if routed else 0,
         fits=room,
-        npu=_memory_table(npu_items(planned, fullest_stage(planned)), NPU_MEMORY),
-        host=_memory_table(host_items(planned, fullest_host(planned)), HOST_MEMORY),
+        npu=_memory_table(npu_items(planned, fullest_stage(planned)), chip.memory),
+        host=_memory_table(host_items(planned, fullest_host(planned)), chip.host_memory),
         stages=[_stage(planned, stage) for stage in stages],
         what_fits=changes,
         almost=None if room or changes else _almost(planned),
@@ -256,6 +308,7 @@ def make_plan(config: Config, devices: int) -> Plan:
         variants=_variants(planned),
         all_experts=_all_experts(planned),
         time=time,
+        measured_adam=_measured_adam(planned) if time.host_update else None,
         tokens_per_second=tokens_per_second(planned, time),
         links=max((link_bytes(planned, s) for s in stages), key=lambda link: link.pcie + link.hccs + link.network),
     )
@@ -307,7 +360,7 @@ def _variants(config: Config) -> dict[str, Variant]:
     found = {}
     for name, variant in variants.items():
         needed = total(npu_items(variant, fullest_stage(variant)))
-        found[name] = Variant(needed / GIB, max(0, needed - NPU_MEMORY) / GIB)
+        found[name] = Variant(needed / GIB, max(0, needed - chip_of(variant).memory) / GIB)
     return found
 
 
@@ -316,6 +369,11 @@ def _all_experts(config: Config) -> AllExperts | None:
         return None
     time = step_time_all_experts(config)
     return AllExperts(time.step, tokens_per_second(config, time))
+
+
+def _measured_adam(config: Config) -> MeasuredAdam:
+    time = step_time_measured_adam(config)
+    return MeasuredAdam(MEASURED_UPDATE_BANDWIDTH, time.host_update, time.step)
 
 
 def _items_tree(table: MemoryTable) -> list[dict[str, Any]]:
@@ -395,10 +453,14 @@ def _compiled_tree(compiled: CompiledPlan, predicted: list[dict[str, Any]]) -> d
     }
 
 
-def _constants() -> dict[str, float]:
-    names = ("PEAK_FLOPS", "HBM_BANDWIDTH", "PCIE_BANDWIDTH", "HCCS_BANDWIDTH", "NETWORK_BANDWIDTH")
+def _constants(chip: ChipData, dtype: str) -> dict[str, float]:
     return {
-        **{name.lower(): getattr(machine, name) for name in names},
+        "peak_flops": chip.flops[dtype],
+        "hbm_bandwidth": chip.hbm,
+        "pcie_bandwidth": chip.pcie,
+        "hccs_bandwidth": chip.hccs,
+        "network_bandwidth": chip.network,
         "matmul_efficiency": MATMUL_EFFICIENCY,
+        "message_seconds": MESSAGE_SECONDS,
         "host_update_bandwidth": HOST_UPDATE_BANDWIDTH,
     }

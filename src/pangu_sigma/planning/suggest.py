@@ -1,20 +1,23 @@
-"""Suggestion of a layout for a number of NPUs that the configuration has no layout for. Pure Python."""
+"""The fastest layout on a number of NPUs, and what would make a configuration fit. Pure Python."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pangu_sigma.ascend.supported import check_layout
 from pangu_sigma.config import MOST_RANKS, Config, ConfigError, ParallelConfig
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.planning.machine import HOST_MEMORY, NPU_MEMORY, NPUS_PER_HOST
+from pangu_sigma.planning.cost import step_time
+from pangu_sigma.planning.machine import chip_of
 from pangu_sigma.planning.memory import fullest_host, fullest_stage, host_items, npu_items, total
+from pangu_sigma.planning.traffic import link_bytes
 
 _MOST_TRIED = 4_096
-"""Largest number of NPUs that is looked at for one that can be laid out, or fits: each takes a millisecond or more."""
+"""Largest number of NPUs that is looked at for one that can be laid out, or fits: a layout takes a millisecond or more."""
 
 
 def with_parallel(config: Config, **keys: int | bool) -> Config:
@@ -22,45 +25,74 @@ def with_parallel(config: Config, **keys: int | bool) -> Config:
     return parse_config(config.model_dump() | {"parallel": config.parallel.model_dump() | keys})
 
 
-def suggest_layout(config: Config, devices: int) -> ParallelConfig:
-    """The parallel section for `devices` NPUs.
+@dataclass(frozen=True)
+class TimedLayout:
+    """A layout that fits, and the seconds of a step with it, as `cost.py` estimates them."""
 
-    It has the smallest tensor degree that fits, without recompute if possible; as many groups as sets of domains allow, as many
-    expert ranks as experts allow, and the rest data parallel; stages as configured if they divide `devices`, else none. If nothing
-    fits, it has the largest tensor degree, with recompute. That is our choice, for memory and not for speed: data parallel ranks
-    update the same experts once more.
+    parallel: ParallelConfig
+    step_seconds: float
+
+
+def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
+    """Every layout on `devices` NPUs that fits, the fastest first. Of equally fast ones the first sends or else needs less.
+
+    All axes are tried, but for stages, which stay as configured if they divide `devices` and are 1 otherwise: what they cost and
+    save depends on train.accumulation, which is set with them. Recompute is tried on and off. A tensor group stays in a host.
+    """
+    found = []
+    for choice in _layouts(config, devices):
+        stages = range(choice.parallel.stages)
+        npu = max(total(npu_items(choice, stage)) for stage in stages)
+        if npu <= chip_of(choice).memory and _host_fits(choice):
+            seconds = step_time(choice).step
+            sent = sum(links.hccs + links.network for links in (link_bytes(choice, stage) for stage in stages))
+            found.append((float(f"{seconds:.9g}"), sent, npu, TimedLayout(choice.parallel, seconds)))
+    found.sort(key=lambda entry: entry[:3])  # stable: after that, as _layouts has them
+    return [layout for *_, layout in found]
+
+
+def suggest_layout(config: Config, devices: int) -> ParallelConfig:
+    """The parallel section for `devices` NPUs: the fastest that fits (`fastest_layouts`). If none does, the one that leaves most to
+    other keys: as many tensor ranks, then groups, then expert ranks as there can be, with recompute.
 
     Raises ConfigError if `devices` cannot be laid out, and names the nearest numbers that can.
     """
+    return chosen_layout(config, devices, fastest_layouts(config, devices))
+
+
+def chosen_layout(config: Config, devices: int, found: list[TimedLayout]) -> ParallelConfig:
+    """`suggest_layout` where its `fastest_layouts` are known."""
     if devices > MOST_RANKS:
         raise ConfigError(f"--devices {devices}: at most {MOST_RANKS:,} are planned")
+    if found:
+        return found[0].parallel
     choices = list(_layouts(config, devices))
     if not choices:
         raise ConfigError(_cannot(config, devices))
-    for recompute in sorted({config.parallel.recompute, True}):
-        for choice in choices:
-            tried = with_parallel(choice, recompute=recompute)
-            if fits(tried):
-                return tried.parallel
-    return with_parallel(choices[-1], recompute=True).parallel
+    return choices[-1].parallel
 
 
 def fits(config: Config) -> bool:
     """True if every NPU and every host have room."""
-    npus = total(npu_items(config, fullest_stage(config)))
-    return npus <= NPU_MEMORY and total(host_items(config, fullest_host(config))) <= HOST_MEMORY
+    return total(npu_items(config, fullest_stage(config))) <= chip_of(config).memory and _host_fits(config)
+
+
+def _host_fits(config: Config) -> bool:
+    return total(host_items(config, fullest_host(config))) <= chip_of(config).host_memory
 
 
 def devices_that_fit(config: Config) -> int | None:
-    """The least of 2, 4, 8, … times as many NPUs on which a suggested layout fits; None if none does."""
+    """The least of 2, 4, 8, … times as many NPUs on which a layout fits; None if none does."""
     devices = config.parallel.ranks
     while (devices := 2 * devices) <= _MOST_TRIED:
-        try:
-            if fits(with_parallel(config, **suggest_layout(config, devices).model_dump())):
-                return devices
-        except ConfigError:
-            continue  # something does not divide evenly
+        if any(map(fits, _layouts(config, devices))):
+            return devices
     return None
+
+
+def least_devices(config: Config) -> int | None:
+    """The least number of NPUs on which a layout fits; None if at most 4,096 are not enough."""
+    return next((n for n in range(1, _MOST_TRIED + 1) if any(map(fits, _layouts(config, n)))), None)
 
 
 def what_fits(config: Config) -> dict[str, int | bool | str] | None:
@@ -77,7 +109,7 @@ def what_fits_an_npu(config: Config) -> tuple[dict[str, int | bool | str], int] 
     """Keys with which every NPU has room and some host has not, and the bytes that this host then needs: why `what_fits` found
     nothing. None if no keys do even that."""
     for keys, tried in _changes(config):
-        if total(npu_items(tried, fullest_stage(tried))) <= NPU_MEMORY:
+        if total(npu_items(tried, fullest_stage(tried))) <= chip_of(tried).memory:
             return keys, total(host_items(tried, fullest_host(tried)))
     return None
 
@@ -86,8 +118,7 @@ def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Conf
     """Every change of keys that may save memory, the least first, with the configuration that it makes. The first is no change."""
     train, recompute, ecss = config.train, config.parallel.recompute, config.ecss
     moments = list(dict.fromkeys((ecss.moments, "bfloat16")))
-    divisors = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
-    for divisor, kind in itertools.product(divisors, moments):
+    for divisor, kind in itertools.product(_divisors(train.batch_size), moments):
         for enabled, again in itertools.product(sorted({ecss.enabled, True}), sorted({recompute, True})):
             keys: dict[str, int | bool | str] = {
                 "ecss.enabled": enabled,
@@ -119,31 +150,40 @@ def _with_keys(config: Config, keys: dict[str, int | bool | str]) -> Config:
 
 
 def _layouts(config: Config, devices: int) -> Iterator[Config]:
-    """Every configuration that lays out `devices`, the smallest tensor degree first; stages as configured if they divide evenly."""
+    """Every configuration that lays out `devices`, the smallest tensor degree first, without recompute first."""
     stages = config.parallel.stages if devices % config.parallel.stages == 0 else 1
-    for tensor in range(1, NPUS_PER_HOST + 1):
-        if NPUS_PER_HOST % tensor or devices < 1 or devices % (stages * tensor):
+    if devices < 1:
+        return
+    each = (chip_of(config).per_host, config.data.domain_sets, config.model.experts_per_domain)
+    for tensor, groups, expert in itertools.product(*map(_divisors, each)):
+        data, rest = divmod(devices, stages * groups * expert * tensor)
+        if rest:
             continue
-        groups = math.gcd(config.data.domain_sets, devices // stages // tensor)
-        rest = devices // stages // tensor // groups
-        expert = math.gcd(config.model.experts_per_domain, rest)
-        try:
-            axes = {"groups": groups, "expert": expert, "data": rest // expert, "tensor": tensor}
-            choice = with_parallel(config, stages=stages, **axes)
-            check_layout(choice)
-        except ConfigError:
-            continue  # something does not divide evenly, such as attention heads
-        yield choice
+        axes = {"stages": stages, "groups": groups, "expert": expert, "data": data, "tensor": tensor}
+        for recompute in (False, True):
+            parallel = config.parallel.model_copy(update=axes | {"recompute": recompute})
+            choice = config.model_copy(update={"parallel": parallel})
+            try:
+                choice.check_divisible()
+                check_layout(choice)
+            except ValueError:
+                break  # something does not divide evenly, such as attention heads
+            yield choice
+
+
+@cache
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _cannot(config: Config, devices: int) -> str:
     sequences = config.train.batch_size // config.data.domains_per_step
-    most = min(config.parallel.stages * config.data.domain_sets * sequences * NPUS_PER_HOST, _MOST_TRIED)
+    most = min(config.parallel.stages * config.data.domain_sets * sequences * chip_of(config).per_host, _MOST_TRIED)
     fewer = next((n for n in range(min(devices - 1, most), 0, -1) if any(_layouts(config, n))), None)
     more = next((n for n in range(max(devices + 1, 1), most + 1) if any(_layouts(config, n))), None)
     nearest = " or ".join(str(n) for n in (fewer, more) if n)
     return (
         f"--devices {devices}: {config.name} cannot be laid out on so many NPUs. MindSpore takes 1, 2, 4 or a multiple of 8; each "
         f"needs an equal part of data.domain_sets={config.data.domain_sets}, of the {sequences} sequences of a block and, up to "
-        f"{NPUS_PER_HOST} ways, of attention heads, hidden and ffn. The nearest numbers that can be are {nearest}"
+        f"{chip_of(config).per_host} ways, of attention heads, hidden and ffn. The nearest numbers that can be are {nearest}"
     )

@@ -10,7 +10,8 @@ import yaml
 from pangu_sigma.chips import GIB
 from pangu_sigma.config import ParallelConfig
 from pangu_sigma.parallel.layout import AXES
-from pangu_sigma.planning.machine import HOST_MEMORY, LITTLE_LEFT
+from pangu_sigma.planning.cost import HOST_UPDATE_BANDWIDTH
+from pangu_sigma.planning.machine import LITTLE_LEFT
 from pangu_sigma.planning.plan import CompiledPlan, MemoryTable, Plan
 from pangu_sigma.planning.traffic import CollectiveCalls
 
@@ -32,11 +33,13 @@ _PARTS_OF_A_STEP = {
 
 def format_plan(plan: Plan) -> str:
     """The whole plan as lines of text."""
-    npu, host = f"an NPU (Ascend 910, {plan.npu.limit_gib:.0f} GiB)", f"a host ({HOST_MEMORY / 1e9:.0f} GB)"
+    chip = plan.chip
+    npu, host = f"an NPU ({chip.title}, {plan.npu.limit_gib:.0f} GiB)", f"a host ({chip.host_memory / 1e9:.0f} GB)"
     alike = "all are alike" if len(plan.stages) == 1 else "in what follows, of the fullest or slowest stage"
     return "\n".join(
         [
-            f"{plan.name} on {_counted(plan.devices, 'NPU')}, {_counted(plan.hosts, 'host')}; {alike}",
+            f"{plan.name} on {counted(plan.devices, 'NPU')} of {chip.title}, {counted(plan.hosts, 'host')}; {alike}",
+            f"  computes in {plan.dtype}, {_reason_of_dtype(plan)}",
             *_format_layout(plan),
             *_format_stages(plan),
             *_format_memory(npu, plan.npu),
@@ -50,6 +53,18 @@ def format_plan(plan: Plan) -> str:
     )
 
 
+def _reason_of_dtype(plan: Plan) -> str:
+    """The reason for the dtype that a plan computes in."""
+    return f"the half type of {plan.chip.title}" if plan.dtype == plan.chip.half else "as train.compute_dtype says"
+
+
+def layout_text(parallel: ParallelConfig) -> str:
+    """Axes of more than one rank, and recompute, in words, such as `4 groups x 16 expert x 8 tensor, recompute`."""
+    sizes = ((getattr(parallel, name), name) for name in AXES)
+    axes = " x ".join(f"{size} {name}" for size, name in sizes if size > 1) or "a single rank"
+    return axes + (", recompute" if parallel.recompute else "")
+
+
 def _format_layout(plan: Plan) -> list[str]:
     parallel = plan.parallel.model_dump()
     if plan.suggested:
@@ -57,14 +72,20 @@ def _format_layout(plan: Plan) -> list[str]:
         section = yaml.safe_dump({"parallel": other}, sort_keys=False).rstrip().splitlines()
         rows = ["  layout, suggested; copy it into the configuration:", *(f"    {line}" for line in section)]
     else:
-        axes = " x ".join(f"{parallel[name]} {name}" for name in AXES if parallel[name] > 1) or "a single rank"
-        switches = "".join(f", {key}: {str(parallel[key]).lower()}" for key in ("optimizer", "recompute"))
-        rows = [f"  layout, as configured: {axes}{switches}"]
+        optimizer = "" if plan.parallel.optimizer else ", without optimizer parallelism"
+        rows = [f"  layout, as configured: {layout_text(plan.parallel)}{optimizer}"]
     if plan.refused:
         rows.append(f"  DOES NOT RUN as it is. {plan.refused}")
+    others = "; ".join(f"{layout_text(other.parallel)}: {other.step_seconds:.3g} s" for other in plan.next_best)
+    rows += [f"  fastest other layouts that fit: {others}"] if others else []
+    if plan.least_devices:
+        rows.append(f"  it needs at least {counted(plan.least_devices, 'NPU')} of this chip")
     capacity = f", at most {plan.capacity:,} of them for one expert" if plan.capacity else ""
     passes = f" in each of {plan.passes} micro-batches" if plan.passes > 1 else " of a step"
-    return [*rows, f"  a rank sees {plan.tokens_of_rank:,} tokens{passes}{capacity}"]
+    rows.append(f"  a rank sees {plan.tokens_of_rank:,} tokens{passes}{capacity}")
+    if plan.exchanged_rows:
+        rows.append(f"  an RRE layer sends {plan.exchanged_rows:,} rows of it, and multiplies {plan.multiplied_rows:,}")
+    return rows
 
 
 def _format_stages(plan: Plan) -> list[str]:
@@ -153,11 +174,20 @@ def _format_time(plan: Plan) -> list[str]:
     parts = ", ".join(f"{name} {each:.3g}" for name, each in seconds if each > step / 1000)
     rows = [f"time of a step, estimated: {step:.3g} s, {plan.tokens_per_second:,.0f} tokens/s", f"  {parts}"]
     if plan.time.all_to_all:
-        rows.append(f"  all-to-all of tokens, part of HCCS and network: {plan.time.all_to_all / step:.1%}")
+        share = f"{plan.time.all_to_all / step:.1%}"
+        rows.append(
+            f"  all-to-all of tokens, part of HCCS and network: {share}; fitted to 18 and 29 % of LocMoE's smaller steps"
+        )
+    if plan.measured_adam:
+        adam = plan.measured_adam
+        rows.append(
+            f"  Adam on the host at {adam.bytes_per_second / 1e9:.0f} GB/s, which `bench adam` measured on 2 cores, not at "
+            f"{HOST_UPDATE_BANDWIDTH / 1e9:.0f}: {adam.host_update:.3g} s, the step {adam.step_seconds:.3g} s"
+        )
     if plan.all_experts:
         slow = plan.all_experts.step_seconds
         rows.append(f"  moving and updating all experts, not only the active: {slow:.3g} s, {slow / step:.1f}x")
-    return [*rows, "  fitted to the paper's 7.5 s and 6.3x on 512 NPUs; what to trust: planning/cost.py"]
+    return [*rows, "  fitted to the paper's 7.5 s and 6.3x on 512 NPUs of 910A; what to trust: planning/cost.py"]
 
 
 def _format_compiled(devices: int, compiled: CompiledPlan) -> list[str]:
@@ -168,11 +198,11 @@ def _format_compiled(devices: int, compiled: CompiledPlan) -> list[str]:
             + (", ".join(f"{name} {count}" for name, count in step.host_operators.items()) or "nothing")
             for step in compiled.steps
         ),
-        f"  {_counted(parameters, 'parameter')}; {len(compiled.differences)} differences from the prediction",
+        f"  {counted(parameters, 'parameter')}; {len(compiled.differences)} differences from the prediction",
         *(f"    {line}" for line in compiled.differences[:20]),
     ]
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """The number with its noun: 2 and NPU give `2 NPUs`."""
     return f"{number:,} {noun}" + ("s" if number != 1 else "")

@@ -40,7 +40,6 @@ from dataclasses import dataclass
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import (
     AXES,
-    Layout,
     dispatch_layout,
     layers_of_stage,
     rre_layers_of_stage,
@@ -50,11 +49,12 @@ from pangu_sigma.parallel.parameters import (
     ITEM_SIZE,
     Array,
     active_buffers,
-    active_weights,
+    active_elements,
     dense_weights,
     expert_arrays,
+    word_table,
 )
-from pangu_sigma.planning.machine import NPUS_PER_HOST
+from pangu_sigma.planning.machine import chip_of
 from pangu_sigma.planning.memory import exchanged_rows, multiplied_rows
 
 TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
@@ -67,6 +67,9 @@ TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
     AXES,
 )
 """Axes along which the ranks of a group differ."""
+
+EXCHANGES = ("AlltoAll", "AlltoAllV")
+"""Operators of the exchange of rows with experts on other ranks, and of nothing else."""
 
 STAGES = ("stages",)
 """The axis of a Send or a Receive, whose other rank is of another stage."""
@@ -129,14 +132,13 @@ def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) 
     if collective.op == "Send":
         step = 1 if collective.phase == "forward" else -1
         other = stage + step * (config.parallel.stages - 1 if collective.purpose == TABLE else 1)
-        here, there = (s * config.parallel.stage_ranks // NPUS_PER_HOST for s in (stage, other))
-        return (nbytes, 0) if here == there else (0, nbytes)
-    peers = Layout(config.parallel).peers(0, *collective.axes)
-    here = sum(peer < NPUS_PER_HOST for peer in peers)
-    size, hosts = len(peers), math.ceil(len(peers) / here)
+        own, its = (s * config.parallel.stage_ranks // chip_of(config).per_host for s in (stage, other))
+        return (nbytes, 0) if own == its else (0, nbytes)
+    size, here = _size(config, collective.axes), ranks_here(config, collective.axes)
+    hosts = math.ceil(size / here)
     if collective.op == "AlltoAllV":
         nbytes = collective.count * _exchanged_bytes(config)
-    if collective.op in ("AlltoAll", "AlltoAllV"):
+    if collective.op in EXCHANGES:
         return nbytes * (here - 1) // size, nbytes * (size - here) // size
     rounds = 2 if collective.op == "AllReduce" else 1
     return rounds * nbytes * (here - 1) // here, rounds * nbytes * (hosts - 1) // (hosts * here)
@@ -148,6 +150,17 @@ def _exchanged_bytes(config: Config) -> int:
     return tokens_of_rank(config) * row
 
 
+def ranks_here(config: Config, axes: tuple[str, ...]) -> int:
+    """Number of ranks of the first rank's group along these axes that are in its host, itself included."""
+    found, stride, size = [0], 1, chip_of(config).per_host
+    for axis in reversed(AXES):
+        ranks = getattr(config.parallel, axis)
+        if axis in axes:
+            found = [peer for first in found for peer in range(first, min(first + ranks * stride, size), stride)]
+        stride *= ranks
+    return len(found)
+
+
 def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
     """Bytes of the active experts' weights to the NPU and of their gradients back, in the compute dtype; 0 without ECSS.
 
@@ -156,7 +169,7 @@ def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
     """
     if not config.ecss.enabled:
         return 0, 0
-    one_way = sum(math.prod(shape) for shape in active_weights(config, stage)) * ITEM_SIZE[config.train.compute_dtype]
+    one_way = active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype]
     return one_way, one_way
 
 
@@ -219,7 +232,7 @@ def _routed(config: Config, layers: int) -> Iterator[tuple[str, str, tuple[str, 
 def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]:
     passes, last = config.train.accumulation, config.parallel.stages - 1
     hidden = tokens_of_rank(config) * config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
-    table = dense_weights(config, 0)[0]
+    table = word_table(config)
     for behind, ahead, count, nbytes, purpose in (
         (stage < last, stage > 0, passes, passes * hidden, "hidden states"),
         (stage == 0 < last, 0 < stage == last, 1, table.used_nbytes, TABLE),
@@ -240,7 +253,7 @@ def _shares_end_inside_sequences(config: Config) -> bool:
 
 
 def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
-    dense = dense_weights(config, stage)
+    dense = dense_weights(config, stage, alike=True)
     axes: tuple[str, ...]
     for axes in (REPLICAS, STAGE):
         shared = [a for a in dense if _whole_on_tensor_ranks(a) == (axes == STAGE)]
@@ -248,7 +261,8 @@ def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
         yield _of_arrays(config, "AllGather", axes, divided, "dense weights", "weight")
         yield _of_arrays(config, "ReduceScatter", axes, divided, "dense gradients", "gradient")
         yield _of_arrays(config, "AllReduce", axes, whole, "dense gradients", "gradient")
-    experts = active_buffers(config, stage) or [a for a in expert_arrays(config, stage) if a.kind == "weight"]
+    experts = active_buffers(config, stage, alike=True)
+    experts = experts or [a for a in expert_arrays(config, stage, alike=True) if a.kind == "weight"]
     for axes in (DATA, HOLDERS):
         held = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
         yield _of_arrays(config, "AllReduce", axes, held, "experts' gradients", "gradient")
@@ -260,8 +274,9 @@ def _of_arrays(
 ) -> PredictedCollective:
     """The collective of some arrays. Weights are gathered in the dtype that the network reads, dense gradients in float32."""
     whole = phase == "gradient" and purpose.startswith("dense")
-    sizes = [math.prod(a.computed) * (4 if whole else ITEM_SIZE[a.used_as]) for a in arrays]
-    return PredictedCollective(op, phase, _size(config, axes), len(sizes), sum(sizes), axes, purpose)
+    sizes = [(a.count, math.prod(a.computed) * (4 if whole else ITEM_SIZE[a.used_as])) for a in arrays]
+    count, nbytes = sum(count for count, _ in sizes), sum(count * size for count, size in sizes)
+    return PredictedCollective(op, phase, _size(config, axes), count, nbytes, axes, purpose)
 
 
 def _whole_on_tensor_ranks(array: Array) -> bool:
@@ -269,4 +284,4 @@ def _whole_on_tensor_ranks(array: Array) -> bool:
 
 
 def _size(config: Config, axes: tuple[str, ...]) -> int:
-    return math.prod(Layout(config.parallel).axes[name] for name in axes)
+    return math.prod(getattr(config.parallel, name) for name in axes)

@@ -1,0 +1,148 @@
+"""The fastest layouts of a configuration on 8, 16, … 4,096 NPUs: what fits, and what more NPUs are worth. Pure Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.chips import CHIP_DATA, GIB, Chip
+from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.planning.cost import step_time, tokens_per_second
+from pangu_sigma.planning.machine import LITTLE_LEFT, chip_of
+from pangu_sigma.planning.memory import fullest_host, fullest_stage, host_items, npu_items, total
+from pangu_sigma.planning.suggest import least_devices, suggest_layout, with_parallel
+from pangu_sigma.planning.text import counted, layout_text
+
+SCANNED = tuple(8 << power for power in range(10))
+"""Numbers of NPUs that are scanned."""
+
+_BAR = 20
+"""Length of the longest bar, in letters."""
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """The suggested layout on a number of NPUs. Its time is an estimate for comparison where it does not fit."""
+
+    devices: int
+    parallel: ParallelConfig
+    npu_gib: float
+    host_gib: float
+    left: float
+    """Share that is left of the NPU's or of the host's memory, whichever is less; negative if it does not fit."""
+    step_seconds: float
+    tokens_per_second: float
+
+    @property
+    def fits(self) -> bool:
+        """True if every NPU and every host have room."""
+        return self.left >= 0
+
+    @property
+    def is_tight(self) -> bool:
+        """True if it fits, and less is left than assumptions may be wrong by."""
+        return 0 <= self.left < LITTLE_LEFT
+
+    @property
+    def tokens_per_npu(self) -> float:
+        """Tokens per second of one NPU."""
+        return self.tokens_per_second / self.devices
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A configuration on more and more NPUs of a chip; numbers that it cannot be laid out on are left out."""
+
+    name: str
+    chip: Chip
+    least_devices: int | None
+    """The least number of NPUs on which a layout fits; None if 4,096 are not enough."""
+    rows: list[ScanRow]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The scan as a plain tree, for JSON."""
+        rows = [
+            dataclasses.asdict(row)
+            | {"parallel": row.parallel.model_dump(), "fits": row.fits, "tokens_per_npu": row.tokens_per_npu}
+            for row in self.rows
+        ]
+        return {"name": self.name, "chip": self.chip, "least_devices": self.least_devices, "scan": rows}
+
+
+def scan(config: Config) -> Scan:
+    """The fastest layouts on each of SCANNED numbers of NPUs, whatever the parallel section says of axes. Raises ConfigError if the
+    configuration cannot be laid out on any of them."""
+    rows, chip = [], chip_of(config)
+    for devices in SCANNED:
+        try:
+            planned = with_parallel(config, **suggest_layout(config, devices).model_dump())
+        except ConfigError as error:
+            refusal = error
+            continue
+        time = step_time(planned)
+        npu, host = total(npu_items(planned, fullest_stage(planned))), total(host_items(planned, fullest_host(planned)))
+        rows.append(
+            ScanRow(
+                devices=devices,
+                parallel=planned.parallel,
+                npu_gib=npu / GIB,
+                host_gib=host / GIB,
+                left=1 - max(npu / chip.memory, host / chip.host_memory),
+                step_seconds=time.step,
+                tokens_per_second=tokens_per_second(planned, time),
+            )
+        )
+    if not rows:
+        raise refusal
+    return Scan(config.name, config.parallel.chip, least_devices(config), rows)
+
+
+def format_scan(found: Scan) -> str:
+    """The scan as a table for people, with a bar for what an NPU does where the layout fits."""
+    chip, most = CHIP_DATA[found.chip], max(row.tokens_per_npu for row in found.rows)
+    least, needs = found.least_devices, f"up to {SCANNED[-1]:,} have no room"
+    if least is not None:
+        needs = f"it needs at least {counted(least, 'NPU')}"
+    table = [("NPUs", "fits", "layout", "NPU GiB", "host GiB", "step s", "tokens/s", "of an NPU", "")]
+    for row in found.rows:
+        length = max(1, round(_BAR * row.tokens_per_npu / most)) if row.fits else 0
+        memory = f"{row.npu_gib:.2f}", f"{row.host_gib:.2f}"
+        speed = f"{row.step_seconds:.3g}", f"{row.tokens_per_second:,.0f}", f"{row.tokens_per_npu:,.1f}"
+        verdict = "tight" if row.is_tight else "yes" if row.fits else "NO"
+        table.append((f"{row.devices:,}", verdict, layout_text(row.parallel), *memory, *speed, "█" * length))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    sides = ">", "<", "<", ">", ">", ">", ">", ">", "<"
+    cells = ((f"{text:{side}{width}}" for text, side, width in zip(r, sides, widths, strict=True)) for r in table)
+    room = f"an NPU has {chip.memory / GIB:.2f} GiB, a host {chip.host_memory / GIB:.2f}"
+    return "\n".join(
+        [
+            f"{found.name} on NPUs of {chip.title}, the fastest layout that fits; {needs}",
+            *(f"  {'  '.join(line)}".rstrip() for line in cells),
+            f"  {room}; tight: less than {LITTLE_LEFT:.0%} of one is left",
+            "  times are estimates; what to trust: planning/cost.py",
+        ]
+    )
+
+
+def draw_scan(found: Scan, path: Path) -> None:
+    """Write a picture of tokens per second over NPUs: filled where a layout fits; dotted, what as many of the first would do."""
+    from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    counts = [row.devices for row in found.rows]
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.plot(counts, [row.tokens_per_second for row in found.rows], color="tab:blue")
+    for row in found.rows:
+        face = "tab:blue" if row.fits else "white"
+        axes.plot(row.devices, row.tokens_per_second, "o", color="tab:blue", markerfacecolor=face)
+    first = next((row for row in found.rows if row.fits), found.rows[0])
+    axes.plot(counts, [first.tokens_per_npu * n for n in counts], ":", color="gray")
+    axes.set_xticks(counts, [f"{n:,}" for n in counts])
+    axes.set_xlabel("NPUs")
+    axes.set_ylabel("tokens per second, estimated")
+    axes.set_title(f"{found.name} on {CHIP_DATA[found.chip].title}; hollow: does not fit")
+    figure.savefig(path)
