@@ -15,6 +15,6 @@
 # The whole model must fit one device: there is no MindIR for each tensor rank. Of a larger model, extract a domain first
 # (`pangu-sigma extract`); one of the 1T model has 38 B parameters, 76 GB in float16 and 38 in int8, and does not fit a 910A either.
 source "$(dirname -- "${BASH_SOURCE[0]}")/install.sh"
-source "$root/run_scripts/ascend_env.sh"
+source "$root/run_scripts/ascend_env.sh" "" # our arguments are not its
 
 python -m pangu_sigma.planning.export_ascend "$@"

@@ -34,4 +34,5 @@ if $dry_run; then
   exit
 fi
 source "$root/run_scripts/install.sh"
+source "$root/run_scripts/cann_env.sh"
 ASCEND_RT_VISIBLE_DEVICES=$device exec "${command[@]}"

@@ -14,12 +14,13 @@
 # vocabulary, routing tables, prepared data and versions, over the port after the master's. When a rank fails, or a node is lost, all
 # ranks on all nodes are stopped, and with --restarts started again from the last checkpoint. FOLDER/logs has a log a rank.
 #
-# Each process gets an NPU and its share of the cores: those near its NPU where msrun can tell, else the next ones in order. HCCL's and
-# CANN's settings are in ascend_env.sh. All options: pangu-sigma launch --help
+# Each process gets an NPU and its share of the cores: those near its NPU where msrun can tell, else the next ones in order. The chip
+# is that of --chip, PANGU_SIGMA_CHIP, CONFIG (parallel.chip), or npu-smi, in this order; it decides how many NPUs a machine has, the
+# 16-bit type, and HCCL's and CANN's settings (src/pangu_sigma/launching/environment.py). All options: pangu-sigma launch --help
 set -euo pipefail
 case " $* " in *" --help "* | *" -h "* | "  ") sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;; esac
 source "$(dirname -- "${BASH_SOURCE[0]}")/install.sh"
-source "$root/run_scripts/ascend_env.sh"
+source "$root/run_scripts/cann_env.sh"
 
 options=(--ascend)
 if [ -n "${NODES:-}" ]; then options+=(--nodes "$NODES"); fi

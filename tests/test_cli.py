@@ -19,11 +19,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.ascend_host import AscendHost
 from helpers.launched import free_port
 from helpers.tiny import STEPS, tiny_tree
 
 from pangu_sigma import cli
 from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import EXIT_STATUSES, main
 from pangu_sigma.config_file import load_config
 from pangu_sigma.generate.sampling import Sampling
@@ -453,6 +455,55 @@ def test_numbers_and_text_that_cannot_be_are_refused_before_a_model_is_loaded(ca
     )
     half = b"\xff".decode(errors="surrogateescape")
     assert "--stop is not Unicode text: character 0" in fails(capsys, *generate, "en:a", "--stop", half)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "npu_smi", "chip"),
+    [
+        ([], None, False, None),
+        ([], "910b", True, "910b"),
+        (["--set", "parallel={data: 1}"], None, True, "910_93"),
+        (["--chip", "910b1"], "910_93", True, "910b1"),
+        (["--set", "parallel.chip=910b4"], None, True, "910b4"),
+    ],
+    ids=["nobody", "variable", "npu-smi", "option", "setting"],
+)
+def test_a_launch_takes_the_chip_that_is_named_nearest(
+    arguments, variable, npu_smi, chip, file, tmp_path, monkeypatch, capsys
+):
+    if variable:
+        monkeypatch.setenv("PANGU_SIGMA_CHIP", variable)
+    if npu_smi:
+        monkeypatch.setenv("PATH", f"{AscendHost(tmp_path / 'host', '910_93', 2).tools}:{os.environ['PATH']}")
+    monkeypatch.delenv("MS_ASCEND_CHECK_OVERFLOW_MODE", raising=False)
+    printed = prints(capsys, "launch", file, "--ascend", "--dry-run", *arguments)
+    assert f"MS_ASCEND_CHECK_OVERFLOW_MODE={'INFNAN' if chip else 'SATURATION'}_MODE" in printed
+    title = CHIP_DATA[chip or "910a"].title
+    assert f"# on every node: 1 of the {CHIP_DATA[chip or '910a'].per_host} {title} of a server" in printed
+    assert re.findall(r"parallel\.chip=(\w+)", printed) == ([chip] if chip else [])
+
+
+def test_npu_smi_does_not_overrule_a_configuration_that_names_its_chip(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", f"{AscendHost(tmp_path / 'host', '910b', 1).tools}:{os.environ['PATH']}")
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    file.write_text(yaml.safe_dump(tree | {"parallel": {"chip": "910_93"}}), encoding="utf-8")
+    printed = prints(capsys, "launch", file, "--ascend", "--dry-run")
+    assert "of the 16 Ascend 910_93 of a server" in printed
+    assert "parallel.chip" not in printed
+
+
+def test_a_host_is_not_given_more_ranks_than_it_has_npus(file, capsys):
+    launch = ["launch", file, "--ascend", "--set", "parallel.data=16", "--set", "train.batch_size=32"]
+    for more in (["--dry-run"], []):
+        told = fails(capsys, *launch, *more)
+        assert "--nodes 1: the parallel section lays out 16 ranks" in told
+        assert "Ascend 910A (parallel.chip=910a) has 8 NPUs; use --nodes 2" in told
+    assert "16 of the 16 Ascend 910_93" in prints(capsys, *launch, "--chip", "910_93", "--dry-run")
+
+
+def test_a_doctor_of_npus_is_asked_with_ascend(capsys):
+    assert "--chip 910b is about NPUs: add --ascend" in fails(capsys, "doctor", "--chip", "910b")
+    assert "--run runs/x is about NPUs: add --ascend" in fails(capsys, "doctor", "--run", "runs/x")
 
 
 def test_numbers_of_a_launch_that_cannot_be_are_refused(file, capsys):

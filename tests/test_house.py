@@ -93,6 +93,10 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/parallel/all_to_all.py": "tests/parallel/test_ranks_train.py: several processes train with it",
     "src/pangu_sigma/parallel/connect.py": "tests/parallel/test_ranks.py and test_ranks_train.py",
     "src/pangu_sigma/parallel/reduce.py": "tests/parallel/test_ranks_train.py: several processes train with it",
+    **{
+        f"src/pangu_sigma/launching/host/{name}.py": "tests/launching/host/test_checks.py: forty broken hosts, and healthy ones"
+        for name in ("access", "check", "network_checks", "npu_checks", "system_checks", "version_checks")
+    },
     "src/pangu_sigma/planning/machine.py": "constants; tests/planning/test_memory.py and test_cost.py compute with them",
     "src/pangu_sigma/bench/adam.py": "tests/bench/test_bench_adam.py",
     "src/pangu_sigma/bench/dcp.py": "a program of the peers' environment; tests/bench/test_checkpoint.py starts it where they are",
@@ -153,6 +157,7 @@ PRINTS = {
     "src/pangu_sigma/bench/peer_runs.py": "a program of its own: the summary of the run that it has trained",
     "src/pangu_sigma/bench/stored_experts.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/errors.py": "the one message of an error that a user can mend, on standard error",
+    "src/pangu_sigma/launching/environment.py": "run_scripts/ascend_env.sh reads it",
     "src/pangu_sigma/planning/compile.py": "its compiling process answers the one that waits",
 }
 """Files outside the command line that call print, and why."""

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.ascend_host import AscendHost
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path.name for path in (ROOT / "run_scripts").glob("*.sh"))
@@ -76,7 +77,11 @@ def test_bash_can_parse_each_script(name):
 
 @pytest.mark.parametrize(
     ("script", "options", "commands"),
-    [("msrun_cpu.sh", [], 1), ("msrun_node.sh", [], 1), ("msrun_cluster.sh", ["--nodes", "64"], 64)],
+    [
+        ("msrun_cpu.sh", [], 1),
+        ("msrun_node.sh", ["--set", "parallel={tensor: 8}"], 1),
+        ("msrun_cluster.sh", ["--nodes", "64"], 64),
+    ],
 )
 def test_paths_of_a_launch_are_relative_to_the_folder_of_the_user(script, options, commands, repository, folder):
     before = set(folder.rglob("*"))
@@ -90,6 +95,32 @@ def test_paths_of_a_launch_are_relative_to_the_folder_of_the_user(script, option
         assert "--log_dir=runs/x/logs/START" in words
     assert ("HCCL_CONNECT_TIMEOUT" in done.stdout) == (script != "msrun_cpu.sh")  # ascend_env.sh was found
     assert set(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("by", ["PANGU_SIGMA_CHIP", "npu-smi info"])
+def test_a_launch_on_npus_is_told_its_chip(by, repository, folder, tmp_path):
+    tools = AscendHost(tmp_path / "host", "910b", 1).tools
+    path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {"PATH": path} if by == "npu-smi info" else {"PANGU_SIGMA_CHIP": "910b3"}
+    script = repository / "run_scripts" / "msrun_cluster.sh"
+    done = run(script, "conf.yaml", "--nodes", "64", "--dry-run", cwd=folder, **variables)
+    assert done.returncode == 0, done.stderr
+    assert f"chip 910b3, said by {by}" in done.stderr
+    assert "export MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE" in done.stdout
+    assert done.stdout.count("--set parallel.chip=910b3") == 64
+
+
+def test_export_ascend_keeps_its_arguments_to_itself(repository, folder, tmp_path):
+    """ascend_env.sh, which it sources, takes a chip as its own argument."""
+    calls = shlex.quote(str(tmp_path / "calls"))
+    python = (
+        f"""case "$*" in *environment*) exec {shlex.quote(sys.executable)} "$@" ;; *) echo "$PWD $*" >{calls} ;; esac"""
+    )
+    stand_ins(repository, {"python": python})
+    done = run(repository / "run_scripts" / "export_ascend.sh", "my run", "out", "int8", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text() == f"{folder} -m pangu_sigma.planning.export_ascend my run out int8\n"
+    assert "chip 910a (Ascend 910A), said by nobody" in done.stderr
 
 
 def test_a_shipped_configuration_is_found_by_name_from_any_folder(repository, folder):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 _CANN_VARIABLES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 """Environment variables that CANN's set_env.sh sets to its folder."""
-_MANAGER = "davinci_manager"
-"""Device node of the driver itself."""
+DRIVER_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
+"""Device nodes of the driver itself: its manager, memory shared with the host, and the channel to the NPUs."""
 
 DEV = Path("/dev")
 
@@ -40,36 +40,47 @@ def missing_for_ascend(
 
     mindspore: folder of the package; None: the installed one.
     """
-    devices, toolkit = npus(dev), cann(environment)
-    closed = [
-        name for name in (*devices, _MANAGER) if (dev / name).exists() and not os.access(dev / name, os.R_OK | os.W_OK)
-    ]
-    plugin = (mindspore or _mindspore()) / "lib" / "plugin"
-    for wrong, problem, fix in (
-        (
-            not devices,
-            f"no NPU: {dev} has no davinci0",
-            "install the Ascend driver, or pass the devices on to the container",
-        ),
-        (closed, f"{', '.join(closed)}: no permission", "add this user to the group of the driver, HwHiAiUser"),
-        (
-            toolkit is None,
+    return missing_devices(dev) or missing_cann(environment) or missing_plugin(mindspore)
+
+
+def missing_devices(dev: Path = DEV) -> Missing | None:
+    """What keeps this user from the NPUs."""
+    devices = npus(dev)
+    if not devices:
+        return Missing(
+            f"no NPU: {dev} has no davinci0", "install the Ascend driver, or pass the devices on to the container"
+        )
+    wanted = [*devices, *(name for name in DRIVER_NODES if (dev / name).exists())]
+    closed = [name for name in wanted if not os.access(dev / name, os.R_OK | os.W_OK)]
+    if closed:
+        return Missing(f"{', '.join(closed)}: no permission", "add this user to the group of the driver, HwHiAiUser")
+    return None
+
+
+def missing_cann(environment: Mapping[str, str] = os.environ) -> Missing | None:
+    """What keeps programs of this shell from CANN."""
+    toolkit = cann(environment)
+    if toolkit is None:
+        return Missing(
             "no CANN: neither " + " nor ".join(_CANN_VARIABLES) + " is set",
             "install CANN, then `source <its folder>/set_env.sh` in this shell",
-        ),
-        (
-            toolkit is not None and not any(toolkit.glob("**/libascendcl.so")),
+        )
+    if not any(toolkit.glob("**/libascendcl.so")):
+        return Missing(
             f"{toolkit} has no libascendcl.so",
             "CANN was moved or removed: source the set_env.sh of the one that is installed",
-        ),
-        (
-            not any(plugin.glob("libmindspore_ascend.so*")),
+        )
+    return None
+
+
+def missing_plugin(mindspore: Path | None = None) -> Missing | None:
+    """What MindSpore lacks for Ascend. mindspore: folder of the package; None: the installed one."""
+    plugin = (mindspore or _mindspore()) / "lib" / "plugin"
+    if not any(plugin.glob("libmindspore_ascend.so*")):
+        return Missing(
             f"MindSpore has no plugin for Ascend in {plugin}",
             "install the wheel of MindSpore for this CPU and Python that has it: pip install -r requirements.txt",
-        ),
-    ):
-        if wrong:
-            return Missing(problem, fix)
+        )
     return None
 
 

@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.ascend_host import AscendHost
 
+from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.commands import doctor
 from pangu_sigma.commands.doctor import Check, format_checks, run_checks
+from pangu_sigma.config_file import load_config
 from pangu_sigma.npus import Missing
+from pangu_sigma.shipped import config_path
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -82,18 +86,14 @@ def devices(folder: Path, number: int) -> Path:
     return folder
 
 
-def test_a_machine_without_an_npu_passes_unless_one_is_demanded(tmp_path: Path):
-    assert doctor._ascend(False, tmp_path, {}) == Check("Ascend", True, "no device, no CANN; runs use the CPU")
-    cann = doctor._ascend(False, tmp_path, {"ASCEND_HOME_PATH": "/cann"})
+def test_a_machine_without_an_npu_passes(tmp_path: Path):
+    assert doctor._ascend(tmp_path, {}) == Check("Ascend", True, "no device, no CANN; runs use the CPU")
+    cann = doctor._ascend(tmp_path, {"ASCEND_HOME_PATH": "/cann"})
     assert (cann.ok, cann.found) == (True, "no device, CANN in /cann; runs use the CPU")
-    demanded = doctor._ascend(True, tmp_path, {})
-    assert not demanded.ok
-    assert "no NPU" in demanded.found
-    assert "install the Ascend driver" in demanded.fix
 
 
 def test_devices_without_cann_fail_and_say_what_to_do(tmp_path: Path):
-    check = doctor._ascend(False, devices(tmp_path, 2), {})
+    check = doctor._ascend(devices(tmp_path, 2), {})
     assert not check.ok
     assert check.found.startswith("2 devices, no CANN: no CANN: neither ASCEND_TOOLKIT_HOME")
     assert "set_env.sh" in check.fix
@@ -101,12 +101,46 @@ def test_devices_without_cann_fail_and_say_what_to_do(tmp_path: Path):
 
 def test_devices_with_all_they_need_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "missing_for_ascend", lambda dev, environment: None)
-    assert doctor._ascend(True, devices(tmp_path, 8), {"ASCEND_HOME_PATH": "/cann"}).found == "8 devices, CANN in /cann"
+    dev, environment = devices(tmp_path, 8), {"ASCEND_HOME_PATH": "/cann"}
+    assert doctor._ascend(dev, environment).found == "8 devices, CANN in /cann"
     monkeypatch.setattr(
         doctor, "missing_for_ascend", lambda dev, environment: Missing("MindSpore has no plugin", "do this")
     )
-    check = doctor._ascend(False, tmp_path, {"ASCEND_HOME_PATH": "/cann"})
+    check = doctor._ascend(dev, environment)
     assert (check.ok, check.fix) == (False, "do this")
+
+
+def chip_checks(machine: AscendHost, chip: str | None = None, run: Path | None = None) -> dict[str, Check]:
+    found = by_name(list(doctor._host(machine.host, chip, run)))
+    return {name: found[name] for name in ("configured chip", "chip") if name in found}
+
+
+def test_the_chip_is_asked_for_by_option_environment_or_run(tmp_path: Path):
+    machine, run = AscendHost(tmp_path / "host", "910b", 1), tmp_path / "run"
+    run.mkdir()
+    for chip in ("910a", "910b3"):
+        write_config(run, load_config(config_path("sigma_tiny"), [f"parallel.chip={chip}"]), "run")
+        check = chip_checks(machine, run=run)["chip"]
+        assert (check.ok, f"the configuration of {run} says" in check.found) == (chip == "910b3", True)
+    machine.environment["PANGU_SIGMA_CHIP"] = "910_93"
+    found = chip_checks(machine, run=run)
+    assert "PANGU_SIGMA_CHIP says 910_93" in found["chip"].found
+    assert f"the configuration of {run} says 910b3, and PANGU_SIGMA_CHIP 910_93" in found["configured chip"].found
+    found = chip_checks(machine, "910b", run)
+    assert list(found) == ["chip"]
+    assert found["chip"].ok, "a bin is of the family"
+
+
+def test_a_demanded_host_is_looked_at_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "_kernel_error", lambda: 0.0)
+    machine = AscendHost(tmp_path, "910b", 1)
+    names = [check.name for check in run_checks(machine.host)]
+    assert {"python", "g++", "NPU devices", "NPU links", "clock"} <= set(names)
+    assert "Ascend" not in names
+    machine.environment["PANGU_SIGMA_CHIP"] = "911"
+    last = run_checks(machine.host)[-1]
+    assert last == Check("host", False, last.found, "mend what the message names")
+    assert "PANGU_SIGMA_CHIP=911 is not a chip: 910a, 910b" in last.found
 
 
 def test_a_check_that_breaks_is_a_failed_check(monkeypatch: pytest.MonkeyPatch):

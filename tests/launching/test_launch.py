@@ -10,11 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.ascend_host import AscendHost
 from helpers.launched import PATIENCE, eventually, free_port, launched
 
+from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.launching.launch import Job, check_job, check_numbers, dry_run
 from pangu_sigma.launching.processes import LaunchError
 
@@ -217,20 +220,67 @@ def test_stopping_one_node_lets_all_save(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.glob("saved_*")) == ["saved_0", "saved_1"]
 
 
-def test_a_dry_run_prints_what_each_of_64_nodes_would_start(monkeypatch, tmp_path):
-    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "1800")
-    job = Job(["train", "a b.yaml"], tmp_path / "logs", 512, 64, address="10.0.0.1", ascend=True)
+CHIPS = {
+    "910a": (8, {"MS_ASCEND_CHECK_OVERFLOW_MODE=SATURATION_MODE"}, {"HCCL_DETERMINISTIC"}),
+    "910b": (8, {"MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE", "HCCL_DETERMINISTIC=true"}, set()),
+    "910_93": (16, {"MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE", "HCCL_DETERMINISTIC=true"}, set()),
+}
+"""NPUs of a server of each chip, lines of its environment, and what it must not have there."""
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_dry_run_prints_what_each_of_64_hosts_of_a_chip_would_start(monkeypatch, tmp_path, chip):
+    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "900")
+    for name in ("MS_ASCEND_CHECK_OVERFLOW_MODE", "HCCL_DETERMINISTIC", "HCCL_EXEC_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    per_host, wanted, unwanted = CHIPS[chip]
+    ranks = 64 * per_host
+    job = Job(["train", "a b.yaml"], tmp_path / "logs", ranks, 64, address="10.0.0.1", ascend=True, chip=chip)
     lines = dry_run(job).splitlines()
-    assert "export HCCL_CONNECT_TIMEOUT=1800" in lines
+    assert lines[0] == f"# on every node: {per_host} of the {per_host} {CHIP_DATA[chip].title} of a server"
+    exported = {line.removeprefix("export ") for line in lines if line.startswith("export ")}
+    assert {"HCCL_CONNECT_TIMEOUT=900", "HCCL_EXEC_TIMEOUT=1836", "HCCL_BUFFSIZE=200"} | wanted <= exported
+    assert not unwanted & {line.split("=")[0] for line in exported}
+    said = [line for line in lines if line.startswith("# node ")]
+    assert said == [
+        f"# node {node} of 64: ranks {node * per_host} … {node * per_host + per_host - 1}" for node in range(64)
+    ]
     commands = [shlex.split(line) for line in lines if line.startswith("msrun ")]
     assert [f"--node_rank={node}" in command for node, command in enumerate(commands)] == [True] * 64
-    assert "# node 63 of 64: ranks 504 … 511" in lines
     for command in commands:
-        assert {"--worker_num=512", "--local_worker_num=8", "--master_addr=10.0.0.1", "--bind_core=True"} <= set(
-            command
-        )
+        assert {
+            f"--worker_num={ranks}",
+            f"--local_worker_num={per_host}",
+            "--master_addr=10.0.0.1",
+            "--bind_core=True",
+        } <= set(command)
+        assert command[command.index("--bind-cores") + 1] == str(per_host)
         assert command[-2:] == ["train", "a b.yaml"]
     assert list(tmp_path.iterdir()) == [], "nothing is started or written"
+
+
+@pytest.mark.parametrize("look", [dry_run, check_job], ids=["dry run", "launch"])
+@pytest.mark.parametrize(
+    ("chip", "ranks", "nodes", "fix"),
+    [("910a", 16, 1, "use --nodes 2"), ("910b", 512, 32, "use --nodes 64"), ("910_93", 96, 4, "use --nodes 6")],
+)
+def test_more_ranks_than_a_host_has_npus_are_refused(tmp_path, look, chip, ranks, nodes, fix):
+    job = Job([], tmp_path, ranks, nodes, ascend=True, chip=chip)
+    with pytest.raises(LaunchError) as refused:
+        look(job)
+    for word in (f"--nodes {nodes}", f"{ranks} ranks", f"parallel.chip={chip}", f"{CHIPS[chip][0]} NPUs", fix):
+        assert word in str(refused.value)
+    dry_run(replace(job, ascend=False))  # processes of a CPU are not counted
+
+
+def test_npus_of_another_family_are_refused(tmp_path, monkeypatch):
+    machine = AscendHost(tmp_path, "910b", 1)
+    monkeypatch.setenv("PATH", f"{machine.tools}:{os.environ['PATH']}")
+    job = Job([], tmp_path / "logs", 1, ascend=True, port=free_port())
+    with pytest.raises(LaunchError, match=r"parallel\.chip=910a: Ascend 910A .* has Ascend 910B3 .*use --chip 910b3"):
+        check_job(job)
+    with pytest.raises(LaunchError, match="has 0 NPUs"):  # this machine; the chip is right
+        check_job(replace(job, chip="910b4"))
 
 
 @pytest.mark.parametrize(
@@ -285,12 +335,3 @@ def test_scripts_explain_themselves_without_installing_anything(name, tmp_path):
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("Train on ")
         assert f"bash run_scripts/msrun_{name}.sh CONFIG" in done.stdout
-
-
-def test_settings_for_ascend_give_way_to_what_is_set():
-    code = f"set -euo pipefail; source {shlex.quote(str(SCRIPTS / 'ascend_env.sh'))}; env"
-    variables = {"PATH": os.environ["PATH"], "HCCL_EXEC_TIMEOUT": "680"}
-    done = subprocess.run(["bash", "-c", code], env=variables, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert "HCCL_EXEC_TIMEOUT=680" in lines
-    assert "HCCL_CONNECT_TIMEOUT=1800" in lines

@@ -10,14 +10,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from packaging.requirements import Requirement
 
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+from pangu_sigma.checkpoint.run_folder import run_config
+from pangu_sigma.chips import Chip
 from pangu_sigma.host_memory import memory_there
+from pangu_sigma.launching.environment import ChosenChip, chip_in_environment
+from pangu_sigma.launching.host.access import Host
+from pangu_sigma.launching.host.check import Check
+from pangu_sigma.launching.host.checks import host_checks
+from pangu_sigma.launching.host.npu_smi import family
 from pangu_sigma.npus import DEV, cann, missing_for_ascend, npus
 
 _REQUIREMENTS = Path(__file__).parents[3] / "requirements.txt"
@@ -29,27 +36,19 @@ _DISK_GIB = 2.0
 _TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at. fix: what to do, empty when ok."""
-
-    name: str
-    ok: bool
-    found: str
-    fix: str = ""
-
-
 _CheckMaker = Callable[[], Check | Iterable[Check]]
 
 
-def run_checks(ascend: bool = False) -> list[Check]:
+def run_checks(host: Host | None = None, chip: Chip | None = None, run: Path | None = None) -> list[Check]:
     """All checks, in the order to read them; a check that itself breaks is a failed check, never an exception.
 
-    ascend: True if NPUs are demanded, with CANN and MindSpore's plugin. Where there are NPUs the rest is demanded anyway.
+    host: a host whose NPUs are demanded, with all that they need. None: a machine may be without; where there are NPUs, CANN and
+    the plugin are demanded anyway. chip: that of the NPUs; None for PANGU_SIGMA_CHIP, else the run's, else whichever is there.
+    run: a run folder, whose storage is looked at.
     """
     checks: list[_CheckMaker] = [
         *(_python, _requirements, _compiler, _kernels, _cores, _memory, _disk),
-        partial(_ascend, ascend),
+        _ascend if host is None else partial(_host, host, chip, run),
     ]
     return [result for check in checks for result in _results(check)]
 
@@ -59,7 +58,7 @@ def _results(check: _CheckMaker) -> list[Check]:
         found = check()
         return [found] if isinstance(found, Check) else list(found)
     except Exception as problem:
-        name = getattr(check, "__name__", "Ascend").strip("_")
+        name = getattr(check, "__name__", "host").strip("_")
         return [Check(name, False, f"{type(problem).__name__}: {problem}", "mend what the message names")]
 
 
@@ -166,13 +165,32 @@ def _disk() -> Check:
     return Check("free disk", free >= _DISK_GIB, f"{free:.1f} GiB here", "" if free >= _DISK_GIB else fix)
 
 
-def _ascend(demanded: bool, dev: Path = DEV, environment: Mapping[str, str] = os.environ) -> Check:
-    """The NPUs and what drives them. A machine without any passes, since everything runs on the CPU, unless they are demanded."""
+def _ascend(dev: Path = DEV, environment: Mapping[str, str] = os.environ) -> Check:
+    """The NPUs and what drives them. A machine without any passes, since everything runs on the CPU."""
     devices, toolkit = npus(dev), cann(environment)
     found = [f"{len(devices)} devices" if devices else "no device", f"CANN in {toolkit}" if toolkit else "no CANN"]
-    if not devices and not demanded:
+    if not devices:
         return Check("Ascend", True, ", ".join(found) + "; runs use the CPU")
     missing = missing_for_ascend(dev, environment)
     if missing is None:
         return Check("Ascend", True, ", ".join(found))
     return Check("Ascend", False, f"{', '.join(found)}: {missing.problem}", missing.fix)
+
+
+def _host(host: Host, chip: Chip | None, run: Path | None) -> Iterator[Check]:
+    """A host of NPUs, against the chip that is asked for."""
+    asked = ChosenChip(chip, "--chip") if chip else chip_in_environment(host.environment)
+    configured = _chip_of_run(run)
+    if asked and configured and family(asked.name) != family(configured.name):
+        found = f"{configured.by} says {configured.name}, and {asked.by} {asked.name}"
+        yield Check(
+            "configured chip", False, found, "say the same in both: parallel.chip in the configuration, or --chip"
+        )
+    wanted = asked or configured
+    yield from host_checks(host, wanted.name if wanted else None, wanted.by if wanted else "", run)
+
+
+def _chip_of_run(run: Path | None) -> ChosenChip | None:
+    if run is None or not (run / CONFIG_FILE).exists():
+        return None
+    return ChosenChip(run_config(run).parallel.chip, f"the configuration of {run}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 from pangu_sigma.commands.options import add_command, with_chip
 from pangu_sigma.commands.training import config_and_run, with_run
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import override, read_tree
 from pangu_sigma.host_memory import check_training_fits
+from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable
 
 if TYPE_CHECKING:
     from pangu_sigma.launching.launch import Job
+
+logger = logging.getLogger(__name__)
 
 
 def add_commands(commands: Any) -> None:
@@ -27,7 +32,7 @@ def add_commands(commands: Any) -> None:
             "train on many processes, NPUs or nodes, and watch over them",
             "sigma_tiny --processes 2 --set parallel.data=2",
             "sigma_1t --ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --restarts 3",
-            "sigma_1t --ascend --nodes 64 --dry-run",
+            "sigma_1t --ascend --chip 910b --nodes 64 --dry-run",
         )
     )
     with_chip(command)
@@ -57,6 +62,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _launch(options: argparse.Namespace) -> int:
+    if options.ascend and options.chip is None:
+        _choose_chip(options)
     config, run = config_and_run(options)
     if config is None:
         return 0
@@ -79,6 +86,27 @@ def _launch(options: argparse.Namespace) -> int:
     return launch(replace(job, facts=training_facts(config)) if job.nodes > 1 else job)
 
 
+def _choose_chip(options: argparse.Namespace) -> None:
+    """Let PANGU_SIGMA_CHIP name the chip where no --set does; else the configuration; else npu-smi. What is chosen is a --set."""
+    from pangu_sigma.launching.environment import chip_in_environment, chip_of_host
+    from pangu_sigma.launching.host.access import Host
+
+    if _names_a_chip(override({}, options.set)):
+        return
+    host = Host()
+    chosen = chip_in_environment(host.environment)
+    if chosen is None and options.config is not None and not _names_a_chip(read_tree(config_path(options.config))):
+        chosen = chip_of_host(host)
+    if chosen is not None:
+        logger.info("chip %s, said by %s", chosen.name, chosen.by)
+        options.set = [*options.set, f"parallel.chip={chosen.name}"]
+
+
+def _names_a_chip(tree: dict[str, Any]) -> bool:
+    parallel = tree.get("parallel")
+    return isinstance(parallel, dict) and "chip" in parallel
+
+
 def _job(config: Config, run: Path, options: argparse.Namespace) -> Job:
     from pangu_sigma.launching.launch import Job
     from pangu_sigma.launching.training import training_command
@@ -99,6 +127,7 @@ def _job(config: Config, run: Path, options: argparse.Namespace) -> Job:
         address=address or ("MASTER" if options.nodes > 1 else "127.0.0.1"),
         port=options.master_port,
         ascend=options.ascend,
+        chip=config.parallel.chip,
         restarts=options.restarts,
         grace=options.grace,
         wait=options.wait,

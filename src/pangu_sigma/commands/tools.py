@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pangu_sigma.chips import CHIP_NAMES
 from pangu_sigma.commands.options import (
     CONFIG_HELP,
     add_command,
@@ -93,8 +94,22 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     command.add_argument("bench", choices=BENCHES)
     command.add_argument("--peers", action="store_true", help="with the peers of the [bench] extra")
 
-    command = with_json(add_command(commands, "doctor", _doctor, "is this machine ready?", "", "--ascend", "--json -"))
-    command.add_argument("--ascend", action="store_true", help="fail without NPUs, or without CANN to run them")
+    command = with_json(
+        add_command(
+            commands,
+            "doctor",
+            _doctor,
+            "is this machine ready?",
+            "",
+            "--ascend --chip 910b",
+            "--ascend --run /shared/runs/sigma_1t",
+        )
+    )
+    command.add_argument(
+        "--ascend", action="store_true", help="demand NPUs, and all that a host of a cluster needs for them"
+    )
+    command.add_argument("--chip", choices=CHIP_NAMES, help="the chip that must be there; with --ascend")
+    command.add_argument("--run", type=Path, help="a run folder: is it on storage that all nodes share? with --ascend")
 
     command = add_command(
         commands,
@@ -197,8 +212,12 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from pangu_sigma.commands.doctor import format_checks, run_checks
+    from pangu_sigma.launching.host.access import Host
 
-    checks = run_checks(options.ascend)
+    for name in ("chip", "run"):
+        if getattr(options, name) is not None and not options.ascend:
+            raise ConfigError(f"--{name} {getattr(options, name)} is about NPUs: add --ascend")
+    checks = run_checks(Host(), options.chip, options.run) if options.ascend else run_checks()
     show([vars(check) for check in checks], format_checks(checks), options.json)
     return 0 if all(check.ok for check in checks) else 1
 

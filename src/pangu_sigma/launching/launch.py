@@ -21,7 +21,11 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pangu_sigma.chips import CHIP_DATA, Chip
+from pangu_sigma.launching.environment import chip_environment, chip_of_host
 from pangu_sigma.launching.heartbeat import VARIABLE
+from pangu_sigma.launching.host.access import Host
+from pangu_sigma.launching.host.npu_smi import family
 from pangu_sigma.launching.meeting import Peers, Stop, meet
 from pangu_sigma.launching.processes import LaunchError, Processes
 from pangu_sigma.launching.watchdog import Watchdog
@@ -51,6 +55,7 @@ class Job:
     address, port: those of the scheduler, on node 0; with several nodes the launchers use the port after it.
     facts: the values that all nodes must have in common, by name; they are compared if there are several nodes.
     ascend: True if every rank has an NPU, and cores are bound to ranks.
+    chip: the chip of the NPUs, which decides how many a node has, and their environment; of no account without `ascend`.
     restarts: number of times to start again after a failure.
     grace: seconds that ranks get to save when the launch is asked to stop.
     wait: seconds to wait for the other nodes.
@@ -65,6 +70,7 @@ class Job:
     address: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     ascend: bool = False
+    chip: Chip = "910a"
     restarts: int = 0
     grace: float = 10.0
     wait: float = 300.0
@@ -130,6 +136,9 @@ def dry_run(job: Job) -> str:
     all_of_it = sorted(_environment(job).items())
     environment = {k: v for k, v in all_of_it if k.startswith(_SHOWN) or os.environ.get(k) != v}
     lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
+    if job.ascend:
+        chip = CHIP_DATA[job.chip]
+        lines[0] += f": {job.local} of the {chip.per_host} {chip.title} of a server"
     for node in range(job.nodes):
         here = replace(job, node=node)
         ranks = here.ranks_here
@@ -146,6 +155,7 @@ def check_job(job: Job) -> None:
     if shutil.which("msrun", path=_environment(job)["PATH"]) is None:
         raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install -r requirements.txt")
     if job.ascend:
+        _check_chip(job.chip)
         devices = len(npus())
         if devices < job.local:
             raise LaunchError(
@@ -163,6 +173,8 @@ def check_numbers(job: Job) -> None:
         raise LaunchError(
             f"{job.ranks} processes cannot be divided among --nodes {job.nodes}: every node runs the same number; use a divisor"
         )
+    if job.ascend:
+        _check_room(job)
     if not 1024 <= job.port < 65_535:
         raise LaunchError(f"--master-port {job.port} is not allowed: it and the one after it must be in 1024 … 65535")
     for name, value, most in (
@@ -173,6 +185,29 @@ def check_numbers(job: Job) -> None:
     ):
         if not 0 <= value <= most:  # nor is NaN
             raise LaunchError(f"{name} {value:g} is not allowed: 0 to {most:,.0f}")
+
+
+def _check_room(job: Job) -> None:
+    """Raise LaunchError if a node is to run more ranks than a server of the chip has NPUs."""
+    chip = CHIP_DATA[job.chip]
+    if job.local > chip.per_host:
+        nodes = next(
+            n for n in range(job.nodes, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= chip.per_host
+        )
+        raise LaunchError(
+            f"--nodes {job.nodes}: the parallel section lays out {job.ranks} ranks, which makes {job.local} on each node, and a "
+            f"server of {chip.title} (parallel.chip={job.chip}) has {chip.per_host} NPUs; use --nodes {nodes}, or fewer ranks"
+        )
+
+
+def _check_chip(chip: Chip) -> None:
+    """Raise LaunchError if npu-smi is here and lists NPUs of another family."""
+    found = chip_of_host(Host())
+    if found is not None and family(found.name) != family(chip):
+        raise LaunchError(
+            f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {socket.gethostname()} has "
+            f"{CHIP_DATA[found.name].title} ({found.by}); use --chip {found.name}, or other nodes"
+        )
 
 
 def _check_port(address: str, port: int) -> None:
@@ -192,8 +227,10 @@ def _environment(job: Job) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }
-    if not job.ascend:  # ranks share the cores; on Ascend each is bound to its own
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.local)))
+    if job.ascend:
+        return chip_environment(job.chip) | environment
+    # ranks share the cores; on Ascend each is bound to its own
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.local)))
     return environment
 
 

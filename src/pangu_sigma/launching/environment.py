@@ -1,0 +1,112 @@
+"""Variables that CANN, HCCL and MindSpore read on Ascend, by chip, and which chip that is.
+
+Each gives way to a value that is set already. The launcher gives them to its ranks; `run_scripts/ascend_env.sh` takes them from
+here for any other shell: as a program this prints them. They are from CANN's documentation of environment variables; none of them
+has been measured on a device.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip
+from pangu_sigma.errors import UserError
+from pangu_sigma.launching.host.access import Host, NoAnswer
+from pangu_sigma.launching.host.npu_smi import chip_called, list_npus
+
+CHIP_VARIABLE = "PANGU_SIGMA_CHIP"
+"""Environment variable with the name of the chip."""
+
+_EVERY_CHIP = {
+    # Seconds that a rank waits for the others when a group is first used. They come there after compiling, which takes minutes and
+    # not equally long on all nodes; HCCL's own limit of 120 s would end a run that is only slow to start.
+    "HCCL_CONNECT_TIMEOUT": "1800",
+    # Seconds that a rank waits in a collective for one that is late: evaluating, or writing its part of a checkpoint. HCCL's own
+    # value, a multiple of 68, to which 910A rounds down. The launcher's --hang-timeout is shorter, so that it can name who hangs.
+    "HCCL_EXEC_TIMEOUT": "1836",
+    # MB that a group of ranks has to send in, and as many to receive in. HCCL's own value, and what `plan` counts with. What a rank
+    # sends at once should fit in it: with less, collectives get slower; with more, an NPU has less left for the model.
+    "HCCL_BUFFSIZE": "200",
+    # CANN writes a log a process, to ~/ascend/log unless told otherwise: on a cluster that is one folder for all nodes' processes.
+    "ASCEND_PROCESS_LOG_PATH": str(Path(tempfile.gettempdir()) / f"ascend_log_{os.getuid()}"),
+}
+
+
+class UnknownChip(UserError, ValueError):
+    """A chip's name that this project does not know."""
+
+
+@dataclass(frozen=True)
+class ChosenChip:
+    """A chip, and who says so."""
+
+    name: Chip
+    by: str
+
+
+def chip_environment(chip: Chip) -> dict[str, str]:
+    """What `chip` needs set, by name. Not among it, because it depends on the machines: HCCL_SOCKET_IFNAME, such as `=eth0`, the
+    network by which nodes find each other. Without it HCCL takes the first by name, which need not be the same one on all nodes."""
+    if CHIP_DATA[chip].saturates:
+        # 910A has neither infinity nor NaN in its arithmetic: an overflow becomes the largest number and raises a flag, at which
+        # MindSpore must look. HCCL_DETERMINISTIC does not exist for it.
+        return _EVERY_CHIP | {"MS_ASCEND_CHECK_OVERFLOW_MODE": "SATURATION_MODE"}
+    # Sums over ranks in one order, so that a run gives the same bits twice. `false`, HCCL's own value, is faster.
+    return _EVERY_CHIP | {"MS_ASCEND_CHECK_OVERFLOW_MODE": "INFNAN_MODE", "HCCL_DETERMINISTIC": "true"}
+
+
+def chip_in_environment(environment: Mapping[str, str]) -> ChosenChip | None:
+    """The chip that PANGU_SIGMA_CHIP names; None if it is not set. Raises UnknownChip."""
+    name = environment.get(CHIP_VARIABLE)
+    return ChosenChip(known_chip(name, CHIP_VARIABLE), CHIP_VARIABLE) if name else None
+
+
+def known_chip(name: str, source: str) -> Chip:
+    """The chip of a name. source: where the name was given, for the message. Raises UnknownChip."""
+    for chip in CHIP_NAMES:
+        if name == chip:
+            return chip
+    raise UnknownChip(f"{source}={name} is not a chip: {', '.join(CHIP_NAMES)}")
+
+
+def chip_of_host(host: Host) -> ChosenChip | None:
+    """The chip of the NPUs that npu-smi lists; None without npu-smi, and where it lists none that are known and alike."""
+    try:
+        names = {npu.name for npu in list_npus(host)}
+    except NoAnswer:
+        return None
+    chip = chip_called(names.pop()) if len(names) == 1 else None
+    return ChosenChip(chip, "npu-smi info") if chip else None
+
+
+def main(arguments: list[str], host: Host) -> str:
+    """A shell's `export` lines for the chip that the argument names, or PANGU_SIGMA_CHIP, or the NPUs'; else for 910A.
+
+    Which chip it is goes to standard error. Raises UnknownChip.
+    """
+    environment = host.environment
+    if arguments and arguments[0]:  # a script that sources ours passes "", so that its own arguments are not ours
+        chosen = ChosenChip(known_chip(arguments[0], "chip"), "the argument")
+    else:
+        nobody = ChosenChip("910a", f"nobody: neither an argument, nor {CHIP_VARIABLE}, nor npu-smi")
+        chosen = chip_in_environment(environment) or chip_of_host(host) or nobody
+    print(f"chip {chosen.name} ({CHIP_DATA[chosen.name].title}), said by {chosen.by}", file=sys.stderr)
+    wanted = {CHIP_VARIABLE: chosen.name} | chip_environment(chosen.name)
+    return "\n".join(
+        f"export {name}={shlex.quote(value)}"
+        for name, value in wanted.items()
+        if name == CHIP_VARIABLE or name not in environment
+    )
+
+
+if __name__ == "__main__":
+    try:
+        print(main(sys.argv[1:], Host()))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,107 @@
+"""The host as the checks see it: files below a root, and tools of the vendor and of the system. A test replaces both."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SECONDS = 30.0
+"""Longest that a tool may take to answer. npu-smi takes one or two; it hangs where the driver does. Our choice."""
+_TOOL_FOLDERS = ("usr/local/Ascend/driver/tools", "usr/local/sbin", "usr/local/bin")
+"""Folders where the driver's package puts its tools; not every PATH has them."""
+
+
+class NoAnswer(Exception):
+    """A tool that is not there, fails, or does not end. fix: what to do about it."""
+
+    def __init__(self, problem: str, fix: str):
+        super().__init__(problem)
+        self.fix = fix
+
+
+@dataclass(frozen=True)
+class Host:
+    """One server. root: the folder that its files are below. environment: variables of this shell, PATH for the tools among them.
+
+    mindspore: folder of the package; None: the installed one. mindspore_version: its version, empty if there is none.
+    """
+
+    root: Path = Path("/")
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    mindspore: Path | None = None
+    mindspore_version: str = field(default_factory=lambda: _version("mindspore"))
+
+    def path(self, name: str) -> Path:
+        """A file or folder of the host, such as `/etc/hccn.conf`."""
+        return self.root / name.lstrip("/")
+
+    def read(self, name: str) -> str | None:
+        """The text of a file; None if it is not there or may not be read."""
+        try:
+            return self.path(name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+
+    def values(self, name: str) -> dict[str, str]:
+        """The lines `key=value` of a file, as the vendor's version.info and hccn.conf have them; empty if it cannot be read."""
+        return assignments(self.read(name) or "")
+
+    def tool(self, name: str) -> str | None:
+        """The path of a tool; None if it is neither on PATH nor where the driver puts it."""
+        folders = [self.environment.get("PATH", os.defpath), *(str(self.root / folder) for folder in _TOOL_FOLDERS)]
+        return shutil.which(name, path=os.pathsep.join(folders))
+
+    def run(self, name: str, *arguments: str) -> str:
+        """What a tool prints. Raises NoAnswer."""
+        command = " ".join([name, *arguments])
+        program = self.tool(name)
+        if program is None:
+            raise NoAnswer(
+                f"{name} is not on PATH", f"{_WHOSE.get(name, f'install {name}')}, or add its folder to PATH"
+            )
+        try:
+            done = subprocess.run(
+                [program, *arguments], env=dict(self.environment), capture_output=True, text=True, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise NoAnswer(
+                f"{command} did not answer in {SECONDS:g} s", "the driver hangs: see dmesg, restart the host"
+            ) from None
+        except OSError as error:
+            raise NoAnswer(f"{command}: {error.strerror}", f"let this user run {program}") from error
+        if done.returncode:
+            said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+            raise NoAnswer(f"{command} ended with {done.returncode}, saying: {said}", f"mend what {name} names")
+        return done.stdout
+
+
+_WHOSE = {
+    "npu-smi": "install the Ascend driver, or mount its npu-smi, tools and libraries into the container",
+    "hccn_tool": "install the Ascend driver, or mount /usr/local/Ascend/driver into the container",
+}
+
+
+def assignments(text: str) -> dict[str, str]:
+    """The lines `key=value` of a text."""
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def listed_numbers(text: str) -> Iterator[int]:
+    """The numbers of a list such as 0-3,8, as the kernel writes them."""
+    for numbers in text.strip().split(","):
+        first, _, last = numbers.partition("-")
+        if first:
+            yield from range(int(first), int(last or first) + 1)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,83 @@
+"""All checks of a host with NPUs, in the order to read them: what comes later needs what comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from pangu_sigma.chips import Chip
+from pangu_sigma.launching.host import network_checks as network
+from pangu_sigma.launching.host import npu_checks as npu
+from pangu_sigma.launching.host import system_checks as system
+from pangu_sigma.launching.host import version_checks as versions
+from pangu_sigma.launching.host.access import Host, NoAnswer
+from pangu_sigma.launching.host.check import Check, wrong
+from pangu_sigma.launching.host.npu_smi import Npu, chip_called, list_npus
+
+
+def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path | None = None) -> Iterator[Check]:
+    """Look at everything that a host of Ascend needs. A fault is named once; what cannot be looked at without it is left out.
+
+    wanted: the chip that is asked for; None for whichever is there. by: who asks. run: a run folder whose storage is looked at.
+    """
+    listed, problem = _listed(host)
+    chip = wanted or (chip_called(listed[0].name) if listed else None)
+    checks: list[tuple[str, Callable[[], Check]]] = [("NPU devices", partial(npu.devices, host, listed))]
+    if problem is not None:
+        checks += [("npu-smi", lambda: problem)]
+    checks += [("driver", partial(versions.driver, host, chip)), ("firmware", partial(versions.firmware, host, listed))]
+    if listed:
+        checks += [
+            ("chip", partial(npu.chip, listed, wanted, by)),
+            ("NPU health", partial(npu.health, listed)),
+            ("free HBM", partial(npu.free_memory, listed)),
+        ]
+    checks += [("CANN", partial(versions.toolkit, host)), ("MindSpore's plugin", partial(versions.plugin, host))]
+    if chip is not None:
+        checks += [
+            ("CANN's operators", partial(versions.kernels, host, chip)),
+            ("ascend_ops", partial(versions.operators, host, chip)),
+        ]
+    if listed:
+        checks += [
+            ("hccn.conf", partial(network.addresses, host, listed)),
+            ("NPU links", partial(network.links, host, listed)),
+            ("NPU TLS", partial(network.tls, host, listed)),
+        ]
+    checks += [
+        ("HCCL interface", partial(network.interface, host)),
+        ("HCCL ports", partial(network.ports, host)),
+        ("connections", partial(network.backlog, host)),
+        ("cores", partial(system.cores, host, len(listed))),
+        ("large pages", partial(system.large_pages, host)),
+        ("clock", partial(system.clock, host)),
+    ]
+    if run is not None:
+        checks += [("run folder", partial(system.run_folder, host, run))]
+    for name, check in checks:
+        yield replace(_look(check), name=name)
+
+
+def _look(check: Callable[[], Check]) -> Check:
+    """The result of a check; what a tool does not answer, and a file that is not as it should be, is a failed one."""
+    try:
+        return check()
+    except NoAnswer as silent:
+        return wrong(str(silent), silent.fix)
+    except (OSError, ValueError) as problem:
+        return wrong(f"{type(problem).__name__}: {problem}", "mend what the message names")
+
+
+def _listed(host: Host) -> tuple[list[Npu], Check | None]:
+    """The NPUs that npu-smi lists, and what is wrong with it if it lists none."""
+    try:
+        listed = list_npus(host)
+    except NoAnswer as silent:
+        return [], wrong(str(silent), silent.fix)
+    if listed:
+        return listed, None
+    return [], wrong(
+        "npu-smi info lists no NPU", "load the driver; in a container, pass the devices on: --device /dev/davinci0 …"
+    )

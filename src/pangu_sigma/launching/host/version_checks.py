@@ -1,0 +1,168 @@
+"""Software below MindSpore: driver, firmware, CANN, the kernels of the chip, MindSpore's plugin, and our operators."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_sigma.chips import Chip
+from pangu_sigma.launching.host.access import Host, NoAnswer, assignments
+from pangu_sigma.launching.host.check import Check, fine, wrong
+from pangu_sigma.launching.host.npu_smi import Npu, family
+from pangu_sigma.npus import cann, missing_cann, missing_plugin
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a version of MindSpore was released with. cann, driver: the versions that are listed for it; None: not known to us.
+
+    takes: versions of CANN with which MindSpore loads without a warning (its own `run_check/_check_version.py`).
+    """
+
+    cann: str
+    driver: str | None
+    takes: tuple[str, ...]
+
+
+SUITES = {
+    "2.9": Suite("9.0.0", "26.0.RC1", ("8.2", "8.3", "8.5", "9.0")),
+    "2.10": Suite("9.1.0", None, ("8.2", "8.3", "8.5", "9.0", "9.1")),
+}
+"""By MindSpore's version. CANN and driver are those of MindSpore Transformers' tables: 1.9.0 for 2.9, 2.0.0 for 2.10."""
+
+COMPUTE_UNITS = {"910a": "ascend910", "910b": "ascend910b", "910_93": "ascend910_93"}
+"""What CANN calls a family of chips in the names of folders of compiled operators."""
+
+_KERNELS = "built-in/op_impl/ai_core/tbe/kernel"
+_OURS = "pangu_sigma"
+"""Name under which `ascend_ops/install.sh` installs our operators: its folder is vendors/pangu_sigma."""
+
+
+def driver(host: Host, chip: Chip | None) -> Check:
+    """The driver's version against the suite's. 910A is on no list of the suite, so any driver passes that drives it."""
+    file = f"{_driver_folder(host)}/driver/version.info"
+    version = host.values(file).get("Version")
+    suite = _suite(host)
+    if version is None:
+        fix = "install the Ascend driver, or mount /usr/local/Ascend/driver into the container"
+        return wrong(f"no version in {file}", fix)
+    if chip == "910a" or suite is None or suite.driver is None:
+        return fine(f"{version} (none is listed for this chip and this MindSpore)")
+    if _numbers(version)[:2] < _numbers(suite.driver)[:2]:
+        fix = f"install driver and firmware {suite.driver} or later, first the driver"
+        return wrong(f"{version}; MindSpore {host.mindspore_version} is listed with {suite.driver}", fix)
+    return fine(f"{version} (wants {suite.driver} or later)")
+
+
+def firmware(host: Host, listed: list[Npu]) -> Check:
+    """The firmware's version against the range that the driver names."""
+    folder = _driver_folder(host)
+    wanted = host.values(f"{folder}/driver/version.info").get("compatible_version_fw", "")
+    version = host.values(f"{folder}/firmware/version.info").get("Version")
+    version = version or _board(host, listed).get("Firmware Version", "")
+    limits = re.findall(r"[\d.]+", wanted)
+    if not _numbers(version):
+        return fine(f"not known here: a container without {folder}/firmware")
+    if len(limits) == 2 and not _numbers(limits[0]) <= _numbers(version)[:3] <= _numbers(limits[1]):
+        fix = "install the firmware of the driver's release, then restart the host"
+        return wrong(f"{version}; the driver takes {limits[0]} to {limits[1]}", fix)
+    return fine(f"{version} (the driver takes {' to '.join(limits) or 'any'})")
+
+
+def toolkit(host: Host) -> Check:
+    """CANN: that this shell has it, and its version against the suite's."""
+    folder, suite = cann(host.environment), _suite(host)
+    if missing := missing_cann(host.environment):
+        return wrong(missing.problem, missing.fix)
+    version = _cann_version(folder) if folder else None
+    if version is None:
+        fix = "install the whole toolkit: compiler/version.info is where MindSpore looks, too"
+        return wrong(f"{folder} does not say its version", fix)
+    if suite is None:
+        return fine(f"{version} in {folder} (which one MindSpore {host.mindspore_version} wants is not known)")
+    if _numbers(version)[:2] != _numbers(suite.cann)[:2]:
+        taken = ", ".join(suite.takes)
+        fix = f"install CANN {suite.cann} and source its set_env.sh (MindSpore itself loads with {taken})"
+        return wrong(f"{version} in {folder}; MindSpore {host.mindspore_version} wants {suite.cann}", fix)
+    return fine(f"{version} in {folder} (wants {suite.cann})")
+
+
+def kernels(host: Host, chip: Chip) -> Check:
+    """CANN's compiled operators for the chip, which are a package of their own."""
+    folder, unit = cann(host.environment), COMPUTE_UNITS[family(chip)]
+    path = Path(host.environment.get("ASCEND_OPP_PATH") or (folder or Path("CANN")) / "opp") / _KERNELS / unit
+    if path.is_dir() and any(path.iterdir()):
+        return fine(f"{unit} in {path}")
+    fix = f"install CANN's package of operators for this chip (Ascend-cann-…-ops), of the toolkit's version; it makes {path}"
+    return wrong(f"none for {unit}: {path} is not there or empty", fix)
+
+
+def plugin(host: Host) -> Check:
+    """MindSpore's plugin for Ascend."""
+    if missing := missing_plugin(host.mindspore):
+        return wrong(missing.problem, missing.fix)
+    return fine(f"of MindSpore {host.mindspore_version}")
+
+
+def operators(host: Host, chip: Chip) -> Check:
+    """Our operators (`ascend_ops/`), where CANN and MindSpore look for them."""
+    fix = "bash ascend_ops/build.sh, bash ascend_ops/install.sh FOLDER, and the two export lines that it prints"
+    path = next((p for p in _paths(host, "ASCEND_CUSTOM_OPP_PATH") if p.name == _OURS), None)
+    if path is None:
+        return wrong(f"ASCEND_CUSTOM_OPP_PATH names no folder vendors/{_OURS}", fix)
+    unit = COMPUTE_UNITS[family(chip)]
+    if not (path / "op_api/lib").is_dir():
+        return wrong(f"{path} has no op_api/lib: it was moved or removed", fix)
+    if path / "op_api/lib" not in _paths(host, "LD_LIBRARY_PATH"):
+        return wrong(f"LD_LIBRARY_PATH has no {path}/op_api/lib, which MindSpore loads", fix)
+    if not (path / "op_impl/ai_core/tbe/kernel" / unit).is_dir():
+        return wrong(f"{path} was not built for {unit}", f"bash ascend_ops/build.sh {unit}, then install.sh again")
+    return fine(f"in {path}, built for {unit}")
+
+
+def _suite(host: Host) -> Suite | None:
+    return SUITES.get(".".join(host.mindspore_version.split(".")[:2]))
+
+
+def _driver_folder(host: Host) -> str:
+    """The folder that driver and firmware were installed into, which the driver's installer notes."""
+    return host.values("/etc/ascend_install.info").get("Driver_Install_Path_Param", "/usr/local/Ascend")
+
+
+def _board(host: Host, listed: list[Npu]) -> dict[str, str]:
+    """The lines `key : value` that npu-smi prints of the first NPU's board; empty without one."""
+    if not listed:
+        return {}
+    try:
+        text = host.run("npu-smi", "info", "-t", "board", "-i", str(listed[0].card))
+    except NoAnswer:
+        return {}
+    return assignments(text.replace(" : ", "="))
+
+
+def _cann_version(folder: Path) -> str | None:
+    """The version of a toolkit, by the file that MindSpore reads, else by the installer's."""
+    for file, key in ((folder / "compiler/version.info", "Version"), *((f, "version") for f in _installed(folder))):
+        try:
+            version = assignments(file.read_text(encoding="utf-8")).get(key)
+        except OSError:
+            continue
+        if version:
+            return version
+    return None
+
+
+def _installed(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*-linux/ascend_toolkit_install.info"))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: 26.0.RC1 → (26, 0)."""
+    begin = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, begin[0].split("."))) if begin else ()
+
+
+def _paths(host: Host, variable: str) -> list[Path]:
+    return [Path(path) for path in host.environment.get(variable, "").split(os.pathsep) if path]
