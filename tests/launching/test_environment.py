@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from helpers.ascend_host import AscendHost
 
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES
+from pangu_sigma.cli import _parser
 from pangu_sigma.launching.environment import (
     UnknownChip,
     chip_environment,
@@ -87,3 +89,28 @@ def test_ascend_env_sh_sets_it_for_a_shell_that_stands_anywhere(tmp_path, strict
     code = f"source {shlex.quote(script)} 911 || echo refused"
     done = subprocess.run(["bash", "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, "chip=911 is not a chip" in done.stderr) == ("refused\n", True)
+
+
+def test_the_page_and_the_container_file_name_what_is_there():
+    page = (ROOT / "src/pangu_sigma/launching/README.md").read_text(encoding="utf-8")
+    container = (ROOT / "run_scripts/ascend.Dockerfile").read_text(encoding="utf-8")
+    files = set(re.findall(r"(?:run_scripts|ascend_ops)/[\w.]+\.\w+", page + container))
+    files |= {name for line in re.findall(r"^COPY (.*) \S+$", container, re.MULTILINE) for name in line.split()}
+    assert len(files) > 10
+    assert sorted(name for name in files if not (ROOT / name).exists()) == []
+    assert len(page.splitlines()) <= 200
+
+
+def test_the_page_s_commands_are_understood():
+    page = (ROOT / "src/pangu_sigma/launching/README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    (small,) = [line.split("=", 1)[1].strip('"') for line in lines if line.startswith("small=")]
+    understood = 0
+    for line in lines:
+        line = line.replace("$small", small).replace("--node-rank R", "--node-rank 1").split("#")[0]
+        if found := re.match(r"(?:bash run_scripts/msrun_\w+\.sh|pangu-sigma(?= ))(.*)", line):
+            command = ["launch"] if line.startswith("bash") else []
+            _parser().parse_args([*command, *shlex.split(found[1])])
+            understood += 1
+    assert understood >= 8

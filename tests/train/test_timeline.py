@@ -14,7 +14,7 @@ from mindspore import Tensor, nn, ops
 from pangu_sigma.train.loop import train
 from pangu_sigma.train.metrics import read_metrics
 from pangu_sigma.train.timeline import STEPS as SEEN
-from pangu_sigma.train.timeline import NoTimeline, Timeline
+from pangu_sigma.train.timeline import NoTimeline, Timeline, watched
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -58,6 +58,11 @@ def test_a_run_that_ends_early_leaves_what_was_seen_and_one_of_a_step_nothing(tm
                 timeline.step_done(step)
     assert [event["name"] for event in events_of(tmp_path / "early") if event["pid"] == 1] == ["step", "step"]
     assert not (tmp_path / "one/profile/trace.json").exists()
+
+
+def test_on_ascend_the_npu_is_watched_too():
+    assert [activity.value for activity in watched("CPU")] == ["CPU"]
+    assert [activity.value for activity in watched("Ascend")] == ["CPU", "NPU"]
 
 
 def test_without_being_asked_for_nothing_is_seen():
