@@ -93,7 +93,7 @@ def test_paths_of_a_launch_are_relative_to_the_folder_of_the_user(script, option
     for words in printed:
         assert words[words.index("train") :][:4] == ["train", "conf.yaml", "--run", "runs/x"]
         assert "--log_dir=runs/x/logs/START" in words
-    assert ("HCCL_CONNECT_TIMEOUT" in done.stdout) == (script != "msrun_cpu.sh")  # ascend_env.sh was found
+    assert ("HCCL_CONNECT_TIMEOUT" in done.stdout) == (script != "msrun_cpu.sh")  # the settings for NPUs
     assert set(folder.rglob("*")) == before
 
 

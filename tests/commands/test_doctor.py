@@ -128,7 +128,10 @@ def test_the_chip_is_asked_for_by_option_environment_or_run(tmp_path: Path):
     assert f"the configuration of {run} says 910b3, and PANGU_SIGMA_CHIP 910_93" in found["configured chip"].found
     found = chip_checks(machine, "910b", run)
     assert list(found) == ["chip"]
-    assert found["chip"].ok, "a bin is of the family"
+    assert found["chip"].ok
+    assert "as --chip says" in found["chip"].found
+    found = chip_checks(machine, "910b1")
+    assert (found["chip"].ok, "--chip says 910b1, another bin" in found["chip"].found) == (True, True)
 
 
 def test_a_demanded_host_is_looked_at_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -109,7 +109,7 @@ def test_the_page_s_commands_are_understood():
     understood = 0
     for line in lines:
         line = line.replace("$small", small).replace("--node-rank R", "--node-rank 1").split("#")[0]
-        if found := re.match(r"(?:bash run_scripts/msrun_\w+\.sh|pangu-sigma(?= ))(.*)", line):
+        if found := re.match(r"(?:bash (?:run_scripts|\$S)/msrun_\w+\.sh|pangu-sigma(?= ))(.*)", line):
             command = ["launch"] if line.startswith("bash") else []
             _parser().parse_args([*command, *shlex.split(found[1])])
             understood += 1

@@ -52,7 +52,9 @@ def chip(listed: list[Npu], wanted: Chip | None, by: str) -> Check:
     if total < expected:
         fix = "plan for the chip that is here: --chip, whose memory `plan` counts with"
         return wrong(f"{found}; HBM of {total} MB, and {wanted or known} is planned with {expected} MB", fix)
-    return fine(found if wanted is None else f"{found}, as {by} says")
+    if wanted is None:
+        return fine(found)
+    return fine(f"{found}, as {by} says" if CHIP_DATA[wanted] == data else f"{found}; {by} says {wanted}, another bin")
 
 
 def health(listed: list[Npu]) -> Check:
