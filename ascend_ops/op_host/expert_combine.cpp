@@ -13,21 +13,24 @@ using namespace ascend_ops_host;
 class ExpertCombine : public OpDef {
  public:
   explicit ExpertCombine(const char *name) : OpDef(name) {
-    this->Input("rows").ParamType(REQUIRED).DataType(RowTypes(true)).Format(Formats(true));
-    this->Input("inverse").ParamType(REQUIRED).DataType(IndexTypes(true)).Format(Formats(true));
-    this->Input("residual").ParamType(OPTIONAL).DataType(RowTypes(true)).Format(Formats(true));
-    this->Output("out").ParamType(REQUIRED).DataType(RowTypes(true)).Format(Formats(true));
+    Declare(*this, true);
     this->SetInferShape(InferRowShape).SetInferDataType(InferRowDataType);
     this->AICore().SetTiling(optiling::TileExpertCombine);
     this->AICore().AddConfig("ascend910b").AddConfig("ascend910_93");
 
     OpAICoreConfig ascend910;
     ascend910.DynamicCompileStaticFlag(true).DynamicRankSupportFlag(true).DynamicShapeSupportFlag(true);
-    ascend910.Input("rows").ParamType(REQUIRED).DataType(RowTypes(false)).Format(Formats(false));
-    ascend910.Input("inverse").ParamType(REQUIRED).DataType(IndexTypes(false)).Format(Formats(false));
-    ascend910.Input("residual").ParamType(OPTIONAL).DataType(RowTypes(false)).Format(Formats(false));
-    ascend910.Output("out").ParamType(REQUIRED).DataType(RowTypes(false)).Format(Formats(false));
+    Declare(ascend910, false);
     this->AICore().AddConfig("ascend910", ascend910);
+  }
+
+ private:
+  template <typename Definition>
+  static void Declare(Definition &definition, bool bfloat16) {
+    definition.Input("rows").ParamType(REQUIRED).DataType(RowTypes(bfloat16)).Format(Formats(bfloat16)).AutoContiguous();
+    definition.Input("inverse").ParamType(REQUIRED).DataType(IndexTypes(bfloat16)).Format(Formats(bfloat16)).AutoContiguous();
+    definition.Input("residual").ParamType(OPTIONAL).DataType(RowTypes(bfloat16)).Format(Formats(bfloat16)).AutoContiguous();
+    definition.Output("out").ParamType(REQUIRED).DataType(RowTypes(bfloat16)).Format(Formats(bfloat16));
   }
 };
 OP_ADD(ExpertCombine);

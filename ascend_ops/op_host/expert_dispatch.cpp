@@ -14,19 +14,23 @@ using namespace ascend_ops_host;
 class ExpertDispatch : public OpDef {
  public:
   explicit ExpertDispatch(const char *name) : OpDef(name) {
-    this->Input("x").ParamType(REQUIRED).DataType(RowTypes(true)).Format(Formats(true));
-    this->Input("order").ParamType(REQUIRED).DataType(IndexTypes(true)).Format(Formats(true));
-    this->Output("rows").ParamType(REQUIRED).DataType(RowTypes(true)).Format(Formats(true));
+    Declare(*this, true);
     this->SetInferShape(InferRowShape).SetInferDataType(InferRowDataType);
     this->AICore().SetTiling(optiling::TileExpertDispatch);
     this->AICore().AddConfig("ascend910b").AddConfig("ascend910_93");
 
     OpAICoreConfig ascend910;
     ascend910.DynamicCompileStaticFlag(true).DynamicRankSupportFlag(true).DynamicShapeSupportFlag(true);
-    ascend910.Input("x").ParamType(REQUIRED).DataType(RowTypes(false)).Format(Formats(false));
-    ascend910.Input("order").ParamType(REQUIRED).DataType(IndexTypes(false)).Format(Formats(false));
-    ascend910.Output("rows").ParamType(REQUIRED).DataType(RowTypes(false)).Format(Formats(false));
+    Declare(ascend910, false);
     this->AICore().AddConfig("ascend910", ascend910);
+  }
+
+ private:
+  template <typename Definition>
+  static void Declare(Definition &definition, bool bfloat16) {
+    definition.Input("x").ParamType(REQUIRED).DataType(RowTypes(bfloat16)).Format(Formats(bfloat16)).AutoContiguous();
+    definition.Input("order").ParamType(REQUIRED).DataType(IndexTypes(bfloat16)).Format(Formats(bfloat16)).AutoContiguous();
+    definition.Output("rows").ParamType(REQUIRED).DataType(RowTypes(bfloat16)).Format(Formats(bfloat16));
   }
 };
 OP_ADD(ExpertDispatch);

@@ -61,6 +61,10 @@ inline ge::graphStatus InferRowDataType(gert::InferDataTypeContext *context) {
   return context->SetOutputDataType(0, context->GetInputDataType(0));
 }
 
+// What operators declare of their arguments, they declare twice, in a function Declare: for the chips with bfloat16, and for 910A,
+// whose list replaces all that the first says of an argument. AutoContiguous has a strided view copied before the launch: a kernel
+// sees addresses and no strides, and would read the view's memory as if its rows followed each other.
+//
 // One column a dtype the kernel is compiled for; 910A has no bfloat16.
 inline std::vector<ge::DataType> RowTypes(bool bfloat16) {
   std::vector<ge::DataType> types{ge::DT_FLOAT, ge::DT_FLOAT16};

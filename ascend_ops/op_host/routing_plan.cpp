@@ -38,7 +38,7 @@ namespace ops {
 class RoutingPlan : public OpDef {
  public:
   explicit RoutingPlan(const char *name) : OpDef(name) {
-    this->Input("experts").ParamType(REQUIRED).DataType({ge::DT_INT32}).Format({ge::FORMAT_ND});
+    this->Input("experts").ParamType(REQUIRED).DataType({ge::DT_INT32}).Format({ge::FORMAT_ND}).AutoContiguous();
     this->Output("order").ParamType(REQUIRED).DataType({ge::DT_INT32}).Format({ge::FORMAT_ND});
     this->Output("inverse").ParamType(REQUIRED).DataType({ge::DT_INT32}).Format({ge::FORMAT_ND});
     this->Output("offsets").ParamType(REQUIRED).DataType({ge::DT_INT32}).Format({ge::FORMAT_ND});
