@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mindspore as ms
 from mindspore import ops
@@ -24,8 +24,7 @@ class Signature:
     name: str
     inputs: dict[str, int]
     outputs: dict[str, int]
-    rows: tuple[str, ...] = ()
-    attributes: dict[str, int] = field(default_factory=dict)
+    rows: tuple[str, ...]
 
 
 def device_op(signature: Signature, shapes: Callable, dtypes: Callable) -> ops.Custom:
@@ -49,10 +48,8 @@ def _registration(signature: Signature) -> dict:
         info = info.input(i, name, "required")
     for i, name in enumerate(signature.outputs):
         info = info.output(i, name, "required")
-    for name, value in signature.attributes.items():
-        info = info.attr(name, "required", "int", value=value)
     names = [*signature.inputs, *signature.outputs]
-    for dtype in _ROWS if signature.rows else _ROWS[:1]:
+    for dtype in _ROWS:
         info = info.dtype_format(*(dtype if name in signature.rows else DataType.I32_Default for name in names))
     return info.target("Ascend").get_op_info()
 

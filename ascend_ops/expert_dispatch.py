@@ -1,4 +1,4 @@
-"""Rows to their experts and back, and the plan that says where they go. One front for both devices, GRAPH and PyNative.
+"""Rows to their experts and back, on both devices, and the plan that says where they go, on the host. GRAPH and PyNative.
 
 Shape suffixes: T tokens, M sorted rows (T, or experts · capacity when padded), H hidden, K experts.
 
@@ -18,6 +18,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from ascend_ops.device import Signature, device_op
+from ascend_ops.host import host_op
 
 DISPATCH = Signature("ExpertDispatch", {"x": 2, "order": 1}, {"rows": 2}, rows=("x", "rows"))
 COMBINE = Signature(
@@ -73,7 +74,9 @@ class ExpertCombine(nn.Cell):
 
 
 class MakeRoutingPlan(nn.Cell):
-    """Stable counting sort of expert ids: the operator `RoutingPlan`.
+    """Stable counting sort of expert ids on the host: the operator `RoutingPlan`, for a router that decides inside the graph.
+
+    There is none for the device: the plans of Random Routed Experts are known before the step, where the batch is read.
 
     construct(experts_T) -> order_T, inverse_T, offsets_K1, int32: expert k has the sorted rows offsets[k] … offsets[k + 1] - 1.
     experts: K, at least 1. Raises TypeError or ValueError as `ExpertDispatch`, RuntimeError (kernel check 4) for an id outside 0 …
@@ -84,9 +87,7 @@ class MakeRoutingPlan(nn.Cell):
         super().__init__()
         if experts < 1:
             raise ValueError(f"RoutingPlan: experts={experts} is not allowed; a plan needs at least 1 expert")
-        outputs = {"order": 1, "inverse": 1, "offsets": 1}
-        signature = Signature("RoutingPlan", {"experts": 1}, outputs, attributes={"stored": experts})
-        self.op = device_op(signature, lambda e: (e, e, (experts + 1,)), lambda e: (e, e, e))
+        self.op = host_op("RoutingPlan", lambda e: (e, e, (experts + 1,)), lambda e: (e, e, e))
 
     def construct(self, experts_T):
         check_index("RoutingPlan", experts_T, "experts", None, "")

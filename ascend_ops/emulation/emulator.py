@@ -62,7 +62,7 @@ def compile_emulator(chip: str, dtype: str, project: Path = PROJECT, folder: Pat
 
 
 class Emulator:
-    """The three operators on one emulated chip, in one dtype. bfloat16 arrays are their bits, uint16.
+    """The two operators on one emulated chip, in one dtype. bfloat16 arrays are their bits, uint16.
 
     Every call runs the kernel block after block on guarded copies of its arguments and raises KernelError when a rule is broken;
     `cores` is the number of cores the tiling may use (default: the chip's), `reverse` runs the last block first.
@@ -92,15 +92,6 @@ class Emulator:
         reverse: bool = False,
     ) -> np.ndarray:
         return self._rows("expert_combine", rows_MH, inverse_T, residual_TH, cores, reverse)
-
-    def routing_plan(
-        self, experts_T: np.ndarray, stored: int, *, cores: int | None = None, reverse: bool = False
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(order [T], inverse [T], offsets [K + 1]) of ids below `stored` = K."""
-        tokens = len(experts_T)
-        out = [np.zeros(size, np.int32) for size in (tokens, tokens, stored + 1)]
-        self._run("routing_plan", [np.ascontiguousarray(experts_T, np.int32), *out], (tokens, stored), cores, reverse)
-        return out[0], out[1], out[2]
 
     def transfers(self, kind: str) -> np.ndarray:
         """Bytes of each transfer of the last call: "load" and "store" between GM and the UB, "scalar" reads of GM."""

@@ -5,7 +5,6 @@
 #include "../op_host/tiling.h"
 #include "../op_kernel/expert_combine.cpp"
 #include "../op_kernel/expert_dispatch.cpp"
-#include "../op_kernel/routing_plan.cpp"
 
 namespace {
 using ascend_ops_host::Chip;
@@ -48,20 +47,6 @@ void RunRows(bool combine, uint32_t cores, bool reversed, void **data, const int
   Out(data[3], out, bytes);
   *blocks = t.cores;
 }
-
-void RunPlan(uint32_t cores, bool reversed, void **data, const int64_t *sizes, int64_t *blocks) {
-  const int64_t tokens = sizes[0], experts = sizes[1];
-  PlanTilingData t;
-  ascend_ops_host::TilePlan(ChipOf(cores), tokens, experts, &t);
-  uint8_t *ids = In(data[0], tokens * 4), *order = emulation::GmAllocate(tokens * 4), *inverse = emulation::GmAllocate(tokens * 4);
-  uint8_t *offsets = emulation::GmAllocate((experts + 1) * 4);
-  emulation::Launch(t.cores, reversed,
-                    [&] { routing_plan(ids, order, inverse, offsets, nullptr, reinterpret_cast<uint8_t *>(&t)); });
-  Out(data[1], order, tokens * 4);
-  Out(data[2], inverse, tokens * 4);
-  Out(data[3], offsets, (experts + 1) * 4);
-  *blocks = t.cores;
-}
 }  // namespace
 
 // Returns nullptr, or the rule that the kernel broke. data: inputs, then outputs; expert_dispatch has no residual (data[2]).
@@ -71,12 +56,7 @@ extern "C" const char *run(const char *op, int cores, int reversed, void **data,
   world.gm.clear();
   world.transfers.clear();
   try {
-    const std::string name = op;
-    if (name == "routing_plan") {
-      RunPlan(cores, reversed != 0, data, sizes, blocks);
-    } else {
-      RunRows(name == "expert_combine", cores, reversed != 0, data, sizes, blocks);
-    }
+    RunRows(std::string(op) == "expert_combine", cores, reversed != 0, data, sizes, blocks);
   } catch (const emulation::Error &broken) {
     error = broken.what();
     return error.c_str();

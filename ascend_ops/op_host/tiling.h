@@ -21,9 +21,6 @@ constexpr uint32_t MOST_GROUP_ROWS = 256;
 constexpr uint32_t MOST_INDICES = 2048;
 constexpr uint32_t ZERO_BYTES = 16 * 1024;
 constexpr uint32_t CAST_ELEMENTS = 2048;
-constexpr uint32_t MOST_EXPERTS = 4096;
-constexpr uint32_t ID_TILE = 2048;
-constexpr uint32_t WINDOW_TILE = 8192;
 
 inline uint64_t CeilDiv(uint64_t a, uint64_t b) {
   return (a + b - 1) / b;
@@ -81,18 +78,6 @@ inline void TileRows(const Chip &chip, uint32_t sourceRows, uint32_t rows, uint3
   const uint64_t capacity = std::min(MOST_BYTES, AlignDown((chip.ubBytes - fixedBytes) / buffers, BLOCK_BYTES));
   FitBuffer(capacity, elementBytes, mostRows, !chip.hasPad && cols < lane, t);
   t->indexTile = static_cast<uint32_t>(AlignDown(MOST_INDICES, 8 * t->groupRows));
-}
-
-// RoutingPlan. experts at most MOST_EXPERTS.
-inline void TilePlan(const Chip &chip, uint32_t tokens, uint32_t experts, PlanTilingData *t) {
-  *t = PlanTilingData{};
-  t->tokens = tokens;
-  t->experts = experts;
-  t->tokensPerCore = static_cast<uint32_t>(std::max<uint64_t>(8, AlignUp(CeilDiv(tokens, chip.cores), 8)));
-  t->cores = static_cast<uint32_t>(std::max<uint64_t>(1, CeilDiv(tokens, t->tokensPerCore)));
-  if (t->cores > 1 && tokens - (t->cores - 1) * t->tokensPerCore < 8) --t->cores;  // every core owns a whole 32 B block
-  t->idTile = ID_TILE;
-  t->windowTile = WINDOW_TILE;
 }
 
 // Bytes that cross the GM bus, and the fewest possible: every row read once and written once, every index read once.

@@ -17,14 +17,4 @@ struct RowsTilingData {
   uint32_t zeroTile;   // elements of the buffer that zero rows are stored from
   uint32_t castTile;   // bfloat16 with residual: elements added in float at a time
 };
-
-// RoutingPlan: stable counting sort of expert ids.
-struct PlanTilingData {
-  uint32_t tokens;
-  uint32_t experts;
-  uint32_t cores;          // as above
-  uint32_t tokensPerCore;  // a multiple of 8
-  uint32_t idTile;         // ids in the UB at a time, a multiple of 8; buffers hold 8 more
-  uint32_t windowTile;     // entries of `order` sorted in one pass over the ids, a multiple of 8; the buffer holds 8 more
-};
 #endif

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers.kernel_cases import TARGETS, check_everything, check_plan, check_rows, gather_oracle, random_rows
+from helpers.kernel_cases import TARGETS, check_everything, check_rows, gather_oracle, random_rows
 
 from ascend_ops.emulation import CompileError, Emulator, KernelError, bytes_ratio, compile_emulator
 
@@ -87,13 +87,6 @@ def test_dispatch_there_and_back(emulators: Emulators, target):
     assert not back[inverse < 0].any()
 
 
-@pytest.mark.parametrize("chip", ["910A", "910B"])
-@pytest.mark.parametrize("tokens", [0, 1, 7, 8, 9, 17, 100, 2049, 2055, 2056, 5000])
-def test_plan(emulators: Emulators, chip, tokens):
-    for stored, cores in itertools.product([1, 2, 6, 7, 8, 64, 4096], [1, 3, 48]):
-        check_plan(emulators[chip, "float32"], tokens, stored, cores, reverse=cores == 3)
-
-
 @by_target
 def test_an_index_out_of_range_is_seen(emulators: Emulators, target):
     emulator = emulators[target]
@@ -103,13 +96,6 @@ def test_an_index_out_of_range_is_seen(emulators: Emulators, target):
             emulator.expert_dispatch(x, np.array([0, bad], np.int32))
         with pytest.raises(KernelError, match=r"\[range\]"):
             emulator.expert_combine(x, np.array([0, bad], np.int32), x[:2])
-
-
-@by_target
-def test_an_expert_out_of_range_is_seen(emulators: Emulators, target):
-    for bad in (-1, 1000):
-        with pytest.raises(KernelError, match=r"\[(range|uninitialised)\]"):
-            emulators[target].routing_plan(np.array([0, bad, 1], np.int32), 4)
 
 
 def test_910a_has_no_bfloat16(tmp_path):

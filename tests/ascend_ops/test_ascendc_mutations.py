@@ -1,8 +1,7 @@
 """Every mutation of a kernel or its tiling is caught by the compiler, by a rule of the emulation, or by a wrong result.
 
 This is the evidence that the emulation would notice if the shipped kernels had such a defect. Left out, because nothing can
-see them, are mutations that change no behaviour: one more barrier, a larger buffer, and the upper bound of a window in
-routing_plan.cpp, whose extra entry falls into the room that the buffer has for it.
+see them, are mutations that change no behaviour: one more barrier, a larger buffer.
 """
 
 from __future__ import annotations
@@ -37,13 +36,12 @@ def dropped(name: str, file: str, line: str, caught: str, chip: str = "910B", dt
     return Mutation(f"dropped {name}", file, line, "", caught, chip, dtype)
 
 
-MOVE, ADD, TINY, CHIP, INDEX, PLAN, TILING = (
+MOVE, ADD, TINY, CHIP, INDEX, TILING = (
     "op_kernel/move_rows.h",
     "op_kernel/add_rows.h",
     "op_kernel/tiny_rows.h",
     "op_kernel/chip.h",
     "op_kernel/index_tile.h",
-    "op_kernel/routing_plan.cpp",
     "op_host/tiling.h",
 )
 LACKING = (
@@ -63,10 +61,6 @@ MUTATIONS = [
     dropped("V_MTE3 after the flat sum", TINY, "      Sync<HardEvent::V_MTE3>();", "[sync]", "910A"),
     dropped("S_MTE3 before a flat tile is stored", TINY, "      Sync<HardEvent::S_MTE3>();", "[sync]", "910A"),
     dropped("MTE3_S before a flat tile is refilled", TINY, "    Sync<HardEvent::MTE3_S>();", "[sync]", "910A"),
-    dropped("V_S before ids are counted", PLAN, "    Sync<HardEvent::V_S>();", "[sync]"),
-    dropped("S_MTE3 before the plan is stored", PLAN, "    Sync<HardEvent::S_MTE3>();", "[sync]"),
-    dropped("S_MTE3 before the plan is stored, 910A", PLAN, "    Sync<HardEvent::S_MTE3>();", "[sync]", "910A"),
-    dropped("MTE3_S before the plan is overwritten", PLAN, "    Sync<HardEvent::MTE3_S>();", "[sync]"),
     dropped("SetFlag", CHIP, "  SetFlag<event>(id);\n", "[flags]"),
     dropped("WaitFlag", CHIP, "  WaitFlag<event>(id);\n", "["),
     dropped(
@@ -148,7 +142,6 @@ MUTATIONS = [
     Mutation(
         "last core ignores the rest", CHIP, "== cores ? total - begin : perCore", "== cores ? perCore : perCore", "["
     ),
-    Mutation("offsets written by every core", PLAN, "if (GetBlockIdx() == 0) Store", "Store", "[cores]"),
     Mutation(
         "tail not shifted back", CHIP, STORE_TAIL, STORE_TAIL.replace("at + n - Lane<T>()", "at + whole"), "[", "910A"
     ),
@@ -180,8 +173,6 @@ MUTATIONS = [
         "[",
         "910A",
     ),
-    Mutation("short last tile of ids", PLAN, "left < tile + 8 ?", "left < tile ?", "[range]", "910A"),
-    Mutation("plan tail taken from the front", PLAN, "from.GetValue(n - 8 + i)", "from.GetValue(i)", "wrong", "910A"),
     # what the chip lacks
     Mutation(
         "DataCopyPad on 910A",
@@ -239,16 +230,6 @@ MUTATIONS = [
     Mutation(
         "index tail read as a block", INDEX, "n / Lane<int32_t>() * Lane<int32_t>() : n", "n : n", "wrong", "910A"
     ),
-    Mutation(
-        "order and inverse swapped",
-        PLAN,
-        "op.Init(experts, order, inverse,",
-        "op.Init(experts, inverse, order,",
-        "wrong",
-    ),
-    Mutation("unstable sort", PLAN, "static_cast<int32_t>(row + 1)", "static_cast<int32_t>(row)", "["),
-    Mutation("offsets shifted by one expert", PLAN, "(ids.At(i)) + 1;", "(ids.At(i));", ""),
-    Mutation("first row of a window left out", PLAN, "row >= windowBegin &&", "row > windowBegin &&", ""),
 ]
 
 

