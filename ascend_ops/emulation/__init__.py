@@ -1,13 +1,20 @@
-"""Host emulation of the Ascend C subset that the kernels of `op_kernel/` use: unchanged, with the rules checked."""
+"""Host emulation of the Ascend C subset that the kernels of `op_kernel/` use, and a stand-in for what calls `op_host/`: both are
+compiled unchanged, with the rules checked."""
 
-from ascend_ops.emulation.emulator import (
-    CHIPS,
-    DTYPES,
-    CompileError,
-    Emulator,
-    KernelError,
-    bytes_ratio,
-    compile_emulator,
-)
+from ascend_ops.emulation.emulator import CHIPS, DTYPES, Emulator, KernelError, bytes_ratio, compile_emulator
+from ascend_ops.emulation.op_host import SOCS, Argument, Launch, OpHost, TilingError, compile_host
 
-__all__ = ["CHIPS", "DTYPES", "CompileError", "Emulator", "KernelError", "bytes_ratio", "compile_emulator"]
+__all__ = [
+    "CHIPS",
+    "DTYPES",
+    "SOCS",
+    "Argument",
+    "Emulator",
+    "KernelError",
+    "Launch",
+    "OpHost",
+    "TilingError",
+    "bytes_ratio",
+    "compile_emulator",
+    "compile_host",
+]

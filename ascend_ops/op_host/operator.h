@@ -30,7 +30,7 @@ inline ge::graphStatus TileRowOperator(gert::TilingContext *context, const gert:
   const gert::Shape source = context->GetInputShape(0)->GetStorageShape();
   const gert::Shape index = context->GetInputShape(1)->GetStorageShape();
   if (source.GetDimNum() != 2 || index.GetDimNum() != 1) return ge::GRAPH_FAILED;
-  const int64_t most = UINT32_MAX, rows = index.GetDim(0), cols = source.GetDim(1);
+  const int64_t most = INT32_MAX, rows = index.GetDim(0), cols = source.GetDim(1);
   if (source.GetDim(0) > most || rows > most || cols > most) return ge::GRAPH_FAILED;
   if (residual != nullptr) {
     const gert::Shape shape = residual->GetStorageShape();

@@ -1,4 +1,4 @@
-"""Every mutation of a kernel or its tiling is caught by the compiler, by a rule of the emulation, or by a wrong result.
+"""Every mutation of a kernel or its host side is caught by the compiler, by a rule of the emulation, or by a wrong result.
 
 This is the evidence that the emulation would notice if the shipped kernels had such a defect. Left out, because nothing can
 see them, are mutations that change no behaviour: one more barrier, a larger buffer.
@@ -9,14 +9,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers.host_cases import check_host
 from helpers.kernel_cases import check_everything
 
-from ascend_ops.emulation import CompileError, Emulator, KernelError, compile_emulator
-from ascend_ops.emulation.emulator import FOLDERS, PROJECT
+from ascend_ops.emulation import Emulator, KernelError, OpHost, TilingError, compile_emulator, compile_host
+from ascend_ops.emulation.compiling import FOLDERS, PROJECT
+from ascend_ops.errors import BuildError
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Mutation:
     chip: str = "910B"
     dtype: str = "float16"
 
+    @property
+    def on_host(self) -> bool:
+        """True of the operators' host side, which is compiled for itself, and runs with the kernels as shipped."""
+        return self.file.startswith("op_host")
+
 
 def dropped(name: str, file: str, line: str, caught: str, chip: str = "910B", dtype: str = "float16") -> Mutation:
     return Mutation(f"dropped {name}", file, line, "", caught, chip, dtype)
@@ -44,6 +52,7 @@ MOVE, ADD, TINY, CHIP, INDEX, TILING = (
     "op_kernel/index_tile.h",
     "op_host/tiling.h",
 )
+HOST, DISPATCH_HOST, COMBINE_HOST = "op_host/operator.h", "op_host/expert_dispatch.cpp", "op_host/expert_combine.cpp"
 LACKING = (
     "910A has no DataCopyPad",
     "910A has no bfloat16",
@@ -230,6 +239,54 @@ MUTATIONS = [
     Mutation(
         "index tail read as a block", INDEX, "n / Lane<int32_t>() * Lane<int32_t>() : n", "n : n", "wrong", "910A"
     ),
+    # the host side: definitions, the chip, shapes, dtypes
+    Mutation("cube cores for vector cores", HOST, "GetCoreNumAiv()", "GetCoreNumAic()", "wrong tiling"),
+    Mutation(
+        "AI cores for vector cores", HOST, "platform.GetCoreNumAiv() :", "platform.GetCoreNum() :", "wrong tiling"
+    ),
+    Mutation(
+        "all cores launched", HOST, "Launch(context, tiling->cores)", "Launch(context, ReadChip(context).cores)", "["
+    ),
+    Mutation("element size of the index", HOST, "GetInputDesc(0)->", "GetInputDesc(1)->", "["),
+    Mutation("four bytes an element", HOST, "ge::GetSizeByDataType(dtype)", "4", "[range]"),
+    Mutation("rows of the source inferred", HOST, "? index->GetDim(0)", "? source->GetDim(0)", "wrong shape"),
+    Mutation("rows of the source tiled", HOST, "rows = index.GetDim(0)", "rows = source.GetDim(0)", "wrong bits"),
+    Mutation("DataCopyPad on the wrong chip", HOST, "!= platform_ascendc", "== platform_ascendc", "wrong tiling"),
+    Mutation(
+        "bfloat16 not seen", HOST, "dtype == ge::DT_BF16", "dtype == ge::DT_FLOAT16", "[capacity]", dtype="bfloat16"
+    ),
+    Mutation("residual not seen", HOST, "residual != nullptr, dtype", "false, dtype", "wrong sums"),
+    Mutation("inverse taken for the residual", COMBINE_HOST, "InputShape(2)", "InputShape(1)", "shapes"),
+    Mutation("workspace not set", HOST, "[0] = 0;", ";", "wrong workspace"),
+    Mutation("size of all tensors", HOST, "most = INT32_MAX", "most = UINT32_MAX", "not refused"),
+    Mutation("length of the residual not checked", HOST, "shape.GetDim(0) != rows || ", "", "not refused"),
+    Mutation("width of the residual not checked", HOST, " || shape.GetDim(1) != cols", "", "not refused"),
+    Mutation("unknown rank taken for one axis", HOST, "&& index->GetDim(0) >= 0", "", "wrong shape"),
+    Mutation("dtype of the index inferred", HOST, "GetInputDataType(0)", "GetInputDataType(1)", "wrong dtype"),
+    Mutation(
+        "a strided view",
+        DISPATCH_HOST,
+        ".AutoContiguous();\n    definition.Output",
+        ";\n    definition.Output",
+        "strided",
+    ),
+    Mutation(
+        "a strided view on 910A alone",
+        COMBINE_HOST,
+        "Declare(ascend910, false)",
+        'ascend910.Input("rows").ParamType(REQUIRED).DataType(RowTypes(false)).Format(Formats(false))',
+        "strided",
+    ),
+    Mutation(
+        "bfloat16 offered on 910A",
+        DISPATCH_HOST,
+        "Declare(ascend910, false)",
+        "Declare(ascend910, true)",
+        "wrong dtypes",
+    ),
+    dropped("bfloat16 on 910B", HOST, "  if (bfloat16) types.push_back(ge::DT_BF16);\n", "wrong dtypes"),
+    Mutation("a chip left out", DISPATCH_HOST, '.AddConfig("ascend910_93")', "", "wrong chips"),
+    Mutation("residual required", COMBINE_HOST, "OPTIONAL", "REQUIRED", "wrong arguments"),
 ]
 
 
@@ -250,6 +307,8 @@ def _compile(mutation: Mutation, folder: Path) -> Path:
     if mutation.old not in text:
         raise LookupError(f"{mutation.name}: {mutation.file} has changed; mutate it as it is now")
     path.write_text(text.replace(mutation.old, mutation.new))
+    if mutation.on_host:
+        return compile_host(folder, folder)
     return compile_emulator(mutation.chip, mutation.dtype, folder, folder)
 
 
@@ -258,8 +317,15 @@ def test_names_are_unique():
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation.name for mutation in MUTATIONS])
-def test_mutation_is_caught(libraries, mutation: Mutation):
-    how = CompileError if mutation.caught in LACKING else (KernelError, AssertionError)
+def test_mutation_is_caught(emulators, libraries, mutation: Mutation):
+    how = BuildError if mutation.caught in LACKING else (KernelError, AssertionError, TilingError)
     with pytest.raises(how) as caught:
-        check_everything(Emulator(mutation.chip, mutation.dtype, libraries[mutation.name].result()))
+        library = libraries[mutation.name].result()
+        if mutation.on_host:
+            emulator = copy(emulators[mutation.chip, mutation.dtype])
+            emulator.host = OpHost(library)
+            check_everything(emulator)
+            check_host(emulator.host)
+        else:
+            check_everything(Emulator(mutation.chip, mutation.dtype, library))
     assert mutation.caught in str(caught.value)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ascend_ops.emulation.emulator import CHIPS, PROJECT
+from ascend_ops.emulation.compiling import PROJECT
+from ascend_ops.emulation.emulator import CHIPS
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -22,7 +23,7 @@ def test_rules(chip, tmp_path):
         "-shared",
         "-fPIC",
         f"-I{PROJECT / 'emulation'}",
-        f"-D__NPU_ARCH__={CHIPS[chip][0]}",
+        *(f"-D{name}={value}" for name, value in CHIPS[chip].items()),
     ]
     subprocess.run([*command, str(source), "-o", str(target)], check=True)
     library = ctypes.CDLL(str(target))

@@ -1,0 +1,32 @@
+"""Compile kernels and host sides of the operators with g++ against the headers of this folder."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ascend_ops.library import cache_folder, compile_library
+
+PROJECT = Path(__file__).parent.parent
+FOLDERS = ("emulation", "op_host", "op_kernel")
+
+
+def compile_harness(source: str, macros: dict[str, str], project: Path = PROJECT, folder: Path | None = None) -> Path:
+    """Shared library of `emulation/<source>` of `project`, which includes the sources that it is about.
+
+    macros: names and values to define. The library is kept in `folder`, by default that of all compiled things
+    (`library.cache_folder`).
+    Raises BuildError with the compiler's message.
+    """
+    definitions = [f"-D{name}={value}" for name, value in macros.items()]
+    digest = hashlib.sha256(" ".join([source, *definitions]).encode())
+    for path in sorted(path for part in FOLDERS for path in (project / part).rglob("*.[hc]*")):
+        digest.update(path.name.encode() + path.read_bytes())
+    target = (folder or cache_folder()) / f"{Path(source).stem}_{digest.hexdigest()[:16]}.so"
+    if not target.exists():
+        # -fno-gnu-unique: else libraries of one process share the static variables of inline functions, and with them their state
+        flags = ["-std=c++17", "-O1", "-Wall", "-shared", "-fPIC", "-fno-gnu-unique", f"-I{project / 'emulation'}"]
+        compile_library(
+            target, [*flags, *definitions, str(project / "emulation" / source)], f"{source} of the emulation"
+        )
+    return target
