@@ -53,7 +53,7 @@ class Emulator:
     def expert_dispatch(
         self, x_TH: np.ndarray, order_M: np.ndarray, *, cores: int | None = None, reverse: bool = False
     ) -> np.ndarray:
-        return self._run("ExpertDispatch", x_TH, order_M, None, cores, reverse)
+        return self._run("ExpertDispatch", x_TH, order_M, None, cores, reverse=reverse)
 
     def expert_combine(
         self,
@@ -64,7 +64,25 @@ class Emulator:
         cores: int | None = None,
         reverse: bool = False,
     ) -> np.ndarray:
-        return self._run("ExpertCombine", rows_MH, inverse_T, residual_TH, cores, reverse)
+        return self._run("ExpertCombine", rows_MH, inverse_T, residual_TH, cores, reverse=reverse)
+
+    def last_rows(
+        self,
+        op: str,
+        source_rows: int,
+        source_RH: np.ndarray,
+        index_M: np.ndarray,
+        residual_NH: np.ndarray | None,
+        rows: int,
+        *,
+        cores: int | None = None,
+    ) -> np.ndarray:
+        """The last `rows` = N rows of an output [M, H] that may be larger than this machine; only the last block runs.
+
+        source: its last R rows of `source_rows`; residual: its last N rows. The rows before them are addresses without memory: a
+        transfer there is held to the bounds of its tensor, and moves nothing.
+        """
+        return self._run(op, source_RH, index_M, residual_NH, cores, source_rows=source_rows, rows=rows)
 
     def transfers(self, kind: str) -> np.ndarray:
         """Bytes of each transfer of the last call: "load" and "store" between GM and the UB, "scalar" reads of GM."""
@@ -85,22 +103,29 @@ class Emulator:
         index: np.ndarray,
         residual: np.ndarray | None,
         cores: int | None,
-        reverse: bool,
+        *,
+        reverse: bool = False,
+        source_rows: int | None = None,
+        rows: int | None = None,
     ) -> np.ndarray:
-        out = np.zeros((len(index), source.shape[1]), self.numpy_dtype)
+        """source_rows: those of the source where the array is only the last of them; rows: as `last_rows`, where it is asked."""
+        whole = (len(index), source.shape[1])
         source = np.ascontiguousarray(source, self.numpy_dtype)
         if residual is not None:
             residual = np.ascontiguousarray(residual, self.numpy_dtype)
-        shapes = [source.shape, index.shape, None if residual is None else residual.shape]
+        source_rows = source_rows or len(source)
+        shapes = [(source_rows, whole[1]), whole[:1], None if residual is None else whole]
         launch = self.host.launch(op, self.chip, self.dtype, shapes, cores)
+        out = np.zeros((whole[0] if rows is None else rows, whole[1]), self.numpy_dtype)
         arrays = [source, np.ascontiguousarray(index, np.int32), residual, out]
         broken = self.library.run(
             op.encode(),
             ctypes.c_int64(launch.blocks),
+            ctypes.c_int64(0 if rows is None else launch.blocks - 1),
             ctypes.c_int(reverse),
             ctypes.byref(launch.tiling),
             (ctypes.c_void_p * len(arrays))(*(None if array is None else array.ctypes.data for array in arrays)),
-            (ctypes.c_int64 * 3)(len(source), *out.shape),
+            (ctypes.c_int64 * 5)(source_rows, *whole, len(source), len(out)),
         )
         if broken is not None:
             raise KernelError(f"{op} on {self.chip} in {self.dtype}: {broken.decode()}")

@@ -28,7 +28,7 @@ inline void DataCopy(const LocalTensor<T> &to, const GlobalTensor<T> &from, uint
   emulation::Check(count <= to.count, "range", "DataCopy outside a LocalTensor");
   CheckAligned(to.data);
   const uint32_t seq = emulation::Issue(PIPE_MTE2);
-  emulation::TouchGm(from.data, bytes, false, false, "DataCopy from GM");
+  if (!emulation::TouchGm(from.data, bytes, false, false, "DataCopy from GM")) return;
   emulation::TouchUb(PIPE_MTE2, seq, to.data, bytes, true);
   std::memcpy(static_cast<void *>(to.data), from.data, bytes);
 }
@@ -40,8 +40,8 @@ inline void DataCopy(const GlobalTensor<T> &to, const LocalTensor<T> &from, uint
   emulation::Check(count <= from.count, "range", "DataCopy outside a LocalTensor");
   CheckAligned(from.data);
   const uint32_t seq = emulation::Issue(PIPE_MTE3);
+  if (!emulation::TouchGm(to.data, bytes, true, false, "DataCopy to GM")) return;
   emulation::TouchUb(PIPE_MTE3, seq, from.data, bytes, false);
-  emulation::TouchGm(to.data, bytes, true, false, "DataCopy to GM");
   std::memcpy(static_cast<void *>(to.data), from.data, bytes);
 }
 
@@ -66,7 +66,7 @@ inline void DataCopyPad(const LocalTensor<T> &to, const GlobalTensor<T> &from, c
     const uint64_t offset = b * (static_cast<uint64_t>(padded) + p.dstStride * 32);
     emulation::Check(offset + padded <= to.count * sizeof(T), "range", "DataCopyPad outside a LocalTensor");
     auto *destination = reinterpret_cast<uint8_t *>(to.data) + offset;
-    emulation::TouchGm(source, p.blockLen, false, false, "DataCopyPad from GM");
+    if (!emulation::TouchGm(source, p.blockLen, false, false, "DataCopyPad from GM")) continue;
     emulation::TouchUb(PIPE_MTE2, seq, destination, padded, true);
     std::memset(destination, 0xCD, padded);  // what follows the block up to 32 B is garbage
     std::memcpy(destination, source, p.blockLen);
@@ -85,8 +85,8 @@ inline void DataCopyPad(const GlobalTensor<T> &to, const LocalTensor<T> &from, c
     emulation::Check(offset + p.blockLen <= from.count * sizeof(T), "range", "DataCopyPad outside a LocalTensor");
     const auto *source = reinterpret_cast<const uint8_t *>(from.data) + offset;
     auto *destination = reinterpret_cast<uint8_t *>(to.data) + b * (static_cast<uint64_t>(p.blockLen) + p.dstStride);
+    if (!emulation::TouchGm(destination, p.blockLen, true, false, "DataCopyPad to GM")) continue;
     emulation::TouchUb(PIPE_MTE3, seq, source, p.blockLen, false);
-    emulation::TouchGm(destination, p.blockLen, true, false, "DataCopyPad to GM");
     std::memcpy(destination, source, p.blockLen);
   }
   if (p.dstStride == 0 && transfers.size() > before) {  // one piece of GM, one transfer

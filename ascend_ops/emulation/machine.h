@@ -24,6 +24,8 @@
 #include <string>
 #include <vector>
 
+#include <sys/mman.h>
+
 enum pipe_t { PIPE_S = 0, PIPE_V = 1, PIPE_MTE2 = 2, PIPE_MTE3 = 3, PIPE_ALL = 4 };
 
 namespace emulation {
@@ -49,12 +51,36 @@ struct QueueSlot {
   Clock ready{}, freed{};
 };
 
+// Address space whose pages exist once they are touched: a tensor may be larger than the memory of this machine.
+class Pages {
+ public:
+  explicit Pages(size_t bytes) : bytes(bytes) {
+    void *found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (found == MAP_FAILED) throw Error("[memory] this system gives no " + std::to_string(bytes) + " B of address space");
+    memory = static_cast<uint8_t *>(found);
+  }
+  Pages(const Pages &) = delete;
+  Pages &operator=(const Pages &) = delete;
+  ~Pages() { munmap(memory, bytes); }
+  uint8_t *memory;
+  size_t bytes;
+};
+
 // A tensor in GM as the kernel's caller sees it. An allocation is always whole 32 B blocks (aclrtMalloc documents it, also for
 // pools): 910A may access a tensor smaller than one block as that block, and any other not one byte past its end.
+// Before byte `watched`, transfers are held to the bounds of the tensor and move nothing.
 struct GmBuffer {
-  std::vector<uint8_t> memory;
-  std::vector<uint16_t> writer, reader;  // 1 + the block that touched the byte, 0: nobody
-  size_t size;
+  GmBuffer(size_t size, size_t watched)
+      : pages(std::max<size_t>((size + 31) / 32 * 32, 32)),
+        size(size),
+        watched(watched),
+        writer(pages.bytes - watched),
+        reader(pages.bytes - watched) {
+    std::memset(pages.memory + watched, 0xA5, pages.bytes - watched);
+  }
+  Pages pages;
+  size_t size, watched;
+  std::vector<uint16_t> writer, reader;  // of the bytes that are watched: 1 + the block that touched it, 0: nobody
 };
 
 struct Transfer {
@@ -95,32 +121,29 @@ inline void Check(bool ok, const char *rule, const char *what) {
   if (!ok) Fail(rule, what);
 }
 
-inline uint8_t *GmAllocate(size_t size) {
-  auto buffer = std::make_shared<GmBuffer>();
-  const size_t allocated = std::max<size_t>((size + 31) / 32 * 32, 32);
-  buffer->memory.assign(allocated, 0xA5);
-  buffer->writer.assign(allocated, 0);
-  buffer->reader.assign(allocated, 0);
-  buffer->size = size;
-  TheWorld().gm[buffer->memory.data()] = buffer;
-  return buffer->memory.data();
+inline uint8_t *GmAllocate(size_t size, size_t watched = 0) {
+  auto buffer = std::make_shared<GmBuffer>(size, watched);
+  TheWorld().gm[buffer->pages.memory] = buffer;
+  return buffer->pages.memory;
 }
 
-inline void TouchGm(const void *address, size_t bytes, bool write, bool scalar, const char *what) {
+// False where nobody watches: the transfer is in bounds, and is not made.
+inline bool TouchGm(const void *address, size_t bytes, bool write, bool scalar, const char *what) {
   World &world = TheWorld();
   const auto *first = static_cast<const uint8_t *>(address);
   auto found = world.gm.upper_bound(first);
   if (found == world.gm.begin()) Fail("range", std::string(what) + " before every GM buffer");
   GmBuffer &buffer = *(--found)->second;
-  const size_t offset = first - buffer.memory.data();
+  const size_t offset = first - buffer.pages.memory;
   const size_t end = IS_910A && buffer.size < 32 && !scalar ? 32 : buffer.size;
   if (offset + bytes > end) {
     Fail("range", std::string(what) + " of " + std::to_string(bytes) + " B at byte " + std::to_string(offset) +
                       " of a GM buffer of " + std::to_string(buffer.size) + " B");
   }
+  if (offset + bytes <= buffer.watched) return false;
   const auto me = static_cast<uint16_t>(world.block + 1);
   int64_t crossed = 0;  // what the scalar unit has read once is in its data cache
-  for (size_t i = offset; i < offset + bytes; ++i) {
+  for (size_t i = std::max(offset, buffer.watched) - buffer.watched; i < offset + bytes - buffer.watched; ++i) {
     const uint16_t writer = buffer.writer[i], reader = buffer.reader[i];
     if (writer && writer != me) Fail("cores", std::string(what) + ": byte also written by block " + std::to_string(writer - 1));
     if (write && reader && reader != me)
@@ -130,6 +153,7 @@ inline void TouchGm(const void *address, size_t bytes, bool write, bool scalar, 
     (write ? buffer.writer : buffer.reader)[i] = me;
   }
   world.transfers.push_back({write, scalar, crossed});
+  return true;
 }
 
 // A new instruction of a pipe. Every engine but the vector unit finishes one instruction before the next touches memory.
@@ -217,12 +241,13 @@ inline void EndBlock() {
   }
 }
 
-// Runs the kernel once for every block, in ascending or descending order: a correct kernel does not see a difference.
-inline void Launch(uint32_t blocks, bool reversed, const std::function<void()> &kernel) {
+// Runs the kernel once for every block from `first` on, in ascending or descending order: a correct kernel does not see a
+// difference.
+inline void Launch(uint32_t blocks, bool reversed, const std::function<void()> &kernel, uint32_t first = 0) {
   World &world = TheWorld();
   world.blocks = blocks;
-  for (uint32_t i = 0; i < blocks; ++i) {
-    world.block = reversed ? blocks - 1 - i : i;
+  for (uint32_t i = first; i < blocks; ++i) {
+    world.block = reversed ? blocks - 1 - (i - first) : i;
     StartBlock();
     kernel();
     EndBlock();

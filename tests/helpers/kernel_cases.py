@@ -24,10 +24,13 @@ def random_rows(rng: np.random.Generator, dtype: str, shape: tuple[int, int]) ->
     return to_bfloat16(values) if dtype == "bfloat16" else values.astype(DTYPES[dtype][1])
 
 
+NEGATIVES = np.array([-1, -2, -5120, -(2**31)], np.int32)
+"""All of them are padding, or a token without a row."""
+
+
 def random_index(rng: np.random.Generator, source_rows: int, length: int, negative: float = 0.2) -> np.ndarray:
     index = rng.integers(0, source_rows, length).astype(np.int32)
-    index[rng.random(length) < negative] = -1
-    return index
+    return np.where(rng.random(length) < negative, rng.choice(NEGATIVES, length), index)
 
 
 def gather_oracle(source: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -64,6 +67,44 @@ def check_rows(
     assert np.array_equal(got, combine_oracle(source, index, residual, emulator.dtype)), "wrong sums"
 
 
+def check_far_rows(emulator: Emulator, op: str, rows: int, hidden: int, cores: int, residual: bool = False) -> None:
+    """The last rows of output and source, at whatever offset they are; all rows before them are padding.
+
+    A sum looks at every row of its block, so with a residual only one row is left over for the last core.
+    """
+    rng = np.random.default_rng([rows, hidden])
+    last = 1 if residual else 5
+    source = random_rows(rng, emulator.dtype, (last, hidden))
+    added = random_rows(rng, emulator.dtype, (last, hidden)) if residual else None
+    index = np.full(rows, -1, np.int32)
+    index[-last:] = rows - 1 - np.arange(last)
+    got = emulator.last_rows(op, rows, source, index, added, last, cores=cores)
+    moved = source[::-1]
+    if added is None:
+        assert got.tobytes() == moved.tobytes(), "wrong bits at the end of many rows"
+    else:
+        wanted = combine_oracle(moved, np.arange(last, dtype=np.int32), added, emulator.dtype)
+        assert np.array_equal(got, wanted), "wrong sums at the end of many rows"
+
+
+def check_far_offsets(emulator: Emulator) -> None:
+    """Beyond 2^31 and 2^32 elements of source and output, from the start of the tensors and from the start of a core."""
+    for elements in (2**31, 2**32):
+        check_far_rows(emulator, "ExpertDispatch", elements // 5120 + 3, 5120, cores=1)
+        check_far_rows(emulator, "ExpertCombine", elements // 5000, 5120, cores=48)  # the last core begins there
+    # 47 cores of 48 rows, and for the last one row, which begins beyond 2^32 elements
+    check_far_rows(emulator, "ExpertCombine", 2257, 2**32 // 2256 // 16 * 16 + 16, cores=48, residual=True)
+    # a run of padding of more than 2^32 elements
+    source, index = np.ones((1, 2**21 + 8), emulator.numpy_dtype), np.full(2048, -1, np.int32)
+    assert not emulator.last_rows("ExpertDispatch", 1, source, index, None, 1, cores=1).any(), "wrong end of a padding"
+    # 910A: flat rows, of a source of more than 2^32 elements
+    tiny, end = random_rows(np.random.default_rng(0), emulator.dtype, (4, 3)), 2**31 - 1
+    index = np.array([-1, end - 2, end - 1, -7, end - 4], np.int32)
+    got = emulator.last_rows("ExpertDispatch", end, tiny, index, None, len(index), cores=1)
+    wanted = gather_oracle(tiny, np.where(index < 0, index, index - (end - 4)))
+    assert got.tobytes() == wanted.tobytes(), "wrong bits at the end of a source of flat rows"
+
+
 def check_everything(emulator: Emulator) -> None:
     """Small, but every path of every kernel is taken more than once."""
     check_rows(emulator, 5, 17, 1, cores=3)  # 910A: flat rows, one core too few tokens for a block of its own
@@ -76,3 +117,5 @@ def check_everything(emulator: Emulator) -> None:
     check_rows(emulator, 12, 20, 5120, cores=2, negative=0.9)
     check_rows(emulator, 4, 5, 60_001, cores=2)  # column tiles
     check_rows(emulator, 3, 4, 14_900, cores=2)  # a bfloat16 sum that fits the UB only in two column tiles
+    check_rows(emulator, 3, 4, 65_536 // emulator.numpy_dtype().itemsize, cores=2)  # transfers of 64 KiB
+    check_far_offsets(emulator)
