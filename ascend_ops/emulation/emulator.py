@@ -14,8 +14,11 @@ import numpy as np
 from ascend_ops.emulation.compiling import PROJECT, compile_harness
 from ascend_ops.emulation.op_host import OpHost, shipped_host
 
-CHIPS = {"910A": {"__NPU_ARCH__": "1001"}, "910B": {"__NPU_ARCH__": "2201"}}
-"""What CANN's compiler defines for a chip; 910_93 is compiled as 910B."""
+CHIPS = {
+    "910A": {"__NPU_ARCH__": "1001", "__CCE_AICORE__": "100"},
+    "910B": {"__NPU_ARCH__": "2201", "__CCE_AICORE__": "220"},
+}
+"""What CANN's compiler defines for a chip; for 910_93 it is the same as for 910B."""
 
 DTYPES = {"float32": ("float", np.float32), "float16": ("half", np.float16), "bfloat16": ("bfloat16_t", np.uint16)}
 """Name in C++, and how NumPy holds it."""

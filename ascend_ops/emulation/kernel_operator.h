@@ -2,9 +2,6 @@
 // this header instead of CANN's of the same name. It executes them and enforces our reading of the documented rules (machine.h
 // lists them). It is not CANN's simulator, it says nothing about time, and only a device can prove a kernel.
 #pragma once
-#ifndef __NPU_ARCH__
-#error "-D__NPU_ARCH__=1001 (910A) or 2201 (910B, 910_93) chooses the chip"
-#endif
 #include "instructions.h"
 
 #define __aicore__

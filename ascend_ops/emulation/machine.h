@@ -39,7 +39,11 @@ struct ChipLimits {
   uint32_t ubBytes;  // what a kernel may use: 256 B (910B) and 8 KB of API temporaries are not ours
   int queueBuffers;  // event ids, and so queue buffers, of one position
 };
-constexpr bool IS_910A = __NPU_ARCH__ == 1001;
+#if (defined(__NPU_ARCH__) && __NPU_ARCH__ == 1001) || (defined(__CCE_AICORE__) && __CCE_AICORE__ == 100)
+constexpr bool IS_910A = true;
+#else
+constexpr bool IS_910A = false;
+#endif
 constexpr ChipLimits CHIP = IS_910A ? ChipLimits{262144 - 8192, 4} : ChipLimits{196608 - 256 - 8192, 8};
 
 using Clock = std::array<uint32_t, PIPES>;  // number of the latest instruction of every pipe that is known to be complete

@@ -16,7 +16,7 @@ struct Chip {
 constexpr uint32_t BLOCK_BYTES = 32;
 constexpr uint64_t RESERVED_BYTES = 8 * 1024 + 256;  // API temporaries, and the end of the UB that 910B keeps
 constexpr uint64_t GROUP_BYTES = 32 * 1024;          // rows are grouped up to this: from 16 KB on transfers run at full bandwidth
-constexpr uint64_t MOST_BYTES = 64 * 1024;           // a single row is cut from here on, so that both buffers are at work
+constexpr uint64_t MOST_BYTES = 64 * 1024;           // a single row is cut from here on, so that all buffers are at work
 constexpr uint32_t MOST_GROUP_ROWS = 256;
 constexpr uint32_t MOST_INDICES = 2048;
 constexpr uint32_t ZERO_BYTES = 16 * 1024;
@@ -74,9 +74,14 @@ inline void TileRows(const Chip &chip, uint32_t sourceRows, uint32_t rows, uint3
       hasResidual ? 0
                   : static_cast<uint32_t>(std::min<uint64_t>(ZERO_BYTES / elementBytes, AlignUp(uint64_t(mostRows) * cols, lane)));
   const uint64_t fixedBytes = RESERVED_BYTES + MOST_INDICES * 4 + t->zeroTile * uint64_t(elementBytes) + t->castTile * uint64_t(8);
-  const uint32_t buffers = hasResidual ? 6 : 2;  // double-buffered: source, residual and sum; or one queue through which rows pass
-  const uint64_t capacity = std::min(MOST_BYTES, AlignDown((chip.ubBytes - fixedBytes) / buffers, BLOCK_BYTES));
-  FitBuffer(capacity, elementBytes, mostRows, !chip.hasPad && cols < lane, t);
+  const auto capacity = [&](uint32_t buffers) {
+    return std::min(MOST_BYTES, AlignDown((chip.ubBytes - fixedBytes) / buffers, BLOCK_BYTES));
+  };
+  // Rows that are only moved pass through one queue. With two buffers a load that is late keeps the store waiting; with four there
+  // are groups in reserve. Both chips hold four groups (4 * 32 KB of 192 or 256 KB), and four is all that 910A has events for; a row
+  // that a quarter does not hold has two buffers. A sum has three queues, and those of source and residual share the four events.
+  t->buffers = !hasResidual && AlignUp(cols, lane) * elementBytes <= capacity(4) ? 4 : 2;
+  FitBuffer(capacity(hasResidual ? 3 * t->buffers : t->buffers), elementBytes, mostRows, !chip.hasPad && cols < lane, t);
   t->indexTile = static_cast<uint32_t>(AlignDown(MOST_INDICES, 8 * t->groupRows));
 }
 

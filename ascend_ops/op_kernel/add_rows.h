@@ -20,9 +20,9 @@ class AddRows {
     outGm.SetGlobalBuffer(reinterpret_cast<__gm__ T *>(out) + offset, count);
     indices.Init(index, begin, rows, t.indexTile, pipe);
     const uint32_t bytes = t.groupRows * t.colTile * sizeof(T);
-    pipe->InitBuffer(sourceQueue, 2, bytes);
-    pipe->InitBuffer(residualQueue, 2, bytes);
-    pipe->InitBuffer(outQueue, 2, bytes);
+    pipe->InitBuffer(sourceQueue, t.buffers, bytes);
+    pipe->InitBuffer(residualQueue, t.buffers, bytes);
+    pipe->InitBuffer(outQueue, t.buffers, bytes);
     if constexpr (CAST) {
       pipe->InitBuffer(floatA, t.castTile * sizeof(float));
       pipe->InitBuffer(floatB, t.castTile * sizeof(float));

@@ -9,10 +9,14 @@
 #define ASCEND_OPS_CHIP_H
 #include "kernel_operator.h"
 
-#if defined(__NPU_ARCH__) && (__NPU_ARCH__ == 1001)
+// __NPU_ARCH__ is the newer of the two macros; a CANN may define one or both. 910B and 910_93 are one architecture. A chip that is
+// neither must not be taken for one that has DataCopyPad.
+#if (defined(__NPU_ARCH__) && __NPU_ARCH__ == 1001) || (defined(__CCE_AICORE__) && __CCE_AICORE__ == 100)
 #define ASCEND_OPS_WHOLE_BLOCKS 1
-#else
+#elif (defined(__NPU_ARCH__) && __NPU_ARCH__ == 2201) || (defined(__CCE_AICORE__) && __CCE_AICORE__ == 220)
 #define ASCEND_OPS_WHOLE_BLOCKS 0
+#else
+#error "neither 910A (__NPU_ARCH__ 1001, __CCE_AICORE__ 100) nor 910B or 910_93 (2201, 220): no other chip is supported"
 #endif
 
 namespace ascend_ops {

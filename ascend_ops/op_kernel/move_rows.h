@@ -17,7 +17,7 @@ class MoveRows {
     outGm.SetGlobalBuffer(reinterpret_cast<__gm__ T *>(out) + static_cast<uint64_t>(begin) * t.cols,
                           static_cast<uint64_t>(rows) * t.cols);
     indices.Init(index, begin, rows, t.indexTile, pipe);
-    pipe->InitBuffer(queue, 2, t.groupRows * t.colTile * sizeof(T));
+    pipe->InitBuffer(queue, t.buffers, t.groupRows * t.colTile * sizeof(T));
     pipe->InitBuffer(zeroBuffer, t.zeroTile * sizeof(T));
   }
 

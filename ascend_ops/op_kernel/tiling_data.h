@@ -11,6 +11,7 @@ struct RowsTilingData {
   uint32_t hasResidual;  // ExpertCombine only: 1 when out = gathered + residual
   uint32_t cores;        // blocks launched; the last one also takes what the others leave over
   uint32_t rowsPerCore;
+  uint32_t buffers;    // of each queue
   uint32_t groupRows;  // whole rows in one UB buffer; 1 when rows are cut into column tiles
   uint32_t colTile;    // elements of a row in one UB buffer, whole 32 B blocks; rows below 32 B on 910A: elements of a flat tile
   uint32_t indexTile;  // indices in the UB at a time, whole groups and whole 32 B blocks

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from helpers.host_cases import check_host, check_tiling, random_tilings
+import pytest
+from helpers.host_cases import TILED, check_host, check_tiling, random_tilings
 
 from ascend_ops.emulation.op_host import shipped_host
 
@@ -14,3 +15,12 @@ def test_shipped_host_passes_what_mutants_must_fail():
 def test_random_tilings():
     for case in random_tilings(3000):
         check_tiling(shipped_host(), *case)
+
+
+@pytest.mark.parametrize(("chip", "dtype"), TILED)
+@pytest.mark.parametrize("hidden", [2560, 5120])
+def test_rows_of_the_models_pass_through_four_buffers(chip: str, dtype: str, hidden: int):
+    shapes = [(8192, hidden), (8192,), (8192, hidden)]
+    moved = shipped_host().launch("ExpertDispatch", chip, dtype, shapes[:2]).tiling
+    summed = shipped_host().launch("ExpertCombine", chip, dtype, shapes).tiling
+    assert (moved.buffers, summed.buffers) == (4, 2)

@@ -108,7 +108,12 @@ MUTATIONS = [
     dropped("DeQue of the residual", ADD, "      residual = residualQueue.template DeQue<T>();\n", "[sync]"),
     dropped("DeQue of the sum", ADD, "      sum = outQueue.template DeQue<T>();\n", "[sync]"),
     Mutation(
-        "more queue buffers than 910A has", MOVE, "InitBuffer(queue, 2,", "InitBuffer(queue, 5,", "[capacity]", "910A"
+        "more queue buffers than 910A has",
+        MOVE,
+        "InitBuffer(queue, t.buffers,",
+        "InitBuffer(queue, 5,",
+        "[capacity]",
+        "910A",
     ),
     # the unified buffer
     Mutation(
@@ -121,7 +126,9 @@ MUTATIONS = [
         "bytes = t.groupRows * t.colTile",
         "[range]",
     ),
-    Mutation("six buffers counted as two", TILING, "hasResidual ? 6 : 2", "hasResidual ? 2 : 2", "[capacity]"),
+    Mutation("six buffers counted as two", TILING, "hasResidual ? 3 * t", "false ? 3 * t", "[capacity]"),
+    Mutation("eight buffers", TILING, "<= capacity(4) ? 4", "<= capacity(8) ? 8", "[capacity]", "910A"),
+    Mutation("four buffers whatever a row takes", TILING, "<= capacity(4) ?", "> 0 ?", "wrong tiling"),
     Mutation(
         "cast buffers not counted",
         TILING,
@@ -403,6 +410,7 @@ def test_mutation_is_caught(emulators, libraries, mutation: Mutation):
             emulator = copy(emulators[mutation.chip, mutation.dtype])
             emulator.host = OpHost(library)
             check_everything(emulator)
+            check_host(emulator.host)
         elif mutation.on_host:
             check_host(OpHost(library))
         else:

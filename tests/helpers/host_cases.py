@@ -23,7 +23,7 @@ ARGUMENTS = {  # operator: output, name, required, rows or an index
 }
 SHAPES = [  # source rows, rows, hidden
     *((40, rows, hidden) for rows in (1, 7, 63, 64, 2500) for hidden in (1, 7, 8, 15, 16, 33, 5120)),
-    *((9, 75, hidden) for hidden in (14_900, 16_384, 16_385, 20_000, 32_768, 32_769, 60_000, 100_001)),
+    *((9, 75, hidden) for hidden in (14_900, 16_384, 16_385, 20_000, 20_416, 20_417, 32_768, 32_769, 60_000, 100_001)),
     *((17, rows, hidden) for rows, hidden in [(0, 8), (3, 0), (0, 0), (2**31 - 1, 3), (3, 2**31 - 1)]),
     (2**31 - 1, 4, 2),
     (840_000, 838_861, 5120),  # beyond 2^32 elements
@@ -61,7 +61,7 @@ def tiling_oracle(chip: str, dtype: str, shape: tuple[int, int, int], cores: int
     whole_blocks, size = chip == "910A", SIZES[dtype]
     lane = 32 // size  # elements of a 32 B block
     wanted = {"sourceRows": source_rows, "rows": rows, "cols": hidden, "hasResidual": int(residual), "cores": 1}
-    rest = dict.fromkeys(("rowsPerCore", "groupRows", "colTile", "indexTile", "zeroTile", "castTile"), 0)
+    rest = dict.fromkeys(("rowsPerCore", "buffers", "groupRows", "colTile", "indexTile", "zeroTile", "castTile"), 0)
     if rows == 0 or hidden == 0:
         return wanted | rest
     # 910A moves whole blocks: a core starts on one and has at least one
@@ -75,8 +75,9 @@ def tiling_oracle(chip: str, dtype: str, shape: tuple[int, int, int], cores: int
     zeros = 0 if residual else min(16_384 // size, round_up(most_rows * hidden, lane))
     local = 262_144 if whole_blocks else 196_608 - 256
     free = local - 8_448 - 4 * 2048 - size * zeros - 8 * cast
-    capacity = min(65_536, free // (6 if residual else 2) // 32 * 32)
     slot = round_up(hidden, lane) * size
+    buffers = 4 if not residual and slot <= free // 4 // 32 * 32 else 2
+    capacity = min(65_536, free // (3 * buffers if residual else buffers) // 32 * 32)
     group, columns = 1, round_up(hidden, lane)
     if whole_blocks and hidden < lane:
         columns = 16_384 // size
@@ -87,6 +88,7 @@ def tiling_oracle(chip: str, dtype: str, shape: tuple[int, int, int], cores: int
     return wanted | {
         "cores": used,
         "rowsPerCore": per_core,
+        "buffers": buffers,
         "groupRows": group,
         "colTile": columns,
         "indexTile": 2048 // (8 * group) * (8 * group),
