@@ -159,7 +159,7 @@ def test_a_flag_of_overflow_is_an_overflow(toy: Toy, step: AscendStep, exchanged
         def construct(self, after):
             return Tensor(1.0, ms.float32)
 
-    monkeypatch.setattr("pangu_sigma.ascend.overflow.saturates", lambda: True)
+    monkeypatch.setattr("pangu_sigma.ascend.overflow.saturates", lambda chip: True)
     monkeypatch.setattr("pangu_sigma.ascend.overflow.OverflowFlag", Raised)
     flagged = AscendStep(toy.config)
     flagged.set_train()

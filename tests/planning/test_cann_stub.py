@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import pytest
+
+from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.planning.cann_stub import _linked_source, ascend_environment, build_cann_stub
 
 
@@ -20,3 +26,12 @@ def test_the_environment_names_the_rank_and_finds_the_stand_ins():
     lib64 = build_cann_stub() / "cann" / "lib64"
     assert variables["LD_LIBRARY_PATH"].startswith(str(lib64))
     assert (lib64 / "libascendcl.so").exists()
+
+
+@pytest.mark.parametrize("chip", ["910a", "910b", "910_93"])
+def test_the_stand_in_answers_with_the_name_of_the_chip(chip):
+    ask = "import ctypes; f = ctypes.CDLL('libascendcl.so').aclrtGetSocName; f.restype = ctypes.c_char_p; print(f().decode())"
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env=ascend_environment(8, 0, chip), capture_output=True, text=True
+    )
+    assert done.stdout.strip() == CHIP_DATA[chip].soc, done.stderr

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from helpers.small_clusters import MODEL_CONFIGS
 
+from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import dispatch_layout, rre_layers_of_stage
@@ -56,7 +57,9 @@ def check(config: Config) -> list[Compiled]:
         assert counted(compiled, op=op, phase="recompute") == again
         # two products of an RRE layer, two gradients of each; the first is computed again
         grouped = routed * passes * (2 + 4 + parallel.recompute)
-        assert compiled.products.get("GroupedMatmul", 0) == (grouped if dropless else 0)
+        assert compiled.operators.get("GroupedMatmul", 0) == (grouped if dropless else 0)
+        flags = sum(count for name, count in compiled.operators.items() if name.startswith("NPUGetFloatStatus"))
+        assert flags == CHIP_DATA[parallel.chip].saturates, "the flag of overflow is read where overflow is hidden"
         dense = [w for w in dense_weights(config, stage) if len(w.shape) == 2]
         assert counted(compiled, op="AllGather", phase="weight") <= len(dense)  # never an expert
     check_sums(config, stages)
@@ -209,7 +212,7 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
     ]
     assert found["host_operators"] == {"FetchRows": 1}
     assert found["additions"] == {"layers.0.norm.gain": 1}
-    assert found["products"] == {"GroupedMatmul": 1}
+    assert found["operators"]["GroupedMatmul"] == 1
 
 
 @pytest.mark.slow

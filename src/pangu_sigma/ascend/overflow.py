@@ -14,18 +14,22 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore._c_expression import MSContext
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
 
+from pangu_sigma.chips import CHIP_DATA, Chip
+from pangu_sigma.config import ParallelConfig
 from pangu_sigma.optimizer.clip import is_finite
 
 INFINITY = ("ascend910b", "ascend910_93", "ascend950")
 """Chips, by MindSpore's names, whose overflow is infinity unless MS_ASCEND_CHECK_OVERFLOW_MODE says otherwise."""
 
 
-def saturates() -> bool:
-    """True if the device in use hides overflow. A chip that MindSpore does not name, as when it only compiles, counts as 910A."""
+def saturates(chip: Chip) -> bool:
+    """True if the device in use hides overflow. chip: the configured one, which counts where MindSpore names none, as when it only
+    compiles."""
     if ms.get_context("device_target") != "Ascend":
         return False
-    chip = MSContext.get_instance().get_ascend_soc_version()
-    return chip not in INFINITY or os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
+    named = MSContext.get_instance().get_ascend_soc_version()
+    hides = named not in INFINITY if named else CHIP_DATA[chip].saturates
+    return hides or os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
 
 
 class OverflowFlag(nn.Cell):
@@ -54,14 +58,14 @@ class Verdict(nn.Cell):
         sent_back: gradients that go to another stage, of which only the overflow counts here.
     """
 
-    def __init__(self, weights: list[Parameter], ranks: int):
-        """weights: the weights whose gradients it gets, as `sharding.cut` has marked them. ranks: number of ranks of the run."""
+    def __init__(self, weights: list[Parameter], parallel: ParallelConfig):
+        """weights: the weights whose gradients it gets, as `sharding.cut` has marked them."""
         super().__init__(auto_prefix=False)
         # a gradient that several ranks hold counts once
         self.norm_weights = tuple(1.0 / weight.replicas for weight in weights)
         self.map, self.sum = ops.HyperMap(), ops.AddN()
-        self.all_reduce = ops.AllReduce() if ranks > 1 else None
-        self.overflow = OverflowFlag() if saturates() else None
+        self.all_reduce = ops.AllReduce() if parallel.ranks > 1 else None
+        self.overflow = OverflowFlag() if saturates(parallel.chip) else None
 
     def construct(self, grads, scale, sent_back):
         # The flag is read after all that may raise it, and after the sum of the squares, so that all ranks come to the two sums in

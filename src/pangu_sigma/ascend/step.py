@@ -75,7 +75,7 @@ class AscendStep(nn.Cell):
         weights = [*dense, *active]
         self.bring = BringExperts(self.store, self.settings, active)
         self.passes = Passes(self.network, weights, received_by_stage(network, config, stage), config)
-        self.verdict = Verdict(weights, config.parallel.ranks)
+        self.verdict = Verdict(weights, config.parallel)
         self.update = Update(config, self.dense, self.store, self.scale, self.settings)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):

@@ -74,8 +74,8 @@ class Compiled:
     """Number of operators that are pinned to the host, by name."""
     additions: dict[str, int]
     """Number of times that the step adds a gradient to the accumulator of a weight, by the name of the weight."""
-    products: dict[str, int]
-    """Number of matrix products, by operator; those of gradients and of recomputed layers are counted, too."""
+    operators: dict[str, int]
+    """Number of operators of the whole step, by name."""
 
 
 def compile_step(config: Config, rank: int = 0) -> Compiled:
@@ -105,7 +105,7 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
 def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
     """Collectives, parameters and host operators of a saved graph."""
     groups: dict[tuple[Any, ...], list[int]] = {}
-    hosted, additions, products = Counter[str](), Counter[str](), Counter[str]()
+    hosted, additions, operators = Counter[str](), Counter[str](), Counter[str]()
     shapes: dict[str, tuple[list[int], str]] = {}
     on_host: set[str] = set()
     on_device: set[str] = set()
@@ -126,8 +126,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             on_device |= used if operator[1] not in _NOT_A_USE else set()
         if operator[1] == "PrimFunc_AssignAdd":
             additions.update(name.removesuffix(".accumulated") for name in used)
-        if operator[1].endswith(("MatMul", "Matmul", "MatMulExt")):
-            products[operator[1].removeprefix("PrimFunc_")] += 1
+        operators[operator[1].removeprefix("PrimFunc_")] += 1
         if operator[1] in COLLECTIVES:
             key = _collective(operator[1], line, next(lines), ranks)
             groups.setdefault(key[:-1], []).append(key[-1])
@@ -142,7 +141,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
         ],
         "host_operators": dict(hosted),
         "additions": dict(additions),
-        "products": dict(products),
+        "operators": dict(operators),
     }
 
 

@@ -448,7 +448,7 @@ def _compiled_tree(compiled: CompiledPlan, predicted: list[dict[str, Any]]) -> d
             for parameter in step.parameters
         ],
         "host_operators": [step.host_operators for step in compiled.steps],
-        "products": [step.products for step in compiled.steps],
+        "operators": [step.operators for step in compiled.steps],
         "differences": compiled.differences,
     }
 

@@ -266,7 +266,9 @@ def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
     for axes in (DATA, HOLDERS):
         held = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
         yield _of_arrays(config, "AllReduce", axes, held, "experts' gradients", "gradient")
-    yield PredictedCollective("AllReduce", "norm", _size(config, ALL), 2, 8, ALL, "norm of all gradients, and overflow")
+    calls = 1 + chip_of(config).saturates  # where overflow is infinity, the norm shows it
+    purpose = "norm of all gradients, and overflow"
+    yield PredictedCollective("AllReduce", "norm", _size(config, ALL), calls, 4 * calls, ALL, purpose)
 
 
 def _of_arrays(
