@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.front_cases import KINDS, check_combine, check_dispatch, check_gradients, check_transposed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,6 +74,17 @@ def test_moves_are_exact(ms, dtype: str, hidden: int):
     summed = front.ExpertCombine()(rows, ms.Tensor(inverse), ms.Tensor(order), half)
     rounded = ms.Tensor(wide + kept).astype(getattr(ms, dtype)).astype(ms.float32).asnumpy()
     assert np.array_equal(summed.astype(ms.float32).asnumpy(), rounded)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cases_of_the_device(ms, kind: str):
+    """What tests/device asks of a chip, here of the CPU: strided views, no residual, any negative index, gradients."""
+    check_dispatch(kind, 7, 30, 3, strided=True)
+    check_combine(kind, 20, 33, 17, residual=True, strided=True)
+    check_combine(kind, 20, 33, 17, residual=False)
+    check_gradients(kind, 37, 3)
+    if kind != "bfloat16":  # which MindSpore does not transpose on a CPU
+        check_transposed(kind, 7, 30, 3)
 
 
 def test_large_rows_are_streamed_exactly(ms):

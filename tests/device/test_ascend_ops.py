@@ -1,4 +1,5 @@
-"""The Ascend C operators on a device, through MindSpore: the only test that proves them. Skipped, with the reason, anywhere else.
+"""The Ascend C operators on a device, through the product's own front: the only test that proves them. Skipped, with the reason,
+anywhere else; the suite runs the same cases on the CPU (tests/ascend_ops/test_expert_dispatch.py).
 
 source <CANN>/set_env.sh, build.sh, install.sh and its two export lines, then: pytest tests/device
 """
@@ -6,77 +7,66 @@ source <CANN>/set_env.sh, build.sh, install.sh and its two export lines, then: p
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
+from helpers.front_cases import KINDS, check_combine, check_dispatch, check_gradients, check_transposed
 
-KINDS = ("float32", "float16", "bfloat16")
+SHAPES = [(1, 1, 1), (3, 5, 2), (7, 300, 3), (200, 333, 33), (40, 4000, 16), (16, 24, 60_000), (2048, 2500, 5120)]
+"""Source rows, rows, hidden."""
+
+VIEWS = [(7, 300, 3), (200, 333, 33), (64, 80, 5120)]
 
 
 @pytest.fixture(scope="module")
-def ms():
-    """MindSpore on an Ascend device with the operators installed."""
+def chip() -> str:
+    """Name of the Ascend device that MindSpore works on, with the operators installed."""
     if "pangu_sigma" not in os.environ.get("ASCEND_CUSTOM_OPP_PATH", ""):
         pytest.skip("the operators are not installed: ASCEND_CUSTOM_OPP_PATH does not name them (ascend_ops/README.md)")
     import mindspore
 
     try:
         mindspore.set_device("Ascend")
+        return mindspore.hal.get_device_name(0)
     except (RuntimeError, ValueError) as error:
         pytest.skip(f"no Ascend device: {error}")
+
+
+@pytest.fixture(params=["GRAPH_MODE", "PYNATIVE_MODE"])
+def mode(request: pytest.FixtureRequest, chip: str) -> Iterator[None]:
+    import mindspore
+
+    mindspore.set_context(mode=getattr(mindspore, request.param))
+    yield
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    return mindspore
 
 
-def operator(ms, name: str, shapes: Callable, dtypes: Callable):
-    return ms.ops.Custom(f"aclnn{name}", shapes, dtypes, func_type="aot")
-
-
-def tensors(ms, kind: str, *arrays: np.ndarray) -> list:
-    if kind == "bfloat16" and ms.hal.get_device_name(0).startswith("Ascend910A"):
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, chip: str) -> str:
+    if request.param == "bfloat16" and chip.startswith("Ascend910A"):
         pytest.skip("910A has no bfloat16")
-    return [ms.Tensor(array).astype(getattr(ms, kind)) for array in arrays]
+    return request.param
 
 
-def numpy(tensor) -> np.ndarray:
-    return tensor.float().asnumpy()
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dispatch(mode: None, kind: str, shape: tuple[int, int, int]):
+    check_dispatch(kind, *shape)
 
 
-def random_table(rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
-    table = rng.integers(0, rows, length).astype(np.int32)
-    table[rng.random(length) < 0.1] = -1
-    return table
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("residual", [True, False])
+def test_combine(mode: None, kind: str, shape: tuple[int, int, int], residual: bool):
+    check_combine(kind, *shape, residual)
 
 
-def gather(source: np.ndarray, table: np.ndarray) -> np.ndarray:
-    return np.where(table[:, None] < 0, np.float32(0), source[np.maximum(table, 0)])
+@pytest.mark.parametrize("shape", VIEWS)
+def test_strided_views(mode: None, kind: str, shape: tuple[int, int, int]):
+    check_dispatch(kind, *shape, strided=True)
+    check_transposed(kind, *shape)
+    check_combine(kind, *shape, True, strided=True)
+    check_combine(kind, *shape, False, strided=True)
 
 
-SHAPES = [(1, 1, 1), (3, 5, 2), (7, 300, 3), (200, 333, 33), (40, 4000, 16), (16, 24, 60_000), (2048, 2500, 5120)]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tokens, rows, hidden", SHAPES)
-def test_expert_dispatch(ms, kind, tokens, rows, hidden):
-    rng = np.random.default_rng(0)
-    (x,) = tensors(ms, kind, rng.standard_normal((tokens, hidden), np.float32))
-    order = random_table(rng, tokens, rows)
-    dispatch = operator(ms, "ExpertDispatch", lambda x, order: (order[0], x[1]), lambda x, order: x)
-    assert np.array_equal(numpy(dispatch(x, ms.Tensor(order))), gather(numpy(x), order))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows, tokens, hidden", SHAPES)
-def test_expert_combine(ms, kind, rows, tokens, hidden):
-    rng = np.random.default_rng(1)
-    sorted_rows, residual = tensors(
-        ms, kind, rng.standard_normal((rows, hidden), np.float32), rng.standard_normal((tokens, hidden), np.float32)
-    )
-    inverse = random_table(rng, rows, tokens)
-    combine = operator(
-        ms, "ExpertCombine", lambda rows, inverse, residual: residual, lambda rows, inverse, residual: rows
-    )
-    exact = gather(numpy(sorted_rows), inverse) + numpy(residual)
-    (wanted,) = tensors(ms, kind, exact)
-    assert np.array_equal(numpy(combine(sorted_rows, ms.Tensor(inverse), residual)), numpy(wanted))
+@pytest.mark.parametrize(("tokens", "hidden"), [(37, 3), (500, 5120)])
+def test_gradients(mode: None, kind: str, tokens: int, hidden: int):
+    check_gradients(kind, tokens, hidden)
