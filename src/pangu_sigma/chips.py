@@ -126,3 +126,8 @@ CHIP_DATA: dict[Chip, ChipData] = {
 
 CHIP_NAMES: tuple[Chip, ...] = get_args(Chip)
 """Names of all chips, the paper's first."""
+
+
+def family(chip: Chip) -> str:
+    """What compiled operators and plans go by: 910a, 910b or 910_93."""
+    return "910b" if chip.startswith("910b") else chip

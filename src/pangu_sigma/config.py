@@ -220,6 +220,11 @@ class OptimizerConfig(Section):
     """Limit of the norm of all gradients together, of dense parameters and active experts; larger ones are scaled down to it."""
 
 
+def _chip_name(chip: Any) -> Any:
+    """A chip as YAML reads it: 910_93 without quotes is a number there."""
+    return "910_93" if chip == 91_093 else chip
+
+
 class ParallelConfig(Section):
     """The ranks of a run, one process and one device each: stages · groups · expert · data · tensor of them. The last varies
     fastest, so that the ranks of a tensor group share a host."""
@@ -260,7 +265,7 @@ class ParallelConfig(Section):
     @field_validator("chip", mode="before")
     @classmethod
     def _yaml_reads_a_number(cls, chip: Any) -> Any:
-        return "910_93" if chip == 91_093 else chip  # so does YAML read 910_93 without quotes
+        return _chip_name(chip)
 
     @model_validator(mode="after")
     def _combinations(self) -> ParallelConfig:
@@ -442,7 +447,7 @@ class Config(Section):
         train, parallel = (tree.get(key) for key in ("train", "parallel")) if isinstance(tree, dict) else (None, None)
         if not isinstance(train, dict) or train.get("compute_dtype") != "half":
             return tree
-        chip = ParallelConfig._yaml_reads_a_number(parallel.get("chip") if isinstance(parallel, dict) else None)
+        chip = _chip_name(parallel.get("chip") if isinstance(parallel, dict) else None)
         half = CHIP_DATA[chip if chip in CHIP_NAMES else "910a"].half  # an unknown chip is refused where it stands
         return tree | {"train": train | {"compute_dtype": half}}
 

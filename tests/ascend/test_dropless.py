@@ -14,8 +14,9 @@ from mindspore import Tensor
 
 from ascend_ops.grouped_ffn import grouped_ffn_oracle
 from pangu_sigma.ascend import dropless
-from pangu_sigma.ascend.dropless import Groups, dropless_experts
+from pangu_sigma.ascend.dropless import dropless_experts
 from pangu_sigma.config import ParallelConfig
+from pangu_sigma.parallel.connect import Groups
 from pangu_sigma.parallel.layout import Layout
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -49,7 +50,7 @@ def test_the_rows_of_an_expert_go_through_its_ffn(ends_A: np.ndarray, monkeypatc
     rng = np.random.default_rng(1)
     shapes = ((9, hidden), (experts, ffn, hidden), (experts, ffn), (experts, ffn, hidden), (experts, hidden))
     x, w1, b1, w2, b2 = (rng.normal(size=shape) for shape in shapes)
-    cell = dropless_experts(Groups(Layout(ParallelConfig()), 0, hidden), "fast_gelu").ffn
+    cell = dropless_experts(Groups(Layout(ParallelConfig()), 0), hidden, "fast_gelu").ffn
     arrays = (x, w1, b1[:, None], w2, b2[:, None])
     y = cell(*(Tensor(a.astype(np.float32)) for a in arrays), Tensor(ends_A.astype(np.int32))).asnumpy()
     expected = grouped_ffn_oracle(x, w1, b1, w2, b2, np.append(0, ends_A))

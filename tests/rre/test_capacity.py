@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from pangu_sigma.rre.capacity import (
     CapacityError,
     DispatchLayout,
+    Receivers,
     Room,
-    arrived_rows,
     exchange_plans,
-    kept_rows,
-    refuse_overflow,
+    refuse_arrived,
+    refuse_sent,
     sent_rows,
 )
 from pangu_sigma.rre.plan import active_lists
@@ -43,16 +43,16 @@ def test_sent_rows_are_counts_by_taker_and_expert(data: st.DataObject):
 def test_refuse_names_the_layer_the_expert_and_the_factor_that_is_needed():
     sent = np.zeros((2, 1, 2, 4), np.int64)
     sent[1, 0, 1, 2], sent[0, 0, 0, 0] = 7, 4
-    arrived = arrived_rows(sent, "compacted", 1, np.array([0, 0, 1, 1]))
-    refuse_overflow(sent, arrived, Room(7), 12, 4, 3)
-    refuse_overflow(sent, arrived, Room(7, 7), 12, 4, 3)
+    arrived = Receivers("compacted", 1, np.array([0, 0, 1, 1])).arrived(sent)
+    refuse_sent(sent, 7, 12, 4)
+    refuse_arrived(arrived, 7, 3)
     with pytest.raises(
         CapacityError, match=r"RRE layer 1: a rank has 7 rows for expert 2, whose capacity is 3"
     ) as error:
-        refuse_overflow(sent, arrived, Room(3), 12, 4, 3)
+        refuse_sent(sent, 3, 12, 4)
     assert "parallel.capacity_factor to 2.34 or more" in str(error.value), "7 rows of an even 3, rounded up"
     with pytest.raises(CapacityError, match=r"RRE layer 1: 7 rows arrive where 5 have room") as error:
-        refuse_overflow(sent, arrived, Room(7, 5), 12, 4, 3)
+        refuse_arrived(arrived, 5, 3)
     assert "parallel.arrival_factor to 2.34 or more" in str(error.value)
 
 
@@ -66,7 +66,8 @@ def test_first_senders_rows_have_room_first(layout: DispatchLayout, data: st.Dat
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     sent = rng.integers(0, 5, (LAYERS, 1, groups * peers * replicas, stored))
     room = Room(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12)))
-    kept = kept_rows(sent, layout, room, groups, holder_K)
+    receivers = Receivers(layout, groups, holder_K)
+    kept = receivers.kept(sent, room)
     left: dict[tuple[int, ...], int] = {}
     expected = np.zeros_like(sent)
     for n, taker, expert in np.ndindex(LAYERS, sent.shape[2], stored):
@@ -76,7 +77,7 @@ def test_first_senders_rows_have_room_first(layout: DispatchLayout, data: st.Dat
         expected[n, 0, taker, expert] = min(sent[n, 0, taker, expert], room.sent or 0, free)
         left[where] -= expected[n, 0, taker, expert]
     assert (kept == expected).all()
-    arrived = arrived_rows(kept, layout, groups, holder_K)
+    arrived = receivers.arrived(kept)
     assert arrived.max() <= (room.arrived or 0)
 
 

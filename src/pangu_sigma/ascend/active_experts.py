@@ -62,14 +62,12 @@ class ActiveExperts(nn.Cell):
         order: tuple = ()
         inverse: tuple = ()
         ends: tuple = ()
-        count = self.layers
+        count, first_back = self.layers, 4 if self.dropless else 2
         for n in range(count):
-            inverse += ((plans[count + n], plans[3 * count + n]),)
-            if self.dropless:
-                order += ((plans[n], plans[2 * count + n], plans[4 * count + n], plans[5 * count + n]),)
-                ends += (plans[6 * count + n],)
-            else:
-                order += ((plans[n], plans[2 * count + n]),)
+            arrays = plans[n::count]
+            order += (arrays[:first_back],)
+            inverse += (arrays[first_back : first_back + 2],)
+            ends += (arrays[-1],)
         return order, inverse, ends if self.dropless else None
 
 

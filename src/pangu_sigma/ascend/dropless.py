@@ -25,6 +25,8 @@ P expert ranks, A active experts of a rank, W rows that its experts multiply.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops import functional as F
@@ -32,38 +34,27 @@ from mindspore.ops.auto_generate import GroupedMatmul
 
 from ascend_ops.expert_dispatch import Gather
 from pangu_sigma.config import Activation
-from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.parallel.connect import Groups
 from pangu_sigma.rre.experts import ActivatedFFN, Experts
 
 
-class Groups:
-    """Communication groups of one rank, made when first asked for. It is for graphs whose collectives are written by hand."""
-
-    def __init__(self, layout: Layout, rank: int, hidden: int):
-        """hidden: H."""
-        self._layout, self._rank, self._made = layout, rank, dict[str, str]()
-        self.columns = hidden // layout.axes["tensor"]
-
-    def size(self, axis: str) -> int:
-        """Number of ranks along an axis."""
-        return self._layout.axes[axis]
-
-    def name(self, axis: str) -> str:
-        """Name of the group of the ranks that differ from this one along an axis."""
-        if axis not in self._made:
-            peers = self._layout.peers(self._rank, axis)
-            self._made[axis] = f"{axis}_{'_'.join(map(str, peers))}"
-            ms.communication.create_group(self._made[axis], peers)
-        return self._made[axis]
-
-
-def dropless_experts(groups: Groups, activation: Activation) -> Experts:
-    """The cells of the layout `dropless` of rre/capacity.py, in a graph of all ranks.
+def dropless_experts(groups: Groups, hidden: int, activation: Activation) -> Experts:
+    """The cells of the layout `dropless` of rre/capacity.py, in a graph of all ranks. hidden: H.
 
     `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W) and the offsets are `ends_A`, the row
     after the last of each expert.
     """
-    return Experts(UnevenDispatch(groups), GroupedRowsFFN(groups, activation), UnevenCombine(groups))
+    travels = groups.size("expert") > 1
+    there, back = (Uneven(groups, hidden) if travels else None for _ in range(2))
+    return Experts(UnevenDispatch(there), GroupedRowsFFN(groups, activation), UnevenCombine(back))
+
+
+def on_one_rank(cell: nn.Cell, shape: Callable) -> ops.Morph:
+    """The operator that does on each rank what the cell does.
+
+    shape: of its output, of all ranks together, from those of its inputs; its dtype is that of the first.
+    """
+    return ops.Morph(cell.construct, shape, _dtype_of_first).add_prim_attr("self_define_shard", True)
 
 
 def _shape_of_rows(x, order, inverse, arrive, *rest):
@@ -85,11 +76,11 @@ def _dtype_of_first(first, *rest):
 class UnevenDispatch(nn.Cell):
     """construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
 
-    def __init__(self, groups: Groups):
+    def __init__(self, travel: Uneven | None):
+        """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
         super().__init__()
-        self.local = LocalDispatch(groups)
-        self.morph = ops.Morph(self.local.construct, _shape_of_rows, _dtype_of_first)
-        self.morph.add_prim_attr("self_define_shard", True)
+        self.local = LocalDispatch(travel)
+        self.morph = on_one_rank(self.local, _shape_of_rows)
 
     def construct(self, x_TH, order, inverse):
         order_T, arrive_W, sent_P, taken_P = order
@@ -100,11 +91,11 @@ class UnevenDispatch(nn.Cell):
 class UnevenCombine(nn.Cell):
     """construct(rows_WH, inverse, order, residual_TH) -> [T, H]; inverse and order as in `UnevenDispatch`."""
 
-    def __init__(self, groups: Groups):
+    def __init__(self, travel: Uneven | None):
+        """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
         super().__init__()
-        self.local = LocalCombine(groups)
-        self.morph = ops.Morph(self.local.construct, _shape_of_tokens, _dtype_of_first)
-        self.morph.add_prim_attr("self_define_shard", True)
+        self.local = LocalCombine(travel)
+        self.morph = on_one_rank(self.local, _shape_of_tokens)
         self.add = ops.Add()  # here, where columns meet whole rows once, and not at each reader of the sum
 
     def construct(self, rows_WH, inverse, order, residual_TH):
@@ -119,8 +110,7 @@ class GroupedRowsFFN(nn.Cell):
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__()
         self.local = LocalFFN(groups, activation)
-        self.morph = ops.Morph(self.local.construct, _shape_of_first, _dtype_of_first)
-        self.morph.add_prim_attr("self_define_shard", True)
+        self.morph = on_one_rank(self.local, _shape_of_first)
 
     def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A):
         return self.morph(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A)
@@ -129,10 +119,10 @@ class GroupedRowsFFN(nn.Cell):
 class LocalDispatch(nn.Cell):
     """What `UnevenDispatch` does on one rank."""
 
-    def __init__(self, groups: Groups):
+    def __init__(self, travel: Uneven | None):
         super().__init__()
         self.sort, self.bring_together = Gather(), Gather()
-        self.travel = Uneven(groups) if groups.size("expert") > 1 else None
+        self.travel = travel
 
     def construct(self, x_Th, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P):
         rows = self.sort(x_Th, order_T, inverse_T)
@@ -144,10 +134,10 @@ class LocalDispatch(nn.Cell):
 class LocalCombine(nn.Cell):
     """What `UnevenCombine` does on one rank."""
 
-    def __init__(self, groups: Groups):
+    def __init__(self, travel: Uneven | None):
         super().__init__()
         self.separate, self.unsort = Gather(), Gather()
-        self.travel = Uneven(groups) if groups.size("expert") > 1 else None
+        self.travel = travel
 
     def construct(self, rows_Wh, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P):
         rows = self.separate(rows_Wh, leave_W, arrive_W)
@@ -162,9 +152,9 @@ class LocalFFN(ActivatedFFN):
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__(activation)
         self.grouped = grouped_matmul()
-        self.share = 1.0 / groups.size("tensor")  # a power of two in every layout, so the sum of the shares is exact
-        tensor = groups.size("tensor") > 1
-        self.sum_of_parts = ops.AllReduce(ops.ReduceOp.SUM, groups.name("tensor")) if tensor else None
+        tensor = groups.size("tensor")
+        self.share = 1.0 / tensor  # of the bias: each rank adds its share; of powers of two the sum is exact
+        self.sum_of_parts = ops.AllReduce(ops.ReduceOp.SUM, groups.name("tensor")) if tensor > 1 else None
 
     def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A):
         ends, own_WA = F.cast(ends_A, ms.int64), _expert_of_row(rows_WH, ends_A)
@@ -190,11 +180,10 @@ class Uneven(nn.Cell):
     behind the last row that goes out is not read. The gradient goes the way back.
     """
 
-    def __init__(self, groups: Groups):
+    def __init__(self, groups: Groups, hidden: int):
         super().__init__()
-        self.all_to_all = ops.AlltoAllV(
-            groups.name("expert"), groups.columns
-        )  # made here: in a graph MindSpore mistakes its ranks
+        columns = hidden // groups.size("tensor")
+        self.all_to_all = ops.AlltoAllV(groups.name("expert"), columns)
         self.to_host = ops.MoveTo().add_prim_attr("recompute", False)  # HCCL is told the lengths by the host
 
     def construct(self, rows, out_P, in_P):

@@ -29,14 +29,14 @@ def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activa
     entries: number A of active experts of a rank. For the cells `order` is (order_R, arrive_W) and `inverse` is (inverse_T,
     leave_R) of an `ExchangePlan`.
     """
-    return Experts(PaddedDispatch(parallel, entries), PaddedFFN(activation), PaddedCombine(parallel, entries))
+    return Experts(CompactedDispatch(parallel, entries), PaddedFFN(activation), CompactedCombine(parallel, entries))
 
 
 class Columns(Gather):
     """Rows of which a rank has some columns; the operator moves them as they are."""
 
 
-class PaddedDispatch(nn.Cell):
+class CompactedDispatch(nn.Cell):
     """construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> [G·P·A, D·W/A, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
@@ -49,8 +49,8 @@ class PaddedDispatch(nn.Cell):
         return self.to_experts(self.send(x_TH, order_R, inverse_T), arrive_W, leave_R)
 
 
-class PaddedCombine(nn.Cell):
-    """construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]; inverse and order as in `PaddedDispatch`."""
+class CompactedCombine(nn.Cell):
+    """construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]; inverse and order as in `CompactedDispatch`."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

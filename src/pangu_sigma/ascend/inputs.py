@@ -11,8 +11,8 @@ from pangu_sigma.data.batches import Batch
 from pangu_sigma.parallel.layout import (
     active_entries,
     dispatch_layout,
-    multiplied_rows_of_rank,
-    sent_rows_of_rank,
+    exchanged_rows,
+    multiplied_rows,
     tokens_of_rank,
 )
 
@@ -51,14 +51,14 @@ def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
 
 
 def plan_arrays(config: Config) -> dict[str, int]:
-    """The fields of an `ExchangePlan` that the graph takes of each RRE layer, in its order, with their lengths for a rank."""
-    layout, peers = dispatch_layout(config, ascend=True), config.parallel.expert
-    tokens, multiplied = tokens_of_rank(config), multiplied_rows_of_rank(config, layout)
-    sent = sent_rows_of_rank(config, layout)
-    arrays = {"order_NR": sent, "inverse_NT": tokens, "arrive_NW": multiplied}
-    if layout == "compacted":
-        return arrays | {"leave_NR": sent}
-    return arrays | {"leave_NR": multiplied + 1, "sent_NP": peers, "taken_NP": peers, "ends_NA": active_entries(config)}
+    """The fields of an `ExchangePlan` that the graph takes of each RRE layer, with their lengths for a rank: what dispatch
+    gathers by, what combine gathers by, and in the dropless layout where rows of experts end."""
+    peers, tokens = config.parallel.expert, tokens_of_rank(config)
+    sent, multiplied = exchanged_rows(config), multiplied_rows(config)
+    if dispatch_layout(config, ascend=True) == "compacted":
+        return {"order_NR": sent, "arrive_NW": multiplied, "inverse_NT": tokens, "leave_NR": sent}
+    there = {"order_NR": sent, "arrive_NW": multiplied, "sent_NP": peers, "taken_NP": peers}
+    return there | {"inverse_NT": tokens, "leave_NR": multiplied + 1, "ends_NA": active_entries(config)}
 
 
 class StepSettings(nn.Cell):

@@ -96,8 +96,8 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     },
     Gather: {"gather": (("D", 1), ("D",), ("D", 1))},
     GatherAdd: {"gather": (("D", 1), ("D",), ("D", 1)), "gather_add": (("D", 1), ("D",), ("D", 1), ("D", 1))},
-    exchange.PaddedDispatch: {},
-    exchange.PaddedCombine: {},
+    exchange.CompactedDispatch: {},
+    exchange.CompactedCombine: {},
     exchange.ToExperts: {
         "pack": (("G", "P", "R", 1, 1, 1, "T"),),
         "arrange": (("G", "P", 1, "R", 1, 1, "T"),),

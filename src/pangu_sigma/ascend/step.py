@@ -26,7 +26,7 @@ from mindspore import Tensor, nn, ops
 
 from pangu_sigma.ascend.active_experts import ActiveExperts, BringExperts, RankTier
 from pangu_sigma.ascend.device_adam import DeviceAdam
-from pangu_sigma.ascend.dropless import Groups, dropless_experts
+from pangu_sigma.ascend.dropless import dropless_experts
 from pangu_sigma.ascend.exchange import compacted_experts
 from pangu_sigma.ascend.inputs import StepSettings, inputs_of
 from pangu_sigma.ascend.micro_batches import Passes
@@ -43,6 +43,7 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.optimizer.clip import update_factor
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
+from pangu_sigma.parallel.connect import Groups
 from pangu_sigma.parallel.layout import Layout, active_entries, dispatch_layout
 from pangu_sigma.rre.experts import Experts
 
@@ -145,11 +146,11 @@ class Update(nn.Cell):
 
 def _network(config: Config, rank: int) -> PanGuSigma:
     """The network for all ranks of a stage together, of the operators that auto-parallel knows. rank: the one that computes."""
-    groups = Groups(Layout(config.parallel), rank, config.model.hidden)
+    groups = Groups(Layout(config.parallel), rank)
 
     def routed(activation: Activation) -> Experts:
         if dispatch_layout(config, ascend=True) == "dropless":
-            return dropless_experts(groups, activation)
+            return dropless_experts(groups, config.model.hidden, activation)
         return compacted_experts(config.parallel, active_entries(config), activation)
 
     return PanGuSigma(

@@ -18,13 +18,12 @@ from packaging.requirements import Requirement
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import run_config
-from pangu_sigma.chips import Chip
+from pangu_sigma.chips import Chip, family
 from pangu_sigma.host_memory import memory_there
 from pangu_sigma.launching.environment import ChosenChip, chip_in_environment
 from pangu_sigma.launching.host.access import Host
 from pangu_sigma.launching.host.check import Check
 from pangu_sigma.launching.host.checks import host_checks
-from pangu_sigma.launching.host.npu_smi import family
 from pangu_sigma.npus import DEV, cann, missing_for_ascend, npus
 
 _REQUIREMENTS = Path(__file__).parents[3] / "requirements.txt"

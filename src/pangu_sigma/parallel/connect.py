@@ -20,28 +20,40 @@ from pangu_sigma.parallel.layout import Layout, axes_text
 from pangu_sigma.parallel.ranks import ALONE, PAUSE, Ranks
 
 
+class Groups:
+    """Communication groups of one rank, each made when first asked for."""
+
+    def __init__(self, layout: Layout, rank: int):
+        self._layout, self._rank, self._made = layout, rank, set[str]()
+
+    def name(self, *axes: str) -> str:
+        """Name of the group of the ranks that differ from this one in `axes` only."""
+        ranks = self._layout.peers(self._rank, *axes)
+        if len(ranks) == self._layout.ranks:
+            return communication.GlobalComm.WORLD_COMM_GROUP
+        name = f"{'_'.join(axes)}_{'_'.join(map(str, ranks))}"
+        if name not in self._made:
+            communication.create_group(name, ranks)
+            self._made.add(name)
+        return name
+
+    def size(self, *axes: str) -> int:
+        """Number of ranks of that group."""
+        return len(self._layout.peers(self._rank, *axes))
+
+
 class ConnectedRanks(Ranks):
-    """The ranks of a run of several processes; `join` makes it."""
+    """The ranks of a run of several processes; `join` makes it. group: name of the group of the ranks that differ from this one in
+    some axes only."""
 
     def __init__(self, parallel: ParallelConfig):
         self.rank, self.world = communication.get_rank(), communication.get_group_size()
-        self._layout, self._groups = Layout(parallel), set[str]()
+        self.group = Groups(Layout(parallel), self.rank).name
         self._sum = _Sum(communication.GlobalComm.WORLD_COMM_GROUP)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         with plain_graphs():
             return self._sum(Tensor(values.astype(np.float32).reshape(-1))).asnumpy().reshape(values.shape)
-
-    def group(self, *axes: str) -> str:
-        """Name of the communication group of the ranks that differ from this one in `axes` only; made when first asked for."""
-        ranks = self._layout.peers(self.rank, *axes)
-        if len(ranks) == self.world:
-            return communication.GlobalComm.WORLD_COMM_GROUP
-        name = f"{'_'.join(axes)}_{'_'.join(map(str, ranks))}"
-        if name not in self._groups:
-            communication.create_group(name, ranks)
-            self._groups.add(name)
-        return name
 
     def leave(self) -> None:
         self.any(False)

@@ -181,14 +181,15 @@ def room_of(config: Config, layout: DispatchLayout) -> Room:
     return Room(None if layout == "dropless" else capacity(config), arrived)
 
 
-def sent_rows_of_rank(config: Config, layout: DispatchLayout) -> int:
-    """R, rows that a rank sends in an RRE layer: with a capacity the empty ones, too, and without a single one."""
-    return tokens_of_rank(config) + 1 if layout == "dropless" else active_in_group(config) * capacity(config)
+def exchanged_rows(config: Config) -> int:
+    """R, rows that an Ascend rank sends in an RRE layer: with a capacity the empty ones, too, and without a single one."""
+    dropless = dispatch_layout(config, ascend=True) == "dropless"
+    return tokens_of_rank(config) + 1 if dropless else active_in_group(config) * capacity(config)
 
 
-def multiplied_rows_of_rank(config: Config, layout: DispatchLayout) -> int:
-    """W, rows that the experts of a rank multiply in an RRE layer, empty ones included."""
+def multiplied_rows(config: Config) -> int:
+    """W, rows that the experts of an Ascend rank multiply in an RRE layer, empty ones included."""
+    layout = dispatch_layout(config, ascend=True)
     room = room_of(config, layout).arrived
-    if room is None:
-        return sent_rows_of_rank(config, layout)
+    assert room is not None, "on Ascend rows are brought together"
     return room if layout == "dropless" else active_entries(config) * room

@@ -22,11 +22,11 @@ from pangu_sigma.parallel.layout import (
 )
 from pangu_sigma.rre.capacity import (
     DispatchLayout,
+    Receivers,
     Room,
-    arrived_rows,
     exchange_plans,
-    kept_rows,
-    refuse_overflow,
+    refuse_arrived,
+    refuse_sent,
     sent_rows,
 )
 from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
@@ -60,7 +60,8 @@ class Planner:
         np.put_along_axis(self._row_PK, self._held_PK, np.arange(self._held_PK.shape[1])[None], axis=1)
         self._entries = active_entries(config)
         stored = config.model.experts_per_domain  # of each domain; its ranks have equally many, in order
-        self._holder_K = np.arange(config.experts) % stored // (stored // parallel.expert)
+        holder_K = np.arange(config.experts) % stored // (stored // parallel.expert)
+        self._receivers = Receivers(layout, parallel.groups, holder_K)
         self._taker = taker_of(config, rank)
         self._takers = parallel.stage_ranks // parallel.tensor
         takers = parallel.expert * parallel.data
@@ -100,12 +101,13 @@ class Planner:
 
     def _kept(self, sent_NGDK: np.ndarray, room: Room, tokens: int) -> np.ndarray:
         """The rows of the whole batch that find room. tokens: tokens of a taker."""
-        groups = self._config.parallel.groups
         if self._config.parallel.overflow == "refuse":
-            arrived = arrived_rows(sent_NGDK, self.layout, groups, self._holder_K)
-            even = even_arrival(self._config, self.layout)
-            refuse_overflow(sent_NGDK, arrived, room, tokens, active_in_group(self._config), even)
-        return kept_rows(sent_NGDK, self.layout, room, groups, self._holder_K)
+            if room.sent is not None:
+                refuse_sent(sent_NGDK, room.sent, tokens, active_in_group(self._config))
+            if room.arrived is not None:
+                even = even_arrival(self._config, self.layout)
+                refuse_arrived(self._receivers.arrived(sent_NGDK), room.arrived, even)
+        return self._receivers.kept(sent_NGDK, room)
 
     def _active(self, rows_NT: np.ndarray) -> np.ndarray:
         """Active list of each layer. rows_NT: row of each token's expert in a rank's store, -1 where another rank stores it."""

@@ -189,9 +189,8 @@ def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
     members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
     group = re.search(r'group: "(\d*)-?[^"]*"', line)
     first = tuple(int(r) for r in members[1].split(",") if r.strip()) if members else ()
-    ours = re.search(
-        r'group: "[a-z]+((?:_\d+)+)"', line
-    )  # of ascend/dropless.py; MindSpore notes all ranks if only we use it
+    # groups of parallel/connect.py have their ranks in their names; MindSpore notes all ranks of one that it does not use itself
+    ours = re.search(r'group: "[a-z]+((?:_\d+)+)"', line)
     first = tuple(map(int, ours[1][1:].split("_"))) if ours else first
     size = len(first) or (int(group[1]) if group and group[1] else ranks)
     return op, phase, size, first[:4], max(taken, given)

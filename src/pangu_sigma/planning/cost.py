@@ -39,10 +39,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import layers_of_stage, rre_layers_of_stage, stages_of_host, tokens_of_rank
+from pangu_sigma.parallel.layout import (
+    layers_of_stage,
+    multiplied_rows,
+    rre_layers_of_stage,
+    stages_of_host,
+    tokens_of_rank,
+)
 from pangu_sigma.parallel.parameters import ITEM_SIZE, NPU, active_elements, all_arrays
 from pangu_sigma.planning.machine import chip_of
-from pangu_sigma.planning.memory import multiplied_rows
 from pangu_sigma.planning.traffic import EXCHANGES, collectives, pcie_bytes, ranks_here, sent_bytes
 
 MATMUL_EFFICIENCY = 0.457

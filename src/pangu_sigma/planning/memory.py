@@ -39,11 +39,9 @@ from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import (
     AXES,
-    dispatch_layout,
     layers_of_stage,
-    multiplied_rows_of_rank,
+    multiplied_rows,
     rre_layers_of_stage,
-    sent_rows_of_rank,
     stages_of_host,
     tokens_of_rank,
 )
@@ -143,16 +141,6 @@ def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
 
 def _active_bytes(config: Config, stage: int) -> int:
     return active_elements(config, stage) * _item(config)
-
-
-def exchanged_rows(config: Config) -> int:
-    """Number R of rows that a rank sends in an RRE layer, empty ones included."""
-    return sent_rows_of_rank(config, dispatch_layout(config, ascend=True))
-
-
-def multiplied_rows(config: Config) -> int:
-    """Number W of rows that the experts of a rank multiply in an RRE layer, empty ones included."""
-    return multiplied_rows_of_rank(config, dispatch_layout(config, ascend=True))
 
 
 def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:

@@ -14,7 +14,15 @@ from typing import Any
 from pangu_sigma.ascend.supported import check_ascend, check_layout
 from pangu_sigma.chips import CHIP_DATA, GIB, ChipData
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
-from pangu_sigma.parallel.layout import dispatch_layout, layers_of_stage, room_of, rre_layers_of_stage, tokens_of_rank
+from pangu_sigma.parallel.layout import (
+    dispatch_layout,
+    exchanged_rows,
+    layers_of_stage,
+    multiplied_rows,
+    room_of,
+    rre_layers_of_stage,
+    tokens_of_rank,
+)
 from pangu_sigma.parallel.parameters import Array, accumulator_arrays, active_buffers, all_arrays
 from pangu_sigma.planning.compile import Compiled
 from pangu_sigma.planning.cost import (
@@ -31,11 +39,9 @@ from pangu_sigma.planning.cost import (
 from pangu_sigma.planning.machine import LITTLE_LEFT, chip_of
 from pangu_sigma.planning.memory import (
     MemoryItem,
-    exchanged_rows,
     fullest_host,
     fullest_stage,
     host_items,
-    multiplied_rows,
     npu_items,
     total,
 )

@@ -41,7 +41,9 @@ from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import (
     AXES,
     dispatch_layout,
+    exchanged_rows,
     layers_of_stage,
+    multiplied_rows,
     rre_layers_of_stage,
     tokens_of_rank,
 )
@@ -55,7 +57,6 @@ from pangu_sigma.parallel.parameters import (
     word_table,
 )
 from pangu_sigma.planning.machine import chip_of
-from pangu_sigma.planning.memory import exchanged_rows, multiplied_rows
 
 TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
     ("tensor",),

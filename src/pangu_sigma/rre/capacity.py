@@ -77,14 +77,15 @@ def exchange_plans(
     peer: int,
     kept_NGPK: np.ndarray,
     room: Room,
-) -> list[ExchangePlan]:
-    """Plans of G micro-batches of one rank.
+) -> list[RoutingPlan]:
+    """Plans of G micro-batches of one rank; an `ExchangePlan` each where rows are brought together on arrival.
 
     experts_NGT: expert of each of the rank's tokens, by its number among all K.
     ids_PNA: expert at each entry of the active list of each rank of the group, -1 at unused ones. active_NA: the rank's own list,
         in rows of its store. peer: number of this rank in its group.
-    kept_NGPK: rows that each rank of the group sends to each expert, as `kept_rows` leaves them.
+    kept_NGPK: rows that each rank of the group sends to each expert, as `Receivers.kept` leaves them.
     """
+    kind = RoutingPlan if layout == "all_to_all" else ExchangePlan
     plans = []
     for g in range(experts_NGT.shape[1]):
         layers = [
@@ -92,39 +93,34 @@ def exchange_plans(
             for n in range(len(active_NA))
         ]
         arrays = (active_NA, *map(np.stack, zip(*layers, strict=True)))
-        plans.append(ExchangePlan(*(array.astype(np.int32) for array in arrays)))
+        plans.append(kind(*(array.astype(np.int32) for array in arrays)))
     return plans
 
 
 def _plan_layer(
     layout: DispatchLayout, experts_T: np.ndarray, ids_PA: np.ndarray, peer: int, kept_PK: np.ndarray, room: Room
 ) -> tuple[np.ndarray, ...]:
-    """Order, inverse, offsets, arrive, leave, sent and taken of one layer."""
+    """Order, inverse and offsets of one layer; and arrive, leave, sent and taken where rows are brought together."""
+    entries = ids_PA.shape[1]
     sent_PA = np.where(ids_PA >= 0, kept_PK[peer][ids_PA], 0)
     taken_PA = np.where(ids_PA[peer] >= 0, kept_PK[:, ids_PA[peer]], 0)
     if layout == "dropless":
+        rows = len(experts_T) + 1
         sent_P, first_Q = _without_gaps(sent_PA, peer)
         taken_P, arrived_Q = _without_gaps(taken_PA, peer)
-        rows = len(experts_T) + 1
     else:
         assert room.sent is not None
+        rows = ids_PA.size * room.sent
         sent_P, taken_P = sent_PA.sum(axis=1), taken_PA.sum(axis=1)
-        first_Q, rows = np.arange(ids_PA.size) * room.sent, ids_PA.size * room.sent
-        arrived_Q = first_Q
+        first_Q = arrived_Q = np.arange(ids_PA.size) * room.sent
     order_R, inverse_T = _assign_rows(experts_T, ids_PA.ravel(), kept_PK[peer], first_Q, rows)
-    entries = ids_PA.shape[1]
-    if layout == "all_to_all":
-        offsets_A1 = np.arange(entries + 1) * (rows // entries)
-        nothing = np.zeros(1, int)
-        return order_R, inverse_T, offsets_A1, nothing, nothing, sent_P, taken_P
-    assert room.arrived is not None
+    if room.arrived is None:
+        return order_R, inverse_T, np.arange(entries + 1) * (rows // entries)
+    offsets_A1, leave_R = np.arange(entries + 1) * room.arrived, np.full(rows, -1)
     if layout == "dropless":
-        offsets_A1 = np.append(_starts(taken_PA.sum(0)), room.arrived)  # the last has the empty rows, too
-        empty_R = np.full(room.arrived + 1, -1)
-    else:
-        offsets_A1 = np.arange(entries + 1) * room.arrived
-        empty_R = np.full(rows, -1)
-    arrive_W, leave_R = _bring_together(taken_PA, arrived_Q.reshape(taken_PA.shape), offsets_A1, empty_R)
+        offsets_A1 = np.append(_starts(taken_PA.sum(axis=0)), room.arrived)  # the last has the empty rows, too
+        leave_R = np.full(room.arrived + 1, -1)
+    arrive_W = _bring_together(taken_PA, arrived_Q.reshape(taken_PA.shape), offsets_A1, leave_R)
     return order_R, inverse_T, offsets_A1, arrive_W, leave_R, sent_P, taken_P
 
 
@@ -166,10 +162,10 @@ def _assign_rows(
 
 def _bring_together(
     taken_PA: np.ndarray, arrived_PA: np.ndarray, offsets_A1: np.ndarray, leave_R: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Arrive and leave of one layer: the rows of an entry one behind the other, by sender and then by number.
+) -> np.ndarray:
+    """Arrive of one layer: the rows of an entry one behind the other, by sender and then by number.
 
-    taken_PA: rows from each sender for each entry. arrived_PA: where the first of them arrives. leave_R: all -1, to be filled.
+    taken_PA: rows from each sender for each entry. arrived_PA: where the first of them arrives. leave_R: all -1; it is filled.
     """
     count_Q = taken_PA.ravel()
     of_row = np.repeat(np.arange(len(count_Q)), count_Q)
@@ -178,7 +174,7 @@ def _bring_together(
     there, here = arrived_PA.ravel()[of_row] + number, before_PA.ravel()[of_row] + number
     arrive_W = np.full(offsets_A1[-1], -1)
     arrive_W[here], leave_R[there] = there, here
-    return arrive_W, leave_R
+    return arrive_W
 
 
 def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored: int) -> np.ndarray:
@@ -192,63 +188,75 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
     return np.stack(counts).reshape(layers, micro, takers, stored)
 
 
-def kept_rows(
-    sent_NGDK: np.ndarray, layout: DispatchLayout, room: Room, groups: int, holder_K: np.ndarray
-) -> np.ndarray:
-    """The rows of `sent_NGDK` for which there is room, in the same shape: the first of a sender, and those of the first senders.
+@dataclass(frozen=True)
+class Receivers:
+    """Who gets the rows that `sent_rows` counts.
 
     groups: number of groups; takers are numbered by group, rank of the group, replica. holder_K: the rank of its group that stores
     each expert.
     """
-    kept = sent_NGDK.copy() if room.sent is None else np.minimum(sent_NGDK, room.sent)
-    if room.arrived is None:
-        return kept
-    layers, micro, _, stored = kept.shape
-    peers = holder_K.max() + 1
-    kept = kept.reshape(layers, micro, groups, peers, -1, stored)  # N G groups P replicas K
-    if layout == "dropless":
-        for peer in range(peers):
-            own = np.moveaxis(kept[..., holder_K == peer], 3, -2)  # N G groups replicas P K
+
+    layout: DispatchLayout
+    groups: int
+    holder_K: np.ndarray
+
+    def kept(self, sent_NGDK: np.ndarray, room: Room) -> np.ndarray:
+        """The rows for which there is room, in the same shape: the first of a sender, and those of the first senders."""
+        kept = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
+        if room.arrived is None:
+            return kept
+        by_sender = self._by_sender(kept)
+        if self.layout != "dropless":
+            filled = np.minimum(np.cumsum(by_sender, axis=3), room.arrived)
+            return np.diff(filled, prepend=0, axis=3).reshape(sent_NGDK.shape)
+        found = np.empty_like(by_sender)
+        for peer in range(by_sender.shape[3]):
+            own = np.moveaxis(by_sender[..., self.holder_K == peer], 3, -2)  # N G groups replicas P K
             filled = np.minimum(np.cumsum(own.reshape(*own.shape[:-2], -1), axis=-1), room.arrived)
-            kept[..., holder_K == peer] = np.moveaxis(np.diff(filled, prepend=0, axis=-1).reshape(own.shape), -2, 3)
-    else:
-        kept = np.diff(np.minimum(np.cumsum(kept, axis=3), room.arrived), prepend=0, axis=3)
-    return kept.reshape(sent_NGDK.shape)
+            own = np.diff(filled, prepend=0, axis=-1).reshape(own.shape)
+            found[..., self.holder_K == peer] = np.moveaxis(own, -2, 3)
+        return found.reshape(sent_NGDK.shape)
+
+    def arrived(self, sent_NGDK: np.ndarray) -> np.ndarray:
+        """Rows that arrive for each expert [N, G, groups, replicas, K], or in the dropless layout on each rank of a group
+        [N, G, groups, replicas, P]."""
+        arrived = self._by_sender(sent_NGDK).sum(axis=3)
+        if self.layout != "dropless":
+            return arrived
+        peers = range(self.holder_K.max() + 1)
+        return np.stack([arrived[..., self.holder_K == peer].sum(axis=-1) for peer in peers], axis=-1)
+
+    def _by_sender(self, sent_NGDK: np.ndarray) -> np.ndarray:
+        """The same, [N, G, groups, P, replicas, K]."""
+        layers, micro, _, stored = sent_NGDK.shape
+        return sent_NGDK.reshape(layers, micro, self.groups, self.holder_K.max() + 1, -1, stored)
 
 
-def arrived_rows(sent_NGDK: np.ndarray, layout: DispatchLayout, groups: int, holder_K: np.ndarray) -> np.ndarray:
-    """Rows that arrive for each expert [N, G, groups, replicas, K], or in the dropless layout on each rank of a group
-    [N, G, groups, replicas, P]; arguments as in `kept_rows`."""
-    layers, micro, _, stored = sent_NGDK.shape
-    peers = holder_K.max() + 1
-    arrived = sent_NGDK.reshape(layers, micro, groups, peers, -1, stored).sum(axis=3)
-    if layout != "dropless":
-        return arrived
-    return np.stack([arrived[..., holder_K == peer].sum(axis=-1) for peer in range(peers)], axis=-1)
+_ADVICE = "for this batch (routing.table=balanced lowers what is needed), or parallel.overflow to drop"
 
 
-def refuse_overflow(
-    sent_NGDK: np.ndarray, arrived: np.ndarray, room: Room, tokens: int, active: int, even: float
-) -> None:
-    """Raise CapacityError if there are more rows than there is room for.
+def refuse_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int) -> None:
+    """Raise CapacityError if a rank has more rows for an expert than `capacity`.
 
-    tokens: tokens of a taker in a micro-batch. active: experts among which an even share divides them. arrived: of `arrived_rows`.
-    even: an even share of what `room.arrived` is for.
+    tokens: tokens of a taker in a micro-batch. active: experts among which an even share divides them.
     """
-    advice = "for this batch (routing.table=balanced lowers what is needed), or parallel.overflow to drop"
     most = int(sent_NGDK.max())
-    if room.sent is not None and most > room.sent:
+    if most > capacity:
         layer, _, _, expert = np.unravel_index(sent_NGDK.argmax(), sent_NGDK.shape)
         needed = np.ceil(most * active / tokens * 100) / 100
         raise CapacityError(
-            f"RRE layer {layer}: a rank has {most} rows for expert {expert}, whose capacity is {room.sent}; "
-            f"set parallel.capacity_factor to {needed:g} or more {advice}"
+            f"RRE layer {layer}: a rank has {most} rows for expert {expert}, whose capacity is {capacity}; "
+            f"set parallel.capacity_factor to {needed:g} or more {_ADVICE}"
         )
+
+
+def refuse_arrived(arrived: np.ndarray, room: int, even: float) -> None:
+    """Raise CapacityError if more rows arrive than there is `room` for. arrived: of `Receivers`. even: what would arrive evenly."""
     most = int(arrived.max())
-    if room.arrived is not None and most > room.arrived:
+    if most > room:
         layer = np.unravel_index(arrived.argmax(), arrived.shape)[0]
         needed = np.ceil(most / even * 100) / 100
         raise CapacityError(
-            f"RRE layer {layer}: {most} rows arrive where {room.arrived} have room; "
-            f"set parallel.arrival_factor to {needed:g} or more {advice}"
+            f"RRE layer {layer}: {most} rows arrive where {room} have room; "
+            f"set parallel.arrival_factor to {needed:g} or more {_ADVICE}"
         )

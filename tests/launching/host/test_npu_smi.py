@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_sigma.launching.host.npu_smi import Npu, chip_called, family, npus_in
+from pangu_sigma.chips import family
+from pangu_sigma.launching.host.npu_smi import Npu, chip_called, npus_in
 
 FIRST_FAMILY = """\
 +------------------------------------------------------------------------------------------------+

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pangu_sigma.chips import CHIP_DATA, Chip
+from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.launching.host.access import Host
 from pangu_sigma.launching.host.check import Check, fine, wrong
-from pangu_sigma.launching.host.npu_smi import Npu, chip_called, family
+from pangu_sigma.launching.host.npu_smi import Npu, chip_called
 from pangu_sigma.npus import DRIVER_NODES, missing_devices, npus
 
 _MB = 1 << 20

@@ -77,8 +77,3 @@ def chip_called(name: str) -> Chip | None:
     if bin_found := _BIN.match(name):
         return f"910b{bin_found[1]}"  # type: ignore[return-value]
     return "910a" if name.upper() in _FIRST else None
-
-
-def family(chip: Chip) -> str:
-    """What compiled operators and plans go by: 910a, 910b or 910_93."""
-    return "910b" if chip.startswith("910b") else chip

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_sigma.chips import Chip
+from pangu_sigma.chips import Chip, family
 from pangu_sigma.launching.host.access import Host, NoAnswer, assignments
 from pangu_sigma.launching.host.check import Check, fine, wrong
-from pangu_sigma.launching.host.npu_smi import Npu, family
+from pangu_sigma.launching.host.npu_smi import Npu
 from pangu_sigma.npus import cann, missing_cann, missing_plugin
 
 
