@@ -85,6 +85,8 @@ def write_config(file: Path, data: Path, parallel: dict[str, int], **sections: d
         "log_interval": 1,
     }
     tree["train"] |= {"eval_interval": STEPS}
+    # at twice the rate the loss jumps once, and that step shows the rounding of the others fifty-fold
+    tree["train"]["optimizer"] |= {"peak_lr": 5e-3}
     for name, keys in sections.items():
         tree[name] = tree.get(name, {}) | keys
     file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
@@ -122,8 +124,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
             assert b[key] == a[key], key
         for name, units in a["per_sample"].items():
             assert b["per_sample"][name]["tokens"] == units["tokens"]
-            # one sample shows more of the rounding of 20 steps than a mean over samples does
-            assert b["per_sample"][name]["nats"] == pytest.approx(units["nats"], rel=5e-5)
+            assert b["per_sample"][name]["nats"] == pytest.approx(units["nats"], rel=1e-5)
     assert lines(expected, "load") == lines(found, "load")
 
 
