@@ -105,6 +105,7 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "910B, no optimizer parallelism": (APART, B16),
     "910B, one expert rank": ({"groups": 2, "data": 4}, B16),
     "910B, erf": (ALL_AXES, [*B16, "model.activation=erf"]),
+    "910B, every rank in the tensor group": ({"tensor": 8, "recompute": True}, [*B16, "model.heads=8"]),
     "910B, float16": (ALL_AXES, ["parallel.chip=910b"]),
     "910B, two stages, which are compacted": (STAGES, [*B16, "train.accumulation=2"]),
     "910_93": (ALL_AXES, ["parallel.chip=910_93", "train.compute_dtype=bfloat16"]),
@@ -199,11 +200,22 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
             "  %9(e) = PrimFunc_AssignAdd(%para4_accu_grads.loss.network.layers.0.norm.gain, %6)\n",
             '  %7(d) = AllReduce(%6) {instance name: grad_mirror_MirrorOperator} primitive_attrs: {group: "64-77"}\n',
             "      : (<Tensor[Float32], (5)>) -> (<Tensor[Float32], (5)>)\n",
+            '  %10(g) = AllReduce(%7) {instance name: sum_of_parts} primitive_attrs: {group: "8-1"} cnode_primal_attrs: '
+            '{unique_id: "5", forward_comm_node_unique_id: "4"}\n',
+            "      : (<Tensor[Float32], (6)>) -> (<Tensor[Float32], (6)>)\n",
+            '  %11(h) = AllReduce(%10) {instance name: forward_op_2} primitive_attrs: {group: "8-1"} cnode_primal_attrs: '
+            '{forward_comm_node_unique_id: "4", forward_node_name: "AllReduce_5"}\n',
+            "      : (<Tensor[Float32], (6)>) -> (<Tensor[Float32], (6)>)\n",
+            '  %12(i$squares) = AllReduce(%11) {instance name: sum_of_parts} primitive_attrs: {group: "8-1"}\n',
+            "      : (<Tensor[Float32], ()>) -> (<Tensor[Float32], ()>)\n",
         ]
     )
     found = read_graph(lines, 512)
     assert [(c.op, c.phase, c.count, c.group_size, c.nbytes) for c in found["collectives"]] == [
+        ("AllReduce", "backward", 1, 8, 24),
+        ("AllReduce", "forward", 1, 8, 24),
         ("AllReduce", "gradient", 1, 64, 20),
+        ("AllReduce", "norm", 1, 8, 4),
         ("AlltoAll", "forward", 1, 3, 16),
     ]
     assert [(p.name, p.slice, p.dtype, p.device) for p in found["parameters"]] == [

@@ -205,8 +205,10 @@ def _phase(op: str, line: str) -> str:
     found, differentiated = re.search(r"instance name: (\w+)", line), "forward_node_name" in line
     name = found[1] if found else ""
     phase = next((p for start, p in _PHASE_OF_NAME if name.startswith(start)), "norm")
-    if op == "AllReduce" and phase != "gradient" and name != "all_reduce":
-        # those of ascend/dropless.py get any name of another, and others get theirs
+    if op == "AllReduce" and phase != "gradient":
+        # alike ones of ascend/dropless.py, of the layouts and of the norm get each other's names
+        if "forward_comm_node_unique_id" not in line:
+            return "norm"  # it belongs to nothing that is differentiated
         return "backward" if differentiated else "forward"
     return "backward" if differentiated and phase == "norm" else phase
 
