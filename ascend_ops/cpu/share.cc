@@ -1,6 +1,7 @@
 #include "share.h"
 
 #include <linux/futex.h>
+#include <omp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/syscall.h>
@@ -8,7 +9,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <mutex>
 #include <thread>
 
@@ -86,9 +86,8 @@ class Helpers {
 int64_t WantedThreads() {
   cpu_set_t cores;
   const int64_t count = sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : 1;
-  const char *limit = std::getenv("OMP_NUM_THREADS");
-  const int64_t most = limit == nullptr ? 0 : std::atoll(limit);
-  return most > 0 ? std::min(most, count) : count;
+  // what OpenMP has read when it was loaded: MindSpore sets OMP_NUM_THREADS to 1 when it is imported
+  return std::min<int64_t>(omp_get_max_threads(), count);
 }
 
 // Never freed: the threads use it until the process ends. A process that forks has its threads no more, and gets others.

@@ -14,4 +14,4 @@ void Share(int64_t pieces, Work &&work) {
 }
 
 // Number of threads that share: the cores that this process may use, or fewer if OMP_NUM_THREADS says so.
-int64_t ShareThreads();
+extern "C" int64_t ShareThreads();

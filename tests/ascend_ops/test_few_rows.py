@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -247,17 +250,16 @@ def test_precisions_are_what_they_say():
     assert (error <= np.abs(values).max(axis=1) / 254 * (1 + 1e-5)).all() and (byte.as_float32()[3] == 0).all()
 
 
-def test_the_number_of_threads_changes_nothing(tmp_path):
+def test_the_number_of_threads_changes_nothing(tmp_path, threads_of):
     x = drawn(0, 70, 64)
     experts = [
         FfnWeights(matrix(e, "float32", 300, 64), drawn(e, 300), matrix(e, "float32", 300, 64), drawn(e, 64))
         for e in range(2)
     ]
     number_T, found = np.arange(70, dtype=np.int32) % 2, []
-    for threads in ("1", "2", "7"):
-        with pytest.MonkeyPatch.context() as patch:
+    for threads in (1, 2, 7):
+        with pytest.MonkeyPatch.context() as patch, threads_of(threads):
             copy = shutil.copy(cpu_library(), tmp_path / f"{threads}.so")  # a library starts its threads once
-            patch.setenv("OMP_NUM_THREADS", threads)
             patch.setattr(few_rows, "cpu_library", lambda copy=copy: str(copy))
             forget()
             for rows in (1, 9, 70):
@@ -266,3 +268,10 @@ def test_the_number_of_threads_changes_nothing(tmp_path):
                 found.append((rows, y[:rows].tobytes()))
     forget()
     assert len(set(found)) == 3
+
+
+def test_mindspore_does_not_take_the_threads_away():
+    asked = "import mindspore, ctypes; from ascend_ops.library import cpu_library; print(ctypes.CDLL(cpu_library()).ShareThreads())"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    run = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
+    assert int(run.stdout) == len(os.sched_getaffinity(0)), "it sets OMP_NUM_THREADS to 1 when it is imported"
