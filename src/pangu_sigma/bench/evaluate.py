@@ -1,9 +1,9 @@
 """Bench of benchmarks: short multiple-choice items as lm-evaluation-harness asks them, together and one text after the other.
 
-An item is a question with four letters after it. The peer is the same decoder with one lane: it reads each letter after its
-question by itself, so nothing is computed together, and a question four times. It does a part of the items in a round; times are of
-an item.
-Weights are drawn, of `sigma_tiny`'s size, and the tokenizer is the real one.
+An item is a question with four letters after it. One peer is the same decoder with one lane: it reads each letter after its
+question by itself, so nothing is computed together, and a question four times. The other is MindSpore's graph of the model, as
+training has it, one text after the other. They do a part of the items in a round; times are of an item.
+Weights are drawn, of `sigma_tiny`'s size, and the tokenizer is the real one. All three must give the same log-probabilities.
 """
 
 from __future__ import annotations
@@ -11,22 +11,34 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from lm_eval.api.instance import Instance
+from mindspore import Tensor
 
 from pangu_sigma.bench.decode import DrawnWeights
 from pangu_sigma.bench.harness import Row, compare, take_turns
 from pangu_sigma.bench.serve import drawn_config, real_tokenizer
+from pangu_sigma.config import Config
+from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.harness import HarnessModel
+from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.graphs import InferenceGraph, any_length
 from pangu_sigma.generate.host_decoder import HostDecoder
+from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.rereading import RereadingDecoder
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.table import draw_tables
 
 _ITEMS, _ALONE, _LANES, _ROUNDS = 1000, 50, 16, 3
 _QUESTION, _LETTERS = 61, "ABCD"
 """Characters of a question with its options, before "答案："; and the candidates, as C-Eval and CMMLU have them."""
+_PEERS = ("one by one", "MindSpore graph, one by one")
+_MOST_DIFFERENCE = 1e-4
 
 
 def run(peers: bool) -> list[Row]:
@@ -35,34 +47,62 @@ def run(peers: bool) -> list[Row]:
 
 
 def compare_items(items: int, alone: int, rounds: int) -> list[Row]:
-    """Items a second of a model of `sigma_tiny`'s size, against the first `alone` of them one by one."""
-    with _models((_LANES, 1)) as (together, one_by_one):
+    """Items a second of a model of `sigma_tiny`'s size, against the first `alone` of them one by one.
+
+    Raises RuntimeError if the answers differ by more than the rounding of float32.
+    """
+    with _models() as (together, *one_by_one):
         asked = _asked(together, items)
         some = asked[: alone * len(_LETTERS)]
-        seconds = take_turns(
-            {
-                "ours": lambda: together.loglikelihood(asked, disable_tqdm=True),
-                "one by one": lambda: one_by_one.loglikelihood(some, disable_tqdm=True),
-            },
-            rounds,
-        )
-    seconds["one by one"] = [each * items / alone for each in seconds["one by one"]]
+        _check_alike([model.loglikelihood(some, disable_tqdm=True) for model in (together, *one_by_one)])
+        whole = {"ours": lambda: together.loglikelihood(asked, disable_tqdm=True)}
+        parts = {
+            name: partial(model.loglikelihood, some, disable_tqdm=True)
+            for name, model in zip(_PEERS, one_by_one, strict=True)
+        }
+        seconds = take_turns(whole | parts, rounds)
+    for name in _PEERS:
+        seconds[name] = [each * items / alone for each in seconds[name]]
     case = (
         f"tiny, {items:,} items of {_QUESTION + 3} characters and {len(_LETTERS)} candidates, {_LANES} texts at a time"
     )
     return compare("evaluate", case, seconds, work=items, unit="items/s")
 
 
+def _check_alike(answers: list[list[tuple[float, bool]]]) -> None:
+    first, *others = (np.array([score for score, _ in each]) for each in answers)
+    worst = max(float(np.abs(each - first).max()) for each in others)
+    if worst > _MOST_DIFFERENCE:
+        raise RuntimeError(f"log-probabilities differ by {worst:.1e}, and may by {_MOST_DIFFERENCE:g}")
+
+
 @contextmanager
-def _models(lanes: tuple[int, ...]) -> Iterator[list[HarnessModel]]:
-    """The same drawn model for each number of lanes, as the harness asks it."""
+def _models() -> Iterator[list[HarnessModel]]:
+    """The same drawn model as the harness asks it: together, and each of `_PEERS`."""
     config = drawn_config("tiny", "zh")
     tokenizer = real_tokenizer(config)
     experts = config.model.experts_per_domain
     table = draw_tables(config.routing, config.model.rre_layers, len(config.domains), tokenizer.size, experts, None)
     with tempfile.TemporaryDirectory() as folder:
         weights = DrawnWeights(config, Path(folder) / "weights.safetensors")
-        yield [HarnessModel(Engine(HostDecoder(config, tokenizer, table, weights, each)), "d0") for each in lanes]
+        decoders: list[Decoder] = [HostDecoder(config, tokenizer, table, weights, lanes) for lanes in (_LANES, 1)]
+        graph = Predictor(_graph(config, weights), config, tokenizer, table)
+        yield [HarnessModel(Engine(each), "d0") for each in (*decoders, RereadingDecoder(graph, lanes=1))]
+
+
+def _graph(config: Config, weights: DrawnWeights) -> InferenceGraph:
+    """MindSpore's graph with these weights, for texts of any length."""
+    use_cpu()
+    layers, experts = range(config.model.rre_layers), range(config.experts)
+    routed = [
+        np.stack([weights.expert(layer, number, name) for number in experts])
+        for layer, name in product(layers, FFN_TENSORS)
+    ]
+    graph = InferenceGraph(config, routed)
+    for name, parameter in graph.network.parameters_dict().items():
+        parameter.set_data(Tensor(weights.tensor(name.removeprefix("network.")).reshape(parameter.shape)))
+    graph.set_inputs(*any_length(config))
+    return graph
 
 
 def _asked(model: HarnessModel, items: int) -> list[Instance]:

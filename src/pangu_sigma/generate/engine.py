@@ -90,7 +90,6 @@ class Engine:
         with self._stepping:
             done = self._drop_cancelled()
             done |= self._admit()
-            self._share()
             reading = self._reading()
             if not reading:
                 return done
@@ -192,12 +191,6 @@ class Engine:
         if leader is not None and (shared := text.shared_with(leader)) >= _WORTH_COPYING:
             text.leader, text.shared = leader, shared
 
-    def _share(self) -> None:
-        """Copy the lanes that have been read as far as those that follow them begin alike."""
-        for text in self._texts:
-            if text.leader is not None and text.leader.read == text.shared:
-                self._copy_leader(text)
-
     def _copy_leader(self, text: RunningText) -> None:
         leader, text.leader = text.leader, None
         if leader is not None and leader.read:
@@ -214,12 +207,21 @@ class Engine:
                 ends = [other.shared for other in self._texts if other.leader is text]
                 end = min([text.to_read, text.read + left, *ends])
                 left -= end - text.read
-                reading.append((text, text.chunk(end)))
+                reading.append((text, text.chunk(end, followed=end in ends)))
         return reading
 
     def _take(self, text: RunningText, chunk: Chunk, logits_WR: np.ndarray) -> None:
-        """Use the logits of what was read."""
+        """Use the logits of what was read, for this text and for those that follow it so far."""
         text.take(chunk, logits_WR)
+        for other in [other for other in self._texts if other.leader is text and other.shared == text.read]:
+            other.leader = None
+            if other.needs_lane:
+                self.decoder.copy(text.lane, other.lane)
+            other.read_with(text, logits_WR[-1:])
+            self._go_on(other)
+        self._go_on(text)
+
+    def _go_on(self, text: RunningText) -> None:
         if text.finish is not None:
             self._leave(text)
         elif text.is_written:

@@ -6,6 +6,7 @@ Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -39,9 +40,12 @@ class RunningText:
         self._rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
         self._most = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
         self._text = GrowingText(self.request.stop)
-        self._rng = np.random.default_rng(self.request.seed)
         scores = self.request.prompt_logprobs is not None and self.request.scored_from < self._prompt
         self.to_read = self._prompt if self._most else self._prompt - 1 if scores else 0
+
+    @cached_property
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.request.seed)
 
     @property
     def is_written(self) -> bool:
@@ -49,31 +53,45 @@ class RunningText:
         return len(self._ids) > self._prompt
 
     def shared_with(self, other: RunningText) -> int:
-        """Number of first tokens that another text, which is still to read them, can read for this one; 0 for none.
-
-        The last token that both have is not among them: its successor differs, and this text asks for its own.
-        """
+        """Number of first tokens that another text, which is still to read the last of them, can read for this one; 0 for none."""
         mine, its = self.request, other.request
         if other.leader is not None or mine.domain != its.domain:
             return 0
         longest = min(self.to_read, other.to_read)
-        pairs = zip(mine.ids[:longest], its.ids[:longest], strict=True)
-        shared = next((number for number, (one, two) in enumerate(pairs) if one != two), longest) - 1
+        shared = longest
+        if mine.ids[:longest] != its.ids[:longest]:
+            pairs = zip(mine.ids, its.ids, strict=False)
+            shared = next(number for number, (one, two) in enumerate(pairs) if one != two)
         scored_alike = (mine.prompt_logprobs, mine.scored_from) == (its.prompt_logprobs, its.scored_from)
-        return shared if shared >= other.read and (scored_alike or not self._scores_up_to(shared)) else 0
+        return shared if shared > other.read and (scored_alike or not self._scores_up_to(shared - 1)) else 0
 
     def go_on_from(self, leader: RunningText) -> None:
-        """Take over what the text whose lane was copied has read."""
+        """Take over what the leader has read, if that is not yet all that both begin with."""
         self.read = leader.read
         self._scores = list(leader._scores) if self._scores_up_to(self.read) else []
+
+    def read_with(self, leader: RunningText, logits_1R: np.ndarray) -> None:
+        """Take over all `shared` tokens, which the leader has just read. logits: of the successor of the last one, which may be
+        another in this text than in the leader's."""
+        self.go_on_from(leader)
+        before = max(self.shared - self.request.scored_from, 0)  # scores of tokens that both have
+        self._scores, self.read = self._scores[:before], self.shared - 1
+        last = self.chunk(self.shared)
+        self.take(last, logits_1R[: last.wanted])
+
+    @property
+    def needs_lane(self) -> bool:
+        """True if more is to be read than is shared, or the answer goes on from there."""
+        return self.shared < self.to_read or self._most > 0
 
     def _scores_up_to(self, number: int) -> bool:
         """True if tokens of the prompt up to this number are scored."""
         return self.request.prompt_logprobs is not None and self.request.scored_from <= number
 
-    def chunk(self, end: int) -> Chunk:
-        """The tokens that are to be read up to number `end`, and how many logits they are read for."""
-        wanted = int(end >= self._prompt)
+    def chunk(self, end: int, followed: bool = False) -> Chunk:
+        """The tokens that are to be read up to number `end`, and how many logits they are read for. followed: True if another text
+        wants the last ones."""
+        wanted = int(followed or end >= self._prompt)
         if self.request.prompt_logprobs is not None and not self.is_written:
             wanted = max(wanted, end - max(self.read, self.request.scored_from - 1))
         return Chunk(self.lane, self._ids[self.read : end], wanted)
@@ -85,7 +103,8 @@ class RunningText:
             if self.request.prompt_logprobs is not None:
                 first = self.read - chunk.wanted + 1  # the token that row 0 tells of
                 for number, logits_R in zip(range(first, self._prompt), logits_WR, strict=False):
-                    self._scores.append(self._scored(logits_R, self._rows[number], self.request.prompt_logprobs))
+                    if number >= self.request.scored_from:  # one before it was read for a text that follows
+                        self._scores.append(self._scored(logits_R, self._rows[number], self.request.prompt_logprobs))
             if self.read < self.to_read:
                 return
             self.fill_prompt()
