@@ -204,10 +204,11 @@ class Engine:
             if text.is_written:
                 reading.append((text, text.chunk(text.read + 1)))
             elif text.leader is None and left:
-                ends = [other.shared for other in self._texts if other.leader is text]
-                end = min([text.to_read, text.read + left, *ends])
+                followers = [other for other in self._texts if other.leader is text]
+                end = min([text.to_read, text.read + left, *(other.shared for other in followers)])
                 left -= end - text.read
-                reading.append((text, text.chunk(end, followed=end in ends)))
+                followed = any(other.shared == end and other.wants_shared for other in followers)
+                reading.append((text, text.chunk(end, followed)))
         return reading
 
     def _take(self, text: RunningText, chunk: Chunk, logits_WR: np.ndarray) -> None:

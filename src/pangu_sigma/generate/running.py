@@ -72,12 +72,17 @@ class RunningText:
 
     def read_with(self, leader: RunningText, logits_1R: np.ndarray) -> None:
         """Take over all `shared` tokens, which the leader has just read. logits: of the successor of the last one, which may be
-        another in this text than in the leader's."""
+        another in this text than in the leader's; no row if this text does not want it."""
         self.go_on_from(leader)
         before = max(self.shared - self.request.scored_from, 0)  # scores of tokens that both have
         self._scores, self.read = self._scores[:before], self.shared - 1
         last = self.chunk(self.shared)
         self.take(last, logits_1R[: last.wanted])
+
+    @property
+    def wants_shared(self) -> bool:
+        """True if it wants logits of what follows the shared tokens."""
+        return self.shared >= self._prompt or self._scores_up_to(self.shared)
 
     @property
     def needs_lane(self) -> bool:
@@ -90,7 +95,7 @@ class RunningText:
 
     def chunk(self, end: int, followed: bool = False) -> Chunk:
         """The tokens that are to be read up to number `end`, and how many logits they are read for. followed: True if another text
-        wants the last ones."""
+        wants those of the last one."""
         wanted = int(followed or end >= self._prompt)
         if self.request.prompt_logprobs is not None and not self.is_written:
             wanted = max(wanted, end - max(self.read, self.request.scored_from - 1))
