@@ -98,12 +98,29 @@ def _gather():
     return device_op(DISPATCH, lambda x, i: (i[0], x[1]), lambda x, i: x)
 
 
-class Gather(nn.Cell):
-    """Rows of x by `index`; `back` is its inverse, for the gradient."""
+class CannGather(nn.Cell):
+    """x[index], or zeros where index < 0, by CANN's Gather, for NPUs on which no operator of ours is installed.
+
+    CANN has operators for rows of experts too, but none for these plans: `moe_token_permute` sorts what the host has sorted
+    already, `moe_token_unpermute` and `moe_finalize_routing` take no row twice and none that is empty, and the latter has no
+    bfloat16.
+    """
 
     def __init__(self):
         super().__init__()
-        self.gather = _gather()
+        self.gather, self.join = ops.Gather(), ops.Concat(0)
+
+    def construct(self, x, index):
+        zeros_first = self.join((ops.zeros((1, x.shape[1]), x.dtype), x))
+        return self.gather(zeros_first, ops.maximum(index + 1, 0), 0)
+
+
+class Gather(nn.Cell):
+    """Rows of x by `index`; `back` is its inverse, for the gradient. cann: True for CANN's operator on NPUs."""
+
+    def __init__(self, cann: bool = False):
+        super().__init__()
+        self.gather = CannGather() if cann else _gather()
 
     def construct(self, x, index, back):
         return self.gather(x, index)

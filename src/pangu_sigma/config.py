@@ -258,6 +258,10 @@ class ParallelConfig(Section):
     """Number of rows that an expert multiplies in a pass, as a multiple of an even share; on a chip with grouped products, all
     experts of a rank together. Only on Ascend. Experts hear from all ranks of their group, whose loads even out, so that it can be
     much lower than `capacity_factor`, which null stands for: `plan` says how low."""
+    gather: Literal["ours", "cann"] | None = None
+    """Operator that moves rows to experts and back on NPUs: the kernel of `ascend_ops/` (`ours`), which must be built and installed
+    there, or CANN's own Gather (`cann`), for which rows are copied once more, with a row of zeros before them. null: CANN's on 910B
+    and later without stages, ours elsewhere, where only ours is possible."""
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor` or `arrival_factor`, which are known before the step. `refuse`: the run ends with
     an error that names the factor needed. `drop`: these rows skip the FFN; they are counted and reported."""

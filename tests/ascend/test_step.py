@@ -28,15 +28,21 @@ RATE = 1e-2
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param((1, "910a"), marks=pytest.mark.slow), (2, "910a"), (2, "910b")],
-    ids=["one pass", "two passes", "two passes, dropless"],
+    params=[
+        pytest.param((1, "910a", None), marks=pytest.mark.slow),
+        (2, "910a", None),
+        (2, "910b", None),
+        pytest.param((2, "910b", "ours"), marks=pytest.mark.slow),
+    ],
+    ids=["one pass", "two passes", "two passes, dropless", "two passes, dropless, our kernels"],
 )
 def toy(request, graph_mode, tmp_path_factory) -> Toy:
-    passes, chip = request.param
+    passes, chip, gather = request.param
     optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
     train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8 // passes}
     train["accumulation"] = passes
-    config = toy_config(train=train, parallel={"chip": chip, "capacity_factor": 4.0, "arrival_factor": 4.0})
+    parallel = {"chip": chip, "capacity_factor": 4.0, "arrival_factor": 4.0, "gather": gather}
+    config = toy_config(train=train, parallel=parallel)
     return Toy.build(config, tmp_path_factory.mktemp("toy"))
 
 

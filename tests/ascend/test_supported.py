@@ -25,6 +25,7 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
         r"^train\.spikes\.skip=true: .*; set train\.spikes\.skip=false, which logs",
     ),
     ({"ecss": {"store": "file"}}, r"^ecss\.store=file: .*; set ecss\.store=host$"),
+    ({"parallel": {"gather": "cann"}}, r"^parallel\.gather=cann: .*; leave parallel\.gather out, or use another chip"),
 ]
 """Planned all the same."""
 

@@ -13,7 +13,7 @@ from helpers.small_clusters import MODEL_CONFIGS
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
-from pangu_sigma.parallel.layout import dispatch_layout, rre_layers_of_stage
+from pangu_sigma.parallel.layout import dispatch_layout, gather_operator, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import accumulator_arrays, dense_weights
 from pangu_sigma.planning import compile as compile_module
 from pangu_sigma.planning.compile import Compiled, PlanRefused, compile_step, read_graph
@@ -58,6 +58,8 @@ def check(config: Config) -> list[Compiled]:
         # two products of an RRE layer, two gradients of each; the first is computed again
         grouped = routed * passes * (2 + 4 + parallel.recompute)
         assert compiled.operators.get("GroupedMatmul", 0) == (grouped if dropless else 0)
+        own = compiled.operators.get("Custom", 0) - sum(compiled.host_operators.values())
+        assert (own > 0) == (routed > 0 and gather_operator(config) == "ours"), "the kernels that have to be installed"
         flags = sum(count for name, count in compiled.operators.items() if name.startswith("NPUGetFloatStatus"))
         assert flags == CHIP_DATA[parallel.chip].saturates, "the flag of overflow is read where overflow is hidden"
         dense = [w for w in dense_weights(config, stage) if len(w.shape) == 2]
@@ -91,7 +93,6 @@ REPLICAS = {"expert": 2, "data": 2, "tensor": 2}
 B16 = ["parallel.chip=910b", "train.compute_dtype=bfloat16"]
 
 OTHER_KEYS = {
-    "erf": (ALL_AXES, ["model.activation=erf"]),
     "910B": (ALL_AXES, B16),
     "two stages, both with experts": (
         STAGES | {"groups": 2, "recompute": True},
@@ -104,6 +105,7 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "910B, two passes": (REPLICAS, [*B16, "train.accumulation=2"]),
     "910B, no optimizer parallelism": (APART, B16),
     "910B, one expert rank": ({"groups": 2, "data": 4}, B16),
+    "910B, our kernels": (ALL_AXES, [*B16, "parallel.gather=ours"]),
     "910B, erf": (ALL_AXES, [*B16, "model.activation=erf"]),
     "910B, every rank in the tensor group": ({"tensor": 8, "recompute": True}, [*B16, "model.heads=8"]),
     "910B, float16": (ALL_AXES, ["parallel.chip=910b"]),
@@ -117,6 +119,7 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "float32": (ALL_AXES, ["train.compute_dtype=float32"]),
     "one and a half sequences a tensor rank": (ALL_AXES, ["train.batch_size=12"]),
     "bfloat16 moments": (ALL_AXES, ["ecss.moments=bfloat16"]),
+    "erf": (ALL_AXES, ["model.activation=erf"]),
     "tanh": (ALL_AXES, ["model.activation=tanh"]),
     "three passes, recompute": (LAYOUTS["recompute"], ["train.accumulation=3"]),
     "two passes, no optimizer parallelism": (APART, ["train.accumulation=2"]),

@@ -38,15 +38,16 @@ from pangu_sigma.parallel.connect import Groups
 from pangu_sigma.rre.experts import ActivatedFFN, Experts
 
 
-def dropless_experts(groups: Groups, hidden: int, activation: Activation) -> Experts:
-    """The cells of the layout `dropless` of rre/capacity.py, in a graph of all ranks. hidden: H.
+def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: bool) -> Experts:
+    """The cells of the layout `dropless` of rre/capacity.py, in a graph of all ranks. hidden: H. cann: True to move rows by CANN's
+    operator, False by ours.
 
     `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W) and the offsets are `ends_A`, the row
     after the last of each expert.
     """
     travels = groups.size("expert") > 1
     there, back = (Uneven(groups, hidden) if travels else None for _ in range(2))
-    return Experts(UnevenDispatch(there), GroupedRowsFFN(groups, activation), UnevenCombine(back))
+    return Experts(UnevenDispatch(there, cann), GroupedRowsFFN(groups, activation), UnevenCombine(back, cann))
 
 
 def on_one_rank(cell: nn.Cell, shape: Callable) -> ops.Morph:
@@ -76,10 +77,10 @@ def _dtype_of_first(first, *rest):
 class UnevenDispatch(nn.Cell):
     """construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
 
-    def __init__(self, travel: Uneven | None):
+    def __init__(self, travel: Uneven | None, cann: bool):
         """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
         super().__init__()
-        self.local = LocalDispatch(travel)
+        self.local = LocalDispatch(travel, cann)
         self.morph = on_one_rank(self.local, _shape_of_rows)
 
     def construct(self, x_TH, order, inverse):
@@ -91,10 +92,10 @@ class UnevenDispatch(nn.Cell):
 class UnevenCombine(nn.Cell):
     """construct(rows_WH, inverse, order, residual_TH) -> [T, H]; inverse and order as in `UnevenDispatch`."""
 
-    def __init__(self, travel: Uneven | None):
+    def __init__(self, travel: Uneven | None, cann: bool):
         """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
         super().__init__()
-        self.local = LocalCombine(travel)
+        self.local = LocalCombine(travel, cann)
         self.morph = on_one_rank(self.local, _shape_of_tokens)
         self.add = ops.Add()  # here, where columns meet whole rows once, and not at each reader of the sum
 
@@ -119,9 +120,9 @@ class GroupedRowsFFN(nn.Cell):
 class LocalDispatch(nn.Cell):
     """What `UnevenDispatch` does on one rank."""
 
-    def __init__(self, travel: Uneven | None):
+    def __init__(self, travel: Uneven | None, cann: bool):
         super().__init__()
-        self.sort, self.bring_together = Gather(), Gather()
+        self.sort, self.bring_together = Gather(cann), Gather(cann)
         self.travel = travel
 
     def construct(self, x_Th, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P):
@@ -134,9 +135,9 @@ class LocalDispatch(nn.Cell):
 class LocalCombine(nn.Cell):
     """What `UnevenCombine` does on one rank."""
 
-    def __init__(self, travel: Uneven | None):
+    def __init__(self, travel: Uneven | None, cann: bool):
         super().__init__()
-        self.separate, self.unsort = Gather(), Gather()
+        self.separate, self.unsort = Gather(cann), Gather(cann)
         self.travel = travel
 
     def construct(self, rows_Wh, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P):

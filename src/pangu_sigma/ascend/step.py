@@ -44,7 +44,7 @@ from pangu_sigma.optimizer.clip import update_factor
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.connect import Groups
-from pangu_sigma.parallel.layout import Layout, active_entries, dispatch_layout
+from pangu_sigma.parallel.layout import Layout, active_entries, dispatch_layout, gather_operator
 from pangu_sigma.rre.experts import Experts
 
 
@@ -150,7 +150,7 @@ def _network(config: Config, rank: int) -> PanGuSigma:
 
     def routed(activation: Activation) -> Experts:
         if dispatch_layout(config, ascend=True) == "dropless":
-            return dropless_experts(groups, config.model.hidden, activation)
+            return dropless_experts(groups, config.model.hidden, activation, gather_operator(config) == "cann")
         return compacted_experts(config.parallel, active_entries(config), activation)
 
     return PanGuSigma(

@@ -9,7 +9,7 @@ import os
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.npus import missing_for_ascend
-from pangu_sigma.parallel.layout import axes_text, tokens_of_rank
+from pangu_sigma.parallel.layout import axes_text, dispatch_layout, tokens_of_rank
 
 
 def check_ascend(config: Config) -> None:
@@ -33,6 +33,11 @@ def check_ascend(config: Config) -> None:
         return
     if not config.ecss.enabled:
         raise ConfigError("ecss.enabled=false: the Ascend step keeps experts on the host; set ecss.enabled=true")
+    if config.parallel.gather == "cann" and dispatch_layout(config, ascend=True) != "dropless":
+        raise ConfigError(
+            "parallel.gather=cann: CANN's operator is for 910B and later without stages; leave parallel.gather out, or use another "
+            "chip (parallel.chip) or parallel.stages=1"
+        )
     if config.ecss.store != "host":
         raise ConfigError(
             f"ecss.store={config.ecss.store}: the Ascend step keeps experts in the host's memory; set ecss.store=host"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -165,6 +166,12 @@ def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
     if ascend:
         return "dropless" if CHIP_DATA[config.parallel.chip].dropless and config.parallel.stages == 1 else "compacted"
     return "all_to_all" if config.parallel.expert > 1 else "local"
+
+
+def gather_operator(config: Config) -> Literal["ours", "cann"]:
+    """The operator that moves rows on NPUs (`parallel.gather`). CANN's cannot be declared to keep to the rows of its rank, so it is
+    for graphs that say themselves what a rank does."""
+    return config.parallel.gather or ("cann" if dispatch_layout(config, ascend=True) == "dropless" else "ours")
 
 
 def even_arrival(config: Config, layout: DispatchLayout) -> float:

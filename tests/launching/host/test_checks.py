@@ -147,10 +147,6 @@ FAULTS = {
         gone("mindspore/lib/plugin/libmindspore_ascend.so.2"),
         "MindSpore's plugin: MindSpore has no plugin for Ascend in .*; install the wheel",
     ),
-    "our operators not installed": (
-        lambda m: m.environment.pop("ASCEND_CUSTOM_OPP_PATH"),
-        "ascend_ops: ASCEND_CUSTOM_OPP_PATH names no folder vendors/pangu_sigma; bash ascend_ops/build.sh",
-    ),
     "our operators for another chip": (
         lambda m: shutil.rmtree(m.root / "opt/operators/vendors/pangu_sigma/op_impl/ai_core/tbe/kernel/ascend910b"),
         "ascend_ops: .* was not built for ascend910b; bash ascend_ops/build.sh ascend910b",
@@ -308,6 +304,19 @@ def test_910a_is_on_no_list_and_takes_any_driver(tmp_path):
     machine = AscendHost(tmp_path, "910a", 2)
     machine.write(DRIVER, "Version=23.0.rc2\ncompatible_version_fw=[1.84,8.9.9]\n")
     assert failed(machine.host, wanted="910a") == []
+
+
+def test_our_operators_are_missed_where_cann_has_none_in_their_place(tmp_path):
+    for chip in ("910a", "910b", "910_93"):
+        machine = AscendHost(tmp_path / chip, chip, 2)
+        machine.environment.pop("ASCEND_CUSTOM_OPP_PATH")
+        check = next(check for check in host_checks(machine.host, chip, "--chip") if check.name == "ascend_ops")
+        if chip == "910a":
+            assert check.found == "ASCEND_CUSTOM_OPP_PATH names no folder vendors/pangu_sigma"
+            assert check.fix.startswith("bash ascend_ops/build.sh")
+        else:
+            assert check.ok
+            assert check.found.startswith("not installed; this chip needs none, but for stages or parallel.gather=ours")
 
 
 def test_firmware_that_only_the_board_knows(tmp_path):

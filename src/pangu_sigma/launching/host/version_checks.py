@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_sigma.chips import Chip, family
+from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.launching.host.access import Host, NoAnswer, assignments
 from pangu_sigma.launching.host.check import Check, fine, wrong
 from pangu_sigma.launching.host.npu_smi import Npu
@@ -110,6 +110,8 @@ def operators(host: Host, chip: Chip) -> Check:
     """Our operators (`ascend_ops/`), where CANN and MindSpore look for them."""
     fix = "bash ascend_ops/build.sh, bash ascend_ops/install.sh FOLDER, and the two export lines that it prints"
     path = next((p for p in _paths(host, "ASCEND_CUSTOM_OPP_PATH") if p.name == _OURS), None)
+    if path is None and CHIP_DATA[chip].dropless:
+        return fine(f"not installed; this chip needs none, but for stages or parallel.gather=ours: {fix}")
     if path is None:
         return wrong(f"ASCEND_CUSTOM_OPP_PATH names no folder vendors/{_OURS}", fix)
     unit = COMPUTE_UNITS[family(chip)]
