@@ -106,7 +106,11 @@ TYPES = [
     _wrong("ecss.enabled", "1", "boolean"),
     _wrong("ecss.store", "tape", "'host' or 'file'"),
     _wrong("ecss.moments", "float16", "'float32' or 'bfloat16'"),
-    _wrong("train.compute_dtype", "bfloat16", "'float32' or 'float16'"),
+    _set(
+        "train.compute_dtype=bfloat16",
+        "train.compute_dtype=bfloat16: Ascend 910A has no bfloat16",
+        "parallel.chip=910b",
+    ),
     _wrong("train", "5", "5"),
     _wrong("train.optimizer", "adam", "'adam'"),
     _wrong("parallel.overflow", "ignore", "'refuse' or 'drop'"),
