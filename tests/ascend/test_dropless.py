@@ -50,7 +50,7 @@ def test_the_rows_of_an_expert_go_through_its_ffn(ends_A: np.ndarray, monkeypatc
     rng = np.random.default_rng(1)
     shapes = ((9, hidden), (experts, ffn, hidden), (experts, ffn), (experts, ffn, hidden), (experts, hidden))
     x, w1, b1, w2, b2 = (rng.normal(size=shape) for shape in shapes)
-    cell = dropless_experts(Groups(Layout(ParallelConfig()), 0), hidden, "fast_gelu").ffn
+    cell = dropless_experts(Groups(Layout(ParallelConfig()), 0), hidden, "fast_gelu", cann=True).ffn
     arrays = (x, w1, b1[:, None], w2, b2[:, None])
     y = cell(*(Tensor(a.astype(np.float32)) for a in arrays), Tensor(ends_A.astype(np.int32))).asnumpy()
     expected = grouped_ffn_oracle(x, w1, b1, w2, b2, np.append(0, ends_A))

@@ -94,10 +94,6 @@ B16 = ["parallel.chip=910b", "train.compute_dtype=bfloat16"]
 
 OTHER_KEYS = {
     "910B": (ALL_AXES, B16),
-    "two stages, both with experts": (
-        STAGES | {"groups": 2, "recompute": True},
-        ["train.accumulation=3", "model.rre_layers=3"],
-    ),
 }
 
 LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -124,6 +120,10 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "three passes, recompute": (LAYOUTS["recompute"], ["train.accumulation=3"]),
     "two passes, no optimizer parallelism": (APART, ["train.accumulation=2"]),
     "two stages, one with experts": (STAGES, ["train.accumulation=2"]),
+    "two stages, both with experts": (
+        STAGES | {"groups": 2, "recompute": True},
+        ["train.accumulation=3", "model.rre_layers=3"],
+    ),
     "two stages, no optimizer parallelism": (
         STAGES | {"optimizer": False},
         ["train.accumulation=2", "model.dense_layers=2"],
