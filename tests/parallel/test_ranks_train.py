@@ -236,6 +236,7 @@ def test_a_run_goes_on_in_its_layout_to_the_same_bits(run, parallel, tmp_path):
     assert {name: a.tobytes() for name, a in one.items()} == {name: a.tobytes() for name, a in other.items()}
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path):
     folder = tmp_path / "run"
     many = {"steps": 100_000, "checkpoint_interval": 100_000, "eval_interval": 100_000}

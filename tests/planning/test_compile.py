@@ -80,12 +80,9 @@ def check_sums(config: Config, stages: list[Compiled]) -> None:
         assert compiled.additions == wanted
 
 
-LAYOUTS = {
-    "all axes": {"groups": 2, "expert": 2, "tensor": 2},
-    "recompute": {"groups": 2, "expert": 2, "tensor": 2, "recompute": True},
-}
+LAYOUTS = {"recompute": {"groups": 2, "expert": 2, "tensor": 2, "recompute": True}}
 STAGES = {"stages": 2, "expert": 2, "tensor": 2}
-ALL_AXES = LAYOUTS["all axes"]
+ALL_AXES = {"groups": 2, "expert": 2, "tensor": 2}
 
 APART = {"groups": 2, "expert": 4, "optimizer": False}
 REPLICAS = {"expert": 2, "data": 2, "tensor": 2}
@@ -107,6 +104,7 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "910B, float16": (ALL_AXES, ["parallel.chip=910b"]),
     "910B, two stages, which are compacted": (STAGES, [*B16, "train.accumulation=2"]),
     "910_93": (ALL_AXES, ["parallel.chip=910_93", "train.compute_dtype=bfloat16"]),
+    "all axes": (ALL_AXES, []),
     "groups and experts": ({"groups": 4, "expert": 2}, []),
     "no optimizer parallelism": (APART, []),
     "an only layer": (LAYOUTS["recompute"], ["model.dense_layers=0"]),

@@ -8,13 +8,9 @@ from helpers.exact_resume import CASES, STEPS, ExactResume, random_stops
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
-@pytest.mark.parametrize(
-    ("case", "ranks"),
-    [
-        ("all", 1),
-        *(pytest.param(case, ranks, marks=pytest.mark.slow) for case in CASES for ranks in (1, 2)),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("case", CASES)
 def test_resuming_is_exact_between_micro_batches_overflows_and_dropped_values(tiny_data, tmp_path, case, ranks):
     """Weights, moments, loss scale, counters, data cursor and log, after every step; once in a process of its own."""
     exact = ExactResume(tiny_data, tmp_path, case, ranks)
