@@ -195,7 +195,7 @@ class Engine:
         leader, text.leader = text.leader, None
         if leader is not None and leader.read:
             self.decoder.copy(leader.lane, text.lane)
-            text.go_on_from(leader)
+            text.go_on_from(leader, leader.read)
 
     def _reading(self) -> list[tuple[RunningText, Chunk]]:
         """What this step reads: a token of each text that is written, and of prompts, first come first served, a chunk together."""
@@ -207,7 +207,7 @@ class Engine:
                 followers = [other for other in self._texts if other.leader is text]
                 end = min([text.to_read, text.read + left, *(other.shared for other in followers)])
                 left -= end - text.read
-                followed = any(other.shared == end and other.wants_shared for other in followers)
+                followed = any(other.shared == end and other.wants(end) for other in followers)
                 reading.append((text, text.chunk(end, followed)))
         return reading
 

@@ -65,24 +65,21 @@ class RunningText:
         scored_alike = (mine.prompt_logprobs, mine.scored_from) == (its.prompt_logprobs, its.scored_from)
         return shared if shared > other.read and (scored_alike or not self._scores_up_to(shared - 1)) else 0
 
-    def go_on_from(self, leader: RunningText) -> None:
-        """Take over what the leader has read, if that is not yet all that both begin with."""
-        self.read = leader.read
-        self._scores = list(leader._scores) if self._scores_up_to(self.read) else []
+    def go_on_from(self, leader: RunningText, number: int) -> None:
+        """Take over the first tokens, so many, that the leader has read; fewer than both begin with."""
+        self.read = number
+        self._scores = leader._scores[: number + 1 - self.request.scored_from] if self._scores_up_to(number) else []
 
     def read_with(self, leader: RunningText, logits_1R: np.ndarray) -> None:
         """Take over all `shared` tokens, which the leader has just read. logits: of the successor of the last one, which may be
         another in this text than in the leader's; no row if this text does not want it."""
-        self.go_on_from(leader)
-        before = max(self.shared - self.request.scored_from, 0)  # scores of tokens that both have
-        self._scores, self.read = self._scores[:before], self.shared - 1
+        self.go_on_from(leader, self.shared - 1)
         last = self.chunk(self.shared)
         self.take(last, logits_1R[: last.wanted])
 
-    @property
-    def wants_shared(self) -> bool:
-        """True if it wants logits of what follows the shared tokens."""
-        return self.shared >= self._prompt or self._scores_up_to(self.shared)
+    def wants(self, end: int) -> bool:
+        """True if it wants logits of what follows its first tokens, `end` of them."""
+        return end >= self._prompt or self._scores_up_to(end)
 
     @property
     def needs_lane(self) -> bool:
@@ -96,7 +93,7 @@ class RunningText:
     def chunk(self, end: int, followed: bool = False) -> Chunk:
         """The tokens that are to be read up to number `end`, and how many logits they are read for. followed: True if another text
         wants those of the last one."""
-        wanted = int(followed or end >= self._prompt)
+        wanted = int(followed or self.wants(end))
         if self.request.prompt_logprobs is not None and not self.is_written:
             wanted = max(wanted, end - max(self.read, self.request.scored_from - 1))
         return Chunk(self.lane, self._ids[self.read : end], wanted)

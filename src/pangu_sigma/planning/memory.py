@@ -23,9 +23,8 @@ The tensors that are kept, and the copies of weights, were counted in compiled g
 the device's runtime knows them: a tensor goes after its last reader, one layer after the other is recomputed, and the highest of
 the peaks comes on top of all that is kept. Three things are left out, because as much is there at other moments: active experts on
 their way into their buffers (as large as their gradients), Adam's scaled copy of one gradient at a time, and the copy of rows that
-CANN's Gather reads (`parallel.gather`), which is gone before the FFN begins. A gradient in the
-compute dtype, before it is cast to be summed, is in the reserve. Without ECSS the numbers are for comparison: no compiled step
-stands behind them.
+CANN's Gather reads (`parallel.gather`), which is gone before the FFN begins. A gradient in the compute dtype, before it is cast to
+be summed, is in the reserve. Without ECSS the numbers are for comparison: no compiled step stands behind them.
 
 stage: the stage of the rank; without stages there is only 0.
 """
