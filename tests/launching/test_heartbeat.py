@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,13 @@ Heartbeat(3).beat("step 7")
 waiting_in_the_main_thread()
 """
 
+BEATS_ON = """
+from pangu_sigma.launching.heartbeat import Heartbeat
+heart = Heartbeat(1)
+while True:
+    heart.beat("step 7")
+"""
+
 
 def test_the_last_beat_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(tmp_path))
@@ -31,6 +39,26 @@ def test_the_last_beat_is_read(tmp_path, monkeypatch):
     assert (beat.number, beat.doing) == (2, "the save after step 1")
     assert time.time() - beat.at < 60
     assert last_beat(tmp_path, 0) is None
+    heart.beat("step 2")
+    assert last_beat(tmp_path, 2).doing == "step 2", "and nothing of the longer one before"
+    heart.beat("é" * 1000)
+    assert last_beat(tmp_path, 2).doing.startswith("é" * 100)
+
+
+def test_a_rank_that_is_stopped_at_any_moment_leaves_a_whole_beat(tmp_path):
+    """Were a beat written in two calls, a stop between them would leave nothing to tell the time by, and nobody would notice it."""
+    rank = subprocess.Popen([sys.executable, "-c", BEATS_ON], env=os.environ | {VARIABLE: str(tmp_path)})
+    try:
+        eventually(lambda: last_beat(tmp_path, 1))
+        for _ in range(200):
+            rank.send_signal(signal.SIGSTOP)
+            os.waitpid(rank.pid, os.WUNTRACED)
+            assert last_beat(tmp_path, 1)
+            rank.send_signal(signal.SIGCONT)
+            time.sleep(0.001)
+    finally:
+        rank.kill()
+        rank.wait()
 
 
 def test_without_a_launcher_nothing_is_written(tmp_path, monkeypatch):

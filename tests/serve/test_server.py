@@ -183,14 +183,18 @@ def test_too_many_are_told_when_to_come_again(tiny_data):
         assert client.post("/v1/completions", json=ASKED | {"n": 3}).status_code == 400, "more than may wait never fits"
         decoder.permits.release(1)
         with client.stream("POST", "/v1/completions", json=ASKED | {"logprobs": 0, "stream": True}) as running:
-            next(running.iter_lines())
-            with client.stream("POST", "/v1/completions", json=ASKED | {"n": 2, "stream": True}):
+            lines = running.iter_lines()
+            next(lines)
+            with client.stream("POST", "/v1/completions", json=ASKED | {"n": 2, "stream": True}) as waiting:
                 refused = client.post("/v1/completions", json=ASKED)
                 assert refused.status_code == 429
                 assert 1 <= int(refused.headers["retry-after"]) <= 60
                 assert refused.json()["error"]["type"] == "rate_limit_error"
                 assert 'requests_refused_total{reason="busy"} 1.0' in client.get("/metrics").text
                 decoder.permits.release(10_000)
+                assert list(lines) and list(waiting.iter_lines()), (
+                    "read to the end: breaking off takes the server its time"
+                )
         assert client.post("/v1/completions", json=ASKED).status_code == 200
 
 

@@ -7,17 +7,21 @@ a graph.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 VARIABLE = "PANGU_SIGMA_HEARTBEATS"
 """Environment variable with the folder of the files, one a rank; without it nobody listens."""
 SHOW_STACK = signal.SIGUSR2
 """The signal at which a rank writes the stacks of its threads on standard error, which is its log."""
+_BYTES = 256
+"""Length of the file: what is longer is cut, what is shorter filled up with spaces."""
 
 
 class Heartbeat:
@@ -26,17 +30,23 @@ class Heartbeat:
     def __init__(self, rank: int):
         """rank: names the file. Does nothing in a process that no launcher started."""
         folder = os.environ.get(VARIABLE)
-        self._file = _file(Path(folder), rank) if folder else None
+        self._file: IO[bytes] | None = None
         self._beats = 0
-        if self._file:
+        if folder:
+            with contextlib.suppress(OSError):
+                self._file = open(_file(Path(folder), rank), "wb", buffering=0)  # noqa: SIM115 (open as long as the rank lives)
             faulthandler.register(SHOW_STACK, file=2, all_threads=True)  # sys.stderr may be no file
 
     def beat(self, doing: str) -> None:
-        """Say what is done next, such as "step 12". A full disk is no reason to stop: then the launcher hears nothing."""
+        """Say what is done next, such as "step 12". A full disk is no reason to stop: then the launcher hears nothing.
+
+        One call writes all of it over the beat before, so a rank that is stopped at any moment leaves a whole beat behind.
+        """
         self._beats += 1
         if self._file:
+            said = f"{self._beats} {time.time()} {doing}".encode()[:_BYTES].ljust(_BYTES)
             try:
-                self._file.write_text(f"{self._beats} {time.time()} {doing}", encoding="utf-8")
+                os.pwrite(self._file.fileno(), said, 0)
             except OSError:
                 self._file = None
 
@@ -51,10 +61,10 @@ class Beat:
 
 
 def last_beat(folder: Path, rank: int) -> Beat | None:
-    """The last beat of a rank; None before the first, and while a new one is being written."""
+    """The last beat of a rank; None before the first."""
     try:
-        number, at, doing = _file(folder, rank).read_text(encoding="utf-8").split(" ", 2)
-        return Beat(int(number), float(at), doing)
+        number, at, doing = _file(folder, rank).read_text(encoding="utf-8", errors="replace").split(" ", 2)
+        return Beat(int(number), float(at), doing.rstrip())
     except (OSError, ValueError):
         return None
 
