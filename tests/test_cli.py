@@ -266,16 +266,22 @@ def test_evaluate_against_prints_paired_differences(tiny_run, capsys):
     )
 
 
-def test_report_compares_with_several_runs(tiny_run, capsys):
-    found = json.loads(prints(capsys, "report", tiny_run, "--against", tiny_run, tiny_run, "--json", "-"))
+def test_report_compares_with_several_runs(tiny_run, tmp_path, capsys):
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    drawn = (other / "report" / "report.html").stat().st_mtime_ns
+    found = json.loads(prints(capsys, "report", tiny_run, "--against", other, tiny_run, "--json", "-"))
     assert [set(summary) - set(found[0]) for summary in found] == [set(), {"differences"}, {"differences"}]
     assert found[1]["differences"]["en"]["se"] == 0.0
+    assert (other / "report" / "report.html").stat().st_mtime_ns == drawn, "the page of another run stays as it is"
     assert prints(capsys, "report", tiny_run, "--against", tiny_run, tiny_run).count("difference") == 2
 
 
-def test_report_prints_the_summary(tiny_run, capsys):
+def test_report_prints_the_summary_and_draws_the_page_anew(tiny_run, capsys):
+    page = tiny_run / "report" / "report.html"
+    drawn = page.stat().st_mtime_ns
     found = json.loads(prints(capsys, "report", tiny_run, "--json", "-"))
     assert found["steps"] == STEPS
+    assert Path(found["report"]) == page and page.stat().st_mtime_ns > drawn
     text = prints(capsys, "report", tiny_run)
     for name in ("zh", "en", "code"):
         assert f"{found['domains'][name]['loss_after']:.3f}" in text

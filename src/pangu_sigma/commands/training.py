@@ -223,9 +223,11 @@ def _evaluate_tasks(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from pangu_sigma.train.report import write_report
     from pangu_sigma.train.summary import differences, format_comparison, format_summary, summarise
 
-    summary = summarise(options.run, options.against or [])
+    summary = summarise(options.run)
+    write_report(options.run, options.against or [])
     if options.against is None:
         show(summary, format_summary(summary), options.json)
     else:

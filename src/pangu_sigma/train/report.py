@@ -30,6 +30,8 @@ from pangu_sigma.train.pictures import (
     draw_traffic,
 )
 
+PAGE = Path("report/report.html")
+"""The page in a run folder."""
 BENCHMARKS = "benchmarks.json"
 """File of a run folder: by task, its metrics, counts, the domain that answered, and the step of the checkpoint."""
 _SHOWN = 50
@@ -65,10 +67,10 @@ def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
         "ecss": draw_traffic(logs),
         **{f"expert_load{f'_{n}' if n > 1 else ''}": draw_load(log) for n, log in enumerate(logs, 1)},
     }
-    folder = run_folder / "report"
+    page = run_folder / PAGE
+    folder = page.parent
     folder.mkdir(exist_ok=True)
     pictures = {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure}
-    page = folder / "report.html"
     write_atomically(page, _page(runs, pictures).encode())
     return page
 

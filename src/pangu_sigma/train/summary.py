@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,19 @@ from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.train.losses import DIFFERENCE_FIGURES, losses_of, shown
 from pangu_sigma.train.metrics import FILE, TRAFFIC, load_max_over_mean, read_metrics
 from pangu_sigma.train.pictures import expert_load
-from pangu_sigma.train.report import write_report
+from pangu_sigma.train.report import PAGE
 
 _FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
 """What a summary has of a domain's last evaluation beside its loss."""
 
 
-def summarise(path: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
+def summarise(path: Path) -> dict[str, Any]:
     """The summary of a run, as plain values.
 
     It holds held-out losses (nats per token) before and after, by domain; the standard error of the one after, the loss of counting
     the same tokens, and bits per byte, which are None in runs of earlier versions; tokens per second; the load of the fullest
     expert over the mean; the number of rows dropped beyond an expert's capacity; and what the prefetcher moved (medians of the log
-    lines; None without one). A loss that was not finite is None. The report is written anew.
-
-    others: runs whose curves are drawn beside those of this one.
+    lines; None without one). A loss that was not finite is None. Nothing is written; "report" is where `write_report` writes.
 
     Raises ConfigError when the run has not reached its first checkpoint.
     """
@@ -61,7 +58,7 @@ def summarise(path: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
         "skipped": sum(line.get("skipped", 0) for line in lines if line["kind"] == "step"),
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
         "checkpoint": str(run.latest),
-        "report": str(write_report(path, others)),
+        "report": str(path / PAGE),
     }
 
 
