@@ -66,7 +66,8 @@ def _spread(items: list, count: int) -> list:
 
 def _reference(work: Path, ranks: int, folder: Path) -> None:
     parallel = {"expert": ranks, "capacity_factor": 4.0} if ranks > 1 else {}
-    configuration(folder, data(work), parallel=parallel)
+    one_layer = {"rre_layers": 1}  # a second one would only repeat files of the first, and compiles for as long again
+    configuration(folder, data(work), parallel=parallel, model=one_layer)
     injected = {rank: _injector(folder / "run", folder / f"events_{rank}") for rank in range(ranks)}
     status, said = _train(folder / "config.yaml", folder / "run", ranks, folder / "logs", injected)
     assert status == 0, said
