@@ -192,10 +192,7 @@ def _load(names: list[str], asked: BenchmarkRequest, seq_length: int) -> tuple[A
                 f"--tasks {name} is not known; this project has {', '.join(sorted(ours | OWN.keys()))}, and lm-evaluation-harness "
                 "what `python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
             )
-    try:
-        loaded = {name: manager.load([name]) for name in names}
-    except (OSError, ValueError) as error:
-        raise DataError(str(error)) from error
+    loaded = {name: _load_one(manager, name, name in ours) for name in names}
     for name, task in (each for found in loaded.values() for each in found["tasks"].items()):
         items = len(task.eval_docs) if "skipped" in task.dataset else math.inf
         if asked.shots and asked.shots >= items:
@@ -204,6 +201,18 @@ def _load(names: list[str], asked: BenchmarkRequest, seq_length: int) -> tuple[A
                 "is asked; give a smaller number"
             )
     return manager, loaded
+
+
+def _load_one(manager: Any, name: str, ours: bool) -> Any:
+    try:
+        return manager.load([name])
+    except (OSError, ValueError) as error:
+        if ours:
+            raise DataError(str(error)) from error
+        raise DataError(
+            f"--tasks {name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
+            "a folder of its full name, owner/name, below the folder where this command is started"
+        ) from error
 
 
 def _run_own(engine: Engine, name: str, asked: BenchmarkRequest, beside: Path | None) -> dict[str, TaskResult]:
