@@ -489,6 +489,13 @@ def test_a_launch_takes_the_chip_that_is_named_nearest(
     assert re.findall(r"parallel\.chip=(\w+)", printed) == ([chip] if chip else [])
 
 
+@pytest.mark.parametrize("undone", ["parallel.chip=910b", "parallel={data: 1}"])
+@pytest.mark.parametrize("command", ["launch {} --dry-run", "plan --config {} --devices 8"])
+def test_a_chip_that_a_setting_undoes_is_refused(command, undone, file, capsys):
+    told = fails(capsys, *command.format(file).split(), "--chip", "910_93", "--set", undone)
+    assert re.search(r"--chip 910_93, and by --set parallel\.chip is 910[ab]; .*chip: 910_93 into it", told)
+
+
 def test_npu_smi_does_not_overrule_a_configuration_that_names_its_chip(file, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", f"{AscendHost(tmp_path / 'host', '910b', 1).tools}:{os.environ['PATH']}")
     tree = yaml.safe_load(file.read_text(encoding="utf-8"))

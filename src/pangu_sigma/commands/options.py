@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.chips import CHIP_NAMES
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_file_writable
@@ -49,7 +49,7 @@ def with_overrides(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 class _SetChip(argparse.Action):
-    """An option that is a --set, which every other --set comes after and wins over."""
+    """An option that is a --set, before all others; `check_chip` refuses one of those that undoes it."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         namespace.set = [f"parallel.chip={values}", *namespace.set]
@@ -65,6 +65,16 @@ def with_chip(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="the NPUs' chip, as --set parallel.chip=…; it decides what train.compute_dtype: half is",
     )
     return command
+
+
+def check_chip(options: argparse.Namespace, config: Config) -> None:
+    """Raise ConfigError if a --set has undone --chip: parallel.chip with another one, or parallel as a whole without any."""
+    chip = getattr(options, "chip", None)
+    if chip is not None and chip != config.parallel.chip:
+        raise ConfigError(
+            f"--chip {chip}, and by --set parallel.chip is {config.parallel.chip}; leave one of them away, and where a --set "
+            f"replaces parallel as a whole write chip: {chip} into it"
+        )
 
 
 def with_json(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -93,6 +103,7 @@ def check_json(options: argparse.Namespace) -> None:
 def resolved_config(options: argparse.Namespace) -> Config | None:
     """The configuration with its overrides; None when --print-config has printed it."""
     config = load_config(config_path(options.config), options.set)
+    check_chip(options, config)
     if options.print_config:
         print(dump_config(config), end="")
         return None

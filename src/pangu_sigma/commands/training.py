@@ -10,6 +10,7 @@ from pangu_sigma import api
 from pangu_sigma.commands.options import (
     CONFIG_HELP,
     add_command,
+    check_chip,
     resolved_config,
     show,
     with_config,
@@ -145,6 +146,7 @@ def config_and_run(options: argparse.Namespace) -> tuple[Config | None, Path]:
     from pangu_sigma.checkpoint.run_folder import run_config
 
     config = run_config(options.run, options.set)
+    check_chip(options, config)
     if options.print_config:
         print(dump_config(config), end="")
         return None, options.run
