@@ -107,6 +107,6 @@ def tiny_export(tiny_run, made_once) -> Path:
 @pytest.fixture(scope="session")
 def tiny_graph(graph_mode, tiny_export):
     """Its graph, loaded and compiled once for a process: a `GraphDecoder` of four lanes, which each test begins anew."""
-    from pangu_sigma.generate.graph_decoder import GraphDecoder
+    from pangu_sigma.generate.graph.decoder import GraphDecoder
 
     return GraphDecoder(tiny_export)

@@ -24,9 +24,9 @@ from pangu_sigma.data.vocabulary import UNK
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.exported import open_export
-from pangu_sigma.generate.graph_decoder import GraphDecoder
-from pangu_sigma.generate.predictor import Predictor
-from pangu_sigma.generate.rereading import RereadingDecoder
+from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.graph.rereading import RereadingDecoder
 from pangu_sigma.generate.text import generate, open_engine
 
 ARCHIVE = Path(__file__).parent / "checkpoint" / "written_before" / "first_format.tar.xz"

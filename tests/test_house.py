@@ -74,17 +74,17 @@ TESTED_ELSEWHERE = {
         for name in ("conversion", "hf_config", "model_card", "to_run", "trained_model")
     },
     **{
-        f"src/pangu_sigma/generate/{name}.py": "tests/generate/test_host_decoder.py computes with it; test_exact.py the exact way"
-        for name in ("host_network", "host_operators", "matrices", "weights")
+        f"src/pangu_sigma/generate/{name}.py": "tests/generate/host/test_decoder.py computes with it; test_exact.py the exact way"
+        for name in ("host/network", "host/operators", "host/matrices", "weights")
     },
     **{
         f"src/pangu_sigma/evaluate/sandbox/{name}.py": "tests/evaluate/sandbox/test_sandbox.py: what programs can and cannot do"
         for name in ("isolation", "jail", "libc", "limits", "system_calls")
     },
-    "src/pangu_sigma/generate/decoder.py": "a protocol; tests/generate/test_host_decoder.py holds what it promises",
+    "src/pangu_sigma/generate/decoder.py": "a protocol; tests/generate/host/test_decoder.py holds what it promises",
     "src/pangu_sigma/model/declare.py": "tests/model/test_pangu_sigma.py: every parameter and tensor is made with it",
     "src/pangu_sigma/model/dense_ffn.py": "tests/model/test_pangu_sigma.py compares the layers that use it with NumPy",
-    "src/pangu_sigma/generate/kv_cache.py": "tests/generate/test_cached_graph.py: texts that grow, documents, lanes",
+    "src/pangu_sigma/generate/graph/kv_cache.py": "tests/generate/graph/test_cached.py: texts that grow, documents, lanes",
     "src/pangu_sigma/convert/export_readme.py": "tests/convert/test_mindir.py runs the program in it",
     **{
         f"src/pangu_sigma/generate/{name}.py": "tests/generate/test_engine.py: every answer against a plain loop"

@@ -18,7 +18,7 @@ from pangu_sigma.config import ModelConfig
 from pangu_sigma.convert.dense_files import open_dense_model
 from pangu_sigma.convert.dense_model import DenseModel
 from pangu_sigma.convert.strategy_file import Cut, read_strategy
-from pangu_sigma.generate.exact import ExactModel
+from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.inherit.equality import ParentWeights
 
 MOST = 1e-5

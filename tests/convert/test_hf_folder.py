@@ -33,7 +33,7 @@ from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.convert.trained_model import open_trained_run, weight_shapes
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, UserError
-from pangu_sigma.generate.exact import ExactModel
+from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit

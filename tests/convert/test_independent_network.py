@@ -20,8 +20,8 @@ from pangu_sigma.convert.trained_model import open_trained_run
 from pangu_sigma.data.prepare import prepare
 from pangu_sigma.data.vocabulary import ALPHA_SIZE
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.exact import ExactModel
-from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.weights import SavedWeights
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("graph_mode")]

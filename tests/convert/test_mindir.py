@@ -24,7 +24,7 @@ from pangu_sigma.convert.mindir import ExportError, compare_greedy, export_mindi
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.exported import open_export
-from pangu_sigma.generate.graph_decoder import GraphDecoder
+from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Request
 from pangu_sigma.sealed import SEAL, DamagedFile

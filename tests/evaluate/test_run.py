@@ -21,7 +21,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.comparison import compare_runs
 from pangu_sigma.evaluate.run import evaluate_run, format_losses
-from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.graph.predictor import Predictor
 from pangu_sigma.train.losses import FIGURES
 from pangu_sigma.train.metrics import read_metrics
 

@@ -7,10 +7,10 @@ import pytest
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate import predictor as predictor_module
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.predictor import Predictor
-from pangu_sigma.generate.rereading import RereadingDecoder
+from pangu_sigma.generate.graph import predictor as predictor_module
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.graph.rereading import RereadingDecoder
 from pangu_sigma.generate.score import score
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -14,8 +14,8 @@ from pangu_sigma.data.sentencepieces import alpha_model, learn_english
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.predictor import Predictor
-from pangu_sigma.generate.rereading import RereadingDecoder
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.graph.rereading import RereadingDecoder
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.generate.text import generate, prompt_ids, stream, unseen
 

@@ -26,7 +26,7 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.host_decoder import HostDecoder
+from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.serve.app import make_app
 from pangu_sigma.serve.guard import Names
 from pangu_sigma.serve.limits import Limits

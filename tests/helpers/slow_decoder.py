@@ -9,7 +9,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.exact import ExactModel
+from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.weights import SavedWeights
 
 

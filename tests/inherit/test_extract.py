@@ -17,7 +17,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.errors import DataError
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.graph_decoder import GraphDecoder
+from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.inherit import extract
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import chosen_domains, extract_export, extract_run, extracted_config

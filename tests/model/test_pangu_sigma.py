@@ -25,7 +25,7 @@ from ascend_ops.dropout import kept_oracle
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.generate.graphs import InferenceGraph, any_length
+from pangu_sigma.generate.graph.inference import InferenceGraph, any_length
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
 from pangu_sigma.rre.plan import pad_to_capacity, plan_batch

@@ -31,7 +31,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.host_decoder import HostDecoder
+from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.rre.table import draw_tables
 
 SIZES = {

@@ -27,10 +27,10 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.harness import HarnessModel
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.graphs import InferenceGraph, any_length
-from pangu_sigma.generate.host_decoder import HostDecoder
-from pangu_sigma.generate.predictor import Predictor
-from pangu_sigma.generate.rereading import RereadingDecoder
+from pangu_sigma.generate.graph.inference import InferenceGraph, any_length
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.graph.rereading import RereadingDecoder
+from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.table import draw_tables
 

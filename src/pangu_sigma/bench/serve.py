@@ -30,7 +30,7 @@ from pangu_sigma.data.sentencepieces import alpha_model, learn_english
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import special_ids
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.host_decoder import HostDecoder
+from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.server import Address, bind, serve

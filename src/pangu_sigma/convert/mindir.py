@@ -1,6 +1,6 @@
 """A trained model as a folder that needs nothing else.
 
-model.mindir           the graph: `generate/cached_graph.py`; of more than 1 GiB, its values are in model_variables/
+model.mindir           the graph: `generate/graph/cached.py`; of more than 1 GiB, its values are in model_variables/
 tables.safetensors     what ids, rows and experts have to do with each other, as plain tensors
 config.yaml  tokenizer/  routing.npz       what this project reads of a model, as in a run folder
 README.md              what the graph takes and gives, and a program of MindSpore alone that runs it
@@ -35,17 +35,17 @@ from pangu_sigma.convert.hf_folder import ROUTES, SPREAD
 from pangu_sigma.device import use_cpu
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.generate.cached_graph import CachedGraph, inputs_and_outputs, open_inputs
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.exported import GRAPH_FILE, ExportedWeights, open_export
-from pangu_sigma.generate.graph_decoder import GraphDecoder
-from pangu_sigma.generate.host_decoder import HostDecoder
-from pangu_sigma.generate.predictor import Predictor
-from pangu_sigma.generate.rereading import RereadingDecoder
+from pangu_sigma.generate.graph.cached import CachedGraph, inputs_and_outputs, open_inputs
+from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.graph.rereading import RereadingDecoder
+from pangu_sigma.generate.graph.weights_at_rest import AtRest
+from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.generate.text import generate
 from pangu_sigma.generate.weights import SavedWeights
-from pangu_sigma.generate.weights_at_rest import AtRest
 
 logger = logging.getLogger(__name__)
 

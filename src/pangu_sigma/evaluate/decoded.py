@@ -17,7 +17,7 @@ from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.domains import Domains
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.exported import open_export
-from pangu_sigma.generate.graph_decoder import GraphDecoder
+from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.train.held_out import Evaluator
 from pangu_sigma.train.losses import HeldOutLoss
 

@@ -10,7 +10,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.exported import EXPORT_AGAIN, GRAPH_FILE, ExportedWeights, open_export
-from pangu_sigma.generate.host_decoder import HostDecoder
+from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.generate.weights import SavedWeights
 
 
@@ -37,7 +37,7 @@ def _of_export(path: Path, lanes: int, weights: Precision | None) -> Decoder:
         raise ConfigError(
             f"{path} is an export of before, which answers in float32 only, not {weights}; {EXPORT_AGAIN}"
         )
-    from pangu_sigma.generate.predictor import Predictor
-    from pangu_sigma.generate.rereading import RereadingDecoder
+    from pangu_sigma.generate.graph.predictor import Predictor
+    from pangu_sigma.generate.graph.rereading import RereadingDecoder
 
     return RereadingDecoder(Predictor.of_old_export(export), lanes)

@@ -17,8 +17,8 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.convert.dense_model import DenseModel
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.generate.exact import ExactModel
-from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.parent import parent_ids

@@ -38,7 +38,7 @@ def _use_ascend() -> None:
 
 def _compile(run: Path, output: Path, at_rest: str) -> int:
     from pangu_sigma.convert.mindir import export_mindir
-    from pangu_sigma.generate.weights_at_rest import AtRest
+    from pangu_sigma.generate.graph.weights_at_rest import AtRest
 
     if at_rest not in ("float32", "float16", "int8"):
         raise UserError(f"weights {at_rest!r} are not known; use float32, float16 or int8")

@@ -22,7 +22,7 @@ from ascend_ops.few_rows import (
 )
 from ascend_ops.large_pages import LargePages
 from pangu_sigma.config import Config
-from pangu_sigma.generate.matrices import Matrices
+from pangu_sigma.generate.host.matrices import Matrices
 from pangu_sigma.generate.weights import Weights
 
 PASS_TOKENS = 512

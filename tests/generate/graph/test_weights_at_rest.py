@@ -14,10 +14,10 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.run import evaluate_run
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.exported import ExportedWeights
-from pangu_sigma.generate.graph_decoder import GraphDecoder
+from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.generate.graph.weights_at_rest import rows_in_int8
 from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.weights import SavedWeights
-from pangu_sigma.generate.weights_at_rest import rows_in_int8
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -21,7 +21,7 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.device import one_thread, use_cpu
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.exported import GRAPH_FILE, Export
-from pangu_sigma.generate.graphs import InferenceGraph, any_length, signature
+from pangu_sigma.generate.graph.inference import InferenceGraph, any_length, signature
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.plan import pad_to_capacity, plan_batch

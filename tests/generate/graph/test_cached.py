@@ -8,9 +8,9 @@ import pytest
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.generate.cached_graph import CachedGraph, inputs_and_outputs, open_inputs
-from pangu_sigma.generate.graph_decoder import is_cache
-from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.graph.cached import CachedGraph, inputs_and_outputs, open_inputs
+from pangu_sigma.generate.graph.decoder import is_cache
+from pangu_sigma.generate.graph.predictor import Predictor
 from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.model.declare import as_tensor
 

@@ -7,7 +7,7 @@ import numpy as np
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.graph.predictor import Predictor
 
 
 class RereadingDecoder:

@@ -11,7 +11,7 @@ from helpers.toy import SLOT_ROWS, toy_config, toy_network
 from mindspore import Tensor
 
 from pangu_sigma.config import Config
-from pangu_sigma.generate.graphs import InferenceGraph, any_length
+from pangu_sigma.generate.graph.inference import InferenceGraph, any_length
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 

@@ -16,10 +16,10 @@ from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.generate import host_decoder
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.exact import ExactModel
-from pangu_sigma.generate.host_decoder import HostDecoder
+from pangu_sigma.generate.host import decoder as host_decoder
+from pangu_sigma.generate.host.decoder import HostDecoder
+from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.weights import SavedWeights
 

@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from pangu_sigma.config import RoutingConfig
-from pangu_sigma.generate.block_plan import BlockPlan
+from pangu_sigma.generate.graph.block_plan import BlockPlan
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 

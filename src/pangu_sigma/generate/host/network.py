@@ -1,6 +1,6 @@
 """The network as a host computes it, without MindSpore: the order of its operators, whoever computes them.
 
-Operators that add in one order are in exact.py, those that are fast and keep a cache in host_operators.py. The network of training
+Operators that add in one order are in exact.py, those that are fast and keep a cache in operators.py. The network of training
 is `model/pangu_sigma.py`; tests compare them.
 
 Shape suffixes: T tokens, A tokens that ask, H hidden, N RRE layers.

@@ -15,9 +15,9 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from pangu_sigma.config import ConfigError
 from pangu_sigma.device import one_thread, use_cpu
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.cached_graph import inputs_and_outputs, open_inputs
 from pangu_sigma.generate.decoder import Chunk, experts_by_table
 from pangu_sigma.generate.exported import GRAPH_FILE, open_export
+from pangu_sigma.generate.graph.cached import inputs_and_outputs, open_inputs
 from pangu_sigma.model.declare import as_tensor
 
 _AT_ONCE = 256

@@ -18,8 +18,8 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.decoder import Chunk, experts_by_table
-from pangu_sigma.generate.host_network import hidden_states
-from pangu_sigma.generate.host_operators import PASS_TOKENS, HostOperators
+from pangu_sigma.generate.host.network import hidden_states
+from pangu_sigma.generate.host.operators import PASS_TOKENS, HostOperators
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.host_memory import memory_there
 from pangu_sigma.rre.table import RoutingTable

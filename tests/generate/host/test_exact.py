@@ -7,8 +7,8 @@ from helpers.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.exact import ExactModel
-from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.train.loop import train
 

@@ -17,11 +17,11 @@ from pangu_sigma.data.prepare import prepare
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.graph_decoder import GraphDecoder
+from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.graph.rereading import RereadingDecoder
 from pangu_sigma.generate.open_decoder import open_decoder
-from pangu_sigma.generate.predictor import Predictor
 from pangu_sigma.generate.request import Request
-from pangu_sigma.generate.rereading import RereadingDecoder
 from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -50,7 +50,7 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
 
 def test_chunks_of_several_lanes_have_the_logits_of_the_exact_path(tiny_graph, tiny_run, monkeypatch):
     """Long ones in several calls, too."""
-    monkeypatch.setattr("pangu_sigma.generate.graph_decoder._AT_ONCE", 2)
+    monkeypatch.setattr("pangu_sigma.generate.graph.decoder._AT_ONCE", 2)
     slow = SlowDecoder(RunFolder.open(tiny_run))
     texts = begun(tiny_graph), begun(slow)
     for first, last, wanted in ((0, 2, 0), (2, 3, 1), (3, 6, 3), (6, 7, 1)):

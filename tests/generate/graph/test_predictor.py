@@ -13,7 +13,7 @@ from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.domains import Domains, domains_of
-from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.graph.predictor import Predictor
 from pangu_sigma.model.declare import as_tensor
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

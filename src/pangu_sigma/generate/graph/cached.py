@@ -21,10 +21,10 @@ from mindspore.ops import functional as F
 from pangu_sigma.config import Config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.block_plan import BlockPlan, numbered
-from pangu_sigma.generate.kv_cache import CachedAttention, Lanes
+from pangu_sigma.generate.graph.block_plan import BlockPlan, numbered
+from pangu_sigma.generate.graph.kv_cache import CachedAttention, Lanes
+from pangu_sigma.generate.graph.weights_at_rest import AtRest, KeptExperts, keep
 from pangu_sigma.generate.weights import Weights
-from pangu_sigma.generate.weights_at_rest import AtRest, KeptExperts, keep
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.rre.experts import padded_experts

@@ -11,9 +11,9 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.predictor import Predictor
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.graph.rereading import RereadingDecoder
 from pangu_sigma.generate.request import Request
-from pangu_sigma.generate.rereading import RereadingDecoder
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
