@@ -18,7 +18,7 @@ from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.train.metrics import read_metrics
 
 _LAUNCH = [sys.executable, "-m", "pangu_sigma", "launch"]
-_STEPS, _SAVED = 300, 20
+_STEPS, _SAVED = 160, 20
 _HANG = 30
 """Seconds without progress that are a hang; the first step, which compiles, takes a third of them on a busy machine."""
 
