@@ -375,12 +375,20 @@ MUTATIONS = [
 ]
 
 
+IN_EVERY_RUN = 4
+"""One mutation of so many is in the suite, each a compilation of seconds; `-m slow` has the others."""
+
+
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Path]]]:
-    """A library for every mutation, compiled in the background."""
+def libraries(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Path]]]:
+    """A library for every mutation that this run tests, compiled in the background."""
+    items = [item for item in request.session.items if getattr(item, "originalname", "") == "test_mutation_is_caught"]
     with ThreadPoolExecutor() as pool:
         yield {
-            mutation.name: pool.submit(_compile, mutation, tmp_path_factory.mktemp("mutant")) for mutation in MUTATIONS
+            mutation.name: pool.submit(_compile, mutation, tmp_path_factory.mktemp("mutant"))
+            for mutation in (item.callspec.params["mutation"] for item in items)
         }
 
 
@@ -401,7 +409,13 @@ def test_names_are_unique():
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 20
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation.name for mutation in MUTATIONS])
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        pytest.param(mutation, id=mutation.name, marks=[pytest.mark.slow] if number % IN_EVERY_RUN else [])
+        for number, mutation in enumerate(MUTATIONS)
+    ],
+)
 def test_mutation_is_caught(emulators, libraries, mutation: Mutation):
     how = BuildError if mutation.caught in LACKING else (KernelError, AssertionError, TilingError)
     with pytest.raises(how) as caught:
