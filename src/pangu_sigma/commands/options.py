@@ -49,7 +49,7 @@ def with_overrides(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 class _SetChip(argparse.Action):
-    """An option that is a --set, before all others; `check_chip` refuses one of those that undoes it."""
+    """An option that is a --set, before all others; `_check_chip` refuses one of those that undoes it."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         namespace.set = [f"parallel.chip={values}", *namespace.set]
@@ -67,7 +67,7 @@ def with_chip(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return command
 
 
-def check_chip(options: argparse.Namespace, config: Config) -> None:
+def _check_chip(options: argparse.Namespace, config: Config) -> None:
     """Raise ConfigError if a --set has undone --chip: parallel.chip with another one, or parallel as a whole without any."""
     chip = getattr(options, "chip", None)
     if chip is not None and chip != config.parallel.chip:
@@ -102,8 +102,12 @@ def check_json(options: argparse.Namespace) -> None:
 
 def resolved_config(options: argparse.Namespace) -> Config | None:
     """The configuration with its overrides; None when --print-config has printed it."""
-    config = load_config(config_path(options.config), options.set)
-    check_chip(options, config)
+    return checked_or_printed(options, load_config(config_path(options.config), options.set))
+
+
+def checked_or_printed(options: argparse.Namespace, config: Config) -> Config | None:
+    """A configuration with its overrides, which keep what --chip says; None when --print-config has printed it."""
+    _check_chip(options, config)
     if options.print_config:
         print(dump_config(config), end="")
         return None

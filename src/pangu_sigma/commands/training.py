@@ -10,7 +10,7 @@ from pangu_sigma import api
 from pangu_sigma.commands.options import (
     CONFIG_HELP,
     add_command,
-    check_chip,
+    checked_or_printed,
     resolved_config,
     show,
     with_config,
@@ -18,7 +18,6 @@ from pangu_sigma.commands.options import (
     with_overrides,
 )
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import dump_config
 
 
 def add_commands(commands: Any) -> None:
@@ -145,12 +144,7 @@ def config_and_run(options: argparse.Namespace) -> tuple[Config | None, Path]:
         raise ConfigError("name a configuration to start a run, or --run to go on with one")
     from pangu_sigma.checkpoint.run_folder import run_config
 
-    config = run_config(options.run, options.set)
-    check_chip(options, config)
-    if options.print_config:
-        print(dump_config(config), end="")
-        return None, options.run
-    return config, options.run
+    return checked_or_printed(options, run_config(options.run, options.set)), options.run
 
 
 def _prepare_data(options: argparse.Namespace) -> int:
