@@ -435,7 +435,8 @@ def test_a_run_folder_that_cannot_be_is_refused_by_name(file, tiny_data, capsys,
             capsys, "train", file, "--run", folder
         )
     assert "cannot write into /proc" in fails(capsys, "train", file, "--run", "/proc/run")
-    assert "cannot write into /proc" in fails(capsys, "launch", file, "--run", "/proc/run")
+    port = ["--master-port", free_port()]
+    assert "cannot write into /proc" in fails(capsys, "launch", file, "--run", "/proc/run", *port)
 
 
 def test_training_on_ascend_without_an_npu_is_one_message(file, tiny_data, capsys, tmp_path):

@@ -66,7 +66,7 @@ def _spread(items: list, count: int) -> list:
 
 def _reference(work: Path, ranks: int, folder: Path) -> None:
     parallel = {"expert": ranks, "capacity_factor": 4.0} if ranks > 1 else {}
-    one_layer = {"rre_layers": 1}  # a second one would only repeat files of the first, and compiles for as long again
+    one_layer = {"dense_layers": 0, "rre_layers": 1}  # others add no file of another kind, and take long to compile
     configuration(folder, data(work), parallel=parallel, model=one_layer)
     injected = {rank: _injector(folder / "run", folder / f"events_{rank}") for rank in range(ranks)}
     status, said = _train(folder / "config.yaml", folder / "run", ranks, folder / "logs", injected)
