@@ -342,7 +342,7 @@ class TrainConfig(Section):
     which is said, and with ecss.store=file, checkpoints are written before training goes on, as with false. On Ascend they are so
     with either value: the experts fill the host's memory. The checkpoints are the same, bit for bit."""
     log_interval: Positive = 10
-    """Steps between lines of the log."""
+    """Steps between lines of the log. Evaluations and checkpoints have one before them, too."""
     max_skipped_steps: Positive = 50
     """Number of steps with a domain, one after another, that may be skipped before the run stops with an error. Each domain has its
     own count, because one bad expert skips the steps of its domain only. The loss scale of a new run, 2³² at most in the shipped

@@ -32,7 +32,7 @@ from chaos.cases import (
 )
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.metrics import FILE, read_metrics
 
 _KILLED_GRACE = 3.0
 """Seconds that the other ranks get after one was killed; then they are killed too, as a launcher does it."""
@@ -52,8 +52,12 @@ def cases(ranks: int, work: Path, full: bool) -> Sequence[Case]:
         points += [(number, mode) for mode in ("term", "unsynced") for number in _spread(everything, _SAMPLED)]
         if not full:
             points = _spread(points, 16 // ranks**2)
+        log = [(number, "torn") for number, _, name, _ in events if name == FILE]
         found += [
-            Case(f"rank{crashes}_{mode}_{number}", partial(_check, reference, ranks, crashes, number, mode))
+            Case(
+                f"rank{crashes}_{mode}_{number}",
+                partial(_check, reference, ranks, crashes, number, mode, (number, mode) in log),
+            )
             for number, mode in points
         ]
     return found
@@ -105,7 +109,7 @@ def _train(config: Path, run: Path, ranks: int, logs: Path, variables: dict[int,
         return next((status for status in statuses if status != 0), 0) or 0, processes.said()
 
 
-def _check(reference: Path, ranks: int, crashes: int, number: int, mode: str, folder: Path) -> str:
+def _check(reference: Path, ranks: int, crashes: int, number: int, mode: str, log_is_torn: bool, folder: Path) -> str:
     config, run = reference / "config.yaml", folder / "run"
     _train(config, run, ranks, folder / "first", {crashes: _injector(run, folder / "events", number, mode)})
     newest = _newest_whole(run / "checkpoints")
@@ -117,7 +121,7 @@ def _check(reference: Path, ranks: int, crashes: int, number: int, mode: str, fo
         f"LOST_WORK: {newest} was whole, it went on from {resumed and resumed[1]}"
     )
     assert_same(end_of(run), end_of(reference / "run"))
-    _assert_log(run, reference / "run", mode)
+    _assert_log(run, reference / "run", mode == "term", log_is_torn and "are lost, and what they counted" in said)
     left = [str(path.relative_to(run)) for path in run.rglob(".unfinished*")]
     assert not left, f"left behind: {left}"
     return ""
@@ -133,18 +137,18 @@ def _newest_whole(checkpoints: Path) -> int:
     return 0
 
 
-def _assert_log(run: Path, other: Path, mode: str) -> None:
+def _assert_log(run: Path, other: Path, stopped: bool, lost: bool) -> None:
     """Every step is logged once, with the samples of the undisturbed run.
 
-    What was not flushed may be gone, and a stop writes a line of its own for the steps since the last one.
+    A stop writes a line of its own for the steps since the last one. lost: the log itself was torn, and this was said.
     """
     logged, expected = (
         [(line["step"], line["samples"]) for line in read_metrics(path) if line["kind"] == "step"]
         for path in (run, other)
     )
-    if mode in ("term", "unsynced"):
+    if stopped or lost:
         steps = [step for step, _ in logged]
         assert steps == sorted(set(steps)), f"the log has the steps {steps}"
-        assert mode == "unsynced" or {step for step, _ in expected} <= set(steps), f"the log has the steps {steps}"
+        assert lost or {step for step, _ in expected} <= set(steps), f"the log has the steps {steps}"
     else:
         assert logged == expected, f"the log has {logged}"

@@ -25,6 +25,7 @@ from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
 from pangu_sigma.checkpoint.root import has_checkpoints
 from pangu_sigma.checkpoint.run_folder import RunFolder, run_config
 from pangu_sigma.checkpoint.state import restore, shards_of
+from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError, RoutingConfig
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batches
@@ -381,6 +382,33 @@ def test_a_finished_run_is_not_trained_again(tiny_data, tiny_run, tmp_path):
     assert read_metrics(copy) == read_metrics(tiny_run)
     latest = f"checkpoints/step_{STEPS:08d}"
     assert digests(copy / latest) == digests(tiny_run / latest)
+
+
+def test_what_a_kill_left_behind_the_last_save_is_removed_though_nothing_is_saved_any_more(
+    tiny_data, tiny_run, tmp_path
+):
+    """Killed between the two renames of the last save, and while an older checkpoint was pruned."""
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    checkpoints = copy / "checkpoints"
+    (checkpoints / "LATEST").rename(checkpoints / ".unfinished-LATEST")
+    (checkpoints / ".unfinished-pruned-step_00000001").mkdir()
+    train(tiny_config(tiny_data), copy)
+    assert not list(copy.rglob(".unfinished*"))
+    assert (checkpoints / "LATEST").read_text() == f"step_{STEPS:08d}\n"
+
+
+@pytest.mark.parametrize("kept", [0, 60])
+def test_a_finished_run_whose_log_a_crash_took_ends_well_and_says_what_is_lost(
+    tiny_run, tmp_path, caplog, capsys, kept: int
+):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    log = copy / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:kept])
+    assert main(["train", "--run", str(copy)]) == 0
+    assert f"the lines of steps 1 to {STEPS} are lost" in caplog.text
+    assert "no report is drawn: " in caplog.text
+    assert "no summary: " in caplog.text
+    assert main(["evaluate", str(copy)]) == 0
 
 
 def test_a_skipped_step_moves_the_data_but_not_the_schedule(trainer):

@@ -55,10 +55,10 @@ def load_of(folder: Path) -> np.ndarray:
 
 def test_a_line_holds_means_over_its_steps_and_over_those_that_had_the_domain(tmp_path: Path):
     run(tmp_path, range(1, 9))
-    first, second = of_kind(tmp_path, "step")
-    assert (first["step"], second["step"]) == (4, 8)
+    first, second, third = of_kind(tmp_path, "step")
+    assert (first["step"], second["step"], third["step"]) == (4, 6, 8), "step 6 is where a checkpoint would be"
     assert first["loss"] == 2.5
-    assert second["per_domain_loss"] == {"zh": 6.0, "en": 7.0}
+    assert second["per_domain_loss"] == {"zh": 5.0, "en": 6.0}
     assert first["tokens"] == 4 * 64
     assert first["tokens_per_second"] > 0
     (evaluation,) = of_kind(tmp_path, "evaluation")
@@ -85,8 +85,10 @@ def test_expert_load_adds_up_over_the_run(tmp_path: Path):
 
 
 def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path):
+    """Also from a checkpoint between two lines, after step 6: the steps before it are in the log."""
     run(tmp_path / "whole", range(1, 17))
-    run(tmp_path / "parts", range(1, 15))  # flushed, as before a checkpoint, at 12; then lost 13 and 14
+    run(tmp_path / "parts", range(1, 8))  # flushed, as before a checkpoint, at 6; then lost 7
+    run(tmp_path / "parts", range(7, 15), resumed_step=6)
     run(tmp_path / "parts", range(13, 17), resumed_step=12)
     volatile = {"tokens_per_second": None}
     whole, parts = ([{**line, **volatile} for line in of_kind(tmp_path / name, "step")] for name in ("whole", "parts"))
@@ -109,7 +111,18 @@ def test_a_line_cut_off_by_a_crash_is_ignored(tmp_path: Path, caplog: pytest.Log
     assert [line["step"] for line in of_kind(tmp_path, "step")] == [4]
     assert "cut off" in caplog.text
     run(tmp_path, range(5, 9), resumed_step=4)
-    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4, 8]
+    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4, 6, 8]
+    assert "are lost" not in caplog.text
+
+
+def test_lines_that_a_checkpoint_knows_and_the_log_does_not_are_said_to_be_lost(tmp_path: Path, caplog):
+    run(tmp_path, range(1, 9))
+    kept = [line for line in read_metrics(tmp_path) if line["step"] < 5]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+    run(tmp_path, range(9, 13), resumed_step=8)
+    assert "the lines of steps 5 to 8 are lost, and what they counted; the weights of step 8 are whole" in caplog.text
+    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4, 12]
+    assert not [path.name for path in tmp_path.glob(".unfinished*")]
 
 
 def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path: Path):
@@ -198,10 +211,12 @@ def test_load_is_compared_over_experts_that_received_tokens():
 def test_a_line_names_its_samples_and_counts_what_was_dropped(tmp_path: Path):
     for folder in (tmp_path / "one", tmp_path / "two"):
         run(folder, range(1, 9))
-    first, second = of_kind(tmp_path / "one", "step")
-    assert [first["samples"], second["samples"]] == [line["samples"] for line in of_kind(tmp_path / "two", "step")]
+    first, second, third = of_kind(tmp_path / "one", "step")
+    assert [line["samples"] for line in (first, second, third)] == [
+        line["samples"] for line in of_kind(tmp_path / "two", "step")
+    ]
     assert first["samples"] != second["samples"]
-    assert (first["dropped"], second["dropped"]) == (6, 6)
+    assert [line["dropped"] for line in (first, second, third)] == [6, 3, 3]
 
 
 def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_pauses(

@@ -150,7 +150,16 @@ def test_two_runs_are_compared_domain_by_domain(tiny_run):
         assert "-1.000" in next(line for line in lines if line.startswith(name))
 
 
+def test_losses_that_are_not_those_of_the_checkpoint_are_said_to_be_older(tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    lines = [line for line in read_metrics(copy) if line["kind"] != "evaluation" or line["step"] < STEPS]
+    (copy / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    at = max(line["step"] for line in lines if line["kind"] == "evaluation")
+    assert f"after        is of step {at}, " in format_summary(summarise(copy))
+    assert "after        is of" not in format_summary(summarise(tiny_run))
+
+
 def test_a_run_without_a_checkpoint_has_no_summary_yet(tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    with pytest.raises(ConfigError, match="no checkpoint and no losses to report yet; train it first"):
+    with pytest.raises(ConfigError, match="no checkpoint or no losses to report yet; train it first"):
         summarise(copy)

@@ -56,7 +56,7 @@ def candidates(root: Path) -> list[Path]:
                 "%s is missing or names no checkpoint; using the newest whole checkpoint there", root / LATEST
             )
         return found
-    older = [path for path in found if _step_of(path) <= _step_of(Path(name))]
+    older = [path for path in found if step_of(path) <= step_of(Path(name))]
     if name in names:
         return older
     if found:
@@ -84,7 +84,7 @@ def make_latest(unfinished: Path, target: Path) -> None:
 
 
 def _move_into_place(unfinished: Path, target: Path) -> None:
-    """Rename; an earlier checkpoint of the same step steps aside first, and is put back if that fails (or killed: `put_back`)."""
+    """Rename; an earlier checkpoint of the same step steps aside first, and is put back if that fails (or killed: `settle`)."""
     if target.exists():
         aside = target.with_name(f"{_ASIDE}{target.name}")
         target.rename(aside)
@@ -97,7 +97,13 @@ def _move_into_place(unfinished: Path, target: Path) -> None:
         unfinished.rename(target)
 
 
-def put_back(root: Path) -> None:
+def settle(root: Path) -> None:
+    """End what a killed save has left: finish it if its folder is in place, else remove it. Nobody may be reading or saving."""
+    _put_back(root)
+    remove_leftovers(root)
+
+
+def _put_back(root: Path) -> None:
     """Do what a killed save has left undone: LATEST of a folder that is there, and the name of one that stepped aside in vain."""
     for aside in root.glob(f"{_ASIDE}*"):
         if not (target := root / aside.name.removeprefix(_ASIDE)).exists():
@@ -114,7 +120,7 @@ def keep_alone(root: Path, step: int) -> None:
     sync(note)
     note.replace(root / LATEST)
     sync(root)
-    prune(root, max(map(_step_of, _checkpoints(root))), 0, [step])
+    prune(root, max(map(step_of, _checkpoints(root))), 0, [step])
     remove_leftovers(root)
 
 
@@ -123,7 +129,7 @@ def prune(root: Path, step: int, keep: int, spared: Collection[int] = ()) -> Non
 
     spared: steps whose checkpoints stay, besides these.
     """
-    old_ones = [path for path in _checkpoints(root) if _step_of(path) <= step and _step_of(path) not in spared]
+    old_ones = [path for path in _checkpoints(root) if step_of(path) <= step and step_of(path) not in spared]
     for old in old_ones[keep:]:
         try:
             # Renamed first: a crash in the middle leaves a leftover, not a checkpoint that looks damaged.
@@ -169,8 +175,9 @@ def _checkpoints(root: Path) -> list[Path]:
         and CHECKPOINT_NAME.fullmatch(name.removeprefix(_ASIDE))
         and name.removeprefix(_ASIDE) not in found
     ]
-    return sorted(whole, key=_step_of, reverse=True)
+    return sorted(whole, key=step_of, reverse=True)
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's directory."""
     return int(path.name.removeprefix(_ASIDE).removeprefix("step_"))

@@ -27,7 +27,7 @@ from pangu_sigma.checkpoint.format import (
 )
 from pangu_sigma.checkpoint.health import NotFinite, Watch
 from pangu_sigma.checkpoint.parts import Files, encode_parts
-from pangu_sigma.checkpoint.root import candidates, make_latest, prune, put_back, remove_leftovers
+from pangu_sigma.checkpoint.root import candidates, make_latest, prune, remove_leftovers, settle
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
 from pangu_sigma.sealed import UNFINISHED, DamagedFile, as_json, fingerprint, sealed, sync, unsealed
@@ -119,8 +119,7 @@ class Save:
                 if not self._root.is_dir():
                     self._root.mkdir(parents=True)
                     sync(self._root.parent)
-                put_back(self._root)
-                remove_leftovers(self._root)
+                settle(self._root)
                 self._unfinished.mkdir()
 
     def write(self, files: Files, after_chunk: Callable[[], None]) -> Written:

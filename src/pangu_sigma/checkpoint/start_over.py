@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER
-from pangu_sigma.checkpoint.root import put_back, remove_leftovers
+from pangu_sigma.checkpoint.root import settle
 from pangu_sigma.config import ConfigError
 from pangu_sigma.sealed import SEAL, sync
 
@@ -50,8 +50,7 @@ def set_aside(run: Path) -> Path | None:
     folder = next(path for n in itertools.count(1) if not (path := run / f"{SET_ASIDE}{n}").exists())
     folder.mkdir()
     if (run / CHECKPOINTS).is_dir():  # what a killed save left is no checkpoint, and takes the room of one
-        put_back(run / CHECKPOINTS)
-        remove_leftovers(run / CHECKPOINTS)
+        settle(run / CHECKPOINTS)
     for name in _COPIED:
         if (run / name).is_dir():
             shutil.copytree(run / name, folder / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from pangu_sigma.commands.options import (
     with_overrides,
 )
 from pangu_sigma.config import Config, ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def add_commands(commands: Any) -> None:
@@ -159,6 +162,7 @@ def _prepare_data(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     config, run = config_and_run(options)
     if config is not None:
+        from pangu_sigma.train.metrics import NothingLogged
         from pangu_sigma.train.summary import format_summary, summarise
 
         trainer = api.run_training(
@@ -171,7 +175,10 @@ def _train(options: argparse.Namespace) -> int:
             options.profile,
         )
         if trainer.finished and trainer.ranks.first:
-            print(format_summary(summarise(run)))
+            try:
+                print(format_summary(summarise(run)))
+            except NothingLogged as lost:  # the training is whole all the same
+                logger.warning("no summary: %s", lost)
         trainer.ranks.leave()
     return 0
 

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
@@ -62,7 +63,7 @@ def _losses(model: Path, all: bool, kept: Kept | None) -> dict[str, Any]:
 def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any]) -> None:
     """Keep the figures in the run folder, and write its report anew if it has logged steps."""
     opened = RunFolder.open(run)
-    step = int(opened.latest.name.removeprefix("step_")) if opened.latest else None
+    step = step_of(opened.latest) if opened.latest else None
     of = {name: {"domain": asked.domain_of(name, opened.config), "step": step} for name in tasks}
     file = run / BENCHMARKS
     try:

@@ -18,6 +18,7 @@ import numpy as np
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.health import count_not_finite
+from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.config import SpikesConfig, TrainConfig
@@ -269,7 +270,7 @@ def last_healthy(root: Path, ranks: Ranks) -> tuple[Path | None, list[Path]]:
     ranks: all of them call this. Each looks at some of the files.
     """
     ill: list[Path] = []
-    for path in sorted(root.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")), reverse=True):
+    for path in sorted(root.glob("step_*"), key=step_of, reverse=True):
         try:
             files = list(load_checkpoint(path, ranks=ranks).files.values())[ranks.rank :: ranks.world]
         except CheckpointError:

@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 
 from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.root import settle
 from pangu_sigma.checkpoint.run_folder import NOTHING, Asked, RunFolder, one_writer, read_prepared_tokenizer
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config, ConfigError
@@ -25,7 +26,7 @@ from pangu_sigma.train.feed import Feed
 from pangu_sigma.train.health import Health, examine
 from pangu_sigma.train.held_out import Evaluator
 from pangu_sigma.train.losses import HeldOutLoss
-from pangu_sigma.train.metrics import MetricsLog, NoLog, StepMetrics
+from pangu_sigma.train.metrics import MetricsLog, NoLog, NothingLogged, StepMetrics
 from pangu_sigma.train.progress import changes_since, resume
 from pangu_sigma.train.report import write_report
 from pangu_sigma.train.step import StepResult
@@ -250,6 +251,8 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
     options, names = config.train, [d.name for d in config.domains]
     with ranks.together("reading the held-out text"):
         evaluator = trainer.evaluator()
+    if ranks.first:  # all ranks have read the checkpoint; a run that has all its steps saves no other one
+        settle(trainer.run.checkpoints)
     start = trainer.progress.step
     log = (
         MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
@@ -285,7 +288,10 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
                         trainer.save_in_turn(last or stopped)
                 trainer.timeline.step_done(step)
     if ranks.first and trainer.finished:
-        write_report(folder)
+        try:
+            write_report(folder)
+        except NothingLogged as lost:
+            logger.warning("no report is drawn: %s", lost)
     elif not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
     return trainer

@@ -6,11 +6,12 @@
   Once, first.
 * `config`: changes of these, [[key, old, new], …], with which the run goes on after `step`. With the first line they are its
   history.
-* `step`: means over the steps since the line before, every log_interval steps. `samples`: hash of what they were trained on, the
-  same at any number of ranks. `dropped`: rows that found no room at their expert's rank, over all layers. `skipped`: steps that
-  changed nothing. `left_out`: steps whose loss is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same of
-  the domains that have any. `gradient_norm_dense`, `gradient_norm_experts`: the norm's parts, null where they are not measured.
-  With a prefetcher, of rank 0: MiB fetched, refreshed and returned a step, its hit rate, and its stall as a share of the time.
+* `step`: means over the steps since the line before, every log_interval steps, and before an evaluation or a checkpoint, which so
+  knows nothing that the log does not. `samples`: hash of what they were trained on, the same at any number of ranks. `dropped`:
+  rows that found no room at their expert's rank, over all layers. `skipped`: steps that changed nothing. `left_out`: steps whose
+  loss is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same of the domains that have any.
+  `gradient_norm_dense`, `gradient_norm_experts`: the norm's parts, null where they are not measured. With a prefetcher, of rank 0:
+  MiB fetched, refreshed and returned a step, its hit rate, and its stall as a share of the time.
 * `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists: its standard error (`se`), the loss of
   counting the same tokens (`unigram`), bits per byte, and every sample. An earlier version wrote `per_domain_loss` alone.
 * `load`: tokens per expert [N][K] since the `load` line before. Their sum is the load of the whole run.
@@ -27,6 +28,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -43,7 +45,9 @@ from tqdm import tqdm
 
 from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.format import Identity
+from pangu_sigma.config import ConfigError
 from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.sealed import write_atomically
 from pangu_sigma.train.board import Board
 from pangu_sigma.train.losses import HeldOutLoss, evaluation_line
 
@@ -59,6 +63,10 @@ _SMOOTHING = 0.95
 """Weight of the past in the losses of the progress line."""
 _DOMAINS_SHOWN = 6
 """Largest number of domains that the progress line shows all at once."""
+
+
+class NothingLogged(ConfigError):
+    """A log that has nothing to show: of a run that has just begun, or whose lines a crash took."""
 
 
 @dataclass(frozen=True)
@@ -201,18 +209,19 @@ class MetricsLog:
         self._board.add_scalar("train/unhealthy_tensors", len(tensors), step)
 
     def flush(self) -> None:
-        """Write everything known to the file. Call before each checkpoint: a resumed run then has the whole expert load."""
+        """Write everything known to the disk. Call before each checkpoint: what that knows is then in the log, whatever happens."""
+        if self._pending:
+            self._log()
         if self._load_NK is not None:
             self._write({"kind": "load", "step": self._last_step, "tokens_NK": self._load_NK.tolist()})
             self._load_NK = None
         self._lines.flush()
+        os.fsync(self._lines.fileno())
         self._board.flush()
 
     def close(self) -> None:
         if self._lines.closed:
             return
-        if self._pending:
-            self._log()
         self.flush()
         self._progress.close()
         self._board.close()
@@ -382,18 +391,22 @@ def load_max_over_mean(load_NK: np.ndarray) -> float | None:
 def _drop_lines_beyond(file: Path, step: int) -> None:
     """Drop the lines of later steps than `step`, which the resumed run writes again, and changes made at `step`.
 
-    What is still changed is said again. Step 0 drops the whole file.
+    What is still changed is said again. Step 0 drops the whole file. A warning says which lines that should be there are not.
     """
     if not file.exists():
         return
     lines = read_metrics(file.parent) if step else []
     kept = [line for line in lines if line["step"] <= step and (line["kind"], line["step"]) != ("config", step)]
-    if not kept:
+    logged = max((line["step"] for line in kept if line["kind"] == "step"), default=0)
+    if logged < step:
+        logger.warning(
+            "%s: the lines of steps %d to %d are lost, and what they counted; the weights of step %d are whole",
+            *(file, logged + 1, step, step),
+        )
+    if kept:
+        write_atomically(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept).encode())
+    else:
         file.unlink()
-        return
-    fresh = file.with_suffix(".new")
-    fresh.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-    fresh.replace(file)
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:

@@ -19,7 +19,7 @@ from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import read_tree
 from pangu_sigma.sealed import write_atomically
-from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.metrics import NothingLogged, read_metrics
 from pangu_sigma.train.pictures import (
     Line,
     RunLog,
@@ -55,7 +55,7 @@ def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
     others: folders of runs that are drawn into the same pictures and get their own tables; their files stay as they are.
     Returns the path of the page, report.html, which needs no other file. A picture without data (a model without RRE
     layers has no expert load) is left out. Each file is written whole or not at all, over that of an earlier report.
-    Raises FileNotFoundError when a run has no metrics.jsonl, ConfigError when that holds no step, OSError when the disk
+    Raises FileNotFoundError when a run has no metrics.jsonl, NothingLogged when that holds no step, OSError when the disk
     refuses.
     """
     runs = [_read(folder) for folder in (run_folder, *others)]
@@ -80,7 +80,7 @@ def _read(folder: Path) -> _Run:
     for line in read_metrics(folder):
         by_kind.setdefault(line["kind"], []).append(line)
     if "run" not in by_kind or "step" not in by_kind:
-        raise ConfigError(f"{folder} has no logged step yet; train for at least train.log_interval steps first")
+        raise NothingLogged(f"{folder} has no logged step; train it for at least train.log_interval steps")
     config = _config(folder)
     data = _data(folder, config.get("data.path"))
     evaluations = by_kind.get("evaluation", [])

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.config import ConfigError
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.train.losses import DIFFERENCE_FIGURES, losses_of, shown
-from pangu_sigma.train.metrics import FILE, TRAFFIC, load_max_over_mean, read_metrics
+from pangu_sigma.train.metrics import FILE, TRAFFIC, NothingLogged, load_max_over_mean, read_metrics
 from pangu_sigma.train.pictures import expert_load
 from pangu_sigma.train.report import PAGE
 
@@ -25,16 +25,17 @@ def summarise(path: Path) -> dict[str, Any]:
     It holds held-out losses (nats per token) before and after, by domain; the standard error of the one after, the loss of counting
     the same tokens, and bits per byte, which are None in runs of earlier versions; tokens per second; the load of the fullest
     expert over the mean; the number of rows dropped beyond an expert's capacity; and what the prefetcher moved (medians of the log
-    lines; None without one). A loss that was not finite is None. Nothing is written; "report" is where `write_report` writes.
+    lines; None without one). A loss that was not finite is None.
+    `evaluated_at` is the step of the evaluation after. Nothing is written; "report" is where `write_report` writes.
 
-    Raises ConfigError when the run has not reached its first checkpoint.
+    Raises NothingLogged when the run has not reached its first checkpoint, or its log is gone.
     """
     run = RunFolder.open(path)
     lines = read_metrics(path) if (path / FILE).exists() else []
     evaluations = _evaluations(lines)
     if not evaluations or run.latest is None:
-        raise ConfigError(
-            f"{path} has no checkpoint and no losses to report yet; train it first, or wait for its first checkpoint"
+        raise NothingLogged(
+            f"{path} has no checkpoint or no losses to report yet; train it first, or wait for its first checkpoint"
         )
     moved = [line for line in lines if "fetched_mib" in line]
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
@@ -43,6 +44,7 @@ def summarise(path: Path) -> dict[str, Any]:
     return {
         "run": str(path),
         "steps": max(line["step"] for line in lines),
+        "evaluated_at": after["step"],
         "domains": {
             name: {
                 "loss_before": before["per_domain_loss"].get(name),
@@ -58,6 +60,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "skipped": sum(line.get("skipped", 0) for line in lines if line["kind"] == "step"),
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
         "checkpoint": str(run.latest),
+        "checkpoint_step": step_of(run.latest),
         "report": str(path / PAGE),
     }
 
@@ -79,6 +82,11 @@ def format_summary(summary: dict[str, Any]) -> str:
     elif not summary["same_samples"]:
         lines.append(
             "before       is of other held-out samples: the run was begun by an earlier version, or on other data"
+        )
+    if summary["evaluated_at"] != summary["checkpoint_step"]:
+        lines.append(
+            f"after        is of step {summary['evaluated_at']}, the last evaluation in the log, and the checkpoint of step "
+            f"{summary['checkpoint_step']}; pangu-sigma evaluate tells its losses"
         )
     speed, load = summary["tokens_per_second"], summary["expert_load_max_over_mean"]
     lines.append(f"{'steps':12} {summary['steps']}")
