@@ -9,6 +9,8 @@ from pathlib import Path
 
 from helpers.launched import free_port
 
+from pangu_sigma.launching.worker import SCHEDULER
+
 MAIN = "import sys; from pangu_sigma.cli import program; sys.exit(program())"
 CRASHES_AT_EXIT = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGSEGV)\n"
 """As MindSpore's teardown does now and then; a rank is to end without it."""
@@ -29,7 +31,6 @@ class RankProcesses:
         own: environment variables of single ranks.
         program: Python that they run with `arguments`.
         """
-        self._program = program
         logs.mkdir(parents=True, exist_ok=True)
         shared = {
             **os.environ,
@@ -39,19 +40,14 @@ class RankProcesses:
             "MS_SCHED_PORT": str(free_port()),
         }
         self.logs = [logs / f"{rank}.log" for rank in range(ranks)]
+        command = [sys.executable, "-c", program, *arguments]
         self.workers = [
-            self._start(
-                arguments, {**shared, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), **(own or {}).get(rank, {})}, log
+            _start(
+                command, {**shared, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), **(own or {}).get(rank, {})}, log
             )
             for rank, log in enumerate(self.logs)
         ]
-        self.scheduler = self._start(arguments, {**shared, "MS_ROLE": "MS_SCHED"}, logs / "scheduler.log")
-
-    def _start(self, arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
-        with log.open("w") as output:
-            return subprocess.Popen(
-                [sys.executable, "-c", self._program, *arguments], env=environment, stdout=output, stderr=output
-            )
+        self.scheduler = _start(SCHEDULER, {**shared, "MS_ROLE": "MS_SCHED"}, logs / "scheduler.log")
 
     def __enter__(self) -> RankProcesses:
         return self
@@ -69,3 +65,8 @@ class RankProcesses:
     def said(self) -> str:
         """What the ranks printed, for messages of failed tests."""
         return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in self.logs)
+
+
+def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
+    with log.open("w") as output:
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
