@@ -9,7 +9,7 @@ from pathlib import Path
 
 from helpers.launched import free_port
 
-from pangu_sigma.launching.worker import SCHEDULER
+from pangu_sigma.launching.worker import SCHEDULER_COMMAND
 
 MAIN = "import sys; from pangu_sigma.cli import program; sys.exit(program())"
 CRASHES_AT_EXIT = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGSEGV)\n"
@@ -47,7 +47,7 @@ class RankProcesses:
             )
             for rank, log in enumerate(self.logs)
         ]
-        self.scheduler = _start(SCHEDULER, {**shared, "MS_ROLE": "MS_SCHED"}, logs / "scheduler.log")
+        self.scheduler = _start(SCHEDULER_COMMAND, {**shared, "MS_ROLE": "MS_SCHED"}, logs / "scheduler.log")
 
     def __enter__(self) -> RankProcesses:
         return self

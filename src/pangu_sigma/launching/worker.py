@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-SCHEDULER = [sys.executable, "-c", "from mindspore.communication import init; init()"]
+SCHEDULER_COMMAND = [sys.executable, "-c", "from mindspore.communication import init; init()"]
 """Command of the scheduler. It tells ranks each other's addresses and does not train, so it needs nothing of this package."""
 
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     if os.getppid() != launcher:  # it died before the kernel was asked
         raise SystemExit(f"launcher {launcher} is gone")
     if os.environ["MS_ROLE"] == "MS_SCHED":
-        os.execv(SCHEDULER[0], SCHEDULER)
+        os.execv(SCHEDULER_COMMAND[0], SCHEDULER_COMMAND)
     if options.bind_cores:
         _bind_cores(launcher, options.bind_cores)
     os.execvp(options.command[0], options.command)
