@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from chaos import ledger as ledgers
 from chaos.cases import Case, Row
 from chaos.ledger import Ledger, Result
 from chaos.rows import ROWS
+from helpers.forked import Forked
 
 from pangu_sigma import launching
 
@@ -128,3 +131,23 @@ def test_the_disk_that_fails_fails_where_it_is_told(tmp_path):
         )
         found[name] = done.stdout.split("\n")[:-1]
     assert found == {"ENOSPC": ["2 28", "3 28", "4 28", "5 28"], "EIO": ["2 5"]}
+
+
+def test_a_fork_is_a_process_of_its_own_that_never_comes_back(tmp_path):
+    def says_and_fails() -> int:
+        print("said by", os.environ["WHO"])
+        return 3
+
+    def waits() -> int:
+        time.sleep(600)
+        return 0
+
+    log = tmp_path / "log"
+    assert Forked(says_and_fails, {"WHO": "the fork"}, log).wait(60) == 3
+    assert log.read_text() == "said by the fork\n"
+    assert "WHO" not in os.environ
+    killed = Forked(waits, {}, log)
+    with pytest.raises(subprocess.TimeoutExpired):
+        killed.wait(0.2)
+    killed.kill()
+    assert killed.wait(60) == -signal.SIGKILL

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from ckpt_chaos.byo import BOOT, PKG_PARENT
 from ckpt_chaos.runner import _events
+from helpers.forked import Forked, cli_program
 from helpers.rank_processes import RankProcesses
 
 from chaos.cases import (
@@ -71,9 +73,9 @@ def _spread(items: list, count: int) -> list:
 def _reference(work: Path, ranks: int, folder: Path) -> None:
     parallel = {"expert": ranks, "capacity_factor": 4.0} if ranks > 1 else {}
     one_layer = {"dense_layers": 0, "rre_layers": 1}  # others add no file of another kind, and take long to compile
-    configuration(folder, data(work), parallel=parallel, model=one_layer)
+    configuration(folder, data(work), parallel=parallel, model=one_layer, train={"keep_checkpoints": 2})
     injected = {rank: _injector(folder / "run", folder / f"events_{rank}") for rank in range(ranks)}
-    status, said = _train(folder / "config.yaml", folder / "run", ranks, folder / "logs", injected)
+    status, said = _train(folder / "config.yaml", folder / "run", ranks, folder / "logs", injected, forked=False)
     assert status == 0, said
 
 
@@ -89,14 +91,19 @@ def _injector(run: Path, log: Path, crash_at: int | None = None, mode: str = "be
     return found | ({"CKPT_CHAOS_CRASH_AT": str(crash_at), "CKPT_CHAOS_MODE": mode} if crash_at else {})
 
 
-def _train(config: Path, run: Path, ranks: int, logs: Path, variables: dict[int, dict[str, str]]) -> tuple[int, str]:
+def _train(
+    config: Path, run: Path, ranks: int, logs: Path, variables: dict[int, dict[str, str]], forked: bool = True
+) -> tuple[int, str]:
     """Train to the end or to a kill. Returns an exit status, one that is not 0 if there is one, and what was said.
 
-    variables: of each rank.
+    variables: of each rank. forked: False to start as users do.
     """
+    arguments, boot = ["train", str(config), "--run", str(run)], BOOT / "sitecustomize.py"
     if ranks == 1:
-        return command([*TRAIN, str(config), "--run", str(run)], variables.get(0))
-    with RankProcesses(ranks, ["train", str(config), "--run", str(run)], logs, variables) as processes:
+        if not forked:
+            return command([*TRAIN, *arguments[1:]], variables.get(0))
+        return _in_a_fork(arguments, variables.get(0, {}), logs, boot)
+    with RankProcesses(ranks, arguments, logs, variables, forked=forked and boot) as processes:
         started, failed = time.monotonic(), 0.0
         while any(worker.poll() is None for worker in processes.workers):
             if not failed and any(worker.poll() for worker in processes.workers):
@@ -107,6 +114,19 @@ def _train(config: Path, run: Path, ranks: int, logs: Path, variables: dict[int,
             time.sleep(0.1)
         statuses = [worker.poll() for worker in processes.workers]
         return next((status for status in statuses if status != 0), 0) or 0, processes.said()
+
+
+def _in_a_fork(arguments: list[str], variables: dict[str, str], logs: Path, boot: Path) -> tuple[int, str]:
+    """`cases.command` in a fork of this process."""
+    logs.mkdir(parents=True)
+    log = logs / "0.log"
+    process = Forked(cli_program(arguments), variables, log, boot)
+    try:
+        status = process.wait(SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"HANG: {arguments} did not end within {SECONDS:g} s") from None
+    return status, log.read_text(encoding="utf-8", errors="replace")
 
 
 def _check(reference: Path, ranks: int, crashes: int, number: int, mode: str, log_is_torn: bool, folder: Path) -> str:

@@ -29,10 +29,11 @@ def _reference(work: Path, kind: str, ranks: int) -> ExactResume:
     """The run that never stopped, once for each process of a row."""
     from pangu_sigma.device import use_cpu
 
-    use_cpu()
+    if ranks == 1:
+        use_cpu()  # several ranks are no threads of this process, but forks of it
     folder = work / "resumes" / f"{kind}_{ranks}"
     shutil.rmtree(folder, ignore_errors=True)
-    return ExactResume(data(work), folder, kind, ranks)
+    return ExactResume(data(work), folder, kind, ranks, forked=True)
 
 
 def _check(work: Path, kind: str, ranks: int, step: int, fresh: bool, folder: Path) -> str:

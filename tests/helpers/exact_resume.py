@@ -45,9 +45,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 class ExactResume:
     """One run that kept every checkpoint, and copies of it that were stopped and went on."""
 
-    def __init__(self, data: Path, folder: Path, case: str, ranks: int, steps: int = STEPS):
-        """data: the tiny data. folder: where the runs are written."""
-        self._folder, self._ranks, self._steps = folder, ranks, steps
+    def __init__(self, data: Path, folder: Path, case: str, ranks: int, steps: int = STEPS, forked: bool = False):
+        """data: the tiny data. folder: where the runs are written. forked: True if stopped ranks go on in forks, see `Forked`."""
+        self._folder, self._ranks, self._steps, self._forked = folder, ranks, steps, forked
         tree = tiny_tree(data)
         tree["train"] |= {"steps": steps, "checkpoint_interval": 1, "keep_checkpoints": steps}
         tree["train"] |= {"eval_interval": steps, "log_interval": 1}
@@ -95,7 +95,8 @@ class ExactResume:
     def _train(self, run: Path, fresh: bool) -> None:
         arguments = ["train", str(self._file), "--run", str(run)]
         if self._ranks > 1:
-            with RankProcesses(self._ranks, arguments, run.parent / f"{run.name}_logs") as ranks:
+            logs, forked = run.parent / f"{run.name}_logs", self._forked and run != self.run
+            with RankProcesses(self._ranks, arguments, logs, forked=forked) as ranks:
                 assert ranks.wait(WAIT) == [0] * self._ranks, ranks.said()
         elif fresh:
             subprocess.run([sys.executable, "-c", MAIN, *arguments], check=True, timeout=WAIT, capture_output=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers.forked import Forked, cli_program, scheduler
 from helpers.launched import free_port
 
 from pangu_sigma.launching.worker import SCHEDULER_COMMAND
@@ -26,10 +27,12 @@ class RankProcesses:
         logs: Path,
         own: dict[int, dict[str, str]] | None = None,
         program: str = MAIN,
+        forked: Path | bool = False,
     ):
         """logs: folder for what each rank prints, `<rank>.log`.
         own: environment variables of single ranks.
         program: Python that they run with `arguments`.
+        forked: True if the ranks are forks of this process instead, or the program that such a fork runs first, see `Forked`.
         """
         logs.mkdir(parents=True, exist_ok=True)
         shared = {
@@ -40,14 +43,16 @@ class RankProcesses:
             "MS_SCHED_PORT": str(free_port()),
         }
         self.logs = [logs / f"{rank}.log" for rank in range(ranks)]
-        command = [sys.executable, "-c", program, *arguments]
-        self.workers = [
-            _start(
-                command, {**shared, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), **(own or {}).get(rank, {})}, log
-            )
-            for rank, log in enumerate(self.logs)
-        ]
-        self.scheduler = _start(SCHEDULER_COMMAND, {**shared, "MS_ROLE": "MS_SCHED"}, logs / "scheduler.log")
+        self.workers: list[subprocess.Popen | Forked] = []
+        for rank, log in enumerate(self.logs):
+            variables = {**shared, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), **(own or {}).get(rank, {})}
+            if forked:
+                boot = forked if isinstance(forked, Path) else None
+                self.workers.append(Forked(cli_program(arguments), variables, log, boot))
+            else:
+                self.workers.append(_start([sys.executable, "-c", program, *arguments], variables, log))
+        variables, log = {**shared, "MS_ROLE": "MS_SCHED"}, logs / "scheduler.log"
+        self.scheduler = Forked(scheduler, variables, log) if forked else _start(SCHEDULER_COMMAND, variables, log)
 
     def __enter__(self) -> RankProcesses:
         return self

@@ -1,0 +1,111 @@
+"""`pangu-sigma` in a fork of this process, which has loaded everything: half the time of a start, most of which is imports.
+
+For cases that start a run hundreds of times, in a process that has run no graph: MindSpore's threads do not survive a fork.
+What they are compared with is started as users start it, so a fork that did anything else would be noticed.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_LOADED = ("api", "train.loop", "train.report", "train.summary")
+
+
+class Forked:
+    """A program that runs in a fork; behaves like a `subprocess.Popen`."""
+
+    def __init__(self, program: Callable[[], int], variables: dict[str, str], log: Path, boot: Path | None = None):
+        """program: returns its exit status. variables: set beside those of this process. log: file for all that it prints.
+        boot: a file that it runs first, as Python runs a `sitecustomize`.
+        """
+        _load()
+        self.returncode: int | None = None
+        self._pid = os.fork()
+        if not self._pid:
+            try:
+                _run(program, variables, log, boot)
+            finally:
+                os._exit(1)  # never back into the frames of the process that was forked
+
+    def poll(self) -> int | None:
+        """Exit status, minus the number of the signal that ended it; None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        """Exit status when it has ended. Raises subprocess.TimeoutExpired after `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("a fork", timeout)
+            time.sleep(0.05)
+        return self.returncode
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        if self.poll() is None:
+            os.kill(self._pid, signal.SIGKILL)
+
+
+@functools.cache
+def _load() -> None:
+    """Import what a run imports, and keep the garbage collector away from it: MindSpore calls it before each compilation."""
+    from pangu_sigma.mindformers_import import quiet_mindformers
+
+    with quiet_mindformers():
+        importlib.import_module("mindformers.core.lr")
+    for name in _LOADED:
+        importlib.import_module(f"pangu_sigma.{name}")
+    gc.collect()
+    gc.freeze()
+
+
+def cli_program(arguments: list[str]) -> Callable[[], int]:
+    """The program `pangu-sigma` with its arguments."""
+
+    def program() -> int:
+        from pangu_sigma.cli import main
+
+        return main(arguments)
+
+    return program
+
+
+def scheduler() -> int:
+    """The program that `launching.worker.SCHEDULER_COMMAND` starts."""
+    from mindspore.communication import init
+
+    init()
+    return 0
+
+
+def _run(program: Callable[[], int], variables: dict[str, str], log: Path, boot: Path | None) -> None:
+    from tqdm import tqdm
+
+    from pangu_sigma.parallel.ranks import end_as_rank
+
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own lock is one of all forks, and stays locked for all when one of them is killed
+    os.environ.update(variables)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output, stream.fileno())
+    os.close(output)
+    if boot is not None:
+        runpy.run_path(str(boot))
+    end_as_rank(program)
