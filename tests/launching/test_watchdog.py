@@ -51,6 +51,19 @@ def test_a_rank_that_was_stopped_is_named(tmp_path):
     assert "(its process is stopped)" in it.errors
 
 
+def test_a_stopped_rank_is_named_when_another_process_fails_before_the_time_is_over(tmp_path):
+    fails = BEATS.replace("HANGS", "-1").replace(
+        "    time.sleep(0.05)", "    time.sleep(0.05)\n    rank == 1 and step == 60 and os._exit(5)"
+    )
+    with launched(fails, tmp_path, ranks=2, hang_timeout=600.0) as it:
+        eventually(lambda: any(last_beat(logs, 0) for logs in tmp_path.iterdir()))
+        os.kill(it.rank(0), signal.SIGSTOP)
+        assert it.wait() == 1
+        assert it.left() == []
+    assert "rank 1 ended with status 5 and rank 0 in " in it.errors
+    assert "(its process is stopped)" in it.errors
+
+
 def test_ranks_that_make_progress_and_ranks_that_have_not_begun_are_left_alone(tmp_path):
     (tmp_path / "heartbeat_0").write_text(f"3 {time.time() - 1} step 2")
     assert last_beat(tmp_path, 1) is None

@@ -262,7 +262,7 @@ def _watch(processes: Processes, peers: Peers, asked: _Asked, watchdog: Watchdog
     """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them."""
     done = False
     while not peers.ended:
-        stop = _failure(processes) or asked.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
+        stop = _failure(processes, watchdog) or asked.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
         follower.copy()
         if stop:
             return stop
@@ -272,15 +272,19 @@ def _watch(processes: Processes, peers: Peers, asked: _Asked, watchdog: Watchdog
     return None
 
 
-def _failure(processes: Processes) -> Stop | None:
-    """The first process that failed, whose last lines are shown."""
+def _failure(processes: Processes, watchdog: Watchdog) -> Stop | None:
+    """The first process that failed, whose last lines are shown; and stopped ranks, which it may have waited for."""
     failures = processes.failures()
     if not failures:
         return None
     first = failures[0]
     log = processes.log(first.name)
     logger.error("%s (%s); the end of %s:\n%s", first, socket.gethostname(), log, processes.last_lines(first.name))
-    return Stop(f"{first} ({socket.gethostname()})", 2 if first.status == 2 else 1)
+    stopped = watchdog.stopped(processes.ranks)
+    if stopped is not None:
+        _show_ends(processes)
+    reason = f"{first} and {stopped}" if stopped else f"{first}"
+    return Stop(f"{reason} ({socket.gethostname()})", 2 if first.status == 2 else 1)
 
 
 def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
@@ -288,10 +292,15 @@ def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
     hung = watchdog.hung(processes.ranks)
     if hung is None:
         return None
+    _show_ends(processes)
+    return Stop(f"{hung} ({socket.gethostname()})", 1)
+
+
+def _show_ends(processes: Processes) -> None:
+    """Show the last lines of all ranks, where their stacks are."""
     for rank in processes.ranks:
         name = f"rank {rank}"
         logger.error("the end of %s:\n%s", processes.log(name), processes.last_lines(name))
-    return Stop(f"{hung} ({socket.gethostname()})", 1)
 
 
 def _end(processes: Processes, asked: _Asked, grace: float) -> bool:

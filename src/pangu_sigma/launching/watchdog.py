@@ -44,6 +44,20 @@ class Watchdog:
         _show_stacks(pids, states)
         return _explain(late, states, self._seconds)
 
+    def stopped(self, pids: dict[int, int]) -> str | None:
+        """What to say if a signal has stopped ranks, after all were asked to write their stacks to their logs; else None.
+
+        For when another process has failed: MindSpore's scheduler ends 30 s after the last word of a stopped rank, which may be
+        before `seconds` are over, and names nobody.
+        """
+        states = {rank: _state(pid) for rank, pid in pids.items()}
+        beats = {rank: last_beat(self._folder, rank) for rank in pids if states[rank] in _STOPPED}
+        if not beats:
+            return None
+        _show_stacks(pids, states)
+        named = ", ".join(f"rank {rank} in {beat.doing if beat else 'its start'}" for rank, beat in beats.items())
+        return f"{named} (its process is stopped); the stack of each rank is in its log"
+
 
 def _explain(late: dict[int, Beat], states: dict[int, str], seconds: float) -> str:
     """Names the ranks that the others wait for: those that are stopped, or else those that are behind."""
