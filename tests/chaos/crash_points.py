@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ckpt_chaos.byo import BOOT, PKG_PARENT
 from ckpt_chaos.runner import _events
-from helpers.forked import Forked, cli_program
+from helpers.forked import Forked
 from helpers.rank_processes import RankProcesses
 
 from chaos.cases import (
@@ -34,6 +34,7 @@ from chaos.cases import (
 )
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.cli import main
 from pangu_sigma.train.metrics import FILE, read_metrics
 
 _KILLED_GRACE = 3.0
@@ -98,12 +99,12 @@ def _train(
 
     variables: of each rank. forked: False to start as users do.
     """
-    arguments, boot = ["train", str(config), "--run", str(run)], BOOT / "sitecustomize.py"
+    arguments = ["train", str(config), "--run", str(run)]
+    if ranks == 1 and forked:
+        return _in_a_fork(arguments, variables.get(0, {}), logs)
     if ranks == 1:
-        if not forked:
-            return command([*TRAIN, *arguments[1:]], variables.get(0))
-        return _in_a_fork(arguments, variables.get(0, {}), logs, boot)
-    with RankProcesses(ranks, arguments, logs, variables, forked=forked and boot) as processes:
+        return command([*TRAIN, *arguments[1:]], variables.get(0))
+    with RankProcesses(ranks, arguments, logs, variables, forked=forked) as processes:
         started, failed = time.monotonic(), 0.0
         while any(worker.poll() is None for worker in processes.workers):
             if not failed and any(worker.poll() for worker in processes.workers):
@@ -116,11 +117,11 @@ def _train(
         return next((status for status in statuses if status != 0), 0) or 0, processes.said()
 
 
-def _in_a_fork(arguments: list[str], variables: dict[str, str], logs: Path, boot: Path) -> tuple[int, str]:
+def _in_a_fork(arguments: list[str], variables: dict[str, str], logs: Path) -> tuple[int, str]:
     """`cases.command` in a fork of this process."""
     logs.mkdir(parents=True)
     log = logs / "0.log"
-    process = Forked(cli_program(arguments), variables, log, boot)
+    process = Forked(partial(main, arguments), variables, log)
     try:
         status = process.wait(SECONDS)
     except subprocess.TimeoutExpired:

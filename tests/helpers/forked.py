@@ -16,8 +16,15 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+from tqdm import tqdm
+
+from pangu_sigma.launching.worker import SCHEDULER_COMMAND
+from pangu_sigma.mindformers_import import quiet_mindformers
+from pangu_sigma.parallel.ranks import end_as_rank
 
 _LOADED = ("api", "train.loop", "train.report", "train.summary")
 
@@ -25,16 +32,16 @@ _LOADED = ("api", "train.loop", "train.report", "train.summary")
 class Forked:
     """A program that runs in a fork; behaves like a `subprocess.Popen`."""
 
-    def __init__(self, program: Callable[[], int], variables: dict[str, str], log: Path, boot: Path | None = None):
-        """program: returns its exit status. variables: set beside those of this process. log: file for all that it prints.
-        boot: a file that it runs first, as Python runs a `sitecustomize`.
-        """
+    def __init__(self, program: Callable[[], int], variables: dict[str, str], log: Path):
+        """program: returns its exit status. variables: set beside those of this process. log: file for all that it prints."""
         _load()
         self.returncode: int | None = None
         self._pid = os.fork()
         if not self._pid:
             try:
-                _run(program, variables, log, boot)
+                _run(program, variables, log)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)  # never back into the frames of the process that was forked
 
@@ -64,8 +71,6 @@ class Forked:
 @functools.cache
 def _load() -> None:
     """Import what a run imports, and keep the garbage collector away from it: MindSpore calls it before each compilation."""
-    from pangu_sigma.mindformers_import import quiet_mindformers
-
     with quiet_mindformers():
         importlib.import_module("mindformers.core.lr")
     for name in _LOADED:
@@ -74,38 +79,21 @@ def _load() -> None:
     gc.freeze()
 
 
-def cli_program(arguments: list[str]) -> Callable[[], int]:
-    """The program `pangu-sigma` with its arguments."""
-
-    def program() -> int:
-        from pangu_sigma.cli import main
-
-        return main(arguments)
-
-    return program
-
-
 def scheduler() -> int:
-    """The program that `launching.worker.SCHEDULER_COMMAND` starts."""
-    from mindspore.communication import init
-
-    init()
+    """The program of the scheduler of ranks."""
+    exec(SCHEDULER_COMMAND[-1], {})
     return 0
 
 
-def _run(program: Callable[[], int], variables: dict[str, str], log: Path, boot: Path | None) -> None:
-    from tqdm import tqdm
-
-    from pangu_sigma.parallel.ranks import end_as_rank
-
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own lock is one of all forks, and stays locked for all when one of them is killed
+def _run(program: Callable[[], int], variables: dict[str, str], log: Path) -> None:
+    # tqdm's own lock is one of all forks, and stays locked for all when one of them is killed
+    tqdm.set_lock(threading.RLock())
     os.environ.update(variables)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())
     os.close(output)
-    if boot is not None:
+    boot = Path(variables.get("PYTHONPATH", "").partition(os.pathsep)[0], "sitecustomize.py")
+    if boot.exists():  # of what watches the program, first on its path; Python runs it when it starts
         runpy.run_path(str(boot))
     end_as_rank(program)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-from helpers.forked import Forked, cli_program, scheduler
+from helpers.forked import Forked, scheduler
 from helpers.launched import free_port
 
+from pangu_sigma.cli import main
 from pangu_sigma.launching.worker import SCHEDULER_COMMAND
 
 MAIN = "import sys; from pangu_sigma.cli import program; sys.exit(program())"
@@ -27,12 +29,12 @@ class RankProcesses:
         logs: Path,
         own: dict[int, dict[str, str]] | None = None,
         program: str = MAIN,
-        forked: Path | bool = False,
+        forked: bool = False,
     ):
         """logs: folder for what each rank prints, `<rank>.log`.
         own: environment variables of single ranks.
         program: Python that they run with `arguments`.
-        forked: True if the ranks are forks of this process instead, or the program that such a fork runs first, see `Forked`.
+        forked: True if the ranks are forks of this process, and run `pangu-sigma`; see `Forked`.
         """
         logs.mkdir(parents=True, exist_ok=True)
         shared = {
@@ -47,8 +49,7 @@ class RankProcesses:
         for rank, log in enumerate(self.logs):
             variables = {**shared, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), **(own or {}).get(rank, {})}
             if forked:
-                boot = forked if isinstance(forked, Path) else None
-                self.workers.append(Forked(cli_program(arguments), variables, log, boot))
+                self.workers.append(Forked(partial(main, arguments), variables, log))
             else:
                 self.workers.append(_start([sys.executable, "-c", program, *arguments], variables, log))
         variables, log = {**shared, "MS_ROLE": "MS_SCHED"}, logs / "scheduler.log"

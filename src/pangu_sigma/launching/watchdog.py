@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from pangu_sigma.launching.heartbeat import SHOW_STACK, Beat, last_beat
@@ -51,12 +52,11 @@ class Watchdog:
         before `seconds` are over, and names nobody.
         """
         states = {rank: _state(pid) for rank, pid in pids.items()}
-        beats = {rank: last_beat(self._folder, rank) for rank in pids if states[rank] in _STOPPED}
-        if not beats:
+        stopped = {rank: last_beat(self._folder, rank) for rank in pids if states[rank] in _STOPPED}
+        if not stopped:
             return None
         _show_stacks(pids, states)
-        named = ", ".join(f"rank {rank} in {beat.doing if beat else 'its start'}" for rank, beat in beats.items())
-        return f"{named} (its process is stopped); the stack of each rank is in its log"
+        return f"{_named(stopped, states)}; the stack of each rank is in its log"
 
 
 def _explain(late: dict[int, Beat], states: dict[int, str], seconds: float) -> str:
@@ -64,9 +64,7 @@ def _explain(late: dict[int, Beat], states: dict[int, str], seconds: float) -> s
     fewest = min(beat.number for beat in late.values())
     stopped = [rank for rank in late if states[rank] in _STOPPED]
     behind = stopped or [rank for rank, beat in late.items() if beat.number == fewest]
-    named = ", ".join(
-        f"rank {rank} in {late[rank].doing}{' (its process is stopped)' if rank in stopped else ''}" for rank in behind
-    )
+    named = _named({rank: late[rank] for rank in behind}, states)
     others = len(late) - len(behind)
     waiting = (
         f"; {others} other rank{'s' if others > 1 else ''} of this node wait{'s' if others == 1 else ''}"
@@ -74,6 +72,14 @@ def _explain(late: dict[int, Beat], states: dict[int, str], seconds: float) -> s
         else ""
     )
     return f"no progress for {seconds:g} s (--hang-timeout): {named}{waiting}; the stack of each rank is in its log"
+
+
+def _named(beats: Mapping[int, Beat | None], states: dict[int, str]) -> str:
+    """Ranks with what they do, by their last beats, and whether they are stopped."""
+    return ", ".join(
+        f"rank {rank} in {beat.doing if beat else 'its start'}{' (its process is stopped)' if states[rank] in _STOPPED else ''}"
+        for rank, beat in beats.items()
+    )
 
 
 def _state(pid: int) -> str:
