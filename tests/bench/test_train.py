@@ -55,8 +55,14 @@ def test_mixtral_learns_which_ids_are_never_drawn_and_has_as_many_parameters_as_
 def test_the_roof_is_the_time_that_the_steps_flops_would_take(small: None):
     config = train.make_config()
     assert train.step_flops(config) == 6 * 64 * (4 * 16**2 + 2 * 16 * 48 + 2 * 16 * 16 + 16 * 64)
-    seconds = train.at_sgemm_speed({"ours": [3.0], "sgemm": [1e-3]}, flops=2 * 64**3 * 100)
+    seconds = train.at_sgemm_speed({"ours": [3.0], "NumPy": [2e-3], "MindSpore": [1e-3]}, flops=2 * 64**3 * 100)
     assert list(seconds.values()) == [[3.0], [pytest.approx(0.1)]]
+    assert "MindSpore's" in list(seconds)[1]
+
+
+def test_the_libraries_whose_speed_is_compared_give_one_product(small: None):
+    numpy_product, mindspore_product = (product() for product in train.products().values())
+    np.testing.assert_allclose(mindspore_product, numpy_product, atol=1e-4)
 
 
 def test_rows_have_every_field_and_absent_peers_are_named(
