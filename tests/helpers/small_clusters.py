@@ -29,6 +29,7 @@ def by_hand(**sections: Any) -> Config:
             "slot_rows": 16,
         },
         "domains": [{"name": "a"}, {"name": "b"}],
+        "data": {"path": "no prepared data"},
         "train": {"batch_size": 4, "compute_dtype": "float16"},
         "parallel": {"expert": 2, "tensor": 2, "fusion_mib": 0},
     }
