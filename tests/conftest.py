@@ -10,7 +10,8 @@ import fcntl
 import gc
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _what_is_there_stays() -> None:
     """MindSpore looks for garbage among all objects of Python before each compilation: a sixth of the time of all tests."""
+    _freeze()
+
+
+@pytest.fixture(autouse=True)
+def _what_a_test_imports_stays() -> Iterator[None]:
+    """The same for MindSpore Transformers, in the file of tests in which it is imported."""
+    modules = len(sys.modules)
+    yield
+    if len(sys.modules) > modules + 500:
+        _freeze()
+
+
+def _freeze() -> None:
     gc.collect()
     gc.freeze()
 
