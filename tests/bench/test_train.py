@@ -60,7 +60,7 @@ def test_the_roof_is_the_time_that_the_steps_flops_would_take(small: None):
     assert "MindSpore's" in list(seconds)[1]
 
 
-def test_the_libraries_whose_speed_is_compared_give_one_product(small: None):
+def test_the_libraries_whose_speed_is_compared_give_one_product(graph_mode: None, small: None):
     numpy_product, mindspore_product = (product() for product in train.products().values())
     np.testing.assert_allclose(mindspore_product, numpy_product, atol=1e-4)
 
