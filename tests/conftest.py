@@ -10,8 +10,7 @@ import fcntl
 import gc
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,19 +46,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _what_is_there_stays() -> None:
     """MindSpore looks for garbage among all objects of Python before each compilation: a sixth of the time of all tests."""
-    _freeze()
-
-
-@pytest.fixture(autouse=True)
-def _what_a_test_imports_stays() -> Iterator[None]:
-    """The same for MindSpore Transformers, in the file of tests in which it is imported."""
-    modules = len(sys.modules)
-    yield
-    if len(sys.modules) > modules + 500:
-        _freeze()
-
-
-def _freeze() -> None:
     gc.collect()
     gc.freeze()
 

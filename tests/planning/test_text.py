@@ -62,7 +62,7 @@ def test_what_time_was_fitted_to_stands_where_it_is_printed():
 
 
 def test_the_measured_adam_is_what_the_benchmarks_readme_prints():
-    """Its `kernel` row, milliseconds for 48 tensors of 2**20 parameters of 28 bytes, to a GB/s."""
+    """Its `kernel` row: milliseconds for 48 tensors of 2**20 parameters of 28 bytes."""
     readme = (Path(bench.__file__).parent / "README.md").read_text(encoding="utf-8")
     milliseconds = float(re.search(r"memory traffic of Adam alone +([\d.]+)", readme)[1])
-    assert pytest.approx(28 * 48 * 2**20 / milliseconds * 1e3, abs=0.5e9) == MEASURED_UPDATE_BANDWIDTH
+    assert pytest.approx(28 * 48 * 2**20 / milliseconds * 1e3, rel=0.01) == MEASURED_UPDATE_BANDWIDTH
