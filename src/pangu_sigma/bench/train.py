@@ -106,7 +106,7 @@ def mixtral(python: Path, backend: str) -> Worker:
 def products() -> dict[str, Callable[[], Any]]:
     """Work of one large matrix product, by the library that does it; which is faster is the machine's matter.
 
-    NumPy's wheel brings an OpenBLAS that takes a kernel of 2004 on a processor that it does not know, a Sapphire Rapids for one.
+    NumPy's wheel brings an OpenBLAS that takes a processor that it does not know, such as a recent Xeon, for one of 2004.
     """
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2))
