@@ -21,6 +21,7 @@ FLOORS = [
     [
         *(
             "errors",
+            "garbage",
             "chips",
             "config",
             "config_file",

@@ -6,6 +6,7 @@ Commands import what they need when they run, so that a wrong configuration is r
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 from typing import Any
@@ -28,7 +29,11 @@ exit status:
 
 def program() -> int:
     """`main` for the shell, whose process this is. As one of several ranks it does not return: see `end_as_rank`."""
-    return end_as_rank(main) if is_rank() else main()
+    if is_rank():
+        end_as_rank(main)
+    status = main()
+    gc.freeze()  # the end of the process looks for no garbage (garbage.py)
+    return status
 
 
 def main(arguments: list[str] | None = None) -> int:

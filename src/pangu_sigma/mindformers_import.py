@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pangu_sigma.garbage import no_search
+
 
 @contextmanager
 def quiet_mindformers() -> Iterator[None]:
@@ -16,6 +18,7 @@ def quiet_mindformers() -> Iterator[None]:
     os.environ.setdefault("LOG_MF_PATH", str(Path(tempfile.gettempdir()) / "mindformers_log"))
     logging.disable(logging.WARNING)
     try:
-        yield
+        with no_search():
+            yield
     finally:
         logging.disable(logging.NOTSET)

@@ -18,6 +18,7 @@ from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.garbage import newer_searched
 from pangu_sigma.launching.heartbeat import Heartbeat
 from pangu_sigma.optimizer.schedule import Schedule
 from pangu_sigma.parallel.ranks import Ranks
@@ -262,7 +263,7 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
     if profile and ranks.first:
         trainer.timeline = Timeline(folder, start)
     span = trainer.timeline.span
-    with StopRequest() as stop, log, trainer.saver, trainer.timeline:
+    with newer_searched(), StopRequest() as stop, log, trainer.saver, trainer.timeline:
         log.changed(start, trainer.changes)
         if start == 0:
             _evaluate(trainer, evaluator, log)

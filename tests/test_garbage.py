@@ -1,0 +1,72 @@
+"""Where garbage is looked for, and that nothing of it stays: neither garbage, nor how Python looks for it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from pangu_sigma.garbage import newer_searched, no_search
+from pangu_sigma.mindformers_import import quiet_mindformers
+
+
+class Node:
+    """Garbage that only a search finds, once nobody else holds it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture(autouse=True)
+def nothing_frozen() -> Iterator[None]:
+    """As in a process of its own; conftest.py freezes what a file of tests begins with."""
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+    gc.freeze()
+
+
+def test_what_is_there_is_searched_before_and_after_the_block_only():
+    garbage, node = Node(), Node()
+    before, kept = weakref.ref(garbage), weakref.ref(node)
+    del garbage
+    with newer_searched():
+        assert before() is None
+        del node
+        gc.collect()
+        assert kept() is not None
+    gc.collect()
+    assert kept() is None
+
+
+def test_garbage_of_the_block_is_found_in_it():
+    with newer_searched():
+        node = weakref.ref(Node())
+        gc.collect()
+        assert node() is None
+
+
+@pytest.mark.parametrize("block", [newer_searched, no_search, quiet_mindformers])
+def test_an_error_leaves_python_as_it_was(block):
+    with pytest.raises(KeyError), block():
+        raise KeyError
+    assert gc.isenabled() and gc.get_freeze_count() == 0
+
+
+def test_what_somebody_froze_stays_frozen():
+    gc.freeze()
+    with newer_searched():
+        pass
+    assert gc.get_freeze_count() > 0
+
+
+def test_a_search_that_was_off_stays_off():
+    gc.disable()
+    try:
+        with no_search():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
