@@ -1,7 +1,7 @@
 """Python's search for garbage, kept away from what stays: MindSpore and MindFormers alone are 340,000 objects (our choice).
 
 MindSpore asks for a search of everything before each compilation, and Python looks through everything once more when the process
-ends. Of a training of 30 steps that was 1.8 of 16.8 seconds.
+ends. Of a training of 30 steps these were 1.8 of 16.4 seconds of processor time, and 1.1 seconds of its end.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, name:
 
 
 @pytest.fixture(scope="module")
-def runs(graph_mode, tiny_data: Path, tmp_path_factory) -> SimpleNamespace:
-    """The same run by both backends; the Ascend one stops in the middle and goes on."""
+def runs(graph_mode, tiny_data: Path, tiny_run: Path, tmp_path_factory) -> SimpleNamespace:
+    """The tiny run by both backends, alone on the CPU, which has no capacity; the Ascend one stops in the middle and goes on."""
     folder = tmp_path_factory.mktemp("ascend")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ascend, "use_ascend", lambda config: use_cpu(config.seed))
@@ -82,16 +82,15 @@ def runs(graph_mode, tiny_data: Path, tmp_path_factory) -> SimpleNamespace:
         half = config.model_copy(update={"train": config.train.model_copy(update={"steps": config.train.steps // 2})})
         train(half, folder / "ascend", AscendBackend())
         ascend_run = train(config, folder / "ascend", AscendBackend())
-        train(config, folder / "cpu")
-    return SimpleNamespace(folder=folder, config=config, step=ascend_run.step)
+    return SimpleNamespace(ascend=folder / "ascend", cpu=tiny_run, config=config, step=ascend_run.step)
 
 
 def test_it_trains_and_resumes_like_any_other_run(runs: SimpleNamespace):
-    def losses(name: str) -> list[float]:
-        lines = (runs.folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    def losses(run: Path) -> list[float]:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
-    ours, theirs = losses("ascend"), losses("cpu")
+    ours, theirs = losses(runs.ascend), losses(runs.cpu)
     assert len(ours) == len(theirs) == runs.config.train.steps // runs.config.train.log_interval
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
@@ -102,6 +101,6 @@ def test_evaluation_and_training_are_one_graph(runs: SimpleNamespace):
 
 
 def test_its_checkpoint_is_read_on_the_cpu(runs: SimpleNamespace):
-    ours, theirs = (evaluate_run(runs.folder / name) for name in ("ascend", "cpu"))
+    ours, theirs = (evaluate_run(run) for run in (runs.ascend, runs.cpu))
     for domain, figures in ours.items():
         assert figures["loss"] == pytest.approx(theirs[domain]["loss"], rel=1e-4)

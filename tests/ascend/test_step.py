@@ -6,6 +6,7 @@ What more ranks add to it are MindSpore's collectives, and those are compiled (t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
@@ -26,6 +27,12 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 RATE = 1e-2
 
 
+@pytest.fixture(scope="module")
+def toys() -> dict[int, Toy]:
+    """The `TrainStep` of each number of passes; a CPU alone knows neither chips nor capacity."""
+    return {}
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -36,14 +43,16 @@ RATE = 1e-2
     ],
     ids=["one pass", "two passes", "two passes, dropless", "two passes, dropless, our kernels"],
 )
-def toy(request, graph_mode, tmp_path_factory) -> Toy:
+def toy(request, graph_mode, toys, tmp_path_factory) -> Toy:
     passes, chip, gather = request.param
     optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
     train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8 // passes}
     train["accumulation"] = passes
     parallel = {"chip": chip, "capacity_factor": 4.0, "arrival_factor": 4.0, "gather": gather}
     config = toy_config(train=train, parallel=parallel)
-    return Toy.build(config, tmp_path_factory.mktemp("toy"))
+    if passes not in toys:
+        toys[passes] = Toy.build(config, tmp_path_factory.mktemp("toy"))
+    return replace(toys[passes], config=config)
 
 
 @pytest.fixture(scope="module")

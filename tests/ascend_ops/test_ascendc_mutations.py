@@ -375,7 +375,7 @@ MUTATIONS = [
 ]
 
 
-IN_EVERY_RUN = 4
+IN_EVERY_RUN = 8
 """One mutation of so many is in the suite, each a compilation of seconds; `-m slow` has the others."""
 
 

@@ -52,24 +52,30 @@ def local(graph_mode, folder) -> Toy:
     return Toy.build(toy_config(), folder)
 
 
-def test_with_room_for_all_a_step_is_the_local_one(local, folder):
+@pytest.fixture(scope="module")
+def room(local, folder) -> Toy:
+    """There is room for every token."""
+    return exchanged_toy(toy_config(parallel={"capacity_factor": 4.0}), local, folder)
+
+
+def test_with_room_for_all_a_step_is_the_local_one(local, room):
     local.reset()
-    toy = exchanged_toy(toy_config(parallel={"capacity_factor": 4.0}), local, folder)
-    cursor, other = toy.batches.start(), local.batches.start()
+    room.reset(weights_from=local)
+    cursor, other = room.batches.start(), local.batches.start()
     for _ in range(3):
-        batch, expected = toy.batches.next(cursor), local.batches.next(other)
+        batch, expected = room.batches.next(cursor), local.batches.next(other)
         assert batch.digest == expected.digest
         assert batch.plan.dropped == 0
-        one, two = toy.run(batch), local.run(expected)
+        one, two = room.run(batch), local.run(expected)
         assert loss_of(one) == pytest.approx(loss_of(two), rel=1e-6)
         assert float(one.norm.asnumpy()) == pytest.approx(float(two.norm.asnumpy()), rel=1e-5)
-    found, expected = toy.snapshot(), local.snapshot()
+    found, expected = room.snapshot(), local.snapshot()
     for name in expected:
         if "moment" in name and "key.bias" not in name:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-6, err_msg=name)
 
 
-def test_a_token_without_room_keeps_its_residual(local, folder):
+def test_a_token_without_room_keeps_its_residual(local, room, folder):
     """The same as an expert that answers nothing: rows beyond the capacity are cut out of the local plan by hand."""
     local.reset()
     toy = exchanged_toy(toy_config(parallel={"capacity_factor": 0.5, "overflow": "drop"}), local, folder)
@@ -78,7 +84,7 @@ def test_a_token_without_room_keeps_its_residual(local, folder):
     assert batch.plan.dropped == (inverse_NT < 0).sum() > 0
     assert loss_of(toy.run(batch)) != pytest.approx(loss_of(local.run(first(local))), rel=1e-4)
     toy.reset(weights_from=local)
-    room = exchanged_toy(toy_config(parallel={"capacity_factor": 4.0}), toy, folder)
+    room.reset(weights_from=local)
     wide = first(room).arrays()
     lost = inverse_NT < 0
     for layer in range(len(lost)):  # the rows are there, and nobody reads them
