@@ -164,10 +164,11 @@ def test_a_dense_model_has_neither_experts_nor_host_operators():
     assert counted(compiled, op="AlltoAll") == 0
 
 
-def test_dense_stages_send_hidden_states_and_the_word_table():
+@pytest.mark.parametrize("layers", [2, pytest.param(3, marks=pytest.mark.slow)], ids=["equal", "of one layer and two"])
+def test_dense_stages_send_hidden_states_and_the_word_table(layers: int):
     """8 sequences of 32 tokens a rank and micro-batch, hidden 192, float16; of the table a tensor rank's half, float32."""
-    layers = ["model.rre_layers=0", "model.dense_layers=2", "train.accumulation=2"]
-    config = load_config(TINY, [*SMALL, *layers, "parallel={stages: 2, data: 2, tensor: 2}"])
+    dense = ["model.rre_layers=0", f"model.dense_layers={layers}", "train.accumulation=2"]
+    config = load_config(TINY, [*SMALL, *dense, "parallel={stages: 2, data: 2, tensor: 2}"])
     hidden, table = 8 * 32 * 192 * 2, 4 * 256 * 96 * 4
     for compiled, there, back in zip(check(config), ("Send", "Receive"), ("Receive", "Send"), strict=True):
         for op, phase in ((there, "forward"), (back, "backward")):
