@@ -1,1 +1,1 @@
-"""The network: PanGu-α's decoder whose upper FFNs are groups of experts. Start with `pangu_sigma.py`."""
+"""The network: PanGu-α's decoder with groups of experts as the FFNs of its upper layers. Start with `pangu_sigma.py`."""

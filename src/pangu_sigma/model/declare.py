@@ -1,4 +1,4 @@
-"""Parameters with what the optimizer must know about them, declared where they are made and never guessed from a name."""
+"""Create parameters, each marked where it is created with whether weight decay applies; nothing is guessed from a name."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Initializer", "Normal", "Ones", "TruncatedNormal", "Zero", "adopt", 
 
 
 def declare(name: str, shape: tuple[int, ...], init: Initializer, *, decay: bool) -> Parameter:
-    """A float32 parameter. decay: True if weight decay applies (PanGu-α: not to biases and LayerNorm)."""
+    """Create a float32 parameter. decay: True if weight decay applies (PanGu-α: not to biases and LayerNorm)."""
     parameter = Parameter(initializer(init, shape, mstype.float32), name=name)
     parameter.weight_decays = decay
     return parameter
 
 
 def adopt(name: str, array: np.ndarray, *, decay: bool) -> Parameter:
-    """A parameter whose memory is `array` itself: what either writes, the other sees."""
+    """Create a parameter that shares memory with `array`: a write to either is visible in the other."""
     parameter = Parameter(Tensor(np.zeros(1, array.dtype)), name=name)
     parameter.set_data(Tensor.from_numpy(array), slice_shape=True)
     parameter.weight_decays = decay
@@ -26,17 +26,17 @@ def adopt(name: str, array: np.ndarray, *, decay: bool) -> Parameter:
 
 
 def decays(parameter: Parameter) -> bool:
-    """True if weight decay applies to the parameter, as `declare` was told."""
+    """Return True if weight decay applies to the parameter, as given to `declare`."""
     return parameter.weight_decays
 
 
 class Ones(Initializer):
-    """Initialiser of LayerNorm gains."""
+    """Initialiser of LayerNorm gains: ones."""
 
     def _initialize(self, arr: np.ndarray) -> None:
         arr[:] = 1.0
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """A tensor that owns its memory (NumPy views of files and slices must not outlive their base)."""
+    """Copy an array to a tensor that owns its memory (NumPy views of files and slices must not outlive their base)."""
     return Tensor(np.ascontiguousarray(array))

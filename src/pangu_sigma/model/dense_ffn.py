@@ -1,4 +1,4 @@
-"""The FFN of a dense layer, which every token meets: by the grouped kernel, or by standard operators.
+"""FFN of a dense layer, which all tokens share: by the grouped kernel, or by standard operators.
 
 Shape suffixes: T tokens, H hidden, F ffn.
 """
@@ -13,7 +13,7 @@ from pangu_sigma.rre.experts import ActivatedFFN
 
 
 class OneExpertFFN(nn.Cell):
-    """The FFN of a dense layer by the grouped kernel: one expert that meets every token.
+    """FFN of a dense layer by the grouped kernel: one expert, to which every token goes.
 
     construct(x_TH, w1_FH, b1_F, w2_FH, b2_H) -> y_TH
     """
@@ -28,7 +28,7 @@ class OneExpertFFN(nn.Cell):
 
 
 class MatMulFFN(ActivatedFFN):
-    """The FFN of a dense layer by standard operators, for exported graphs and for Ascend; arguments as `OneExpertFFN`."""
+    """FFN of a dense layer by standard operators, for exported graphs and for Ascend; same arguments as `OneExpertFFN`."""
 
     def __init__(self, activation: Activation):
         super().__init__(activation)

@@ -12,17 +12,17 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 
 
 class NextTokenLoss(nn.Cell):
-    """Weighted cross-entropy over the rows of each block's slot, in float32.
+    """Weighted cross-entropy of the next token over the rows of each block's slot, in float32.
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, draws_B4, order, inverse_NT, offsets_NA1,
     *experts)
-        -> sum over the tokens of each block of weight · nll [M], or of each sequence [B]
-    labels are rows of the slot; weights are the loss mask over the tokens of the whole update, so that micro-batches add up; draws
-    are as in `PanGuSigma`.
+        -> sum of weight · negative log-likelihood over the tokens of each block [M], or of each sequence [B]
+    labels: rows of the slot. weights: the loss mask divided by its sum over the whole update, so that micro-batches add up. draws:
+    as in `PanGuSigma`.
     """
 
     def __init__(self, network: PanGuSigma, by_sequence: bool = False):
-        """by_sequence: True to sum over each sequence; False: over each block."""
+        """by_sequence: True for a sum per sequence, False for a sum per block."""
         super().__init__()
         self.network, self.by_sequence = network, by_sequence
         self.log_softmax = ops.LogSoftmax(-1)

@@ -36,10 +36,10 @@ from pangu_sigma.model.rowwise import LayerNorm, softmax
 from pangu_sigma.rre.experts import Experts, grouped_experts
 
 FFN_TENSORS = ("w1", "b1", "w2", "b2")
-"""Tensors of an FFN; for the active experts of a layer they are [A, F, H], [A, F], [A, F, H] and [A, H]."""
+"""Names of the tensors of an FFN; for the active experts of a layer their shapes are [A, F, H], [A, F], [A, F, H] and [A, H]."""
 
 MASKED = -10_000.0
-"""The number added to scores of positions that must not be seen (PanGu-α's value; float16 holds it)."""
+"""Number added to the attention scores of masked positions (PanGu-α's value; float16 can represent it)."""
 
 
 class Linear(nn.Cell):
@@ -60,7 +60,7 @@ class Linear(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Causal multi-head attention; every domain shares it."""
+    """Causal multi-head attention, shared by all domains."""
 
     def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
         super().__init__()
@@ -89,7 +89,7 @@ class Attention(nn.Cell):
         return self._mixed(q, k, v, hidden_from_B1SS, draws_B4, F.shape(x_TH))
 
     def _mixed(self, q, k, v, hidden_from_B1SS, draws_B4, shape_TH):
-        """The output, of shape [T, H], of queries [B, n, S, d] that look at keys and values of these or of other positions."""
+        """Return the attention output [T, H] for queries [B, n, S, d]; keys and values may be those of other positions."""
         scores_BnSS = self.mask(F.cast(self.scores(self.multiply(q, self.scale), k), ms.float32), hidden_from_B1SS)
         weights_BnSS = self.drop_weights(F.cast(self.softmax(scores_BnSS), self.dtype), draws_B4)
         mixed_BSnd = self.join_heads(self.weigh(weights_BnSS, v), (0, 2, 1, 3))
@@ -100,7 +100,7 @@ class Attention(nn.Cell):
 
 
 class DenseFFN(nn.Cell):
-    """The FFN of a dense layer: every token meets it.
+    """FFN of a dense layer with its weights; all tokens share it.
 
     Its tensors have no axis for experts: optimizer parallelism divides the first axis of a parameter, which would be 1.
     """
@@ -118,7 +118,7 @@ class DenseFFN(nn.Cell):
 
 
 class RoutedFFN(nn.Cell):
-    """Random Routed Experts: each token's row goes to its expert, and the result comes back unweighted (there is no gate)."""
+    """FFN of an RRE layer: each token's row goes to its expert, and the result comes back unweighted (there is no gate)."""
 
     def __init__(self, config: ModelConfig, experts: Experts, layer: int):
         super().__init__()
@@ -136,7 +136,7 @@ class RoutedFFN(nn.Cell):
 
 
 class Layer(nn.Cell):
-    """A layer: x + attention(LN(x)), then x + FFN(LN(x))."""
+    """Transformer layer: x + attention(LN(x)), then x + FFN(LN(x))."""
 
     def __init__(
         self,
@@ -155,9 +155,9 @@ class Layer(nn.Cell):
         self.dtype = dtype
 
     def construct(self, x_TH, query_TH, hidden_from_B1SS, draws_B4, *routed):
-        """query_TH: position rows of the query layer; None in other layers, whose query is the hidden state.
+        """query_TH: position rows for the query layer; None in other layers, whose query is the hidden state.
 
-        routed: arguments of `RoutedFFN` after draws_B4, in an RRE layer.
+        routed: in an RRE layer, the arguments of `RoutedFFN` after draws_B4.
         """
         normed = F.cast(self.attention_norm(x_TH), self.dtype)
         asked_TH = normed if query_TH is None else query_TH
@@ -166,7 +166,7 @@ class Layer(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """The sum of a row of the word table and a row of the position table.
+    """Token embedding plus position embedding.
 
     construct(words, positions_SH, rows_T, positions_T) -> x_TH
     """
@@ -181,7 +181,7 @@ class Embedding(nn.Cell):
 
 
 class QueryRows(nn.Cell):
-    """The queries of the query layer: rows of a table of positions. construct(positions_SH, positions_T) -> query_TH"""
+    """Queries of the query layer, looked up by position in a table. construct(positions_SH, positions_T) -> query_TH"""
 
     def __init__(self):
         super().__init__()
@@ -192,7 +192,7 @@ class QueryRows(nn.Cell):
 
 
 class Head(nn.Cell):
-    """Logits [M, T/M, R] of each block over the rows of its slot, tied to the word table.
+    """Output head, tied to the word table: logits [M, T/M, R] of each block over the rows of its slot.
 
     construct(words, hidden_TH, slots_M) -> logits
     """
@@ -212,7 +212,7 @@ class Head(nn.Cell):
 
 
 class PanGuSigma(nn.Cell):
-    """Hidden states and tied logits of a batch."""
+    """The PanGu-Σ network: hidden states of a batch, and logits tied to the word table."""
 
     def __init__(
         self,
@@ -224,8 +224,8 @@ class PanGuSigma(nn.Cell):
         attention: Callable[[ModelConfig, ms.Type, int], nn.Cell] = Attention,
         head: Callable[[int, ms.Type], nn.Cell] = Head,
     ):
-        """slots: number of embedding slots. routed, dense: functions that make the cells of an RRE layer's and a dense layer's
-        FFN, of its activation. attention, head: those that make a layer's attention and the output head."""
+        """slots: number of embedding slots. routed, dense: functions from an activation to the cells of an RRE layer's FFN and of a
+        dense layer's. attention, head: functions that make the attention of a layer and the output head."""
         super().__init__()
         tables = TruncatedNormal(config.init_std)
         self.embedding = declare(
@@ -247,12 +247,12 @@ class PanGuSigma(nn.Cell):
         self.dtype = dtype
 
     def construct(self, rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_NT, offsets_NA1, *experts):
-        """Hidden states [T, H] after the query layer.
+        """Return the hidden states [T, H] after the query layer.
 
         rows: row of each token in the flattened slots [slots·R]. positions: restart at every document. documents: number of the
-        document each token belongs to; tokens see only their own. draws: as in `Dropout`; None where nothing is dropped. order,
-        inverse, offsets: the routing plan; offsets may be None, see `Experts`.
-        experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
+        document each token belongs to; tokens attend within their document. draws: as in `Dropout`; None without dropout. order,
+        inverse, offsets: the routing plan; offsets may be None, see `Experts`. experts: FFN_TENSORS of the active experts for each
+        RRE layer, bottom layer first.
         """
         positions_T = F.reshape(positions_BS, (-1,))
         x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
@@ -263,7 +263,7 @@ class PanGuSigma(nn.Cell):
         return self.through_layers(x_TH, positions_T, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts)
 
     def through_layers(self, x_TH, positions_T, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts):
-        """Hidden states [T, H] of embedded tokens. unseen: what the cells of attention take of what a token may look at."""
+        """Return the hidden states [T, H] of embedded tokens. unseen: the attention mask, in the form of the attention cells."""
         for i in range(self.last + 1):
             query_TH = None
             if i == self.last:
@@ -279,21 +279,21 @@ class PanGuSigma(nn.Cell):
         return x_TH
 
     def logits(self, hidden_TH, slots_M):
-        """Logits [M, T/M, R] of each block over the rows of its slot."""
+        """Return the logits [M, T/M, R] of each block over the rows of its slot."""
         return self.head(self.embedding, hidden_TH, slots_M)
 
 
 EMBEDDING_SITE = 0
-"""Number of the dropout of the embeddings."""
+"""Dropout site of the embeddings."""
 
 
 def dropout_site(layer: int, which: int) -> int:
-    """Number of a dropout of a layer. which: 0 attention probabilities, 1 attention output, 2 FFN output."""
+    """Return the site number of a dropout of a layer. which: 0 attention probabilities, 1 attention output, 2 FFN output."""
     return 1 + 3 * layer + which
 
 
 class Dropout(nn.Cell):
-    """Dropout on the CPU that is absent from the graph at rate 0, and where the network does not train.
+    """Dropout on the CPU, absent from the graph at rate 0 and outside training.
 
     construct(x, draws_B4) -> like x: see `CounterDropout`. A mask is a function of seed, sample, site and position in the sample,
     so resuming, ranks and micro-batches do not change it (our choice).
@@ -308,8 +308,8 @@ class Dropout(nn.Cell):
 
 
 class HiddenFrom(nn.Cell):
-    """The mask of attention. construct(documents_BS) -> float32 [B, 1, S, S]: 0 where query i may see key j (same document, j ≤
-    i), MASKED elsewhere."""
+    """Additive attention mask, causal and within documents. construct(documents_BS) -> float32 [B, 1, S, S]: 0 where query i may
+    see key j (same document, j ≤ i), MASKED elsewhere."""
 
     def __init__(self):
         super().__init__()
@@ -325,7 +325,7 @@ class HiddenFrom(nn.Cell):
 
 
 def ffn_tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...], ms.common.initializer.Initializer, bool]]:
-    """Name, shape, initialiser and weight decay (True or False) of each tensor of one FFN, dense or expert."""
+    """Return name, shape, initialiser and weight decay (True or False) of each tensor of one FFN, dense or expert."""
     down = Normal(config.init_std / math.sqrt(2 * config.layers))
     return [
         ("w1", (config.ffn, config.hidden), Normal(config.init_std), True),

@@ -1,8 +1,8 @@
-"""LayerNorm and softmax, the operators that look at a whole row at once, in float32.
+"""LayerNorm and softmax, the operators that reduce over a whole row, in float32.
 
 On Ascend they are MindSpore's fused operators. On the CPU those are slow: LayerNorm's kernels run element by element, and softmax's
-gradient sums over the last of four axes, which is eleven times as slow as the same sum over two. There they are written here from
-operators that are fast, with the gradients by hand.
+gradient sums over the last of four axes, which is eleven times as slow as the same sum over two. So on the CPU they are composed of
+fast operators, with hand-written gradients.
 
 Shape suffixes: T rows, H columns.
 """
@@ -19,7 +19,7 @@ EPSILON = 1e-5
 
 
 class LayerNorm(nn.Cell):
-    """LayerNorm over H, computed in float32. construct(x_TH) -> float32 [T, H]."""
+    """LayerNorm over H with gain and bias, computed in float32. construct(x_TH) -> float32 [T, H]."""
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -32,12 +32,12 @@ class LayerNorm(nn.Cell):
 
 
 def softmax() -> nn.Cell | ops.Primitive:
-    """Softmax over the last axis of a tensor of any number of axes."""
+    """Return the softmax over the last axis, for a tensor with any number of axes."""
     return _Softmax() if on_cpu() else ops.Softmax(-1)
 
 
 def on_cpu() -> bool:
-    """True if the device is the CPU. Cells ask when they are constructed, so construct them after `set_device`."""
+    """Return True if the device is the CPU. Cells call it when they are constructed, so construct them after `set_device`."""
     return ms.get_context("device_target") == "CPU"
 
 

@@ -1,4 +1,4 @@
-"""Clipping by the global norm of the gradients, and the verdict on them. Plain operators, the same in every graph of a step."""
+"""Gradient clipping by the global norm, and the check that gradients are finite. Plain operators, the same in every step graph."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ SMALLEST_NORM = 1e-12
 
 
 def is_finite(norm):
-    """1.0 if the norm is a finite number, so that no gradient overflowed, else 0.0."""
+    """Return 1.0 if the global norm is finite, so that no gradient overflowed, else 0.0."""
     return ops.cast(ops.isfinite(norm), ms.float32)
 
 
 def update_factor(norm, scale, clip_norm):
-    """The number that gradients are multiplied with: it undoes the loss scale and shortens them to `clip_norm`, if they are longer.
+    """Return the factor for the gradients: it undoes the loss scale and clips their global norm to `clip_norm`.
 
     norm: global norm of the gradients without the loss scale. scale: the loss scale that they still carry.
     """

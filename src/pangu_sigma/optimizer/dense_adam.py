@@ -1,4 +1,4 @@
-"""Adam of the dense parameters: of all of them, or, in fine-tuning, of none or of some rows of the word table."""
+"""Adam of the dense parameters. In fine-tuning it may update none of them, or some rows of the word table only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ APPLY = HYPER.index("apply")
 
 
 class AdamState(Protocol):
-    """The state that an Adam of dense parameters keeps from step to step; each kind of step has its own Adam."""
+    """Dense parameters and their Adam state, which every kind of dense Adam has. step: number of updates."""
 
     weights: ParameterTuple
     moments: ParameterTuple
@@ -27,9 +27,9 @@ class AdamState(Protocol):
 
 
 class DenseAdam(nn.Cell):
-    """Adam of the dense parameters: for its operator they are a store of one row, which is always active.
+    """Adam of the dense parameters. For the operator they are a store of one row, which is always active.
 
-    learned: those whose gradients `update(grads, hyper)` takes, in this order; the others and their state keep their bits.
+    learned: the parameters whose gradients `update(grads, hyper)` takes, in this order; the others and their state keep their bits.
     """
 
     def __init__(self, config: Config, parameters: list[Parameter]):
@@ -53,7 +53,7 @@ class DenseAdam(nn.Cell):
 
 
 class FrozenDense(DenseAdam):
-    """The state of an Adam whose parameters do not learn."""
+    """Adam state of dense parameters that do not learn; `update` changes nothing."""
 
     def __init__(self, config: Config, parameters: list[Parameter]):
         super().__init__(config, parameters)
@@ -64,10 +64,10 @@ class FrozenDense(DenseAdam):
 
 
 class SlotAdam(DenseAdam):
-    """Adam of some embedding slots; nothing else learns. Each row of the word table is a row of a store."""
+    """Adam of chosen embedding slots; all other dense parameters are frozen. Each row of the word table is a row of a store."""
 
     def __init__(self, config: Config, parameters: list[Parameter], table: Parameter, slots: list[int]):
-        """table: the word table, one of the parameters. slots: numbers of those that learn, ascending."""
+        """table: the word table, one of the parameters. slots: numbers of the slots that learn, ascending."""
         super().__init__(config, parameters)
         number = next(i for i, parameter in enumerate(parameters) if parameter is table)
         self.learned = [table]
@@ -92,9 +92,9 @@ class SlotAdam(DenseAdam):
 
 
 def make_dense_adam(config: Config, parameters: list[Parameter], table: Parameter) -> DenseAdam:
-    """The Adam of the dense parameters that `finetune.learn` asks for; without that section all of them learn.
+    """Return the Adam of the dense parameters that `finetune.learn` selects; without that section all of them learn.
 
-    table: the word table, one of them.
+    table: the word table, one of the parameters.
     """
     options = config.finetune
     if options is None or options.learn == "all":

@@ -1,4 +1,4 @@
-"""The numbers that one Adam update takes, as the vector that `ascend_ops.adam` reads."""
+"""Hyperparameters of one Adam update, as the vector that `ascend_ops.adam` reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pangu_sigma.config import OptimizerConfig
 
 
 class Hyper(nn.Cell):
-    """Builds the `hyper` vector of ascend_ops.adam.
+    """Builds the hyperparameter vector of one Adam update. construct(lr, grad_scale, applied) -> `hyper` of ascend_ops.adam.
 
     It is a sum of constants: MindSpore's Stack would need types that gradients do not have yet when the graph is made.
     """

@@ -8,13 +8,13 @@ from mindspore import Parameter, Tensor, nn, ops
 from pangu_sigma.config import Config
 
 NO_END = (1 << 31) - 1
-"""A window that no run comes to the end of."""
+"""Growth window, in steps, that no run reaches the end of."""
 
 
 class LossScale(nn.Cell):
-    """A loss scale that halves on overflow and doubles after `window` steps without one. Its state is in parameters.
+    """Dynamic loss scale: halves on overflow and doubles after `window` steps without one. Its state is in parameters.
 
-    In bfloat16, whose range is that of float32, it is 1 and stays so.
+    In bfloat16, whose range is that of float32, it is 1 and stays 1.
     """
 
     def __init__(self, config: Config):
@@ -26,9 +26,9 @@ class LossScale(nn.Cell):
         self.window = options.window if needed else NO_END
 
     def update(self, finite, learns=1.0):
-        """Advance after a step.
+        """Update the scale after a step.
 
-        finite: 1.0 if its gradients were finite, else 0.0. learns: 0.0 to leave the scale as it is.
+        finite: 1.0 if the gradients were finite, else 0.0. learns: 0.0 to leave the scale unchanged.
         """
         finite = 1.0 - learns * (1.0 - finite)
         good = (self.good_steps + ops.cast(learns, ms.int32)) * ops.cast(finite, ms.int32)

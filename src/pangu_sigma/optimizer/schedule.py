@@ -1,6 +1,6 @@
-"""Learning rate of each update: linear warm-up to the peak, half a cosine down, then constant.
+"""Learning-rate schedule: linear warm-up to the peak, half a cosine down, then constant.
 
-Warm-up, decay and end are the paper's numbers in the configuration; the shape of the decay is PanGu-α's.
+The lengths and the final rate are the paper's numbers in the configuration; the shape of the decay is PanGu-α's.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pangu_sigma.mindformers_import import quiet_mindformers
 
 
 class Schedule:
-    """MindFormers' cosine schedule, evaluated on the host.
+    """Learning-rate schedule with MindFormers' cosine, evaluated on the host.
 
-    The rate is an input of the step graph: MindFormers' schedules branch on the step, and a branch inside a heterogeneous
-    graph cuts it into several.
+    The rate is an input of the step graph: MindFormers' schedules branch on the step, and a branch inside a heterogeneous graph
+    cuts it into several.
     """
 
     def __init__(self, config: OptimizerConfig):
@@ -29,5 +29,5 @@ class Schedule:
         )
 
     def __call__(self, update: int) -> float:
-        """Rate of update number `update`, counted from 1."""
+        """Return the learning rate of update number `update`, counted from 1."""
         return float(self._cell(Tensor(update, ms.float32)))
