@@ -1,4 +1,4 @@
-"""The network and the expert store of a rank, made for each other."""
+"""Build the network and the expert store of a rank."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pangu_sigma.parallel.ranks import ALONE, Ranks
 def build(
     config: Config, ranks: Ranks = ALONE, tier: HostTier | None = None, dtype: ms.Type | None = None
 ) -> tuple[PanGuSigma, ExpertStore]:
-    """The network and the experts of one rank, at their initial values, drawn in this order.
+    """Build the network and the expert store of one rank, at their initial values, drawn in this order.
 
-    tier: where the experts' arrays are kept; the host's memory if none is given.
-    dtype: type that the network computes in; `train.compute_dtype` if none is given.
+    tier: where the experts' arrays are kept; None: in the host's memory.
+    dtype: type that the network computes in; None: `train.compute_dtype`.
     """
     return make_network(config, ranks, dtype), make_store(config, tier, ranks.rank)
 
 
 def make_network(config: Config, ranks: Ranks = ALONE, dtype: ms.Type | None = None) -> PanGuSigma:
-    """The network alone, for a store that is there already."""
+    """Build the network alone, without an expert store."""
     dtype = dtype or getattr(ms, config.train.compute_dtype)
     return PanGuSigma(config.model, config.slots, dtype, routed=experts_of(config, ranks))

@@ -1,11 +1,11 @@
-"""The stores of experts: they keep the weights and their Adam state, hand the active ones to the network, and update them.
+"""Expert stores: they keep the experts' weights and Adam state, give the active ones to the network, and update them.
 
 Shape suffixes: N RRE layers, K experts that this rank stores in a layer (one process: all), A active experts.
 
-Two stores with one contract, so that the training step does not know which it has:
+Two stores have one contract, so that the training step does not depend on the kind:
 
 * `HostStore` (ECSS): weights, both Adam moments and the step count of every expert are host parameters, one row per expert,
-  like an embedding table. `fetch` looks up the active rows on the host, or takes those that a `Prefetcher` has brought; only they
+  like an embedding table. `fetch` looks up the active rows on the host, or takes those that a `Prefetcher` has copied; only they
   cross to the device. `update` runs Adam on the host over the same rows. An expert that was not activated keeps weights, moments
   and step count bit for bit (lazy Adam).
 * `DeviceStore`: ECSS off. Every expert is an ordinary parameter of the device with ordinary Adam: all of them are multiplied,
@@ -27,12 +27,12 @@ from pangu_sigma.parallel.layout import share_of
 
 
 class ExpertStore(nn.Cell):
-    """Parameters of the experts of the RRE layers of a rank, with their Adam state; see the module's text for the two kinds.
+    """Weights and Adam state of the experts of a rank's RRE layers; the module's docstring describes the two kinds.
 
-    fetch(active_NA, brought) -> FFN_TENSORS of every layer, [A, …], in the network's dtype: what `PanGuSigma` takes.
+    fetch(active_NA, brought) -> FFN_TENSORS of every layer, [A, …], in the network's dtype: arguments of `PanGuSigma`.
     update(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> rows updated, float32 [1]; changes the store in place.
     updated_rows(active_A, offsets_A1) -> the rows of a layer that `update` changes, as `AdamRows` takes them.
-    brought, next_NA, copies: what a `Prefetcher` gives; without one they are empty, None and empty.
+    brought, next_NA, copies: from a `Prefetcher`; without one they are empty, None and empty.
     """
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
@@ -41,7 +41,7 @@ class ExpertStore(nn.Cell):
         self.held, self.experts = share.held, config.experts
         """Numbers of the experts of its rows, ascending, and the number of experts on all ranks."""
         self.numbers = share.layers
-        """Numbers of its RRE layers among those of the network: all of them, unless stages divide the layers."""
+        """Numbers of its RRE layers among those of the network: all of them, unless pipeline stages divide the layers."""
         self.tensors = len(FFN_TENSORS)
         self.layers = len(self.numbers)
         self.tier = tier
@@ -57,7 +57,7 @@ class ExpertStore(nn.Cell):
         self.adam = AdamRows()
 
     def layer_parameters(self, layer: int) -> dict[str, Parameter]:
-        """The parameters of the experts of the RRE layer with this number, by name."""
+        """Return the parameters of the experts of the RRE layer with this number, by name."""
         return {spec.name: parameter for spec, parameter in self._made if spec.layer == layer}
 
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
@@ -82,7 +82,7 @@ class ExpertStore(nn.Cell):
 
 
 class HostStore(ExpertStore):
-    """The store with ECSS: rows of host tables, fetched and updated by their numbers."""
+    """Expert store with ECSS: rows of host tables, fetched and updated by row number."""
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__(config, tier, rank)
@@ -102,12 +102,12 @@ class HostStore(ExpertStore):
         return fetched
 
     def updated_rows(self, active_A, offsets_A1):
-        """The rows that the plan activated."""
+        """Return the rows that the plan activated."""
         return active_A, offsets_A1
 
 
 class DeviceStore(ExpertStore):
-    """The store without ECSS: all experts take part in every step."""
+    """Expert store without ECSS: all experts take part in every step."""
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__(config, tier, rank)
@@ -120,18 +120,18 @@ class DeviceStore(ExpertStore):
         return weights
 
     def updated_rows(self, active_A, offsets_A1):
-        """All rows, with tokens or without."""
+        """Return all rows, with tokens or without."""
         return self.all_rows, self.all_offsets
 
 
 def make_store(config: Config, tier: HostTier | None = None, rank: int = 0) -> ExpertStore:
-    """The store that `ecss.enabled` asks for, of the experts of `rank`; in the host's memory unless `tier` says otherwise."""
+    """Return the expert store of `rank` that `ecss.enabled` selects; it is in the host's memory unless `tier` is given."""
     kind = HostStore if config.ecss.enabled else DeviceStore
     return kind(config, tier or HostTier(), rank)
 
 
 def array_specs(config: Config, rank: int = 0) -> list[ArraySpec]:
-    """The arrays of the store of `rank`, in the order in which they are initialised."""
+    """Return the specifications of the arrays in the store of `rank`, in the order in which they are initialised."""
     share = share_of(config, rank)
     held = share.held
     drawn = tuple(np.isin(np.arange(config.experts), held).tolist())

@@ -1,7 +1,7 @@
-"""The tiers that keep the arrays of an expert store: the host's memory, or files larger than it.
+"""Storage tiers for the arrays of an expert store: the host's memory, or files larger than it.
 
-Both give MindSpore a parameter whose memory is the array itself, so that nothing above this file knows which it has, and results
-are the same bit for bit. Shape suffixes: N RRE layers, K experts stored in a layer, A active experts.
+Both give MindSpore a parameter whose memory is the array itself, so that code above does not depend on the tier, and results are
+the same bit for bit. Shape suffixes: N RRE layers, K experts stored in a layer, A active experts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StoreError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array of a store, [K, …]: all rows of one kind in one layer."""
+    """Specification of an array of an expert store, [K, …]: the rows of one kind in one layer."""
 
     layer: int
     name: str
@@ -46,11 +46,11 @@ class ArraySpec:
     init: Initializer | None = None
     """Initialiser of one row; None: zeros."""
     replicated: bool = False
-    """True if all rows are one draw of `init`: experts that start as copies of one FFN. False: each row draws its own."""
+    """True if all rows are copies of one draw of `init`: experts that start as copies of one FFN. False: each row draws its own."""
     decay: bool = False
     drawn: tuple[bool, ...] = ()
-    """True for each expert of the layer that has a row here; (): the experts are as many as the rows. All experts are drawn, in
-    order, so that the values of an expert are the same on any number of ranks."""
+    """For each expert of the layer, True if it has a row here; (): every expert has one. Values are drawn for all experts in order,
+    so that the values of an expert are the same on any number of ranks."""
 
     @property
     def key(self) -> str:
@@ -61,7 +61,7 @@ class ArraySpec:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     def fill(self, array: np.ndarray) -> Iterator[None]:
-        """Initialise an array of zeros. Yields after every row, so that the memory of a file can be let go."""
+        """Initialise an array of zeros. Yields after every row, so that the memory of a file can be released."""
         if self.init is None:
             return
         one = np.empty(self.shape[1:], self.dtype)
@@ -81,24 +81,24 @@ class HostTier:
     """Arrays in the host's memory."""
 
     def parameter(self, spec: ArraySpec) -> Parameter:
-        """The parameter of an array, with its initial values."""
+        """Create the parameter of an array, with its initial values."""
         array = _large_pages(spec)
         for _ in spec.fill(array):
             pass
         return adopt(spec.key, array, decay=spec.decay)
 
     def expect(self, layer: int, expert: int) -> None:
-        """An expert will be used in the next step."""
+        """Prefetch an expert that the next step will use."""
 
     def used(self, active: list[np.ndarray]) -> None:
-        """These experts of each layer are in use now, or in the next step."""
+        """Mark the experts of each layer that this step or the next one uses; experts used longest ago may be released."""
 
     def release(self) -> None:
-        """No expert needs to stay in memory for now."""
+        """Release the memory of all experts until they are used again."""
 
 
 class UnsetTier(HostTier):
-    """Parameters that wait for the arrays of a checkpoint."""
+    """Arrays of zeros that a checkpoint will be loaded into, without drawn initial values."""
 
     def parameter(self, spec: ArraySpec) -> Parameter:
         array = np.zeros(spec.shape, spec.dtype)  # pages of zeros: no memory until written
@@ -108,15 +108,15 @@ class UnsetTier(HostTier):
 class FileTier(HostTier):
     """Arrays in files of one folder, mapped into memory: more experts than memory holds.
 
-    At most about `cache_gib` of them stays mapped: the experts used longest ago are let go. The files are working space: a run
-    resumes from its checkpoint, which is whole whenever the process ends (checkpoint/save.py), and makes the files anew.
-    Their blocks are reserved at the start, so that a full disk is an error here and not a crash in the middle of a step.
+    At most about `cache_gib` of them stays mapped: the experts used longest ago are released. The files are working space: a run
+    resumes from its checkpoint, which is whole whenever the process ends (checkpoint/save.py), and makes the files anew. Their
+    blocks are reserved at the start, so that a full disk is an error here and not a crash in the middle of a step.
 
-    Raises StoreError when the folder is in use, holds another model's experts, or has no room.
+    Raises StoreError if the folder is in use, holds another model's experts, or has no room.
     """
 
     def __init__(self, folder: Path, specs: list[ArraySpec], identity: str, cache_gib: float):
-        """identity: hash of the routing table; with another one the same rows mean other experts."""
+        """identity: hash of the routing table; under another table the same rows are other experts."""
         self._folder, self._budget = folder, int(cache_gib * _GIB)
         self._maps: dict[int, list[tuple[mmap.mmap, int]]] = {}
         self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
@@ -190,8 +190,8 @@ class FileTier(HostTier):
 
 
 def _large_pages(spec: ArraySpec) -> np.ndarray:
-    """Zeros in memory that asks for large pages: rows are read after a long pause, and with small ones most of the time goes into
-    finding where each page is."""
+    """Allocate zeros in large pages, if the kernel has them: rows are read after a long pause, and with small pages address
+    translation takes most of the time."""
     memory = mmap.mmap(-1, max(spec.nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -199,7 +199,7 @@ def _large_pages(spec: ArraySpec) -> np.ndarray:
 
 
 def _claim(folder: Path, content: dict[str, Any]) -> Any:
-    """Lock the folder for this process and check, or write, what it says it holds."""
+    """Lock the folder for this process, and check or write its manifest, store.json."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = open(folder / "store.json", "a+", encoding="utf-8")  # noqa: SIM115 (open, and so locked, as long as the store)
@@ -223,25 +223,25 @@ def _claim(folder: Path, content: dict[str, Any]) -> Any:
     return stream
 
 
-def _refuse_other(folder: Path, text: str, wanted: dict[str, Any]) -> None:
+def _refuse_other(folder: Path, text: str, expected: dict[str, Any]) -> None:
     fix = "choose another ecss.path, or remove the folder"
     try:
-        found = json.loads(text)
-        identity, arrays = found["identity"], dict(found["arrays"])
+        manifest = json.loads(text)
+        identity, arrays = manifest["identity"], dict(manifest["arrays"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"ecss.path={folder}: its store.json is damaged; {fix}") from error
-    for key in wanted["arrays"] | arrays:
-        has, needs = arrays.get(key), wanted["arrays"].get(key)
+    for key in expected["arrays"] | arrays:
+        has, needs = arrays.get(key), expected["arrays"].get(key)
         if has != needs:
             raise StoreError(f"ecss.path={folder}: {key} is {has}, this configuration needs {needs}; {fix}")
-    if identity != wanted["identity"]:
+    if identity != expected["identity"]:
         raise StoreError(
-            f"ecss.path={folder}: holds experts of routing table {identity}, this run's is {wanted['identity']}; {fix}"
+            f"ecss.path={folder}: holds experts of routing table {identity}, this run's is {expected['identity']}; {fix}"
         )
 
 
 def _advise(mapped: mmap.mmap, advice: int, start: int, length: int) -> None:
-    """`madvise` of the whole pages that hold these bytes; a neighbour that shares one is read again when needed."""
+    """Call `madvise` on the whole pages that hold these bytes; a neighbour that shares one is read again when needed."""
     first = start - start % mmap.PAGESIZE
     mapped.madvise(advice, first, min(start + length, len(mapped)) - first)
 

@@ -1,1 +1,1 @@
-"""The ranks of a run: what each holds and computes, and what they exchange on the CPU. `ascend` has what is Ascend's alone."""
+"""The ranks of a run: what each holds and computes, and their collectives on the CPU. `ascend/` has those of Ascend."""

@@ -1,4 +1,4 @@
-"""Rows of experts on other ranks, on the CPU: the all-to-all of a training step.
+"""The all-to-all of a training step on the CPU, which sends rows to experts on other ranks.
 
 Shape suffix: P ranks of the group.
 """
@@ -19,14 +19,13 @@ from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
 
 
 class AllToAll(nn.Cell):
-    """The all-to-all of a group. construct(x [P, …]) -> [P, …], float32 or float16.
+    """All-to-all among the ranks of a group. construct(x [P, …]) -> [P, …], float32 or float16.
 
-    Row q of x is for rank q of the group; row q of the result is what rank q had for this one. The gradient goes the way back,
-    which is the same exchange.
+    Row q of x goes to rank q of the group; row q of the result comes from rank q. The gradient is the same exchange in reverse.
     """
 
     def __init__(self, group: str, peers: int, peer: int):
-        """group: name of the communication group. peers: P. peer: number of this rank in the group."""
+        """group: name of the communication group. peers: P. peer: index of this rank in the group."""
         super().__init__()
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
         self.before, self.after, self.peer = peer, peers - 1 - peer, peer
@@ -50,7 +49,7 @@ class AllToAll(nn.Cell):
 
 
 def experts_of(config: Config, ranks: Ranks) -> Callable[[Activation], Experts]:
-    """The function with which `PanGuSigma` makes its RRE layers: local experts, or the all-to-all of the rank's expert group."""
+    """Return the function that makes the cells of `PanGuSigma`'s RRE layers: local, or with the all-to-all of the expert group."""
     if config.parallel.expert == 1:
         return grouped_experts
     assert isinstance(ranks, ConnectedRanks)

@@ -1,4 +1,4 @@
-"""Sums over ranks inside a graph, on the CPU.
+"""Sums over ranks (all-reduce) inside a graph, on the CPU.
 
 MindSpore's CPU has AllReduce for any group of ranks, AllGather for all ranks only, and no AlltoAll; so AllReduce does everything
 here. Collectives of one graph must come in the same order on every rank: where no data leads from one to the next, `depend` does.
@@ -13,12 +13,12 @@ from mindspore.ops import functional as F
 
 
 class TensorSum(nn.Cell):
-    """Sum of each of several tensors over a group of ranks: construct(tensors) -> tensors. They travel in buckets of neighbours."""
+    """All-reduce (sum) of several tensors over a group of ranks, neighbours in one bucket: construct(tensors) -> tensors."""
 
     def __init__(self, group: str, shapes: list[tuple[int, ...]], bucket_elements: int):
         """group: name of the communication group. shapes: shapes of the tensors, which have one dtype.
 
-        bucket_elements: the most elements that travel together; 0: each tensor travels by itself.
+        bucket_elements: largest number of elements of a bucket; 0: a bucket for each tensor.
         """
         super().__init__()
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
@@ -49,7 +49,7 @@ def _elements(shape: tuple[int, ...]) -> int:
 
 
 def _buckets(sizes: list[int], most: int) -> list[tuple[int, int]]:
-    """Tensors that travel together, neighbours in the list: (first, end) of each bucket."""
+    """Return (first, end) of each bucket: neighbours that are summed together, with at most `most` elements if they are several."""
     buckets: list[tuple[int, int]] = []
     room = 0
     for i, size in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""Connected ranks: MindSpore's communication, and the groups of ranks that exchange something.
+"""Initialise MindSpore's communication for this rank, and create its communication groups.
 
 Each rank is one process, started by `msrun` (or with its environment variables). Without those variables a run is one process, and
 nothing here is initialised.
@@ -21,13 +21,13 @@ from pangu_sigma.parallel.ranks import ALONE, PAUSE, Ranks
 
 
 class Groups:
-    """Communication groups of one rank, each made when first asked for."""
+    """Communication groups of one rank, each created when it is first asked for."""
 
     def __init__(self, layout: Layout, rank: int):
         self._layout, self._rank, self._made = layout, rank, set[str]()
 
     def name(self, *axes: str) -> str:
-        """Name of the group of the ranks that differ from this one in `axes` only."""
+        """Return the name of the group of the ranks that differ from this one in `axes` only."""
         ranks = self._layout.peers(self._rank, *axes)
         if len(ranks) == self._layout.ranks:
             return communication.GlobalComm.WORLD_COMM_GROUP
@@ -38,13 +38,13 @@ class Groups:
         return name
 
     def size(self, *axes: str) -> int:
-        """Number of ranks of that group."""
+        """Return the number of ranks that differ from this one in `axes` only, this one included."""
         return len(self._layout.peers(self._rank, *axes))
 
 
 class ConnectedRanks(Ranks):
-    """The ranks of a run of several processes; `join` makes it. group: name of the group of the ranks that differ from this one in
-    some axes only."""
+    """Ranks of a run with several processes; made by `join`. group(*axes) is the name of the communication group of the ranks that
+    differ from this one in `axes` only."""
 
     def __init__(self, parallel: ParallelConfig):
         self.rank, self.world = communication.get_rank(), communication.get_group_size()
@@ -61,10 +61,10 @@ class ConnectedRanks(Ranks):
 
 
 def join(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
-    """The ranks of the run that this process is one of. msrun's scheduler does not return.
+    """Join the run's communication and return its ranks. In msrun's scheduler process it does not return.
 
     Call it after `use_cpu` and before any tensor is made. ascend: True if the ranks are NPUs.
-    Raises ConfigError when the `parallel` section lays out another number of ranks than were started, or what the CPU cannot do.
+    Raises ConfigError if the `parallel` section lays out another number of ranks, or what the CPU cannot do.
     """
     started = int(os.environ.get("MS_WORKER_NUM", "1"))
     for key, what in (("tensor", "shares no matrices"), ("stages", "cuts no network into stages")):

@@ -1,4 +1,4 @@
-"""The layout of ranks: coordinates of each, and what it holds. Pure Python: neither MindSpore nor a device is needed.
+"""The layout of ranks: their coordinates, and the data, layers and experts of each. Pure Python, without MindSpore or a device.
 
 Shape suffixes: B sequences of a batch, A' entries of the active list of a rank, C capacity.
 
@@ -26,18 +26,18 @@ from pangu_sigma.domains import domain_sets
 from pangu_sigma.rre.capacity import DispatchLayout, Room
 
 AXES = ("stages", "groups", "expert", "data", "tensor")
-"""Keys of the parallel section that count ranks, the slowest first."""
+"""Keys of the parallel section that count ranks; the first varies slowest."""
 
 
 def axes_text(parallel: ParallelConfig) -> str:
-    """The layout in words, such as `groups=4 · expert=16 · data=1 · tensor=8`; stages where there are some."""
+    """Return the layout as text, such as `groups=4 · expert=16 · data=1 · tensor=8`, with stages if there are several."""
     axes = {name: getattr(parallel, name) for name in AXES}
     return " · ".join(f"{name}={size}" for name, size in axes.items() if name != "stages" or size > 1)
 
 
 @dataclass(frozen=True)
 class RankCoordinates:
-    """Coordinates of a rank."""
+    """Coordinates of a rank in the layout, one on each axis."""
 
     stage: int
     group: int
@@ -47,7 +47,7 @@ class RankCoordinates:
 
 
 class Layout:
-    """The ranks of a run."""
+    """The ranks of a run as a grid over the parallel axes."""
 
     def __init__(self, parallel: ParallelConfig):
         self.axes = {name: getattr(parallel, name) for name in AXES}
@@ -58,27 +58,27 @@ class Layout:
         return RankCoordinates(*(int(i) for i in np.unravel_index(rank, self._grid.shape)))
 
     def peers(self, rank: int, *axes: str) -> list[int]:
-        """Ranks that differ from `rank` in no other axis than these, itself included, ascending."""
+        """Return the ranks that have `rank`'s coordinates on all other axes than these, itself included, ascending."""
         names, own = list(self.axes), np.unravel_index(rank, self._grid.shape)
         index = tuple(slice(None) if name in axes else own[i] for i, name in enumerate(names))
         return sorted(self._grid[index].ravel().tolist())
 
 
 def layers_of_stage(config: Config, stage: int) -> range:
-    """The layers of the network that run on the ranks of a stage: equally many on each, and one more on the first stages."""
+    """Return the layers of the network that a pipeline stage runs: equally many on each, and one more on the first stages."""
     each, more = divmod(config.model.layers, config.parallel.stages)
     first = stage * each + min(stage, more)
     return range(first, first + each + (stage < more))
 
 
 def rre_layers_of_stage(config: Config, stage: int) -> list[int]:
-    """The RRE layers of a stage, by their numbers among all RRE layers."""
+    """Return the RRE layers of a pipeline stage, by their numbers among all RRE layers."""
     dense = config.model.dense_layers
     return [layer - dense for layer in layers_of_stage(config, stage) if layer >= dense]
 
 
 def stages_of_host(parallel: ParallelConfig, host: int, size: int) -> list[int]:
-    """The stage of each rank of a host of `size` devices."""
+    """Return the pipeline stage of each rank of host number `host`, which has `size` devices."""
     ranks = range(host * size, min((host + 1) * size, parallel.ranks))
     return [rank // parallel.stage_ranks for rank in ranks]
 
@@ -88,10 +88,10 @@ class Share:
     """The data and the experts of one rank.
 
     sets: domain sets of its group.
-    taker, takers: number of the rank among the ranks of its group that take different sequences of each block, and how many these
-        are.
+    taker: data-parallel index of the rank within its group: ranks with different indices take different sequences of each block.
+    takers: number of these indices.
     layers: RRE layers of its stage, by their numbers among all RRE layers.
-    held: ids of the experts that it stores in each of them, ascending.
+    held: ids of the experts that the rank stores in each of these layers, ascending.
     """
 
     sets: tuple[int, ...]
@@ -102,7 +102,7 @@ class Share:
 
 
 def share_of(config: Config, rank: int) -> Share:
-    """The share of `rank`. Raises ConfigError for a rank outside the layout."""
+    """Return the data and the experts of `rank`. Raises ConfigError if the rank is outside the layout."""
     parallel = config.parallel
     if not 0 <= rank < parallel.ranks:
         raise ConfigError(f"rank {rank} does not exist: the parallel section lays out {parallel.ranks} ranks")
@@ -121,7 +121,7 @@ def share_of(config: Config, rank: int) -> Share:
 
 
 def takers(config: Config) -> np.ndarray:
-    """The taker of each sequence of a batch, [B]: the number that `taker_of` gives a rank."""
+    """Return the data-parallel index (as `taker_of`) of the ranks that take each sequence of a batch, [B]."""
     data, parallel = config.data, config.parallel
     groups = np.arange(data.domains_per_step) % data.domain_sets // (data.domain_sets // parallel.groups)
     of_group, sequences = parallel.expert * parallel.data, config.train.batch_size // data.domains_per_step
@@ -129,38 +129,38 @@ def takers(config: Config) -> np.ndarray:
 
 
 def taker_of(config: Config, rank: int) -> int:
-    """Number of a rank among all that take different sequences: group · takers + taker, as in its `Share`.
+    """Return the data-parallel index of a rank among all groups of its stage: group · takers + taker, as in its `Share`.
 
-    Ranks of a tensor group take the same sequences and have the same number.
+    Ranks of a tensor group take the same sequences and have the same index.
     """
     return rank % config.parallel.stage_ranks // config.parallel.tensor
 
 
 def active_entries(config: Config) -> int:
-    """A', entries of the active list of a layer on one rank; without ECSS each expert that it stores has one."""
+    """Return A', the length of a layer's active list on one rank; without ECSS every stored expert has an entry."""
     return config.active_experts // (config.parallel.groups * config.parallel.expert)
 
 
 def active_in_group(config: Config) -> int:
-    """Experts of a layer among which a group's tokens are divided: those of the domains of its blocks."""
+    """Return the number of a layer's experts among which a group's tokens are divided: those of its blocks' domains."""
     return config.data.domains_per_step * config.model.experts_per_domain // config.parallel.groups
 
 
 def tokens_of_rank(config: Config) -> int:
-    """T, tokens that a rank's network sees in a pass; ranks of a tensor group see the same."""
+    """Return T, the tokens of a rank in one pass; ranks of a tensor group have the same tokens."""
     parallel = config.parallel
     return config.train.batch_size // (parallel.stage_ranks // parallel.tensor) * config.model.seq_length
 
 
 def capacity(config: Config) -> int:
-    """C, the rows that a rank can send to one expert: `capacity_factor` times an even share of the rank's tokens."""
+    """Return C, the most rows that a rank sends to one expert: `capacity_factor` times an even share of the rank's tokens."""
     return math.ceil(config.parallel.capacity_factor * tokens_of_rank(config) / active_in_group(config))
 
 
 def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
-    """The layout of the routing plans of a run. ascend: True for training on NPUs, where the chip decides.
+    """Return the layout of a run's routing plans. ascend: True for training on NPUs, where the chip decides.
 
-    With stages every chip has the one of 910A: MindSpore 2.9 adds gradients of micro-batches in a circle if a weight goes into a
+    With stages every chip has the layout of 910A: MindSpore 2.9 adds gradients of micro-batches in a circle if a weight goes into a
     Morph, and compiles no such graph.
     """
     if ascend:
@@ -169,18 +169,18 @@ def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
 
 
 def gather_operator(config: Config) -> Literal["ours", "cann"]:
-    """The operator that moves rows on NPUs (`parallel.gather`). CANN's cannot be declared to keep to the rows of its rank, so it is
-    for graphs that say themselves what a rank does."""
+    """Return the operator that gathers rows on NPUs (`parallel.gather`). CANN's cannot be restricted to the rows of its rank, so it
+    is for graphs that spell out the work of each rank."""
     return config.parallel.gather or ("cann" if dispatch_layout(config, ascend=True) == "dropless" else "ours")
 
 
 def even_arrival(config: Config, layout: DispatchLayout) -> float:
-    """The rows that would arrive for each expert of a rank if loads were even; in the dropless layout for all of them."""
+    """Return the rows that arrive at each of a rank's experts under an even load; in the dropless layout, at all of them."""
     return tokens_of_rank(config) / (1 if layout == "dropless" else active_entries(config))
 
 
 def room_of(config: Config, layout: DispatchLayout) -> Room:
-    """The room for rows that the configuration gives in a layout."""
+    """Return the room for rows that the configuration gives in a dispatch layout: most rows sent to an expert, most that arrive."""
     if layout in ("local", "all_to_all"):
         return Room(capacity(config))
     factor = config.parallel.arrival_factor or config.parallel.capacity_factor
@@ -189,13 +189,13 @@ def room_of(config: Config, layout: DispatchLayout) -> Room:
 
 
 def exchanged_rows(config: Config) -> int:
-    """R, rows that an Ascend rank sends in an RRE layer: with a capacity the empty ones, too, and without a single one."""
+    """Return R, the rows that an Ascend rank sends in an RRE layer: padding included with a capacity, one spare row without one."""
     dropless = dispatch_layout(config, ascend=True) == "dropless"
     return tokens_of_rank(config) + 1 if dropless else active_in_group(config) * capacity(config)
 
 
 def multiplied_rows(config: Config) -> int:
-    """W, rows that the experts of an Ascend rank multiply in an RRE layer, empty ones included."""
+    """Return W, the rows that the experts of an Ascend rank multiply in an RRE layer, padding included."""
     layout = dispatch_layout(config, ascend=True)
     room = room_of(config, layout).arrived
     assert room is not None, "on Ascend rows are brought together"

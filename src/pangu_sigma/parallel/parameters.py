@@ -1,17 +1,17 @@
-"""Every array that lasts from step to step, and the rows and columns of it that each rank keeps. Pure Python.
+"""The arrays of the training state (weights, Adam state), and the rows and columns of each that a rank has. Pure Python.
 
-Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of the expert store; a test holds them together.
+Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of the expert store; a test compares them.
 
 * Tensor parallelism as in Megatron and PanGu-α: query, key, value and the first FFN matrix are divided by columns, with their
   biases; attention output and the second FFN matrix by rows; tables by hidden. LayerNorm and the biases that are added after the
-  sum over ranks are whole on every rank. `ascend/sharding.py` says the same to MindSpore; a test holds the two together.
+  sum over ranks are whole on every rank. `ascend/sharding.py` says the same to MindSpore; a test compares the two.
 * Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice of a matrix each keep some of its rows,
-  if they divide evenly. Otherwise all keep all of it, as they do vectors.
+  if they divide evenly. Otherwise each keeps the whole slice. Vectors are never divided.
 * Experts are divided among groups and expert ranks, each of them among tensor ranks along the ffn axis.
-* A stage has the arrays of its layers. The word table is the first stage's and whole there, because it is sent to the last.
+* A stage has the arrays of its layers. The first stage has the word table, undivided, because it is sent to the last stage.
 
-stage: the stage whose arrays are meant; without stages there is only 0. Layers and experts keep their numbers of the whole model.
-alike: True for one array of each kind of layer, with the number of such layers as its `count`, which is all that sums need.
+Common arguments. stage: the pipeline stage; without stages, 0. Layers and experts keep their numbers of the whole model.
+alike: True for one array of each kind of layer, with the number of such layers as its `count`, which is enough for sums.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from pangu_sigma.parallel.layout import active_in_group, layers_of_stage, rre_la
 Shape = tuple[int, ...]
 
 NPU, HOST = "Ascend", "CPU"
-"""Devices, by MindSpore's names."""
+"""Names of the devices in MindSpore."""
 
 ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
 
 @dataclass(frozen=True)
 class Array:
-    """One array of the whole model, with the shapes that a rank has of it."""
+    """One array of the training state, with its shape in the whole model and on a rank."""
 
     name: str
     kind: Literal["weight", "moment", "variance", "step", "accumulator"]
@@ -49,37 +49,37 @@ class Array:
     """Number of ranks that compute with the same slice."""
     dtype: str
     used_as: str
-    """Dtype that the network reads it in: float32 for tables and LayerNorm, the compute dtype for all else. Copies, gathered slices
+    """Dtype in which the network reads the array: float32 for tables and LayerNorm, else the compute dtype. Copies, gathered slices
     and gradients that are summed over ranks have this dtype."""
     device: str
     count: int = 1
-    """Number of arrays that it stands for: of layers that are alike, or just 1."""
+    """Number of arrays that this one represents: of the layers that are alike, or just 1."""
 
     @property
     def divided(self) -> bool:
-        """True if `replicas` ranks divide the slice among them, and each keeps some of its rows."""
+        """True if the `replicas` ranks divide the slice among them (ZeRO), so that each keeps some of its rows."""
         return self.kept != self.computed
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the rank keeps."""
+        """Bytes of the slice that the rank keeps."""
         return math.prod(self.kept) * ITEM_SIZE[self.dtype]
 
     @property
     def used_nbytes(self) -> int:
-        """Bytes of the slice that the rank computes with, in the dtype that the network reads it in."""
+        """Bytes of the slice that the rank computes with, in the dtype in which the network reads it."""
         return math.prod(self.computed) * ITEM_SIZE[self.used_as]
 
 
 def weights(config: Config) -> list[Array]:
-    """All weights of all stages; the elements of their shapes add up to `config.num_params().total`."""
+    """Return the weights of all stages; the elements of their shapes add up to `config.num_params().total`."""
     stages = range(config.parallel.stages)
     arrays = (a for stage in stages for a in [*dense_weights(config, stage), *expert_arrays(config, stage)])
     return [a for a in arrays if a.kind == "weight"]
 
 
 def all_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Weights and Adam state of a stage, dense parameters first."""
+    """Return the weights and Adam state of a stage, dense parameters first."""
     dense = dense_weights(config, stage, alike)
     return [
         *dense,
@@ -90,7 +90,7 @@ def all_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Arra
 
 
 def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Weights of everything but experts, tables first; they are always on the NPU in float32."""
+    """Return all weights of a stage except experts, tables first; they are always on the NPU in float32."""
     layers = [(layer, 1) for layer in layers_of_stage(config, stage)]
     if alike:
         routed = len(rre_layers_of_stage(config, stage))
@@ -104,9 +104,9 @@ def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[A
 
 
 def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without.
+    """Return weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without.
 
-    The first axis counts experts. The moments have the dtype `ecss.moments` on the host, and float32 on the NPU.
+    The first axis counts experts. Both moments have the dtype `ecss.moments` on the host, and float32 on the NPU.
     """
     device = HOST if config.ecss.enabled else NPU
     moments = config.ecss.moments if config.ecss.enabled else "float32"
@@ -126,7 +126,7 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
 
 
 def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """The device's buffers of active experts with ECSS, in the order of the network's arguments. Biases have an axis for rows."""
+    """Return the NPU's buffers of active experts (ECSS), in the order of the network's arguments. Biases have an axis for rows."""
     parallel = config.parallel
     count = parallel.groups * active_in_group(config)
     buffers = []
@@ -149,9 +149,9 @@ def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[
 
 
 def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Arrays that add up the gradients of micro-batches, if there are several: whole slices, in the dtype of the weights.
+    """Return the arrays that accumulate gradients of micro-batches, if there are several: whole slices, in the weights' dtype.
 
-    The last stage has one for the word table that it receives.
+    The last stage has one more, for the word table that it receives.
     """
     if config.train.accumulation == 1:
         return []
@@ -162,19 +162,19 @@ def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> l
 
 
 def active_elements(config: Config, stage: int = 0) -> int:
-    """Number of elements of the active experts' weights that a rank computes with in a step, at most."""
+    """Return the largest number of elements of active experts' weights that a rank computes with in a step."""
     tensor, local = config.parallel.tensor, active_in_group(config) // config.parallel.expert
     of_expert = sum(math.prod(_divide(shape, axis, tensor)) for _, shape, axis in _ffn_tensors(config))
     return local * of_expert * len(rre_layers_of_stage(config, stage))
 
 
 def word_table(config: Config) -> Array:
-    """The word table, which the first stage keeps."""
+    """Return the word table, which the first stage keeps."""
     return _dense_array(config, 1, *next(_tables(config, 0)))
 
 
 Tensors = Iterator[tuple[str, Shape, int | None, str]]
-"""Name, shape, axis that tensor parallelism divides, and `Array.used_as` of some tensors."""
+"""For each tensor: name, shape, axis that tensor parallelism divides (None: no axis), and `Array.used_as`."""
 
 
 def _tables(config: Config, stage: int) -> Tensors:
@@ -206,7 +206,7 @@ def _norm(name: str, hidden: int) -> Tensors:
 
 
 def _ffn_tensors(config: Config) -> list[tuple[str, Shape, int | None]]:
-    """Name, shape and tensor-parallel axis of the tensors of one FFN."""
+    """Return name, shape and tensor-parallel axis of each tensor of one FFN."""
     hidden, ffn = config.model.hidden, config.model.ffn
     return [("w1", (ffn, hidden), 0), ("b1", (ffn,), 0), ("w2", (ffn, hidden), 0), ("b2", (hidden,), None)]
 

@@ -1,4 +1,4 @@
-"""The plan of one rank, made of the routes of a whole batch. Every rank knows the whole batch, so it asks nothing of another.
+"""Routing plans of one rank, made from the experts of all tokens of a batch. Every rank has the whole batch and asks no other.
 
 Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens, K experts stored in a layer, A entries of the
 active list of a rank, P expert ranks of a group, C capacity.
@@ -34,11 +34,11 @@ from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """The plans of one update for a rank.
+    """Routing plans of one update for a rank.
 
-    plans: one plan for each micro-batch.
-    used_NA: tokens of the whole group at each entry of the active list, over the micro-batches.
-    dropped: number of rows of the whole batch that found no room.
+    plans: one for each micro-batch.
+    used_NA: tokens of the whole group at each entry of the active list, summed over the micro-batches.
+    dropped: number of rows of the whole batch that exceed the capacities.
     """
 
     plans: Sequence[RoutingPlan]
@@ -47,7 +47,7 @@ class UpdatePlan:
 
 
 class Planner:
-    """The routing plans of one rank, in one layout."""
+    """Makes the routing plans of one rank, in one dispatch layout."""
 
     def __init__(self, config: Config, rank: int, layout: DispatchLayout):
         parallel = config.parallel
@@ -66,23 +66,23 @@ class Planner:
         self._takers = parallel.stage_ranks // parallel.tensor
         takers = parallel.expert * parallel.data
         self.group = np.arange(takers) + self._taker // takers * takers
-        """Takers of the rank's group."""
+        """Data-parallel indices (as `taker_of`) of the rank's group."""
         self._senders = self.group[self._taker % parallel.data :: parallel.data]  # those whose rows come to this rank
 
     def fullest(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
-        """The most rows that a rank has for one expert: the capacity that these tokens need."""
+        """Return the most rows that any rank has for one expert: the capacity that these tokens need."""
         return int(sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts).max())
 
     def own(self, taker_B: np.ndarray) -> np.ndarray:
-        """Numbers of the sequences of a batch that this rank takes, ascending."""
+        """Return the indices of the sequences of a batch that this rank takes, ascending."""
         return np.flatnonzero(taker_B == self._taker)
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, room: Room) -> UpdatePlan:
-        """The plan of one update. experts_NGBS: the expert of each token of the whole batch.
+        """Return the plans of one update. experts_NGBS: the expert of each token of the whole batch.
 
-        taker_B: the taker of each sequence, as `layout.takers`. room: for rows, of the layouts that have a limit.
+        taker_B: data-parallel index of each sequence, as `layout.takers`. room: for rows, in the layouts that have a limit.
 
-        Raises CapacityError when the batch does not fit and `parallel.overflow` is refuse; on every rank, or on none.
+        Raises CapacityError, on every rank or on none, if the batch does not fit and `parallel.overflow` is refuse.
         """
         layers, micro = experts_NGBS.shape[:2]
         group_NT = experts_NGBS[:, :, np.isin(taker_B, self.group)].reshape(layers, -1)
@@ -100,7 +100,7 @@ class Planner:
         return UpdatePlan(plans, used_NA, int((sent - kept).sum()))
 
     def _kept(self, sent_NGDK: np.ndarray, room: Room, tokens: int) -> np.ndarray:
-        """The rows of the whole batch that find room. tokens: tokens of a taker."""
+        """Return the numbers of rows of the whole batch that find room. tokens: tokens of a rank."""
         if self._config.parallel.overflow == "refuse":
             if room.sent is not None:
                 refuse_sent(sent_NGDK, room.sent, tokens, active_in_group(self._config))
@@ -110,9 +110,9 @@ class Planner:
         return self._receivers.kept(sent_NGDK, room)
 
     def _active(self, rows_NT: np.ndarray) -> np.ndarray:
-        """Active list of each layer. rows_NT: row of each token's expert in a rank's store, -1 where another rank stores it."""
+        """Return the active list of each layer. rows_NT: row of each token's expert in a rank's store, -1 if it is not there."""
         return active_lists([rows_T[rows_T >= 0] for rows_T in rows_NT], self._held_PK.shape[1], self._entries)
 
     def _tokens(self, rows_T: np.ndarray) -> np.ndarray:
-        """Number of tokens of each row of the store, and 0 for the row number of unused entries."""
+        """Return the number of tokens of each row of the store, and 0 for the row number of unused entries."""
         return np.bincount(rows_T[rows_T >= 0], minlength=self._held_PK.shape[1] + 1)

@@ -1,6 +1,6 @@
-"""The processes of a run as one of them sees them: its number, and the few things that all do together on the host.
+"""Ranks of a run as one process sees them: its rank number, and a few collectives of host values.
 
-What all do together must be done by all, in the same order: a rank that stops on its own leaves the others waiting. So whatever may
+Every rank must call these collectives, in the same order: a rank that stops on its own leaves the others waiting. So whatever may
 fail on one rank alone (a disk, a missing file) runs inside `together`, which makes it fail on every rank. On the CPU MindSpore
 waits half a minute for a late rank, and no setting of it was found to change that; on Ascend, HCCL waits.
 """
@@ -23,36 +23,36 @@ from pangu_sigma.errors import UserError
 
 
 class RankError(UserError, RuntimeError):
-    """Ranks that do not agree, or a rank that failed. The message names what it is and where to look."""
+    """Ranks that disagree, or a rank that failed. The message says which and where to look."""
 
 
 class Ranks:
-    """The ranks of a run. This class itself is a run of a single process."""
+    """Rank number, number of ranks and host collectives of a run. This base class is a run of a single process."""
 
     rank = 0
     world = 1
 
     @property
     def first(self) -> bool:
-        """True if this rank is the one that writes what is written once."""
+        """True on rank 0, which writes the files that are written once per run."""
         return self.rank == 0
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """The sum over all ranks, on each of them; with several ranks it is computed in float32."""
+        """Return the sum over all ranks, on each of them (all-reduce); several ranks compute it in float32."""
         return values
 
     def any(self, flag: bool) -> bool:
-        """True if the flag is set on at least one rank. No rank goes on before all have come here."""
+        """Return True if the flag is set on at least one rank. It is also a barrier."""
         return bool(self.sum(np.array([flag], np.float32))[0])
 
     def most(self, number: int) -> int:
-        """The largest of the numbers that the ranks have."""
+        """Return the largest of the ranks' numbers."""
         numbers = np.zeros(self.world, np.float32)
         numbers[self.rank] = number
         return int(self.sum(numbers).max())
 
     def texts(self, own: str) -> list[str]:
-        """The texts of all ranks in the order of their numbers, on each of them; of each the first 2,000 bytes of its UTF-8."""
+        """Gather the texts of all ranks, in rank order, on each of them; each is cut to its first 2,000 bytes of UTF-8."""
         content = own.encode()[:_TEXT]
         letters = np.zeros((self.world, _TEXT), np.float32)
         letters[self.rank, : len(content)] = np.frombuffer(content, np.uint8)
@@ -61,7 +61,7 @@ class Ranks:
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """Work that succeeds on all ranks or fails on all: RankError where it would have succeeded."""
+        """Run a block that succeeds on all ranks or fails on all. Raises RankError on the ranks that did not fail themselves."""
         try:
             yield
         except Exception:
@@ -71,7 +71,7 @@ class Ranks:
             raise RankError(f"{what} failed on another rank; its log says why")
 
     def agree(self, values: dict[str, str]) -> None:
-        """Raises RankError on every rank when one of `values` is not what it is on rank 0."""
+        """Check that `values` are equal on all ranks. Raises RankError on every rank if one differs from rank 0's."""
         marks = np.zeros((self.world, len(values), _MARKS), np.float32)
         for key, text in enumerate(values.values()):
             digest = xxhash.xxh3_128_digest(text.encode())
@@ -85,19 +85,19 @@ class Ranks:
             )
 
     def leave(self) -> None:
-        """Call last: no rank ends while another still needs it."""
+        """Wait at the end of a run until no rank needs another any more; call it last."""
 
 
 def is_rank() -> bool:
-    """True if msrun's variables make this process one of several ranks; its scheduler is none."""
+    """Return True if msrun's variables make this process one of several ranks; False in msrun's scheduler."""
     return os.environ.get("MS_WORKER_NUM", "1") not in ("", "1") and os.environ.get("MS_ROLE") != "MS_SCHED"
 
 
 def end_as_rank(command: Callable[[], int]) -> NoReturn:
-    """Run a command in the process of a rank, and end the process with its status, which is 1 after the traceback of a bug.
+    """Run a command in a rank's process, and end the process with its status, which is 1 after the traceback of a bug.
 
-    What runs at exit is left out: taking down MindSpore's threads and sockets ends in SIGSEGV now and then, and the launcher would
-    call a whole run a failed one. So whatever has to be written must be so when the command returns.
+    Exit handlers are skipped: taking down MindSpore's threads and sockets ends in SIGSEGV now and then, and the launcher would
+    report the whole run as failed. So the command must have written everything when it returns.
     """
     try:
         status = command()
@@ -116,11 +116,11 @@ def end_as_rank(command: Callable[[], int]) -> NoReturn:
 
 
 PAUSE = 1.0
-"""Seconds between the last word of all ranks and their end. A process that ends drops what its sockets have not delivered, and the
-rank that waits for it then waits for half a minute and fails (seen with four ranks on two cores)."""
+"""Seconds that a process waits between the last collective and its end. A process that ends drops what its sockets have not
+delivered; the rank that waits for it then waits half a minute and fails (seen with four ranks on two cores)."""
 _TEXT = 2_000
-"""Bytes of a text that ranks tell each other."""
+"""Most bytes of a text in `Ranks.texts`."""
 _MARKS = 8
-"""Numbers of 16 bits in a hash."""
+"""Number of 16-bit numbers in a hash."""
 
 ALONE = Ranks()

@@ -1,9 +1,9 @@
-"""The gradients of the whole batch, made of those of one rank's tokens. There are two cells with one contract, so that the step
-does not know which it has.
+"""Reduction of gradients over ranks. Two cells have one contract, so that the step does not depend on the number of ranks.
 
-construct(dense, experts) -> (dense, experts, square sum, its dense part, its part of the experts): gradients as the optimizers of
-this rank need them, and the sum of the squares of all gradients of the run, each counted once: the same bits on every rank, because
-by it dense parameters stay equal. over_ranks(values, after) -> the sum of values over the ranks, taken after `after` is there.
+construct(dense, experts) -> (dense, experts, square sum, its dense part, its part of the experts): the reduced gradients that the
+optimizers of this rank need, and the sum of the squares of all gradients of the run, each counted once. It has the same bits on
+every rank, because clipping by it must keep dense parameters equal. over_ranks(values, after) -> the sum of values over the ranks,
+taken after `after` is computed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pangu_sigma.parallel.ranks import Ranks
 
 
 class OwnGradients(nn.Cell):
-    """The gradients of a run of one process: they are all there."""
+    """Gradients of a run of one process, which need no reduction."""
 
     chained = False
 
@@ -37,11 +37,11 @@ class OwnGradients(nn.Cell):
 
 
 class SummedGradients(nn.Cell):
-    """The gradients of a run of several ranks: dense ones are summed over all ranks, those of experts over the replicas
-    that store the same experts."""
+    """Gradient reduction of a run of several ranks: dense gradients are summed over all ranks, those of experts over the ranks that
+    store the same experts."""
 
     chained = True
-    """True if micro-batches hold collectives, which must come one after another."""
+    """True if micro-batches contain collectives, so that they must run one after another."""
 
     def __init__(
         self, config: Config, ranks: ConnectedRanks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]
@@ -74,5 +74,5 @@ class SummedGradients(nn.Cell):
 
 
 def gradients_of(config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]) -> nn.Cell:
-    """The cell that these ranks need; `dense` and `experts` as in `SummedGradients`."""
+    """Return the gradient reduction for these ranks; `dense` and `experts` as in `SummedGradients`."""
     return SummedGradients(config, ranks, dense, experts) if isinstance(ranks, ConnectedRanks) else OwnGradients()

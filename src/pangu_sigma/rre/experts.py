@@ -1,9 +1,9 @@
-"""Tokens to their experts and back, and the FFN they meet there.
+"""Dispatch of tokens to their experts, the expert FFN, and the combine of its results.
 
 Shape suffixes: T tokens, H hidden, F ffn, A active experts, C capacity.
 
-Dispatch and combine have no parameters and do not look at the tokens: the routing plan says which row goes where. Two layouts
-of the sorted rows are here, each with its own dispatch, FFN and combine; a third, for experts on other ranks, is in travel.py:
+Dispatch and combine have no parameters and do not read token values: the routing plan says which row goes where. Two layouts of the
+sorted rows are here, each with its own dispatch, FFN and combine; a third, for experts on other ranks, is in travel.py:
 
 * grouped: [T, H], rows of expert a at offsets[a] … offsets[a + 1] - 1; the operators of `ascend_ops`. Nothing is padded.
 * padded: [A, C, H]; standard operators, for exported graphs, which run where our operators are not installed.
@@ -22,15 +22,15 @@ from pangu_sigma.config import Activation
 
 
 class Experts(NamedTuple):
-    """The three cells of one layout of an RRE layer.
+    """The three cells of an RRE layer in one layout: dispatch, expert FFN, combine.
 
-    dispatch(x_TH, order, inverse_T) -> rows: the hidden state of the token of each row.
-    ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> rows: the output of each row's expert.
+    dispatch(x_TH, order, inverse_T) -> rows: each row is the hidden state of its token.
+    ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> rows: each row is the output of its expert.
     combine(rows, inverse_T, order, residual_TH) -> [T, H]: the residual plus each token's row.
 
-    Dispatch and combine take first the index by which they gather, and then the one by which their gradient does: that is why
+    Dispatch and combine take first the index by which they gather, then the one by which their gradient gathers: that is why
     `order` and `inverse` change sides, as in the operators `ExpertDispatch` and `ExpertCombine`.
-    offsets_A1 is None where the number of rows of an expert is a dimension of `rows`: `PaddedFFN` does not read it.
+    offsets_A1 is None in layouts where each expert's rows have an axis of their own: `PaddedFFN` does not read it.
     """
 
     dispatch: nn.Cell
@@ -39,17 +39,17 @@ class Experts(NamedTuple):
 
 
 def grouped_experts(activation: Activation) -> Experts:
-    """The cells of the grouped layout, for training."""
+    """Return the cells of the grouped layout, for training."""
     return Experts(ExpertDispatch(), GroupedFFN(activation), ExpertCombine())
 
 
 def padded_experts(activation: Activation) -> Experts:
-    """The cells of the padded layout, for exported graphs."""
+    """Return the cells of the padded layout, for exported graphs."""
     return Experts(_PaddedDispatch(), PaddedFFN(activation), _PaddedCombine())
 
 
 class ActivatedFFN(nn.Cell):
-    """The activation of an FFN of standard operators, which its subclasses add.
+    """Base class of FFNs of standard operators, with their activation.
 
     FastGeLU is one operator, and so is GeLU, the tanh form on the CPU and on Ascend. erf is four, by erfc, which has no
     cancellation where x · Φ(x) is small.
@@ -64,7 +64,7 @@ class ActivatedFFN(nn.Cell):
             self.activate = {"fast_gelu": ops.FastGeLU, "tanh": ops.GeLU}[activation]()
 
     def activated(self, x):
-        """The activation of each element of x."""
+        """Apply the activation to each element of x."""
         if self.activation == "erf":
             return self.gate(self.halve(x, 0.5), self.activate(self.scale(x, -math.sqrt(0.5))))
         return self.activate(x)

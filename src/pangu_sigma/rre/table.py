@@ -1,11 +1,10 @@
-"""The routing tables: level 2 of RRE, token id → expert of the domain's group, drawn once and never learned.
+"""Routing tables: level 2 of RRE, token id → expert of the domain's group, drawn once and never learned.
 
 Shape suffixes: N RRE layers, D domains, V vocabulary, E experts of one domain.
 
-`random` is the paper's table (a shuffled round robin: every expert gets the same number of token *ids*). Real text is
-Zipf distributed, so equal ids are not equal load; `balanced` packs ids by their frequency instead, and spreads an id
-that alone exceeds half an expert's fair share over several neighbouring experts by the position of the token (our
-choice; the paper is silent).
+`random` is the paper's table (a shuffled round robin: every expert gets the same number of token *ids*). Real text is Zipf
+distributed, so equal numbers of ids are not equal load; `balanced` packs ids by their frequency instead, and spreads an id that
+alone exceeds half an expert's fair share over several neighbouring experts by token position (our choice; the paper is silent).
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from pangu_sigma.errors import DataError
 
 _FIX = "the file is damaged, take it from a copy of the run or the export"
 _MOST_BYTES = 4 << 30
-"""Bytes of the largest table that is read; that of `sigma_1t` has some 30 MB. A few kilobytes of zip can stand for more than any
-memory."""
+"""Size limit in bytes of a table that is read; that of `sigma_1t` has some 30 MB. A few kilobytes of zip can unpack to more than
+any memory holds."""
 
 
 @dataclass(frozen=True)
 class RoutingTable:
-    """Tables of all RRE layers.
+    """Routing tables of all RRE layers.
 
     first_NDV: expert within the domain's group for a token at position 0, int16.
     spread_DV: number of neighbouring experts over which the id is spread by position, int16; 1 for almost every id.
@@ -48,7 +47,7 @@ class RoutingTable:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything that decides a route. A checkpoint carries it, and is refused where it differs."""
+        """SHA-256 of everything that decides a route. A checkpoint records it, and is refused where it differs."""
         digest = hashlib.sha256(f"{self.first_NDV.shape} {self.experts}".encode())
         digest.update(np.ascontiguousarray(self.first_NDV).tobytes())
         digest.update(np.ascontiguousarray(self.spread_DV).tobytes())
@@ -59,7 +58,7 @@ class RoutingTable:
 
     @classmethod
     def load(cls, path: Path) -> RoutingTable:
-        """The tables that `save` wrote. Raises DataError for any other file; nothing in it is executed."""
+        """Load the tables that `save` wrote. Raises DataError for any other file; nothing in it is executed."""
         try:
             with zipfile.ZipFile(path) as archive:
                 first_NDV, spread_DV, experts = (
@@ -74,7 +73,7 @@ class RoutingTable:
         return table
 
     def _check(self, path: Path) -> None:
-        """Raise DataError for numbers that route nowhere."""
+        """Check dtypes, shapes and ranges. Raises DataError for numbers that are no experts."""
         first, spread = self.first_NDV, self.spread_DV
         for fits, wrong in (
             (first.dtype == spread.dtype == np.int16, "numbers are not of 16 bits"),
@@ -94,7 +93,7 @@ class RoutingTable:
                 raise DataError(f"{path}: {name} has numbers outside of {least} … {most}; {_FIX}")
 
     def route(self, ids: np.ndarray, domains: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Expert of every token in every layer, numbered over the whole layer (0 … D·E − 1).
+        """Return the expert of every token in every layer, numbered over the whole layer (0 … D·E − 1).
 
         ids, domains, positions: int arrays of one shape [...]. Returns int32 [N, ...].
         """
@@ -104,7 +103,7 @@ class RoutingTable:
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an .npz archive, no object, of as many bytes as both headers promise. Raises ValueError and what zip raises."""
+    """Read an array of an .npz archive. Raises ValueError for objects, for a size unlike the headers', and what zip raises."""
     info = archive.getinfo(f"{name}.npy")
     if info.file_size > _MOST_BYTES:
         raise ValueError(f"{name} has {info.file_size} bytes, at most {_MOST_BYTES} are read")
@@ -124,9 +123,9 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def draw_tables(
     routing: RoutingConfig, layers: int, domains: int, vocabulary: int, experts: int, frequencies_DV: np.ndarray | None
 ) -> RoutingTable:
-    """Draw the tables of `layers` RRE layers, layer l from seed + l.
+    """Draw the routing tables of `layers` RRE layers, layer l with seed + l.
 
-    frequencies_DV: token counts of the training text, needed by `balanced` only; ConfigError when it is missing there.
+    frequencies_DV: token counts of the training text, which only `balanced` needs. Raises ConfigError if they are missing there.
     """
     if routing.table == "random":
         spread_DV = np.ones((domains, vocabulary), np.int16)
@@ -148,16 +147,16 @@ def draw_tables(
 
 
 def _spread(counts_V: np.ndarray, experts: int) -> np.ndarray:
-    """Number of experts that share each id: so many that no id brings more than half a fair share to any of them."""
+    """Return the number of experts that share each id, such that no id gives an expert more than half a fair share."""
     fair_share = max(counts_V.sum() / experts, 1.0)
     return np.clip(np.ceil(counts_V / (fair_share / 2)), 1, experts).astype(np.int16)
 
 
 def _pack(counts_V: np.ndarray, spread_V: np.ndarray, experts: int, rng: np.random.Generator) -> np.ndarray:
-    """Roughly heaviest id first, each to the expert with the lightest load; ids that are spread before all others.
+    """Assign each id to the expert with the lightest load, roughly heaviest id first, and ids that are spread before all others.
 
-    The order is by counts that chance multiplies by up to two: strictly by counts, all layers would put the same
-    frequent ids together. Ids that never occurred have no load to balance and are dealt out in turn.
+    Counts are multiplied by a random factor of up to two before sorting: without it, all layers would put the same frequent ids
+    together. Ids that never occurred have no load to balance and are dealt out in turn.
     """
     order = np.argsort(-counts_V * rng.uniform(1.0, 2.0, len(counts_V)), kind="stable")
     order, unseen = np.split(order, [np.count_nonzero(counts_V)])

@@ -1,4 +1,4 @@
-"""Tokens to experts that other ranks hold, and back: the all-to-all layout of an RRE layer.
+"""All-to-all layout of an RRE layer: dispatch to experts on other ranks, and the combine.
 
 Shape suffixes: T tokens of the rank, H hidden, P expert ranks of a group, A entries of the active list of each, C rows that a rank
 sends for one of them; R = P·A·C.
@@ -25,7 +25,7 @@ from pangu_sigma.rre.experts import Experts
 
 
 class Exchange(NamedTuple):
-    """The way of rows to the ranks of their experts, and back.
+    """The two cells that send rows to the ranks of their experts, and back.
 
     to_experts(rows_RH) -> [A, P·C, H]: the rows that arrive at this rank's experts.
     to_tokens(rows [A, P·C, H]) -> rows_RH: each row at the rank and in the order that it came from.
@@ -36,7 +36,7 @@ class Exchange(NamedTuple):
 
 
 def exchanged_experts(exchange: Exchange, ffn: nn.Cell) -> Experts:
-    """The all-to-all layout.
+    """Return the cells of the all-to-all layout.
 
     exchange: how rows travel. ffn: cell for rows [A, P·C, H], with the arguments of `GroupedFFN`.
     """
@@ -44,9 +44,9 @@ def exchanged_experts(exchange: Exchange, ffn: nn.Cell) -> Experts:
 
 
 def exchange(peers: int, entries: int, all_to_all: nn.Cell | None = None) -> Exchange:
-    """The exchange in a group of ranks.
+    """Return the exchange of rows in a group of ranks.
 
-    peers: P. entries: A. all_to_all: cell that exchanges [P, …] in the expert group; None when P is 1.
+    peers: P. entries: A. all_to_all: cell that exchanges [P, …] in the expert group; None if P is 1.
     """
     return Exchange(_ToExperts(peers, entries, all_to_all), _ToTokens(peers, entries, all_to_all))
 
@@ -87,7 +87,7 @@ class _Dispatch(nn.Cell):
 
 
 class UniformFFN(nn.Cell):
-    """The grouped kernel over rows [A, P·C, H]: each expert has as many, and the offsets say so."""
+    """Expert FFN by the grouped kernel over rows [A, P·C, H], an equal number for each expert. The offsets must match it."""
 
     def __init__(self, activation: Activation):
         super().__init__()
