@@ -1,6 +1,6 @@
-"""The experts of an Ascend rank: the active ones as parameters of the network, all that it stores in the host's memory.
+"""Active experts of an Ascend rank as parameters of the network, and the copy of their weights from the store in host memory.
 
-Auto-parallel cuts the parameters that a network multiplies with, so the active experts are parameters here and not arguments.
+Auto-parallel cuts only the parameters that a network multiplies with, so the active experts are parameters here and not arguments.
 
 Shape suffixes: N RRE layers, F ffn, H hidden; B, S, T and M as in model/loss.py, of all ranks of a stage.
 """
@@ -26,10 +26,10 @@ from pangu_sigma.parallel.layout import active_entries, dispatch_layout
 
 
 class ActiveExperts(nn.Cell):
-    """The loss of the network, with the active experts of all ranks as parameters that are filled anew in every step.
+    """Loss of the network with the active experts of all ranks as parameters, which are filled again at every step.
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> scale · loss of each block [M]
-        plans: the arrays of `inputs.plan_arrays`, each of every RRE layer.
+        plans: the arrays of `inputs.plan_arrays`, each for every RRE layer.
     scale: the loss scale. It is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because
         MindSpore 2.9 crashes on a network with a scalar parameter.
     """
@@ -43,7 +43,7 @@ class ActiveExperts(nn.Cell):
         self.layers, self.dropless = config.model.rre_layers, dispatch_layout(config, ascend=True) == "dropless"
 
     def of_layers(self, layers: list[int]) -> list[Parameter]:
-        """The buffers of some RRE layers, those of FFN_TENSORS for each layer."""
+        """Return the device buffers of some RRE layers, those of FFN_TENSORS for each layer."""
         size = len(FFN_TENSORS)
         return [p for layer in layers for p in self.active[size * layer : size * (layer + 1)]]
 
@@ -58,7 +58,7 @@ class ActiveExperts(nn.Cell):
         return self.multiply(loss_M, self.scale)
 
     def by_layer(self, plans):
-        """Order, inverse and ends of every RRE layer, as the cells of the layout take them."""
+        """Group the plan arrays by RRE layer: return order, inverse and ends of each, as the cells of the layout take them."""
         order: tuple = ()
         inverse: tuple = ()
         ends: tuple = ()
@@ -72,10 +72,10 @@ class ActiveExperts(nn.Cell):
 
 
 class BringExperts(nn.Cell):
-    """Fill of the device's buffers: construct() looks up the rows of the store that the settings of the step name."""
+    """Copies active experts to the device: construct() looks up the store's rows named in the step's settings."""
 
     def __init__(self, store: HostStore, settings: StepSettings, buffers: list[Parameter]):
-        """buffers: the buffers of the store's layers, those of FFN_TENSORS for each layer."""
+        """buffers: device buffers of the store's layers, those of FFN_TENSORS for each layer."""
         super().__init__(auto_prefix=False)
         self.store, self.settings = store, settings
         self.buffers = ParameterTuple(buffers)
@@ -104,7 +104,7 @@ def _buffers(config: Config) -> list[Parameter]:
 
 
 class RankTier(HostTier):
-    """Tier in host memory that MindSpore takes when it loads the graph: zeros until `fill`. Compiling needs little of it."""
+    """Tier in host memory that MindSpore allocates when it loads the graph: zeros until `fill`. Compiling needs little of it."""
 
     def __init__(self) -> None:
         self._made: dict[str, Parameter] = {}

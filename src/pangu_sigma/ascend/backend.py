@@ -1,4 +1,4 @@
-"""The Ascend backend of the training loop: another step, and checkpoints of arrays that MindSpore has divided among ranks.
+"""Ascend backend of the training loop: the Ascend step, and checkpoints of arrays that MindSpore has divided among ranks.
 
 Nothing here has run on a device. Tests run one rank on the CPU, MindSpore compiles the step of many ranks (planning/compile.py),
 and a test covers the arithmetic of which rank writes what.
@@ -33,7 +33,7 @@ from pangu_sigma.train.step import StepResult
 
 
 class AscendBackend(Backend):
-    """Backend of ranks that are NPUs: `AscendStep` under MindSpore's auto-parallel."""
+    """Training backend for ranks that are NPUs: `AscendStep` under MindSpore's auto-parallel."""
 
     def layout(self, config: Config) -> DispatchLayout:
         return dispatch_layout(config, ascend=True)
@@ -56,12 +56,12 @@ class AscendBackend(Backend):
         return StepResult((loss_M,), norm, applied, scale)
 
     def counts_losses(self, config: Config, ranks: Ranks) -> bool:
-        """True on the first tensor rank of the last stage: its peers see the same tokens, and earlier stages have no losses."""
+        """Return True on the first tensor rank of the last stage: its peers have the same tokens, and other stages no losses."""
         at = Layout(config.parallel).coordinates(ranks.rank)
         return at.tensor == 0 and at.stage == config.parallel.stages - 1
 
     def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
-        """The evaluator, which uses the graph of training: another one would have to be compiled."""
+        """Return the evaluator, which uses the graph of training: another one would have to be compiled."""
         counts = self.counts_losses(built.config, built.ranks)
         most = samples_of_evaluation(built.config)
         return Evaluator(held_out, most, built.step, built.network, built.ranks, together=True, counts=counts)

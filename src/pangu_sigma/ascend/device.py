@@ -11,7 +11,7 @@ from pangu_sigma.config import Config
 
 
 def use_ascend(config: Config, save_graphs: str | None = None) -> None:
-    """Set MindSpore to graph mode under auto-parallel, on the Ascend ranks of `config.parallel`; the process is one of them.
+    """Set MindSpore to graph mode under auto-parallel, for this process as one of the Ascend ranks of `config.parallel`.
 
     save_graphs: the folder for MindSpore's graphs; None to save none.
     If MS_SIMULATION_LEVEL is set, nothing runs and no device is needed (planning/cann_stub.py).

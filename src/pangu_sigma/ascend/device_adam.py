@@ -1,4 +1,4 @@
-"""AdamW of the dense parameters on the NPU, by the rule of ascend_ops/adam.py. Each rank updates what it holds."""
+"""AdamW of the dense parameters on the NPU, by the rule of ascend_ops/adam.py. Each rank updates the rows that it keeps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pangu_sigma.model.declare import decays
 
 
 class DeviceAdam(nn.Cell):
-    """AdamW with the moments and the step count of some parameters.
+    """AdamW of dense parameters, with their moments and step count.
 
-    MindSpore's fused operator has no bias correction; corrected rate, ε and decay give the same update:
-    lr · c · m / (√v + ε·√(1 − β2ᵗ)) with c = √(1 − β2ᵗ) / (1 − β1ᵗ).
+    MindSpore's fused operator has no bias correction; corrected rate, ε and decay give the same update: lr · c · m / (√v + ε·√(1 −
+    β2ᵗ)) with c = √(1 − β2ᵗ) / (1 − β1ᵗ).
     """
 
     def __init__(self, config: Config, parameters: list[Parameter]):

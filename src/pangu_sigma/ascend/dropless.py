@@ -1,26 +1,25 @@
-"""Tokens to their experts on other ranks and back in an Ascend graph, as many rows as there are: 910B and 910_93.
+"""Dropless layout of an RRE layer in an Ascend graph (910B and 910_93): dispatch, FFN and combine without padding between ranks.
 
     rows of a rank's tokens, its columns         sorted by receiver and expert
-      → AlltoAllV in the expert group            as many rows for each rank as it gets; the host knows the numbers
+      → AlltoAllV in the expert group            a different number of rows for each rank; the host knows the numbers
       → rows of an expert brought together       the room is fixed, empty rows are zeros
       → AllGather in the tensor group            MindSpore's, between the cuts of two Morphs
       → GroupedMatmul, activation, GroupedMatmul the rows of each expert end at `ends`
       → AllReduce in the tensor group
       → and the way back
 
-Auto-parallel knows one cut of an axis, into equal parts, and neither of the two operators has equal parts. A Morph is a function
-that it takes as one operator with declared layouts, and puts in place of it before it differentiates: inside, every tensor is what
-this rank holds, and every collective is written here. The group list of a rank says where its own experts end, so it is no slice of
-a list of all ranks.
+Auto-parallel cuts an axis into equal parts only, and neither operator has equal parts. A Morph is a function that it treats as one
+operator with declared layouts, and inlines before it differentiates: inside, every tensor is the slice of this rank, and every
+collective is written here. The group list of a rank says where its own experts end, so it is no slice of a list of all ranks.
 
 An empty row belongs to the last expert and is all zeros, and so is its gradient; it changes no sum. That costs products of a few
-per cent of the rows, and no value ever comes from memory that nobody wrote.
+per cent of the rows, and no value is ever read from uninitialised memory.
 
 Nothing here has run on a device: it was compiled for one, and its arithmetic was run with a stand-in for GroupedMatmul, which has
 no CPU kernel.
 
-Shape suffixes: T tokens of a rank, H hidden, of which a tensor rank has h = H/tensor columns on the way, F ffn of a tensor rank,
-P expert ranks, A active experts of a rank, W rows that its experts multiply.
+Shape suffixes: T tokens of a rank, H hidden, of which a tensor rank has h = H/tensor columns on the way, F ffn of a tensor rank, P
+expert ranks, A active experts of a rank, W rows that its experts multiply.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from pangu_sigma.rre.experts import ActivatedFFN, Experts
 
 
 def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: bool) -> Experts:
-    """The cells of the layout `dropless` of rre/capacity.py, in a graph of all ranks. hidden: H. cann: True to move rows by CANN's
-    operator, False by ours.
+    """Return the cells of the layout `dropless` of rre/capacity.py, in a graph of all ranks. hidden: H. cann: True to gather rows
+    with CANN's operator, False with ours.
 
-    `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W) and the offsets are `ends_A`, the row
-    after the last of each expert.
+    `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W) and the offsets are `ends_A`, the row after
+    the last of each expert.
     """
     travels = groups.size("expert") > 1
     there, back = (Uneven(groups, hidden) if travels else None for _ in range(2))
@@ -51,9 +50,9 @@ def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: 
 
 
 def on_one_rank(cell: nn.Cell, shape: Callable) -> ops.Morph:
-    """The operator that does on each rank what the cell does.
+    """Wrap a cell as a Morph: an operator of the graph of all ranks that runs the cell on each rank's slices.
 
-    shape: of its output, of all ranks together, from those of its inputs; its dtype is that of the first.
+    shape: from the inputs' shapes to the output's, each of all ranks together; the output's dtype is that of the first input.
     """
     return ops.Morph(cell.construct, shape, _dtype_of_first).add_prim_attr("self_define_shard", True)
 
@@ -75,7 +74,7 @@ def _dtype_of_first(first, *rest):
 
 
 class UnevenDispatch(nn.Cell):
-    """construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
+    """Dispatch: construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
 
     def __init__(self, travel: Uneven | None, cann: bool):
         """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
@@ -90,7 +89,7 @@ class UnevenDispatch(nn.Cell):
 
 
 class UnevenCombine(nn.Cell):
-    """construct(rows_WH, inverse, order, residual_TH) -> [T, H]; inverse and order as in `UnevenDispatch`."""
+    """Combine: construct(rows_WH, inverse, order, residual_TH) -> [T, H]; inverse and order as in `UnevenDispatch`."""
 
     def __init__(self, travel: Uneven | None, cann: bool):
         """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
@@ -106,7 +105,7 @@ class UnevenCombine(nn.Cell):
 
 
 class GroupedRowsFFN(nn.Cell):
-    """construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> [W, H], the output of each row's expert"""
+    """Expert FFN: construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> [W, H]; each row is the output of its expert."""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__()
@@ -118,7 +117,7 @@ class GroupedRowsFFN(nn.Cell):
 
 
 class LocalDispatch(nn.Cell):
-    """What `UnevenDispatch` does on one rank."""
+    """Dispatch on the slices of one rank, the inside of `UnevenDispatch`."""
 
     def __init__(self, travel: Uneven | None, cann: bool):
         super().__init__()
@@ -133,7 +132,7 @@ class LocalDispatch(nn.Cell):
 
 
 class LocalCombine(nn.Cell):
-    """What `UnevenCombine` does on one rank."""
+    """Combine on the slices of one rank, the inside of `UnevenCombine`."""
 
     def __init__(self, travel: Uneven | None, cann: bool):
         super().__init__()
@@ -148,7 +147,7 @@ class LocalCombine(nn.Cell):
 
 
 class LocalFFN(ActivatedFFN):
-    """What `GroupedRowsFFN` does on one rank, whose F is a part of the whole: the sum over the tensor group is the output."""
+    """Expert FFN on the slices of one rank, the inside of `GroupedRowsFFN`: it is summed over the tensor group, which divides F."""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__(activation)
@@ -165,20 +164,20 @@ class LocalFFN(ActivatedFFN):
         return out_WH if self.sum_of_parts is None else self.sum_of_parts(out_WH)
 
     def product(self, x, w, ends):
-        """The rows of each expert times its matrix."""
+        """Multiply the rows of each expert with its matrix."""
         return self.grouped([x], [w], None, None, None, None, None, ends)[0]
 
 
 def grouped_matmul() -> ops.Primitive:
-    """The operator: rows in, rows out, one group list for all (split_item=3), grouped along the rows (group_type=0)."""
+    """Return the GroupedMatmul operator: one tensor in and out (split_item=3), grouped along its rows (group_type=0)."""
     return GroupedMatmul(split_item=3, group_type=0)
 
 
 class Uneven(nn.Cell):
-    """The exchange of rows in the expert group, in parts that are as long as they are.
+    """All-to-all of rows in the expert group, with a different number of rows for each rank (AlltoAllV).
 
-    construct(rows, out_P, in_P) -> rows in the order of their senders; out_P rows go to each rank, in_P come from each. What is
-    behind the last row that goes out is not read. The gradient goes the way back.
+    construct(rows, out_P, in_P) -> rows in the order of their senders; out_P rows go to each rank, in_P come from each. Rows after
+    the last one sent are not read. The gradient goes the way back.
     """
 
     def __init__(self, groups: Groups, hidden: int):
@@ -194,7 +193,7 @@ class Uneven(nn.Cell):
         return self.exchange(dout, in_P, out_P), F.zeros_like(out_P), F.zeros_like(in_P)
 
     def exchange(self, rows, out_P, in_P):
-        """The rows that arrive, their number known to the runtime alone."""
+        """Exchange rows and return those that arrive; only the runtime knows their number."""
         hidden = F.shape(rows)[-1]
         sizes_out = self.to_host(F.cast(out_P, ms.int64), "CPU", True)
         sizes_in = self.to_host(F.cast(in_P, ms.int64), "CPU", True)
@@ -203,7 +202,7 @@ class Uneven(nn.Cell):
 
 
 def _expert_of_row(rows_WH, ends_A):
-    """1 where a row is one of an expert's, else 0, [W, A]: biases are added by a product, whose gradient is a product as well."""
+    """Return [W, A], 1 where a row is one of an expert's, else 0: biases are added by a product, and so are their gradients."""
     row_W1 = F.expand_dims(ops.arange(F.shape(rows_WH)[0]), 1)
     before_WA = F.cast(row_W1 < F.expand_dims(ends_A, 0), rows_WH.dtype)
     first = before_WA[:, :1]

@@ -1,15 +1,15 @@
-"""Tokens to their experts on other ranks and back in an Ascend graph, with a fixed number of rows for each expert: 910A.
+"""Compacted layout of an RRE layer in an Ascend graph (910A): dispatch and combine with a fixed number of rows for each expert.
 
 The exchange between ranks has two stages, because the ranks of a tensor group have the same rows: each sends its columns of the
 hidden axis between hosts, and the columns are put together inside the host. Neither is written here. The first is what MindSpore
-makes of two transposes whose cuts differ (sharding.py): one leaves the rows cut by sender, the next wants them cut by receiver.
-The second is what it makes of the operator after them, which wants the hidden axis whole.
+makes of two transposes whose cuts differ (sharding.py): one leaves the rows cut by sender, the next wants them cut by receiver. The
+second is what it makes of the operator after them, which wants the hidden axis whole.
 
-In between, on the columns of a rank, the rows of an expert are brought together: senders leave rows empty, each as many as it
-needs to be safe, and what all of them leave empty evens out. So fewer rows are put together, multiplied and kept.
+In between, on the columns of a rank, the rows of each expert are brought together. Senders pad, each for its own worst case, and
+the padding of all of them evens out; without it fewer rows are put together, multiplied and kept.
 
-Shape suffixes: G groups, P expert ranks (Ps of the sender, Pd of the receiver), D data replicas, A active experts of a rank,
-C capacity, H hidden; R = P·A·C rows that a rank sends, W rows that its experts multiply. All ranks together, as everywhere under
+Shape suffixes: G groups, P expert ranks (Ps of the sender, Pd of the receiver), D data replicas, A active experts of a rank, C
+capacity, H hidden; R = P·A·C rows that a rank sends, W rows that its experts multiply. All ranks together, as everywhere under
 auto-parallel.
 """
 
@@ -24,7 +24,7 @@ from pangu_sigma.rre.experts import Experts, PaddedFFN
 
 
 def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activation) -> Experts:
-    """The cells of the layout `compacted` of rre/capacity.py, in a graph of all ranks.
+    """Return the cells of the layout `compacted` of rre/capacity.py, in a graph of all ranks.
 
     entries: number A of active experts of a rank. For the cells `order` is (order_R, arrive_W) and `inverse` is (inverse_T,
     leave_R) of an `ExchangePlan`.
@@ -33,11 +33,11 @@ def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activa
 
 
 class Columns(Gather):
-    """Rows of which a rank has some columns; the operator moves them as they are."""
+    """Gather of rows of which a rank has some columns; a class of its own, because its strategy differs from that of `Gather`."""
 
 
 class CompactedDispatch(nn.Cell):
-    """construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> [G·P·A, D·W/A, H]"""
+    """Dispatch: construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> [G·P·A, D·W/A, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -50,7 +50,7 @@ class CompactedDispatch(nn.Cell):
 
 
 class CompactedCombine(nn.Cell):
-    """construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]; inverse and order as in `CompactedDispatch`."""
+    """Combine: construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]; arguments as in `CompactedDispatch`."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -63,7 +63,7 @@ class CompactedCombine(nn.Cell):
 
 
 class ToExperts(nn.Cell):
-    """Way of rows to the ranks of their experts: construct(rows_RH, arrive_W, leave_R) -> [G·P·A, D·W/A, H]"""
+    """Sends rows to the ranks of their experts: construct(rows_RH, arrive_W, leave_R) -> [G·P·A, D·W/A, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -84,7 +84,7 @@ class ToExperts(nn.Cell):
 
 
 class ToTokens(nn.Cell):
-    """Way of rows back to the ranks of their tokens: construct(rows [G·P·A, D·W/A, H], leave_R, arrive_W) -> rows_RH"""
+    """Sends rows back to the ranks of their tokens: construct(rows [G·P·A, D·W/A, H], leave_R, arrive_W) -> rows_RH"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

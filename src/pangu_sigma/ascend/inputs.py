@@ -1,4 +1,4 @@
-"""Inputs of the Ascend step, with their shapes and their cuts over ranks, and its settings."""
+"""Inputs of the Ascend step, with their shapes and their strategies over ranks, and the step's settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pangu_sigma.parallel.layout import (
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
-    """The strategy of each input of the step: cut over the ranks of a stage by sequence, and plans by rank."""
+    """Return the strategy of each input of the step: batch arrays are cut by sequence over the ranks of a stage, plans by rank."""
     ranks = config.parallel.stage_ranks // config.parallel.tensor
     by_row, by_rank = (ranks, 1), (ranks,)
     batch = (by_row, by_row, by_row, by_rank, by_row, by_row)
@@ -26,7 +26,7 @@ def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
 
 
 def step_inputs(config: Config) -> tuple[Tensor, ...]:
-    """The inputs of one rank, all zeros, in their shapes: the step is compiled with them before there are data."""
+    """Return inputs of one rank as zeros in the right shapes, with which the step is compiled before there are data."""
     parallel, model, passes = config.parallel, config.model, config.train.accumulation
     sequences = passes * config.train.batch_size // (parallel.stage_ranks // parallel.tensor)
     blocks = passes * config.data.domains_per_step // parallel.groups
@@ -41,7 +41,7 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
 
 
 def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
-    """The inputs of the step, from a rank's share of a batch in the all-to-all layout: its micro-batches, one behind the other."""
+    """Return the step's inputs for a rank's share of a batch in an all-to-all layout, its micro-batches concatenated."""
     a, layers = batch.arrays(), range(config.model.rre_layers)  # a batch for a dense model has plans of zeros
     arrays = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.labels_GBS, a.weights_GBS)
     plans = [np.stack([getattr(plan, name) for plan in batch.plan.plans]) for name in plan_arrays(config) if layers]
@@ -51,8 +51,8 @@ def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
 
 
 def plan_arrays(config: Config) -> dict[str, int]:
-    """The fields of an `ExchangePlan` that the graph takes of each RRE layer, with their lengths for a rank: what dispatch
-    gathers by, what combine gathers by, and in the dropless layout where rows of experts end."""
+    """Return the fields of an `ExchangePlan` that the graph takes for each RRE layer, with their lengths on a rank: the indices of
+    dispatch, those of combine, and in the dropless layout the ends of the experts' rows."""
     peers, tokens = config.parallel.expert, tokens_of_rank(config)
     sent, multiplied = exchanged_rows(config), multiplied_rows(config)
     if dispatch_layout(config, ascend=True) == "compacted":
@@ -62,7 +62,7 @@ def plan_arrays(config: Config) -> dict[str, int]:
 
 
 class StepSettings(nn.Cell):
-    """Settings that change from step to step and are no input of the network: learning rate, and experts that the rank uses.
+    """Values that change from step to step and are no input of the network: learning rate, and the active experts of the rank.
 
     They are parameters and not inputs, because auto-parallel wants every input of the step to be one of the network.
     """
@@ -77,7 +77,7 @@ class StepSettings(nn.Cell):
         self.used = _host_table("used", len(layers), entries + 1)
 
     def write(self, rate: float, batch: Batch, learns: float) -> None:
-        """Set all of them for the next step, which takes `batch`. learns: 1.0, or 0.0 to update nothing."""
+        """Set all values for the next step, which takes `batch`. learns: 1.0, or 0.0 to update nothing."""
         arrays = batch.arrays()
         self.rate.set_data(Tensor(rate, ms.float32))
         self.learns.set_data(Tensor(learns, ms.float32))
@@ -87,6 +87,6 @@ class StepSettings(nn.Cell):
 
 
 def _host_table(name: str, layers: int, entries: int) -> ParameterTuple:
-    """An int32 table [entries] for each layer, which only host operators read."""
+    """Return an int32 parameter [entries] for each layer, which only host operators read."""
     zeros = np.zeros(entries, np.int32)
     return ParameterTuple([Parameter(Tensor(zeros), f"{name}.{i}", requires_grad=False) for i in range(layers)])

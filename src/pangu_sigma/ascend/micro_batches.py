@@ -1,11 +1,11 @@
-"""The micro-batches of an update, one behind the other in the inputs of a rank.
+"""Gradient accumulation over the micro-batches of an update, which are concatenated in the inputs of a rank.
 
-Without stages their gradients are added on the rank that computes them. With stages MindSpore cuts the network between cells of
-different stages, sends hidden states forward and gradients back, and orders the passes so that a stage alternates between the two
-(1F1B).
+Without stages their gradients are added on the rank that computes them. With pipeline stages MindSpore cuts the network between
+cells of different stages, sends hidden states forward and gradients back, and orders the passes so that a stage alternates between
+the two (1F1B).
 
-What MindSpore asks for, in both cases: StridedSlice cuts the inputs, operators that carry a mark add the results, and every weight
-has a parameter `accu_grads.<its name>` that is zero before the step (`accumulators`).
+MindSpore requires the following in both cases: StridedSlice cuts the inputs, operators with a mark add the results, and every
+weight has a parameter `accu_grads.<its name>` that is zero before the step (`accumulators`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class MicroBatches(nn.Cell):
 
 
 class Passes(nn.Cell):
-    """Loss and gradients of all micro-batches.
+    """Loss and gradients of all micro-batches of an update.
 
     construct(scale, *inputs) -> (loss of each block times scale, gradients of the weights, gradients of the received weights)
     """
@@ -54,8 +54,7 @@ class Passes(nn.Cell):
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
         """network: the loss, with a parameter `scale` that it is multiplied with.
         weights: the weights that this rank keeps.
-        received: weights of another stage, which get their gradients from here.
-        """
+        received: weights of another stage whose gradients this rank computes."""
         super().__init__(auto_prefix=False)  # names of accumulators follow those of weights
         self.network = network
         self.own, passes = len(weights), config.train.accumulation
@@ -72,7 +71,7 @@ class Passes(nn.Cell):
         return scaled_M, grads[: self.own], grads[self.own :]
 
     def clear(self, after):
-        """Set the accumulators to zero, which they must be before the next step, once `after` has been computed."""
+        """Reset the accumulators to zero, as the next step needs them, once `after` has been computed."""
         return after if self.accumulators is None else self.map(ops.partial(_clear, after), self.accumulators)
 
 
@@ -81,7 +80,7 @@ def _clear(after, total):
 
 
 def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Primitive]:
-    """Operators that cut inputs of one axis, and of two. Every rank cuts its own rows; unmarked, MindSpore would gather all."""
+    """Return the operators that cut inputs of one axis and of two on each rank by itself; unmarked, MindSpore would gather all."""
     takers, made = parallel.stage_ranks // parallel.tensor, []
     for strategy in ((takers,), (takers, 1)):
         cut = ops.StridedSlice()
@@ -96,7 +95,7 @@ def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Pr
 
 
 def accumulators(weights: ParameterTuple) -> ParameterTuple:
-    """Parameters that add up the gradients of each weight, in its dtype. MindSpore finds them by name: names must be final."""
+    """Create a gradient accumulator for each weight, in its dtype. MindSpore finds them by name: names must be final."""
     sums = weights.clone("accu_grads", "zeros")
     for total in sums:
         total.requires_grad = False

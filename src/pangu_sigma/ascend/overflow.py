@@ -1,7 +1,7 @@
-"""The verdict on the gradients of all ranks: their norm, and a number that says if any of them overflowed.
+"""Global gradient norm over all ranks, and detection of overflow in any of their gradients.
 
-Ascend 910B and later give infinity for what is too large, which the norm shows. Ascend 910A saturates: it gives the largest number
-and raises a flag. A norm that is finite says nothing there, so the step asks for the flag.
+Ascend 910B and later give infinity for numbers that are too large, which the norm shows. Ascend 910A saturates: it gives the
+largest number and raises a flag. A finite norm says nothing there, so the step reads the flag.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ INFINITY = ("ascend910b", "ascend910_93", "ascend950")
 
 
 def saturates(chip: Chip) -> bool:
-    """True if the device in use hides overflow. chip: the configured one, which counts where MindSpore names none, as when it only
-    compiles."""
+    """Return True if the device saturates on overflow instead of giving infinity. chip: the configured one, which counts if
+    MindSpore names none, as when it only compiles."""
     if ms.get_context("device_target") != "Ascend":
         return False
     named = MSContext.get_instance().get_ascend_soc_version()
@@ -33,10 +33,9 @@ def saturates(chip: Chip) -> bool:
 
 
 class OverflowFlag(nn.Cell):
-    """Reader of the flag of the chip.
+    """Reads and clears the overflow flag of the chip.
 
-    construct(after) -> float32 (), above 0 if any operator before `after` overflowed on this rank since the last call
-    The flag is cleared as it is read, so that what comes next starts without.
+    construct(after) -> float32 (), above 0 if any operator before `after` overflowed on this rank since the last call.
     """
 
     def __init__(self):
@@ -52,14 +51,14 @@ class OverflowFlag(nn.Cell):
 
 
 class Verdict(nn.Cell):
-    """The norm of all ranks' gradients, and the verdict on them.
+    """Gradient norm over all ranks, and whether the gradients are finite.
 
     construct(grads, scale, sent_back) -> (norm without the loss scale, 1.0 if no gradient overflowed on any rank, else 0.0)
-        sent_back: gradients that go to another stage, of which only the overflow counts here.
+        sent_back: gradients that go to another stage; here only their overflow counts.
     """
 
     def __init__(self, weights: list[Parameter], parallel: ParallelConfig):
-        """weights: the weights whose gradients it gets, as `sharding.cut` has marked them."""
+        """weights: the weights of the gradients, marked by `sharding.cut`."""
         super().__init__(auto_prefix=False)
         # a gradient that several ranks hold counts once
         self.norm_weights = tuple(1.0 / weight.replicas for weight in weights)
@@ -78,7 +77,7 @@ class Verdict(nn.Cell):
         return norm, finite
 
     def all_ranks(self, value):
-        """Sum of a value over the ranks of the run."""
+        """Return the sum of a value over the ranks of the run."""
         return value if self.all_reduce is None else self.all_reduce(value)
 
 

@@ -1,4 +1,4 @@
-"""Parts of saved arrays that an Ascend rank holds, and the rank that writes each. This is arithmetic; no device is needed."""
+"""Parts of checkpointed arrays that an Ascend rank holds, and the rank that writes each. Arithmetic only, without a device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPLIT_BY_FFN = ("w1", "b1", "w2")
 def located(
     shards: Shards, store: ExpertStore, parallel: ParallelConfig, rank: int
 ) -> Iterator[tuple[str, str, Parameter, Part]]:
-    """Every parameter of a checkpoint with the part of the whole that this rank holds."""
+    """Yield (shard, name, parameter, part) for every parameter of a checkpoint. part: the slice of the whole that this rank has."""
     assert isinstance(store, HostStore)
     for shard, parameters in shards.items():
         for name, parameter in parameters.items():
@@ -35,12 +35,12 @@ def located(
 
 
 def dense_of(shards: Shards, name: str) -> Parameter | None:
-    """The dense parameter that has this name, or whose moment or variance has; None for the step count, the loss scale, experts."""
+    """Return the dense parameter of this name or of this moment or variance; None for step count, loss scale and experts."""
     return shards[WEIGHTS].get(name.removesuffix(".moment").removesuffix(".variance"))
 
 
 def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Part:
-    """The part of a parameter that `sharding.cut` has marked, or of its moments, that a rank holds."""
+    """Return the part of a dense parameter, or of its moments, that a rank holds; `sharding.cut` has marked the parameter."""
     rank %= parallel.stage_ranks
     whole, held = parameter.whole_shape, list(parameter.slice_shape)
     offset = [rank % parallel.tensor * size if size < full else 0 for size, full in zip(held, whole, strict=True)]
@@ -54,7 +54,7 @@ def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Par
 def expert_part(
     shape: tuple[int, ...], held: np.ndarray, experts: int, name: str, parallel: ParallelConfig, rank: int
 ) -> Part:
-    """The part of an array of the store that a rank holds: rows of its experts, and its columns of the FFN."""
+    """Return the part of an array of the expert store that a rank holds: its experts' rows, and its columns of the FFN."""
     columns = parallel.tensor if name.split(".")[0] in SPLIT_BY_FFN else 1
     rest = (shape[1] * columns, *shape[2:]) if len(shape) > 1 else ()
     rows = Part.of_rows((experts, *rest), held).rows
@@ -63,7 +63,7 @@ def expert_part(
 
 
 def writes(parameter: Parameter | None, shard: str, name: str, parallel: ParallelConfig, rank: int) -> bool:
-    """True if this rank is the first of those that hold the same array. parameter: the dense one that it belongs to, if any."""
+    """Return True if this rank is the first that holds this part. parameter: the dense one, or None as in `dense_of`."""
     at, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in SPLIT_BY_FFN
     if shard.startswith(EXPERTS):
         return at.data == 0 and (columns or at.tensor == 0)

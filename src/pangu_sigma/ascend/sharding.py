@@ -1,6 +1,6 @@
-"""Strategies of the network's operators on many Ascend ranks: tables of them, and their application to a built network.
+"""Parallel strategies of the network's operators on many Ascend ranks: tables of them, and their application to a built network.
 
-A strategy says into how many slices each axis of each input is cut, and of the output, if the operator is ours; MindSpore puts the
+A strategy gives the number of slices along each axis of each input, and of the output, if the operator is ours; MindSpore puts the
 collectives between operators whose strategies differ, and cuts the parameters. Symbols stand for the numbers:
 
     D  ranks that see different tokens (groups · expert · data)        T  tensor ranks; both of one stage
@@ -10,8 +10,8 @@ collectives between operators whose strategies differ, and cuts the parameters. 
 Tensor parallelism is PanGu-α's: Q, K, V and FFN-up by columns, attention output and FFN-down by rows, so two AllReduces a layer.
 Rows of logits are divided over the tensor ranks as well: no vocabulary is cut, and the softmax stays inside a rank.
 
-Every operator of a cell in the table must have a strategy, and every cell with operators must be in it: a network that has grown
-an operator is an error here, before MindSpore would guess.
+Every operator of a cell in the table must have a strategy, and every cell with operators must be in it: an operator that is new in
+the network is an error here, before MindSpore would guess.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ Strategy = tuple[tuple[str | int, ...], ...]
 
 BY_COLUMNS: dict[str, Strategy] = {"matmul": (("D", 1), (1, "T")), "add": (("D", "T"), ("T",))}
 BY_ROWS: dict[str, Strategy] = {"matmul": (("D", "T"), ("T", 1)), "add": (("D", 1), (1,))}
-"""Strategies of a `Linear` whose output, or whose input, is cut."""
+"""Strategies of a `Linear` that is cut by columns (its output), or by rows (its input)."""
 
 
 def _erf(*axes: str) -> dict[str, Strategy]:
-    """Strategies of what an `ActivatedFFN` has beside `activate` when it is of erf."""
+    """Return the strategies of the operators that an `ActivatedFFN` with erf has beside `activate`."""
     return {"scale": (axes, ()), "halve": (axes, ()), "gate": (axes, axes)}
 
 
@@ -153,17 +153,17 @@ PARAMETERS: dict[type[nn.Cell], dict[str, tuple[str, int]]] = {
         "query_positions": ("ask.lookup", 0),
     },
 }
-"""The operator, and the number of its input, that decides how a parameter is cut."""
+"""For each parameter, the operator that reads it and the number of that input: its strategy is how the parameter is cut."""
 
 
 EXPERT_TENSORS = {"w1": ("up", 1), "b1": ("add_up", 1), "w2": ("down", 1), "b2": ("add_down", 1)}
-"""The operator and the number of its input for each tensor of active experts, which meets the operators of a `PaddedFFN`."""
+"""The same for each tensor of active experts: operator of a `PaddedFFN` and number of its input."""
 
 
 def apply_strategies(network: ActiveExperts, config: Config) -> None:
-    """Give every operator of the network and its loss its strategy, every parameter its cut, and every cell its stage.
+    """Set the strategy of every operator of the network and its loss, the cut of every parameter, and the stage of every cell.
 
-    Raises ConfigError for an operator or a parameter that has none here, naming its cell.
+    Raises ConfigError for an operator or a parameter without an entry in the tables, naming its cell.
     """
     parallel = config.parallel
     sizes = _sizes(parallel)
@@ -191,7 +191,7 @@ def apply_strategies(network: ActiveExperts, config: Config) -> None:
 
 
 def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
-    """The cells that run on the ranks of a stage.
+    """Return the cells that run on the ranks of a pipeline stage.
 
     Operators outside of these cells follow their inputs; the attention mask, which has none from another stage, is made on every
     stage. The cells are those inside layers and not layers: MindSpore 2.9 fails if a tensor that a stage receives goes into a cell
@@ -204,7 +204,7 @@ def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.C
 
 
 def parameters_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
-    """Dense parameters that the ranks of a stage keep and update, in the network's order."""
+    """Return the dense parameters that the ranks of a stage keep and update, in the network's order."""
     kept = [p for cell in cells_of_stage(network, config, stage) for p in cell.trainable_params()]
     kept += [network.embedding, network.positions] if stage == 0 else []
     kept += [network.query_positions] if stage == config.parallel.stages - 1 else []
@@ -213,22 +213,22 @@ def parameters_of_stage(network: PanGuSigma, config: Config, stage: int) -> list
 
 
 def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
-    """Parameters of another stage that a stage reads. The first stage keeps the word table; the last stage, whose head multiplies
-    with it, gets it in every step and sends its gradient back, to be added to that of the first."""
+    """Return the parameters of another stage that a stage reads. The first stage keeps the word table; the last stage, whose head
+    multiplies with it, receives it in every step and sends its gradient back, to be added to that of the first."""
     return [network.embedding] if 0 < stage == config.parallel.stages - 1 else []
 
 
 def _divides(parameter: Parameter, name: str, parallel: ParallelConfig) -> bool:
-    """True if optimizer parallelism may divide the parameter: a matrix, but not a word table that stages send. MindSpore would send
-    the rows that a rank keeps."""
+    """Return True if optimizer parallelism may divide the parameter: a matrix, but not a word table that stages send. MindSpore
+    would send the rows that a rank keeps."""
     return parameter.ndim == 2 and (name != "embedding" or parallel.stages == 1)
 
 
 def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
-    """Note on a parameter how it is cut, for the optimizer and for the plan.
+    """Record on a parameter how it is cut, for the optimizer and for the plan.
 
-    whole_shape: shape that all ranks hold together.
-    slice_shape: shape that one rank has for the network.
+    whole_shape: shape in the whole model.
+    slice_shape: shape of the slice that one rank computes with.
     divided_among: number of ranks that divide that slice among them, with its Adam state (ZeRO).
     replicas: number of ranks that hold the same rows of a slice.
     """
@@ -242,7 +242,7 @@ def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelCon
 
 
 def _sizes(parallel: ParallelConfig) -> dict[str | int, int]:
-    """The number that each symbol of a strategy stands for."""
+    """Return the number that each symbol of a strategy stands for."""
     return {
         "D": parallel.stage_ranks // parallel.tensor,
         "T": parallel.tensor,
@@ -262,7 +262,7 @@ def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
 
 
 def _axes(path: str, cell: nn.Cell, name: str) -> tuple[str | int, ...]:
-    """Strategy of the input at which an operator reads the parameter."""
+    """Return the strategy of the operator input that reads the parameter."""
     if name not in PARAMETERS.get(type(cell), {}):
         raise ConfigError(f"{path}: parameter {name} has no cut; add it to ascend/sharding.py")
     operator, index = PARAMETERS[type(cell)][name]
@@ -279,7 +279,7 @@ def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, i
 
 
 def _apply_layouts(operator: ops.Custom | ops.Morph, strategy: Strategy, sizes: dict[str | int, int]) -> None:
-    """Give an operator of ours the layouts of its inputs and, last, of its one output: it acts on what its own rank holds."""
+    """Set the layouts of the inputs and of the output of one of our operators, which computes with the slices of its own rank."""
     layout = DeviceLayout((sizes["E"], sizes["R"], sizes["T"]), ("E", "R", "T"))
     names = {"D": ("E", "R"), 1: "None"}
     *inputs, output = (layout(*(names.get(axis, axis) for axis in axes)) for axes in strategy)

@@ -1,6 +1,6 @@
-"""Limits of a configuration for the training step on Ascend (step.py). Pure Python: it refuses before MindSpore would.
+"""Checks that a configuration can train on Ascend (step.py). Pure Python, so that an error comes before MindSpore's.
 
-Each limit is an error that names the key, its value and the fix. config.py refuses earlier what does not divide among ranks.
+Each error names the key, its value and the fix. config.py checks earlier that sizes divide among ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pangu_sigma.parallel.layout import axes_text, dispatch_layout, tokens_of_ra
 
 
 def check_ascend(config: Config) -> None:
-    """Raise ConfigError for what the step does not do. Dropout, and experts on NPUs or in files, are planned all the same."""
+    """Raise ConfigError if the Ascend step does not support the configuration. `plan` still takes dropout and other tiers."""
     check_layout(config)
     if config.model.dropout > 0:
         raise ConfigError(
@@ -45,7 +45,7 @@ def check_ascend(config: Config) -> None:
 
 
 def check_machine() -> None:
-    """Raise ConfigError if this machine has no NPUs, or nothing that drives them."""
+    """Raise ConfigError if this machine has no NPUs, or no driver for them."""
     missing = None if "MS_SIMULATION_LEVEL" in os.environ else missing_for_ascend()
     if missing is not None:
         raise ConfigError(
@@ -55,7 +55,7 @@ def check_machine() -> None:
 
 
 def check_layout(config: Config) -> None:
-    """Raise ConfigError for a parallel section that MindSpore does not take."""
+    """Raise ConfigError if MindSpore does not support the numbers of ranks in the parallel section."""
     ranks, tensor = config.parallel.ranks, config.parallel.tensor
     if ranks not in (1, 2, 4) and ranks % 8:
         raise ConfigError(
