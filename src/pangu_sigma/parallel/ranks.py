@@ -101,8 +101,8 @@ def end_as_rank(command: Callable[[], int]) -> NoReturn:
     """
     try:
         status = command()
-    except SystemExit as asked:  # argparse, which has said why
-        status = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+    except SystemExit as leaving:  # argparse, which has said why
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:
         traceback.print_exc()
         status = 1

@@ -1,1 +1,1 @@
-"""The plan of a configuration: its needs on Ascend NPUs, counted in Python, and its step compiled by MindSpore without a device."""
+"""Planning: a configuration's memory, traffic and step time on NPUs, and its step compiled by MindSpore without a device."""

@@ -1,11 +1,11 @@
 """Stand-ins for the CANN libraries, so that MindSpore's Ascend plugin loads on a machine without CANN.
 
 With them `device_target="Ascend"` is accepted and `MS_SIMULATION_LEVEL=0` compiles a whole graph for any number of ranks:
-MindSpore's own passes place the collectives and slice the parameters. Nothing runs and no kernel exists: this checks a plan and
-never a number.
+MindSpore's own passes place the collectives and slice the parameters. Nothing runs and no kernel exists: this checks the layout of
+a step and no number that it computes.
 
-Three things a process that uses it must know: the check for HCCL's Python package has to be off (`GlobalComm.CHECK_ENVS`), it must
-leave through `os._exit`, because unloading the stub crashes, and the compiled graph is the last `*_validate_*.ir` it saved.
+A process that uses the stand-ins must turn off the check for HCCL's Python package (`GlobalComm.CHECK_ENVS`), and exit through
+`os._exit`, because unloading them crashes. The compiled graph is the last `*_validate_*.ir` that MindSpore saved.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _LIBRARIES = [
     "libacl_op_compiler",
     "libacl_tdt_channel",
 ]
-"""Libraries that the plugin asks the loader for."""
+"""Libraries that the plugin loads."""
 
 _LOOKED_UP = re.compile(r"(acl\w*|hal[A-Z]\w+|Hccl\w+|Hcom\w+)")
-"""Names that the plugin looks up with dlsym when it loads."""
+"""Symbols that the plugin looks up with dlsym when it loads."""
 
 _STATUS_FACTORY = """
 #include <cstdint>
@@ -66,7 +66,7 @@ _DEFINED_THERE = {"aclrtGetSocName", "_ZN2ge13StatusFactory8InstanceEv"}
 
 
 def ascend_environment(ranks: int, rank: int = 0, chip: Chip = "910a") -> dict[str, str]:
-    """Environment of a process that compiles for `ranks` Ascend ranks, as rank `rank`. The first call builds the stand-ins."""
+    """Return the environment for compiling `rank` of `ranks` Ascend ranks. The first call builds the stand-ins."""
     root = build_cann_stub()
     lib64 = root / "cann" / "lib64"
     paths = [lib64, MINDSPORE_LIB, MINDSPORE_LIB / "plugin", MINDSPORE_LIB / "plugin" / "ascend"]
@@ -130,7 +130,7 @@ def _plugin_libraries() -> list[str]:
 
 
 def _missing_symbols(libraries: list[str]) -> list[str]:
-    """Symbols that the plugin needs and that neither MindSpore, Python nor the system has."""
+    """Return the symbols that the plugin needs and that neither MindSpore, Python nor the system defines."""
     known: set[str] = set()
     system = Path("/lib/x86_64-linux-gnu").glob("lib*.so*")
     for library in [*MINDSPORE_LIB.glob("*.so*"), *MINDSPORE_LIB.parent.glob("*.so"), *system, *libraries]:
@@ -150,15 +150,15 @@ def _symbols(library: str, which: str) -> list[list[str]]:
 
 
 def _looked_up_names(libraries: list[str]) -> set[str]:
-    found: set[str] = set()
+    names: set[str] = set()
     for library in libraries:
         text = subprocess.run(["strings", "-n", "5", library], capture_output=True, text=True).stdout
-        found.update(word for word in text.splitlines() if _LOOKED_UP.fullmatch(word))
-    return found
+        names.update(word for word in text.splitlines() if _LOOKED_UP.fullmatch(word))
+    return names
 
 
 def _linked_source(names: list[str]) -> str:
-    """C source with one function for each symbol. A constructor zeroes its object: most classes of ge hold one shared pointer."""
+    """Return C source with a function per symbol. A constructor zeroes its object: most classes of ge hold one shared pointer."""
     listing = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout
     lines = ["#include <string.h>"]
     for name, plain in zip(names, listing.splitlines(), strict=True):

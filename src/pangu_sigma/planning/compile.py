@@ -1,4 +1,4 @@
-"""The training step of one rank, compiled for Ascend on a machine without an NPU, and a reader of the graph that MindSpore saves.
+"""Compile the training step of one rank for Ascend on a machine without an NPU, and read the graph that MindSpore saves.
 
 MindSpore's own front end is the judge: it infers every layout, places the collectives, cuts the parameters, and refuses what does
 not fit. Nothing runs, so this says nothing about speed, about kernels that the device might not have, or about memory that only the
@@ -36,12 +36,12 @@ COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "AlltoAllV", "ReduceScatter
 
 
 class PlanRefused(UserError, RuntimeError):
-    """The error of a plan that MindSpore does not compile; the message holds its reason."""
+    """A plan that MindSpore does not compile; the message holds its reason."""
 
 
 @dataclass(frozen=True)
 class CompiledCollective(CollectiveCalls):
-    """Equal calls as MindSpore placed them. The bytes of a call are those of its input or its output, whichever is larger."""
+    """Identical calls as MindSpore placed them. The bytes of a call are those of its input or its output, whichever is larger."""
 
     ranks: list[int] = field(compare=False)
     """The first ranks of the group; for a Send or a Receive, the other rank."""
@@ -49,9 +49,9 @@ class CompiledCollective(CollectiveCalls):
 
 @dataclass(frozen=True)
 class PlacedParameter:
-    """The slice of a parameter that one rank holds.
+    """Slice of a parameter that one rank holds.
 
-    device: the host if only operators that are pinned to it touch the parameter, else the NPU.
+    device: the host if only operators that are pinned to it use the parameter, else the NPU.
     """
 
     name: str
@@ -62,27 +62,27 @@ class PlacedParameter:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The step of one rank as MindSpore compiled it."""
+    """Training step of one rank as MindSpore compiled it."""
 
     rank: int
     seconds: float
     peak_gib: float
-    """Most memory, in GiB, that the compiling process had."""
+    """Peak memory of the compiling process in GiB."""
     collectives: list[CompiledCollective]
     parameters: list[PlacedParameter]
     host_operators: dict[str, int]
     """Number of operators that are pinned to the host, by name."""
     additions: dict[str, int]
-    """Number of times that the step adds a gradient to the accumulator of a weight, by the name of the weight."""
+    """Number of times that the step adds a gradient to the accumulator of a weight, by the weight's name."""
     operators: dict[str, int]
     """Number of operators of the whole step, by name."""
 
 
 def compile_step(config: Config, rank: int = 0) -> Compiled:
-    """Compile the step of `rank` under `config.parallel`.
+    """Compile the training step of `rank` under `config.parallel`.
 
-    Raises ConfigError for what the step does not do, and PlanRefused with MindSpore's reason. The largest plans take minutes and
-    gigabytes; a progress bar counts the seconds.
+    Raises ConfigError if the Ascend step does not support the configuration, and PlanRefused with MindSpore's reason. The largest
+    plans take minutes and gigabytes; a progress bar counts the seconds.
     """
     check_ascend(config)
     with tempfile.TemporaryDirectory(prefix="pangu_sigma_plan_") as folder:
@@ -103,7 +103,7 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
 
 
 def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
-    """Collectives, parameters and host operators of a saved graph."""
+    """Read the collectives, parameters and operators of a saved graph; the result holds most fields of `Compiled`."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     hosted, additions, operators = Counter[str](), Counter[str](), Counter[str]()
     shapes: dict[str, tuple[list[int], str]] = {}
@@ -146,15 +146,15 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
 
 
 def _parameter(line: str) -> tuple[str, str, list[int]]:
-    """Name, dtype and shape from a line such as `%para13_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=…>`."""
-    found = re.match(r"%para\d+_(\S+): <(?:Ref\[)?Tensor\[(\w+)\]\]?, \(([^)]*)\)", line)
-    if found is None:
+    """Parse name, dtype and shape of a line such as `%para13_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=…>`."""
+    match = re.match(r"%para\d+_(\S+): <(?:Ref\[)?Tensor\[(\w+)\]\]?, \(([^)]*)\)", line)
+    if match is None:
         raise PlanRefused(f"the saved graph has a parameter that cannot be read: {line.strip()[:200]}")
-    return _plain_name(found[1]), found[2].lower(), [int(size) for size in found[3].split(",") if size.strip()]
+    return _plain_name(match[1]), match[2].lower(), [int(size) for size in match[3].split(",") if size.strip()]
 
 
 def _plain_name(name: str) -> str:
-    """The name that a parameter has in `parameters.py`. MindSpore puts its cells before it, and the purpose of a clone."""
+    """Return a parameter's name as in `parameters.py`. MindSpore puts its cells before it, and the purpose of a clone."""
     kind = re.match(r"(moment|variance|accu_grads)\.", name)
     plain = re.sub(r"^(moment\.|variance\.|accu_grads\.)?(loss\.network\.)?", "", name)
     return f"{plain}.{kind[1].replace('accu_grads', 'accumulated')}" if kind else plain
@@ -175,11 +175,11 @@ _PHASE_OF_NAME = (
     ("forward_op", "forward"),
     ("redistribution", "forward"),
 )
-"""The words in the names that MindSpore gives its collectives, and the phase of the step that each stands for."""
+"""Prefixes of the names that MindSpore gives its collectives, and the phase of the step for each."""
 
 
 def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
-    """Operator, phase, size of the group, its first ranks, bytes."""
+    """Return operator, phase, size of the group, its first ranks, and bytes."""
     taken, given = map(_nbytes_of, types.split("->"))
     if op in ("Send", "Receive"):
         other = re.search(rf"{'dest' if op == 'Send' else 'src'}_rank: I64\((\d+)\)", line)
@@ -197,13 +197,13 @@ def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
 
 
 def _phase(op: str, line: str) -> str:
-    """The phase of the step that a collective belongs to, other than a Send or a Receive."""
+    """Return the phase of the step that a collective belongs to; not for a Send or a Receive."""
     if "duplicated: Bool(1)" in line:
         return "recompute"
     if op == "AlltoAllV":  # written by hand, as is its gradient, which alone has no node of the forward pass
         return "forward" if "forward_comm_node_unique_id" in line else "backward"
-    found, differentiated = re.search(r"instance name: (\w+)", line), "forward_node_name" in line
-    name = found[1] if found else ""
+    match, differentiated = re.search(r"instance name: (\w+)", line), "forward_node_name" in line
+    name = match[1] if match else ""
     phase = next((p for start, p in _PHASE_OF_NAME if name.startswith(start)), "norm")
     if op == "AllReduce" and phase != "gradient":
         # alike ones of ascend/dropless.py, of the layouts and of the norm get each other's names
@@ -235,7 +235,7 @@ def _nbytes_of(types: str) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes], what: str) -> None:
-    """Wait for the process with a progress bar. An interrupt ends the process, too."""
+    """Wait for the process with a progress bar. An interrupt also ends the process."""
     try:
         with tqdm(desc=what, unit="s", bar_format="{desc}: {elapsed}", leave=False) as bar:
             while process.poll() is None:
@@ -248,9 +248,9 @@ def _wait(process: subprocess.Popen[bytes], what: str) -> None:
 
 
 def _reason(log: str) -> str:
-    """MindSpore's own words without its call stacks: the first message of its parallel passes, else the exception."""
-    said = re.findall(r"\[ERROR\] PARALLEL\(.*?\] (?:\w+\] )?(.*)", log)
-    lines = [line.strip() for line in said if line.strip()]
+    """Return MindSpore's messages without call stacks: the first of its parallel passes, else the exception."""
+    messages = re.findall(r"\[ERROR\] PARALLEL\(.*?\] (?:\w+\] )?(.*)", log)
+    lines = [line.strip() for line in messages if line.strip()]
     failed = re.search(r"^failed: (.*)", log, re.MULTILINE)
     if failed:
         lines.append(failed[1])
@@ -258,7 +258,7 @@ def _reason(log: str) -> str:
 
 
 def main() -> None:
-    """Compile the step of the rank, write `result.json`, and leave at once: unloading the stand-ins would crash."""
+    """Compile the step of the rank, write `result.json`, and exit at once: unloading the stand-ins would crash."""
     end_with_parent()
     started = time.perf_counter()
     config = load_config(sys.argv[1])

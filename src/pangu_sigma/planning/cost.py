@@ -1,13 +1,13 @@
-"""The time of a step, as a sum of a few quotients. Pure Python.
+"""Estimate of the time of a step, as a sum of a few quotients. Pure Python.
 
     compute         matrix multiplications ÷ (the chip's rate in the compute dtype · MATMUL_EFFICIENCY); the rest of the graph is in
                     the efficiency
-    HCCS, network   bytes ÷ bandwidth, nothing hidden behind computing; and MESSAGE_SECONDS for each message of an AlltoAll to
+    HCCS, network   bytes ÷ bandwidth, without overlap with computing; and MESSAGE_SECONDS for each message of an AlltoAll to
                     another host: a rank sends one to every other rank of its group, one by one (HCCL's pairwise algorithm)
-    NPU update      what Adam reads and writes ÷ the bandwidth of the NPU's memory
-    host            active experts over PCIe before the step, their gradients after it, then Adam ÷ HOST_UPDATE_BANDWIDTH; nothing
-                    hidden either: the Ascend step fetches its own experts first, whatever ecss.prefetch says
-    bubble          with p stages and g micro-batches, (p - 1) ÷ g of what the slowest stage does for all of them (1F1B)
+    NPU update      bytes that Adam reads and writes ÷ the bandwidth of the NPU's memory
+    host            active experts over PCIe before the step, their gradients after it, then Adam ÷ HOST_UPDATE_BANDWIDTH; without
+                    overlap either: the Ascend step fetches its own experts first, whatever ecss.prefetch says
+    bubble          with p stages and g micro-batches, (p - 1) ÷ g of the slowest stage's time for all of them (1F1B)
 
 Rates and bandwidths are the chip's (`chips.py`). Three constants are fitted, all of them to 910A, to four figures:
 
@@ -15,16 +15,16 @@ Rates and bandwidths are the chip's (`chips.py`). Three constants are fitted, al
   when all experts are moved and updated in every step. These two are reproduced by construction, and say nothing for the model; how
   much of 6.3 is Adam, PCIe or software cannot be told from them.
 * AlltoAll takes 18.10 % of the time on 128 Ascend 910A and 28.74 % on 256 (LocMoE, arXiv 2401.13920, which trains a PanGu-Σ of
-  16 experts a layer). One constant has to give both, and gives 17.5 % and 29.1 %. What was taken from there: 32 sequences a step on
+  16 experts a layer). One constant has to give both, and gives 17.5 % and 29.1 %. Taken from there: 32 sequences a step on
   128 NPUs and as many on each 128 of 256, 16 expert ranks, 8 tensor ranks; and that on 32 hosts every second one has no expert, so
-  that 32 ranks exchange rows and 31 messages leave each, instead of 15. What is our assumption: 1,024 tokens a sequence,
-  MindSpore's capacity of 1.1, recompute, experts on the NPUs, rows divided among tensor ranks, nothing hidden. Without recompute,
+  that 32 ranks exchange rows and 31 messages leave each, instead of 15. Our assumptions: 1,024 tokens a sequence,
+  MindSpore's capacity of 1.1, recompute, experts on the NPUs, rows divided among tensor ranks, no overlap. Without recompute,
   or with a capacity of 2, the constant would be 14 % or 4 % larger. If only 16 ranks exchanged rows on 256 NPUs too, no constant
   would do: the share would be 17 % there. ETR (arXiv 2406.00023) shows shares of communication on 910B3 in a picture, without
   numbers.
 
 A surplus that grew with bytes and not with messages would fit the two shares as well, but needs 25 times the bytes, and leaves less
-than no time to compute in the paper's step. So it is put down to messages: HCCL itself counts 60 µs of latency for each (hcomm,
+than no time to compute in the paper's step. So it is attributed to messages: HCCL itself counts 60 µs of latency for each (hcomm,
 coll_alg_operator.cc), and the rest is the wait for the slowest rank and contention of hosts for switches, which two shares cannot
 tell apart.
 
@@ -51,25 +51,25 @@ from pangu_sigma.planning.machine import chip_of
 from pangu_sigma.planning.traffic import EXCHANGES, collectives, pcie_bytes, ranks_here, sent_bytes
 
 MATMUL_EFFICIENCY = 0.457
-"""The fraction of the chip's rate that matrix multiplications reach. Fitted to the paper's step with ECSS."""
+"""Fraction of the chip's peak rate that matrix multiplications reach. Fitted to the paper's step with ECSS."""
 
 MESSAGE_SECONDS = 4.0e-4
-"""Seconds that a message of an AlltoAll to another host takes on top of its bytes. Fitted to LocMoE's shares; see above."""
+"""Seconds for a message of an AlltoAll to another host, in addition to its bytes. Fitted to LocMoE's shares; see above."""
 
 HOST_UPDATE_BANDWIDTH = 10.0e9
-"""Bytes per second that the Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it holds
-everything that grew with the experts there. It is low: see MEASURED_UPDATE_BANDWIDTH."""
+"""Bytes per second that the Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it includes
+every cost that grew with the experts there. It is low: see MEASURED_UPDATE_BANDWIDTH."""
 
 MEASURED_UPDATE_BANDWIDTH = 36.0e9
-"""Bytes per second that the Adam of this repository reads and writes on two cores of a CPU: `bench adam` printed 39.36 ms for 50 M
+"""Bytes per second that this repository's Adam reads and writes on two cores of a CPU: `bench adam` printed 39.36 ms for 50 M
 parameters of 28 bytes (`kernel` in bench/README.md). Nothing was measured on a host of NPUs."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one update of all parameters on the ranks of a stage, item by item; the step is their sum.
+    """Seconds of one update on the ranks of a stage, item by item; `step` is their sum.
 
-    bubble: the wait for other stages. all_to_all: seconds of hccs and network that the exchange of rows takes.
+    bubble: the wait for other stages. all_to_all: the seconds of hccs and network that belong to the exchange of rows.
     """
 
     compute: float
@@ -89,36 +89,36 @@ class StepTime:
 
     @property
     def host(self) -> float:
-        """Seconds that experts on the host add: their way to the NPU, the way of their gradients back, and Adam."""
+        """Seconds for experts on the host: their copy to the NPU, the copy of their gradients back, and Adam."""
         return self.fetch + self.gradients_back + self.host_update
 
 
 def step_time(config: Config) -> StepTime:
-    """The time of the slowest stage, with ECSS as configured: only active experts move and are updated."""
+    """Return the time of the slowest stage, with ECSS as configured: only active experts are moved and updated."""
     return _slowest(config)
 
 
 def step_time_measured_adam(config: Config) -> StepTime:
-    """`step_time` if Adam on a host moves as many bytes per second as this project measured, MEASURED_UPDATE_BANDWIDTH."""
+    """Return `step_time` for an Adam on the host that reaches MEASURED_UPDATE_BANDWIDTH, as measured on our CPU."""
     return _slowest(config, update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
 
 
 def step_time_all_experts(config: Config) -> StepTime:
-    """The time of the step that the paper beats 6.3 times: all experts are on the host, moved and updated in every step."""
+    """Return the time of the paper's baseline (6.3 times the step's): all experts, on the host, are moved and updated."""
     active = config.data.domains_per_step * config.model.experts_per_domain
     return _slowest(config, experts_moved=config.experts / active)
 
 
 def tokens_per_second(config: Config, time: StepTime) -> float:
-    """Number of tokens of one update, on all ranks, over the seconds of a step."""
+    """Return the tokens of one update on all ranks, divided by the seconds of a step."""
     return config.train.accumulation * config.train.batch_size * config.model.seq_length / time.step
 
 
 def flops(config: Config, stage: int = 0) -> float:
-    """Floating-point operations of a rank's matrix multiplications in a step; a multiplication with addition counts two.
+    """Return the floating-point operations of a rank's matrix multiplications in a step; a multiply-add counts two.
 
-    The backward pass takes twice as many as the forward pass, and recompute repeats the forward pass of the layers. Rows of
-    experts count with the empty ones, which are multiplied, too.
+    The backward pass takes twice as many as the forward pass, and recompute repeats the forward pass of the layers. Experts' rows
+    include padding, which is multiplied too.
     """
     m, t = config.model, config.parallel.tensor
     tokens, layers, routed = (
@@ -135,7 +135,7 @@ def flops(config: Config, stage: int = 0) -> float:
 
 
 def host_update_bytes(config: Config, stage: int = 0) -> int:
-    """Bytes that Adam reads and writes on the host for the active experts of one rank: weights, moments, gradients."""
+    """Return the bytes that Adam reads and writes on the host for the active experts of one rank: weights, moments, gradients."""
     if not config.ecss.enabled:
         return 0
     element = 2 * 4 + 4 * ITEM_SIZE[config.ecss.moments] + ITEM_SIZE[config.train.compute_dtype]
@@ -143,14 +143,14 @@ def host_update_bytes(config: Config, stage: int = 0) -> int:
 
 
 def _slowest(config: Config, experts_moved: float = 1.0, update_bandwidth: float | None = None) -> StepTime:
-    """The time of the slowest stage. experts_moved: number of experts that are moved and updated, over that of the active ones.
+    """Return the time of the slowest stage. experts_moved: number of experts moved and updated, divided by that of active experts.
     update_bandwidth: bytes per second of Adam on a host; None: HOST_UPDATE_BANDWIDTH."""
     p = config.parallel.stages
     sent = [_sent(config, stage) for stage in range(p)]
-    passes = (_compute(config, s) + sum(c.seconds for c in found if c.in_passes) for s, found in enumerate(sent))
+    passes = (_compute(config, s) + sum(c.seconds for c in calls if c.in_passes) for s, calls in enumerate(sent))
     bubble = (p - 1) / config.train.accumulation * max(passes)
     update = experts_moved / (update_bandwidth or HOST_UPDATE_BANDWIDTH)
-    times = (_stage_time(config, s, found, experts_moved, update, bubble) for s, found in enumerate(sent))
+    times = (_stage_time(config, s, calls, experts_moved, update, bubble) for s, calls in enumerate(sent))
     return max(times, key=lambda time: time.step)
 
 
@@ -169,19 +169,19 @@ class _Sent:
 
 
 def _sent(config: Config, stage: int) -> list[_Sent]:
-    chip, found = chip_of(config), []
+    chip, times = chip_of(config), []
     for c in collectives(config, stage):
         hccs, network = sent_bytes(config, c, stage)
         in_passes = c.phase in ("forward", "backward", "recompute")
         messages = c.count * (c.group_size - ranks_here(config, c.axes)) if c.op in EXCHANGES else 0
-        found.append(_Sent(c.op, in_passes, hccs / chip.hccs, network / chip.network + messages * MESSAGE_SECONDS))
-    return found
+        times.append(_Sent(c.op, in_passes, hccs / chip.hccs, network / chip.network + messages * MESSAGE_SECONDS))
+    return times
 
 
 def _stage_time(
     config: Config, stage: int, sent: list[_Sent], experts_moved: float, update: float, bubble: float
 ) -> StepTime:
-    """update: seconds that Adam on the host takes for a byte of an active expert."""
+    """update: seconds of Adam on the host for a byte of an active expert."""
     chip, (there, back) = chip_of(config), pcie_bytes(config, stage)
     host = stage * config.parallel.stage_ranks // chip.per_host
     ranks = Counter(stages_of_host(config.parallel, host, chip.per_host))
@@ -204,7 +204,7 @@ def _compute(config: Config, stage: int) -> float:
 
 
 def _npu_update_bytes(config: Config, stage: int) -> int:
-    """Bytes that Adam moves on the NPU: it reads and writes weights and moments, and reads float32 gradients."""
+    """Return the bytes that Adam moves on the NPU: it reads and writes weights and moments, and reads float32 gradients."""
     kept = [array for array in all_arrays(config, stage, alike=True) if array.device == NPU]
     weights = sum(array.count * array.nbytes for array in kept if array.kind == "weight")
     return weights + 2 * sum(array.count * array.nbytes for array in kept)

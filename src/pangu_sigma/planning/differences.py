@@ -1,4 +1,4 @@
-"""Comparison of a plan with the step that MindSpore compiles for it."""
+"""Compare a plan with the step that MindSpore compiles for it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pangu_sigma.planning.traffic import CollectiveCalls
 
 
 def compile_plan(config: Config, devices: int) -> Plan:
-    """The plan of `make_plan`, with the step of the first rank of every stage compiled by MindSpore. Raises what both raise."""
+    """Return the plan of `make_plan`, with the step of each stage's first rank compiled by MindSpore. Raises what both raise."""
     planned = laid_out(config, devices)
     ranks = range(0, devices, planned.parallel.stage_ranks)
     return add_compiled(make_plan(config, devices), [compile_step(planned, rank) for rank in ranks])
 
 
 def add_compiled(plan: Plan, steps: list[Compiled]) -> Plan:
-    """The plan with the compiled steps of the first rank of each stage, and how they differ from it."""
+    """Add the compiled step of each stage's first rank to the plan, and the differences between plan and step."""
     pairs = list(enumerate(zip(plan.stages, steps, strict=True)))
     arrays = (text for number, (stage, step) in pairs for text in _other_slices(number, stage, step))
     calls = (
@@ -32,31 +32,31 @@ def add_compiled(plan: Plan, steps: list[Compiled]) -> Plan:
 
 
 def _other_slices(number: int, stage: StagePlan, step: Compiled) -> Iterator[str]:
-    found = {parameter.name: parameter for parameter in step.parameters}
+    placements = {parameter.name: parameter for parameter in step.parameters}
     for array in stage.arrays:
-        wanted, placed = list(array.kept), found.get(array.name)
+        expected, placed = list(array.kept), placements.get(array.name)
         if placed is None:
-            yield f"{array.name} is absent on stage {number}, predicted {wanted} on {array.device}"
-        elif (placed.slice, placed.device) != (wanted, array.device):
-            found_at = f"{placed.slice} on {placed.device}, stage {number}"
-            yield f"{array.name} is {found_at}, predicted {wanted} on {array.device}"
+            yield f"{array.name} is absent on stage {number}, predicted {expected} on {array.device}"
+        elif (placed.slice, placed.device) != (expected, array.device):
+            actual = f"{placed.slice} on {placed.device}, stage {number}"
+            yield f"{array.name} is {actual}, predicted {expected} on {array.device}"
 
 
 def _other_collectives(
     number: int, predicted: Iterable[CollectiveCalls], compiled: Iterable[CollectiveCalls]
 ) -> Iterator[str]:
-    """Sentences about calls and bytes that are not as predicted, for each operator, phase and size of the group of a stage."""
-    wanted, found = _summed(predicted), _summed(compiled)
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted[key] != found[key]:
+    """Yield a sentence for each operator, phase and group size of a stage whose calls or bytes differ from the prediction."""
+    expected, actual = _summed(predicted), _summed(compiled)
+    for key in sorted(expected.keys() | actual.keys()):
+        if expected[key] != actual[key]:
             op, phase, size = key
-            (calls, nbytes), (should, should_bytes) = found[key], wanted[key]
+            (calls, nbytes), (should, should_bytes) = actual[key], expected[key]
             where = f"{op} of {size} ranks, {phase}, stage {number}"
             yield f"{where}: {calls} of {nbytes:,} bytes, predicted {should} of {should_bytes:,}"
 
 
 def _summed(collectives: Iterable[CollectiveCalls]) -> defaultdict[tuple[str, str, int], tuple[int, int]]:
-    """Calls and bytes, by operator, phase and size of the group."""
+    """Return total calls and bytes by operator, phase and group size."""
     summed: defaultdict[tuple[str, str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
     for c in collectives:
         calls, nbytes = summed[c.op, c.phase, c.group_size]

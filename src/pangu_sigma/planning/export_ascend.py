@@ -1,7 +1,7 @@
-"""An exported model whose graph is compiled for Ascend, on a machine that need not have an NPU.
+"""Export a model with its graph compiled for Ascend, on a machine that need not have an NPU.
 
-It is the graph for the CPU with Ascend's operators: LayerNorm is one fused operator there. A process of its own compiles
-(`python -m pangu_sigma.planning.export_ascend RUN OUTPUT WEIGHTS`), by stand-ins where there is no CANN; cann_stub.py says why.
+It is the graph for the CPU with Ascend's operators: LayerNorm is one fused operator there. A process of its own compiles (`python
+-m pangu_sigma.planning.export_ascend RUN OUTPUT WEIGHTS`), with stand-ins where there is no CANN; cann_stub.py says why.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pangu_sigma.errors import UserError, exit_status
 from pangu_sigma.planning.cann_stub import ascend_environment
 
 _COMPILES = "PANGU_SIGMA_EXPORTS_FOR_ASCEND"
-"""Set in the process that compiles."""
+"""Environment variable that is set in the compiling process."""
 
 
 def export_for_ascend(run: Path, output: Path, at_rest: str) -> int:
-    """Write `output` from a run in a process of its own. Returns its exit status; what it says is on standard error."""
+    """Export a run to `output` in a process of its own. Returns its exit status; its messages are on standard error."""
     with_cann = "ASCEND_HOME_PATH" in os.environ
     environment = (dict(os.environ) if with_cann else ascend_environment(1, 0)) | {_COMPILES: "1"}
     command = [sys.executable, "-m", "pangu_sigma.planning.export_ascend", str(run), str(output), at_rest]
@@ -48,7 +48,7 @@ def _compile(run: Path, output: Path, at_rest: str) -> int:
 
 
 def main() -> int:
-    """Export, or compile and leave at once: unloading the stand-ins would crash."""
+    """Start the export, or in the process that it starts, compile and exit at once: unloading the stand-ins would crash."""
     if len(sys.argv) not in (3, 4):
         sys.stderr.write("usage: export_ascend.sh RUN OUTPUT [float32|float16|int8]\n")
         return 2

@@ -1,8 +1,8 @@
-"""The smallest factors of `parallel` with which no row is dropped, by simulation. Pure Python.
+"""Smallest capacity and arrival factors of `parallel` that drop no row, found by simulation. Pure Python.
 
 Steps are drawn as training draws them: each block of a batch is of a domain of its set, by weight, and each rank of a group takes
-the same number of tokens of it. Tokens are drawn one by one from the frequencies of the domain, and the routing tables say who gets
-them. Real text repeats its words within a document, so that a rank's tokens are less even than these: leave a margin.
+the same number of tokens of it. Tokens are drawn one by one from the domain's frequencies, and the routing tables give their
+experts. Real text repeats its words within a document, so that a rank's tokens are less even than these: leave a margin.
 
 Without prepared data every domain has the frequencies of a law of Zipf and Mandelbrot, p(r) ~ 1 / (r + 2.7), over the rows of its
 slot (our choice).
@@ -34,9 +34,9 @@ _LAW = "the law 1 / (rank + 2.7) in every domain, for want of prepared data"
 
 @dataclass(frozen=True)
 class Factors:
-    """The smallest factors that drop nothing. arrival is a part of `parallel.arrival_factor`'s layout: of an expert, or of a rank.
+    """Smallest factors that drop no row. arrival: of an expert or of a rank, as the layout has it for `parallel.arrival_factor`.
 
-    steps: number of simulated steps. frequencies: where the frequencies of tokens come from, for people.
+    steps: number of simulated steps. frequencies: source of the token frequencies, as text.
     """
 
     capacity: float
@@ -46,7 +46,7 @@ class Factors:
 
 
 def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) -> Factors:
-    """The factors that a laid-out configuration needs. Raises DataError for prepared data that are damaged or of other domains."""
+    """Simulate steps of a laid-out configuration and return its factors. Raises DataError for damaged or other domains' data."""
     shares_NDE, source = _shares(config)
     tokens = tokens_of_rank(config) * config.parallel.groups // config.data.domains_per_step
     rng, sent, arrived = np.random.default_rng(seed), 0, 0
@@ -65,19 +65,19 @@ def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) 
 
 
 def format_factors(factors: Factors) -> str:
-    """The factors for people."""
+    """Format the factors as text."""
     keys = f"parallel.capacity_factor={factors.capacity:g} and parallel.arrival_factor={factors.arrival:g}"
     margin = "leave a margin for text that repeats itself"
     return f"no row is dropped over {factors.steps:,} simulated steps with {keys}\n  by {factors.frequencies}; {margin}"
 
 
 def _up(factor: float) -> float:
-    """The factor rounded up to hundredths."""
+    """Round a factor up to hundredths."""
     return math.ceil(factor * 100 - 1e-9) / 100
 
 
 def _domains_of_steps(config: Config, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """For each group, the domain of each of its blocks in every step, [blocks, S]."""
+    """Draw, for each group, the domain of each of its blocks in every step, [blocks, S]."""
     sets, weights = domain_sets(config), np.array([domain.weight for domain in config.domains])
     blocks, groups = config.data.domains_per_step, config.parallel.groups
     drawn: list[list[np.ndarray]] = [[] for _ in range(groups)]
@@ -92,7 +92,7 @@ def _domains_of_steps(config: Config, steps: int, rng: np.random.Generator) -> l
 def _counts(
     config: Config, shares_DE: np.ndarray, domains: np.ndarray, tokens: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Rows that each rank of a group has for each expert, [blocks, S, P, R, E]. domains: of each block and step."""
+    """Draw the rows that each rank of a group has for each expert, [blocks, S, P, R, E]. domains: of each block and step."""
     senders = (config.parallel.expert, config.parallel.data)
     shares = shares_DE[domains][:, :, None, None]
     counts = rng.multinomial(tokens, shares, size=(*domains.shape, *senders))
@@ -106,7 +106,7 @@ def _counts(
 
 
 def _arrivals(config: Config, counts: np.ndarray) -> np.ndarray:
-    """Rows that arrive for each expert, or in the dropless layout for all experts of a rank."""
+    """Return the number of rows that arrive for each expert, or in the dropless layout for all experts of a rank."""
     arrived = counts.sum(axis=2)  # blocks, S, R, E
     if dispatch_layout(config, ascend=True) == "dropless":
         of_rank = arrived.reshape(*arrived.shape[:-1], config.parallel.expert, -1).sum(axis=-1)
@@ -115,7 +115,7 @@ def _arrivals(config: Config, counts: np.ndarray) -> np.ndarray:
 
 
 def _shares(config: Config) -> tuple[np.ndarray, str]:
-    """The part of a domain's tokens that each of its experts gets, [N, D, E], and where frequencies come from."""
+    """Return each expert's fraction of its domain's tokens, [N, D, E], and the source of the frequencies."""
     frequencies_DV, source = _frequencies(config)
     rows = frequencies_DV if config.routing.table == "balanced" else None
     layers, experts = config.model.rre_layers, config.model.experts_per_domain
@@ -126,7 +126,7 @@ def _shares(config: Config) -> tuple[np.ndarray, str]:
 
 
 def shares_of_experts(table: RoutingTable, frequencies_DV: np.ndarray) -> np.ndarray:
-    """The part of each domain's tokens that goes to each of its experts, [N, D, E], with ids that are spread evenly so."""
+    """Return each expert's fraction of its domain's tokens, [N, D, E]; tokens of a spread id are divided evenly."""
     layers, domains, experts = table.layers, len(frequencies_DV), table.experts
     shares = np.zeros((layers, domains, experts))
     for domain in range(domains):
@@ -141,7 +141,7 @@ def shares_of_experts(table: RoutingTable, frequencies_DV: np.ndarray) -> np.nda
 
 
 def _frequencies(config: Config) -> tuple[np.ndarray, str]:
-    """Token counts [D, V] of the prepared data, or [1, V] of the law where there are none, and their name."""
+    """Return token counts [D, V] of the prepared data, or [1, V] of the law if there are none, and the name of their source."""
     folder = Path(config.data.path)
     if not folder.exists():
         return (1e9 / (np.arange(config.model.slot_rows) + 3.7))[None], _LAW

@@ -1,8 +1,8 @@
-"""The memory of one NPU and of one host, item by item. Pure Python. All ranks of a stage are alike: everything divides evenly.
+"""Memory of one NPU and of one host, item by item. Pure Python. All ranks of a stage are alike: everything divides evenly.
 
 Symbols: T tokens of a rank, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, t tensor ranks, c bytes of the compute
-dtype, W rows that the experts of a rank multiply. The backward pass of the compiled step (`ascend/step.py`) reads these
-tensors of its forward pass:
+dtype, W rows that the experts of a rank multiply. The backward pass of the compiled step (`ascend/step.py`) reads these tensors of
+its forward pass:
 
     every layer   T·H·(c + 8)           output of the first LayerNorm; inputs of both in float32
                   4·c·T·H/t             q, k, v, and their mixture
@@ -12,21 +12,21 @@ tensors of its forward pass:
     query layer   c·T·H                 the query table's rows, gathered over tensor ranks
     last norm     4·T·H                 its input in float32
 
-These are the tensors of one micro-batch: the next one begins when the gradients of the one before are there. With stages, stage s
-of p has started p - s micro-batches before the first gradient comes back (1F1B), and keeps what all of them need.
+These are the tensors of one micro-batch: the next one begins when the gradients of the previous one are computed. With stages,
+stage s of p has started p - s micro-batches before the first gradient comes back (1F1B), and keeps the tensors of all of them.
 
 With `recompute` a layer keeps its input, c·T·H, and the query layer its query rows; the first input and those rows are still cut,
-c·T·H/t. The rest is there for one layer at a time. While the backward pass is in a layer, each tensor that is kept of the layer
-has a gradient of its size (an upper bound: some are gone before others come).
+c·T·H/t. The rest exists for one layer at a time. While the backward pass is in a layer, each tensor that is kept of the layer has a
+gradient of its size (an upper bound: some are gone before others come).
 
 The tensors that are kept, and the copies of weights, were counted in compiled graphs. Three things are our assumption, because only
-the device's runtime knows them: a tensor goes after its last reader, one layer after the other is recomputed, and the highest of
-the peaks comes on top of all that is kept. Three things are left out, because as much is there at other moments: active experts on
-their way into their buffers (as large as their gradients), Adam's scaled copy of one gradient at a time, and the copy of rows that
-CANN's Gather reads (`parallel.gather`), which is gone before the FFN begins. A gradient in the compute dtype, before it is cast to
-be summed, is in the reserve. Without ECSS the numbers are for comparison: no compiled step stands behind them.
+the device's runtime knows them: a tensor is freed after its last reader, one layer after the other is recomputed, and the highest
+of the peaks comes on top of all that is kept. Three things are left out, because as much is there at other moments: active experts
+on their way into their buffers (as large as their gradients), Adam's scaled copy of one gradient at a time, and the copy of rows
+that CANN's Gather reads (`parallel.gather`), gone before the FFN begins. A gradient in the compute dtype, before it is cast to be
+summed, is in the reserve. Without ECSS the numbers are for comparison: no compiled step stands behind them.
 
-stage: the stage of the rank; without stages there is only 0.
+stage: the pipeline stage of the rank; without stages, 0.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from pangu_sigma.planning.machine import (
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """One line of a memory table. how: the rule behind its bytes, for people."""
+    """One row of a memory table. how: the rule behind its bytes, as text."""
 
     name: str
     nbytes: int
@@ -75,12 +75,12 @@ class MemoryItem:
 
 
 def total(items: Iterable[MemoryItem]) -> int:
-    """Bytes of all items together."""
+    """Return the bytes of all items together."""
     return sum(item.nbytes for item in items)
 
 
 def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
-    """Everything on one NPU at the fullest moment of a step."""
+    """Return the memory items of one NPU at the peak of a step."""
     groups = len(communicators(config, stage))
     return [
         *_dense_items(config, stage),
@@ -97,14 +97,14 @@ def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
 
 
 def fullest_stage(config: Config) -> int:
-    """The stage whose NPUs need most memory; the first of equals."""
+    """Return the stage whose NPUs need most memory; the first if several do."""
     if config.parallel.stages == 1:
         return 0
     return max(range(config.parallel.stages), key=lambda stage: total(npu_items(config, stage)))
 
 
 def fullest_host(config: Config) -> int:
-    """The host that needs most memory; the first of equals. Ranks fill the hosts in the order of their numbers."""
+    """Return the host that needs most memory; the first if several do. Ranks fill the hosts in the order of their numbers."""
     if config.parallel.stages == 1:
         return 0  # no host has more ranks than the first
     size = chip_of(config).per_host
@@ -116,7 +116,7 @@ def fullest_host(config: Config) -> int:
 
 
 def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
-    """Everything in the memory of one host."""
+    """Return the memory items of one host."""
     stages = stages_of_host(config.parallel, host, chip_of(config).per_host)
     of_stage = {s: [a for a in expert_arrays(config, s, alike=True) if a.device == HOST] for s in set(stages)}
     stored = [array for stage in stages for array in of_stage[stage]]
@@ -144,19 +144,19 @@ def _active_bytes(config: Config, stage: int) -> int:
 
 
 def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:
-    """The groups of more than one rank that a rank of a stage belongs to, by the axes along which their ranks differ.
+    """Return the communication groups of a rank of a stage, each as the axes along which its ranks, at least two, differ.
 
     Stages send in the group of all ranks.
     """
-    found: list[tuple[str, ...]] = [
+    groups: list[tuple[str, ...]] = [
         ("tensor",),
         ("groups", "expert", "data"),
         ("groups", "expert", "data", "tensor"),
         AXES,
     ]
     if rre_layers_of_stage(config, stage):
-        found += [("expert",), ("data",), ("data", "tensor")]
-    return {real for axes in found if (real := tuple(axis for axis in axes if getattr(config.parallel, axis) > 1))}
+        groups += [("expert",), ("data",), ("data", "tensor")]
+    return {real for axes in groups if (real := tuple(axis for axis in axes if getattr(config.parallel, axis) > 1))}
 
 
 def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
@@ -191,12 +191,12 @@ def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
 
 
 def _copy_nbytes(array: Array) -> int:
-    """Bytes of the gathered or cast copy of a dense weight; 0 if the network reads the weight that is kept."""
+    """Return the bytes of the gathered or cast copy of a dense weight; 0 if the network reads the weight that is kept."""
     return array.used_nbytes if array.divided or array.used_as != array.dtype else 0
 
 
 def _summed_bytes(config: Config, weights: list[Array]) -> int:
-    """Most bytes of gradients that are summed over ranks at once. The embedding's is summed last, after activations are gone."""
+    """Return the most bytes of gradients that are all-reduced at once. The embedding's comes last, when activations are freed."""
     sizes = [(a.count, math.prod(a.computed) * ITEM_SIZE["float32"]) for a in weights if a.replicas > 1]
     largest, together = max((size for _, size in sizes), default=0), sum(count * size for count, size in sizes)
     return max(largest, min(together, config.parallel.fusion_mib * MIB))
@@ -257,7 +257,7 @@ def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
 
 
 def layer_bytes(config: Config, stage: int = 0) -> list[int]:
-    """Bytes that the backward pass reads of each layer of a stage without recompute, by the formulas of this module's docstring."""
+    """Return the bytes that the backward pass reads of each layer of a stage without recompute, by the formulas of this file."""
     m, t, c = config.model, config.parallel.tensor, _item(config)
     tokens, rows = tokens_of_rank(config), multiplied_rows(config)
     scores = _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))
@@ -272,8 +272,8 @@ def layer_bytes(config: Config, stage: int = 0) -> list[int]:
 
 
 def _logits_bytes(config: Config) -> int:
-    """Bytes around the logits. In float32, for the tokens that this rank predicts: log-softmax, its gradient, the gradient of the
-    logits. In the compute dtype, gathered over tensor ranks: the slot of each block, and its gradient."""
+    """Return the bytes around the logits. In float32, for the tokens that this rank predicts: log-softmax, its gradient, the
+    gradient of the logits. In the compute dtype, gathered over tensor ranks: the slot of each block, and its gradient."""
     m, parallel = config.model, config.parallel
     blocks = config.data.domains_per_step // parallel.groups
     logits = tokens_of_rank(config) // parallel.tensor * m.slot_rows

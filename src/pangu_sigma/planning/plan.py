@@ -1,7 +1,7 @@
-"""The plan of a configuration on a number of NPUs: its needs, and the time of a step. Pure Python; nothing is built.
+"""The plan of a configuration on a number of NPUs: memory, traffic and step time. Pure Python; no network is built.
 
 The numbers come from `parameters.py`, `memory.py`, `traffic.py` and `cost.py`, which state their rules, `machine.py` and
-`chips.py`. `text.py` writes a plan for people; `differences.py` adds the step that MindSpore compiles for it.
+`chips.py`. `text.py` formats a plan; `differences.py` adds the step that MindSpore compiles for it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from pangu_sigma.planning.traffic import LinkBytes, PredictedCollective, collect
 
 @dataclass(frozen=True)
 class MemoryTable:
-    """The memory that an NPU or a host needs, item by item, and all that it has, in bytes."""
+    """Memory that an NPU or a host needs, item by item, and the memory it has (`limit`), in bytes."""
 
     items: list[MemoryItem]
     limit: int
@@ -73,23 +73,23 @@ class MemoryTable:
 
     @property
     def limit_gib(self) -> float:
-        """GiB that are there."""
+        """GiB that the NPU or the host has."""
         return self.limit / GIB
 
     @property
     def left_gib(self) -> float:
-        """GiB that are left; negative if there is not enough."""
+        """GiB that stay free; negative if the memory is too small."""
         return self.limit_gib - self.needed_gib
 
     @property
     def is_tight(self) -> bool:
-        """True if everything fits, and less is left than assumptions may be wrong by."""
+        """True if everything fits, but leaves less free than the assumptions may be wrong by."""
         return 0 <= self.left_gib < LITTLE_LEFT * self.limit_gib
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of a plan; the arrays and the collectives are those of one rank of the stage."""
+    """One pipeline stage of a plan; the arrays and the collectives are those of one rank of the stage."""
 
     first_rank: int
     first_layer: int
@@ -100,12 +100,12 @@ class StagePlan:
     collectives: list[PredictedCollective]
     """The collectives of one step."""
     arrays: list[Array]
-    """Everything that lasts from step to step, and the buffers of the active experts."""
+    """Weights, Adam state, gradient accumulators, and the buffers of the active experts."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The memory of an NPU when one setting is changed, and how much of it the NPU does not have, in GiB."""
+    """Memory that an NPU needs if one setting is changed, and the part of it beyond what the NPU has, in GiB."""
 
     needed_gib: float
     over_gib: float
@@ -113,7 +113,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class AlmostFits:
-    """Keys, with their values, that would make NPUs fit, and the GiB that a host would then need: more than it has."""
+    """Keys and values with which the NPUs have room, and the GiB that a host would then need: more than it has."""
 
     keys: dict[str, int | bool | str]
     host_gib: float
@@ -121,7 +121,7 @@ class AlmostFits:
 
 @dataclass(frozen=True)
 class AllExperts:
-    """The time of a step when all experts are moved and updated, as in the paper's baseline."""
+    """Step time and speed if all experts are moved and updated, as in the paper's baseline."""
 
     step_seconds: float
     tokens_per_second: float
@@ -129,7 +129,7 @@ class AllExperts:
 
 @dataclass(frozen=True)
 class MeasuredAdam:
-    """Adam on the host, and the step with it, if a host moves as many bytes per second as this project measured on a CPU."""
+    """Seconds of Adam on the host, and of the step, if a host moves as many bytes per second as this project measured on a CPU."""
 
     bytes_per_second: float
     host_update: float
@@ -143,12 +143,12 @@ class CompiledPlan:
     steps: list[Compiled]
     """The step of the first rank of each stage."""
     differences: list[str]
-    """Parameters and collectives that are not as predicted; a plan with any is not to be trusted."""
+    """Parameters and collectives that differ from the prediction; a plan with any is not to be trusted."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration on a number of NPUs."""
+    """Plan of a configuration on a number of NPUs."""
 
     name: str
     devices: int
@@ -156,67 +156,67 @@ class Plan:
     dtype: str
     """Dtype of matrix products."""
     suggested: bool
-    """True if the parallel section is our suggestion, because the configured one is for another number of ranks."""
+    """True if the parallel section is our suggestion, because the configured one has another number of ranks."""
     next_best: list[TimedLayout]
     """The two fastest other layouts that fit on as many NPUs."""
     least_devices: int | None
-    """The least number of NPUs on which a layout fits; None if 4,096 are not enough."""
+    """Smallest number of NPUs on which a layout fits; None if 4,096 are not enough."""
     refused: str | None
-    """The reason why the Ascend step does not run this plan, which is then for comparison only; None if it does."""
+    """Reason why the Ascend step does not support this plan, which is then for comparison only; None if it does."""
     passes: int
     """Number of micro-batches of a step."""
     tokens_of_rank: int
     capacity: int
-    """Most tokens of a rank that one expert takes; 0 without experts, and where there is no limit."""
+    """Most rows that a rank sends to one expert; 0 without experts, and where there is no limit."""
     exchanged_rows: int
-    """Number of rows that a rank sends to the ranks of experts, and receives, in a pass of an RRE layer; 0 without experts."""
+    """Number of rows that a rank sends to experts' ranks, and receives, in a pass of an RRE layer; 0 without experts."""
     multiplied_rows: int
     """Number of rows that the experts of a rank multiply in a pass of an RRE layer; 0 without experts."""
     fits: bool
     npu: MemoryTable
-    """The memory of the NPU that needs most."""
+    """Memory of the NPU that needs most."""
     host: MemoryTable
-    """The memory of the host that needs most."""
+    """Memory of the host that needs most."""
     stages: list[StagePlan]
     what_fits: dict[str, int | bool | str] | None
-    """Keys, with their values, that would make NPUs and hosts fit; None if they fit as they are, or if no values would."""
+    """Keys and values with which NPUs and hosts have room; None if they have it already, or if no values suffice."""
     almost: AlmostFits | None
-    """The keys that would make the NPUs fit and not the hosts, if none make both fit; None if both do, or if no values would."""
+    """Keys with which the NPUs have room but a host has not, if none suffice for both; None if some do, or if none help."""
     enough_devices: int | None
-    """The least of 2, 4, 8, … times as many NPUs that would fit; None if this plan fits or can be made to, or if none would."""
+    """Smallest of 2, 4, 8, … times as many NPUs that fits; None if this plan fits or can be made to, or if no number does."""
     variants: dict[str, Variant]
-    """The memory with one setting changed, by the name of the change."""
+    """Memory with one setting changed, by the name of the change."""
     all_experts: AllExperts | None
-    """The time of a step that moves all experts; None without ECSS, and if all experts are active."""
+    """Step time if all experts are moved and updated; None without ECSS, and if all experts are active."""
     time: StepTime
-    """The time of the slowest stage."""
+    """Step time of the slowest stage."""
     measured_adam: MeasuredAdam | None
-    """The time with Adam as fast as it was measured; None if no experts are on the host."""
+    """Step time with Adam as fast as measured; None if no experts are on the host."""
     tokens_per_second: float
     links: LinkBytes
-    """Bytes that the NPU that moves most moves in a step, by link."""
+    """Bytes of a step by link, of the NPU that moves most."""
     compiled: CompiledPlan | None = None
 
     @property
     def chip(self) -> ChipData:
-        """The chip of the NPUs, and its server."""
+        """The chip of the NPUs, with its server."""
         return CHIP_DATA[self.parallel.chip]
 
     @property
     def hosts(self) -> int:
-        """Number of hosts that the NPUs are in."""
+        """Number of hosts."""
         return math.ceil(self.devices / self.chip.per_host)
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as a plain tree, for JSON.
+        """Return the plan as plain values, for JSON.
 
         almost_fits: keys that would make NPUs fit, where the host would then need host_gib, more than it has.
-        enough_devices: a number of NPUs that would fit. least_devices: the least number that does.
+        enough_devices: a number of NPUs that would fit. least_devices: the smallest number that does.
         next_best: the two fastest other layouts that fit, with the seconds of a step.
         sent_rows, multiplied_rows: rows that a rank sends to experts in a pass of one RRE layer, and rows that its experts
             multiply; its tokens are tokens_of_rank. exchanged_rows is an older name of sent_rows.
         measured_adam: the step if Adam on a host is as fast as this project measured it.
-        differences: what is not as predicted in the compiled step, null if nothing was compiled.
+        differences: parameters and collectives of the compiled step that were not predicted, null if nothing was compiled.
         tight: those of npu and host that have less than a tenth of their memory left.
         collectives, parameters: those of one rank of each stage, as MindSpore placed them if the plan is compiled, else as
             predicted. The bytes of a collective are those of all its `count` calls, each of the input or the output of the call,
@@ -270,22 +270,22 @@ class Plan:
 
 
 def laid_out(config: Config, devices: int) -> Config:
-    """The configuration for `devices` ranks: as it is if its parallel section has so many, else with a suggested section. Raises
-    ConfigError if there is no such section, or for what cannot be planned."""
+    """Return the configuration for `devices` ranks: unchanged if its parallel section has that number, else with a suggested
+    section. Raises ConfigError if there is no such section, or if the configuration cannot be planned."""
     return _laid_out(config, devices, fastest_layouts(config, devices))
 
 
-def _laid_out(config: Config, devices: int, found: list[TimedLayout]) -> Config:
+def _laid_out(config: Config, devices: int, layouts: list[TimedLayout]) -> Config:
     if config.parallel.ranks == devices:
         check_layout(config)
         return config
-    return with_parallel(config, **chosen_layout(config, devices, found).model_dump())
+    return with_parallel(config, **chosen_layout(config, devices, layouts).model_dump())
 
 
 def make_plan(config: Config, devices: int) -> Plan:
-    """The plan of `config` on `devices` NPUs, as predicted. Raises ConfigError when they cannot be laid out."""
-    found = fastest_layouts(config, devices)
-    planned = _laid_out(config, devices, found)
+    """Return the predicted plan of `config` on `devices` NPUs. Raises ConfigError if it cannot be laid out on them."""
+    layouts = fastest_layouts(config, devices)
+    planned = _laid_out(config, devices, layouts)
     chip, time, stages = chip_of(planned), step_time(planned), range(planned.parallel.stages)
     room = fits(planned)
     changes = None if room else what_fits(planned)
@@ -296,7 +296,7 @@ def make_plan(config: Config, devices: int) -> Plan:
         parallel=planned.parallel,
         dtype=planned.train.compute_dtype,
         suggested=planned is not config,
-        next_best=[other for other in found if other.parallel != planned.parallel][:2],
+        next_best=[other for other in layouts if other.parallel != planned.parallel][:2],
         least_devices=least_devices(config),
         refused=_refused(planned),
         passes=planned.train.accumulation,
@@ -350,12 +350,12 @@ def _refused(config: Config) -> str | None:
 
 
 def _almost(config: Config) -> AlmostFits | None:
-    found = what_fits_an_npu(config)
-    return None if found is None else AlmostFits(found[0], found[1] / GIB)
+    change = what_fits_an_npu(config)
+    return None if change is None else AlmostFits(change[0], change[1] / GIB)
 
 
 def _variants(config: Config) -> dict[str, Variant]:
-    """The memory without ECSS, and without and with recompute."""
+    """Return the memory without ECSS, and without and with recompute."""
     variants = {
         "without recompute": with_parallel(config, recompute=False),
         "with recompute": with_parallel(config, recompute=True),
@@ -363,11 +363,11 @@ def _variants(config: Config) -> dict[str, Variant]:
     if config.model.rre_layers:
         off = config.ecss.model_copy(update={"enabled": False, "store": "host"})
         variants["without ECSS"] = config.model_copy(update={"ecss": off})
-    found = {}
+    memory = {}
     for name, variant in variants.items():
         needed = total(npu_items(variant, fullest_stage(variant)))
-        found[name] = Variant(needed / GIB, max(0, needed - chip_of(variant).memory) / GIB)
-    return found
+        memory[name] = Variant(needed / GIB, max(0, needed - chip_of(variant).memory) / GIB)
+    return memory
 
 
 def _all_experts(config: Config) -> AllExperts | None:
@@ -431,7 +431,7 @@ def _array_tree(array: Array, stage: int) -> dict[str, Any]:
 
 
 def _compiled_tree(compiled: CompiledPlan, predicted: list[dict[str, Any]]) -> dict[str, Any]:
-    """The keys that a compiled plan adds to the tree, or replaces in it. predicted: the tree of the predicted collectives."""
+    """Return the keys that a compiled plan adds to the tree or replaces in it. predicted: the tree of the predicted collectives."""
     return {
         "compile": [{"rank": c.rank, "seconds": c.seconds, "peak_gib": c.peak_gib} for c in compiled.steps],
         "collectives": [

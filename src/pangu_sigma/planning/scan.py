@@ -1,4 +1,4 @@
-"""The fastest layouts of a configuration on 8, 16, … 4,096 NPUs: what fits, and what more NPUs are worth. Pure Python."""
+"""Scan a configuration over 8, 16, … 4,096 NPUs: its fastest layout on each, whether it fits, and its speed. Pure Python."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pangu_sigma.planning.suggest import least_devices, suggest_layout, with_par
 from pangu_sigma.planning.text import counted, layout_text
 
 SCANNED = tuple(8 << power for power in range(10))
-"""Numbers of NPUs that are scanned."""
+"""Numbers of NPUs to scan."""
 
 _BAR = 20
-"""Length of the longest bar, in letters."""
+"""Length of the longest bar, in characters."""
 
 
 @dataclass(frozen=True)
 class ScanRow:
-    """The suggested layout on a number of NPUs. Its time is an estimate for comparison where it does not fit."""
+    """The suggested layout on a number of NPUs. If it does not fit, its time is an estimate for comparison."""
 
     devices: int
     parallel: ParallelConfig
     npu_gib: float
     host_gib: float
     left: float
-    """Share that is left of the NPU's or of the host's memory, whichever is less; negative if it does not fit."""
+    """Free fraction of the NPU's or of the host's memory, the smaller one; negative if it does not fit."""
     step_seconds: float
     tokens_per_second: float
 
@@ -42,27 +42,27 @@ class ScanRow:
 
     @property
     def is_tight(self) -> bool:
-        """True if it fits, and less is left than assumptions may be wrong by."""
+        """True if it fits, but leaves less free than the assumptions may be wrong by."""
         return 0 <= self.left < LITTLE_LEFT
 
     @property
     def tokens_per_npu(self) -> float:
-        """Tokens per second of one NPU."""
+        """Tokens per second and NPU."""
         return self.tokens_per_second / self.devices
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A configuration on more and more NPUs of a chip; numbers that it cannot be laid out on are left out."""
+    """Layouts of a configuration on increasing numbers of NPUs of a chip, without numbers on which it cannot be laid out."""
 
     name: str
     chip: Chip
     least_devices: int | None
-    """The least number of NPUs on which a layout fits; None if 4,096 are not enough."""
+    """Smallest number of NPUs on which a layout fits; None if 4,096 are not enough."""
     rows: list[ScanRow]
 
     def as_dict(self) -> dict[str, Any]:
-        """The scan as a plain tree, for JSON."""
+        """Return the scan as plain values, for JSON."""
         rows = [
             dataclasses.asdict(row)
             | {"parallel": row.parallel.model_dump(), "fits": row.fits, "tokens_per_npu": row.tokens_per_npu}
@@ -72,7 +72,7 @@ class Scan:
 
 
 def scan(config: Config) -> Scan:
-    """The fastest layouts on each of SCANNED numbers of NPUs, whatever the parallel section says of axes. Raises ConfigError if the
+    """Find the fastest layout on each of SCANNED numbers of NPUs, whatever axes the parallel section has. Raises ConfigError if the
     configuration cannot be laid out on any of them."""
     rows, chip = [], chip_of(config)
     for devices in SCANNED:
@@ -99,14 +99,14 @@ def scan(config: Config) -> Scan:
     return Scan(config.name, config.parallel.chip, least_devices(config), rows)
 
 
-def format_scan(found: Scan) -> str:
-    """The scan as a table for people, with a bar for what an NPU does where the layout fits."""
-    chip, most = CHIP_DATA[found.chip], max(row.tokens_per_npu for row in found.rows)
-    least, needs = found.least_devices, f"up to {SCANNED[-1]:,} have no room"
+def format_scan(result: Scan) -> str:
+    """Format the scan as a table, with a bar for the speed of an NPU where the layout fits."""
+    chip, most = CHIP_DATA[result.chip], max(row.tokens_per_npu for row in result.rows)
+    least, needs = result.least_devices, f"up to {SCANNED[-1]:,} have no room"
     if least is not None:
         needs = f"it needs at least {counted(least, 'NPU')}"
     table = [("NPUs", "fits", "layout", "NPU GiB", "host GiB", "step s", "tokens/s", "of an NPU", "")]
-    for row in found.rows:
+    for row in result.rows:
         length = max(1, round(_BAR * row.tokens_per_npu / most)) if row.fits else 0
         memory = f"{row.npu_gib:.2f}", f"{row.host_gib:.2f}"
         speed = f"{row.step_seconds:.3g}", f"{row.tokens_per_second:,.0f}", f"{row.tokens_per_npu:,.1f}"
@@ -118,7 +118,7 @@ def format_scan(found: Scan) -> str:
     room = f"an NPU has {chip.memory / GIB:.2f} GiB, a host {chip.host_memory / GIB:.2f}"
     return "\n".join(
         [
-            f"{found.name} on NPUs of {chip.title}, the fastest layout that fits; {needs}",
+            f"{result.name} on NPUs of {chip.title}, the fastest layout that fits; {needs}",
             *(f"  {'  '.join(line)}".rstrip() for line in cells),
             f"  {room}; tight: less than {LITTLE_LEFT:.0%} of one is left",
             "  times are estimates; what to trust: planning/cost.py",
@@ -126,23 +126,23 @@ def format_scan(found: Scan) -> str:
     )
 
 
-def draw_scan(found: Scan, path: Path) -> None:
-    """Write a picture of tokens per second over NPUs: filled where a layout fits; dotted, what as many of the first would do."""
+def draw_scan(result: Scan, path: Path) -> None:
+    """Plot tokens per second over NPUs: filled markers where a layout fits; dotted, linear scaling of the first one that fits."""
     from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    counts = [row.devices for row in found.rows]
+    counts = [row.devices for row in result.rows]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.plot(counts, [row.tokens_per_second for row in found.rows], color="tab:blue")
-    for row in found.rows:
+    axes.plot(counts, [row.tokens_per_second for row in result.rows], color="tab:blue")
+    for row in result.rows:
         face = "tab:blue" if row.fits else "white"
         axes.plot(row.devices, row.tokens_per_second, "o", color="tab:blue", markerfacecolor=face)
-    first = next((row for row in found.rows if row.fits), found.rows[0])
+    first = next((row for row in result.rows if row.fits), result.rows[0])
     axes.plot(counts, [first.tokens_per_npu * n for n in counts], ":", color="gray")
     axes.set_xticks(counts, [f"{n:,}" for n in counts])
     axes.set_xlabel("NPUs")
     axes.set_ylabel("tokens per second, estimated")
-    axes.set_title(f"{found.name} on {CHIP_DATA[found.chip].title}; hollow: does not fit")
+    axes.set_title(f"{result.name} on {CHIP_DATA[result.chip].title}; hollow: does not fit")
     figure.savefig(path)

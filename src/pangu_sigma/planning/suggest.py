@@ -1,4 +1,4 @@
-"""The fastest layout on a number of NPUs, and what would make a configuration fit. Pure Python."""
+"""Suggest the fastest layout on a number of NPUs, and settings with which a configuration fits. Pure Python."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pangu_sigma.planning.memory import fullest_host, fullest_stage, host_items,
 from pangu_sigma.planning.traffic import link_bytes
 
 _MOST_TRIED = 4_096
-"""Largest number of NPUs that is looked at for one that can be laid out, or fits: a layout takes a millisecond or more."""
+"""Largest number of NPUs that is tried in a search for one that fits: a layout takes a millisecond or more."""
 
 
 def with_parallel(config: Config, **keys: int | bool) -> Config:
-    """The configuration with other values in its parallel section. Raises ConfigError if they are not valid."""
+    """Return the configuration with other values in its parallel section. Raises ConfigError if they are not valid."""
     return parse_config(config.model_dump() | {"parallel": config.parallel.model_dump() | keys})
 
 
@@ -34,38 +34,38 @@ class TimedLayout:
 
 
 def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
-    """Every layout on `devices` NPUs that fits, the fastest first. Of equally fast ones the first sends or else needs less.
+    """Return every layout on `devices` NPUs that fits, the fastest first. Ties go to fewer bytes sent, then to less memory.
 
-    All axes are tried, but for stages, which stay as configured if they divide `devices` and are 1 otherwise: what they cost and
-    save depends on train.accumulation, which is set with them. Recompute is tried on and off. A tensor group stays in a host.
+    All axes are tried except stages, which stay as configured if they divide `devices` and are 1 otherwise: their cost and benefit
+    depend on train.accumulation, which is set with them. Recompute is tried on and off. A tensor group stays in a host.
     """
-    found = []
+    ranked = []
     for choice in _layouts(config, devices):
         stages = range(choice.parallel.stages)
         npu = max(total(npu_items(choice, stage)) for stage in stages)
         if npu <= chip_of(choice).memory and _host_fits(choice):
             seconds = step_time(choice).step
             sent = sum(links.hccs + links.network for links in (link_bytes(choice, stage) for stage in stages))
-            found.append((float(f"{seconds:.9g}"), sent, npu, TimedLayout(choice.parallel, seconds)))
-    found.sort(key=lambda entry: entry[:3])  # stable: after that, as _layouts has them
-    return [layout for *_, layout in found]
+            ranked.append((float(f"{seconds:.9g}"), sent, npu, TimedLayout(choice.parallel, seconds)))
+    ranked.sort(key=lambda entry: entry[:3])  # stable: after that, as _layouts has them
+    return [layout for *_, layout in ranked]
 
 
 def suggest_layout(config: Config, devices: int) -> ParallelConfig:
-    """The parallel section for `devices` NPUs: the fastest that fits (`fastest_layouts`). If none does, the one that leaves most to
-    other keys: as many tensor ranks, then groups, then expert ranks as there can be, with recompute.
+    """Return the parallel section for `devices` NPUs: the fastest that fits (`fastest_layouts`). If none fits, the one that leaves
+    most room for other keys: the largest possible numbers of tensor ranks, then groups, then expert ranks, with recompute.
 
     Raises ConfigError if `devices` cannot be laid out, and names the nearest numbers that can.
     """
     return chosen_layout(config, devices, fastest_layouts(config, devices))
 
 
-def chosen_layout(config: Config, devices: int, found: list[TimedLayout]) -> ParallelConfig:
-    """`suggest_layout` where its `fastest_layouts` are known."""
+def chosen_layout(config: Config, devices: int, layouts: list[TimedLayout]) -> ParallelConfig:
+    """Return `suggest_layout`, given the result of `fastest_layouts`."""
     if devices > MOST_RANKS:
         raise ConfigError(f"--devices {devices}: at most {MOST_RANKS:,} are planned")
-    if found:
-        return found[0].parallel
+    if layouts:
+        return layouts[0].parallel
     choices = list(_layouts(config, devices))
     if not choices:
         raise ConfigError(_cannot(config, devices))
@@ -73,7 +73,7 @@ def chosen_layout(config: Config, devices: int, found: list[TimedLayout]) -> Par
 
 
 def fits(config: Config) -> bool:
-    """True if every NPU and every host have room."""
+    """Return True if every NPU and every host has enough memory."""
     return total(npu_items(config, fullest_stage(config))) <= chip_of(config).memory and _host_fits(config)
 
 
@@ -82,7 +82,7 @@ def _host_fits(config: Config) -> bool:
 
 
 def devices_that_fit(config: Config) -> int | None:
-    """The least of 2, 4, 8, … times as many NPUs on which a layout fits; None if none does."""
+    """Return the smallest of 2, 4, 8, … times as many NPUs on which a layout fits; None if none does."""
     devices = config.parallel.ranks
     while (devices := 2 * devices) <= _MOST_TRIED:
         if any(map(fits, _layouts(config, devices))):
@@ -91,13 +91,12 @@ def devices_that_fit(config: Config) -> int | None:
 
 
 def least_devices(config: Config) -> int | None:
-    """The least number of NPUs on which a layout fits; None if at most 4,096 are not enough."""
+    """Return the smallest number of NPUs on which a layout fits; None if 4,096 are not enough."""
     return next((n for n in range(1, _MOST_TRIED + 1) if any(map(fits, _layouts(config, n)))), None)
 
 
 def what_fits(config: Config) -> dict[str, int | bool | str] | None:
-    """Keys to set so that every NPU and every host have room on the same ranks. None if `config` fits as it is, or if all of that
-    is not enough.
+    """Return keys to set so that all NPUs and hosts have room on the same ranks; None if `config` fits already, or if none suffice.
 
     They are ECSS, recompute and, where the host is short, moments of experts in bfloat16; then the largest batch that suffices,
     with as many more passes for the same update.
@@ -106,8 +105,8 @@ def what_fits(config: Config) -> dict[str, int | bool | str] | None:
 
 
 def what_fits_an_npu(config: Config) -> tuple[dict[str, int | bool | str], int] | None:
-    """Keys with which every NPU has room and some host has not, and the bytes that this host then needs: why `what_fits` found
-    nothing. None if no keys do even that."""
+    """Return keys with which every NPU has room but some host has not, and the bytes that this host needs: the reason why
+    `what_fits` returned None. None if no keys do even that."""
     for keys, tried in _changes(config):
         if total(npu_items(tried, fullest_stage(tried))) <= chip_of(tried).memory:
             return keys, total(host_items(tried, fullest_host(tried)))
@@ -115,7 +114,8 @@ def what_fits_an_npu(config: Config) -> tuple[dict[str, int | bool | str], int] 
 
 
 def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Config]]:
-    """Every change of keys that may save memory, the least first, with the configuration that it makes. The first is no change."""
+    """Yield every change of keys that may save memory, the smallest first, with the changed configuration. The first is no
+    change."""
     train, recompute, ecss = config.train, config.parallel.recompute, config.ecss
     moments = list(dict.fromkeys((ecss.moments, "bfloat16")))
     for divisor, kind in itertools.product(_divisors(train.batch_size), moments):
@@ -150,7 +150,7 @@ def _with_keys(config: Config, keys: dict[str, int | bool | str]) -> Config:
 
 
 def _layouts(config: Config, devices: int) -> Iterator[Config]:
-    """Every configuration that lays out `devices`, the smallest tensor degree first, without recompute first."""
+    """Yield every layout of `config` on `devices` NPUs, the smallest tensor degree first, without recompute first."""
     stages = config.parallel.stages if devices % config.parallel.stages == 0 else 1
     if devices < 1:
         return

@@ -1,4 +1,4 @@
-"""The traffic of a rank in one step: collectives, and bytes by the link that carries them. Pure Python.
+"""Traffic of a rank in one step: its collectives, and their bytes by link. Pure Python.
 
 The rules follow, with T tokens of a rank, R rows that it sends in an RRE layer, W rows that its experts multiply, H hidden, V rows
 of a slot and t tensor ranks. They are what MindSpore makes of the strategies of `ascend/sharding.py`; a test holds them against
@@ -17,10 +17,10 @@ compiled graphs, every call and byte.
     loss          AllReduce of a number for each block
     stages        Send of [T, H] to the next one, Receive from the one before
     backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather, Receive for Send
-    recompute     forward again inside layers, but for what no gradient needs: FFN output, the rows' way back
+    recompute     forward again inside layers, except operators that no gradient needs: FFN output, the rows' way back
 
-All of that happens for every micro-batch; without stages the loss has one AllReduce backward, of what is the same for all of them.
-Then come
+All of that happens for every micro-batch; without stages the loss has one AllReduce backward, because its operand is the same for
+all of them. Then come
 
     gradient      float32: ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the others; and
                   AllReduce of active experts' tensors that several ranks hold, in the compute dtype
@@ -28,7 +28,7 @@ Then come
 and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
 `parallel.fusion_mib` merges them. With stages the first stage sends the word table to the last, each tensor rank its columns.
 
-stage: the stage of the rank; without stages there is only 0.
+stage: the pipeline stage of the rank; without stages, 0.
 """
 
 from __future__ import annotations
@@ -67,23 +67,23 @@ TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
     ("groups", "expert", "data", "tensor"),
     AXES,
 )
-"""Axes along which the ranks of a group differ."""
+"""Communication groups, each as the axes along which its ranks differ."""
 
 EXCHANGES = ("AlltoAll", "AlltoAllV")
-"""Operators of the exchange of rows with experts on other ranks, and of nothing else."""
+"""Operators that exchange rows with experts on other ranks; nothing else uses them."""
 
 STAGES = ("stages",)
-"""The axis of a Send or a Receive, whose other rank is of another stage."""
+"""Axis of a Send or a Receive, whose other rank is in another stage."""
 
 
 @dataclass(frozen=True)
 class CollectiveCalls:
-    """Equal calls of one collective by one rank in one step."""
+    """Identical calls of one collective by one rank in one step."""
 
     op: str
     phase: str
-    """The phase of the step: forward, recompute, backward, gradient (sum over ranks with other tokens), weight (rows of a dense
-    matrix that other ranks keep) or norm."""
+    """Phase of the step: forward, recompute, backward, gradient (sum over ranks with other tokens), weight (gather of a dense
+    matrix that optimizer parallelism divides) or norm."""
     group_size: int
     count: int
     nbytes: int
@@ -92,9 +92,9 @@ class CollectiveCalls:
 
 @dataclass(frozen=True)
 class PredictedCollective(CollectiveCalls):
-    """Equal calls as this module predicts them.
+    """Identical calls of a collective as this module predicts them.
 
-    axes: those along which the ranks of the group differ. purpose: the tensors that are sent, for people.
+    axes: those along which the ranks of the group differ. purpose: the tensors that are sent, as text.
     """
 
     axes: tuple[str, ...]
@@ -111,21 +111,21 @@ class LinkBytes:
 
 
 def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
-    """All collectives of a step, in groups of more than one rank."""
-    found = [*_activations(config, stage), *_between_stages(config, stage), *_parameters(config, stage)]
-    return [c for c in found if c.group_size > 1 and c.count]
+    """Return all collectives of a step in groups of more than one rank."""
+    calls = [*_activations(config, stage), *_between_stages(config, stage), *_parameters(config, stage)]
+    return [c for c in calls if c.group_size > 1 and c.count]
 
 
 def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
-    """Bytes that the first rank of a stage sends in a step, by link."""
+    """Return the bytes that the first rank of a stage sends in a step, by link."""
     sent = [sent_bytes(config, c, stage) for c in collectives(config, stage)]
     return LinkBytes(sum(pcie_bytes(config, stage)), sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
 
 
 def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
-    """Bytes that the first rank of a stage sends to ranks of its host, and to others, in the calls of one collective.
+    """Return the bytes that a stage's first rank sends within its host, and to other hosts, in the calls of one collective.
 
-    They go in rings inside a host, then in rings between hosts over what is left, as HCCL does it.
+    They go in rings inside a host, then in rings between hosts for the rest, as HCCL does it.
     """
     nbytes = collective.nbytes
     if collective.op == "Receive":
@@ -146,24 +146,24 @@ def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) 
 
 
 def _exchanged_bytes(config: Config) -> int:
-    """Bytes of a rank's tokens that travel one way in an exchange of uneven parts, on average."""
+    """Return the average bytes of a rank's tokens that travel one way in an exchange of uneven parts."""
     row = config.model.hidden // config.parallel.tensor * ITEM_SIZE[config.train.compute_dtype]
     return tokens_of_rank(config) * row
 
 
 def ranks_here(config: Config, axes: tuple[str, ...]) -> int:
-    """Number of ranks of the first rank's group along these axes that are in its host, itself included."""
-    found, stride, size = [0], 1, chip_of(config).per_host
+    """Return the number of ranks in the first rank's group along these axes that are in its host, itself included."""
+    here, stride, size = [0], 1, chip_of(config).per_host
     for axis in reversed(AXES):
         ranks = getattr(config.parallel, axis)
         if axis in axes:
-            found = [peer for first in found for peer in range(first, min(first + ranks * stride, size), stride)]
+            here = [peer for first in here for peer in range(first, min(first + ranks * stride, size), stride)]
         stride *= ranks
-    return len(found)
+    return len(here)
 
 
 def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
-    """Bytes of the active experts' weights to the NPU and of their gradients back, in the compute dtype; 0 without ECSS.
+    """Return the bytes of active experts' weights to the NPU, and of their gradients back, in the compute dtype; 0 without ECSS.
 
     The buffers of active experts are not counted: the fetch on the host reads only their shapes. The runtime may copy them there
     first, which a compiled graph does not show.
@@ -197,7 +197,7 @@ LOSS, TABLE, TO_EXPERTS, FROM_EXPERTS = "loss of blocks", "word table", "rows to
 
 
 def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
-    """Collectives of one micro-batch: purpose, operator, axes, calls, bytes of a call, and True if recompute repeats it."""
+    """Yield the collectives of a micro-batch: purpose, operator, axes, calls, bytes of a call, True if recompute repeats it."""
     m, item = config.model, ITEM_SIZE[config.train.compute_dtype]
     elements = tokens_of_rank(config) * m.hidden
     tokens = elements * item
@@ -217,7 +217,7 @@ def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, 
 
 
 def _routed(config: Config, layers: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
-    """Collectives of some RRE layers, as `_forward` has them."""
+    """Yield the collectives of some RRE layers, in the form of `_forward`."""
     row = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
     sent, multiplied = exchanged_rows(config) * row, multiplied_rows(config) * row
     uneven = dispatch_layout(config, ascend=True) == "dropless"
@@ -247,7 +247,7 @@ def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]
 
 
 def _shares_end_inside_sequences(config: Config) -> bool:
-    """True if a tensor rank predicts neither whole sequences of a block nor an even fraction of one."""
+    """Return True if a tensor rank predicts neither whole sequences of a block nor an even fraction of one."""
     blocks, tensor = config.data.domains_per_step // config.parallel.groups, config.parallel.tensor
     sequences = tokens_of_rank(config) // blocks // config.model.seq_length
     return sequences % tensor > 0 and tensor % sequences > 0
@@ -275,7 +275,7 @@ def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
 def _of_arrays(
     config: Config, op: str, axes: tuple[str, ...], arrays: Iterable[Array], purpose: str, phase: str
 ) -> PredictedCollective:
-    """The collective of some arrays. Weights are gathered in the dtype that the network reads, dense gradients in float32."""
+    """Return the collective of some arrays. Weights are gathered in the dtype of their use, dense gradients in float32."""
     whole = phase == "gradient" and purpose.startswith("dense")
     sizes = [(a.count, math.prod(a.computed) * (4 if whole else ITEM_SIZE[a.used_as])) for a in arrays]
     count, nbytes = sum(count for count, _ in sizes), sum(count * size for count, size in sizes)
