@@ -1,1 +1,1 @@
-"""The launcher of ranks as processes: it starts them on every node, watches over them, ends them together, starts them again."""
+"""Launcher: starts a run's ranks as processes on every node, watches them, stops them together, and restarts them."""

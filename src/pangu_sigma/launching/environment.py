@@ -1,6 +1,6 @@
-"""Variables that CANN, HCCL and MindSpore read on Ascend, by chip, and which chip that is.
+"""Environment variables that CANN, HCCL and MindSpore read on Ascend, by chip, and detection of the chip.
 
-Each gives way to a value that is set already. The launcher gives them to its ranks; `run_scripts/ascend_env.sh` takes them from
+A variable that is set already keeps its value. The launcher gives them to its ranks; `run_scripts/ascend_env.sh` takes them from
 here for any other shell: as a program this prints them. They are from CANN's documentation of environment variables; none of them
 has been measured on a device.
 """
@@ -39,20 +39,20 @@ _EVERY_CHIP = {
 
 
 class UnknownChip(UserError, ValueError):
-    """A chip's name that this project does not know."""
+    """A chip name that this project does not know."""
 
 
 @dataclass(frozen=True)
 class ChosenChip:
-    """A chip, and who says so."""
+    """A chip, and the source that names it (`by`)."""
 
     name: Chip
     by: str
 
 
 def chip_environment(chip: Chip) -> dict[str, str]:
-    """What `chip` needs set, by name. Not among it, because it depends on the machines: HCCL_SOCKET_IFNAME, such as `=eth0`, the
-    network by which nodes find each other. Without it HCCL takes the first by name, which need not be the same one on all nodes."""
+    """Return the environment variables for `chip`. HCCL_SOCKET_IFNAME, such as `=eth0`, the network by which nodes find each other,
+    is not included because it depends on the machines. Without it HCCL takes the first by name, which may differ between nodes."""
     if CHIP_DATA[chip].saturates:
         # 910A has neither infinity nor NaN in its arithmetic: an overflow becomes the largest number and raises a flag, at which
         # MindSpore must look. HCCL_DETERMINISTIC does not exist for it.
@@ -62,13 +62,13 @@ def chip_environment(chip: Chip) -> dict[str, str]:
 
 
 def chip_in_environment(environment: Mapping[str, str]) -> ChosenChip | None:
-    """The chip that PANGU_SIGMA_CHIP names; None if it is not set. Raises UnknownChip."""
+    """Return the chip that PANGU_SIGMA_CHIP names; None if it is not set. Raises UnknownChip."""
     name = environment.get(CHIP_VARIABLE)
     return ChosenChip(known_chip(name, CHIP_VARIABLE), CHIP_VARIABLE) if name else None
 
 
 def known_chip(name: str, source: str) -> Chip:
-    """The chip of a name. source: where the name was given, for the message. Raises UnknownChip."""
+    """Check that a name is a chip's, and return it. source: origin of the name, for the message. Raises UnknownChip."""
     for chip in CHIP_NAMES:
         if name == chip:
             return chip
@@ -76,7 +76,7 @@ def known_chip(name: str, source: str) -> Chip:
 
 
 def chip_of_host(host: Host) -> ChosenChip | None:
-    """The chip of the NPUs that npu-smi lists; None without npu-smi, and where it lists none that are known and alike."""
+    """Return the chip of the NPUs that npu-smi lists; None without npu-smi, or if they are unknown or not all alike."""
     try:
         names = {npu.name for npu in list_npus(host)}
     except NoAnswer:
@@ -86,9 +86,9 @@ def chip_of_host(host: Host) -> ChosenChip | None:
 
 
 def main(arguments: list[str], host: Host) -> str:
-    """A shell's `export` lines for the chip that the argument names, or PANGU_SIGMA_CHIP, or the NPUs'; else for 910A.
+    """Return a shell's `export` lines for the chip in the arguments, in PANGU_SIGMA_CHIP, or of the NPUs; else for 910A.
 
-    Which chip it is goes to standard error. Raises UnknownChip.
+    Prints the chip to standard error. Raises UnknownChip.
     """
     environment = host.environment
     if arguments and arguments[0]:  # a script that sources ours passes "", so that its own arguments are not ours
@@ -97,10 +97,10 @@ def main(arguments: list[str], host: Host) -> str:
         nobody = ChosenChip("910a", f"nobody: neither an argument, nor {CHIP_VARIABLE}, nor npu-smi")
         chosen = chip_in_environment(environment) or chip_of_host(host) or nobody
     print(f"chip {chosen.name} ({CHIP_DATA[chosen.name].title}), said by {chosen.by}", file=sys.stderr)
-    wanted = {CHIP_VARIABLE: chosen.name} | chip_environment(chosen.name)
+    variables = {CHIP_VARIABLE: chosen.name} | chip_environment(chosen.name)
     return "\n".join(
         f"export {name}={shlex.quote(value)}"
-        for name, value in wanted.items()
+        for name, value in variables.items()
         if name == CHIP_VARIABLE or name not in environment
     )
 

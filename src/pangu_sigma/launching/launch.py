@@ -1,4 +1,4 @@
-"""The launcher: it starts the ranks of a run with `msrun`, and watches over them until the last has ended. Each node has one.
+"""Launcher of one node: starts its ranks of a run with `msrun`, and watches them until the last has ended.
 
     check → meet the other nodes → msrun → ranks         a rank fails: stop all on all nodes, say why, start again if asked
                                                          the launcher is asked to stop: ranks save, then end
@@ -33,14 +33,14 @@ from pangu_sigma.npus import npus
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8118
-"""The port of MindSpore's scheduler by default."""
+"""Default port of MindSpore's scheduler."""
 
 _POLL_SECONDS = 0.1
 _FAILED_GRACE_SECONDS = 3.0
 """Seconds between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
 _MOST_RESTARTS, _MOST_SECONDS = 1_000_000, 86_400.0 * 365
 _SHOWN = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
-"""Beginnings of the names of variables that MindSpore, CANN and HCCL read; `dry_run` prints them and those set here."""
+"""Prefixes of environment variables that MindSpore, CANN and HCCL read; `dry_run` prints them and those set here."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class Job:
     """A launch: its command, its ranks, and the nodes that they run on.
 
     command: the command that every rank runs.
-    logs: the folder in which every start makes a folder of logs.
+    logs: folder of the logs; every start makes a folder in it.
     ranks: number of ranks of the whole run.
-    node, nodes: the number of this node, and how many there are.
-    address, port: those of the scheduler, on node 0; with several nodes the launchers use the port after it.
-    facts: the values that all nodes must have in common, by name; they are compared if there are several nodes.
+    node, nodes: number of this node, and number of nodes.
+    address, port: those of the scheduler, on node 0; with several nodes the launchers use the next port.
+    facts: values that must be equal on all nodes, by name; they are compared if there are several nodes.
     ascend: True if every rank has an NPU, and cores are bound to ranks.
-    chip: the chip of the NPUs, which decides how many a node has, and their environment; of no account without `ascend`.
+    chip: chip of the NPUs, which gives their number on a node, and their environment; ignored without `ascend`.
     restarts: number of times to start again after a failure.
     grace: seconds that ranks get to save when the launch is asked to stop.
     wait: seconds to wait for the other nodes.
-    hang_timeout: seconds that a rank may do one thing, such as a step, a save or the compilation of the first step; 0: for ever.
+    hang_timeout: seconds that a rank may do one thing, such as a step, a save or the compilation of the first step; 0: no limit.
     """
 
     command: list[str]
@@ -87,11 +87,11 @@ class Job:
 
     @property
     def gate(self) -> Path:
-        """The file that ranks wait at. It is on the node's own disk: not every shared file system has locks."""
+        """Lock file that ranks wait at before they start. It is on the node's own disk: not every shared file system has locks."""
         return Path(tempfile.gettempdir()) / f"pangu_sigma_{os.getuid()}" / f"port_{self.port}_node_{self.node}.gate"
 
     def msrun(self, folder: Path) -> list[str]:
-        """The command that starts this node's ranks."""
+        """Return the command that starts this node's ranks."""
         bind = ["--bind-cores", str(self.local)] if self.ascend else []
         return [
             "msrun",
@@ -110,8 +110,8 @@ class Job:
 def launch(job: Job) -> int:
     """Run a job to its end and return the exit status.
 
-    0: the ranks ended well, also if somebody asked them to end.
-    1: restarts did not mend a failure, or ranks that were asked to end did not end in time.
+    0: all ranks ended well, also if they were asked to stop.
+    1: a failure remained after all restarts, or ranks that were asked to stop did not end in time.
     2: a rank reported a mistake that only the user can mend.
     Raises LaunchError for mistakes that are known before ranks start.
     """
@@ -130,7 +130,7 @@ def launch(job: Job) -> int:
 
 
 def dry_run(job: Job) -> str:
-    """A shell script of the commands that `launch` would start on each node. Raises what `check_numbers` raises."""
+    """Return a shell script of the commands that `launch` would start on each node. Raises what `check_numbers` raises."""
     check_numbers(job)
     all_of_it = sorted(_environment(job).items())
     environment = {k: v for k, v in all_of_it if k.startswith(_SHOWN) or os.environ.get(k) != v}
@@ -187,7 +187,7 @@ def check_numbers(job: Job) -> None:
 
 
 def _check_room(job: Job) -> None:
-    """Raise LaunchError if a node is to run more ranks than a server of the chip has NPUs."""
+    """Raise LaunchError if the job has more ranks per node than a server of the chip has NPUs."""
     chip = CHIP_DATA[job.chip]
     if job.local > chip.per_host:
         nodes = next(
@@ -200,12 +200,12 @@ def _check_room(job: Job) -> None:
 
 
 def _check_chip(chip: Chip) -> None:
-    """Raise LaunchError if npu-smi is here and lists NPUs of another family."""
-    found = chip_of_host(Host())
-    if found is not None and family(found.name) != family(chip):
+    """Raise LaunchError if npu-smi lists NPUs of another family."""
+    detected = chip_of_host(Host())
+    if detected is not None and family(detected.name) != family(chip):
         raise LaunchError(
             f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {socket.gethostname()} has "
-            f"{CHIP_DATA[found.name].title} ({found.by}); use --chip {found.name}, or other nodes"
+            f"{CHIP_DATA[detected.name].title} ({detected.by}); use --chip {detected.name}, or other nodes"
         )
 
 
@@ -220,7 +220,7 @@ def _check_port(address: str, port: int) -> None:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """Variables of msrun, and so of the ranks: `python` is this Python, and the output of a rank is in its log at once."""
+    """Return the environment of msrun and the ranks: `python` is this Python, and a rank's output is in its log at once."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -234,35 +234,35 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _run_once(job: Job, name: str) -> tuple[int, bool]:
-    """Start the ranks once, and see them to their end. Returns the exit status, and True if starting again may mend a failure."""
+    """Start the ranks once, and wait until they end. Returns the exit status, and True if a restart may mend a failure."""
     facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--restarts": str(job.restarts)}
     with meet(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:
         folder = job.logs / peers.folder
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
         with (
-            _Asked(job.node) as asked,
+            _Asked(job.node) as signals,
             Processes(
                 job.msrun(folder), _environment(job) | {VARIABLE: str(folder)}, job.gate, folder, job.ranks_here
             ) as processes,
         ):
             watchdog = Watchdog(folder, job.hang_timeout)
             follower = _Follower(processes.log("rank 0") if job.node == 0 else Path(os.devnull))
-            stop = _watch(processes, peers, asked, watchdog, follower)
+            stop = _watch(processes, peers, signals, watchdog, follower)
             if stop is None:
                 return 0, False
             logger.error("%s; stopping all ranks", stop.reason)
             peers.tell(stop)
-            well = _end(processes, asked, _FAILED_GRACE_SECONDS if stop.status else job.grace)
+            well = _end(processes, signals, _FAILED_GRACE_SECONDS if stop.status else job.grace)
             follower.copy()
     return (stop.status, stop.status == 1) if stop.status else (int(not well), False)
 
 
-def _watch(processes: Processes, peers: Peers, asked: _Asked, watchdog: Watchdog, follower: _Follower) -> Stop | None:
-    """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them."""
+def _watch(processes: Processes, peers: Peers, signals: _Asked, watchdog: Watchdog, follower: _Follower) -> Stop | None:
+    """Wait until the ranks of all nodes have ended well (None), or until there is a reason to stop them."""
     done = False
     while not peers.ended:
-        stop = _failure(processes, watchdog) or asked.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
+        stop = _failure(processes, watchdog) or signals.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
         follower.copy()
         if stop:
             return stop
@@ -273,7 +273,7 @@ def _watch(processes: Processes, peers: Peers, asked: _Asked, watchdog: Watchdog
 
 
 def _failure(processes: Processes, watchdog: Watchdog) -> Stop | None:
-    """The first process that failed, whose last lines are shown; and stopped ranks, which it may have waited for."""
+    """Return the first process that failed, and log its last lines; name ranks that are stopped, which it may have waited for."""
     failures = processes.failures()
     if not failures:
         return None
@@ -288,7 +288,7 @@ def _failure(processes: Processes, watchdog: Watchdog) -> Stop | None:
 
 
 def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
-    """The ranks that stand still, if any do; what their logs then show."""
+    """Return a reason to stop if ranks hang, and log the ends of all logs."""
     hung = watchdog.hung(processes.ranks)
     if hung is None:
         return None
@@ -297,18 +297,18 @@ def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
 
 
 def _show_ends(processes: Processes) -> None:
-    """Show the last lines of all ranks, where their stacks are."""
+    """Log the last lines of all ranks, where their stacks are."""
     for rank in processes.ranks:
         name = f"rank {rank}"
         logger.error("the end of %s:\n%s", processes.log(name), processes.last_lines(name))
 
 
-def _end(processes: Processes, asked: _Asked, grace: float) -> bool:
-    """Ask the ranks to end; kill the rest after `grace` seconds or a second signal. Returns True if all ended well."""
+def _end(processes: Processes, signals: _Asked, grace: float) -> bool:
+    """Terminate the ranks; kill the rest after `grace` seconds or a second signal. Returns True if all ended well."""
     processes.terminate()
     deadline = time.monotonic() + grace
     failures = []
-    while processes.running and time.monotonic() < deadline and asked.times < 2:
+    while processes.running and time.monotonic() < deadline and signals.times < 2:
         time.sleep(_POLL_SECONDS)
         failures += processes.failures()
     for name in processes.running:
@@ -319,7 +319,7 @@ def _end(processes: Processes, asked: _Asked, grace: float) -> bool:
 
 
 class _Asked:
-    """The signals that ask the launcher to stop, noted while ranks run. Before and after, they simply end it."""
+    """Records the signals that ask the launcher to stop while ranks run. Before and after, they simply end it."""
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -344,7 +344,7 @@ class _Asked:
 
 
 class _Follower:
-    """A copier of a rank's log to standard output."""
+    """Copies a rank's log to standard output as it grows."""
 
     def __init__(self, log: Path):
         self._log, self._at = log, 0

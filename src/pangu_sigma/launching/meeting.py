@@ -1,11 +1,11 @@
-"""The messages by which the launchers of a run's nodes agree before ranks start, and hear of each other while they run.
+"""Rendezvous of the launchers of a run's nodes: they agree before ranks start, and send each other failures while ranks run.
 
 Node 0 listens at the port after the scheduler's; the others connect and send plain facts about the run that they will start: every
 key of the configuration, hashes of vocabulary, routing tables and prepared data, versions. Node 0 compares and answers. The
-messages go over TCP because every cluster has it (a shared file system need not be there, and may show a file late). Launchers send
-them, because ranks would need MindSpore, its scheduler and minutes to find a difference.
+messages go over TCP because every cluster has it (a shared file system may be missing, or show a file late). Launchers send them,
+because ranks would need MindSpore, its scheduler and minutes to find a difference.
 
-The connections stay: one node's failure, or its end, reaches all others within a poll.
+The connections stay open: one node's failure, or its end, reaches all others within a poll.
 
     node → 0   {"node", "host", "facts"}
     0 → node   {"go": name of the log folder}   or   {"refuse": message}
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.3
 _LINGER_SECONDS = 5.0
-"""Seconds that node 0 goes on listening once two nodes differ, so that others are refused too instead of left waiting."""
+"""Seconds that node 0 still listens after two nodes differ, so that other nodes are refused too and do not wait."""
 _SEND_SECONDS = 5.0
 _LONGEST_MESSAGE = 4 << 20
 _DIFFERENCES_SHOWN = 5
@@ -41,14 +41,14 @@ _DIFFERENCES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Stop:
-    """The reason to stop ranks. status: 0 if somebody asked for it, 1 for a failure, 2 for one that only the user can mend."""
+    """Reason to stop the ranks. status: 0 if it was requested, 1 for a failure, 2 for one that only the user can mend."""
 
     reason: str
     status: int
 
 
 class _Link:
-    """A connection that carries JSON, one message a line."""
+    """Connection that carries JSON, one message a line."""
 
     def __init__(self, connection: socket.socket):
         connection.settimeout(_SEND_SECONDS)
@@ -69,7 +69,7 @@ class _Link:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Messages that have arrived, after `select` said so; None if the other end is gone or is not a launcher."""
+        """Return the messages that have arrived, after `select`; None if the other end is closed or is not a launcher."""
         try:
             arrived = self._connection.recv(1 << 16)
             *lines, self._received = (self._received + arrived).split(b"\n")
@@ -84,7 +84,7 @@ class _Link:
 
 
 class Peers:
-    """The other nodes' launchers, once all have met. On a single node it only waits."""
+    """Connections to the other nodes' launchers after the rendezvous. On a single node there are none, and `wait` only sleeps."""
 
     def __init__(self, node: int, links: list[_Link], folder: str):
         self._node, self._links, self.folder = node, links, folder
@@ -100,7 +100,7 @@ class Peers:
             link.close()
 
     def wait(self, seconds: float) -> Stop | None:
-        """Wait for news, at most `seconds`. Returns the reason to stop if a node sends one or is gone, else None."""
+        """Wait for messages, at most `seconds`. Returns the reason to stop if a node sends one or is gone, else None."""
         if not self._links:
             time.sleep(seconds)
             return None
@@ -123,12 +123,12 @@ class Peers:
         return None
 
     def tell(self, stop: Stop) -> None:
-        """Tell all other nodes to stop."""
+        """Send the reason to stop to all other nodes."""
         for link in self._links:
             link.send(stop=[stop.reason, stop.status])
 
     def done(self) -> None:
-        """Note that the ranks of this node have ended well; `ended` becomes true when those of all nodes have."""
+        """Report that the ranks of this node have ended well; `ended` becomes True when those of all nodes have."""
         if self._node == 0:
             self._finish(0)
         else:
@@ -136,7 +136,7 @@ class Peers:
                 link.send(done=True)
 
     def _finish(self, node: int) -> None:
-        """On node 0: count the nodes that are done."""
+        """On node 0: count the nodes whose ranks have ended."""
         self._done.add(node)
         if len(self._done) == self._nodes:
             self.ended = True
@@ -145,9 +145,9 @@ class Peers:
 
 
 def meet(node: int, nodes: int, address: str, port: int, facts: dict[str, str], folder: str, seconds: float) -> Peers:
-    """Wait for the launchers of all nodes, at most `seconds`, and agree on what to run.
+    """Wait for the launchers of all nodes, at most `seconds`, and agree on what to run (rendezvous).
 
-    facts: the values that must be the same on all nodes, by name.
+    facts: values that must be equal on all nodes, by name.
     folder: name of the log folder; all nodes use that of node 0.
     Raises LaunchError, on every node that came, if facts differ or nodes are missing; the message names them.
     """
@@ -159,7 +159,7 @@ def meet(node: int, nodes: int, address: str, port: int, facts: dict[str, str], 
 
 
 class _Host:
-    """Node 0's side of the meeting."""
+    """Node 0's side of the rendezvous."""
 
     def __init__(self, nodes: int, facts: dict[str, str], folder: str, seconds: float):
         self._nodes, self._facts, self._folder = nodes, facts, folder
@@ -215,7 +215,7 @@ class _Host:
                 self._welcome(link, **message)
 
     def _welcome(self, link: _Link, node: int, host: str, facts: dict[str, str]) -> None:
-        """Count a node in, and note the facts in which it differs."""
+        """Register a node, and note the facts in which it differs."""
         link.node, link.host = node, host
         if 0 < node < self._nodes and node not in self._present:
             self._strangers.remove(link)
@@ -249,7 +249,7 @@ def _server(address: str, port: int, nodes: int) -> socket.socket:
 
 
 def _visit(node: int, address: str, port: int, facts: dict[str, str], seconds: float) -> Peers:
-    """The side of every other node."""
+    """Run the rendezvous on a node other than 0."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

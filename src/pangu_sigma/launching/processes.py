@@ -1,8 +1,8 @@
-"""The processes of one node: started by `msrun`, adopted, watched, and ended with all that they started.
+"""Processes of one node: start them with `msrun`, adopt them, watch them, and end them with all that they started.
 
 The launcher is a *child subreaper*: a process whose parent ends becomes the launcher's child, not that of process 1. So `msrun`
 only starts the ranks and ends (`--join=False`; if it stayed it would notice a dead rank after half a minute, and leave orphans),
-the kernel tells the launcher how each of them ended, and nothing that any of them started can escape it.
+the kernel reports to the launcher how each of them ended, and no process that they start can escape it.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ SCHEDULER = "scheduler"
 _MSRUN = "msrun"
 _PR_SET_CHILD_SUBREAPER = 36
 _KILL_SECONDS = 30.0
-"""Seconds to wait after SIGKILL. A process is gone at once, unless it waits for a disk or a device that does not answer."""
+"""Seconds to wait after SIGKILL. A process ends at once, unless it waits for a disk or a device that does not answer."""
 _LAST_LINES, _LAST_BYTES = 20, 1 << 16
 
 
 class LaunchError(UserError, RuntimeError):
-    """The error of a launch that cannot go on; the message says what is wrong, on which node, and the fix."""
+    """A launch that cannot go on; the message says what is wrong, on which node, and the fix."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended badly.
+    """A process that failed.
 
     name: `rank 3`, `scheduler` or `msrun`.
     status: exit status, or minus the number of the signal that killed it; None if it ended before its name was known.
@@ -58,7 +58,7 @@ class Ended:
 
 
 class Processes:
-    """The processes that `msrun` started on this node. A context manager: leaving it kills whatever is left."""
+    """The processes that `msrun` started on this node. As a context manager it kills those that are left at the end."""
 
     def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
         """Start `command`: an msrun that starts worker.py with `gate` for each of `ranks` and logs to the folder `logs`."""
@@ -95,19 +95,19 @@ class Processes:
         return {int(name.removeprefix("rank ")): pid for pid, name in self._names.items() if name.startswith("rank ")}
 
     def log(self, name: str) -> Path:
-        """Log file of a process, as msrun names it. That of msrun is named after the first rank: nodes may share the folder."""
+        """Return the log file of a process, as msrun names it; msrun's has the first rank's number: nodes may share the folder."""
         log = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
         return self._logs / f"{log}.log"
 
     def last_lines(self, name: str) -> str:
-        """The last lines of a process's log. Each drawing of a progress bar is a line."""
+        """Return the last lines of a process's log. Each update of a progress bar is a line."""
         with open(self.log(name), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
         return "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])
 
     def failures(self) -> list[Ended]:
-        """Processes that ended badly since the last call, in the order in which the kernel reports them."""
+        """Return the processes that failed since the last call, in the order in which the kernel reports them."""
         bad = []
         for pid, status in _ended_children():
             name = self._names.pop(pid, None)
@@ -120,13 +120,13 @@ class Processes:
         return bad
 
     def terminate(self) -> None:
-        """Ask the ranks to end. The scheduler stays: they talk to each other through it while they save."""
+        """Send SIGTERM to the ranks. The scheduler stays: ranks communicate through it while they save."""
         for pid, name in self._names.items():
             if name != SCHEDULER:
                 os.kill(pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill everything that was started, directly or not, and wait until it is gone."""
+        """Kill all descendant processes, and wait until they are gone."""
         deadline = time.monotonic() + _KILL_SECONDS
         while children := list(children_of(os.getpid())):
             for pid in children:
@@ -140,7 +140,7 @@ class Processes:
                 return
 
     def _adopt(self) -> list[str]:
-        """Learn the rank of each process from the variables that msrun gave it, and let all start. Returns missing ranks."""
+        """Read the rank of each process from the variables that msrun gave it, and open the gate. Returns the missing ranks."""
         for pid in children_of(os.getpid()):
             variables = environment_of(pid)
             role = variables.get("MS_ROLE")
@@ -161,7 +161,7 @@ def _adopt_orphans() -> None:
 
 
 def _locked(gate: Path) -> IO[str]:
-    """The gate, locked: `launching.worker` waits until this process unlocks it or ends."""
+    """Lock the gate: `launching.worker` waits until this process unlocks it or ends."""
     gate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = open(gate, "a+")  # noqa: SIM115 (closed by Processes)
     try:
@@ -176,7 +176,7 @@ def _locked(gate: Path) -> IO[str]:
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:
-    """Process ids and statuses of children that have ended, adopted ones included."""
+    """Yield process ids and statuses of children that have ended, adopted ones included."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -188,7 +188,7 @@ def _ended_children() -> Iterator[tuple[int, int]]:
 
 
 def children_of(parent: int) -> Iterator[int]:
-    """Ids of the processes whose parent is `parent`, read from /proc: not every kernel has `/proc/<id>/task/<id>/children`."""
+    """Yield the process ids of a process's children, read from /proc: not every kernel has `/proc/<id>/task/<id>/children`."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             after_name = (folder / "stat").read_bytes().rpartition(b")")[2].split()
@@ -197,7 +197,7 @@ def children_of(parent: int) -> Iterator[int]:
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    """Variables that a process was started with; empty if it has ended."""
+    """Return the environment that a process was started with; empty if it has ended."""
     try:
         content = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:

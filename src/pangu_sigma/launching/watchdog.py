@@ -1,4 +1,4 @@
-"""The watchdog of a node: it notices ranks that stand still, and says which of them the others wait for."""
+"""Watchdog of a node: detects ranks that hang, and names those that the others wait for."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pathlib import Path
 from pangu_sigma.launching.heartbeat import SHOW_STACK, Beat, last_beat
 
 _LOOK_SECONDS = 1.0
-"""Seconds between two looks at the files, which may be on a slow disk."""
+"""Seconds between two reads of the heartbeat files, which may be on a slow disk."""
 _STACK_SECONDS = 2.0
 """Seconds that ranks get to write their stacks."""
 _STOPPED = ("T", "t")
-"""States of a process that a signal or a debugger has stopped, in /proc."""
+"""Process states in /proc of a process that a signal or a debugger has stopped."""
 
 
 class Watchdog:
     """Watches the heartbeats of the ranks of a node."""
 
     def __init__(self, folder: Path, seconds: float):
-        """folder: of the heartbeats. seconds: how long a rank may do one thing, such as a step or a save; 0: for ever."""
+        """folder: of the heartbeats. seconds: limit for one thing that a rank does, such as a step or a save; 0: no limit."""
         self._folder, self._seconds = folder, seconds
         self._next_look = 0.0
 
     def hung(self, pids: dict[int, int]) -> str | None:
-        """What to say if ranks stand still, after all of them were asked to write their stacks to their logs; else None.
+        """Return a message if ranks hang, after asking all of them to write their stacks to their logs; else None.
 
-        pids: the processes of the ranks that run here, by rank. A rank that has not had its first beat is not watched: what its
-        imports wait for ends by itself.
+        pids: process ids of the ranks that run here, by rank. A rank is not watched before its first heartbeat: its imports end by
+        themselves.
         """
         now = time.monotonic()
         if not self._seconds or now < self._next_look:
@@ -46,10 +46,10 @@ class Watchdog:
         return _explain(late, states, self._seconds)
 
     def stopped(self, pids: dict[int, int]) -> str | None:
-        """What to say if a signal has stopped ranks, after all were asked to write their stacks to their logs; else None.
+        """Return a message if a signal has stopped ranks, after asking all to write their stacks to their logs; else None.
 
-        For when another process has failed: MindSpore's scheduler ends 30 s after the last word of a stopped rank, which may be
-        before `seconds` are over, and names nobody.
+        Call it when another process has failed: MindSpore's scheduler ends 30 s after the last message of a stopped rank, which may
+        be before `seconds` are over, and names no rank.
         """
         states = {rank: _state(pid) for rank, pid in pids.items()}
         stopped = {rank: last_beat(self._folder, rank) for rank in pids if states[rank] in _STOPPED}
@@ -60,7 +60,7 @@ class Watchdog:
 
 
 def _explain(late: dict[int, Beat], states: dict[int, str], seconds: float) -> str:
-    """Names the ranks that the others wait for: those that are stopped, or else those that are behind."""
+    """Return a message that names the ranks that others wait for: those that are stopped, or else those that are behind."""
     fewest = min(beat.number for beat in late.values())
     stopped = [rank for rank in late if states[rank] in _STOPPED]
     behind = stopped or [rank for rank, beat in late.items() if beat.number == fewest]
@@ -75,7 +75,7 @@ def _explain(late: dict[int, Beat], states: dict[int, str], seconds: float) -> s
 
 
 def _named(beats: Mapping[int, Beat | None], states: dict[int, str]) -> str:
-    """Ranks with what they do, by their last beats, and whether they are stopped."""
+    """Return text with each rank, its activity by its last heartbeat, and whether it is stopped."""
     return ", ".join(
         f"rank {rank} in {beat.doing if beat else 'its start'}{' (its process is stopped)' if states[rank] in _STOPPED else ''}"
         for rank, beat in beats.items()
@@ -83,7 +83,7 @@ def _named(beats: Mapping[int, Beat | None], states: dict[int, str]) -> str:
 
 
 def _state(pid: int) -> str:
-    """State letter of a process; empty if it has ended."""
+    """Return the state letter of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -91,7 +91,7 @@ def _state(pid: int) -> str:
 
 
 def _show_stacks(pids: dict[int, int], states: dict[int, str]) -> None:
-    """Ask every rank for its stacks, and give it time to write them. A stopped one is let go on for it: it is killed afterwards."""
+    """Ask every rank for its stacks, and wait for them. A stopped rank is continued for it: it is killed afterwards."""
     for rank, pid in pids.items():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, SHOW_STACK)

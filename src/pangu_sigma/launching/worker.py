@@ -1,12 +1,12 @@
-"""The program that `msrun` starts instead of each rank: it waits, ties its life to the launcher's, and becomes the rank.
+"""The program that `msrun` starts in place of each rank: it waits, binds its lifetime to the launcher's, and becomes the rank.
 
-Nobody but the kernel can end a rank whose launcher was killed with SIGKILL. `msrun` stands between the two, so the order is:
+Only the kernel can end a rank whose launcher was killed with SIGKILL. `msrun` stands between the two, so the order is:
 
 1. `msrun` starts these programs, which wait at the gate (a file that the launcher has locked), and ends.
 2. They become children of the launcher, their nearest ancestor that adopts orphans. It notes the rank of each and opens the gate.
 3. They ask the kernel for SIGKILL when their parent dies, which survives the exec that follows, and exec the rank's command.
 
-No thread and no process watches anything, so a rank that computes for minutes without letting Python run is ended as well.
+No thread and no process is needed to watch, so a rank that computes for minutes without letting Python run is ended as well.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 SCHEDULER_COMMAND = [sys.executable, "-c", "from mindspore.communication import init; init()"]
-"""Command of the scheduler. It tells ranks each other's addresses and does not train, so it needs nothing of this package."""
+"""Command of the scheduler. It sends ranks each other's addresses and does not train, so it needs no code of this package."""
 
 
 def main(arguments: list[str]) -> None:
-    """Become the rank. Raises SystemExit if the launcher is gone."""
+    """Become the rank. Raises SystemExit if the launcher has ended."""
     parser = argparse.ArgumentParser(description="started by msrun, see `pangu-sigma launch`")
     parser.add_argument("--bind-cores", type=int, metavar="RANKS", help="divide the cores among the node's ranks")
     parser.add_argument("gate", type=Path, help="file with the launcher's process id, locked until ranks may start")
@@ -51,7 +51,7 @@ def end_with_parent() -> None:
 
 
 def _bind_cores(launcher: int, ranks: int) -> None:
-    """Bind this rank to its cores, which ranks get in the order of their devices, unless `msrun` has bound it already.
+    """Bind this rank to its share of the cores, in the order of devices, unless `msrun` has bound it already.
 
     `msrun` knows the cores that are near an NPU, but only if it finds the cpuset of cgroup v1; else it only warns.
     """

@@ -1,4 +1,4 @@
-"""The host as the checks see it: files below a root, and tools of the vendor and of the system. A test replaces both."""
+"""Access to a host for its checks: files below a root, and tools of the vendor and of the system. Tests replace both."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SECONDS = 30.0
-"""Longest that a tool may take to answer. npu-smi takes one or two; it hangs where the driver does. Our choice."""
+"""Timeout of a tool in seconds. npu-smi takes one or two; it hangs where the driver does. Our choice."""
 _TOOL_FOLDERS = ("usr/local/Ascend/driver/tools", "usr/local/sbin", "usr/local/bin")
 """Folders where the driver's package puts its tools; not every PATH has them."""
 
 
 class NoAnswer(Exception):
-    """A tool that is not there, fails, or does not end. fix: what to do about it."""
+    """A tool that is missing, fails, or does not end. fix: the remedy, as text."""
 
     def __init__(self, problem: str, fix: str):
         super().__init__(problem)
@@ -26,7 +26,7 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True)
 class Host:
-    """One server. root: the folder that its files are below. environment: variables of this shell, PATH for the tools among them.
+    """One server. root: the folder that its files are below. environment: variables of this shell, with the PATH of the tools.
 
     mindspore: folder of the package; None: the installed one. mindspore_version: its version, empty if there is none.
     """
@@ -37,27 +37,27 @@ class Host:
     mindspore_version: str = field(default_factory=lambda: _version("mindspore"))
 
     def path(self, name: str) -> Path:
-        """A file or folder of the host, such as `/etc/hccn.conf`."""
+        """Return the path of a file or folder of the host, such as `/etc/hccn.conf`."""
         return self.root / name.lstrip("/")
 
     def read(self, name: str) -> str | None:
-        """The text of a file; None if it is not there or may not be read."""
+        """Return the text of a file; None if it is missing or cannot be read."""
         try:
             return self.path(name).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
 
     def values(self, name: str) -> dict[str, str]:
-        """The lines `key=value` of a file, as the vendor's version.info and hccn.conf have them; empty if it cannot be read."""
+        """Return the `key=value` lines of a file, such as the vendor's version.info and hccn.conf; empty if it cannot be read."""
         return assignments(self.read(name) or "")
 
     def tool(self, name: str) -> str | None:
-        """The path of a tool; None if it is neither on PATH nor where the driver puts it."""
+        """Return the path of a tool; None if it is neither on PATH nor in the driver's folders."""
         folders = [self.environment.get("PATH", os.defpath), *(str(self.root / folder) for folder in _TOOL_FOLDERS)]
         return shutil.which(name, path=os.pathsep.join(folders))
 
     def run(self, name: str, *arguments: str) -> str:
-        """What a tool prints. Raises NoAnswer."""
+        """Run a tool and return its output. Raises NoAnswer."""
         command = " ".join([name, *arguments])
         program = self.tool(name)
         if program is None:
@@ -75,8 +75,8 @@ class Host:
         except OSError as error:
             raise NoAnswer(f"{command}: {error.strerror}", f"let this user run {program}") from error
         if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-            raise NoAnswer(f"{command} ended with {done.returncode}, saying: {said}", f"mend what {name} names")
+            message = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+            raise NoAnswer(f"{command} ended with {done.returncode}, saying: {message}", f"mend what {name} names")
         return done.stdout
 
 
@@ -87,13 +87,13 @@ _WHOSE = {
 
 
 def assignments(text: str) -> dict[str, str]:
-    """The lines `key=value` of a text."""
+    """Parse the `key=value` lines of a text."""
     pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, value in pairs}
 
 
 def listed_numbers(text: str) -> Iterator[int]:
-    """The numbers of a list such as 0-3,8, as the kernel writes them."""
+    """Yield the numbers of a list such as 0-3,8, in the kernel's notation."""
     for numbers in text.strip().split(","):
         first, _, last = numbers.partition("-")
         if first:

@@ -1,4 +1,4 @@
-"""One thing that was looked at on a machine: what was found and, when it is wrong, what to do."""
+"""Result of one check of a machine: the finding and, if it is wrong, the fix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. fix: what to do, empty when ok."""
+    """Result of one check. found: the finding. fix: the remedy, empty if ok."""
 
     name: str
     ok: bool
@@ -16,10 +16,10 @@ class Check:
 
 
 def fine(found: str) -> Check:
-    """A check that passed; who asked for it gives it its name."""
+    """Return a passed check; the caller sets its name."""
     return Check("", True, found)
 
 
 def wrong(found: str, fix: str) -> Check:
-    """A check that failed; who asked for it gives it its name."""
+    """Return a failed check; the caller sets its name."""
     return Check("", False, found, fix)

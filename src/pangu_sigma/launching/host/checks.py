@@ -1,4 +1,4 @@
-"""All checks of a host with NPUs, in the order to read them: what comes later needs what comes first."""
+"""All checks of a host with NPUs, in the order to read them: later ones need earlier ones."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pangu_sigma.launching.host.npu_smi import Npu, chip_called, list_npus
 
 
 def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path | None = None) -> Iterator[Check]:
-    """Look at everything that a host of Ascend needs. A fault is named once; what cannot be looked at without it is left out.
+    """Check everything that an Ascend host needs. A fault is reported once; checks that it makes impossible are left out.
 
-    wanted: the chip that is asked for; None for whichever is there. by: who asks. run: a run folder whose storage is looked at.
+    wanted: the expected chip; None for any. by: who expects it. run: a run folder whose storage is checked.
     """
     listed, problem = _listed(host)
     chip = wanted or (chip_called(listed[0].name) if listed else None)
@@ -61,7 +61,7 @@ def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path 
 
 
 def _look(check: Callable[[], Check]) -> Check:
-    """The result of a check; what a tool does not answer, and a file that is not as it should be, is a failed one."""
+    """Run a check; a tool without an answer and a malformed file count as failed checks."""
     try:
         return check()
     except NoAnswer as silent:
@@ -71,7 +71,7 @@ def _look(check: Callable[[], Check]) -> Check:
 
 
 def _listed(host: Host) -> tuple[list[Npu], Check | None]:
-    """The NPUs that npu-smi lists, and what is wrong with it if it lists none."""
+    """Return the NPUs that npu-smi lists, and a failed check if it lists none."""
     try:
         listed = list_npus(host)
     except NoAnswer as silent:

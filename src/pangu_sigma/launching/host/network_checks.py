@@ -1,4 +1,4 @@
-"""The networks: RoCE of the NPUs, which carries collectives between hosts, and the host's own, by which ranks find each other."""
+"""Checks of the networks: RoCE of the NPUs, for collectives between hosts, and the host's own, by which ranks find each other."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from pangu_sigma.launching.host.npu_smi import Npu, chip_called
 
 _HCCN = "/etc/hccn.conf"
 _PORTS = 32
-"""Ports of the host that HCCL uses from HCCL_IF_BASE_PORT on (CANN 8.2 and later; 16 before)."""
+"""Number of ports of the host that HCCL uses from HCCL_IF_BASE_PORT on (CANN 8.2 and later; 16 before)."""
 _BACKLOG = 4096
 """Connections that may wait for node 0, to whose scheduler all ranks connect at once. Linux' own value since 5.4; it was 128."""
 
 
 def addresses(host: Host, listed: list[Npu]) -> Check:
-    """The address of each NPU in hccn.conf, by which HCCL reaches it."""
+    """Check that hccn.conf has an address for each NPU, by which HCCL reaches it."""
     text = host.read(_HCCN)
     if text is None:
         fix = "`hccn_tool -i N -ip -s address A netmask M` for each NPU writes it; in a container, mount it"
         return wrong(f"{_HCCN} cannot be read", fix)
     values = assignments(text)
-    given = {npu.number: values.get(f"address_{npu.number}", "") for npu in listed}
-    without = [number for number, address in given.items() if not _is_address(address)]
-    twice = sorted({address for address in given.values() if list(given.values()).count(address) > 1})
+    by_npu = {npu.number: values.get(f"address_{npu.number}", "") for npu in listed}
+    without = [number for number, address in by_npu.items() if not _is_address(address)]
+    twice = sorted({address for address in by_npu.values() if list(by_npu.values()).count(address) > 1})
     if without:
         fix = f"hccn_tool -i {without[0]} -ip -s address A netmask M"
         return wrong(f"no address of NPU {', '.join(map(str, without))}", fix)
     if twice:
         fix = "give each NPU an address of its own: hccn_tool -i N -ip -s address A netmask M"
         return wrong(f"more than one NPU has {', '.join(twice)}", fix)
-    return fine(f"{len(given)} addresses, {next(iter(given.values()))} …")
+    return fine(f"{len(by_npu)} addresses, {next(iter(by_npu.values()))} …")
 
 
 def links(host: Host, listed: list[Npu]) -> Check:
-    """The state of the RoCE port of each NPU. Hosts of a super pod of 910_93 have HCCS between them, and may do without."""
+    """Check that the RoCE port of each NPU is up. Hosts of a super pod of 910_93 have HCCS between them, and may do without."""
     states = {npu.number: _answer(host, npu.number, "-link").removeprefix("link status:").strip() for npu in listed}
     down = [number for number, state in states.items() if state != "UP"]
     if len(down) == len(listed) and chip_called(listed[0].name) == "910_93":
@@ -49,9 +49,9 @@ def links(host: Host, listed: list[Npu]) -> Check:
 
 
 def tls(host: Host, listed: list[Npu]) -> Check:
-    """The TLS switch of the NPUs' ports: where it differs, connections time out (EI0006)."""
-    found = {npu.number: re.search(r"tls switch\[(\d)\]", _answer(host, npu.number, "-tls")) for npu in listed}
-    switches = {number: match[1] if match else "0" for number, match in found.items()}  # no certificate: off
+    """Check that the TLS switch is equal on all NPUs' ports: where it differs, connections time out (EI0006)."""
+    matches = {npu.number: re.search(r"tls switch\[(\d)\]", _answer(host, npu.number, "-tls")) for npu in listed}
+    switches = {number: match[1] if match else "0" for number, match in matches.items()}  # no certificate: off
     on = [number for number, switch in switches.items() if switch == "1"]
     if on and len(on) < len(listed):
         fix = "make them alike, on all hosts: hccn_tool -i N -tls -s enable 0"
@@ -60,43 +60,43 @@ def tls(host: Host, listed: list[Npu]) -> Check:
 
 
 def interface(host: Host) -> Check:
-    """The interface by which HCCL finds other hosts: that of HCCL_IF_IP, else of HCCL_SOCKET_IFNAME, else the first by name."""
-    known = _interfaces(host)
-    ip, asked = host.environment.get("HCCL_IF_IP"), host.environment.get("HCCL_SOCKET_IFNAME")
+    """Check the network interface that HCCL uses: that of HCCL_IF_IP, else of HCCL_SOCKET_IFNAME, else the first by name."""
+    interfaces = _interfaces(host)
+    ip, pattern = host.environment.get("HCCL_IF_IP"), host.environment.get("HCCL_SOCKET_IFNAME")
     if ip:
-        owner = next((one.name for one in known if ip in one.addresses), None)
+        owner = next((one.name for one in interfaces if ip in one.addresses), None)
         if owner is None:
             fix = "set it to an address of this host, another one on each; or unset it and set HCCL_SOCKET_IFNAME, the same on all"
             return wrong(f"HCCL_IF_IP={ip} is no address of this host", fix)
         return fine(f"{owner}, by HCCL_IF_IP={ip}")
-    source = f"HCCL_SOCKET_IFNAME={asked}" if asked else "HCCL_SOCKET_IFNAME not set"
-    chosen = [one for one in _in_order(known) if _matches(asked, one.name)] if asked else _in_order(known)
-    names = ", ".join(one.name for one in known) or "none"
+    source = f"HCCL_SOCKET_IFNAME={pattern}" if pattern else "HCCL_SOCKET_IFNAME not set"
+    chosen = [one for one in _in_order(interfaces) if _matches(pattern, one.name)] if pattern else _in_order(interfaces)
+    names = ", ".join(one.name for one in interfaces) or "none"
     fix = f"set HCCL_SOCKET_IFNAME to the network that all nodes share, exactly: export HCCL_SOCKET_IFNAME==NAME (here: {names})"
     if not chosen:
         return wrong(f"{source}: this host has no such interface with an address", fix)
     if not chosen[0].up:
         return wrong(f"{source}: HCCL takes {chosen[0].name}, which is down", fix)
-    if not asked and chosen[0].name == "lo":
+    if not pattern and chosen[0].name == "lo":
         return wrong(f"{source}: HCCL takes lo, and no other node reaches it", fix)
     return fine(f"{chosen[0].name} ({chosen[0].addresses[0]}), {source}")
 
 
 def ports(host: Host) -> Check:
-    """Ports that HCCL listens on, which the system must not give to anybody who connects somewhere."""
+    """Check that the system does not give HCCL's ports to outgoing connections."""
     first = int(host.environment.get("HCCL_IF_BASE_PORT") or 60_000)
-    wanted = range(first, first + _PORTS)
+    needed = range(first, first + _PORTS)
     low, high = map(int, (host.read("/proc/sys/net/ipv4/ip_local_port_range") or "0 0").split())
     reserved = host.read("/proc/sys/net/ipv4/ip_local_reserved_ports") or ""
-    free = {port for port in wanted if not low <= port <= high} | set(listed_numbers(reserved))
-    if all(port in free for port in wanted):
-        return fine(f"{first} to {wanted[-1]} are kept free")
-    fix = f"sysctl -w net.ipv4.ip_local_reserved_ports={first}-{wanted[-1]}, and in /etc/sysctl.conf"
-    return wrong(f"{first} to {wanted[-1]} may be given away: outgoing connections use {low} to {high}", fix)
+    free = {port for port in needed if not low <= port <= high} | set(listed_numbers(reserved))
+    if all(port in free for port in needed):
+        return fine(f"{first} to {needed[-1]} are kept free")
+    fix = f"sysctl -w net.ipv4.ip_local_reserved_ports={first}-{needed[-1]}, and in /etc/sysctl.conf"
+    return wrong(f"{first} to {needed[-1]} may be given away: outgoing connections use {low} to {high}", fix)
 
 
 def backlog(host: Host) -> Check:
-    """The queue of connections to node 0."""
+    """Check the length of the queue of connections to node 0."""
     value = int(host.read("/proc/sys/net/core/somaxconn") or 0)
     if 0 < value < _BACKLOG:
         fix = "sysctl -w net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65535 on node 0"
@@ -105,7 +105,7 @@ def backlog(host: Host) -> Check:
 
 
 def _answer(host: Host, number: int, what: str) -> str:
-    """What hccn_tool says of an NPU; nothing if it refuses. Raises NoAnswer if it is not there."""
+    """Return hccn_tool's output for an NPU; empty if it refuses. Raises NoAnswer if the tool is missing."""
     try:
         return host.run("hccn_tool", "-i", str(number), what, "-g").strip()
     except NoAnswer:
@@ -122,27 +122,27 @@ class _Interface:
 
 
 def _interfaces(host: Host) -> list[_Interface]:
-    """The interfaces that have an address. Raises NoAnswer."""
-    found: dict[str, list[str]] = {}
+    """Return the interfaces that have an address. Raises NoAnswer."""
+    addresses: dict[str, list[str]] = {}
     for line in host.run("ip", "-o", "addr", "show").splitlines():
         if match := re.match(r"\d+:\s+([^\s@]+)\S*\s+inet6?\s+([^\s/]+)", line):
-            found.setdefault(match[1], []).append(match[2])
-    state = {name: (host.read(f"/sys/class/net/{name}/operstate") or "unknown").strip() for name in found}
-    return [_Interface(name, state[name] != "down", tuple(ips)) for name, ips in found.items()]
+            addresses.setdefault(match[1], []).append(match[2])
+    state = {name: (host.read(f"/sys/class/net/{name}/operstate") or "unknown").strip() for name in addresses}
+    return [_Interface(name, state[name] != "down", tuple(ips)) for name, ips in addresses.items()]
 
 
 def _in_order(interfaces: list[_Interface]) -> list[_Interface]:
-    """In the order in which HCCL takes them: others by name, then docker's, then lo."""
+    """Sort interfaces as HCCL takes them: others by name, then docker's, then lo."""
     return sorted(interfaces, key=lambda one: (one.name == "lo", one.name.startswith("docker"), one.name))
 
 
-def _matches(asked: str, name: str) -> bool:
-    """True if HCCL_SOCKET_IFNAME allows an interface: `eth,enp` by prefix, `=eth0` exactly, `^` before either for all others."""
-    without = asked.startswith("^")
-    rest = asked.removeprefix("^")
+def _matches(pattern: str, name: str) -> bool:
+    """Return True if HCCL_SOCKET_IFNAME allows an interface: `eth,enp` by prefix, `=eth0` exactly, `^` before either negates."""
+    without = pattern.startswith("^")
+    rest = pattern.removeprefix("^")
     exact = rest.startswith("=")
-    given = [text for text in rest.removeprefix("=").split(",") if text]
-    hit = any(name == text if exact else name.startswith(text) for text in given)
+    names = [text for text in rest.removeprefix("=").split(",") if text]
+    hit = any(name == text if exact else name.startswith(text) for text in names)
     return hit != without
 
 

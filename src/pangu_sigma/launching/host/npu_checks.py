@@ -1,4 +1,4 @@
-"""The NPUs themselves: is each there, open to this user, of the chip that is asked for, well, and free?"""
+"""Checks of the NPUs themselves: each is present, open to this user, of the expected chip, healthy and free."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pangu_sigma.npus import DRIVER_NODES, missing_devices, npus
 
 _MB = 1 << 20
 _WHOLE = (1, 2, 4)
-"""Numbers of NPUs, besides a whole server's, that MindSpore takes on one host."""
+"""Numbers of NPUs, besides a whole server's, that MindSpore supports on one host."""
 _RESERVED = 0.1
-"""Share of the HBM that may be in use before ranks start: firmware and driver take up to 5 % of a 910B. Our choice."""
+"""Fraction of the HBM that may be in use before ranks start: firmware and driver take up to 5 % of a 910B. Our choice."""
 
 
 def devices(host: Host, listed: list[Npu]) -> Check:
-    """Device nodes, and that npu-smi lists as many NPUs. listed: empty if npu-smi did not answer, which is a check of its own."""
+    """Check the device nodes, and their number against npu-smi's. listed: empty if npu-smi, which has its own check, failed."""
     dev = host.path("/dev")
     nodes = npus(dev)
     absent = [node for node in DRIVER_NODES if nodes and not (dev / node).exists()]
@@ -32,9 +32,9 @@ def devices(host: Host, listed: list[Npu]) -> Check:
 
 
 def chip(listed: list[Npu], wanted: Chip | None, by: str) -> Check:
-    """The chip that is there against the one that is asked for, how many a server has of it, and its memory.
+    """Check that the chip is the expected one, and that the number of NPUs and their memory are those of a server.
 
-    wanted: None if nobody asks for one. by: who does.
+    wanted: the expected chip; None for any. by: who expects it.
     """
     names = sorted({npu.name for npu in listed})
     known = chip_called(names[0])
@@ -58,7 +58,7 @@ def chip(listed: list[Npu], wanted: Chip | None, by: str) -> Check:
 
 
 def health(listed: list[Npu]) -> Check:
-    """What the driver says of each NPU."""
+    """Check that the driver reports every NPU as OK."""
     ill = [npu for npu in listed if npu.health != "OK"]
     if ill:
         one = ill[0]
@@ -71,7 +71,7 @@ def health(listed: list[Npu]) -> Check:
 
 
 def free_memory(listed: list[Npu]) -> Check:
-    """HBM that somebody else has."""
+    """Check that no other process uses the HBM."""
     full = [npu for npu in listed if npu.used > _RESERVED * npu.total]
     if full:
         users = sorted({process for npu in full for process in npu.processes})

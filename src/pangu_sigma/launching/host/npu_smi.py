@@ -1,4 +1,4 @@
-"""The NPUs of a host as `npu-smi info` lists them, and the chip that their name stands for.
+"""Parse the NPUs of a host from `npu-smi info`, and the chip from their name.
 
     | NPU   Name      | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
     | Chip  Phy-ID    | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
@@ -18,7 +18,7 @@ from pangu_sigma.launching.host.access import Host
 
 _BIN = re.compile(r"910B([1-4])")
 _FIRST = ("910A", "910B", "910PROA", "910PROB", "910PREMIUMA", "910")
-"""Names of the first family, 910A. Its faster bin is `910B` without a number: what people call 910B always has one."""
+"""Names of the first family, 910A. Its faster bin is `910B` without a number; the chip commonly called 910B always has a number."""
 _USED = re.compile(r"(\d+)\s*/\s*(\d+)")
 
 
@@ -37,33 +37,33 @@ class Npu:
 
 
 def list_npus(host: Host) -> list[Npu]:
-    """The NPUs that the driver sees, in the order of their numbers. Raises NoAnswer."""
+    """Return the NPUs that the driver lists, by ascending number. Raises NoAnswer."""
     return npus_in(host.run("npu-smi", "info"))
 
 
 def npus_in(text: str) -> list[Npu]:
-    """The NPUs in the output of `npu-smi info`."""
-    found: list[Npu] = []
+    """Parse the NPUs in the output of `npu-smi info`."""
+    listed: list[Npu] = []
     above: list[str] = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         numbers = cells[0].split()
         if len(cells) == 3 and ":" in cells[1] and above and all(number.isdigit() for number in numbers):
-            found.append(_npu(above, cells, numbers))
+            listed.append(_npu(above, cells, numbers))
             above = []
         elif len(cells) == 3 and len(numbers) == 2 and numbers[0].isdigit():
             above = cells
         elif len(cells) == 4 and len(numbers) == 2 and cells[1].isdigit():
             user, card, chip = int(cells[1]), int(numbers[0]), int(numbers[1])
-            found = [
+            listed = [
                 replace(npu, processes=(*npu.processes, user)) if (npu.card, npu.chip) == (card, chip) else npu
-                for npu in found
+                for npu in listed
             ]
-    return sorted(found, key=lambda npu: npu.number)
+    return sorted(listed, key=lambda npu: npu.number)
 
 
 def _npu(above: list[str], below: list[str], numbers: list[str]) -> Npu:
-    """above, below: the cells of its two lines. numbers: of the lower one, the chip and, if there is one, its physical number."""
+    """above, below: the cells of the NPU's two lines. numbers: of the lower one, the chip and, if given, its physical number."""
     card, name = above[0].split()
     used, total = _USED.findall(below[2])[-1]  # the first pair is of the memory of the NPU's own CPUs
     number = numbers[1] if len(numbers) > 1 else card
@@ -71,7 +71,7 @@ def _npu(above: list[str], below: list[str], numbers: list[str]) -> Npu:
 
 
 def chip_called(name: str) -> Chip | None:
-    """The chip that npu-smi calls `name`; None for one that this project does not know."""
+    """Return the chip for npu-smi's name of it; None if this project does not know it."""
     if name == "Ascend910":
         return "910_93"
     if bin_found := _BIN.match(name):

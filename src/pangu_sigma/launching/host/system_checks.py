@@ -1,4 +1,4 @@
-"""The host around the NPUs: cores, large pages, the clock, and the storage of the run folder."""
+"""Checks of the host around the NPUs: cores, large pages, the clock, and the storage of the run folder."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pangu_sigma.launching.host.access import Host, NoAnswer, listed_numbers
 from pangu_sigma.launching.host.check import Check, fine, wrong
 
 _CORES = 8
-"""Least cores for a rank, whose process compiles, feeds its NPU and updates its share of the experts. Our choice; servers of Ascend
-have 20 to 24."""
+"""Smallest number of cores for a rank, whose process compiles, feeds its NPU and updates its share of the experts. Our choice;
+Ascend servers have 20 to 24."""
 _SET_APART = 0.1
-"""Share of the memory that may be hugepages set apart at boot, which neither MindSpore nor this project uses. Our choice."""
+"""Fraction of the memory that may be hugepages reserved at boot, which neither MindSpore nor this project uses. Our choice."""
 _SHARED = re.compile(
     r"nfs|lustre|ceph|gpfs|beegfs|cifs|smb|glusterfs|wekafs|juicefs|dpc|ocfs2|gfs2|orangefs|panfs|9p|virtiofs"
 )
 """File systems that several hosts may mount at once."""
 _OWN_LOCKS = {"nolock", "noflock", "localflock", "local_lock=all", "local_lock=flock"}
-"""Mount options of NFS and Lustre with which a lock is seen by this host alone, or cannot be had."""
+"""Mount options of NFS and Lustre with which locks are local to this host, or not available."""
 
 
 def cores(host: Host, ranks: int) -> Check:
-    """Cores for `ranks` ranks, and how they are bound. `msrun` binds a rank near its NPU where it finds taskset and the cpuset of
-    cgroup 1; else the launcher divides the cores in order."""
-    found = re.search(r"^Cpus_allowed_list:\s*(\S+)", host.read("/proc/self/status") or "", re.MULTILINE)
-    usable = len(set(listed_numbers(found[1]))) if found else 0
+    """Check that there are enough cores for `ranks` ranks, and report how they are bound. `msrun` binds a rank near its NPU where
+    it finds taskset and the cpuset of cgroup 1; else the launcher divides the cores in order."""
+    allowed = re.search(r"^Cpus_allowed_list:\s*(\S+)", host.read("/proc/self/status") or "", re.MULTILINE)
+    usable = len(set(listed_numbers(allowed[1]))) if allowed else 0
     if usable < _CORES * ranks:
         fix = "give the container or the job all cores of the host (docker: no --cpuset-cpus; slurm: --exclusive, --cpus-per-task)"
         return wrong(f"{usable} usable, for {ranks} ranks; each needs {_CORES}", fix)
@@ -41,7 +41,7 @@ def cores(host: Host, ranks: int) -> Check:
 
 
 def large_pages(host: Host) -> Check:
-    """Pages of the memory in which the experts are: hundreds of GB that a step reads and writes."""
+    """Check the page size of the memory that holds the experts: hundreds of GB that a step reads and writes."""
     text = host.read("/sys/kernel/mm/transparent_hugepage/enabled") or ""
     now = re.search(r"\[(\w+)\]", text)
     memory = dict(re.findall(r"^(\w+):\s+(\d+)", host.read("/proc/meminfo") or "", re.MULTILINE))
@@ -56,23 +56,23 @@ def large_pages(host: Host) -> Check:
 
 
 def clock(host: Host) -> Check:
-    """That the clock is kept right: the logs of nodes are read side by side, and HCCL's timeouts are told apart by them."""
+    """Check that the clock is synchronised: logs of nodes are read side by side, and HCCL's timeouts are compared by them."""
     for tool, arguments, good in (
         ("timedatectl", ("show", "-p", "NTPSynchronized"), r"NTPSynchronized=yes"),
         ("chronyc", ("tracking",), r"Leap status\s*:\s*Normal"),
     ):
         try:
-            said = host.run(tool, *arguments)
+            output = host.run(tool, *arguments)
         except NoAnswer:
             continue
-        if re.search(good, said):
+        if re.search(good, output):
             return fine(f"synchronised, says {tool}")
         return wrong(f"not synchronised, says {tool}", "run chronyd or ntpd against the same server on all nodes")
     return fine("not known: neither timedatectl nor chronyc answers")
 
 
 def run_folder(host: Host, folder: Path) -> Check:
-    """That a run folder is one that all nodes share, and that a lock in it is seen by all."""
+    """Check that all nodes share the run folder, and that a lock in it is visible to all."""
     if not folder.is_dir():
         return wrong(f"{folder} is not there", "make it, or mount the shared storage, on every node at the same path")
     kind, options = _mount_of(host, folder.resolve())
@@ -92,7 +92,7 @@ def run_folder(host: Host, folder: Path) -> Check:
 
 
 def _mount_of(host: Host, folder: Path) -> tuple[str, set[str]]:
-    """File system and options of the mount that a folder is on, by /proc/self/mountinfo (see proc(5))."""
+    """Return the file system and the options of a folder's mount, from /proc/self/mountinfo (see proc(5))."""
     best: tuple[int, str, set[str]] = (-1, "an unknown file system", set())
     for line in (host.read("/proc/self/mountinfo") or "").splitlines():
         left, _, right = line.partition(" - ")
@@ -105,6 +105,6 @@ def _mount_of(host: Host, folder: Path) -> tuple[str, set[str]]:
 
 
 def _lock_in(folder: Path) -> None:
-    """Lock a file of our own. Raises OSError where that cannot be."""
+    """Lock a temporary file in the folder. Raises OSError if that is not possible."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor_") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

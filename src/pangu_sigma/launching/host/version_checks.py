@@ -1,4 +1,4 @@
-"""Software below MindSpore: driver, firmware, CANN, the kernels of the chip, MindSpore's plugin, and our operators."""
+"""Checks of the software below MindSpore: driver, firmware, CANN, kernels of the chip, MindSpore's plugin, and our operators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pangu_sigma.npus import cann, missing_cann, missing_plugin
 
 @dataclass(frozen=True)
 class Suite:
-    """What a version of MindSpore was released with. cann, driver: the versions that are listed for it; None: not known to us.
+    """Software that a version of MindSpore was released with. cann, driver: versions listed for it; None: not known to us.
 
     takes: versions of CANN with which MindSpore loads without a warning (its own `run_check/_check_version.py`).
     """
@@ -30,10 +30,10 @@ SUITES = {
     "2.9": Suite("9.0.0", "26.0.RC1", ("8.2", "8.3", "8.5", "9.0")),
     "2.10": Suite("9.1.0", None, ("8.2", "8.3", "8.5", "9.0", "9.1")),
 }
-"""By MindSpore's version. CANN and driver are those of MindSpore Transformers' tables: 1.9.0 for 2.9, 2.0.0 for 2.10."""
+"""Software suite by MindSpore's version. CANN and driver are from MindSpore Transformers' tables: 1.9.0 for 2.9, 2.0.0 for 2.10."""
 
 COMPUTE_UNITS = {"910a": "ascend910", "910b": "ascend910b", "910_93": "ascend910_93"}
-"""What CANN calls a family of chips in the names of folders of compiled operators."""
+"""CANN's name for a family of chips in the folders of compiled operators."""
 
 _KERNELS = "built-in/op_impl/ai_core/tbe/kernel"
 _OURS = "pangu_sigma"
@@ -41,7 +41,7 @@ _OURS = "pangu_sigma"
 
 
 def driver(host: Host, chip: Chip | None) -> Check:
-    """The driver's version against the suite's. 910A is on no list of the suite, so any driver passes that drives it."""
+    """Check the driver's version against the suite's. No suite lists 910A, so any driver that works with it passes."""
     file = f"{_driver_folder(host)}/driver/version.info"
     version = host.values(file).get("Version")
     suite = _suite(host)
@@ -57,12 +57,12 @@ def driver(host: Host, chip: Chip | None) -> Check:
 
 
 def firmware(host: Host, listed: list[Npu]) -> Check:
-    """The firmware's version against the range that the driver names."""
+    """Check the firmware's version against the range that the driver names."""
     folder = _driver_folder(host)
-    wanted = host.values(f"{folder}/driver/version.info").get("compatible_version_fw", "")
+    compatible = host.values(f"{folder}/driver/version.info").get("compatible_version_fw", "")
     version = host.values(f"{folder}/firmware/version.info").get("Version")
     version = version or _board(host, listed).get("Firmware Version", "")
-    limits = re.findall(r"[\d.]+", wanted)
+    limits = re.findall(r"[\d.]+", compatible)
     if not _numbers(version):
         return fine(f"not known here: a container without {folder}/firmware")
     if len(limits) == 2 and not _numbers(limits[0]) <= _numbers(version)[:3] <= _numbers(limits[1]):
@@ -72,7 +72,7 @@ def firmware(host: Host, listed: list[Npu]) -> Check:
 
 
 def toolkit(host: Host) -> Check:
-    """CANN: that this shell has it, and its version against the suite's."""
+    """Check that CANN is set up in this shell, and its version against the suite's."""
     folder, suite = cann(host.environment), _suite(host)
     if missing := missing_cann(host.environment):
         return wrong(missing.problem, missing.fix)
@@ -90,7 +90,7 @@ def toolkit(host: Host) -> Check:
 
 
 def kernels(host: Host, chip: Chip) -> Check:
-    """CANN's compiled operators for the chip, which are a package of their own."""
+    """Check that CANN's compiled operators for the chip, a package of their own, are installed."""
     folder, unit = cann(host.environment), COMPUTE_UNITS[family(chip)]
     path = Path(host.environment.get("ASCEND_OPP_PATH") or (folder or Path("CANN")) / "opp") / _KERNELS / unit
     if path.is_dir() and any(path.iterdir()):
@@ -100,14 +100,14 @@ def kernels(host: Host, chip: Chip) -> Check:
 
 
 def plugin(host: Host) -> Check:
-    """MindSpore's plugin for Ascend."""
+    """Check that MindSpore has its Ascend plugin."""
     if missing := missing_plugin(host.mindspore):
         return wrong(missing.problem, missing.fix)
     return fine(f"of MindSpore {host.mindspore_version}")
 
 
 def operators(host: Host, chip: Chip) -> Check:
-    """Our operators (`ascend_ops/`), where CANN and MindSpore look for them."""
+    """Check that our operators (`ascend_ops/`) are where CANN and MindSpore look for them."""
     fix = "bash ascend_ops/build.sh, bash ascend_ops/install.sh FOLDER, and the two export lines that it prints"
     path = next((p for p in _paths(host, "ASCEND_CUSTOM_OPP_PATH") if p.name == _OURS), None)
     if path is None and CHIP_DATA[chip].dropless:
@@ -129,12 +129,12 @@ def _suite(host: Host) -> Suite | None:
 
 
 def _driver_folder(host: Host) -> str:
-    """The folder that driver and firmware were installed into, which the driver's installer notes."""
+    """Return the folder of driver and firmware, which the driver's installer records."""
     return host.values("/etc/ascend_install.info").get("Driver_Install_Path_Param", "/usr/local/Ascend")
 
 
 def _board(host: Host, listed: list[Npu]) -> dict[str, str]:
-    """The lines `key : value` that npu-smi prints of the first NPU's board; empty without one."""
+    """Return npu-smi's `key : value` lines for the first NPU's board; empty without one."""
     if not listed:
         return {}
     try:
@@ -145,7 +145,7 @@ def _board(host: Host, listed: list[Npu]) -> dict[str, str]:
 
 
 def _cann_version(folder: Path) -> str | None:
-    """The version of a toolkit, by the file that MindSpore reads, else by the installer's."""
+    """Return a toolkit's version, from the file that MindSpore reads, else from the installer's."""
     for file, key in ((folder / "compiler/version.info", "Version"), *((f, "version") for f in _installed(folder))):
         try:
             version = assignments(file.read_text(encoding="utf-8")).get(key)
@@ -161,7 +161,7 @@ def _installed(folder: Path) -> list[Path]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with: 26.0.RC1 → (26, 0)."""
+    """Return the numbers at the start of a version: 26.0.RC1 → (26, 0)."""
     begin = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, begin[0].split("."))) if begin else ()
 
