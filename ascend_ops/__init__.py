@@ -1,1 +1,1 @@
-"""Operators of this project: the expert FFN over sorted rows, rows moved to experts and back, Adam on host rows."""
+"""Operators of this project: expert FFN over sorted rows, dispatch and combine, Adam on host rows, dropout, decoding on CPUs."""

@@ -1,4 +1,4 @@
-"""The activations of the FFN in NumPy, the oracle of the kernels."""
+"""Activation functions of the FFN in NumPy, the oracle of the kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def activation_oracle(x: np.ndarray, activation: str) -> np.ndarray:
-    """The activation in NumPy, in the precision of x."""
+    """Apply the activation in NumPy, in the precision of x."""
     if activation == "fast_gelu":
         return x / (1 + np.exp(-1.702 * x))
     if activation == "tanh":  # x/2 · (1 + tanh(z/2)), without cancellation

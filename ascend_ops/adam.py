@@ -1,4 +1,4 @@
-"""AdamW on the host, over the rows of a store that a step used. Lazy: a row without tokens keeps everything it has.
+"""AdamW on the host, over the rows of a store that a step used. It is lazy: a row without tokens keeps its weights and state.
 
     m ← β1·m + (1 − β1)·g      v ← β2·v + (1 − β2)·g²      g = gradient · grad_scale
     w ← w·(1 − lr·decay) − lr · m/(1 − β1ᵗ) / (√(v/(1 − β2ᵗ)) + ε)      t = the row's own step count
@@ -15,8 +15,8 @@ from mindspore import Tensor, nn, ops
 from ascend_ops.host import host_op
 
 HYPER = ("lr", "grad_scale", "apply", "beta1", "beta2", "eps", "zero_grad")
-"""Order of the `hyper` vector, float32 [7]. grad_scale: unscaling and clipping in one factor. apply = 0: nothing is updated (the
-gradients overflowed). zero_grad = 1: gradients are zero afterwards, for callers that add to them."""
+"""Order of the `hyper` vector, float32 [7]. grad_scale: unscaling and clipping in one factor. apply = 0: no update (the gradients
+overflowed). zero_grad = 1: gradients are set to zero afterwards, for callers that accumulate into them."""
 
 
 class AdamRows(nn.Cell):
@@ -26,10 +26,10 @@ class AdamRows(nn.Cell):
         w, m, v: tuples of G Parameters [K, *], changed in place: w float32; m and v both float32, or both bfloat16 as the uint16 of
         its bits (rounded to nearest). step_K: int32 Parameter, changed in place.
         grad: tuple of G tensors [A, *], float32 or float16. decay: float32 [G], weight decay of each tensor.
-        active: row of each gradient; entry a is skipped when offsets[a] == offsets[a + 1] (no token), whatever active[a] says.
-        copy: tuple of G tensors [A, *], float32 or float16, written in place: row active[a] as it is after the step goes to entry
-        next[a], updated or not; nowhere when next[a] is negative.
-    Raises RuntimeError when a used entry names a row outside the store (kernel check 4), for sizes that do not fit (3)
+        active: row of each gradient; entry a is skipped if offsets[a] == offsets[a + 1] (no token), whatever active[a] is.
+        copy: tuple of G tensors [A, *], float32 or float16, written in place: row active[a] after the step is copied to entry
+        next[a], updated or not; it is not copied if next[a] is negative.
+    Raises RuntimeError if a used entry names a row outside the store (kernel check 4), for sizes that do not fit (3)
     or another dtype (2); nothing is changed then.
     """
 
@@ -48,7 +48,7 @@ class AdamRows(nn.Cell):
 
 
 class SquareSum(nn.Cell):
-    """Sum of the squares of all elements of several tensors, the norm pass: construct(tensors) -> float32 scalar.
+    """Sum of squares of all elements of several tensors, for the global norm: construct(tensors) -> float32 scalar.
 
     float32 or float16 tensors; added in float64, in an order that does not depend on the number of threads.
     """
@@ -62,7 +62,7 @@ class SquareSum(nn.Cell):
 
 
 class SquareSums(nn.Cell):
-    """The norm pass that tells the tensors apart: construct(tensors) -> float32 [1 + tensors].
+    """Sums of squares of all tensors together and of each tensor: construct(tensors) -> float32 [1 + tensors].
 
     The first number is, bit for bit, that of `SquareSum`; the others are the sums of each tensor, made in the same pass.
     """
@@ -76,7 +76,7 @@ class SquareSums(nn.Cell):
 
 
 def every_row(rows: int) -> tuple[Tensor, Tensor]:
-    """`active` and `offsets` that update all rows: ordinary Adam."""
+    """Return `active` and `offsets` that update all rows: ordinary Adam."""
     return Tensor(np.arange(rows, dtype=np.int32)), Tensor(np.arange(rows + 1, dtype=np.int32))
 
 
@@ -94,7 +94,7 @@ def adam_oracle(
     eps: float,
     weight_decay: float,
 ) -> tuple[np.ndarray, ...]:
-    """The update of one row in float64: (w, m, v). t: the step count after this step."""
+    """Compute the update of one row in float64: (w, m, v). t: the step count after this step."""
     w, m, v, g = (np.asarray(a, np.float64) for a in (w, m, v, grad))
     g = g * grad_scale
     m = beta1 * m + (1 - beta1) * g

@@ -1,4 +1,4 @@
-"""One operator, two devices: a C++ kernel of `cpu/` on the CPU, the Ascend C operator of the same name on Ascend."""
+"""Operators with two implementations: a C++ kernel of `cpu/` on the CPU, the Ascend C operator of the same name on Ascend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS = (DataType.F32_Default, DataType.F16_Default, DataType.BF16_Default)
 
 @dataclass(frozen=True)
 class Signature:
-    """Names as in the operator's OpDef (`op_host/`), with the number of axes of each. rows: floats; the others are int32."""
+    """Inputs and outputs of an operator, named as in `op_host/`, with their numbers of axes. rows: floats; others are int32."""
 
     name: str
     inputs: dict[str, int]
@@ -28,9 +28,9 @@ class Signature:
 
 
 def device_op(signature: Signature, shapes: Callable, dtypes: Callable) -> ops.Custom:
-    """The operator for the current device target. shapes, dtypes: as in `host_op`.
+    """Return the operator for the current device target. shapes, dtypes: as in `host_op`.
 
-    The target is looked at here, so construct operators after `set_device`.
+    The target is read here, so construct operators after `set_device`.
     """
     if ms.get_context("device_target") == "CPU":
         return host_op(signature.name, shapes, dtypes)
@@ -41,7 +41,7 @@ def device_op(signature: Signature, shapes: Callable, dtypes: Callable) -> ops.C
 
 
 def _registration(signature: Signature) -> dict:
-    """The registration of an Ascend operator in MindSpore; given here, so that a graph compiles where the operator is not
+    """Return the registration of an Ascend operator in MindSpore; given here, so that a graph compiles where the operator is not
     installed."""
     info = CustomRegOp(signature.name)
     for i, name in enumerate(signature.inputs):
@@ -55,7 +55,7 @@ def _registration(signature: Signature) -> dict:
 
 
 def _keep_to_own_rows(op: ops.Custom, signature: Signature) -> None:
-    """Declare the layouts of the operator for auto-parallel: it acts on what its rank holds, and communicates nothing."""
+    """Declare the layouts of the operator for auto-parallel: it reads and writes its own rank's rows, without communication."""
     layout = Layout((get_group_size(),), ("rank",))
 
     def whole(axes: int) -> Layout:

@@ -1,8 +1,8 @@
-"""Dropout whose mask is a function of seed, sample, site and position, and so needs no state.
+"""Dropout with masks that are a function of seed, sample, site and position, and so without state.
 
 A value is kept or dropped by a word of Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose
-key is the seed and whose counter says which value it is. So a run that was stopped goes on with the masks that it would have had,
-ranks draw what one process draws, and the backward pass draws the mask of the forward pass again instead of keeping it.
+key is the seed and whose counter is the number of the value. So a run that was stopped goes on with the same masks, several ranks
+draw the masks of one process, and the backward pass draws the mask of the forward pass again instead of keeping it.
 
 Shape suffixes: B sequences. P is the number of values of a sequence.
 """
@@ -20,17 +20,17 @@ DRAWN = 64
 
 
 class CounterDropout(nn.Cell):
-    """Dropout on the CPU: construct(x, draws_B4) -> y, with y = x / (1 - rate) where it is kept, and 0 elsewhere.
+    """Dropout on the CPU: construct(x, draws_B4) -> y, with y = x / (1 - rate) where the value is kept, and 0 elsewhere.
 
     x: float32 or float16 in any shape [B, …] or [B · …]; it is cut into B sequences of equally many values. y and the gradient of x
-    are like it, rounded once. What is dropped is 0 even where x is not finite.
+    have its shape and dtype, rounded once. A dropped value is 0 even where x is not finite.
     draws: int32 [B, 4]: seed and number of the sample, 64 bits each, low words first. Value i = 64 t + 16 w + l of a sequence reads
     word w of the counter (16 t + l, site, sample), and is dropped if the word is below rate · 2³².
-    Raises RuntimeError when x is not cut by the sequences (kernel check 4), or a dtype is another one (2).
+    Raises RuntimeError if the sequences do not divide x evenly (kernel check 4), or for another dtype (2).
     """
 
     def __init__(self, rate: float, site: int):
-        """rate: probability of dropping a value, below 1. site: number that tells apart the dropouts of a network."""
+        """rate: probability of dropping a value, below 1. site: number that distinguishes the dropouts of a network."""
         super().__init__()
         settings = np.array([site, threshold(rate)], np.uint32)
         self.settings = Tensor(settings.view(np.int32))
@@ -44,12 +44,12 @@ class CounterDropout(nn.Cell):
 
 
 def threshold(rate: float) -> int:
-    """The number of words, of 2³², that drop a value."""
+    """Return the number of words, of 2³², that drop a value."""
     return min(round(rate * WORDS), WORDS - 1)
 
 
 def kept_oracle(rate: float, site: int, draws_B4: np.ndarray, size: int) -> np.ndarray:
-    """True where a value is kept, [B, size], in NumPy."""
+    """Compute the mask in NumPy: True where a value is kept, [B, size]."""
     index = np.arange(size)
     block = index // DRAWN * 16 + index % 16
     seed_low, seed_high, low, high = draws_B4.view(np.uint32).astype(np.uint64).T[..., None]
@@ -60,7 +60,7 @@ def kept_oracle(rate: float, site: int, draws_B4: np.ndarray, size: int) -> np.n
 
 
 def philox_oracle(counter: list[np.ndarray], key: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-    """The four words of Philox4x32-10, each an array of uint64 below 2³²; so are the four of the counter and the two of the key."""
+    """Compute the four words of Philox4x32-10 in NumPy. Words, counter (4) and key (2) are arrays of uint64 below 2³²."""
     low, shift = np.uint64(WORDS - 1), np.uint64(32)
     c0, c1, c2, c3 = counter
     k0, k1 = key

@@ -1,12 +1,12 @@
-"""Rows to their experts and back, on both devices, and the plan that says where they go, on the host. GRAPH and PyNative.
+"""Dispatch of rows to experts and combine, on CPU and Ascend, and a routing plan made on the host. GRAPH and PyNative.
 
 Shape suffixes: T tokens, M sorted rows (T, or experts · capacity when padded), H hidden, K experts.
 
-Only gathers: every output row is written once, by one core, whatever the plan; the gradient of a gather along a permutation is
-the gather along its inverse. So results are bit-reproducible, and nothing is added atomically.
+Only gathers: every output row is written once, by one core, whatever the plan; the gradient of a gather along a permutation is the
+gather along its inverse. So results are bit-reproducible, without atomic additions.
 
 On the CPU the operators are C++ (`cpu/dispatch.cc`); on Ascend they are the Ascend C operators of `op_kernel/`, which must be
-installed (`README.md` in this folder). Under `semi_auto_parallel` an operator acts on the rows of its own rank: its layouts are
+installed (`README.md` in this folder). Under `semi_auto_parallel` an operator works on the rows of its own rank: its layouts are
 declared whole, so nothing is communicated inside it. Bring its inputs to that layout outside (as the AllReduce after a row-split
 MatMul does): a redistribution at its very border would be inside its gradient rule, and be lost.
 """
@@ -29,11 +29,11 @@ FLOATS = (ms.float32, ms.float16, ms.bfloat16)
 
 
 class ExpertDispatch(nn.Cell):
-    """Gather the rows of the tokens in expert order.
+    """Dispatch: gather the rows of the tokens in expert order.
 
     construct(x_TH, order_M, inverse_T) -> rows_MH
         rows[i] = x[order[i]], or zeros where order[i] < 0 (padding to a capacity).
-        inverse[t] is the row of token t, negative for a token that no expert takes; only the gradient reads it:
+        inverse[t] is the row of token t, negative for a token without an expert; only the gradient reads it:
         dx[t] = drows[inverse[t]], or zeros.
     x: float32, float16, or bfloat16 where the device has it. order, inverse: int32.
     Raises TypeError or ValueError that names operator, argument and value for a wrong dtype, rank or length; RuntimeError
@@ -51,7 +51,7 @@ class ExpertDispatch(nn.Cell):
 
 
 class ExpertCombine(nn.Cell):
-    """Gather the experts' rows back into token order, and add the residual while the row is at hand.
+    """Combine: gather the experts' rows back into token order, and add the residual in the same pass.
 
     construct(rows_MH, inverse_T, order_M, residual_TH=None) -> out_TH
         out[t] = residual[t] + rows[inverse[t]]; a token without a row (inverse[t] < 0) is its residual, or zeros.
@@ -74,7 +74,7 @@ class ExpertCombine(nn.Cell):
 
 
 class MakeRoutingPlan(nn.Cell):
-    """Stable counting sort of expert ids on the host: the operator `RoutingPlan`, for a router that decides inside the graph.
+    """Stable counting sort of expert ids on the host: the operator `RoutingPlan`, for a router inside the graph.
 
     There is none for the device: the plans of Random Routed Experts are known before the step, where the batch is read.
 
@@ -99,10 +99,10 @@ def _gather():
 
 
 class CannGather(nn.Cell):
-    """x[index], or zeros where index < 0, by CANN's Gather, for NPUs on which no operator of ours is installed.
+    """Gather by CANN's operator, x[index] or zeros where index < 0, for NPUs without our operators installed.
 
     CANN has operators for rows of experts too, but none for these plans: `moe_token_permute` sorts what the host has sorted
-    already, `moe_token_unpermute` and `moe_finalize_routing` take no row twice and none that is empty, and the latter has no
+    already, `moe_token_unpermute` and `moe_finalize_routing` cannot repeat a row or leave one empty, and the latter has no
     bfloat16.
     """
 
@@ -116,7 +116,7 @@ class CannGather(nn.Cell):
 
 
 class Gather(nn.Cell):
-    """Rows of x by `index`; `back` is its inverse, for the gradient. cann: True for CANN's operator on NPUs."""
+    """Differentiable gather of rows by `index`; the gradient gathers by its inverse, `back`. cann: True for CANN's on NPUs."""
 
     def __init__(self, cann: bool = False):
         super().__init__()
@@ -130,7 +130,7 @@ class Gather(nn.Cell):
 
 
 class GatherAdd(nn.Cell):
-    """Rows of x by `index`, added to the residual; `back` is the inverse of `index`, for the gradient."""
+    """Differentiable gather of rows by `index`, added to the residual; the gradient gathers by the inverse of `index`, `back`."""
 
     def __init__(self):
         super().__init__()
@@ -173,34 +173,34 @@ def _refuse_residual(rows, tokens, residual, rows_dtype, residual_dtype):
 
 
 def check(operator, x, x_name, index, index_name):
-    """Refuse rows and index that the kernels cannot take."""
+    """Check dtype and shape of rows and index. Raises TypeError or ValueError."""
     _refuse_rows(operator, x_name, x.dtype, x.shape)
     _refuse_index(operator, index_name, index.dtype, index.shape, None, "")
 
 
 def check_index(operator, index, name, length, of):
-    """Refuse an index of another dtype, rank or length."""
+    """Check dtype, rank and length of an index. Raises TypeError or ValueError."""
     _refuse_index(operator, name, index.dtype, index.shape, length, of)
 
 
 def check_residual(rows, index, residual):
-    """Refuse a residual that is not tokens by hidden, in the dtype of the rows."""
+    """Check that the residual is tokens by hidden, in the dtype of the rows. Raises TypeError or ValueError."""
     _refuse_residual(rows.shape, index.shape, residual.shape, rows.dtype, residual.dtype)
 
 
 def dispatch_oracle(x_TH: np.ndarray, order_M: np.ndarray) -> np.ndarray:
-    """ExpertDispatch in NumPy."""
+    """Compute ExpertDispatch in NumPy."""
     return np.where((order_M >= 0)[:, None], x_TH[np.maximum(order_M, 0)], np.zeros((), x_TH.dtype))
 
 
 def combine_oracle(rows_MH: np.ndarray, inverse_T: np.ndarray, residual_TH: np.ndarray | None = None) -> np.ndarray:
-    """ExpertCombine in NumPy, in the precision of its inputs."""
+    """Compute ExpertCombine in NumPy, in the precision of its inputs."""
     moved_TH = dispatch_oracle(rows_MH, inverse_T)
     return moved_TH if residual_TH is None else np.where((inverse_T >= 0)[:, None], residual_TH + moved_TH, residual_TH)
 
 
 def plan_oracle(experts_T: np.ndarray, experts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """MakeRoutingPlan in NumPy: order, inverse, offsets."""
+    """Compute MakeRoutingPlan in NumPy: order, inverse, offsets."""
     order = np.argsort(experts_T, kind="stable").astype(np.int32)
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order), dtype=np.int32)

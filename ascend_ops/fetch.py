@@ -1,4 +1,4 @@
-"""Active rows of a store in host memory, on their way to the device."""
+"""Look up active rows of a store in host memory, for copying them to the device."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ascend_ops.host import host_op
 
 
 class FetchRows(nn.Cell):
-    """Rows of several tensors that share row numbers (the tensors of one layer's experts).
+    """Lookup of rows of several tensors that share row numbers (the tensors of one layer's experts).
 
     construct(w, active_A, like) -> tuple of G tensors [A, *], with the shapes and dtypes of `like`
         w: tuple of G Parameters [K, *], float32. active: int32 row numbers; K is an unused entry and gives zeros.
-        like: tuple of G tensors [A, *], float32 or float16, of which only shape and dtype are read. They come from outside because
-        a parallel plan cuts tensors after shapes were inferred: a host store has the shape that its rank holds from the start.
+        like: tuple of G tensors [A, *], float32 or float16, of which only shape and dtype are read. They are inputs because
+        a parallel plan cuts tensors after shapes were inferred, while a host store has its rank's shape from the start.
     Raises RuntimeError for a row outside the store (kernel check 4), sizes that do not fit (3) or another dtype (2).
     """
 

@@ -1,8 +1,8 @@
-"""The operators of a network on the CPU that reads new tokens of texts in a KV cache: arrays of NumPy and no MindSpore.
+"""Operators for decoding on the CPU with a KV cache, on NumPy arrays and without MindSpore.
 
-An operator is made once, of arrays that stay where they are, and called for every pass with its number of rows: a call of Python
-costs more than the smallest ones compute. What it reads and writes are the first rows of these arrays. Results of a row do not
-depend on the other rows of the call, nor on the number of threads. Arrays may lie anywhere, but are fastest in `LargePages`.
+An operator is constructed once, on arrays that stay where they are, and called for every pass with its number of rows: a Python
+call costs more than the smallest ones compute. It reads and writes the first rows of these arrays. Results of a row do not depend
+on the other rows of the call, nor on the number of threads. Arrays may lie anywhere, but are fastest in `LargePages`.
 
 Shape suffixes: T rows (tokens), H hidden, F ffn, n heads, d = H/n, L lanes, S tokens of a lane.
 """
@@ -21,25 +21,25 @@ from ascend_ops.large_pages import LargePages
 from ascend_ops.library import cpu_library
 
 Precision = Literal["float32", "float16", "int8"]
-"""Form of a matrix: float32, the nearest float16, or int8 with a float32 scale for each of its rows."""
+"""Storage format of a matrix: float32, the nearest float16, or int8 with a float32 scale for each of its rows."""
 
 _KINDS = {"float32": 0, "float16": 1, "int8": 2}
 _BLOCK = 4096
-"""Rows that are brought to int8 together."""
+"""Number of rows that are quantised to int8 at a time."""
 _ACTIVATIONS = {"fast_gelu": 0, "tanh": 1, "erf": 2}
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix that the operators read. scales: float32 for each row, of int8."""
+    """Weight matrix in one of the storage formats. scales: float32 for each row, if it is int8."""
 
     values: np.ndarray
     scales: np.ndarray | None = None
 
     @classmethod
     def copy_of(cls, values: np.ndarray, precision: Precision, room: LargePages) -> Matrix:
-        """A float32 matrix in this precision."""
+        """Convert a float32 matrix to this precision, in memory of `room`."""
         copy = room.zeros(values.shape, precision)
         if precision != "int8":
             copy[...] = values
@@ -53,13 +53,13 @@ class Matrix:
         return cls(copy, scales)
 
     def copied(self, room: LargePages) -> Matrix:
-        """The same, in a room."""
+        """Return a copy in memory of `room`."""
         copy = room.zeros(self.values.shape, self.values.dtype.name)
         copy[...] = self.values
         return Matrix(copy, None if self.scales is None else np.array(self.scales))
 
     def rows(self, which: slice | np.ndarray) -> Matrix:
-        """Some of its rows."""
+        """Return some of the rows as a matrix."""
         return Matrix(self.values[which], None if self.scales is None else self.scales[which])
 
     @property
@@ -71,14 +71,14 @@ class Matrix:
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def as_float32(self) -> np.ndarray:
-        """What the operators take it for."""
+        """Return the dequantised values, as the operators use them."""
         wide = self.values.astype(np.float32, copy=False)
         return wide if self.scales is None else wide * self.scales[:, None]
 
 
 @dataclass(frozen=True)
 class Projection:
-    """y [T, out] = x [T, in] · weight [in, out] + bias [out]; or, if it adds, y += it."""
+    """Linear layer y [T, out] = x [T, in] · weight [in, out] + bias [out]; with `adds`, y += it."""
 
     x: np.ndarray
     weight: Matrix
@@ -98,7 +98,7 @@ class _ProjectionFields(ctypes.Structure):
 
 
 class Projections:
-    """Projection layers that need not wait for each other. call(rows)"""
+    """Several linear layers that do not depend on each other. call(rows)"""
 
     def __init__(self, layers: Sequence[Projection]):
         self._kept = list(layers)
@@ -128,7 +128,7 @@ def _fields_of(layer: Projection) -> _ProjectionFields:
 
 
 class TiedHead:
-    """logits [T, R] = x [T, H] · weight [R, H]. call(rows, logits)"""
+    """Output head: logits [T, R] = x [T, H] · weight [R, H]. call(rows, logits)"""
 
     def __init__(self, x: np.ndarray, weight: Matrix):
         self._kept = x, weight
@@ -144,7 +144,7 @@ class TiedHead:
 
 
 class NormRows:
-    """y = LayerNorm(x), with ε = 1e-5; y may be x. call(rows)"""
+    """LayerNorm with ε = 1e-5: y = LayerNorm(x); y may be x. call(rows)"""
 
     def __init__(self, x: np.ndarray, gain: np.ndarray, bias: np.ndarray, y: np.ndarray):
         assert x.shape[1] == y.shape[1] == len(gain) == len(bias)
@@ -159,7 +159,7 @@ class NormRows:
 
 @dataclass(frozen=True)
 class FfnWeights:
-    """The weights of an FFN: w1 [F, H], b1 [F], w2 [F, H], b2 [H]."""
+    """Weights of an FFN: w1 [F, H], b1 [F], w2 [F, H], b2 [H]."""
 
     w1: Matrix
     b1: np.ndarray
@@ -180,7 +180,7 @@ class _FfnFields(ctypes.Structure):
 
 
 class FFN:
-    """y += the FFN of each row's expert. call(rows, experts): address of int32 [T], the number of each row's; 0 if there is one."""
+    """FFN of each row's expert, added to y. call(rows, experts): address of int32 [T], each row's expert; 0 if there is one."""
 
     def __init__(self, experts: Sequence[FfnWeights], activation: str, x: np.ndarray, y: np.ndarray):
         ffn, hidden = experts[0].w1.values.shape
@@ -223,11 +223,12 @@ class _AttentionFields(ctypes.Structure):
 
 
 class LaneAttention:
-    """Puts k and v [T, n·d] of new tokens into the cache, and gives what tokens see of their document, up to themselves.
+    """Attention with a KV cache: stores k and v [T, n·d] of new tokens, and attends within documents, up to each token.
 
     keys, values: the cache, [L, n, S, d]. call(rows, lanes, at, asking, asking_lanes, asking_at, first): addresses of int32 [T],
-    the lane of each token and its number there, and of int32 [asking], the same of tokens that ask, all or some of these, and the
-    number of their document's first token. Theirs are the first rows of q and out. Tokens of a lane stand together, in order.
+    lane and position of each new token; number of query tokens, some or all of these; addresses of int32 [asking], their lanes,
+    positions and documents' first positions. Query tokens have the first rows of q and out. Tokens of a lane are adjacent, in
+    order.
     """
 
     def __init__(
@@ -247,7 +248,7 @@ class LaneAttention:
 
 
 def _address(array: np.ndarray | None, dtype: type | None = None) -> int | None:
-    """Address of an array's first element; None of None."""
+    """Return the address of an array's first element; None for None."""
     if array is None:
         return None
     assert array.flags.c_contiguous and (dtype is None or array.dtype == dtype)
@@ -258,7 +259,7 @@ class _Kernel:
     """A function of the library. call(*arguments, rows=…)
 
     With few rows it keeps Python's lock: a token is dozens of calls, and after each another thread could take the lock and keep it
-    for milliseconds. With many it lets the others go on meanwhile.
+    for milliseconds. With many it releases the lock.
     """
 
     def __init__(self, name: str, *arguments: Any):
@@ -271,12 +272,12 @@ class _Kernel:
 
 
 _FEW = 32
-"""Rows of which a kernel takes a fraction of a millisecond."""
+"""Number of rows that a kernel computes in a fraction of a millisecond."""
 
 
 @cache
 def _libraries() -> tuple[ctypes.PyDLL, ctypes.CDLL]:
-    """The library, whose functions keep Python's lock, and let it go."""
+    """Return the library twice: with functions that keep Python's lock, and with functions that release it."""
     return ctypes.PyDLL(cpu_library()), ctypes.CDLL(cpu_library())
 
 
@@ -294,7 +295,7 @@ _ARGUMENTS = {
 
 
 def _activation(name: str) -> int:
-    """Address of an activation's functions."""
+    """Return the address of an activation's functions."""
     function = _libraries()[0].HostActivation
     function.argtypes, function.restype = (_NUMBER,), _POINTER
     return function(_ACTIVATIONS[name])

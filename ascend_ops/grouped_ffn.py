@@ -1,4 +1,4 @@
-"""The FFN of many experts over rows sorted by expert: y = f(x·w1ᵀ + b1)·w2 + b2, forward and backward; f is an activation.
+"""FFN of many experts over rows sorted by expert: y = f(x·w1ᵀ + b1)·w2 + b2, forward and backward; f is an activation.
 
 Shape suffixes: T rows, H hidden, F ffn, A experts. A dense FFN is the case A = 1.
 Both matrices are stored ffn-major, so that a tensor-parallel rank owns contiguous rows of a flattened expert.
@@ -14,7 +14,7 @@ from ascend_ops.activation import activation_oracle
 from ascend_ops.host import host_op
 
 KERNELS = {"fast_gelu": "GroupedFfn", "tanh": "GroupedFfnTanh", "erf": "GroupedFfnErf"}
-"""Kernel of each activation; that of its gradient is called so with Grad behind it."""
+"""Kernel of each activation; its gradient's name is the same with the suffix Grad."""
 
 
 class GroupedFFN(nn.Cell):
@@ -24,15 +24,14 @@ class GroupedFFN(nn.Cell):
         Rows offsets[a] … offsets[a + 1] - 1 of x go through expert a; offsets int32, ascending from 0 to T.
         x float32 or float16, y and the gradient of x like it. Weights and biases float32 or float16, their gradients like them.
         Half precision saves memory traffic only: everything is computed and added in float32, and y and each gradient are rounded
-        once, to nearest even, when written. What is beyond 65,504 is then infinite: the step sees it in the norm, skips its update
+        once, to nearest even, when written. A value beyond 65,504 is then infinite: the step sees it in the norm, skips its update
         and halves the loss scale.
         An expert without rows costs nothing forward and gets zero gradients.
-    Raises RuntimeError when sizes do not fit or offsets do not cut the rows (kernel check 3), or a dtype is another
-    one (2).
+    Raises RuntimeError if sizes do not fit or offsets do not cut the rows (kernel check 3), or for another dtype (2).
     """
 
     def __init__(self, activation: str = "fast_gelu"):
-        """activation: `fast_gelu`, x · sigmoid(1.702 x); `tanh` or `erf`, GELU by either: see `activation_oracle`."""
+        """activation: `fast_gelu`, x · sigmoid(1.702 x); `tanh` or `erf`, two forms of GELU: see `activation_oracle`."""
         super().__init__()
         kernel = KERNELS[activation]
         self.forward = host_op(
@@ -52,7 +51,7 @@ class GroupedFFN(nn.Cell):
 class _Differentiable(nn.Cell):
     """The FFN with its gradient: construct(…) -> (y, inner).
 
-    `inner`, the rows before the activation in float32, is an output so that the backward has it.
+    `inner`, the rows before the activation in float32, is an output so that the backward pass can read it.
     """
 
     def __init__(self, forward, backward):
@@ -77,7 +76,7 @@ def grouped_ffn_oracle(
     offsets_A1: np.ndarray,
     activation: str = "fast_gelu",
 ) -> np.ndarray:
-    """GroupedFFN in NumPy, in the precision of its inputs, one expert after another."""
+    """Compute GroupedFFN in NumPy, in the precision of its inputs, one expert after another."""
     y_TH = np.empty_like(x_TH)
     for a in range(len(w1_AFH)):
         rows = slice(offsets_A1[a], offsets_A1[a + 1])
@@ -87,5 +86,5 @@ def grouped_ffn_oracle(
 
 
 def one_expert(rows: int) -> Tensor:
-    """Offsets that send all rows to a single expert: a dense FFN."""
+    """Return offsets that send all rows to a single expert: a dense FFN."""
     return Tensor(np.array([0, rows], np.int32))

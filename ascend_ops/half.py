@@ -1,4 +1,4 @@
-"""float32 to float16 on the CPU, at the speed of memory; the casts of MindSpore and NumPy take several times as long."""
+"""Cast float32 to float16 on the CPU at memory speed; the casts of MindSpore and NumPy take several times as long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascend_ops.library import cpu_library
 
 
 class CastWeights(nn.Cell):
-    """construct(weight) -> the same in `dtype`, float32 or float16, to nearest even; on Ascend its own Cast. Not differentiable."""
+    """Cast of weights to float32 or float16, to nearest even; on Ascend by its own Cast. construct(weight). Not differentiable."""
 
     def __init__(self, dtype: ms.Type):
         super().__init__()
@@ -29,7 +29,7 @@ class CastWeights(nn.Cell):
 
 
 def copy_rows(source: np.ndarray, target: np.ndarray) -> None:
-    """Copy contiguous float32 to an array of the same size, float32 or float16, in this thread, which holds no lock meanwhile."""
+    """Copy a contiguous float32 array to one of the same size, float32 or float16, in this thread and without holding a lock."""
     assert source.dtype == np.float32 and source.size == target.size
     assert source.flags.c_contiguous and target.flags.c_contiguous
     if target.dtype == np.float16:

@@ -1,4 +1,4 @@
-"""MindSpore operators made of the C++ kernels of `cpu/`; they run on the host, on any device target."""
+"""MindSpore operators of the C++ kernels of `cpu/`; they run on the host, on any device target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ascend_ops.library import cpu_library
 
 
 def host_op(function: str, shapes: Callable, dtypes: Callable, bprop: Callable | None = None) -> ops.Custom:
-    """An operator that calls `function` of the CPU library, pinned to the host.
+    """Return an operator that calls `function` of the CPU library, pinned to the host.
 
     shapes, dtypes: functions from the shapes and dtypes of the inputs to those of the outputs.
 

@@ -1,4 +1,4 @@
-"""Arrays in memory whose pages are large: where every token reads all weights, small ones take up to 1.7 times as long."""
+"""Arrays in large memory pages: decoding reads all weights for each token, and small pages make that up to 1.7 times as slow."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 _PAGE, _BLOCK = 2 << 20, 32 << 20
 _ALIGNED = 64
-"""Bytes of a cache line, of which an array begins at a multiple; NumPy's begin at one of 16, and their vectors lie in two lines."""
+"""Alignment of an array in bytes, a cache line; NumPy's is 16, with which vectors cross two lines."""
 
 
 class LargePages:
-    """Room for arrays, which stays as long as one of them. Systems without large pages give ordinary ones."""
+    """Allocator of arrays in large pages, which live as long as one of them. Systems without large pages give ordinary ones."""
 
     def __init__(self) -> None:
         self._block, self._used = np.empty(0, np.uint8), 0
 
     def zeros(self, shape: tuple[int, ...], dtype: type | str = np.float32) -> np.ndarray:
-        """A new array of zeros; pages take memory when they are first written."""
+        """Allocate an array of zeros; its pages take memory when they are first written."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self._used + size > len(self._block):
             self._block, self._used = _large(max(size, _BLOCK)), 0

@@ -1,4 +1,4 @@
-"""Build the CPU kernels of this folder once, with the g++ of the machine they run on, and say where the library is."""
+"""Build the CPU kernels of this folder once, with the g++ of the machine they run on."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if platform.machine() == "x86_64":
 
 @cache
 def cpu_library() -> str:
-    """Path of the shared library with the CPU kernels. The first use compiles it, for some seconds; later runs reuse it.
+    """Return the path of the shared library with the CPU kernels. The first use compiles it, for some seconds; later runs reuse it.
 
     PANGU_SIGMA_CACHE names the folder that keeps it (default ~/.cache/pangu_sigma).
-    Raises BuildError with the compiler's message when g++ is missing or fails.
+    Raises BuildError with the compiler's message if g++ is missing or fails.
     """
     target = cache_folder() / f"ascend_ops_{_fingerprint()}.so"
     if not target.exists():
@@ -39,12 +39,12 @@ def cpu_library() -> str:
 
 
 def cache_folder() -> Path:
-    """Folder of compiled libraries: PANGU_SIGMA_CACHE, or ~/.cache/pangu_sigma."""
+    """Return the folder of compiled libraries: PANGU_SIGMA_CACHE, or ~/.cache/pangu_sigma."""
     return Path(os.environ.get("PANGU_SIGMA_CACHE", Path.home() / ".cache" / "pangu_sigma"))
 
 
 def _fingerprint() -> str:
-    """Hash of everything that changes the binary: sources, flags, BLAS and the kind of processor."""
+    """Return the hash of everything that changes the binary: sources, flags, BLAS and the kind of processor."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.read_bytes())
@@ -61,9 +61,9 @@ def _compile(target: Path) -> None:
 
 
 def compile_library(target: Path, arguments: list[str], what: str) -> None:
-    """Make a shared library with g++; `target` appears when it is whole, so several processes may build it at the same time.
+    """Compile a shared library with g++. `target` appears when it is complete, so several processes may build it at the same time.
 
-    Raises BuildError that names `what`, with the compiler's message, when g++ is missing or fails.
+    Raises BuildError, which names `what`, with the compiler's message if g++ is missing or fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.info("compiling %s into %s", what, target)

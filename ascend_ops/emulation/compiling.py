@@ -12,9 +12,9 @@ FOLDERS = ("emulation", "op_host", "op_kernel")
 
 
 def compile_harness(source: str, macros: dict[str, str], project: Path = PROJECT, folder: Path | None = None) -> Path:
-    """Shared library of `emulation/<source>` of `project`, which includes the sources that it is about.
+    """Compile `emulation/<source>` of `project`, with the sources that it includes, to a shared library, and return its path.
 
-    macros: names and values to define. The library is kept in `folder`, by default that of all compiled things
+    macros: names and values to define. folder: where the library is kept; None: the folder of all compiled libraries
     (`library.cache_folder`).
     Raises BuildError with the compiler's message.
     """

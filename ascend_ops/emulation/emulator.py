@@ -18,10 +18,10 @@ CHIPS = {
     "910A": {"__NPU_ARCH__": "1001", "__CCE_AICORE__": "100"},
     "910B": {"__NPU_ARCH__": "2201", "__CCE_AICORE__": "220"},
 }
-"""What CANN's compiler defines for a chip; for 910_93 it is the same as for 910B."""
+"""Macros that CANN's compiler defines for a chip; for 910_93 they are those of 910B."""
 
 DTYPES = {"float32": ("float", np.float32), "float16": ("half", np.float16), "bfloat16": ("bfloat16_t", np.uint16)}
-"""Name in C++, and how NumPy holds it."""
+"""Name of each dtype in C++, and its NumPy type."""
 
 
 class KernelError(Exception):
@@ -29,20 +29,19 @@ class KernelError(Exception):
 
 
 def compile_emulator(chip: str, dtype: str, project: Path = PROJECT, folder: Path | None = None) -> Path:
-    """Shared library with the kernels of `project` for a chip ("910A", "910B") and dtype, as `compile_harness`.
+    """Compile the kernels of `project` for a chip ("910A", "910B") and dtype to a shared library, as `compile_harness`.
 
-    What a chip lacks does not compile: BuildError.
+    Raises BuildError for features that the chip lacks.
     """
     return compile_harness("harness.cpp", {**CHIPS[chip], "DTYPE": DTYPES[dtype][0]}, project, folder)
 
 
 class Emulator:
-    """The two operators on one emulated chip, in one dtype. bfloat16 arrays are their bits, uint16.
+    """Dispatch and combine operators on one emulated chip, in one dtype. bfloat16 arrays hold their bits as uint16.
 
-    Every call asks the operator's host side for the tiling, runs the kernel block after block on guarded copies of its arguments,
-    and raises KernelError when a rule is broken; `cores` is the number of cores the tiling may use (default: the chip's), `reverse`
-    runs the last block first.
-    After a call: `blocks` launched, and `transfers(kind)`.
+    Every call takes the tiling from the operator's host side, runs the kernel block after block on guarded copies of its arguments,
+    and raises KernelError if a rule is broken. cores: number of cores for the tiling (default: the chip's). reverse: True to run
+    the last block first. After a call: `blocks` launched, and `transfers(kind)`.
     """
 
     def __init__(self, chip: str, dtype: str, library: Path | None = None, host: OpHost | None = None):
@@ -80,15 +79,16 @@ class Emulator:
         *,
         cores: int | None = None,
     ) -> np.ndarray:
-        """The last `rows` = N rows of an output [M, H] that may be larger than this machine; only the last block runs.
+        """Return the last `rows` = N rows of an output [M, H] that may be larger than this machine's memory; only the last block
+        runs.
 
         source: its last R rows of `source_rows`; residual: its last N rows. The rows before them are addresses without memory: a
-        transfer there is held to the bounds of its tensor, and moves nothing.
+        transfer there is checked against the bounds of its tensor, and moves nothing.
         """
         return self._run(op, source_RH, index_M, residual_NH, cores, source_rows=source_rows, rows=rows)
 
     def transfers(self, kind: str) -> np.ndarray:
-        """Bytes of each transfer of the last call: "load" and "store" between GM and the UB, "scalar" reads of GM."""
+        """Return the bytes of each transfer of the last call: "load" and "store" between GM and the UB, "scalar" reads of GM."""
         number = ("load", "store", "scalar").index(kind)
         count = self.library.transfers(number, None, ctypes.c_int64(0))
         sizes = np.zeros(count, np.int64)
@@ -96,7 +96,7 @@ class Emulator:
         return sizes
 
     def bytes_moved(self) -> int:
-        """Bytes that crossed the GM bus in the last call."""
+        """Return the bytes that crossed the GM bus in the last call."""
         return int(sum(self.transfers(kind).sum() for kind in ("load", "store", "scalar")))
 
     def _run(
@@ -111,7 +111,7 @@ class Emulator:
         source_rows: int | None = None,
         rows: int | None = None,
     ) -> np.ndarray:
-        """source_rows: those of the source where the array is only the last of them; rows: as `last_rows`, where it is asked."""
+        """source_rows: number of the source's rows if the array has only the last of them; rows: as in `last_rows`, else None."""
         whole = (len(index), source.shape[1])
         source = np.ascontiguousarray(source, self.numpy_dtype)
         if residual is not None:
@@ -137,7 +137,7 @@ class Emulator:
 
 
 def bytes_ratio(rows: int, hidden: int, dtype: str = "float16", chip: str = "910B", residual: bool = False) -> float:
-    """Bytes a device moves for one dispatch (with residual: combine) of `rows` rows ÷ the fewest possible.
+    """Return the bytes that a device moves for one dispatch (with residual: combine) of `rows` rows ÷ the fewest possible.
 
     1.0 is every row read once and written once. From the shipped tiling; tests hold it against what the emulation counted.
     """

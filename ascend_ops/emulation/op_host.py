@@ -1,6 +1,6 @@
-"""The host sides of the Ascend C operators (`op_host/`), unchanged: what CANN would ask them, asked from Python.
+"""Call the host sides of the Ascend C operators (`op_host/`), compiled unchanged, from Python as CANN does.
 
-Shapes are tuples of one or two sizes, None for an input that is not there; dtypes are those of the rows, an index is int32.
+Shapes are tuples of one or two sizes, None for an absent input; dtypes are those of the rows, an index is int32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from ascend_ops.emulation.compiling import PROJECT, compile_harness
 
 SOCS = {"910A": ("Ascend910", 32), "910B": ("Ascend910B", 48), "910_93": ("Ascend910_93", 48)}
-"""Name in CANN, and vector cores of the largest part."""
+"""Name in CANN, and number of vector cores of the largest bin."""
 
 TYPES = {"float32": 0, "float16": 1, "int32": 3, "bfloat16": 27}
 """CANN's numbers of dtypes."""
@@ -28,7 +28,7 @@ Shapes = Sequence[tuple[int, ...] | None]
 
 
 class Tiling(ctypes.Structure):
-    """RowsTilingData of `op_kernel/tiling_data.h`."""
+    """The struct RowsTilingData of `op_kernel/tiling_data.h`."""
 
     _fields_ = [
         (name, ctypes.c_uint32)
@@ -36,13 +36,13 @@ class Tiling(ctypes.Structure):
     ]
 
     def values(self) -> dict[str, int]:
-        """Every field by its name."""
+        """Return every field by name."""
         return {name: getattr(self, name) for name, *_ in self._fields_}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a tiling function decided: its data, the blocks to launch and the bytes of workspace."""
+    """Result of a tiling function: its data, the blocks to launch and the bytes of workspace."""
 
     tiling: Tiling
     blocks: int
@@ -51,7 +51,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Argument:
-    """What an operator declares of an argument for one chip. contiguous: AutoContiguous. dtypes, formats: one of each a variant."""
+    """An operator's declaration of an argument for one chip. contiguous: AutoContiguous. dtypes, formats: one per variant."""
 
     operator: str
     chip: str
@@ -68,7 +68,7 @@ class TilingError(Exception):
 
 
 class OpHost:
-    """The host sides of both operators, from the library of `compile_host` (default: of the shipped sources)."""
+    """Host sides of both operators, from the library of `compile_host` (default: of the shipped sources)."""
 
     def __init__(self, library: Path | None = None):
         self._library = ctypes.CDLL(str(library or compile_host()))
@@ -76,22 +76,22 @@ class OpHost:
         self._library.tile.restype = ctypes.c_int64
 
     def definitions(self) -> list[Argument]:
-        """Every argument of every operator for every chip it is configured for, in the order of declaration."""
-        found = []
+        """Return every argument of every operator for every chip it is configured for, in the order of declaration."""
+        arguments = []
         for line in self._library.definitions().decode().splitlines():
             operator, chip, way, name, need, layout, *variants = line.split()
             pairs = [tuple(map(int, variant.split(":"))) for variant in variants]
             dtypes = tuple(_NAMES.get(dtype, "?") for dtype, _ in pairs)
             formats = tuple(_FORMATS.get(form, "?") for _, form in pairs)
-            found.append(
+            arguments.append(
                 Argument(
                     operator, chip, way == "out", name, need == "required", layout == "contiguous", dtypes, formats
                 )
             )
-        return found
+        return arguments
 
     def launch(self, operator: str, chip: str, dtype: str, shapes: Shapes, cores: int | None = None) -> Launch:
-        """The tiling for `cores` vector cores (default: those of the chip). Raises TilingError."""
+        """Return the tiling for `cores` vector cores (default: those of the chip). Raises TilingError."""
         soc, most = SOCS[chip]
         tiling, blocks, workspace = Tiling(), ctypes.c_int64(), ctypes.c_int64()
         written = self._library.tile(
@@ -109,7 +109,7 @@ class OpHost:
         return Launch(tiling, blocks.value, workspace.value)
 
     def infer(self, operator: str, dtype: str, shapes: Shapes) -> tuple[tuple[int, ...], str]:
-        """Shape and dtype of the output; -1 is a size that is not known yet. Raises TilingError."""
+        """Return shape and dtype of the output; -1 is a size that is not known yet. Raises TilingError."""
         out = (ctypes.c_int64 * (2 + _AXES))()
         if self._library.infer(operator.encode(), _packed(shapes), TYPES[dtype], out):
             raise TilingError(f"{operator}: shapes {shapes}")
@@ -118,7 +118,7 @@ class OpHost:
     def traffic(
         self, operator: str, chip: str, dtype: str, shapes: Shapes, read: int, cores: int | None = None
     ) -> tuple[int, int]:
-        """(bytes moved, fewest possible) by the tiling; `read` rows have an index that is not negative."""
+        """Return (bytes moved, fewest possible) by the tiling; `read` rows have an index that is not negative."""
         soc, most = SOCS[chip]
         moved, minimum = ctypes.c_int64(), ctypes.c_int64()
         self._library.traffic(
@@ -135,18 +135,18 @@ class OpHost:
 
 
 def compile_host(project: Path = PROJECT, folder: Path | None = None) -> Path:
-    """Shared library with the host sides of `project`, as `compile_harness`."""
+    """Compile the host sides of `project` to a shared library, as `compile_harness`."""
     return compile_harness("host.cpp", {}, project, folder)
 
 
 @cache
 def shipped_host() -> OpHost:
-    """The host sides as shipped, loaded once."""
+    """Return the host sides as shipped, loaded once."""
     return OpHost()
 
 
 def _packed(shapes: Shapes) -> ctypes.Array:
-    """The number of axes and the sizes of each input, as host.cpp takes them."""
+    """Return the number of axes and the sizes of each input, as host.cpp takes them."""
     packed = ((ctypes.c_int64 * (1 + _AXES)) * _INPUTS)()
     for i in range(_INPUTS):
         shape = shapes[i] if i < len(shapes) else None
