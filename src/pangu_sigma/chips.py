@@ -1,10 +1,10 @@
-"""The chips that are launched as "Ascend 910": what a plan, a configuration and a launch must know of each. Pure data.
+"""Data of the chips that are sold as "Ascend 910", for planning, configuration and launching. Pure data.
 
 Three families have that name. 910A is the paper's chip. 910B, in bins 1 to 4, is in Atlas 800T A2 and 900 A2; 910_93 is half of the
-package of Atlas 900 A3, whose two dies are two NPUs to all software. The source of a figure stands where the figure is: the maker's
-data sheets, papers and open software. "Third party" marks those that others published, "reported" those that were read of the
-source and not in it, and "our assumption" those that nobody states. The data sheets were read in copies that others made of them.
-Rates are for dense products; bandwidths are one way.
+package of Atlas 900 A3, whose two dies are two NPUs to all software. Each figure has its source beside it: the maker's data sheets,
+papers and open software. "Third party" marks those that others published, "reported" those that were read about a source and not in
+it, and "our assumption" those without a source. The data sheets were read in copies that others made of them. Rates are for dense
+products; bandwidths are one way.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Chip = Literal["910a", "910b", "910b1", "910b2", "910b3", "910b4", "910_93"]
 class ChipData:
     """One NPU and the server it is in.
 
-    title: its name for people. soc: the name that CANN gives it, without the bin where software does not tell bins apart.
-    memory: bytes. flops: floating-point operations per second by dtype. half: the 16-bit dtype that it is best trained in.
-    hbm, pcie, hccs, network: bytes per second that it reads and writes in its memory, moves to or from its host, sends inside the
-    host, and sends to other hosts. per_host: NPUs of a server. host_memory: bytes. host_cores: CPU cores of a server.
-    dropless: True if CANN has GroupedMatmul, and collectives of uneven parts, for it. saturates: True if overflow becomes the
-    largest number and a flag, not infinity.
+    title: its name in messages. soc: CANN's name of it, without the bin where software does not tell bins apart.
+    memory: bytes. flops: floating-point operations per second by dtype. half: the 16-bit dtype that trains best on it.
+    hbm, pcie, hccs, network: bandwidths in bytes per second, of its memory, to or from its host, to NPUs of its host, and to other
+    hosts. per_host: NPUs of a server. host_memory: bytes. host_cores: CPU cores of a server.
+    dropless: True if CANN has GroupedMatmul, and collectives of uneven parts, for it. saturates: True if overflow gives the largest
+    number and a flag, not infinity.
     """
 
     title: str
@@ -57,11 +57,11 @@ _ATLAS_800T_A2 = {
     "dropless": True,
     "saturates": False,
 }
-"""What all bins of 910B have in common, by the data sheet of the server, Huawei's Atlas 800T A2."""
+"""Data that all bins of 910B share, by the data sheet of their server, Huawei's Atlas 800T A2."""
 
 
 def _bin(number: int, float16: float, bfloat16: float, float32: float, memory: int, hbm: float) -> ChipData:
-    """A bin of 910B. Rates are operations per second; HF32, which rounds float32 to 19 bits, is not counted.
+    """Return the data of a bin of 910B. Rates are operations per second; HF32, which rounds float32 to 19 bits, is not counted.
 
     Rates of float16 and float32 are those of data sheets, which add the vector units to the matrix units. Those of bfloat16 are the
     matrix units' alone: cores · 16³ · 2 · clock, both from CANN 8.1's platform_config/Ascend910B<number>.ini. So does Huawei's own
@@ -129,5 +129,5 @@ CHIP_NAMES: tuple[Chip, ...] = get_args(Chip)
 
 
 def family(chip: Chip) -> str:
-    """What compiled operators and plans go by: 910a, 910b or 910_93."""
+    """Return the family of a chip, which selects compiled operators: 910a, 910b or 910_93."""
     return "910b" if chip.startswith("910b") else chip

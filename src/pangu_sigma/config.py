@@ -1,8 +1,7 @@
-"""The validated configuration tree: the meaning and the range of every YAML key, and the size of the model it describes.
+"""Configuration tree: meaning, type and range of every YAML key, and the size of the model it describes.
 
-Load with `load_config(path, overrides)`. Anything wrong (unknown key, wrong type, impossible combination) raises
-`ConfigError`, which names the key path, the value, what is allowed and the nearest valid key, before MindSpore is
-imported.
+Load it with `load_config(path, overrides)`. Any mistake (unknown key, wrong type, impossible combination) raises `ConfigError`,
+which names the key path, the value, what is allowed and the nearest valid key, before MindSpore is imported.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class ConfigError(UserError, ValueError):
 
 
 class Section(BaseModel):
-    """A section of the tree: unknown keys, silently converted types, infinity and NaN are refused."""
+    """Base class of the sections of the tree: it refuses unknown keys, silent type conversions, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -31,11 +30,11 @@ class Section(BaseModel):
 # Upper bounds are far above any real model. They exist so that a slip of the pen is an error here and not a loop or an allocation
 # without end; whether a model fits the machine is asked elsewhere (host_memory.py, planning/).
 MOST = 10**12
-"""Largest number of anything that is only counted, such as steps: about 10⁵ times those of the paper's run."""
+"""Upper limit of all counts, such as steps: about 10⁵ times those of the paper's run."""
 MOST_RANKS = 1 << 20
-"""Largest number of ranks; the paper's run had 512."""
+"""Upper limit of the number of ranks; the paper's run had 512."""
 MOST_ROWS = 1 << 26
-"""Largest number of rows of all embedding slots together, 67 million: each has its token in a table in memory. The paper's run has
+"""Upper limit of the rows of all embedding slots together, 67 million: each has its token in a table in memory. The paper's run has
 about 138,000 (derived)."""
 
 Positive = Annotated[int, Field(ge=1, le=MOST)]
@@ -44,51 +43,51 @@ Width = Annotated[int, Field(ge=1, le=1 << 20)]
 """A size of the network, of a batch or of the cluster: at most 1,048,576; the paper's largest is its FFN, of 20,480."""
 Layers = Annotated[int, Field(ge=0, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
-"""A seed, of 32 bits: NumPy, which MindSpore hands it to, takes no more."""
+"""A random seed of 32 bits, the most that NumPy accepts from MindSpore."""
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
-"""A number that float32 holds, with room to be multiplied."""
+"""A positive number far enough within float32's range to be multiplied."""
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 
 
 Activation = Literal["fast_gelu", "tanh", "erf"]
-"""An activation of the FFN; Φ is the distribution function of N(0, 1).
+"""Activation function of the FFN; Φ is the distribution function of N(0, 1).
 
 fast_gelu: x · sigmoid(1.702 x). tanh: x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). erf: x · Φ(x) = x/2 · (1 + erf(x/√2)).
 """
 
 
 class ModelConfig(Section):
-    """The network: L dense layers inherited from PanGu-α, then N layers whose FFN is Random Routed Experts."""
+    """The network: dense layers inherited from PanGu-α, then RRE layers, whose FFNs are Random Routed Experts."""
 
     hidden: Width
     """H, width of the residual stream."""
     ffn: Annotated[int, Field(ge=1, le=1 << 22)]
     """F, inner width of the FFN, of a dense layer and of one expert alike."""
     heads: Width
-    """Attention heads; hidden must be divisible by it."""
+    """Number of attention heads; must divide `hidden`."""
     dense_layers: Layers
-    """M, the number of lower layers, which all domains share."""
+    """Number of dense layers at the bottom, which all domains share."""
     rre_layers: Layers
-    """N, the number of upper layers, whose FFN is routed. The last of all layers is PanGu-α's query layer:
-    one of these when N > 0."""
+    """N, number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
+    is one of these if N > 0."""
     activation: Activation = "fast_gelu"
     """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (reported), and PanGu-α in MindSpore's
-    model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its ports to Hugging Face. Weights want the one that they were
+    model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its ports to Hugging Face. Use the activation that the weights were
     trained with."""
     experts_per_domain: Annotated[int, Field(ge=1, le=32_767)] = 1
-    """Experts of one domain in one RRE layer; a layer stores (number of domains) times this many.
-    At most 32,767: routing tables count them in 16 bits."""
+    """Number of experts of one domain in one RRE layer; a layer stores this number times the number of domains. At most 32,767:
+    routing tables hold 16-bit numbers."""
     seq_length: Width = 1024
-    """S, tokens in a sample, and rows of both position tables."""
+    """S, number of tokens of a sample, and of rows of both position tables."""
     slot_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 40_000
-    """R, word-embedding rows in each embedding slot, and so the classes that a domain's output head chooses from."""
+    """R, number of word-embedding rows in each embedding slot, which is also the number of classes of a domain's output head."""
     dropout: Rate = 0.0
-    """Probability of dropping a value, at embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1,
-    the paper gives none. What is dropped follows from the seed, the number of the sample among all that the run takes, and the
-    position in it, so a run that was stopped goes on with the same masks, on any number of ranks."""
+    """Dropout probability, at embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1, the paper
+    gives none. The masks follow from the seed, the number of the sample among all that the run takes, and the position in it, so a
+    run that was stopped goes on with the same masks, on any number of ranks."""
     init_std: PositiveFloat = 0.02
-    """Standard deviation of weights and tables (PanGu-α); output projections are divided by sqrt(2 · layers)."""
+    """Standard deviation of initial weights and tables (PanGu-α); that of output projections is divided by sqrt(2 · layers)."""
     expert_init: Literal["replicated", "independent"] = "replicated"
     """`replicated`: the experts of a layer start with equal weights, as after inheriting. `independent`: each draws its own."""
 
@@ -108,59 +107,58 @@ class ModelConfig(Section):
 
 
 class DomainConfig(Section):
-    """A domain: a group of experts, an embedding slot, a sample format."""
+    """One domain: its experts, its embedding slot and its sample format."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
     format: Literal["text", "bilingual", "code"] = "text"
-    """`text`: the text, then <eot>. `bilingual`: language tag before each side. `code`: language tag, then the code."""
+    """Sample format. `text`: text, then <eot>. `bilingual`: language tag before each side. `code`: language tag, then the code."""
     language: Literal["zh", "en", "mixed", "python", "java"] = "en"
-    """Language of the text, which decides its segmentation. `zh`: PanGu-α's model. `en`, `python`, `java`: the English pieces.
-    `mixed`: PanGu-α's model for Chinese script, the English pieces for everything else."""
+    """Language of the text, which selects its tokenizer model. `zh`: PanGu-α's. `en`, `python`, `java`: the English pieces.
+    `mixed`: PanGu-α's for Chinese script, the English pieces for everything else."""
     slot: Annotated[str, Field(max_length=100)] = "shared"
     """Name of the embedding slot; domains with the same name share one."""
     weight: PositiveFloat = 1.0
-    """Weight of the domain in the training samples, relative to the other domains' weights."""
+    """Sampling weight of the domain in training, relative to the other domains' weights."""
 
 
 class VocabularyConfig(Section):
-    """PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces."""
+    """Vocabulary: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces."""
 
     english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
-    """Number of English pieces to learn from the English and code text; one that PanGu-α has already is not added again."""
+    """Number of English pieces to learn from the English and code text; pieces that PanGu-α has already are not added again."""
     english_model: FilePath | None = None
     """Path of a SentencePiece model with the English pieces; null: learn them."""
     byte_fallback: bool = True
-    """true: bytes spell characters of Chinese text that have no piece or no row in the slot, and those that PanGu-α leaves out,
-    such as tabs and ideographic spaces; all text comes back, Chinese up to NFKC (our choice). false: they are <unk> or vanish, as
-    in PanGu-α."""
+    """true: characters of Chinese text without a piece or a row in the slot, and those that PanGu-α leaves out, such as tabs and
+    ideographic spaces, are spelled as bytes; all text comes back, Chinese up to NFKC (our choice). false: they become <unk> or
+    vanish, as in PanGu-α."""
 
 
 class RoutingConfig(Section):
-    """Level 2 of RRE: token id → expert of the domain's group, one fixed table per RRE layer."""
+    """Second level of RRE: token id → expert of the domain's group, by one fixed table per RRE layer."""
 
     table: Literal["random", "balanced"] = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
     ids are packed by their frequency, and the most frequent are spread over several experts (our choice)."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    """Layer l draws its table from seed + l."""
+    """Seed of the tables: layer l draws its table with seed + l."""
 
 
 class EcssConfig(Section):
-    """Expert Computation and Storage Separation."""
+    """Expert Computation and Storage Separation (ECSS): where experts are stored, and how they reach the device."""
 
     enabled: bool = True
-    """true: experts and their Adam state are in the host's memory, and only the active ones reach the device.
+    """true: experts and their Adam state are in the host's memory, and only the active ones are copied to the device.
     false: every expert is an ordinary parameter of the device with ordinary Adam, for comparison."""
     store: Literal["host", "file"] = "host"
-    """`host`: experts are kept in memory. `file`: in files mapped into memory, for more experts than memory holds; same results."""
+    """Storage of the experts. `host`: in memory. `file`: in mapped files, for more experts than memory holds; same results."""
     path: FilePath | None = None
-    """Folder of the files of `store: file`; null: `experts` in the run folder."""
+    """Folder of the files with `store: file`; null: `experts` in the run folder."""
     cache_gib: Annotated[float, Field(gt=0.0, le=1e6)] = 4.0
-    """GiB of the files of `store: file` that may stay in memory; the experts used longest ago are let go."""
+    """GiB of these files that may stay in memory; the experts used longest ago are released."""
     prefetch: bool = True
-    """true: while a step computes, the experts of the next step are copied, except those that are there already because both steps
-    use them. false: each step copies all of its experts when it starts; on Ascend it does so with either value. The results are
-    the same."""
+    """true: the experts of the next step are copied while a step computes, except those that both steps use. false: each step
+    copies all of its experts when it starts; on Ascend it does so with either value. The results are the same."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Precision of the Adam moments of experts. `float32`: an expert takes 12 bytes a parameter, its weight included. `bfloat16`: 8
     bytes; needs train.optimizer.beta2 <= 0.99."""
@@ -173,22 +171,22 @@ class EcssConfig(Section):
 
 
 class DataConfig(Section):
-    """Text, and how samples of several domains make a batch."""
+    """Prepared text, held-out text, and how samples of several domains make a batch."""
 
     path: FilePath = "data/prepared"
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
     max_mib_per_domain: PositiveFloat | None = None
-    """MiB of text, as UTF-8, that `prepare-data` keeps of a domain at most; null: all of your own text, 6 MiB of packaged text."""
+    """Most MiB of text, as UTF-8, that `prepare-data` keeps of a domain; null: all of your own text, 6 MiB of packaged text."""
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
     max_overlap: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    """Fraction of a held-out document's windows of 13 tokens that may stand in other documents of its domain. Documents above it
-    are trained on, and others are held out instead. 1: all may be held out."""
+    """Largest fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain. Documents
+    above it are trained on, and others are held out instead. 1: all may be held out."""
     min_held_out_tokens: Positive = 10_000
-    """Number of held-out tokens that a domain needs. More documents than `held_out` says are held out to reach it, up to five times
-    as many or half of all; where that is not enough, `prepare-data` refuses the text."""
+    """Smallest number of held-out tokens of a domain. To reach it, more documents than `held_out` says are held out, up to five
+    times as many or half of all; if that is not enough, `prepare-data` refuses the text."""
     domains_per_step: Width = 1
-    """Number of blocks of a batch. Each block holds samples of one domain, so a step has at most this many domains."""
+    """Number of blocks of a batch. Each block holds samples of one domain, so this is the most domains that a step has."""
     domain_sets: Width = 1
     """Number of sets into which the domains are divided: equally many domains in each, of near-equal weight. Block m of a batch
     draws its domain from set m modulo this number. Groups of ranks store whole sets, so each group has samples in every step. The
@@ -196,16 +194,16 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Adam with decoupled weight decay, and an ε for dense parameters and another for experts (paper)."""
+    """Adam with decoupled weight decay, and different ε for dense parameters and for experts (paper)."""
 
     peak_lr: PositiveFloat = 1e-4
-    """Highest learning rate, after the warm-up."""
+    """Peak learning rate, at the end of the warm-up."""
     end_lr: Annotated[float, Field(ge=0.0, le=1e30)] = 2e-5
-    """Last learning rate; at most `peak_lr`."""
+    """Final learning rate; at most `peak_lr`."""
     warmup_steps: NonNegative = 5_000
-    """Updates in which the rate rises from 0 to `peak_lr` in a straight line."""
+    """Number of warm-up updates, in which the rate rises linearly from 0 to `peak_lr`."""
     decay_steps: Positive = 180_000
-    """Updates in which the rate falls from the peak to `end_lr` along a half cosine; after them it stays at `end_lr`."""
+    """Number of updates in which the rate falls from the peak to `end_lr` along a half cosine; after them it stays at `end_lr`."""
     beta1: Rate = 0.8
     """Decay of the first Adam moment (paper)."""
     beta2: Rate = 0.95
@@ -213,55 +211,55 @@ class OptimizerConfig(Section):
     eps_dense: PositiveFloat = 1e-8
     """ε of dense parameters (paper)."""
     eps_experts: PositiveFloat = 1e-20
-    """ε of experts (paper), whose gradients are smaller. In float32 it is no more than a guard against 0/0."""
+    """ε of experts (paper), whose gradients are smaller. In float32 it is only a guard against 0/0."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1e30)] = 0.01
-    """Decay of weights in a step, times the learning rate; biases and LayerNorm have none (PanGu-α)."""
+    """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
-    """Limit of the norm of all gradients together, of dense parameters and active experts; larger ones are scaled down to it."""
+    """Largest global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
 
 
 def _chip_name(chip: Any) -> Any:
-    """A chip as YAML reads it: 910_93 without quotes is a number there."""
+    """Return a chip's name from YAML, which reads 910_93 without quotes as a number."""
     return "910_93" if chip == 91_093 else chip
 
 
 class ParallelConfig(Section):
-    """The ranks of a run, one process and one device each: stages · groups · expert · data · tensor of them. The last varies
+    """Layout of the ranks, one process and one device each: stages · groups · expert · data · tensor of them. The last axis varies
     fastest, so that the ranks of a tensor group share a host."""
 
     chip: Chip = "910a"
-    """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, and `910b` for the most common of these; `910_93`. It says what
-    plans count with, what `half` is, and which operators the Ascend step is made of. On the CPU it changes nothing."""
+    """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, and `910b` for the most common of these; `910_93`. It decides the
+    memory and speed that plans assume, the type that `half` means, and the operators of the Ascend step. The CPU ignores it."""
     stages: Width = 1
-    """Number of pipeline stages. Each has some of the network's layers, on ranks of its own; the `train.accumulation`
-    micro-batches of an update go through the stages one after another. Only on Ascend."""
+    """Number of pipeline stages. Each has some of the network's layers, on ranks of its own; the `train.accumulation` micro-batches
+    of an update go through the stages one after another. Only on Ascend."""
     groups: Width = 1
     """Number of groups of ranks. Each stores the experts of its own sets of domains and takes their blocks of a batch."""
     expert: Width = 1
-    """Number of ranks in a group among which the experts of every domain are divided; tokens travel among them by all-to-all."""
+    """Number of ranks in a group that divide the experts of every domain among them; tokens travel among them by all-to-all."""
     data: Width = 1
-    """Number of replicas, experts included. Each takes other sequences of every block."""
+    """Number of data-parallel replicas, experts included. Each takes other sequences of every block."""
     tensor: Width = 1
-    """Number of ranks that share every matrix: attention heads, FFN columns and rows (op-level parallelism, as PanGu-α).
-    Only on Ascend."""
+    """Number of tensor-parallel ranks, which divide every matrix: attention heads, FFN columns and rows (PanGu-α). Only on
+    Ascend."""
     optimizer: bool = True
     """true: ranks that need the same dense parameter divide it and its Adam state among them (ZeRO), which saves memory. false:
-    each keeps all of it. On the CPU each keeps all of it with either value."""
+    each keeps all of it, as ranks on the CPU do with either value."""
     recompute: bool = False
-    """true: keep only the inputs of layers for the backward pass and compute everything else again, which saves memory and takes
-    time. false: keep everything. Only on Ascend."""
+    """true: keep only the inputs of layers for the backward pass and recompute everything else, which saves memory and takes time.
+    false: keep everything. Only on Ascend."""
     fusion_mib: NonNegative = 64
-    """MiB of gradients that are summed over ranks together; 0: each gradient by itself."""
+    """MiB of gradients that one all-reduce sums over ranks; 0: each gradient has its own."""
     capacity_factor: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
-    """Number of rows that a rank can send to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
+    """Most rows that a rank can send to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
     arrival_factor: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
-    """Number of rows that an expert multiplies in a pass, as a multiple of an even share; on a chip with grouped products, all
-    experts of a rank together. Only on Ascend. Experts hear from all ranks of their group, whose loads even out, so that it can be
-    much lower than `capacity_factor`, which null stands for: `plan` says how low."""
+    """Most rows that an expert multiplies in a pass, as a multiple of an even share; on a chip with grouped products, all experts
+    of a rank together. Only on Ascend. An expert receives rows from all ranks of its group, whose loads even out, so that it can be
+    much lower than `capacity_factor`, which is the value for null. `plan --factors` prints the smallest one that suffices."""
     gather: Literal["ours", "cann"] | None = None
     """Operator that moves rows to experts and back on NPUs: the kernel of `ascend_ops/` (`ours`), which must be built and installed
-    there, or CANN's own Gather (`cann`), for which rows are copied once more, with a row of zeros before them. null: CANN's on 910B
-    and later without stages, ours elsewhere, where only ours is possible."""
+    there, or CANN's own Gather (`cann`), which needs one more copy of the rows, with a row of zeros before them. null: CANN's on
+    910B and later without stages, else ours, the only one possible there."""
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor` or `arrival_factor`, which are known before the step. `refuse`: the run ends with
     an error that names the factor needed. `drop`: these rows skip the FFN; they are counted and reported."""
@@ -279,7 +277,7 @@ class ParallelConfig(Section):
 
     @property
     def stage_ranks(self) -> int:
-        """Number of ranks of one stage."""
+        """Number of ranks of one pipeline stage."""
         return self.groups * self.expert * self.data * self.tensor
 
     @property
@@ -288,25 +286,25 @@ class ParallelConfig(Section):
 
 
 class LossScaleConfig(Section):
-    """Dynamic loss scale; a step whose gradients are not finite changes nothing but the scale. In bfloat16 it is 1: none."""
+    """Dynamic loss scale; a step with gradients that are not finite changes only the scale. In bfloat16 the scale is always 1."""
 
     initial: PositiveFloat = 65_536.0
-    """Scale of the first step."""
+    """Loss scale of the first step."""
     window: Positive = 1_000
-    """Steps without overflow after which the scale doubles."""
+    """Number of steps without overflow after which the scale doubles."""
 
 
 class SpikesConfig(Section):
-    """Loss spikes: steps in which a domain's loss is far above its own running mean (our choice)."""
+    """Detection of loss spikes: steps in which a domain's loss is far above its own running mean (our choice)."""
 
     factor: PositiveFloat | None = 6.0
-    """Standard deviations that a domain's loss may be above its running mean; one counts as at least 1 % of the mean. null: spikes
-    are not looked for."""
+    """Number of standard deviations above the running mean from which a domain's loss is a spike; a deviation counts as at least 1
+    % of the mean. null: no detection."""
     window: Positive = 50
-    """Steps with a domain that its running mean and deviation look back on. None of its first `window` steps is a spike."""
+    """Window of the running mean and deviation, in steps with the domain. None of its first `window` steps is a spike."""
     skip: bool = False
-    """true: a batch with a spike changes neither weights nor moments nor the loss scale. false: spikes are only logged. Ascend
-    only logs."""
+    """true: a batch with a spike changes neither weights nor moments nor the loss scale. false: spikes are only logged; the only
+    value on Ascend."""
 
     @model_validator(mode="after")
     def _combinations(self) -> SpikesConfig:
@@ -321,32 +319,32 @@ class TrainConfig(Section):
     steps: Positive = 1_000
     """Number of steps of the run."""
     batch_size: Width = 8
-    """Number of sequences in a micro-batch, over all ranks: one forward-backward pass."""
+    """Number of sequences of a micro-batch over all ranks, which is one forward-backward pass."""
     accumulation: Width = 1
-    """Number of micro-batches whose gradients make one update; each token counts the same."""
+    """Number of micro-batches per update (gradient accumulation); each token has the same weight."""
     compute_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of matrix products; parameters are float32. A file may say `half`, which becomes the 16-bit type of parallel.chip:
     float16 on 910A, which has no bfloat16, and bfloat16 on later chips. A CPU computes in float32, or slowly in float16."""
     eval_interval: Positive = 100
-    """Steps between evaluations on held-out text."""
+    """Number of steps between evaluations on held-out text."""
     eval_batches: Positive = 8
-    """Number of batches of `batch_size` samples, at most, that an evaluation reads of each domain."""
+    """Most batches, of `batch_size` samples, that an evaluation reads of each domain."""
     checkpoint_interval: Positive = 500
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     keep_checkpoints: Positive = 2
-    """Number of checkpoints that are kept, the latest ones."""
+    """Number of checkpoints to keep, the latest ones."""
     async_save: bool = True
     """true: a checkpoint is copied in memory and written while training goes on; the last one of a run is written before it ends.
     The copy takes, on every rank, the bytes of the files that this rank writes: 12 for each parameter of its experts, 8 with
-    ecss.moments=bfloat16, and on rank 0 another 12 for each dense one. It is made once, and kept; where memory has no room for it,
-    which is said, and with ecss.store=file, checkpoints are written before training goes on, as with false. On Ascend they are so
-    with either value: the experts fill the host's memory. The checkpoints are the same, bit for bit."""
+    ecss.moments=bfloat16, and on rank 0 another 12 for each dense one. Its memory is allocated once. false: training waits until a
+    checkpoint is written. It also waits, with a message, where memory has no room for the copy, with ecss.store=file, and on
+    Ascend, where the experts fill the host's memory. The checkpoints are the same, bit for bit."""
     log_interval: Positive = 10
-    """Steps between lines of the log. Evaluations and checkpoints have one before them, too."""
+    """Number of steps between lines of the log. Each evaluation and checkpoint has one before it, too."""
     max_skipped_steps: Positive = 50
-    """Number of steps with a domain, one after another, that may be skipped before the run stops with an error. Each domain has its
-    own count, because one bad expert skips the steps of its domain only. The loss scale of a new run, 2³² at most in the shipped
-    configurations, comes down to 1 in 32 steps; who still skips after that does not train."""
+    """Number of consecutive steps with a domain that may be skipped before the run stops with an error. Each domain has its own
+    count, because one bad expert skips the steps of its domain only. The loss scale of a new run, 2³² at most in the shipped
+    configurations, comes down to 1 in 32 steps; a run that still skips after that does not train."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     spikes: SpikesConfig = SpikesConfig()
@@ -359,55 +357,55 @@ class TrainConfig(Section):
 
 
 MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{content\}[^{}]*$")]
-"""A text around `{content}`, which stands for what a message says."""
+"""A text with the placeholder `{content}` for the content of a message."""
 
 
 class ChatConfig(Section):
-    """How the messages of a chat become a text that the model continues, and where its answer ends. null: as it is usual for the
-    language of the domain (generate/chat_template.py)."""
+    """Chat template: turns the messages of a chat into a text that the model continues, and ends its answer. A key that is null
+    takes the template of the domain's language (generate/chat_template.py)."""
 
     system: MessageTemplate | None = None
-    """Text of a system message, such as "{content}\\n"."""
+    """Template of a system message, such as "{content}\\n"."""
     user: MessageTemplate | None = None
-    """Text of a message of the user, such as "User: {content}\\n"."""
+    """Template of a user message, such as "User: {content}\\n"."""
     assistant: MessageTemplate | None = None
-    """Text of an answer, such as "Assistant: {content}\\n". A new answer begins after what stands before `{content}`."""
+    """Template of an answer, such as "Assistant: {content}\\n". A new answer begins after the text before `{content}`."""
     stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=16)] | None = None
-    """Strings that an answer ends before, such as "\\nUser:"."""
+    """Stop strings, before which an answer ends, such as "\\nUser:"."""
 
 
 class FinetuneConfig(Section):
-    """How a run is tuned to a task, on samples whose answers alone count. null in a run that trains on text."""
+    """Fine-tuning to a task, on samples of which only the answers count in the loss. null in a run that trains on text."""
 
     task: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
     """Name of the task."""
     domain: str
-    """Domain of a sample that names none."""
+    """Domain of samples that name none."""
     learn: Literal["all", "experts", "experts+slot"] = "all"
-    """What learns. `all`: everything that samples reach. `experts`: the experts of the domains of the samples; which they are is
-    known without counting (RRE), and all other parameters and their Adam state keep their bits. `experts+slot`: these, and the
-    rows of the embedding slots of these domains."""
+    """Parameters that learn. `all`: every parameter that samples reach. `experts`: the experts of the samples' domains, which
+    routing tells in advance (RRE); all other parameters and their Adam state keep their bits. `experts+slot`: these, and the rows
+    of the embedding slots of these domains."""
     domains: list[str] = []
-    """Domains that samples were found for; `finetune` writes it."""
+    """Domains of the samples; `finetune` writes this key."""
     epochs: Annotated[float, Field(gt=0.0, le=1e6)] = 3.0
-    """Passes over the samples: what train.steps is made of where nobody sets it."""
+    """Number of epochs over the samples, from which train.steps is computed unless it is set."""
     warmup: Rate = 0.1
-    """Share of the steps in which the learning rate rises, where nobody sets train.optimizer.warmup_steps."""
+    """Warm-up as a fraction of the steps, unless train.optimizer.warmup_steps is set."""
     packed: bool = True
-    """true: samples fill a sequence together, and none sees another (our choice: nothing changes but the time). false: one sample a
-    sequence, filled up with <pad>."""
+    """true: several samples share a sequence, without attention between them (our choice: only the time changes). false: one sample
+    per sequence, padded with <pad>."""
     cut: Literal["messages", "prompt", "none"] = "messages"
-    """What is cut of a sample that is too long. `messages`: the oldest messages, as in serving. `prompt`: the beginning of the
-    prompt. `none`: nothing. A sample that is still too long is left out; its answer is never cut."""
+    """Truncation of a sample that is too long. `messages`: the oldest messages are cut, as in serving. `prompt`: the beginning of
+    the prompt. `none`: nothing. A sample that is still too long is left out; its answer is never cut."""
     patience: Positive = 3
-    """Evaluations one after another without a better loss, after which the run ends."""
+    """Number of consecutive evaluations without a better loss after which the run ends (early stopping)."""
     metric: Annotated[str, Field(pattern=r"^[a-z0-9_+]+$", max_length=100)] = "loss"
-    """Name of the metric that the task is judged by."""
+    """Name of the metric of the task."""
 
 
 @dataclass(frozen=True)
 class ParamCount:
-    """Numbers of parameters. active_per_token leaves out embedding tables, as PanGu-α quotes the size of a model."""
+    """Numbers of parameters. active_per_token excludes embedding tables, as PanGu-α quotes the size of a model."""
 
     total: int
     dense: int
@@ -417,7 +415,7 @@ class ParamCount:
 
 
 class Config(Section):
-    """The whole tree."""
+    """The whole configuration of a run."""
 
     name: str
     """Name of the run, and of its folder: `runs/<name>` unless --run names another."""
@@ -447,7 +445,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _half_of_the_chip(cls, tree: Any) -> Any:
-        """The tree with the 16-bit type of its chip where it says `half`."""
+        """Replace `half` with the 16-bit type of the chip."""
         train, parallel = (tree.get(key) for key in ("train", "parallel")) if isinstance(tree, dict) else (None, None)
         if not isinstance(train, dict) or train.get("compute_dtype") != "half":
             return tree
@@ -503,13 +501,13 @@ class Config(Section):
             )
 
     def _check_finetune(self) -> None:
-        """Raise an error for a section `finetune` that the rest of the tree does not allow."""
+        """Raise ValueError if the `finetune` section does not fit the rest of the tree."""
         options, train = self.finetune, self.train
         if options is None:
             return
         names = [domain.name for domain in self.domains]
-        for key, found in (("domain", [options.domain]), ("domains", options.domains)):
-            if unknown := [name for name in found if name not in names]:
+        for key, listed in (("domain", [options.domain]), ("domains", options.domains)):
+            if unknown := [name for name in listed if name not in names]:
                 raise ValueError(
                     f"finetune.{key}={unknown[0]} is not a domain of this run; it has {', '.join(names)} (--domain)"
                 )
@@ -526,7 +524,7 @@ class Config(Section):
             )
 
     def check_divisible(self) -> None:
-        """Raise ValueError for the first thing that ranks or blocks cannot divide evenly."""
+        """Raise ValueError for the first number that ranks or blocks cannot divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
         sequences = self.train.batch_size // self.data.domains_per_step
         for key, value, by, number in (
@@ -544,25 +542,25 @@ class Config(Section):
 
     @property
     def slots(self) -> int:
-        """Number of embedding slots: the different slot names among the domains."""
+        """Number of embedding slots: different slot names among the domains."""
         return len({d.slot for d in self.domains})
 
     @property
     def experts(self) -> int:
-        """K, the number of experts stored in one RRE layer."""
+        """K, number of experts stored in one RRE layer."""
         return len(self.domains) * self.model.experts_per_domain
 
     @property
     def active_experts(self) -> int:
-        """A, the most experts of one RRE layer that a step can activate."""
+        """A, largest number of experts of one RRE layer that a step can activate."""
         return self.experts if not self.ecss.enabled else self.data.domains_per_step * self.model.experts_per_domain
 
     def on_one_rank(self) -> Config:
-        """The same run, its data and its model, in one process."""
+        """Return the configuration of the same run, data and model in one process."""
         return self.model_copy(update={"parallel": ParallelConfig()})
 
     def num_params(self) -> ParamCount:
-        """Number of parameters of the model that this tree describes."""
+        """Count the parameters of the model."""
         m = self.model
         attention = 4 * (m.hidden * m.hidden + m.hidden)
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden

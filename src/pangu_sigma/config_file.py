@@ -1,4 +1,4 @@
-"""Configurations as files: YAML in, overrides of single keys, one line for each problem, YAML out."""
+"""Read and write configuration files: YAML in, overrides of single keys, one line for each problem, YAML out."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pydantic import BaseModel, ValidationError
 from pangu_sigma.config import Config, ConfigError
 
 MOST_BYTES = 256 << 10
-"""Largest file: one with 1,024 domains has half of it. PyYAML reads so much in a second or two."""
+"""Largest size of a file in bytes; 1,024 domains take half of it. PyYAML reads that much in a second or two."""
 MOST_NODES = 100_000
-"""Most values and keys, each use of an alias counted: nine lines of aliases can stand for a billion of them."""
+"""Most values and keys after expanding aliases: nine lines of aliases can expand to a billion."""
 MOST_NESTED = 100
-"""Most brackets inside of each other; the tree of a configuration has four levels."""
+"""Deepest nesting of brackets; the tree of a configuration has four levels."""
 _SHOWN_PROBLEMS = 20
-"""Number of problems that a message lists; a file of another kind has thousands."""
+"""Most problems that a message lists; a file of another kind has thousands."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader of YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, and a key written twice is an error."""
+    """Loader of YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         times = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -49,18 +49,18 @@ _Loader.add_implicit_resolver(
 
 
 Override = str | tuple[str, Any]
-"""A changed key: "key.path=value", whose value is YAML, or (key.path, value)."""
+"""An override of one key: "key.path=value", whose value is YAML, or (key.path, value)."""
 
 
 def load_config(path: str | Path, overrides: Sequence[Override] | None = None) -> Config:
-    """The configuration in a YAML file; raises ConfigError for what `read_tree` or the tree refuses."""
+    """Load a YAML file as a validated configuration. Raises ConfigError as `read_tree` and `parse_config`."""
     return parse_config(read_tree(path, overrides))
 
 
 def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> dict[str, Any]:
-    """Read a YAML file and apply the overrides, the later ones last.
+    """Read a YAML file and apply the overrides in order.
 
-    Raises ConfigError for a missing file, a pipe, broken YAML, or an override that is not `key=value` or whose key cannot be.
+    Raises ConfigError for a missing file, a pipe, broken YAML, an override that is not `key=value`, or an impossible key.
     """
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait, reading a device may never end
@@ -83,7 +83,7 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
 
 
 def config_in_text(text: str, named: str) -> Config:
-    """The configuration that `dump_config` wrote as text, such as in a file's metadata. named: how messages call it.
+    """Parse the configuration that `dump_config` wrote as text, such as in a file's metadata. named: its name in messages.
 
     Raises ConfigError.
     """
@@ -97,7 +97,7 @@ def config_in_text(text: str, named: str) -> Config:
 
 
 def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
-    """Apply overrides to a plain tree, which is changed and returned; the later ones last. Raises as `read_tree`."""
+    """Apply overrides in order to a plain tree, which is changed and returned. Raises as `read_tree`."""
     for each in overrides:
         if isinstance(each, str):
             key, value = _key_and_value(each)
@@ -109,7 +109,7 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
 
 
 def parse_config(tree: dict[str, Any]) -> Config:
-    """Validate a plain tree; ConfigError lists every problem, one line each."""
+    """Validate a plain tree. Raises ConfigError, which lists every problem on a line of its own."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -121,7 +121,7 @@ def parse_config(tree: dict[str, Any]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved tree as YAML, every default filled in; `load_config` reads it back to an equal tree."""
+    """Return the whole tree as YAML, with every default filled in; `load_config` reads it back to an equal tree."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -136,7 +136,7 @@ def _key_and_value(text: str) -> tuple[str, Any]:
 
 
 def _parse_yaml(text: str) -> Any:
-    """The value of a YAML document. Raises YAMLError or ValueError, also for what would take all time or memory to build."""
+    """Parse a YAML document. Raises YAMLError or ValueError, also for documents that would take all time or memory to build."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -159,9 +159,9 @@ def _parse_yaml(text: str) -> Any:
 
 
 def _nodes(node: yaml.Node, counted: dict[int, int | None]) -> int:
-    """Number of nodes that a node stands for when every alias is written out.
+    """Count the nodes of a node with every alias expanded.
 
-    counted: the numbers of the nodes that were met before, by identity; None while the node is being counted.
+    counted: numbers of the nodes that were visited before, by identity; None while a node is being counted.
     """
     if id(node) in counted:
         number = counted[id(node)]
@@ -177,7 +177,7 @@ def _nodes(node: yaml.Node, counted: dict[int, int | None]) -> int:
 
 
 def _short(value: Any) -> str:
-    """A value as a message shows it: at most some two hundred characters, however large it is."""
+    """Format a value for a message: at most some four hundred characters, however large it is."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxlong = shown.maxother = 200
     shown.maxlevel = shown.maxdict = shown.maxlist = 4
@@ -189,7 +189,7 @@ def _short(value: Any) -> str:
 
 
 def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:
-    """Change one key of a tree. named: how messages call the override."""
+    """Set one key of a tree. named: the override's name in messages."""
     *parents, last = path.split(".")
     node: Any = tree
     for key in parents:
@@ -216,7 +216,7 @@ def _list_index(node: list[Any], key: str, named: str) -> int:
 
 
 def _explain(problem: Any) -> str:
-    """The line for one pydantic error that tells a user what to do."""
+    """Return a line for one pydantic error that tells a user what to do."""
     path = ".".join(str(key)[:100] for key in problem["loc"]) or "configuration"
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
@@ -235,7 +235,7 @@ def _explain(problem: Any) -> str:
 
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    """Keys that the section at `location` declares."""
+    """Return the keys that the section at `location` declares."""
     section: Any = Config
     for key in location:
         if isinstance(key, int):

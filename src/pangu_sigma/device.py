@@ -1,4 +1,4 @@
-"""The device and mode that MindSpore runs with."""
+"""Set up MindSpore's device and mode."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import mindspore as ms
 
 one_thread = threading.RLock()
-"""Held while graphs are built, compiled or run: MindSpore works in any thread, but in two at once it crashes."""
+"""Lock to hold while graphs are built, compiled or run: MindSpore works in any thread, but crashes in two at once."""
 
 
 def use_cpu(seed: int = 0) -> None:
-    """Run on the CPU in graph mode; PyNative is some thirty times slower there. seed: of initialisers and dropout."""
+    """Set MindSpore to the CPU and graph mode; PyNative is some thirty times slower there. seed: of initialisers and dropout."""
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("CPU")
     ms.set_seed(seed)

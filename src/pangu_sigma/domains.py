@@ -1,7 +1,7 @@
 """Domains: the first level of Random Routed Experts.
 
-Every sample carries a domain. The domain picks three things: its group of experts, its embedding slot, and how its text is
-written as a sample, as in the paper. Nothing here knows about tensors or devices.
+Every sample carries a domain. The domain selects its group of experts, its embedding slot, and the format of its text, as in the
+paper. This file knows no tensors or devices.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pangu_sigma.config import Config, ConfigError
 class Domain:
     """A domain of a run.
 
-    index: position in the config's list, the number that data and plans carry.
+    index: position in the configuration's list, which is its number in data and plans.
     first_expert: experts ``first_expert … first_expert + experts - 1`` of every RRE layer belong to this domain.
-    slot: index of the word-embedding slot the domain reads and predicts with.
+    slot: index of the embedding slot that the domain reads from and predicts with.
     """
 
     index: int
@@ -31,7 +31,7 @@ class Domain:
 
 
 class Domains:
-    """The domains of a config, by index and by name."""
+    """The domains of a configuration, by index and by name."""
 
     def __init__(self, domains: list[Domain], slot_names: list[str]):
         self.all = domains
@@ -48,7 +48,7 @@ class Domains:
         return self.all[index]
 
     def named(self, name: str) -> Domain:
-        """The domain called `name`; ConfigError names the domains there are."""
+        """Return the domain called `name`. Raises ConfigError, which lists the existing names."""
         if name not in self._by_name:
             raise ConfigError(f"unknown domain {name!r}; this configuration has {', '.join(self._by_name)}")
         return self._by_name[name]
@@ -58,7 +58,7 @@ class Domains:
 
 
 def domains_of(config: Config) -> Domains:
-    """The domains of `config`: experts are numbered domain by domain, slots in order of first use."""
+    """Return the domains of `config`: experts are numbered domain by domain, slots in order of first use."""
     slot_names = list(dict.fromkeys(d.slot for d in config.domains))
     experts = config.model.experts_per_domain
     return Domains(
@@ -71,7 +71,7 @@ def domains_of(config: Config) -> Domains:
 
 
 def domain_sets(config: Config) -> list[list[int]]:
-    """Indices of the domains of each of `data.domain_sets` sets, ascending.
+    """Divide the domains into `data.domain_sets` sets, and return the indices of each set, ascending.
 
     Sets have equally many domains, and weights as equal as a greedy packing makes them. This is our choice: the paper says that
     domains share groups of ranks, not how.

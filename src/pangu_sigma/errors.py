@@ -1,6 +1,6 @@
-"""Errors that a user can mend: one base class, those that several folders raise, and how a command ends with them.
+"""Errors that a user can mend: their base class, errors that several folders raise, and the exit status of a command.
 
-`UserError` stands in `ascend_ops`, whose kernels may fail to build and which imports nothing of this package.
+`UserError` is defined in `ascend_ops`, whose kernels may fail to build and which imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _OF_THE_MACHINE = {
     errno.EMFILE: "raise the limit of open files: ulimit -n",
     errno.ENOMEM: "close other programs, or use a smaller configuration",
 }
-"""What the operating system can refuse whatever a program does, and what helps. Any other error of it, such as a missing file that
-nobody looked for, is a bug and keeps its traceback."""
+"""Errors that the operating system may raise at any time, with their fixes. Any other OSError, such as a missing file that nobody
+looked for, is a bug and keeps its traceback."""
 
 
 class DataError(UserError, ValueError):
-    """Text, a token file or a tokenizer folder cannot be used."""
+    """Text, a token file or a tokenizer folder that cannot be used."""
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """The exit status of a command: its own, or 2 after one message on standard error for what the user can mend."""
+    """Run a command and return its exit status: its own, or 2 after one message on standard error for what the user can mend."""
     try:
         status = command()
         sys.stdout.flush()  # here, where a reader that is gone can still be noticed
@@ -64,7 +64,7 @@ def exit_status(command: Callable[[], int]) -> int:
 
 
 def _reader_is_gone() -> bool:
-    """True if standard output is a pipe that nobody reads; any other broken pipe is a bug."""
+    """Return True if standard output is a pipe that nobody reads; any other broken pipe is a bug."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors are always told
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,7 +1,7 @@
-"""The memory that a run needs on this machine and the memory that is there, compared before anything is allocated.
+"""Memory that a run needs on this machine, compared with the memory that is free before anything is allocated.
 
-The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain. What it refuses would
-have ended in the middle, killed by the system without a word. What it lets pass may still be too much. `planning/` counts NPUs.
+The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain. A run that is refused
+would be killed by the system in the middle, without a message. A run that is not may still need too much. `planning/` counts NPUs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _GIB = 1 << 30
 _FLOAT32 = 4
 _INT16 = 2
 _ALPHA_PIECES = 40_000
-"""A vocabulary has at least PanGu-α's pieces, and a routing table a number for each."""
+"""Smallest size of a vocabulary, PanGu-α's pieces; a routing table has a number for each."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that one process needs of something. fix: the keys that make it smaller."""
+    """Bytes that one process needs for one purpose. fix: the keys that make it smaller."""
 
     name: str
     nbytes: int
@@ -29,15 +29,15 @@ class Need:
 
 
 def check_training_fits(config: Config, processes: int = 1, root: Path = Path("/")) -> None:
-    """Raise ConfigError if this machine has no room to train `config` on its CPU.
+    """Raise ConfigError if this machine has too little memory to train `config` on its CPU.
 
-    processes: ranks that this machine runs, each with its share of the experts. root: where the system says what it has.
+    processes: ranks that this machine runs, each with its share of the experts. root: folder of the system's proc and sys.
     """
     _check(f"training {config.name}", training_needs(config), processes, root)
 
 
 def check_reading_fits(config: Config, root: Path = Path("/")) -> None:
-    """Raise ConfigError if this machine has no room for the weights of `config`; experts stay in the files of their checkpoint."""
+    """Raise ConfigError if the weights of `config` do not fit in memory here; experts stay in the files of their checkpoint."""
     dense = config.model_copy(update={"ecss": config.ecss.model_copy(update={"enabled": True})}).num_params()
     needs = [
         Need("dense weights", (dense.dense + dense.embeddings) * _FLOAT32, "read it on a larger machine"),
@@ -47,7 +47,7 @@ def check_reading_fits(config: Config, root: Path = Path("/")) -> None:
 
 
 def training_needs(config: Config) -> list[Need]:
-    """The least that one rank of a training run on CPUs keeps in memory at once."""
+    """Return the least memory that one rank of a training run on CPUs needs at once, item by item."""
     m, count, ecss, p = config.model, config.num_params(), config.ecss, config.parallel
     shares = p.groups * p.expert
     gradients = count.experts * config.active_experts // config.experts // shares * _FLOAT32
@@ -56,8 +56,8 @@ def training_needs(config: Config) -> list[Need]:
     sequences = config.train.batch_size // min(p.stage_ranks // p.tensor, config.train.batch_size)
     tokens = sequences * m.seq_length
     scores = sequences * m.heads * m.seq_length**2
-    # the input of each layer, the scores of one of them, the logits: what is kept of the others is not counted
-    kept = m.layers * tokens * m.hidden + scores + tokens * m.slot_rows
+    # the input of each layer, the scores of one of them, the logits: tensors kept of the others are not counted
+    activations = m.layers * tokens * m.hidden + scores + tokens * m.slot_rows
     smaller = "model.experts_per_domain, model.rre_layers, model.ffn or model.hidden"
     return [
         Need("experts and their Adam state", stored, f"lower {smaller}, or keep them in files: ecss.store=file"),
@@ -69,7 +69,7 @@ def training_needs(config: Config) -> list[Need]:
         ),
         Need(
             "activations",
-            kept * _FLOAT32,
+            activations * _FLOAT32,
             "lower train.batch_size (and raise train.accumulation as much for the same update) or model.seq_length",
         ),
         Need("routing tables", _table_bytes(config), "lower model.rre_layers or the number of domains"),
@@ -77,8 +77,8 @@ def training_needs(config: Config) -> list[Need]:
 
 
 def memory_there(root: Path = Path("/"), swap: bool = True) -> int | None:
-    """Bytes that processes may still take here: free memory, caches that can be given back, and swap, at most what is left of the
-    limit of our cgroup. None if the system does not say. swap: False for what swapping would make too slow."""
+    """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of our
+    cgroup's limit. None if the system does not say. swap: False for memory that must not be swapped out."""
     try:
         kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE))
         free = 1024 * (int(kib["MemAvailable"]) + (int(kib.get("SwapFree", 0)) if swap else 0))
@@ -88,14 +88,14 @@ def memory_there(root: Path = Path("/"), swap: bool = True) -> int | None:
 
 
 def _check(what: str, needs: list[Need], processes: int, root: Path) -> None:
-    needed, there = sum(need.nbytes for need in needs) * processes, memory_there(root)
-    if there is None or needed <= there:
+    needed, free = sum(need.nbytes for need in needs) * processes, memory_there(root)
+    if free is None or needed <= free:
         return
     largest = sorted((need for need in needs if need.nbytes), key=lambda need: -need.nbytes)
     items = ", ".join(f"{need.name} {need.nbytes / _GIB:,.1f}" for need in largest)
     of = f" in each of {processes} processes" if processes > 1 else ""
     raise ConfigError(
-        f"{what} needs at least {needed / _GIB:,.1f} GiB of memory ({items}{of}), and {there / _GIB:,.1f} GiB are free here; "
+        f"{what} needs at least {needed / _GIB:,.1f} GiB of memory ({items}{of}), and {free / _GIB:,.1f} GiB are free here; "
         f"{largest[0].fix}"
     )
 
@@ -105,7 +105,7 @@ def _table_bytes(config: Config) -> int:
 
 
 def _left_in_groups(root: Path) -> list[int]:
-    """What is left of the memory limits of our cgroup and of those that it lies in, of either version."""
+    """Return the rest of the memory limits of our cgroup and of its ancestors, of either version."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -126,13 +126,13 @@ _FILES = {
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Names of the limit, of the use and of the file cache in memory.stat, of cgroup 2 and 1."""
+"""Names of the limit, of the use and of the file cache in memory.stat, for cgroup 2 and 1."""
 
 
 def _left(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
     try:
         most, used = (int((folder / name).read_text()) for name in (limit, usage))  # "max" is no number
-        found = re.search(rf"^{cache} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+        match = re.search(rf"^{cache} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):
         return []
-    return [max(0, most - used + int(found[1] if found else 0))]
+    return [max(0, most - used + int(match[1] if match else 0))]

@@ -1,4 +1,4 @@
-"""One writer in a folder: a lock that the system releases when its process ends, however that is."""
+"""Lock that lets one process write in a folder; the system releases it when the process ends in any way."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from types import TracebackType
 from pangu_sigma.errors import UserError
 
 LOCK = "LOCK"
-"""Name of the locked file; it says who writes, and stays behind unlocked."""
+"""Name of the lock file; it names the writer, and stays behind unlocked."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY)
-"""What file systems without locks answer."""
+"""Errors of file systems without locks."""
 
 
 class LockError(UserError, RuntimeError):
-    """Somebody else writes in the folder, or its file system has no locks."""
+    """Another process writes in the folder, or its file system has no locks."""
 
 
 class OneWriter:
-    """The right to write in a folder, while this is used as a context manager. Readers need no right.
+    """Context manager that holds the write lock of a folder. Readers need no lock.
 
-    Raises LockError when another process, or another `OneWriter` of this one, has it; then the message says who and since when.
+    Raises LockError if another process, or another `OneWriter` of this one, holds it; the message says who and since when.
     """
 
     def __init__(self, folder: Path, required: bool = True):
-        """folder: made if it is not there. required: False to go on where the file system has no locks."""
+        """folder: created if it does not exist. required: False to go on without a lock if the file system has none."""
         self._folder, self._required = folder, required
         self._descriptor: int | None = None
 

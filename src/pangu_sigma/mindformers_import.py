@@ -1,4 +1,4 @@
-"""MindFormers without its side effects: its import opens log files in the working directory and warns about parts not installed."""
+"""Import MindFormers without side effects: it opens log files in the working directory and warns of parts not installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pangu_sigma.garbage import no_search
 
 @contextmanager
 def quiet_mindformers() -> Iterator[None]:
-    """Import what is needed of MindFormers inside this block, and only where it is used: the import takes seconds."""
+    """Import from MindFormers inside this block, without its logs and warnings, and only where needed: it takes seconds."""
     os.environ.setdefault("LOG_MF_PATH", str(Path(tempfile.gettempdir()) / "mindformers_log"))
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The NPUs of this machine and what drives them, CANN and MindSpore's plugin: what can be seen of them without loading any."""
+"""Detect the NPUs of this machine, their driver, CANN and MindSpore's plugin, from files and without loading any of them."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ DEV = Path("/dev")
 
 
 class Missing(NamedTuple):
-    """Something without which NPUs do not run. fix: what to do."""
+    """A missing requirement of NPUs. fix: what to do."""
 
     problem: str
     fix: str
 
 
 def npus(dev: Path = DEV) -> list[str]:
-    """Names of the driver's device nodes, one for each NPU."""
+    """Return the names of the driver's device nodes, one for each NPU."""
     return sorted(path.name for path in dev.glob("davinci[0-9]*"))
 
 
 def cann(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The folder of CANN that this shell has set up; None if it has set up none. The folder may be gone."""
+    """Return the folder of CANN that this shell has set up; None if none is. The folder may not exist any more."""
     return next((Path(environment[name]) for name in _CANN_VARIABLES if environment.get(name)), None)
 
 
 def missing_for_ascend(
     dev: Path = DEV, environment: Mapping[str, str] = os.environ, mindspore: Path | None = None
 ) -> Missing | None:
-    """The first thing that keeps this machine from running on NPUs; None if nothing does, as far as files tell.
+    """Return the first missing requirement for running on NPUs; None if nothing is missing, as far as files tell.
 
     mindspore: folder of the package; None: the installed one.
     """
@@ -44,21 +44,21 @@ def missing_for_ascend(
 
 
 def missing_devices(dev: Path = DEV) -> Missing | None:
-    """What keeps this user from the NPUs."""
+    """Return the reason why this user cannot use NPUs: there are none, or no permission; None if they can be used."""
     devices = npus(dev)
     if not devices:
         return Missing(
             f"no NPU: {dev} has no davinci0", "install the Ascend driver, or pass the devices on to the container"
         )
-    wanted = [*devices, *(name for name in DRIVER_NODES if (dev / name).exists())]
-    closed = [name for name in wanted if not os.access(dev / name, os.R_OK | os.W_OK)]
+    nodes = [*devices, *(name for name in DRIVER_NODES if (dev / name).exists())]
+    closed = [name for name in nodes if not os.access(dev / name, os.R_OK | os.W_OK)]
     if closed:
         return Missing(f"{', '.join(closed)}: no permission", "add this user to the group of the driver, HwHiAiUser")
     return None
 
 
 def missing_cann(environment: Mapping[str, str] = os.environ) -> Missing | None:
-    """What keeps programs of this shell from CANN."""
+    """Return the reason why programs of this shell cannot use CANN; None if they can."""
     toolkit = cann(environment)
     if toolkit is None:
         return Missing(
@@ -74,7 +74,7 @@ def missing_cann(environment: Mapping[str, str] = os.environ) -> Missing | None:
 
 
 def missing_plugin(mindspore: Path | None = None) -> Missing | None:
-    """What MindSpore lacks for Ascend. mindspore: folder of the package; None: the installed one."""
+    """Return the problem if MindSpore lacks its Ascend plugin, else None. mindspore: folder of the package; None: installed one."""
     plugin = (mindspore or _mindspore()) / "lib" / "plugin"
     if not any(plugin.glob("libmindspore_ascend.so*")):
         return Missing(
@@ -85,5 +85,5 @@ def missing_plugin(mindspore: Path | None = None) -> Missing | None:
 
 
 def _mindspore() -> Path:
-    found = importlib.util.find_spec("mindspore")  # finds, and does not import
-    return Path(found.origin).parent if found and found.origin else Path("mindspore")
+    spec = importlib.util.find_spec("mindspore")  # finds, and does not import
+    return Path(spec.origin).parent if spec and spec.origin else Path("mindspore")

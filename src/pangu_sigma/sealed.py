@@ -1,7 +1,7 @@
-"""Files that are whole or refused: written by a rename, with content hashes in a list that carries its own hash.
+"""Files that are read whole or refused: written by a rename, with content hashes in a manifest that carries its own hash.
 
-A *sealed* JSON file has the hash of its other contents in it, so that no bit of it changes unseen. A *sealed folder* has such a
-file, `seal.json`, with size and content hash of other files of the folder.
+A *sealed* JSON file contains the hash of its other contents, so that any changed bit is noticed. A *sealed folder* has such a file,
+`seal.json`, with size and content hash of other files of the folder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import xxhash
 from pangu_sigma.errors import UserError
 
 SEAL = "seal.json"
-"""Name of the file that seals a folder."""
+"""Name of the manifest of a sealed folder."""
 UNFINISHED = ".unfinished-"
-"""Prefix of files and folders that a killed process has not completed."""
+"""Prefix of files and folders that are being written, or that a killed process has left incomplete."""
 
 _OWN_HASH = "manifest"
 """Key of a sealed file's hash of itself."""
@@ -28,11 +28,11 @@ _READ_BYTES = 8 << 20
 
 
 class DamagedFile(UserError, RuntimeError):
-    """A file that is not what was written; the message names it, what is wrong and the way back."""
+    """A file that differs from what was written; the message names it, the difference and the fix."""
 
 
 def fingerprint(file: Path) -> dict[str, Any]:
-    """Size and content hash of a file: {"bytes": …, "xxh3_128": …}. Raises OSError."""
+    """Return size and content hash of a file: {"bytes": …, "xxh3_128": …}. Raises OSError."""
     digest = xxhash.xxh3_128()
     with open(file, "rb") as stream:
         while chunk := stream.read(_READ_BYTES):
@@ -41,27 +41,27 @@ def fingerprint(file: Path) -> dict[str, Any]:
 
 
 def verify(file: Path, recorded: dict[str, Any], fix: str) -> None:
-    """Raise DamagedFile if a file is missing, or not the one whose fingerprint was recorded. fix: what the user can do."""
+    """Raise DamagedFile if a file is missing, or differs from its recorded fingerprint. fix: what the user can do."""
     try:
         if not file.is_file():  # a pipe or a device in its place has no end
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        found = fingerprint(file)
+        actual = fingerprint(file)
     except OSError as error:
         raise DamagedFile(f"{file}: {error.strerror}; {fix}") from error
     for what in ("bytes", "xxh3_128"):
-        if found[what] != recorded[what]:
+        if actual[what] != recorded[what]:
             raise DamagedFile(
-                f"{file}: {what} is {found[what]}, {recorded[what]} was written; the file is damaged, {fix}"
+                f"{file}: {what} is {actual[what]}, {recorded[what]} was written; the file is damaged, {fix}"
             )
 
 
 def sealed(body: dict[str, Any]) -> bytes:
-    """`body` as JSON that carries the hash of itself. Raises ValueError or TypeError for what JSON cannot hold."""
+    """Return `body` as JSON that contains its own hash. Raises ValueError or TypeError if JSON cannot represent it."""
     return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body))})
 
 
 def unsealed(file: Path, fix: str) -> dict[str, Any]:
-    """The contents of a sealed file. Raises DamagedFile unless its bytes are exactly those that `sealed` gives."""
+    """Read the contents of a sealed file. Raises DamagedFile unless its bytes are exactly those that `sealed` returns."""
     try:
         content = file.read_bytes()
         tree = json.loads(content)
@@ -79,10 +79,10 @@ def unsealed(file: Path, fix: str) -> dict[str, Any]:
 def seal_folder(
     folder: Path, names: Iterable[str], facts: dict[str, Any], known: dict[str, dict[str, Any]] | None = None
 ) -> None:
-    """Write `seal.json` over files of a folder, which are there already, and flush all of them to the disk.
+    """Write `seal.json` over existing files of a folder, and flush all of them to the disk.
 
-    facts: what else the seal holds, under other keys than "files". known: fingerprints of some files by whoever wrote them, so
-    that large ones are not read again.
+    facts: other contents of the seal, under other keys than "files". known: fingerprints of files that their writer has computed,
+    so that large ones are not read again.
     """
     files = {name: (known or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
     for name in files:
@@ -91,7 +91,7 @@ def seal_folder(
 
 
 def check_folder(folder: Path, fix: str) -> dict[str, Any]:
-    """Verify every file of a sealed folder. Returns the contents of its seal; raises DamagedFile."""
+    """Verify every file of a sealed folder, and return the contents of its seal. Raises DamagedFile."""
     body = unsealed(folder / SEAL, fix)
     check_file_list(folder / SEAL, body.get("files"), fix)
     for name, recorded in body["files"].items():
@@ -100,7 +100,7 @@ def check_folder(folder: Path, fix: str) -> dict[str, Any]:
 
 
 def check_file_list(file: Path, files: Any, fix: str) -> None:
-    """Raise DamagedFile unless `files`, from a sealed `file`, are fingerprints by names that stay inside of its folder."""
+    """Raise DamagedFile unless `files`, from a sealed `file`, maps names inside its folder to fingerprints."""
     if not isinstance(files, dict):
         raise DamagedFile(f"{file}: lists no files; {fix}")
     for name, recorded in files.items():
@@ -112,7 +112,7 @@ def check_file_list(file: Path, files: Any, fix: str) -> None:
 
 
 def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside it, flushed, then renamed, over an earlier one if there is one. Raises OSError."""
+    """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError."""
     fresh = file.with_name(f"{UNFINISHED}{file.name}")
     try:
         fresh.write_bytes(content)
@@ -134,5 +134,5 @@ def sync(path: Path) -> None:
 
 
 def as_json(tree: dict[str, Any]) -> bytes:
-    """JSON with sorted keys, which is the same for equal trees. Raises ValueError or TypeError for what JSON cannot hold."""
+    """Return JSON with sorted keys, equal for equal trees. Raises ValueError or TypeError if JSON cannot represent the tree."""
     return json.dumps(tree, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Asks the system whether something can be written, before hours of work depend on it."""
+"""Check that files and folders can be written, before hours of work depend on it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class NotWritable(UserError):
 
 
 def check_folder_writable(folder: Path, option: str) -> None:
-    """Raise NotWritable unless `folder` can be made, or is a folder that can be written into; leaves nothing behind.
+    """Raise NotWritable unless `folder` can be created, or exists and can be written into; nothing is left behind.
 
-    option: how messages call what names it, such as "--run".
+    option: name of the command's option in messages, such as "--run".
     """
     fix = f"name another folder with {option}"
     existing = folder.absolute()
@@ -36,7 +36,7 @@ def check_folder_writable(folder: Path, option: str) -> None:
 
 
 def check_file_writable(file: Path, option: str) -> None:
-    """Raise NotWritable unless `file` can be written: its folder is there, and it is no folder itself. It is left as it is."""
+    """Raise NotWritable unless `file` can be written: its folder exists, and it is no folder itself. The file is not touched."""
     fix = f"name another file with {option}"
     if file.is_dir():
         raise NotWritable(f"{option} {file}: is a folder; {fix}")

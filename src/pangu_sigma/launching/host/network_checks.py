@@ -137,7 +137,7 @@ def _in_order(interfaces: list[_Interface]) -> list[_Interface]:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Return True if HCCL_SOCKET_IFNAME allows an interface: `eth,enp` by prefix, `=eth0` exactly, `^` before either negates."""
+    """Return True if HCCL_SOCKET_IFNAME allows an interface: `eth,enp` by prefix, `=eth0` exactly; a leading `^` negates."""
     without = pattern.startswith("^")
     rest = pattern.removeprefix("^")
     exact = rest.startswith("=")
