@@ -41,8 +41,7 @@ def device_op(signature: Signature, shapes: Callable, dtypes: Callable) -> ops.C
 
 
 def _registration(signature: Signature) -> dict:
-    """Return the registration of an Ascend operator in MindSpore; given here, so that a graph compiles where the operator is not
-    installed."""
+    """Return an Ascend operator's registration in MindSpore, with which a graph compiles where the operator is not installed."""
     info = CustomRegOp(signature.name)
     for i, name in enumerate(signature.inputs):
         info = info.input(i, name, "required")

@@ -15,6 +15,7 @@ from mindspore import Tensor, nn, ops
 from ascend_ops.host import host_op
 
 WORDS = 1 << 32
+"""Number of values of a random word."""
 DRAWN = 64
 """Number of words that are drawn at a time: 4 from each of 16 counters."""
 

@@ -227,8 +227,7 @@ class LaneAttention:
 
     keys, values: the cache, [L, n, S, d]. call(rows, lanes, at, asking, asking_lanes, asking_at, first): addresses of int32 [T],
     lane and position of each new token; number of query tokens, some or all of these; addresses of int32 [asking], their lanes,
-    positions and documents' first positions. Query tokens have the first rows of q and out. Tokens of a lane are adjacent, in
-    order.
+    positions and documents' first positions. Query tokens have the first rows of q and out. A lane's tokens are adjacent, in order.
     """
 
     def __init__(

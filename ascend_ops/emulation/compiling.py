@@ -9,6 +9,7 @@ from ascend_ops.library import cache_folder, compile_library
 
 PROJECT = Path(__file__).parent.parent
 FOLDERS = ("emulation", "op_host", "op_kernel")
+"""Folders of the sources that decide a compiled library."""
 
 
 def compile_harness(source: str, macros: dict[str, str], project: Path = PROJECT, folder: Path | None = None) -> Path:

@@ -16,7 +16,7 @@ from ascend_ops.errors import UserError
 __all__ = ["DataError", "UserError", "exit_status"]
 
 INTERRUPTED, NO_READER = 130, 141
-"""Exit statuses after Ctrl-C, and when nobody reads the output any more: a shell's for programs that SIGINT or SIGPIPE ends."""
+"""Exit statuses after Ctrl-C, and after the reader of the output has closed its pipe; shells use the same (SIGINT, SIGPIPE)."""
 
 _OF_THE_MACHINE = {
     errno.ENOSPC: "free space on that disk",

@@ -104,7 +104,7 @@ def _buffers(config: Config) -> list[Parameter]:
 
 
 class RankTier(HostTier):
-    """Tier in host memory that MindSpore allocates when it loads the graph: zeros until `fill`. Compiling needs little of it."""
+    """Storage in host memory that MindSpore allocates when it loads the graph: zeros until `fill`. Compiling needs little of it."""
 
     def __init__(self) -> None:
         self._made: dict[str, Parameter] = {}
@@ -117,7 +117,7 @@ class RankTier(HostTier):
         return parameter
 
     def fill(self, specs: list[ArraySpec]) -> None:
-        """Draw the initial values.
+        """Draw the initial values of the experts.
 
         specs: the arrays of all layers. Those of other stages are drawn and thrown away, so that an expert starts with the same
             values on any number of ranks.

@@ -74,7 +74,7 @@ def _dtype_of_first(first, *rest):
 
 
 class UnevenDispatch(nn.Cell):
-    """Dispatch: construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
+    """Dispatch of the dropless layout. construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
 
     def __init__(self, travel: Uneven | None, cann: bool):
         """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
@@ -89,7 +89,7 @@ class UnevenDispatch(nn.Cell):
 
 
 class UnevenCombine(nn.Cell):
-    """Combine: construct(rows_WH, inverse, order, residual_TH) -> [T, H]; inverse and order as in `UnevenDispatch`."""
+    """Combine of the dropless layout. construct(rows_WH, inverse, order, residual_TH) -> [T, H]; as in `UnevenDispatch`."""
 
     def __init__(self, travel: Uneven | None, cann: bool):
         """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
@@ -105,7 +105,7 @@ class UnevenCombine(nn.Cell):
 
 
 class GroupedRowsFFN(nn.Cell):
-    """Expert FFN: construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> [W, H]; each row is the output of its expert."""
+    """Expert FFN of the dropless layout. construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> rows of outputs [W, H]"""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__()
@@ -193,7 +193,7 @@ class Uneven(nn.Cell):
         return self.exchange(dout, in_P, out_P), F.zeros_like(out_P), F.zeros_like(in_P)
 
     def exchange(self, rows, out_P, in_P):
-        """Exchange rows and return those that arrive; only the runtime knows their number."""
+        """Send rows, and return those that arrive; the graph does not know their number."""
         hidden = F.shape(rows)[-1]
         sizes_out = self.to_host(F.cast(out_P, ms.int64), "CPU", True)
         sizes_in = self.to_host(F.cast(in_P, ms.int64), "CPU", True)

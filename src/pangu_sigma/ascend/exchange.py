@@ -37,7 +37,7 @@ class Columns(Gather):
 
 
 class CompactedDispatch(nn.Cell):
-    """Dispatch: construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> [G·P·A, D·W/A, H]"""
+    """Dispatch of the compacted layout. construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> [G·P·A, D·W/A, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -50,7 +50,7 @@ class CompactedDispatch(nn.Cell):
 
 
 class CompactedCombine(nn.Cell):
-    """Combine: construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]; arguments as in `CompactedDispatch`."""
+    """Combine of the compacted layout. construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

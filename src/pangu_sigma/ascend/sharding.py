@@ -133,6 +133,7 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     },
     ActiveExperts: {"multiply": (("D",), (1,))},
 }
+"""Strategy of each operator of each cell, by the name of the attribute that holds it."""
 
 ROLES: dict[str, dict[str, Strategy]] = {
     "query": BY_COLUMNS,

@@ -78,7 +78,7 @@ class ArraySpec:
 
 
 class HostTier:
-    """Arrays in the host's memory."""
+    """Storage of an expert store's arrays in the host's memory."""
 
     def parameter(self, spec: ArraySpec) -> Parameter:
         """Create the parameter of an array, with its initial values."""
@@ -91,14 +91,14 @@ class HostTier:
         """Prefetch an expert that the next step will use."""
 
     def used(self, active: list[np.ndarray]) -> None:
-        """Mark the experts of each layer that this step or the next one uses; experts used longest ago may be released."""
+        """Mark the experts of each layer that this step or the next one uses; those used longest ago may be released."""
 
     def release(self) -> None:
         """Release the memory of all experts until they are used again."""
 
 
 class UnsetTier(HostTier):
-    """Arrays of zeros that a checkpoint will be loaded into, without drawn initial values."""
+    """Storage of arrays for loading a checkpoint: zeros, without drawn initial values."""
 
     def parameter(self, spec: ArraySpec) -> Parameter:
         array = np.zeros(spec.shape, spec.dtype)  # pages of zeros: no memory until written
@@ -106,7 +106,7 @@ class UnsetTier(HostTier):
 
 
 class FileTier(HostTier):
-    """Arrays in files of one folder, mapped into memory: more experts than memory holds.
+    """Storage of an expert store's arrays in memory-mapped files of one folder: more experts than memory holds.
 
     At most about `cache_gib` of them stays mapped: the experts used longest ago are released. The files are working space: a run
     resumes from its checkpoint, which is whole whenever the process ends (checkpoint/save.py), and makes the files anew. Their

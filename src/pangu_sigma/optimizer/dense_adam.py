@@ -15,6 +15,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.model.declare import decays, declare
 
 APPLY = HYPER.index("apply")
+"""Index of `apply` in the hyperparameter vector of Adam."""
 
 
 class AdamState(Protocol):

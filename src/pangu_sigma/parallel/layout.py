@@ -88,7 +88,7 @@ class Share:
     """The data and the experts of one rank.
 
     sets: domain sets of its group.
-    taker: data-parallel index of the rank within its group: ranks with different indices take different sequences of each block.
+    taker: data-parallel index of the rank within its group; ranks with different indices train on different sequences of a block.
     takers: number of these indices.
     layers: RRE layers of its stage, by their numbers among all RRE layers.
     held: ids of the experts that the rank stores in each of these layers, ascending.
@@ -121,7 +121,7 @@ def share_of(config: Config, rank: int) -> Share:
 
 
 def takers(config: Config) -> np.ndarray:
-    """Return the data-parallel index (as `taker_of`) of the ranks that take each sequence of a batch, [B]."""
+    """Return, for each sequence of a batch, the data-parallel index (`taker_of`) of the ranks that train on it, [B]."""
     data, parallel = config.data, config.parallel
     groups = np.arange(data.domains_per_step) % data.domain_sets // (data.domain_sets // parallel.groups)
     of_group, sequences = parallel.expert * parallel.data, config.train.batch_size // data.domains_per_step
@@ -189,7 +189,7 @@ def room_of(config: Config, layout: DispatchLayout) -> Room:
 
 
 def exchanged_rows(config: Config) -> int:
-    """Return R, the rows that an Ascend rank sends in an RRE layer: padding included with a capacity, one spare row without one."""
+    """Return R, the rows that an Ascend rank sends in an RRE layer: its capacity for all experts, else its tokens plus 1."""
     dropless = dispatch_layout(config, ascend=True) == "dropless"
     return tokens_of_rank(config) + 1 if dropless else active_in_group(config) * capacity(config)
 

@@ -30,6 +30,7 @@ NPU, HOST = "Ascend", "CPU"
 """Names of the devices in MindSpore."""
 
 ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
+"""Bytes of an element, by dtype."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Planner:
         self._senders = self.group[self._taker % parallel.data :: parallel.data]  # those whose rows come to this rank
 
     def fullest(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
-        """Return the most rows that any rank has for one expert: the capacity that these tokens need."""
+        """Return the most rows that a rank has for one expert: the capacity that these tokens need."""
         return int(sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts).max())
 
     def own(self, taker_B: np.ndarray) -> np.ndarray:

@@ -124,3 +124,4 @@ _MARKS = 8
 """Number of 16-bit numbers in a hash."""
 
 ALONE = Ranks()
+"""The ranks of a run of one process."""

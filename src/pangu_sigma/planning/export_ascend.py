@@ -48,7 +48,7 @@ def _compile(run: Path, output: Path, at_rest: str) -> int:
 
 
 def main() -> int:
-    """Start the export, or in the process that it starts, compile and exit at once: unloading the stand-ins would crash."""
+    """Export in a new process, or in that process compile and exit at once, because unloading the stand-ins would crash."""
     if len(sys.argv) not in (3, 4):
         sys.stderr.write("usage: export_ascend.sh RUN OUTPUT [float32|float16|int8]\n")
         return 2

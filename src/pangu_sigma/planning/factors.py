@@ -27,7 +27,7 @@ from pangu_sigma.parallel.layout import active_in_group, dispatch_layout, even_a
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 
 SIMULATED_STEPS = 10_000
-"""Number of simulated steps."""
+"""Number of steps that `needed_factors` simulates by default."""
 
 _LAW = "the law 1 / (rank + 2.7) in every domain, for want of prepared data"
 

@@ -9,8 +9,7 @@ from pangu_sigma.config import Config
 MIB = 1 << 20
 
 COMMUNICATOR_BUFFERS = 2 * 200 * MIB
-"""Bytes that HCCL allocates for each communication group by default: HCCL_BUFFSIZE = 200 MB to send and as much to receive (CANN's
-documentation)."""
+"""Bytes that HCCL allocates per communication group by default: HCCL_BUFFSIZE = 200 MB each way (CANN's documentation)."""
 
 NPU_RESERVE = 1 * GIB
 """Bytes of an NPU reserved for streams, graph, constants and fragmentation of the allocator. Our assumption."""
@@ -22,8 +21,8 @@ HOST_RESERVE = 16 * GIB
 """Bytes of host memory for the operating system and its page cache. Our assumption."""
 
 LITTLE_LEFT = 0.1
-"""Fraction of a memory that should stay free: a plan that leaves less fits with a warning. The reserves, the allocator's peak and
-the lifetimes of tensors are assumptions, of some GiB together. Our choice."""
+"""Fraction of a memory that should stay free: a plan that leaves less fits with a warning. Our choice: the reserves above, the
+allocator's peak and the lifetimes of tensors are assumptions, and together may be wrong by some GiB."""
 
 
 def chip_of(config: Config) -> ChipData:

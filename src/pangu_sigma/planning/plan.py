@@ -185,7 +185,7 @@ class Plan:
     enough_devices: int | None
     """Smallest of 2, 4, 8, … times as many NPUs that fits; None if this plan fits or can be made to, or if no number does."""
     variants: dict[str, Variant]
-    """Memory with one setting changed, by the name of the change."""
+    """Memory of an NPU with one setting changed, by the name of the change."""
     all_experts: AllExperts | None
     """Step time if all experts are moved and updated; None without ECSS, and if all experts are active."""
     time: StepTime
@@ -204,7 +204,7 @@ class Plan:
 
     @property
     def hosts(self) -> int:
-        """Number of hosts."""
+        """Number of hosts for the NPUs."""
         return math.ceil(self.devices / self.chip.per_host)
 
     def as_dict(self) -> dict[str, Any]:

@@ -194,6 +194,7 @@ def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
 
 
 LOSS, TABLE, TO_EXPERTS, FROM_EXPERTS = "loss of blocks", "word table", "rows to experts", "rows from experts"
+"""Purposes of collectives that have rules of their own."""
 
 
 def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:

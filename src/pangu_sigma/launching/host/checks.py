@@ -18,7 +18,7 @@ from pangu_sigma.launching.host.npu_smi import Npu, chip_called, list_npus
 
 
 def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path | None = None) -> Iterator[Check]:
-    """Check everything that an Ascend host needs. A fault is reported once; checks that it makes impossible are left out.
+    """Run all checks of an Ascend host. A fault is reported once; checks that it makes impossible are left out.
 
     wanted: the expected chip; None for any. by: who expects it. run: a run folder whose storage is checked.
     """
