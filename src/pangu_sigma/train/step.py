@@ -17,7 +17,8 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.step_arrays import PASS_FIELDS
+from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
+from pangu_sigma.ecss.prefetch import Brought
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
@@ -47,6 +48,15 @@ class StepResult(NamedTuple):
     """The norm's part of the experts' gradients."""
 
 
+class SpikeLimits(NamedTuple):
+    """Limits that tell a spike with train.spikes.skip: arguments of `TrainStep` after those of `StepArrays`."""
+
+    limits_D: Tensor | None = None
+    """Largest weighted loss of each domain that is no spike, float32."""
+    blocks_MD: Tensor | None = None
+    """1.0 where a block of this rank is of the domain, else 0.0."""
+
+
 class ScaledLoss(nn.Cell):
     """The function that a step differentiates.
 
@@ -69,12 +79,10 @@ FIRST_EXPERT = 1 + len(PASS_FIELDS)
 class TrainStep(nn.Cell):
     """Forward pass, backward pass and update.
 
-    construct(lr, rows_GBS, positions_GBS, documents_GBS, slots_GM, labels_GBS, weights_GBS, draws_GB4, order_GNT, inverse_GNT,
-    offsets_GNA1, active_NA, used_NA1, *transfer) -> StepResult's fields
+    construct(lr, *StepArrays, *SpikeLimits, *Brought.arguments()) -> StepResult's fields
         active: the experts of all micro-batches; offsets: their tokens in each; used: their tokens summed over the micro-batches.
-        transfer: what a `Prefetcher` gives: next_NA, the experts that it brought, and the buffers of the next step's. Or nothing.
-        With train.spikes.skip it begins with limits_D and blocks_MD: the largest weighted loss of each domain that is no spike,
-        and 1.0 where a block of this rank is of the domain, else 0.0.
+        experts_and_buffers: the experts that a `Prefetcher` brought, then the buffers of the next step's; without one, nothing.
+    The arguments are plain ones and not the named groups of the host: see data/step_arrays.py.
     """
 
     def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = ALONE):
@@ -116,13 +124,13 @@ class TrainStep(nn.Cell):
         offsets_GNA1,
         active_NA,
         used_NA1,
-        *transfer,
+        limits_D=None,
+        blocks_MD=None,
+        next_NA=None,
+        *experts_and_buffers,
     ):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
-        limits = transfer[:2] if self.skips_spikes else ()
-        transfer = transfer[2:] if self.skips_spikes else transfer
-        next_NA = transfer[0] if transfer else None
-        experts = self.store.fetch(active_NA, transfer[1 : 1 + self.expert_tensors])
+        experts = self.store.fetch(active_NA, experts_and_buffers[: self.expert_tensors])
         block_loss: tuple = ()
         expert_grads: tuple = ()
         dense_grads: tuple = ()
@@ -148,20 +156,27 @@ class TrainStep(nn.Cell):
         dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
-        calm = self.is_calm(block_loss, squares, *limits) if self.skips_spikes else 1.0
+        calm = self.is_calm(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
         applied = finite * calm
         grad_scale = update_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(dense_grads, self.hyper_dense(lr, grad_scale, applied))
         if self.sparse:
             hyper = self.hyper_experts(lr, grad_scale, applied)
-            copies = transfer[1 + self.expert_tensors :]
-            updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, copies))
+            buffers = experts_and_buffers[self.expert_tensors :]
+            updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers))
         # a spike says nothing of the scale; gradients that are not finite do, be they those of a spike
         rescaled = (
             self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
         )
         norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
         return ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
+
+    def take(
+        self, rate: float, arrays: StepArrays, brought: Brought | None = None, limits: SpikeLimits | None = None
+    ) -> StepResult:
+        """Take one step on the host's groups of tensors. brought: None without a prefetcher. limits: with train.spikes.skip."""
+        groups = (*arrays, *(limits or SpikeLimits()), *(brought or Brought()).arguments())
+        return StepResult(*self(Tensor(rate, ms.float32), *groups))
 
     def of_one_kind(self, grads):
         """Gradients of experts and of dense parameters, where only one of the two learns."""
