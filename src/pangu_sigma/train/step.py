@@ -92,6 +92,7 @@ class TrainStep(nn.Cell):
         self.store = store
         self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
         dense = self.dense.learned
+        # value_and_grad takes gradients by the numbers of arguments, so each tensor of experts is an argument of its own
         experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + len(FFN_TENSORS) * config.model.rre_layers))
         self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
         self.loss_and_grads = ms.value_and_grad(
@@ -134,7 +135,8 @@ class TrainStep(nn.Cell):
         block_loss: tuple = ()
         expert_grads: tuple = ()
         dense_grads: tuple = ()
-        for g in range(self.micro_batches):
+        for g in range(self.micro_batches):  # unrolled while the graph is made: its conditions are no part of it
+            # only data orders a graph: passes with collectives wait for each other, so that all ranks come to them in one order
             (_, loss_M), grads = self.loss_and_grads(
                 ops.depend(scale, dense_grads) if g > 0 and self.reduce.chained else scale,
                 rows_GBS[g],
@@ -154,6 +156,7 @@ class TrainStep(nn.Cell):
             expert_grads = of_experts if g == 0 else add(expert_grads, of_experts)
             dense_grads = of_dense if g == 0 else add(dense_grads, of_dense)
         dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
+        # verdicts are numbers, not branches: every step runs the same operators, and Adam told 0.0 leaves its arrays as they are
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
         calm = self.is_calm(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
@@ -169,6 +172,7 @@ class TrainStep(nn.Cell):
             self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
         )
         norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
+        # a plain tuple, which `take` names; it is there once all updates are done
         return ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
 
     def take(
@@ -179,7 +183,7 @@ class TrainStep(nn.Cell):
         return StepResult(*self(Tensor(rate, ms.float32), *groups))
 
     def of_one_kind(self, grads):
-        """Gradients of experts and of dense parameters, where only one of the two learns."""
+        """Gradients of experts and of dense parameters, where only one of the two learns: value_and_grad makes no pair then."""
         return (grads, ()) if self.sparse else ((), grads)
 
     def is_calm(self, block_loss, squares, limits_D, blocks_MD):
