@@ -5,8 +5,9 @@ import inspect
 import numpy as np
 
 from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays, draws_of
+from pangu_sigma.ecss.prefetch import Brought
 from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.train.step import TrainStep
+from pangu_sigma.train.step import SpikeLimits, TrainStep
 
 
 def arguments(construct) -> list[str]:
@@ -16,9 +17,10 @@ def arguments(construct) -> list[str]:
 
 
 def test_the_fields_are_the_arguments_of_the_step():
-    names = [name.split("_")[0] for name in StepArrays._fields]
-    assert arguments(TrainStep.construct) == ["lr", *names]
-    assert list(inspect.signature(TrainStep.construct).parameters)[2:-1] == list(StepArrays._fields)
+    next_NA, *rows = Brought._fields
+    groups = [*StepArrays._fields, *SpikeLimits._fields, next_NA, "_and_".join(rows)]
+    assert list(inspect.signature(TrainStep.construct).parameters) == ["self", "lr", *groups]
+    assert Brought(0, (1, 2), (3, 4)).arguments() == (0, 1, 2, 3, 4)
 
 
 def test_a_pass_has_the_arguments_of_the_loss():

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor
 
-from pangu_sigma.ecss.prefetch import Prefetcher
+from pangu_sigma.data.step_arrays import StepArrays
+from pangu_sigma.ecss.prefetch import Brought, Prefetcher
 from pangu_sigma.ecss.store import HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.train.step import StepResult
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -62,9 +62,9 @@ class BrokenTier(SlowTier):
             raise OSError("Input/output error")
 
 
-def step_of(store: HostStore, active_NA: np.ndarray, transfer: tuple[Tensor, ...], rng: np.random.Generator) -> None:
+def step_of(store: HostStore, active_NA: np.ndarray, brought: Brought, rng: np.random.Generator) -> None:
     """What a step does to its buffers: new rows for the active experts, also in the next step's buffers."""
-    next_NA, copies = transfer[0].asnumpy(), transfer[1 + len(store.weights) :]
+    next_NA, copies = brought.next_NA.asnumpy(), brought.buffers
     for i, weight in enumerate(store.weights):
         stored, copy = weight.asnumpy(), copies[i].asnumpy()
         layer = i // store.tensors
@@ -75,9 +75,9 @@ def step_of(store: HostStore, active_NA: np.ndarray, transfer: tuple[Tensor, ...
                     copy[next_NA[layer, entry]] = stored[expert]
 
 
-def assert_brought(store: HostStore, active_NA: np.ndarray, transfer: tuple[Tensor, ...]) -> None:
+def assert_brought(store: HostStore, active_NA: np.ndarray, brought: Brought) -> None:
     for i, weight in enumerate(store.weights):
-        buffer = transfer[1 + i].asnumpy()
+        buffer = brought.experts[i].asnumpy()
         active_A = active_NA[i // store.tensors]
         used = active_A < STORED
         assert buffer[used].tobytes() == weight.asnumpy()[active_A[used]].astype(buffer.dtype).tobytes()
@@ -108,12 +108,12 @@ def test_each_step_finds_the_rows_of_the_store_whatever_was_announced(
     before = NOTHING
     for active_NA, follows, surprise in zip(sequence, [*sequence[1:], NOTHING], surprises, strict=False):
         coming_NA = follows if surprise is None else surprise
-        transfer, traffic = prefetcher.transfer(active_NA, coming_NA)
+        brought, traffic = prefetcher.transfer(active_NA, coming_NA)
         if late:
             tier.go.clear()
         try:
-            assert_brought(tables, active_NA, transfer)
-            step_of(tables, active_NA, transfer, rng)
+            assert_brought(tables, active_NA, brought)
+            step_of(tables, active_NA, brought, rng)
         finally:
             tier.go.set()
         known = before if np.array_equal(announced, active_NA) else NOTHING
@@ -154,8 +154,8 @@ def test_traffic_of_a_sequence_counted_by_hand(graph_mode: None):
     ]
     counted = []
     for active, coming in zip(lists, [*lists[1:], [[], []]], strict=True):
-        transfer, traffic = prefetcher.transfer(places_of(active), places_of(coming))
-        step_of(store, places_of(active), transfer, rng)  # type: ignore[arg-type]
+        brought, traffic = prefetcher.transfer(places_of(active), places_of(coming))
+        step_of(store, places_of(active), brought, rng)  # type: ignore[arg-type]
         assert traffic.returned_bytes == (traffic.hits + traffic.misses) * ROW_BYTES
         assert traffic.stall_seconds >= 0
         moved_bytes = traffic.fetched_bytes, traffic.refreshed_bytes
@@ -171,10 +171,10 @@ def test_experts_that_fill_the_places_one_after_another_are_read_where_they_are(
     for dtype in ("float32", "float16"):
         store = make_store(toy_config(train={"compute_dtype": dtype}))
         prefetcher = Prefetcher(store, PLACES)  # type: ignore[arg-type]
-        transfer, _ = prefetcher.transfer(places_of([[2, 3, 4, 5], [0, 1, 3, 4]]), places_of([[2, 3, 4, 5]] * 2))
-        rows = [t.asnumpy() for t in transfer[1 : 1 + len(store.weights)]]
+        brought, _ = prefetcher.transfer(places_of([[2, 3, 4, 5], [0, 1, 3, 4]]), places_of([[2, 3, 4, 5]] * 2))
+        rows = [t.asnumpy() for t in brought.experts]
         shared.append([np.shares_memory(row, w.asnumpy()) for row, w in zip(rows, store.weights, strict=True)])
-        for n, next_A in enumerate(transfer[0].asnumpy().tolist()):
+        for n, next_A in enumerate(brought.next_NA.asnumpy().tolist()):
             assert next_A == ([-1] * 4 if dtype == "float32" else [[0, 1, 2, 3], [-1, -1, 1, 2]][n])
     assert shared == [[True] * 4 + [False] * 4, [False] * 8]
 
@@ -193,15 +193,15 @@ def test_an_error_of_the_thread_reaches_the_caller_and_leaves_nothing_that_was_h
     store, rng = make_store(toy_config(), tier), np.random.default_rng(0)
     prefetcher = Prefetcher(store, PLACES)  # type: ignore[arg-type]
     first, second = places_of([[0, 1], [2]]), places_of([[1, 4], [2, 5]])
-    transfer, _ = prefetcher.transfer(first, NOTHING)
-    step_of(store, first, transfer, rng)  # type: ignore[arg-type]
+    brought, _ = prefetcher.transfer(first, NOTHING)
+    step_of(store, first, brought, rng)  # type: ignore[arg-type]
     tier.broken = True
-    transfer, _ = prefetcher.transfer(NOTHING, second)
+    brought, _ = prefetcher.transfer(NOTHING, second)
     with pytest.raises(OSError, match="Input/output error"):
         prefetcher.transfer(second, NOTHING)
-    transfer, traffic = prefetcher.transfer(second, NOTHING)
+    brought, traffic = prefetcher.transfer(second, NOTHING)
     assert (traffic.hits, traffic.misses) == (0, 4)
-    assert_brought(store, second, transfer)  # type: ignore[arg-type]
+    assert_brought(store, second, brought)  # type: ignore[arg-type]
 
 
 DOMAINS = [(0, 1), (1, 2), (0, 2), (0, 2), (1, 1), (2, 3), (0, 3)]
@@ -227,10 +227,10 @@ def test_a_step_with_an_expert_that_is_not_a_number_changes_nothing_and_the_next
     batches = [batch_of(toy, domains, seed) for seed, domains in enumerate([*DOMAINS, DOMAINS[0]])]
     for t, (batch, coming) in enumerate(pairwise(batches)):
         before = toy.snapshot()
-        transfer, _ = prefetcher.transfer(batch.active_NA, coming.active_NA)
+        brought, _ = prefetcher.transfer(batch.active_NA, coming.active_NA)
         if t == bad:
-            transfer[1].asnumpy()[[1, 3]] = np.nan
-        result = StepResult(*toy.step(Tensor(1e-3, ms.float32), *map(as_tensor, batch.arrays()), *transfer))
+            brought.experts[0].asnumpy()[[1, 3]] = np.nan
+        result = toy.step.take(1e-3, StepArrays(*map(as_tensor, batch.arrays())), brought)
         assert result.applied.asnumpy() == (t != bad)
         if t == bad:
             after = toy.snapshot()

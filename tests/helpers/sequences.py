@@ -12,6 +12,7 @@ from mindspore import Tensor
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
+from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.build import build
 from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
 from pangu_sigma.ecss.store import array_specs
@@ -75,16 +76,16 @@ class Sequence(Toy):
         self.start()
         batches = [batch_of(self, domains, seed) for seed, domains in enumerate(sequence)]
         fed = Prefetcher(self.store, self.config.active_experts) if prefetch else None
-        results, moved, transfer = [], [], ()
+        results, moved, brought = [], [], None
         for number, batch in enumerate(batches):
             arrays = batch.arrays()
             if number == bad_step:
                 arrays.weights_GBS[0, 0, 0] = np.nan
             if fed is not None:
-                transfer, traffic = fed.transfer(batch.active_NA, batches[(number + 1) % len(batches)].active_NA)
+                brought, traffic = fed.transfer(batch.active_NA, batches[(number + 1) % len(batches)].active_NA)
                 moved.append(traffic)
             before = self.snapshot() if watch else {}
-            results.append(StepResult(*self.step(Tensor(1e-3, ms.float32), *map(as_tensor, arrays), *transfer)))
+            results.append(self.step.take(1e-3, StepArrays(*map(as_tensor, arrays)), brought))
             assert float(results[-1].applied.asnumpy()) == (number != bad_step)
             if fed is None:
                 self.store.tier.release()

@@ -167,7 +167,7 @@ class Toy:
         return self.run_arrays(batch.arrays(), rate)
 
     def run_arrays(self, arrays: StepArrays, rate: float = 1e-3) -> StepResult:
-        return StepResult(*self.step(Tensor(rate, ms.float32), *map(as_tensor, arrays)))
+        return self.step.take(rate, StepArrays(*map(as_tensor, arrays)))
 
 
 def zero(parameter: Parameter) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from helpers.launched import eventually, launched
 
-from pangu_sigma.launching.heartbeat import last_beat
 from pangu_sigma.launching.watchdog import Watchdog
+from pangu_sigma.parallel.heartbeat import last_beat
 
 BEATS = """
 import os, time
-from pangu_sigma.launching.heartbeat import Heartbeat
+from pangu_sigma.parallel.heartbeat import Heartbeat
 rank = int(os.environ["RANK_ID"])
 heart = Heartbeat(rank)
 def reads_a_batch_for_ever():

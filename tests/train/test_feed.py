@@ -7,6 +7,7 @@ import pytest
 from helpers.toy import toy_batches, toy_config
 
 from pangu_sigma.data.batches import Batches
+from pangu_sigma.ecss.prefetch import Brought
 from pangu_sigma.train.feed import Feed
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -29,9 +30,9 @@ class Prefetcher:
     def __init__(self):
         self.asked: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[tuple, str]:
+    def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[Brought, str]:
         self.asked.append((active_NA, coming_NA))
-        return ("experts",), "traffic"
+        return Brought(experts=("experts",)), "traffic"
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_without_a_prefetcher_the_store_lets_go_of_what_the_step_before_used(bat
     feed = Feed(batches, batches.start(), store, None)
     for taken in range(1, 4):
         fed = feed.take()
-        assert (fed.transfer, fed.traffic, store.released) == ((), None, taken)
+        assert (fed.brought, fed.traffic, store.released) == (None, None, taken)
 
 
 def test_a_prefetcher_is_told_the_experts_of_this_step_and_of_the_next(batches):
@@ -65,7 +66,7 @@ def test_a_prefetcher_is_told_the_experts_of_this_step_and_of_the_next(batches):
     active = [batches.next(cursor).active_NA for _ in range(4)]
     for _ in range(3):
         fed = feed.take()
-        assert (fed.transfer, fed.traffic) == (("experts",), "traffic")
+        assert (fed.brought, fed.traffic) == (Brought(experts=("experts",)), "traffic")
     for number, (now, coming) in enumerate(prefetcher.asked):
         assert np.array_equal(now, active[number])
         assert np.array_equal(coming, active[number + 1])

@@ -73,7 +73,7 @@ class AscendStep(nn.Cell):
         self.scale = LossScale(config)
         self.settings = StepSettings(self.store.numbers, active_entries(config))
         active = self.network.of_layers(self.store.numbers)
-        weights = [*dense, *active]
+        weights = [*dense, *active]  # all are parameters for auto-parallel, so in one list; `Update` divides it again
         self.bring = BringExperts(self.store, self.settings, active)
         self.passes = Passes(self.network, weights, received_by_stage(network, config, stage), config)
         self.verdict = Verdict(weights, config.parallel)
@@ -81,12 +81,13 @@ class AscendStep(nn.Cell):
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
-        self.bring()
+        self.bring()  # assigns parameters that the network reads: MindSpore keeps such statements in this order
         scaled_M, grads, sent_back = self.passes(
             scale, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans
         )
         norm, finite = self.verdict(grads, scale, sent_back)
         applied, updated = self.update(grads, norm, finite, scale)
+        # accumulators are cleared when all who read them have: both updates, and the gradients that go to another stage
         done = self.passes.clear(ops.depend(applied, (updated, sent_back)))
         return ops.depend((scaled_M / scale, norm, applied, scale), done)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
@@ -22,7 +22,7 @@ from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import adopt
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.train.feed import Feed
-from pangu_sigma.train.step import StepResult, TrainStep
+from pangu_sigma.train.step import TrainStep
 
 PAD_ID, EOT_ID, FIRST = 6, 9, 10
 """Token ids. Those below FIRST are never drawn, so that every token counts in the loss and a sequence is one document."""
@@ -59,8 +59,8 @@ class SyntheticRun:
         """Take one step and return its loss, after all updates are done."""
         fed = self._feed.take()
         self.traffic = fed.traffic
-        self.device_bytes = sum(t.nbytes for t in fed.transfer[1 : 1 + len(self.store.weights)])
-        result = StepResult(*self.step(Tensor(RATE, ms.float32), *fed.arrays, *fed.transfer))
+        self.device_bytes = sum(t.nbytes for t in fed.brought.experts) if fed.brought else 0
+        result = self.step.take(RATE, fed.arrays, fed.brought)
         return float(result.block_loss_GM[0].asnumpy().sum())
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -26,6 +27,21 @@ from ascend_ops.half import copy_rows
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.parallel.layout import active_entries
+
+
+class Brought(NamedTuple):
+    """Experts of a step that are there before it, and where the updated ones go. Without a prefetcher there are none of either."""
+
+    next_NA: Tensor | None = None
+    """Entry of the next step's buffers that each active expert goes to, -1 for one that goes nowhere, int32."""
+    experts: tuple[Tensor, ...] = ()
+    """Weights of the active experts, in the order of the store's: what `ExpertStore.fetch` hands on."""
+    buffers: tuple[Tensor, ...] = ()
+    """Buffers of the next step's experts, in the same order and shapes."""
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The last arguments of `TrainStep`, in its order."""
+        return self.next_NA, *self.experts, *self.buffers
 
 
 @dataclass(frozen=True)
@@ -67,8 +83,8 @@ class Prefetcher:
         self._brought: Future[int] | None = None
         self._hits = self._refreshed = 0
 
-    def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[tuple[Tensor, ...], Traffic]:
-        """The arguments `transfer` of the step that uses `active_NA`; the experts `coming_NA` of the step after it start to move.
+    def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[Brought, Traffic]:
+        """The experts of the step that uses `active_NA`; the experts `coming_NA` of the step after it start to move.
 
         The step must run after this and before the next call. Both are routing plans' active lists, whose unused entries hold K.
         """
@@ -90,7 +106,7 @@ class Prefetcher:
             misses=misses,
             stall_seconds=stall,
         )
-        return (Tensor(next_NA), *self._experts[front], *self._buffers[self._filling]), traffic
+        return Brought(Tensor(next_NA), tuple(self._experts[front]), tuple(self._buffers[self._filling])), traffic
 
     def _start(self, coming_NA: np.ndarray, active_NA: np.ndarray) -> np.ndarray:
         """Begin to fill a set. Returns the entry of it that each expert of `active_NA` goes to, -1 for one that goes nowhere."""

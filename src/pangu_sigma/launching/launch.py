@@ -23,12 +23,12 @@ from pathlib import Path
 
 from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.launching.environment import chip_environment, chip_of_host
-from pangu_sigma.launching.heartbeat import VARIABLE
 from pangu_sigma.launching.host.access import Host
 from pangu_sigma.launching.meeting import Peers, Stop, meet
 from pangu_sigma.launching.processes import LaunchError, Processes
 from pangu_sigma.launching.watchdog import Watchdog
 from pangu_sigma.npus import npus
+from pangu_sigma.parallel.heartbeat import VARIABLE
 
 logger = logging.getLogger(__name__)
 

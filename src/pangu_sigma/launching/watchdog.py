@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pangu_sigma.launching.heartbeat import SHOW_STACK, Beat, last_beat
+from pangu_sigma.parallel.heartbeat import SHOW_STACK, Beat, last_beat
 
 _LOOK_SECONDS = 1.0
 """Seconds between two reads of the heartbeat files, which may be on a slow disk."""

@@ -20,7 +20,7 @@ from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import make_prefetcher
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.train.progress import Progress
-from pangu_sigma.train.step import StepResult, TrainStep
+from pangu_sigma.train.step import TrainStep
 
 
 @MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
@@ -66,12 +66,12 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
     def __call__(self, *columns: Tensor) -> tuple[Tensor, ...]:
         *arrays_of_batch, coming_NA, taken_D = columns
         arrays = StepArrays(*arrays_of_batch)
-        transfer: tuple[Tensor, ...] = ()
+        brought = None
         if self.prefetcher is not None:
-            transfer, _ = self.prefetcher.transfer(arrays.active_NA.asnumpy(), coming_NA.asnumpy())
-        rate = Tensor(self.optimizer.rate(self.progress.updates + 1), ms.float32)
-        result = StepResult(*self.step(rate, *arrays, *transfer))
+            brought, _ = self.prefetcher.transfer(arrays.active_NA.asnumpy(), coming_NA.asnumpy())
+        rate = self.optimizer.rate(self.progress.updates + 1)
+        result = self.step.take(rate, arrays, brought)
         applied = bool(result.applied.asnumpy())
         self.progress.advance(applied, Cursor(taken_D.asnumpy().tolist()))
         loss = np.stack([loss_M.asnumpy() for loss_M in result.block_loss_GM]).sum()
-        return Tensor(loss), Tensor(not applied), result.scale, rate, result.norm
+        return Tensor(loss), Tensor(not applied), result.scale, Tensor(rate, ms.float32), result.norm

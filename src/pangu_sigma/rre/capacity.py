@@ -110,7 +110,7 @@ def _plan_layer(
         taken_P, arrived_Q = _without_gaps(taken_PA, peer)
     else:
         assert room.sent is not None
-        rows = ids_PA.size * room.sent
+        rows = ids_PA.size * room.sent  # equal parts for all entries: auto-parallel knows no other exchange
         sent_P, taken_P = sent_PA.sum(axis=1), taken_PA.sum(axis=1)
         first_Q = arrived_Q = np.arange(ids_PA.size) * room.sent
     order_R, inverse_T = _assign_rows(experts_T, ids_PA.ravel(), kept_PK[peer], first_Q, rows)
@@ -118,8 +118,9 @@ def _plan_layer(
         return order_R, inverse_T, np.arange(entries + 1) * (rows // entries)
     offsets_A1, leave_R = np.arange(entries + 1) * room.arrived, np.full(rows, -1)
     if layout == "dropless":
-        offsets_A1 = np.append(_starts(taken_PA.sum(axis=0)), room.arrived)  # the last has the empty rows, too
-        leave_R = np.full(room.arrived + 1, -1)
+        # the last has the empty rows, too: GroupedMatmul writes none behind the last end, and what nobody wrote must not be read
+        offsets_A1 = np.append(_starts(taken_PA.sum(axis=0)), room.arrived)
+        leave_R = np.full(room.arrived + 1, -1)  # the rank's own empty row comes too; a graph has one shape
     arrive_W = _bring_together(taken_PA, arrived_Q.reshape(taken_PA.shape), offsets_A1, leave_R)
     return order_R, inverse_T, offsets_A1, arrive_W, leave_R, sent_P, taken_P
 

@@ -90,6 +90,7 @@ def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entr
             f"the batch activates {most} experts of a layer, but the active list has {entries} entries; "
             "raise data.domains_per_step, or put fewer domains in a batch"
         )
+    # one length for all layers and steps: a graph is compiled for its shapes
     active_NA = np.full((len(used_N), entries), stored)
     for active_A, used in zip(active_NA, used_N, strict=True):
         active_A[: len(used)] = used

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -34,7 +33,7 @@ from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.rre.capacity import DispatchLayout
 from pangu_sigma.train.feed import Fed
 from pangu_sigma.train.held_out import EvaluationStep, Evaluator
-from pangu_sigma.train.step import StepResult, TrainStep
+from pangu_sigma.train.step import SpikeLimits, StepResult, TrainStep
 
 
 @dataclass(frozen=True)
@@ -128,11 +127,11 @@ class CpuBackend(Backend):
         return make_prefetcher(built.config, built.store)
 
     def take_step(self, built: Built, rate: float, fed: Fed, limit_D: np.ndarray | None = None) -> StepResult:
-        limits: tuple[Tensor, ...] = ()
+        limits = None
         if limit_D is not None:
             blocks_MD = np.eye(len(limit_D), dtype=np.float32)[fed.batch.domains_M[fed.batch.blocks]]
-            limits = (Tensor(limit_D), Tensor(blocks_MD))
-        return StepResult(*built.step(Tensor(rate, ms.float32), *fed.arrays, *limits, *fed.transfer))
+            limits = SpikeLimits(Tensor(limit_D), Tensor(blocks_MD))
+        return built.step.take(rate, fed.arrays, fed.brought, limits)
 
     def counts_losses(self, config: Config, ranks: Ranks) -> bool:
         return True  # no two see the same tokens

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mindspore import Tensor
-
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
-from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
+from pangu_sigma.ecss.prefetch import Brought, Prefetcher, Traffic
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
 
 
 class Fed(NamedTuple):
-    """The batch and the experts of one step. `TrainStep` takes arrays and transfer, in this order, after the learning rate."""
+    """The batch and the experts of one step. `TrainStep.take` takes arrays and experts."""
 
     batch: Batch
     cursor: Cursor
     """The position in the data after this batch."""
     arrays: StepArrays
-    transfer: tuple[Tensor, ...]
-    """The experts that the prefetcher brought, and the buffers of the next ones; empty without a prefetcher."""
+    brought: Brought | None
+    """The experts that the prefetcher brought; None without a prefetcher."""
     traffic: Traffic | None
     """What the prefetcher moved for this step; None without a prefetcher."""
 
@@ -45,5 +43,5 @@ class Feed:
         arrays = StepArrays(*map(as_tensor, batch.arrays()))
         if self._prefetcher is None:
             self._store.tier.release()  # what the step before looked up
-            return Fed(batch, cursor, arrays, (), None)
+            return Fed(batch, cursor, arrays, None, None)
         return Fed(batch, cursor, arrays, *self._prefetcher.transfer(batch.active_NA, coming.active_NA))

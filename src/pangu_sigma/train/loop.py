@@ -19,8 +19,8 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import Batch, Batches
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.garbage import newer_searched
-from pangu_sigma.launching.heartbeat import Heartbeat
 from pangu_sigma.optimizer.schedule import Schedule
+from pangu_sigma.parallel.heartbeat import Heartbeat
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.train.backend import Backend, CpuBackend
 from pangu_sigma.train.feed import Feed

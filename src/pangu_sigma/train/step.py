@@ -17,7 +17,8 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.step_arrays import PASS_FIELDS
+from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
+from pangu_sigma.ecss.prefetch import Brought
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
@@ -47,6 +48,15 @@ class StepResult(NamedTuple):
     """The norm's part of the experts' gradients."""
 
 
+class SpikeLimits(NamedTuple):
+    """Limits that tell a spike with train.spikes.skip: arguments of `TrainStep` after those of `StepArrays`."""
+
+    limits_D: Tensor | None = None
+    """Largest weighted loss of each domain that is no spike, float32."""
+    blocks_MD: Tensor | None = None
+    """1.0 where a block of this rank is of the domain, else 0.0."""
+
+
 class ScaledLoss(nn.Cell):
     """The function that a step differentiates.
 
@@ -69,12 +79,10 @@ FIRST_EXPERT = 1 + len(PASS_FIELDS)
 class TrainStep(nn.Cell):
     """Forward pass, backward pass and update.
 
-    construct(lr, rows_GBS, positions_GBS, documents_GBS, slots_GM, labels_GBS, weights_GBS, draws_GB4, order_GNT, inverse_GNT,
-    offsets_GNA1, active_NA, used_NA1, *transfer) -> StepResult's fields
+    construct(lr, *StepArrays, *SpikeLimits, *Brought.arguments()) -> StepResult's fields
         active: the experts of all micro-batches; offsets: their tokens in each; used: their tokens summed over the micro-batches.
-        transfer: what a `Prefetcher` gives: next_NA, the experts that it brought, and the buffers of the next step's. Or nothing.
-        With train.spikes.skip it begins with limits_D and blocks_MD: the largest weighted loss of each domain that is no spike,
-        and 1.0 where a block of this rank is of the domain, else 0.0.
+        experts_and_buffers: the experts that a `Prefetcher` brought, then the buffers of the next step's; without one, nothing.
+    The arguments are plain ones and not the named groups of the host: see data/step_arrays.py.
     """
 
     def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = ALONE):
@@ -84,6 +92,7 @@ class TrainStep(nn.Cell):
         self.store = store
         self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
         dense = self.dense.learned
+        # value_and_grad takes gradients by the numbers of arguments, so each tensor of experts is an argument of its own
         experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + len(FFN_TENSORS) * config.model.rre_layers))
         self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
         self.loss_and_grads = ms.value_and_grad(
@@ -116,17 +125,18 @@ class TrainStep(nn.Cell):
         offsets_GNA1,
         active_NA,
         used_NA1,
-        *transfer,
+        limits_D=None,
+        blocks_MD=None,
+        next_NA=None,
+        *experts_and_buffers,
     ):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
-        limits = transfer[:2] if self.skips_spikes else ()
-        transfer = transfer[2:] if self.skips_spikes else transfer
-        next_NA = transfer[0] if transfer else None
-        experts = self.store.fetch(active_NA, transfer[1 : 1 + self.expert_tensors])
+        experts = self.store.fetch(active_NA, experts_and_buffers[: self.expert_tensors])
         block_loss: tuple = ()
         expert_grads: tuple = ()
         dense_grads: tuple = ()
-        for g in range(self.micro_batches):
+        for g in range(self.micro_batches):  # unrolled while the graph is made: its conditions are no part of it
+            # only data orders a graph: passes with collectives wait for each other, so that all ranks come to them in one order
             (_, loss_M), grads = self.loss_and_grads(
                 ops.depend(scale, dense_grads) if g > 0 and self.reduce.chained else scale,
                 rows_GBS[g],
@@ -146,25 +156,34 @@ class TrainStep(nn.Cell):
             expert_grads = of_experts if g == 0 else add(expert_grads, of_experts)
             dense_grads = of_dense if g == 0 else add(dense_grads, of_dense)
         dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
+        # verdicts are numbers, not branches: every step runs the same operators, and Adam told 0.0 leaves its arrays as they are
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
-        calm = self.is_calm(block_loss, squares, *limits) if self.skips_spikes else 1.0
+        calm = self.is_calm(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
         applied = finite * calm
         grad_scale = update_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(dense_grads, self.hyper_dense(lr, grad_scale, applied))
         if self.sparse:
             hyper = self.hyper_experts(lr, grad_scale, applied)
-            copies = transfer[1 + self.expert_tensors :]
-            updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, copies))
+            buffers = experts_and_buffers[self.expert_tensors :]
+            updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers))
         # a spike says nothing of the scale; gradients that are not finite do, be they those of a spike
         rescaled = (
             self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
         )
         norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
+        # a plain tuple, which `take` names; it is there once all updates are done
         return ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
 
+    def take(
+        self, rate: float, arrays: StepArrays, brought: Brought | None = None, limits: SpikeLimits | None = None
+    ) -> StepResult:
+        """Take one step on the host's groups of tensors. brought: None without a prefetcher. limits: with train.spikes.skip."""
+        groups = (*arrays, *(limits or SpikeLimits()), *(brought or Brought()).arguments())
+        return StepResult(*self(Tensor(rate, ms.float32), *groups))
+
     def of_one_kind(self, grads):
-        """Gradients of experts and of dense parameters, where only one of the two learns."""
+        """Gradients of experts and of dense parameters, where only one of the two learns: value_and_grad makes no pair then."""
         return (grads, ()) if self.sparse else ((), grads)
 
     def is_calm(self, block_loss, squares, limits_D, blocks_MD):

@@ -11,11 +11,11 @@ import time
 import pytest
 from helpers.launched import eventually
 
-from pangu_sigma.launching.heartbeat import SHOW_STACK, VARIABLE, Heartbeat, last_beat
+from pangu_sigma.parallel.heartbeat import SHOW_STACK, VARIABLE, Heartbeat, last_beat
 
 WAITS = """
 import threading
-from pangu_sigma.launching.heartbeat import Heartbeat
+from pangu_sigma.parallel.heartbeat import Heartbeat
 def waiting_in_the_main_thread():
     threading.Event().wait()
 Heartbeat(3).beat("step 7")
@@ -23,7 +23,7 @@ waiting_in_the_main_thread()
 """
 
 BEATS_ON = """
-from pangu_sigma.launching.heartbeat import Heartbeat
+from pangu_sigma.parallel.heartbeat import Heartbeat
 heart = Heartbeat(1)
 while True:
     heart.beat("step 7")
