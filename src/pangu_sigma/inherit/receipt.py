@@ -87,7 +87,7 @@ def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
         parent_activation=model.activation,
         heads_known=model.heads is not None,
         activation_known=model.activation_known,
-        options={"noise": variation.noise, "fresh": variation.fresh, "moments": child.moments},
+        options={"noise": variation.noise, "reinit_ratio": variation.reinit_ratio, "moments": child.moments},
         agreement=agreement,
     )
 
