@@ -322,7 +322,7 @@ def inherit(
         return from_alpha.inherit(parent, config, folder, Variation(noise, reinit_ratio, config.seed), moments)
 
 
-def plan_inheritance(
+def planned_inheritance(
     model: AnyPath,
     config: Config,
     *,

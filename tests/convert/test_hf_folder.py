@@ -270,7 +270,7 @@ def test_a_file_of_weights_alone_is_no_parent_because_nothing_says_what_its_rows
     dense = write_dense_run(tiny_config(tiny_data, model=DENSE), tmp_path / "dense")
     file = export_safetensors(dense, tmp_path / "weights.safetensors")
     with pytest.raises(
-        LayoutError, match=r"weights\.safetensors: has weights and a configuration but no tokenizer.*--to hf"
+        LayoutError, match=r"weights\.safetensors: has weights and a configuration but no tokenizer.*--format hf"
     ):
         open_parent(file)
 

@@ -48,7 +48,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _inherit(options: argparse.Namespace) -> int:
-    return call_and_show(api.plan_inheritance if options.dry_run else api.inherit, options)
+    return call_and_show(api.planned_inheritance if options.dry_run else api.inherit, options)
 
 
 def _with_dense(command: argparse.ArgumentParser, named: str) -> None:
