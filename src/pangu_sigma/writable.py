@@ -16,7 +16,7 @@ class NotWritable(UserError):
 def check_folder_writable(folder: Path, option: str) -> None:
     """Raise NotWritable unless `folder` can be made, or is a folder that can be written into; leaves nothing behind.
 
-    option: how messages call what names it, such as "--run".
+    option: how messages call what names it, such as "--output".
     """
     fix = f"name another folder with {option}"
     existing = folder.absolute()
