@@ -146,7 +146,7 @@ def test_what_stands_in_the_way_is_refused_and_left_as_it_is(tiny_run, extracted
         extract_export(tiny_run, tiny_export, ["zh"])
     with pytest.raises(ConfigError, match="is not a run folder"):
         extract_run(tmp_path, tmp_path / "run", ["zh"])
-    with pytest.raises(ConfigError, match="not a folder of a run"):
+    with pytest.raises(ConfigError, match="is an export; name the run that it came from"):
         extract_run(tiny_export, tmp_path / "run", ["zh"])
     assert list(tmp_path.iterdir()) == []
 

@@ -144,7 +144,7 @@ def test_adam_is_carried_over_on_demand(no_graph, parent, tiny_data, tmp_path):
     assert train(tiny_config(tiny_data, train={"steps": 1, "eval_interval": 1}), tmp_path / "run").progress.step == 1
 
 
-def test_noise_and_fresh_units_part_the_experts(no_graph, parent, tiny_data, tmp_path):
+def test_noise_and_units_drawn_anew_part_the_experts(no_graph, parent, tiny_data, tmp_path):
     inherit(open_parent(parent), tiny_config(tiny_data), tmp_path / "run", Variation(noise=0.01, reinit_ratio=0.5))
     w1 = load_checkpoint(tmp_path / "run" / "checkpoints").saved("experts_layer_0")["w1"][0].values
     its = load_checkpoint(parent / "checkpoints").saved("dense")["layers.1.ffn.w1"][0].values
@@ -153,7 +153,7 @@ def test_noise_and_fresh_units_part_the_experts(no_graph, parent, tiny_data, tmp
     assert not (w1[0] == w1[1]).any(axis=-1).all()
     receipt = json.loads((tmp_path / "run" / "lineage.json").read_text(encoding="utf-8"))
     assert receipt["agreement"]["zh"]["exact"] > 0, "and then step 0 is not the parent any more, which is said"
-    assert receipt["options"] == {"noise": 0.01, "fresh": 0.5, "moments": False}
+    assert receipt["options"] == {"noise": 0.01, "reinit_ratio": 0.5, "moments": False}
     with pytest.raises(ConfigError, match=r"--reinit-ratio is 1\.5; it must be from 0 to 1"):
         Variation(reinit_ratio=1.5)
 

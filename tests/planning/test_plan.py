@@ -163,7 +163,7 @@ def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: Plan):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((TINY), "plan needs --devices N, for a plan on N NPUs; or --scan"),
+        ((TINY,), "plan needs --devices N, for a plan on N NPUs; or --scan"),
         ((TINY, "--scan", "--compile"), "plan needs --devices N"),
         ((TINY, "--scan", "scan.txt"), "--scan scan.txt: a picture is a .svg, .png or .pdf file"),
         ((TINY, "--devices", 7), "The nearest numbers that can be are 4 or 8"),

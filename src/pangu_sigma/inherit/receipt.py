@@ -65,6 +65,9 @@ class Receipt:
     notes: list[str] = field(default_factory=list)
     parent_lineage: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return format_receipt(self)
+
     def save(self, folder: Path) -> None:
         """Write it into a run folder. Raises OSError."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
