@@ -35,7 +35,7 @@ for seed in $seeds; do
   sparse_runs+=("$folder/sigma_tiny_$seed")
   dense_runs+=("$folder/alpha_tiny_$seed")
   echo "== seed $seed" >&2
-  pangu-sigma train $config --run "$folder/sigma_tiny_$seed" "${drawn[@]}" "${options[@]}" >/dev/null
-  pangu-sigma train $config --run "$folder/alpha_tiny_$seed" "${drawn[@]}" "${dense[@]}" "${options[@]}" >/dev/null
+  pangu-sigma train $config --output "$folder/sigma_tiny_$seed" "${drawn[@]}" "${options[@]}" >/dev/null
+  pangu-sigma train $config --output "$folder/alpha_tiny_$seed" "${drawn[@]}" "${dense[@]}" "${options[@]}" >/dev/null
 done
-pangu-sigma evaluate "${sparse_runs[@]}" --against "${dense_runs[@]}" --all | tee "$folder/differences.txt"
+pangu-sigma evaluate "${sparse_runs[@]}" --against "${dense_runs[@]}" --all-samples | tee "$folder/differences.txt"

@@ -42,10 +42,10 @@ pangu-sigma prepare-data $config "${dense[@]}" "${chinese[@]}"
 for seed in $seeds; do
   drawn=(--set seed="$seed" --set routing.seed=$((seed - 1)))
   parent=$folder/parent_$seed
-  timed "parent_$seed" pangu-sigma train $config --run "$parent" "${dense[@]}" "${chinese[@]}" "${drawn[@]}"
+  timed "parent_$seed" pangu-sigma train $config --output "$parent" "${dense[@]}" "${chinese[@]}" "${drawn[@]}"
   for arm in inherited continued; do
     network_of $arm
-    timed "${arm}_$seed" pangu-sigma inherit "$parent" --config $config --run "$folder/${arm}_$seed" "${network[@]}" "${drawn[@]}"
+    timed "${arm}_$seed" pangu-sigma inherit "$parent" $config --output "$folder/${arm}_$seed" "${network[@]}" "${drawn[@]}"
   done
   for rate in $rates; do
     for arm in inherited continued scratch; do
@@ -54,7 +54,7 @@ for seed in $seeds; do
       if [ $arm != scratch ] && [ ! -e "$run" ]; then
         rm -rf "$run.copy" && cp -r "$folder/${arm}_$seed" "$run.copy" && mv "$run.copy" "$run"
       fi
-      timed "${arm}_${seed}_$rate" pangu-sigma train $config --run "$run" "${network[@]}" "${drawn[@]}" --set train.optimizer.peak_lr="$rate"
+      timed "${arm}_${seed}_$rate" pangu-sigma train $config --output "$run" "${network[@]}" "${drawn[@]}" --set train.optimizer.peak_lr="$rate"
     done
   done
 done

@@ -55,7 +55,7 @@ for seed in $seeds; do
     for arm in random dense balanced hash gate; do
       command_of $arm
       name=${arm}_${seed}_$rate
-      timed "$name" "${command[@]}" $config --run "$folder/$name" "${network[@]}" "${drawn[@]}" --set train.optimizer.peak_lr="$rate"
+      timed "$name" "${command[@]}" $config --output "$folder/$name" "${network[@]}" "${drawn[@]}" --set train.optimizer.peak_lr="$rate"
     done
   done
 done

@@ -72,8 +72,8 @@ options_of() {
 tune() {
   options_of "$1" "$2"
   local name=${1}_${2}_${3}_$4
-  timed "$name" pangu-sigma finetune "$folder/${parent}_$3" "${own[@]}" --data "$folder/tasks/$1/train.jsonl" --eval "$folder/tasks/$1/dev.jsonl" \
-    --run "$folder/$name" "${tuning[@]}" --set seed="$3" --set train.optimizer.peak_lr="$4"
+  timed "$name" pangu-sigma finetune "$folder/${parent}_$3" "${own[@]}" --train-file "$folder/tasks/$1/train.jsonl" --dev-file "$folder/tasks/$1/dev.jsonl" \
+    --output "$folder/$name" "${tuning[@]}" --set seed="$3" --set train.optimizer.peak_lr="$4"
 }
 
 # best_of TASK ARM: prints the rate of the lowest dev loss with the first seed
@@ -98,8 +98,8 @@ for task, facts in write_packaged_tasks(tasks.split(), load_config(Path(config),
 PYTHON
 for seed in $seeds; do
   drawn=(--set seed="$seed" --set routing.seed=$((seed - 1)))
-  timed "sigma_$seed" pangu-sigma train $config --run "$folder/sigma_$seed" "${sparse[@]}" "${drawn[@]}"
-  timed "dense_$seed" pangu-sigma train $config --run "$folder/dense_$seed" "${dense[@]}" "${drawn[@]}"
+  timed "sigma_$seed" pangu-sigma train $config --output "$folder/sigma_$seed" "${sparse[@]}" "${drawn[@]}"
+  timed "dense_$seed" pangu-sigma train $config --output "$folder/dense_$seed" "${dense[@]}" "${drawn[@]}"
 done
 : >"$folder/best.txt"
 for task in $tasks; do

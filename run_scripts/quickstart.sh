@@ -7,20 +7,20 @@ cd "$root"
 config=model_configs/sigma_tiny.yaml
 run=runs/sigma_tiny
 model=exports/sigma_tiny
-prompts=(--prompt "zh:今天" --prompt "en:The " --prompt "bilingual:文件" --prompt "code:def ")
+prompts=(--domain zh --prompt "今天" --domain en --prompt "The " --domain bilingual --prompt "文件" --domain code --prompt "def ")
 sampling=(--temperature 0.7 --top-p 0.9 --repetition-penalty 1.2)
 
 echo "== text of four domains"
 pangu-sigma prepare-data $config
 echo "== training"
-pangu-sigma train $config --run $run >/dev/null
+pangu-sigma train $config -o $run >/dev/null
 echo "== held-out loss of the newest checkpoint"
 pangu-sigma evaluate $run
 echo "== one sample per domain"
-pangu-sigma generate --run $run "${prompts[@]}" --max-new-tokens 40 "${sampling[@]}" --json $run/samples.json
+pangu-sigma generate $run "${prompts[@]}" --max-new-tokens 40 "${sampling[@]}" --json $run/samples.json
 echo "== export"
-pangu-sigma export $run --format mindir --output $model
-pangu-sigma generate --model $model "${prompts[@]}" --max-new-tokens 40 "${sampling[@]}"
+pangu-sigma export $run -o $model
+pangu-sigma generate $model "${prompts[@]}" --max-new-tokens 40 "${sampling[@]}"
 echo "== summary"
 pangu-sigma report $run
 printf '%-12s %s\n' samples $run/samples.json model $model

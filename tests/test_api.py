@@ -21,6 +21,7 @@ from helpers.tiny import tiny_config, tiny_tree, write_text
 
 import pangu_sigma as ps
 from pangu_sigma import shipped
+from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.domains import domains_of
 from pangu_sigma.train.metrics import read_metrics
 
@@ -127,7 +128,7 @@ def test_the_lines_of_the_readme_run_outside_the_main_thread(tmp_path, monkeypat
     assert 'ps.load_config("sigma_tiny", {"train.steps": 100})' in lines
     lines = lines.replace('"train.steps": 100', '"train.steps": 6')
     assert "\nps.prepare_data(config) " in lines
-    lines = lines.replace("ps.prepare_data(config)", "ps.prepare_data(config, inputs=['../mine.jsonl'])")
+    lines = lines.replace("ps.prepare_data(config)", "ps.prepare_data(config, input=['../mine.jsonl'])")
     names: dict[str, Any] = {}
     in_a_thread(lambda: exec(lines, names))
     printed = capfd.readouterr().out
@@ -160,20 +161,24 @@ def test_training_again_only_opens_a_finished_run(model, tiny_data, tiny_run):
 def test_training_without_a_configuration_goes_on_with_that_of_the_run(tiny_run, tmp_path, monkeypatch):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    assert ps.train(None, "run").config == ps.load(tiny_run).config
+    assert ps.train("run").config == ps.load(tiny_run).config
+    with pytest.raises(ps.UserError, match="run is a run, which goes on where it is: leave --output other out"):
+        ps.train("run", "other")
     with pytest.raises(ps.UserError, match=r"model\.hidden: 24 → 48"):
         ps.train(ps.load_config(copy / "config.yaml", {"model.hidden": 48}), copy)
 
 
-def test_prepare_data_takes_one_path_or_several(tmp_path, monkeypatch):
+def test_prepare_data_takes_one_path_or_several(tiny_data, tmp_path, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr(
-        "pangu_sigma.data.prepare.prepare", lambda config, inputs, output: asked.append((inputs, output))
+        "pangu_sigma.data.prepare.prepare",
+        lambda config, inputs, output: asked.append((inputs, output)) or load_manifest(tiny_data),
     )
     config = tiny_config(tmp_path / "data")
     for inputs in ("a.jsonl", Path("a.jsonl"), ["a.jsonl"], (Path("a.jsonl"),)):
         ps.prepare_data(config, inputs)
-    ps.prepare_data(config)
+    found = ps.prepare_data(config)
+    assert found["domains"].keys() == {"zh", "en", "code"} and "held out" in str(found).splitlines()[0]
     assert asked == [([Path("a.jsonl")], tmp_path / "data")] * 4 + [([], tmp_path / "data")]
 
 
@@ -246,17 +251,20 @@ def test_evaluate_is_what_the_run_logged_last(model, tiny_run):
 
 
 def test_evaluate_against_a_run_says_how_much_it_loses_more(model, tiny_run):
-    found = model.evaluate(all=True, against=str(tiny_run))
-    for name, plain in model.evaluate(all=True).items():
-        assert found[name] == plain | {"against": plain, "difference": found[name]["difference"]}
-        assert set(found[name]["difference"].values()) == {0.0}
+    (pair,) = model.evaluate(all_samples=True, against=str(tiny_run))["pairs"]
+    plain = ps.evaluate(model, all_samples=True)
+    for name, figures in plain.items():
+        found = pair["domains"][name]
+        assert found == figures | {"against": figures, "difference": found["difference"]}
+        assert set(found["difference"].values()) == {0.0}
+    assert str(plain) == repr(plain) and str(plain).startswith("domain "), "what a command prints, in a notebook too"
 
 
 def test_an_export_answers_as_text_or_path_and_says_what_it_has_not(model, tiny_export):
     exported = ps.load(str(tiny_export))
     assert exported.generate("the cat", "en", max_new_tokens=4) == model.generate("the cat", "en", max_new_tokens=4)
     for call in (lambda: exported.evaluate(against=tiny_export), lambda: exported.export("elsewhere")):
-        with pytest.raises(ps.UserError, match="is an exported model; load the run folder that it came from"):
+        with pytest.raises(ps.UserError, match="is an export; name the run that it came from"):
             call()
 
 
@@ -265,11 +273,9 @@ def test_safetensors_is_a_format_and_others_are_refused(model, tmp_path):
     assert file == tmp_path / "weights.safetensors"
     assert file.stat().st_size > 1000
     folder = model.export(str(tmp_path / "hf"), format="hf")
-    again = ps.convert(str(folder), tmp_path / "again", "run")
+    again = ps.load(str(folder)).export(tmp_path / "again", format="run")
     assert ps.Model(again).config == model.config
-    with pytest.raises(ps.UserError, match="to='pt' is not known; use 'hf', 'alpha' or 'run'"):
-        ps.convert(folder, tmp_path / "x", "pt")  # type: ignore[arg-type]
-    with pytest.raises(ps.UserError, match="format='onnx' is not known; use 'mindir', 'safetensors' or 'hf'"):
+    with pytest.raises(ps.UserError, match="format='onnx' is not known; use 'mindir', 'safetensors', 'hf' or 'run'"):
         model.export(tmp_path / "x", format="onnx")  # type: ignore[arg-type]
 
 

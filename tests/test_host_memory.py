@@ -95,5 +95,5 @@ def test_the_need_is_what_a_run_certainly_keeps(tmp_path: Path):
 def test_training_asks_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pangu_sigma.host_memory.memory_there", lambda root: np.iinfo(np.int64).max // (1 << 50))
     with pytest.raises(ConfigError, match=r"training tiny needs at least .* GiB are free here"):
-        api.run_training(tiny_config(tmp_path), tmp_path / "run")
+        api.train(tiny_config(tmp_path), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,7 @@ FLOORS = [
     ["convert"],
     ["inherit"],
     ["finetune"],
-    ["planning", "mindformers_adapter", "bench"],
+    ["planning", "mindformers_adapter", "bench", "doctor"],
     ["api"],
     ["commands"],
     ["cli"],
@@ -60,7 +60,7 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",
     **{
         f"src/pangu_sigma/commands/{name}.py": "tests/test_cli.py runs every command through the command line"
-        for name in ("launching", "life", "models", "options", "serving", "tools", "training", "tuning")
+        for name in ("answering", "measuring", "models", "options", "tools", "training")
     },
     **{
         f"src/pangu_sigma/inherit/{name}.py": "tests/inherit/test_from_alpha.py inherits with it, from parents of every form"
@@ -132,10 +132,12 @@ TWICE = {
     "__all__": "Python's own",
     "add_commands": "each file of commands/ adds its own; cli.py calls them all",
     "inherit": "the Python face takes strings, and calls the one of inherit/from_dense.py",
+    "inspect": "the Python face takes models too, and calls the one of planning/inspect.py",
     "load_config": "the Python face takes a shipped name too, and calls the one of config_file.py",
     "logger": "each module has its own, by its name",
     "main": "where a program begins",
     "run": "each benchmark's entry, called by name in commands/",
+    "serve": "the Python face takes a model, and calls the one of serve/server.py",
     "train": "the Python face gives back a model, and calls the loop",
 }
 """Public names that several modules define at their top level, and why."""

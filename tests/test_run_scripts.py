@@ -85,13 +85,13 @@ def test_bash_can_parse_each_script(name):
 )
 def test_paths_of_a_launch_are_relative_to_the_folder_of_the_user(script, options, commands, repository, folder):
     before = set(folder.rglob("*"))
-    arguments = ["conf.yaml", *options, "--run", "runs/x", "--dry-run"]
+    arguments = ["conf.yaml", *options, "--output", "runs/x", "--dry-run"]
     done = run(repository / "run_scripts" / script, *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     printed = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("msrun ")]
     assert len(printed) == commands
     for words in printed:
-        assert words[words.index("train") :][:4] == ["train", "conf.yaml", "--run", "runs/x"]
+        assert words[words.index("train") :][:4] == ["train", "conf.yaml", "--output", "runs/x"]
         assert "--log_dir=runs/x/logs/START" in words
     assert ("HCCL_CONNECT_TIMEOUT" in done.stdout) == (script != "msrun_cpu.sh")  # the settings for NPUs
     assert set(folder.rglob("*")) == before
@@ -183,12 +183,12 @@ def test_comparing_with_a_dense_model_trains_both_by_the_same_seeds_and_evaluate
     names = [f"{kind}_tiny_{seed}" for seed in (1, 3) for kind in ("sigma", "alpha")]
     for line, name in zip(trained, names, strict=True):
         seed = int(name[-1])
-        words = ["train", "model_configs/sigma_tiny.yaml", "--run", f"runs/c/{name}", "--set", f"seed={seed}"]
+        words = ["train", "model_configs/sigma_tiny.yaml", "--output", f"runs/c/{name}", "--set", f"seed={seed}"]
         assert line.split()[:8] == [*words, "--set", f"routing.seed={seed - 1}"]
         assert line.endswith("--set train.steps=2 --set data.path=data/x")
         assert ("--set model.rre_layers=0" in line) == name.startswith("alpha")
     runs = [f"runs/c/{kind}_tiny_{seed}" for kind in ("sigma", "alpha") for seed in (1, 3)]
-    assert evaluated.split() == ["evaluate", *runs[:2], "--against", *runs[2:], "--all"]
+    assert evaluated.split() == ["evaluate", *runs[:2], "--against", *runs[2:], "--all-samples"]
     refused = run(repository / "run_scripts" / "compare_dense.sh", "--sets", "a=b", cwd=folder)
     assert (refused.returncode, "--sets is not an option; usage" in refused.stderr) == (2, True)
 
@@ -198,7 +198,7 @@ def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_
     stand_in = f"""printf '%s\\n' "$*" >> {shlex.quote(str(calls))}
     if [ -e {shlex.quote(str(stop))} ] && [[ $* = *continued_3_1e-3* ]]; then exit $(cat {shlex.quote(str(stop))}); fi
     echo "it ended"
-    for word; do if [ "${{before:-}}" = --run ]; then mkdir -p "$word"; fi; before=$word; done"""
+    for word; do if [ "${{before:-}}" = --output ]; then mkdir -p "$word"; fi; before=$word; done"""
     python = f'echo python "$@" >> {shlex.quote(str(calls))}'
     stand_ins(repository, {"pangu-sigma": stand_in, "python": python})
 
@@ -210,7 +210,7 @@ def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_
     stop.write_text("3")
     assert compare(*arguments).returncode == 3
     stopped = calls.read_text().splitlines()
-    assert " --run runs/c/continued_3_1e-3 " in stopped[-1], "what fails ends the script"
+    assert " --output runs/c/continued_3_1e-3 " in stopped[-1], "what fails ends the script"
     stop.write_text("0")
     asked = compare(*arguments)
     assert (asked.returncode, "continued_3_1e-3 was stopped before its end" in asked.stderr) == (1, True)
@@ -219,10 +219,10 @@ def test_comparing_what_is_inherited_trains_all_arms_alike_and_goes_on_where_it_
     assert done.returncode == 0, done.stderr
     prepared, trained, compared = [calls.read_text().splitlines()[i] for i in (slice(2), slice(2, -1), -1)]
     assert [line.split()[0] for line in prepared] == ["prepare-data"] * 2
-    assert " --run runs/c/continued_3_1e-3 " in trained[0], "it goes on with what had failed"
+    assert " --output runs/c/continued_3_1e-3 " in trained[0], "it goes on with what had failed"
     trained = stopped[2:-1] + trained
     assert compared == "python - runs/c 1 3 1e-3 2e-3"
-    by_run = {line.split("--run ")[1].split()[0].removeprefix("runs/c/"): line for line in trained}
+    by_run = {line.split("--output ")[1].split()[0].removeprefix("runs/c/"): line for line in trained}
     arms = ("inherited", "continued", "scratch")
     expected = []
     for seed in (1, 3):
@@ -269,13 +269,13 @@ def test_comparing_methods_trains_five_arms_alike_and_goes_on_where_it_was_kille
     done = compare(*arguments)
     assert done.returncode == 0, done.stderr
     (prepared, *trained), compared = calls.read_text().splitlines()[:-1], calls.read_text().splitlines()[-1]
-    assert " --run runs/c/gate_1_2e-3 " in before[-1]
-    assert " --run runs/c/gate_1_2e-3 " in trained[0], "it goes on with what was killed"
+    assert " --output runs/c/gate_1_2e-3 " in before[-1]
+    assert " --output runs/c/gate_1_2e-3 " in trained[0], "it goes on with what was killed"
     assert prepared.startswith("pangu-sigma prepare-data model_configs/sigma_tiny.yaml ")
     assert compared == "python - runs/c 1 4 1e-3 2e-3"
     compile((tmp_path / "source.py").read_text(), "the comparison", "exec")
     trained = before[1:-1] + trained
-    by_run = {line.split("--run ")[1].split()[0].removeprefix("runs/c/"): line for line in trained}
+    by_run = {line.split("--output ")[1].split()[0].removeprefix("runs/c/"): line for line in trained}
     arms = ("random", "dense", "balanced", "hash", "gate")
     assert list(by_run) == [f"{arm}_{seed}_{rate}" for seed in (1, 4) for rate in ("1e-3", "2e-3") for arm in arms]
     own = {
@@ -290,7 +290,7 @@ def test_comparing_methods_trains_five_arms_alike_and_goes_on_where_it_was_kille
         arm, seed, rate = name.split("_")
         command, options = own[arm]
         last = f"--set seed={seed} --set routing.seed={2 * int(seed) - 2} --set train.optimizer.peak_lr={rate}"
-        assert line.startswith(f"{command}model_configs/sigma_tiny.yaml --run runs/c/{name} ")
+        assert line.startswith(f"{command}model_configs/sigma_tiny.yaml --output runs/c/{name} ")
         assert line.endswith(f" {options}{last}")
         same.add(line.removeprefix(command).split(" ", 3)[3].removesuffix(options + last))
     (options,) = same  # all that is left is the same for all
@@ -336,14 +336,14 @@ def test_finetuning_on_packages_tunes_all_arms_alike_and_goes_on_where_it_was_ki
     done = tune(*arguments)
     assert done.returncode == 0, done.stderr
     prepared, packaged, *tuned, compared = calls.read_text().splitlines()
-    assert " --run runs/p/qa_slot_1_2e-3 " in before[-1]
-    assert " --run runs/p/qa_slot_1_2e-3 " in tuned[0], "it goes on with what was killed"
+    assert " --output runs/p/qa_slot_1_2e-3 " in before[-1]
+    assert " --output runs/p/qa_slot_1_2e-3 " in tuned[0], "it goes on with what was killed"
     assert prepared.startswith("pangu-sigma prepare-data model_configs/sigma_tiny.yaml ")
     assert packaged == "python - runs/p translation_en_zh qa model_configs/sigma_tiny.yaml data/p"
     assert compared == "python - runs/p 1 4 1e-3 2e-3"
     for number in (4, 5):
         compile((tmp_path / f"source_{number}.py").read_text(), "a program in the script", "exec")
-    by_run = {line.split("--run ")[1].split()[0].removeprefix("runs/p/"): line for line in before[2:-1] + tuned}
+    by_run = {line.split("--output ")[1].split()[0].removeprefix("runs/p/"): line for line in before[2:-1] + tuned}
     names = ("experts", "slot", "all", "dense")
     expected = [f"{model}_{seed}" for seed in (1, 4) for model in ("sigma", "dense")]
     for task in ("translation_en_zh", "qa"):
@@ -356,9 +356,9 @@ def test_finetuning_on_packages_tunes_all_arms_alike_and_goes_on_where_it_was_ki
         line, parent = by_run[name], f"runs/p/{'dense' if arm == 'dense' else 'sigma'}_{seed}"
         assert line.startswith(f"pangu-sigma finetune {parent} --task {task} --learn {learn[arm]} ")
         assert line.endswith(f" --set seed={seed} --set train.optimizer.peak_lr={rate}")
-        assert f" --data runs/p/tasks/{task}/train.jsonl --eval runs/p/tasks/{task}/dev.jsonl " in line
+        assert f" --train-file runs/p/tasks/{task}/train.jsonl --dev-file runs/p/tasks/{task}/dev.jsonl " in line
         assert (" --domain en " in line) == (task == "qa")
-        schedules.add(line.partition(f"--run runs/p/{name} ")[2].partition(" --set seed=")[0])
+        schedules.add(line.partition(f"--output runs/p/{name} ")[2].partition(" --set seed=")[0])
     (schedule,) = schedules  # the same for all arms
     assert "--set train.steps=12 --set train.eval_interval=4 --set train.checkpoint_interval=4 " in schedule
     trained = {name: by_run[name] for name in expected[:4]}

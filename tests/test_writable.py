@@ -10,8 +10,8 @@ from pangu_sigma.writable import NotWritable, check_file_writable, check_folder_
 
 
 def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path):
-    check_folder_writable(tmp_path / "a" / "b", "--run")
-    check_folder_writable(tmp_path, "--run")
+    check_folder_writable(tmp_path / "a" / "b", "--output")
+    check_folder_writable(tmp_path, "--output")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -19,22 +19,22 @@ def test_a_file_in_place_of_a_folder_is_refused_by_name(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(
-            NotWritable, match=rf"^--run {folder}: {tmp_path / 'file'} is a file and no folder; name another"
+            NotWritable, match=rf"^--output {folder}: {tmp_path / 'file'} is a file and no folder; name another"
         ):
-            check_folder_writable(folder, "--run")
+            check_folder_writable(folder, "--output")
 
 
 def test_a_folder_of_the_kernel_is_refused():
     with pytest.raises(
-        NotWritable, match=r"^--run /proc/run: cannot write into /proc: .*; name another folder with --run"
+        NotWritable, match=r"^--output /proc/run: cannot write into /proc: .*; name another folder with --output"
     ):
-        check_folder_writable(Path("/proc/run"), "--run")
+        check_folder_writable(Path("/proc/run"), "--output")
 
 
 def test_a_name_that_cannot_be_is_refused(tmp_path: Path):
     for name in ("a\0b", "a" * 400):
         with pytest.raises(NotWritable, match="cannot write into"):
-            check_folder_writable(tmp_path / name / "b", "--run")
+            check_folder_writable(tmp_path / name / "b", "--output")
 
 
 def test_a_file_needs_its_folder(tmp_path: Path):

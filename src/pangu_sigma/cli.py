@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import pangu_sigma
-from pangu_sigma.commands import launching, life, models, serving, tools, training, tuning
+from pangu_sigma.commands import answering, measuring, models, tools, training
 from pangu_sigma.commands.options import check_json
 from pangu_sigma.errors import exit_status
 from pangu_sigma.parallel.ranks import end_as_rank, is_rank
@@ -58,11 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version and stop")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     training.add_commands(commands)
-    tuning.add_commands(commands)
-    life.add_commands(commands)
-    launching.add_commands(commands)
+    measuring.add_commands(commands)
     models.add_commands(commands)
-    serving.add_commands(commands)
+    answering.add_commands(commands)
     tools.add_commands(commands, parser)
     return parser
 

@@ -418,7 +418,7 @@ class Config(Section):
     """The whole configuration of a run."""
 
     name: str
-    """Name of the run, and of its folder: `runs/<name>` unless --run names another."""
+    """Name of the run, and of its folder: `runs/<name>` unless --output names another."""
     seed: Seed = 0
     """Seed of initialisation, dropout and sample order."""
     model: ModelConfig

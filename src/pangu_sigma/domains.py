@@ -6,6 +6,7 @@ paper. This file knows no tensors or devices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config, ConfigError
@@ -68,6 +69,24 @@ def domains_of(config: Config) -> Domains:
         ],
         slot_names,
     )
+
+
+def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> list[str]:
+    """Names of the domains to keep, in the configuration's order. Give either those to keep or those to drop.
+
+    Raises ConfigError for a domain that is not there, none, or all dropped.
+    """
+    if bool(keep) == bool(drop):
+        raise ConfigError(
+            f"name the domains to keep with --keep, or those to leave away with --drop, not {'both' if keep else 'neither'}; there "
+            f"are {', '.join(each.name for each in config.domains)}"
+        )
+    for name in (*keep, *drop):
+        domains_of(config).named(name)
+    chosen = [each.name for each in config.domains if (each.name in keep if keep else each.name not in drop)]
+    if not chosen:
+        raise ConfigError(f"--drop {', '.join(drop)}: no domain would be left; leave at least one")
+    return chosen
 
 
 def domain_sets(config: Config) -> list[list[int]]:

@@ -16,7 +16,7 @@ class NotWritable(UserError):
 def check_folder_writable(folder: Path, option: str) -> None:
     """Raise NotWritable unless `folder` can be created, or exists and can be written into; nothing is left behind.
 
-    option: name of the command's option in messages, such as "--run".
+    option: name of the command's option in messages, such as "--output".
     """
     fix = f"name another folder with {option}"
     existing = folder.absolute()

@@ -99,7 +99,7 @@ def _train(
 
     variables: of each rank. forked: False to start as users do.
     """
-    arguments = ["train", str(config), "--run", str(run)]
+    arguments = ["train", str(config), "--output", str(run)]
     if ranks == 1 and forked:
         return _in_a_fork(arguments, variables.get(0, {}), logs)
     if ranks == 1:

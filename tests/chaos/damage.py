@@ -40,7 +40,7 @@ def _whole(work: Path, folder: Path) -> None:
     """A run of three checkpoints, its data and its export."""
     shutil.copytree(data(work), folder / "data")
     config = configuration(folder, folder / "data")
-    for arguments in ([str(config), "--run", str(folder / "run")],):
+    for arguments in ([str(config), "--output", str(folder / "run")],):
         status, said = command([*TRAIN, *arguments])
         assert status == 0, said
     export = [*TRAIN[:-1], "export", str(folder / "run"), "--output", str(folder / "export")]

@@ -32,7 +32,7 @@ def _reference(work: Path, folder: Path) -> None:
     )
     config = configuration(folder, data(work))
     variables = _layer(folder, folder / "run", 0, "ENOSPC") | {"FAILING_COUNT": str(folder / "calls")}
-    status, said = command([*TRAIN, str(config), "--run", str(folder / "run")], variables)
+    status, said = command([*TRAIN, str(config), "--output", str(folder / "run")], variables)
     assert status == 0, said
 
 
@@ -48,12 +48,12 @@ def _layer(reference: Path, run: Path, number: int, errno_name: str) -> dict[str
 
 def _check(reference: Path, errno_name: str, number: int, folder: Path) -> str:
     config, run = str(reference / "config.yaml"), folder / "run"
-    status, said = command([*TRAIN, config, "--run", str(run)], _layer(reference, run, number, errno_name))
+    status, said = command([*TRAIN, config, "--output", str(run)], _layer(reference, run, number, errno_name))
     assert status in (0, 2), f"status {status}: {said[-600:]}"
     assert_no_traceback(said)
     if status == 2:
         assert "error: " in said, f"no message: {said[-300:]}"
-    status, said = command([*TRAIN, config, "--run", str(run)])
+    status, said = command([*TRAIN, config, "--output", str(run)])
     assert status == 0, f"HARD_FAIL once the disk is well again: {said[-600:]}"
     assert_same(end_of(run), end_of(reference / "run"))
     left = [str(path.relative_to(run)) for path in run.rglob(".unfinished*")]

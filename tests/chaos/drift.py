@@ -25,7 +25,7 @@ def cases(work: Path, full: bool) -> Sequence[Case]:
 
 def _trained(work: Path, folder: Path) -> None:
     config = configuration(folder, data(work), train={"steps": 2})
-    status, said = command([*TRAIN, str(config), "--run", str(folder / "run")])
+    status, said = command([*TRAIN, str(config), "--output", str(folder / "run")])
     assert status == 0, said
 
 
@@ -36,7 +36,7 @@ def _check(work: Path, change, word: str, number: int, folder: Path) -> str:
     tree["train"]["steps"] = 4
     change(tree, number, folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
-    status, said = command([*TRAIN, str(folder / "config.yaml"), "--run", str(folder / "run")])
+    status, said = command([*TRAIN, str(folder / "config.yaml"), "--output", str(folder / "run")])
     assert status == 2, f"status {status}: {said[-400:]}"
     assert_no_traceback(said)
     assert word in said.rpartition("error: ")[2], f"{word} is not named: {said[-400:]}"

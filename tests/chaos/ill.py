@@ -48,7 +48,9 @@ def cases(work: Path, full: bool) -> Sequence[Case]:
 
 
 def _reference(work: Path, folder: Path) -> None:
-    status, said = command([*TRAIN, str(configuration(folder, data(work), train=_TRAIN)), "--run", str(folder / "run")])
+    status, said = command(
+        [*TRAIN, str(configuration(folder, data(work), train=_TRAIN)), "--output", str(folder / "run")]
+    )
     assert status == 0, said
 
 
@@ -71,7 +73,7 @@ def _stops(work: Path, what: str, folder: Path) -> str:
     newest = load_checkpoint(run / "checkpoints")
     assert not find_not_finite(newest.files), "the newest checkpoint is not healthy"
     assert newest.step == 4, f"the newest checkpoint is of step {newest.step}"
-    status, said = command([*TRAIN, str(config), "--run", str(run)])
+    status, said = command([*TRAIN, str(config), "--output", str(run)])
     assert status == 0, f"it cannot go on: {said[-400:]}"
     assert_same(end_of(run), end_of(reference / "run"))
     return ""
@@ -107,7 +109,7 @@ def _train_ill(config: Path, run: Path, what: str) -> int:
         return advance(trainer)
 
     Trainer.advance = advance_ill  # type: ignore[method-assign]
-    return main(["train", str(config), "--run", str(run)])
+    return main(["train", str(config), "--output", str(run)])
 
 
 def _do(trainer: Any, what: str) -> None:

@@ -46,7 +46,7 @@ def _reference(work: Path, folder: Path) -> None:
 
 
 def _launched(reference: Path, run: Path, *options: str) -> Launched:
-    arguments = [str(reference / "config.yaml"), "--run", str(run), "--master-port", str(free_port()), *options]
+    arguments = [str(reference / "config.yaml"), "--output", str(run), "--master-port", str(free_port()), *options]
     return Launched([*_LAUNCH, *arguments], run / "logs")
 
 
@@ -57,7 +57,7 @@ def _saved_once(run: Path) -> None:
 def _killed(work: Path, number: int, folder: Path) -> str:
     reference = once(work, "launches", partial(_reference, work))
     rng, run = random.Random(number), folder / "run"
-    with _launched(reference, run, "--restarts", "1") as it:
+    with _launched(reference, run, "--max-restarts", "1") as it:
         _saved_once(run)
         rank, pids = rng.randrange(2), [it.pid(0), it.pid(1)]
         if number % 3 == 2:
@@ -110,7 +110,7 @@ def _stopped(work: Path, number: int, folder: Path) -> str:
 def _hung(work: Path, number: int, folder: Path) -> str:
     reference = once(work, "launches", partial(_reference, work))
     run, rank = folder / "run", number % 2
-    with _launched(reference, run, "--hang-timeout", str(_HANG), "--restarts", "1") as it:
+    with _launched(reference, run, "--hang-timeout", str(_HANG), "--max-restarts", "1") as it:
         _saved_once(run)
         os.kill(it.pid(rank), signal.SIGSTOP)
         at = time.monotonic()

@@ -71,8 +71,8 @@ def _check(work: Path, layouts: list[dict[str, Any]], folder: Path) -> str:
 
 def _train(config: Path, run: Path, ranks: int, logs: Path) -> None:
     if ranks == 1:
-        status, said = command([*TRAIN, str(config), "--run", str(run)])
+        status, said = command([*TRAIN, str(config), "--output", str(run)])
         assert status == 0, said[-600:]
         return
-    with RankProcesses(ranks, ["train", str(config), "--run", str(run)], logs) as processes:
+    with RankProcesses(ranks, ["train", str(config), "--output", str(run)], logs) as processes:
         assert processes.wait(SECONDS) == [0] * ranks, processes.said()[-800:]

@@ -41,7 +41,7 @@ def _soak(work: Path, steps: int, folder: Path) -> str:
     config = configuration(folder, data(work), train=train)
     run = folder / "run"
     process = subprocess.Popen(
-        [*TRAIN, str(config), "--run", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*TRAIN, str(config), "--output", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     seen: dict[int, tuple[int, int]] = {}
     while process.poll() is None:

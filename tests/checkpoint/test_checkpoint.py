@@ -284,10 +284,10 @@ def test_other_data_are_refused_by_name_unless_the_user_accepts_them(tmp_path: P
         with pytest.raises(OtherData, match=r"data_hash is data-1, this run's is data-2.*go on with other data"):
             load_checkpoint(path, other)
     assert caplog.text == ""
-    assert load_checkpoint(tmp_path, other, other_data=True).step == 100
+    assert load_checkpoint(tmp_path, other, allow_data_change=True).step == 100
     assert "trained on other data: its data_hash is data-1, this run's is data-2" in caplog.text
     with pytest.raises(CheckpointError, match="routing_hash"):
-        load_checkpoint(tmp_path, Identity(**{**vars(other), "routing_hash": "another"}), other_data=True)
+        load_checkpoint(tmp_path, Identity(**{**vars(other), "routing_hash": "another"}), allow_data_change=True)
 
 
 def test_a_checkpoint_of_data_without_a_hash_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -85,7 +85,7 @@ def test_the_same_tables_continue_a_folder_and_others_do_not(tiny_data, tmp_path
     saved(tmp_path / "run")
     before = contents(tmp_path / "run")
     with pytest.raises(
-        ConfigError, match=r"routing\.seed: 0 → 1: which .*once and for all\n.* choose another folder with --run"
+        ConfigError, match=r"routing\.seed: 0 → 1: which .*once and for all\n.* choose another folder with --output"
     ):
         RunFolder.create(tmp_path / "run", tiny_config(tiny_data, routing={"seed": 1}))
     assert contents(tmp_path / "run") == before
@@ -155,7 +155,7 @@ def test_a_damaged_file_is_named_and_training_makes_it_again(tiny_data, run, nam
     """From the prepared data, provided that the hashes are those of the checkpoint."""
     before = RunFolder.open(run)
     damage(run / name, fault)
-    with pytest.raises((DamagedFile, ConfigError), match=rf"{name}.*`pangu-sigma train --run .*` makes it again"):
+    with pytest.raises((DamagedFile, ConfigError), match=rf"{name}.*`pangu-sigma train .*` makes it again"):
         RunFolder.open(run)
     RunFolder.create(run, tiny_config(tiny_data))
     assert RunFolder.open(run).identity == before.identity
@@ -196,7 +196,7 @@ def test_what_cannot_be_made_again_is_said(tiny_data, tmp_path):
     saved(run)
     np.save(data / "frequencies.npy", np.load(data / "frequencies.npy")[:, ::-1])
     reseal(data)
-    other = Asked(other_data=True)
+    other = Asked(allow_data_change=True)
     RunFolder.create(run, config, asked=other)  # the run keeps its tables, whatever the data say now
     damage(run / "routing.npz", "a bit")
     with pytest.raises(
@@ -281,9 +281,9 @@ def test_a_refused_start_is_no_obstacle_to_the_next_one(tiny_data, tmp_path):
 def test_a_folder_that_cannot_be_is_refused_by_name(tiny_data, tmp_path, path):
     (tmp_path / "file").write_text("x")
     folder = Path(path.format(tmp_path))
-    with pytest.raises(ConfigError, match=r"(proc|file).*: .*choose another one with --run"), one_writer(folder):
+    with pytest.raises(ConfigError, match=r"(proc|file).*: .*choose another one with --output"), one_writer(folder):
         pytest.fail("it was locked")
-    with pytest.raises(ConfigError, match=r"(proc|file).*: .*choose another one with --run"):
+    with pytest.raises(ConfigError, match=r"(proc|file).*: .*choose another one with --output"):
         RunFolder.create(folder, tiny_config(tiny_data))
 
 
@@ -305,9 +305,11 @@ def test_other_text_is_refused_unless_asked_for(tiny_data, run, monkeypatch, cap
     opened = RunFolder.create(run, tiny_config(tiny_data))
     save_checkpoint(run / "checkpoints", 4, {}, state, opened.identity, 2)
     text("b")
-    with pytest.raises(ConfigError, match=r"holds other text than .* \(content hash b+…, not a+…\); .*--other-data"):
+    with pytest.raises(
+        ConfigError, match=r"holds other text than .* \(content hash b+…, not a+…\); .*--allow-data-change"
+    ):
         RunFolder.create(run, tiny_config(tiny_data))
-    RunFolder.create(run, tiny_config(tiny_data), asked=Asked(other_data=True))
+    RunFolder.create(run, tiny_config(tiny_data), asked=Asked(allow_data_change=True))
     assert "goes on with other text" in caplog.text
 
 

@@ -270,7 +270,7 @@ def test_a_file_of_weights_alone_is_no_parent_because_nothing_says_what_its_rows
     dense = write_dense_run(tiny_config(tiny_data, model=DENSE), tmp_path / "dense")
     file = export_safetensors(dense, tmp_path / "weights.safetensors")
     with pytest.raises(
-        LayoutError, match=r"weights\.safetensors: has weights and a configuration but no tokenizer.*--to hf"
+        LayoutError, match=r"weights\.safetensors: has weights and a configuration but no tokenizer.*--format hf"
     ):
         open_parent(file)
 
@@ -483,5 +483,5 @@ def test_a_conversion_to_itself_or_of_nothing_is_refused(request, tmp_path, sour
     with pytest.raises(UserError, match=message):
         convert_model(path, tmp_path / "out", to)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match="out exists; choose another folder as TO"):
+    with pytest.raises(ConfigError, match="out exists; choose another folder with --output"):
         convert_model(path, tmp_path / "out", to)

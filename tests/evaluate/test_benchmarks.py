@@ -90,11 +90,11 @@ def test_a_limit_takes_the_first_items_and_examples_stand_before_each(tiny_run, 
         "loglikelihood",
         lambda self, requests: texts.extend(r.args[0] for r in requests) or [(-1.0, False)] * 6,
     )
-    found = run_benchmarks(tiny_run, asked(data, "ocnli", limit=2, shots=1))["ocnli"]
+    found = run_benchmarks(tiny_run, asked(data, "ocnli", limit=2, num_fewshot=1))["ocnli"]
     assert (found.n, found.skipped) == (2, 1)
     assert all(text.endswith("\n") and text.count("?") == 1 for text in texts)
     with pytest.raises(ConfigError, match="--num-fewshot 5 is not possible: ocnli has 5 items"):
-        run_benchmarks(tiny_run, asked(data, "ocnli", shots=5))
+        run_benchmarks(tiny_run, asked(data, "ocnli", num_fewshot=5))
 
 
 def test_a_group_counts_the_items_of_its_tasks(tiny_run, data, tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
 
     monkeypatch.setitem(sys.modules, "own_benchmark", SimpleNamespace(run=run))
     monkeypatch.setitem(OWN, "mine", OwnTask("own_benchmark", "code", ("samples_file", "jsonl"), runs_programs=True))
-    request = BenchmarkRequest(("mine",), str(data), limit=7, temperature=0.5, samples=3)
+    request = BenchmarkRequest(("mine",), str(data), limit=7, temperature=0.5, samples_per_problem=3)
     result = {"mine": TaskResult({"bleu": 12.5}, 3, 0, 0)}
     assert run_benchmarks(tiny_run, request, beside=tmp_path / "all.json") == result
     options = {
@@ -130,7 +130,7 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
     assert calls == [(Engine, "code", data / "mine", options)], "the first domain of its format"
     assert run_benchmarks(tiny_run, asked(data, "mine")) == result
     assert calls[1:] == [(Engine, "zh", data / "mine", {"limit": None, "samples": 1, "unsafe": False})]
-    with pytest.raises(ConfigError, match="mine reads files; say with --data in which folder its folder mine is"):
+    with pytest.raises(ConfigError, match="mine reads files; say with --files in which folder its folder mine is"):
         run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None))
     monkeypatch.setitem(OWN, "mine", OwnTask("own_benchmark", "bilingual", ("translations", "txt")))
     with pytest.raises(
@@ -153,19 +153,23 @@ def test_each_of_them_takes_what_it_is_given(name):
     ("options", "error", "message"),
     [
         ({"tasks": ("wplc",)}, DataError, r"wplc.dev\.json is not there; wplc is published at https://openi"),
-        ({"tasks": ("ocnli",), "data": None}, DataError, "no folder was given: --data FOLDER of pangu-sigma evaluate"),
+        (
+            {"tasks": ("ocnli",), "files": None},
+            DataError,
+            "no folder was given: --files FOLDER of pangu-sigma benchmark",
+        ),
         ({"tasks": ("ocnli",), "domain": "fr"}, ConfigError, "unknown domain 'fr'"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_computed(tiny_run, data, options, error, message):
     with pytest.raises(error, match=message):
-        run_benchmarks(tiny_run, BenchmarkRequest(**{"data": str(data), "domain": "zh"} | options))
+        run_benchmarks(tiny_run, BenchmarkRequest(**{"files": str(data), "domain": "zh"} | options))
 
 
 @pytest.mark.slow  # the harness reads its thousands of tasks first
 def test_a_task_that_nobody_knows_is_refused(tiny_run, data):
     with pytest.raises(
-        ConfigError, match=r"--tasks ocnly is not known; this project has afqmc, c3, .*lm_eval ls tasks"
+        ConfigError, match=r"benchmark ocnly is not known; this project has afqmc, c3, .*lm_eval ls tasks"
     ):
         run_benchmarks(tiny_run, asked(data, "ocnly"))
 

@@ -1,4 +1,4 @@
-"""Losses and benchmarks together, in one result, and in the run's report."""
+"""Benchmarks in a file, and in the run's report."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 from helpers.benchmark_files import json_lines
-from helpers.edited import edit_config
 from helpers.tiny import STEPS
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.evaluate.benchmarks import BenchmarkRequest
-from pangu_sigma.evaluate.evaluation import evaluate_with_tasks, format_evaluation
-from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, format_tasks
+from pangu_sigma.evaluate.evaluation import benchmark_model
 from pangu_sigma.train.report import BENCHMARKS
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -32,9 +29,9 @@ def asked(tmp_path_factory) -> BenchmarkRequest:
 def test_a_run_keeps_benchmarks_for_its_report(tiny_run, asked, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (run / BENCHMARKS).write_text('{"older": {"acc": 0.5, "n": 9, "step": 3}}', encoding="utf-8")
-    found = evaluate_with_tasks(run, asked, file=tmp_path / "out.json")
-    assert found["domains"] == evaluate_run(tiny_run)
-    figures = found["tasks"]["ocnli"]
+    found = benchmark_model(run, asked, tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == found
+    figures = found["ocnli"]
     assert {key: figures[key] for key in ("n", "skipped", "truncated")} == {"n": 2, "skipped": 1, "truncated": 0}
     noted = json.loads((run / BENCHMARKS).read_text(encoding="utf-8"))
     assert noted["ocnli"] == figures | {"domain": "zh", "step": STEPS} and noted["older"]["n"] == 9
@@ -43,24 +40,15 @@ def test_a_run_keeps_benchmarks_for_its_report(tiny_run, asked, tmp_path):
         f"<tr><td>ocnli</td><td>acc</td><td>{figures['acc']:.3f}</td><td>2</td><td>1</td><td>0</td><td>zh</td>" in page
     )
     assert "<tr><td>older</td><td>acc</td><td>0.500</td><td>9</td><td>–</td>" in page
-    text = format_evaluation(found)
-    assert "perplexity" in text.splitlines()[0] and f"| ocnli | acc | {figures['acc']:.4f} | 2 | 1 | 0 |" in text
+    text = format_tasks(found)
+    assert text.startswith("| task |") and f"| ocnli | acc | {figures['acc']:.4f} | 2 | 1 | 0 |" in text
     assert not list(tmp_path.glob("*.partial"))
-
-
-def test_where_the_text_of_a_run_is_gone_there_are_benchmarks_alone(tiny_run, asked, tmp_path, caplog):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    edit_config(run, {str(RunFolder.open(run).config.data.path): str(tmp_path / "gone")})
-    found = evaluate_with_tasks(run, asked)
-    assert found["domains"] == {} and found["tasks"]["ocnli"]["n"] == 2
-    assert any(message.startswith("no held-out losses: ") and "gone" in message for message in caplog.messages)
-    assert format_evaluation(found).startswith("| task |")
 
 
 @pytest.mark.slow
 def test_an_export_has_the_benchmarks_of_its_run(tiny_run, tiny_export, asked, tmp_path):
     before = {str(file): file.read_bytes() for file in Path(tiny_export).rglob("*") if file.is_file()}
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    found = evaluate_with_tasks(tiny_export, asked, file=tmp_path / "out.json")
-    assert found["tasks"] == evaluate_with_tasks(run, asked)["tasks"]
+    found = benchmark_model(tiny_export, asked, tmp_path / "out.json")
+    assert found == benchmark_model(run, asked)
     assert {str(file): file.read_bytes() for file in Path(tiny_export).rglob("*") if file.is_file()} == before

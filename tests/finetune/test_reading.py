@@ -20,7 +20,7 @@ def read(tiny_run, tiny_data, tmp_path):
         run, path = RunFolder.open(tiny_run), write_lines(tmp_path / "a.jsonl", lines)
         config = tiny_config(tiny_data, finetune=TASK["finetune"] | options, chat=TASK["chat"])
         with Quarantine(tmp_path / "quarantine.jsonl") as quarantine:
-            found = read_task_file(path, "--data", config, run.tokenizer, quarantine)
+            found = read_task_file(path, "--train-file", config, run.tokenizer, quarantine)
             quarantine.copy_to(tmp_path / "kept.jsonl")
         return found
 
@@ -51,15 +51,17 @@ def test_every_line_is_accounted_for_by_domain(read, tmp_path):
 
 
 def test_a_file_without_a_sample_that_can_be_used_is_refused(read, tmp_path):
-    with pytest.raises(DataError, match=r"(?s)--data .*a\.jsonl: has no sample that can be used\n1 lines are unusable"):
+    with pytest.raises(
+        DataError, match=r"(?s)--train-file .*a\.jsonl: has no sample that can be used\n1 lines are unusable"
+    ):
         read("nothing")
     assert (tmp_path / "quarantine.jsonl").exists(), "the bad lines are kept for looking at"
     with pytest.raises(
         DataError, match=r"no sample that can be used: 1 × the answer is too long; model\.seq_length is 32"
     ):
         read({"prompt": "a", "response": "the cat " * 40})
-    with pytest.raises(DataError, match=r"--data .*none\.jsonl: cannot be read"):
-        read_task_file(tmp_path / "none.jsonl", "--data", read(*pairs(0, 1)).config, None, None)
+    with pytest.raises(DataError, match=r"--train-file .*none\.jsonl: cannot be read"):
+        read_task_file(tmp_path / "none.jsonl", "--train-file", read(*pairs(0, 1)).config, None, None)
 
 
 def test_the_hash_is_that_of_the_samples(read):

@@ -91,7 +91,7 @@ def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
     assert [line["step"] for line in evaluations][int(np.argmin(means))] == best["step"]
     assert best["loss"] == pytest.approx(min(means), rel=1e-6)
     assert result["parameters"] == {"learn": 4 * (2 * 24 * 32 + 32 + 24), "all": run.config.num_params().total}
-    assert result["data"]["skipped"] == {"not JSON": 1, "wrong keys": 1}
+    assert result["train_file"]["skipped"] == {"not JSON": 1, "wrong keys": 1}
     assert len((tuned / "finetune" / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     forgotten = {name: own["difference"]["nats_per_token"] for name, own in result["forgetting"]["domains"].items()}
     assert (forgotten["zh"], forgotten["code"]) == (0.0, 0.0)
@@ -99,7 +99,7 @@ def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
     lineage = json.loads((tuned / "lineage.json").read_text(encoding="utf-8"))
     assert (lineage["kind"], lineage["parent"], lineage["parent_step"]) == ("finetune", str(tiny_run), 30)
     assert lineage["options"]["task"] == "test"
-    assert lineage["options"]["data"]["samples"] == result["data"]["samples"]
+    assert lineage["options"]["train_file"]["samples"] == result["train_file"]["samples"]
     assert lineage["domains"] == {"zh": "as it was", "en": "learns the task", "code": "as it was"}
 
 
@@ -141,11 +141,11 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
     same_end(tuned, tmp_path / "run")
     assert result["best"] == result_of(tuned)["best"]
     assert finetune_run(tiny_run, asked, tmp_path / "run") == result, "a finished run is not trained again"
-    with pytest.raises(ConfigError, match="was begun on other samples: --data or --eval"):
+    with pytest.raises(ConfigError, match="was begun on other samples: --train-file or --dev-file"):
         write_lines(folder / "train.jsonl", pairs(0, 23))
         finetune_run(tiny_run, asked, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"finetune\.learn: \"experts\" → \"all\""):
-        finetune_run(tiny_run, TuningRequest(asked.task, asked.data, asked.dev, "all"), tmp_path / "run")
+        finetune_run(tiny_run, TuningRequest(asked.task, asked.train_file, asked.dev_file, "all"), tmp_path / "run")
 
 
 def same_end(run: Path, other: Path) -> None:
@@ -176,8 +176,15 @@ main(sys.argv[1:])
 @pytest.mark.slow
 def test_a_run_that_was_killed_ends_in_the_bits_of_the_one_that_was_not(tiny_run, tuned, tmp_path):
     folder, run = tuned.parent / "asked", tmp_path / "run"
-    files = [f"--{name}={folder / file}" for name, file in (("data", "train.jsonl"), ("eval", "dev.jsonl"))]
-    command = ["finetune", str(tiny_run), f"--task={folder / 'test.yaml'}", *files, "--learn=experts", f"--run={run}"]
+    files = [f"--{name}={folder / file}" for name, file in (("train-file", "train.jsonl"), ("dev-file", "dev.jsonl"))]
+    command = [
+        "finetune",
+        str(tiny_run),
+        f"--task={folder / 'test.yaml'}",
+        *files,
+        "--learn=experts",
+        f"--output={run}",
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -187,13 +194,13 @@ def test_a_run_that_was_killed_ends_in_the_bits_of_the_one_that_was_not(tiny_run
 
 def test_what_stands_in_the_way_is_refused_and_leaves_nothing(tiny_run, tmp_path):
     asked = ask(tmp_path / "asked")
-    with pytest.raises(ConfigError, match="is a run that is not tuned to a task; choose another folder with --run"):
+    with pytest.raises(ConfigError, match="is a run that is not tuned to a task; choose another folder with --output"):
         finetune_run(tiny_run, asked, shutil.copytree(tiny_run, tmp_path / "other"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match="exists; choose another folder with --run"):
+    with pytest.raises(ConfigError, match="exists; choose another folder with --output"):
         finetune_run(tiny_run, asked, tmp_path / "folder")
     with pytest.raises(DataError, match=r"(?s)has no sample that can be used.*2 lines are unusable"):
-        write_lines(asked.data, BAD)
+        write_lines(asked.train_file, BAD)
         finetune_run(tiny_run, asked, tmp_path / "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked", "folder", "other", "run.quarantine.jsonl"]
 
@@ -201,10 +208,16 @@ def test_what_stands_in_the_way_is_refused_and_leaves_nothing(tiny_run, tmp_path
 @pytest.mark.slow
 def test_with_everything_learning_the_forgetting_of_every_domain_is_printed(tiny_run, tmp_path, capsys):
     asked = ask(tmp_path / "asked")
-    command = ["finetune", str(tiny_run), f"--task={asked.task}", f"--data={asked.data}", f"--run={tmp_path / 'run'}"]
+    command = [
+        "finetune",
+        str(tiny_run),
+        f"--task={asked.task}",
+        f"--train-file={asked.train_file}",
+        f"--output={tmp_path / 'run'}",
+    ]
     assert main([*command, "--set", "finetune.epochs=2"]) == 0
     printed = capsys.readouterr().out
-    assert "no dev set (--eval): the last state is kept, that after step" in printed
+    assert "no dev set (--dev-file): the last state is kept, that after step" in printed
     result = result_of(tmp_path / "run")
     for name, own in result["forgetting"]["domains"].items():
         if name != "en":
@@ -232,8 +245,8 @@ def test_thirty_two_dialogues_are_learned_by_heart(tiny_run, tmp_path):
     asked = ask(tmp_path / "asked", sections=sections)
     roles = (("prompt", "user"), ("response", "assistant"))
     talks = [[{"role": role, "content": pair[key]} for key, role in roles] for pair in pairs(0, 32)]
-    write_lines(asked.data, [{"messages": messages} for messages in talks])
-    finetune_run(tiny_run, TuningRequest(asked.task, asked.data), tmp_path / "run")
+    write_lines(asked.train_file, [{"messages": messages} for messages in talks])
+    finetune_run(tiny_run, TuningRequest(asked.task, asked.train_file), tmp_path / "run")
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["kind"] == "step"]
     assert losses[-1] < 0.1
     engine = open_engine(tmp_path / "run")

@@ -93,7 +93,7 @@ class ExactResume:
         (copy / "checkpoints" / "LATEST").write_text(f"step_{step:08d}")
 
     def _train(self, run: Path, fresh: bool) -> None:
-        arguments = ["train", str(self._file), "--run", str(run)]
+        arguments = ["train", str(self._file), "--output", str(run)]
         if self._ranks > 1:
             logs, forked = run.parent / f"{run.name}_logs", self._forked and run != self.run
             with RankProcesses(self._ranks, arguments, logs, forked=forked) as ranks:

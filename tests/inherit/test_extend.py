@@ -100,7 +100,7 @@ def dense(law_config, tmp_path_factory):
 
 
 def test_a_new_domain_begins_as_a_dense_parent(tiny_run, law_config, dense, tmp_path):
-    receipt = extend_run(tiny_run, law_config, tmp_path / "run", Origin(alpha=open_parent(dense)), graphs=False)
+    receipt = extend_run(tiny_run, law_config, tmp_path / "run", Origin(dense=open_parent(dense)), graphs=False)
     new, alpha = saved_arrays(tmp_path / "run"), saved_arrays(dense)
     assert (new["experts_layer_1 w2"][LAW] == alpha["dense layers.2.ffn.w2"]).all()
     used = RunFolder.open(dense).tokenizer.slot_rows[0] >= 0
@@ -112,7 +112,7 @@ def test_a_new_domain_begins_as_a_dense_parent(tiny_run, law_config, dense, tmp_
 
 def test_fresh_domains_are_drawn_and_tables_depend_on_the_name_alone(tiny_run, law_config):
     parent = Trained.open(tiny_run)
-    heir = plan_extension(parent, law_config, Origin(fresh=True))
+    heir = plan_extension(parent, law_config, Origin(scratch=True))
     w1 = heir.find("experts_layer_0", "w1", (8, 32, 24)).read()
     assert (w1[0] == w1[1]).all(), "model.expert_init=replicated"
     assert 0.015 < w1[0].std() < 0.025
@@ -122,7 +122,7 @@ def test_fresh_domains_are_drawn_and_tables_depend_on_the_name_alone(tiny_run, l
     with pytest.raises(
         ConfigError, match="was prepared for law, zh, en, code, the configuration has zh, en, code, law"
     ):
-        plan_extension(parent, last, Origin(fresh=True))
+        plan_extension(parent, last, Origin(scratch=True))
     same = {each.name: each.name for each in parent.run.config.domains}
     table = extended_tables(parent, last, heir.tokenizer, np.arange(heir.tokenizer.size), same)
     assert (table.first_NDV[:, 3] == heir.table.first_NDV[:, 0]).all()
@@ -221,13 +221,14 @@ def test_all_problems_are_told_at_once(tiny_data, tmp_path):
 def test_origins_that_cannot_be_are_refused(tiny_run, law_config, tiny_data, dense, tmp_path):
     parent = Trained.open(tiny_run)
     with pytest.raises(
-        ConfigError, match=r"law: say what new domains begin as: --from DOMAIN .*, --alpha PATH .*, or --fresh"
+        ConfigError,
+        match=r"law: say what new domains begin as: --from-domain DOMAIN .*, --from-dense MODEL .*, or --from-scratch",
     ):
         plan_extension(parent, law_config, Origin())
-    with pytest.raises(ConfigError, match=r"--from fr: the run has the domains zh, en, code"):
+    with pytest.raises(ConfigError, match=r"--from-domain fr: the run has the domains zh, en, code"):
         plan_extension(parent, law_config, Origin("fr"))
     with pytest.raises(ConfigError, match="give one of them"):
-        Origin("zh", fresh=True)
+        Origin("zh", scratch=True)
     with pytest.raises(
         ConfigError, match=r"model\.rre_layers=0\), so it has no experts to add to; `pangu-sigma inherit`"
     ):
@@ -236,8 +237,8 @@ def test_origins_that_cannot_be_are_refused(tiny_run, law_config, tiny_data, den
         plan_extension(parent, tiny_config(tiny_data), Origin())
     alpha = open_parent(dense)
     alpha.model.__dict__["ffn"] = 64
-    with pytest.raises(ConfigError, match=r"--alpha .*: its ffn is 64, this run's is 32"):
-        plan_extension(parent, law_config, Origin(alpha=alpha))
+    with pytest.raises(ConfigError, match=r"--from-dense .*: its ffn is 64, this run's is 32"):
+        plan_extension(parent, law_config, Origin(dense=alpha))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,13 +276,13 @@ def test_what_is_interrupted_leaves_nothing(tiny_run, law_config, tmp_path, monk
 def test_the_command_makes_the_same_run_and_refuses_to_make_it_twice(tiny_run, extended, law_config, tmp_path, capsys):
     config = tmp_path / "law.yaml"
     config.write_text(yaml.safe_dump(law_config.model_dump(mode="json"), allow_unicode=True), encoding="utf-8")
-    arguments = ["extend", str(tiny_run), "--config", str(config), "--run", str(tmp_path / "run"), "--exact-only"]
-    assert main([*arguments, "--from", "zh"]) == 0
+    arguments = ["extend", str(tiny_run), str(config), "--output", str(tmp_path / "run"), "--skip-graph-check"]
+    assert main([*arguments, "--from-domain", "zh"]) == 0
     assert "new, with experts and routing of domain zh" in capsys.readouterr().out
     one, other = saved_arrays(extended), saved_arrays(tmp_path / "run")
     assert all(one[name].tobytes() == other[name].tobytes() for name in one)
-    assert main([*arguments, "--from", "zh"]) == 2
-    assert "exists; choose another folder with --run" in capsys.readouterr().err
+    assert main([*arguments, "--from-domain", "zh"]) == 2
+    assert "exists; choose another folder with --output" in capsys.readouterr().err
 
 
 def test_the_tree_of_the_new_domain_is_the_old_one_and_more(tmp_path):

@@ -127,7 +127,7 @@ def evaluations(run):
 @pytest.mark.parametrize(
     ("kept", "dropped", "message"),
     [
-        ([], [], r"--domain, or those to leave away with --drop, not neither; this run has zh, en, code"),
+        ([], [], r"--keep, or those to leave away with --drop, not neither; there are zh, en, code"),
         (["zh"], ["en"], r"not both"),
         (["fr"], [], r"unknown domain 'fr'; this configuration has zh, en, code"),
         ([], ["fr"], r"unknown domain 'fr'"),
@@ -140,13 +140,13 @@ def test_domains_that_cannot_be_chosen_are_refused(tiny_data, kept, dropped, mes
 
 
 def test_what_stands_in_the_way_is_refused_and_left_as_it_is(tiny_run, extracted, tiny_export, tmp_path):
-    with pytest.raises(ConfigError, match="exists; choose another folder with --run"):
+    with pytest.raises(ConfigError, match="exists; choose another folder with --output"):
         extract_run(tiny_run, extracted, ["zh"])
     with pytest.raises(ConfigError, match="exists; choose another folder with --output"):
         extract_export(tiny_run, tiny_export, ["zh"])
     with pytest.raises(ConfigError, match="is not a run folder"):
         extract_run(tmp_path, tmp_path / "run", ["zh"])
-    with pytest.raises(ConfigError, match="not a folder of a run"):
+    with pytest.raises(ConfigError, match="is an export; name the run that it came from"):
         extract_run(tiny_export, tmp_path / "run", ["zh"])
     assert list(tmp_path.iterdir()) == []
 
@@ -197,12 +197,12 @@ def test_keys_that_fewer_domains_do_not_allow_are_lowered_and_said(tiny_data, tm
 
 
 def test_the_command_prints_the_receipt(tiny_run, tmp_path, capsys):
-    options = ["--domain", "en", "--exact-only"]
-    assert main(["extract", str(tiny_run), *options, "--run", str(tmp_path / "run")]) == 0
+    options = ["--keep", "en", "--skip-graph-check"]
+    assert main(["extract", str(tiny_run), *options, "--output", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "domain zh             left away" in printed
     assert "largest |Δlogit| 0; 16 tokens" in printed
-    assert main(["extract", str(tiny_run), *options, "--run", str(tmp_path / "two"), "--json", "-"]) == 0
+    assert main(["extract", str(tiny_run), *options, "--output", str(tmp_path / "two"), "--json", "-"]) == 0
     receipt = extract_run(tiny_run, tmp_path / "three", ["en"], graphs=False)
     assert json.loads(capsys.readouterr().out) == asdict(receipt)
-    assert main(["extract", str(tiny_run), *options, "--run", str(tmp_path / "run")]) == 2
+    assert main(["extract", str(tiny_run), *options, "--output", str(tmp_path / "run")]) == 2

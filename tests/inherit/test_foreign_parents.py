@@ -154,7 +154,7 @@ def test_a_sparse_folder_of_13b_is_mapped_onto_sigma_1t_in_seconds(tmp_path, cap
     for name, rows in (("word", ALPHA_WORDS), ("position", 1024), ("top_query", 1024)):
         np.lib.format.open_memmap(tmp_path / f"{name}_embedding.npy", "w+", np.float32, (rows, hidden)).flush()
     begun = time.monotonic()
-    assert main(["inherit", str(tmp_path), "--config", "sigma_1t", "--dry-run", "--set", "data.path=/nowhere"]) == 0
+    assert main(["inherit", str(tmp_path), "sigma_1t", "--dry-run", "--set", "data.path=/nowhere"]) == 0
     seconds = time.monotonic() - begun
     printed = capsys.readouterr().out
     print(printed)

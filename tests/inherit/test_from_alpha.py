@@ -144,8 +144,8 @@ def test_adam_is_carried_over_on_demand(no_graph, parent, tiny_data, tmp_path):
     assert train(tiny_config(tiny_data, train={"steps": 1, "eval_interval": 1}), tmp_path / "run").progress.step == 1
 
 
-def test_noise_and_fresh_units_part_the_experts(no_graph, parent, tiny_data, tmp_path):
-    inherit(open_parent(parent), tiny_config(tiny_data), tmp_path / "run", Variation(noise=0.01, fresh=0.5))
+def test_noise_and_units_drawn_anew_part_the_experts(no_graph, parent, tiny_data, tmp_path):
+    inherit(open_parent(parent), tiny_config(tiny_data), tmp_path / "run", Variation(noise=0.01, reinit_ratio=0.5))
     w1 = load_checkpoint(tmp_path / "run" / "checkpoints").saved("experts_layer_0")["w1"][0].values
     its = load_checkpoint(parent / "checkpoints").saved("dense")["layers.1.ffn.w1"][0].values
     near = np.isclose(w1, its, rtol=0.1).all(axis=-1)
@@ -153,15 +153,15 @@ def test_noise_and_fresh_units_part_the_experts(no_graph, parent, tiny_data, tmp
     assert not (w1[0] == w1[1]).any(axis=-1).all()
     receipt = json.loads((tmp_path / "run" / "lineage.json").read_text(encoding="utf-8"))
     assert receipt["agreement"]["zh"]["exact"] > 0, "and then step 0 is not the parent any more, which is said"
-    assert receipt["options"] == {"noise": 0.01, "fresh": 0.5, "moments": False}
-    with pytest.raises(ConfigError, match=r"--fresh is 1\.5; it must be from 0 to 1"):
-        Variation(fresh=1.5)
+    assert receipt["options"] == {"noise": 0.01, "reinit_ratio": 0.5, "moments": False}
+    with pytest.raises(ConfigError, match=r"--reinit-ratio is 1\.5; it must be from 0 to 1"):
+        Variation(reinit_ratio=1.5)
 
 
 def test_a_dry_run_tells_every_tensor_and_writes_nothing(parent, tiny_data, tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny_tree(tiny_data), allow_unicode=True), encoding="utf-8")
-    assert main(["inherit", str(parent), "--config", str(config), "--run", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert main(["inherit", str(parent), str(config), "--output", str(tmp_path / "run"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"experts\.w1 +0 … 1 +\(6, 32, 24\) +replicated +layers\.1\.ffn\.w1 … layers\.2\.ffn\.w1", printed)
     assert re.search(r"attention\.query\.weight +0 … 2 +\(24, 24\) +copied", printed)
@@ -207,19 +207,19 @@ def test_what_cannot_be_inherited_is_refused_by_key_and_leaves_nothing(parent, c
 def test_the_command_prints_the_receipt_of_the_same_run(parent, child, tiny_data, tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny_tree(tiny_data), allow_unicode=True), encoding="utf-8")
-    options = ["--config", str(config), "--run", str(tmp_path / "run")]
+    options = [str(config), "--output", str(tmp_path / "run")]
     assert main(["inherit", str(parent), *options, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == asdict(child.receipt)
     for (name, mine), its in zip(arrays(child.path)[0].items(), arrays(tmp_path / "run")[0].values(), strict=True):
         assert (mine == its).all(), name
     assert main(["inherit", str(parent), *options]) == 2
-    assert "exists; choose another folder with --run" in capsys.readouterr().err
+    assert "exists; choose another folder with --output" in capsys.readouterr().err
 
 
-def test_who_names_no_parent_is_told_where_parents_are(capsys):
-    assert main(["inherit", "--config", "sigma_tiny"]) == 2
+def test_who_has_no_parent_is_told_where_parents_are(capsys):
+    assert main(["inherit", "none", "sigma_tiny"]) == 2
     told = capsys.readouterr().err
-    assert "name the PARENT to inherit from; a parent is a dense run" in told
+    assert "none is not there; a parent is a dense run" in told
     assert "imone/pangu_2_6B" in told
 
 

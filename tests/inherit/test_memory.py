@@ -46,9 +46,8 @@ def peak_of_inheriting(data: Path, model: dict, layers: int, folder: Path) -> tu
         "pangu_sigma",
         "inherit",
         str(folder / "parent"),
-        "--config",
         str(config),
-        "--run",
+        "--output",
         str(folder / "run"),
     ]
     begun = time.monotonic()

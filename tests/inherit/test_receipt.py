@@ -24,7 +24,7 @@ RECEIPT = Receipt(
     parent_activation="tanh",
     heads_known=False,
     activation_known=False,
-    options={"noise": 0.0, "fresh": 0.0, "moments": False},
+    options={"noise": 0.0, "reinit_ratio": 0.0, "moments": False},
     agreement={
         "zh": Agreement("今天\n天气", 16, 0.0, activation_nats=0.0125),
         "en": Agreement("the cat", 16, 0.0, 2.5e-6),

@@ -290,7 +290,7 @@ def test_npus_of_another_family_are_refused(tmp_path, monkeypatch):
         ({"nodes": 0}, "8 processes cannot be divided among --nodes 0"),
         ({"nodes": 2, "node": 2}, "--node-rank 2 does not exist: with --nodes 2 it is 0 … 1"),
         ({"port": 80}, "--master-port 80 is not allowed"),
-        ({"restarts": -1}, "--restarts -1 is not allowed: 0 to"),
+        ({"restarts": -1}, "--max-restarts -1 is not allowed: 0 to"),
         ({"grace": float("nan")}, "--grace nan is not allowed"),
         ({"grace": -1.0}, "--grace -1 is not allowed"),
         ({"wait": float("inf")}, "--wait inf is not allowed"),

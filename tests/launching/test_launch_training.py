@@ -59,7 +59,7 @@ def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_an_undisturbed_run(
     run, other = tmp_path / "run", tmp_path / "other"
     with launch(file, other) as it:
         assert it.wait(300) == 0
-    with launch(file, run, "--restarts", "1") as it:
+    with launch(file, run, "--max-restarts", "1") as it:
         eventually(lambda: (run / "checkpoints" / "LATEST").exists(), 120)
         os.kill(it.rank(0), signal.SIGKILL)
         assert it.wait(300) == 0
@@ -96,7 +96,9 @@ def write_config(folder: Path, data: Path, axes: dict) -> Path:
 
 
 def launch(file: Path, run: Path, *options: str) -> Launched:
-    return Launched([*COMMAND, str(file), "--run", str(run), "--master-port", str(free_port()), *options], run / "logs")
+    return Launched(
+        [*COMMAND, str(file), "--output", str(run), "--master-port", str(free_port()), *options], run / "logs"
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def launch(file: Path, run: Path, *options: str) -> Launched:
 )
 def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path, changed, message):
     """Each has a disk of its own, with everything in the same place."""
-    options = ["--nodes", "2", "--master-address", "127.0.0.1", "--master-port", str(free_port()), "--run", "run"]
+    options = ["--nodes", "2", "--master-address", "127.0.0.1", "--master-port", str(free_port()), "--output", "run"]
     for node in range(2):
         shutil.copytree(tiny_data, tmp_path / str(node) / "data")
         tree = tiny_tree(Path("data")) | {"parallel": {"data": 2}}
@@ -200,11 +202,11 @@ def test_a_dry_run_needs_neither_the_other_nodes_nor_prepared_data(file, capsys,
         "parallel.data=2",
         "--set",
         f"data.path={tmp_path / 'none'}",
-        "--run",
+        "--output",
         str(tmp_path / "run"),
     ]
     assert main(["launch", str(file), *options, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\nmsrun ") == 2
-    assert f"-m pangu_sigma train {file} --run {tmp_path / 'run'} --set parallel.data=2 --set data.path=" in printed
+    assert f"-m pangu_sigma train {file} --output {tmp_path / 'run'} --set parallel.data=2 --set data.path=" in printed
     assert not (tmp_path / "run").exists()

@@ -20,14 +20,14 @@ from pangu_sigma.launching.training import check_ranks, training_command
 
 
 def test_every_rank_trains_with_the_users_file_folder_and_settings():
-    command = training_command(Path("a b.yaml"), Path("runs/a"), ["train.steps=3", "seed=1"], ascend=True)
+    command = training_command(Path("a b.yaml"), Path("runs/a"), ["train.steps=3", "seed=1"], "ascend")
     assert command[:4] == [sys.executable, "-m", "pangu_sigma", "train"]
     assert command[4:] == [
-        "a b.yaml", "--run", "runs/a", "--device", "ascend", "--set", "train.steps=3", "--set", "seed=1",
+        "a b.yaml", "--output", "runs/a", "--device", "ascend", "--set", "train.steps=3", "--set", "seed=1",
     ]  # fmt: skip
     assert "--device" not in training_command(Path("a.yaml"), Path("runs/a"), [])
-    without = training_command(None, Path("runs/a"), [], other_data=True, no_lock=True)
-    assert without[4:] == ["--run", "runs/a", "--other-data", "--no-lock"]
+    run = training_command(Path("runs/a"), Path("runs/a"), allow_data_change=True, lock=False)
+    assert run[4:] == ["runs/a", "--allow-data-change", "--no-lock"]
 
 
 def test_a_launch_starts_over_once_and_its_ranks_never_do(tiny_run, tmp_path, monkeypatch):
@@ -35,15 +35,15 @@ def test_a_launch_starts_over_once_and_its_ranks_never_do(tiny_run, tmp_path, mo
     launched: list[Job] = []
     monkeypatch.setattr("pangu_sigma.launching.launch.launch", lambda job: launched.append(job) or 0)
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    launch = ["launch", "--run", str(run), "--master-port", str(free_port())]
-    assert main([*launch, "--start-over", "--other-data", "--dry-run"]) == 0
+    launch = ["launch", str(run), "--master-port", str(free_port())]
+    assert main([*launch, "--start-over", "--allow-data-change", "--dry-run"]) == 0
     assert (run / "checkpoints").exists()
-    assert main([*launch, "--start-over", "--other-data", "--restarts", "3"]) == 0
+    assert main([*launch, "--start-over", "--allow-data-change", "--max-restarts", "3"]) == 0
     assert not (run / "checkpoints").exists()
     assert (run / "set_aside_1" / "checkpoints" / "LATEST").exists()
-    assert launched[0].command[4:] == ["--run", str(run), "--other-data"]
+    assert launched[0].command[4:] == [str(run), "--allow-data-change"]
     assert main([*launch, "--set", "train.steps=5"]) == 0
-    assert launched[1].command[4:] == ["--run", str(run), "--set", "train.steps=5"]
+    assert launched[1].command[4:] == [str(run), "--set", "train.steps=5"]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_a_run_does_not_go_with_is_refused_before_ranks_start(
         monkeypatch.setattr(Manifest, "content_hash", property(lambda _: "b" * 32))
     before = contents(run)
     setting = "model.activation=erf" if changed == "key" else f"data.path={data}"
-    assert main(["launch", "--run", str(run), "--master-port", str(free_port()), "--set", setting]) == 2
+    assert main(["launch", str(run), "--master-port", str(free_port()), "--set", setting]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -80,7 +80,7 @@ def test_what_may_change_is_said_and_launched(tiny_run, tmp_path, monkeypatch, c
     caplog.set_level("INFO")
     run = shutil.copytree(tiny_run, tmp_path / "run")
     before = contents(run)
-    launch = ["launch", "--run", str(run), "--master-port", str(free_port()), "--set", "train.steps=77"]
+    launch = ["launch", str(run), "--master-port", str(free_port()), "--set", "train.steps=77"]
     assert main(launch) == 0
     assert f"train.steps: {STEPS} → 77" in caplog.text
     assert len(launched) == 1

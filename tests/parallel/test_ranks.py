@@ -87,7 +87,7 @@ def test_shared_matrices_are_refused_on_the_cpu(monkeypatch):
     ("arguments", "status", "said"),
     [
         (["--version"], 0, "pangu-sigma "),
-        (["train", "none.yaml", "--run", "run"], 2, "error: "),
+        (["train", "none.yaml", "--output", "run"], 2, "error: "),
         (["--no-such"], 2, "usage: "),
         (["doctor"], 1, "ZeroDivisionError"),
     ],
@@ -95,7 +95,7 @@ def test_shared_matrices_are_refused_on_the_cpu(monkeypatch):
 )
 def test_a_rank_keeps_its_status_whatever_happens_at_exit(tmp_path, arguments, status, said):
     """Of one process everything runs at exit that Python would run."""
-    broken = "import pangu_sigma.commands.tools as t; t._doctor = lambda _: 1 / 0\n"
+    broken = "import pangu_sigma.api as a; a.doctor = lambda: 1 / 0\n"
     (tmp_path / "sitecustomize.py").write_text(CRASHES_AT_EXIT + (broken if status == 1 else ""))
     variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "MS_ROLE": "MS_WORKER"}
     for ranks, expected in (("2", status), ("1", -signal.SIGSEGV)):

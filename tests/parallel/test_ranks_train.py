@@ -99,7 +99,7 @@ def start_run(file: Path, folder: Path) -> Path:
         train(config, folder)
     else:
         with RankProcesses(
-            config.parallel.ranks, ["train", str(file), "--run", str(folder)], folder.parent / "logs"
+            config.parallel.ranks, ["train", str(file), "--output", str(folder)], folder.parent / "logs"
         ) as ranks:
             assert ranks.wait(WAIT) == [0] * config.parallel.ranks, ranks.said()
     return folder
@@ -241,7 +241,7 @@ def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path)
     folder = tmp_path / "run"
     many = {"steps": 100_000, "checkpoint_interval": 100_000, "eval_interval": 100_000}
     file = write_config(tmp_path / "config.yaml", four_domains, EXPERT, train=many)
-    command = ["train", str(file), "--run", str(folder)]
+    command = ["train", str(file), "--output", str(folder)]
     with RankProcesses(2, command, tmp_path / "logs", program=CRASHES_AT_EXIT + MAIN) as ranks:
         began = time.monotonic()
         while not (folder / "metrics.jsonl").exists() or not lines(folder, "step"):

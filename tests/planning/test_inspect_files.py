@@ -141,7 +141,7 @@ def test_a_foreign_model_says_its_sizes_and_what_it_does_not_say(tmp_path, monke
 def test_the_command_takes_what_it_finds_and_refuses_options_that_do_not_go_with_it(
     forms, capsys, monkeypatch, tmp_path
 ):
-    assert main(["inspect", str(forms["run"]), "--domain", "zh", "--json", "-"]) == 0
+    assert main(["inspect", str(forms["run"]), "--keep", "zh", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["kind"], found["step"], found["extract"]["domains"]) == ("run", 0, ["zh"])
     assert main(["inspect", str(forms["weights"])]) == 0
@@ -149,7 +149,7 @@ def test_the_command_takes_what_it_finds_and_refuses_options_that_do_not_go_with
     for arguments, message in (
         (["inspect", str(forms["run"]), "--set", "seed=1"], "--set and --print-config are for configurations"),
         (["inspect", "sigma_tiny", "--verify"], "--verify is for files of weights"),
-        (["inspect", str(forms["run"]), "--domain", "fr"], "unknown domain 'fr'"),
+        (["inspect", str(forms["run"]), "--keep", "fr"], "unknown domain 'fr'"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

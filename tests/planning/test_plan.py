@@ -152,33 +152,33 @@ def test_a_dense_model_has_no_experts_to_move():
 
 
 def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: Plan):
-    assert command("--config", TRILLION, "--devices", 512) == 0
+    assert command(TRILLION, "--devices", 512) == 0
     assert capsys.readouterr().out == format_plan(trillion) + "\n"
-    assert command("--config", TRILLION, "--devices", 512, "--json", tmp_path / "plan.json") == 0
+    assert command(TRILLION, "--devices", 512, "--json", tmp_path / "plan.json") == 0
     assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == trillion.as_dict()
-    assert command("--config", TINY, "--devices", 4, "--set", "train.batch_size=16", "--json", "-") == 0
+    assert command(TINY, "--devices", 4, "--set", "train.batch_size=16", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["tokens_of_rank"] == 4 * 256
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--config", TINY), "plan needs --devices N, for a plan on N NPUs; or --scan"),
-        (("--config", TINY, "--scan", "--compile"), "plan needs --devices N"),
-        (("--config", TINY, "--scan", "scan.txt"), "--scan scan.txt: a picture is a .svg, .png or .pdf file"),
-        (("--config", TINY, "--devices", 7), "The nearest numbers that can be are 4 or 8"),
-        (("--config", TINY, "--devices", 0), "cannot be laid out"),
+        ((TINY,), "plan needs --devices N, for a plan on N NPUs; or --scan"),
+        ((TINY, "--scan", "--compile"), "plan needs --devices N"),
+        ((TINY, "--scan", "scan.txt"), "--scan scan.txt: a picture is a .svg, .png or .pdf file"),
+        ((TINY, "--devices", 7), "The nearest numbers that can be are 4 or 8"),
+        ((TINY, "--devices", 0), "cannot be laid out"),
         (
-            ("--config", TINY, "--devices", 12, "--set", "train.batch_size=12"),
+            (TINY, "--devices", 12, "--set", "train.batch_size=12"),
             "MindSpore takes 1, 2, 4 or a multiple of 8",
         ),
-        (("--config", TINY, "--devices", 8, "--set", "parallel.stages=2"), "needs train.accumulation >= 2, not 1"),
-        (("--config", TINY, "--devices", 8, "--set", "parallel.stages=99"), "is more than the"),
-        (("--config", TINY, "--devices", 8, "--compile", "--set", "model.dropout=0.1"), "set model.dropout=0"),
-        (("--config", TINY, "--devices", 8, "--compile", "--set", "ecss.enabled=false"), "set ecss.enabled=true"),
-        (("--config", "none.yaml", "--devices", 8), "cannot read configuration none.yaml"),
-        (("--config", TINY, "--devices", 8, "--set", "parallel.tensr=2"), "nearest valid key: tensor"),
-        (("--config", TINY, "--devices", 8, "--set", "parallel.tensor=5"), "is not divisible by parallel.tensor (5)"),
+        ((TINY, "--devices", 8, "--set", "parallel.stages=2"), "needs train.accumulation >= 2, not 1"),
+        ((TINY, "--devices", 8, "--set", "parallel.stages=99"), "is more than the"),
+        ((TINY, "--devices", 8, "--compile", "--set", "model.dropout=0.1"), "set model.dropout=0"),
+        ((TINY, "--devices", 8, "--compile", "--set", "ecss.enabled=false"), "set ecss.enabled=true"),
+        (("none.yaml", "--devices", 8), "cannot read configuration none.yaml"),
+        ((TINY, "--devices", 8, "--set", "parallel.tensr=2"), "nearest valid key: tensor"),
+        ((TINY, "--devices", 8, "--set", "parallel.tensor=5"), "is not divisible by parallel.tensor (5)"),
     ],
 )
 def test_what_the_user_can_fix_ends_with_status_2(capsys, arguments: tuple, message: str):
@@ -194,7 +194,7 @@ def test_planning_loads_no_mindspore():
         "import sys; from pangu_sigma.cli import main; status = main(sys.argv[1:]);"
         "print([m for m in sys.modules if m.split('.')[0] == 'mindspore'], file=sys.stderr); sys.exit(status)"
     )
-    arguments = ["plan", "--config", str(TRILLION), "--devices", "512"]
+    arguments = ["plan", str(TRILLION), "--devices", "512"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr.strip() == "[]"
@@ -202,7 +202,7 @@ def test_planning_loads_no_mindspore():
 
 def test_a_plan_that_does_not_fit_ends_with_status_1(capsys):
     """On 64 NPUs of 910A; 910B has room for it."""
-    arguments = ("--config", MODEL_CONFIGS / "sigma_38b.yaml", "--devices", 64)
+    arguments = (MODEL_CONFIGS / "sigma_38b.yaml", "--devices", 64)
     assert command(*arguments) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
     assert command(*arguments, "--chip", "910b") == 0

@@ -52,7 +52,7 @@ def test_bars_tell_what_fits_and_the_longest_is_the_fastest_npu(dense: Scan):
 
 def test_the_command_writes_json_and_a_picture(capsys, tmp_path: Path):
     picture = tmp_path / "tiny.svg"
-    assert main(["plan", "--config", str(TINY), "--chip", "910b", "--scan", str(picture), "--json", "-"]) == 0
+    assert main(["plan", str(TINY), "--chip", "910b", "--scan", str(picture), "--json", "-"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert (tree["name"], tree["chip"], tree["least_devices"]) == ("sigma_tiny", "910b", 1)
     assert [row["devices"] for row in tree["scan"]] == [8, 16], "it cannot be laid out on others"
@@ -61,14 +61,14 @@ def test_the_command_writes_json_and_a_picture(capsys, tmp_path: Path):
 
 
 def test_a_plan_and_a_scan_come_together(capsys):
-    assert main(["plan", "--config", str(TINY), "--devices", "8", "--scan"]) == 0
+    assert main(["plan", str(TINY), "--devices", "8", "--scan"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("sigma_tiny on 8 NPUs of Ascend 910A")
     assert "\nsigma_tiny on NPUs of Ascend 910A, the fastest layout that fits; it needs at least 1 NPU\n" in text
 
 
 def test_what_fits_nowhere_ends_with_status_1(capsys):
-    arguments = ["plan", "--config", str(TINY), "--scan", "--set", "model.slot_rows=16_000_000"]
+    arguments = ["plan", str(TINY), "--scan", "--set", "model.slot_rows=16_000_000"]
     assert main(arguments) == 1
     assert "up to 4,096 have no room" in capsys.readouterr().out
 

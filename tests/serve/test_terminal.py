@@ -19,7 +19,7 @@ def decoder(tiny_data) -> DrawnDecoder:
 def said(decoder, text: str, capsys, **settings) -> tuple[list[str], str]:
     """Lines of standard output, and what standard error says."""
     output = io.StringIO()
-    settings = {"domain": "en", "temperature": 0.0, "max_tokens": 6} | settings
+    settings = {"domain": "en", "temperature": 0.0, "max_new_tokens": 6} | settings
     assert talk(decoder, Settings(**settings), io.StringIO(text), output) == 0
     return output.getvalue().splitlines(), capsys.readouterr().err
 
@@ -55,8 +55,8 @@ def test_commands_are_commands_and_two_slashes_are_text(decoder, capsys):
 
 
 def test_another_answer_is_drawn_and_a_seed_draws_the_same(decoder, capsys):
-    first, _ = said(decoder, "hi\n/retry\n", capsys, temperature=2.0, seed=1, max_tokens=20)
-    assert first == said(decoder, "hi\n/retry\n", capsys, temperature=2.0, seed=1, max_tokens=20)[0]
+    first, _ = said(decoder, "hi\n/retry\n", capsys, temperature=2.0, seed=1, max_new_tokens=20)
+    assert first == said(decoder, "hi\n/retry\n", capsys, temperature=2.0, seed=1, max_new_tokens=20)[0]
     assert first[0] != first[-1]
 
 

@@ -398,7 +398,7 @@ def two_ranks(tree: dict, folder: Path, program: str, statuses: list[int]) -> ra
     """Train a configuration in two processes until they end. program: what each of them runs."""
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(tree))
-    arguments = ["train", str(file), "--run", str(folder / "run")]
+    arguments = ["train", str(file), "--output", str(folder / "run")]
     with rank_processes.RankProcesses(2, arguments, folder / "logs", program=program) as ranks:
         assert ranks.wait(300.0) == statuses, ranks.said()
     return ranks

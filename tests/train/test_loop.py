@@ -404,7 +404,7 @@ def test_a_finished_run_whose_log_a_crash_took_ends_well_and_says_what_is_lost(
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     log = copy / "metrics.jsonl"
     log.write_bytes(log.read_bytes()[:kept])
-    assert main(["train", "--run", str(copy)]) == 0
+    assert main(["train", str(copy)]) == 0
     assert f"the lines of steps 1 to {STEPS} are lost" in caplog.text
     assert "no report is drawn: " in caplog.text
     assert "no summary: " in caplog.text

@@ -49,8 +49,8 @@ def check_machine() -> None:
     missing = None if "MS_SIMULATION_LEVEL" in os.environ else missing_for_ascend()
     if missing is not None:
         raise ConfigError(
-            f"--device ascend: {missing.problem}; {missing.fix}, or train on the CPU: --device cpu. `pangu-sigma doctor --ascend` "
-            "checks all of it"
+            f"--device ascend: {missing.problem}; {missing.fix}, or train on the CPU: --device cpu. `pangu-sigma doctor --device "
+            "ascend` checks all of it"
         )
 
 

@@ -272,8 +272,8 @@ def _start() -> list[Row]:
     """The row of a whole process, of the run of the quickstart if it is there."""
     if not RUN.exists():
         return []
-    prompt = ["--prompt", "en:The ", "--max-new-tokens", "1"]
-    command = [sys.executable, "-m", "pangu_sigma", "generate", "--run", str(RUN), *prompt]
+    prompt = ["--domain", "en", "--prompt", "The ", "--max-new-tokens", "1"]
+    command = [sys.executable, "-m", "pangu_sigma", "generate", str(RUN), *prompt]
     seconds = []
     for _ in range(3):
         started = time.perf_counter()

@@ -1,6 +1,6 @@
 """The program that trains a peer of RRE in a run folder.
 
-    python -m pangu_sigma.bench.peer_runs gate CONFIG --run RUN --set KEY=VALUE
+    python -m pangu_sigma.bench.peer_runs gate CONFIG --output RUN --set KEY=VALUE
 
 It is the product's training with another network, or other tables, and prints the product's summary. When the run has ended, its
 checkpoints are removed: the product would read them as its own network, with its own tables, and give wrong numbers without a word.
@@ -48,11 +48,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pangu_sigma.bench.peer_runs", description=__doc__)
     parser.add_argument("peer", choices=list(PEERS))
     parser.add_argument("config", type=Path, help="YAML file")
-    parser.add_argument("--run", type=Path, required=True, help="run folder")
+    parser.add_argument("--output", type=Path, required=True, help="run folder")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the file")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if text := train_peer(options.peer, options.config, options.run, options.set):
+    if text := train_peer(options.peer, options.config, options.output, options.set):
         print(text)
     return 0
 

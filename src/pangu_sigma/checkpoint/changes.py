@@ -98,8 +98,8 @@ def refuse_changes(run: Path, changes: list[Change]) -> None:
         raise ConfigError(
             f"{run} has checkpoints that do not go with\n  "
             + "\n  ".join(lines)
-            + "\nleave the run's values (without a "
-            "configuration file `train --run` takes all of them), choose another folder with --run, or add --start-over"
+            + "\nleave the run's values (`train RUN` "
+            "takes all of them), choose another folder with --output, or add --start-over"
         )
 
 

@@ -68,7 +68,7 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: Path, expected: Identity | None = None, ranks: Ranks = ALONE, other_data: bool = False
+    path: Path, expected: Identity | None = None, ranks: Ranks = ALONE, allow_data_change: bool = False
 ) -> Checkpoint:
     """Read and verify a checkpoint.
 
@@ -76,7 +76,7 @@ def load_checkpoint(
         names what is damaged or missing if it is not the one that LATEST names.
     expected: what the caller is about to continue; another vocabulary, routing or data hash is refused. Configs may differ.
     ranks: all of them call this. Each verifies some of the files, and all take the same checkpoint.
-    other_data: True if the user accepts other data than the checkpoint was trained on; that is then a warning.
+    allow_data_change: True if the user accepts other data than the checkpoint was trained on; that is then a warning.
     Raises CheckpointError when there is no whole checkpoint or it is not the expected one, and its kind OtherData when only the
     data are others.
     """
@@ -85,7 +85,7 @@ def load_checkpoint(
     else:
         found = _newest_whole(path, expected, ranks)
     if expected is not None:
-        _check_data(path, found, expected, ranks, other_data)
+        _check_data(path, found, expected, ranks, allow_data_change)
     if found.format == 1 and ranks.first:
         logger.warning(
             "%s: the checkpoint of step %d was written by an earlier version and does not say which data it was trained on, so "

@@ -92,7 +92,7 @@ def read_config(folder: Path, kind: Kind, fix: str) -> Config:
     if found is not None:
         if found[1] != kind.encode():
             raise ConfigError(
-                f"{folder} is an {'export' if kind == 'run' else 'ordinary run'}, not a folder of a {kind}"
+                f"{folder} is an {'export; name the run that it came from' if kind == 'run' else 'ordinary run, not an export'}"
             )
         if int(found[2]) != FILES_FORMAT:
             raise ConfigError(

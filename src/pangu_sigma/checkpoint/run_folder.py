@@ -51,12 +51,12 @@ logger = logging.getLogger(__name__)
 class Asked:
     """What a user asks for at a start, besides a configuration.
 
-    start_over: True to set aside what the folder has, and begin at step 0. other_data: True to go on with other text than that
-    of the checkpoint. lock: False to write also where the file system has no locks.
+    start_over: True to set aside what the folder has, and begin at step 0. allow_data_change: True to go on with other text than
+    that of the checkpoint. lock: False to write also where the file system has no locks.
     """
 
     start_over: bool = False
-    other_data: bool = False
+    allow_data_change: bool = False
     lock: bool = True
 
 
@@ -280,7 +280,7 @@ def _refuse_other_data(
     if prepared.hash != saved.vocabulary_hash:
         raise ConfigError(
             f"{path} holds a run with another vocabulary than data.path={config.data.path}: its token ids mean other text; set "
-            "data.path back, choose another folder with --run, or add --start-over"
+            "data.path back, choose another folder with --output, or add --start-over"
         )
     if saved.data_hash == data_hash:
         return
@@ -289,11 +289,11 @@ def _refuse_other_data(
         logger.warning(
             "%s: the %s has no hash of its text, so it could not be checked that it is the same", path, which
         )
-    elif not asked.other_data:
+    elif not asked.allow_data_change:
         raise ConfigError(
             f"data.path={config.data.path} holds other text than {path} was trained on (content hash {data_hash[:12]}…, not "
-            f"{saved.data_hash[:12]}…); set data.path back, or add --other-data to train on with it, which the history of the run "
-            "will say"
+            f"{saved.data_hash[:12]}…); set data.path back, or add --allow-data-change to train on with it, which the history of "
+            "the run will say"
         )
     else:
         logger.warning("%s goes on with other text, that of data.path=%s", path, config.data.path)
@@ -364,7 +364,7 @@ def _write(path: Path, config: Config, table: RoutingTable) -> None:
 def _cannot_write(path: Path, error: OSError) -> ConfigError:
     return ConfigError(
         f"{error.filename or path}: {error.strerror}; nothing of the run was changed: make room there or the folder writable, or "
-        "choose another one with --run"
+        "choose another one with --output"
     )
 
 
@@ -376,7 +376,7 @@ def _read_latest(checkpoints: Path) -> str:
 
 
 def _way_back(path: Path) -> str:
-    return f"`pangu-sigma train --run {path}` makes it again if data.path still gives the same"
+    return f"`pangu-sigma train {path}` makes it again if data.path still gives the same"
 
 
 def _way_back_of_config(path: Path) -> str:

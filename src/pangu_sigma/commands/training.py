@@ -1,9 +1,8 @@
-"""From text to a trained run, and what it learned: prepare-data, train, evaluate, report."""
+"""From text to a trained run, and from that to one for a task: prepare-data, train, launch, finetune."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,230 +10,119 @@ from pangu_sigma import api
 from pangu_sigma.commands.options import (
     CONFIG_HELP,
     add_command,
-    checked_or_printed,
-    resolved_config,
-    show,
+    call_and_show,
+    flag,
+    with_chip,
     with_config,
     with_json,
-    with_overrides,
+    with_model,
+    with_output,
+    with_set,
 )
-from pangu_sigma.config import Config, ConfigError
-
-logger = logging.getLogger(__name__)
+from pangu_sigma.shipped import shipped_configs
 
 
 def add_commands(commands: Any) -> None:
     """Declare these commands."""
-    command = with_config(
-        add_command(
-            commands,
-            "prepare-data",
-            _prepare_data,
-            "text → token files, tokenizer, statistics, in the folder data.path",
-            "sigma_tiny",
-            "sigma_tiny --input mine.jsonl --set data.path=data/mine",
-        )
+    command = add_command(
+        commands,
+        "prepare-data",
+        api.prepare_data,
+        "text → token files, tokenizer, statistics, in the folder data.path",
+        "sigma_tiny",
+        "sigma_tiny --input mine.jsonl --set data.path=data/mine",
     )
-    command.add_argument("--input", type=Path, action="append", default=[], metavar="JSONL", help="your own text")
+    with_config(command)
+    command.add_argument("--input", type=Path, action="append", metavar="JSONL", help="your own text; may be repeated")
 
-    command = with_run(
-        add_command(
-            commands,
-            "train",
-            _train,
-            "train, or resume, in a run folder",
-            "sigma_tiny",
-            "sigma_tiny --run runs/short --set train.steps=100 --set routing.table=balanced",
-            "--run runs/short --set train.steps=200",
-        )
+    command = add_command(
+        commands,
+        "train",
+        api.train,
+        "train, or resume, in a run folder",
+        "sigma_tiny",
+        "sigma_tiny -o runs/short --set train.steps=100 --set routing.table=balanced",
+        "runs/short --set train.steps=200",
+        run=_train,
     )
-    command.add_argument("--device", choices=["cpu", "ascend"], default="cpu")
-    command.add_argument("--profile", action="store_true", help="write a timeline of five steps to profile/trace.json")
-
-    command = with_json(
-        add_command(
-            commands,
-            "evaluate",
-            _evaluate,
-            "held-out loss of each domain, or its difference between runs on the same tokens; benchmarks",
-            "runs/sigma_tiny --all",
-            "runs/sigma_tiny --tasks ocnli,cmrc2018 --data benchmarks --json results.json",
-            "runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all",
-        )
-    )
-    command.add_argument(
-        "run", type=Path, nargs="+", help="run folder or exported model; several runs with as many for --against"
-    )
-    command.add_argument("--all", action="store_true", help="read all held-out text, not what training evaluates on")
-    command.add_argument(
-        "--against", type=Path, nargs="+", metavar="RUN", help="evaluate these too, and print paired differences"
-    )
-    command.add_argument(
-        "--tasks",
-        metavar="NAMES",
-        help="benchmarks, with commas between: those of evaluate/README.md, or any of lm-evaluation-harness; with --json what is "
-        "done is kept beside its file, and the same command goes on after a kill",
-    )
-    command.add_argument(
-        "--data", metavar="FOLDER", help="benchmarks' files are at FOLDER/TASK/ under their published names"
-    )
-    command.add_argument(
-        "--domain",
-        help="which experts answer in benchmarks; default zh, for programs the first code domain, for translations the first "
-        "bilingual one, for dialogue the first one of plain text",
-    )
-    command.add_argument("--limit", type=_at_least_one, metavar="N", help="the first N items of each benchmark only")
-    command.add_argument(
-        "--num-fewshot",
-        type=_at_least_one,
-        metavar="K",
-        help="K examples before each item; default what the benchmark says",
-    )
-    command.add_argument(
-        "--samples", type=_at_least_one, default=1, metavar="N", help="programs for each problem of humaneval and mbpp"
-    )
-    command.add_argument(
-        "--temperature", type=float, metavar="T", help="of answers in humaneval, mbpp, translations and dialogue"
-    )
-    command.add_argument(
-        "--unsafe",
-        action="store_true",
-        help="run programs of a model where they cannot be isolated from this machine, too",
-    )
-
-    command = with_json(
-        add_command(
-            commands,
-            "report",
-            _report,
-            "summary and pictures of a run",
-            "runs/sigma_tiny",
-            "runs/sigma_tiny --against runs/short",
-        )
-    )
-    command.add_argument("run", type=Path, help="run folder")
-    command.add_argument(
-        "--against", type=Path, nargs="+", metavar="RUN", help="compare the losses with those of other runs"
-    )
+    _with_run(command)
+    flag(command, "--profile", "write a timeline of five steps to profile/trace.json")
+    _add_launch(commands)
+    _add_finetune(commands)
 
 
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not allowed: 1 or more")
-    return value
+def _with_run(command: argparse.ArgumentParser) -> None:
+    """Give a command that trains CONFIG or RUN, and what may be asked for besides."""
+    with_config(command, f"{CONFIG_HELP}; or a run folder, which goes on with what it has, and --set")
+    with_output(command, "run folder of a configuration (default runs/NAME)")
+    command.add_argument("--device", choices=["cpu", "ascend"], help="ascend: an NPU for each process")
+    flag(command, "--start-over", "set aside what the run has, and begin at step 0")
+    flag(command, "--allow-data-change", "go on with other text than that of the checkpoint")
+    _with_lock(command)
 
 
-def with_run(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Give a command that trains a run folder and a configuration, and what may be asked for besides."""
-    command.add_argument(
-        "config", type=Path, nargs="?", help=f"{CONFIG_HELP}; left out: what the run folder has, with --set"
-    )
-    with_overrides(command)
-    command.add_argument("--run", type=Path, help="run folder (default runs/<name>)")
-    command.add_argument("--start-over", action="store_true", help="set aside what the run has, and begin at step 0")
-    command.add_argument("--other-data", action="store_true", help="go on with other text than that of the checkpoint")
-    command.add_argument("--no-lock", action="store_true", help="write also where the file system has no locks")
-    return command
-
-
-def config_and_run(options: argparse.Namespace) -> tuple[Config | None, Path]:
-    """The configuration, None when --print-config has printed it, and the run folder of a command made by `with_run`."""
-    if options.config is not None:
-        config = resolved_config(options)
-        return config, options.run or Path("runs") / (config.name if config else "")
-    if options.run is None:
-        raise ConfigError("name a configuration to start a run, or --run to go on with one")
-    from pangu_sigma.checkpoint.run_folder import run_config
-
-    return checked_or_printed(options, run_config(options.run, options.set)), options.run
-
-
-def _prepare_data(options: argparse.Namespace) -> int:
-    config = resolved_config(options)
-    if config is not None:
-        from pangu_sigma.data.overview import format_overview
-
-        print(format_overview(api.prepare_data(config, options.input)))
-    return 0
+def _with_lock(command: argparse.ArgumentParser) -> None:
+    help = "write also where the file system has no locks"
+    command.add_argument("--no-lock", dest="lock", action="store_false", help=help)
 
 
 def _train(options: argparse.Namespace) -> int:
-    config, run = config_and_run(options)
-    if config is not None:
-        from pangu_sigma.train.metrics import NothingLogged
-        from pangu_sigma.train.summary import format_summary, summarise
-
-        trainer = api.run_training(
-            config,
-            run,
-            options.device,
-            options.start_over,
-            options.other_data,
-            not options.no_lock,
-            options.profile,
-        )
-        if trainer.finished and trainer.ranks.first:
-            try:
-                print(format_summary(summarise(run)))
-            except NothingLogged as lost:  # the training is whole all the same
-                logger.warning("no summary: %s", lost)
-        trainer.ranks.leave()
-    return 0
+    options.config, options.output = api.run_of(options.config, options.output, options.overrides)
+    return call_and_show(api.train, options)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    if options.tasks is not None:
-        return _evaluate_tasks(options)
-    if options.against is None and len(options.run) > 1:
-        raise ConfigError(f"{len(options.run)} runs without --against; evaluate them one at a time, or compare them")
-    from pangu_sigma.evaluate.comparison import compare_runs, format_differences
-    from pangu_sigma.evaluate.run import evaluate_run, format_losses
-
-    if options.against is None:
-        losses = evaluate_run(options.run[0], options.all)
-        show(losses, format_losses(losses), options.json)
-    else:
-        comparison = compare_runs(options.run, options.against, options.all)
-        show(comparison, format_differences(comparison), options.json)
-    return 0
-
-
-def _evaluate_tasks(options: argparse.Namespace) -> int:
-    if options.against is not None or len(options.run) > 1:
-        raise ConfigError("--tasks is for one run or export, without --against")
-    from pangu_sigma.evaluate.benchmarks import BenchmarkRequest
-    from pangu_sigma.evaluate.evaluation import evaluate_with_tasks, format_evaluation
-
-    tasks = tuple(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
-    asked = BenchmarkRequest(
-        tasks,
-        options.data,
-        options.domain,
-        options.limit,
-        options.num_fewshot,
-        options.temperature,
-        options.samples,
-        options.unsafe,
+def _add_launch(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "launch",
+        api.launch_training,
+        "train on many processes, NPUs or nodes, and watch over them",
+        "sigma_tiny --processes 2 --set parallel.data=2",
+        "sigma_1t --device ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --max-restarts 3",
+        "sigma_1t --device ascend --chip 910b --nodes 64 --dry-run",
+        run=_launch,
     )
-    file = None if options.json in (None, "-") else Path(options.json)
-    found = evaluate_with_tasks(options.run[0], asked, options.all, file)
-    if file is not None:
-        print(format_evaluation(found))
-    show(found, format_evaluation(found), options.json)
-    return 0
+    _with_run(command)
+    with_chip(command)
+    option = command.add_argument
+    option("--processes", type=int, metavar="N", help="how many you count on: refused if not the configuration's")
+    option("--nodes", type=int, metavar="N")
+    option("--node-rank", type=int, metavar="R", help="0 … N - 1; node 0 has the master's address")
+    option("--master-address", metavar="HOST", help="an address of node 0 that all nodes reach")
+    option("--master-port", type=int, metavar="PORT", help="with several nodes, the next one too")
+    option("--max-restarts", type=int, metavar="N", help="after a failure, go on from the last checkpoint")
+    option("--grace", type=float, metavar="S", help="seconds to save in when asked to stop")
+    option("--wait", type=float, metavar="S", help="seconds to wait for the other nodes")
+    option("--hang-timeout", type=float, metavar="S", help="seconds without progress that mean a hang; 0: never")
+    flag(command, "--dry-run", "print what each node would start, and start nothing")
 
 
-def _report(options: argparse.Namespace) -> int:
-    from pangu_sigma.train.report import write_report
-    from pangu_sigma.train.summary import differences, format_comparison, format_summary, summarise
+def _launch(options: argparse.Namespace) -> int:
+    options.source = options.config
+    if options.device == "ascend" and options.chip is None:
+        options.overrides = api.with_known_chip(options.source, options.overrides)
+    options.config, options.output = api.run_of(options.source, options.output, options.overrides)
+    return call_and_show(api.launch_training, options)
 
-    summary = summarise(options.run)
-    write_report(options.run, options.against or [])
-    if options.against is None:
-        show(summary, format_summary(summary), options.json)
-    else:
-        others = [summarise(run) | {"differences": differences(options.run, run)} for run in options.against]
-        tables = [format_comparison(summary, other) for other in others]
-        show([summary, *others], "\n\n".join(tables), options.json)
-    return 0
+
+def _add_finetune(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "finetune",
+        api.finetune,
+        "tune a trained run to a task; the same command goes on with a run that was stopped",
+        "runs/sigma_tiny --task qa --train-file train.jsonl --dev-file dev.jsonl -o runs/qa",
+        "runs/sigma_tiny --task code --train-file train.jsonl -o runs/code --learn experts --set finetune.epochs=1",
+    )
+    with_model(command, "the trained run")
+    tasks, lines = ", ".join(shipped_configs("finetune")), "a prompt and response, or messages, a line"
+    option = command.add_argument
+    option("--task", type=Path, required=True, help=f"{tasks}, or a YAML file")
+    option("--train-file", type=Path, required=True, metavar="JSONL", help=lines)
+    option("--dev-file", type=Path, metavar="JSONL", help="a dev set: the best state on it is kept")
+    with_output(command, "folder of the tuned run", required=True)
+    option("--learn", choices=["all", "experts", "experts+slot"], help="what learns (default: the task's)")
+    option("--domain", help="domain of lines that name none (default: the task's)")
+    with_set(command, "override any key, such as finetune.epochs=1")
+    _with_lock(command)
+    with_json(command)

@@ -26,8 +26,8 @@ def convert_model(source: Path, output: Path, to: Form) -> Path:
     """
     if to not in ("hf", "alpha", "run"):
         raise ConfigError(f"to={to!r} is not known; use 'hf', 'alpha' or 'run'")
-    check_absent(output, "as TO")
-    check_folder_writable(output, "TO")
+    check_absent(output)
+    check_folder_writable(output, "--output")
     model = open_trained(source)
     if model.layout == to:
         raise ConfigError(f"{source} is {_ITSELF[to]} already; to have it twice, copy the folder")

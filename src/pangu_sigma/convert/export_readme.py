@@ -63,7 +63,7 @@ def readme(
 `model.mindir` is the whole model in MindSpore's standard operators: the network, every expert, which expert a token id goes to,
 which row of the word table it has, and a KV cache. Token ids and the number of a domain are all that it must be given. Matrices are
 kept in {at_rest}.{scales} It was exported by MindSpore 2.9 and pangu-sigma, which reads the folder too: `pangu-sigma generate
---model FOLDER`.
+FOLDER`.
 
 ## Inputs and outputs
 

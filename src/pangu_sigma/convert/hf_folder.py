@@ -50,7 +50,9 @@ SHARD_BYTES = 4 << 30
 """Bytes of tensors in a file, at most, unless one tensor has more."""
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_FIX = "the folder was changed or is damaged; take it again, or write it again with `pangu-sigma convert RUN FOLDER --to hf`"
+_FIX = (
+    "the folder was changed or is damaged; take it again, or write it again with `pangu-sigma export RUN --format hf`"
+)
 
 
 def write_hf_folder(model: TrainedModel, output: Path, shard_bytes: int = SHARD_BYTES) -> Path:
@@ -59,7 +61,7 @@ def write_hf_folder(model: TrainedModel, output: Path, shard_bytes: int = SHARD_
     The folder appears whole or not at all; one tensor is in memory at a time. Raises ConfigError when `output` exists or cannot be
     made, CheckpointError when a tensor cannot be read.
     """
-    check_absent(output, "as TO")
+    check_absent(output)
     tensors = model.tensors | _table_tensors(model)
     shards = _divide({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
     with unfinished_folder(output) as folder:

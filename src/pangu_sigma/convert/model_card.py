@@ -113,8 +113,8 @@ _USE = """\
 This is no model of `transformers`. With the package `pangu-sigma`, which verifies every file by `seal.json` first:
 
 ```sh
-pangu-sigma convert THIS_FOLDER runs/mine --to run
-pangu-sigma generate --run runs/mine --prompt 'DOMAIN:TEXT'
+pangu-sigma export THIS_FOLDER --format run --output runs/mine
+pangu-sigma generate runs/mine --domain DOMAIN --prompt TEXT
 ```
 
 The files `model-*.safetensors` have the weights by the names of the network's parameters; an expert's are

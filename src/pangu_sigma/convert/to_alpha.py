@@ -36,7 +36,7 @@ def in_order_of_ids(model: TrainedModel) -> DenseModel:
     dense, config = as_dense_model(model), model.config
     if config.slots != 1:
         raise LayoutError(
-            f"{model.path}: has {config.slots} embedding slots, PanGu-α has one word table; write it as a folder: --to hf"
+            f"{model.path}: has {config.slots} embedding slots, PanGu-α has one word table; write it as a folder: --format hf"
         )
     ids_R = model.tokenizer.slot_rows[0]
     missing = ALPHA_SIZE - int(((ids_R >= 0) & (ids_R < ALPHA_SIZE)).sum())

@@ -26,7 +26,7 @@ def write_run(model: TrainedModel, folder: Path) -> Path:
     Adam's state and the position in the data do not travel: they start from nothing, which is said. The folder appears whole or not
     at all. Raises ConfigError when it exists or cannot be made.
     """
-    check_absent(folder, "as TO")
+    check_absent(folder)
     config = model.config.model_copy(update={"finetune": None})  # it can be trained again
 
     def find(shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
@@ -40,7 +40,7 @@ def write_run(model: TrainedModel, folder: Path) -> Path:
         write_model_files(path, config, model.path / TOKENIZER_FOLDER, model.table)
         write_step_0(RunFolder(path, config, model.tokenizer, model.table), compose(config, find))
         receipt = {
-            "kind": "convert",
+            "kind": "export",
             "parent": str(model.path),
             "layout": model.layout,
             "parent_step": model.step,

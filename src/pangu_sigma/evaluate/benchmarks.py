@@ -69,20 +69,21 @@ OWN: dict[str, OwnTask] = {
 class BenchmarkRequest:
     """What is asked of an evaluation.
 
-    tasks: names. data: the folder with a folder of files for each task. domain: which experts answer; None for zh, and in tasks of
-    `OWN` for the first domain of their format. limit: the most items of a task, the first ones; None for all. shots: examples
-    before each item, drawn from the other items; None for what the task says. temperature: of the answers in tasks of `OWN`; None
-    for what each of them says. samples: programs for each problem. unsafe: True to run programs where they cannot be isolated too.
+    tasks: names. files: the folder with a folder of files for each task. domain: which experts answer; None for zh, and in tasks of
+    `OWN` for the first domain of their format. limit: the most items of a task, the first ones; None for all. num_fewshot:
+    examples before each item, drawn from the other items; None for what the task says. temperature: of the answers in tasks of
+    `OWN`; None for what each of them says. samples_per_problem: programs for each. allow_code_execution: True to run them where
+    they cannot be isolated too.
     """
 
     tasks: tuple[str, ...]
-    data: str | None
+    files: str | None
     domain: str | None = None
     limit: int | None = None
-    shots: int | None = None
+    num_fewshot: int | None = None
     temperature: float | None = None
-    samples: int = 1
-    unsafe: bool = False
+    samples_per_problem: int = 1
+    allow_code_execution: bool = False
 
     def domain_of(self, name: str, config: Config) -> str:
         """The domain that answers in a task. Raises ConfigError if the model has none of the format."""
@@ -100,9 +101,9 @@ class BenchmarkRequest:
 
     def folder_of(self, name: str) -> Path:
         """The folder of a task's files. Raises ConfigError if none was given."""
-        if self.data is None:
-            raise ConfigError(f"{name} reads files; say with --data in which folder its folder {name} is")
-        return Path(self.data) / name
+        if self.files is None:
+            raise ConfigError(f"{name} reads files; say with --files in which folder its folder {name} is")
+        return Path(self.files) / name
 
 
 def run_benchmarks(
@@ -184,21 +185,21 @@ def _load(names: list[str], asked: BenchmarkRequest, seq_length: int) -> tuple[A
     from lm_eval.tasks import TaskManager
 
     ours = {file.stem for file in TASKS.glob("*.yaml")} | {"pangu_alpha"}
-    metadata = {"data": asked.data, "seq_length": seq_length}
+    metadata = {"data": asked.files, "seq_length": seq_length}
     manager = TaskManager(include_path=str(TASKS), include_defaults=not ours >= set(names), metadata=metadata)
     for name in names:
         if name not in manager.all_tasks:
             raise ConfigError(
-                f"--tasks {name} is not known; this project has {', '.join(sorted(ours | OWN.keys()))}, and lm-evaluation-harness "
-                "what `python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
+                f"benchmark {name} is not known; this project has {', '.join(sorted(ours | OWN.keys()))}, and lm-evaluation-"
+                "harness what `python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
             )
     loaded = {name: _load_one(manager, name, name in ours) for name in names}
     for name, task in (each for found in loaded.values() for each in found["tasks"].items()):
         items = len(task.eval_docs) if "skipped" in task.dataset else math.inf
-        if asked.shots and asked.shots >= items:
+        if asked.num_fewshot and asked.num_fewshot >= items:
             raise ConfigError(
-                f"--num-fewshot {asked.shots} is not possible: {name} has {items} items, and examples are others than the one that "
-                "is asked; give a smaller number"
+                f"--num-fewshot {asked.num_fewshot} is not possible: {name} has {items} items, and examples are others than the "
+                "one that is asked; give a smaller number"
             )
     return manager, loaded
 
@@ -210,7 +211,7 @@ def _load_one(manager: Any, name: str, ours: bool) -> Any:
         if ours:
             raise DataError(str(error)) from error
         raise DataError(
-            f"--tasks {name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
+            f"{name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
             "a folder of its full name, owner/name, below the folder where this command is started"
         ) from error
 
@@ -219,7 +220,7 @@ def _run_own(engine: Engine, name: str, asked: BenchmarkRequest, beside: Path | 
     task = OWN[name]
     options: dict[str, Any] = {} if asked.temperature is None else {"temperature": asked.temperature}
     if task.runs_programs:
-        options |= {"samples": asked.samples, "unsafe": asked.unsafe}
+        options |= {"samples": asked.samples_per_problem, "unsafe": asked.allow_code_execution}
     if beside is not None:
         argument, end = task.file
         options[argument] = beside.with_name(f"{beside.stem}.{name}.{end}")
@@ -236,7 +237,7 @@ def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], asked: Benchmark
     found = simple_evaluate(
         model=lm,
         tasks=[*(loaded["groups"] or loaded["tasks"]).values()],
-        num_fewshot=asked.shots,
+        num_fewshot=asked.num_fewshot,
         limit=asked.limit,
         bootstrap_iters=0,
         task_manager=manager,

@@ -1,4 +1,4 @@
-"""Held-out losses and benchmarks of a model together: what `pangu-sigma evaluate --tasks` gives."""
+"""Benchmarks of a model, kept: in a file, and in the run for its report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from typing import Any
 
 from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.config import ConfigError
-from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, figures_of, format_tasks, kept_beside, run_benchmarks
-from pangu_sigma.evaluate.kept import Kept
-from pangu_sigma.evaluate.run import evaluate_run, format_losses
+from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, figures_of, kept_beside, run_benchmarks
 from pangu_sigma.generate.exported import GRAPH_FILE
 from pangu_sigma.sealed import as_json, write_atomically
 from pangu_sigma.train.report import BENCHMARKS, write_report
@@ -21,43 +17,20 @@ from pangu_sigma.train.report import BENCHMARKS, write_report
 logger = logging.getLogger(__name__)
 
 
-def evaluate_with_tasks(
-    model: Path, asked: BenchmarkRequest, all: bool = False, file: Path | None = None
-) -> dict[str, Any]:
-    """{"domains": `evaluate_run`'s losses, "tasks": {name: {metric: value, …, "n", "skipped", "truncated"}}} of a run or an export.
+def benchmark_model(model: Path, asked: BenchmarkRequest, file: Path | None = None) -> dict[str, dict[str, Any]]:
+    """The figures of each task, {name: {metric: value, …, "n", "skipped", "truncated"}}, of a run or an export.
 
-    all: True for the losses of all held-out text. file: where the result will be; what is done is kept beside it until then. Where
-    the text of a model is gone it has no losses, and a warning says so. A run keeps the figures for its report.
+    file: gets the result as JSON; what is done is kept beside it until then. A run keeps the figures for its report.
     Raises as `run_benchmarks`.
     """
     kept = kept_beside(file, model, asked) if file is not None else None
     tasks = figures_of(run_benchmarks(model, asked, kept, file))
-    found = {"domains": _losses(model, all, kept), "tasks": tasks}
     if not (model / GRAPH_FILE).exists():
         _note_in_run(model, asked, tasks)
-    if kept is not None:
+    if file is not None and kept is not None:
+        file.write_text(json.dumps(tasks, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         kept.remove()
-    return found
-
-
-def format_evaluation(found: dict[str, Any]) -> str:
-    """Both tables, as text."""
-    losses = [format_losses(found["domains"])] if found["domains"] else []
-    return "\n\n".join([*losses, format_tasks(found["tasks"])])
-
-
-def _losses(model: Path, all: bool, kept: Kept | None) -> dict[str, Any]:
-    name = f"losses {'all' if all else 'some'}"
-    losses = kept.get(name) if kept else None
-    if losses is None:
-        try:
-            losses = evaluate_run(model, all)
-        except (ConfigError, DataError) as error:
-            logger.warning("no held-out losses: %s", error)
-            return {}
-        if kept:
-            kept.put(name, losses)
-    return losses
+    return tasks
 
 
 def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any]) -> None:

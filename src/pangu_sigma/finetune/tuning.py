@@ -49,8 +49,8 @@ class TuningRequest:
     """What a user asks for: a task by its name or file, the file of samples and that of the dev set, and as in `read_task`."""
 
     task: str | Path
-    data: Path
-    dev: Path | None = None
+    train_file: Path
+    dev_file: Path | None = None
     learn: str | None = None
     domain: str | None = None
     overrides: Sequence[Override] = ()
@@ -69,10 +69,10 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
         check_absent(into)
     check_training_fits(first)
     with Quarantine(into.with_name(f"{into.name}.{QUARANTINE}")) as quarantine:
-        training = read_task_file(asked.data, "--data", first, parent.run.tokenizer, quarantine)
+        training = read_task_file(asked.train_file, "--train-file", first, parent.run.tokenizer, quarantine)
         dev = None
-        if asked.dev is not None:
-            dev = read_task_file(asked.dev, "--eval", first, parent.run.tokenizer, quarantine)
+        if asked.dev_file is not None:
+            dev = read_task_file(asked.dev_file, "--dev-file", first, parent.run.tokenizer, quarantine)
         config = task.config(parent.run.config, training.domains, sum(training.sequences.counts))
         if begins:
             _make_run(into, parent, config, training, dev, quarantine)
@@ -113,19 +113,19 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
     """Open a run that is tuned already, to go on. Raises ConfigError for another parent, other samples, or keys that it keeps."""
     run = RunFolder.open(into)
     if run.config.finetune is None:
-        raise ConfigError(f"{into} is a run that is not tuned to a task; choose another folder with --run")
+        raise ConfigError(f"{into} is a run that is not tuned to a task; choose another folder with --output")
     lineage = read_lineage(into) or {}
     if lineage.get("parent") != str(path):
         raise ConfigError(
-            f"{into} began with {lineage.get('parent')}, not with {path}; choose another folder with --run"
+            f"{into} began with {lineage.get('parent')}, not with {path}; choose another folder with --output"
         )
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     refuse_changes(into, changes)
     saved = newest_identity(run.checkpoints)
     if saved is not None and saved.data_hash != data_hash:
         raise ConfigError(
-            f"{into} was begun on other samples: --data or --eval, or a file that they name, has changed; name the files that it "
-            "was begun with, or choose another folder with --run"
+            f"{into} was begun on other samples: --train-file or --dev-file is another file, or its lines have changed; name the "
+            "files that it was begun with, or choose another folder with --output"
         )
     for change in changes:
         logger.info("%s", change_text(change))
@@ -158,7 +158,7 @@ def _data_hash(training: TaskFile, dev: TaskFile | None) -> str:
 def _receipt(parent: Trained, config: Config, training: TaskFile, dev: TaskFile | None) -> Receipt:
     assert config.finetune is not None
     _, learned, total = _learns(config)
-    files = {"data": training, **({"eval": dev} if dev is not None else {})}
+    files = {"train_file": training, **({"dev_file": dev} if dev is not None else {})}
     fates = {each.name: "as it was" for each in config.domains} if config.finetune.learn == "experts" else {}
     return Receipt(
         kind="finetune",
@@ -189,8 +189,8 @@ def _result(config: Config, training: TaskFile, dev: TaskFile | None, tuner: Tun
         "task": config.finetune.task,
         "learn": config.finetune.learn,
         "parameters": {"learn": learned_parameters(config), "all": config.num_params().total},
-        "data": training.facts(),
-        "eval": None if dev is None else dev.facts(),
+        "train_file": training.facts(),
+        "dev_file": None if dev is None else dev.facts(),
         "steps": tuner.progress.step,
         "best": asdict(tuner.best),
         "metric": config.finetune.metric,
@@ -215,12 +215,12 @@ def learns_text(learn: str, learned: int, total: int) -> str:
 def format_result(result: dict[str, Any]) -> str:
     """The tables that `pangu-sigma finetune` prints."""
     best, parameters = result["best"], result["parameters"]
-    lines = [format_file(result["data"])]
-    if result["eval"] is not None:
-        lines.append(format_file(result["eval"]))
+    lines = [format_file(result["train_file"])]
+    if result["dev_file"] is not None:
+        lines.append(format_file(result["dev_file"]))
     lines.append(learns_text(result["learn"], parameters["learn"], parameters["all"]))
     if best["loss"] is None:
-        lines.append(f"no dev set (--eval): the last state is kept, that after step {best['step']}")
+        lines.append(f"no dev set (--dev-file): the last state is kept, that after step {best['step']}")
     else:
         lines.append(
             f"dev loss {shown(best['before'], 0, 4)} before, {shown(best['loss'], 0, 4)} at its best, after step {best['step']} of "

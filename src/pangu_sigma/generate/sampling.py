@@ -22,7 +22,7 @@ _MOST_ADDED = 2.0
 
 @dataclass(frozen=True)
 class Sampling:
-    """Options of sampling. A new one is a field here with its range, its use in `choose`, and an option in `commands/models.py`.
+    """Options of sampling. A new one is a field here with its range, its use in `choose`, and an option of the command `generate`.
 
     temperature: 0 takes the most likely token (greedy); the higher, the more evenly tokens are drawn.
     top_k: draw from this many most likely tokens only; 0 keeps every token.

@@ -7,16 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
 
 from ascend_ops.few_rows import Precision
-from pangu_sigma.config import ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.exported import GRAPH_FILE, open_export
 from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
@@ -42,18 +39,11 @@ class Generated:
     finished: bool
 
 
-def open_engine(
-    path: Path, kind: Literal["run", "export"] | None = None, lanes: int = 8, weights: Precision | None = None
-) -> Engine:
-    """What answers for the model in a folder, `lanes` texts at a time.
+def open_engine(path: Path, lanes: int = 8, weights: Precision | None = None) -> Engine:
+    """What answers for the model in a folder, `lanes` texts at a time: a run's newest intact checkpoint, or an exported model.
 
-    kind: what the folder must be; None for a run folder, of which the newest intact checkpoint answers, or an exported model.
     weights: as of `open_decoder`. Raises ConfigError when it is none.
     """
-    if kind == "run" and (path / GRAPH_FILE).exists():
-        raise ConfigError(f"{path} is an exported model, and no run folder")
-    if kind == "export" and not (path / GRAPH_FILE).exists():
-        open_export(path)  # says so
     return Engine(open_decoder(path, lanes, weights))
 
 

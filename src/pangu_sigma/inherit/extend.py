@@ -49,16 +49,18 @@ class Origin:
     """What new domains and new slots are made of: a domain of the run, a dense parent, or a draw. Raises ConfigError for two."""
 
     domain: str | None = None
-    alpha: Parent | None = None
-    fresh: bool = False
+    dense: Parent | None = None
+    scratch: bool = False
 
     def __post_init__(self) -> None:
-        if sum((self.domain is not None, self.alpha is not None, self.fresh)) > 1:
-            raise ConfigError("--from, --alpha and --fresh say where new domains come from; give one of them")
+        if sum((self.domain is not None, self.dense is not None, self.scratch)) > 1:
+            raise ConfigError(
+                "--from-domain, --from-dense and --from-scratch say where new domains come from; give one of them"
+            )
 
     @property
     def given(self) -> bool:
-        return self.domain is not None or self.alpha is not None or self.fresh
+        return self.domain is not None or self.dense is not None or self.scratch
 
 
 _OWN_RULE = {
@@ -149,7 +151,7 @@ def plan_extension(parent: Trained, config: Config, origin: Origin) -> Heir:
         [_given_rows(parent, config, tokenizer, known_V, name, origin) for name in domains.slot_names],
         np.concatenate(numbers),
         own_K,
-        origin.alpha,
+        origin.dense,
         of_domain,
     )
 
@@ -179,29 +181,33 @@ def _check_origin(old: Config, new: Config, origin: Origin) -> None:
     added = [each.name for each in new.domains if each.name not in names]
     if added and not origin.given:
         raise ConfigError(
-            f"domains: {', '.join(added)}: say what new domains begin as: --from DOMAIN (experts of "
-            f"{', '.join(sorted(names))}), --alpha PATH (FFN of the dense parent), or --fresh (drawn)"
+            f"domains: {', '.join(added)}: say what new domains begin as: --from-domain DOMAIN (experts of "
+            f"{', '.join(sorted(names))}), --from-dense MODEL (FFN of a dense parent), or --from-scratch (drawn)"
         )
     if origin.domain is not None and origin.domain not in names:
         raise ConfigError(
-            f"--from {origin.domain}: the run has the domains {', '.join(each.name for each in old.domains)}"
+            f"--from-domain {origin.domain}: the run has the domains {', '.join(each.name for each in old.domains)}"
         )
     if origin.given and not added:
-        logger.warning("the configuration has no new domain: --from, --alpha and --fresh change nothing")
-    if origin.alpha is not None:
-        _check_alpha(new, origin.alpha)
-
-
-def _check_alpha(config: Config, alpha: Parent) -> None:
-    for key in ("hidden", "ffn", "layers"):
-        has, wants = getattr(alpha.model, key), getattr(config.model, key)
-        if has != wants:
-            raise ConfigError(f"--alpha {alpha.path}: its {key} is {has}, this run's is {wants}; they must be equal")
-    if alpha.model.activation != config.model.activation:
         logger.warning(
-            "--alpha %s computes GELU as %s, this run as %s: new domains do not answer quite as it does",
-            alpha.path,
-            alpha.model.activation,
+            "the configuration has no new domain: --from-domain, --from-dense and --from-scratch change nothing"
+        )
+    if origin.dense is not None:
+        _check_dense(new, origin.dense)
+
+
+def _check_dense(config: Config, dense: Parent) -> None:
+    for key in ("hidden", "ffn", "layers"):
+        has, wants = getattr(dense.model, key), getattr(config.model, key)
+        if has != wants:
+            raise ConfigError(
+                f"--from-dense {dense.path}: its {key} is {has}, this run's is {wants}; they must be equal"
+            )
+    if dense.model.activation != config.model.activation:
+        logger.warning(
+            "--from-dense %s computes GELU as %s, this run as %s: new domains do not answer quite as it does",
+            dense.path,
+            dense.model.activation,
             config.model.activation,
         )
 
@@ -256,7 +262,7 @@ def _check_vocabulary(parent: Trained, config: Config, tokenizer: Tokenizer, kno
     if same and tokenizer.hash == had.hash and config.model.experts_per_domain == run.config.model.experts_per_domain:
         raise ConfigError(
             f"this configuration has nothing that {run.path} lacks: add domains, slots, pieces or experts, or go on with "
-            f"`pangu-sigma train --run {run.path}`"
+            f"`pangu-sigma train {run.path}`"
         )
     if (known_V < 0).any() or had.size != tokenizer.size:
         logger.warning(
@@ -272,11 +278,11 @@ def _given_rows(
     """The rows of a slot: the run's of that name, else those of the origin by token, else none."""
     run, old = parent.run, domains_of(parent.run.config)
     ids_R = tokenizer.slot_rows[domains_of(config).slot_names.index(name)]
-    if name not in old.slot_names and origin.alpha is not None:
-        slot = parent_slot(name, origin.alpha.table.slots)
-        rows_R = origin.alpha.table.rows(slot, tokenizer.vocabulary, np.maximum(ids_R, 0))
+    if name not in old.slot_names and origin.dense is not None:
+        slot = parent_slot(name, origin.dense.table.slots)
+        rows_R = origin.dense.table.rows(slot, tokenizer.vocabulary, np.maximum(ids_R, 0))
         rows_R = np.where(ids_R >= 0, rows_R, -1)
-        return GivenRows(SlotRows(name, origin.alpha.table.slots[slot], ids_R, rows_R), own=False, alpha=True)
+        return GivenRows(SlotRows(name, origin.dense.table.slots[slot], ids_R, rows_R), own=False, alpha=True)
     own = name in old.slot_names
     if not own and origin.domain is None:
         return GivenRows(SlotRows(name, "nothing", ids_R, np.full_like(ids_R, -1)), own=False)

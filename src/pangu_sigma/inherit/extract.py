@@ -21,7 +21,7 @@ from pangu_sigma.convert.mindir import export_mindir, verify_export
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.data.subset import write_subset
 from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.domains import domains_of
+from pangu_sigma.domains import chosen_domains, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
@@ -34,25 +34,6 @@ logger = logging.getLogger(__name__)
 
 DATA_FOLDER = "data"
 """Folder of the text of a run that was cut out, in the run's own."""
-
-
-def chosen_domains(config: Config, kept: Sequence[str], dropped: Sequence[str]) -> list[str]:
-    """Names of the domains to keep, in the configuration's order. Give either those to keep or those to leave away.
-
-    Raises ConfigError for a domain that is not there, none, or all left away.
-    """
-    if bool(kept) == bool(dropped):
-        raise ConfigError(
-            "name the domains to keep with --domain, or those to leave away with --drop, not "
-            + ("both" if kept else "neither")
-            + f"; this run has {', '.join(each.name for each in config.domains)}"
-        )
-    for name in (*kept, *dropped):
-        domains_of(config).named(name)
-    chosen = [each.name for each in config.domains if (each.name in kept if kept else each.name not in dropped)]
-    if not chosen:
-        raise ConfigError(f"--drop {', '.join(dropped)}: no domain would be left; leave at least one")
-    return chosen
 
 
 def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
@@ -150,7 +131,7 @@ def extract_export(
 
     graphs: also False to not check the greedy tokens of the export.
     """
-    check_absent(output, "with --output")
+    check_absent(output)
     parent = Trained.open(path)
     names = chosen_domains(parent.run.config, kept, dropped)
     heir = plan_extraction(parent, names, Path(parent.run.config.data.path))

@@ -33,7 +33,7 @@ from pangu_sigma.domains import domains_of
 
 PUBLISHED = """\
 a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigma_tiny with model.rre_layers=0), a folder that
-`pangu-sigma convert` made of one, or one of the published PanGu-α weights, none of which is here:
+`pangu-sigma export --format hf` made of one, or one of the published PanGu-α weights, none of which is here:
   2.6B, 13B  MindSpore files filerted_*.ckpt with word_embedding.npy    PCL-Platform.Intelligence/PanGu-Alpha on OpenI
   2.6B, 13B  Megatron and DeepSpeed files mp_rank_*                     the same, folder panguAlpha_pytorch
   2.6B       pytorch_model*.bin, float32                                imone/pangu_2_6B on Hugging Face
@@ -43,7 +43,7 @@ a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigm
 
 NO_TOKENIZER = (
     "has weights and a configuration but no tokenizer, so nothing says what the rows of its word table mean; inherit from the run "
-    "that it came from, or from a folder of `pangu-sigma convert RUN FOLDER --to hf`"
+    "that it came from, or from a folder of `pangu-sigma export RUN --format hf`"
 )
 """Why a file of `pangu-sigma export --format safetensors` is no parent."""
 
@@ -127,7 +127,7 @@ def _open_run(path: Path) -> Parent:
 
 
 def _open_hf_folder(path: Path) -> Parent:
-    """A folder of `pangu-sigma convert --to hf`, which has its tokenizer and no Adam state."""
+    """A folder of `pangu-sigma export --format hf`, which has its tokenizer and no Adam state."""
     _refuse_sparse(path, read_hf_folder(path, values=False).config)
     model = read_hf_folder(path)
     return Parent(as_dense_model(model), SlotTable(model.config, model.tokenizer), model.step)

@@ -65,6 +65,9 @@ class Receipt:
     notes: list[str] = field(default_factory=list)
     parent_lineage: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return format_receipt(self)
+
     def save(self, folder: Path) -> None:
         """Write it into a run folder. Raises OSError."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
@@ -87,7 +90,7 @@ def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
         parent_activation=model.activation,
         heads_known=model.heads is not None,
         activation_known=model.activation_known,
-        options={"noise": variation.noise, "fresh": variation.fresh, "moments": child.moments},
+        options={"noise": variation.noise, "reinit_ratio": variation.reinit_ratio, "moments": child.moments},
         agreement=agreement,
     )
 

@@ -3,9 +3,9 @@
 noise: each value of an expert's matrices is multiplied by 1 + noise · N(0, 1), another draw for each expert (our choice; equal
 experts
     that see other tokens part anyway, and noise makes them part sooner).
-fresh: that share of the inner units of each expert, another choice for each expert, is drawn anew: rows of w1 and w2 from a normal
-    distribution with the mean and deviation of the parent's matrix, biases zero. Drop-Upcycling (Nakamura et al. 2025, arXiv
-    2502.19261) does this with half of the units of experts behind a gate.
+reinit_ratio: that share of the inner units of each expert, another choice for each expert, is drawn anew: rows of w1 and w2 from
+    a normal distribution with the mean and deviation of the parent's matrix, biases zero. Drop-Upcycling (Nakamura et al. 2025,
+    arXiv 2502.19261) does this with half of the units of experts behind a gate.
 
 Shape suffixes: F ffn, H hidden.
 """
@@ -26,27 +26,27 @@ class Variation:
     """How experts differ from the parent's FFN; see the module's text. Raises ConfigError for numbers that make no sense."""
 
     noise: float = 0.0
-    fresh: float = 0.0
+    reinit_ratio: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, value, most in (("--noise", self.noise, 1.0), ("--fresh", self.fresh, 1.0)):
+        for option, value, most in (("--noise", self.noise, 1.0), ("--reinit-ratio", self.reinit_ratio, 1.0)):
             if not 0.0 <= value <= most:
                 raise ConfigError(f"{option} is {value}; it must be from 0 to {most:g}")
 
     @property
     def none(self) -> bool:
         """True if experts are exact copies."""
-        return self.noise == 0.0 and self.fresh == 0.0
+        return self.noise == 0.0 and self.reinit_ratio == 0.0
 
     def vary(self, value: np.ndarray, name: str, layer: int, expert: int) -> np.ndarray:
         """The tensor `name` of an expert. value: the parent's, [F, H], [F] or [H]. layer: the RRE layer."""
         if self.none or name == "b2":
             return value
         varied = np.array(value, np.float32)
-        if self.fresh:
+        if self.reinit_ratio:
             units = np.random.default_rng([self.seed, layer, expert]).permutation(len(value))
-            units = units[: round(self.fresh * len(value))]
+            units = units[: round(self.reinit_ratio * len(value))]
             draw = self._generator(layer, expert, name)
             if name in MATRICES:
                 drawn = draw.standard_normal((len(units), value.shape[1]), np.float32)
@@ -60,4 +60,5 @@ class Variation:
         return varied
 
     def _generator(self, layer: int, expert: int, name: str, what: str = "fresh") -> np.random.Generator:
+        """The generator of one draw. what: a part of its seed, which decides all values."""
         return np.random.default_rng([self.seed, layer, expert, *f"{what} {name}".encode()])

@@ -177,7 +177,7 @@ def check_numbers(job: Job) -> None:
     if not 1024 <= job.port < 65_535:
         raise LaunchError(f"--master-port {job.port} is not allowed: it and the one after it must be in 1024 … 65535")
     for name, value, most in (
-        ("--restarts", job.restarts, _MOST_RESTARTS),
+        ("--max-restarts", job.restarts, _MOST_RESTARTS),
         ("--grace", job.grace, _MOST_SECONDS),
         ("--wait", job.wait, _MOST_SECONDS),
         ("--hang-timeout", job.hang_timeout, _MOST_SECONDS),
@@ -235,7 +235,7 @@ def _environment(job: Job) -> dict[str, str]:
 
 def _run_once(job: Job, name: str) -> tuple[int, bool]:
     """Start the ranks once, and wait until they end. Returns the exit status, and True if a restart may mend a failure."""
-    facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--restarts": str(job.restarts)}
+    facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--max-restarts": str(job.restarts)}
     with meet(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:
         folder = job.logs / peers.folder
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,31 +4,128 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import override, read_tree
 from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.host_memory import check_training_fits
+from pangu_sigma.launching import launch
+from pangu_sigma.launching.environment import chip_in_environment, chip_of_host
+from pangu_sigma.launching.host.access import Host
 from pangu_sigma.parallel.layout import axes_text
+from pangu_sigma.shipped import config_path
+from pangu_sigma.writable import check_folder_writable
+
+logger = logging.getLogger(__name__)
+
+
+def launch_training(
+    config: Config,
+    output: Path,
+    source: Path,
+    overrides: Sequence[str] = (),
+    *,
+    device: Literal["cpu", "ascend"] = "cpu",
+    start_over: bool = False,
+    allow_data_change: bool = False,
+    lock: bool = True,
+    processes: int | None = None,
+    nodes: int = 1,
+    node_rank: int | None = None,
+    master_address: str | None = None,
+    master_port: int = launch.DEFAULT_PORT,
+    max_restarts: int = 0,
+    grace: float = 10.0,
+    wait: float = 300.0,
+    hang_timeout: float = 1800.0,
+    dry_run: bool = False,
+) -> int | str:
+    """Train a run on many processes, as `launch.Job` says, and return the exit status.
+
+    source, overrides: where the configuration comes from, as `training_command` takes it. processes: number of ranks that the user
+    expects. dry_run: True to start nothing, and return the shell script of it.
+    Raises LaunchError, ConfigError and DataError for mistakes that are known before ranks start.
+    """
+    from pangu_sigma.checkpoint.run_folder import Asked, check_start
+
+    check_ranks(config, processes)
+    if nodes > 1 and not dry_run:
+        for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
+            if value is None:
+                raise ConfigError(f"{name} is missing: with --nodes {nodes} each is told its rank and where node 0 is")
+    job = launch.Job(
+        command=training_command(source, output, overrides, device, allow_data_change, lock),
+        logs=output / "logs",
+        ranks=config.parallel.ranks,
+        nodes=nodes,
+        node=node_rank or 0,
+        address=master_address or ("MASTER" if nodes > 1 else "127.0.0.1"),
+        port=master_port,
+        ascend=device == "ascend",
+        chip=config.parallel.chip,
+        restarts=max_restarts,
+        grace=grace,
+        wait=wait,
+        hang_timeout=hang_timeout,
+    )
+    if dry_run:
+        return launch.dry_run(job)
+    launch.check_job(job)
+    check_folder_writable(output, "--output")
+    if not job.ascend:
+        check_training_fits(config, job.local)
+    check_start(output, config, Asked(start_over, allow_data_change))
+    if start_over and job.node == 0:
+        start_over_once(output, lock)
+    return launch.launch(replace(job, facts=training_facts(config)) if nodes > 1 else job)
 
 
 def training_command(
-    file: Path | None,
-    run: Path,
-    overrides: list[str],
-    ascend: bool = False,
-    other_data: bool = False,
-    no_lock: bool = False,
+    source: Path,
+    output: Path,
+    overrides: Sequence[str] = (),
+    device: Literal["cpu", "ascend"] = "cpu",
+    allow_data_change: bool = False,
+    lock: bool = True,
 ) -> list[str]:
     """The command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint.
 
-    file: None for the configuration of the run folder.
+    source: the configuration as the user wrote it, each node finds its own; or the run folder itself. overrides: texts KEY=VALUE.
     """
-    settings = [text for override in overrides for text in ("--set", override)]
-    asked = [*(["--other-data"] if other_data else []), *(["--no-lock"] if no_lock else [])]
-    device = ["--device", "ascend"] if ascend else []
-    config = [] if file is None else [str(file)]
-    return [sys.executable, "-m", "pangu_sigma", "train", *config, "--run", str(run), *device, *settings, *asked]
+    return [
+        *(sys.executable, "-m", "pangu_sigma", "train", str(source)),
+        *([] if source == output else ["--output", str(output)]),
+        *([] if device == "cpu" else ["--device", device]),
+        *(text for change in overrides for text in ("--set", change)),
+        *(["--allow-data-change"] if allow_data_change else []),
+        *([] if lock else ["--no-lock"]),
+    ]
+
+
+def with_known_chip(config: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides, and parallel.chip as PANGU_SIGMA_CHIP says, else the configuration, else npu-smi; an override that names one
+    stays. A run folder has a chip. Raises ConfigError as `read_tree`."""
+    if _names_a_chip(override({}, overrides)):
+        return [*overrides]
+    host = Host()
+    chosen = chip_in_environment(host.environment)
+    if chosen is None and not config.is_dir() and not _names_a_chip(read_tree(config_path(config))):
+        chosen = chip_of_host(host)
+    if chosen is None:
+        return [*overrides]
+    logger.info("chip %s, said by %s", chosen.name, chosen.by)
+    return [*overrides, f"parallel.chip={chosen.name}"]
+
+
+def _names_a_chip(tree: dict[str, Any]) -> bool:
+    parallel = tree.get("parallel")
+    return isinstance(parallel, dict) and "chip" in parallel
 
 
 def start_over_once(run: Path, lock: bool) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pangu_sigma.config import Config
-from pangu_sigma.domains import domains_of
+from pangu_sigma.domains import chosen_domains
 
 _FLOAT32 = 4
 _STORED_COPIES = 3
@@ -46,12 +47,12 @@ def inspect(config: Config) -> dict[str, Any]:
     }
 
 
-def extraction(config: Config, names: list[str]) -> dict[str, Any]:
+def extraction(config: Config, keep: Sequence[str], drop: Sequence[str]) -> dict[str, Any]:
     """The size of a model before and after some of its domains are extracted: shared layers stay, those domains' experts and slots.
 
-    Raises ConfigError for a domain that there is not.
+    Raises ConfigError as `chosen_domains`.
     """
-    kept = {domains_of(config).named(name).name for name in names}
+    kept = chosen_domains(config, keep, drop)
     smaller = config.model_copy(update={"domains": [d for d in config.domains if d.name in kept]})
     return {
         "domains": [d.name for d in smaller.domains],

@@ -5,7 +5,7 @@ Headers and small files are read, and no values unless they are to be verified.
     run, checkpoint       the newest checkpoint by its name; with verification the newest intact one
     export                counted by its configuration: the weights are inside of the graph
     file of weights       what `export --format safetensors` wrote
-    hf                    what `convert --to hf` wrote
+    hf                    what `export --format hf` wrote
     anything else         a released PanGu-α, if it is one: convert/README.md says which
 """
 

@@ -14,6 +14,7 @@ from pangu_sigma.planning.machine import LITTLE_LEFT, chip_of
 from pangu_sigma.planning.memory import fullest_host, fullest_stage, host_items, npu_items, total
 from pangu_sigma.planning.suggest import least_devices, suggest_layout, with_parallel
 from pangu_sigma.planning.text import counted, layout_text
+from pangu_sigma.writable import check_file_writable
 
 SCANNED = tuple(8 << power for power in range(10))
 """Numbers of NPUs to scan."""
@@ -71,9 +72,16 @@ class Scan:
         return {"name": self.name, "chip": self.chip, "least_devices": self.least_devices, "scan": rows}
 
 
-def scan(config: Config) -> Scan:
-    """Find the fastest layout on each of SCANNED numbers of NPUs, whatever axes the parallel section has. Raises ConfigError if the
-    configuration cannot be laid out on any of them."""
+def scan(config: Config, picture: Path | None = None) -> Scan:
+    """Find the fastest layout on each of SCANNED numbers of NPUs, whatever axes the parallel section has.
+
+    picture: file that `draw_scan` draws the result into. Raises ConfigError if the configuration cannot be laid out on any of them,
+    and for a file name that is not a picture's.
+    """
+    if picture is not None:
+        if picture.suffix not in (".svg", ".png", ".pdf"):
+            raise ConfigError(f"--scan {picture}: a picture is a .svg, .png or .pdf file")
+        check_file_writable(picture, "--scan")
     rows, chip = [], chip_of(config)
     for devices in SCANNED:
         try:
@@ -96,7 +104,10 @@ def scan(config: Config) -> Scan:
         )
     if not rows:
         raise refusal
-    return Scan(config.name, config.parallel.chip, least_devices(config), rows)
+    found = Scan(config.name, config.parallel.chip, least_devices(config), rows)
+    if picture is not None:
+        draw_scan(found, picture)
+    return found
 
 
 def format_scan(result: Scan) -> str:

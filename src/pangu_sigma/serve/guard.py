@@ -151,7 +151,7 @@ class Guard:
             raise Refused(
                 408,
                 f"the body did not come within {self._limits.body_seconds} s; send it faster, or start the server with "
-                "--limit body_seconds=N",
+                "--set body_seconds=N",
                 headers={"Connection": "close"},
             ) from None
 
@@ -160,7 +160,7 @@ class _TooLarge(Refused):
     """A body of more than `kib` KiB. more: True if more of it is to come."""
 
     def __init__(self, kib: int, more: bool):
-        reason = f"the body has more than {kib} KiB; send less, or start the server with --limit body_kib=N"
+        reason = f"the body has more than {kib} KiB; send less, or start the server with --set body_kib=N"
         super().__init__(413, reason, headers={"Connection": "close"})
         self.more = more
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from pangu_sigma.config import MOST, ConfigError
@@ -35,14 +36,14 @@ class Limits:
     stop_seconds: int = 7
 
     @classmethod
-    def changed(cls, changes: list[str]) -> Limits:
+    def changed(cls, changes: Sequence[str]) -> Limits:
         """The limits with `changes`, each NAME=NUMBER. Raises ConfigError for a name that does not exist or another number."""
         limits, names = cls(), [field.name for field in fields(cls)]
         for change in changes:
             name, _, number = change.partition("=")
             if name not in names:
-                raise ConfigError(f"--limit {change}: there is no limit {name!r}; there are {', '.join(names)}")
+                raise ConfigError(f"--set {change}: there is no limit {name!r}; there are {', '.join(names)}")
             if not (number.isascii() and number.isdigit() and len(number) < 13 and 1 <= int(number) <= MOST):
-                raise ConfigError(f"--limit {change}: {number!r} is not a whole number from 1 to {MOST}")
+                raise ConfigError(f"--set {change}: {number!r} is not a whole number from 1 to {MOST}")
             limits = replace(limits, **{name: int(number)})
         return limits

@@ -137,7 +137,7 @@ class Served:
             raise Refused(
                 400,
                 f"prompt, n: {len(requests)} answers are more than may wait ({self.limits.waiting}); ask for fewer at once, or "
-                "start the server with --limit waiting=N",
+                "start the server with --set waiting=N",
                 "n",
                 "invalid_value",
             )
@@ -179,7 +179,7 @@ def _over(parameter: str, number: int, most: int, name: str) -> Refused:
     return Refused(
         400,
         f"{parameter}: {number} is more than {most}, the limit {name} of this server; lower it, or start the server with "
-        f"--limit {name}=N",
+        f"--set {name}=N",
         parameter,
         "invalid_value",
     )

@@ -31,11 +31,11 @@ Anything else is said to the model. Write // for a message that begins with /.""
 
 @dataclass
 class Settings:
-    """What a chat begins with. domain: None for the first. max_tokens: None for as many as fit. seed: None for a new one."""
+    """What a chat begins with. domain: None for the first. max_new_tokens: None for as many as fit. seed: None for a new one."""
 
     domain: str | None = None
     temperature: float = 0.7
-    max_tokens: int | None = None
+    max_new_tokens: int | None = None
     seed: int | None = None
 
 
@@ -65,12 +65,12 @@ class Chat:
         template = ChatTemplate.of(self.domain, self.config.chat)
         system: list[tuple[Role, str]] = [("system", self.system)] if self.system else []
         messages: list[tuple[Role, str]] = [*system, *self.messages, ("user", text)]
-        ids, warnings = self.prompts.chat_prompt(messages, self.domain, template, self.settings.max_tokens)
+        ids, warnings = self.prompts.chat_prompt(messages, self.domain, template, self.settings.max_new_tokens)
         for warning in warnings:
             self.say(warning)
         room = self.prompts.length - len(ids)
         request = Request(
-            self.domain, tuple(ids), self.settings.max_tokens or room, self.sampling, self._seed, template.stop
+            self.domain, tuple(ids), self.settings.max_new_tokens or room, self.sampling, self._seed, template.stop
         )
         self._seed += 1
         said = self._stream(request)

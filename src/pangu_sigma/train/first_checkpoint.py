@@ -18,10 +18,10 @@ from pangu_sigma.train.health import Health
 from pangu_sigma.train.progress import Progress
 
 
-def check_absent(folder: Path, how: str = "with --run") -> None:
-    """Raise ConfigError if a folder that is to be made is there. how: the way to name another one, for the message."""
+def check_absent(folder: Path) -> None:
+    """Raise ConfigError if a folder that is to be made is there."""
     if folder.exists() or folder.is_symlink():
-        raise ConfigError(f"{folder} exists; choose another folder {how}")
+        raise ConfigError(f"{folder} exists; choose another folder with --output")
 
 
 @contextmanager

@@ -258,7 +258,9 @@ def _text_of(spike: Spike) -> str:
 def _way_on(run: RunFolder, ranks: Ranks) -> str:
     healthy, ill = last_healthy(run.checkpoints, ranks)
     if healthy is None:
-        return f"No checkpoint in {run.checkpoints} has only finite values: start again in another folder, with --run."
+        return (
+            f"No checkpoint in {run.checkpoints} has only finite values: start again in another folder, with --output."
+        )
     remove = f"remove {', '.join(map(str, ill))}, and " if ill else ""
     again = "start the same command again, which goes on from it."
     return f"The last checkpoint whose values are all finite is {healthy}: {remove}{again}"

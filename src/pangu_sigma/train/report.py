@@ -102,7 +102,7 @@ def _read(folder: Path) -> _Run:
 
 
 def _benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `evaluate --tasks` has noted in a run; empty if nothing, or not what it writes."""
+    """What `benchmark` has noted in a run; empty if nothing, or not what it writes."""
     try:
         tasks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
     except (OSError, ValueError):

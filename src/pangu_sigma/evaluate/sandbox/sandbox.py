@@ -113,5 +113,6 @@ def _refusal(missing: str) -> str:
     return (
         f"programs cannot be isolated here: {missing}. It takes Linux on x86_64 or aarch64, and either root with the capability "
         "SYS_ADMIN, or any user where user namespaces are allowed (/proc/sys/user/max_user_namespaces is above 0, and nothing "
-        "else forbids them). With --unsafe they run all the same, within the limits, but as you and with your files in reach"
+        "else forbids them). With --allow-code-execution they run all the same, within the limits, but as you and with your files "
+        "in reach"
     )

@@ -52,7 +52,7 @@ class TaskFiles(NamedTuple):
         """The path of a file. Raises FileNotFoundError, which says where it is published, and ValueError without a folder."""
         if not self.data:
             raise ValueError(
-                f"{self.folder} reads files, and no folder was given: --data FOLDER of pangu-sigma evaluate, or --metadata "
+                f"{self.folder} reads files, and no folder was given: --files FOLDER of pangu-sigma benchmark, or --metadata "
                 f'\'{{"data": "FOLDER"}}\' of lm_eval; it expects FOLDER/{self.folder}/{file}, published at {self.published}'
             )
         path = Path(self.data) / self.folder / file

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from helpers.ascend_host import AscendHost
 
+from pangu_sigma import doctor
 from pangu_sigma.checkpoint.model_files import write_config
-from pangu_sigma.commands import doctor
-from pangu_sigma.commands.doctor import Check, format_checks, run_checks
 from pangu_sigma.config_file import load_config
+from pangu_sigma.doctor import Check, format_checks, run_checks
 from pangu_sigma.npus import Missing
 from pangu_sigma.shipped import config_path
 

@@ -26,7 +26,7 @@ from pangu_sigma.launching.host.check import Check
 from pangu_sigma.launching.host.checks import host_checks
 from pangu_sigma.npus import DEV, cann, missing_for_ascend, npus
 
-_REQUIREMENTS = Path(__file__).parents[3] / "requirements.txt"
+_REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _GIB = 1 << 30
 _MEMORY_GIB = 4.0
 """Enough for sigma_tiny with MindSpore's compiler."""
