@@ -1,10 +1,9 @@
-"""Around training: inspect, plan, bench, doctor, completion."""
+"""Around training: inspect, plan, doctor, completion."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,8 +25,6 @@ from pangu_sigma.writable import check_file_writable
 if TYPE_CHECKING:
     from pangu_sigma.planning.scan import Scan
 
-BENCHES = ("ops", "adam", "ecss", "moe", "train", "tokenizer", "scale", "checkpoint", "decode", "serve", "evaluate")
-"""Modules of `pangu_sigma.bench`, each with run(peers) -> rows."""
 WEIGHTS_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
 """Ends of the names of files that hold weights, and no configuration."""
 
@@ -87,12 +84,6 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--compile", action="store_true", help="let MindSpore compile the step for Ascend; minutes")
     with_chip(with_overrides(command))
-
-    command = with_json(
-        add_command(commands, "bench", _bench, "our speed against peers, in one run", "adam --peers", "scale")
-    )
-    command.add_argument("bench", choices=BENCHES)
-    command.add_argument("--peers", action="store_true", help="with the peers of the [bench] extra")
 
     command = with_json(
         add_command(
@@ -200,14 +191,6 @@ def _scan(config: Config, picture: Path) -> Scan:
     found = scan(config)
     draw_scan(found, picture)
     return found
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from pangu_sigma.bench.harness import format_rows
-
-    rows = importlib.import_module(f"pangu_sigma.bench.{options.bench}").run(options.peers)
-    show([row.as_dict() for row in rows], format_rows(rows), options.json)
-    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
