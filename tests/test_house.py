@@ -44,7 +44,7 @@ FLOORS = [
     ["convert"],
     ["inherit"],
     ["finetune"],
-    ["planning", "mindformers_adapter"],
+    ["planning", "speed", "mindformers_adapter"],
     ["api"],
     ["commands"],
     ["cli"],

@@ -91,7 +91,7 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
             "doctor",
             _doctor,
             "is this machine ready?",
-            "",
+            "--speed",
             "--ascend --chip 910b",
             "--ascend --run /shared/runs/sigma_1t",
         )
@@ -99,6 +99,7 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--ascend", action="store_true", help="demand NPUs, and all that a host of a cluster needs for them"
     )
+    command.add_argument("--speed", action="store_true", help="measure memory, Adam and matrix products; a few seconds")
     command.add_argument("--chip", choices=CHIP_NAMES, help="the chip that must be there; with --ascend")
     command.add_argument("--run", type=Path, help="a run folder: is it on storage that all nodes share? with --ascend")
 
@@ -200,7 +201,8 @@ def _doctor(options: argparse.Namespace) -> int:
     for name in ("chip", "run"):
         if getattr(options, name) is not None and not options.ascend:
             raise ConfigError(f"--{name} {getattr(options, name)} is about NPUs: add --ascend")
-    checks = run_checks(Host(), options.chip, options.run) if options.ascend else run_checks()
+    host = Host() if options.ascend else None
+    checks = run_checks(host, options.chip, options.run, options.speed)
     show([vars(check) for check in checks], format_checks(checks), options.json)
     return 0 if all(check.ok for check in checks) else 1
 
