@@ -26,19 +26,23 @@ CORE = (
     ),
 )
 """Folders and files of the package that are the core."""
+_NO_CODE = (
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
+    *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
+)
 
 
 def code_lines(source: str) -> int:
     """Number of lines that hold code."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+        if token.type not in _NO_CODE:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Expr(value=ast.Constant(value=str())):
                 lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return len([number for number in lines if number <= source.count("\n") + 1])
+    return len(lines)
 
 
 def function_imports(source: str) -> int:
@@ -90,6 +94,7 @@ def of_commit(commit: str) -> dict[str, str]:
 
 
 def main() -> None:
+    """Print the columns that the command line asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--at", nargs="+", default=[], metavar="COMMIT", help="count these commits, too")
     columns = {name or "now": of_commit(name) for name in [*parser.parse_args().at, ""]}

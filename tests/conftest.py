@@ -28,7 +28,6 @@ LONG = [
     "train/test_loop.py",
     "ecss/test_exactness.py",
     "train/test_step.py",
-    "bench/test_bench_ecss.py",
     "test_mindformers_adapter.py",
     "ascend/test_step.py",
     "launching/test_launch_training.py",

@@ -187,7 +187,6 @@ COMMANDS = [
         "chat",
         "inspect",
         "plan",
-        "bench",
         "doctor",
     ),
     "completion",

@@ -44,7 +44,8 @@ FLOORS = [
     ["convert"],
     ["inherit"],
     ["finetune"],
-    ["planning", "mindformers_adapter", "bench", "doctor"],
+    ["planning", "speed", "mindformers_adapter"],
+    ["doctor"],
     ["api"],
     ["commands"],
     ["cli"],
@@ -99,12 +100,6 @@ TESTED_ELSEWHERE = {
         for name in ("access", "check", "network_checks", "npu_checks", "system_checks", "version_checks")
     },
     "src/pangu_sigma/planning/machine.py": "constants; tests/planning/test_memory.py and test_cost.py compute with them",
-    "src/pangu_sigma/bench/adam.py": "tests/bench/test_bench_adam.py",
-    "src/pangu_sigma/bench/dcp.py": "a program of the peers' environment; tests/bench/test_checkpoint.py starts it where they are",
-    "src/pangu_sigma/bench/ecss.py": "tests/bench/test_bench_ecss.py",
-    "src/pangu_sigma/bench/gpt2.py": "a program of the peers' environment; tests/bench/test_decode.py starts it where they are",
-    "src/pangu_sigma/bench/mixtral.py": "a program of the peers' environment; tests/bench/test_train.py starts it where they are",
-    "src/pangu_sigma/bench/tokenizer.py": "tests/bench/test_bench_tokenizer.py",
     "src/pangu_sigma/ascend/active_experts.py": "tests/ascend/test_step.py compares whole steps with those of the CPU",
     "src/pangu_sigma/ascend/device.py": "tests/planning/test_compile.py compiles under its context",
     "src/pangu_sigma/ascend/device_adam.py": "tests/ascend/test_step.py compares whole steps with those of the CPU",
@@ -117,6 +112,13 @@ TESTED_ELSEWHERE = {
         f"src/pangu_sigma/mindformers_adapter/{name}.py": "tests/test_mindformers_adapter.py starts MindFormers once for all"
         for name in "__init__ __main__ checkpoint dataset model registration step tokenizer trainer words".split()  # noqa: SIM905
     },
+    **{
+        f"experiments/{name}/__main__.py": "options; experiments/tests/test_small.py, and the tests of what it calls"
+        for name in ("bench", "compare", "finetune_packages")
+    },
+    "experiments/bench/dcp.py": "a program of the peers' environment; experiments/tests/bench/test_checkpoint.py starts it",
+    "experiments/bench/gpt2.py": "a program of the peers' environment; experiments/tests/bench/test_decode.py starts it",
+    "experiments/bench/mixtral.py": "a program of the peers' environment; experiments/tests/bench/test_train.py starts it",
     "ascend_ops/activation.py": "the oracle; tests/ascend_ops/test_grouped_ffn.py and tests/model/test_pangu_sigma.py use it",
     "ascend_ops/device.py": "tests/ascend_ops/test_expert_dispatch.py on the CPU, tests/device/test_ascend_ops.py on a chip",
     "ascend_ops/emulation/compiling.py": "tests/ascend_ops/test_ascendc_mutations.py compiles with it, and what does not compile",
@@ -136,7 +138,7 @@ TWICE = {
     "load_config": "the Python face takes a shipped name too, and calls the one of config_file.py",
     "logger": "each module has its own, by its name",
     "main": "where a program begins",
-    "run": "each benchmark's entry, called by name in commands/",
+    "run": "each benchmark's entry, called by name in experiments/bench/__main__.py",
     "serve": "the Python face takes a model, and calls the one of serve/server.py",
     "train": "the Python face gives back a model, and calls the loop",
 }
@@ -155,12 +157,6 @@ ONE_MEANING = {
 """Words that code may make a name of only in these folders and files of `pangu_sigma`, where they have their one meaning."""
 
 PRINTS = {
-    "src/pangu_sigma/bench/dcp.py": "answers a benchmark through a pipe",
-    "src/pangu_sigma/bench/gpt2.py": "answers a benchmark through a pipe",
-    "src/pangu_sigma/bench/mixtral.py": "answers a benchmark through a pipe",
-    "src/pangu_sigma/bench/peer.py": "asks such a program through a pipe",
-    "src/pangu_sigma/bench/peer_runs.py": "a program of its own: the summary of the run that it has trained",
-    "src/pangu_sigma/bench/stored_experts.py": "answers a benchmark through a pipe",
     "src/pangu_sigma/errors.py": "the one message of an error that a user can mend, on standard error",
     "src/pangu_sigma/launching/environment.py": "run_scripts/ascend_env.sh reads it",
     "src/pangu_sigma/planning/compile.py": "its compiling process answers the one that waits",
@@ -172,8 +168,9 @@ ELSEWHERE = re.compile(r"\bspec §|\bdesign (decision|§)|\(spec[:,\s]", re.IGNO
 
 
 def sources() -> dict[str, Path]:
-    """Every module of the product by its dotted name."""
-    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "ascend_ops").rglob("*.py")]
+    """Every module of the product, and of the experiments on it, by its dotted name."""
+    files = [file for folder in ("src", "ascend_ops", "experiments") for file in (ROOT / folder).rglob("*.py")]
+    files = [file for file in files if ROOT / "experiments/tests" not in file.parents]
     found = {}
     for file in files:
         base = ROOT / "src" if (ROOT / "src") in file.parents else ROOT
@@ -236,9 +233,10 @@ def python_files() -> dict[str, ast.Module]:
 
 
 def test_file_of(file: str) -> str:
-    """The test that mirrors a module: src/pangu_sigma/rre/plan.py → tests/rre/test_plan.py."""
-    path = Path(file.removeprefix("src/pangu_sigma/"))
-    return str("tests" / path.parent / f"test_{path.name}")
+    """The test that mirrors a module: src/pangu_sigma/rre/plan.py → tests/rre/test_plan.py, those of experiments/ inside of it."""
+    base = Path("experiments" if file.startswith("experiments/") else "")
+    path = Path(file.removeprefix("src/pangu_sigma/")).relative_to(base)
+    return str(base / "tests" / path.parent / f"test_{path.name}")
 
 
 test_file_of.__test__ = False  # type: ignore[attr-defined]
@@ -383,12 +381,13 @@ def test_no_folder_imports_one_above_it(edges):
     assert upward == []
 
 
-def test_the_operators_import_nothing_of_the_product(edges):
+def test_the_operators_import_nothing_of_the_product_and_neither_imports_experiments(edges):
     below = {
         m: o
         for m, others in edges.items()
         for o in others
-        if m.startswith("ascend_ops") and o.startswith("pangu_sigma")
+        if (m.startswith("ascend_ops") and o.startswith("pangu_sigma"))
+        or (not m.startswith("experiments") and o.startswith("experiments"))
     }
     assert below == {}
 
@@ -414,9 +413,13 @@ def test_routing_and_configuration_do_not_load_mindspore():
 
 def test_every_module_has_the_test_of_its_name(trees):
     modules = {file for file, tree in trees.items() if not file.endswith("/__init__.py") or defines(tree)}
-    tests = {str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py")}
+    tests = {
+        str(f.relative_to(ROOT))
+        for folder in ("tests", "experiments/tests")
+        for f in (ROOT / folder).rglob("test_*.py")
+    }
     assert mirror_faults(modules, tests, set(TESTED_ELSEWHERE)) == []
-    named = {test for reason in TESTED_ELSEWHERE.values() for test in re.findall(r"tests/[\w/]+\.py", reason)}
+    named = {test for reason in TESTED_ELSEWHERE.values() for test in re.findall(r"[\w/]*tests/[\w/]+\.py", reason)}
     assert sorted(test for test in named if not (ROOT / test).exists()) == []
     faults = mirror_faults(
         {"src/pangu_sigma/a/b.py", "ascend_ops/c.py"}, {"tests/a/test_b.py"}, {"src/pangu_sigma/a/b.py"}
@@ -452,7 +455,7 @@ def test_no_docstring_begins_with_of(trees):
 
 def test_no_text_refers_to_a_document_that_is_not_here():
     suffixes = {".py", ".md", ".yaml", ".sh", ".h", ".cpp", ".cc"}
-    folders = ("src", "ascend_ops", "model_configs", "run_scripts", "tests")
+    folders = ("src", "ascend_ops", "experiments", "docs", "model_configs", "run_scripts", "tests")
     files = [
         f for folder in folders for f in (ROOT / folder).rglob("*") if f.suffix in suffixes and f != Path(__file__)
     ]

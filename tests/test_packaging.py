@@ -20,7 +20,7 @@ from setuptools import find_namespace_packages
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-BUILT_FROM = ("src", "ascend_ops", "model_configs", "pyproject.toml", "README.md", "LICENSE")
+BUILT_FROM = ("src", "ascend_ops", "experiments", "model_configs", "pyproject.toml", "README.md", "LICENSE")
 DEVELOPMENT = {"pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"}
 
 
@@ -55,6 +55,8 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_the_wheel_holds_what_running_needs_and_nothing_else():
     assert {file for file in packaged() if not file.endswith(".md")} == sources()
+    assert (ROOT / "experiments" / "bench").is_dir()
+    assert not {file for file in packaged() if file.startswith("experiments")}
     for file in (
         "pangu_sigma/model_configs/sigma_tiny.yaml",
         "ascend_ops/cpu/adam.cc",
@@ -120,6 +122,7 @@ def test_the_built_wheel_is_what_pyproject_says(wheel):
         (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         lines = archive.read(metadata).decode().split("\n\n")[0].splitlines()
     assert {name for name in found if not name.endswith(".md")} == sources()
+    assert {name.split("/")[0] for name in found} == {"pangu_sigma", "ascend_ops"}
     required = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
     always = {Requirement(text).name for text in required if Requirement(text).marker is None}
     assert always == names(PYPROJECT["project"]["dependencies"])

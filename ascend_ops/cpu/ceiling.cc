@@ -1,4 +1,4 @@
-// The memory traffic of Adam with next to no arithmetic: what `pangu-sigma bench adam` holds the kernel against.
+// The memory traffic of Adam with next to no arithmetic: what `experiments.bench adam` holds the kernel against.
 #include <algorithm>
 #include <cstdint>
 

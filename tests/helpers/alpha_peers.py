@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pangu_sigma.bench.peer import peers_python
+from experiments.peers import peers_python
 from pangu_sigma.planning.cann_stub import ascend_environment
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from helpers.small_clusters import MODEL_CONFIGS, by_hand
 
-from pangu_sigma import bench
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config_file import load_config
 from pangu_sigma.planning.cost import MEASURED_UPDATE_BANDWIDTH
@@ -55,14 +54,14 @@ def test_what_time_was_fitted_to_stands_where_it_is_printed():
     text = format_plan(make_plan(load_config(MODEL_CONFIGS / "sigma_1t.yaml"), 512))
     assert "fitted to 18 and 29 % of LocMoE's smaller steps" in text
     assert (
-        "Adam on the host at 36 GB/s, which `bench adam` measured on 2 cores, not at 10: 1.21 s, the step 4.35 s"
+        "Adam on the host at 36 GB/s, which was measured on 2 cores (doctor --speed), not at 10: 1.21 s, the step 4.35 s"
         in text
     )
     assert "fitted to the paper's 7.5 s and 6.3x on 512 NPUs of 910A" in text
 
 
-def test_the_measured_adam_is_what_the_benchmarks_readme_prints():
+def test_the_measured_adam_is_that_of_the_table():
     """Its `kernel` row: milliseconds for 48 tensors of 2**20 parameters of 28 bytes."""
-    readme = (Path(bench.__file__).parent / "README.md").read_text(encoding="utf-8")
-    milliseconds = float(re.search(r"memory traffic of Adam alone +([\d.]+)", readme)[1])
+    tables = (Path(__file__).parents[2] / "docs/experiments/speed.md").read_text(encoding="utf-8")
+    milliseconds = float(re.search(r"memory traffic of Adam alone +([\d.]+)", tables)[1])
     assert pytest.approx(28 * 48 * 2**20 / milliseconds * 1e3, rel=0.01) == MEASURED_UPDATE_BANDWIDTH

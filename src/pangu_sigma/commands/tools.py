@@ -1,9 +1,8 @@
-"""Around training: inspect, plan, bench, doctor, completion."""
+"""Around training: inspect, plan, doctor, completion."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from pangu_sigma.commands.options import (
     call_and_show,
     config_printed,
     flag,
-    show,
     with_chip,
     with_config,
     with_json,
@@ -26,9 +24,6 @@ from pangu_sigma.commands.options import (
 )
 from pangu_sigma.config import ConfigError
 
-BENCHES = ("ops", "adam", "ecss", "moe", "train", "tokenizer", "scale", "checkpoint", "decode", "serve", "evaluate")
-"""Modules of `pangu_sigma.bench`, each with run(peers) -> rows."""
-
 
 def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     """Declare these commands. parser: that of all commands, which completion reads."""
@@ -36,18 +31,11 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     _add_plan(commands)
 
     command = add_command(
-        commands, "bench", _bench, "our speed against peers, in one run", "adam --peers", "scale", run=_bench
-    )
-    command.add_argument("bench", choices=BENCHES)
-    flag(command, "--peers", "with the peers of the [bench] extra")
-    with_json(command)
-
-    command = add_command(
         commands,
         "doctor",
         api.doctor,
         "is this machine ready?",
-        "",
+        "--speed",
         "--device ascend --chip 910b",
         "/shared/runs/sigma_1t --device ascend",
     )
@@ -55,6 +43,7 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     demand = "ascend: demand NPUs, and all that a host of a cluster needs for them"
     command.add_argument("--device", choices=["cpu", "ascend"], help=demand)
     command.add_argument("--chip", choices=CHIP_NAMES, help="the chip that must be there; with --device ascend")
+    flag(command, "--speed", "measure memory, Adam and matrix products; a few seconds")
     with_json(command)
 
     command = add_command(
@@ -120,14 +109,6 @@ def _add_plan(commands: Any) -> None:
     flag(command, "--compile", "let MindSpore compile the step for Ascend; minutes")
     with_chip(command)
     with_json(command)
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from pangu_sigma.bench.harness import format_rows
-
-    rows = importlib.import_module(f"pangu_sigma.bench.{options.bench}").run(options.peers)
-    show(api.Results([row.as_dict() for row in rows], format_rows(rows)), options.json)
-    return 0
 
 
 def _completion(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

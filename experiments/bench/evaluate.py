@@ -1,0 +1,117 @@
+"""Bench of benchmarks: short multiple-choice items as lm-evaluation-harness asks them, together and one text after the other.
+
+An item is a question with four letters after it. One peer is the same decoder with one lane: it reads each letter after its
+question by itself, so nothing is computed together, and a question four times. The other is MindSpore's graph of the model, as
+training has it, one text after the other. They do a part of the items in a round; times are of an item.
+Weights are drawn, of `sigma_tiny`'s size, and the tokenizer is the real one. All three must give the same log-probabilities.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from mindspore import Tensor
+
+from experiments.bench.decode import DrawnWeights
+from experiments.bench.harness import Row, compare, take_turns
+from experiments.bench.serve import drawn_config, real_tokenizer
+from pangu_sigma.config import Config
+from pangu_sigma.device import use_cpu
+from pangu_sigma.evaluate.harness import HarnessModel
+from pangu_sigma.generate.decoder import Decoder
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.graph.inference import InferenceGraph, any_length
+from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.graph.rereading import RereadingDecoder
+from pangu_sigma.generate.host.decoder import HostDecoder
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.rre.table import draw_tables
+
+_ITEMS, _ALONE, _LANES, _ROUNDS = 1000, 50, 16, 3
+_QUESTION, _LETTERS = 61, "ABCD"
+"""Characters of a question with its options, before "答案："; and the candidates, as C-Eval and CMMLU have them."""
+_PEERS = ("one by one", "MindSpore graph, one by one")
+_MOST_DIFFERENCE = 1e-4
+
+
+def run(peers: bool) -> list[Row]:
+    """Rows of the bench. peers: has no effect, because the peer is this project's own decoder."""
+    return compare_items(_ITEMS, _ALONE, _ROUNDS)
+
+
+def compare_items(items: int, alone: int, rounds: int) -> list[Row]:
+    """Items a second of a model of `sigma_tiny`'s size, against the first `alone` of them one by one.
+
+    Raises RuntimeError if the answers differ by more than the rounding of float32.
+    """
+    with _models() as (together, *one_by_one):
+        asked = _asked(together, items)
+        some = asked[: alone * len(_LETTERS)]
+        _check_alike([model.loglikelihood(some, disable_tqdm=True) for model in (together, *one_by_one)])
+        whole = {"ours": lambda: together.loglikelihood(asked, disable_tqdm=True)}
+        parts = {
+            name: partial(model.loglikelihood, some, disable_tqdm=True)
+            for name, model in zip(_PEERS, one_by_one, strict=True)
+        }
+        seconds = take_turns(whole | parts, rounds)
+    for name in _PEERS:
+        seconds[name] = [each * items / alone for each in seconds[name]]
+    case = (
+        f"tiny, {items:,} items of {_QUESTION + 3} characters and {len(_LETTERS)} candidates, {_LANES} texts at a time"
+    )
+    return compare("evaluate", case, seconds, work=items, unit="items/s")
+
+
+def _check_alike(answers: list[list[tuple[float, bool]]]) -> None:
+    first, *others = (np.array([score for score, _ in each]) for each in answers)
+    worst = max(float(np.abs(each - first).max()) for each in others)
+    if worst > _MOST_DIFFERENCE:
+        raise RuntimeError(f"log-probabilities differ by {worst:.1e}, and may by {_MOST_DIFFERENCE:g}")
+
+
+@contextmanager
+def _models() -> Iterator[list[HarnessModel]]:
+    """The same drawn model as the harness asks it: together, and each of `_PEERS`."""
+    config = drawn_config("tiny", "zh")
+    tokenizer = real_tokenizer(config)
+    experts = config.model.experts_per_domain
+    table = draw_tables(config.routing, config.model.rre_layers, len(config.domains), tokenizer.size, experts, None)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = DrawnWeights(config, Path(folder) / "weights.safetensors")
+        decoders: list[Decoder] = [HostDecoder(config, tokenizer, table, weights, lanes) for lanes in (_LANES, 1)]
+        graph = Predictor(_graph(config, weights), config, tokenizer, table)
+        yield [HarnessModel(Engine(each), "d0") for each in (*decoders, RereadingDecoder(graph, lanes=1))]
+
+
+def _graph(config: Config, weights: DrawnWeights) -> InferenceGraph:
+    """MindSpore's graph with these weights, for texts of any length."""
+    use_cpu()
+    layers, experts = range(config.model.rre_layers), range(config.experts)
+    routed = [
+        np.stack([weights.expert(layer, number, name) for number in experts])
+        for layer, name in product(layers, FFN_TENSORS)
+    ]
+    graph = InferenceGraph(config, routed)
+    for name, parameter in graph.network.parameters_dict().items():
+        parameter.set_data(Tensor(weights.tensor(name.removeprefix("network.")).reshape(parameter.shape)))
+    graph.set_inputs(*any_length(config))
+    return graph
+
+
+def _asked(model: HarnessModel, items: int) -> list[Instance]:
+    """Drawn text of Chinese characters that are one token each."""
+    rng, tokenizer = np.random.default_rng(0), model.tokenizer
+    common = [chr(code) for code in range(0x4E00, 0x9FA6) if len(tokenizer.encode(chr(code), model.domain)) == 1]
+    questions = ["".join(each) for each in rng.choice(common, (items, _QUESTION))]
+    return [
+        Instance("loglikelihood", {}, (f"{question}答案：", letter), number)
+        for question in questions
+        for number, letter in enumerate(_LETTERS)
+    ]

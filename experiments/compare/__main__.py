@@ -1,0 +1,43 @@
+"""The command `python -m experiments.compare`: ways to train, on the same samples in the same order, with several seeds.
+
+It can be stopped: the same command keeps what has ended and goes on. With other settings use another --folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from experiments.cases import log_to_terminal
+from experiments.compare import dense, inherit, methods
+from experiments.small import add_options
+from pangu_sigma.errors import exit_status
+
+_RATES = ("7e-4", "2e-3", "6e-3")
+
+
+def main() -> int:
+    """Make the comparison that the command line names, and print its tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMPARISON")
+    for module, name, compare in (
+        (dense, "dense", dense.compare_dense),
+        (inherit, "inherit", inherit.compare_inherited),
+        (methods, "methods", methods.compare_methods),
+    ):
+        text = module.__doc__ or ""
+        command = commands.add_parser(name, help=text.partition("\n")[0], description=text)
+        add_options(command, f"compare_{name}", () if name == "dense" else _RATES)
+        if name == "methods":
+            command.add_argument("--steps", type=int, default=160)
+        command.set_defaults(compare=compare)
+    options = vars(parser.parse_args())
+    print(options.pop("compare")(overrides=options.pop("set"), **options))
+    return 0
+
+
+if __name__ == "__main__":
+    log_to_terminal()
+    sys.exit(exit_status(main))

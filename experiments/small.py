@@ -1,0 +1,77 @@
+"""The configurations of comparisons: `sigma_tiny`, or smaller models on its four domains, and what their variants change."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import Override, load_config
+from pangu_sigma.shipped import config_path
+
+SMALL: dict[str, Any] = {
+    "model.hidden": 128,
+    "model.ffn": 512,
+    "model.heads": 4,
+    "model.dense_layers": 2,
+    "model.rre_layers": 2,
+    "model.slot_rows": 4096,
+}
+"""The Σ of a comparison in which many models are trained."""
+SMALL_DENSE = {"model.dense_layers": 4, "model.rre_layers": 0}
+"""What makes it a dense model of the same active size; the embedding slots stay."""
+
+
+Changes = Mapping[str, Any] | Sequence[Override]
+"""Changed keys of a configuration: values by key, or overrides as the command line has them."""
+
+
+def tiny(*changes: Changes) -> Config:
+    """`sigma_tiny` with changed keys, the later ones last."""
+    overrides: list[Override] = []
+    for each in changes:
+        overrides += each.items() if isinstance(each, Mapping) else each
+    return load_config(config_path("sigma_tiny"), overrides)
+
+
+def schedule(steps: int, peak_lr: float, end_lr: float) -> dict[str, Any]:
+    """Keys of a training whose learning rate warms up over a tenth of the steps and decays over the others."""
+    return {
+        "train.steps": steps,
+        "train.optimizer.peak_lr": peak_lr,
+        "train.optimizer.warmup_steps": steps // 10,
+        "train.optimizer.decay_steps": steps - steps // 10,
+        "train.optimizer.end_lr": end_lr,
+    }
+
+
+def evaluated(interval: int, batches: int, checkpoint_interval: int) -> dict[str, Any]:
+    """Keys that say when a training evaluates and saves; it keeps one checkpoint."""
+    return {
+        "train.eval_interval": interval,
+        "train.eval_batches": batches,
+        "train.checkpoint_interval": checkpoint_interval,
+        "train.keep_checkpoints": 1,
+    }
+
+
+def drawn(seed: int, tables: int = 1) -> dict[str, Any]:
+    """Keys of a seed, which decides initial values, the order of samples and the routing tables.
+
+    tables: how many of them a seed needs for itself: layer l draws from routing.seed + l.
+    """
+    return {"seed": seed, "routing.seed": tables * (seed - 1)}
+
+
+def add_options(parser: argparse.ArgumentParser, folder: str, rates: Sequence[str] = ()) -> None:
+    """Declare what every comparison takes. folder: the default one, in runs/. rates: default learning rates; () for none."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    if rates:
+        parser.add_argument(
+            "--rates", nargs="+", default=list(rates), help="peak learning rates, of which each has its best"
+        )
+    parser.add_argument("--folder", type=Path, default=Path("runs", folder), help="where runs and results are kept")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of all trainings")

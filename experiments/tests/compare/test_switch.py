@@ -1,0 +1,169 @@
+"""The gate of the comparison against NumPy in float64: outputs, balance loss, and gradients by finite differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from helpers.tiny import tiny_config
+from helpers.toy import toy_config
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+from ascend_ops.grouped_ffn import grouped_ffn_oracle
+from experiments.compare.switch import GateBackend, GateTrainer, SwitchFFN, gated_network, received
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.ecss.build import make_network
+from pangu_sigma.parallel.ranks import ALONE
+from pangu_sigma.train.loop import train
+from pangu_sigma.train.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+T, H, F, K = 24, 6, 5, 8
+NAMES = ("x", "w1", "b1", "w2", "b2", "gate")
+GATED = {"loss_scale": {"initial": 1.0, "window": 100}}
+
+
+def gated_config(**train: object) -> Config:
+    """A toy with K = 8 experts in a layer of H = 6, F = 5."""
+    model = toy_config().model.model_dump() | {"hidden": H, "ffn": F}
+    return toy_config(model=model, ecss={"enabled": False}, train=GATED | train)
+
+
+def oracle(values: dict[str, np.ndarray], dy_TH: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Output, Σ dy · y + 0.01 · K · Σ f · P, and the tokens of each expert, one token after another."""
+    scores_TK = values["x"] @ values["gate"].T
+    p_TK = np.exp(scores_TK) / np.exp(scores_TK).sum(axis=1, keepdims=True)
+    y_TH = np.empty_like(values["x"])
+    for t, k in enumerate(p_TK.argmax(axis=1)):
+        expert = [values[name][k : k + 1] for name in ("w1", "b1", "w2", "b2")]
+        y_TH[t] = p_TK[t, k] * grouped_ffn_oracle(values["x"][t : t + 1], *expert, np.array([0, 1]))
+    load_K = np.bincount(p_TK.argmax(axis=1), minlength=K)
+    return y_TH, float((dy_TH * y_TH).sum() + 0.01 * K * (load_K / T) @ p_TK.mean(axis=0)), load_K
+
+
+def finite_differences(values: dict[str, np.ndarray], dy_TH: np.ndarray, name: str) -> np.ndarray:
+    """Gradient of the oracle's loss, by central differences."""
+    gradient = np.empty(values[name].size)
+    for i in range(gradient.size):
+        ends = []
+        for step in (1e-6, -1e-6):
+            moved = values[name].copy()
+            moved.flat[i] += step
+            ends.append(oracle(values | {name: moved}, dy_TH)[1])
+        gradient[i] = (ends[0] - ends[1]) / 2e-6
+    return gradient.reshape(values[name].shape)
+
+
+class Weighed(nn.Cell):
+    """construct(dy_TH, arguments of the FFN) -> Σ dy · y, y"""
+
+    def __init__(self, ffn: nn.Cell):
+        super().__init__()
+        self.ffn = ffn
+
+    def construct(self, dy_TH, *arguments):
+        y_TH = self.ffn(*arguments, None)
+        return (dy_TH * y_TH).sum(), y_TH
+
+
+class Differentiated(nn.Cell):
+    """construct(dy_TH, x, w1, b1, w2, b2) -> (loss, y), (their gradients, the gate's)"""
+
+    def __init__(self, ffn: SwitchFFN):
+        super().__init__()
+        self.weighed = Weighed(ffn)  # a cell of its own, so that `set_train` reaches it
+        self.of = ms.value_and_grad(self.weighed, (1, 2, 3, 4, 5), ParameterTuple([ffn.gate]), has_aux=True)
+
+    def construct(self, *arguments):
+        return self.of(*arguments)
+
+
+def test_outputs_balance_and_gradients_are_those_of_the_formulas():
+    rng = np.random.default_rng(0)
+    shapes = ((T, H), (K, F, H), (K, F), (K, F, H), (K, H), (K, H))
+    values = {name: rng.normal(size=shape) for name, shape in zip(NAMES, shapes, strict=True)}
+    dy_TH = rng.normal(size=(T, H))
+    expected_TH, _, load_K = oracle(values, dy_TH)
+    assert 0 in load_K, "an expert without a token is a case, too"
+    ffn = SwitchFFN(gated_config(), seed=1)
+    ffn.gate.set_data(Tensor(values["gate"].astype(np.float32)))
+    step = Differentiated(ffn)
+    arguments = [Tensor(a.astype(np.float32)) for a in (dy_TH, *(values[name] for name in NAMES[:-1]))]
+
+    step.set_train(False)
+    (loss, y_TH), _ = step(*arguments)
+    np.testing.assert_allclose(y_TH.asnumpy(), expected_TH, rtol=1e-4, atol=1e-5)
+    assert not ffn.received.asnumpy().any(), "an evaluation counts nothing"
+
+    step.set_train()
+    (loss, y_TH), (of_inputs, of_gate) = step(*arguments)
+    np.testing.assert_allclose(y_TH.asnumpy(), expected_TH, rtol=1e-4, atol=1e-5)
+    assert float(loss.asnumpy()) == pytest.approx((dy_TH * expected_TH).sum(), rel=1e-4), "without the balance loss"
+    assert ffn.received.asnumpy().tolist() == load_K.tolist()
+    for name, found in zip(NAMES, (*of_inputs, *of_gate), strict=True):
+        expected = finite_differences(values, dy_TH, name)
+        np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_the_balance_loss_alone_moves_the_gate():
+    rng = np.random.default_rng(1)
+    ffn = SwitchFFN(gated_config(), seed=1)
+    zeros = {"w1": (K, F, H), "b1": (K, F), "w2": (K, F, H), "b2": (K, H)}
+    values = {"x": rng.normal(size=(T, H)), "gate": ffn.gate.asnumpy().astype(float)}
+    values |= {name: np.zeros(shape) for name, shape in zeros.items()}
+    step = Differentiated(ffn)
+    step.set_train()
+    arguments = [Tensor(values[name].astype(np.float32)) for name in NAMES[:-1]]
+    _, (_, of_gate) = step(ops.zeros_like(arguments[0]), *arguments)
+    expected = finite_differences(values, np.zeros((T, H)), "gate")
+    assert abs(expected).max() > 1e-5
+    np.testing.assert_allclose(of_gate[0].asnumpy(), expected, rtol=1e-3, atol=1e-8)
+
+
+def test_all_that_a_gated_network_shares_with_the_product_is_drawn_alike():
+    config = gated_config()
+    ms.set_seed(3)
+    plain = {p.name: p.asnumpy() for p in make_network(config).trainable_params()}
+    ms.set_seed(3)
+    gated = {p.name: p.asnumpy() for p in gated_network(config).trainable_params()}
+    gates = [gated.pop(name) for name in sorted(gated.keys() - plain.keys())]
+    assert [gate.shape for gate in gates] == [(K, H)] * 2
+    assert gates[0].std() > 0
+    assert not np.array_equal(*gates)
+    assert {name: values.tobytes() for name, values in gated.items()} == {n: v.tobytes() for n, v in plain.items()}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"ecss": {"enabled": True}}, "ecss.enabled=true: a learned gate needs all experts in each step: set false"),
+        ({"train": {"accumulation": 2}}, "train.accumulation=2: .* set 1"),
+        ({"train": {"loss_scale": {"initial": 2.0, "window": 100}}}, "train.loss_scale.initial=2.0: .* set 1"),
+        ({"train": {"steps": 100}}, "train.loss_scale.window=100: a learned gate needs one of more than train.steps"),
+    ],
+)
+def test_what_a_gate_does_not_go_with_is_refused(sections, message):
+    tree = gated_config(steps=9).model_dump(mode="json")
+    config = toy_config(**{name: tree[name] | sections.get(name, {}) for name in ("model", "ecss", "train")})
+    with pytest.raises(ConfigError, match=message):
+        GateBackend().build(config, ALONE, None)  # type: ignore[arg-type]
+
+
+def test_the_loop_trains_the_gate_and_logs_its_load(tiny_data: Path, tmp_path: Path):
+    base = tiny_config(tiny_data).train.model_dump(mode="json")
+    config = tiny_config(tiny_data, ecss={"enabled": False}, train=base | GATED | {"steps": 6})
+    trainer = train(config, tmp_path / "gated", GateBackend(), kind=GateTrainer)
+    before = {name: p.asnumpy() for name, p in gated_network(config).parameters_and_names() if "gate" in name}
+    dense = load_checkpoint(trainer.run.checkpoints, trainer.run.identity).saved("dense")
+    for name, values in before.items():
+        assert abs(dense[name][0].values - values).max() > 1e-3, "the gate learns, and is saved"
+    lines = read_metrics(tmp_path / "gated")
+    load_NK = np.sum([line["tokens_NK"] for line in lines if line["kind"] == "load"], axis=0)
+    tokens = sum(line["tokens"] for line in lines if line["kind"] == "step")
+    assert load_NK.sum(axis=1).tolist() == [tokens] * config.model.rre_layers
+    last_NK = received(trainer.network)
+    assert last_NK.sum(axis=1).tolist() == [4 * 32] * 2

@@ -1,0 +1,90 @@
+"""A test file's prompts are asked as they were learned, and the answers are scored to the digit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers.tasks import pairs, write_lines, write_task
+
+from experiments.finetune_packages import answering
+from experiments.finetune_packages.answering import answer_test, language_of, scores_of
+from pangu_sigma.checkpoint.model_files import write_config
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import DataError
+from pangu_sigma.finetune.spelling import Speller
+from pangu_sigma.finetune.task import read_task
+from pangu_sigma.generate.text import Generated, generate, prompt_ids
+
+BAD = '{"prompt": "the cat"}'
+
+
+@pytest.fixture
+def asked(tiny_run, tmp_path):
+    """A run's configuration with a task in it, and a test file of four lines and one that cannot be used."""
+    task = write_task(tmp_path / "test.yaml", finetune={"metric": "exact_match+f1"})
+    config = read_task(task).config(RunFolder.open(tiny_run).config, ["en"], 4)
+    (tmp_path / "tuned").mkdir()
+    write_config(tmp_path / "tuned", config, "run")
+    return config, tmp_path / "tuned", write_lines(tmp_path / "test.jsonl", [*pairs(0, 4), BAD])
+
+
+def test_prompts_are_those_that_were_learned_and_answers_are_kept(asked, tiny_run, tmp_path, monkeypatch):
+    config, tuned, test = asked
+    seen = []
+
+    def recorded(engine, prompts, *arguments, **options):
+        seen.append((engine.decoder.tokenizer, prompts, options["stop"]))
+        return generate(engine, prompts, *arguments, **options)
+
+    monkeypatch.setattr(answering, "generate", recorded)
+    found = answer_test(tiny_run, tuned, test, tmp_path / "kept" / "a.json", 8)
+    (tokenizer, prompts, stop), domain = seen[0], domains_of(config).named("en")
+    for (name, text), line in zip(prompts, pairs(0, 4), strict=True):
+        spelled = Speller(tokenizer, config).spell((("user", line["prompt"]),), line["response"], domain)
+        assert (name, prompt_ids(tokenizer, text, domain)) == ("en", spelled.ids_T[: spelled.answer].tolist())
+    assert stop == ("\n",)
+    assert (found["n"], found["skipped"], len(found["answers"])) == (4, 1, 4)
+    assert answer_test(tiny_run, tuned, test, tmp_path / "kept" / "a.json", 8) == found
+    assert len(seen) == 1, "what is kept is not asked again"
+    assert json.loads((tmp_path / "kept" / "a.json").read_text()) == found
+
+
+def test_right_answers_count_and_unfinished_ones_are_told(asked, tiny_run, tmp_path, monkeypatch):
+    _, tuned, test = asked
+    texts = [f" {line['response']}\t" for line in pairs(0, 3)] + ["cow"]
+
+    def told(engine, prompts, *_, **__):
+        return [Generated(*prompt, text, [], text != "cow") for prompt, text in zip(prompts, texts, strict=True)]
+
+    monkeypatch.setattr(answering, "generate", told)
+    found = answer_test(tiny_run, tuned, test, tmp_path / "b.json")
+    assert (found["scores"], found["unfinished"]) == ({"exact_match": 75.0, "f1": 75.0}, 1)
+
+
+def test_what_cannot_be_asked_is_refused(asked, tiny_run, tmp_path):
+    _, tuned, _ = asked
+    with pytest.raises(DataError, match=r"empty\.jsonl: has no line that can be used"):
+        answer_test(tiny_run, tuned, write_lines(tmp_path / "empty.jsonl", [BAD]), tmp_path / "c.json")
+    with pytest.raises(ConfigError, match="is a run that is not tuned to a task"):
+        answer_test(tiny_run, tiny_run, write_lines(tmp_path / "d.jsonl", pairs(0, 1)), tmp_path / "c.json")
+
+
+def test_scores_are_from_0_to_100():
+    wanted = ["打开文件", "保存所有的文件"]
+    assert scores_of(wanted, wanted, "bleu+chrf", "zh") == pytest.approx({"bleu": 100.0, "chrf": 100.0})
+    assert scores_of(["", ""], wanted, "bleu+chrf", "zh") == {"bleu": 0.0, "chrf": 0.0}
+    half = scores_of(["get a word", "no"], ["get a word", "yes"], "exact_match+f1", "en")
+    assert half == {"exact_match": 50.0, "f1": 50.0}
+    with pytest.raises(ConfigError, match=r"finetune\.metric=bleu\+rouge: rouge is not known here; known: bleu, chrf"):
+        scores_of(wanted, wanted, "bleu+rouge", "zh")
+
+
+@pytest.mark.parametrize(("task", "language"), [("test", "en"), ("translation_en_zh", "zh")])
+def test_the_language_of_answers(task, language, asked):
+    config, *_ = asked
+    assert config.finetune is not None
+    other = config.model_copy(update={"finetune": config.finetune.model_copy(update={"task": task})})
+    assert language_of(other) == language
