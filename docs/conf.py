@@ -1,7 +1,7 @@
 """Sphinx's configuration of the pages: Markdown of the whole repository, and a reference from the docstrings.
 
-The source folder is the repository, so that README files of folders are pages too and every link between pages is the one that a code
-host follows: `python -m sphinx -c docs . build/docs`, which run_scripts/docs.sh calls.
+The source folder is the repository: README files of folders are pages too, and links between pages are those that a code host follows.
+run_scripts/docs.sh builds it.
 """
 
 import re
@@ -21,7 +21,10 @@ html_title = project
 highlight_language = "text"
 suppress_warnings = ["misc.highlighting_failure"]  # JSON with … in it is meant for people
 myst_heading_anchors = 4
-autodoc_mock_imports = ["mindspore", "mindformers"]  # the reference needs docstrings only, and builds in seconds without them
+autodoc_mock_imports = [
+    "mindspore",
+    "mindformers",
+]  # the reference needs docstrings only, and builds in seconds without them
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 default_role = "code"

@@ -127,7 +127,7 @@ def test_every_command_that_a_page_shows_is_understood(page, capsys):
 
 def test_commands_are_found_and_faults_are_seen(capsys):
     page = (
-        "Try `pangu-sigma completion bash`, or `pangu-sigma completion fish`; `pangu-sigma train` trains, `python -m experiments.none` not.\n"
+        "`pangu-sigma completion bash`, or `pangu-sigma completion fish`; `pangu-sigma train`, `python -m experiments.none`\n"
         '```bash\nsmall="sigma_tiny --no-such"   # a comment, isn\'t it\npangu-sigma prepare-data $small\n'
         "cat x | srun bash -c 'pangu-sigma nothing > file' && bash run_scripts/none.sh \\\n  --more\n```\n"
         "```text\npangu-sigma what came out\n```\n"
@@ -140,6 +140,8 @@ def test_commands_are_found_and_faults_are_seen(capsys):
         "argument shell: invalid choice: ",
         "experiments.none does not exist",
     ]
+    found = [words for page in PAGES for words in shown_commands(page.read_text(encoding="utf-8"))]
+    assert sum(words[0] == "pangu-sigma" for words in found) > 60
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -149,7 +151,9 @@ def test_every_link_of_a_page_leads_somewhere(page):
 
 def test_dead_links_are_seen(tmp_path):
     (tmp_path / "b.md").write_text("# A title, of `b`\n```\n# none\n```\n")
-    links = "[1](b.md) [2](b.md#a-title-of-b) ![3](c.png) [4](b.md#none) `[5](d.md)` [6](https://a.b/c) [7](#here)\n## Here"
+    links = (
+        "[1](b.md) [2](b.md#a-title-of-b) ![3](c.png) [4](b.md#none) `[5](d.md)` [6](https://a.b/c) [7](#here)\n## Here"
+    )
     (tmp_path / "a.md").write_text(links)
     assert dead_links(tmp_path / "a.md") == ["c.png", "b.md#none"]
 
@@ -176,7 +180,18 @@ def test_the_front_page_is_short():
 def test_the_site_builds_without_a_warning(tmp_path):
     """It needs the extra `docs`, which run_scripts/docs.sh installs."""
     pytest.importorskip("myst_parser", reason="run run_scripts/docs.sh once")
-    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "-q", "-c", "docs", ".", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--fail-on-warning",
+        "--keep-going",
+        "-q",
+        "-c",
+        "docs",
+        ".",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "load_config" in (tmp_path / "docs/reference.html").read_text(encoding="utf-8")
