@@ -1,7 +1,6 @@
 """Sphinx's configuration of the pages: Markdown of the whole repository, and a reference from the docstrings.
 
-The source folder is the repository: README files of folders are pages too, and links between pages are those that a code host follows.
-run_scripts/docs.sh builds it.
+The source folder is the repository: README files of folders are pages too, and links between pages are those of a code host.
 """
 
 import re
@@ -14,17 +13,18 @@ project = "PanGu-Σ on MindSpore"
 version = release = tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**.md", "src/**/README.md", "ascend_ops/README.md", "tests/**/README.md"]
+include_patterns = [
+    "*.md",
+    "docs/**.md",
+    *(f"{top}/**README.md" for top in ("src", "ascend_ops", "experiments", "tests")),
+]
 exclude_patterns = [".*", "*.egg-info", "build", "data", "runs", "exports", "**/model_configs"]
 html_theme = "furo"
 html_title = project
 highlight_language = "text"
 suppress_warnings = ["misc.highlighting_failure"]  # JSON with … in it is meant for people
 myst_heading_anchors = 4
-autodoc_mock_imports = [
-    "mindspore",
-    "mindformers",
-]  # the reference needs docstrings only, and builds in seconds without them
+autodoc_mock_imports = ["mindspore", "mindformers"]  # docstrings need neither, and the build takes seconds without them
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 default_role = "code"

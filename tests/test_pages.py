@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ import pangu_sigma as ps
 from pangu_sigma.cli import _parser
 
 ROOT = Path(__file__).parents[1]
+README_FOLDERS = ("src", "ascend_ops", "experiments", "tests")
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/**/*.md", "src/**/README.md", "ascend_ops/README.md", "tests/**/README.md")
+    for pattern in ("*.md", "docs/**/*.md", *(f"{folder}/**/README.md" for folder in README_FOLDERS))
     for page in ROOT.glob(pattern)
 )
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -60,7 +62,8 @@ def shell_commands(text: str) -> Iterator[list[str]]:
 
 
 def one_command(words: list[str]) -> Iterator[list[str]]:
-    """A command, and those that are an argument of it, as of `bash -c`."""
+    """A command without the variables set before it, and those that are an argument of it, as of `bash -c`."""
+    words = list(dropwhile(lambda word: re.match(r"\w+=", word), words))
     if words:
         yield words
     for word in words[1:]:
