@@ -47,8 +47,8 @@ def shown_commands(page: str) -> Iterator[list[str]]:
 def shell_commands(text: str) -> Iterator[list[str]]:
     """The words of each command of a shell script; variables that the script sets are replaced by their values."""
     text = text.replace("\\\n", " ")
-    for variable, value in re.findall(r'^(?:export )?(\w+)="?([^"#\n]*?)"?\s*(?:#.*)?$', text, re.MULTILINE):
-        text = text.replace(f"${variable}", value)
+    values = dict(re.findall(r'^(?:export )?(\w+)="?([^"#\n]*?)"?\s*(?:#.*)?$', text, re.MULTILINE))
+    text = re.sub(r"\$(\w+)", lambda found: values.get(found[1], found[0]), text)
     for line in text.splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|;&<>")
         lexer.whitespace_split = True
