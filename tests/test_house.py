@@ -503,7 +503,3 @@ def test_no_module_is_called_utils(trees):
     assert [
         file for file in trees if Path(file).name in ("util.py", "utils.py", "helpers.py", "common.py", "misc.py")
     ] == []
-
-
-def test_the_front_page_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

@@ -88,7 +88,7 @@ CHIP_DATA: dict[Chip, ChipData] = {
         # four NPUs and PCIe joins the two fours, which is not modelled. HCCL itself counts on 10e9 (hcomm, device_capacity.cc)
         hccs=30e9,
         network=12.5e9,  # RoCE of 100 Gb/s; HCCL counts on 0.8 of it (hcomm, device_capacity.cc). Our assumption: no contention
-        per_host=8,  # the paper's servers: unconfirmed, as in README.md of the package
+        per_host=8,  # the paper's servers: unconfirmed, see docs/paper.md
         host_memory=750 * 10**9,  # the paper's servers: unconfirmed; 750 GB is read as the smaller unit
         host_cores=192,  # four Kunpeng 920 of 48 cores: Huawei's Atlas 800 (model 9000), third party
         dropless=False,

@@ -1,0 +1,200 @@
+"""The pages say what is so: their commands are understood, their links lead somewhere, and they build as a site."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import dropwhile
+from pathlib import Path
+
+import pytest
+
+import pangu_sigma as ps
+from pangu_sigma.cli import _parser
+
+ROOT = Path(__file__).parents[1]
+README_FOLDERS = ("src", "ascend_ops", "experiments", "tests")
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/**/*.md", *(f"{folder}/**/README.md" for folder in README_FOLDERS))
+    for page in ROOT.glob(pattern)
+)
+FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+OURS = ("pangu_sigma", "ascend_ops", "experiments", "tests")
+"""Packages of the repository, whose modules `python -m` may name."""
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def shown_commands(page: str) -> Iterator[list[str]]:
+    """The words of every command in the bash blocks of a page, and of its code in a sentence that begins with a program of ours."""
+    for language, block in FENCE.findall(page):
+        if language == "bash":
+            yield from shell_commands(block)
+    for code in INLINE.findall(FENCE.sub("", page)):
+        if code.startswith(("pangu-sigma ", "python -m ", "bash ")):
+            yield from shell_commands(code)
+
+
+def shell_commands(text: str) -> Iterator[list[str]]:
+    """The words of each command of a shell script; variables that the script sets are replaced by their values."""
+    text = text.replace("\\\n", " ")
+    values = dict(re.findall(r'^(?:export )?(\w+)="?([^"#\n]*?)"?\s*(?:#.*)?$', text, re.MULTILINE))
+    text = re.sub(r"\$(\w+)", lambda found: values.get(found[1], found[0]), text)
+    for line in text.splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|;&<>")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if not set(word) <= set("|;&<>") or not word:
+                words.append(word)
+                continue
+            yield from one_command(words)
+            words = ["a file"] if set(word) <= set("<>") else []
+
+
+def one_command(words: list[str]) -> Iterator[list[str]]:
+    """A command without the variables set before it, and those that are an argument of it, as of `bash -c`."""
+    words = list(dropwhile(lambda word: re.match(r"\w+=", word), words))
+    if words:
+        yield words
+    for word in words[1:]:
+        if word.startswith("pangu-sigma "):
+            yield from shell_commands(word)
+
+
+def fault(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The reason why a command cannot be as a page shows it; empty if it can."""
+    match words:
+        case ["pangu-sigma", *arguments]:
+            return refusal(arguments, capsys)
+        case ["bash" | "source", script, *arguments] if script.endswith(".sh"):
+            path = Path("run_scripts", Path(script).name) if "run_scripts/" in script else Path(script)
+            if not (ROOT / path).exists():
+                return f"{path} does not exist"
+            return refusal(["launch", *arguments], capsys) if path.name.startswith("msrun") else ""
+        case ["python", "-m", module, *_] if module.split(".")[0] in OURS:
+            path = Path(*module.split("."))
+            files = (path.with_suffix(".py"), path / "__main__.py", path / "__init__.py")
+            there = any((folder / file).exists() for folder in (ROOT, ROOT / "src") for file in files)
+            return "" if there else f"{module} does not exist"
+        case ["python" | "pytest", *_]:
+            gone = [word for word in words if word.endswith(".py") and not (ROOT / word).exists()]
+            return f"{gone[0]} does not exist" if gone else ""
+    return ""
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The message with which the command line refuses arguments; empty if it takes them. A command alone need only be known."""
+    try:
+        _parser().parse_args(arguments if len(arguments) > 1 else [*arguments, "--help"])
+    except SystemExit as end:
+        said = capsys.readouterr()
+        return said.err.strip().splitlines()[-1] if end.code else ""
+    return ""
+
+
+def dead_links(page: Path) -> list[str]:
+    """Links of a page to files that do not exist, or to headings that a page does not have."""
+    dead = []
+    for link in LINK.findall(INLINE.sub("", FENCE.sub("", page.read_text(encoding="utf-8")))):
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        if re.match(r"\w+:", link):
+            continue
+        if not target.is_file() or (heading and heading not in headings(target.read_text(encoding="utf-8"))):
+            dead.append(link)
+    return dead
+
+
+def headings(page: str) -> set[str]:
+    """The anchors of a page's headings, as code hosts and MyST make them."""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name)
+def test_every_command_that_a_page_shows_is_understood(page, capsys):
+    commands = list(shown_commands(page.read_text(encoding="utf-8")))
+    faults = [f"{shlex.join(words)}: {why}" for words in commands if (why := fault(words, capsys))]
+    assert faults == []
+
+
+def test_commands_are_found_and_faults_are_seen(capsys):
+    page = (
+        "`pangu-sigma completion bash`, or `pangu-sigma completion fish`; `pangu-sigma train`, `python -m experiments.none`\n"
+        '```bash\nsmall="sigma_tiny --no-such"   # a comment, isn\'t it\npangu-sigma prepare-data $small\n'
+        "cat x | srun bash -c 'pangu-sigma nothing > file' && bash run_scripts/none.sh \\\n  --more\n```\n"
+        "```text\npangu-sigma what came out\n```\n"
+    )
+    faults = [why for words in shown_commands(page) if (why := fault(words, capsys))]
+    assert [re.sub(r".*error: (argument COMMAND: )?", "", why)[:32] for why in faults] == [
+        "unrecognized arguments: --no-suc",
+        "invalid choice: 'nothing' (choos",
+        "run_scripts/none.sh does not exi",
+        "argument shell: invalid choice: ",
+        "experiments.none does not exist",
+    ]
+    found = [words for page in PAGES for words in shown_commands(page.read_text(encoding="utf-8"))]
+    assert sum(words[0] == "pangu-sigma" for words in found) > 60
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_of_a_page_leads_somewhere(page):
+    assert dead_links(page) == []
+
+
+def test_dead_links_are_seen(tmp_path):
+    (tmp_path / "b.md").write_text("# A title, of `b`\n```\n# none\n```\n")
+    links = (
+        "[1](b.md) [2](b.md#a-title-of-b) ![3](c.png) [4](b.md#none) `[5](d.md)` [6](https://a.b/c) [7](#here)\n## Here"
+    )
+    (tmp_path / "a.md").write_text(links)
+    assert dead_links(tmp_path / "a.md") == ["c.png", "b.md#none"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_on_a_page_is_python_and_names_what_there_is(page):
+    for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            names = {
+                node.attr
+                for node in ast.walk(ast.parse(block))
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ps"
+            }
+            assert sorted(names - set(ps.__all__)) == []
+
+
+def test_the_front_page_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 160] == []
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    """It needs the extra `docs`, which run_scripts/docs.sh installs."""
+    pytest.importorskip("myst_parser", reason="run run_scripts/docs.sh once")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--fail-on-warning",
+        "--keep-going",
+        "-q",
+        "-c",
+        "docs",
+        ".",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "load_config" in (tmp_path / "docs/reference.html").read_text(encoding="utf-8")
