@@ -256,13 +256,13 @@ def run_finetuning(
         )
 
 
-def convert(source: AnyPath, output: AnyPath, to: Literal["hf", "alpha", "run"]) -> Path:
+def convert(source: AnyPath, output: AnyPath, to: Literal["hf", "run"]) -> Path:
     """Write a model in another form to `output`, which must not exist, and return its path.
 
     source: a run folder, or a Hugging Face style folder that this function wrote.
     to: "hf", such a folder, of weights, tokenizer and routing table: the way back gives the same bits; "run", a run folder that
-    begins with it, Adam's state from nothing; "alpha", for a dense model of one slot, the layout of the community's PanGu-α.
-    Raises UserError when `source` is damaged or cannot be written so.
+    begins with it, Adam's state from nothing.
+    Raises UserError when `source` is damaged.
     """
     from pangu_sigma.convert.conversion import convert_model
 
