@@ -122,16 +122,15 @@ class DomainConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """Vocabulary: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces."""
+    """Vocabulary: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces.
+
+    Bytes spell characters of Chinese text that have no piece or no row in the slot, and those that PanGu-α leaves out, such as tabs
+    and ideographic spaces; all text comes back, Chinese up to NFKC (our choice)."""
 
     english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
     """Number of English pieces to learn from the English and code text; pieces that PanGu-α has already are not added again."""
     english_model: FilePath | None = None
     """Path of a SentencePiece model with the English pieces; null: learn them."""
-    byte_fallback: bool = True
-    """true: characters of Chinese text without a piece or a row in the slot, and those that PanGu-α leaves out, such as tabs and
-    ideographic spaces, are spelled as bytes; all text comes back, Chinese up to NFKC (our choice). false: they become <unk> or
-    vanish, as in PanGu-α."""
 
 
 class RoutingConfig(Section):

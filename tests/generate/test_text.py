@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import logging
 import unicodedata
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,11 +11,11 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.graph.predictor import Predictor
-from pangu_sigma.generate.graph.rereading import RereadingDecoder
+from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.generate.text import generate, prompt_ids, stream, unseen
+from pangu_sigma.generate.text import generate, stream
 
 LENGTH = 10
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -29,7 +27,6 @@ class Counting(FakeDecoder):
     def __init__(self, surfaces: list[bytes] | None = None):
         super().__init__(3, LENGTH, self.next_number, surfaces or [f" {number}".encode() for number in range(12)])
         self.tokenizer.prompt = lambda text, domain: [int(word) for word in text.split()]
-        self.tokenizer.unseen_characters = lambda text, domain: Counter()
 
     def next_number(self, domain, ids):
         logits_V = np.ones(12)
@@ -181,35 +178,6 @@ def test_characters_spelled_by_bytes_stream_whole(decoder, domain, text):
     assert len(chunks) > 1 and all(_BROKEN not in chunk or _BROKEN in text for chunk in chunks)
 
 
-@pytest.mark.parametrize("domain", ["zh", "bilingual"])
-def test_characters_that_the_model_does_not_see_are_named_and_counted(domain, caplog):
-    """Without byte fallback; with it there are none."""
-    config = parse_config(
-        {
-            "name": "two",
-            "model": {"hidden": 4, "ffn": 4, "heads": 1, "dense_layers": 1, "rre_layers": 0},
-            "domains": [
-                {"name": "zh", "language": "zh", "slot": "a"},
-                {"name": "bilingual", "language": "mixed", "slot": "b"},
-            ],
-        }
-    )
-    of, text = domains_of(config).named(domain), "今天龘\u3000好龘𪚥。"
-    known, old = (Tokenizer.whole(alpha_model(), learn_english([], 0), 2, fallback) for fallback in (True, False))
-    assert prompt_ids(known, text, of) == known.prompt(text, of)
-    assert caplog.records == []
-    with caplog.at_level(logging.WARNING):
-        assert old.unk in prompt_ids(old, text, of)
-    assert caplog.messages == [unseen(Counter({"龘": 2, "\u3000": 1, "𪚥": 1}), of)]
-    assert caplog.messages[0].startswith(
-        f"4 characters of the text have no row in the embedding slot of domain {domain}"
-    )
-    assert "'龘'" in caplog.messages[0]
-    caplog.clear()
-    assert prompt_ids(old, "今天好。", of) == old.prompt("今天好。", of)
-    assert caplog.records == []
-
-
 def test_a_stream_is_what_generate_returns(counting):
     for seed in range(5):
         options = (8, Sampling(temperature=4.0), seed)
@@ -223,20 +191,20 @@ def test_a_stream_refuses_before_the_first_token(counting):
 
 @pytest.mark.usefixtures("graph_mode")
 def test_greedy_tokens_of_a_trained_model_are_its_best_one_after_another(tiny_run):
-    predictor = Predictor.from_run(tiny_run)
-    engine = Engine(RereadingDecoder(predictor))
+    decoder = open_decoder(tiny_run)
     prompts = [("en", "the cat "), ("zh", "今天"), ("code", "")]
-    known = domains_of(predictor.config)
-    for answer, (name, text) in zip(generate(engine, prompts, 6), prompts, strict=True):
+    known = domains_of(decoder.config)
+    for answer, (name, text) in zip(generate(Engine(decoder), prompts, 6), prompts, strict=True):
         domain = known.named(name)
-        ids = predictor.tokenizer.prompt(text, domain)
+        ids = decoder.tokenizer.prompt(text, domain)
         start = len(ids)
         assert answer.ids[:start] == ids
         for token in answer.ids[start:]:
-            best = predictor.next_logits([ids], [domain])[0].argmax()
-            assert token == predictor.tokenizer.slot_rows[domain.slot, best]
+            decoder.begin(0, domain)
+            best = decoder.read([Chunk(0, ids)])[0][0].argmax()
+            assert token == decoder.tokenizer.slot_rows[domain.slot, best]
             ids.append(token)
-        assert answer.text == predictor.tokenizer.decode(answer.ids[start:])
+        assert answer.text == decoder.tokenizer.decode(answer.ids[start:])
         assert answer.finished or len(answer.ids) == start + 6
 
 

@@ -14,30 +14,23 @@ from pangu_sigma.convert.trained_model import TrainedModel, open_trained_run
 from pangu_sigma.train.first_checkpoint import check_absent
 from pangu_sigma.writable import check_folder_writable
 
-Form = Literal["hf", "alpha", "run"]
+Form = Literal["hf", "run"]
 _ITSELF = {"hf": "a Hugging Face style folder", "run": "a run"}
 
 
 def convert_model(source: Path, output: Path, to: Form) -> Path:
     """Write the model in `source` to `output` in another form, whole or not at all.
 
-    Raises ConfigError when `output` exists or `source` is of that form already, LayoutError for what cannot be written so, and what
-    reading a run or a folder raises.
+    Raises ConfigError when `output` exists or `source` is of that form already, and what reading a run or a folder raises.
     """
-    if to not in ("hf", "alpha", "run"):
-        raise ConfigError(f"to={to!r} is not known; use 'hf', 'alpha' or 'run'")
+    if to not in _ITSELF:
+        raise ConfigError(f"to={to!r} is not known; use 'hf' or 'run'")
     check_absent(output)
     check_folder_writable(output, "--output")
     model = open_trained(source)
     if model.layout == to:
         raise ConfigError(f"{source} is {_ITSELF[to]} already; to have it twice, copy the folder")
-    if to == "hf":
-        return write_hf_folder(model, output)
-    if to == "run":
-        return write_run(model, output)
-    from pangu_sigma.convert.to_alpha import write_dense_alpha
-
-    return write_dense_alpha(model, output)
+    return write_hf_folder(model, output) if to == "hf" else write_run(model, output)
 
 
 def open_trained(path: Path) -> TrainedModel:
