@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.mapped_file import let_go
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
-from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
+from pangu_sigma.checkpoint.whole import whole_array
 
 
 def cut(values: np.ndarray) -> list[SavedArray]:
@@ -26,14 +27,14 @@ def test_parts_of_several_ranks_are_one_array_and_each_row_of_it():
     saved = cut(values)
     assert (whole_array(saved, "w1").read() == values).all()
     for number in range(6):
-        assert (row_of(saved, number, "w1") == values[number]).all()
+        assert (whole_array(saved, "w1").part(number, "w1").read() == values[number]).all()
 
 
 def test_a_part_that_is_in_no_file_is_named():
     saved = cut(np.ones((6, 5, 4), np.float32))[:2]
-    assert row_of(saved, 3, "w1").all()
+    assert whole_array(saved, "w1").part(3, "w1").read().all()
     with pytest.raises(CheckpointError, match=r"w1\[2\] has 8 of 20 values; a file is missing"):
-        row_of(saved, 2, "w1")
+        whole_array(saved, "w1").part(2, "w1").read()
 
 
 def test_a_mapped_array_is_read_again_after_its_memory_was_given_back(tmp_path):
@@ -42,4 +43,4 @@ def test_a_mapped_array_is_read_again_after_its_memory_was_given_back(tmp_path):
     saved = [SavedArray.whole(map_arrays(tmp_path / "file")["a"])]
     let_go(saved[0].values[1:])
     assert (whole_array(saved, "a").read() == values).all()
-    assert (row_of(saved, 2, "a") == values[2]).all()
+    assert (whole_array(saved, "a").part(2, "a").read() == values[2]).all()

@@ -37,7 +37,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.convert.hf_config import GENERATION, MODEL_TYPE, compare_keys, config_json, hash_keys, read_config_json
 from pangu_sigma.convert.model_card import model_card
-from pangu_sigma.convert.trained_model import TrainedModel, mapped_array, read_lineage, weight_shapes
+from pangu_sigma.convert.trained_model import TrainedModel, read_lineage, weight_shapes
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, check_file_list, seal_folder, unsealed, verify
@@ -110,7 +110,7 @@ def read_hf_folder(path: Path, values: bool = True) -> TrainedModel:
             verify(path / name, files[name], _FIX)
     table = _read_table(path, config, arrays.pop(ROUTES), arrays.pop(SPREAD))
     compare_keys(path / CONFIG_JSON, _read_json(path / CONFIG_JSON), hash_keys(tokenizer, table), "the folder", _FIX)
-    tensors = {name: mapped_array(arrays[name], name) for name in weight_shapes(config)}
+    tensors = {name: LazyArray.of(arrays[name], name) for name in weight_shapes(config)}
     return TrainedModel(path, "hf", config, tokenizer, table, step, data_hash, tensors, read_lineage(path))
 
 

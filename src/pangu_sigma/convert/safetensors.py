@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import xxhash
 from tqdm import tqdm
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.mapped_file import let_go
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Part, copy_part
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.safetensors_file import metadata_of, new_file
@@ -47,8 +47,7 @@ def export_safetensors(run_path: Path, output: Path) -> Path:
         target = targets[name]
         for saved in arrays[name]:
             copy_part(saved, target, Part.everything(target.shape))
-        if isinstance(target, np.memmap):
-            target.flush()
+        let_go(target)
     digits, at = _hash_of(unfinished)
     with open(unfinished, "r+b") as stream:
         stream.seek(at)

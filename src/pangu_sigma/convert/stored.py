@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.convert.dense_model import LayoutError
 
 logger = logging.getLogger(__name__)
@@ -61,9 +62,8 @@ class Stored:
         if not self.size:
             return np.empty(self.shape, raw)
         count = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        mapped = np.memmap(self.file, np.uint8, "r", self.offset, (count * raw.itemsize,))
-        strides = tuple(step * raw.itemsize for step in self.strides)
-        return np.ndarray(self.shape, raw, mapped, 0, strides)
+        mapped = map_file(self.file)[self.offset :][: count * raw.itemsize]
+        return np.ndarray(self.shape, raw, mapped, 0, tuple(step * raw.itemsize for step in self.strides))
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
-from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
+from pangu_sigma.checkpoint.whole import whole_array
 from pangu_sigma.config import Config
 from pangu_sigma.convert.dense_model import DenseModel, LayoutError, check_tensors
 from pangu_sigma.data.tokenizer import Tokenizer
@@ -87,35 +87,16 @@ def open_trained_run(path: Path) -> TrainedModel:
     checkpoint = load_checkpoint(run.checkpoints, run.identity)
     tensors = {name: whole_array(saved, name) for name, saved in checkpoint.saved(WEIGHTS).items()}
     experts: dict[int, dict[str, list[SavedArray]]] = {}
-    for layer, name, (count, *shape) in _expert_tensors(run.config):
+    for layer, name, (count, *_) in _expert_tensors(run.config):
         saved = experts.setdefault(layer, checkpoint.saved(f"{EXPERTS}{layer}"))[name]
         for expert in range(count):
             full = expert_name(run.config.model.dense_layers + layer, expert, name)
-            tensors[full] = _row(saved, expert, tuple(shape), full)
+            tensors[full] = whole_array(saved, name).part(expert, full)
     return TrainedModel(
         *(path, "run", run.config, run.tokenizer, run.table, checkpoint.step, checkpoint.identity.data_hash),
         {name: tensors[name] for name in weight_shapes(run.config)},
         read_lineage(path),
     )
-
-
-def _row(saved: list[SavedArray], number: int, shape: tuple[int, ...], name: str) -> LazyArray:
-    def content() -> Iterator[np.ndarray]:
-        values = row_of(saved, number, name)
-        yield values
-        let_go(values)
-
-    return LazyArray(shape, saved[0].values.dtype, content, name)
-
-
-def mapped_array(values: np.ndarray, origin: str) -> LazyArray:
-    """An array of a mapped file, which is let go of after it was read."""
-
-    def content() -> Iterator[np.ndarray]:
-        yield values
-        let_go(values)
-
-    return LazyArray(values.shape, values.dtype, content, origin)
 
 
 def experts_of_layer(model: TrainedModel, layer: int, name: str, shape: tuple[int, ...]) -> LazyArray:

@@ -8,7 +8,6 @@ model_variables/      values of a model of more than 1 GiB, where MindSpore writ
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from ascend_ops.few_rows import Matrix, Precision
+from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.model_files import read_config, read_model_files
 from pangu_sigma.checkpoint.protobuf import OF_NUMBER, Field, fields, numbers
 from pangu_sigma.config import Config, ConfigError
@@ -70,7 +70,7 @@ class ExportedWeights:
     def __init__(self, folder: Path):
         """Raises DamagedFile when the graph is no MindIR with weights."""
         self._folder = folder
-        self._maps: dict[str, mmap.mmap] = {}
+        self._maps: dict[str, memoryview] = {}
         try:
             self._arrays = dict(self._parameters(self._map(GRAPH_FILE)))
         except (ValueError, KeyError, OSError) as error:
@@ -110,7 +110,7 @@ class ExportedWeights:
         values, scales = np.asarray(self._arrays[name][which], np.float32), self.scales(name)
         return values if scales is None else values * scales[which][..., None]
 
-    def _parameters(self, graph: mmap.mmap) -> Iterator[tuple[str, np.ndarray]]:
+    def _parameters(self, graph: memoryview) -> Iterator[tuple[str, np.ndarray]]:
         """Name and values of each parameter of the graph; those of its network as the network names them."""
         model = next((each for each in fields(graph, 0, len(graph)) if each.number == 7), None)
         if model is None:
@@ -120,7 +120,7 @@ class ExportedWeights:
                 name, values = self._parameter(graph, found)
                 yield name.removeprefix("network."), values
 
-    def _parameter(self, graph: mmap.mmap, of: Field) -> tuple[str, np.ndarray]:
+    def _parameter(self, graph: memoryview, of: Field) -> tuple[str, np.ndarray]:
         dims, kind, name, file, begin, length = [], 0, "", GRAPH_FILE, 0, 0
         for each in fields(graph, of.begin, of.end):
             if each.number == 1:
@@ -128,23 +128,22 @@ class ExportedWeights:
             elif each.number == 2 and each.way == OF_NUMBER:
                 kind = each.value
             elif each.number == 7:
-                name = graph[each.begin : each.end].decode()
+                name = str(graph[each.begin : each.end], "utf-8")
             elif each.number == 9:
                 begin, length = each.begin, each.value
             elif each.number == 12:
                 inner = {found.number: found for found in fields(graph, each.begin, each.end)}
-                file = graph[inner[1].begin : inner[1].end].decode()
+                file = str(graph[inner[1].begin : inner[1].end], "utf-8")
                 begin, length = inner[2].value, inner[3].value
         content, dtype = self._map(file), _KINDS[kind]
         if length != math.prod(dims) * dtype.itemsize or begin + length > len(content):
             raise ValueError(f"{name} of shape {dims} has {length} bytes")
         return name, np.ndarray(dims, dtype, content, begin)
 
-    def _map(self, name: str) -> mmap.mmap:
+    def _map(self, name: str) -> memoryview:
         """A file of the folder, mapped once."""
         if name not in self._maps:
             if Path(name).is_absolute() or ".." in Path(name).parts or not (self._folder / name).is_file():
                 raise ValueError(f"{name[:100]!r} is no file of this folder")
-            with open(self._folder / name, "rb") as stream:
-                self._maps[name] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[name] = memoryview(map_file(self._folder / name)).toreadonly()
         return self._maps[name]

@@ -12,7 +12,7 @@ import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
-from pangu_sigma.checkpoint.whole import row_of, whole_array
+from pangu_sigma.checkpoint.whole import whole_array
 
 
 class Weights(Protocol):
@@ -36,4 +36,4 @@ class SavedWeights:
         return whole_array(self._dense[name], name).read()
 
     def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        return row_of(self._layer(layer)[name], number, name)
+        return whole_array(self._layer(layer)[name], name).part(number, name).read()

@@ -28,11 +28,12 @@ from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.format import MANIFEST
 from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.mapped_file import let_go
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER
-from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
+from pangu_sigma.checkpoint.whole import whole_array
 from pangu_sigma.config import Config
 from pangu_sigma.convert.trained_model import read_lineage
 from pangu_sigma.data.tokenizer import Tokenizer
@@ -140,17 +141,18 @@ class Heir:
             let_go(own)
 
     def _experts(self, layer: int, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        saved = self.parent.saved(f"{EXPERTS}{layer}").get(name)
-        if saved is None:
+        saved = self.parent.array(f"{EXPERTS}{layer}", name)
+        if saved is None or saved.row is None:
             return None
+        row_of = saved.row
         weight = name in FFN_TENSORS
         number_K = self.experts_K if weight else np.where(self.own_K, self.experts_K, -1)
-        dtype = saved[0].values.dtype
+        dtype = saved.dtype
 
         def content() -> Iterator[np.ndarray]:
             for expert, number in enumerate(number_K.tolist()):
                 if number >= 0:
-                    row = np.atleast_1d(row_of(saved, number, name))
+                    row = np.atleast_1d(row_of(number))
                     yield row
                     let_go(row)
                 elif weight:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ascend_ops.few_rows import FfnWeights, Matrix, Precision
 from ascend_ops.large_pages import LargePages
-from pangu_sigma.checkpoint.whole import let_go
+from pangu_sigma.checkpoint.mapped_file import let_go
 from pangu_sigma.generate.exported import ExportedWeights
 from pangu_sigma.generate.weights import Weights
 
