@@ -11,8 +11,8 @@ from helpers.alpha_peers import megatron_sizes, run_peers
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.convert.alpha import write_alpha
-from pangu_sigma.convert.dense_files import open_dense_model
-from pangu_sigma.convert.dense_model import LayoutError
+from pangu_sigma.foreign.dense_files import open_dense_model
+from pangu_sigma.foreign.dense_model import LayoutError
 
 
 def lazily(values: dict[str, np.ndarray]) -> dict[str, LazyArray]:

@@ -27,12 +27,12 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.convert import hf_folder as module
 from pangu_sigma.convert import to_run
 from pangu_sigma.convert.conversion import convert_model
-from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.convert.hf_folder import read_hf_folder, write_hf_folder
 from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.convert.trained_model import open_trained_run, weight_shapes
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, UserError
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.inherit import equality

@@ -11,10 +11,10 @@ from helpers.tiny import tiny_tree
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.convert.dense_files import open_dense_model
-from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.convert.to_alpha import in_order_of_ids, write_dense_alpha
 from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
+from pangu_sigma.foreign.dense_files import open_dense_model
+from pangu_sigma.foreign.dense_model import LayoutError
 
 IDS = np.array([9, 6, *range(2000, 2100), 17, *range(FIRST_BYTE, FIRST_ENGLISH)])
 

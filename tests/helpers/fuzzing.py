@@ -41,7 +41,6 @@ from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, wri
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import RoutingConfig
 from pangu_sigma.config_file import load_config
-from pangu_sigma.convert.dense_files import open_dense_model
 from pangu_sigma.data.documents import Rejected, read_jsonl, read_lines
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import load_manifest
@@ -51,6 +50,7 @@ from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.finetune.talks import parse_talk
+from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.generate.exported import ExportedWeights
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sealed

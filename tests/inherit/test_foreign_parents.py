@@ -13,7 +13,7 @@ from helpers.tiny import tiny_config
 
 from pangu_sigma.cli import main
 from pangu_sigma.config import Config
-from pangu_sigma.convert.dense_model import LayoutError
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent

@@ -18,8 +18,8 @@ from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.data.prepare import prepare
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.descent import Child
 from pangu_sigma.inherit.from_alpha import inherit

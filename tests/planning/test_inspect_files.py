@@ -17,8 +17,8 @@ from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.cli import main
 from pangu_sigma.convert.conversion import convert_model
-from pangu_sigma.convert.dense_model import DenseModel, Unused, tensor_shapes
 from pangu_sigma.convert.safetensors import export_safetensors
+from pangu_sigma.foreign.dense_model import DenseModel, Unused, tensor_shapes
 from pangu_sigma.planning import inspect_files as module
 from pangu_sigma.planning.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.sealed import DamagedFile

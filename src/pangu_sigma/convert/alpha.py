@@ -22,10 +22,10 @@ import numpy as np
 from tqdm import tqdm
 
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.convert.dense_model import Activation, LayoutError, tensor_shapes
-from pangu_sigma.convert.foreign import Counterpart
-from pangu_sigma.convert.megatron_layout import RANK_FILE, TRACKER, layer_rules
-from pangu_sigma.convert.stored import row_major
+from pangu_sigma.foreign.dense_model import Activation, LayoutError, tensor_shapes
+from pangu_sigma.foreign.file_tensors import row_major
+from pangu_sigma.foreign.layout import Counterpart
+from pangu_sigma.foreign.megatron_layout import RANK_FILE, TRACKER, layer_rules
 from pangu_sigma.sealed import sync
 
 logger = logging.getLogger(__name__)

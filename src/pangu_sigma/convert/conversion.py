@@ -7,10 +7,10 @@ from typing import Literal
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.config import ConfigError
-from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.convert.hf_folder import is_hf_folder, read_hf_folder, write_hf_folder
 from pangu_sigma.convert.to_run import write_run
 from pangu_sigma.convert.trained_model import TrainedModel, open_trained_run
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.train.first_checkpoint import check_absent
 from pangu_sigma.writable import check_folder_writable
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import EOT, PAD
 from pangu_sigma.domains import domains_of
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.rre.table import RoutingTable
 
 HF_FORMAT = 1

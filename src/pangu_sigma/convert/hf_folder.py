@@ -34,11 +34,11 @@ from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, map_arrays, write_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config
-from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.convert.hf_config import GENERATION, MODEL_TYPE, compare_keys, config_json, hash_keys, read_config_json
 from pangu_sigma.convert.model_card import model_card
 from pangu_sigma.convert.trained_model import TrainedModel, read_lineage, weight_shapes
 from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, check_file_list, seal_folder, unsealed, verify
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder

@@ -11,9 +11,9 @@ import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.convert.alpha import write_alpha
-from pangu_sigma.convert.dense_model import DenseModel, LayoutError
 from pangu_sigma.convert.trained_model import TrainedModel, as_dense_model
 from pangu_sigma.data.vocabulary import ALPHA_SIZE
+from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
 
 logger = logging.getLogger(__name__)
 

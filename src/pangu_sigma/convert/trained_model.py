@@ -23,8 +23,8 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.checkpoint.whole import whole_array
 from pangu_sigma.config import Config
-from pangu_sigma.convert.dense_model import DenseModel, LayoutError, check_tensors
 from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, check_tensors
 from pangu_sigma.parallel.parameters import dense_weights, expert_arrays
 from pangu_sigma.rre.table import RoutingTable
 

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.convert.dense_model import DenseModel
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.generate.graph.predictor import Predictor
 from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.weights import SavedWeights

@@ -22,14 +22,14 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import OPTIMIZER
 from pangu_sigma.checkpoint.whole import whole_array
 from pangu_sigma.config import Activation, Config, ConfigError
-from pangu_sigma.convert.dense_files import open_dense_model
-from pangu_sigma.convert.dense_model import DenseModel, LayoutError
 from pangu_sigma.convert.hf_folder import is_hf_folder, read_hf_folder
 from pangu_sigma.convert.safetensors import is_weights_file
 from pangu_sigma.convert.trained_model import as_dense_model, dense_model
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
 from pangu_sigma.domains import domains_of
+from pangu_sigma.foreign.dense_files import open_dense_model
+from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
 
 PUBLISHED = """\
 a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigma_tiny with model.rre_layers=0), a folder that

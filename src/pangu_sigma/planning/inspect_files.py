@@ -35,10 +35,10 @@ from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
 from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import config_in_text, parse_config
-from pangu_sigma.convert.dense_files import open_dense_model
 from pangu_sigma.convert.hf_folder import is_hf_folder, read_hf_folder
 from pangu_sigma.convert.safetensors import HASH, is_weights_file, verify_safetensors
 from pangu_sigma.convert.trained_model import read_lineage
+from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.generate.exported import GRAPH_FILE
 from pangu_sigma.inherit.parent import NO_TOKENIZER, foreign_refusal, sparse_refusal
 from pangu_sigma.parallel.parameters import weights

@@ -8,7 +8,7 @@ import pytest
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.config_file import load_config
-from pangu_sigma.convert.dense_model import DenseModel, LayoutError, check_tensors, tensor_shapes
+from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, check_tensors, tensor_shapes
 from pangu_sigma.parallel.parameters import dense_weights
 from pangu_sigma.shipped import config_path
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.checkpoint.protobuf import OF_BYTES, OF_NUMBER, Field, fields, numbers
-from pangu_sigma.convert.dense_model import LayoutError
+from pangu_sigma.foreign.dense_model import LayoutError
 
 _MOST_BYTES = 64 << 20
 """Bytes of the largest strategy file that is read."""

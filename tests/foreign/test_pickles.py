@@ -16,10 +16,10 @@ from helpers.fuzzing import watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.convert import pickles
-from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.pickles import Inert, PickledTensor, load_pickle
-from pangu_sigma.convert.torch_files import open_torch_file
+from pangu_sigma.foreign import pickles
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.pickles import Inert, PickledTensor, load_pickle
+from pangu_sigma.foreign.torch_files import open_torch_file
 
 FILE = Path("a.pt")
 

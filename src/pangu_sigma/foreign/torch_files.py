@@ -4,7 +4,7 @@
     older     pickles of a magic number, a version, facts about the machine, the value, and the list of storage keys; then for each
               key, in that order, the number of values in eight bytes, and the values
 
-Values stay on the disk: a tensor becomes a `Stored`, with the byte at which it begins.
+Values stay on the disk: a tensor becomes a `FileTensor`, with the byte at which it begins.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.pickles import MOST_PICKLED, PickledTensor, load_pickle
-from pangu_sigma.convert.stored import Stored, checked_sizes
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import FileTensor, checked_sizes
+from pangu_sigma.foreign.pickles import MOST_PICKLED, PickledTensor, load_pickle
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 """What the first two pickles of the older format hold."""
@@ -39,7 +39,7 @@ class TorchFile:
     value: Any
     extents: dict[str, tuple[int, int]]
 
-    def stored(self, tensor: PickledTensor, name: str) -> Stored:
+    def stored(self, tensor: PickledTensor, name: str) -> FileTensor:
         """Where a tensor lies. Raises LayoutError when that is not inside its storage, or its storage not in the file."""
         storage = tensor.storage
         if storage.key not in self.extents:
@@ -63,7 +63,7 @@ class TorchFile:
             raise LayoutError(
                 f"{self.path}: {name} of shape {shape} reaches beyond its storage of {storage.size} values; {_DAMAGED}"
             )
-        return Stored(self.path, begin + offset * itemsize, storage.kind, shape, tuple(strides), name)
+        return FileTensor(self.path, begin + offset * itemsize, storage.kind, shape, tuple(strides), name)
 
 
 def open_torch_file(path: Path) -> TorchFile:

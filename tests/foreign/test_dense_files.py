@@ -15,8 +15,8 @@ from helpers import foreign_files as foreign
 from helpers.foreign_files import FakeTensor
 from helpers.fuzzing import watched
 
-from pangu_sigma.convert.dense_files import LAYOUTS, open_dense_model
-from pangu_sigma.convert.dense_model import LayoutError
+from pangu_sigma.foreign.dense_files import LAYOUTS, open_dense_model
+from pangu_sigma.foreign.dense_model import LayoutError
 
 VALUES = foreign.parent()
 MS, MG, HF = (make(VALUES) for make in (foreign.in_mindspore, foreign.in_megatron, foreign.in_huggingface))
@@ -400,12 +400,12 @@ def test_a_message_about_no_layout_lists_them_all(tmp_path: Path):
 def test_nothing_is_read_before_a_tensor_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A sparse file of a terabyte opens at once."""
     file = one_ckpt(tmp_path, MS)
-    from pangu_sigma.convert.stored import Stored
+    from pangu_sigma.foreign.file_tensors import FileTensor
 
-    def fail(self: Stored) -> np.ndarray:
+    def fail(self: FileTensor) -> np.ndarray:
         raise AssertionError(f"{self.name} was read")
 
-    monkeypatch.setattr(Stored, "values", fail)
+    monkeypatch.setattr(FileTensor, "values", fail)
     paths = [
         file,
         foreign.write_megatron(tmp_path / "m", VALUES, 4),

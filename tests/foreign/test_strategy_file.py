@@ -8,8 +8,8 @@ from helpers import foreign_files as foreign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.strategy_file import Cut, read_strategy
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.strategy_file import Cut, read_strategy
 
 
 @settings(deadline=None, max_examples=60)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, array_extents
-from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.convert.foreign import (
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.file_tensors import FileTensor, row_major
+from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
     Joined,
@@ -22,9 +23,8 @@ from pangu_sigma.convert.foreign import (
     only,
     plain_name,
 )
-from pangu_sigma.convert.pickles import PickledTensor
-from pangu_sigma.convert.stored import Stored, row_major
-from pangu_sigma.convert.torch_files import open_torch_file
+from pangu_sigma.foreign.pickles import PickledTensor
+from pangu_sigma.foreign.torch_files import open_torch_file
 
 PORT_LAYER = {
     "ln_1.weight": Counterpart("attention_norm.gain"),
@@ -150,14 +150,14 @@ def _facts(file: Path, config: dict[str, Any]) -> Facts:
     return facts
 
 
-def _weights(path: Path, file: Path) -> dict[str, Stored]:
+def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
     """Tensors by their names, of one file or of all that an index names."""
     if not file.name.endswith(".json"):
         return _tensors(file)
     index = _json(file).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise LayoutError(f"{file}: it has no weight_map; download it again")
-    found: dict[str, Stored] = {}
+    found: dict[str, FileTensor] = {}
     for name in sorted({str(name) for name in index.values()}):
         inside = _tensors(plain_name(path, name, f"a file that {file.name} names"))
         for tensor, stored in inside.items():
@@ -174,7 +174,7 @@ def _weights(path: Path, file: Path) -> dict[str, Stored]:
     return found
 
 
-def _tensors(file: Path) -> dict[str, Stored]:
+def _tensors(file: Path) -> dict[str, FileTensor]:
     """Tensors of a file by their names."""
     if file.suffix == ".safetensors":
         return _of_safetensors(file)
@@ -191,18 +191,20 @@ def _tensors(file: Path) -> dict[str, Stored]:
     return {name: opened.stored(value, name) for name, value in opened.value.items()}
 
 
-def _of_safetensors(file: Path) -> dict[str, Stored]:
+def _of_safetensors(file: Path) -> dict[str, FileTensor]:
     try:
         extents = array_extents(file)
     except DamagedArrays as error:
         raise LayoutError(f"{error}: download it again") from None
     return {
-        name: Stored(file, begin, _KINDS.get(kind, kind), shape, row_major(shape), name)
+        name: FileTensor(file, begin, _KINDS.get(kind, kind), shape, row_major(shape), name)
         for name, (kind, shape, begin, _) in extents.items()
     }
 
 
-def _named(path: Path, found: dict[str, Stored], unused: list[Unused]) -> tuple[dict[str, Joined], Stored | None]:
+def _named(
+    path: Path, found: dict[str, FileTensor], unused: list[Unused]
+) -> tuple[dict[str, Joined], FileTensor | None]:
     """Sources by the names of PORT_LAYER and PORT_SHARED, and the head that is tied to the word table, if the files have it too."""
     sources: dict[str, Joined] = {}
     head = None

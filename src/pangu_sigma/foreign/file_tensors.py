@@ -16,7 +16,7 @@ import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import map_file
-from pangu_sigma.convert.dense_model import LayoutError
+from pangu_sigma.foreign.dense_model import LayoutError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _MOST_SIZE = 1 << 40
 
 
 @dataclass(frozen=True)
-class Stored:
+class FileTensor:
     """A tensor in a file.
 
     file, offset: its first value is at this byte. kind: of its values, one of KINDS or another, which is refused when it is used.
@@ -85,7 +85,7 @@ class Fragment:
     """A tensor of a file that is a part of a larger one. first: where its first value is in the whole, by axis.
     rows: how many of its rows are taken, from the first; None: all."""
 
-    stored: Stored
+    stored: FileTensor
     first: tuple[int, ...]
     rows: int | None = None
 
@@ -99,7 +99,7 @@ def assembled(
     shape: tuple[int, ...],
     fragments: Sequence[Fragment],
     transposed: bool = False,
-    same: Sequence[Stored] = (),
+    same: Sequence[FileTensor] = (),
     strict: bool = False,
 ) -> LazyArray:
     """A tensor of a model, made from one or more of the files when it is read.
@@ -143,7 +143,7 @@ class _Whole:
     shape: tuple[int, ...]
     fragments: tuple[Fragment, ...]
     transposed: bool
-    same: tuple[Stored, ...]
+    same: tuple[FileTensor, ...]
     strict: bool
 
     def slices(self) -> Iterator[np.ndarray]:

@@ -15,8 +15,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.convert.foreign import (
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment
+from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
     Joined,
@@ -26,9 +27,8 @@ from pangu_sigma.convert.foreign import (
     only,
     plain_name,
 )
-from pangu_sigma.convert.pickles import Inert, PickledTensor
-from pangu_sigma.convert.stored import Fragment, Stored
-from pangu_sigma.convert.torch_files import TorchFile, open_torch_file
+from pangu_sigma.foreign.pickles import Inert, PickledTensor
+from pangu_sigma.foreign.torch_files import TorchFile, open_torch_file
 
 MEGATRON_LAYER = {
     "input_layernorm.weight": Counterpart("attention_norm.gain"),
@@ -185,13 +185,13 @@ def _weights_key(file: TorchFile) -> str:
     )
 
 
-def _weights(file: TorchFile, key: str) -> dict[str, Stored]:
+def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
     """Tensors of a file by their dotted names. Raises LayoutError when anything else is among them."""
     if not isinstance(file.value, dict) or not isinstance(file.value.get(key), dict):
         raise LayoutError(
             f"{file.path}: it has no weights under `{key}`, as other ranks have; the files are not of one model"
         )
-    found: dict[str, Stored] = {}
+    found: dict[str, FileTensor] = {}
     waiting: list[tuple[str, Any, int]] = [("", file.value[key], 0)]
     while waiting:
         name, value, depth = waiting.pop()
@@ -209,7 +209,7 @@ def _weights(file: TorchFile, key: str) -> dict[str, Stored]:
     return found
 
 
-def _source(path: Path, name: str, ranks: list[dict[str, Stored]], rule: Counterpart | None) -> Joined:
+def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Counterpart | None) -> Joined:
     """A tensor from those of the ranks: joined along the axis of its cut, or the one of rank 0."""
     held = [weights[name] for weights in ranks if name in weights]
     first = held[0]

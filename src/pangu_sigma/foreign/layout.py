@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, Unused, check_tensors
-from pangu_sigma.convert.stored import Fragment, Stored, assembled, checked_sizes, row_major
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused, check_tensors
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, checked_sizes, row_major
 
 
 class Counterpart(NamedTuple):
@@ -33,7 +33,7 @@ class Joined:
 
     shape: tuple[int, ...]
     fragments: Sequence[Fragment]
-    same: Sequence[Stored] = ()
+    same: Sequence[FileTensor] = ()
     strict: bool = False
     parts: int = 1
 
@@ -52,7 +52,7 @@ class Facts:
     said: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
-def only(stored: Stored) -> Joined:
+def only(stored: FileTensor) -> Joined:
     """A tensor that one file has whole."""
     return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
 
@@ -195,7 +195,7 @@ def npy_source(file: Path) -> Joined:
             f"{file}: it holds {dtype}{' in Fortran order' if fortran else ''}; convert it to float32 or float16 in C order"
         )
     sizes = checked_sizes(file, file.name, shape)
-    stored = Stored(file, begin, dtype.name, sizes, row_major(sizes), file.name)
+    stored = FileTensor(file, begin, dtype.name, sizes, row_major(sizes), file.name)
     if begin + stored.size * dtype.itemsize > file.stat().st_size:
         raise LayoutError(
             f"{file}: {sizes} values do not fit into its {file.stat().st_size} bytes; it is cut short: download it again"

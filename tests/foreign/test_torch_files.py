@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from helpers.foreign_files import FakeTensor, torch_older, torch_zip
 
-from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.foreign import only
-from pangu_sigma.convert.stored import assembled
-from pangu_sigma.convert.torch_files import open_torch_file
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import assembled
+from pangu_sigma.foreign.layout import only
+from pangu_sigma.foreign.torch_files import open_torch_file
 
 VALUES = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.arange(5, dtype=np.float16)}
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pangu_sigma.convert.dense_model import LayoutError
+from pangu_sigma.foreign.dense_model import LayoutError
 
 MOST_PICKLED = 64 << 20
 """Bytes of the largest pickle that is read: the one of a 13B model with its optimizer has less than a hundredth."""

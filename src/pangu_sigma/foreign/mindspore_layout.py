@@ -10,10 +10,10 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from pangu_sigma.convert.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.convert.foreign import Counterpart, Facts, Joined, chosen, dense_model_of, layer_count, npy_source
-from pangu_sigma.convert.mindspore_files import CkptTensor, open_ckpt
-from pangu_sigma.convert.strategy_file import Cut, read_strategy
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.layout import Counterpart, Facts, Joined, chosen, dense_model_of, layer_count, npy_source
+from pangu_sigma.foreign.mindspore_files import CkptTensor, open_ckpt
+from pangu_sigma.foreign.strategy_file import Cut, read_strategy
 
 BLOCK_TENSORS = {
     "layernorm1.gamma": Counterpart("attention_norm.gain"),

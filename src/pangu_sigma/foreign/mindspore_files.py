@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pangu_sigma.checkpoint.protobuf import OF_BYTES, field_at, numbers
-from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.stored import Fragment, Stored, checked_sizes, row_major
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, checked_sizes, row_major
 
 _KINDS = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -79,8 +79,8 @@ class CkptTensor:
                 at, taken = at + rows * width, taken + rows * width
         return found
 
-    def _stored(self, file: Path, offset: int, shape: tuple[int, ...]) -> Stored:
-        return Stored(file, offset, self.kind, shape, row_major(shape), self.name)
+    def _stored(self, file: Path, offset: int, shape: tuple[int, ...]) -> FileTensor:
+        return FileTensor(file, offset, self.kind, shape, row_major(shape), self.name)
 
 
 @dataclass

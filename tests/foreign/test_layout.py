@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.foreign import Facts, chosen, layer_count, npy_source, plain_name
-from pangu_sigma.convert.stored import assembled
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import assembled
+from pangu_sigma.foreign.layout import Facts, chosen, layer_count, npy_source, plain_name
 
 A = Path("a")
 

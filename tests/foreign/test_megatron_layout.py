@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import foreign_files as foreign
 
-from pangu_sigma.convert.dense_files import open_dense_model
-from pangu_sigma.convert.megatron_layout import layer_rules
+from pangu_sigma.foreign.dense_files import open_dense_model
+from pangu_sigma.foreign.megatron_layout import layer_rules
 
 
 def assert_equal(path: Path, values: dict[str, np.ndarray], **options: Any) -> Any:

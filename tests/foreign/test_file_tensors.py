@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.convert import stored as module
-from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.stored import Fragment, Stored, assembled, checked_sizes, row_major
+from pangu_sigma.foreign import file_tensors as module
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, checked_sizes, row_major
 
 
-def written(folder: Path, values: np.ndarray, name: str = "a") -> Stored:
+def written(folder: Path, values: np.ndarray, name: str = "a") -> FileTensor:
     """Values in a file, at an odd byte."""
     (folder / name).write_bytes(b"x" + np.ascontiguousarray(values).tobytes())
-    return Stored(folder / name, 1, values.dtype.name, values.shape, row_major(values.shape), name)
+    return FileTensor(folder / name, 1, values.dtype.name, values.shape, row_major(values.shape), name)
 
 
 def blocks(values: np.ndarray, rows: int, columns: int, folder: Path) -> list[Fragment]:

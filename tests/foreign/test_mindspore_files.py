@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from helpers import foreign_files as foreign
 
-from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.mindspore_files import open_ckpt
-from pangu_sigma.convert.stored import assembled
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import assembled
+from pangu_sigma.foreign.mindspore_files import open_ckpt
 
 
 def read(file: Path, name: str) -> np.ndarray:

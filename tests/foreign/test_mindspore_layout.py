@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from helpers import foreign_files as foreign
 
-from pangu_sigma.convert.dense_files import open_dense_model
-from pangu_sigma.convert.dense_model import DenseModel, LayoutError
-from pangu_sigma.convert.mindspore_layout import BLOCK_TENSORS
+from pangu_sigma.foreign.dense_files import open_dense_model
+from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
+from pangu_sigma.foreign.mindspore_layout import BLOCK_TENSORS
 
 
 def assert_equal(model: DenseModel, values: dict[str, np.ndarray]) -> None:

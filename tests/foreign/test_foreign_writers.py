@@ -15,9 +15,9 @@ from helpers import foreign_files as foreign
 from helpers.alpha_peers import megatron_sizes, run_gptpangu, run_peers, run_release
 
 from pangu_sigma.config import ModelConfig
-from pangu_sigma.convert.dense_files import open_dense_model
-from pangu_sigma.convert.dense_model import DenseModel
-from pangu_sigma.convert.strategy_file import Cut, read_strategy
+from pangu_sigma.foreign.dense_files import open_dense_model
+from pangu_sigma.foreign.dense_model import DenseModel
+from pangu_sigma.foreign.strategy_file import Cut, read_strategy
 from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.inherit.equality import ParentWeights
 
