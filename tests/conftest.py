@@ -117,4 +117,4 @@ def tiny_graph(graph_mode, tiny_export):
     """Its graph, loaded and compiled once for a process: a `GraphDecoder` of four lanes, which each test begins anew."""
     from pangu_sigma.generate.graph.decoder import GraphDecoder
 
-    return GraphDecoder(tiny_export)
+    return GraphDecoder.of_export(tiny_export)

@@ -20,7 +20,8 @@ from pangu_sigma.convert.trained_model import open_trained_run
 from pangu_sigma.data.prepare import prepare
 from pangu_sigma.data.vocabulary import ALPHA_SIZE
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.weights import SavedWeights
 
@@ -71,8 +72,11 @@ class Ours:
         return np.stack([model.logits(row_of[text], routes, self.rows) for text in self.texts])
 
     def of_the_graph(self) -> np.ndarray:
-        graph, domain = Predictor.from_run(self.path), domains_of(self.run.config)[0]
-        return np.stack([graph.logits_along(text.tolist(), domain)[:, self.rows] for text in self.texts])
+        graph, logits = GraphDecoder.of_run(self.run), []
+        for text in self.texts:
+            graph.begin(0, domains_of(self.run.config)[0])
+            logits += graph.read([Chunk(0, text.tolist(), len(text))])
+        return np.stack(logits)[..., self.rows]
 
     def theirs(self, logits: np.ndarray) -> np.ndarray:
         """Their logits in the order of ours. Every id that has no row here has the logit 0."""

@@ -129,7 +129,9 @@ def test_a_model_without_experts_is_exported_too_and_a_large_one_in_several_file
     trainer.save()
     export_mindir(tmp_path / "run", tmp_path / "out")
     assert (tmp_path / "out" / "model.mindir").stat().st_size < (tmp_path / "out/model_variables/data_0").stat().st_size
-    found = compare_greedy(open_decoder(tmp_path / "run"), GraphDecoder(tmp_path / "out"), tmp_path / "out", 2)
+    found = compare_greedy(
+        open_decoder(tmp_path / "run"), GraphDecoder.of_export(tmp_path / "out"), tmp_path / "out", 2
+    )
     assert found >= 3 * 2
     assert compare_greedy(open_decoder(tmp_path / "run"), open_decoder(tmp_path / "out"), tmp_path / "out", 2) == found
 
@@ -150,7 +152,7 @@ def test_each_flipped_bit_of_an_exported_graph_is_found_before_use(copied, numbe
     file, rng = copied / "model.mindir", np.random.default_rng(number)
     flipped(file, int(rng.integers(file.stat().st_size)), int(rng.integers(8)))
     with pytest.raises(DamagedFile, match=r"model\.mindir: xxh3_128 is .* damaged, run `pangu-sigma export` again"):
-        GraphDecoder(copied)
+        GraphDecoder.of_export(copied)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.comparison import compare_runs
 from pangu_sigma.evaluate.run import evaluate_run, format_losses
-from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.train.losses import FIGURES
 from pangu_sigma.train.metrics import read_metrics
 
@@ -78,7 +79,7 @@ def test_all_counts_every_held_out_token_once_and_unigram_and_bytes_are_of_those
 def test_the_loss_of_a_sample_is_that_of_its_documents(everything, tiny_run, tiny_data):
     """Against the model that answers: each document of a sample is scored alone. Every row of the slot of zh is in use:
     the answering model knows that other rows cannot be drawn, and the loss does not."""
-    predictor, run = Predictor.from_run(tiny_run), RunFolder.open(tiny_run)
+    decoder, run = open_decoder(tiny_run), RunFolder.open(tiny_run)
     length, domain = run.config.model.seq_length, domains_of(run.config).named("zh")
     ids = held_out_ids(tiny_data, "zh", length)
     for number in (0, 3):
@@ -86,8 +87,10 @@ def test_the_loss_of_a_sample_is_that_of_its_documents(everything, tiny_run, tin
         ends = [-1, *np.flatnonzero(sample[:-1] == run.tokenizer.eot).tolist(), length]
         for start, end in pairwise(ends):
             document = sample[start + 1 : end + 1].tolist()
-            logits_SR = predictor.logits_along(document[:-1], domain) if len(document) > 1 else np.zeros((0, 1))
-            for logits_R, token in zip(logits_SR.astype(float), document[1:], strict=True):
+            decoder.begin(0, domain)
+            chunks = [Chunk(0, document[:-1], len(document) - 1)] if len(document) > 1 else []
+            logits_SR = [logits_R for each in decoder.read(chunks) for logits_R in each.astype(float)]
+            for logits_R, token in zip(logits_SR, document[1:], strict=True):
                 nats += np.log(np.exp(logits_R).sum()) - logits_R[run.tokenizer.row_of[domain.slot, token]]
         assert everything["zh"]["per_sample"]["nats"][number] == pytest.approx(nats, rel=1e-4)
 

@@ -7,10 +7,9 @@ import pytest
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.graph import predictor as predictor_module
-from pangu_sigma.generate.graph.predictor import Predictor
-from pangu_sigma.generate.graph.rereading import RereadingDecoder
+from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.score import score
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -19,13 +18,13 @@ TEXTS = [("en", "the cat sees a small old dog"), ("zh", "今天天气不错我�
 
 
 @pytest.fixture(scope="module")
-def predictor(graph_mode, tiny_run) -> Predictor:
-    return Predictor.from_run(tiny_run)
+def decoder(tiny_run) -> Decoder:
+    return open_decoder(tiny_run)
 
 
 @pytest.fixture(scope="module")
-def engine(predictor) -> Engine:
-    return Engine(RereadingDecoder(predictor))
+def engine(decoder) -> Engine:
+    return Engine(decoder)
 
 
 def log_probability(logits_R: np.ndarray, row: int) -> float:
@@ -35,50 +34,38 @@ def log_probability(logits_R: np.ndarray, row: int) -> float:
 
 
 @pytest.mark.parametrize(("name", "text"), TEXTS)
-def test_each_token_is_scored_by_the_logits_after_those_before_it(predictor, engine, name, text):
-    domain = domains_of(predictor.config).named(name)
-    ids = predictor.tokenizer.prompt(text, domain)
+def test_each_token_is_scored_by_the_logits_after_those_before_it(decoder, engine, name, text):
+    domain = domains_of(decoder.config).named(name)
+    ids = decoder.tokenizer.prompt(text, domain)
     found = score(engine, text, domain)
     assert found.ids == ids[1:]
-    expected = [
-        log_probability(predictor.next_logits([ids[:i]], [domain])[0], predictor.tokenizer.row_of[domain.slot, ids[i]])
-        for i in range(1, len(ids))
-    ]
+    expected = []
+    for i in range(1, len(ids)):
+        decoder.begin(0, domain)
+        ((logits_R,),) = decoder.read([Chunk(0, ids[:i])])
+        expected.append(log_probability(logits_R, decoder.tokenizer.row_of[domain.slot, ids[i]]))
     np.testing.assert_allclose(found.logprobs, expected, rtol=0, atol=1e-5)
     assert found.total == pytest.approx(sum(expected), abs=1e-4)
     assert found.total < 0
-    assert "".join(found.tokens) == predictor.tokenizer.decode(ids[1:])
+    assert "".join(found.tokens) == decoder.tokenizer.decode(ids[1:])
 
 
-def test_of_code_the_tag_is_what_stands_before_the_first_token(predictor, engine):
-    domain = domains_of(predictor.config).named("code")
-    assert score(engine, "x y", domain).ids == predictor.tokenizer.encode("x y", domain)
+def test_of_code_the_tag_is_what_stands_before_the_first_token(decoder, engine):
+    domain = domains_of(decoder.config).named("code")
+    assert score(engine, "x y", domain).ids == decoder.tokenizer.encode("x y", domain)
 
 
-def test_positions_asked_for_a_few_at_a_time_are_the_same(predictor, monkeypatch):
-    domain = domains_of(predictor.config).named("en")
-    ids = predictor.tokenizer.prompt(TEXTS[0][1], domain)
-    whole = predictor.logits_along(ids, domain)
-    assert whole.shape == (len(ids), predictor.config.model.slot_rows)
-    assert whole.dtype == np.float32
-    assert np.isfinite(whole).any(axis=1).all()
-    model = predictor.config.model
-    monkeypatch.setattr(predictor_module, "_TABLE_BYTES", 4 * 4 * model.slot_rows * model.hidden)
-    assert len(ids) % 4, "the last call has fewer"
-    np.testing.assert_allclose(predictor.logits_along(ids, domain), whole, rtol=0, atol=1e-5)
-
-
-def test_an_exported_model_gives_the_same_scores(predictor, engine, tiny_graph):
+def test_an_exported_model_gives_the_same_scores(decoder, engine, tiny_graph):
     exported = Engine(tiny_graph)
     for name, text in TEXTS:
-        domain = domains_of(predictor.config).named(name)
+        domain = domains_of(decoder.config).named(name)
         one, other = score(engine, text, domain), score(exported, text, domain)
         np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-4)
 
 
-def test_one_token_has_nothing_to_score_and_no_token_is_refused(predictor, engine):
-    domain = domains_of(predictor.config).named("en")
-    token = predictor.tokenizer.decode(predictor.tokenizer.prompt("the cat", domain)[:1])
+def test_one_token_has_nothing_to_score_and_no_token_is_refused(decoder, engine):
+    domain = domains_of(decoder.config).named("en")
+    token = decoder.tokenizer.decode(decoder.tokenizer.prompt("the cat", domain)[:1])
     assert score(engine, token, domain).logprobs == []
     assert score(engine, token, domain).total == 0
     with pytest.raises(ConfigError, match="no tokens"):

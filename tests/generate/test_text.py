@@ -13,9 +13,9 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.graph.predictor import Predictor
-from pangu_sigma.generate.graph.rereading import RereadingDecoder
+from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.generate.text import generate, prompt_ids, stream, unseen
 
@@ -223,20 +223,20 @@ def test_a_stream_refuses_before_the_first_token(counting):
 
 @pytest.mark.usefixtures("graph_mode")
 def test_greedy_tokens_of_a_trained_model_are_its_best_one_after_another(tiny_run):
-    predictor = Predictor.from_run(tiny_run)
-    engine = Engine(RereadingDecoder(predictor))
+    decoder = open_decoder(tiny_run)
     prompts = [("en", "the cat "), ("zh", "今天"), ("code", "")]
-    known = domains_of(predictor.config)
-    for answer, (name, text) in zip(generate(engine, prompts, 6), prompts, strict=True):
+    known = domains_of(decoder.config)
+    for answer, (name, text) in zip(generate(Engine(decoder), prompts, 6), prompts, strict=True):
         domain = known.named(name)
-        ids = predictor.tokenizer.prompt(text, domain)
+        ids = decoder.tokenizer.prompt(text, domain)
         start = len(ids)
         assert answer.ids[:start] == ids
         for token in answer.ids[start:]:
-            best = predictor.next_logits([ids], [domain])[0].argmax()
-            assert token == predictor.tokenizer.slot_rows[domain.slot, best]
+            decoder.begin(0, domain)
+            best = decoder.read([Chunk(0, ids)])[0][0].argmax()
+            assert token == decoder.tokenizer.slot_rows[domain.slot, best]
             ids.append(token)
-        assert answer.text == predictor.tokenizer.decode(answer.ids[start:])
+        assert answer.text == decoder.tokenizer.decode(answer.ids[start:])
         assert answer.finished or len(answer.ids) == start + 6
 
 

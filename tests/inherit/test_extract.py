@@ -73,7 +73,7 @@ def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
     receipt = extract_export(tiny_run, tmp_path / "zh", ["zh"], graphs=False)
     assert receipt.agreement["zh"].exact == 0.0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zh"]
-    whole, part_of_it = GraphDecoder(tiny_export), GraphDecoder(tmp_path / "zh")
+    whole, part_of_it = GraphDecoder.of_export(tiny_export), GraphDecoder.of_export(tmp_path / "zh")
     domains = [next(d for d in map_of(model) if d.name == "zh") for model in (whole, part_of_it)]
     ids = whole.tokenizer.prompt("今天天气不错我们去公园看花", domains[0])
     assert part_of_it.tokenizer.prompt("今天天气不错我们去公园看花", domains[1]) == ids

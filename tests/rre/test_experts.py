@@ -8,10 +8,9 @@ import pytest
 from mindspore import Tensor, nn
 
 from ascend_ops.grouped_ffn import grouped_ffn_oracle
-from pangu_sigma.config import Activation, RoutingConfig
+from pangu_sigma.config import Activation
 from pangu_sigma.rre.experts import Experts, grouped_experts, padded_experts
-from pangu_sigma.rre.plan import RoutingPlan, pad_to_capacity, plan_batch
-from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -31,11 +30,21 @@ class RoutedLayer(nn.Cell):
 
 
 def plan_of() -> tuple[RoutingPlan, np.ndarray]:
-    """The plan of two sequences of two domains, and the expert of each token."""
-    ids, positions, domains = np.arange(20).reshape(2, 10), np.zeros((2, 10), int), np.array([1, 0])
-    table = draw_tables(RoutingConfig(), 1, 2, 20, STORED // 2, None)
-    experts_T = table.route(ids, np.broadcast_to(domains[:, None], ids.shape), positions).ravel()
-    return plan_batch(table, ids, domains, positions, STORED, STORED), experts_T
+    """The plan of 20 tokens, and the expert of each."""
+    experts_T = np.random.default_rng(1).integers(0, STORED, 20)
+    experts_NGT = experts_T[None, None]
+    return plan_rows(experts_NGT, active_lists(experts_NGT, STORED, STORED))[0], experts_T
+
+
+def padded(plan: RoutingPlan) -> tuple[np.ndarray, np.ndarray]:
+    """order [A, C] and inverse [T] of the plan's one layer, every expert filled up with token 0 to the capacity of the fullest."""
+    load_A = plan.load()[0]
+    order_AC, inverse_T = np.zeros((len(load_A), load_A.max()), np.int32), np.empty_like(plan.inverse_NT[0])
+    for entry, first in enumerate(plan.offsets_NA1[0, :-1]):
+        tokens = plan.order_NT[0, first : first + load_A[entry]]
+        order_AC[entry, : len(tokens)] = tokens
+        inverse_T[tokens] = entry * load_A.max() + np.arange(len(tokens))
+    return order_AC, inverse_T
 
 
 def weights_of(rng: np.random.Generator) -> list[np.ndarray]:
@@ -59,19 +68,18 @@ def expected_of(
 
 
 @pytest.mark.parametrize("activation", ["fast_gelu", "tanh", "erf"])
-@pytest.mark.parametrize("padded", [False, True], ids=["grouped", "padded"])
-def test_every_token_meets_its_own_expert(padded: bool, activation: Activation):
+@pytest.mark.parametrize("layout", ["grouped", "padded"])
+def test_every_token_meets_its_own_expert(layout: str, activation: Activation):
     rng = np.random.default_rng(0)
     plan, experts_T = plan_of()
     x, residual = rng.standard_normal((2, len(experts_T), HIDDEN)).astype(np.float32)
     weights = weights_of(rng)
     active_A, order, inverse_T, offsets = plan.active_NA[0], plan.order_NT[0], plan.inverse_NT[0], plan.offsets_NA1[0]
     given = weights
-    if padded:
-        active_NA, order_NAC, inverse_NT = pad_to_capacity(plan)
-        active_A, order, inverse_T, offsets = active_NA[0], order_NAC[0], inverse_NT[0], None
+    if layout == "padded":
+        (order, inverse_T), offsets = padded(plan), None
         given = [w[:, None] if w.ndim == 2 else w for w in weights]
-    layer = RoutedLayer((padded_experts if padded else grouped_experts)(activation))
+    layer = RoutedLayer((padded_experts if layout == "padded" else grouped_experts)(activation))
     arguments = [Tensor(order), Tensor(inverse_T), None if offsets is None else Tensor(offsets)]
     arguments += [Tensor(w[active_A]) for w in given]
     expected = expected_of(x, residual, experts_T, weights, activation)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.config import RoutingConfig
-from pangu_sigma.rre.plan import RoutingPlan, pad_to_capacity, plan_batch, plan_micro_batches
+from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 
 VOCABULARY = 40
@@ -28,7 +28,7 @@ class Case:
     entries: int
 
     def plans(self) -> list[RoutingPlan]:
-        return plan_micro_batches(self.table, self.ids, self.domains, self.positions, self.stored, self.entries)
+        return plan_rows(self.experts(), active_lists(self.experts(), self.stored, self.entries))
 
     def experts(self) -> np.ndarray:
         """[N, G, T], straight from the table."""
@@ -119,32 +119,6 @@ def test_plans_are_deterministic_and_int32(case: Case):
             assert np.array_equal(a, b)
 
 
-@settings(deadline=None)
-@given(cases())
-def test_padding_to_capacity_moves_the_same_tokens_to_the_same_experts(case: Case):
-    for g, plan in enumerate(case.plans()):
-        active_NA, order_NAC, inverse_NT = pad_to_capacity(plan)
-        layers, entries, capacity = order_NAC.shape
-        assert capacity == plan.load().max()
-        for layer, experts_T in enumerate(case.experts()[:, g]):
-            rows = order_NAC[layer].reshape(-1)
-            assert np.array_equal(rows[inverse_NT[layer]], np.arange(len(experts_T)))
-            assert np.array_equal(active_NA[layer, inverse_NT[layer] // capacity], experts_T)
-        assert active_NA.shape == (layers, entries)
-
-
-def table_of(experts: int) -> RoutingTable:
-    return draw_tables(RoutingConfig(), 1, 2, VOCABULARY, experts, None)
-
-
-def test_one_micro_batch_is_plan_batch():
-    ids, positions = np.arange(12).reshape(2, 6), np.zeros((2, 6), int)
-    plan = plan_batch(table_of(3), ids, np.array([0, 1]), positions, 6, 6)
-    assert plan.load().sum() == 12
-    assert np.array_equal(plan.active_NA, [np.arange(6)])
-
-
 def test_too_many_active_experts_is_an_error_with_the_fix():
-    ids, positions = np.arange(VOCABULARY).reshape(2, 20), np.zeros((2, 20), int)
     with pytest.raises(ValueError, match=r"activates 8 experts.*has 4 entries; raise data\.domains_per_step"):
-        plan_batch(table_of(4), ids, np.array([0, 1]), positions, 8, 4)
+        active_lists([np.arange(8)], 8, 4)

@@ -1,8 +1,8 @@
 """Bench of benchmarks: short multiple-choice items as lm-evaluation-harness asks them, together and one text after the other.
 
 An item is a question with four letters after it. One peer is the same decoder with one lane: it reads each letter after its
-question by itself, so nothing is computed together, and a question four times. The other is MindSpore's graph of the model, as
-training has it, one text after the other. They do a part of the items in a round; times are of an item.
+question by itself, so nothing is computed together, and a question four times. The other is the graph of an export, run by
+MindSpore, one text after the other. They do a part of the items in a round; times are of an item.
 Weights are drawn, of `sigma_tiny`'s size, and the tokenizer is the real one. All three must give the same log-probabilities.
 """
 
@@ -12,26 +12,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 from lm_eval.api.instance import Instance
-from mindspore import Tensor
 
 from pangu_sigma.bench.decode import DrawnWeights
 from pangu_sigma.bench.harness import Row, compare, take_turns
 from pangu_sigma.bench.serve import drawn_config, real_tokenizer
-from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.harness import HarnessModel
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.graph.inference import InferenceGraph, any_length
-from pangu_sigma.generate.graph.predictor import Predictor
-from pangu_sigma.generate.graph.rereading import RereadingDecoder
+from pangu_sigma.generate.graph.cached import CachedGraph
+from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.host.decoder import HostDecoder
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.table import draw_tables
 
 _ITEMS, _ALONE, _LANES, _ROUNDS = 1000, 50, 16, 3
@@ -86,23 +81,10 @@ def _models() -> Iterator[list[HarnessModel]]:
     with tempfile.TemporaryDirectory() as folder:
         weights = DrawnWeights(config, Path(folder) / "weights.safetensors")
         decoders: list[Decoder] = [HostDecoder(config, tokenizer, table, weights, lanes) for lanes in (_LANES, 1)]
-        graph = Predictor(_graph(config, weights), config, tokenizer, table)
-        yield [HarnessModel(Engine(each), "d0") for each in (*decoders, RereadingDecoder(graph, lanes=1))]
-
-
-def _graph(config: Config, weights: DrawnWeights) -> InferenceGraph:
-    """MindSpore's graph with these weights, for texts of any length."""
-    use_cpu()
-    layers, experts = range(config.model.rre_layers), range(config.experts)
-    routed = [
-        np.stack([weights.expert(layer, number, name) for number in experts])
-        for layer, name in product(layers, FFN_TENSORS)
-    ]
-    graph = InferenceGraph(config, routed)
-    for name, parameter in graph.network.parameters_dict().items():
-        parameter.set_data(Tensor(weights.tensor(name.removeprefix("network.")).reshape(parameter.shape)))
-    graph.set_inputs(*any_length(config))
-    return graph
+        use_cpu()
+        graph = CachedGraph(config, tokenizer, table, weights).set_train(False)
+        decoders.append(GraphDecoder(graph, config, tokenizer, table, lanes=1))
+        yield [HarnessModel(Engine(each), "d0") for each in decoders]
 
 
 def _asked(model: HarnessModel, items: int) -> list[Instance]:

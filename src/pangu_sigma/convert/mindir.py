@@ -20,7 +20,6 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.model_files import (
     ROUTING_FILE,
     TOKENIZER_FOLDER,
@@ -37,15 +36,12 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.exported import GRAPH_FILE, ExportedWeights, open_export
-from pangu_sigma.generate.graph.cached import CachedGraph, inputs_and_outputs, open_inputs
+from pangu_sigma.generate.exported import GRAPH_FILE, open_export
+from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.generate.graph.predictor import Predictor
-from pangu_sigma.generate.graph.rereading import RereadingDecoder
 from pangu_sigma.generate.graph.weights_at_rest import AtRest
-from pangu_sigma.generate.host.decoder import HostDecoder
+from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.text import generate
-from pangu_sigma.generate.weights import SavedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +91,6 @@ def export_mindir(
             output.rename(temporary / "replaced")
         folder.rename(output)
     return output
-
-
-def cached_graph(run: RunFolder, at_rest: AtRest = "float32") -> CachedGraph:
-    """The deployed graph, of operators of the device that is set, with the weights of a run's newest intact checkpoint."""
-    weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
-    return CachedGraph(run.config, run.tokenizer, run.table, weights, at_rest)
 
 
 def write_graph(graph: CachedGraph, folder: Path) -> None:
@@ -170,17 +160,13 @@ def _unfinished(output: Path) -> Iterator[Path]:
 def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
     """Reload an exported graph and compare its greedy tokens, one short prompt per domain.
 
-    With float32 they must be those of the network that trains, with the run's checkpoint. Weights that are kept otherwise are other
-    weights: then they must be those of the decoder without MindSpore, with the weights of the graph's file.
+    They must be those of the decoder without MindSpore: with the run's checkpoint for float32, and with the weights of the graph's
+    file if they are kept otherwise, because those are other weights.
 
     Returns the number of generated tokens, all equal; an <eot> that ends an answer counts. Raises ExportError when one is not.
     """
-    export = open_export(output)
-    if export.facts["weights"] == "float32":
-        expected: Decoder = RereadingDecoder(Predictor.from_run(run_path), len(export.config.domains))
-    else:
-        expected = HostDecoder(*(export.config, export.tokenizer, export.table, ExportedWeights(output)))
-    return compare_greedy(expected, GraphDecoder(output), output, tokens)
+    model = run_path if open_export(output).facts["weights"] == "float32" else output
+    return compare_greedy(open_decoder(model), GraphDecoder.of_export(output), output, tokens)
 
 
 def compare_greedy(expected: Decoder, found: Decoder, output: Path, tokens: int) -> int:

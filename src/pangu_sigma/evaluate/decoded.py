@@ -59,5 +59,5 @@ def measure_export(path: Path, all: bool) -> dict[str, HeldOutLoss]:
         export.config.on_one_rank(), Path(export.config.data.path), export.tokenizer, export.table, "held_out"
     )
     most = max(batches.samples.counts) if all else samples_of_evaluation(export.config)
-    forward = DecodedForward(GraphDecoder(path, 1), batches.domains)
+    forward = DecodedForward(GraphDecoder.of_export(path, 1), batches.domains)
     return Evaluator(batches, most, forward, forward).losses()

@@ -37,18 +37,13 @@ _KINDS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 3: np.dtype("i1"), 6: np
 
 @dataclass(frozen=True)
 class Export:
-    """What a folder holds besides its graph. facts: what its seal says; {} for a folder of before there were seals."""
+    """What a folder holds besides its graph. facts: what its seal says."""
 
     folder: Path
     config: Config
     tokenizer: Tokenizer
     table: RoutingTable
     facts: dict[str, Any]
-
-    @property
-    def has_cache(self) -> bool:
-        """True if the graph has a KV cache and routes by itself; False for one of before, which takes a routing plan."""
-        return self.facts.get("signature", {}).get("inputs", [{}])[0].get("name") == "ids"
 
 
 def open_export(folder: Path) -> Export:

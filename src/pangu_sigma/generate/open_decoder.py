@@ -7,9 +7,8 @@ from pathlib import Path
 from ascend_ops.few_rows import Precision
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.config import ConfigError
 from pangu_sigma.generate.decoder import Decoder
-from pangu_sigma.generate.exported import EXPORT_AGAIN, GRAPH_FILE, ExportedWeights, open_export
+from pangu_sigma.generate.exported import GRAPH_FILE, ExportedWeights, open_export
 from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.generate.weights import SavedWeights
 
@@ -18,26 +17,11 @@ def open_decoder(path: Path, lanes: int = 4, weights: Precision | None = None) -
     """The decoder, on the CPU, of the newest intact checkpoint of a run folder, or of an exported model.
 
     weights: how it has matrices in memory; None as they are: float32 of a run, what an export keeps. Raises ConfigError when the
-    folder is neither, for weights that an export of before cannot have, and as `open_export`.
+    folder is neither, and as `open_export`.
     """
     if (path / GRAPH_FILE).exists():
-        return _of_export(path, lanes, weights)
+        export, kept = open_export(path), ExportedWeights(path)
+        return HostDecoder(export.config, export.tokenizer, export.table, kept, lanes, weights or kept.precision)
     run = RunFolder.open(path)
     saved = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
     return HostDecoder(run.config, run.tokenizer, run.table, saved, lanes, weights or "float32")
-
-
-def _of_export(path: Path, lanes: int, weights: Precision | None) -> Decoder:
-    """Without MindSpore where it can be: the graph of before there was a cache needs it, and reads a text again for each token."""
-    export = open_export(path)
-    if export.has_cache:
-        kept = ExportedWeights(path)
-        return HostDecoder(export.config, export.tokenizer, export.table, kept, lanes, weights or kept.precision)
-    if weights not in (None, "float32"):
-        raise ConfigError(
-            f"{path} is an export of before, which answers in float32 only, not {weights}; {EXPORT_AGAIN}"
-        )
-    from pangu_sigma.generate.graph.predictor import Predictor
-    from pangu_sigma.generate.graph.rereading import RereadingDecoder
-
-    return RereadingDecoder(Predictor.of_old_export(export), lanes)

@@ -17,7 +17,8 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.foreign.dense_model import DenseModel
-from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.inherit.descent import SlotRows
@@ -82,11 +83,11 @@ class _Reader:
     ids_R: np.ndarray | None = None
     run: RunFolder | None = None
     domain: Domain | None = None
-    graph: Predictor | None = None
+    graph: GraphDecoder | None = None
 
     @classmethod
     def trained(
-        cls, run: RunFolder, model: ExactModel, domain: Domain, ids_R: np.ndarray, graph: Predictor | None
+        cls, run: RunFolder, model: ExactModel, domain: Domain, ids_R: np.ndarray, graph: GraphDecoder | None
     ) -> _Reader:
         rows_R = run.tokenizer.row_of[domain.slot, np.maximum(ids_R, 0)]
         first = domain.slot * run.config.model.slot_rows
@@ -105,7 +106,8 @@ class _Reader:
         if self.graph is None or self.ids_R is None or self.domain is None:
             return None
         first = self.domain.slot * self.model.model.slot_rows
-        logits_TR = self.graph.logits_along(self.ids_R[text.rows_T].tolist(), self.domain)
+        self.graph.begin(0, self.domain)
+        (logits_TR,) = self.graph.read([Chunk(0, self.ids_R[text.rows_T].tolist(), len(text.rows_T))])
         return logits_TR[:, self.rows_R[text.wanted_W] - first]
 
 
@@ -176,8 +178,8 @@ def _agreement(child: _Reader, parent: _Reader, text: _Text, nats: float | None 
     return Agreement(words, len(text.rows_T), exact, fast, nats)
 
 
-def _graph(run: RunFolder) -> Predictor | None:
-    """The graph of the child; None, and a word, if it is large."""
+def _graph(run: RunFolder) -> GraphDecoder | None:
+    """The graph of a run; None, and a word, if it is large."""
     size = 4 * run.config.num_params().total
     if size > GRAPH_BYTES:
         logger.warning(
@@ -187,7 +189,7 @@ def _graph(run: RunFolder) -> Predictor | None:
             GRAPH_BYTES / (1 << 30),
         )
         return None
-    return Predictor.from_run(run.path)
+    return GraphDecoder.of_run(run)
 
 
 def _text(run: RunFolder, domain: Domain, both_R: np.ndarray, tokens: int, data: Path | None) -> _Text:

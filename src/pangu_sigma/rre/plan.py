@@ -38,40 +38,6 @@ class RoutingPlan:
         return np.diff(self.offsets_NA1, axis=1)
 
 
-def plan_batch(
-    table: RoutingTable,
-    ids_BS: np.ndarray,
-    domains_B: np.ndarray,
-    positions_BS: np.ndarray,
-    stored: int,
-    entries: int | None,
-) -> RoutingPlan:
-    """The plan of one batch.
-
-    stored: K, experts stored in a layer.
-    entries: A, length of the active list; None: as long as the batch needs. With entries = stored, the entry of each expert is its
-        own number.
-    Raises ConfigError when the batch activates more than `entries` experts.
-    """
-    return plan_micro_batches(table, ids_BS[None], domains_B[None], positions_BS[None], stored, entries)[0]
-
-
-def plan_micro_batches(
-    table: RoutingTable,
-    ids_GBS: np.ndarray,
-    domains_GB: np.ndarray,
-    positions_GBS: np.ndarray,
-    stored: int,
-    entries: int | None,
-) -> list[RoutingPlan]:
-    """Plans of the G micro-batches of one update. They share one active list, so an expert is fetched once and updated once.
-
-    Arguments and errors as in `plan_batch`.
-    """
-    experts_NGT = route(table, ids_GBS, domains_GB, positions_GBS).reshape(table.layers, len(ids_GBS), -1)
-    return plan_rows(experts_NGT, active_lists(experts_NGT, stored, entries))
-
-
 def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray:
     """The expert of each token in each layer, int32 [N, G, B, S]."""
     return table.route(ids_GBS, np.broadcast_to(domains_GB[..., None], ids_GBS.shape), positions_GBS)
@@ -80,7 +46,10 @@ def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, posi
 def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entries: int | None) -> np.ndarray:
     """Active list of each layer, int64 [N, A], from the experts of its tokens.
 
-    `stored`, `entries` and the error are those of `plan_batch`.
+    stored: K, experts stored in a layer.
+    entries: A, length of the active list; None: as long as the batch needs. With entries = stored, the entry of each expert is its
+        own number.
+    Raises ConfigError when the batch activates more than `entries` experts.
     """
     used_N = [np.arange(stored) if entries == stored else np.unique(experts) for experts in experts_N]
     most = max(len(used) for used in used_N)
@@ -113,22 +82,3 @@ def _sort_by_expert(experts_T: np.ndarray, active_A: np.ndarray) -> tuple[np.nda
     inverse[order] = np.arange(len(order))
     counts_K = np.bincount(experts_T, minlength=active_A.max() + 1)  # 0 for unused entries: no token is routed there
     return order, inverse, np.concatenate([[0], np.cumsum(counts_K[active_A])])
-
-
-def pad_to_capacity(plan: RoutingPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same plan with every active expert padded to the capacity C of the fullest one. Nothing is dropped.
-
-    Exported models have no grouped kernel and take this one. Returns active_NA with unused entries set to expert 0, order_NAC
-    (padding repeats token 0; nobody reads its result) and inverse_NT into the flattened [A·C] rows.
-    """
-    (layers, tokens), entries = plan.order_NT.shape, plan.active_NA.shape[1]
-    load_NA = plan.load()
-    capacity = int(load_NA.max())
-    order_NAC = np.zeros((layers, entries, capacity), np.int32)
-    inverse_NT = np.empty((layers, tokens), np.int32)
-    for layer in range(layers):
-        entry_of_row = np.repeat(np.arange(entries), load_NA[layer])
-        within = np.arange(tokens) - plan.offsets_NA1[layer, entry_of_row]
-        order_NAC[layer, entry_of_row, within] = plan.order_NT[layer]
-        inverse_NT[layer, plan.order_NT[layer]] = entry_of_row * capacity + within
-    return np.where(load_NA > 0, plan.active_NA, 0), order_NAC, inverse_NT

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from helpers.toy import Logits, logits_arguments
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import load_trained
+from pangu_sigma.data.batches import Batches
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.generate.graph.cached import CachedGraph, inputs_and_outputs, open_inputs
+from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.generate.graph.decoder import is_cache
-from pangu_sigma.generate.graph.predictor import Predictor
-from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.model.declare import as_tensor
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -25,9 +27,7 @@ New = tuple[Domain, list[int], int, int]
 
 @pytest.fixture(scope="module")
 def graph(graph_mode, tiny_run) -> CachedGraph:
-    run = RunFolder.open(tiny_run)
-    weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
-    made = CachedGraph(run.config, run.tokenizer, run.table, weights)
+    made = cached_graph(RunFolder.open(tiny_run))
     for parameter in made.get_parameters():
         if is_cache(parameter.name):  # one lane for each, with what another text has left there
             one = parameter.asnumpy()
@@ -51,8 +51,29 @@ def texts(tiny_run) -> list[tuple[Domain, list[int]]]:
 
 @pytest.fixture(scope="module")
 def expected(graph_mode, tiny_run, texts) -> np.ndarray:
-    """Logits after the whole text, [B, R]."""
-    return Predictor.from_run(tiny_run).next_logits([ids for _, ids in texts], [domain for domain, _ in texts])
+    """Logits after the whole text, [B, R], by the network that trains: another graph, another layout of the experts' rows."""
+    run = RunFolder.open(tiny_run)
+    tree = run.config.model_dump()
+    tree["train"]["batch_size"] = tree["data"]["domains_per_step"] = 3
+    config = run.config.model_validate(tree)
+    batches = Batches(config, Path(config.data.path), run.tokenizer, run.table)
+    network, store = load_trained(run)
+    logits = Logits(network).set_train(False)
+
+    def of_each(chosen: list[tuple[Domain, list[int]]]) -> list[np.ndarray]:
+        """Of texts of three domains, each filled up with the id 4."""
+        ids = np.full((1, 3, config.model.seq_length + 1), 4)
+        for ids_S, (_, text) in zip(ids[0], chosen, strict=True):
+            ids_S[: len(text)] = text
+        arrays = batches.assemble(ids, np.array([domain.index for domain, _ in chosen])).arrays()
+        experts = [w.asnumpy()[arrays.active_NA[i // 4] % config.experts] for i, w in enumerate(store.weights)]
+        found_BSR = logits(*map(as_tensor, logits_arguments(arrays) + experts))[1].asnumpy()
+        return [
+            np.where(run.tokenizer.slot_rows[domain.slot] >= 0, found_SR[len(text) - 1], -np.inf)
+            for found_SR, (domain, text) in zip(found_BSR, chosen, strict=True)
+        ]
+
+    return np.stack([*of_each(texts[:3]), of_each([texts[3], *texts[1:3]])[0]])
 
 
 def call(graph: CachedGraph, new: list[New]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from helpers.grown import law_tree, write_law
 from helpers.slow_decoder import SlowDecoder
+from mindspore import nn
 
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.convert.mindir import export_mindir
+from pangu_sigma.convert.mindir import export_mindir, write_graph
 from pangu_sigma.data.prepare import prepare
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.graph.cached import CachedGraph
 from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.generate.graph.predictor import Predictor
-from pangu_sigma.generate.graph.rereading import RereadingDecoder
+from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Request
+from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -96,6 +100,35 @@ def test_what_cannot_be_read_changes_no_lane(tiny_graph):
         tiny_graph.begin(4, domain)
 
 
+def test_the_domain_decides_the_answer(tiny_graph):
+    """Same ids, same slot, other experts."""
+    known = domains_of(tiny_graph.config)
+    ids, logits = tiny_graph.tokenizer.prompt("the cat", known.named("en")), []
+    for name in ("en", "code"):
+        tiny_graph.begin(0, known.named(name))
+        logits += tiny_graph.read([Chunk(0, ids)])
+    used = np.isfinite(logits[0])
+    assert np.abs(logits[0][used] - logits[1][used]).max() > 1e-3
+
+
+@pytest.mark.parametrize("activation", ["tanh", "erf"])
+def test_another_activation_is_that_of_the_exported_graph(tiny_run, tmp_path, activation):
+    """Of dense layers and of experts, by standard operators, through a MindIR file."""
+    run = RunFolder.open(tiny_run)
+    tree = run.config.model_dump()
+    tree["model"]["activation"] = activation
+    model = run.config.model_validate(tree), run.tokenizer, run.table
+    weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
+    write_graph(CachedGraph(*model, weights), tmp_path)
+    loaded = nn.GraphCell(ms.load(str(tmp_path / "model.mindir")))
+    logits = []
+    for decoder in (GraphDecoder(loaded, *model, lanes=1), HostDecoder(*model, weights, 1, "float32")):
+        (domain, ids), *_ = prompts(decoder)
+        decoder.begin(0, domain)
+        logits += decoder.read([Chunk(0, ids, len(ids))])
+    same(*logits)
+
+
 def greedy(decoder: Decoder, requests: list[Request]) -> list[list[int]]:
     return [[token.id for token in answer.tokens] for answer in Engine(decoder).complete(requests)]
 
@@ -120,9 +153,9 @@ def four_domains(tiny_data, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_200_prompts_over_four_domains_alone_and_eight_at_once(four_domains, tmp_path):
-    """Against the network that trains, which has no cache. Prompts are drawn among the ids of the slot, <eot> among them."""
+    """Against the decoder without MindSpore. Prompts are drawn among the ids of the slot, <eot> among them."""
     export = export_mindir(four_domains, tmp_path / "export")
-    eight, trained = GraphDecoder(export, 8), RereadingDecoder(Predictor.from_run(four_domains), 8)
+    eight, trained = GraphDecoder.of_export(export, 8), open_decoder(four_domains, 8)
     assert len(domains_of(trained.config).all) == 4
     rng, requests = np.random.default_rng(0), []
     for number in range(200):
@@ -132,5 +165,5 @@ def test_200_prompts_over_four_domains_alone_and_eight_at_once(four_domains, tmp
         requests.append(Request(domain, tuple(ids.tolist()), 12, ignore_eot=number % 2 == 0))
     expected = greedy(trained, requests)
     assert greedy(eight, requests) == expected
-    alone = GraphDecoder(export, 1)
+    alone = GraphDecoder.of_export(export, 1)
     assert [greedy(alone, [request])[0] for request in requests] == expected

@@ -44,7 +44,7 @@ def test_the_graph_computes_with_the_weights_that_its_file_has(tiny_run, tmp_pat
         assert 0 < np.abs(weights.tensor(name) - saved.tensor(name)).max() < nearest * np.abs(saved.tensor(name)).max()
     assert weights.kept("experts.1.w1").dtype == at_rest
     assert 0 < np.abs(weights.expert(1, 3, "w1") - saved.expert(1, 3, "w1")).max() < nearest
-    graph, host = GraphDecoder(folder, 1), open_decoder(folder, 1)
+    graph, host = GraphDecoder.of_export(folder, 1), open_decoder(folder, 1)
     for domain in domains_of(run.config):
         ids = run.tokenizer.prompt("the cat 今天 x", domain)
         found, expected = (_logits(decoder, domain, ids) for decoder in (graph, host))

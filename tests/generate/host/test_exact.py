@@ -7,7 +7,8 @@ from helpers.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.graph.predictor import Predictor
+from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.train.loop import train
@@ -29,7 +30,7 @@ def exact(run: RunFolder, activation: str = "fast_gelu") -> ExactModel:
 
 
 def test_its_logits_are_those_of_the_graph_up_to_rounding(trained):
-    graph, model = Predictor.from_run(trained.path), exact(trained)
+    graph, model = GraphDecoder.of_run(trained), exact(trained)
     rows, each = np.arange(trained.config.model.slot_rows), trained.config.model.slot_rows
     for domain in domains_of(trained.config):
         used = trained.tokenizer.slot_rows[domain.slot]
@@ -37,7 +38,8 @@ def test_its_logits_are_those_of_the_graph_up_to_rounding(trained):
         experts_NT = trained.table.route(ids, np.full_like(ids, domain.index), np.arange(len(ids)))
         at = domain.slot * each
         mine = model.logits(at + trained.tokenizer.row_of[domain.slot, ids], experts_NT, at + rows)
-        its = graph.logits_along(ids.tolist(), domain)
+        graph.begin(0, domain)
+        (its,) = graph.read([Chunk(0, ids.tolist(), len(ids))])
         assert np.abs(mine - its)[:, used >= 0].max() < 1e-5
         last = model.logits(at + trained.tokenizer.row_of[domain.slot, ids], experts_NT, at + rows[::7], last=1)
         assert (last[0] == mine[-1, ::7]).all(), "a logit is the same whatever is asked for with it"

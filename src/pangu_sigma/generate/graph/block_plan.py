@@ -4,8 +4,7 @@ Shape suffixes: T tokens, D domains, V vocabulary, N RRE layers, K experts store
 
 The rows of each expert are cut into blocks of b, and a block reads its expert's weights: dropless, with at most b - 1 rows of
 padding for each expert. b is 1 when every token can have an expert of its own (decoding), and grows with the number of tokens for
-each expert that the call can meet. It gives what `pad_to_capacity` gives, A blocks in place of A experts, and the same cells take
-it.
+each expert that the call can meet. The cells of the padded layout (rre/experts.py) take it, A blocks in place of A experts.
 """
 
 from __future__ import annotations

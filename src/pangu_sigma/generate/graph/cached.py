@@ -18,13 +18,15 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops import functional as F
 
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.graph.block_plan import BlockPlan, numbered
 from pangu_sigma.generate.graph.kv_cache import CachedAttention, Lanes
 from pangu_sigma.generate.graph.weights_at_rest import AtRest, KeptExperts, keep
-from pangu_sigma.generate.weights import Weights
+from pangu_sigma.generate.weights import SavedWeights, Weights
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.rre.experts import padded_experts
@@ -81,6 +83,12 @@ class CachedGraph(nn.Cell):
         logits_W1R = self.network.head(table, self.pick(hidden_TH, wanted_W, 0), slots_W)
         faults_W = self.pick(F.reshape(F.reduce_sum(F.reshape(faults_T, (batch, -1)), 1), (-1,)), wanted_W // most, 0)
         return self.words.likely(F.cast(F.squeeze(logits_W1R, 1), ms.float32), slots_W, faults_W)
+
+
+def cached_graph(run: RunFolder, at_rest: AtRest = "float32") -> CachedGraph:
+    """The deployed graph, of operators of the device that is set, with the weights of a run's newest intact checkpoint."""
+    weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
+    return CachedGraph(run.config, run.tokenizer, run.table, weights, at_rest)
 
 
 class _Words(nn.Cell):

@@ -1,4 +1,4 @@
-"""A decoder over the graph of an exported model, run by MindSpore.
+"""A decoder over the graph that is deployed, run by MindSpore: that of an exported model, or the one that a run would export.
 
 Shape suffixes: B texts of a call, C new tokens of the longest, W wanted tokens, R rows of a slot.
 """
@@ -12,13 +12,16 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from pangu_sigma.config import ConfigError
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.device import one_thread, use_cpu
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.decoder import Chunk, experts_by_table
 from pangu_sigma.generate.exported import GRAPH_FILE, open_export
-from pangu_sigma.generate.graph.cached import inputs_and_outputs, open_inputs
+from pangu_sigma.generate.graph.cached import cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.rre.table import RoutingTable
 
 _AT_ONCE = 256
 """The most new tokens of a text that a call reads; its memory grows with them."""
@@ -33,23 +36,35 @@ class _Text:
 
 
 class GraphDecoder:
-    """A `Decoder` whose cache and weights are parameters of the loaded graph."""
+    """A `Decoder` whose cache and weights are parameters of a graph."""
 
-    def __init__(self, folder: Path, lanes: int = 4):
-        """Raises as `open_export`, and ConfigError for an export of before there was a cache."""
-        export = open_export(folder)
-        if not export.has_cache:
-            raise ConfigError(f"{folder} was exported by an earlier version and has no cache; {_EXPORT_ITS_RUN}")
-        if export.facts["signature"] != inputs_and_outputs(export.config):
-            raise ConfigError(f"{folder} takes and gives other arrays than this version; {_EXPORT_ITS_RUN}")
-        self.config, self.tokenizer, self.lanes = export.config, export.tokenizer, lanes
-        self._table = export.table
+    def __init__(self, graph: nn.Cell, config: Config, tokenizer: Tokenizer, table: RoutingTable, lanes: int):
+        """graph: takes and gives what `CachedGraph` does, and has one lane, of which this makes as many as asked for."""
+        self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
+        self._graph, self._table = graph, table
         self._texts: dict[int, _Text] = {}
+        with one_thread:
+            graph.set_inputs(*open_inputs())
+            self._copy = _CopyLane([_with_lanes(p, lanes) for p in graph.get_parameters() if is_cache(p.name)])
+
+    @classmethod
+    def of_export(cls, folder: Path, lanes: int = 4) -> GraphDecoder:
+        """The graph of an exported model. Raises as `open_export`, and ConfigError if it takes and gives other arrays."""
+        export = open_export(folder)
+        if export.facts["signature"] != inputs_and_outputs(export.config):
+            raise ConfigError(
+                f"{folder} takes and gives other arrays than this version; run `pangu-sigma export` on its run again"
+            )
         use_cpu()
         with one_thread:
-            self._graph = nn.GraphCell(ms.load(str(folder / GRAPH_FILE)))
-            self._graph.set_inputs(*open_inputs())
-            self._copy = _CopyLane([_with_lanes(p, lanes) for p in self._graph.get_parameters() if is_cache(p.name)])
+            graph = nn.GraphCell(ms.load(str(folder / GRAPH_FILE)))
+        return cls(graph, export.config, export.tokenizer, export.table, lanes)
+
+    @classmethod
+    def of_run(cls, run: RunFolder, lanes: int = 1) -> GraphDecoder:
+        """The graph that an export of a run's newest intact checkpoint would hold. Raises CheckpointError if there is none."""
+        use_cpu()
+        return cls(cached_graph(run).set_train(False), run.config, run.tokenizer, run.table, lanes)
 
     def begin(self, lane: int, domain: Domain) -> None:
         self._check_lane(lane)
@@ -122,9 +137,6 @@ class GraphDecoder:
 def is_cache(name: str) -> bool:
     """True for the name of a parameter of an exported graph that holds what lanes remember."""
     return name.rsplit(".", 1)[-1] in ("keys", "values", "ended")
-
-
-_EXPORT_ITS_RUN = "run `pangu-sigma export` on its run again"
 
 
 def _with_lanes(parameter: Parameter, lanes: int) -> Parameter:
