@@ -256,12 +256,12 @@ def run_finetuning(
         )
 
 
-def convert(source: AnyPath, output: AnyPath, to: Literal["hf", "alpha", "run"]) -> Path:
+def convert(source: AnyPath, output: AnyPath, to: Literal["hf", "run"]) -> Path:
     """Write a model in another form to `output`, which must not exist, and return its path.
 
     source: a run folder, or a Hugging Face style folder that this function wrote.
     to: "hf", such a folder, of weights, tokenizer and routing table: the way back gives the same bits; "run", a run folder that
-    begins with it, Adam's state from nothing; "alpha", for a dense model of one slot, the layout of the community's PanGu-α.
+    begins with it, Adam's state from nothing.
     Raises UserError when `source` is damaged or cannot be written so.
     """
     from pangu_sigma.convert.conversion import convert_model
@@ -301,9 +301,9 @@ class Model:
 
     @cached_property
     def config(self) -> Config:
-        from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+        from pangu_sigma.stored.open import open_model
 
-        return config_file.load_config(self.path / CONFIG_FILE)
+        return open_model(self.path).config
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -449,9 +449,9 @@ class Model:
 
     def _run(self, wanted: str) -> Path:
         """The run folder that the model is in."""
-        from pangu_sigma.generate.exported import GRAPH_FILE
+        from pangu_sigma.stored.open import kind_of
 
-        if (self.path / GRAPH_FILE).exists():
+        if kind_of(self.path) == "export":
             raise ConfigError(f"{self.path} is an exported model; load the run folder that it came from to {wanted} it")
         return self.path
 

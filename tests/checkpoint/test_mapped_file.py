@@ -31,12 +31,10 @@ def test_a_map_is_gone_with_its_last_array(tmp_path: Path):
     assert str(tmp_path / "file") not in Path("/proc/self/maps").read_text()
 
 
-def test_what_is_written_is_memory_alone_or_the_file(tmp_path: Path):
+def test_what_is_written_is_memory_alone(tmp_path: Path):
     (tmp_path / "file").write_bytes(bytes(5))
     map_file(tmp_path / "file")[:] = 1
     assert (tmp_path / "file").read_bytes() == bytes(5)
-    map_file(tmp_path / "file", shared=True)[1:3] = 1
-    assert (tmp_path / "file").read_bytes() == b"\0\1\1\0\0"
 
 
 def test_memory_is_given_back_and_what_was_written_beside_it_stays(tmp_path: Path):

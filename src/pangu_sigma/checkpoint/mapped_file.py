@@ -32,16 +32,13 @@ class _Region:
         weakref.finalize(self, _LIBC.munmap, address, size).atexit = False  # threads may still read then
 
 
-def map_file(path: Path, shared: bool = False) -> np.ndarray:
-    """The bytes of a file, uint8: writing to them changes memory and never the file. shared: True to write into the file.
-
-    Raises OSError.
-    """
-    with open(path, "r+b" if shared else "rb") as stream:
+def map_file(path: Path) -> np.ndarray:
+    """The bytes of a file, uint8; writing to them changes memory and never the file. Raises OSError."""
+    with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if not size:  # which cannot be mapped
             return np.empty(0, np.uint8)
-        flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | _MAP_NORESERVE
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
         address = _LIBC.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, stream.fileno(), 0)
     if address == _FAILED:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))

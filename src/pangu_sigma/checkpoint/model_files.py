@@ -111,21 +111,28 @@ def is_sealed(folder: Path) -> bool:
     return (folder / SEAL).exists() or _FIRST_LINE.match((folder / CONFIG_FILE).read_bytes()) is not None
 
 
-def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable, dict[str, Any]]:
-    """Tokenizer and tables of a folder whose config.yaml was read, and what its seal says: {} for format 1, with one warning.
+def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:
+    """Tokenizer and tables of a folder whose config.yaml was read.
 
     fix: what to do about damage. Raises DamagedFile; DataError as `Tokenizer.load`.
     """
-    facts: dict[str, Any] = {}
-    if is_sealed(folder):
-        facts = check_folder(folder, fix)
-    else:
-        _say_old(folder.absolute())
+    table = read_table(folder, fix)
+    return read_tokenizer(folder, fix), table
+
+
+def read_tokenizer(folder: Path, fix: str) -> Tokenizer:
+    """The tokenizer of a folder, verified by its seal. Raises as `read_model_files`."""
+    check_folder(folder, fix, f"{TOKENIZER_FOLDER}/")
+    return Tokenizer.load(folder / TOKENIZER_FOLDER)
+
+
+def read_table(folder: Path, fix: str) -> RoutingTable:
+    """The routing tables of a folder, verified by its seal. Raises DamagedFile."""
+    check_folder(folder, fix, ROUTING_FILE)
     try:
-        table = RoutingTable.load(folder / ROUTING_FILE)
+        return RoutingTable.load(folder / ROUTING_FILE)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DamagedFile(f"{folder / ROUTING_FILE}: {error}; {fix}") from error
-    return Tokenizer.load(folder / TOKENIZER_FOLDER), table, facts
 
 
 @functools.cache

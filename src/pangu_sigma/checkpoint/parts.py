@@ -17,6 +17,8 @@ WEIGHTS = "dense"
 """Shard of the dense parameters."""
 EXPERTS = "experts_layer_"
 """Beginning of the names of the shards of the experts, one a layer, with their Adam state."""
+OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
+"""Shards of the dense parameters' Adam state, and of the loss scale."""
 
 _MOST = 1 << 48
 """Rows and columns stay below it."""

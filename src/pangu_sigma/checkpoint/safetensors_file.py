@@ -96,20 +96,6 @@ def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
         )
 
 
-def new_file(
-    path: Path, arrays: dict[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, str]
-) -> dict[str, np.ndarray]:
-    """Arrays of zeros in a new file, mapped: what is written to one of them is written to the file."""
-    text, extents = _header(arrays, metadata)
-    with open(path, "wb") as stream:
-        stream.write(text)
-        stream.truncate(len(text) + sum(size for _, size in extents.values()))
-    content = map_file(path, shared=True)
-    return {
-        name: np.ndarray(shape, dtype, content, len(text) + extents[name][0]) for name, (dtype, shape) in arrays.items()
-    }
-
-
 def _header(
     arrays: dict[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, str] | None
 ) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -140,7 +126,8 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises DamagedArrays when the file is not what its header says.
     """
-    content, arrays = map_file(path), {}
+    content = map_file(path)
+    arrays: dict[str, np.ndarray] = {}
     for name, (kind, shape, begin, _) in array_extents(path).items():
         if kind not in _DTYPES:
             raise DamagedArrays(f"{path}: {name} is {kind}, which is not read here")

@@ -175,14 +175,13 @@ def _add_convert(commands: Any) -> None:
         commands,
         "convert",
         _convert,
-        "a model in another form: a Hugging Face style folder, a run, PanGu-α's files",
+        "a model in another form: a Hugging Face style folder, a run",
         "runs/sigma_tiny exports/sigma_tiny_hf --to hf",
         "exports/sigma_tiny_hf runs/again --to run",
-        "runs/alpha_tiny exports/alpha --to alpha",
     )
     command.add_argument("source", type=Path, metavar="FROM", help="run folder, or a folder that --to hf wrote")
     command.add_argument("output", type=Path, metavar="TO", help="folder to make; it must not exist")
-    command.add_argument("--to", choices=["hf", "alpha", "run"], required=True)
+    command.add_argument("--to", choices=["hf", "run"], required=True)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -7,20 +7,17 @@ import logging
 from pathlib import Path
 
 from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
-from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
-from pangu_sigma.convert.trained_model import TrainedModel, experts_of_layer
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS
-from pangu_sigma.sealed import SEAL, fingerprint, write_atomically
+from pangu_sigma.sealed import write_atomically
+from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 
 logger = logging.getLogger(__name__)
 
 
-def write_run(model: TrainedModel, folder: Path) -> Path:
+def write_run(model: StoredModel, folder: Path) -> Path:
     """Make `folder` a run that begins with a model; no prepared data is needed to make it, only to train on.
 
     Adam's state and the position in the data do not travel: they start from nothing, which is said. The folder appears whole or not
@@ -28,23 +25,16 @@ def write_run(model: TrainedModel, folder: Path) -> Path:
     """
     check_absent(folder, "as TO")
     config = model.config.model_copy(update={"finetune": None})  # it can be trained again
-
-    def find(shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        if shard == WEIGHTS:
-            return model.tensors[name]
-        if shard.startswith(EXPERTS) and name in FFN_TENSORS:
-            return experts_of_layer(model, int(shard.removeprefix(EXPERTS)), name, shape)
-        return None
-
     with unfinished_folder(folder) as path:
         write_model_files(path, config, model.path / TOKENIZER_FOLDER, model.table)
-        write_step_0(RunFolder(path, config, model.tokenizer, model.table), compose(config, find))
+        run = RunFolder(path, config, model.tokenizer, model.table)
+        write_step_0(run, compose(config, lambda shard, name, shape: model.array(shard, name)))
         receipt = {
             "kind": "convert",
             "parent": str(model.path),
             "layout": model.layout,
             "parent_step": model.step,
-            "parent_hash": fingerprint(model.path / SEAL)["xxh3_128"],
+            "parent_hash": model.hash,
             "before": model.lineage,
         }
         text = json.dumps(receipt, ensure_ascii=False, indent=2)

@@ -12,11 +12,9 @@ from typing import Literal
 from tqdm import tqdm
 
 from ascend_ops.few_rows import Precision
-from pangu_sigma.config import ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.exported import GRAPH_FILE, open_export
 from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
@@ -48,13 +46,9 @@ def open_engine(
     """What answers for the model in a folder, `lanes` texts at a time.
 
     kind: what the folder must be; None for a run folder, of which the newest intact checkpoint answers, or an exported model.
-    weights: as of `open_decoder`. Raises ConfigError when it is none.
+    weights: as of `open_decoder`. Raises as `open_model`.
     """
-    if kind == "run" and (path / GRAPH_FILE).exists():
-        raise ConfigError(f"{path} is an exported model, and no run folder")
-    if kind == "export" and not (path / GRAPH_FILE).exists():
-        open_export(path)  # says so
-    return Engine(open_decoder(path, lanes, weights))
+    return Engine(open_decoder(path, lanes, weights, (kind,) if kind else ("run", "export")))
 
 
 def generate(

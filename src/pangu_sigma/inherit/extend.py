@@ -35,10 +35,12 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
-from pangu_sigma.inherit.parent import Parent, parent_ids, parent_slot
+from pangu_sigma.inherit.parent import parent_ids, parent_slot, word_table
 from pangu_sigma.inherit.receipt import Receipt
-from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_in_turn, heir_receipt, write_heir
+from pangu_sigma.inherit.trained import GivenRows, Heir, experts_in_turn, heir_receipt, write_heir
 from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class Origin:
     """What new domains and new slots are made of: a domain of the run, a dense parent, or a draw. Raises ConfigError for two."""
 
     domain: str | None = None
-    alpha: Parent | None = None
+    alpha: StoredModel | None = None
     fresh: bool = False
 
     def __post_init__(self) -> None:
@@ -120,12 +122,12 @@ def _changed_domains(old: Config, new: Config) -> list[str]:
     return problems
 
 
-def plan_extension(parent: Trained, config: Config, origin: Origin) -> Heir:
+def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> Heir:
     """The run of `config` that is made of `parent`, and none of its tensors read.
 
     Raises ConfigError for what cannot be extended, naming the key, and DataError without text prepared for `config`.
     """
-    run = parent.run
+    run = parent
     check_extension(run.path, run.config, config)
     _check_origin(run.config, config, origin)
     tokenizer = _prepared_tokenizer(run.path, config)
@@ -161,14 +163,14 @@ def extend_run(path: Path, config: Config, folder: Path, origin: Origin, graphs:
     The folder appears whole or not at all. Raises as `plan_extension`, and ConfigError when `folder` exists.
     """
     check_absent(folder)
-    parent = Trained.open(path)
+    parent = open_model(path, "run")
     heir = plan_extension(parent, config, origin)
     text = Path(heir.config.data.path)
     open_samples(heir.config, text, "train", heir.tokenizer.size)
     with unfinished_folder(folder) as fresh:
         run = write_heir(fresh, heir, load_manifest(text).content_hash)
         same = {name: source for name, source in heir.origins.items() if _answers_as(heir, name, source)}
-        agreement = compare_trained(parent.run, parent.checkpoint, run, same, text, graphs)
+        agreement = compare_trained(parent, run, same, text, graphs)
         receipt = heir_receipt("extend", heir, agreement, _fates(heir), notes=_notes(heir))
         receipt.save(fresh)
     return receipt
@@ -192,16 +194,16 @@ def _check_origin(old: Config, new: Config, origin: Origin) -> None:
         _check_alpha(new, origin.alpha)
 
 
-def _check_alpha(config: Config, alpha: Parent) -> None:
+def _check_alpha(config: Config, alpha: StoredModel) -> None:
     for key in ("hidden", "ffn", "layers"):
-        has, wants = getattr(alpha.model, key), getattr(config.model, key)
+        has, wants = getattr(alpha.sizes, key), getattr(config.model, key)
         if has != wants:
             raise ConfigError(f"--alpha {alpha.path}: its {key} is {has}, this run's is {wants}; they must be equal")
-    if alpha.model.activation != config.model.activation:
+    if alpha.sizes.activation != config.model.activation:
         logger.warning(
             "--alpha %s computes GELU as %s, this run as %s: new domains do not answer quite as it does",
             alpha.path,
-            alpha.model.activation,
+            alpha.sizes.activation,
             config.model.activation,
         )
 
@@ -229,9 +231,9 @@ def _keep_ids(path: Path) -> str:
     )
 
 
-def _check_vocabulary(parent: Trained, config: Config, tokenizer: Tokenizer, known_V: np.ndarray) -> None:
+def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray) -> None:
     """Raise ConfigError unless every slot of the run has a row for each token that it had, and something is new."""
-    had, run = parent.run.tokenizer, parent.run
+    had, run = parent.tokenizer, parent
     if tokenizer.byte_fallback != had.byte_fallback:
         raise ConfigError(
             f"vocabulary.byte_fallback: data.path={config.data.path} was prepared with {tokenizer.byte_fallback}, the run with "
@@ -267,16 +269,17 @@ def _check_vocabulary(parent: Trained, config: Config, tokenizer: Tokenizer, kno
 
 
 def _given_rows(
-    parent: Trained, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, name: str, origin: Origin
+    parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, name: str, origin: Origin
 ) -> GivenRows:
     """The rows of a slot: the run's of that name, else those of the origin by token, else none."""
-    run, old = parent.run, domains_of(parent.run.config)
+    run, old = parent, domains_of(parent.config)
     ids_R = tokenizer.slot_rows[domains_of(config).slot_names.index(name)]
     if name not in old.slot_names and origin.alpha is not None:
-        slot = parent_slot(name, origin.alpha.table.slots)
-        rows_R = origin.alpha.table.rows(slot, tokenizer.vocabulary, np.maximum(ids_R, 0))
+        words = word_table(origin.alpha)
+        slot = parent_slot(name, words.slots)
+        rows_R = words.rows(slot, tokenizer.vocabulary, np.maximum(ids_R, 0))
         rows_R = np.where(ids_R >= 0, rows_R, -1)
-        return GivenRows(SlotRows(name, origin.alpha.table.slots[slot], ids_R, rows_R), own=False, alpha=True)
+        return GivenRows(SlotRows(name, words.slots[slot], ids_R, rows_R), own=False, alpha=True)
     own = name in old.slot_names
     if not own and origin.domain is None:
         return GivenRows(SlotRows(name, "nothing", ids_R, np.full_like(ids_R, -1)), own=False)
@@ -292,14 +295,14 @@ def _given_rows(
 
 
 def extended_tables(
-    parent: Trained, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, origins: dict[str, str]
+    parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, origins: dict[str, str]
 ) -> RoutingTable:
     """The routing tables: rows of the run for tokens that it knows, in domains that are or come from its own; the rest is drawn.
 
     Expert e of E becomes the experts e, e + E, e + 2E, …, so that neighbours stay neighbours modulo E, and a token that is spread
     over them by its position still meets an equal of the expert that it met.
     """
-    old, experts = parent.run.table, config.model.experts_per_domain
+    old, experts = parent.table, config.model.experts_per_domain
     frequencies_DV = PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None
     layers, size = config.model.rre_layers, tokenizer.size
     first_NDV = np.empty((layers, len(config.domains), size), np.int16)
@@ -311,7 +314,7 @@ def extended_tables(
         drawn = draw_tables(config.routing.model_copy(update={"seed": seed}), layers, 1, size, experts, counts)
         first_NDV[:, domain.index], spread_DV[domain.index] = drawn.first_NDV[:, 0], drawn.spread_DV[0]
         if domain.name in origins:
-            source = domains_of(parent.run.config).named(origins[domain.name]).index
+            source = domains_of(parent.config).named(origins[domain.name]).index
             copy_NV = drawn.first_NDV[:, 0, kept_V] // old.experts
             first_NDV[:, domain.index, kept_V] = old.first_NDV[:, source, known_V[kept_V]] + old.experts * copy_NV
             spread_DV[domain.index, kept_V] = old.spread_DV[source, known_V[kept_V]]
@@ -320,7 +323,7 @@ def extended_tables(
 
 def _answers_as(heir: Heir, name: str, source: str) -> bool:
     """True if a domain of the heir has the rows of the parent's domain that it was made of."""
-    its = domains_of(heir.parent.run.config)
+    its = domains_of(heir.parent.config)
     return (
         heir.slots[domains_of(heir.config).named(name).slot].rows.parent_slot == its.slot_names[its.named(source).slot]
     )
@@ -328,9 +331,9 @@ def _answers_as(heir: Heir, name: str, source: str) -> bool:
 
 def _fates(heir: Heir) -> dict[str, str]:
     """What became of every domain, for people."""
-    old = domains_of(heir.parent.run.config)
+    old = domains_of(heir.parent.config)
     names = {each.name for each in old}
-    copies = heir.config.model.experts_per_domain // heir.parent.run.config.model.experts_per_domain
+    copies = heir.config.model.experts_per_domain // heir.parent.config.model.experts_per_domain
     times = "" if copies == 1 else f", every expert {copies} times"
     return {each.name: _fate(each, names, heir, times) for each in domains_of(heir.config)}
 
@@ -344,7 +347,7 @@ def _fate(domain: Domain, old: set[str], heir: Heir, times: str) -> str:
 
 
 def _notes(heir: Heir) -> list[str]:
-    had, has = heir.parent.run.tokenizer, heir.tokenizer
+    had, has = heir.parent.tokenizer, heir.tokenizer
     new = has.size - had.size
     notes = [] if not new else [f"{new:,} tokens more, {has.size:,} in all"]
     if heir.config.routing.table == "balanced" and len(heir.origins) == len(heir.config.domains):

@@ -16,7 +16,7 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import EOT, PAD
 from pangu_sigma.domains import domains_of
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.stored.model import StoredModel
 
 HF_FORMAT = 1
 """Version of the folder that is written; another one is refused."""
@@ -24,6 +24,7 @@ MODEL_TYPE = "pangu_sigma"
 WHOLE = "pangu_sigma"
 """Key of the whole configuration."""
 FORMAT_KEY = "pangu_sigma_format"
+ROUTING_KEY = "routing_hash"
 
 GENERATION = {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": 64}
 """`generation_config.json`: greedy. There is no token that begins a text."""
@@ -60,23 +61,21 @@ def size_keys(config: Config) -> dict[str, Any]:
     }
 
 
-def hash_keys(tokenizer: Tokenizer, table: RoutingTable) -> dict[str, Any]:
-    """What `config.json` says of tokenizer and routing table."""
+def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `config.json` says of the tokenizer."""
     return {
         "vocab_size": tokenizer.size,
         "eos_token_id": tokenizer.eot,
         "pad_token_id": tokenizer.pad,
         "tokenizer_hash": tokenizer.hash,
-        "routing_hash": table.hash,
     }
 
 
-def config_json(
-    config: Config, tokenizer: Tokenizer, table: RoutingTable, step: int, data_hash: str | None
-) -> dict[str, Any]:
-    """The contents of `config.json`. step: of the checkpoint. data_hash: of the text that it was trained on, if it is known."""
-    whole = {"step": step, "data_hash": data_hash, "config": config.model_dump(mode="json")}
-    return size_keys(config) | hash_keys(tokenizer, table) | {WHOLE: whole}
+def config_json(model: StoredModel) -> dict[str, Any]:
+    """The contents of `config.json`."""
+    whole = {"step": model.step, "data_hash": model.data_hash, "config": model.config.model_dump(mode="json")}
+    hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
+    return size_keys(model.config) | hashed | {WHOLE: whole}
 
 
 def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str | None]:

@@ -1,0 +1,238 @@
+"""A Hugging Face style folder as a model, read only as it was written.
+
+    config.json                             sizes, domains, routing; the whole configuration (hf_config.py)
+    model-00001-of-00003.safetensors …      weights by name (trained_model.py), and the routing table
+    model.safetensors.index.json            which file has which tensor
+    generation_config.json                  greedy; ids of <eot> and <pad>
+    tokenizer/                              the run's, file by file
+    lineage.json                            how it got its weights, if it has a receipt
+    README.md                               the model card, which people edit: it is not sealed
+    seal.json                               size and hash of every other file, and its own hash
+
+The routing table is two tensors of int32. `tid2eid` [N, D, V], named as in DeepSeek-V4, whose hash-routed layers have such a table:
+the expert of each token id, numbered over the whole layer as there; ours has axes for layers and domains. `tid2eid_spread` [D, V]:
+how many experts of the domain's group an id is spread over by position; 1 for all of a random table.
+
+N RRE layers, D domains, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
+from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, map_arrays
+from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
+from pangu_sigma.config import Config
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.sealed import SEAL, check_file_list, fingerprint, unsealed, verify
+from pangu_sigma.stored.hf_config import ROUTING_KEY, compare_keys, read_config_json, tokenizer_keys
+from pangu_sigma.stored.model import Kind, StoredModel, read_lineage, weight_shapes
+
+CONFIG_JSON, GENERATION_JSON = "config.json", "generation_config.json"
+INDEX_JSON = "model.safetensors.index.json"
+ROUTES, SPREAD = "tid2eid", "tid2eid_spread"
+
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_FIX = "the folder was changed or is damaged; take it again, or write it again with `pangu-sigma convert RUN FOLDER --to hf`"
+
+
+class StoredFolder(StoredModel):
+    """A folder that `write_hf_folder` wrote.
+
+    Names, shapes and sizes of weights are checked always, their hashes where `verified`. Raises DamagedFile for a file that is not
+    what was written, LayoutError for what contradicts itself.
+    """
+
+    kind: Kind = "hf"
+
+    @cached_property
+    def _files(self) -> dict[str, dict[str, Any]]:
+        """Fingerprints of the files by name."""
+        files = unsealed(self.path / SEAL, _FIX).get("files")
+        check_file_list(self.path / SEAL, files, _FIX)
+        assert isinstance(files, dict)
+        return files
+
+    def _verified_file(self, name: str) -> Path:
+        if name not in self._files:
+            raise LayoutError(f"{self.path / SEAL}: does not list {name}; {_FIX}")
+        verify(self.path / name, self._files[name], _FIX)
+        return self.path / name
+
+    @cached_property
+    def _json(self) -> Any:
+        self._verified_file(GENERATION_JSON)
+        return _read_json(self._verified_file(CONFIG_JSON))
+
+    @cached_property
+    def _facts(self) -> tuple[Config, int, str | None]:
+        return read_config_json(self.path / CONFIG_JSON, self._json, _FIX)
+
+    @cached_property
+    def config(self) -> Config:
+        return self._facts[0]
+
+    @cached_property
+    def step(self) -> int:
+        return self._facts[1]
+
+    @cached_property
+    def data_hash(self) -> str | None:
+        return self._facts[2]
+
+    @cached_property
+    def hash(self) -> str:
+        return str(fingerprint(self.path / SEAL)["xxh3_128"])
+
+    @cached_property
+    def lineage(self) -> dict[str, Any] | None:
+        if (self.path / LINEAGE_FILE).exists() and LINEAGE_FILE not in self._files:
+            raise LayoutError(
+                f"{self.path / LINEAGE_FILE}: is not among the files of {SEAL}; remove it: it was added later"
+            )
+        return read_lineage(self._verified_file(LINEAGE_FILE).parent) if LINEAGE_FILE in self._files else None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        for name in self._files:
+            if name.startswith(f"{TOKENIZER_FOLDER}/"):
+                self._verified_file(name)
+        tokenizer = Tokenizer.load(self.path / TOKENIZER_FOLDER)
+        if tokenizer.slot_rows.shape != (self.config.slots, self.config.model.slot_rows):
+            slots, rows = tokenizer.slot_rows.shape
+            raise LayoutError(
+                f"{self.path / TOKENIZER_FOLDER}: has {slots} slots of {rows} rows, {CONFIG_JSON} has {self.config.slots} of "
+                f"{self.config.model.slot_rows}; {_FIX}"
+            )
+        compare_keys(self.path / CONFIG_JSON, self._json, tokenizer_keys(tokenizer), "the folder", _FIX)
+        return tokenizer
+
+    @cached_property
+    def table(self) -> RoutingTable:
+        table = _read_table(self.path, self.config, self._arrays[ROUTES], self._arrays[SPREAD])
+        compare_keys(self.path / CONFIG_JSON, self._json, {ROUTING_KEY: table.hash}, "the folder", _FIX)
+        return table
+
+    @cached_property
+    def tensors(self) -> dict[str, LazyArray]:
+        return {name: LazyArray.of(self._arrays[name], name) for name in weight_shapes(self.config)}
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        self._verified_file(INDEX_JSON)
+        arrays = _map_shards(self.path, self.config, self.tokenizer, self._files)
+        if self._verified:
+            names = sorted(name for name in self._files if _SHARD.fullmatch(name))
+            for name in tqdm(names, desc="verifying", unit="file", disable=None):
+                self._verified_file(name)
+        return arrays
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise LayoutError(f"{file}: is not JSON that can be read ({error}); {_FIX}") from error
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """File of each tensor. Raises LayoutError for an index that names anything but files of weights of its own folder."""
+    file = path / INDEX_JSON
+    tree = _read_json(file)
+    found = tree.get("weight_map") if isinstance(tree, dict) else None
+    if not isinstance(found, dict) or not isinstance(tree.get("metadata"), dict):
+        raise LayoutError(f"{file}: has no weight_map and metadata; {_FIX}")
+    for name, target in found.items():
+        if not isinstance(target, str) or not _SHARD.fullmatch(target):
+            raise LayoutError(
+                f"{file}: {name[:100]} is in {str(target)[:100]!r}, which is no name of a file of weights in this folder "
+                f"(model-00001-of-00003.safetensors); {_FIX}"
+            )
+    return found
+
+
+def _map_shards(
+    path: Path, config: Config, tokenizer: Tokenizer, files: dict[str, dict[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Every tensor, mapped. Raises LayoutError unless names, types and shapes are those of the configuration, each in one file."""
+    index = _weight_map(path)
+    there = {file.name for file in path.glob("*.safetensors")}
+    for name in sorted(there ^ set(index.values())):
+        what = "is missing" if name not in there else f"is not in {INDEX_JSON}"
+        raise LayoutError(f"{path / name}: {what}; {_FIX}")
+    arrays: dict[str, np.ndarray] = {}
+    for file in sorted(there):
+        if file not in files:
+            raise LayoutError(f"{path / SEAL}: does not list {file}; {_FIX}")
+        if (size := (path / file).stat().st_size) != files[file]["bytes"]:
+            raise LayoutError(f"{path / file}: has {size} bytes, {files[file]['bytes']} were written; {_FIX}")
+        for name, values in _mapped(path / file).items():
+            if index.get(name) != file:
+                says = f"says {index[name]}" if name in index else "does not name it"
+                raise LayoutError(f"{path / file}: has {name}, {INDEX_JSON} {says}; {_FIX}")
+            arrays[name] = values
+    _check_shapes(path, config, tokenizer, index, arrays)
+    if _read_json(path / INDEX_JSON)["metadata"].get("total_size") != sum(each.nbytes for each in arrays.values()):
+        raise LayoutError(f"{path / INDEX_JSON}: metadata.total_size is not the size of all tensors; {_FIX}")
+    return arrays
+
+
+def _mapped(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return map_arrays(file)
+    except (DamagedArrays, OSError) as error:
+        raise LayoutError(f"{error}; {_FIX}") from error
+
+
+def _check_shapes(
+    path: Path, config: Config, tokenizer: Tokenizer, index: dict[str, str], arrays: dict[str, np.ndarray]
+) -> None:
+    domains = len(config.domains)
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {
+        name: (shape, "float32") for name, shape in weight_shapes(config).items()
+    }
+    wanted[ROUTES] = (config.model.rre_layers, domains, tokenizer.size), "int32"
+    wanted[SPREAD] = (domains, tokenizer.size), "int32"
+    for name, (shape, dtype) in wanted.items():
+        if name not in arrays:
+            where = f"{path / index[name]}: {name} is not in it, as {INDEX_JSON} says" if name in index else None
+            raise LayoutError(f"{where or f'{path / INDEX_JSON}: {name} of shape {shape} is missing'}; {_FIX}")
+        if arrays[name].shape != shape or arrays[name].dtype.name != dtype:
+            found = arrays[name]
+            raise LayoutError(
+                f"{path / index[name]}: {name} is {found.dtype.name} of shape {found.shape}, {CONFIG_JSON} needs {dtype} of shape "
+                f"{shape}; {_FIX}"
+            )
+    for name in sorted({*arrays, *index} - wanted.keys()):
+        raise LayoutError(f"{path / index[name]}: {name} is no tensor of this model; {_FIX}")
+
+
+def _read_table(path: Path, config: Config, table_NDV: np.ndarray, spread_DV: np.ndarray) -> RoutingTable:
+    """The routing table of two tensors. Raises LayoutError for numbers that are no experts of the domain's group."""
+    experts = config.model.experts_per_domain
+    first_NDV = np.empty(table_NDV.shape, np.int16)
+    for domain, name in enumerate(each.name for each in config.domains):
+        first = domain * experts
+        local_NV = table_NDV[:, domain] - first
+        for what, values, least, most in (
+            (ROUTES, local_NV, 0, experts - 1),
+            (SPREAD, spread_DV[domain], 1, experts),
+        ):
+            if values.size and not (least <= values.min() and values.max() <= most):
+                shift = first if what == ROUTES else 0
+                raise LayoutError(
+                    f"{path}: {what} has numbers outside of {least + shift} … {most + shift} in domain {name}; {_FIX}"
+                )
+        first_NDV[:, domain] = local_NV
+    return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts)
