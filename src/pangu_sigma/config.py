@@ -123,16 +123,15 @@ class DomainConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces."""
+    """PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces.
+
+    Bytes spell characters of Chinese text that have no piece or no row in the slot, and those that PanGu-α leaves out, such as tabs
+    and ideographic spaces; all text comes back, Chinese up to NFKC (our choice)."""
 
     english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
     """Number of English pieces to learn from the English and code text; one that PanGu-α has already is not added again."""
     english_model: FilePath | None = None
     """Path of a SentencePiece model with the English pieces; null: learn them."""
-    byte_fallback: bool = True
-    """true: bytes spell characters of Chinese text that have no piece or no row in the slot, and those that PanGu-α leaves out,
-    such as tabs and ideographic spaces; all text comes back, Chinese up to NFKC (our choice). false: they are <unk> or vanish, as
-    in PanGu-α."""
 
 
 class RoutingConfig(Section):

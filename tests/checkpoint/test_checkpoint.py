@@ -268,7 +268,7 @@ def test_another_format_is_refused_but_not_called_damaged(tmp_path: Path, monkey
     monkeypatch.setattr(save_module, "FORMAT", 3)
     save(tmp_path, 100)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 3, this version reads 1, 2"):
+    with pytest.raises(CheckpointError, match="format 3, this version reads 2"):
         load_checkpoint(tmp_path)
 
 
@@ -296,27 +296,6 @@ def test_a_checkpoint_of_data_without_a_hash_says_so_once(tmp_path: Path, caplog
     assert caplog.text == ""
     assert_is(load_checkpoint(tmp_path, WITH_DATA), 100)
     assert [record.message.count("could not be checked") for record in caplog.records] == [1]
-
-
-def as_first_format(folder: Path) -> None:
-    """Write the manifest again as the first format had it."""
-    body = json.loads((folder / "manifest.json").read_bytes())
-    body = {"format": 1, "step": body["step"], "files": body["files"], "identity": body["identity"]}
-    del body["identity"]["data_hash"]
-    (folder / "manifest.json").write_bytes(sealed(body))
-
-
-@pytest.mark.parametrize("expected", [IDENTITY, WITH_DATA])
-def test_the_first_format_loads_with_one_warning_that_the_data_could_not_be_checked(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, expected: Identity
-):
-    as_first_format(save(tmp_path, 100))
-    save(tmp_path, 200)
-    damage_empty(tmp_path / "step_00000200")
-    assert_is(load_checkpoint(tmp_path, expected), 100)
-    said = [record.message for record in caplog.records if "data could not be checked" in record.message]
-    assert len(said) == 1
-    assert "step 100" in said[0]
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

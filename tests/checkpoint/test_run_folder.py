@@ -12,8 +12,7 @@ from helpers.tiny import tiny_config
 
 from pangu_sigma.checkpoint.run_folder import Asked, RunFolder, one_writer, run_config
 from pangu_sigma.checkpoint.save import save_checkpoint
-from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import dump_config
+from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DataError
@@ -29,12 +28,6 @@ def saved(run: Path, step: int = 3) -> Path:
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def as_written_before(run: Path, config: Config) -> None:
-    """Make a run folder one of the first format."""
-    (run / "seal.json").unlink()
-    (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
 
 
 def test_what_was_created_is_opened(tiny_data, tmp_path):
@@ -57,15 +50,13 @@ def test_it_needs_the_prepared_data_no_more(tiny_data, tmp_path):
 
 
 def test_a_run_knows_its_data_from_any_folder(tiny_data, tmp_path, monkeypatch):
-    """A relative data.path is that of where the run was created; an old run that holds a relative one opens as it is."""
+    """A relative data.path is that of where the run was created."""
     monkeypatch.chdir(tiny_data.parent)
     config = tiny_config(Path(tiny_data.name))
     run = RunFolder.create(tmp_path / "run", config)
     assert run.config == tiny_config(tiny_data)
     monkeypatch.chdir(tmp_path)
     assert RunFolder.open(tmp_path / "run").config == tiny_config(tiny_data)
-    as_written_before(tmp_path / "run", config)
-    assert RunFolder.open(tmp_path / "run").config.data.path == tiny_data.name
 
 
 def test_the_identity_follows_vocabulary_and_tables_and_carries_the_configuration(tiny_data, tmp_path):
@@ -206,16 +197,6 @@ def test_what_cannot_be_made_again_is_said(tiny_data, tmp_path):
         RunFolder.create(run, config, asked=other)
 
 
-def test_a_folder_of_the_first_format_opens_with_one_warning_and_stays_what_it_is(tiny_data, run, caplog):
-    as_written_before(run, tiny_config(tiny_data))
-    for _ in range(2):
-        RunFolder.open(run)
-    assert caplog.text.count("damage of its config.yaml, tokenizer/ and routing.npz could not be checked") == 1
-    RunFolder.create(run, tiny_config(tiny_data, train={"steps": 7}))
-    assert not (run / "seal.json").exists()
-    assert RunFolder.open(run).config.train.steps == 7
-
-
 def test_a_first_start_that_is_killed_anywhere_is_no_obstacle(tiny_data, tmp_path):
     config, whole = tiny_config(tiny_data), tmp_path / "whole"
     RunFolder.create(whole, config)
@@ -300,7 +281,7 @@ def test_other_text_is_refused_unless_asked_for(tiny_data, run, monkeypatch, cap
 
     text("a")
     RunFolder.create(run, tiny_config(tiny_data))
-    assert "the checkpoint has no hash of its text, so it could not be checked" in caplog.text
+    assert "its checkpoint has no hash of its text, so it could not be checked" in caplog.text
     state = {"step": 4, "updates": 4, "cursor": {"taken": [4, 0, 0]}}
     opened = RunFolder.create(run, tiny_config(tiny_data))
     save_checkpoint(run / "checkpoints", 4, {}, state, opened.identity, 2)
@@ -309,32 +290,6 @@ def test_other_text_is_refused_unless_asked_for(tiny_data, run, monkeypatch, cap
         RunFolder.create(run, tiny_config(tiny_data))
     RunFolder.create(run, tiny_config(tiny_data), asked=Asked(other_data=True))
     assert "goes on with other text" in caplog.text
-
-
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_vocabulary_without_bytes_is_said_once_at_each_start_if_they_are_asked_for(
-    tiny_data, tmp_path, caplog, asked
-):
-    data = shutil.copytree(tiny_data, tmp_path / "data")
-    models = [(data / "tokenizer" / f"{name}.model").read_bytes() for name in ("pangu_alpha", "english")]
-    tokenizer = Tokenizer(*models, Tokenizer.load(data / "tokenizer").slot_rows, byte_fallback=False)
-    tokenizer.save(data / "tokenizer")
-    reseal(data, vocabulary_hash=tokenizer.hash)
-    config = tiny_config(data, vocabulary={"byte_fallback": asked})
-
-    def said() -> list[str]:
-        caplog.clear()
-        RunFolder.create(tmp_path / "run", config)
-        return [r.getMessage() for r in caplog.records if "without it" in r.message and r.levelname == "WARNING"]
-
-    first = said()
-    saved(tmp_path / "run")
-    again = said()
-    assert (len(first), len(again)) == (asked, asked)
-    for message in first + again:
-        assert f"data.path={data} has a vocabulary without it" in message
-        assert "run prepare-data with this configuration again" in message
-    assert ["start another run" in message for message in first + again] == [False, True][: 2 * asked]
 
 
 def test_the_run_is_the_truth_about_itself(tiny_data, run):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.numbered import EOT, FIRST, LENGTH, PAD, SAMPLES, VOCABULARY
+from helpers.prepared import seal
 from helpers.texts import ENGLISH, tiny_config
 
 from pangu_sigma.config import Config
@@ -46,12 +47,6 @@ def whole(english: bytes) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def as_pangu_alpha(english: bytes) -> Tokenizer:
-    """The same without byte fallback: the first format, and PanGu-α's own ids for every text."""
-    return Tokenizer.whole(alpha_model(), english, 3, byte_fallback=False)
-
-
-@pytest.fixture(scope="session")
 def small(english: bytes, vocabulary: Vocabulary, domains: Domains) -> Tokenizer:
     """Slots of 8,192 rows, as in sigma_tiny, chosen by counts in which 训练 股 气 are rare."""
     counts = np.zeros(len(vocabulary), dtype=np.int64)
@@ -75,7 +70,7 @@ def folder(tmp_path_factory) -> Path:
         text = list(range(first, first + samples * LENGTH + 3))
         for split in ("train", "held_out"):
             write_tokens(path / f"{name}.{split}", [text[:50], text[50:]])
-    return path
+    return seal(path)
 
 
 @pytest.fixture(scope="module")
@@ -100,4 +95,4 @@ def four(folder, tmp_path_factory) -> Path:
     copy = shutil.copytree(folder, tmp_path_factory.mktemp("four") / "tokens")
     for split in ("train", "held_out"):
         write_tokens(copy / f"d.{split}", [list(range(10, 10 + 25 * LENGTH))])
-    return copy
+    return seal(copy)

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
+from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, Source, SplitCounts, load_manifest
 from pangu_sigma.errors import DataError
+from pangu_sigma.sealed import sealed
 
 
 @pytest.fixture
 def manifest() -> Manifest:
-    counts = SplitCounts(documents=3, tokens=40, bytes=120, unknown=1)
+    counts = SplitCounts(documents=3, tokens=40, bytes=120, unknown=1, folded=2)
     domain = DomainRecord(
         slot="zh",
         rows=600,
@@ -23,6 +24,12 @@ def manifest() -> Manifest:
         held_out=counts.model_copy(update={"documents": 0}),
         unigram_entropy=4.25,
         sources=[Source(name="诗", version="1.0", licence="MIT", sha256=None)],
+        over_limit=0,
+        offered_bytes=400,
+        left_out_bytes=0,
+        overlap=OverlapRecord(
+            window=13, windows=9, share=0.0, by_hash_alone=0.1, wanted=1, passed_over=0, passed_over_tokens=0
+        ),
     )
     return Manifest(
         fingerprint="f" * 64,
@@ -39,7 +46,7 @@ def test_what_was_saved_is_what_is_loaded(manifest: Manifest, tmp_path: Path):
     assert load_manifest(tmp_path) == manifest
     tree = json.loads((tmp_path / "manifest.json").read_bytes())
     assert tree["domains"]["zh"]["sources"][0]["name"] == "诗"
-    assert tree["domains"]["zh"]["train"] == {"documents": 3, "tokens": 40, "bytes": 120, "unknown": 1, "folded": None}
+    assert tree["domains"]["zh"]["train"] == {"documents": 3, "tokens": 40, "bytes": 120, "unknown": 1, "folded": 2}
 
 
 def test_a_record_does_not_change(manifest: Manifest):
@@ -65,7 +72,8 @@ def test_a_damaged_one_is_refused_with_its_name(manifest: Manifest, tmp_path: Pa
             record["columns"] = 1
         case "another type":
             record["rows"] = "many"
-    content = json.dumps(tree).encode()
+    del tree["manifest"]
+    content = sealed(tree)
     content = content[: len(content) // 2] if change == "cut" else content
     file.write_bytes(content.replace(b"MIT", b"\xff") if change == "not UTF-8" else content)
     with pytest.raises(DataError, match=r"manifest\.json: .*damaged.*run prepare-data again") as refused:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, SplitCounts
-from pangu_sigma.data.overview import format_overview, overview, remarks
+from pangu_sigma.data.overview import format_overview, remarks
 
 MIB = 1 << 20
 
@@ -42,15 +42,6 @@ def test_the_table_says_what_became_of_the_text_in_the_order_of_the_configuratio
     assert lines[3:] == ["2 lines are unusable and quarantined:", "  2 × not JSON, first a.jsonl:3: what"]
 
 
-def test_what_data_of_before_does_not_say_is_a_question_mark():
-    row = overview(manifest(over_limit=None, offered_bytes=None, left_out_bytes=None))[0]
-    assert (row["over limit"], row["MiB"], row["kept"]) == ("?", "?", "100")
-    row = overview(manifest(overlap=None))[0]
-    assert (row["passed over"], row["overlap"]) == ("?", "?")
-    counts = SplitCounts(documents=90, tokens=1_000, bytes=5 * MIB, unknown=1)
-    assert overview(manifest(train=counts))[0]["folded"] == "?"
-
-
 def test_text_that_is_left_out_is_said_with_the_key():
     assert remarks(manifest(limit=6.0, inputs=[["a", "b"]]))[0] == (
         "zh: 24.0 of 30.0 MiB were left out by data.max_mib_per_domain=6; raise it, or set it to null for all of --input"
@@ -62,7 +53,10 @@ def test_text_that_is_left_out_is_said_with_the_key():
     ("changes", "said"),
     [
         ({"duplicates": 14}, "zh: 11% of the documents are exact copies"),
-        ({"train": SplitCounts(documents=1, tokens=800, bytes=1, unknown=5)}, "zh: 0.60% of the tokens are <unk>"),
+        (
+            {"train": SplitCounts(documents=1, tokens=800, bytes=1, unknown=5, folded=0)},
+            "zh: 0.60% of the tokens are <unk>",
+        ),
         (
             {"overlap": overlap(wanted=12)},
             "zh: 10 documents are held out, and not 12 as data.held_out says, because the others repeat text of",

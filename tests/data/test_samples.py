@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from helpers.numbered import LENGTH, config_of, open_batches
+from helpers.prepared import seal
 
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.errors import DataError
@@ -13,9 +14,9 @@ def test_a_domain_with_less_text_than_a_sample_is_refused_by_name(folder, tokeni
     for name, tokens in (("a", LENGTH + 1), ("b", LENGTH), ("c", 100)):
         write_tokens(tmp_path / f"{name}.train", [list(range(10, 10 + tokens))])
     with pytest.raises(DataError, match=r"domain b: the train split has 8 tokens.*9.*seq_length"):
-        open_batches(config_of(), tmp_path, tokenizer)
+        open_batches(config_of(), seal(tmp_path), tokenizer)
 
 
 def test_missing_text_says_to_prepare(tokenizer, tmp_path):
-    with pytest.raises(DataError, match=r"a\.train.*prepare-data"):
+    with pytest.raises(DataError, match=r"manifest\.json.*prepare-data"):
         open_batches(config_of(), tmp_path, tokenizer)

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import shutil
 
-import numpy as np
 import pytest
-from helpers.prepared import as_before_hashes
 from helpers.tiny import tiny_config
 
 from pangu_sigma.config import ConfigError
@@ -86,14 +84,5 @@ def test_text_that_is_not_what_was_prepared_is_refused_by_name(tiny_data, tokeni
         write_subset(tiny_data, tmp_path / "three", NAMES, ["fr"], tokenizer)
     with pytest.raises(DataError, match=r"cannot write .*: File exists"):
         write_subset(tiny_data, tmp_path / "two", NAMES, ["en"], tokenizer)
-    with pytest.raises(DataError, match="has no manifest"):
+    with pytest.raises(DataError, match=r"manifest\.json: No such file"):
         write_subset(tmp_path, tmp_path / "four", NAMES, ["en"], tokenizer)
-
-
-def test_data_without_hashes_gets_them_and_says_what_could_not_be_checked(tiny_data, tokenizer, tmp_path, caplog):
-    data = shutil.copytree(tiny_data, tmp_path / "old")
-    as_before_hashes(data)
-    write_subset(data, tmp_path / "data", NAMES, ["en"], tokenizer)
-    assert "was prepared without content hashes" in caplog.text
-    PreparedData(tmp_path / "data").verify_all()
-    assert np.load(tmp_path / "data" / "frequencies.npy").shape == (1, tokenizer.size)

@@ -58,17 +58,16 @@ def test_a_slot_holds_specials_then_the_most_frequent_pieces(vocabulary, domains
     counts[[20_000, 20_001, 30_000]] = [5, 5, 9]
     counts[FIRST_ENGLISH] = 100
     zh, en = domains.in_slot(0), domains.in_slot(1)
-    special = special_ids(zh, byte_fallback=False)
-    rows = choose_rows(vocabulary, zh, counts, 400, byte_fallback=False)
+    special = special_ids(zh)
+    rows = choose_rows(vocabulary, zh, counts, 600)
     assert rows.dtype == np.int32
-    assert rows.shape == (400,)
+    assert rows.shape == (600,)
     assert rows[: len(special)].tolist() == special
-    assert FIRST_BYTE not in rows
     assert FIRST_ENGLISH not in rows
     words = [i for i in rows.tolist() if i in (20_000, 20_001, 30_000)]
     assert words == [30_000, 20_000, 20_001]
     assert set(range(FIRST_BYTE, FIRST_ENGLISH)) <= set(special_ids(en))
-    assert len(set(rows.tolist())) == 400
+    assert len(set(rows.tolist())) == 600
 
 
 def test_every_slot_has_rows_for_the_bytes(vocabulary, domains):

@@ -223,12 +223,10 @@ def logged(run: Path, nats: float, digest: str = "same") -> Path:
     return run
 
 
-def test_losses_of_logs_are_those_of_the_last_evaluation_and_of_the_same_samples(tmp_path, two):
+def test_losses_of_logs_are_those_of_the_last_evaluation_and_of_the_same_samples(tmp_path):
     first, second = logged(tmp_path / "first", 40.0), logged(tmp_path / "second", 50.0)
     found = last_logged([first, second])
     assert found[first]["zh"].minus(found[second]["zh"]).nats.mean == pytest.approx(-1.0)
-    for other in (logged(tmp_path / "other", 40.0, "another"), two[0].runs["1e-3"][0]):
-        with pytest.raises(
-            ConfigError, match=f"{other} was not evaluated on the samples of {first}; train both on the"
-        ):
-            last_logged([first, other])
+    other = logged(tmp_path / "other", 40.0, "another")
+    with pytest.raises(ConfigError, match=f"{other} was not evaluated on the samples of {first}; train both on the"):
+        last_logged([first, other])

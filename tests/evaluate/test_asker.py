@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 from helpers.served import LENGTH, DrawnDecoder
 from helpers.told_decoder import told_engine
@@ -77,13 +75,6 @@ def test_room_for_answers_is_checked_and_said(caplog):
             Asker(told_engine({}, seq_length=10), "up", 256, most)
     with pytest.raises(ConfigError, match="unknown domain 'zh'"):
         Asker(told_engine({}), "zh", 256)
-
-
-def test_characters_without_a_token_are_said(caplog):
-    engine = told_engine({"a今": "b"})
-    engine.decoder.tokenizer.unseen_characters = lambda text, domain: Counter(c for c in text if c == "今")
-    assert Asker(engine, "up", 16).answers(["a今"]) == [["b"]]
-    assert "1 characters of the text have no row" in caplog.messages[0]
 
 
 def test_a_real_tokenizer_reads_the_prompts(tiny_data):

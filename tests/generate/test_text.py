@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import logging
 import unicodedata
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.generate.text import generate, prompt_ids, stream, unseen
+from pangu_sigma.generate.text import generate, stream
 
 LENGTH = 10
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -29,7 +27,6 @@ class Counting(FakeDecoder):
     def __init__(self, surfaces: list[bytes] | None = None):
         super().__init__(3, LENGTH, self.next_number, surfaces or [f" {number}".encode() for number in range(12)])
         self.tokenizer.prompt = lambda text, domain: [int(word) for word in text.split()]
-        self.tokenizer.unseen_characters = lambda text, domain: Counter()
 
     def next_number(self, domain, ids):
         logits_V = np.ones(12)
@@ -179,35 +176,6 @@ def test_characters_spelled_by_bytes_stream_whole(decoder, domain, text):
     assert "".join(chunks) == generate(engine, [(domain, "你")], 100)[0].text == back
     assert unicodedata.normalize("NFKC", back) == unicodedata.normalize("NFKC", text)
     assert len(chunks) > 1 and all(_BROKEN not in chunk or _BROKEN in text for chunk in chunks)
-
-
-@pytest.mark.parametrize("domain", ["zh", "bilingual"])
-def test_characters_that_the_model_does_not_see_are_named_and_counted(domain, caplog):
-    """Without byte fallback; with it there are none."""
-    config = parse_config(
-        {
-            "name": "two",
-            "model": {"hidden": 4, "ffn": 4, "heads": 1, "dense_layers": 1, "rre_layers": 0},
-            "domains": [
-                {"name": "zh", "language": "zh", "slot": "a"},
-                {"name": "bilingual", "language": "mixed", "slot": "b"},
-            ],
-        }
-    )
-    of, text = domains_of(config).named(domain), "今天龘\u3000好龘𪚥。"
-    known, old = (Tokenizer.whole(alpha_model(), learn_english([], 0), 2, fallback) for fallback in (True, False))
-    assert prompt_ids(known, text, of) == known.prompt(text, of)
-    assert caplog.records == []
-    with caplog.at_level(logging.WARNING):
-        assert old.unk in prompt_ids(old, text, of)
-    assert caplog.messages == [unseen(Counter({"龘": 2, "\u3000": 1, "𪚥": 1}), of)]
-    assert caplog.messages[0].startswith(
-        f"4 characters of the text have no row in the embedding slot of domain {domain}"
-    )
-    assert "'龘'" in caplog.messages[0]
-    caplog.clear()
-    assert prompt_ids(old, "今天好。", of) == old.prompt("今天好。", of)
-    assert caplog.records == []
 
 
 def test_a_stream_is_what_generate_returns(counting):

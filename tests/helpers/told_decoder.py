@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,7 +25,6 @@ class ToldDecoder(FakeDecoder):
         if chat is not None:
             self.config = self.config.model_copy(update={"chat": chat})
         self.tokenizer.prompt = lambda text, domain: list(text.encode())
-        self.tokenizer.unseen_characters = lambda text, domain: Counter()
         self.prompts: set[str] = set()
         self._answers = {
             prompt.encode(): [each.encode() for each in ([told] if isinstance(told, str) else told)]

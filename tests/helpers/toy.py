@@ -12,6 +12,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+from helpers.prepared import seal
 from mindspore import Parameter, Tensor, nn
 
 from pangu_sigma.checkpoint.state import shards_of
@@ -78,7 +79,7 @@ def toy_batches(config: Config, folder: Path, documents: int = 60) -> Batches:
     rng = np.random.default_rng(0)
     for domain in domains_of(config):
         write_tokens(folder / f"{domain.name}.train", random_documents(rng, documents))
-    return Batches(config, folder, toy_tokenizer(config.slots), toy_table(config))  # type: ignore[arg-type]
+    return Batches(config, seal(folder), toy_tokenizer(config.slots), toy_table(config))  # type: ignore[arg-type]
 
 
 def toy_network(config: Config, seed: int = 0) -> tuple[PanGuSigma, ExpertStore]:

@@ -195,7 +195,6 @@ def changed(tree, key, value):
         ("routing.seed", 1, r"routing\.seed: 0 → 1: which expert a token goes to is decided"),
         ("routing.table", "balanced", r'routing\.table: "random" → "balanced"'),
         ("ecss.moments", "bfloat16", r"ecss\.moments.*the saved moments have this precision"),
-        ("vocabulary.byte_fallback", False, r"byte_fallback: true → false"),
         ("domains.3.format", "text", r"format of code: code → text: the model was trained on text that is written so"),
         ("domains.3.language", "java", r"language of code: python → java"),
         ("domains.3.slot", "law", r"slot of code: en → law: its rows are in that slot"),
@@ -255,10 +254,6 @@ def test_tokens_that_would_be_lost_are_named_with_the_way_to_keep_them(tiny_run,
     with pytest.raises(
         ConfigError, match=r"slot zh: 10 of its 640 tokens have no row .*model\.slot_rows to 40\d\d\d or more"
     ):
-        plan_extension(parent, law_config, Origin("zh"))
-    without = Tokenizer(alpha_model(), (tiny_run / "tokenizer" / "english.model").read_bytes(), rows, False)
-    monkeypatch.setattr(extend, "read_prepared_tokenizer", lambda config: without)
-    with pytest.raises(ConfigError, match=r"byte_fallback: .* was prepared with False, the run with True"):
         plan_extension(parent, law_config, Origin("zh"))
 
 

@@ -29,8 +29,8 @@ def en(decoder):
 
 
 def test_a_text_is_read_as_in_training(prompts, decoder, en):
-    assert prompts.text_prompt("the cat", en, True) == (decoder.tokenizer.prompt("the cat", en), [])
-    assert prompts.text_prompt("", en, True) == prompts.text_prompt("<eot>", en, True) == ([EOT], [])
+    assert prompts.text_prompt("the cat", en, True) == decoder.tokenizer.prompt("the cat", en)
+    assert prompts.text_prompt("", en, True) == prompts.text_prompt("<eot>", en, True) == [EOT]
     with pytest.raises(Refused, match="not Unicode"):
         prompts.read("\ud800", en)
 

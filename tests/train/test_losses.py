@@ -83,10 +83,6 @@ def test_an_evaluation_comes_back_from_its_line():
         assert found[name].bits_per_byte == pytest.approx(loss.bits_per_byte, abs=1e-6)
 
 
-def test_a_line_of_an_earlier_version_has_no_samples():
-    assert losses_of({"kind": "evaluation", "step": 3, "per_domain_loss": {"zh": 2.0}}) == {}
-
-
 @given(
     nats=st.lists(st.floats() | st.just(math.nan), min_size=1, max_size=5),
     tokens=st.integers(0, 300),

@@ -46,12 +46,6 @@ def changed_run(tiny_run: Path, folder: Path, change) -> Path:
     return run
 
 
-def forget_samples(line: dict) -> None:
-    """Make it a line as an earlier version wrote it."""
-    for key in line.keys() - {"kind", "step", "per_domain_loss"}:
-        del line[key]
-
-
 def lose_more(line: dict) -> None:
     """Half a nat more a token in the samples with an even number, and 1.5 in the others."""
     for name, units in line["per_sample"].items():
@@ -63,18 +57,6 @@ def lose_more(line: dict) -> None:
 def diverge(line: dict) -> None:
     line["per_domain_loss"]["zh"] = line["se"]["zh"] = line["bits_per_byte"]["zh"] = None
     line["per_sample"]["zh"]["nats"] = [None] * len(line["per_sample"]["zh"]["nats"])
-
-
-def test_a_run_that_an_earlier_version_wrote_is_summarised_with_what_it_has(tiny_run, tmp_path):
-    run = changed_run(tiny_run, tmp_path / "run", forget_samples)
-    found = summarise(run)
-    for name, losses in found["domains"].items():
-        assert losses["loss_after"] == summarise(tiny_run)["domains"][name]["loss_after"]
-        assert losses["se"] is losses["unigram"] is losses["bits_per_byte"] is None
-    text = format_summary(found)
-    assert "which an earlier version wrote; pangu-sigma evaluate tells" in text
-    zh = next(line for line in text.splitlines() if line.startswith("zh"))
-    assert zh.split()[3:] == ["–", "–", "–"]
 
 
 def test_a_run_whose_losses_are_not_finite_has_a_summary_all_the_same(tiny_run, tmp_path):
@@ -121,7 +103,6 @@ def test_a_difference_is_paired_where_both_logs_have_the_samples(tiny_run, tmp_p
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({}, "does not have it by sample (an earlier version wrote it); pangu-sigma evaluate"),
         ({"eval_batches: 2": "eval_batches: 3"}, "train.eval_batches · train.batch_size is 8 and 12 samples"),
         ({"seq_length: 32": "seq_length: 16"}, "model.seq_length is 32 and 16, so the samples are not the same"),
         ({"name: tiny": "name: other"}, "the held-out text differs"),
@@ -132,7 +113,7 @@ def test_a_difference_that_cannot_be_paired_says_why(tiny_run, tmp_path, changes
     def other_text(line: dict) -> None:
         line["held_out"] = dict.fromkeys(line["held_out"], "0")
 
-    run = changed_run(tiny_run, tmp_path / "run", other_text if changes else forget_samples)
+    run = changed_run(tiny_run, tmp_path / "run", other_text)
     edit_config(run, changes)
     found = differences(tiny_run, run)
     for values in found.values():

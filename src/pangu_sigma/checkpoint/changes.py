@@ -59,8 +59,6 @@ RULES = {
 }
 """Rules of all keys by their path; * is any index."""
 
-_PATHS = ("data.path", "ecss.path")
-
 
 def rule_of(key: str) -> Rule:
     """The rule of a key: its own, or that of the nearest key above it that has one. Raises KeyError if none has."""
@@ -86,7 +84,7 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     return [
         (key, before.get(key), after.get(key))
         for key in dict.fromkeys([*after, *before])
-        if before.get(key) != after.get(key) and not _same_path(key, before.get(key), after.get(key))
+        if before.get(key) != after.get(key)
     ]
 
 
@@ -115,8 +113,3 @@ def absolute_paths(config: Config) -> Config:
     data = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
     ecss = config.ecss.model_copy(update={"path": config.ecss.path and str(Path(config.ecss.path).absolute())})
     return config.model_copy(update={"data": data, "ecss": ecss})
-
-
-def _same_path(key: str, old: Any, new: Any) -> bool:
-    """True for a relative path, which old checkpoints may have, and the absolute one that it was."""
-    return key in _PATHS and bool(old and new) and not Path(old).is_absolute() and f"/{new}".endswith(f"/{Path(old)}")

@@ -27,7 +27,6 @@ from typing import Any
 from pangu_sigma.checkpoint.format import (
     ANOTHER,
     CHECKPOINT_NAME,
-    FORMAT,
     MANIFEST,
     PARTS,
     STATE,
@@ -55,7 +54,6 @@ class Checkpoint:
     state: dict[str, Any]
     identity: Identity
     files: Files
-    format: int = FORMAT
 
     def saved(self, shard: str) -> dict[str, list[SavedArray]]:
         """What the files of a shard hold of each of its arrays."""
@@ -96,13 +94,6 @@ def load_checkpoint(
         found = _load_directory(newest, expected, ranks, verified)
     if expected is not None:
         _check_data(path, found, expected, ranks, other_data)
-    if found.format == 1 and ranks.first:
-        logger.warning(
-            "%s: the checkpoint of step %d was written by an earlier version and does not say which data it was trained on, so "
-            "the data could not be checked; the next checkpoint will say it",
-            path,
-            found.step,
-        )
     return found
 
 
@@ -156,7 +147,7 @@ def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verifie
         RecursionError,
     ) as error:  # it has its hash, and is not what a save writes
         raise DamagedCheckpoint(f"{error}; {ANOTHER}") from error
-    return Checkpoint(manifest["step"], state, identity, files, manifest["format"])
+    return Checkpoint(manifest["step"], state, identity, files)
 
 
 def _read_arrays(file: Path) -> dict[str, SavedArray]:
@@ -185,12 +176,12 @@ def _refuse_other(path: Path, found: Identity, expected: Identity) -> None:
 
 
 def _check_data(path: Path, found: Checkpoint, expected: Identity, ranks: Ranks, accepted: bool) -> None:
-    """Refuse other data than the checkpoint's, or say that they are others, or that nobody knows. Format 1 is the caller's."""
+    """Refuse other data than the checkpoint's, or say that they are others, or that nobody knows."""
     has, wants = found.identity.data_hash, expected.data_hash
-    if wants is None or has == wants or found.format == 1:
+    if wants is None or has == wants:
         return
     if has is None:
-        text = "the data could not be checked: those that it was trained on had no hash; prepare-data gives them one"
+        text = "the data could not be checked: it does not say which it was trained on"
     elif accepted:
         text = f"trained on other data: its data_hash is {has}, this run's is {wants}; going on with them as asked"
     else:

@@ -12,9 +12,7 @@ from pangu_sigma.errors import UserError
 from pangu_sigma.sealed import DamagedFile, unsealed
 
 FORMAT = 2
-"""Version of the layout above that is written. 2 added the hash of the data."""
-READ_FORMATS = (1, 2)
-"""Versions that are read; others are refused."""
+"""Version of the layout; others are refused."""
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -64,7 +62,8 @@ class Identity:
 
     With another vocabulary or routing table the same weights mean something else; with other data the run is another one.
     config: the resolved configuration as a plain tree (`Config.model_dump(mode="json")`).
-    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if it has none, or if the caller does not mind.
+    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if it was trained on none, or if the caller does
+    not mind.
     """
 
     vocabulary_hash: str
@@ -80,10 +79,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         body = unsealed(file, ANOTHER)
     except DamagedFile as error:
         raise DamagedCheckpoint(str(error)) from error
-    if type(body.get("format")) is not int or body["format"] not in READ_FORMATS:
+    if body.get("format") != FORMAT:
         raise CheckpointError(
-            f"{file}: checkpoint format {body.get('format')}, this version reads {', '.join(map(str, READ_FORMATS))}; use the "
-            "version that wrote it"
+            f"{file}: checkpoint format {body.get('format')}, this version reads {FORMAT}; use the version that wrote it"
         )
     if not _is_manifest(body):
         raise DamagedCheckpoint(f"{file}: does not say what a manifest says; {ANOTHER}")
@@ -95,9 +93,8 @@ def _is_manifest(body: dict[str, Any]) -> bool:
     files, identity = body.get("files"), body.get("identity")
     if type(body.get("step")) is not int or not isinstance(files, dict) or not isinstance(identity, dict):
         return False
-    known = {each.name for each in fields(Identity)}
     return (
-        known >= identity.keys() >= known - {"data_hash"}
+        identity.keys() == {each.name for each in fields(Identity)}
         and STATE in files
         and all(FILE_NAME.fullmatch(name) for name in files)
         and all(isinstance(each, dict) and {"bytes", "xxh3_128"} <= each.keys() for each in files.values())

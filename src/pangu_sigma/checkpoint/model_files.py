@@ -4,15 +4,11 @@
     tokenizer/ routing.npz   what the model's ids mean, and which expert each of them has
     seal.json                size and hash of those two (of an export: of every file), and its own hash
 
-The number of the format is in the first line of config.yaml, outside of the seal: a seal that is gone is damage, and not age.
-config.yaml has its own hash because a run may change it; the others never change. A folder without that line and without a seal
-was written before, and opens with one warning.
+config.yaml has its own hash because a run may change it; the others never change.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import re
 import shutil
 import zipfile
@@ -27,12 +23,10 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import SEAL, UNFINISHED, DamagedFile, check_folder, seal_folder, sync, write_atomically
-
-logger = logging.getLogger(__name__)
+from pangu_sigma.sealed import UNFINISHED, DamagedFile, check_folder, seal_folder, sync, write_atomically
 
 FILES_FORMAT = 2
-"""Version of the layout above; 1 has neither hashes nor a number."""
+"""Version of the layout above; others are refused."""
 CONFIG_FILE = "config.yaml"
 ROUTING_FILE = "routing.npz"
 TOKENIZER_FOLDER = "tokenizer"
@@ -67,13 +61,13 @@ def seal_model_files(folder: Path, facts: dict[str, Any], others: Iterable[str] 
     seal_folder(folder, [*tokenizer, ROUTING_FILE, *others], {"format": FILES_FORMAT, **facts})
 
 
-def write_config(folder: Path, config: Config, kind: Kind, sealed: bool = True) -> None:
-    """Write config.yaml, whole or not at all. sealed: False in a folder of format 1, which stays what it is."""
+def write_config(folder: Path, config: Config, kind: Kind) -> None:
+    """Write config.yaml, whole or not at all."""
     text = dump_config(config).encode()
     line = (
         f"# pangu-sigma {kind}, format {FILES_FORMAT}; xxh3_128 of the lines below: {xxhash.xxh3_128_hexdigest(text)}\n"
     )
-    write_atomically(folder / CONFIG_FILE, (line.encode() if sealed else b"") + text)
+    write_atomically(folder / CONFIG_FILE, line.encode() + text)
 
 
 def read_config(folder: Path, kind: Kind, fix: str) -> Config:
@@ -87,28 +81,20 @@ def read_config(folder: Path, kind: Kind, fix: str) -> Config:
     except OSError as error:
         raise DamagedFile(f"{file}: {error.strerror}; {fix}") from error
     found = _FIRST_LINE.match(content)
-    if found is None and (folder / SEAL).exists():
+    if found is None:
         raise DamagedFile(f"{file}: its first line is not the one that was written; {fix}")
-    if found is not None:
-        if found[1] != kind.encode():
-            raise ConfigError(
-                f"{folder} is an {'export' if kind == 'run' else 'ordinary run'}, not a folder of a {kind}"
-            )
-        if int(found[2]) != FILES_FORMAT:
-            raise ConfigError(
-                f"{file} says format {int(found[2])}, this version reads {FILES_FORMAT}: use the version that wrote it; if none "
-                f"did, the line is damaged: {fix}"
-            )
-        if xxhash.xxh3_128_hexdigest(content[found.end() :]) != found[3].decode():
-            raise DamagedFile(
-                f"{file}: it does not have the hash of its first line: it was edited by hand or is damaged; {fix}"
-            )
+    if found[1] != kind.encode():
+        raise ConfigError(f"{folder} is an {'export' if kind == 'run' else 'ordinary run'}, not a folder of a {kind}")
+    if int(found[2]) != FILES_FORMAT:
+        raise ConfigError(
+            f"{file} says format {int(found[2])}, this version reads {FILES_FORMAT}: use the version that wrote it; if none "
+            f"did, the line is damaged: {fix}"
+        )
+    if xxhash.xxh3_128_hexdigest(content[found.end() :]) != found[3].decode():
+        raise DamagedFile(
+            f"{file}: it does not have the hash of its first line: it was edited by hand or is damaged; {fix}"
+        )
     return load_config(file)
-
-
-def is_sealed(folder: Path) -> bool:
-    """True if the files of a folder have hashes, or should have them; False for format 1."""
-    return (folder / SEAL).exists() or _FIRST_LINE.match((folder / CONFIG_FILE).read_bytes()) is not None
 
 
 def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:
@@ -133,14 +119,3 @@ def read_table(folder: Path, fix: str) -> RoutingTable:
         return RoutingTable.load(folder / ROUTING_FILE)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DamagedFile(f"{folder / ROUTING_FILE}: {error}; {fix}") from error
-
-
-@functools.cache
-def _say_old(folder: Path) -> None:
-    logger.warning(
-        "%s was written before files had hashes: damage of its %s, %s/ and %s could not be checked",
-        folder,
-        CONFIG_FILE,
-        TOKENIZER_FOLDER,
-        ROUTING_FILE,
-    )

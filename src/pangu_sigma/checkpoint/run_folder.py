@@ -25,7 +25,6 @@ from pangu_sigma.checkpoint.model_files import (
     CONFIG_FILE,
     ROUTING_FILE,
     TOKENIZER_FOLDER,
-    is_sealed,
     read_config,
     read_model_files,
     write_config,
@@ -73,7 +72,7 @@ NOTHING = Asked()
 class RunFolder:
     """An open run folder.
 
-    data_hash: hash of the prepared text that training reads; None for who does not train, and for text prepared without hashes.
+    data_hash: hash of the prepared text that training reads; None for who does not train.
     """
 
     path: Path
@@ -106,14 +105,12 @@ class RunFolder:
         with ranks.together(f"reading {config.data.path}"):
             prepared, data_hash = read_prepared_tokenizer(given), load_manifest(Path(given.data.path)).content_hash
         sections = {key: json.dumps(value) for key, value in given.model_dump(mode="json").items()}
-        ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash or ""})
+        ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
         resumed = False
         with ranks.together(f"taking up {path}"):
             if ranks.first:
                 resumed = _take_up(path, config, prepared, data_hash, asked)
         resumed = ranks.any(resumed)
-        if ranks.first and config.vocabulary.byte_fallback and not prepared.byte_fallback:
-            _say_without_bytes(path, config, resumed)
         if resumed:
             with ranks.together(f"reading {path}"):
                 tokenizer, table = read_model_files(path, way_back(path))
@@ -227,7 +224,7 @@ def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
     )
 
 
-def _take_up(path: Path, config: Config, prepared: Tokenizer, data_hash: str | None, asked: Asked) -> bool:
+def _take_up(path: Path, config: Config, prepared: Tokenizer, data_hash: str, asked: Asked) -> bool:
     """Make a folder ready to go on with `config`. Returns False if it has no checkpoint. Raises as `RunFolder.create`."""
     try:
         if asked.start_over:
@@ -239,18 +236,14 @@ def _take_up(path: Path, config: Config, prepared: Tokenizer, data_hash: str | N
         if saved is None:
             return True  # none of them is whole, which loading them says
         _compare(path, saved, config, prepared, data_hash, asked)
-        if not _mend(path, saved, config, prepared):
-            sealed = is_sealed(path)
-            if read_config(path, "run", WAY_BACK_OF_CONFIG) != config:
-                write_config(path, config, "run", sealed)
+        if not _mend(path, saved, config, prepared) and read_config(path, "run", WAY_BACK_OF_CONFIG) != config:
+            write_config(path, config, "run")
         return True
     except OSError as error:
         raise _cannot_write(path, error) from error
 
 
-def _compare(
-    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str | None, asked: Asked
-) -> None:
+def _compare(path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, asked: Asked) -> None:
     """Say which keys change, and refuse those that must not, and another vocabulary or text."""
     changes = changed_keys(run_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
     refuse_changes(path, changes)
@@ -261,7 +254,7 @@ def _compare(
 
 
 def _refuse_other_data(
-    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str | None, asked: Asked
+    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, asked: Asked
 ) -> None:
     if prepared.hash != saved.vocabulary_hash:
         raise ConfigError(
@@ -270,10 +263,9 @@ def _refuse_other_data(
         )
     if saved.data_hash == data_hash:
         return
-    if saved.data_hash is None or data_hash is None:
-        which = "checkpoint" if saved.data_hash is None else "prepared data"
+    if saved.data_hash is None:
         logger.warning(
-            "%s: the %s has no hash of its text, so it could not be checked that it is the same", path, which
+            "%s: its checkpoint has no hash of its text, so it could not be checked that it is the same", path
         )
     elif not asked.other_data:
         raise ConfigError(
@@ -283,18 +275,6 @@ def _refuse_other_data(
         )
     else:
         logger.warning("%s goes on with other text, that of data.path=%s", path, config.data.path)
-
-
-def _say_without_bytes(path: Path, config: Config, resumed: bool) -> None:
-    """Say that the vocabulary cannot do what the configuration asks for: an earlier version made it."""
-    start_anew = " into another folder, and start another run on it: this one keeps its vocabulary" if resumed else ""
-    logger.warning(
-        "%s: vocabulary.byte_fallback is true, but data.path=%s has a vocabulary without it, so characters of Chinese text that it "
-        "does not know are <unk> or vanish; to have them spelled in bytes, run prepare-data with this configuration again%s",
-        path,
-        config.data.path,
-        start_anew,
-    )
 
 
 def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> bool:
@@ -332,7 +312,7 @@ def _holds(path: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable
         found, files = read_config(path, "run", ""), read_model_files(path, "")
     except (ConfigError, DamagedFile, DataError):
         return False
-    return is_sealed(path) and (found, *(each.hash for each in files)) == (config, tokenizer.hash, table.hash)
+    return (found, *(each.hash for each in files)) == (config, tokenizer.hash, table.hash)
 
 
 def _write(path: Path, config: Config, table: RoutingTable) -> None:

@@ -1,12 +1,10 @@
 """The manifest of a prepared data folder, manifest.json: its content, what that was made from, and what became of the text.
 
-It is sealed with its own hash and has size and content hash of every other file of the folder. The number of the format stands in
-the file FORMAT too, so that a manifest that was lost, or replaced by one without hashes, is damage and not age.
+It is sealed with its own hash and has size and content hash of every other file of the folder.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, as_json, sealed, unsealed, write_atomically
 
-MANIFEST_FILE, FORMAT_FILE = "manifest.json", "FORMAT"
+MANIFEST_FILE = "manifest.json"
 DATA_FORMAT = 2
-"""Version of the folder. Format 1 has no content hashes; a reader refuses a later one."""
+"""Version of the folder; others are refused."""
 
 _FIX = "the folder is damaged, run prepare-data again"
 
@@ -39,14 +37,14 @@ class Source(_Record):
 class SplitCounts(_Record):
     """Counts of one split of a domain: documents, tokens (<eot> and tags included), bytes of UTF-8, and <unk> tokens.
 
-    folded: characters that do not come back as written (`Tokenizer.changed_by_normalisation`); None: data of an earlier version.
+    folded: characters that do not come back as written (`Tokenizer.changed_by_normalisation`).
     """
 
     documents: int
     tokens: int
     bytes: int
     unknown: int
-    folded: int | None = None
+    folded: int
 
 
 class OverlapRecord(_Record):
@@ -76,8 +74,6 @@ class DomainRecord(_Record):
     offered, duplicates, too_long, over_limit: documents that came in, exact copies left out, documents that are longer than
     data.max_mib_per_domain by themselves, documents left out because others fill it. What is offered is one of these or is kept.
     offered_bytes, left_out_bytes: UTF-8 of all documents that came in, and of those that are too long or over the limit.
-    None: not recorded, in data of format 1.
-    overlap: None in data of an earlier version, which held out documents that repeat others.
     """
 
     slot: str
@@ -89,10 +85,10 @@ class DomainRecord(_Record):
     held_out: SplitCounts
     unigram_entropy: float
     sources: list[Source]
-    over_limit: int | None = None
-    offered_bytes: int | None = None
-    left_out_bytes: int | None = None
-    overlap: OverlapRecord | None = None
+    over_limit: int
+    offered_bytes: int
+    left_out_bytes: int
+    overlap: OverlapRecord
 
 
 class FileRecord(_Record):
@@ -121,19 +117,19 @@ class Manifest(_Record):
     domains: dict[str, DomainRecord]
     quarantined: dict[str, int]
     config: dict[str, Any]
-    format: int = 1
+    format: int = DATA_FORMAT
     examples: dict[str, str] = {}
     files: dict[str, FileRecord] = {}
 
     @property
-    def content_hash(self) -> str | None:
-        """A hash over the fingerprints of token files and frequencies; None for data of format 1, which has none."""
+    def content_hash(self) -> str:
+        """A hash over the fingerprints of token files and frequencies."""
         content = {
             name: record.xxh3_128
             for name, record in self.files.items()
             if name.endswith((".bin", ".idx")) or name == "frequencies.npy"
         }
-        return xxhash.xxh3_128_hexdigest(as_json(content)) if content else None
+        return xxhash.xxh3_128_hexdigest(as_json(content))
 
     def save(self, folder: Path) -> None:
         """Write it, sealed. Raises OSError."""
@@ -141,40 +137,20 @@ class Manifest(_Record):
 
 
 def load_manifest(path: Path) -> Manifest:
-    """The manifest of a prepared data folder, of any format up to this one; DataError when there is none or it is damaged."""
+    """The manifest of a prepared data folder; DataError when there is none, it is damaged or of another format."""
     file = path / MANIFEST_FILE
+    if not file.exists():
+        raise DataError(f"{file}: No such file or directory; run prepare-data first, or set data.path to its output")
     try:
-        tree = json.loads(file.read_bytes())
-        if _is_sealed(path, tree):
-            tree = unsealed(file, _FIX)
-        manifest = Manifest.model_validate(tree)
-    except FileNotFoundError as error:
-        first = _FIX if (path / FORMAT_FILE).exists() else "run prepare-data first, or set data.path to its output"
-        raise DataError(f"{file}: {error.strerror}; {first}") from error
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}; check the path and its permissions") from error
+        tree = unsealed(file, _FIX)
+        if tree.get("format") != DATA_FORMAT:
+            raise DataError(
+                f"{file}: data format {tree.get('format')}, this version reads {DATA_FORMAT}; run prepare-data again"
+            )
+        return Manifest.model_validate(tree)
     except DamagedFile as error:
         raise DataError(str(error)) from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValidationError, JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise DataError(f"{file}: damaged: {_first_line(error)}; run prepare-data again") from error
-    if manifest.format > DATA_FORMAT:
-        raise DataError(
-            f"{file}: data format {manifest.format}, this version reads 1 … {DATA_FORMAT}; use the version that wrote it"
-        )
-    return manifest
-
-
-def _is_sealed(path: Path, tree: Any) -> bool:
-    """True unless the folder is of format 1, whose manifest has neither a format nor a seal."""
-    return (path / FORMAT_FILE).exists() or (isinstance(tree, dict) and "format" in tree)
-
-
-def _first_line(error: Exception) -> str:
-    """What is wrong, in one line: pydantic writes several."""
-    if isinstance(error, ValidationError):
+    except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
-    return str(error)
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise DataError(f"{file}: damaged: {where}: {first['msg']}; run prepare-data again") from error

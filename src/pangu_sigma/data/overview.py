@@ -14,30 +14,24 @@ _MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP = 0.005, 0.1, 0.01
 there is a warning."""
 
 
-def _number(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"  # data of format 1 does not say
-
-
-def _mib(value: int | None) -> str:
-    return "?" if value is None else f"{value / (1 << 20):,.1f}"
+def _mib(value: int) -> str:
+    return f"{value / (1 << 20):,.1f}"
 
 
 _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
-    "offered": lambda record: _number(record.offered),
+    "offered": lambda record: f"{record.offered:,}",
     "MiB": lambda record: _mib(record.offered_bytes),
-    "copies": lambda record: _number(record.duplicates),
-    "too long": lambda record: _number(record.too_long),
-    "over limit": lambda record: _number(record.over_limit),
-    "kept": lambda record: _number(record.train.documents + record.held_out.documents),
+    "copies": lambda record: f"{record.duplicates:,}",
+    "too long": lambda record: f"{record.too_long:,}",
+    "over limit": lambda record: f"{record.over_limit:,}",
+    "kept": lambda record: f"{record.train.documents + record.held_out.documents:,}",
     "MiB kept": lambda record: _mib(record.train.bytes + record.held_out.bytes),
-    "held out": lambda record: _number(record.held_out.documents),
-    "passed over": lambda record: _number(record.overlap.passed_over if record.overlap else None),
-    "overlap": lambda record: (
-        f"{record.overlap.by_hash_alone:.2%} → {record.overlap.share:.2%}" if record.overlap else "?"
-    ),
-    "tokens": lambda record: _number(record.train.tokens + record.held_out.tokens),
+    "held out": lambda record: f"{record.held_out.documents:,}",
+    "passed over": lambda record: f"{record.overlap.passed_over:,}",
+    "overlap": lambda record: f"{record.overlap.by_hash_alone:.2%} → {record.overlap.share:.2%}",
+    "tokens": lambda record: f"{record.train.tokens + record.held_out.tokens:,}",
     "unknown": lambda record: f"{_unknown(record):.2%}",
-    "folded": lambda record: _number(_folded(record)),
+    "folded": lambda record: f"{record.train.folded + record.held_out.folded:,}",
 }
 """Columns of the table by title, each a function of a domain's record. Documents, unless the title says something else; `folded`
 counts characters that come back in another form, as `，` comes back as `,`. `passed over` are trained on because they repeat
@@ -73,7 +67,7 @@ def remarks(manifest: Manifest) -> list[str]:
     said = []
     for row in overview(manifest):
         name, record = row["domain"], manifest.domains[row["domain"]]
-        if record.left_out_bytes and record.offered_bytes:
+        if record.left_out_bytes:
             said.append(
                 f"{name}: {_mib(record.left_out_bytes)} of {_mib(record.offered_bytes)} MiB were left out by {_limit(manifest)}"
             )
@@ -94,8 +88,6 @@ def remarks(manifest: Manifest) -> list[str]:
 
 def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[str]:
     overlap, count = record.overlap, record.held_out.documents
-    if overlap is None:
-        return
     if count != overlap.wanted:
         why = (
             f"to have data.min_held_out_tokens={config['min_held_out_tokens']:,}"
@@ -118,11 +110,6 @@ def _limit(manifest: Manifest) -> str:
             "another one"
         )
     return f"data.max_mib_per_domain={limit:g}; raise it, or set it to null for all of --input"
-
-
-def _folded(record: DomainRecord) -> int | None:
-    train, held_out = record.train.folded, record.held_out.folded
-    return None if train is None or held_out is None else train + held_out
 
 
 def _unknown(record: DomainRecord) -> float:

@@ -7,7 +7,7 @@ Pieces and rows follow from documents that cannot be held out; which of the othe
 The folder is written beside `output` and renamed when it is complete:
 
     <domain>.train.{bin,idx}  <domain>.held_out.{bin,idx}  frequencies.npy (int64 [D, V], training tokens)
-    tokenizer/  quarantine.jsonl  FORMAT  manifest.json (with the hashes of all of them)
+    tokenizer/  quarantine.jsonl  manifest.json (with the hashes of all of them)
 
 Lines that cannot be used are written to `<output>.quarantine.jsonl` as they are met; it stays there if preparing fails afterwards.
 """
@@ -35,8 +35,6 @@ from pangu_sigma.data.documents import Document, Rejected, check_input, read_jso
 from pangu_sigma.data.held_out import unigram_nats
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import (
-    DATA_FORMAT,
-    FORMAT_FILE,
     DomainRecord,
     Manifest,
     Source,
@@ -172,9 +170,7 @@ def _prepare(
         tokenizer.save(folder / TOKENIZER_NAME)
         np.save(folder / FREQUENCIES_NAME, frequencies)
         quarantine.copy_to(folder / QUARANTINE_NAME)
-        (folder / FORMAT_FILE).write_text(f"{DATA_FORMAT}\n", encoding="utf-8")
         manifest = Manifest(
-            format=DATA_FORMAT,
             fingerprint=fingerprint,
             vocabulary_hash=tokenizer.hash,
             vocabulary_size=tokenizer.size,
@@ -195,7 +191,6 @@ def _decisive(config: Config, files: list[_InputFile]) -> dict[str, Any]:
         "format": _FORMAT,
         "domains": [[d.name, d.format, d.language, d.slot] for d in config.domains],
         "slot_rows": config.model.slot_rows,
-        "byte_fallback": config.vocabulary.byte_fallback,
         "english_pieces": config.vocabulary.english_pieces,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "max_mib_per_domain": config.data.max_mib_per_domain,
@@ -301,20 +296,16 @@ def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -
         pieces, mib = config.vocabulary.english_pieces, sum(map(len, text)) / (1 << 20)
         logger.info("building the vocabulary: learning %s English pieces from %.1f MiB of text", f"{pieces:,}", mib)
         english = learn_english(text, pieces)
-    byte_fallback = config.vocabulary.byte_fallback
-    whole = Tokenizer.whole(alpha_model(), english, len(domains.slot_names), byte_fallback)
+    whole = Tokenizer.whole(alpha_model(), english, len(domains.slot_names))
     rows = config.model.slot_rows
     if whole.size <= rows:
-        return Tokenizer(alpha_model(), english, _padded(whole.slot_rows, rows), byte_fallback)
+        return Tokenizer(alpha_model(), english, _padded(whole.slot_rows, rows))
     counts = np.zeros((len(domains.slot_names), whole.size), dtype=np.int64)
     for domain, corpus in zip(domains, corpora, strict=True):
         for ids in _encoded(whole, domain, corpus.certain, "counting"):
             counts[domain.slot] += np.bincount(ids, minlength=whole.size)
-    chosen = [
-        choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, byte_fallback)
-        for slot in range(len(counts))
-    ]
-    return Tokenizer(alpha_model(), english, np.stack(chosen), byte_fallback)
+    chosen = [choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows) for slot in range(len(counts))]
+    return Tokenizer(alpha_model(), english, np.stack(chosen))
 
 
 def _padded(slot_rows: np.ndarray, rows: int) -> np.ndarray:

@@ -1,24 +1,19 @@
 """A prepared data folder, opened: what it gives out is what `prepare-data` wrote, or it raises with the name of the file.
 
-Small files are verified when they are asked for, token files as they are read (`indexed.TokenFile`). Data of format 1 has no hashes
-to verify by: it opens with one warning, and its token counts and its vocabulary are all that is compared.
+Small files are verified when they are asked for, token files as they are read (`indexed.TokenFile`).
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 from pathlib import Path
 
 import numpy as np
 
 from pangu_sigma.data.indexed import CHUNK_BYTES, TokenFile, hashes_of_chunks, paths_of
-from pangu_sigma.data.manifest import FORMAT_FILE, MANIFEST_FILE, FileRecord, Manifest, load_manifest
+from pangu_sigma.data.manifest import MANIFEST_FILE, FileRecord, load_manifest
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, fingerprint, verify
-
-logger = logging.getLogger(__name__)
 
 TOKENIZER_NAME, FREQUENCIES_NAME, QUARANTINE_NAME = "tokenizer", "frequencies.npy", "quarantine.jsonl"
 SPLITS = ("train", "held_out")
@@ -29,24 +24,17 @@ _FIX = "the prepared data is damaged or is of another preparation, run prepare-d
 class PreparedData:
     """The files of a folder that `prepare-data` wrote.
 
-    manifest: the folder's; None for token files that stand alone. Raises DataError when the manifest is damaged.
+    Raises DataError as `load_manifest`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        told = any((folder / name).exists() for name in (MANIFEST_FILE, FORMAT_FILE))
-        self.manifest: Manifest | None = load_manifest(folder) if told else None
-        self.verify(FORMAT_FILE)
+        self.manifest = load_manifest(folder)
 
     def tokens(self, domain: str, split: str, vocabulary: int) -> TokenFile:
         """The text of a domain. vocabulary: V. Raises DataError as `TokenFile`, and when it is not the text of this folder."""
         prefix = self.folder / f"{domain}.{split}"
         data, index = paths_of(prefix)
-        if not self._sealed:
-            file = TokenFile(prefix, vocabulary)
-            self._compare_counts(domain, split, file)
-            _warn_unsealed(self.folder)
-            return file
         self.verify(index.name)
         record = self._record(data.name)
         return TokenFile(prefix, vocabulary, record.chunks, record.chunk_bytes)
@@ -63,50 +51,35 @@ class PreparedData:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the text was encoded with. Raises DataError."""
         folder = self.folder / TOKENIZER_NAME
-        for name in self.manifest.files if self.manifest else ():
+        for name in self.manifest.files:
             if name.startswith(f"{TOKENIZER_NAME}/"):
                 self.verify(name)
         tokenizer = Tokenizer.load(folder)
-        if self.manifest and tokenizer.hash != self.manifest.vocabulary_hash:
+        if tokenizer.hash != self.manifest.vocabulary_hash:
             raise DataError(
                 f"{folder}: its hash is {tokenizer.hash[:12]}…, {MANIFEST_FILE} says {self.manifest.vocabulary_hash[:12]}…; {_FIX}"
             )
         return tokenizer
 
     def verify(self, name: str) -> None:
-        """Raise DataError unless a file is the one that was written; nothing is known of files of format 1."""
-        if self._sealed:
-            recorded = self._record(name)
-            try:
-                verify(self.folder / name, {"bytes": recorded.bytes, "xxh3_128": recorded.xxh3_128}, _FIX)
-            except DamagedFile as error:
-                raise DataError(str(error)) from error
+        """Raise DataError unless a file is the one that was written."""
+        recorded = self._record(name)
+        try:
+            verify(self.folder / name, {"bytes": recorded.bytes, "xxh3_128": recorded.xxh3_128}, _FIX)
+        except DamagedFile as error:
+            raise DataError(str(error)) from error
 
     def verify_all(self) -> None:
-        """Raise DataError unless every file is as it was written; of data of format 1 that cannot be told, so it raises, too."""
-        if self.manifest is None or not self._sealed:
-            raise DataError(f"{self.folder}: its files have no content hashes; run prepare-data again")
+        """Raise DataError unless every file is as it was written."""
         for name in self.manifest.files:
             self.verify(name)
 
-    @property
-    def _sealed(self) -> bool:
-        return self.manifest is not None and bool(self.manifest.files)
-
     def _record(self, name: str) -> FileRecord:
-        assert self.manifest is not None
         if name not in self.manifest.files:
             raise DataError(
                 f"{self.folder / name}: is not among the files of {MANIFEST_FILE}; run prepare-data again with this configuration"
             )
         return self.manifest.files[name]
-
-    def _compare_counts(self, domain: str, split: str, file: TokenFile) -> None:
-        """Compare a token file of format 1 with the only thing that its manifest says about it."""
-        record = self.manifest.domains.get(domain) if self.manifest else None
-        wanted = {"train": record.train, "held_out": record.held_out}[split].tokens if record else file.tokens
-        if file.tokens != wanted:
-            raise DataError(f"{file.path}: has {file.tokens} tokens, {MANIFEST_FILE} says {wanted}; {_FIX}")
 
 
 def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
@@ -128,15 +101,3 @@ def file_records(folder: Path) -> dict[str, FileRecord]:
         record = FileRecord(**fingerprint(file), chunks=chunks, chunk_bytes=CHUNK_BYTES if chunks else 0)
         found[file.relative_to(folder).as_posix()] = record
     return found
-
-
-@functools.cache
-def _warn_unsealed(folder: Path) -> None:
-    """Say it once: both splits are opened, by trainer and evaluator."""
-    logger.warning(
-        "%s was prepared without content hashes: changed bits in *.bin, %s and %s/ cannot be noticed; run prepare-data again to "
-        "have them checked",
-        folder,
-        FREQUENCIES_NAME,
-        TOKENIZER_NAME,
-    )

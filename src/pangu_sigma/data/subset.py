@@ -17,7 +17,7 @@ import numpy as np
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.indexed import paths_of
-from pangu_sigma.data.manifest import DATA_FORMAT, FORMAT_FILE, FileRecord, Manifest
+from pangu_sigma.data.manifest import FileRecord, Manifest
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, SPLITS, TOKENIZER_NAME, PreparedData, file_records
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DataError
@@ -34,8 +34,6 @@ def write_subset(
     ConfigError for a domain that `source` does not have.
     """
     prepared = PreparedData(source)
-    if prepared.manifest is None:
-        raise DataError(f"{source}: has no manifest; it is no folder that prepare-data wrote")
     for name in kept:
         if name not in prepared.manifest.domains or name not in domains:
             raise ConfigError(f"domain {name!r} is not in {source}; it has {', '.join(prepared.manifest.domains)}")
@@ -43,13 +41,12 @@ def write_subset(
         output.mkdir(parents=True)
         for name in kept:
             for split in SPLITS:
-                prepared.tokens(name, split, tokenizer.size)  # the index is verified, or data without hashes is said
+                prepared.tokens(name, split, tokenizer.size)  # the index is verified
                 for file in paths_of(source / f"{name}.{split}"):
                     _link(file, output / file.name)
         rows = [list(domains).index(name) for name in kept]
         np.save(output / FREQUENCIES_NAME, prepared.frequencies()[rows])
         tokenizer.save(output / TOKENIZER_NAME)
-        (output / FORMAT_FILE).write_text(f"{DATA_FORMAT}\n", encoding="utf-8")
         manifest = _manifest(prepared.manifest, kept, tokenizer, file_records(output))
         _compare(source, prepared.manifest, manifest)
         manifest.save(output)
@@ -61,7 +58,6 @@ def write_subset(
 def _manifest(whole: Manifest, kept: Sequence[str], tokenizer: Tokenizer, files: dict[str, FileRecord]) -> Manifest:
     origin = {"subset_of": whole.fingerprint, "kept": list(kept), "vocabulary": tokenizer.hash}
     return Manifest(
-        format=DATA_FORMAT,
         fingerprint=hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest(),
         vocabulary_hash=tokenizer.hash,
         vocabulary_size=tokenizer.size,
@@ -77,13 +73,12 @@ def _manifest(whole: Manifest, kept: Sequence[str], tokenizer: Tokenizer, files:
 
 
 def _compare(source: Path, whole: Manifest, subset: Manifest) -> None:
-    """Raise DataError for a token file that is not the one that was prepared; of data without hashes nothing is known."""
+    """Raise DataError for a token file that is not the one that was prepared."""
     for name, record in subset.files.items():
-        wanted = whole.files.get(name)
-        if name.endswith((".bin", ".idx")) and wanted is not None and wanted.xxh3_128 != record.xxh3_128:
+        if name.endswith((".bin", ".idx")) and whole.files[name].xxh3_128 != record.xxh3_128:
             raise DataError(
-                f"{source / name}: xxh3_128 is {record.xxh3_128}, {wanted.xxh3_128} was written; the file is damaged, run "
-                "prepare-data again"
+                f"{source / name}: xxh3_128 is {record.xxh3_128}, {whole.files[name].xxh3_128} was written; the file is damaged, "
+                "run prepare-data again"
             )
 
 

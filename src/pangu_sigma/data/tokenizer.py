@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -30,8 +29,8 @@ SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
 """A document and its words: (language or "", runs) for each of its segments."""
 
 _META_BYTES = [FIRST_BYTE + value for value in META.encode()]
-_FORMAT = {False: 1, True: 2}
-"""Number of the format without and with byte fallback: it decides ids, so it is in the hash."""
+_FORMAT = 2
+"""Version of the folder and of how ids are found, so it is in the hash; others are refused."""
 
 
 class Tokenizer:
@@ -39,34 +38,32 @@ class Tokenizer:
 
     size: V. hash: hex sha256 over everything that decides ids and rows.
     slot_rows: [slots, R] row → id, -1 beyond the rows in use. row_of: [slots, V] id → row, -1 when the slot has no row.
-    byte_fallback: True if bytes spell what no piece of PanGu-α's spells in Chinese text; a slot without rows for the bytes is a
-    ValueError then. False: such text is <unk> or vanishes, as in PanGu-α.
+    A slot without rows for the bytes is a ValueError.
     """
 
     pad, eot, unk = PAD, EOT, UNK
 
-    def __init__(self, alpha: bytes, english: bytes, slot_rows: np.ndarray, byte_fallback: bool = True) -> None:
+    def __init__(self, alpha: bytes, english: bytes, slot_rows: np.ndarray) -> None:
         self._alpha, self._english = alpha, english
-        self.byte_fallback = byte_fallback
         self.vocabulary = _vocabulary(alpha, english)
         self.size = len(self.vocabulary)
         self.slot_rows = np.ascontiguousarray(slot_rows, dtype=np.int32)
         self.row_of = _inverse(self.slot_rows, self.size)
-        if byte_fallback and (self.row_of[:, FIRST_BYTE:FIRST_ENGLISH] < 0).any():
-            raise ValueError("byte fallback needs rows for the bytes in every slot")
+        if (self.row_of[:, FIRST_BYTE:FIRST_ENGLISH] < 0).any():
+            raise ValueError("every slot needs rows for the bytes")
         self.hash = self._hash()
         self._has_every_id = (self.row_of >= 0).all(axis=1).tolist()
         self._models: dict[int | None, _Models] = {}
 
     @classmethod
-    def whole(cls, alpha: bytes, english: bytes, slots: int, byte_fallback: bool = True) -> Tokenizer:
+    def whole(cls, alpha: bytes, english: bytes, slots: int) -> Tokenizer:
         """A tokenizer whose slots hold every id, at the row of the same number."""
         size = len(_vocabulary(alpha, english))
-        return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)), byte_fallback)
+        return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)))
 
     def of_slots(self, slots: Sequence[int]) -> Tokenizer:
         """The tokenizer of some of its slots, by number and in this order; ids and rows mean the same."""
-        return Tokenizer(self._alpha, self._english, self.slot_rows[list(slots)], self.byte_fallback)
+        return Tokenizer(self._alpha, self._english, self.slot_rows[list(slots)])
 
     def encode(self, text: str, domain: Domain) -> list[int]:
         """Ids of `text` as `domain` reads it; no tag, no <eot>. Raises DataError for half a surrogate pair, which is no text."""
@@ -85,35 +82,8 @@ class Tokenizer:
         return ids
 
     def changed_by_normalisation(self, segments: SegmentedText) -> int:
-        """Number of characters that do not come back as they are written: folded to NFKC, or without byte fallback vanishing.
-
-        What becomes <unk> without byte fallback is not counted: that is a token of its own.
-        """
-        count = 0
-        for run in (run for _, runs in segments for run in runs if run.alpha):
-            count += folded_characters(run.text)
-            if run.spelled and not self.byte_fallback:
-                count += len(SPELLED.findall(run.text))
-        return count
-
-    def unseen_characters(self, text: str, domain: Domain) -> Counter[str]:
-        """How often each character of `text` has no token of its own: it becomes <unk>, or vanishes. None with byte fallback.
-
-        Raises DataError for half a surrogate pair, which is no text.
-        """
-        lost: Counter[str] = Counter()
-        if self.byte_fallback:
-            return lost
-        _refuse_half_pairs(text)
-        models = self._slot_models(domain.slot)
-        for run in runs_of(text, domain.language):
-            model = models.alpha if run.alpha else models.english
-            if run.alpha:
-                lost.update(match.group()[-1] for match in SPELLED.finditer(run.text))
-            written = zip(model.encode(run.text), model.encode(run.text, out_type=str), strict=True)
-            for unknown in (text for token, text in written if token == model.unk_id()):
-                lost.update(unknown.replace(META, ""))
-        return lost
+        """Number of characters that do not come back as they are written: those that are folded to NFKC."""
+        return sum(folded_characters(run.text) for _, runs in segments for run in runs if run.alpha)
 
     def sample(self, document: Document, domain: Domain) -> list[int]:
         """The document as it is trained on.
@@ -160,8 +130,7 @@ class Tokenizer:
         (folder / "english.model").write_bytes(self._english)
         slots = [rows[rows >= 0].tolist() for rows in self.slot_rows]
         content = {
-            "format": _FORMAT[self.byte_fallback],
-            **({"byte_fallback": True} if self.byte_fallback else {}),
+            "format": _FORMAT,
             "hash": self.hash,
             "size": self.size,
             "rows_per_slot": self.slot_rows.shape[1],
@@ -182,14 +151,14 @@ class Tokenizer:
             slot_rows = np.full((slots, most), -1, dtype=np.int32)
             for rows, ids in zip(slot_rows, content["slots"], strict=True):
                 rows[: len(ids)] = ids
-            tokenizer = cls(alpha, english, slot_rows, content.get("byte_fallback", False))
+            tokenizer = cls(alpha, english, slot_rows)
         except OSError as error:
             raise DataError(
                 f"tokenizer {folder}: {error.filename}: {error.strerror}; run prepare-data again"
             ) from error
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as error:
             raise DataError(f"tokenizer {folder}: damaged ({error}); run prepare-data again") from error
-        if content.get("format") != _FORMAT[tokenizer.byte_fallback] or tokenizer.hash != content.get("hash"):
+        if content.get("format") != _FORMAT or tokenizer.hash != content.get("hash"):
             raise DataError(
                 f"tokenizer {folder}: its files give the hash {tokenizer.hash[:12]}…, vocabulary.json says "
                 f"{str(content.get('hash'))[:12]}…; a file was changed, run prepare-data again"
@@ -207,7 +176,7 @@ class Tokenizer:
     def _encode_run(self, run: Run, models: _Models) -> list[int]:
         if not run.alpha:
             return self._encode_english(run.text, models.english)
-        if run.spelled and self.byte_fallback:
+        if run.spelled:
             return self._encode_spelled(run.text, models.alpha)
         ids: list[int] = models.alpha.encode(run.text)
         return ids
@@ -250,11 +219,11 @@ class Tokenizer:
             if key is not None:
                 alpha = restricted_model(self.vocabulary.alpha, rows[: len(self.vocabulary.alpha.pieces)] >= 0)
                 english = restricted_model(self.vocabulary.english, rows[self.vocabulary.english_ids] >= 0)
-            self._models[key] = _Models(with_bytes(alpha, TAGS) if self.byte_fallback else alpha, english)
+            self._models[key] = _Models(with_bytes(alpha, TAGS), english)
         return self._models[key]
 
     def _hash(self) -> str:
-        digest = hashlib.sha256(f"pangu-sigma tokenizer {_FORMAT[self.byte_fallback]}\n".encode())
+        digest = hashlib.sha256(f"pangu-sigma tokenizer {_FORMAT}\n".encode())
         for content in (self._alpha, self._english, self.slot_rows.astype("<i4").tobytes()):
             digest.update(len(content).to_bytes(8, "little"))
             digest.update(content)

@@ -104,30 +104,25 @@ def _alpha_surface(index: int, piece: str) -> bytes:
     return piece.replace(META, "").replace(SPACE, " ").replace(NEWLINE, "\n").encode()
 
 
-def special_ids(domains: list[Domain], byte_fallback: bool = True) -> list[int]:
+def special_ids(domains: list[Domain]) -> list[int]:
     """Ids that a slot of these domains always has a row for.
 
-    Those are <unk> <pad> <eot>, newline, blank and the tags; with Chinese the word mark; the bytes, but without `byte_fallback` not
-    where all is Chinese.
+    Those are <unk> <pad> <eot>, newline, blank, the tags and the bytes; with Chinese the word mark.
     """
     ids = [UNK, NEWLINE_ID, SPACE_ID, PAD, EOT]
     if any(d.language in ("zh", "mixed") for d in domains):
         ids.append(WORD_MARK)
-    ids += range(ALPHA_SIZE, FIRST_BYTE)
-    bytes_too = byte_fallback or any(d.language != "zh" for d in domains)
-    return ids + (list(range(FIRST_BYTE, FIRST_ENGLISH)) if bytes_too else [])
+    return [*ids, *range(ALPHA_SIZE, FIRST_ENGLISH)]
 
 
-def choose_rows(
-    vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int, byte_fallback: bool = True
-) -> np.ndarray:
+def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int) -> np.ndarray:
     """Ids of one slot's rows, [rows] int32: specials, common characters, most frequent pieces (ties by id), then -1.
 
     counts: [V] occurrences in the training text of the slot's domains, encoded with the whole vocabulary.
     A word that has no row is spelled by its characters, so these come before frequent words (see `_characters`).
     Pieces that never occur fill what is left, lowest id first, as far as the slot's languages can produce them.
     """
-    special = special_ids(domains, byte_fallback)
+    special = special_ids(domains)
     if rows < 2 * len(special):
         raise ConfigError(
             f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)} needs {len(special)} rows for "
@@ -144,7 +139,7 @@ def choose_rows(
 def _characters(vocabulary: Vocabulary, counts: np.ndarray) -> list[int]:
     """Ids of the characters, most frequent first, that make up `CHARACTER_COVERAGE` of the text in PanGu-α's pieces.
 
-    Without them a rare word whose piece has no row would have no spelling but its bytes, or without byte fallback be <unk>: 2.3% of
+    Without them a rare word whose piece has no row would have no spelling but its bytes: 2.3% of
     news and review tokens at 8,192 rows, against 0.14% with them for 5% more tokens (measured on the packaged text).
     """
     ids = vocabulary.character_ids

@@ -76,13 +76,13 @@ def measure_all(runs: Sequence[Path]) -> dict[Path, Losses]:
 def last_logged(runs: Sequence[Path]) -> dict[Path, Losses]:
     """The losses of the last evaluation that each run logged, for runs whose training evaluates on all held-out tokens.
 
-    Raises ConfigError for runs of other held-out samples than the first, and for logs of an earlier version, which have no samples.
+    Raises ConfigError for runs of other held-out samples than the first.
     """
     lines = {run: [line for line in read_metrics(run) if line["kind"] == "evaluation"][-1] for run in runs}
     losses = {run: losses_of(line) for run, line in lines.items()}
     digests = {run: {name: loss.digest for name, loss in found.items()} for run, found in losses.items()}
     for run in runs:
-        if not digests[run] or digests[run] != digests[runs[0]]:
+        if digests[run] != digests[runs[0]]:
             raise ConfigError(
                 f"{run} was not evaluated on the samples of {runs[0]}; train both on the same data with the same train.eval_batches"
             )

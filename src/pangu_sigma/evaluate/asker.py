@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_text
-from pangu_sigma.generate.text import unseen
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +110,9 @@ class Asker:
         what: name of the progress bar. passed_over: number of seeds that are for others.
         """
         requests = []
-        lost: Counter[str] = Counter()
         cut = 0
         for prompt in prompts:
             check_text(prompt, "a prompt")
-            lost += self._tokenizer.unseen_characters(prompt, self.domain)
             ids = self._ids(prompt)
             cut += len(ids) > self._room
             asked = tuple(ids[-self._room :])
@@ -124,8 +120,6 @@ class Asker:
                 Request(self.domain, asked, self._most, self._sampling, self._seed + passed_over + number, self._stop)
                 for number in range(times)
             ]
-        if lost:
-            logger.warning("%s", unseen(lost, self.domain))
         if cut:
             logger.warning(
                 "%d of %d prompts lost their beginning: %d tokens fit beside an answer", cut, len(prompts), self._room

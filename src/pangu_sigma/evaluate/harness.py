@@ -7,7 +7,7 @@ it when it talks to `pangu-sigma serve` with its tokenizer and max_length=model.
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import lru_cache
@@ -24,7 +24,7 @@ from pangu_sigma.evaluate.kept import Kept
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_text
-from pangu_sigma.generate.text import open_engine, unseen
+from pangu_sigma.generate.text import open_engine
 
 try:
     import lm_eval.models  # noqa: F401 (the harness loads its own models only while none is registered)
@@ -241,17 +241,15 @@ def _score_of(answer: Answer) -> tuple[float, bool]:
 
 
 class _Reader:
-    """What makes ids of the texts of one call, and says afterwards what was lost on the way."""
+    """What makes ids of the texts of one call, and says afterwards what was cut on the way."""
 
     def __init__(self, model: HarnessModel):
         self._tokenizer, self._domain, self._tags = model.tokenizer, model.domain, model._tags
-        self._lost: Counter[str] = Counter()
         self._apart = self.cut_prompts = self._read = 0
         self.ids = lru_cache(maxsize=4096)(self._ids)  # choices of one question share its text
 
     def _ids(self, text: str, tags: bool = True) -> list[int]:
         check_text(text, "a text of the task")
-        self._lost += self._tokenizer.unseen_characters(text, self._domain)
         if tags and self._tags:
             return self._tokenizer.prompt(text, self._domain)
         return self._tokenizer.encode(text, self._domain)
@@ -278,9 +276,7 @@ class _Reader:
         return ids[-room:]
 
     def report(self) -> None:
-        """Say what was lost or changed, with numbers."""
-        if self._lost:
-            logger.warning("%s", unseen(self._lost, self._domain))
+        """Say what was cut or changed, with numbers."""
         if self.cut_prompts:
             logger.warning(
                 "%d of %d prompts lost their beginning, to leave room for the answer", self.cut_prompts, self._read

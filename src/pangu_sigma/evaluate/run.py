@@ -49,7 +49,7 @@ def held_out_batches(run: StoredModel) -> Batches:
     """
     folder = Path(run.config.data.path)
     manifest = PreparedData(folder).manifest
-    if manifest is not None and manifest.vocabulary_hash != run.tokenizer.hash:
+    if manifest.vocabulary_hash != run.tokenizer.hash:
         raise ConfigError(
             f"data.path={folder} was prepared with another vocabulary than {run.path} has (hash {manifest.vocabulary_hash[:12]}…, "
             f"not {run.tokenizer.hash[:12]}…): its token ids mean other text; put back the data that the run was trained on, or "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
-
-logger = logging.getLogger(__name__)
 
 Prompt = tuple[str, str]
 """Name of a domain, and the text that it continues."""
@@ -127,22 +124,6 @@ def _request(
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, domain: Domain) -> list[int]:
-    """The ids of a prompt; a warning says which characters the model does not see as they are.
-
-    Raises ConfigError for what is no Unicode text.
-    """
+    """The ids of a prompt. Raises ConfigError for what is no Unicode text."""
     check_text(text, f"a prompt of domain {domain.name}")
-    lost = tokenizer.unseen_characters(text, domain)
-    if lost:
-        logger.warning("%s", unseen(lost, domain))
     return tokenizer.prompt(text, domain)
-
-
-def unseen(lost: Counter[str], domain: Domain) -> str:
-    """What to say of characters that have no row in the slot of a domain. lost: how often each of them is in the text."""
-    shown = " ".join(f"{character!r}" for character, _ in lost.most_common(20))
-    return (
-        f"{lost.total()} characters of the text have no row in the embedding slot of domain {domain.name}, and become <unk> or "
-        f"nothing: {shown}{' …' if len(lost) > 20 else ''}; the vocabulary of this model spells nothing by bytes, one that "
-        "prepare-data makes today does"
-    )

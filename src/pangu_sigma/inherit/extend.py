@@ -234,11 +234,6 @@ def _keep_ids(path: Path) -> str:
 def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray) -> None:
     """Raise ConfigError unless every slot of the run has a row for each token that it had, and something is new."""
     had, run = parent.tokenizer, parent
-    if tokenizer.byte_fallback != had.byte_fallback:
-        raise ConfigError(
-            f"vocabulary.byte_fallback: data.path={config.data.path} was prepared with {tokenizer.byte_fallback}, the run with "
-            f"{had.byte_fallback}: text of its domains would be cut otherwise; prepare it with {had.byte_fallback}"
-        )
     child_of = np.full(had.size, -1)
     child_of[known_V[known_V >= 0]] = np.flatnonzero(known_V >= 0)
     names = domains_of(config).slot_names

@@ -76,7 +76,7 @@ def _data_hash(data: Path) -> str:
     Other data shows by it, and a copy that is cut short.
     """
     digest = hashlib.sha256((data / "frequencies.npy").read_bytes())
-    digest.update((load_manifest(data).content_hash or "").encode())
+    digest.update(load_manifest(data).content_hash.encode())
     for file in sorted([*data.glob("*.bin"), *data.glob("*.idx")]):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
     return digest.hexdigest()

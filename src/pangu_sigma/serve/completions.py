@@ -51,10 +51,9 @@ async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> t
     for prompt in given:
         if isinstance(prompt, str):
             tags = body.add_special_tokens is not False
-            ids, said = await served.prompts.in_thread(served.prompts.text_prompt, prompt, domain, tags)
+            ids = await served.prompts.in_thread(served.prompts.text_prompt, prompt, domain, tags)
             if body.echo and served.tokenizer.decode(ids) != prompt:
-                said = [*said, "the prompt is shown as the model reads it, which is not quite as it was sent"]
-            warnings += said
+                warnings.append("the prompt is shown as the model reads it, which is not quite as it was sent")
         else:
             ids = prompt
         prompts.append(ids)

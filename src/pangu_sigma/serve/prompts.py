@@ -14,7 +14,6 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.generate.chat_template import ChatTemplate, Role
 from pangu_sigma.generate.sampling import check_text
-from pangu_sigma.generate.text import unseen
 from pangu_sigma.serve.refusals import Refused
 
 _Result = TypeVar("_Result")
@@ -69,8 +68,8 @@ class Prompts:
         except (DataError, ValueError) as error:
             raise Refused(400, str(error), "prompt", "invalid_value") from error
 
-    def text_prompt(self, text: str, domain: Domain, tags: bool) -> tuple[list[int], list[str]]:
-        """Ids of a prompt, one at least, and warnings. Raises Refused for one that cannot fit."""
+    def text_prompt(self, text: str, domain: Domain, tags: bool) -> list[int]:
+        """Ids of a prompt, one at least. Raises Refused for one that cannot fit."""
         if len(text) > self._most_characters:
             raise Refused(
                 400,
@@ -78,7 +77,7 @@ class Prompts:
                 "prompt",
                 "context_length_exceeded",
             )
-        return self.read(text, domain, tags) or [self.tokenizer.eot], self._unseen(text, domain)
+        return self.read(text, domain, tags) or [self.tokenizer.eot]
 
     def chat_prompt(
         self, messages: Sequence[tuple[Role, str]], domain: Domain, template: ChatTemplate, answer: int | None
@@ -95,7 +94,7 @@ class Prompts:
             text = template.prompt([*first, *rest[left_out:]])
             ids = self.read(text, domain) if len(text) <= self._most_characters else None
             if ids is not None and len(ids) <= self.length - reserved:
-                return ids, self._unseen(text, domain) + self._left_out(left_out, len(messages), reserved)
+                return ids, self._left_out(left_out, len(messages), reserved)
         raise Refused(
             400,
             f"messages: {'the first and the last one do' if first else 'the last one does'} not fit: the model can read "
@@ -111,7 +110,3 @@ class Prompts:
             f"{number} of {of} messages, the oldest, were left out: the model can read {self.length} tokens, of which {reserved} "
             "are for the answer; lower max_tokens, or send less"
         ]
-
-    def _unseen(self, text: str, domain: Domain) -> list[str]:
-        lost = self.tokenizer.unseen_characters(text, domain)
-        return [unseen(lost, domain)] if lost else []

@@ -43,8 +43,8 @@ class StoredModel:
 
     path: where it is. config: as it was trained. tokenizer, table: what its ids mean, and which expert each of them has.
     step: of the checkpoint. data_hash: content hash of the text that it was trained on. Both are None if they are not known.
-    hash: of a file that has the hashes of all others. hashes: of the tokenizer and the like, by what they are of. What a kind does not
-    have raises LayoutError.
+    hash: of a file that has the hashes of all others. hashes: of the tokenizer and the like, by what they are of. What a kind does
+    not have raises LayoutError.
     made_from: how each weight was made of the tensors of other files; unused: what else these hold. activation_known: False if the
     activation is assumed.
     """

@@ -98,7 +98,7 @@ class HeldOutLoss:
 
 
 FIGURES = ("se", "unigram", "bits_per_byte", "bits_per_byte_se", "tokens", "bytes", "samples", "held_out", "per_sample")
-"""Keys of an `evaluation` line beside `per_domain_loss`, each by domain. Lines of earlier versions have none of them."""
+"""Keys of an `evaluation` line beside `per_domain_loss`, each by domain."""
 
 _DIGITS = 4
 """Decimals of the nats of a sample in JSON; a sample has hundreds of tokens."""
@@ -129,7 +129,7 @@ def evaluation_line(step: int, losses: Mapping[str, HeldOutLoss]) -> dict[str, A
 
 
 def losses_of(line: Mapping[str, Any]) -> dict[str, HeldOutLoss]:
-    """The losses in an `evaluation` line, as far as it has them by sample: an earlier version wrote their mean alone."""
+    """The losses in an `evaluation` line."""
     return {
         name: HeldOutLoss(
             nats_U=np.array(units["nats"], float),  # None becomes NaN
@@ -138,7 +138,7 @@ def losses_of(line: Mapping[str, Any]) -> dict[str, HeldOutLoss]:
             unigram=_or_nan(line["unigram"][name]),
             digest=line["held_out"][name],
         )
-        for name, units in line.get("per_sample", {}).items()
+        for name, units in line["per_sample"].items()
     }
 
 

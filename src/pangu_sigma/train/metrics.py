@@ -13,7 +13,7 @@
   `gradient_norm_dense`, `gradient_norm_experts`: the norm's parts, null where they are not measured. With a prefetcher, of rank 0:
   MiB fetched, refreshed and returned a step, its hit rate, and its stall as a share of the time.
 * `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists: its standard error (`se`), the loss of
-  counting the same tokens (`unigram`), bits per byte, and every sample. An earlier version wrote `per_domain_loss` alone.
+  counting the same tokens (`unigram`), bits per byte, and every sample.
 * `load`: tokens per expert [N][K] since the `load` line before. Their sum is the load of the whole run.
 * `spike`: a step whose loss of a domain is above its limit: the fields of `health.Spike`.
 * `unhealthy`: tensors of rank 0 that hold values that are not finite, written whenever they were looked for: the fields of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def summarise(path: Path) -> dict[str, Any]:
     """The summary of a run, as plain values.
 
     It holds held-out losses (nats per token) before and after, by domain; the standard error of the one after, the loss of counting
-    the same tokens, and bits per byte, which are None in runs of earlier versions; tokens per second; the load of the fullest
+    the same tokens, and bits per byte; tokens per second; the load of the fullest
     expert over the mean; the number of rows dropped beyond an expert's capacity; and what the prefetcher moved (medians of the log
     lines; None without one). A loss that was not finite is None.
     `evaluated_at` is the step of the evaluation after. Nothing is written; "report" is where `write_report` writes.
@@ -51,11 +50,11 @@ def summarise(path: Path) -> dict[str, Any]:
             name: {
                 "loss_before": before["per_domain_loss"].get(name),
                 "loss_after": loss,
-                **{key: after.get(key, {}).get(name) for key in _FIGURES},
+                **{key: after[key][name] for key in _FIGURES},
             }
             for name, loss in after["per_domain_loss"].items()
         },
-        "same_samples": before.get("held_out") == after.get("held_out"),
+        "same_samples": before["held_out"] == after["held_out"],
         "tokens_per_second": _median(speeds),
         "ecss": {name: _median([line[name] for line in moved]) for name in TRAFFIC} if moved else None,
         "dropped": sum(line.get("dropped", 0) for line in lines),
@@ -77,14 +76,8 @@ def format_summary(summary: dict[str, Any]) -> str:
             for name, d in summary["domains"].items()
         ),
     ]
-    if all(d["unigram"] is None for d in summary["domains"].values()):
-        lines.append(
-            "–            not in the log of this run, which an earlier version wrote; pangu-sigma evaluate tells"
-        )
-    elif not summary["same_samples"]:
-        lines.append(
-            "before       is of other held-out samples: the run was begun by an earlier version, or on other data"
-        )
+    if not summary["same_samples"]:
+        lines.append("before       is of other held-out samples: the run was begun on other data")
     if summary["evaluated_at"] != summary["checkpoint_step"]:
         lines.append(
             f"after        is of step {summary['evaluated_at']}, the last evaluation in the log, and the checkpoint of step "
@@ -120,12 +113,12 @@ def differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, loss in lines[0]["per_domain_loss"].items():
         against = lines[1]["per_domain_loss"].get(name)
-        if name in mine and name in theirs and mine[name].digest == theirs[name].digest:
+        if name in theirs and mine[name].digest == theirs[name].digest:
             found[name] = mine[name].minus(theirs[name]).figures()
         else:
             gap = None if loss is None or against is None else loss - against
             found[name] = dict.fromkeys(DIFFERENCE_FIGURES) | {"nats_per_token": gap}
-            found[name]["unpaired"] = _why_unpaired(runs, [name in mine, name in theirs])
+            found[name]["unpaired"] = _why_unpaired(*runs) if name in theirs else f"{other} has no such domain"
     return found
 
 
@@ -162,15 +155,12 @@ def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _why_unpaired(runs: Sequence[StoredModel], has_samples: list[bool]) -> str:
+def _why_unpaired(run: StoredModel, other: StoredModel) -> str:
     """Why the losses of a domain in the logs of two runs are not of the same samples, and what to do."""
-    again = f"pangu-sigma evaluate {runs[0].path} --against {runs[1].path} measures both on the same tokens"
-    for run, has in zip(runs, has_samples, strict=True):
-        if not has:
-            return f"the log of {run.path} does not have it by sample (an earlier version wrote it); {again}"
-    if reason := unlike(*runs):
+    again = f"pangu-sigma evaluate {run.path} --against {other.path} measures both on the same tokens"
+    if reason := unlike(run, other):
         return f"{reason}, so the samples are not the same"
-    counts = [samples_of_evaluation(run.config) for run in runs]
+    counts = [samples_of_evaluation(each.config) for each in (run, other)]
     if counts[0] != counts[1]:
         return f"train.eval_batches · train.batch_size is {counts[0]} and {counts[1]} samples; {again}"
     return "the held-out text differs, or one evaluated blocks of samples, on Ascend, and the other single ones"
