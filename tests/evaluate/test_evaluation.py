@@ -11,10 +11,10 @@ from helpers.benchmark_files import json_lines
 from helpers.edited import edit_config
 from helpers.tiny import STEPS
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.evaluate.benchmarks import BenchmarkRequest
 from pangu_sigma.evaluate.evaluation import evaluate_with_tasks, format_evaluation
 from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.report import BENCHMARKS
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -50,7 +50,7 @@ def test_a_run_keeps_benchmarks_for_its_report(tiny_run, asked, tmp_path):
 
 def test_where_the_text_of_a_run_is_gone_there_are_benchmarks_alone(tiny_run, asked, tmp_path, caplog):
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    edit_config(run, {str(RunFolder.open(run).config.data.path): str(tmp_path / "gone")})
+    edit_config(run, {str(open_model(run, "run").config.data.path): str(tmp_path / "gone")})
     found = evaluate_with_tasks(run, asked)
     assert found["domains"] == {} and found["tasks"]["ocnli"]["n"] == 2
     assert any(message.startswith("no held-out losses: ") and "gone" in message for message in caplog.messages)

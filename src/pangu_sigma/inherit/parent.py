@@ -71,7 +71,7 @@ class SlotTable:
         return np.where((known >= 0) & (rows >= 0), slot * self._each + rows, -1)
 
 
-def word_table(parent: StoredModel) -> WordTable:
+def parent_words(parent: StoredModel) -> WordTable:
     """The meaning of the rows of a parent's word table."""
     return AlphaTable() if parent.kind == "alpha" else SlotTable(parent.config, parent.tokenizer)
 

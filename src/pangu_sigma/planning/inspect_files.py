@@ -12,7 +12,6 @@ Headers and small files are read, and no values unless they are to be verified.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,8 @@ from typing import Any
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER
 from pangu_sigma.config import Config
 from pangu_sigma.inherit.parent import parent_refusal
-from pangu_sigma.stored.model import Kind
+from pangu_sigma.stored.model import Kind, Listed
 from pangu_sigma.stored.open import StoredAlpha, open_model
-
-Listed = Iterable[tuple[str, str, tuple[int, ...], str]]
-"""Role, name, shape and type of tensors."""
 
 
 @dataclass

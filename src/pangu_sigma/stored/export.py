@@ -26,7 +26,7 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.parallel.parameters import weights
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, DamagedFile, check_folder, fingerprint
-from pangu_sigma.stored.model import Kind, Listed, StoredModel
+from pangu_sigma.stored.model import Kind, Listed, StoredModel, read_lineage
 
 GRAPH_FILE = "model.mindir"
 EXPORT_AGAIN = "run `pangu-sigma export` again, or copy the folder again"
@@ -67,6 +67,10 @@ class StoredExport(StoredModel):
     @cached_property
     def hash(self) -> str:
         return str(fingerprint(self.path / SEAL)["xxh3_128"])
+
+    @cached_property
+    def lineage(self) -> dict[str, Any] | None:
+        return read_lineage(self.path)
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:

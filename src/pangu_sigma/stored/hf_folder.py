@@ -95,6 +95,11 @@ class StoredFolder(StoredModel):
     def hash(self) -> str:
         return str(fingerprint(self.path / SEAL)["xxh3_128"])
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        data = {"data": self.data_hash} if self.data_hash else {}
+        return {"tokenizer": self.tokenizer.hash, "routing table": self.table.hash, **data}
+
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
         if (self.path / LINEAGE_FILE).exists() and LINEAGE_FILE not in self._files:

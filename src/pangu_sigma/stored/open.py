@@ -57,10 +57,6 @@ class StoredAlpha(StoredModel):
     def sizes(self) -> DenseModel:
         return self.files
 
-    @property
-    def hashes(self) -> dict[str, str]:
-        return {}
-
 
 _CLASSES: dict[Kind, type[StoredModel]] = {
     "run": StoredRun,

@@ -26,7 +26,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import fingerprint
-from pangu_sigma.stored.model import Kind, Listed, StoredModel
+from pangu_sigma.stored.model import Kind, Listed, StoredModel, read_lineage
 
 
 class StoredRun(StoredModel):
@@ -88,6 +88,14 @@ class StoredRun(StoredModel):
     @cached_property
     def hash(self) -> str:
         return str(fingerprint(self.checkpoints / f"step_{self.step:08d}" / MANIFEST)["xxh3_128"])
+
+    @cached_property
+    def lineage(self) -> dict[str, Any] | None:
+        return read_lineage(self.path)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return {"tokenizer": self.tokenizer.hash, "routing table": self.table.hash}
 
     @cached_property
     def _saved(self) -> Any:
