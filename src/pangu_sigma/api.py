@@ -262,7 +262,7 @@ def convert(source: AnyPath, output: AnyPath, to: Literal["hf", "run"]) -> Path:
     source: a run folder, or a Hugging Face style folder that this function wrote.
     to: "hf", such a folder, of weights, tokenizer and routing table: the way back gives the same bits; "run", a run folder that
     begins with it, Adam's state from nothing.
-    Raises UserError when `source` is damaged or cannot be written so.
+    Raises UserError when `source` is damaged.
     """
     from pangu_sigma.convert.conversion import convert_model
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from helpers.not_finite import find_not_finite
 
 from chaos.cases import TRAIN, Case, assert_no_traceback, assert_same, command, configuration, data, end_of, once
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.health import find_not_finite
 from pangu_sigma.train.metrics import read_metrics
 
 _TRAIN: dict[str, Any] = {"steps": 12, "checkpoint_interval": 4, "keep_checkpoints": 3}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.not_finite import find_not_finite
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.checkpoint import safetensors_file
-from pangu_sigma.checkpoint.health import NotFinite, describe, find_not_finite
+from pangu_sigma.checkpoint.health import NotFinite, describe
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 
 CONFIG = {"model": {"experts_per_domain": 2}, "domains": [{"name": "zh"}, {"name": "en"}]}

@@ -1,4 +1,4 @@
-"""Networks that we did not write, `pcl-pangu`'s two in PyTorch, answer as ours when `convert` feeds them."""
+"""Networks that we did not write, `pcl-pangu`'s two in PyTorch, answer as ours when they are fed with our weights."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import foreign_files as foreign
 from helpers.alpha_peers import megatron_sizes, peers_or_skip, run_peers
 from helpers.dense_runs import write_dense_run
 from helpers.tiny import tiny_tree, write_text
-from pangu_sigma.convert.to_alpha import write_dense_alpha
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.data.prepare import prepare
 from pangu_sigma.data.vocabulary import ALPHA_SIZE
 from pangu_sigma.domains import domains_of
@@ -75,22 +74,39 @@ class Ours:
             logits += graph.read([Chunk(0, text.tolist(), len(text))])
         return np.stack(logits)[..., self.rows]
 
+    def write(self, folder: Path, ranks: int) -> Path:
+        """Files of Megatron, in whose word table the row of a token is its id; rows that we do not have are zeros."""
+        values = {name: each.read() for name, each in self.run.tensors.items()}
+        sizes = self.named(ranks)
+        words = np.zeros((sizes["padded_vocab_size"], sizes["hidden_size"]), np.float32)
+        words[self.ids] = values["embedding"][self.rows]
+        tanh = self.run.config.model.activation == "tanh"
+        more = {"make_vocab_size_divisible_by": 128, "tokenizer_type": "GPT2BPETokenizer", "openai_gelu": tanh}
+        more |= {"seq_length": sizes["max_position_embeddings"]}
+        foreign.write_megatron(folder, values | {"embedding": words}, ranks, step=1, **sizes, **more)
+        np.save(folder / "texts.npy", self.texts)
+        return folder
+
     def theirs(self, logits: np.ndarray) -> np.ndarray:
         """Their logits in the order of ours. Every id that has no row here has the logit 0."""
         assert np.isfinite(logits).all(), "their loader has passed over a tensor"
         assert not np.delete(logits, self.ids, axis=-1).any()
         return logits[..., self.ids]
 
-    def sizes(self, ranks: int) -> str:
+    def named(self, ranks: int) -> dict[str, int]:
+        """Sizes by Megatron's names."""
         model, multiple = self.run.config.model, 128 * ranks
-        return megatron_sizes(
-            num_layers=model.layers - 1,
-            hidden_size=model.hidden,
-            num_attention_heads=model.heads,
-            max_position_embeddings=model.seq_length,
-            padded_vocab_size=-(-ALPHA_SIZE // multiple) * multiple,
-            model_parallel_size=ranks,
-        )
+        return {
+            "num_layers": model.layers - 1,
+            "hidden_size": model.hidden,
+            "num_attention_heads": model.heads,
+            "max_position_embeddings": model.seq_length,
+            "padded_vocab_size": -(-ALPHA_SIZE // multiple) * multiple,
+            "model_parallel_size": ranks,
+        }
+
+    def sizes(self, ranks: int) -> str:
+        return megatron_sizes(**self.named(ranks))
 
 
 def apart(mine: np.ndarray, theirs: np.ndarray) -> float:
@@ -106,8 +122,7 @@ def agree(what: str, mine: np.ndarray, theirs: np.ndarray) -> None:
 @pytest.mark.parametrize(("activation", "other"), [("tanh", "erf"), ("erf", "tanh")])
 def test_networks_of_others_answer_as_ours(data, tmp_path, activation, other):
     ours = Ours(data, tmp_path / "run", activation)
-    folder = convert_model(ours.path, tmp_path / "alpha", "alpha")
-    np.save(folder / "texts.npy", ours.texts)
+    folder = ours.write(tmp_path / "alpha", 1)
     run_peers("answer", folder, [1], ours.sizes(1))
     megatron, onnx = (ours.theirs(np.load(folder / f"{name}.npy")) for name in ("megatron", "onnx"))
     agree(f"{activation}, exact and Megatron", ours.exact(activation), megatron)
@@ -118,8 +133,7 @@ def test_networks_of_others_answer_as_ours(data, tmp_path, activation, other):
 
 def test_they_do_so_from_files_of_two_tensor_ranks(data, tmp_path):
     ours = Ours(data, tmp_path / "run", "tanh")
-    folder = write_dense_alpha(open_model(ours.path, "run"), tmp_path / "alpha", ranks=2)
-    np.save(folder / "texts.npy", ours.texts)
+    folder = ours.write(tmp_path / "alpha", 2)
     run_peers("answer", folder, [2], ours.sizes(2))
     run_peers("answer_as_rank", folder, [0, 1], ours.sizes(2))
     exact = ours.exact("tanh")

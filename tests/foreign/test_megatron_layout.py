@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import foreign_files as foreign
+from helpers.alpha_peers import megatron_sizes, run_peers
 
 from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.foreign.megatron_layout import layer_rules
@@ -90,3 +91,29 @@ def test_a_shared_tensor_that_differs_between_ranks_is_said(tmp_path: Path, capl
     with caplog.at_level(logging.WARNING):
         assert_equal(folder, values)
     assert "final_layernorm.weight differs from" in caplog.text and "by up to 1" in caplog.text
+
+
+def sizes(**more: Any) -> str:
+    given = {
+        **{"num_layers": foreign.LAYERS - 1, "hidden_size": foreign.HIDDEN, "num_attention_heads": foreign.HEADS},
+        **{"max_position_embeddings": foreign.LENGTH, "padded_vocab_size": 512},
+    }
+    return megatron_sizes(**{**given, **more})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "half"), [(1, False), (4, True), (8, False)])
+def test_what_pcl_pangu_saves_and_splits_is_read(tmp_path: Path, ranks: int, half: bool):
+    run_peers("write", tmp_path, [ranks], sizes(fp16=half))
+    wanted = np.load(tmp_path / "values.npz")
+    assert set(wanted) == {name for _, name, *_ in foreign.names()}
+    for path in (tmp_path / "whole", tmp_path / "of_ranks", tmp_path / "older.pt"):
+        model = open_dense_model(path)
+        for _, name, ours, _, transposed in foreign.names():
+            read = model.tensors[ours].read()
+            assert read.dtype == (np.float16 if half else np.float32)
+            np.testing.assert_array_equal(read.T if transposed else read, wanted[name], f"{path} {name}")
+    assert {one.name for one in open_dense_model(tmp_path / "whole").unused} == {
+        *("iteration", "optimizer", "random_rng_state", "np_rng_state", "torch_rng_state", "cuda_rng_state"),
+        "rng_tracker_states",
+    }

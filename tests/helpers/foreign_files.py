@@ -299,13 +299,13 @@ def arguments(ranks: int, **more: Any) -> Namespace:
     return Namespace(**{**given, "model_parallel_size": ranks, "openai_gelu": False, "onnx_safe": None, **more})
 
 
-def training_state() -> dict[str, Any]:
+def training_state(step: int = 7) -> dict[str, Any]:
     """What a checkpoint holds beside weights and arguments: random states, an optimizer."""
     import random
 
     moments = {0: {"exp_avg": FakeTensor(np.ones((2, 2), np.float32)), "step": 3}}
     return {
-        "iteration": 7,
+        "iteration": step,
         "optimizer": {"state": moments, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.95), "params": [0]}]},
         "random_rng_state": random.Random(0).getstate(),
         "np_rng_state": np.random.RandomState(0).get_state(),
@@ -315,16 +315,21 @@ def training_state() -> dict[str, Any]:
 
 
 def write_megatron(
-    folder: Path, values: Mapping[str, np.ndarray], ranks: int = 1, written: Callable[[Any], bytes] = torch_zip
+    folder: Path,
+    values: Mapping[str, np.ndarray],
+    ranks: int = 1,
+    written: Callable[[Any], bytes] = torch_zip,
+    step: int = 7,
+    **given: Any,
 ) -> Path:
-    """A folder as Megatron's `save_checkpoint` leaves it."""
-    flat = in_megatron(values)
+    """A folder as Megatron's `save_checkpoint` leaves it. given: arguments of the training, if not those of `parent`."""
+    flat = in_megatron(values, given.get("num_layers", LAYERS - 1) + 1)
     for rank in range(ranks):
         cut = {name: of_rank(name, value, rank, ranks) for name, value in flat.items()}
-        file = folder / "iter_0000007" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
+        file = folder / f"iter_{step:07d}" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
         file.parent.mkdir(parents=True)
-        file.write_bytes(written({"args": arguments(ranks), "model": nested(cut), **training_state()}))
-    (folder / "latest_checkpointed_iteration.txt").write_text("7")
+        file.write_bytes(written({"args": arguments(ranks, **given), "model": nested(cut), **training_state(step)}))
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
     return folder
 
 

@@ -11,9 +11,8 @@ import pytest
 from helpers import foreign_files as foreign
 from helpers.tiny import tiny_config
 
-from pangu_sigma.config import ConfigError
 from pangu_sigma.cli import main
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent

@@ -13,6 +13,7 @@ from helpers.losses import held_out
 from matplotlib import image
 from matplotlib.figure import Figure
 
+from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, SplitCounts
 from pangu_sigma.train import report
 from pangu_sigma.train.metrics import MetricsLog, StepMetrics
 
@@ -105,9 +106,17 @@ def with_what_happened(folder: Path) -> Path:
     with (folder / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     (folder / "config.yaml").write_text(f"name: mine\ndata: {{ path: {folder} }}\ntrain: {{ batch_size: 8 }}\n")
-    split = {"documents": 10, "tokens": 1000, "bytes": 5000, "unknown": 10}
-    record = {"offered": 23, "duplicates": 1, "too_long": 2, "train": split, "held_out": split, "unigram_entropy": 6.5}
-    (folder / "manifest.json").write_text(json.dumps({"domains": {"zh": record, "en": {"offered": 5}}}))
+    split = SplitCounts(documents=10, tokens=1000, bytes=5000, unknown=10, folded=0)
+    overlap = OverlapRecord(
+        window=13, windows=9, share=0, by_hash_alone=0, wanted=1, passed_over=0, passed_over_tokens=0
+    )
+    record = DomainRecord(
+        slot="zh", rows=600, offered=1023, duplicates=1, too_long=2, train=split, held_out=split, unigram_entropy=6.5,
+        sources=[], over_limit=0, offered_bytes=9, left_out_bytes=0, overlap=overlap,
+    )  # fmt: skip
+    Manifest(
+        fingerprint="", vocabulary_hash="", vocabulary_size=1, domains={"zh": record}, quarantined={}, config={}
+    ).save(folder)
     return folder
 
 
@@ -119,9 +128,8 @@ def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text
         "After step 8: values that are not finite in w1 of expert 3 (zh), RRE layer 1",
         "<td>7</td><td>en</td><td>9.250</td><td>3.500</td><td>4.125</td><td>abcd</td><td>yes</td>",
         "<td>4</td><td>train.batch_size</td><td>4</td><td>8</td>",
-        "<td>data.path</td><td>&quot;&lt;a&gt;&quot;</td>",
-        "<td>zh</td><td>23</td><td>1</td><td>2</td><td>–</td><td>20</td><td>2,000</td><td>1,000</td><td>1.00%</td>",
-        "<td>en</td><td>5</td><td>–</td>",
+        "<td>data.path</td><td>&#34;&lt;a&gt;&#34;</td>",
+        "<td>zh</td><td>1,023</td><td>1</td><td>2</td><td>0</td><td>20</td><td>2,000</td><td>1,000</td><td>1.00%</td>",
         "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td><td>4.000</td><td>2</td><td>0</td>",
         "<summary>Configuration</summary>",
         "<td>train.batch_size</td><td>8</td>",

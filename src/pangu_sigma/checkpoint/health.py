@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
+from pangu_sigma.checkpoint.parts import EXPERTS, SavedArray
 from pangu_sigma.checkpoint.safetensors_file import chunks
 
 _EXPONENT = np.uint16(0x7F80)
@@ -89,18 +89,6 @@ class Watch:
             return ()
         numbers = self._arrays[name].part.numbers()
         return tuple(int(numbers[row]) for row in sorted(self._rows[name]))
-
-
-def find_not_finite(files: Files) -> list[NotFinite]:
-    """The arrays that hold NaN or infinity, in the order of the files and by name."""
-    found = []
-    for file, arrays in files.items():
-        watch = Watch(file, arrays)
-        for name, array in arrays.items():
-            for first, values in chunks(array.values):
-                watch.see(name, first, values)
-        found += watch.found
-    return found
 
 
 def count_not_finite(values: np.ndarray) -> int:

@@ -19,10 +19,9 @@ _ITSELF = {"hf": "a Hugging Face style folder", "run": "a run"}
 def convert_model(source: Path, output: Path, to: Form) -> Path:
     """Write the model in `source` to `output` in another form, whole or not at all.
 
-    Raises ConfigError when `output` exists or `source` is of that form already, LayoutError for what cannot be written so, and what
-    reading a run or a folder raises.
+    Raises ConfigError when `output` exists or `source` is of that form already, and what reading a run or a folder raises.
     """
-    if to not in ("hf", "run"):
+    if to not in _ITSELF:
         raise ConfigError(f"to={to!r} is not known; use 'hf' or 'run'")
     check_absent(output, "as TO")
     check_folder_writable(output, "TO")

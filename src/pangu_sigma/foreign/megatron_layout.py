@@ -257,9 +257,7 @@ def _facts(path: Path, args: Any, layers: int, ranks: int, words: Joined | None)
         facts.heads = given["num_attention_heads"]
     if type(given.get("vocab_size")) is int and 0 < given["vocab_size"] < rows:
         facts.vocabulary = given["vocab_size"]
-    if given.get("activation") == "fast_gelu":  # of our own `write_alpha`: no program of the community computes it
-        facts.activation, facts.activation_known = "fast_gelu", True
-    elif type(given.get("openai_gelu")) is bool:
+    if type(given.get("openai_gelu")) is bool:
         tanh = given["openai_gelu"] or given.get("bias_gelu_fusion") is True
         facts.activation, facts.activation_known = ("tanh" if tanh else "erf"), True
     return facts

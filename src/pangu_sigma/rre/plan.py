@@ -43,17 +43,15 @@ def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, posi
     return table.route(ids_GBS, np.broadcast_to(domains_GB[..., None], ids_GBS.shape), positions_GBS)
 
 
-def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entries: int | None) -> np.ndarray:
+def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entries: int) -> np.ndarray:
     """Active list of each layer, int64 [N, A], from the experts of its tokens.
 
     stored: K, experts stored in a layer.
-    entries: A, length of the active list; None: as long as the batch needs. With entries = stored, the entry of each expert is its
-        own number.
+    entries: A, length of the active list. With entries = stored, the entry of each expert is its own number.
     Raises ConfigError when the batch activates more than `entries` experts.
     """
     used_N = [np.arange(stored) if entries == stored else np.unique(experts) for experts in experts_N]
     most = max(len(used) for used in used_N)
-    entries = most if entries is None else entries
     if most > entries:
         raise ConfigError(
             f"the batch activates {most} experts of a layer, but the active list has {entries} entries; "

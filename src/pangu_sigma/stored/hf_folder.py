@@ -1,7 +1,7 @@
 """A Hugging Face style folder as a model, read only as it was written.
 
     config.json                             sizes, domains, routing; the whole configuration (hf_config.py)
-    model-00001-of-00003.safetensors …      weights by name (trained_model.py), and the routing table
+    model-00001-of-00003.safetensors …      weights by name (model.py), and the routing table
     model.safetensors.index.json            which file has which tensor
     generation_config.json                  greedy; ids of <eot> and <pad>
     tokenizer/                              the run's, file by file

@@ -409,11 +409,6 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
         file.unlink()
 
 
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    """The values with None for those that JSON cannot hold, NaN and infinity."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     """Mean of the finite values; None when there are none (every step overflowed)."""
     finite = [value for value in values if value is not None and math.isfinite(value)]

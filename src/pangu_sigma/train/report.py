@@ -1,23 +1,27 @@
-"""A page from the logs of one run or several: pictures, which pictures.py draws, and tables of losses, spikes, data and keys."""
+"""A page from the logs of one run or several: pictures, which pictures.py draws, and the tables of the template `report.html`."""
 
 from __future__ import annotations
 
 import base64
-import html
+import functools
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
+from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import read_tree
+from pangu_sigma.data.manifest import DomainRecord, load_manifest
+from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.train.metrics import NothingLogged, read_metrics
 from pangu_sigma.train.pictures import (
@@ -34,8 +38,6 @@ PAGE = Path("report/report.html")
 """The page in a run folder."""
 BENCHMARKS = "benchmarks.json"
 """File of a run folder: by task, its metrics, counts, the domain that answered, and the step of the checkpoint."""
-_SHOWN = 50
-"""Largest number of spikes, the latest ones, that the page lists."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,13 @@ class _Run:
 
     log: RunLog
     config: dict[str, Any]
-    data: dict[str, dict[str, Any]]
+    data: dict[str, DomainRecord]
     benchmarks: dict[str, dict[str, Any]]
+
+    @property
+    def samples(self) -> str:
+        """Hash over the samples of all steps."""
+        return xxhash.xxh3_64_hexdigest("".join(line.get("samples", "") for line in self.log.steps).encode())
 
 
 def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
@@ -84,7 +91,8 @@ def _read(folder: Path) -> _Run:
     config = _config(folder)
     data = _data(folder, config.get("data.path"))
     evaluations = by_kind.get("evaluation", [])
-    counted = (evaluations[-1] if evaluations else {}).get("unigram") or {}
+    counted = {name: record.unigram_entropy for name, record in data.items()}
+    counted |= evaluations[-1]["unigram"] if evaluations else {}
     domains = by_kind["run"][0]["domains"]
     log = RunLog(
         name=folder.resolve().name,
@@ -96,7 +104,7 @@ def _read(folder: Path) -> _Run:
         spikes=by_kind.get("spike", []),
         changes=by_kind.get("config", []),
         unhealthy=by_kind.get("unhealthy", []),
-        unigram={name: counted.get(name, data.get(name, {}).get("unigram_entropy")) for name in domains},
+        unigram={name: counted.get(name) for name in domains},
     )
     return _Run(log, config, data, _benchmarks(folder))
 
@@ -113,29 +121,17 @@ def _benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
 def _config(folder: Path) -> dict[str, Any]:
     """The run's configuration by key path; empty if it cannot be read."""
     try:
-        return dict(_leaves(read_tree(folder / CONFIG_FILE), ""))
+        return leaves(read_tree(folder / CONFIG_FILE))
     except ConfigError:
         return {}
 
 
-def _leaves(tree: Any, path: str) -> Iterable[tuple[str, Any]]:
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
-    if items is None:
-        yield path, tree
-        return
-    for key, value in items:
-        yield from _leaves(value, f"{path}.{key}" if path else str(key))
-
-
-def _data(folder: Path, path: Any) -> dict[str, dict[str, Any]]:
-    """The domains of the manifest of a run's data, as plain values; empty if the data are no longer there."""
-    if not isinstance(path, str):
-        return {}
+def _data(folder: Path, path: Any) -> dict[str, DomainRecord]:
+    """The domains of the manifest of a run's data; empty if the data are no longer there."""
     try:
-        domains = json.loads((folder / path / "manifest.json").read_text(encoding="utf-8"))["domains"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return load_manifest(folder / path).domains if isinstance(path, str) else {}
+    except DataError:
         return {}
-    return domains if isinstance(domains, dict) else {}
 
 
 def _save(figure: Figure, file: Path) -> bytes:
@@ -146,76 +142,25 @@ def _save(figure: Figure, file: Path) -> bytes:
 
 
 def _page(runs: list[_Run], pictures: dict[str, bytes]) -> str:
-    images = "\n".join(
-        f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-        for name, content in pictures.items()
+    keys = sorted({key for run in runs for key in run.config})
+    values = {key: [_text(run.config.get(key)) for run in runs] for key in keys}
+    return _template().render(
+        names=", ".join(run.log.name for run in runs),
+        runs=runs,
+        pictures={name: base64.b64encode(content).decode() for name, content in pictures.items()},
+        differing=[[key, *texts] for key, texts in values.items() if len(set(texts)) > 1],
     )
-    several = len(runs) > 1
-    name = html.escape(", ".join(run.log.name for run in runs))
-    compared = f"{_comparison(runs)}{_differences(runs)}" if several else ""
-    heads = "".join(f"{_head(run, several)}{_losses(run.log)}" for run in runs)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{name}</title>
-<style>
-body {{ font: 15px/1.5 sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }}
-img {{ max-width: 100%; display: block; margin: 1em 0 }}
-table {{ border-collapse: collapse }} td, th {{ padding: .2em 1em; text-align: right; border-bottom: 1px solid #ccc }}
-td:first-child, th:first-child {{ text-align: left }} .ill {{ color: #b00; font-weight: bold }}
-</style></head><body>
-<h1>{"Runs" if several else "Run"} {name}</h1>
-{compared}{heads}
-{images}
-{"".join(_details(run, several) for run in runs)}
-</body></html>
-"""
 
 
-def _head(run: _Run, several: bool) -> str:
-    """How far a run is, and what went wrong, in sentences."""
-    steps = run.log.steps
-    skipped, tokens = sum(line["skipped"] for line in steps), sum(line["tokens"] for line in steps)
-    left_out = sum(line.get("left_out", 0) for line in steps)
-    title = f"<h2>{html.escape(run.log.name)}</h2>" if several else ""
-    ill = [line for line in run.log.unhealthy if line["tensors"]]
-    return f"""{title}<p>Step {steps[-1]["step"]:,} of {run.log.steps_total:,}; {tokens:,} tokens;
-{skipped:,} steps skipped, which changed nothing; {left_out:,} of them without a finite loss, which no mean here counts;
-{len(run.log.spikes):,} loss spikes.</p>
-{"".join(f'<p class="ill">After step {line["step"]:,}: {html.escape(_tensors(line))}</p>' for line in ill)}"""
-
-
-def _tensors(line: Line) -> str:
-    """What an `unhealthy` line found."""
-    named = [
-        f"{tensor['tensor']}"
-        + (
-            ""
-            if tensor["expert"] is None
-            else f" of expert {tensor['expert']} ({tensor['domain']}), RRE layer {tensor['layer']}"
-        )
-        for tensor in line["tensors"]
-    ]
-    return f"values that are not finite in {'; '.join(named)}"
-
-
-def _losses(log: RunLog) -> str:
-    """A table of the last known losses of each domain; perplexity is that of the held-out text."""
-    rows = []
-    for name in log.domains:
-        train, held_out = last_loss(log.steps, name), last_loss(log.evaluations, name)
-        perplexity = None if held_out is None else math.exp(min(held_out, 700.0))
-        counts = [sum(line.get("per_domain_left_out", {}).get(name, 0) for line in log.steps)]
-        counts.append(sum(spike["domain"] == name for spike in log.spikes))
-        rows.append([name, *map(_number, (train, held_out, perplexity, log.unigram.get(name))), *map(str, counts)])
-    heads = [
-        "domain",
-        "training loss",
-        "held-out loss",
-        "held-out perplexity",
-        "unigram",
-        "losses not finite",
-        "spikes",
-    ]
-    return f"{_table(heads, rows)}<p>Losses in nats per token; unigram is what counting tokens achieves.</p>"
+@functools.cache
+def _template() -> Template:
+    """`report.html`, with what it calls."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"cell": _cell, "number": _number, "text": _text}
+    environment.globals |= {"last_loss": last_loss, "perplexity": _perplexity}
+    return environment.get_template("report.html")
 
 
 def last_loss(lines: list[Line], domain: str) -> float | None:
@@ -224,96 +169,19 @@ def last_loss(lines: list[Line], domain: str) -> float | None:
     return next((loss for loss in losses if loss is not None), None)
 
 
-def _comparison(runs: list[_Run]) -> str:
-    """A table of the held-out losses of all runs, and what each loses more than the first."""
-    first, *others = (run.log for run in runs)
-    rows = []
-    for name in first.domains:
-        mine, *theirs = (last_loss(run.log.evaluations, name) for run in runs)
-        gaps = [None if mine is None or loss is None else loss - mine for loss in theirs]
-        rows.append([name, *map(_number, (mine, *theirs, *gaps))])
-    heads = ["domain", *(run.log.name for run in runs), *(f"{other.name} − {first.name}" for other in others)]
-    return f"<h2>Held-out loss, nats per token</h2>{_table(heads, rows)}"
+def _perplexity(loss: float | None) -> float | None:
+    return None if loss is None else math.exp(min(loss, 700.0))
 
 
-def _differences(runs: list[_Run]) -> str:
-    """A table of the keys in which the configurations of the runs differ."""
-    keys = sorted({key for run in runs for key in run.config})
-    rows = [[key, *(_text(run.config.get(key)) for run in runs)] for key in keys]
-    rows = [row for row in rows if len(set(row[1:])) > 1]
-    return f"<h2>Keys that differ</h2>{_table(['key', *(run.log.name for run in runs)], rows)}"
-
-
-def _details(run: _Run, several: bool) -> str:
-    """What a reader looks up: benchmarks, spikes, samples, data, configuration and its history."""
-    of = f" of {html.escape(run.log.name)}" if several else ""
-    tables = [
-        (f"Benchmarks{of}", *_benchmark_table(run.benchmarks)),
-        (f"Loss spikes{of}, the latest {_SHOWN}", *_spike_table(run.log.spikes[-_SHOWN:])),
-        (f"Changes of the configuration{of}", *_change_table(run.log.changes)),
-        (f"Data{of}", *_data_table(run.data)),
-    ]
-    shown = "".join(f"<h2>{title}</h2>{_table(heads, rows)}" for title, heads, rows in tables if rows)
-    samples = xxhash.xxh3_64_hexdigest("".join(line.get("samples", "") for line in run.log.steps).encode())
-    config = _table(["key", "value"], [[key, _text(value)] for key, value in run.config.items()])
-    folded = f"<details><summary>Configuration{of}</summary>{config}</details>" if run.config else ""
-    return f"""{shown}<p>Samples{of}: {samples}. Runs with the same train.log_interval have the same number here if they took the
-same samples in the same order.</p>{folded}"""
-
-
-def _benchmark_table(tasks: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    counts = ("n", "skipped", "truncated")
-    rows = []
-    for name, task in tasks.items():
-        after = [*map(_count, map(task.get, counts)), str(task.get("domain", "–")), _count(task.get("step"))]
-        metrics = {key: value for key, value in task.items() if key not in (*counts, "domain", "step")}
-        rows += [[name, key, _number(value), *after] for key, value in metrics.items()]
-    return ["task", "metric", "value", "items", *counts[1:], "domain", "after step"], rows
-
-
-def _spike_table(spikes: list[Line]) -> tuple[list[str], list[list[str]]]:
-    heads = ["step", "domain", "loss", "mean before", "limit", "samples", "skipped"]
-    rows = []
-    for spike in spikes:
-        losses = map(_number, (spike["loss"], spike["mean"], spike["limit"]))
-        rows.append(
-            [_count(spike["step"]), spike["domain"], *losses, spike["samples"], "yes" if spike["skipped"] else "no"]
-        )
-    return heads, rows
-
-
-def _change_table(lines: list[Line]) -> tuple[list[str], list[list[str]]]:
-    changes = [(line["step"], change) for line in lines for change in line["changes"]]
-    rows = [[_count(step), str(key), _text(old), _text(new)] for step, (key, old, new) in changes]
-    return ["after step", "key", "was", "became"], rows
-
-
-def _data_table(domains: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """What became of the text that was offered, by domain; a count that the manifest does not have is a dash."""
-    counts = ("offered", "duplicates", "too_long", "over_limit")
-    rows = []
-    for name, record in domains.items():
-        splits = [record.get(split) or {} for split in ("train", "held_out")]
-        kept, tokens, unknown = (sum(s.get(k, 0) for s in splits) for k in ("documents", "tokens", "unknown"))
-        held_out = splits[1].get("tokens")
-        share = f"{unknown / tokens:.2%}" if tokens else "–"
-        rows.append([name, *(_count(record.get(key)) for key in counts), *map(_count, (kept, tokens, held_out)), share])
-    heads = ["domain", *(key.replace("_", " ") for key in counts), "kept", "tokens", "held-out tokens", "unknown"]
-    return heads, rows
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+def _cell(value: float | str | None) -> str:
+    """A value in a table: a count, a number of three decimals, or a text; a dash for what is not known."""
+    if isinstance(value, int):
+        return format(value, ",")
+    return value if isinstance(value, str) else _number(value)
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else format(value, ".3f")
-
-
-def _count(value: int | None) -> str:
-    return "–" if value is None else format(value, ",")
 
 
 def _text(value: Any) -> str:
