@@ -267,7 +267,7 @@ def test_safetensors_is_a_format_and_others_are_refused(model, tmp_path):
     folder = model.export(str(tmp_path / "hf"), format="hf")
     again = ps.convert(str(folder), tmp_path / "again", "run")
     assert ps.Model(again).config == model.config
-    with pytest.raises(ps.UserError, match="to='pt' is not known; use 'hf', 'alpha' or 'run'"):
+    with pytest.raises(ps.UserError, match="to='pt' is not known; use 'hf' or 'run'"):
         ps.convert(folder, tmp_path / "x", "pt")  # type: ignore[arg-type]
     with pytest.raises(ps.UserError, match="format='onnx' is not known; use 'mindir', 'safetensors' or 'hf'"):
         model.export(tmp_path / "x", format="onnx")  # type: ignore[arg-type]

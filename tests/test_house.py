@@ -78,7 +78,7 @@ TESTED_ELSEWHERE = {
     },
     **{
         f"src/pangu_sigma/convert/{name}.py": "tests/convert/test_hf_folder.py: one way there, one way back, and who is refused"
-        for name in ("conversion", "model_card", "to_run")
+        for name in ("conversion", "model_card")
     },
     **{
         f"src/pangu_sigma/generate/{name}.py": "tests/generate/host/test_decoder.py computes with it; test_exact.py the exact way"

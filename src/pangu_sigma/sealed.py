@@ -91,16 +91,16 @@ def seal_folder(
     write_atomically(folder / SEAL, sealed({**facts, "files": files}))
 
 
-def check_folder(folder: Path, fix: str, beginning: str = "") -> dict[str, Any]:
+def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = True) -> dict[str, Any]:
     """Verify every file of a sealed folder. Returns the contents of its seal; raises DamagedFile.
 
-    beginning: of the names of the files to verify, in place of all.
+    beginning: of the names of the files to verify, in place of all. content: as of `verify`.
     """
     body = unsealed(folder / SEAL, fix)
     check_file_list(folder / SEAL, body.get("files"), fix)
     for name, recorded in body["files"].items():
         if name.startswith(beginning):
-            verify(folder / name, recorded, fix)
+            verify(folder / name, recorded, fix, content)
     return body
 
 

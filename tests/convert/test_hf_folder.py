@@ -24,8 +24,8 @@ from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
 from pangu_sigma.checkpoint.run_folder import Asked, RunFolder
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError
+from pangu_sigma.convert import conversion
 from pangu_sigma.convert import hf_folder as module
-from pangu_sigma.convert import to_run
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.hf_folder import write_hf_folder
 from pangu_sigma.convert.safetensors import export_safetensors
@@ -243,7 +243,7 @@ def test_a_failure_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):
             with pytest.raises(OSError, match="No space left"):
                 convert_model(source, tmp_path / "out", to)
         assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(to_run, "write_step_0", fail)
+    monkeypatch.setattr(conversion, "write_step_0", fail)
     with pytest.raises(OSError, match="No space left"):
         convert_model(folder, tmp_path / "out", "run")
     assert list(tmp_path.iterdir()) == []

@@ -24,8 +24,8 @@ from pangu_sigma.convert.mindir import ExportError, compare_greedy, export_mindi
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Request
+from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.sealed import SEAL, DamagedFile
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import Trainer

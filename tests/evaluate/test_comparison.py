@@ -67,7 +67,7 @@ def test_over_pairs_the_mean_has_an_error_of_its_own(tiny_run, earlier, monkeypa
     for name in names:
         nats_U = hard_U + rng.normal(-5.0 if name.startswith("sparse") else 0.0, 2.0, 50)
         losses[name] = {"zh": HeldOutLoss(nats_U, np.full(50, 256), np.full(50, 800), 7.0, "d")}
-    monkeypatch.setattr(comparison.RunFolder, "open", lambda path: path)
+    monkeypatch.setattr(comparison, "open_model", lambda path, kind: path)
     monkeypatch.setattr(comparison, "held_out_batches", lambda run: run)
     monkeypatch.setattr(comparison, "samples_read", lambda run, batches, all: 50)
     monkeypatch.setattr(comparison, "_check_same_text", lambda *arguments: None)

@@ -21,7 +21,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.comparison import compare_runs
 from pangu_sigma.evaluate.run import evaluate_run, format_losses
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.losses import FIGURES
 from pangu_sigma.train.metrics import read_metrics

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from helpers.tiny import tiny_config
 
+from pangu_sigma.checkpoint.checkpoint import whole_array
 from pangu_sigma.checkpoint.parts import Part, SavedArray
-from pangu_sigma.checkpoint.whole import whole_array
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.inherit.trained import Heir, experts_in_turn

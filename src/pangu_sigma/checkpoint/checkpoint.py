@@ -21,8 +21,11 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pangu_sigma.checkpoint.format import (
     ANOTHER,
@@ -37,7 +40,8 @@ from pangu_sigma.checkpoint.format import (
     OtherData,
     read_manifest,
 )
-from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, decode_parts
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, decode_parts
 from pangu_sigma.checkpoint.root import candidates
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
 from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
@@ -63,6 +67,11 @@ class Checkpoint:
                 for name, array in arrays.items():
                     found.setdefault(name, []).append(array)
         return found
+
+    def array(self, shard: str, name: str) -> LazyArray | None:
+        """An array of a shard as a whole; None if there is none."""
+        saved = self.saved(shard).get(name)
+        return None if saved is None else whole_array(saved, name)
 
 
 def load_checkpoint(
@@ -191,3 +200,26 @@ def _check_data(path: Path, found: Checkpoint, expected: Identity, ranks: Ranks,
         )
     if ranks.first:
         logger.warning("%s: checkpoint of step %d: %s", path, found.step, text)
+
+
+def whole_array(saved: list[SavedArray], name: str) -> LazyArray:
+    """The array that files have as one or as several parts; each of its rows can be read alone. name: for messages.
+
+    Raises CheckpointError, when its values are asked for, if a part of it is in no file.
+    """
+    if len(saved) == 1 and saved[0].is_whole:
+        return LazyArray.of(saved[0].values, name)
+    whole, row = saved[0].part.whole, partial(_row, saved, name)
+    return LazyArray(whole, saved[0].values.dtype, lambda: map(row, range(whole[0])), name, row=row)
+
+
+def _row(saved: list[SavedArray], name: str, number: int) -> np.ndarray:
+    whole = saved[0].part.whole
+    row = np.empty((1, *whole[1:]), saved[0].values.dtype)
+    wanted = Part(whole, ((number, number + 1),), (0,) * (len(whole) - 1))
+    copied = sum(copy_part(array, row, wanted) for array in saved)
+    if copied != row.size:
+        raise CheckpointError(
+            f"{name}[{number}] has {copied} of {row.size} values; a file is missing, use another checkpoint"
+        )
+    return row[0]

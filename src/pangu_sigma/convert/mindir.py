@@ -37,8 +37,7 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.graph.weights_at_rest import AtRest
-from pangu_sigma.generate.open_decoder import open_decoder
-from pangu_sigma.generate.text import generate
+from pangu_sigma.generate.text import generate, open_decoder
 from pangu_sigma.stored.export import GRAPH_FILE
 from pangu_sigma.stored.hf_folder import ROUTES, SPREAD
 from pangu_sigma.stored.model import StoredModel

@@ -13,10 +13,14 @@ from tqdm import tqdm
 from ascend_ops.few_rows import Precision
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
+from pangu_sigma.stored.export import StoredExport
+from pangu_sigma.stored.model import Kind
+from pangu_sigma.stored.open import open_model
 
 Prompt = tuple[str, str]
 """Name of a domain, and the text that it continues."""
@@ -46,6 +50,18 @@ def open_engine(
     weights: as of `open_decoder`. Raises as `open_model`.
     """
     return Engine(open_decoder(path, lanes, weights, (kind,) if kind else ("run", "export")))
+
+
+def open_decoder(
+    path: Path, lanes: int = 4, weights: Precision | None = None, kinds: tuple[Kind, ...] = ("run", "export")
+) -> Decoder:
+    """The decoder, on the CPU, of a run folder or an exported model.
+
+    weights: how it has matrices in memory; None as they are: float32 of a run, what an export keeps. Raises as `open_model`.
+    """
+    model = open_model(path, *kinds)
+    precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
+    return HostDecoder(model.config, model.tokenizer, model.table, model, lanes, precision)
 
 
 def generate(

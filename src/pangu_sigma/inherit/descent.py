@@ -25,7 +25,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER, WEIGHTS
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
-from pangu_sigma.inherit.parent import parent_slot, parent_words
+from pangu_sigma.inherit.parent import ParentWords, parent_slot
 from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.stored.model import StoredModel
@@ -194,7 +194,7 @@ def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator
 
 def slot_rows(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> list[SlotRows]:
     """The rows of each slot of the child. Raises ConfigError for a slot that has no parent."""
-    slots, words = [], parent_words(parent)
+    slots, words = [], ParentWords(parent)
     for slot, name in enumerate(domains_of(config).slot_names):
         source, ids_R = parent_slot(name, words.slots), tokenizer.slot_rows[slot]
         rows_R = words.rows(source, tokenizer.vocabulary, np.maximum(ids_R, 0))
@@ -216,4 +216,4 @@ def check_child(parent: StoredModel, config: Config, moments: bool) -> None:
     if moments and config.ecss.moments != "float32":
         raise ConfigError("--moments carries float32 moments over; use ecss.moments=float32")
     for name in domains_of(config).slot_names:
-        parent_slot(name, parent_words(parent).slots)
+        parent_slot(name, ParentWords(parent).slots)

@@ -35,7 +35,7 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
-from pangu_sigma.inherit.parent import parent_ids, parent_slot, parent_words
+from pangu_sigma.inherit.parent import ParentWords, parent_ids, parent_slot
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.trained import GivenRows, Heir, experts_in_turn, heir_receipt, write_heir
 from pangu_sigma.rre.table import RoutingTable, draw_tables
@@ -270,7 +270,7 @@ def _given_rows(
     run, old = parent, domains_of(parent.config)
     ids_R = tokenizer.slot_rows[domains_of(config).slot_names.index(name)]
     if name not in old.slot_names and origin.alpha is not None:
-        words = parent_words(origin.alpha)
+        words = ParentWords(origin.alpha)
         slot = parent_slot(name, words.slots)
         rows_R = words.rows(slot, tokenizer.vocabulary, np.maximum(ids_R, 0))
         rows_R = np.where(ids_R >= 0, rows_R, -1)

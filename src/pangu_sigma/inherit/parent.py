@@ -8,12 +8,10 @@ files of a released PanGu-α        one word table, whose row is the token id: 4
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from pangu_sigma.config import Activation, Config, ConfigError
-from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.config import Activation, ConfigError
 from pangu_sigma.data.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
 from pangu_sigma.domains import domains_of
 from pangu_sigma.foreign.dense_model import LayoutError
@@ -39,41 +37,24 @@ _NO_PARENTS: dict[Kind, str] = {
 """Why models of these kinds are no parents."""
 
 
-class WordTable(Protocol):
-    """The rows that a parent's word table has for the tokens of a child."""
+class ParentWords:
+    """The rows that a parent's word table has for the tokens of a child. slots: their names.
 
-    slots: list[str]
+    PanGu-α's table has a row for each of its ids. That of a model of this project is a slot after the other.
+    """
+
+    def __init__(self, parent: StoredModel):
+        self._own = None if parent.kind == "alpha" else parent
+        self.slots = domains_of(self._own.config).slot_names if self._own else ["alpha"]
 
     def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
         """Row of the flattened table for each token id of the child's `vocabulary`, in a slot of the parent; -1 where it has
         none."""
-
-
-class AlphaTable:
-    """PanGu-α's word table: the row of a token is its id."""
-
-    def __init__(self) -> None:
-        self.slots = ["alpha"]
-
-    def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
-        return np.where(ids < ALPHA_SIZE, ids, -1)
-
-
-class SlotTable:
-    """The word table of a run of this project: a slot after the other."""
-
-    def __init__(self, config: Config, tokenizer: Tokenizer):
-        self.slots, self._tokenizer, self._each = domains_of(config).slot_names, tokenizer, config.model.slot_rows
-
-    def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
-        known = parent_ids(self._tokenizer.vocabulary, vocabulary)[ids]
-        rows = self._tokenizer.row_of[slot, np.maximum(known, 0)]
-        return np.where((known >= 0) & (rows >= 0), slot * self._each + rows, -1)
-
-
-def parent_words(parent: StoredModel) -> WordTable:
-    """The meaning of the rows of a parent's word table."""
-    return AlphaTable() if parent.kind == "alpha" else SlotTable(parent.config, parent.tokenizer)
+        if self._own is None:
+            return np.where(ids < ALPHA_SIZE, ids, -1)
+        known = parent_ids(self._own.tokenizer.vocabulary, vocabulary)[ids]
+        rows = self._own.tokenizer.row_of[slot, np.maximum(known, 0)]
+        return np.where((known >= 0) & (rows >= 0), slot * self._own.config.model.slot_rows + rows, -1)
 
 
 def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> StoredModel:

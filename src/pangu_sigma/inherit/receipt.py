@@ -50,14 +50,14 @@ class Receipt:
     parent_step: int | None
     parent_hash: str
     parameters: dict[str, int]
-    copies: int
-    slots: list[SlotReceipt]
-    unused: dict[str, str]
     activation: str
     parent_activation: str
-    heads_known: bool
-    activation_known: bool
-    options: dict[str, Any]
+    copies: int = 0
+    slots: list[SlotReceipt] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+    heads_known: bool = True
+    activation_known: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, Agreement] = field(default_factory=dict)
     kind: ReceiptKind = "inherit"
     parent_parameters: int | None = None

@@ -18,15 +18,11 @@ import numpy as np
 from ascend_ops.few_rows import Matrix, Precision
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import map_file
-from pangu_sigma.checkpoint.model_files import read_config, read_table, read_tokenizer
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.protobuf import OF_NUMBER, Field, fields, numbers
-from pangu_sigma.config import Config
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.parallel.parameters import weights
-from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import SEAL, DamagedFile, check_folder, fingerprint
-from pangu_sigma.stored.model import Kind, Listed, StoredModel, read_lineage
+from pangu_sigma.sealed import DamagedFile, check_folder
+from pangu_sigma.stored.model import Kind, Listed, StoredModel
 
 GRAPH_FILE = "model.mindir"
 EXPORT_AGAIN = "run `pangu-sigma export` again, or copy the folder again"
@@ -47,30 +43,12 @@ class StoredExport(StoredModel):
 
     kind: Kind = "export"
 
-    @cached_property
-    def config(self) -> Config:
-        return read_config(self.path, "export", EXPORT_AGAIN)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self.path, EXPORT_AGAIN)
-
-    @cached_property
-    def table(self) -> RoutingTable:
-        return read_table(self.path, EXPORT_AGAIN)
+    fix = EXPORT_AGAIN
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What its seal says: `signature` and `weights`, how matrices are kept. Every file is verified."""
         return check_folder(self.path, EXPORT_AGAIN)
-
-    @cached_property
-    def hash(self) -> str:
-        return str(fingerprint(self.path / SEAL)["xxh3_128"])
-
-    @cached_property
-    def lineage(self) -> dict[str, Any] | None:
-        return read_lineage(self.path)
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
@@ -35,7 +34,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import SEAL, check_file_list, fingerprint, unsealed, verify
+from pangu_sigma.sealed import SEAL, check_folder
 from pangu_sigma.stored.hf_config import ROUTING_KEY, compare_keys, read_config_json, tokenizer_keys
 from pangu_sigma.stored.model import Kind, StoredModel, read_lineage, weight_shapes
 
@@ -55,45 +54,19 @@ class StoredFolder(StoredModel):
     """
 
     kind: Kind = "hf"
+    fix = _FIX
 
-    @cached_property
-    def _files(self) -> dict[str, dict[str, Any]]:
-        """Fingerprints of the files by name."""
-        files = unsealed(self.path / SEAL, _FIX).get("files")
-        check_file_list(self.path / SEAL, files, _FIX)
-        assert isinstance(files, dict)
-        return files
+    def __init__(self, path: Path, verified: bool = True):
+        super().__init__(path, verified)
+        for name in (GENERATION_JSON, CONFIG_JSON):
+            self._check(name)
+        self._json = _read_json(path / CONFIG_JSON)
+        self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json, _FIX)
 
-    def _verified_file(self, name: str) -> Path:
-        if name not in self._files:
-            raise LayoutError(f"{self.path / SEAL}: does not list {name}; {_FIX}")
-        verify(self.path / name, self._files[name], _FIX)
-        return self.path / name
-
-    @cached_property
-    def _json(self) -> Any:
-        self._verified_file(GENERATION_JSON)
-        return _read_json(self._verified_file(CONFIG_JSON))
-
-    @cached_property
-    def _facts(self) -> tuple[Config, int, str | None]:
-        return read_config_json(self.path / CONFIG_JSON, self._json, _FIX)
-
-    @cached_property
-    def config(self) -> Config:
-        return self._facts[0]
-
-    @cached_property
-    def step(self) -> int:
-        return self._facts[1]
-
-    @cached_property
-    def data_hash(self) -> str | None:
-        return self._facts[2]
-
-    @cached_property
-    def hash(self) -> str:
-        return str(fingerprint(self.path / SEAL)["xxh3_128"])
+    def _check(self, beginning: str, content: bool = True) -> None:
+        """Verify the files whose names begin so; without `content` their sizes."""
+        if not any(name.startswith(beginning) for name in check_folder(self.path, _FIX, beginning, content)["files"]):
+            raise LayoutError(f"{self.path / SEAL}: does not list {beginning}; {_FIX}")
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -102,23 +75,19 @@ class StoredFolder(StoredModel):
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
-        if (self.path / LINEAGE_FILE).exists() and LINEAGE_FILE not in self._files:
-            raise LayoutError(
-                f"{self.path / LINEAGE_FILE}: is not among the files of {SEAL}; remove it: it was added later"
-            )
-        return read_lineage(self._verified_file(LINEAGE_FILE).parent) if LINEAGE_FILE in self._files else None
+        file = self.path / LINEAGE_FILE
+        if LINEAGE_FILE not in check_folder(self.path, _FIX, LINEAGE_FILE)["files"] and file.exists():
+            raise LayoutError(f"{file}: is not among the files of {SEAL}; remove it: it was added later")
+        return read_lineage(self.path)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        for name in self._files:
-            if name.startswith(f"{TOKENIZER_FOLDER}/"):
-                self._verified_file(name)
-        tokenizer = Tokenizer.load(self.path / TOKENIZER_FOLDER)
-        if tokenizer.slot_rows.shape != (self.config.slots, self.config.model.slot_rows):
+        tokenizer, config = super().tokenizer, self.config
+        if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
             slots, rows = tokenizer.slot_rows.shape
             raise LayoutError(
-                f"{self.path / TOKENIZER_FOLDER}: has {slots} slots of {rows} rows, {CONFIG_JSON} has {self.config.slots} of "
-                f"{self.config.model.slot_rows}; {_FIX}"
+                f"{self.path / TOKENIZER_FOLDER}: has {slots} slots of {rows} rows, {CONFIG_JSON} has {config.slots} of "
+                f"{config.model.slot_rows}; {_FIX}"
             )
         compare_keys(self.path / CONFIG_JSON, self._json, tokenizer_keys(tokenizer), "the folder", _FIX)
         return tokenizer
@@ -135,12 +104,25 @@ class StoredFolder(StoredModel):
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
-        self._verified_file(INDEX_JSON)
-        arrays = _map_shards(self.path, self.config, self.tokenizer, self._files)
-        if self._verified:
-            names = sorted(name for name in self._files if _SHARD.fullmatch(name))
-            for name in tqdm(names, desc="verifying", unit="file", disable=None):
-                self._verified_file(name)
+        """Every tensor, mapped. Raises LayoutError unless each is in one file, with the type and shape of the configuration."""
+        self._check(INDEX_JSON)
+        index = _weight_map(self.path)
+        there = {file.name for file in self.path.glob("*.safetensors")}
+        for name in sorted(there ^ set(index.values())):
+            what = "is missing" if name not in there else f"is not in {INDEX_JSON}"
+            raise LayoutError(f"{self.path / name}: {what}; {_FIX}")
+        arrays: dict[str, np.ndarray] = {}
+        for file in sorted(there):
+            self._check(file, self._verified)
+            for name, values in _mapped(self.path / file).items():
+                if index.get(name) != file:
+                    says = f"says {index[name]}" if name in index else "does not name it"
+                    raise LayoutError(f"{self.path / file}: has {name}, {INDEX_JSON} {says}; {_FIX}")
+                arrays[name] = values
+        _check_shapes(self.path, self.config, self.tokenizer, index, arrays)
+        size = _read_json(self.path / INDEX_JSON)["metadata"].get("total_size")
+        if size != sum(each.nbytes for each in arrays.values()):
+            raise LayoutError(f"{self.path / INDEX_JSON}: metadata.total_size is not the size of all tensors; {_FIX}")
         return arrays
 
 
@@ -165,32 +147,6 @@ def _weight_map(path: Path) -> dict[str, str]:
                 f"(model-00001-of-00003.safetensors); {_FIX}"
             )
     return found
-
-
-def _map_shards(
-    path: Path, config: Config, tokenizer: Tokenizer, files: dict[str, dict[str, Any]]
-) -> dict[str, np.ndarray]:
-    """Every tensor, mapped. Raises LayoutError unless names, types and shapes are those of the configuration, each in one file."""
-    index = _weight_map(path)
-    there = {file.name for file in path.glob("*.safetensors")}
-    for name in sorted(there ^ set(index.values())):
-        what = "is missing" if name not in there else f"is not in {INDEX_JSON}"
-        raise LayoutError(f"{path / name}: {what}; {_FIX}")
-    arrays: dict[str, np.ndarray] = {}
-    for file in sorted(there):
-        if file not in files:
-            raise LayoutError(f"{path / SEAL}: does not list {file}; {_FIX}")
-        if (size := (path / file).stat().st_size) != files[file]["bytes"]:
-            raise LayoutError(f"{path / file}: has {size} bytes, {files[file]['bytes']} were written; {_FIX}")
-        for name, values in _mapped(path / file).items():
-            if index.get(name) != file:
-                says = f"says {index[name]}" if name in index else "does not name it"
-                raise LayoutError(f"{path / file}: has {name}, {INDEX_JSON} {says}; {_FIX}")
-            arrays[name] = values
-    _check_shapes(path, config, tokenizer, index, arrays)
-    if _read_json(path / INDEX_JSON)["metadata"].get("total_size") != sum(each.nbytes for each in arrays.values()):
-        raise LayoutError(f"{path / INDEX_JSON}: metadata.total_size is not the size of all tensors; {_FIX}")
-    return arrays
 
 
 def _mapped(file: Path) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.model_files import read_config, read_table, read_tokenizer
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config, ModelConfig
@@ -31,6 +32,7 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused
 from pangu_sigma.parallel.parameters import dense_weights, expert_arrays
 from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.sealed import SEAL, fingerprint
 
 Kind = Literal["run", "checkpoint", "export", "hf", "weights", "alpha"]
 
@@ -43,8 +45,7 @@ class StoredModel:
 
     path: where it is. config: as it was trained. tokenizer, table: what its ids mean, and which expert each of them has.
     step: of the checkpoint. data_hash: content hash of the text that it was trained on. Both are None if they are not known.
-    hash: of a file that has the hashes of all others. hashes: of the tokenizer and the like, by what they are of. What a kind does
-    not have raises LayoutError.
+    hash: of a file that has the hashes of all others. hashes: of the tokenizer and the like, by what they are of.
     made_from: how each weight was made of the tensors of other files; unused: what else these hold. activation_known: False if the
     activation is assumed.
     """
@@ -58,17 +59,22 @@ class StoredModel:
         """verified: False to leave the hashes of the weights' files unverified, which reads them whole."""
         self.path, self._verified = path, verified
 
+    @property
+    def fix(self) -> str:
+        """What to do about a damaged file."""
+        raise LayoutError(f"{self.path}: only a folder of this project has a tokenizer; name the run that it came from")
+
     @cached_property
     def config(self) -> Config:
-        raise self._lacks("configuration")
+        return read_config(self.path, self.kind, self.fix)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        raise self._lacks("tokenizer")
+        return read_tokenizer(self.path, self.fix)
 
     @cached_property
     def table(self) -> RoutingTable:
-        raise self._lacks("routing table")
+        return read_table(self.path, self.fix)
 
     @cached_property
     def step(self) -> int | None:
@@ -80,10 +86,7 @@ class StoredModel:
 
     @cached_property
     def hash(self) -> str:
-        raise self._lacks("hash")
-
-    def _lacks(self, what: str) -> LayoutError:
-        return LayoutError(f"{self.path}: has no {what}; name the run that it came from")
+        return str(fingerprint(self.path / SEAL)["xxh3_128"])
 
     @property
     def layout(self) -> str:
@@ -102,7 +105,7 @@ class StoredModel:
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
         """The receipt of how it got its weights, if it has one. Raises LayoutError if it cannot be read."""
-        return None
+        return read_lineage(self.path)
 
     @cached_property
     def tensors(self) -> Mapping[str, LazyArray]:
@@ -202,7 +205,7 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
     file = folder / LINEAGE_FILE
     try:
         tree = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise LayoutError(f"{file}: cannot be read ({error}); take it from a copy, or remove it") from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.format import MANIFEST, Identity
@@ -14,19 +13,14 @@ from pangu_sigma.checkpoint.model_files import (
     ROUTING_FILE,
     TOKENIZER_FOLDER,
     read_config,
-    read_table,
-    read_tokenizer,
 )
 from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import WAY_BACK_OF_CONFIG, way_back
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
-from pangu_sigma.checkpoint.whole import whole_array
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import fingerprint
-from pangu_sigma.stored.model import Kind, Listed, StoredModel, read_lineage
+from pangu_sigma.stored.model import Kind, Listed, StoredModel
 
 
 class StoredRun(StoredModel):
@@ -38,27 +32,22 @@ class StoredRun(StoredModel):
 
     kind: Kind = "run"
 
+    def __init__(self, path: Path, verified: bool = True):
+        super().__init__(path, verified)
+        for name in (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER):
+            if not (path / name).exists():
+                raise ConfigError(
+                    f"{path} is not a run folder: it has no {name}; pass a folder that `train` wrote"
+                    + (f", or {self.fix}" if has_checkpoints(self.checkpoints) else "")
+                )
+
+    @property
+    def fix(self) -> str:
+        return way_back(self.path)
+
     @cached_property
     def config(self) -> Config:
-        self._check_there(CONFIG_FILE)
         return read_config(self.path, "run", WAY_BACK_OF_CONFIG)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        self._check_there(TOKENIZER_FOLDER)
-        return read_tokenizer(self.path, way_back(self.path))
-
-    @cached_property
-    def table(self) -> RoutingTable:
-        self._check_there(ROUTING_FILE)
-        return read_table(self.path, way_back(self.path))
-
-    def _check_there(self, name: str) -> None:
-        if not (self.path / name).exists():
-            raise ConfigError(
-                f"{self.path} is not a run folder: it has no {name}; pass a folder that `train` wrote"
-                + (f", or {way_back(self.path)}" if has_checkpoints(self.checkpoints) else "")
-            )
 
     @property
     def checkpoints(self) -> Path:
@@ -89,21 +78,12 @@ class StoredRun(StoredModel):
     def hash(self) -> str:
         return str(fingerprint(self.checkpoints / f"step_{self.step:08d}" / MANIFEST)["xxh3_128"])
 
-    @cached_property
-    def lineage(self) -> dict[str, Any] | None:
-        return read_lineage(self.path)
-
     @property
     def hashes(self) -> dict[str, str]:
         return {"tokenizer": self.tokenizer.hash, "routing table": self.table.hash}
 
-    @cached_property
-    def _saved(self) -> Any:
-        return cache(self.checkpoint.saved)
-
     def array(self, shard: str, name: str) -> LazyArray | None:
-        saved = self._saved(shard).get(name)
-        return None if saved is None else whole_array(saved, name)
+        return self.checkpoint.array(shard, name)
 
     def listed(self) -> Listed:
         found = {
@@ -118,7 +98,9 @@ class StoredCheckpoint(StoredRun):
     """The folder of a checkpoint."""
 
     kind: Kind = "checkpoint"
-    lineage = None
+
+    def __init__(self, path: Path, verified: bool = True):
+        StoredModel.__init__(self, path, verified)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

@@ -21,8 +21,8 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.cached import CachedGraph
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.host.decoder import HostDecoder
-from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Request
+from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import train
 

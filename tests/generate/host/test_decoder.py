@@ -19,7 +19,7 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.host import decoder as host_decoder
 from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.generate.host.exact import ExactModel
-from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.open import open_model
 
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pangu_sigma.checkpoint.checkpoint import whole_array
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.mapped_file import let_go
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
-from pangu_sigma.checkpoint.whole import whole_array
 
 
 def cut(values: np.ndarray) -> list[SavedArray]:
