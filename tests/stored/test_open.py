@@ -4,11 +4,14 @@ that asks what it is."""
 from __future__ import annotations
 
 import ast
+import contextlib
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 from helpers import foreign_files
@@ -205,6 +208,26 @@ def test_the_number_of_descriptors_does_not_grow_with_the_depth(tiny_data, tmp_p
         (str(len(weight_shapes(config))), str(config.num_params().total)),
     }
     assert max(int(line[3]) for line in lines) < 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [6, 32, 80])
+def test_a_deep_run_is_served_under_a_limit_of_256_descriptors(tiny_data, tmp_path, layers):
+    run = write_dense_run(deep_config(tiny_data, layers), tmp_path / "run")
+    serve = 'ulimit -n 256; exec "$0" -m pangu_sigma serve "$1" --port 0'
+    with subprocess.Popen(["bash", "-c", serve, sys.executable, run], stderr=subprocess.PIPE, text=True) as process:
+        url = next(line.split(" at ")[1].strip() for line in process.stderr if " at http://" in line)
+        asked = {"model": "sigma-en", "prompt": "the cat", "max_tokens": 4}
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx2.TransportError):
+                answer = httpx2.post(f"{url}/v1/completions", json=asked, timeout=60)
+                break
+        open_files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+        process.terminate()
+    assert answer.status_code == 200, answer.text
+    print(f"{layers} layers: {open_files} descriptors, {answer.json()['usage']}")
+    assert open_files < 64
 
 
 # one place asks

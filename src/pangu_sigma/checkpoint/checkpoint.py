@@ -42,7 +42,7 @@ from pangu_sigma.checkpoint.format import (
 )
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, decode_parts
-from pangu_sigma.checkpoint.root import candidates
+from pangu_sigma.checkpoint.root import candidates, latest_checkpoint
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
 from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
 from pangu_sigma.sealed import DamagedFile, verify
@@ -97,7 +97,7 @@ def load_checkpoint(
     elif verified:
         found = _newest_whole(path, expected, ranks)
     else:
-        newest = next(iter(candidates(path)), None)
+        newest = latest_checkpoint(path)
         if newest is None:
             raise CheckpointError(f"{path}: holds no checkpoint; train the run first")
         found = _load_directory(newest, expected, ranks, verified)

@@ -38,12 +38,7 @@ def has_checkpoints(root: Path) -> bool:
 
 def latest_checkpoint(root: Path) -> Path | None:
     """The folder of the newest checkpoint, by its name; None if a root has none."""
-    if not has_checkpoints(root):
-        return None
-    name = _named(root / LATEST)
-    if name is not None and (root / name).is_dir():
-        return root / name
-    return max(root.glob("step_*"), default=None)
+    return next(iter(candidates(root)), None) if has_checkpoints(root) else None
 
 
 def candidates(root: Path) -> list[Path]:
