@@ -44,7 +44,7 @@ from pangu_sigma.config import RoutingConfig
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.documents import Rejected, read_jsonl, read_lines
 from pangu_sigma.data.indexed import TokenFile
-from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.manifest import DATA_FORMAT, load_manifest
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
@@ -708,14 +708,20 @@ def sealed_target(folder: Path) -> Target:
 
 
 def manifest_target(folder: Path) -> Target:
-    counts = {"documents": 3, "tokens": 9, "bytes": 30, "unknown": 0}
+    counts = {"documents": 3, "tokens": 9, "bytes": 30, "unknown": 0, "folded": 0}
+    overlap = {"window": 13, "windows": 9, "share": 0.1, "by_hash_alone": 0.2, "wanted": 1}
     record = {
         **{"slot": "en", "rows": 5, "offered": 4, "duplicates": 1, "too_long": 0, "train": counts, "held_out": counts},
-        **{"unigram_entropy": 3.0, "sources": [{"name": "s", "version": "1", "licence": "MIT", "sha256": None}]},
+        **{"over_limit": 0, "offered_bytes": 40, "left_out_bytes": 0},
+        **{
+            "overlap": overlap | {"passed_over": 0, "passed_over_tokens": 0},
+            "unigram_entropy": 3.0,
+            "sources": [{"name": "s", "version": "1", "licence": "MIT", "sha256": None}],
+        },
     }
     tree = {
         **{"fingerprint": "f", "vocabulary_hash": "v", "vocabulary_size": 40_300, "domains": {"en": record}},
-        **{"quarantined": {"not JSON": 1}, "config": {"seed": 0}},
+        **{"quarantined": {"not JSON": 1}, "config": {"seed": 0}, "format": DATA_FORMAT},
     }
 
     def load(here: Path, case: bytes) -> bool:
@@ -726,10 +732,10 @@ def manifest_target(folder: Path) -> Target:
 
     return Target(
         "data manifest",
-        st.one_of(st.binary(max_size=100), TREES.map(as_text)),
-        st.one_of(changed_bytes(as_text(tree)), changed_tree(tree).map(as_text)),
+        st.one_of(st.binary(max_size=100), TREES.map(as_text), TREES.map(resealed)),
+        st.one_of(changed_bytes(resealed(tree)), changed_tree(tree).map(resealed)),
         load,
-        "Invalid JSON|codec|own hash|not the JSON",
+        "own hash|not the JSON",
     )
 
 
