@@ -130,7 +130,7 @@ def inherit(
 ) -> Receipt:
     """Make `run` a run of `config` whose step 0 answers as the dense model `parent`; `train` goes on from there.
 
-    parent: a dense run of this project, or the files of a released PanGu-α (convert/README.md says which).
+    parent: a dense run of this project, or the files of a released PanGu-α (foreign/README.md says which).
     heads, activation: what the parent's files do not say. noise, fresh: how replicated experts differ from each other at the start,
     by default not at all (inherit/variation.py). moments: carry Adam's state over, which a run of this project has.
     Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `run` exists, and for a parent that is

@@ -2,7 +2,7 @@
 
 a dense run of this project        slots, vocabulary and Adam's state are those of the run
 a Hugging Face style folder of it  the same, without Adam's state
-files of a released PanGu-α        one word table, whose row is the token id: 40,000 of them; see convert/README.md
+files of a released PanGu-α        one word table, whose row is the token id: 40,000 of them; see foreign/README.md
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Headers and small files are read, and no values unless they are to be verified.
     export                counted by its configuration: the weights are inside of the graph
     file of weights       what `export --format safetensors` wrote
     hf                    what `convert --to hf` wrote
-    anything else         a released PanGu-α, if it is one: convert/README.md says which
+    anything else         a released PanGu-α, if it is one: foreign/README.md says which
 """
 
 from __future__ import annotations
