@@ -115,5 +115,6 @@ def tiny_export(tiny_run, made_once) -> Path:
 def tiny_graph(graph_mode, tiny_export):
     """Its graph, loaded and compiled once for a process: a `GraphDecoder` of four lanes, which each test begins anew."""
     from pangu_sigma.generate.graph.decoder import GraphDecoder
+    from pangu_sigma.stored.open import open_model
 
-    return GraphDecoder.of_export(tiny_export)
+    return GraphDecoder.of(open_model(tiny_export, "export"))

@@ -303,7 +303,7 @@ def inherit(
 ) -> Receipt:
     """Make `output`, by default runs/NAME, a run of `config` whose step 0 answers as the dense `model`; `train` goes on from there.
 
-    model: a dense run of this project, or the files of a released PanGu-α (convert/README.md says which).
+    model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md says which).
     heads, activation: what the files of the model do not say. noise, reinit_ratio: how replicated experts differ from each other at
     the start, by default not at all (inherit/variation.py). moments: carry Adam's state over, which a run of this project has.
     Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `output` exists, and for a model that is
@@ -541,14 +541,11 @@ def chat(
 def load(model: AnyPath, weights: Precision | None = None) -> Model:
     """The model in a run folder that `train` wrote (its newest intact checkpoint), or in a folder that `Model.export` wrote.
 
-    weights: "float32", "float16" or "int8", how it has matrices in memory; None: float32 of a run, what an export keeps.
-    Raises UserError when the folder is neither. A Hugging Face style folder can be exported as a run, and does not answer itself.
+    weights: "float32", "float16" or "int8", how it has matrices in memory; None: what an export keeps, float32 of others.
+    Raises UserError when the folder is neither.
     """
-    from pangu_sigma.convert.hf_folder import is_hf_folder
-
     loaded = Model(model, weights)
-    if not is_hf_folder(loaded.path):
-        _ = loaded.engine  # what is wrong with the folder shows here
+    _ = loaded.engine  # what is wrong with the folder shows here
     return loaded
 
 
@@ -576,9 +573,9 @@ class Model:
 
     @cached_property
     def config(self) -> Config:
-        from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+        from pangu_sigma.stored.open import open_model
 
-        return config_file.load_config(self.path / CONFIG_FILE)
+        return open_model(self.path).config
 
     @property
     def tokenizer(self) -> Tokenizer:

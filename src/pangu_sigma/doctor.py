@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from packaging.requirements import Requirement
 
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.chips import Chip, family
 from pangu_sigma.host_memory import memory_there
@@ -25,6 +24,7 @@ from pangu_sigma.launching.host.access import Host
 from pangu_sigma.launching.host.check import Check
 from pangu_sigma.launching.host.checks import host_checks
 from pangu_sigma.npus import DEV, cann, missing_for_ascend, npus
+from pangu_sigma.stored.open import kind_of
 
 _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _GIB = 1 << 30
@@ -201,6 +201,6 @@ def _host(host: Host, chip: Chip | None, run: Path | None) -> Iterator[Check]:
 
 
 def _chip_of_run(run: Path | None) -> ChosenChip | None:
-    if run is None or not (run / CONFIG_FILE).exists():
+    if run is None or kind_of(run) != "run":
         return None
     return ChosenChip(run_config(run).parallel.chip, f"the configuration of {run}")

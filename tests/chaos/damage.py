@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from helpers.runs import opened_whole
 
 from chaos.cases import TRAIN, Case, command, configuration, data, once
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import UserError
-from pangu_sigma.generate.exported import open_export
+from pangu_sigma.stored.open import open_model
 
 COUNTS = {"flipped": 200, "cut": 50, "deleted": 20, "emptied": 20, "swapped": 20}
 """How many files are damaged in each way; the four kinds of folders take turns."""
@@ -108,7 +108,7 @@ def _read_checkpoint(whole: Path) -> str | None:
 
 
 def _read_export(whole: Path) -> str | None:
-    open_export(whole / "export")
+    opened_whole(whole / "export", "export")
     return None
 
 
@@ -117,7 +117,7 @@ def _read_data(whole: Path) -> str | None:
     config = load_config(whole / "config.yaml")
     load_manifest(whole / "data")
     tokenizer = PreparedData(whole / "data").tokenizer()
-    table = RunFolder.open(whole / "run").table
+    table = open_model(whole / "run", "run").table
     for split in ("train", "held_out"):
         samples = Batches(config, whole / "data", tokenizer, table, split).samples
         for domain, count in enumerate(samples.counts):
@@ -127,7 +127,8 @@ def _read_data(whole: Path) -> str | None:
 
 
 def _read_run(whole: Path) -> str | None:
-    RunFolder.open(whole / "run")
+    run = open_model(whole / "run", "run")
+    _ = run.config, run.tokenizer, run.table
     return None
 
 

@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 from helpers.tiny import tiny_config
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint, whole_array
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.parts import SavedArray
-from pangu_sigma.checkpoint.whole import whole_array
 from pangu_sigma.train.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -19,7 +19,7 @@ from pangu_sigma.checkpoint.model_files import (
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.sealed import DamagedFile, check_folder
 
 FIX = "write it again"
 
@@ -33,8 +33,8 @@ def folder(tiny_data, tmp_path) -> Path:
 
 def test_what_was_written_is_read(folder, tiny_data):
     assert read_config(folder, "run", FIX) == tiny_config(tiny_data)
-    tokenizer, table, facts = read_model_files(folder, FIX)
-    assert (tokenizer.size > 40_000, table.experts, facts["format"]) == (True, 2, 2)
+    tokenizer, table = read_model_files(folder, FIX)
+    assert (tokenizer.size > 40_000, table.experts, check_folder(folder, FIX)["format"]) == (True, 2, 2)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["config.yaml", "routing.npz", "seal.json", "tokenizer"]
     assert sorted(json.loads((folder / "seal.json").read_text())["files"]) == [

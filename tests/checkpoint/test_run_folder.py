@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.crashes import killed_after
 from helpers.prepared import reseal
+from helpers.runs import opened_whole
 from helpers.tiny import tiny_config
 
 from pangu_sigma.checkpoint.run_folder import Asked, RunFolder, one_writer, run_config
@@ -18,12 +19,13 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.stored.open import open_model
 
 
 def saved(run: Path, step: int = 3) -> Path:
     """Give a run a checkpoint, without arrays."""
     state = {"step": step, "updates": step, "cursor": {"taken": [step, 0, 0]}}
-    return save_checkpoint(run / "checkpoints", step, {}, state, RunFolder.open(run).identity, 2)
+    return save_checkpoint(run / "checkpoints", step, {}, state, open_model(run, "run").identity, 2)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -33,7 +35,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_what_was_created_is_opened(tiny_data, tmp_path):
     config = tiny_config(tiny_data)
     created = RunFolder.create(tmp_path / "new" / "run", config)
-    opened = RunFolder.open(tmp_path / "new" / "run")
+    opened = open_model(tmp_path / "new" / "run", "run")
     assert opened.config == created.config == config
     assert created.data_hash == load_manifest(tiny_data).content_hash is not None
     assert opened.identity == replace(created.identity, data_hash=None), "a reader has no data"
@@ -46,7 +48,7 @@ def test_it_needs_the_prepared_data_no_more(tiny_data, tmp_path):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     RunFolder.create(tmp_path / "run", tiny_config(data))
     shutil.rmtree(data)
-    assert RunFolder.open(tmp_path / "run").tokenizer.size > 40_000
+    assert open_model(tmp_path / "run", "run").tokenizer.size > 40_000
 
 
 def test_a_run_knows_its_data_from_any_folder(tiny_data, tmp_path, monkeypatch):
@@ -56,7 +58,7 @@ def test_a_run_knows_its_data_from_any_folder(tiny_data, tmp_path, monkeypatch):
     run = RunFolder.create(tmp_path / "run", config)
     assert run.config == tiny_config(tiny_data)
     monkeypatch.chdir(tmp_path)
-    assert RunFolder.open(tmp_path / "run").config == tiny_config(tiny_data)
+    assert open_model(tmp_path / "run", "run").config == tiny_config(tiny_data)
 
 
 def test_the_identity_follows_vocabulary_and_tables_and_carries_the_configuration(tiny_data, tmp_path):
@@ -72,7 +74,7 @@ def test_the_same_tables_continue_a_folder_and_others_do_not(tiny_data, tmp_path
     RunFolder.create(tmp_path / "run", tiny_config(tiny_data))
     (tmp_path / "run" / "mine.txt").write_text("x")
     again = RunFolder.create(tmp_path / "run", tiny_config(tiny_data, train={"steps": 7}))
-    assert RunFolder.open(tmp_path / "run").config == again.config, "the newest configuration is the run's"
+    assert open_model(tmp_path / "run", "run").config == again.config, "the newest configuration is the run's"
     saved(tmp_path / "run")
     before = contents(tmp_path / "run")
     with pytest.raises(
@@ -115,7 +117,7 @@ def test_a_folder_that_misses_a_part_is_no_run(tiny_data, tmp_path, name):
     else:
         path.unlink()
     with pytest.raises(ConfigError, match=f"is not a run folder: it has no {name}"):
-        RunFolder.open(tmp_path / "run")
+        opened_whole(tmp_path / "run", "run")
 
 
 @pytest.fixture
@@ -144,12 +146,12 @@ FAULTS = ["first bit", "a bit", "last bit", "cut", "empty", "gone"]
 @pytest.mark.parametrize("name", ["seal.json", "routing.npz", "tokenizer/english.model", "tokenizer/vocabulary.json"])
 def test_a_damaged_file_is_named_and_training_makes_it_again(tiny_data, run, name, fault, caplog):
     """From the prepared data, provided that the hashes are those of the checkpoint."""
-    before = RunFolder.open(run)
+    before = open_model(run, "run")
     damage(run / name, fault)
     with pytest.raises((DamagedFile, ConfigError), match=rf"{name}.*`pangu-sigma train .*` makes it again"):
-        RunFolder.open(run)
+        opened_whole(run, "run")
     RunFolder.create(run, tiny_config(tiny_data))
-    assert RunFolder.open(run).identity == before.identity
+    assert open_model(run, "run").identity == before.identity
     assert f"made again from data.path={tiny_data}" in caplog.text
     assert name in caplog.text
 
@@ -160,7 +162,7 @@ def test_a_configuration_that_was_edited_or_damaged_is_refused_with_the_way_back
     damage(run / "config.yaml", fault)
     damaged = contents(run)
     for call in (
-        lambda: RunFolder.open(run),
+        lambda: opened_whole(run, "run"),
         lambda: RunFolder.create(run, tiny_config(tiny_data)),
         lambda: run_config(run),
     ):
@@ -177,7 +179,7 @@ def test_a_format_of_the_future_is_told_from_damage(run):
     text = (run / "config.yaml").read_text(encoding="utf-8")
     (run / "config.yaml").write_text(text.replace("format 2", "format 3"), encoding="utf-8")
     with pytest.raises(ConfigError, match="says format 3, this version reads 2: use the version that wrote it"):
-        RunFolder.open(run)
+        opened_whole(run, "run")
 
 
 def test_what_cannot_be_made_again_is_said(tiny_data, tmp_path):
@@ -210,7 +212,7 @@ def test_a_first_start_that_is_killed_anywhere_is_no_obstacle(tiny_data, tmp_pat
         del found[Path("routing.npz")], found[Path("seal.json")]  # a zip file has times in it
         assert found.items() <= expected.items()
         assert found.keys() | {Path("routing.npz"), Path("seal.json")} == expected.keys()
-        RunFolder.open(run)
+        _ = open_model(run, "run").identity
         kills += 1
     assert kills > 10
 
@@ -221,10 +223,10 @@ def test_a_later_start_that_is_killed_anywhere_leaves_the_run_as_it_was_or_as_it
     while more:
         copy = shutil.copytree(run, tmp_path / f"killed_{kills}")
         more = killed_after(kills, copy, lambda: RunFolder.create(copy, new))  # noqa: B023
-        assert RunFolder.open(copy).config in (old, new)
-        assert RunFolder.open(copy).latest == copy / "checkpoints" / "step_00000003"
+        assert open_model(copy, "run").config in (old, new)
+        assert open_model(copy, "run").latest == copy / "checkpoints" / "step_00000003"
         RunFolder.create(copy, new)
-        assert RunFolder.open(copy).config == new
+        assert open_model(copy, "run").config == new
         kills += 1
     assert kills > 1
 
@@ -252,10 +254,10 @@ def test_a_refused_start_is_no_obstacle_to_the_next_one(tiny_data, tmp_path):
     """Without a checkpoint nothing is lost, so another configuration may have the folder."""
     run = tmp_path / "run"
     RunFolder.create(run, tiny_config(tiny_data, routing={"seed": 1}))
-    assert RunFolder.create(run, tiny_config(tiny_data)).table.hash == RunFolder.open(run).table.hash
+    assert RunFolder.create(run, tiny_config(tiny_data)).table.hash == open_model(run, "run").table.hash
     damage(run / "config.yaml", "cut")
     RunFolder.create(run, tiny_config(tiny_data))
-    assert RunFolder.open(run).config == tiny_config(tiny_data)
+    assert open_model(run, "run").config == tiny_config(tiny_data)
 
 
 @pytest.mark.parametrize("path", ["/proc/run", "{}/file", "{}/file/run"])

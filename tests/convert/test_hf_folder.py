@@ -24,21 +24,21 @@ from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
 from pangu_sigma.checkpoint.run_folder import Asked, RunFolder
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError
+from pangu_sigma.convert import conversion
 from pangu_sigma.convert import hf_folder as module
-from pangu_sigma.convert import to_run
 from pangu_sigma.convert.conversion import convert_model
-from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.hf_folder import read_hf_folder, write_hf_folder
+from pangu_sigma.convert.hf_folder import write_hf_folder
 from pangu_sigma.convert.safetensors import export_safetensors
-from pangu_sigma.convert.trained_model import open_trained_run, weight_shapes
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, UserError
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.generate.host.exact import ExactModel
-from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
 from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder
+from pangu_sigma.stored.model import weight_shapes
+from pangu_sigma.stored.open import open_model
 
 FIRST, SHARD = "model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors"
 BIAS, ONES = "layers.2.attention.key.bias", np.ones(3, np.float32)
@@ -56,7 +56,7 @@ def run(tiny_data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def folder(run, tmp_path_factory) -> Path:
     """That run as a folder of four files of weights. Read only."""
-    model = open_trained_run(run)
+    model = open_model(run, "run")
     written = write_hf_folder(model, tmp_path_factory.mktemp("hf") / "folder", 160_000)
     assert len(list(written.glob("*.safetensors"))) == 4
     return written
@@ -70,7 +70,7 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 def test_there_and_back_is_the_same_run_bit_for_bit(run, folder, tmp_path, caplog):
     caplog.set_level("INFO")
     again = convert_model(folder, tmp_path / "again", "run")
-    old, new = RunFolder.open(run), RunFolder.open(again)
+    old, new = open_model(run, "run"), open_model(again, "run")
     assert (old.config, old.tokenizer.hash, old.table.hash) == (new.config, new.tokenizer.hash, new.table.hash)
     before, after = whole(load_checkpoint(run / "checkpoints")), whole(load_checkpoint(again / "checkpoints"))
     assert before.keys() == after.keys()
@@ -86,10 +86,8 @@ def test_it_answers_as_the_run_bit_for_bit_in_every_domain(run, folder, tmp_path
     again = convert_model(folder, tmp_path / "again", "run")
     answers = []
     for path in (run, again):
-        opened = RunFolder.open(path)
-        model = ExactModel(
-            opened.config.model, SavedWeights(load_checkpoint(opened.checkpoints)), opened.config.model.activation
-        )
+        opened = open_model(path, "run")
+        model = ExactModel(opened.config.model, opened, opened.config.model.activation)
         for domain in domains_of(opened.config):
             ids_T = np.arange(40_004, 40_012)
             experts_NT = opened.table.route(ids_T, np.full_like(ids_T, domain.index), np.arange(8))
@@ -102,7 +100,7 @@ def test_it_answers_as_the_run_bit_for_bit_in_every_domain(run, folder, tmp_path
 
 
 def test_another_library_reads_every_weight_by_its_name(run, folder):
-    found, shapes = weights(folder), weight_shapes(RunFolder.open(run).config)
+    found, shapes = weights(folder), weight_shapes(open_model(run, "run").config)
     assert found.keys() == {*shapes, "tid2eid", "tid2eid_spread"}
     saved = whole(load_checkpoint(run / "checkpoints"))
     for name, shape in shapes.items():
@@ -123,9 +121,9 @@ def test_another_library_reads_every_weight_by_its_name(run, folder):
 
 def test_the_routing_table_is_a_tensor_that_routes_as_the_run_does(run, folder):
     """By the sentence of the model card, and nothing of ours."""
-    table, found = RunFolder.open(run).table, weights(folder)
+    table, found = open_model(run, "run").table, weights(folder)
     first_NDV, spread_DV = found["tid2eid"], found["tid2eid_spread"]
-    assert first_NDV.shape == (2, 3, RunFolder.open(run).tokenizer.size)
+    assert first_NDV.shape == (2, 3, open_model(run, "run").tokenizer.size)
     assert spread_DV.max() > 1, "some ids are spread"
     ids = np.concatenate([np.arange(0, first_NDV.shape[2], 97), np.argsort(-spread_DV[0])[:20]])
     for domain in range(3):
@@ -137,7 +135,7 @@ def test_the_routing_table_is_a_tensor_that_routes_as_the_run_does(run, folder):
 
 
 def test_files_are_as_large_as_asked_and_a_larger_tensor_is_alone(run, tmp_path):
-    model = open_trained_run(run)
+    model = open_model(run, "run")
     sizes = {name: tensor.nbytes for name, tensor in model.tensors.items()}
     written = write_hf_folder(model, tmp_path / "many", 20_000)
     for file in written.glob("*.safetensors"):
@@ -153,7 +151,7 @@ def test_files_are_as_large_as_asked_and_a_larger_tensor_is_alone(run, tmp_path)
 def test_what_several_ranks_wrote_becomes_the_same_folder(run, folder, tmp_path):
     copy = tmp_path / "ranks"
     shutil.copytree(run, copy)
-    opened = RunFolder.open(run)
+    opened = open_model(run, "run")
     saved = load_checkpoint(run / "checkpoints")
     arrays = {shard: saved.saved(shard) for shard in ("dense", "experts_layer_0", "experts_layer_1")}
     files = compose(
@@ -186,7 +184,7 @@ def test_config_json_says_sizes_domains_and_the_whole_configuration(run, folder)
     assert tree["embedding_slots"] == ["zh", "en"]
     assert tree["routing"] == {"table": "balanced", "seed": 3}
     assert tree["hidden_act"] == "fast_gelu"
-    assert tree["pangu_sigma"]["config"] == RunFolder.open(run).config.model_dump(mode="json")
+    assert tree["pangu_sigma"]["config"] == open_model(run, "run").config.model_dump(mode="json")
     generation = json.loads((folder / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"], generation["do_sample"]) == (9, 6, False)
     for file in (run / "tokenizer").iterdir():
@@ -210,7 +208,7 @@ def test_the_model_card_says_sources_licences_and_lineage_or_that_they_are_unkno
     again = convert_model(written, tmp_path / "again", "run")
     assert json.loads((again / "lineage.json").read_text())["before"] == receipt
     shutil.rmtree(tmp_path / "hf")
-    model = open_trained_run(run)
+    model = open_model(run, "run")
     elsewhere = model.config.model_copy(
         update={"data": model.config.data.model_copy(update={"path": str(tmp_path / "no")})}
     )
@@ -224,7 +222,7 @@ def test_a_run_is_made_without_prepared_data_and_trains_on_with_it(run, folder, 
     edit_json(changed / "config.json", lambda tree: tree["pangu_sigma"]["config"]["data"].update(path="/nowhere"))
     reseal(changed)
     again = convert_model(changed, tmp_path / "again", "run")
-    config = RunFolder.open(again).config
+    config = open_model(again, "run").config
     with pytest.raises(DataError, match=r"data\.path=/nowhere is not there"):
         RunFolder.create(again, config)
     there = tiny_config(tiny_data, model=MODEL, routing=BALANCED)
@@ -245,7 +243,7 @@ def test_a_failure_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):
             with pytest.raises(OSError, match="No space left"):
                 convert_model(source, tmp_path / "out", to)
         assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(to_run, "write_step_0", fail)
+    monkeypatch.setattr(conversion, "write_step_0", fail)
     with pytest.raises(OSError, match="No space left"):
         convert_model(folder, tmp_path / "out", "run")
     assert list(tmp_path.iterdir()) == []
@@ -270,7 +268,7 @@ def test_a_file_of_weights_alone_is_no_parent_because_nothing_says_what_its_rows
     dense = write_dense_run(tiny_config(tiny_data, model=DENSE), tmp_path / "dense")
     file = export_safetensors(dense, tmp_path / "weights.safetensors")
     with pytest.raises(
-        LayoutError, match=r"weights\.safetensors: has weights and a configuration but no tokenizer.*--format hf"
+        ConfigError, match=r"weights\.safetensors: has weights and a configuration but no tokenizer.*--format hf"
     ):
         open_parent(file)
 
@@ -467,7 +465,7 @@ def test_what_a_reader_may_change_is_no_damage(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "README.md").write_text("mine")
     (copy / ".gitattributes").write_text("x")
-    assert read_hf_folder(copy).step == 0
+    assert open_model(copy, "hf").step == 0
 
 
 @pytest.mark.parametrize(
@@ -475,7 +473,11 @@ def test_what_a_reader_may_change_is_no_damage(folder, tmp_path):
     [
         ("run", "run", "a run already"),
         ("folder", "hf", "folder already"),
-        ("nothing", "hf", "neither a run folder nor"),
+        (
+            "nothing",
+            "hf",
+            "is not a run folder or a Hugging Face style folder: it has no config.yaml and no config.json",
+        ),
     ],
 )
 def test_a_conversion_to_itself_or_of_nothing_is_refused(request, tmp_path, source, to, message):

@@ -11,18 +11,15 @@ from helpers.alpha_peers import megatron_sizes, peers_or_skip, run_peers
 from helpers.dense_runs import write_dense_run
 from helpers.tiny import tiny_tree, write_text
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.convert.trained_model import as_dense_model, open_trained_run
 from pangu_sigma.data.prepare import prepare
 from pangu_sigma.data.vocabulary import ALPHA_SIZE
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.host.exact import ExactModel
-from pangu_sigma.generate.weights import SavedWeights
+from pangu_sigma.stored.open import open_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("graph_mode")]
 
@@ -57,7 +54,7 @@ class Ours:
 
     def __init__(self, data: Path, folder: Path, activation: str):
         self.path = write_dense_run(config_of(data, activation), folder, STD)
-        self.run = RunFolder.open(self.path)
+        self.run = open_model(self.path, "run")
         ids = self.run.tokenizer.slot_rows[0]
         known = ids[(ids >= 0) & (ids < ALPHA_SIZE) & (ids != self.run.tokenizer.eot)]
         self.texts = np.random.default_rng(0).choice(known, (TEXTS, LENGTH)).astype(np.int64)
@@ -65,13 +62,13 @@ class Ours:
         self.rows = self.run.tokenizer.row_of[0][self.ids]
 
     def exact(self, activation: str) -> np.ndarray:
-        weights = SavedWeights(load_checkpoint(self.run.checkpoints, self.run.identity))
+        weights = self.run
         model = ExactModel(self.run.config.model, weights, activation)
         routes, row_of = np.zeros((0, LENGTH), int), self.run.tokenizer.row_of[0]
         return np.stack([model.logits(row_of[text], routes, self.rows) for text in self.texts])
 
     def of_the_graph(self) -> np.ndarray:
-        graph, logits = GraphDecoder.of_run(self.run), []
+        graph, logits = GraphDecoder.of(self.run, 1), []
         for text in self.texts:
             graph.begin(0, domains_of(self.run.config)[0])
             logits += graph.read([Chunk(0, text.tolist(), len(text))])
@@ -79,7 +76,7 @@ class Ours:
 
     def write(self, folder: Path, ranks: int) -> Path:
         """Files of Megatron, in whose word table the row of a token is its id; rows that we do not have are zeros."""
-        values = {name: each.read() for name, each in as_dense_model(open_trained_run(self.path)).tensors.items()}
+        values = {name: each.read() for name, each in self.run.tensors.items()}
         sizes = self.named(ranks)
         words = np.zeros((sizes["padded_vocab_size"], sizes["hidden_size"]), np.float32)
         words[self.ids] = values["embedding"][self.rows]

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import opened_whole
 from helpers.tiny import tiny_config
 from safetensors.numpy import load_file
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.parts import SavedArray
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert import mindir as module
 from pangu_sigma.convert.mindir import ExportError, compare_greedy, export_mindir, verify_export
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.exported import open_export
 from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Request
+from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.sealed import SEAL, DamagedFile
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -79,7 +79,7 @@ def test_it_holds_what_it_needs_and_others_may_read_it(tiny_export):
 
 
 def test_its_tables_route_and_spell_as_the_run_does(tiny_run, tiny_export):
-    tables, run = load_file(tiny_export / "tables.safetensors"), RunFolder.open(tiny_run)
+    tables, run = load_file(tiny_export / "tables.safetensors"), open_model(tiny_run, "run")
     ids, domains = np.arange(run.tokenizer.size), domains_of(run.config)
     for domain in domains:
         np.testing.assert_array_equal(
@@ -130,7 +130,7 @@ def test_a_model_without_experts_is_exported_too_and_a_large_one_in_several_file
     export_mindir(tmp_path / "run", tmp_path / "out")
     assert (tmp_path / "out" / "model.mindir").stat().st_size < (tmp_path / "out/model_variables/data_0").stat().st_size
     found = compare_greedy(
-        open_decoder(tmp_path / "run"), GraphDecoder.of_export(tmp_path / "out"), tmp_path / "out", 2
+        open_decoder(tmp_path / "run"), GraphDecoder.of(open_model(tmp_path / "out", "export")), tmp_path / "out", 2
     )
     assert found >= 3 * 2
     assert compare_greedy(open_decoder(tmp_path / "run"), open_decoder(tmp_path / "out"), tmp_path / "out", 2) == found
@@ -152,7 +152,7 @@ def test_each_flipped_bit_of_an_exported_graph_is_found_before_use(copied, numbe
     file, rng = copied / "model.mindir", np.random.default_rng(number)
     flipped(file, int(rng.integers(file.stat().st_size)), int(rng.integers(8)))
     with pytest.raises(DamagedFile, match=r"model\.mindir: xxh3_128 is .* damaged, run `pangu-sigma export` again"):
-        GraphDecoder.of_export(copied)
+        GraphDecoder.of(open_model(copied, "export"))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_each_damaged_file_of_an_export_is_named_before_use(copied, name, fault)
     else:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2 if fault == "cut" else 0])
     with pytest.raises(DamagedFile, match=rf"{name}: .*run `pangu-sigma export` again"):
-        open_export(copied)
+        opened_whole(copied, "export")
 
 
 def test_the_signature_of_an_export_says_what_the_graph_takes_and_gives(tiny_export):

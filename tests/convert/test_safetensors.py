@@ -11,12 +11,12 @@ from helpers.tiny import STEPS
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert import safetensors as module
 from pangu_sigma.convert.mindir import ExportError
-from pangu_sigma.convert.safetensors import export_safetensors, verify_safetensors
+from pangu_sigma.convert.safetensors import export_safetensors, verify_weights
 from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.stored.open import open_model
 
 EXPERT_ARRAYS = ("w1", "b1", "w2", "b2")
 
@@ -43,7 +43,7 @@ def test_it_holds_every_weight_and_the_configuration_and_nothing_else(tiny_run, 
     assert found["experts.1.w1"].shape == (6, 32, 24), "every expert of the layer"
     with safe_open(file, "numpy") as opened:
         config = parse_config(yaml.safe_load(opened.metadata()["config"]))
-    assert config == RunFolder.open(tiny_run).config
+    assert config == open_model(tiny_run, "run").config
     assert list(file.parent.iterdir()) == [file]
 
 
@@ -55,7 +55,7 @@ def test_a_failure_leaves_the_file_before_it_and_the_next_attempt_is_whole(tiny_
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "copy_part", fail)
+        patch.setattr(module, "write_arrays", fail)
         with pytest.raises(OSError, match="No space left"):
             export_safetensors(tiny_run, file)
     assert file.read_text() == "of an earlier run"
@@ -66,19 +66,19 @@ def test_a_failure_leaves_the_file_before_it_and_the_next_attempt_is_whole(tiny_
 
 def test_the_file_carries_its_own_hash_and_every_flipped_bit_shows(tiny_run, tmp_path):
     file = export_safetensors(tiny_run, tmp_path / "weights.safetensors")
-    verify_safetensors(file)
+    verify_weights(file)
     content = file.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     digits = content.index(b'"xxh3_128": "') + 14
     for at in (0, 9, digits, digits + 20, header - 1, header, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         with pytest.raises(DamagedFile, match=r"weights\.safetensors: "):
-            verify_safetensors(file)
+            verify_weights(file)
 
 
 @pytest.mark.parametrize("output", ["/proc/weights", "{}/file/weights", "{}"])
 def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch, output):
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(module, "load_checkpoint", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr(module, "write_arrays", lambda *_: pytest.fail("it began to work"))
     with pytest.raises(ExportError, match="choose another --output"):
         export_safetensors(tiny_run, Path(output.format(tmp_path)))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from helpers.tiny import SAVED_AT
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate import comparison
 from pangu_sigma.evaluate.comparison import compare_runs, format_differences
 from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.losses import HeldOutLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -67,7 +67,7 @@ def test_over_pairs_the_mean_has_an_error_of_its_own(tiny_run, earlier, monkeypa
     for name in names:
         nats_U = hard_U + rng.normal(-5.0 if name.startswith("sparse") else 0.0, 2.0, 50)
         losses[name] = {"zh": HeldOutLoss(nats_U, np.full(50, 256), np.full(50, 800), 7.0, "d")}
-    monkeypatch.setattr(comparison.RunFolder, "open", lambda path: path)
+    monkeypatch.setattr(comparison, "open_model", lambda path, kind: path)
     monkeypatch.setattr(comparison, "held_out_batches", lambda run: run)
     monkeypatch.setattr(comparison, "samples_read", lambda run, batches, all: 50)
     monkeypatch.setattr(comparison, "_check_same_text", lambda *arguments: None)
@@ -93,7 +93,7 @@ def test_over_pairs_the_mean_has_an_error_of_its_own(tiny_run, earlier, monkeypa
 
 
 def test_runs_with_other_held_out_text_or_another_tokenizer_are_refused(tiny_run, earlier):
-    run, batches = RunFolder.open(tiny_run), comparison.held_out_batches(RunFolder.open(tiny_run))
+    run, batches = open_model(tiny_run, "run"), comparison.held_out_batches(open_model(tiny_run, "run"))
     comparison._check_same_text(run, run, batches, batches, 8)
 
     def refuse(match: str, other: Any = run, theirs: Any = batches) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.held_out import HeldOut
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.decoded import DecodedForward
 from pangu_sigma.evaluate.run import evaluate_run, held_out_batches
+from pangu_sigma.stored.open import open_model
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 def test_where_every_row_has_a_token_it_is_the_loss_of_the_run(tiny_run, tiny_graph):
     """Samples hold several documents. In the slot of zh every row is in use; in that of en some are not, and there an export loses
     less: it knows that they cannot be drawn."""
-    run = RunFolder.open(tiny_run)
+    run = open_model(tiny_run, "run")
     batches, expected = held_out_batches(run), evaluate_run(tiny_run)
     forward = DecodedForward(tiny_graph, domains_of(run.config))
     for domain in domains_of(run.config):

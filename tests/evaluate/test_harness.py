@@ -19,7 +19,6 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate import harness
@@ -28,6 +27,7 @@ from pangu_sigma.evaluate.kept import Kept
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.text import generate
+from pangu_sigma.stored.open import open_model
 
 PAIRS = [
     ("the cat sees", " a small old red dog"),
@@ -57,7 +57,7 @@ class Exact:
     """The exact path of a run: log-softmax in float64 of its logits."""
 
     def __init__(self, run: Path, name: str):
-        self.decoder = SlowDecoder(RunFolder.open(run))
+        self.decoder = SlowDecoder(open_model(run, "run"))
         self.tokenizer = self.decoder.tokenizer
         self.domain = domains_of(self.decoder.config).named(name)
 

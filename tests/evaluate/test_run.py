@@ -14,7 +14,6 @@ from helpers.edited import edit_config
 from helpers.prepared import change_vocabulary
 from helpers.tiny import STEPS
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.domains import domains_of
@@ -22,7 +21,8 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.comparison import compare_runs
 from pangu_sigma.evaluate.run import evaluate_run, format_losses
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.text import open_decoder
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.losses import FIGURES
 from pangu_sigma.train.metrics import read_metrics
 
@@ -60,7 +60,7 @@ def test_it_gives_the_losses_of_the_end_of_training_with_all_that_was_logged(tin
 
 
 def test_all_counts_every_held_out_token_once_and_unigram_and_bytes_are_of_those(everything, tiny_run, tiny_data):
-    run = RunFolder.open(tiny_run)
+    run = open_model(tiny_run, "run")
     frequencies_DV, length = np.load(tiny_data / "frequencies.npy"), run.config.model.seq_length
     for domain in domains_of(run.config):
         ids, found = held_out_ids(tiny_data, domain.name, length), everything[domain.name]
@@ -79,7 +79,7 @@ def test_all_counts_every_held_out_token_once_and_unigram_and_bytes_are_of_those
 def test_the_loss_of_a_sample_is_that_of_its_documents(everything, tiny_run, tiny_data):
     """Against the model that answers: each document of a sample is scored alone. Every row of the slot of zh is in use:
     the answering model knows that other rows cannot be drawn, and the loss does not."""
-    decoder, run = open_decoder(tiny_run), RunFolder.open(tiny_run)
+    decoder, run = open_decoder(tiny_run), open_model(tiny_run, "run")
     length, domain = run.config.model.seq_length, domains_of(run.config).named("zh")
     ids = held_out_ids(tiny_data, "zh", length)
     for number in (0, 3):
@@ -107,7 +107,7 @@ def test_the_standard_error_is_over_samples(everything):
 
 def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    data = RunFolder.open(run).config.data.path
+    data = open_model(run, "run").config.data.path
     edit_config(run, {str(data): str(tmp_path / "gone")})
     with pytest.raises(DataError, match=r"gone.*prepare-data"):
         evaluate_run(run)
@@ -116,7 +116,7 @@ def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
 def test_text_that_was_prepared_again_with_another_vocabulary_is_refused(tiny_run, tiny_data, tmp_path):
     """Two tokens have each other's row: every number would be another one, and nothing else would show it."""
     run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(tiny_data, tmp_path / "data")
-    edit_config(run, {str(RunFolder.open(run).config.data.path): str(data)})
+    edit_config(run, {str(open_model(run, "run").config.data.path): str(data)})
     assert evaluate_run(run) == evaluate_run(tiny_run)
     change_vocabulary(data / "tokenizer")
     for refused in (lambda: evaluate_run(run), lambda: compare_runs([tiny_run], [run])):

@@ -8,11 +8,11 @@ from helpers.tiny import tiny_config
 
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.finetune.forgetting import format_forgetting, measure_forgetting
-from pangu_sigma.inherit.trained import Trained
+from pangu_sigma.stored.open import open_model
 
 
 def test_what_cannot_be_measured_is_said(tiny_run, tmp_path):
-    known = Trained.open(tiny_run).hash
+    known = open_model(tiny_run, "run").hash
     changed = measure_forgetting(tiny_run, tiny_run, "another hash")
     assert format_forgetting(changed) == f"forgetting was not measured: {tiny_run} has been trained on since"
     away = shutil.copytree(tiny_run, tmp_path / "run")

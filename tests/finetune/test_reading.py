@@ -8,16 +8,16 @@ import pytest
 from helpers.tasks import TASK, pairs, write_lines
 from helpers.tiny import tiny_config
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.quarantine import Quarantine
 from pangu_sigma.errors import DataError
 from pangu_sigma.finetune.reading import TaskFile, format_file, read_task_file
+from pangu_sigma.stored.open import open_model
 
 
 @pytest.fixture
 def read(tiny_run, tiny_data, tmp_path):
     def reading(*lines: object, **options: object) -> TaskFile:
-        run, path = RunFolder.open(tiny_run), write_lines(tmp_path / "a.jsonl", lines)
+        run, path = open_model(tiny_run, "run"), write_lines(tmp_path / "a.jsonl", lines)
         config = tiny_config(tiny_data, finetune=TASK["finetune"] | options, chat=TASK["chat"])
         with Quarantine(tmp_path / "quarantine.jsonl") as quarantine:
             found = read_task_file(path, "--train-file", config, run.tokenizer, quarantine)

@@ -10,11 +10,12 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.domains import domains_of
 from pangu_sigma.finetune.spelling import Speller, TooLong
 from pangu_sigma.generate.chat_template import ChatTemplate
+from pangu_sigma.stored.open import open_model
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run) -> RunFolder:
-    return RunFolder.open(tiny_run)
+    return open_model(tiny_run, "run")
 
 
 def speller(run: RunFolder, data, **options: object) -> Speller:

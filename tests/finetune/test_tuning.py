@@ -18,7 +18,6 @@ from helpers.runs import digests
 from helpers.tasks import pairs, write_lines, write_task
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
@@ -30,6 +29,7 @@ from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import extract_run
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
 
@@ -74,15 +74,14 @@ def test_only_the_experts_of_the_domain_change_and_they_do(tiny_run, tuned):
 
 
 def test_the_other_domains_answer_as_before_bit_for_bit(tiny_run, tiny_data, tuned):
-    parent, run = RunFolder.open(tiny_run), RunFolder.open(tuned)
-    checkpoint = load_checkpoint(parent.checkpoints)
-    found = compare_trained(parent, checkpoint, run, {n: n for n in ("zh", "en", "code")}, tiny_data, graphs=False)
+    parent, run = open_model(tiny_run, "run"), open_model(tuned, "run")
+    found = compare_trained(parent, run, {n: n for n in ("zh", "en", "code")}, tiny_data, graphs=False)
     assert (found["zh"].exact, found["code"].exact) == (0.0, 0.0)
     assert found["en"].exact > 0.0
 
 
 def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
-    result, run = result_of(tuned), RunFolder.open(tuned)
+    result, run = result_of(tuned), open_model(tuned, "run")
     best = result["best"]
     assert best["loss"] < best["before"] - 0.1, "it learns the task"
     assert [path.name for path in (tuned / "checkpoints").glob("step_*")] == [f"step_{best['step']:08d}"]
@@ -112,9 +111,9 @@ def test_a_tuned_run_is_a_run(tuned, tmp_path):
     losses = evaluate_run(tuned)
     assert losses["zh"]["loss"] == result_of(tuned)["forgetting"]["domains"]["zh"]["after"]["loss"]
     extract_run(tuned, tmp_path / "en", ["en"], graphs=False)
-    assert RunFolder.open(tmp_path / "en").config.finetune is None
+    assert open_model(tmp_path / "en", "run").config.finetune is None
     with pytest.raises(ConfigError, match=r"finetune\.task=test: .* is tuned to a task; go on with .*finetune"):
-        train(RunFolder.open(tuned).config, tuned)
+        train(open_model(tuned, "run").config, tuned)
 
 
 def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_run, tuned, tmp_path, monkeypatch):
@@ -231,7 +230,7 @@ def test_patience_ends_a_run_and_the_best_state_is_kept(tiny_run, tmp_path):
     """A rate that is far too high: the loss of the dev set soon gets worse."""
     high = {"train": {"optimizer": {"peak_lr": 0.5, "end_lr": 0.4}}, "finetune": {"patience": 2, "epochs": 12}}
     result = finetune_run(tiny_run, ask(tmp_path / "asked", sections=high, learn="experts"), tmp_path / "run")
-    config = RunFolder.open(tmp_path / "run").config
+    config = open_model(tmp_path / "run", "run").config
     assert result["steps"] < config.train.steps
     assert result["best"]["stale"] == 2
     assert result["steps"] == result["best"]["step"] + 2 * config.train.eval_interval

@@ -10,14 +10,14 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.host import decoder as host_decoder
-from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.text import open_decoder
 
 CODE = """
 import json, sys
 from pathlib import Path
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.text import open_decoder
 decoder = open_decoder(Path(sys.argv[1]), lanes=1)
 decoder.begin(0, domains_of(decoder.config)[1])
 (logits,) = decoder.read([Chunk(0, decoder.tokenizer.prompt("the cat", domains_of(decoder.config)[1]))])

@@ -9,8 +9,8 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.score import score
+from pangu_sigma.generate.text import open_decoder
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

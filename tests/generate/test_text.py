@@ -13,9 +13,8 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.generate.text import generate, stream
+from pangu_sigma.generate.text import generate, open_decoder, stream
 
 LENGTH = 10
 _BROKEN = "\N{REPLACEMENT CHARACTER}"

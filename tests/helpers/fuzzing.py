@@ -30,6 +30,7 @@ import numpy as np
 import xxhash
 import yaml
 from helpers import foreign_files
+from helpers.runs import opened_whole
 from helpers.tiny import tiny_config, tiny_tree
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -41,7 +42,6 @@ from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, wri
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import RoutingConfig
 from pangu_sigma.config_file import load_config
-from pangu_sigma.convert.dense_files import open_dense_model
 from pangu_sigma.data.documents import Rejected, read_jsonl, read_lines
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import DATA_FORMAT, load_manifest
@@ -51,9 +51,10 @@ from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.finetune.talks import parse_talk
-from pangu_sigma.generate.exported import ExportedWeights
+from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sealed
+from pangu_sigma.stored.open import open_model
 
 SECONDS = 5
 """Time of the processor that one case may take, which other programs do not lengthen; waiting may take twelve times as long."""
@@ -585,8 +586,6 @@ def hf_target(folder: Path) -> Target:
     """Configuration, index and headers of a Hugging Face style folder, mostly sealed anew: else the seal alone would be asked."""
     from helpers.hf_folders import small_hf_folder
 
-    from pangu_sigma.convert.hf_folder import read_hf_folder
-
     small_hf_folder(folder / "hf")
     files = {name: (folder / "hf" / name).read_bytes() for name in ("config.json", "model.safetensors.index.json")}
     shards = {file.name: file.read_bytes() for file in (folder / "hf").glob("*.safetensors")}
@@ -607,7 +606,7 @@ def hf_target(folder: Path) -> Target:
         if meant:
             seal_folder(copy, json.loads((copy / SEAL).read_bytes())["files"], {"kind": "pangu_sigma"})
         with watched():
-            read_hf_folder(copy)
+            opened_whole(copy, "hf")
         return True
 
     names = st.sampled_from([*files, *shards])
@@ -757,9 +756,9 @@ def mindir_target(folder: Path) -> Target:
     def load(here: Path, case: bytes) -> bool:
         put(here / "data_0", values.tobytes())
         put(here / "model.mindir", case)
+        seal_folder(here, ["model.mindir", "data_0"], {})
         with watched():
-            weights = ExportedWeights(here)
-            return all(weights.tensor(name).sum() is not None for name in weights.names)
+            return all(values.sum() is not None for values in open_model(here, "export").arrays.values())
 
     return Target(
         "MindIR", st.binary(max_size=120).map(lambda b: b"\x3a" + b), changed_bytes(valid), load, "is no file|no graph"

@@ -10,7 +10,7 @@ import numpy as np
 from helpers.tiny import WORDS, tiny_tree
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.stored.open import open_model
 
 LAW = {"name": "law", "language": "zh", "slot": "law"}
 
@@ -39,6 +39,6 @@ def law_tree(data: Path, english: Path | None = None) -> dict[str, Any]:
 
 def saved_arrays(run: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint of a run, by file and name."""
-    opened = RunFolder.open(run)
+    opened = open_model(run, "run")
     files = load_checkpoint(opened.checkpoints, opened.identity).files
     return {f"{file} {name}": np.array(a.values) for file, arrays in files.items() for name, a in arrays.items()}

@@ -10,14 +10,14 @@ from helpers.tiny import tiny_config
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.config import Config
 from pangu_sigma.convert.hf_folder import write_hf_folder
-from pangu_sigma.convert.trained_model import TrainedModel, weight_shapes
 from pangu_sigma.data.sentencepieces import alpha_model, learn_english
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.stored.model import StoredModel, weight_shapes
 
 
-def drawn_model(config: Config, folder: Path, rows: np.ndarray | None = None) -> TrainedModel:
+def drawn_model(config: Config, folder: Path, rows: np.ndarray | None = None) -> StoredModel:
     """A model with weights from N(0, 1) and a tokenizer, which is written into `folder`. rows: ids of the rows of every slot."""
     if rows is None:
         rows = np.array([*range(config.model.slot_rows - 256), *range(FIRST_BYTE, FIRST_ENGLISH)])
@@ -32,7 +32,9 @@ def drawn_model(config: Config, folder: Path, rows: np.ndarray | None = None) ->
     table = draw_tables(
         config.routing, sizes.rre_layers, len(config.domains), tokenizer.size, sizes.experts_per_domain, None
     )
-    return TrainedModel(folder, "run", config, tokenizer, table, 0, None, tensors, None)
+    model = StoredModel(folder)
+    model.config, model.tokenizer, model.table, model.tensors, model.step = config, tokenizer, table, tensors, 0
+    return model
 
 
 def small_hf_folder(output: Path) -> Path:

@@ -10,6 +10,8 @@ import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.parts import Part, copy_part
+from pangu_sigma.stored.model import Kind, StoredModel
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.metrics import read_metrics
 
 
@@ -22,6 +24,13 @@ def digests(checkpoint: Path) -> dict[str, str]:
         for name, a in arrays.items()
     }
     return found | {"state": json.dumps(loaded.state, sort_keys=True), "step": str(loaded.step)}
+
+
+def opened_whole(path: Path, *kinds: Kind) -> StoredModel:
+    """A model of which everything was opened: configuration, what its ids mean, receipt, every array."""
+    model = open_model(path, *kinds)
+    _ = model.config, model.tokenizer, model.table, model.lineage, list(model.listed())
+    return model
 
 
 def held_out_losses(run: Path) -> tuple[dict[str, float], dict[str, float]]:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.host.exact import ExactModel
-from pangu_sigma.generate.weights import SavedWeights
+from pangu_sigma.stored.model import StoredModel
 
 
 class SlowDecoder:
     """A `Decoder` without a cache, of texts of one document."""
 
-    def __init__(self, run: RunFolder, lanes: int = 4):
+    def __init__(self, run: StoredModel, lanes: int = 4):
         self.config, self.tokenizer, self.lanes = run.config, run.tokenizer, lanes
         self._table = run.table
-        weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
-        self._model = ExactModel(run.config.model, weights, run.config.model.activation)
+        self._model = ExactModel(run.config.model, run, run.config.model.activation)
         self._texts: dict[int, tuple[Domain, list[int]]] = {}
 
     def begin(self, lane: int, domain: Domain) -> None:

@@ -9,7 +9,6 @@ import yaml
 from helpers.grown import law_tree, saved_arrays
 from helpers.tiny import tiny_config, tiny_tree
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
@@ -21,7 +20,7 @@ from pangu_sigma.inherit import extend
 from pangu_sigma.inherit.extend import Origin, check_extension, extend_run, extended_tables, plan_extension
 from pangu_sigma.inherit.extract import extract_run
 from pangu_sigma.inherit.parent import open_parent
-from pangu_sigma.inherit.trained import Trained
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -47,7 +46,7 @@ def test_every_array_of_old_domains_is_the_parents_bit_for_bit(tiny_run, extende
 
 
 def test_the_new_domain_is_the_named_one_with_an_adam_of_its_own(tiny_run, extended):
-    new, run = saved_arrays(extended), RunFolder.open(extended)
+    new, run = saved_arrays(extended), open_model(extended, "run")
     for name, values in new.items():
         if name.startswith("experts_layer_"):
             state = name.endswith(("moment", "variance", "step"))
@@ -74,7 +73,7 @@ def test_all_domains_answer_as_before_and_the_new_one_as_the_named_bit_for_bit(e
     assert receipt["parent_step"] == 30
     assert receipt["domains"]["law"] == "new, with experts and routing of domain zh"
     assert receipt["domains"]["en"] == "as it was"
-    assert sum(receipt["parameters"].values()) == RunFolder.open(extended).config.num_params().total
+    assert sum(receipt["parameters"].values()) == open_model(extended, "run").config.num_params().total
 
 
 def test_to_extract_what_was_extended_gives_the_run_back(tiny_run, extended, tmp_path):
@@ -82,7 +81,7 @@ def test_to_extract_what_was_extended_gives_the_run_back(tiny_run, extended, tmp
     old, back = saved_arrays(tiny_run), saved_arrays(tmp_path / "back")
     assert old.keys() == back.keys()
     assert all(old[name].tobytes() == back[name].tobytes() for name in old)
-    before, after = RunFolder.open(tiny_run), RunFolder.open(tmp_path / "back")
+    before, after = open_model(tiny_run, "run"), open_model(tmp_path / "back", "run")
     assert before.tokenizer.hash == after.tokenizer.hash
     assert before.table.hash == after.table.hash
     assert before.config.domains == after.config.domains
@@ -103,7 +102,7 @@ def test_a_new_domain_begins_as_a_dense_parent(tiny_run, law_config, dense, tmp_
     receipt = extend_run(tiny_run, law_config, tmp_path / "run", Origin(dense=open_parent(dense)), graphs=False)
     new, alpha = saved_arrays(tmp_path / "run"), saved_arrays(dense)
     assert (new["experts_layer_1 w2"][LAW] == alpha["dense layers.2.ffn.w2"]).all()
-    used = RunFolder.open(dense).tokenizer.slot_rows[0] >= 0
+    used = open_model(dense, "run").tokenizer.slot_rows[0] >= 0
     assert (new["dense embedding"][:640][used] == alpha["dense embedding"][:640][used]).all()
     assert receipt.agreement.keys() == {"zh", "en", "code"}
     assert all(agreement.exact == 0.0 for agreement in receipt.agreement.values())
@@ -111,7 +110,7 @@ def test_a_new_domain_begins_as_a_dense_parent(tiny_run, law_config, dense, tmp_
 
 
 def test_fresh_domains_are_drawn_and_tables_depend_on_the_name_alone(tiny_run, law_config):
-    parent = Trained.open(tiny_run)
+    parent = open_model(tiny_run, "run")
     heir = plan_extension(parent, law_config, Origin(scratch=True))
     w1 = heir.find("experts_layer_0", "w1", (8, 32, 24)).read()
     assert (w1[0] == w1[1]).all(), "model.expert_init=replicated"
@@ -123,11 +122,11 @@ def test_fresh_domains_are_drawn_and_tables_depend_on_the_name_alone(tiny_run, l
         ConfigError, match="was prepared for law, zh, en, code, the configuration has zh, en, code, law"
     ):
         plan_extension(parent, last, Origin(scratch=True))
-    same = {each.name: each.name for each in parent.run.config.domains}
+    same = {each.name: each.name for each in parent.config.domains}
     table = extended_tables(parent, last, heir.tokenizer, np.arange(heir.tokenizer.size), same)
     assert (table.first_NDV[:, 3] == heir.table.first_NDV[:, 0]).all()
-    assert (table.first_NDV[:, :3] == parent.run.table.first_NDV).all()
-    assert (heir.table.first_NDV[:, 1:] == parent.run.table.first_NDV).all()
+    assert (table.first_NDV[:, :3] == parent.table.first_NDV).all()
+    assert (heir.table.first_NDV[:, 1:] == parent.table.first_NDV).all()
     counts = np.bincount(heir.table.first_NDV[0, 0])
     assert np.ptp(counts) <= 1, "a drawn table deals ids out evenly"
     assert (heir.table.first_NDV[0, 0] != heir.table.first_NDV[0, 1]).any()
@@ -145,7 +144,7 @@ def test_an_expert_becomes_equal_copies_among_which_its_ids_are_dealt_out(tiny_r
             for copy in range(3):
                 first = 6 * (domain + 1) + 2 * copy
                 assert (mine[first : first + 2] == its[2 * domain : 2 * domain + 2]).all(), name
-    table, its_table = RunFolder.open(tmp_path / "run").table, RunFolder.open(tiny_run).table
+    table, its_table = open_model(tmp_path / "run", "run").table, open_model(tiny_run, "run").table
     assert (table.first_NDV[:, 1:] % 2 == its_table.first_NDV).all()
     assert (np.bincount(table.first_NDV[0, 1], minlength=6) > 6_000).all(), "every copy has its share of 40,577 ids"
     assert "every expert 3 times" in receipt.domains["en"]
@@ -161,7 +160,7 @@ def test_more_english_pieces_leave_old_tokens_as_they_were(tiny_run, tiny_data, 
     prepare(config, [tiny_data.parent / "text.jsonl"], tmp_path / "data")
     receipt = extend_run(tiny_run, config, tmp_path / "run", Origin(), graphs=False)
     assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0] * 3
-    had, has = RunFolder.open(tiny_run), RunFolder.open(tmp_path / "run")
+    had, has = open_model(tiny_run, "run"), open_model(tmp_path / "run", "run")
     assert has.tokenizer.size == had.tokenizer.size + 2
     english = {piece: i for i, piece in enumerate(has.tokenizer.vocabulary.pieces) if i >= 40_260}
     for i, piece in list(enumerate(had.tokenizer.vocabulary.pieces))[40_260:]:
@@ -218,7 +217,7 @@ def test_all_problems_are_told_at_once(tiny_data, tmp_path):
 
 
 def test_origins_that_cannot_be_are_refused(tiny_run, law_config, tiny_data, dense, tmp_path):
-    parent = Trained.open(tiny_run)
+    parent = open_model(tiny_run, "run")
     with pytest.raises(
         ConfigError,
         match=r"law: say what new domains begin as: --from-domain DOMAIN .*, --from-dense MODEL .*, or --from-scratch",
@@ -235,19 +234,19 @@ def test_origins_that_cannot_be_are_refused(tiny_run, law_config, tiny_data, den
     with pytest.raises(ConfigError, match=r"has nothing that .* lacks"):
         plan_extension(parent, tiny_config(tiny_data), Origin())
     alpha = open_parent(dense)
-    alpha.model.__dict__["ffn"] = 64
+    alpha.sizes.__dict__["ffn"] = 64
     with pytest.raises(ConfigError, match=r"--from-dense .*: its ffn is 64, this run's is 32"):
         plan_extension(parent, law_config, Origin(dense=alpha))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tokens_that_would_be_lost_are_named_with_the_way_to_keep_them(tiny_run, law_config, tmp_path, monkeypatch):
-    parent = Trained.open(tiny_run)
+    parent = open_model(tiny_run, "run")
     with pytest.raises(
         DataError, match=r"is not there; .*\n.*prepare-data .*english_model=.*/tokenizer/english\.model"
     ):
         plan_extension(parent, parse_config(law_tree(tmp_path / "nothing")), Origin("zh"))
-    prepared = RunFolder.open(tiny_run).tokenizer
+    prepared = open_model(tiny_run, "run").tokenizer
     rows = np.concatenate([prepared.slot_rows[:1], prepared.slot_rows])
     rows[1, 600:610] = -1
     lossy = Tokenizer(alpha_model(), (tiny_run / "tokenizer" / "english.model").read_bytes(), rows)

@@ -9,8 +9,6 @@ import pytest
 from helpers.grown import saved_arrays
 from helpers.tiny import tiny_config, tiny_tree
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
@@ -21,6 +19,7 @@ from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.inherit import extract
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import chosen_domains, extract_export, extract_run, extracted_config
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -40,7 +39,7 @@ def test_every_array_is_the_domains_part_of_the_parents_bit_for_bit(tiny_run, ex
     assert new["dense_optimizer step"] == 30, "Adam goes on warm"
     assert (new["experts_layer_0 step"] > 0).all()
     assert np.ptp(new["experts_layer_1 w1.variance"]) > 0
-    whole, mine = RunFolder.open(tiny_run).table, RunFolder.open(extracted).table
+    whole, mine = open_model(tiny_run, "run").table, open_model(extracted, "run").table
     assert (mine.first_NDV == whole.first_NDV[:, :1]).all()
 
 
@@ -52,7 +51,7 @@ def test_the_domain_answers_as_before_bit_for_bit_by_the_graph_too(extracted, ti
     assert receipt["agreement"]["zh"]["fast"] == 0.0
     assert receipt["domains"] == {"zh": "as it was", "en": "left away", "code": "left away"}
     assert receipt["parent_parameters"] == tiny_config(tiny_data).num_params().total
-    assert sum(receipt["parameters"].values()) == RunFolder.open(extracted).config.num_params().total
+    assert sum(receipt["parameters"].values()) == open_model(extracted, "run").config.num_params().total
     assert "counted from 0" in receipt["notes"][0]
 
 
@@ -60,7 +59,7 @@ def test_the_domain_answers_as_before_bit_for_bit_by_the_graph_too(extracted, ti
 def test_any_domains_answer_as_before_bit_for_bit(tiny_run, tmp_path, kept):
     receipt = extract_run(tiny_run, tmp_path / "run", kept, graphs=False)
     assert {name: each.exact for name, each in receipt.agreement.items()} == dict.fromkeys(kept, 0.0)
-    run = RunFolder.open(tmp_path / "run")
+    run = open_model(tmp_path / "run", "run")
     assert [each.name for each in run.config.domains] == kept
     assert run.tokenizer.slot_rows.shape == (run.config.slots, 640)
     dropped = [name for name in ("zh", "en", "code") if name not in kept]
@@ -73,7 +72,10 @@ def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
     receipt = extract_export(tiny_run, tmp_path / "zh", ["zh"], graphs=False)
     assert receipt.agreement["zh"].exact == 0.0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zh"]
-    whole, part_of_it = GraphDecoder.of_export(tiny_export), GraphDecoder.of_export(tmp_path / "zh")
+    whole, part_of_it = (
+        GraphDecoder.of(open_model(tiny_export, "export")),
+        GraphDecoder.of(open_model(tmp_path / "zh", "export")),
+    )
     domains = [next(d for d in map_of(model) if d.name == "zh") for model in (whole, part_of_it)]
     ids = whole.tokenizer.prompt("今天天气不错我们去公园看花", domains[0])
     assert part_of_it.tokenizer.prompt("今天天气不错我们去公园看花", domains[1]) == ids
@@ -90,10 +92,9 @@ def test_through_a_hugging_face_folder_and_back_it_still_answers_as_its_parent(
 ):
     convert_model(extracted, tmp_path / "hf", "hf")
     convert_model(tmp_path / "hf", tmp_path / "back", "run")
-    parent, back = RunFolder.open(tiny_run), RunFolder.open(tmp_path / "back")
-    checkpoint = load_checkpoint(parent.checkpoints, parent.identity)
-    text = RunFolder.open(extracted).path / "data"
-    found = compare_trained(parent, checkpoint, back, {"zh": "zh"}, text, graphs=False)
+    parent, back = open_model(tiny_run, "run"), open_model(tmp_path / "back", "run")
+    text = open_model(extracted, "run").path / "data"
+    found = compare_trained(parent, back, {"zh": "zh"}, text, graphs=False)
     assert found["zh"].exact == 0.0
     assert found["zh"].tokens == 16
 
@@ -107,7 +108,7 @@ def map_of(model):
 def test_it_trains_on_from_exactly_the_loss_that_the_parent_had(tiny_run, extracted, tmp_path):
     """Held-out loss of the new run at step 0 is that of the parent at its last step; then Adam goes on with its moments."""
     path = shutil.copytree(extracted, tmp_path / "run")
-    config = RunFolder.open(path).config
+    config = open_model(path, "run").config
     train_config = config.train.model_copy(update={"steps": 1, "eval_interval": 1})
     data = config.data.model_copy(update={"path": str(path / "data")})
     trainer = train(config.model_copy(update={"train": train_config, "data": data}), path)
@@ -146,7 +147,7 @@ def test_what_stands_in_the_way_is_refused_and_left_as_it_is(tiny_run, extracted
         extract_export(tiny_run, tiny_export, ["zh"])
     with pytest.raises(ConfigError, match="is not a run folder"):
         extract_run(tmp_path, tmp_path / "run", ["zh"])
-    with pytest.raises(ConfigError, match="is an export; name the run that it came from"):
+    with pytest.raises(ConfigError, match="is an exported model, not a run folder"):
         extract_run(tiny_export, tmp_path / "run", ["zh"])
     assert list(tmp_path.iterdir()) == []
 
@@ -168,7 +169,7 @@ def test_without_its_text_it_is_made_all_the_same_and_said(tiny_run, tiny_data, 
     config = tmp_path / "moved" / "config.yaml"
     from pangu_sigma.checkpoint.model_files import write_config
 
-    opened = RunFolder.open(run).config
+    opened = open_model(run, "run").config
     changed = opened.model_copy(update={"data": opened.data.model_copy(update={"path": str(data)})})
     write_config(config.parent, changed, "run")
     receipt = extract_run(run, tmp_path / "without", ["zh"], graphs=False)

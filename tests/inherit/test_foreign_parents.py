@@ -12,8 +12,7 @@ from helpers import foreign_files as foreign
 from helpers.tiny import tiny_config
 
 from pangu_sigma.cli import main
-from pangu_sigma.config import Config
-from pangu_sigma.convert.dense_model import LayoutError
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
@@ -105,7 +104,7 @@ def test_another_gelu_of_the_child_is_counted_in_nats_and_the_parents_own_is_com
 
 def test_another_vocabulary_or_number_of_heads_is_refused_and_leaves_nothing(tiny_data, tmp_path):
     folder = foreign.write_release(tmp_path / "parent", foreign.parent(), 1, 1)
-    with pytest.raises(LayoutError, match=r"40 rows.*40000"):
+    with pytest.raises(ConfigError, match=r"40 rows.*40000"):
         inherited(folder, tiny_data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

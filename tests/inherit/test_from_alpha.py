@@ -13,18 +13,18 @@ from helpers.dense_runs import write_dense_run
 from helpers.tiny import tiny_config, tiny_tree, write_text
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.convert.dense_model import LayoutError
 from pangu_sigma.data.prepare import prepare
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.descent import Child
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent, parent_ids, parent_slot
 from pangu_sigma.inherit.variation import Variation
+from pangu_sigma.stored.network import build_network
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -54,13 +54,13 @@ def no_graph(monkeypatch):
 
 
 def arrays(path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    network, store = load_trained(RunFolder.open(path))
+    network, store = build_network(open_model(path, "run"))
     return {n: p.asnumpy() for n, p in network.parameters_and_names()}, [w.asnumpy() for w in store.weights]
 
 
 def test_every_tensor_of_the_child_is_its_parents_bit_for_bit(parent, child):
     (old, _), (new, experts) = arrays(parent), arrays(child.path)
-    used = RunFolder.open(child.path).tokenizer.slot_rows.ravel() >= 0
+    used = open_model(child.path, "run").tokenizer.slot_rows.ravel() >= 0
     for name, value in new.items():
         rows = used if name == "embedding" else slice(None)  # rows without a token are nobody's
         assert (value[rows] == old[name][rows]).all(), name
@@ -125,7 +125,7 @@ def test_the_receipt_accounts_for_every_parameter_and_is_kept(parent, child):
 
 
 def open_and_hash(path) -> str:
-    return Child(open_parent(path), RunFolder.open(path).config, None).parent_hash()
+    return Child(open_parent(path), open_model(path, "run").config, None).parent_hash()
 
 
 @pytest.mark.slow

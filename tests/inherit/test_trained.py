@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 from helpers.tiny import tiny_config
 
+from pangu_sigma.checkpoint.checkpoint import whole_array
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.inherit.trained import Heir, Trained, experts_in_turn
+from pangu_sigma.inherit.trained import Heir, experts_in_turn
+from pangu_sigma.stored.open import open_model
 
 
 def heir_of(arrays, experts_K, own_K, config):
-    parent = SimpleNamespace(saved=lambda shard: arrays, array=lambda shard, name: None)
+    def array(shard, name):
+        return whole_array(arrays[name], name) if name in arrays else None
+
+    parent = SimpleNamespace(array=array)
     return Heir(parent, config, None, None, [], np.array(experts_K), np.array(own_K))
 
 
@@ -46,8 +51,8 @@ def test_experts_of_a_domain_are_taken_in_turn(tmp_path):
 
 
 def test_a_run_is_known_by_the_manifest_of_its_checkpoint(tiny_run, tmp_path):
-    assert Trained.open(tiny_run).hash == Trained.open(tiny_run).hash
-    assert len(Trained.open(tiny_run).hash) == 32
-    assert Trained.open(tiny_run).lineage is None
+    assert open_model(tiny_run, "run").hash == open_model(tiny_run, "run").hash
+    assert len(open_model(tiny_run, "run").hash) == 32
+    assert open_model(tiny_run, "run").lineage is None
     with pytest.raises(UserError, match="is not a run folder"):
-        Trained.open(tmp_path)
+        open_model(tmp_path, "run")

@@ -8,11 +8,8 @@ import sys
 import numpy as np
 from mindspore.train.mind_ir_pb2 import ModelProto
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.generate.exported import ExportedWeights, open_export
-from pangu_sigma.generate.open_decoder import open_decoder
-from pangu_sigma.generate.weights import SavedWeights
+from pangu_sigma.generate.text import open_decoder
+from pangu_sigma.stored.open import open_model
 
 
 def test_the_graph_is_compiled_and_written_with_the_weights_of_the_run(tiny_run, tmp_path):
@@ -20,10 +17,9 @@ def test_the_graph_is_compiled_and_written_with_the_weights_of_the_run(tiny_run,
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "compiled for Ascend" in done.stderr
-    assert open_export(tmp_path / "out").facts["weights"] == "float16"
-    run, found = RunFolder.open(tiny_run), ExportedWeights(tmp_path / "out")
-    saved = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
-    np.testing.assert_array_equal(found.kept("embedding"), saved.tensor("embedding").astype(np.float16))
+    assert open_model(tmp_path / "out", "export").facts["weights"] == "float16"
+    run, found = open_model(tiny_run, "run"), open_model(tmp_path / "out", "export")
+    np.testing.assert_array_equal(found.arrays["embedding"], run.tensor("embedding").astype(np.float16))
     model = ModelProto.FromString((tmp_path / "out" / "model.mindir").read_bytes())
     operators = {primitive.op_type for primitive in model.primitives}
     assert "LayerNorm" in operators and "Rsqrt" not in operators, "fused, as on no CPU"

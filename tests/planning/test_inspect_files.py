@@ -14,14 +14,14 @@ from helpers.tiny import tiny_config
 from pangu_sigma.checkpoint.format import CheckpointError, DamagedCheckpoint
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import write_config
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.cli import main
 from pangu_sigma.convert.conversion import convert_model
-from pangu_sigma.convert.dense_model import DenseModel, Unused, tensor_shapes
 from pangu_sigma.convert.safetensors import export_safetensors
-from pangu_sigma.planning import inspect_files as module
+from pangu_sigma.foreign.dense_model import DenseModel, Unused, tensor_shapes
 from pangu_sigma.planning.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.stored import open as module
+from pangu_sigma.stored.open import open_model
 
 STEP = "step_00000000"
 
@@ -45,7 +45,7 @@ def forms(run, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["run", "checkpoint", "hf", "weights"])
 def test_the_roles_add_up_to_the_configuration_whatever_holds_them(forms, kind):
-    found, count = inspect_files(forms[kind]), RunFolder.open(forms["run"]).config.num_params()
+    found, count = inspect_files(forms[kind]), open_model(forms["run"], "run").config.num_params()
     roles = {role: counts["parameters"] for role, counts in found.roles.items()}
     assert found.kind == kind
     assert roles["experts"] == count.experts
@@ -89,10 +89,10 @@ def test_a_flipped_value_is_found_with_verification_and_only_then(forms, tmp_pat
 def test_a_file_of_another_size_is_found_without_reading_it(forms, tmp_path):
     copy = shutil.copytree(forms["checkpoint"], tmp_path / STEP)
     (copy / "dense.safetensors").write_bytes((copy / "dense.safetensors").read_bytes()[:-1])
-    with pytest.raises(DamagedCheckpoint, match=r"dense\.safetensors: has \d+ bytes, \d+ were written"):
+    with pytest.raises(DamagedCheckpoint, match=r"dense\.safetensors: bytes is \d+, \d+ was written"):
         inspect_files(copy)
     (copy / "dense.safetensors").unlink()
-    with pytest.raises(DamagedCheckpoint, match=r"dense\.safetensors: is missing"):
+    with pytest.raises(DamagedCheckpoint, match=r"dense\.safetensors: No such file"):
         inspect_files(copy)
 
 
@@ -119,7 +119,7 @@ def test_a_foreign_model_says_its_sizes_and_what_it_does_not_say(tmp_path, monke
         *(tmp_path, "megatron", 8, 32, None, 2, 4, 40_000, "fast_gelu", False, tensors),
         unused=[Unused("rng_state", "random state")],
     )
-    monkeypatch.setattr(module, "open_dense_model", lambda path: model)
+    monkeypatch.setattr(module, "open_dense_model", lambda path, **_: model)
     found = inspect_files(tmp_path, verify=True)
     text = format_file_inspection(found)
     assert found.refusal is None
@@ -134,7 +134,7 @@ def test_a_foreign_model_says_its_sizes_and_what_it_does_not_say(tmp_path, monke
     ):
         assert said in text
     other = DenseModel(*(tmp_path, "megatron", 8, 32, 2, 2, 4, 50_000, "erf", True, {}))
-    monkeypatch.setattr(module, "open_dense_model", lambda path: other)
+    monkeypatch.setattr(module, "open_dense_model", lambda path, **_: other)
     assert "has 50000 rows" in (inspect_files(tmp_path).refusal or "")
 
 

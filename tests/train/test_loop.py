@@ -23,7 +23,7 @@ from pangu_sigma.checkpoint import save as saving
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
 from pangu_sigma.checkpoint.root import has_checkpoints
-from pangu_sigma.checkpoint.run_folder import RunFolder, run_config
+from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.state import restore, shards_of
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError, RoutingConfig
@@ -34,6 +34,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.run import evaluate_run
 from pangu_sigma.lock import LockError, OneWriter
 from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.metrics import read_metrics
 
@@ -188,7 +189,7 @@ def test_a_trained_run_with_experts_in_files_is_evaluated_to_the_losses_of_its_e
 
 def test_the_traffic_of_the_log_is_that_of_the_batches(tiny_data, tiny_run):
     """From the active experts of each batch and of the one before; those that fill the four places in a row do not move."""
-    run = RunFolder.open(tiny_run)
+    run = open_model(tiny_run, "run")
     batches = Batches(run.config, tiny_data, run.tokenizer, run.table)
     cursor, before, counts = batches.start(), [[], []], []
     for _ in range(STEPS):
@@ -236,7 +237,7 @@ def test_resuming_with_other_routing_or_another_vocabulary_is_refused(tiny_data,
     (copy / "config.yaml").unlink()
     with pytest.raises(ConfigError, match=r"routing\.seed: 0 → 5"):  # says the checkpoint itself
         Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
-    run = RunFolder.open(tiny_run)
+    run = open_model(tiny_run, "run")
     other = replace(run, table=draw_tables(RoutingConfig(seed=5), 2, 3, run.tokenizer.size, 2, None))
     with pytest.raises(CheckpointError, match=r"routing_hash.*routing\.seed"):
         other.newest_checkpoint()

@@ -10,13 +10,13 @@ from helpers.tasks import pairs, write_lines, write_task
 from experiments.finetune_packages import answering
 from experiments.finetune_packages.answering import answer_test, language_of, scores_of
 from pangu_sigma.checkpoint.model_files import write_config
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.finetune.spelling import Speller
 from pangu_sigma.finetune.task import read_task
 from pangu_sigma.generate.text import Generated, generate, prompt_ids
+from pangu_sigma.stored.open import open_model
 
 BAD = '{"prompt": "the cat"}'
 
@@ -25,7 +25,7 @@ BAD = '{"prompt": "the cat"}'
 def asked(tiny_run, tmp_path):
     """A run's configuration with a task in it, and a test file of four lines and one that cannot be used."""
     task = write_task(tmp_path / "test.yaml", finetune={"metric": "exact_match+f1"})
-    config = read_task(task).config(RunFolder.open(tiny_run).config, ["en"], 4)
+    config = read_task(task).config(open_model(tiny_run, "run").config, ["en"], 4)
     (tmp_path / "tuned").mkdir()
     write_config(tmp_path / "tuned", config, "run")
     return config, tmp_path / "tuned", write_lines(tmp_path / "test.jsonl", [*pairs(0, 4), BAD])

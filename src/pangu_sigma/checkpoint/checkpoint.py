@@ -21,8 +21,11 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pangu_sigma.checkpoint.format import (
     ANOTHER,
@@ -37,8 +40,9 @@ from pangu_sigma.checkpoint.format import (
     OtherData,
     read_manifest,
 )
-from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, decode_parts
-from pangu_sigma.checkpoint.root import candidates
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, decode_parts
+from pangu_sigma.checkpoint.root import candidates, latest_checkpoint
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
 from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
 from pangu_sigma.sealed import DamagedFile, verify
@@ -64,9 +68,18 @@ class Checkpoint:
                     found.setdefault(name, []).append(array)
         return found
 
+    def array(self, shard: str, name: str) -> LazyArray | None:
+        """An array of a shard as a whole; None if there is none."""
+        saved = self.saved(shard).get(name)
+        return None if saved is None else whole_array(saved, name)
+
 
 def load_checkpoint(
-    path: Path, expected: Identity | None = None, ranks: Ranks = ALONE, allow_data_change: bool = False
+    path: Path,
+    expected: Identity | None = None,
+    ranks: Ranks = ALONE,
+    allow_data_change: bool = False,
+    verified: bool = True,
 ) -> Checkpoint:
     """Read and verify a checkpoint.
 
@@ -75,13 +88,19 @@ def load_checkpoint(
     expected: what the caller is about to continue; another vocabulary, routing or data hash is refused. Configs may differ.
     ranks: all of them call this. Each verifies some of the files, and all take the same checkpoint.
     allow_data_change: True if the user accepts other data than the checkpoint was trained on; that is then a warning.
+    verified: False to compare sizes and no hashes, which reads headers only; of a root the newest checkpoint by its name is taken.
     Raises CheckpointError when there is no whole checkpoint or it is not the expected one, and its kind OtherData when only the
     data are others.
     """
     if CHECKPOINT_NAME.fullmatch(path.name) or (path / MANIFEST).exists():
-        found = _load_directory(path, expected, ranks)
-    else:
+        found = _load_directory(path, expected, ranks, verified)
+    elif verified:
         found = _newest_whole(path, expected, ranks)
+    else:
+        newest = latest_checkpoint(path)
+        if newest is None:
+            raise CheckpointError(f"{path}: holds no checkpoint; train the run first")
+        found = _load_directory(newest, expected, ranks, verified)
     if expected is not None:
         _check_data(path, found, expected, ranks, allow_data_change)
     return found
@@ -115,12 +134,12 @@ def _newest_whole(root: Path, expected: Identity | None, ranks: Ranks) -> Checkp
     )
 
 
-def _load_directory(path: Path, expected: Identity | None, ranks: Ranks) -> Checkpoint:
+def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verified: bool = True) -> Checkpoint:
     try:
         with ranks.together(f"verifying {path}"):
             manifest = read_manifest(path)
             for name, recorded in list(manifest["files"].items())[ranks.rank :: ranks.world]:
-                verify(path / name, recorded, ANOTHER)
+                verify(path / name, recorded, ANOTHER, verified)
     except (RankError, DamagedFile) as error:
         raise DamagedCheckpoint(str(error)) from error
     identity = Identity(**manifest["identity"])
@@ -181,3 +200,26 @@ def _check_data(path: Path, found: Checkpoint, expected: Identity, ranks: Ranks,
         )
     if ranks.first:
         logger.warning("%s: checkpoint of step %d: %s", path, found.step, text)
+
+
+def whole_array(saved: list[SavedArray], name: str) -> LazyArray:
+    """The array that files have as one or as several parts; each of its rows can be read alone. name: for messages.
+
+    Raises CheckpointError, when its values are asked for, if a part of it is in no file.
+    """
+    if len(saved) == 1 and saved[0].is_whole:
+        return LazyArray.of(saved[0].values, name)
+    whole, row = saved[0].part.whole, partial(_row, saved, name)
+    return LazyArray(whole, saved[0].values.dtype, lambda: map(row, range(whole[0])), name, row=row)
+
+
+def _row(saved: list[SavedArray], name: str, number: int) -> np.ndarray:
+    whole = saved[0].part.whole
+    row = np.empty((1, *whole[1:]), saved[0].values.dtype)
+    wanted = Part(whole, ((number, number + 1),), (0,) * (len(whole) - 1))
+    copied = sum(copy_part(array, row, wanted) for array in saved)
+    if copied != row.size:
+        raise CheckpointError(
+            f"{name}[{number}] has {copied} of {row.size} values; a file is missing, use another checkpoint"
+        )
+    return row[0]

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Files, SavedArray
-from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER
+from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import array_specs
 from pangu_sigma.parallel.parameters import dense_weights

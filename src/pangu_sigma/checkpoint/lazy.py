@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pangu_sigma.checkpoint.mapped_file import let_go
+
 
 @dataclass(frozen=True)
 class LazyArray:
@@ -20,6 +22,7 @@ class LazyArray:
     content: gives arrays whose values, one after another, are those of the whole in C order.
     origin: where they come from, for messages, such as a file and the name in it.
     holes: True if all values are zero, and a file may leave them out.
+    row: gives a row of the first axis by its number, where that can be read alone.
     """
 
     shape: tuple[int, ...]
@@ -27,6 +30,7 @@ class LazyArray:
     content: Callable[[], Iterable[np.ndarray]]
     origin: str = ""
     holes: bool = False
+    row: Callable[[int], np.ndarray] | None = None
 
     @property
     def ndim(self) -> int:
@@ -61,8 +65,25 @@ class LazyArray:
 
     @classmethod
     def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:
-        """An array that is there already."""
-        return cls(values.shape, values.dtype, lambda: [values], origin)
+        """An array that is there already; the memory of a mapped one is given back when it was read."""
+
+        def content() -> Iterator[np.ndarray]:
+            yield values
+            let_go(values)
+
+        return cls(values.shape, values.dtype, content, origin, row=values.__getitem__)
+
+    def part(self, number: int, origin: str) -> LazyArray:
+        """A row of the first axis. Its memory is given back when it was read."""
+        row = self.row
+        assert row is not None
+
+        def content() -> Iterator[np.ndarray]:
+            values = row(number)
+            yield values
+            let_go(values)
+
+        return LazyArray(self.shape[1:], self.dtype, content, origin)
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: np.dtype | str) -> LazyArray:

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import xxhash
 
@@ -30,8 +30,6 @@ FILES_FORMAT = 2
 CONFIG_FILE = "config.yaml"
 ROUTING_FILE = "routing.npz"
 TOKENIZER_FOLDER = "tokenizer"
-
-Kind = Literal["run", "export"]
 
 _FIRST_LINE = re.compile(rb"# pangu-sigma (run|export), format (\d+); xxh3_128 of the lines below: ([0-9a-f]{32})\n")
 
@@ -61,7 +59,7 @@ def seal_model_files(folder: Path, facts: dict[str, Any], others: Iterable[str] 
     seal_folder(folder, [*tokenizer, ROUTING_FILE, *others], {"format": FILES_FORMAT, **facts})
 
 
-def write_config(folder: Path, config: Config, kind: Kind) -> None:
+def write_config(folder: Path, config: Config, kind: str) -> None:
     """Write config.yaml, whole or not at all."""
     text = dump_config(config).encode()
     line = (
@@ -70,7 +68,7 @@ def write_config(folder: Path, config: Config, kind: Kind) -> None:
     write_atomically(folder / CONFIG_FILE, line.encode() + text)
 
 
-def read_config(folder: Path, kind: Kind, fix: str) -> Config:
+def read_config(folder: Path, kind: str, fix: str) -> Config:
     """The configuration of a folder. fix: what to do if the file is not the one that was written.
 
     Raises DamagedFile for a file that was edited or damaged; ConfigError for another kind of folder, and as `load_config`.
@@ -99,14 +97,25 @@ def read_config(folder: Path, kind: Kind, fix: str) -> Config:
     return load_config(file)
 
 
-def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable, dict[str, Any]]:
-    """Tokenizer and tables of a folder whose config.yaml was read, and what its seal says.
+def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:
+    """Tokenizer and tables of a folder whose config.yaml was read.
 
     fix: what to do about damage. Raises DamagedFile; DataError as `Tokenizer.load`.
     """
-    facts = check_folder(folder, fix)
+    table = read_table(folder, fix)
+    return read_tokenizer(folder, fix), table
+
+
+def read_tokenizer(folder: Path, fix: str) -> Tokenizer:
+    """The tokenizer of a folder, verified by its seal. Raises as `read_model_files`."""
+    check_folder(folder, fix, f"{TOKENIZER_FOLDER}/")
+    return Tokenizer.load(folder / TOKENIZER_FOLDER)
+
+
+def read_table(folder: Path, fix: str) -> RoutingTable:
+    """The routing tables of a folder, verified by its seal. Raises DamagedFile."""
+    check_folder(folder, fix, ROUTING_FILE)
     try:
-        table = RoutingTable.load(folder / ROUTING_FILE)
+        return RoutingTable.load(folder / ROUTING_FILE)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DamagedFile(f"{folder / ROUTING_FILE}: {error}; {fix}") from error
-    return Tokenizer.load(folder / TOKENIZER_FOLDER), table, facts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, cast
@@ -11,12 +10,15 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from pangu_sigma.checkpoint.lazy import AnyArray
+from pangu_sigma.checkpoint.mapped_file import let_go
 from pangu_sigma.sealed import DamagedFile
 
 WEIGHTS = "dense"
 """Shard of the dense parameters."""
 EXPERTS = "experts_layer_"
 """Beginning of the names of the shards of the experts, one a layer, with their Adam state."""
+OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
+"""Shards of the dense parameters' Adam state, and of the loss scale."""
 
 _MOST = 1 << 48
 """Rows and columns stay below it."""
@@ -139,7 +141,6 @@ def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Ca
     _, rows, targets = np.intersect1d(part.numbers(), wanted.numbers(), assume_unique=True, return_indices=True)
     for row, at in zip(rows.tolist(), targets.tolist(), strict=True):
         target[at, *goal] = value[row, *source]
-        if isinstance(value.base, mmap.mmap):
-            value.base.madvise(mmap.MADV_DONTNEED)
+        let_go(value)
         after_row()
     return len(rows) * box

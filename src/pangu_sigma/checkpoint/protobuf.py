@@ -5,7 +5,6 @@ The library reads a message whole, and one of a checkpoint is as large as a tens
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ OF_NUMBER, FIXED64, OF_BYTES, FIXED32 = 0, 1, 2, 5
 """Ways in which a field is written."""
 
 
-Content = bytes | mmap.mmap
+Content = bytes | memoryview
 """What messages are read from."""
 
 

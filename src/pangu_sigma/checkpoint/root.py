@@ -36,6 +36,11 @@ def has_checkpoints(root: Path) -> bool:
         raise
 
 
+def latest_checkpoint(root: Path) -> Path | None:
+    """The folder of the newest checkpoint, by its name; None if a root has none."""
+    return next(iter(candidates(root)), None) if has_checkpoints(root) else None
+
+
 def candidates(root: Path) -> list[Path]:
     """Checkpoints of a root in the order to try.
 

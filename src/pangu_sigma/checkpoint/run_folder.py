@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, refuse_changes, rule_of
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_identity
-from pangu_sigma.checkpoint.format import LATEST, Identity
+from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.model_files import (
     CONFIG_FILE,
     ROUTING_FILE,
@@ -30,7 +30,7 @@ from pangu_sigma.checkpoint.model_files import (
     write_config,
     write_model_files,
 )
-from pangu_sigma.checkpoint.root import has_checkpoints
+from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside_lines_without_checkpoint, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
@@ -44,6 +44,12 @@ from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import DamagedFile
 
 logger = logging.getLogger(__name__)
+
+WAY_BACK_OF_CONFIG = (
+    "change keys with --set; to have it as it was, remove the file: `pangu-sigma train` writes that of the newest checkpoint "
+    "again"
+)
+"""What to do about a config.yaml that is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class RunFolder:
         resumed = ranks.any(resumed)
         if resumed:
             with ranks.together(f"reading {path}"):
-                tokenizer, table, _ = read_model_files(path, _way_back(path))
+                tokenizer, table = read_model_files(path, way_back(path))
             return cls(path, config, tokenizer, table, data_hash)
         with ranks.together("drawing the routing tables"):
             table = drawn_tables(config, prepared)
@@ -120,14 +126,7 @@ class RunFolder:
     @property
     def latest(self) -> Path | None:
         """The folder of the newest checkpoint, by its name; None if the run has saved none yet."""
-        if not has_checkpoints(self.checkpoints):
-            return None
-        named = self.checkpoints / _read_latest(self.checkpoints)
-        return (
-            named
-            if named.is_dir() and named != self.checkpoints
-            else max(self.checkpoints.glob("step_*"), default=None)
-        )
+        return latest_checkpoint(self.checkpoints)
 
     def newest_checkpoint(self, ranks: Ranks = ALONE) -> Checkpoint | None:
         """The newest whole checkpoint of this run, verified; None if the run has saved none yet.
@@ -141,19 +140,6 @@ class RunFolder:
         expected = replace(self.identity, data_hash=None)
         return load_checkpoint(self.checkpoints, expected, ranks)
 
-    @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """An existing run, to read. Raises ConfigError when `path` is none, DamagedFile for a file that is not what was written."""
-        for name in (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER):
-            if not (path / name).exists():
-                raise ConfigError(
-                    f"{path} is not a run folder: it has no {name}; pass a folder that `train` wrote"
-                    + (f", or {_way_back(path)}" if has_checkpoints(path / CHECKPOINTS) else "")
-                )
-        config = read_config(path, "run", _way_back_of_config(path))
-        tokenizer, table, _ = read_model_files(path, _way_back(path))
-        return cls(path, config, tokenizer, table)
-
 
 def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
     """The configuration that a run folder has, with some keys changed. A missing one comes from the newest checkpoint.
@@ -161,7 +147,7 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
     Raises ConfigError when `path` is no run, DamagedFile for a config.yaml that was edited by hand or damaged.
     """
     if (path / CONFIG_FILE).exists():
-        read_config(path, "run", _way_back_of_config(path))
+        read_config(path, "run", WAY_BACK_OF_CONFIG)
         return parse_config(read_tree(path / CONFIG_FILE, overrides))
     saved = newest_identity(path / CHECKPOINTS)
     if saved is None:
@@ -250,7 +236,7 @@ def _take_up(path: Path, config: Config, prepared: Tokenizer, data_hash: str, as
         if saved is None:
             return True  # none of them is whole, which loading them says
         _compare(path, saved, config, prepared, data_hash, asked)
-        if not _mend(path, saved, config, prepared) and read_config(path, "run", _way_back_of_config(path)) != config:
+        if not _mend(path, saved, config, prepared) and read_config(path, "run", WAY_BACK_OF_CONFIG) != config:
             write_config(path, config, "run")
         return True
     except OSError as error:
@@ -299,7 +285,7 @@ def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> b
     try:
         if not (path / CONFIG_FILE).exists():
             raise DamagedFile(f"{path / CONFIG_FILE}: is missing")
-        tokenizer, table, _ = read_model_files(path, "and has to be made again")
+        tokenizer, table = read_model_files(path, "and has to be made again")
         if (tokenizer.hash, table.hash) == (saved.vocabulary_hash, saved.routing_hash):
             return False
         raise DamagedFile(f"{path}: {TOKENIZER_FOLDER}/ and {ROUTING_FILE} are not those of its checkpoints")
@@ -323,10 +309,10 @@ def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> b
 def _holds(path: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable) -> bool:
     """True if a folder has these files already."""
     try:
-        found = RunFolder.open(path)
+        found, files = read_config(path, "run", ""), read_model_files(path, "")
     except (ConfigError, DamagedFile, DataError):
         return False
-    return (found.config, found.tokenizer.hash, found.table.hash) == (config, tokenizer.hash, table.hash)
+    return (found, *(each.hash for each in files)) == (config, tokenizer.hash, table.hash)
 
 
 def _write(path: Path, config: Config, table: RoutingTable) -> None:
@@ -344,19 +330,6 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
     )
 
 
-def _read_latest(checkpoints: Path) -> str:
-    try:
-        return (checkpoints / LATEST).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _way_back(path: Path) -> str:
+def way_back(path: Path) -> str:
+    """What to do about other files of a run that are not what was written."""
     return f"`pangu-sigma train {path}` makes it again if data.path still gives the same"
-
-
-def _way_back_of_config(path: Path) -> str:
-    return (
-        "change keys with --set; to have it as it was, remove the file: `pangu-sigma train` writes that of the newest checkpoint "
-        "again"
-    )

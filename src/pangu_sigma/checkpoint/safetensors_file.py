@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from pangu_sigma.checkpoint.lazy import AnyArray, LazyArray
+from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.sealed import DamagedFile
 
 _DTYPES = {
@@ -95,21 +96,6 @@ def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
         )
 
 
-def new_file(
-    path: Path, arrays: dict[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, str]
-) -> dict[str, np.ndarray]:
-    """Arrays of zeros in a new file, mapped: what is written to one of them is written to the file."""
-    text, extents = _header(arrays, metadata)
-    with open(path, "wb") as stream:
-        stream.write(text)
-        stream.truncate(len(text) + sum(size for _, size in extents.values()))
-    mapped: dict[str, np.ndarray] = {}
-    for name, (dtype, shape) in arrays.items():
-        at, size = extents[name]  # a map of no bytes cannot be made everywhere
-        mapped[name] = np.memmap(path, dtype, "r+", len(text) + at, shape) if size else np.empty(shape, dtype)
-    return mapped
-
-
 def _header(
     arrays: dict[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, str] | None
 ) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -140,13 +126,12 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises DamagedArrays when the file is not what its header says.
     """
+    content = map_file(path)
     arrays: dict[str, np.ndarray] = {}
-    for name, (kind, shape, begin, end) in array_extents(path).items():
+    for name, (kind, shape, begin, _) in array_extents(path).items():
         if kind not in _DTYPES:
             raise DamagedArrays(f"{path}: {name} is {kind}, which is not read here")
-        # a map of no bytes cannot be made everywhere
-        dtype = np.dtype(_DTYPES[kind])
-        arrays[name] = np.memmap(path, dtype, "c", begin, shape) if end > begin else np.empty(shape, dtype)
+        arrays[name] = np.ndarray(shape, _DTYPES[kind], content, begin)
     return arrays
 
 

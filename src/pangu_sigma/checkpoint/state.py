@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Files, Part, SavedArray, copy_part
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.ecss.build import build
+from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, Part, SavedArray, copy_part
 from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.ecss.tiers import UnsetTier
-from pangu_sigma.host_memory import check_reading_fits
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.optimizer.dense_adam import AdamState
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.ranks import Ranks
-
-OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
-"""Shards of the dense parameters' Adam state, and of the loss scale."""
 
 Shards = dict[str, dict[str, Parameter]]
 """Parameters by shard and by their path in the structure: MindSpore renames a parameter whenever its cell joins another one."""
@@ -121,24 +113,6 @@ def _fill(
     copied = sum(copy_part(array, target, wanted, after_row) for array in saved)
     if copied != target.size:
         raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, use another checkpoint")
-
-
-def load_trained(run: RunFolder, checkpoint: Checkpoint | None = None) -> tuple[PanGuSigma, ExpertStore]:
-    """Network and experts of a checkpoint, by default the run's newest intact one, in one process, however many ranks wrote it.
-
-    Experts that one rank wrote stay in its files and are read as they are used.
-    """
-    check_reading_fits(run.config)
-    network, store = build(run.config.on_one_rank(), tier=UnsetTier(), dtype=ms.float32)
-    shards = shards_of(network, store)
-    checkpoint = checkpoint or load_checkpoint(run.checkpoints, run.identity)
-    for shard, name, parameter, saved in list(_matched(shards, checkpoint, {})):
-        array, *others = saved
-        if shard != WEIGHTS and not others and array.is_whole:
-            parameter.set_data(ms.Tensor.from_numpy(array.values), slice_shape=True)
-            del shards[shard][name]
-    restore(shards, checkpoint)
-    return network, store
 
 
 Matched = tuple[str, str, Parameter, list[SavedArray]]

@@ -1,18 +1,25 @@
-"""From one form of a trained model to another."""
+"""From one form of a trained model to another: a run as a Hugging Face style folder, and such a folder as a run."""
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import Literal
 
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+from pangu_sigma.checkpoint.compose import compose
+from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import ConfigError
-from pangu_sigma.convert.dense_model import LayoutError
-from pangu_sigma.convert.hf_folder import is_hf_folder, read_hf_folder, write_hf_folder
-from pangu_sigma.convert.to_run import write_run
-from pangu_sigma.convert.trained_model import TrainedModel, open_trained_run
-from pangu_sigma.train.first_checkpoint import check_absent
+from pangu_sigma.convert.hf_folder import write_hf_folder
+from pangu_sigma.sealed import write_atomically
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
+from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.writable import check_folder_writable
+
+logger = logging.getLogger(__name__)
 
 Form = Literal["hf", "run"]
 _ITSELF = {"hf": "a Hugging Face style folder", "run": "a run"}
@@ -27,19 +34,37 @@ def convert_model(source: Path, output: Path, to: Form) -> Path:
         raise ConfigError(f"to={to!r} is not known; use 'hf' or 'run'")
     check_absent(output)
     check_folder_writable(output, "--output")
-    model = open_trained(source)
-    if model.layout == to:
+    model = open_model(source, "run", "hf")
+    if model.kind == to:
         raise ConfigError(f"{source} is {_ITSELF[to]} already; to have it twice, copy the folder")
     return write_hf_folder(model, output) if to == "hf" else write_run(model, output)
 
 
-def open_trained(path: Path) -> TrainedModel:
-    """The model in a run folder or in a Hugging Face style folder of ours. Raises LayoutError for anything else."""
-    if (path / CONFIG_FILE).exists():
-        return open_trained_run(path)
-    if is_hf_folder(path):
-        return read_hf_folder(path)
-    raise LayoutError(
-        f"{path} is neither a run folder nor a Hugging Face style folder of this project; files of a released PanGu-α become a run "
-        "with `pangu-sigma inherit`"
+def write_run(model: StoredModel, folder: Path) -> Path:
+    """Make `folder` a run that begins with a model; no prepared data is needed to make it, only to train on.
+
+    Adam's state and the position in the data do not travel: they start from nothing, which is said. The folder appears whole or not
+    at all. Raises ConfigError when it exists or cannot be made.
+    """
+    check_absent(folder)
+    config = model.config.model_copy(update={"finetune": None})  # it can be trained again
+    with unfinished_folder(folder) as path:
+        write_model_files(path, config, model.path / TOKENIZER_FOLDER, model.table)
+        run = RunFolder(path, config, model.tokenizer, model.table)
+        write_step_0(run, compose(config, lambda shard, name, shape: model.array(shard, name)))
+        receipt = {
+            "kind": "export",
+            "parent": str(model.path),
+            "layout": model.layout,
+            "parent_step": model.step,
+            "parent_hash": model.hash,
+            "before": model.lineage,
+        }
+        text = json.dumps(receipt, ensure_ascii=False, indent=2)
+        write_atomically(path / LINEAGE_FILE, f"{text}\n".encode())
+    logger.info(
+        "%s: the weights of step %d are its step 0; Adam's state and the position in the data start from nothing. To train on, set "
+        "data.path to data prepared with the same vocabulary (hash %s…); it is %s now",
+        *(folder, model.step, model.tokenizer.hash[:12], model.config.data.path),
     )
+    return folder

@@ -26,22 +26,22 @@ from pangu_sigma.checkpoint.model_files import (
     seal_model_files,
     write_config,
 )
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.export_readme import readme
-from pangu_sigma.convert.hf_folder import ROUTES, SPREAD
 from pangu_sigma.device import use_cpu
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.exported import GRAPH_FILE, open_export
 from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.graph.weights_at_rest import AtRest
-from pangu_sigma.generate.open_decoder import open_decoder
-from pangu_sigma.generate.text import generate
+from pangu_sigma.generate.text import generate, open_decoder
+from pangu_sigma.stored.export import GRAPH_FILE
+from pangu_sigma.stored.hf_folder import ROUTES, SPREAD
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import kind_of, open_model
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,9 @@ def export_mindir(
     at all. Raises ConfigError when `output` exists and is not an exported model, and, before any work, ExportError when it cannot
     be written.
     """
-    if output.exists() and not (output / GRAPH_FILE).exists():
+    if output.exists() and kind_of(output) != "export":
         raise ConfigError(f"{output} exists and is not an exported model; choose another folder with --output")
-    run = RunFolder.open(run_path)
+    run = open_model(run_path, "run")
     with _unfinished(output) as temporary:
         folder = temporary / output.name
         folder.mkdir()
@@ -104,7 +104,7 @@ def write_graph(graph: CachedGraph, folder: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def tables(run: RunFolder) -> dict[str, np.ndarray]:
+def tables(run: StoredModel) -> dict[str, np.ndarray]:
     """What the graph looks up, as plain tensors."""
     tokenizer, domains = run.tokenizer, domains_of(run.config)
     group_D1 = np.array([domain.first_expert for domain in domains], np.int32)[:, None]
@@ -165,8 +165,9 @@ def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
 
     Returns the number of generated tokens, all equal; an <eot> that ends an answer counts. Raises ExportError when one is not.
     """
-    model = run_path if open_export(output).facts["weights"] == "float32" else output
-    return compare_greedy(open_decoder(model), GraphDecoder.of_export(output), output, tokens)
+    export = open_model(output, "export")
+    model = run_path if export.facts["weights"] == "float32" else output
+    return compare_greedy(open_decoder(model), GraphDecoder.of(export), output, tokens)
 
 
 def compare_greedy(expected: Decoder, found: Decoder, output: Path, tokens: int) -> int:

@@ -7,15 +7,15 @@ from typing import Any
 
 import yaml
 
-from pangu_sigma.convert.trained_model import TrainedModel
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
+from pangu_sigma.stored.model import StoredModel
 
 _LANGUAGES = {"zh": ["zh"], "en": ["en"], "mixed": ["zh", "en"], "python": ["code"], "java": ["code"]}
 
 
-def model_card(model: TrainedModel) -> str:
+def model_card(model: StoredModel) -> str:
     """The card, with a YAML header as the Hub reads it. The licence of the weights is not known here, and so it says."""
     config = model.config
     languages = [each for domain in config.domains for each in _LANGUAGES[domain.language]]
@@ -32,7 +32,7 @@ def model_card(model: TrainedModel) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sizes(model: TrainedModel) -> str:
+def _sizes(model: StoredModel) -> str:
     config, count = model.config, model.config.num_params()
     sizes = config.model
     lines = [
@@ -54,7 +54,7 @@ def _sizes(model: TrainedModel) -> str:
     return "\n".join(lines)
 
 
-def _domains(model: TrainedModel) -> str:
+def _domains(model: StoredModel) -> str:
     domains = domains_of(model.config)
     rows = ["## Domains", "", "| domain | format | language | slot | experts of a layer |", "|---|---|---|---|---|"]
     for domain in domains:
@@ -77,7 +77,7 @@ def _lineage(lineage: dict[str, Any] | None) -> str:
     return f"## Lineage\n\nIts weights began elsewhere: {', '.join(facts)}. The whole receipt is in `lineage.json`."
 
 
-def _sources(model: TrainedModel) -> str:
+def _sources(model: StoredModel) -> str:
     manifest = _manifest(model)
     if isinstance(manifest, str):
         return f"## Data\n\nThe sources of the text and their licences are not known: {manifest}."
@@ -96,7 +96,7 @@ def _sources(model: TrainedModel) -> str:
     return "\n".join(rows)
 
 
-def _manifest(model: TrainedModel) -> Manifest | str:
+def _manifest(model: StoredModel) -> Manifest | str:
     """What the prepared data says of its sources, or why it cannot be said."""
     try:
         manifest = load_manifest(Path(model.config.data.path))

@@ -13,16 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_sigma.checkpoint.format import MANIFEST
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.kept import Kept
 from pangu_sigma.evaluate.task_result import TaskResult
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.exported import GRAPH_FILE
 from pangu_sigma.generate.text import open_engine
-from pangu_sigma.sealed import SEAL, fingerprint
+from pangu_sigma.stored.open import open_model
 
 if TYPE_CHECKING:
     from pangu_sigma.evaluate.harness import HarnessModel
@@ -149,8 +146,8 @@ def _harness_model(model: Path, asked: BenchmarkRequest, kept: Kept | None) -> H
 
 def kept_beside(file: Path, model: Path, asked: BenchmarkRequest) -> Kept:
     """What an evaluation of before, of the same model and options, has kept beside its result."""
-    sealed = model / SEAL if (model / GRAPH_FILE).exists() else (RunFolder.open(model).latest or model) / MANIFEST
-    of = asdict(asked) | {"tasks": list(asked.tasks), "model": fingerprint(sealed)["xxh3_128"]}
+    found = open_model(model, "run", "export", verified=False)
+    of = asdict(asked) | {"tasks": list(asked.tasks), "model": found.hash}
     return Kept(file.with_name(f"{file.name}.partial"), of)
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.held_out import HeldOut
 from pangu_sigma.evaluate.run import DomainFigures, figures_with_perplexity, held_out_batches, measure, samples_read
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.losses import HeldOutLoss, known, mean_of, shown
 from pangu_sigma.train.summary import unlike
 
@@ -45,7 +46,7 @@ def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Loss
 
     Raises ConfigError when a run has another tokenizer or other held-out text than the first.
     """
-    opened = {path: RunFolder.open(path) for path in runs}
+    opened = {path: open_model(path, "run") for path in runs}
     batches = {path: held_out_batches(run) for path, run in opened.items()}
     first = runs[0]
     most = samples_read(opened[first], batches[first], all)
@@ -66,7 +67,7 @@ def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: 
     }
 
 
-def _check_same_text(run: RunFolder, other: RunFolder, own: Batches, theirs: Batches, most: int) -> None:
+def _check_same_text(run: StoredModel, other: StoredModel, own: Batches, theirs: Batches, most: int) -> None:
     """Raise ConfigError unless two runs have the same held-out samples of the same domains, in the same tokens."""
     reason = unlike(run, other)
     names = [[domain.name for domain in batches.domains] for batches in (own, theirs)]

@@ -8,16 +8,13 @@ Shape suffixes: B sequences, S sequence.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from pangu_sigma.data.batches import Batch, Batches
-from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.domains import Domains
 from pangu_sigma.generate.decoder import Chunk, Decoder
-from pangu_sigma.generate.exported import open_export
 from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.train.held_out import Evaluator
 from pangu_sigma.train.losses import HeldOutLoss
 
@@ -49,15 +46,7 @@ class DecodedForward:
         return losses_B
 
 
-def measure_export(path: Path, all: bool) -> dict[str, HeldOutLoss]:
-    """The loss of each domain on its held-out text. all: True to read all of it, False for what training evaluates.
-
-    Raises as `open_export`, and DataError when the text is gone or was prepared for another tokenizer.
-    """
-    export = open_export(path)
-    batches = Batches(
-        export.config.on_one_rank(), Path(export.config.data.path), export.tokenizer, export.table, "held_out"
-    )
-    most = max(batches.samples.counts) if all else samples_of_evaluation(export.config)
-    forward = DecodedForward(GraphDecoder.of_export(path, 1), batches.domains)
+def measure_export(export: StoredModel, batches: Batches, most: int) -> dict[str, HeldOutLoss]:
+    """The loss of each domain on `most` samples of its held-out text, by the graph of an export."""
+    forward = DecodedForward(GraphDecoder.of(export, 1), batches.domains)
     return Evaluator(batches, most, forward, forward).losses()

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.root import step_of
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, figures_of, kept_beside, run_benchmarks
-from pangu_sigma.generate.exported import GRAPH_FILE
 from pangu_sigma.sealed import as_json, write_atomically
+from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.train.report import BENCHMARKS, write_report
 
 logger = logging.getLogger(__name__)
@@ -25,7 +24,7 @@ def benchmark_model(model: Path, asked: BenchmarkRequest, file: Path | None = No
     """
     kept = kept_beside(file, model, asked) if file is not None else None
     tasks = figures_of(run_benchmarks(model, asked, kept, file))
-    if not (model / GRAPH_FILE).exists():
+    if kind_of(model) == "run":
         _note_in_run(model, asked, tasks)
     if file is not None and kept is not None:
         file.write_text(json.dumps(tasks, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -35,7 +34,7 @@ def benchmark_model(model: Path, asked: BenchmarkRequest, file: Path | None = No
 
 def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any]) -> None:
     """Keep the figures in the run folder, and write its report anew if it has logged steps."""
-    opened = RunFolder.open(run)
+    opened = open_model(run, "run")
     step = step_of(opened.latest) if opened.latest else None
     of = {name: {"domain": asked.domain_of(name, opened.config), "step": step} for name in tasks}
     file = run / BENCHMARKS

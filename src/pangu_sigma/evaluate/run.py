@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.decoded import measure_export
-from pangu_sigma.generate.exported import GRAPH_FILE
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.network import build_network
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.held_out import EvaluationStep, Evaluator
 from pangu_sigma.train.losses import HeldOutLoss, known, shown
 
@@ -29,12 +29,10 @@ def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
 
     all: True to read all held-out samples, False for those that training evaluates.
     """
-    if (path / GRAPH_FILE).exists():
-        losses = measure_export(path, all)
-    else:
-        run = RunFolder.open(path)
-        batches = held_out_batches(run)
-        losses = measure(run, batches, samples_read(run, batches, all))
+    model = open_model(path, "run", "export")
+    batches = held_out_batches(model)
+    of_kind = measure_export if model.kind == "export" else measure
+    losses = of_kind(model, batches, samples_read(model, batches, all))
     return {name: figures_with_perplexity(loss) for name, loss in losses.items()}
 
 
@@ -44,8 +42,8 @@ def figures_with_perplexity(loss: HeldOutLoss) -> dict[str, Any]:
     return loss.figures() | {"perplexity": known(math.exp(nats)) if nats < 700 else None}
 
 
-def held_out_batches(run: RunFolder) -> Batches:
-    """The held-out batches of a run for one process.
+def held_out_batches(run: StoredModel) -> Batches:
+    """The held-out batches of a model for one process.
 
     Raises DataError when its text is gone, ConfigError when it was prepared again with another vocabulary.
     """
@@ -60,15 +58,15 @@ def held_out_batches(run: RunFolder) -> Batches:
     return Batches(run.config.on_one_rank(), folder, run.tokenizer, run.table, "held_out")
 
 
-def samples_read(run: RunFolder, batches: Batches, all: bool) -> int:
+def samples_read(run: StoredModel, batches: Batches, all: bool) -> int:
     """Number of samples that an evaluation reads of each domain at most."""
     return max(batches.samples.counts) if all else samples_of_evaluation(run.config)
 
 
-def measure(run: RunFolder, batches: Batches, most: int) -> dict[str, HeldOutLoss]:
+def measure(run: StoredModel, batches: Batches, most: int) -> dict[str, HeldOutLoss]:
     """The loss of each domain on `most` samples of it, by the newest checkpoint of a run."""
     use_cpu()
-    network, store = load_trained(run)
+    network, store = build_network(run)
     return Evaluator(batches, most, EvaluationStep(network, store), network).losses()
 
 

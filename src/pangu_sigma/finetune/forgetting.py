@@ -8,7 +8,7 @@ from typing import Any
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.comparison import compare_runs
-from pangu_sigma.inherit.trained import Trained
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.losses import shown
 
 _KEPT = ("loss", "tokens", "samples")
@@ -17,11 +17,11 @@ _KEPT = ("loss", "tokens", "samples")
 def measure_forgetting(run: Path, parent: Path, parent_hash: str) -> dict[str, Any]:
     """The held-out loss of each domain before and after, in nats per token, and the difference with its standard error.
 
-    parent_hash: `Trained.hash` of the state that the run began with. Returns {"domains": …}, or {"skipped": why} where the parent
-    or its text is not there any more.
+    parent_hash: `hash` of the model that the run began with. Returns {"domains": …}, or {"skipped": why} where the parent or its
+    text is not there any more.
     """
     try:
-        if Trained.open(parent).hash != parent_hash:
+        if open_model(parent, "run").hash != parent_hash:
             return {"skipped": f"{parent} has been trained on since"}
         pair = compare_runs([run], [parent])["pairs"][0]
     except (ConfigError, DataError) as error:

@@ -12,19 +12,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.changes import change_text, changed_keys, refuse_changes
 from pangu_sigma.checkpoint.checkpoint import newest_identity
+from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE, TOKENIZER_FOLDER, write_config, write_model_files
+from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_config, write_model_files
 from pangu_sigma.checkpoint.root import keep_alone
 from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
-from pangu_sigma.convert.trained_model import read_lineage
 from pangu_sigma.data.quarantine import Quarantine
 from pangu_sigma.finetune.forgetting import format_forgetting, measure_forgetting
 from pangu_sigma.finetune.reading import TaskFile, format_file, read_task_file
@@ -32,8 +32,10 @@ from pangu_sigma.finetune.task import learned_parameters, read_task
 from pangu_sigma.finetune.tuner import Tuner
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.inherit.receipt import Receipt
-from pangu_sigma.inherit.trained import WARM, Trained
+from pangu_sigma.inherit.trained import WARM
 from pangu_sigma.sealed import write_atomically
+from pangu_sigma.stored.model import StoredModel, read_lineage
+from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.train.loop import train_to_end
 from pangu_sigma.train.losses import shown
@@ -63,22 +65,22 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
     Returns what came of it, as `format_result` shows it; None for a run that SIGTERM has stopped. A run that is finished is not
     trained again. Raises ConfigError, DataError, CheckpointError for what the user can mend, and as `train_to_end`.
     """
-    parent, task = Trained.open(path), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
-    first, begins = task.config(parent.run.config), not (into / CONFIG_FILE).exists()
+    parent, task = open_model(path, "run"), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
+    first, begins = task.config(parent.config), kind_of(into) != "run"
     if begins:
         check_absent(into)
     check_training_fits(first)
     with Quarantine(into.with_name(f"{into.name}.{QUARANTINE}")) as quarantine:
-        training = read_task_file(asked.train_file, "--train-file", first, parent.run.tokenizer, quarantine)
+        training = read_task_file(asked.train_file, "--train-file", first, parent.tokenizer, quarantine)
         dev = None
         if asked.dev_file is not None:
-            dev = read_task_file(asked.dev_file, "--dev-file", first, parent.run.tokenizer, quarantine)
-        config = task.config(parent.run.config, training.domains, sum(training.sequences.counts))
+            dev = read_task_file(asked.dev_file, "--dev-file", first, parent.tokenizer, quarantine)
+        config = task.config(parent.config, training.domains, sum(training.sequences.counts))
         if begins:
             _make_run(into, parent, config, training, dev, quarantine)
     with one_writer(into, lock):
         run, file = (
-            _take_up(into, config, parent.run.path.absolute(), _data_hash(training, dev)),
+            _take_up(into, config, parent.path.absolute(), _data_hash(training, dev)),
             into / TUNING_FOLDER / RESULT,
         )
         logger.info("%s", learns_text(*_learns(config)))
@@ -89,20 +91,19 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
             _write_result(file, _result(config, training, dev, tuner))
         result = json.loads(file.read_bytes())
         if "forgetting" not in result:
-            result["forgetting"] = measure_forgetting(into, parent.run.path, (read_lineage(into) or {})["parent_hash"])
+            result["forgetting"] = measure_forgetting(into, parent.path, (read_lineage(into) or {})["parent_hash"])
             _write_result(file, result)
     return result
 
 
 def _make_run(
-    into: Path, parent: Trained, config: Config, training: TaskFile, dev: TaskFile | None, quarantine: Quarantine
+    into: Path, parent: StoredModel, config: Config, training: TaskFile, dev: TaskFile | None, quarantine: Quarantine
 ) -> None:
     """Make the folder, whole or not at all, with the parent's state as its step 0."""
-    source = parent.run
     with unfinished_folder(into) as fresh:
-        write_model_files(fresh, config, source.path / TOKENIZER_FOLDER, source.table)
-        run = RunFolder(fresh, config, source.tokenizer, source.table, _data_hash(training, dev))
-        write_step_0(run, parent.checkpoint.files)
+        write_model_files(fresh, config, parent.path / TOKENIZER_FOLDER, parent.table)
+        run = RunFolder(fresh, config, parent.tokenizer, parent.table, _data_hash(training, dev))
+        write_step_0(run, compose(config, lambda shard, name, shape: parent.array(shard, name)))
         _receipt(parent, config, training, dev).save(fresh)
         (fresh / TUNING_FOLDER).mkdir()
         if quarantine.counts:
@@ -111,10 +112,10 @@ def _make_run(
 
 def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolder:
     """Open a run that is tuned already, to go on. Raises ConfigError for another parent, other samples, or keys that it keeps."""
-    run = RunFolder.open(into)
+    run = open_model(into, "run")
     if run.config.finetune is None:
         raise ConfigError(f"{into} is a run that is not tuned to a task; choose another folder with --output")
-    lineage = read_lineage(into) or {}
+    lineage = run.lineage or {}
     if lineage.get("parent") != str(path):
         raise ConfigError(
             f"{into} began with {lineage.get('parent')}, not with {path}; choose another folder with --output"
@@ -131,7 +132,7 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
         logger.info("%s", change_text(change))
     if changes:
         write_config(into, config, "run")
-    return replace(run, config=config, data_hash=data_hash)
+    return RunFolder(into, config, run.tokenizer, run.table, data_hash)
 
 
 def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None) -> Tuner | None:
@@ -155,25 +156,20 @@ def _data_hash(training: TaskFile, dev: TaskFile | None) -> str:
     return training.sequences.hash if dev is None else f"{training.sequences.hash}{dev.sequences.hash}"
 
 
-def _receipt(parent: Trained, config: Config, training: TaskFile, dev: TaskFile | None) -> Receipt:
+def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskFile | None) -> Receipt:
     assert config.finetune is not None
     _, learned, total = _learns(config)
     files = {"train_file": training, **({"dev_file": dev} if dev is not None else {})}
     fates = {each.name: "as it was" for each in config.domains} if config.finetune.learn == "experts" else {}
     return Receipt(
         kind="finetune",
-        parent=str(parent.run.path.absolute()),
+        parent=str(parent.path.absolute()),
         layout="run",
-        parent_step=parent.checkpoint.step,
+        parent_step=parent.step,
         parent_hash=parent.hash,
         parameters={"learns": learned, "stays as it was": total - learned},
-        copies=0,
-        slots=[],
-        unused={},
         activation=config.model.activation,
         parent_activation=config.model.activation,
-        heads_known=True,
-        activation_known=True,
         options={**config.finetune.model_dump(mode="json"), **{name: each.hashes() for name, each in files.items()}},
         parent_parameters=total,
         domains={**fates, **dict.fromkeys(config.finetune.domains, "learns the task")},

@@ -12,10 +12,13 @@ from tqdm import tqdm
 from ascend_ops.few_rows import Precision
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.open_decoder import open_decoder
+from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
+from pangu_sigma.stored.export import StoredExport
+from pangu_sigma.stored.open import open_model
 
 Prompt = tuple[str, str]
 """Name of a domain, and the text that it continues."""
@@ -39,9 +42,19 @@ class Generated:
 def open_engine(path: Path, lanes: int = 8, weights: Precision | None = None) -> Engine:
     """What answers for the model in a folder, `lanes` texts at a time: a run's newest intact checkpoint, or an exported model.
 
-    weights: as of `open_decoder`. Raises ConfigError when it is none.
+    weights: as of `open_decoder`. Raises as `open_model`.
     """
     return Engine(open_decoder(path, lanes, weights))
+
+
+def open_decoder(path: Path, lanes: int = 4, weights: Precision | None = None) -> Decoder:
+    """The decoder, on the CPU, of a run folder, an exported model or a Hugging Face style folder.
+
+    weights: how it has matrices in memory; None as they are: what an export keeps, float32 of others. Raises as `open_model`.
+    """
+    model = open_model(path, "run", "export", "hf")
+    precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
+    return HostDecoder(model.config, model.tokenizer, model.table, model, lanes, precision)
 
 
 def generate(

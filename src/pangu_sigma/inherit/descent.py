@@ -21,14 +21,14 @@ import numpy as np
 import xxhash
 
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
-from pangu_sigma.checkpoint.state import OPTIMIZER
+from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER, WEIGHTS
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
-from pangu_sigma.inherit.parent import Parent, parent_slot
+from pangu_sigma.inherit.parent import ParentWords, parent_slot
 from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.stored.model import StoredModel
 
 _ROWS_BYTES = 64 << 20
 """Bytes of the rows of a word table that are made at a time."""
@@ -80,7 +80,7 @@ class Child:
     hashes: of the parent's tensors that were read so far, by name.
     """
 
-    parent: Parent
+    parent: StoredModel
     config: Config
     slots: list[SlotRows] | None
     variation: Variation = field(default_factory=Variation)
@@ -97,7 +97,7 @@ class Child:
 
     def descents(self) -> Iterator[Descent]:
         """Every weight of the child, dense ones first, with its origin."""
-        model = self.parent.model
+        model = self.parent
         upper = [f"layers.{i}.ffn." for i in range(self.config.model.dense_layers, self.config.model.layers)]
         for name, tensor in model.tensors.items():
             layer = next((n for n, at in enumerate(upper) if name.startswith(at)), None)
@@ -109,7 +109,7 @@ class Child:
                 shape = (self.config.experts, *tensor.shape)
                 yield Descent(f"{EXPERTS}{layer}", tensor_name, shape, kind, source)
             elif name == "embedding":
-                shape = (self.config.slots * self.config.model.slot_rows, model.hidden)
+                shape = (self.config.slots * self.config.model.slot_rows, tensor.shape[1])
                 yield Descent(WEIGHTS, name, shape, "rows", source)
             else:
                 yield Descent(WEIGHTS, name, tensor.shape, how, source)
@@ -117,7 +117,7 @@ class Child:
     def parent_hash(self) -> str:
         """One hash over the values of all tensors of the parent, as stored; those that were not read yet are read now."""
         digest = xxhash.xxh3_128()
-        for name in sorted(self.parent.model.tensors):
+        for name in sorted(self.parent.tensors):
             if name not in self.hashes:
                 for _ in self._values(name):
                     pass
@@ -125,13 +125,13 @@ class Child:
         return digest.hexdigest()
 
     def _read(self, name: str) -> LazyArray:
-        tensor = self.parent.model.tensors[name]
+        tensor = self.parent.tensors[name]
         return LazyArray(tensor.shape, np.dtype(np.float32), partial(self._values, name), tensor.origin or name)
 
     def _values(self, name: str) -> Iterator[np.ndarray]:
         """The values of a tensor of the parent, in float32, noting their hash as stored."""
         digest = xxhash.xxh3_128()
-        for values in self.parent.model.tensors[name].content():
+        for values in self.parent.tensors[name].content():
             contiguous = np.ascontiguousarray(values)
             digest.update(contiguous.reshape(-1).view(np.uint8).data)
             yield contiguous.astype(np.float32, copy=False)
@@ -161,19 +161,19 @@ class Child:
     def _state(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
         """Adam's state of the parent, carried over: moments as the weights, and its number of updates as each expert's."""
         if shard == OPTIMIZER and name == "step":
-            return self.parent.state(OPTIMIZER, "step")
+            return self.parent.array(OPTIMIZER, "step")
         if shard == OPTIMIZER:
-            found = self.parent.state(OPTIMIZER, name)
+            found = self.parent.array(OPTIMIZER, name)
             if found is None or not name.startswith("embedding."):
                 return found
             return LazyArray(shape, found.dtype, partial(self._rows, found, 0.0), found.origin)
         if not shard.startswith(EXPERTS):
             return None
         if name == "step":
-            step = self.parent.state(OPTIMIZER, "step")
+            step = self.parent.array(OPTIMIZER, "step")
             return None if step is None else LazyArray(shape, step.dtype, lambda: [np.repeat(step.read(), shape[0])])
         layer = self.config.model.dense_layers + int(shard.removeprefix(EXPERTS))
-        found = self.parent.state(OPTIMIZER, f"layers.{layer}.ffn.{name}")
+        found = self.parent.array(OPTIMIZER, f"layers.{layer}.ffn.{name}")
         if found is None:
             return None
         return LazyArray(shape, found.dtype, lambda: (found.read() for _ in range(shape[0])), found.origin)
@@ -192,29 +192,28 @@ def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator
         yield new
 
 
-def slot_rows(parent: Parent, config: Config, tokenizer: Tokenizer) -> list[SlotRows]:
+def slot_rows(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> list[SlotRows]:
     """The rows of each slot of the child. Raises ConfigError for a slot that has no parent."""
-    slots = []
+    slots, words = [], ParentWords(parent)
     for slot, name in enumerate(domains_of(config).slot_names):
-        source, ids_R = parent_slot(name, parent.table.slots), tokenizer.slot_rows[slot]
-        rows_R = parent.table.rows(source, tokenizer.vocabulary, np.maximum(ids_R, 0))
-        slots.append(SlotRows(name, parent.table.slots[source], ids_R, np.where(ids_R >= 0, rows_R, -1)))
+        source, ids_R = parent_slot(name, words.slots), tokenizer.slot_rows[slot]
+        rows_R = words.rows(source, tokenizer.vocabulary, np.maximum(ids_R, 0))
+        slots.append(SlotRows(name, words.slots[source], ids_R, np.where(ids_R >= 0, rows_R, -1)))
     return slots
 
 
-def check_child(parent: Parent, config: Config, moments: bool) -> None:
+def check_child(parent: StoredModel, config: Config, moments: bool) -> None:
     """Raise ConfigError for a configuration that is no child of the parent, by key."""
-    model = parent.model
     for key in ("hidden", "ffn", "heads", "seq_length", "layers"):
-        has, wants = getattr(model, key), getattr(config.model, key)
+        has, wants = getattr(parent.sizes, key), getattr(config.model, key)
         if has is not None and has != wants:
             name = "dense_layers + rre_layers" if key == "layers" else key
             raise ConfigError(
                 f"model.{name} is {wants}, the parent's is {has}; they must be equal: change the child's configuration"
             )
-    if moments and parent.state(OPTIMIZER, "step") is None:
+    if moments and parent.array(OPTIMIZER, "step") is None:
         raise ConfigError(f"{parent.path}: has no Adam state; leave --moments out")
     if moments and config.ecss.moments != "float32":
         raise ConfigError("--moments carries float32 moments over; use ecss.moments=float32")
     for name in domains_of(config).slot_names:
-        parent_slot(name, parent.table.slots)
+        parent_slot(name, ParentWords(parent).slots)

@@ -12,17 +12,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.convert.dense_model import DenseModel
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.host.exact import ExactModel
-from pangu_sigma.generate.weights import SavedWeights
 from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.parent import parent_ids
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +47,6 @@ class Agreement:
     activation_nats: float | None = None
 
 
-class ParentWeights:
-    """The weights of a dense model, whose every layer is dense."""
-
-    def __init__(self, model: DenseModel):
-        self._model = model
-
-    def tensor(self, name: str) -> np.ndarray:
-        return self._model.tensors[name].read()
-
-    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        raise KeyError(f"a dense model has no experts: {layer}, {number}, {name}")
-
-
 @dataclass(frozen=True)
 class _Text:
     """What both models read, in the rows of a slot of the child: its tokens, and the rows whose logits are compared."""
@@ -81,13 +66,13 @@ class _Reader:
     model: ExactModel
     rows_R: np.ndarray
     ids_R: np.ndarray | None = None
-    run: RunFolder | None = None
+    run: StoredModel | None = None
     domain: Domain | None = None
     graph: GraphDecoder | None = None
 
     @classmethod
     def trained(
-        cls, run: RunFolder, model: ExactModel, domain: Domain, ids_R: np.ndarray, graph: GraphDecoder | None
+        cls, run: StoredModel, model: ExactModel, domain: Domain, ids_R: np.ndarray, graph: GraphDecoder | None
     ) -> _Reader:
         rows_R = run.tokenizer.row_of[domain.slot, np.maximum(ids_R, 0)]
         first = domain.slot * run.config.model.slot_rows
@@ -112,15 +97,14 @@ class _Reader:
 
 
 def agreements(
-    model: DenseModel, slots: list[SlotRows], child: Path, tokens: int = COMPARED_TOKENS
+    model: StoredModel, slots: list[SlotRows], child: Path, tokens: int = COMPARED_TOKENS
 ) -> dict[str, Agreement]:
     """How each domain of a child agrees with its parent, on held-out text of the domain."""
-    run = RunFolder.open(child)
+    run, activation = open_model(child, "run"), model.sizes.activation
     sizes = run.config.model.model_copy(update={"dense_layers": run.config.model.layers, "rre_layers": 0})
-    parent = ExactModel(sizes, ParentWeights(model), model.activation)
-    weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
-    mine, changed = (ExactModel(run.config.model, weights, g) for g in (model.activation, run.config.model.activation))
-    same = model.activation == run.config.model.activation
+    parent = ExactModel(sizes, model, activation)
+    mine, changed = (ExactModel(run.config.model, run, g) for g in (activation, run.config.model.activation))
+    same = activation == run.config.model.activation
     graph = _graph(run) if same else None
     found = {}
     for domain in tqdm(domains_of(run.config).all, desc="comparing", unit="domain", disable=None):
@@ -137,9 +121,8 @@ def agreements(
 
 
 def compare_trained(
-    old: RunFolder,
-    saved: Checkpoint,
-    child: RunFolder,
+    old: StoredModel,
+    child: StoredModel,
     origins: dict[str, str],
     data: Path | None,
     graphs: bool = True,
@@ -147,13 +130,11 @@ def compare_trained(
 ) -> dict[str, Agreement]:
     """How domains of a run agree with those of the trained run that it was made of.
 
-    saved: the checkpoint of `old`. origins: the domain of `old` that a domain of `child` must answer as. data: folder of held-out
+    origins: the domain of `old` that a domain of `child` must answer as. data: folder of held-out
     text of the child; None: tokens are drawn. graphs: False to compile nothing, and compare the exact path alone.
     """
     known_V = parent_ids(old.tokenizer.vocabulary, child.tokenizer.vocabulary)
-    parent = ExactModel(old.config.model, SavedWeights(saved), old.config.model.activation)
-    checkpoint = load_checkpoint(child.checkpoints, child.identity)
-    mine = ExactModel(child.config.model, SavedWeights(checkpoint), child.config.model.activation)
+    parent, mine = (ExactModel(each.config.model, each, each.config.model.activation) for each in (old, child))
     its_graph, graph = (_graph(old), _graph(child)) if graphs else (None, None)
     found = {}
     for name, origin in tqdm(origins.items(), desc="comparing", unit="domain", disable=None):
@@ -178,7 +159,7 @@ def _agreement(child: _Reader, parent: _Reader, text: _Text, nats: float | None 
     return Agreement(words, len(text.rows_T), exact, fast, nats)
 
 
-def _graph(run: RunFolder) -> GraphDecoder | None:
+def _graph(run: StoredModel) -> GraphDecoder | None:
     """The graph of a run; None, and a word, if it is large."""
     size = 4 * run.config.num_params().total
     if size > GRAPH_BYTES:
@@ -189,10 +170,10 @@ def _graph(run: RunFolder) -> GraphDecoder | None:
             GRAPH_BYTES / (1 << 30),
         )
         return None
-    return GraphDecoder.of_run(run)
+    return GraphDecoder.of(run, 1)
 
 
-def _text(run: RunFolder, domain: Domain, both_R: np.ndarray, tokens: int, data: Path | None) -> _Text:
+def _text(run: StoredModel, domain: Domain, both_R: np.ndarray, tokens: int, data: Path | None) -> _Text:
     """The first tokens of a domain's held-out text, without document ends and those that the parent lacks.
 
     both_R: True for rows of the slot that both have. data: the folder of that text; None: there is none, and tokens are drawn.

@@ -35,10 +35,12 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
-from pangu_sigma.inherit.parent import Parent, parent_ids, parent_slot
+from pangu_sigma.inherit.parent import ParentWords, parent_ids, parent_slot
 from pangu_sigma.inherit.receipt import Receipt
-from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_in_turn, heir_receipt, write_heir
+from pangu_sigma.inherit.trained import GivenRows, Heir, experts_in_turn, heir_receipt, write_heir
 from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class Origin:
     """What new domains and new slots are made of: a domain of the run, a dense parent, or a draw. Raises ConfigError for two."""
 
     domain: str | None = None
-    dense: Parent | None = None
+    dense: StoredModel | None = None
     scratch: bool = False
 
     def __post_init__(self) -> None:
@@ -122,12 +124,12 @@ def _changed_domains(old: Config, new: Config) -> list[str]:
     return problems
 
 
-def plan_extension(parent: Trained, config: Config, origin: Origin) -> Heir:
+def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> Heir:
     """The run of `config` that is made of `parent`, and none of its tensors read.
 
     Raises ConfigError for what cannot be extended, naming the key, and DataError without text prepared for `config`.
     """
-    run = parent.run
+    run = parent
     check_extension(run.path, run.config, config)
     _check_origin(run.config, config, origin)
     tokenizer = _prepared_tokenizer(run.path, config)
@@ -163,14 +165,14 @@ def extend_run(path: Path, config: Config, folder: Path, origin: Origin, graphs:
     The folder appears whole or not at all. Raises as `plan_extension`, and ConfigError when `folder` exists.
     """
     check_absent(folder)
-    parent = Trained.open(path)
+    parent = open_model(path, "run")
     heir = plan_extension(parent, config, origin)
     text = Path(heir.config.data.path)
     open_samples(heir.config, text, "train", heir.tokenizer.size)
     with unfinished_folder(folder) as fresh:
         run = write_heir(fresh, heir, load_manifest(text).content_hash)
         same = {name: source for name, source in heir.origins.items() if _answers_as(heir, name, source)}
-        agreement = compare_trained(parent.run, parent.checkpoint, run, same, text, graphs)
+        agreement = compare_trained(parent, run, same, text, graphs)
         receipt = heir_receipt("extend", heir, agreement, _fates(heir), notes=_notes(heir))
         receipt.save(fresh)
     return receipt
@@ -196,18 +198,18 @@ def _check_origin(old: Config, new: Config, origin: Origin) -> None:
         _check_dense(new, origin.dense)
 
 
-def _check_dense(config: Config, dense: Parent) -> None:
+def _check_dense(config: Config, dense: StoredModel) -> None:
     for key in ("hidden", "ffn", "layers"):
-        has, wants = getattr(dense.model, key), getattr(config.model, key)
+        has, wants = getattr(dense.sizes, key), getattr(config.model, key)
         if has != wants:
             raise ConfigError(
                 f"--from-dense {dense.path}: its {key} is {has}, this run's is {wants}; they must be equal"
             )
-    if dense.model.activation != config.model.activation:
+    if dense.sizes.activation != config.model.activation:
         logger.warning(
             "--from-dense %s computes GELU as %s, this run as %s: new domains do not answer quite as it does",
             dense.path,
-            dense.model.activation,
+            dense.sizes.activation,
             config.model.activation,
         )
 
@@ -235,9 +237,9 @@ def _keep_ids(path: Path) -> str:
     )
 
 
-def _check_vocabulary(parent: Trained, config: Config, tokenizer: Tokenizer, known_V: np.ndarray) -> None:
+def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray) -> None:
     """Raise ConfigError unless every slot of the run has a row for each token that it had, and something is new."""
-    had, run = parent.run.tokenizer, parent.run
+    had, run = parent.tokenizer, parent
     child_of = np.full(had.size, -1)
     child_of[known_V[known_V >= 0]] = np.flatnonzero(known_V >= 0)
     names = domains_of(config).slot_names
@@ -268,16 +270,17 @@ def _check_vocabulary(parent: Trained, config: Config, tokenizer: Tokenizer, kno
 
 
 def _given_rows(
-    parent: Trained, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, name: str, origin: Origin
+    parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, name: str, origin: Origin
 ) -> GivenRows:
     """The rows of a slot: the run's of that name, else those of the origin by token, else none."""
-    run, old = parent.run, domains_of(parent.run.config)
+    run, old = parent, domains_of(parent.config)
     ids_R = tokenizer.slot_rows[domains_of(config).slot_names.index(name)]
     if name not in old.slot_names and origin.dense is not None:
-        slot = parent_slot(name, origin.dense.table.slots)
-        rows_R = origin.dense.table.rows(slot, tokenizer.vocabulary, np.maximum(ids_R, 0))
+        words = ParentWords(origin.dense)
+        slot = parent_slot(name, words.slots)
+        rows_R = words.rows(slot, tokenizer.vocabulary, np.maximum(ids_R, 0))
         rows_R = np.where(ids_R >= 0, rows_R, -1)
-        return GivenRows(SlotRows(name, origin.dense.table.slots[slot], ids_R, rows_R), own=False, alpha=True)
+        return GivenRows(SlotRows(name, words.slots[slot], ids_R, rows_R), own=False, alpha=True)
     own = name in old.slot_names
     if not own and origin.domain is None:
         return GivenRows(SlotRows(name, "nothing", ids_R, np.full_like(ids_R, -1)), own=False)
@@ -293,14 +296,14 @@ def _given_rows(
 
 
 def extended_tables(
-    parent: Trained, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, origins: dict[str, str]
+    parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, origins: dict[str, str]
 ) -> RoutingTable:
     """The routing tables: rows of the run for tokens that it knows, in domains that are or come from its own; the rest is drawn.
 
     Expert e of E becomes the experts e, e + E, e + 2E, …, so that neighbours stay neighbours modulo E, and a token that is spread
     over them by its position still meets an equal of the expert that it met.
     """
-    old, experts = parent.run.table, config.model.experts_per_domain
+    old, experts = parent.table, config.model.experts_per_domain
     frequencies_DV = PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None
     layers, size = config.model.rre_layers, tokenizer.size
     first_NDV = np.empty((layers, len(config.domains), size), np.int16)
@@ -312,7 +315,7 @@ def extended_tables(
         drawn = draw_tables(config.routing.model_copy(update={"seed": seed}), layers, 1, size, experts, counts)
         first_NDV[:, domain.index], spread_DV[domain.index] = drawn.first_NDV[:, 0], drawn.spread_DV[0]
         if domain.name in origins:
-            source = domains_of(parent.run.config).named(origins[domain.name]).index
+            source = domains_of(parent.config).named(origins[domain.name]).index
             copy_NV = drawn.first_NDV[:, 0, kept_V] // old.experts
             first_NDV[:, domain.index, kept_V] = old.first_NDV[:, source, known_V[kept_V]] + old.experts * copy_NV
             spread_DV[domain.index, kept_V] = old.spread_DV[source, known_V[kept_V]]
@@ -321,7 +324,7 @@ def extended_tables(
 
 def _answers_as(heir: Heir, name: str, source: str) -> bool:
     """True if a domain of the heir has the rows of the parent's domain that it was made of."""
-    its = domains_of(heir.parent.run.config)
+    its = domains_of(heir.parent.config)
     return (
         heir.slots[domains_of(heir.config).named(name).slot].rows.parent_slot == its.slot_names[its.named(source).slot]
     )
@@ -329,9 +332,9 @@ def _answers_as(heir: Heir, name: str, source: str) -> bool:
 
 def _fates(heir: Heir) -> dict[str, str]:
     """What became of every domain, for people."""
-    old = domains_of(heir.parent.run.config)
+    old = domains_of(heir.parent.config)
     names = {each.name for each in old}
-    copies = heir.config.model.experts_per_domain // heir.parent.run.config.model.experts_per_domain
+    copies = heir.config.model.experts_per_domain // heir.parent.config.model.experts_per_domain
     times = "" if copies == 1 else f", every expert {copies} times"
     return {each.name: _fate(each, names, heir, times) for each in domains_of(heir.config)}
 
@@ -345,7 +348,7 @@ def _fate(domain: Domain, old: set[str], heir: Heir, times: str) -> str:
 
 
 def _notes(heir: Heir) -> list[str]:
-    had, has = heir.parent.run.tokenizer, heir.tokenizer
+    had, has = heir.parent.tokenizer, heir.tokenizer
     new = has.size - had.size
     notes = [] if not new else [f"{new:,} tokens more, {has.size:,} in all"]
     if heir.config.routing.table == "balanced" and len(heir.origins) == len(heir.config.domains):

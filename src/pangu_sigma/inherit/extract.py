@@ -26,8 +26,10 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.receipt import Receipt
-from pangu_sigma.inherit.trained import GivenRows, Heir, Trained, experts_in_turn, heir_receipt, write_heir
+from pangu_sigma.inherit.trained import GivenRows, Heir, experts_in_turn, heir_receipt, write_heir
 from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -69,20 +71,20 @@ def _fitting(tree: dict[str, Any], config: Config, domains: int) -> Config:
     raise ConfigError("no layout of ranks and blocks fits these domains")  # one block on one rank always does
 
 
-def plan_extraction(parent: Trained, kept: Sequence[str], data: Path) -> Heir:
+def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Heir:
     """The run of some domains of `parent`, and none of its tensors read. data: folder of its text."""
-    old = domains_of(parent.run.config)
-    config = extracted_config(parent.run.config, kept, data)
+    old = domains_of(parent.config)
+    config = extracted_config(parent.config, kept, data)
     chosen = [old.named(name) for name in kept]
     slots = [old.slot_names.index(name) for name in domains_of(config).slot_names]
     rows = config.model.slot_rows
-    tokenizer = parent.run.tokenizer.of_slots(slots)
+    tokenizer = parent.tokenizer.of_slots(slots)
     given = [
         GivenRows(SlotRows(old.slot_names[slot], old.slot_names[slot], ids_R, slot * rows + np.arange(rows)))
         for slot, ids_R in zip(slots, tokenizer.slot_rows, strict=True)
     ]
     indices = [domain.index for domain in chosen]
-    whole = parent.run.table
+    whole = parent.table
     table = RoutingTable(whole.first_NDV[:, indices], whole.spread_DV[indices], whole.experts)
     experts_K = np.concatenate([experts_in_turn(domain, domain.experts) for domain in chosen])
     own_K = np.ones(len(experts_K), bool)
@@ -104,15 +106,15 @@ def extract_run(
     The folder appears whole or not at all. Raises ConfigError, CheckpointError, DataError for what the user can mend.
     """
     check_absent(folder)
-    parent = Trained.open(path)
-    names = chosen_domains(parent.run.config, kept, dropped)
+    parent = open_model(path, "run")
+    names = chosen_domains(parent.config, kept, dropped)
     heir = plan_extraction(parent, names, folder / DATA_FOLDER)
     text = _own_text(parent, data)
     with unfinished_folder(folder) as fresh:
         data_hash, own = None, None
         if text is not None:
             own = fresh / DATA_FOLDER
-            domains = [each.name for each in parent.run.config.domains]
+            domains = [each.name for each in parent.config.domains]
             data_hash = write_subset(text, own, domains, names, heir.tokenizer).content_hash
         receipt = _write(heir, fresh, data_hash, own, graphs)
         receipt.save(fresh)
@@ -132,9 +134,9 @@ def extract_export(
     graphs: also False to not check the greedy tokens of the export.
     """
     check_absent(output)
-    parent = Trained.open(path)
-    names = chosen_domains(parent.run.config, kept, dropped)
-    heir = plan_extraction(parent, names, Path(parent.run.config.data.path))
+    parent = open_model(path, "run")
+    names = chosen_domains(parent.config, kept, dropped)
+    heir = plan_extraction(parent, names, Path(parent.config.data.path))
     with unfinished_folder(output) as fresh:
         run = fresh.parent / "run"
         receipt = _write(heir, run, None, _own_text(parent, data), graphs)
@@ -149,27 +151,27 @@ def extract_export(
 def _write(heir: Heir, path: Path, data_hash: str | None, text: Path | None, graphs: bool) -> Receipt:
     parent = heir.parent
     run = write_heir(path, heir, data_hash)
-    agreement = compare_trained(parent.run, parent.checkpoint, run, heir.origins, text, graphs)
-    fates = {each.name: "as it was" if each.name in heir.origins else "left away" for each in parent.run.config.domains}
+    agreement = compare_trained(parent, run, heir.origins, text, graphs)
+    fates = {each.name: "as it was" if each.name in heir.origins else "left away" for each in parent.config.domains}
     return heir_receipt("extract", heir, agreement, fates)
 
 
-def _own_text(parent: Trained, data: Path | None) -> Path | None:
+def _own_text(parent: StoredModel, data: Path | None) -> Path | None:
     """The prepared text that a run was trained on; None, with a warning, where it is not. data: where the user says it is."""
-    folder = data or Path(parent.run.config.data.path)
+    folder = data or Path(parent.config.data.path)
     try:
         found: Tokenizer | None = PreparedData(folder).tokenizer()
         problem = f"{folder} was prepared with another tokenizer"
     except DataError as error:
         found, problem = None, str(error)
-    if found is not None and found.hash == parent.run.tokenizer.hash:
+    if found is not None and found.hash == parent.tokenizer.hash:
         return folder
     if data is not None:
-        raise DataError(f"--data {data}: is not the prepared text of {parent.run.path}: {problem}")
+        raise DataError(f"--data {data}: is not the prepared text of {parent.path}: {problem}")
     logger.warning(
         "the text of %s is not at hand (%s): logits are compared on tokens that are drawn, and a run without text cannot be "
         "trained; to have it, name the text with --data and extract again",
-        parent.run.path,
+        parent.path,
         problem,
     )
     return None

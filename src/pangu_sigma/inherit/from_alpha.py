@@ -11,13 +11,13 @@ from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.descent import Child, check_child, slot_rows
 from pangu_sigma.inherit.equality import agreements
-from pangu_sigma.inherit.parent import Parent
 from pangu_sigma.inherit.receipt import Receipt, make_receipt
 from pangu_sigma.inherit.variation import Variation
+from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.train.first_checkpoint import check_absent, new_run, write_step_0
 
 
-def plan_inheritance(parent: Parent, config: Config, variation: Variation, moments: bool = False) -> Child:
+def plan_inheritance(parent: StoredModel, config: Config, variation: Variation, moments: bool = False) -> Child:
     """The child of `parent`, and none of its values read. Without prepared text it has no rows yet.
 
     Raises ConfigError when it differs from the parent in a key that must be equal, or when there is nothing to carry over.
@@ -31,7 +31,7 @@ def plan_inheritance(parent: Parent, config: Config, variation: Variation, momen
 
 
 def inherit(
-    parent: Parent, config: Config, folder: Path, variation: Variation | None = None, moments: bool = False
+    parent: StoredModel, config: Config, folder: Path, variation: Variation | None = None, moments: bool = False
 ) -> Receipt:
     """Make `folder` a run of `config` whose step 0 answers as `parent`.
 
@@ -45,7 +45,7 @@ def inherit(
     open_samples(config, Path(config.data.path), "train", tokenizer.size)  # too little text is refused before any work
     with new_run(folder, config) as run:
         write_step_0(run, compose(run.config, child.find))
-        agreement = agreements(parent.model, child.slots or [], run.path)
+        agreement = agreements(parent, child.slots or [], run.path)
         receipt = make_receipt(child, agreement)
         receipt.save(run.path)
     return receipt

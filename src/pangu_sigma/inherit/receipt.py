@@ -50,14 +50,14 @@ class Receipt:
     parent_step: int | None
     parent_hash: str
     parameters: dict[str, int]
-    copies: int
-    slots: list[SlotReceipt]
-    unused: dict[str, str]
     activation: str
     parent_activation: str
-    heads_known: bool
-    activation_known: bool
-    options: dict[str, Any]
+    copies: int = 0
+    slots: list[SlotReceipt] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+    heads_known: bool = True
+    activation_known: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, Agreement] = field(default_factory=dict)
     kind: ReceiptKind = "inherit"
     parent_parameters: int | None = None
@@ -76,19 +76,19 @@ class Receipt:
 
 def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
     """The receipt of a child whose tensors have all been read."""
-    model, variation = child.parent.model, child.variation
+    model, variation = child.parent, child.variation
     return Receipt(
-        parent=str(child.parent.path),
+        parent=str(model.path),
         layout=model.layout,
-        parent_step=child.parent.step,
+        parent_step=model.step,
         parent_hash=child.parent_hash(),
         parameters=count_by_kind(child),
         copies=child.config.experts if child.config.model.rre_layers else 0,
         slots=[SlotReceipt(s.name, s.parent_slot, s.used, s.copied, s.used - s.copied) for s in child.slots or ()],
         unused={each.name: each.reason for each in model.unused},
         activation=child.config.model.activation,
-        parent_activation=model.activation,
-        heads_known=model.heads is not None,
+        parent_activation=model.sizes.activation,
+        heads_known=model.sizes.heads is not None,
         activation_known=model.activation_known,
         options={"noise": variation.noise, "reinit_ratio": variation.reinit_ratio, "moments": child.moments},
         agreement=agreement,
@@ -171,7 +171,7 @@ def format_mapping(child: Child) -> str:
     table = [
         "  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[4]]) for line in lines
     ]
-    unused = [f"unused: {each.name} ({each.reason})" for each in child.parent.model.unused]
+    unused = [f"unused: {each.name} ({each.reason})" for each in child.parent.unused]
     counts = [f"{kind}: {count:,} parameters" for kind, count in count_by_kind(child).items() if count]
     if child.slots is None:
         counts.append(

@@ -18,73 +18,29 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.checkpoint.format import MANIFEST
 from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.mapped_file import let_go
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
-from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, SavedArray
+from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER
-from pangu_sigma.checkpoint.whole import let_go, row_of, whole_array
 from pangu_sigma.config import Config
-from pangu_sigma.convert.trained_model import read_lineage
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.inherit.descent import SlotRows, table_rows
 from pangu_sigma.inherit.equality import Agreement
-from pangu_sigma.inherit.parent import Parent
 from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import fingerprint
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.train.first_checkpoint import write_step_0
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A run and its newest intact checkpoint, whose arrays are mapped files."""
-
-    run: RunFolder
-    checkpoint: Checkpoint
-
-    @classmethod
-    def open(cls, path: Path) -> Trained:
-        """Raises ConfigError when `path` is no run folder, CheckpointError when no checkpoint of it is whole."""
-        run = RunFolder.open(path)
-        return cls(run, load_checkpoint(run.checkpoints, run.identity))
-
-    def saved(self, shard: str) -> dict[str, list[SavedArray]]:
-        """What its files have of the arrays of a shard."""
-        if shard not in self._shards:
-            self._shards[shard] = self.checkpoint.saved(shard)
-        return self._shards[shard]
-
-    def array(self, shard: str, name: str) -> LazyArray | None:
-        """An array as a whole; None if there is none."""
-        saved = self.saved(shard).get(name)
-        return None if saved is None else whole_array(saved, name)
-
-    @property
-    def hash(self) -> str:
-        """Hash of the manifest of its checkpoint, which has the hashes of all of its files."""
-        folder = self.run.checkpoints / f"step_{self.checkpoint.step:08d}"
-        return str(fingerprint(folder / MANIFEST)["xxh3_128"])
-
-    @property
-    def lineage(self) -> dict[str, Any] | None:
-        """Its own receipt, if it has one. Raises LayoutError for one that cannot be read."""
-        return read_lineage(self.run.path)
-
-    @cached_property
-    def _shards(self) -> dict[str, dict[str, list[SavedArray]]]:
-        return {}
 
 
 @dataclass(frozen=True)
@@ -106,26 +62,26 @@ class Heir:
     origins: the parent's domain that each domain of the heir is or was made of.
     """
 
-    parent: Trained
+    parent: StoredModel
     config: Config
     tokenizer: Tokenizer
     table: RoutingTable
     slots: list[GivenRows]
     experts_K: np.ndarray
     own_K: np.ndarray
-    alpha: Parent | None = None
+    alpha: StoredModel | None = None
     origins: dict[str, str] = field(default_factory=dict)
 
     def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
         """The array of that name, or None where the parent has none."""
-        if shard == LOSS_SCALE:
-            return self.parent.array(shard, name)
-        if shard in (WEIGHTS, OPTIMIZER):
-            found = self.parent.array(shard, name)
-            if found is None or name.partition(".")[0] != "embedding":
-                return found
+        found = self.parent.array(shard, name)
+        if found is None:
+            return None
+        if shard.startswith(EXPERTS):
+            return self._experts(found, int(shard.removeprefix(EXPERTS)), name, shape)
+        if name.partition(".")[0] == "embedding":
             return LazyArray(shape, found.dtype, partial(self._rows, found, shard == OPTIMIZER), name)
-        return self._experts(int(shard.removeprefix(EXPERTS)), name, shape)
+        return found
 
     def _rows(self, table: LazyArray, state: bool) -> Iterator[np.ndarray]:
         """Rows of the word table, or, with `state`, one of their Adam moments, which begin at zero in a new slot."""
@@ -135,36 +91,34 @@ class Heir:
             if state and not slot.own:
                 rows_R = np.full_like(rows_R, -1)
             elif slot.alpha and self.alpha is not None:
-                values = self.alpha.model.tensors["embedding"].read()
+                values = self.alpha.tensors["embedding"].read()
             yield from table_rows(values, rows_R, np.random.default_rng([self.config.seed, number]), std)
             let_go(own)
 
-    def _experts(self, layer: int, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        saved = self.parent.saved(f"{EXPERTS}{layer}").get(name)
-        if saved is None:
-            return None
+    def _experts(self, stored: LazyArray, layer: int, name: str, shape: tuple[int, ...]) -> LazyArray:
+        row_of = stored.row
+        assert row_of is not None
         weight = name in FFN_TENSORS
         number_K = self.experts_K if weight else np.where(self.own_K, self.experts_K, -1)
-        dtype = saved[0].values.dtype
 
         def content() -> Iterator[np.ndarray]:
             for expert, number in enumerate(number_K.tolist()):
                 if number >= 0:
-                    row = np.atleast_1d(row_of(saved, number, name))
+                    row = np.atleast_1d(row_of(number))
                     yield row
                     let_go(row)
                 elif weight:
                     yield self._new_expert(layer, name, expert, shape[1:])
                 else:
-                    yield np.zeros(shape[1:] or 1, dtype)
+                    yield np.zeros(shape[1:] or 1, stored.dtype)
 
-        return LazyArray(shape, dtype, content, name)
+        return LazyArray(shape, stored.dtype, content, name)
 
     def _new_expert(self, layer: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
         """A tensor of an expert that the run does not have: the dense parent's, or as a new run draws it."""
         model = self.config.model
         if self.alpha is not None:
-            values = self.alpha.model.tensors[f"layers.{model.dense_layers + layer}.ffn.{name}"].read()
+            values = self.alpha.tensors[f"layers.{model.dense_layers + layer}.ffn.{name}"].read()
             return np.asarray(values, np.float32)
         if name not in ("w1", "w2"):
             return np.zeros(shape, np.float32)
@@ -176,7 +130,7 @@ class Heir:
         return draw.standard_normal(shape, np.float32) * np.float32(std)
 
 
-def write_heir(path: Path, heir: Heir, data_hash: str | None) -> RunFolder:
+def write_heir(path: Path, heir: Heir, data_hash: str | None) -> StoredRun:
     """Write an heir as a run folder with a checkpoint of step 0. data_hash: of the text that it trains on. Raises OSError."""
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -184,7 +138,7 @@ def write_heir(path: Path, heir: Heir, data_hash: str | None) -> RunFolder:
         write_model_files(path, heir.config, Path(temporary) / TOKENIZER_FOLDER, heir.table)
     run = RunFolder(path, heir.config, heir.tokenizer, heir.table, data_hash)
     write_step_0(run, compose(heir.config, heir.find))
-    return run
+    return open_model(path, "run")
 
 
 def experts_in_turn(domain: Domain, wanted: int) -> np.ndarray:
@@ -211,21 +165,16 @@ def heir_receipt(
     rows = [slot.rows for slot in heir.slots]
     return Receipt(
         kind=kind,
-        parent=str(parent.run.path),
+        parent=str(parent.path),
         layout="run",
-        parent_step=parent.checkpoint.step,
+        parent_step=parent.step,
         parent_hash=parent.hash,
         parameters=parameters_by_kind(heir),
-        copies=0,
         slots=[SlotReceipt(s.name, s.parent_slot, s.used, s.copied_tokens, s.used - s.copied_tokens) for s in rows],
-        unused={},
         activation=activation,
         parent_activation=activation,
-        heads_known=True,
-        activation_known=True,
-        options={},
         agreement=agreement,
-        parent_parameters=parent.run.config.num_params().total,
+        parent_parameters=parent.config.num_params().total,
         domains=domains,
         notes=[WARM, *notes],
         parent_lineage=parent.lineage,
@@ -236,7 +185,7 @@ def parameters_by_kind(heir: Heir) -> dict[str, int]:
     """Parameters of an heir by where they come from."""
     config = heir.config
     count, hidden, each = config.num_params(), config.model.hidden, _expert_size(config)
-    old = {domain.name for domain in heir.parent.run.config.domains}
+    old = {domain.name for domain in heir.parent.config.domains}
     found = {"copied": count.total - count.experts - config.slots * config.model.slot_rows * hidden}
     for domain in domains_of(config):
         source = heir.origins.get(domain.name)

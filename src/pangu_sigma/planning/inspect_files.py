@@ -6,45 +6,21 @@ Headers and small files are read, and no values unless they are to be verified.
     export                counted by its configuration: the weights are inside of the graph
     file of weights       what `export --format safetensors` wrote
     hf                    what `export --format hf` wrote
-    anything else         a released PanGu-α, if it is one: convert/README.md says which
+    anything else         a released PanGu-α, if it is one: foreign/README.md says which
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.format import (
-    MANIFEST,
-    PARTS,
-    STATE,
-    CheckpointError,
-    DamagedCheckpoint,
-    Identity,
-    read_manifest,
-)
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config, read_model_files
-from pangu_sigma.checkpoint.parts import EXPERTS, decode_parts
-from pangu_sigma.checkpoint.root import candidates
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
-from pangu_sigma.checkpoint.state import LOSS_SCALE, OPTIMIZER
+from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER
 from pangu_sigma.config import Config
-from pangu_sigma.config_file import config_in_text, parse_config
-from pangu_sigma.convert.dense_files import open_dense_model
-from pangu_sigma.convert.hf_folder import is_hf_folder, read_hf_folder
-from pangu_sigma.convert.safetensors import HASH, is_weights_file, verify_safetensors
-from pangu_sigma.convert.trained_model import read_lineage
-from pangu_sigma.generate.exported import GRAPH_FILE
-from pangu_sigma.inherit.parent import NO_TOKENIZER, foreign_refusal, sparse_refusal
-from pangu_sigma.parallel.parameters import weights
-
-Listed = Iterable[tuple[str, str, tuple[int, ...], str]]
-"""Role, name, shape and type of tensors."""
+from pangu_sigma.inherit.parent import parent_refusal
+from pangu_sigma.stored.model import Kind, Listed
+from pangu_sigma.stored.open import StoredAlpha, open_model
 
 
 @dataclass
@@ -78,136 +54,57 @@ def inspect_files(path: Path, verify: bool = False) -> FileInspection:
 
     Raises UserError for damage, and for what is nothing of the list above.
     """
-    if (path / GRAPH_FILE).exists():
-        return _inspect_export(path, verify)
-    if (path / CONFIG_FILE).exists():
-        return _inspect_run(path, verify)
-    if (path / MANIFEST).exists() and (path / STATE).exists():
-        return _inspect_checkpoint(path, verify)
-    if is_hf_folder(path):
-        return _inspect_hf(path, verify)
-    return _inspect_weights(path, verify) if is_weights_file(path) else _inspect_foreign(path, verify)
-
-
-def _inspect_run(path: Path, verify: bool) -> FileInspection:
-    run = RunFolder.open(path)
-    if verify:
-        load_checkpoint(run.checkpoints, run.identity)
-    newest = next(iter(candidates(run.checkpoints)), None)
-    if newest is None:
-        raise CheckpointError(f"{run.checkpoints}: holds no checkpoint; train the run first")
-    step, _, roles = _checkpoint_roles(newest)
-    hashes = {"tokenizer": run.tokenizer.hash, "routing table": run.table.hash}
-    verified = "configuration, tokenizer, routing table" + (", checkpoint" if verify else "")
-    refusal = sparse_refusal(run.config)
-    return FileInspection(
-        *(str(path), "run", step, roles, hashes, verified, read_lineage(path), refusal), config=run.config
+    model = open_model(path, verified=verify)
+    roles = _count((_role_of(shard, name), name, shape, dtype) for shard, name, shape, dtype in model.listed())
+    found = FileInspection(
+        *(str(path), model.layout, model.step, roles, model.hashes, _VERIFIED[model.kind][verify]),
+        *(model.lineage, parent_refusal(model)),
     )
-
-
-def _inspect_checkpoint(path: Path, verify: bool) -> FileInspection:
-    if verify:
-        load_checkpoint(path)
-    step, identity, roles = _checkpoint_roles(path)
-    hashes = {"tokenizer": identity.vocabulary_hash, "routing table": identity.routing_hash}
-    if identity.data_hash:
-        hashes["data"] = identity.data_hash
-    refusal = "is a checkpoint, which has no tokenizer; name the run folder that it is in"
-    verified = "manifest, all files" if verify else "manifest"
-    config = parse_config(identity.config)
-    return FileInspection(str(path), "checkpoint", step, roles, hashes, verified, None, refusal, config=config)
-
-
-def _inspect_export(path: Path, verify: bool) -> FileInspection:
-    config = read_config(path, "export", "export it again")
-    if verify:
-        read_model_files(path, "export it again")
-    roles = _count(
-        (_role_of(array.name), array.name, array.shape, "float32") for array in weights(config.on_one_rank())
-    )
-    refusal = "is an export, whose weights are inside of its graph; inherit from the run that it came from"
-    verified = "configuration, all files" if verify else "configuration"
-    found = FileInspection(str(path), "export", None, roles, {}, verified, read_lineage(path), refusal, config=config)
-    found.notes.append("counted by its configuration")
+    if isinstance(model, StoredAlpha):
+        found.notes = _notes(model, verify)
+    else:
+        found.config = model.config
+    if model.kind == "export":
+        found.notes.append("counted by its configuration")
     return found
 
 
-def _inspect_hf(path: Path, verify: bool) -> FileInspection:
-    model = read_hf_folder(path, values=verify)
-    roles = _count((_role_of(name), name, t.shape, t.dtype.name) for name, t in model.tensors.items())
-    hashes = {"tokenizer": model.tokenizer.hash, "routing table": model.table.hash}
-    if model.data_hash:
-        hashes["data"] = model.data_hash
-    verified = "all files" if verify else "all files but those of the weights"
-    refusal = sparse_refusal(model.config)
-    return FileInspection(
-        *(str(path), "hf", model.step, roles, hashes, verified, model.lineage, refusal), config=model.config
-    )
+_VERIFIED: dict[Kind, tuple[str, str]] = {
+    "run": (files := "configuration, tokenizer, routing table", f"{files}, checkpoint"),
+    "checkpoint": ("manifest", "manifest, all files"),
+    "export": ("configuration", "configuration, all files"),
+    "hf": ("all files but those of the weights", "all files"),
+    "weights": ("nothing", "the whole file"),
+    "alpha": ("nothing", "nothing"),
+}
+"""What is verified without and with hashes."""
 
 
-def _inspect_weights(path: Path, verify: bool) -> FileInspection:
-    if verify:
-        verify_safetensors(path)
-    metadata = metadata_of(path)
-    config = config_in_text(metadata["config"], str(path))
-    roles = _count((_role_of(name), name, a.shape, a.dtype.name) for name, a in map_arrays(path).items())
-    verified, hashes = "the whole file" if verify else "nothing", {"file": metadata[HASH]}
-    return FileInspection(str(path), "weights", None, roles, hashes, verified, None, NO_TOKENIZER, config=config)
-
-
-def _inspect_foreign(path: Path, verify: bool) -> FileInspection:
-    model = open_dense_model(path)
-    roles = _count((_role_of(name), name, t.shape, t.dtype.name) for name, t in model.tensors.items())
-    found = FileInspection(str(path), model.layout, None, roles, {}, "nothing", None, foreign_refusal(model))
-    found.notes = [
-        f"{model.layers} layers, hidden {model.hidden}, FFN {model.ffn}, {model.heads or 'an unknown number of'} heads, context "
-        f"{model.seq_length}, {model.vocabulary} rows",
-        f"GELU {model.activation}" + ("" if model.activation_known else ", assumed: the files do not say it"),
+def _notes(model: StoredAlpha, verify: bool) -> list[str]:
+    """What there is to say of a PanGu-α in the files of others."""
+    sizes = model.sizes
+    notes = [
+        f"{sizes.layers} layers, hidden {sizes.hidden}, FFN {sizes.ffn}, {sizes.heads or 'an unknown number of'} heads, context "
+        f"{sizes.seq_length}, {sizes.vocabulary} rows",
+        f"GELU {sizes.activation}" + ("" if sizes.activation_known else ", assumed: the files do not say it"),
         *(f"unused: {each.name} ({each.reason})" for each in model.unused),
     ]
-    if model.heads is None:
-        found.notes.append("`inherit` needs --heads")
-    if verify:
-        found.notes.append("files of this layout have no hashes to verify by")
-    return found
-
-
-def _checkpoint_roles(path: Path) -> tuple[int, Identity, dict[str, dict[str, Any]]]:
-    """Step, identity and roles of a checkpoint, by its manifest and the headers of its files.
-
-    Raises DamagedCheckpoint for a file that is missing or has another size than was written.
-    """
-    manifest = read_manifest(path)
-    tensors: dict[tuple[str, str], tuple[tuple[int, ...], str]] = {}
-    for name, recorded in manifest["files"].items():
-        size = (path / name).stat().st_size if (path / name).is_file() else None
-        if size != recorded["bytes"]:
-            what = "is missing" if size is None else f"has {size} bytes, {recorded['bytes']} were written"
-            raise DamagedCheckpoint(f"{path / name}: {what}; use another checkpoint")
-        if name.endswith(".safetensors"):
-            divided = decode_parts(metadata_of(path / name).get(PARTS, "{}"))
-            for each, values in map_arrays(path / name).items():
-                whole = divided[each].whole if each in divided else values.shape
-                tensors[name.partition(".")[0], each] = whole, values.dtype.name
-    listed = ((_role_in(file, name), name, shape, dtype) for (file, name), (shape, dtype) in tensors.items())
-    return manifest["step"], Identity(**manifest["identity"]), _count(listed)
+    notes += ["`inherit` needs --heads"] if sizes.heads is None else []
+    return notes + (["files of this layout have no hashes to verify by"] if verify else [])
 
 
 ADAM, EXPERT_ROLE = "Adam state", "experts"
 """Roles that are no dense weights'."""
 
 
-def _role_in(file: str, name: str) -> str:
-    """The role of an array of a checkpoint. file: without its ending and rank."""
-    if file == LOSS_SCALE:
+def _role_of(shard: str, name: str) -> str:
+    """The role of an array. shard: of a checkpoint; "" elsewhere."""
+    if shard == LOSS_SCALE:
         return "loss scale"
-    if file == OPTIMIZER or name == "step" or name.endswith((".moment", ".variance")):
+    if shard == OPTIMIZER or name == "step" or name.endswith((".moment", ".variance")):
         return ADAM
-    return EXPERT_ROLE if file.startswith(EXPERTS) else _role_of(name)
-
-
-def _role_of(name: str) -> str:
-    """The role of a weight in the network, by its name."""
+    if shard.startswith(EXPERTS):
+        return EXPERT_ROLE
     words = name.split(".")
     if "experts" in words:
         return EXPERT_ROLE

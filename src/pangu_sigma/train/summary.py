@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.checkpoint.root import step_of
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.losses import DIFFERENCE_FIGURES, losses_of, shown
 from pangu_sigma.train.metrics import FILE, TRAFFIC, NothingLogged, load_max_over_mean, read_metrics
 from pangu_sigma.train.pictures import expert_load
@@ -30,7 +31,7 @@ def summarise(path: Path) -> dict[str, Any]:
 
     Raises NothingLogged when the run has not reached its first checkpoint, or its log is gone.
     """
-    run = RunFolder.open(path)
+    run = open_model(path, "run")
     lines = read_metrics(path) if (path / FILE).exists() else []
     evaluations = _evaluations(lines)
     if not evaluations or run.latest is None:
@@ -106,7 +107,7 @@ def differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
     nats_per_token, se, bits_per_byte, bits_per_byte_se: paired by sample, if the logs of both have the same held-out samples.
     Otherwise se and the bits are None, nats_per_token is the difference of the means, and `unpaired` says why.
     """
-    runs = [RunFolder.open(run) for run in (path, other)]
+    runs = [open_model(run, "run") for run in (path, other)]
     lines = [_evaluations(read_metrics(run.path))[-1] for run in runs]
     mine, theirs = map(losses_of, lines)
     found: dict[str, dict[str, Any]] = {}
@@ -121,7 +122,7 @@ def differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def unlike(run: RunFolder, other: RunFolder) -> str:
+def unlike(run: StoredModel, other: StoredModel) -> str:
     """Why the held-out tokens of two runs cannot be the same, as far as their folders say; "" if they do not."""
     if run.tokenizer.hash != other.tokenizer.hash:
         return "their tokenizers differ"
@@ -154,7 +155,7 @@ def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _why_unpaired(run: RunFolder, other: RunFolder) -> str:
+def _why_unpaired(run: StoredModel, other: StoredModel) -> str:
     """Why the losses of a domain in the logs of two runs are not of the same samples, and what to do."""
     again = f"pangu-sigma evaluate {run.path} --against {other.path} measures both on the same tokens"
     if reason := unlike(run, other):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from helpers.toy import Logits, logits_arguments
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import load_trained
 from pangu_sigma.data.batches import Batches
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.generate.graph.decoder import is_cache
 from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.stored.network import build_network
+from pangu_sigma.stored.open import open_model
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -27,7 +27,7 @@ New = tuple[Domain, list[int], int, int]
 
 @pytest.fixture(scope="module")
 def graph(graph_mode, tiny_run) -> CachedGraph:
-    made = cached_graph(RunFolder.open(tiny_run))
+    made = cached_graph(open_model(tiny_run, "run"))
     for parameter in made.get_parameters():
         if is_cache(parameter.name):  # one lane for each, with what another text has left there
             one = parameter.asnumpy()
@@ -41,7 +41,7 @@ def graph(graph_mode, tiny_run) -> CachedGraph:
 @pytest.fixture(scope="module")
 def texts(tiny_run) -> list[tuple[Domain, list[int]]]:
     """Prompts; the first one has a second document, ends it, and begins a third."""
-    run = RunFolder.open(tiny_run)
+    run = open_model(tiny_run, "run")
     known, tokenizer = domains_of(run.config), run.tokenizer
     found = [(known.named(name), tokenizer.prompt(text, known.named(name))) for name, text in TEXTS]
     domain, ids = found[0]
@@ -52,12 +52,12 @@ def texts(tiny_run) -> list[tuple[Domain, list[int]]]:
 @pytest.fixture(scope="module")
 def expected(graph_mode, tiny_run, texts) -> np.ndarray:
     """Logits after the whole text, [B, R], by the network that trains: another graph, another layout of the experts' rows."""
-    run = RunFolder.open(tiny_run)
+    run = open_model(tiny_run, "run")
     tree = run.config.model_dump()
     tree["train"]["batch_size"] = tree["data"]["domains_per_step"] = 3
     config = run.config.model_validate(tree)
     batches = Batches(config, Path(config.data.path), run.tokenizer, run.table)
-    network, store = load_trained(run)
+    network, store = build_network(run)
     logits = Logits(network).set_train(False)
 
     def of_each(chosen: list[tuple[Domain, list[int]]]) -> list[np.ndarray]:
@@ -99,7 +99,7 @@ def test_texts_of_unequal_lengths_are_read_in_one_call(graph, texts, expected, t
     logits_BR, token_B = call(graph, [(*text, 0, lane) for text, lane in zip(texts, (2, 0, 3, 1), strict=True)])
     for found_R, expected_R in zip(logits_BR, expected, strict=True):
         same(found_R, expected_R)
-    ids = RunFolder.open(tiny_run).tokenizer.slot_rows
+    ids = open_model(tiny_run, "run").tokenizer.slot_rows
     rows = expected.argmax(axis=1)
     assert token_B.tolist() == [ids[domain.slot, row] for (domain, _), row in zip(texts, rows, strict=True)]
 
@@ -127,7 +127,7 @@ def test_a_text_may_go_back_and_on_from_any_token(graph, texts, expected):
 
 def test_ids_that_cannot_be_give_no_numbers_and_harm_nobody(graph, texts, expected, tiny_run):
     domain, ids = texts[0]
-    tokenizer = RunFolder.open(tiny_run).tokenizer
+    tokenizer = open_model(tiny_run, "run").tokenizer
     without_row = int(np.flatnonzero(tokenizer.row_of[domain.slot] < 0)[0])
     new = [(domain, [*ids[:2], wrong, *ids[2:]], 0, lane) for lane, wrong in enumerate((10**6, -1, without_row))]
     logits_BR, _ = call(graph, [*new, (domain, ids, 0, 3)])
@@ -136,6 +136,6 @@ def test_ids_that_cannot_be_give_no_numbers_and_harm_nobody(graph, texts, expect
 
 
 def test_what_is_said_of_the_inputs_is_what_they_are(tiny_run):
-    said, opened = inputs_and_outputs(RunFolder.open(tiny_run).config)["inputs"], open_inputs()
+    said, opened = inputs_and_outputs(open_model(tiny_run, "run").config)["inputs"], open_inputs()
     assert [len(each["axes"]) for each in said] == [len(tensor.shape) for tensor in opened]
     assert {str(tensor.dtype).lower() for tensor in opened} == {each["dtype"] for each in said}

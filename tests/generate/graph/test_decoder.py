@@ -11,8 +11,6 @@ from helpers.grown import law_tree, write_law
 from helpers.slow_decoder import SlowDecoder
 from mindspore import nn
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.mindir import export_mindir, write_graph
@@ -23,9 +21,9 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.cached import CachedGraph
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.host.decoder import HostDecoder
-from pangu_sigma.generate.open_decoder import open_decoder
 from pangu_sigma.generate.request import Request
-from pangu_sigma.generate.weights import SavedWeights
+from pangu_sigma.generate.text import open_decoder
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -55,7 +53,7 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
 def test_chunks_of_several_lanes_have_the_logits_of_the_exact_path(tiny_graph, tiny_run, monkeypatch):
     """Long ones in several calls, too."""
     monkeypatch.setattr("pangu_sigma.generate.graph.decoder._AT_ONCE", 2)
-    slow = SlowDecoder(RunFolder.open(tiny_run))
+    slow = SlowDecoder(open_model(tiny_run, "run"))
     texts = begun(tiny_graph), begun(slow)
     for first, last, wanted in ((0, 2, 0), (2, 3, 1), (3, 6, 3), (6, 7, 1)):
         parts = [(lane, ids[first:last]) for lane, (_, ids) in enumerate(texts[0]) if ids[first:last]]
@@ -114,11 +112,11 @@ def test_the_domain_decides_the_answer(tiny_graph):
 @pytest.mark.parametrize("activation", ["tanh", "erf"])
 def test_another_activation_is_that_of_the_exported_graph(tiny_run, tmp_path, activation):
     """Of dense layers and of experts, by standard operators, through a MindIR file."""
-    run = RunFolder.open(tiny_run)
+    run = open_model(tiny_run, "run")
     tree = run.config.model_dump()
     tree["model"]["activation"] = activation
     model = run.config.model_validate(tree), run.tokenizer, run.table
-    weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
+    weights = run
     write_graph(CachedGraph(*model, weights), tmp_path)
     loaded = nn.GraphCell(ms.load(str(tmp_path / "model.mindir")))
     logits = []
@@ -155,7 +153,7 @@ def four_domains(tiny_data, tmp_path_factory) -> Path:
 def test_200_prompts_over_four_domains_alone_and_eight_at_once(four_domains, tmp_path):
     """Against the decoder without MindSpore. Prompts are drawn among the ids of the slot, <eot> among them."""
     export = export_mindir(four_domains, tmp_path / "export")
-    eight, trained = GraphDecoder.of_export(export, 8), open_decoder(four_domains, 8)
+    eight, trained = GraphDecoder.of(open_model(export, "export"), 8), open_decoder(four_domains, 8)
     assert len(domains_of(trained.config).all) == 4
     rng, requests = np.random.default_rng(0), []
     for number in range(200):
@@ -165,5 +163,5 @@ def test_200_prompts_over_four_domains_alone_and_eight_at_once(four_domains, tmp
         requests.append(Request(domain, tuple(ids.tolist()), 12, ignore_eot=number % 2 == 0))
     expected = greedy(trained, requests)
     assert greedy(eight, requests) == expected
-    alone = GraphDecoder.of_export(export, 1)
+    alone = GraphDecoder.of(open_model(export, "export"), 1)
     assert [greedy(alone, [request])[0] for request in requests] == expected

@@ -7,17 +7,14 @@ import re
 import numpy as np
 import pytest
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.convert.mindir import export_mindir
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.run import evaluate_run
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.exported import ExportedWeights
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.graph.weights_at_rest import rows_in_int8
-from pangu_sigma.generate.open_decoder import open_decoder
-from pangu_sigma.generate.weights import SavedWeights
+from pangu_sigma.generate.text import open_decoder
+from pangu_sigma.stored.open import open_model
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -37,14 +34,13 @@ def test_int8_rows_are_half_a_step_away_at_most_and_zeros_stay():
 def test_the_graph_computes_with_the_weights_that_its_file_has(tiny_run, tmp_path, at_rest, nearest):
     """Against the decoder that reads them without MindSpore; and they are near those of the run, so is the loss."""
     folder = export_mindir(tiny_run, tmp_path / "out", at_rest)
-    run, weights = RunFolder.open(tiny_run), ExportedWeights(folder)
-    saved = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
+    run, weights = open_model(tiny_run, "run"), open_model(folder, "export")
     for name in ("embedding", "layers.1.attention.key.weight", "layers.0.ffn.w2"):
-        assert weights.kept(name).dtype == at_rest
-        assert 0 < np.abs(weights.tensor(name) - saved.tensor(name)).max() < nearest * np.abs(saved.tensor(name)).max()
-    assert weights.kept("experts.1.w1").dtype == at_rest
-    assert 0 < np.abs(weights.expert(1, 3, "w1") - saved.expert(1, 3, "w1")).max() < nearest
-    graph, host = GraphDecoder.of_export(folder, 1), open_decoder(folder, 1)
+        assert weights.arrays[name].dtype == at_rest
+        assert 0 < np.abs(weights.tensor(name) - run.tensor(name)).max() < nearest * np.abs(run.tensor(name)).max()
+    assert weights.arrays["experts.1.w1"].dtype == at_rest
+    assert 0 < np.abs(weights.expert(1, 3, "w1") - run.expert(1, 3, "w1")).max() < nearest
+    graph, host = GraphDecoder.of(open_model(folder, "export"), 1), open_decoder(folder, 1)
     for domain in domains_of(run.config):
         ids = run.tokenizer.prompt("the cat 今天 x", domain)
         found, expected = (_logits(decoder, domain, ids) for decoder in (graph, host))
@@ -65,7 +61,9 @@ def _answers_from_the_kept(folder, run, weights, at_rest) -> None:
     wide = open_decoder(folder, 1, "float32")
     of_kept, of_rounded, of_wide = (each.resident_bytes - each.cache_bytes for each in (kept, rounded, wide))
     inside = re.compile(r"(plan|words|lanes)\.|.*\.attention\.(keys|values)$")  # tables and caches of the graph
-    assert of_kept == of_rounded == sum(weights.kept(name).nbytes for name in weights.names if not inside.match(name))
+    assert (
+        of_kept == of_rounded == sum(weights.arrays[name].nbytes for name in weights.arrays if not inside.match(name))
+    )
     assert of_kept < {"float16": 0.6, "int8": 0.4}[at_rest] * of_wide
     assert np.abs(_logits(kept, domain, ids) - _logits(wide, domain, ids)).max() < 2e-5
 

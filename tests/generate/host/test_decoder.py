@@ -12,7 +12,6 @@ from helpers.slow_decoder import SlowDecoder
 from helpers.tiny import tiny_config
 from helpers.toy_weights import ToyWeights
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain, domains_of
@@ -20,13 +19,13 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.host import decoder as host_decoder
 from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.generate.host.exact import ExactModel
-from pangu_sigma.generate.open_decoder import open_decoder
-from pangu_sigma.generate.weights import SavedWeights
+from pangu_sigma.generate.text import open_decoder
+from pangu_sigma.stored.open import open_model
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run) -> RunFolder:
-    return RunFolder.open(tiny_run)
+    return open_model(tiny_run, "run")
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +194,7 @@ def test_a_lane_holds_as_many_tokens_as_the_model(run, decoder):
 def test_less_precise_weights_change_logits_a_little(run, decoder, tiny_run, precision, most):
     """They are those of a float32 model whose matrices are rounded, and near the model."""
     less = open_decoder(tiny_run, lanes=1, weights=precision)
-    saved = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
+    saved = run
     rounded = HostDecoder(run.config, run.tokenizer, run.table, RoundedWeights(saved, precision), lanes=1)
     for domain in domains_of(run.config):
         ids = ids_of(run, domain, 30)

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 from helpers.tiny import tiny_config
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.host.exact import ExactModel
-from pangu_sigma.generate.weights import SavedWeights
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -22,15 +21,15 @@ def trained(tiny_data, tmp_path_factory):
     path = tmp_path_factory.mktemp("exact") / "run"
     steps = {"steps": 6, "eval_interval": 6, "checkpoint_interval": 6}
     train(tiny_config(tiny_data, model={"expert_init": "independent"}, train=steps), path)
-    return RunFolder.open(path)
+    return open_model(path, "run")
 
 
 def exact(run: RunFolder, activation: str = "fast_gelu") -> ExactModel:
-    return ExactModel(run.config.model, SavedWeights(load_checkpoint(run.checkpoints, run.identity)), activation)
+    return ExactModel(run.config.model, run, activation)
 
 
 def test_its_logits_are_those_of_the_graph_up_to_rounding(trained):
-    graph, model = GraphDecoder.of_run(trained), exact(trained)
+    graph, model = GraphDecoder.of(trained, 1), exact(trained)
     rows, each = np.arange(trained.config.model.slot_rows), trained.config.model.slot_rows
     for domain in domains_of(trained.config):
         used = trained.tokenizer.slot_rows[domain.slot]

@@ -18,19 +18,18 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops import functional as F
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.graph.block_plan import BlockPlan, numbered
 from pangu_sigma.generate.graph.kv_cache import CachedAttention, Lanes
 from pangu_sigma.generate.graph.weights_at_rest import AtRest, KeptExperts, keep
-from pangu_sigma.generate.weights import SavedWeights, Weights
+from pangu_sigma.generate.weights import Weights
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.rre.experts import padded_experts
 from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.stored.model import StoredModel
 
 
 class CachedGraph(nn.Cell):
@@ -85,10 +84,9 @@ class CachedGraph(nn.Cell):
         return self.words.likely(F.cast(F.squeeze(logits_W1R, 1), ms.float32), slots_W, faults_W)
 
 
-def cached_graph(run: RunFolder, at_rest: AtRest = "float32") -> CachedGraph:
-    """The deployed graph, of operators of the device that is set, with the weights of a run's newest intact checkpoint."""
-    weights = SavedWeights(load_checkpoint(run.checkpoints, run.identity))
-    return CachedGraph(run.config, run.tokenizer, run.table, weights, at_rest)
+def cached_graph(model: StoredModel, at_rest: AtRest = "float32") -> CachedGraph:
+    """The deployed graph, of operators of the device that is set, with the weights of a model."""
+    return CachedGraph(model.config, model.tokenizer, model.table, model, at_rest)
 
 
 class _Words(nn.Cell):

@@ -6,22 +6,21 @@ Shape suffixes: B texts of a call, C new tokens of the longest, W wanted tokens,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.device import one_thread, use_cpu
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.decoder import Chunk, experts_by_table
-from pangu_sigma.generate.exported import GRAPH_FILE, open_export
 from pangu_sigma.generate.graph.cached import cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
+from pangu_sigma.stored.model import StoredModel
 
 _AT_ONCE = 256
 """The most new tokens of a text that a call reads; its memory grows with them."""
@@ -48,23 +47,22 @@ class GraphDecoder:
             self._copy = _CopyLane([_with_lanes(p, lanes) for p in graph.get_parameters() if is_cache(p.name)])
 
     @classmethod
-    def of_export(cls, folder: Path, lanes: int = 4) -> GraphDecoder:
-        """The graph of an exported model. Raises as `open_export`, and ConfigError if it takes and gives other arrays."""
-        export = open_export(folder)
-        if export.facts["signature"] != inputs_and_outputs(export.config):
-            raise ConfigError(
-                f"{folder} takes and gives other arrays than this version; run `pangu-sigma export` on its run again"
-            )
-        use_cpu()
-        with one_thread:
-            graph = nn.GraphCell(ms.load(str(folder / GRAPH_FILE)))
-        return cls(graph, export.config, export.tokenizer, export.table, lanes)
+    def of(cls, model: StoredModel, lanes: int = 4) -> GraphDecoder:
+        """The graph of an exported model, or that which an export of another model would hold.
 
-    @classmethod
-    def of_run(cls, run: RunFolder, lanes: int = 1) -> GraphDecoder:
-        """The graph that an export of a run's newest intact checkpoint would hold. Raises CheckpointError if there is none."""
+        Raises ConfigError if it takes and gives other arrays, and as the model's properties do.
+        """
         use_cpu()
-        return cls(cached_graph(run).set_train(False), run.config, run.tokenizer, run.table, lanes)
+        if isinstance(model, StoredExport):
+            if model.facts["signature"] != inputs_and_outputs(model.config):
+                raise ConfigError(
+                    f"{model.path} takes and gives other arrays than this version; run `pangu-sigma export` on its run again"
+                )
+            with one_thread:
+                graph = nn.GraphCell(ms.load(str(model.path / GRAPH_FILE)))
+        else:
+            graph = cached_graph(model).set_train(False)
+        return cls(graph, model.config, model.tokenizer, model.table, lanes)
 
     def begin(self, lane: int, domain: Domain) -> None:
         self._check_lane(lane)

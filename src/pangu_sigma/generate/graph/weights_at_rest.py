@@ -20,9 +20,9 @@ from mindspore.common import dtype as mstype
 from mindspore.ops import functional as F
 
 from pangu_sigma.config import Config
-from pangu_sigma.generate.exported import SCALE_ENDING
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Linear, PanGuSigma
+from pangu_sigma.stored.export import SCALE_ENDING
 
 AtRest = Literal["float32", "float16", "int8"]
 """How matrices are kept."""

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from ascend_ops.activation import activation_oracle
-from pangu_sigma.checkpoint.whole import let_go
+from pangu_sigma.checkpoint.mapped_file import let_go
 from pangu_sigma.config import ModelConfig
 from pangu_sigma.generate.host.network import LAYER_NORM_EPSILON, hidden_states
 from pangu_sigma.generate.weights import Weights

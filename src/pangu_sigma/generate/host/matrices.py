@@ -6,9 +6,9 @@ import numpy as np
 
 from ascend_ops.few_rows import FfnWeights, Matrix, Precision
 from ascend_ops.large_pages import LargePages
-from pangu_sigma.checkpoint.whole import let_go
-from pangu_sigma.generate.exported import ExportedWeights
+from pangu_sigma.checkpoint.mapped_file import let_go
 from pangu_sigma.generate.weights import Weights
+from pangu_sigma.stored.export import StoredExport
 
 
 class Matrices:
@@ -23,8 +23,8 @@ class Matrices:
         """mapped: True to give float32 matrices where they lie, and not as copies in the room."""
         assert not mapped or precision == "float32"
         self._weights, self._precision, self._mapped, self._room = weights, precision, mapped, room
-        self._kept: ExportedWeights | None = None
-        if isinstance(weights, ExportedWeights) and weights.precision == precision and not mapped:
+        self._kept: StoredExport | None = None
+        if isinstance(weights, StoredExport) and weights.precision == precision and not mapped:
             self._kept = weights
         self.weight_bytes = self.copied_bytes = 0
 

@@ -1,0 +1,49 @@
+"""Opens a dense PanGu-α that others wrote, whatever the layout of its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pangu_sigma.config import Activation
+from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
+from pangu_sigma.foreign.huggingface_layout import is_huggingface, open_huggingface
+from pangu_sigma.foreign.megatron_layout import is_megatron, open_megatron
+from pangu_sigma.foreign.mindspore_layout import is_mindspore, open_mindspore
+
+LAYOUTS = {
+    "huggingface": "config.json with model.safetensors or pytorch_model.bin, whole or by an index",
+    "megatron": "latest_checkpointed_iteration.txt with iter_<step>/mp_rank_<rank>/model_optim_rng.pt, or one such .pt",
+    "deepspeed": "latest with <tag>/mp_rank_<rank>_model_states.pt, or one such .pt",
+    "mindspore": "one .ckpt, or filerted_<rank>.ckpt with a strategy file; word_embedding.npy, position_embedding.npy and "
+    "top_query_embedding.npy where the checkpoints lack them",
+}
+"""What each layout is recognised by."""
+_OPENERS = ((is_huggingface, open_huggingface), (is_megatron, open_megatron), (is_mindspore, open_mindspore))
+
+
+def open_dense_model(path: Path, *, heads: int | None = None, activation: Activation | None = None) -> DenseModel:
+    """Open a model in one of LAYOUTS; no values are read before a tensor is.
+
+    heads, activation: of the model, where the files do not say them.
+    Raises LayoutError when no layout fits, or when anything in the files is missing, too many, damaged, or not of one model.
+    """
+    if not path.exists():
+        raise LayoutError(f"{path} does not exist; give a folder or file in one of these layouts: {_listed()}")
+    for fits, opened in _OPENERS:
+        if fits(path):
+            return opened(path, heads, activation)
+    raise LayoutError(f"{path} is in no layout that is read: {_seen(path)}; give one of these: {_listed()}")
+
+
+def _listed() -> str:
+    return "; ".join(f"{name}: {signs}" for name, signs in LAYOUTS.items())
+
+
+def _seen(path: Path) -> str:
+    """What is there, for a message."""
+    if path.is_file():
+        return f"a file that ends in {path.suffix or 'nothing'}"
+    names = sorted(file.name for file in path.iterdir())
+    if not names:
+        return "an empty folder"
+    return f"a folder with {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,208 @@
+"""Tensors that lie in files: where their bytes are, and how tensors of a model are made from them while they are read.
+
+Nothing is read before it is asked for, and then in slices of rows, so that a tensor that is joined from 512 files or transposed
+takes little more memory than itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.mapped_file import map_file
+from pangu_sigma.foreign.dense_model import LayoutError
+
+logger = logging.getLogger(__name__)
+
+KINDS: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.float32),
+}
+"""Kinds of values that are read as weights, and what they are read as: NumPy has no bfloat16, and float32 holds it exactly."""
+_SLICE = 4 << 20
+"""Bytes of the slices that are read one after another."""
+_MOST_SIZE = 1 << 40
+"""Largest size of an axis that is believed."""
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor in a file.
+
+    file, offset: its first value is at this byte. kind: of its values, one of KINDS or another, which is refused when it is used.
+    shape; strides: in values, not bytes. name: in the file.
+    """
+
+    file: Path
+    offset: int
+    kind: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    name: str
+
+    @property
+    def origin(self) -> str:
+        """What messages call it."""
+        return f"{self.file}: {self.name}"
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def values(self) -> np.ndarray:
+        """Its values, mapped; those of bfloat16 as uint16."""
+        raw = np.dtype("<u2" if self.kind == "bfloat16" else KINDS[self.kind].newbyteorder("<"))
+        if not self.size:
+            return np.empty(self.shape, raw)
+        count = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        mapped = map_file(self.file)[self.offset :][: count * raw.itemsize]
+        return np.ndarray(self.shape, raw, mapped, 0, tuple(step * raw.itemsize for step in self.strides))
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides, in values, of a tensor that lies in the file without gaps."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def checked_sizes(file: Path, name: str, sizes: Sequence[object]) -> tuple[int, ...]:
+    """Sizes of axes, if they can be. Raises LayoutError when they are no counts, negative, or huge."""
+    if len(sizes) > 8 or not all(type(n) is int and 0 <= n <= _MOST_SIZE for n in sizes):
+        raise LayoutError(f"{file}: {name} has the shape {str(sizes)[:80]}, which no tensor has; the file is damaged")
+    if math.prod(max(1, n) for n in sizes) > _MOST_SIZE:  # type: ignore[call-overload]
+        raise LayoutError(f"{file}: {name} has the shape {str(sizes)[:80]}, which is too large; the file is damaged")
+    return tuple(sizes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A tensor of a file that is a part of a larger one. first: where its first value is in the whole, by axis.
+    rows: how many of its rows are taken, from the first; None: all."""
+
+    stored: FileTensor
+    first: tuple[int, ...]
+    rows: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape if self.rows is None else (self.rows, *self.stored.shape[1:])
+
+
+def assembled(
+    name: str,
+    shape: tuple[int, ...],
+    fragments: Sequence[Fragment],
+    transposed: bool = False,
+    same: Sequence[FileTensor] = (),
+    strict: bool = False,
+) -> LazyArray:
+    """A tensor of a model, made from one or more of the files when it is read.
+
+    shape: of what the fragments are parts of, before it is transposed. same: other tensors that must have the same values as the
+    only fragment; they are compared when it is read, and a difference is logged as a warning, or raises LayoutError if strict.
+    Raises LayoutError when the fragments are not of one kind or do not fill the shape.
+    """
+    first = fragments[0].stored
+    for fragment in fragments:
+        if fragment.stored.kind not in KINDS:
+            raise LayoutError(
+                f"{fragment.stored.origin} ({name}) is {fragment.stored.kind}; weights are read as {', '.join(KINDS)}: convert it"
+            )
+        if fragment.stored.kind != first.kind:
+            raise LayoutError(
+                f"{fragment.stored.origin} is {fragment.stored.kind}, {first.origin} is {first.kind}; they are not of one model"
+            )
+    if sum(math.prod(fragment.shape) for fragment in fragments) != math.prod(shape) or not _fit(shape, fragments):
+        raise LayoutError(
+            f"{first.origin} and {len(fragments) - 1} more do not fill {name} of shape {shape}; take the whole release"
+        )
+    whole = _Whole(shape, tuple(fragments), transposed, tuple(same), strict)
+    return LazyArray(shape[::-1] if transposed else shape, KINDS[first.kind], whole.slices, origin=first.origin)
+
+
+def _fit(shape: tuple[int, ...], fragments: Sequence[Fragment]) -> bool:
+    """True if every fragment is inside and no two begin at one position; with equal counts, they then fill the whole."""
+    inside = all(
+        len(f.shape) == len(shape)
+        and all(at + n <= whole for at, n, whole in zip(f.first, f.shape, shape, strict=True))
+        for f in fragments
+    )
+    return inside and len({f.first for f in fragments if math.prod(f.shape)}) == sum(
+        math.prod(f.shape) > 0 for f in fragments
+    )
+
+
+@dataclass(frozen=True)
+class _Whole:
+    shape: tuple[int, ...]
+    fragments: tuple[Fragment, ...]
+    transposed: bool
+    same: tuple[FileTensor, ...]
+    strict: bool
+
+    def slices(self) -> Iterator[np.ndarray]:
+        """Slices of rows, or of columns where it is transposed, one after another."""
+        kind = self.fragments[0].stored.kind
+        dtype, axis = KINDS[kind], len(self.shape) - 1 if self.transposed else 0
+        if not self.shape:
+            yield _decoded(self.fragments[0].stored.values(), kind)
+            return
+        row = max(1, math.prod(self.shape) // max(1, self.shape[axis]) * dtype.itemsize)
+        length = max(1, _SLICE // row)
+        for begin in range(0, self.shape[axis], length):
+            end = min(begin + length, self.shape[axis])
+            values = np.empty((*self.shape[:axis], end - begin, *self.shape[axis + 1 :]), dtype)
+            for fragment in self.fragments:
+                _fill(values, fragment, axis, begin, end)
+            self._compare(values, begin, end)
+            yield values.T if self.transposed else values
+        if 0 in self.shape:
+            yield np.empty((0,), dtype)
+
+    def _compare(self, values: np.ndarray, begin: int, end: int) -> None:
+        """Warn, or refuse, if another copy has other values."""
+        for other in self.same:
+            copy = _decoded(other.values()[begin:end], other.kind)
+            if not np.array_equal(values, copy, equal_nan=True):
+                first = self.fragments[0].stored
+                if self.strict:
+                    raise LayoutError(
+                        f"{other.origin} is not equal to {first.name}, which it must be; this model cannot be used"
+                    )
+                most = np.nanmax(np.abs(values.astype(np.float64) - copy)) if values.size else 0.0
+                logger.warning(
+                    "%s differs from %s by up to %g; both should be one tensor: the latter is taken",
+                    other.origin,
+                    first.origin,
+                    most,
+                )
+
+
+def _fill(values: np.ndarray, fragment: Fragment, axis: int, begin: int, end: int) -> None:
+    """Copy what a fragment has of the slice from `begin` to `end` of an axis."""
+    at, n = fragment.first[axis], fragment.shape[axis]
+    low, high = max(begin, at), min(end, at + n)
+    if low >= high:
+        return
+    target, source = [], []
+    for other, (first, size) in enumerate(zip(fragment.first, fragment.shape, strict=True)):
+        if other == axis:
+            target.append(slice(low - begin, high - begin))
+            source.append(slice(low - at, high - at))
+        else:
+            target.append(slice(first, first + size))
+            source.append(slice(0, size))
+    values[tuple(target)] = _decoded(fragment.stored.values()[tuple(source)], fragment.stored.kind)
+
+
+def _decoded(values: np.ndarray, kind: str) -> np.ndarray:
+    """bfloat16 as float32, all else as it is."""
+    if kind != "bfloat16":
+        return values
+    return (values.astype(np.uint32) << 16).view(np.float32)

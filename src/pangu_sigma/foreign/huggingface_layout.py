@@ -1,0 +1,223 @@
+"""The layout of the Hugging Face ports of PanGu-α (GPTPangu): `config.json` beside safetensors or `pytorch_model*.bin`.
+
+Names: those of `modeling_gptpangu.py` in the repositories imone/pangu_2_6B and sunzeyeah/pangu-*; the first calls the attention's
+output `out_proj`, the others `c_proj`. `nn.Linear` has its weights as [out, in].
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, array_extents
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.file_tensors import FileTensor, row_major
+from pangu_sigma.foreign.layout import (
+    Counterpart,
+    Facts,
+    Joined,
+    chosen,
+    dense_model_of,
+    layer_count,
+    only,
+    plain_name,
+)
+from pangu_sigma.foreign.pickles import PickledTensor
+from pangu_sigma.foreign.torch_files import open_torch_file
+
+PORT_LAYER = {
+    "ln_1.weight": Counterpart("attention_norm.gain"),
+    "ln_1.bias": Counterpart("attention_norm.bias"),
+    "ln_2.weight": Counterpart("ffn_norm.gain"),
+    "ln_2.bias": Counterpart("ffn_norm.bias"),
+    "attn.q_proj.weight": Counterpart("attention.query.weight", transposed=True),
+    "attn.q_proj.bias": Counterpart("attention.query.bias"),
+    "attn.k_proj.weight": Counterpart("attention.key.weight", transposed=True),
+    "attn.k_proj.bias": Counterpart("attention.key.bias"),
+    "attn.v_proj.weight": Counterpart("attention.value.weight", transposed=True),
+    "attn.v_proj.bias": Counterpart("attention.value.bias"),
+    "attn.c_proj.weight": Counterpart("attention.output.weight", transposed=True),
+    "attn.c_proj.bias": Counterpart("attention.output.bias"),
+    "mlp.c_fc.weight": Counterpart("ffn.w1"),
+    "mlp.c_fc.bias": Counterpart("ffn.b1"),
+    "mlp.c_proj.weight": Counterpart("ffn.w2", transposed=True),
+    "mlp.c_proj.bias": Counterpart("ffn.b2"),
+}
+"""Tensors of a layer, after `transformer.h.<i>.`; the last layer is the query layer."""
+PORT_SHARED = {
+    "wte.weight": Counterpart("embedding"),
+    "wpe.weight": Counterpart("positions"),
+    "wqe.weight": Counterpart("query_positions"),
+    "ln_f.weight": Counterpart("norm.gain"),
+    "ln_f.bias": Counterpart("norm.bias"),
+}
+"""Tensors that are not of a layer, after `transformer.`."""
+_ACTIVATIONS: dict[str, Activation] = {
+    **dict.fromkeys(("gelu", "gelu_python"), "erf"),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), "tanh"),
+    "quick_gelu": "fast_gelu",
+}
+"""Names of transformers for what we compute."""
+_KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_MODEL_TYPE = "gpt_pangu"
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files of weights, the first that is there is read."""
+_MOST_BYTES = 16 << 20
+"""Bytes of the largest JSON file that is read."""
+
+
+def is_huggingface(path: Path) -> bool:
+    """True if a folder looks like this layout."""
+    return path.is_dir() and (path / "config.json").is_file() and any((path / file).is_file() for file in _FILES)
+
+
+def open_huggingface(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
+    """Read a folder of this layout. Raises LayoutError that names the file or tensor."""
+    config = _json(path / "config.json")
+    facts = _facts(path / "config.json", config)
+    file, *others = [path / name for name in _FILES if (path / name).is_file()]
+    unused = [Unused(one.name, f"{file.name} is read instead") for one in others]
+    found = _weights(path, file)
+    sources, head = _named(path, found, unused)
+    layers = layer_count(path, sources, r"h\.(\d+)\.")
+    rules = dict(PORT_SHARED)
+    for layer in range(layers):
+        rules |= {
+            f"h.{layer}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}") for name, rule in PORT_LAYER.items()
+        }
+    if head is not None and "wte.weight" in sources:
+        if head.shape != sources["wte.weight"].shape:
+            raise LayoutError(
+                f"{path}: lm_head.weight is of shape {head.shape}; PanGu-α predicts with its word table: it cannot be used"
+            )
+        sources["wte.weight"] = Joined(head.shape, sources["wte.weight"].fragments, [head], strict=True)
+    return dense_model_of(path, "huggingface", sources, rules, chosen(path, facts, heads, activation), unused)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if file.stat().st_size > _MOST_BYTES:
+        raise LayoutError(f"{file}: {file.stat().st_size:,} bytes are too many for it; download it again")
+    try:
+        tree = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise LayoutError(f"{file}: it is not JSON ({str(error)[:80]}); download it again") from None
+    if not isinstance(tree, dict):
+        raise LayoutError(
+            f"{file}: it holds a {type(tree).__name__} and must hold names with values; download it again"
+        )
+    return tree
+
+
+def _facts(file: Path, config: dict[str, Any]) -> Facts:
+    """What config.json says. Raises LayoutError when the model computes something else than PanGu-α."""
+    if config.get("model_type") != _MODEL_TYPE:
+        raise LayoutError(
+            f"{file}: model_type is {str(config.get('model_type'))[:40]!r}, and must be {_MODEL_TYPE!r}; "
+            "other models cannot be inherited"
+        )
+    named = config.get("activation_function")
+    if named is not None and (not isinstance(named, str) or named not in _ACTIVATIONS):
+        raise LayoutError(
+            f"{file}: activation_function is {str(named)[:40]!r}; {', '.join(_ACTIVATIONS)} are computed here"
+        )
+    if config.get("scale_attn_weights", True) is not True:
+        raise LayoutError(
+            f"{file}: scale_attn_weights is off; PanGu-α divides its scores by the root of the size of a head: it cannot be used"
+        )
+    if config.get("layer_norm_epsilon", 1e-5) != 1e-5:
+        raise LayoutError(
+            f"{file}: layer_norm_epsilon is {str(config['layer_norm_epsilon'])[:40]}; PanGu-α's is 1e-5: it cannot be used"
+        )
+    facts = Facts(activation=_ACTIVATIONS[named] if named else "erf", activation_known=named is not None)
+    for key, name in (
+        ("hidden_size", "hidden"),
+        ("num_layers", "layers"),
+        ("max_position_embeddings", "seq_length"),
+        ("vocab_size", "vocabulary"),
+        ("intermediate_size", "ffn"),
+        ("num_heads", "heads"),
+    ):
+        value = config.get(key)
+        if value is None:
+            continue
+        if type(value) is not int or not 0 < value < 1 << 31:
+            raise LayoutError(f"{file}: {key} is {str(value)[:40]}, and must be a positive number; download it again")
+        if name == "heads":
+            facts.heads = value
+        else:
+            facts.said[name] = (key, value)
+    return facts
+
+
+def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
+    """Tensors by their names, of one file or of all that an index names."""
+    if not file.name.endswith(".json"):
+        return _tensors(file)
+    index = _json(file).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise LayoutError(f"{file}: it has no weight_map; download it again")
+    found: dict[str, FileTensor] = {}
+    for name in sorted({str(name) for name in index.values()}):
+        inside = _tensors(plain_name(path, name, f"a file that {file.name} names"))
+        for tensor, stored in inside.items():
+            if index.get(tensor) != name:
+                raise LayoutError(
+                    f"{path / name}: {tensor[:120]} is in it, {file.name} says {index.get(tensor)}; download both again"
+                )
+            found[tensor] = stored
+    for tensor, name in index.items():
+        if tensor not in found:
+            raise LayoutError(
+                f"{path}: {tensor[:120]} is not in {name}, where {file.name} says it is; download both again"
+            )
+    return found
+
+
+def _tensors(file: Path) -> dict[str, FileTensor]:
+    """Tensors of a file by their names."""
+    if file.suffix == ".safetensors":
+        return _of_safetensors(file)
+    if file.suffix != ".bin":
+        raise LayoutError(f"{file}: weights are read from .safetensors and .bin; correct the index")
+    opened = open_torch_file(file)
+    if not isinstance(opened.value, dict):
+        raise LayoutError(f"{file}: it holds no tensors by their names; it is another kind of file")
+    for name, value in opened.value.items():
+        if not isinstance(value, PickledTensor) or not isinstance(name, str):
+            raise LayoutError(
+                f"{file}: {str(name)[:120]} is a {type(value).__name__}, and must be a tensor; save the weights alone"
+            )
+    return {name: opened.stored(value, name) for name, value in opened.value.items()}
+
+
+def _of_safetensors(file: Path) -> dict[str, FileTensor]:
+    try:
+        extents = array_extents(file)
+    except DamagedArrays as error:
+        raise LayoutError(f"{error}: download it again") from None
+    return {
+        name: FileTensor(file, begin, _KINDS.get(kind, kind), shape, row_major(shape), name)
+        for name, (kind, shape, begin, _) in extents.items()
+    }
+
+
+def _named(
+    path: Path, found: dict[str, FileTensor], unused: list[Unused]
+) -> tuple[dict[str, Joined], FileTensor | None]:
+    """Sources by the names of PORT_LAYER and PORT_SHARED, and the head that is tied to the word table, if the files have it too."""
+    sources: dict[str, Joined] = {}
+    head = None
+    for name, stored in found.items():
+        short = name.removeprefix("transformer.")
+        if short == "lm_head.weight":
+            head = stored
+            unused.append(Unused(name, "the word table, which the head is tied to; compared when that is read"))
+        elif short.endswith((".attn.bias", ".attn.masked_bias")):
+            unused.append(Unused(name, "the causal mask, a constant"))
+        else:
+            short = short.replace(".attn.out_proj.", ".attn.c_proj.")
+            if short in sources:
+                raise LayoutError(f"{path}: {name[:120]} is there under two names; the files are not of one model")
+            sources[short] = only(stored)
+    return sources, head

@@ -1,0 +1,203 @@
+"""From the tensors of somebody else's files to a `DenseModel`: what all layouts have in common.
+
+A layout says where each of its tensors is, and which of ours it becomes; here every one of both is accounted for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tokenize import TokenError
+from typing import NamedTuple
+
+import numpy as np
+
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused, check_tensors
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, checked_sizes, row_major
+
+
+class Counterpart(NamedTuple):
+    """Which of our tensors one of theirs becomes. cut: the axis of theirs along which tensor ranks cut it; None: all have it."""
+
+    ours: str
+    transposed: bool = False
+    cut: int | None = None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A tensor of the files, whole. shape: of the whole. same: copies that must have the same values; strict: a difference is
+    refused, and not only said. parts: how many files hold it, for people."""
+
+    shape: tuple[int, ...]
+    fragments: Sequence[Fragment]
+    same: Sequence[FileTensor] = ()
+    strict: bool = False
+    parts: int = 1
+
+
+@dataclass
+class Facts:
+    """What is known of a model beside its tensors. heads, activation: given by the caller, or found in the files.
+
+    said: what files say of sizes, by the name of the field of `DenseModel`; `check` compares.
+    """
+
+    heads: int | None = None
+    activation: Activation = "tanh"
+    activation_known: bool = False
+    vocabulary: int | None = None
+    said: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+
+def only(stored: FileTensor) -> Joined:
+    """A tensor that one file has whole."""
+    return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
+
+
+def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
+    """Number of layers whose names match a pattern with one group, the index. Raises LayoutError when one is left out."""
+    compiled = re.compile(pattern)
+    found = {match[1] for name in names if (match := compiled.match(name))}
+    for index in range(len(found)):
+        if str(index) not in found:
+            raise LayoutError(
+                f"{path}: there are {len(found)} layers and none of index {index}; take the whole release"
+            )
+    return len(found)
+
+
+def chosen(path: Path, facts: Facts, heads: int | None, activation: Activation | None) -> Facts:
+    """The facts, with what the caller gave. Raises LayoutError when the files say something else."""
+    if heads is not None and facts.heads is not None and heads != facts.heads:
+        raise LayoutError(f"{path}: heads={heads} was given, the files say {facts.heads}; leave it out")
+    if activation is not None and facts.activation_known and activation != facts.activation:
+        raise LayoutError(f"{path}: activation={activation} was given, the files say {facts.activation}; leave it out")
+    facts.heads = heads if heads is not None else facts.heads
+    if activation is not None:
+        facts.activation, facts.activation_known = activation, True
+    return facts
+
+
+def dense_model_of(
+    path: Path,
+    layout: str,
+    sources: Mapping[str, Joined],
+    rules: Mapping[str, Counterpart],
+    facts: Facts,
+    unused: list[Unused],
+) -> DenseModel:
+    """The model. Raises LayoutError that names the tensor of the files that is missing, too many, or of another shape or type."""
+    for name in sources:
+        if name not in rules:
+            raise LayoutError(
+                f"{path}: {name[:120]} is no tensor of PanGu-α in the {layout} layout; these files are of another model"
+            )
+    tensors, made_from = {}, {}
+    for name, rule in rules.items():
+        if name not in sources:
+            raise LayoutError(f"{path}: {name} is missing ({rule.ours}); take the whole release")
+        source = sources[name]
+        fragments, shape = source.fragments, source.shape
+        if (
+            rule.ours == "embedding"
+            and facts.vocabulary is not None
+            and len(shape) == 2
+            and facts.vocabulary < shape[0]
+        ):
+            fragments, shape = _first_rows(fragments, facts.vocabulary), (facts.vocabulary, shape[1])
+            unused.append(
+                Unused(f"{name}, rows from {facts.vocabulary}", f"padding of the vocabulary: {source.shape[0]} rows")
+            )
+        if rule.transposed and len(shape) != 2:
+            raise LayoutError(
+                f"{path}: {name} is of shape {shape}, and must have two axes; the files are not of one model"
+            )
+        tensors[rule.ours] = assembled(rule.ours, shape, fragments, rule.transposed, source.same, source.strict)
+        how = [f"joined from {source.parts} files"] if source.parts > 1 else []
+        how += ["transposed"] if rule.transposed else []
+        made_from[rule.ours] = f"{fragments[0].stored.name}: {', '.join(how) or 'copied'}"
+    return _checked(path, layout, tensors, made_from, facts, unused)
+
+
+def _first_rows(fragments: Sequence[Fragment], rows: int) -> list[Fragment]:
+    """The fragments of the first rows of a table."""
+    return [
+        Fragment(f.stored, f.first, min(f.shape[0], rows - f.first[0]))
+        for f in fragments
+        if f.first and f.first[0] < rows
+    ]
+
+
+def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Facts, unused: list[Unused]) -> DenseModel:
+    for name in ("embedding", "positions", "layers.0.ffn.w1"):
+        if tensors[name].ndim != 2 or 0 in tensors[name].shape:
+            raise LayoutError(
+                f"{path}: {tensors[name].origin} is of shape {tensors[name].shape} and must be a table; it is damaged"
+            )
+    vocabulary, hidden = tensors["embedding"].shape
+    layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers."))
+    model = DenseModel(
+        path=path,
+        layout=layout,
+        hidden=hidden,
+        ffn=tensors["layers.0.ffn.w1"].shape[0],
+        heads=facts.heads,
+        layers=layers,
+        seq_length=tensors["positions"].shape[0],
+        vocabulary=vocabulary,
+        activation=facts.activation,
+        activation_known=facts.activation_known,
+        tensors=tensors,
+        made_from=made_from,
+        unused=unused,
+    )
+    if model.heads is not None and (model.heads < 1 or hidden % model.heads):
+        raise LayoutError(f"{path}: {model.heads} heads do not divide a hidden size of {hidden}; give the right heads")
+    check_tensors(model)
+    for name, (key, value) in facts.said.items():
+        if getattr(model, name) != value:
+            raise LayoutError(
+                f"{path}: its tensors are of a model with {name}={getattr(model, name)}, {key} says {value}; the files are "
+                "not of one model"
+            )
+    return model
+
+
+def plain_name(path: Path, name: object, what: str) -> Path:
+    """The file or folder of a name inside a folder. Raises LayoutError when the name leads out of it, or nothing is there."""
+    if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
+        raise LayoutError(
+            f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; download it again"
+        )
+    if not (path / name).exists():
+        raise LayoutError(f"{path}: {what} is {name}, which is not there; take the whole release")
+    return path / name
+
+
+def npy_source(file: Path) -> Joined:
+    """The array of a file of NumPy; no code in its header is run.
+
+    Raises LayoutError when it holds anything but a table of floats in C order.
+    """
+    try:
+        with open(file, "rb") as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(stream)
+            begin = stream.tell()
+    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError, TokenError) as error:
+        raise LayoutError(f"{file}: no array of NumPy ({str(error)[:80]}); download it again") from None
+    if fortran or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":
+        raise LayoutError(
+            f"{file}: it holds {dtype}{' in Fortran order' if fortran else ''}; convert it to float32 or float16 in C order"
+        )
+    sizes = checked_sizes(file, file.name, shape)
+    stored = FileTensor(file, begin, dtype.name, sizes, row_major(sizes), file.name)
+    if begin + stored.size * dtype.itemsize > file.stat().st_size:
+        raise LayoutError(
+            f"{file}: {sizes} values do not fit into its {file.stat().st_size} bytes; it is cut short: download it again"
+        )
+    return only(stored)

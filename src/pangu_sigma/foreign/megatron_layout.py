@@ -1,0 +1,263 @@
+"""The layouts of the community's PyTorch PanGu-α: checkpoints of its Megatron, and the same tensors saved by DeepSpeed.
+
+    megatron     latest_checkpointed_iteration.txt, iter_<step>/mp_rank_<rank>/model_optim_rng.pt: {"model": …, "args": …, …}
+    deepspeed    latest, <tag>/mp_rank_<rank>_model_states.pt: {"module": …, …}
+
+Names and cuts: those of `pcl_pangu/model/panguAlpha_pytorch/megatron`. Query, key and value are three tensors, so no order of rows
+within a fused one has to be known. Tensor ranks cut the word table by rows, query, key, value and the first FFN matrix by their
+outputs, the attention's output and the second FFN matrix by their inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment
+from pangu_sigma.foreign.layout import (
+    Counterpart,
+    Facts,
+    Joined,
+    chosen,
+    dense_model_of,
+    layer_count,
+    only,
+    plain_name,
+)
+from pangu_sigma.foreign.pickles import Inert, PickledTensor
+from pangu_sigma.foreign.torch_files import TorchFile, open_torch_file
+
+MEGATRON_LAYER = {
+    "input_layernorm.weight": Counterpart("attention_norm.gain"),
+    "input_layernorm.bias": Counterpart("attention_norm.bias"),
+    "post_attention_layernorm.weight": Counterpart("ffn_norm.gain"),
+    "post_attention_layernorm.bias": Counterpart("ffn_norm.bias"),
+    "attention.query.weight": Counterpart("attention.query.weight", True, 0),
+    "attention.query.bias": Counterpart("attention.query.bias", False, 0),
+    "attention.key.weight": Counterpart("attention.key.weight", True, 0),
+    "attention.key.bias": Counterpart("attention.key.bias", False, 0),
+    "attention.value.weight": Counterpart("attention.value.weight", True, 0),
+    "attention.value.bias": Counterpart("attention.value.bias", False, 0),
+    "attention.dense.weight": Counterpart("attention.output.weight", True, 1),
+    "attention.dense.bias": Counterpart("attention.output.bias"),
+    "mlp.dense_h_to_4h.weight": Counterpart("ffn.w1", False, 0),
+    "mlp.dense_h_to_4h.bias": Counterpart("ffn.b1", False, 0),
+    "mlp.dense_4h_to_h.weight": Counterpart("ffn.w2", True, 1),
+    "mlp.dense_4h_to_h.bias": Counterpart("ffn.b2"),
+}
+"""Tensors of a layer, after `transformer.layers.<i>.` or `transformer.topQueryLayer.`."""
+WORD_TABLE = "language_model.embedding.word_embeddings.weight"
+MEGATRON_SHARED = {
+    WORD_TABLE: Counterpart("embedding", False, 0),
+    "language_model.embedding.position_embeddings.weight": Counterpart("positions"),
+    "language_model.topQueryEmbedding.top_query_embeddings.weight": Counterpart("query_positions"),
+    "language_model.transformer.final_layernorm.weight": Counterpart("norm.gain"),
+    "language_model.transformer.final_layernorm.bias": Counterpart("norm.bias"),
+}
+"""Tensors that are not of a layer."""
+ALPHA_VOCABULARY = 40_000
+"""Pieces of PanGu-α's vocabulary. Megatron pads its table to a multiple of 128 times the number of ranks."""
+_MOST_PADDING = 128 * 64
+
+TRACKER, TAG_FILE = "latest_checkpointed_iteration.txt", "latest"
+RANK_FILE = "model_optim_rng.pt"
+_RANK, _STATES = re.compile(r"mp_rank_(\d{2,4})$"), re.compile(r"mp_rank_(\d{2,4})_model_states\.pt$")
+
+
+def layer_rules(layers: int) -> dict[str, Counterpart]:
+    """Which of our tensors each of theirs becomes. layers: with the query layer, which is the last of ours."""
+    rules = dict(MEGATRON_SHARED)
+    for layer in range(layers):
+        prefix = f"layers.{layer}" if layer < layers - 1 else "topQueryLayer"
+        for name, rule in MEGATRON_LAYER.items():
+            rules[f"language_model.transformer.{prefix}.{name}"] = rule._replace(ours=f"layers.{layer}.{rule.ours}")
+    return rules
+
+
+def is_megatron(path: Path) -> bool:
+    """True if a file or folder looks like one of these layouts."""
+    if path.is_file():
+        return path.suffix in (".pt", ".pth")
+    names = [file.name for file in path.iterdir()]
+    return any(name in (TRACKER, TAG_FILE, RANK_FILE) or name.startswith(("mp_rank_", "iter_")) for name in names)
+
+
+def open_megatron(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
+    """Read a file or folder of these layouts. Raises LayoutError that names the file or tensor."""
+    files, unused = _files(path)
+    opened = [open_torch_file(file) for file in files]
+    key = _weights_key(opened[0])
+    layout = "megatron" if key == "model" else "deepspeed"
+    ranks = [_weights(file, key) for file in opened]
+    layers = layer_count(path, ranks[0], r"language_model\.transformer\.layers\.(\d+)\.") + 1
+    rules = layer_rules(layers)
+    sources = {name: _source(path, name, ranks, rules.get(name)) for name in ranks[0]}
+    for file, weights in zip(files, ranks, strict=True):
+        if weights.keys() != ranks[0].keys():
+            name = min(weights.keys() ^ ranks[0].keys())
+            raise LayoutError(
+                f"{path}: {name[:120]} is in only one of {files[0]} and {file}; the files are not of one model"
+            )
+    top = opened[0].value
+    unused += [Unused(name, _reason(name)) for name in top if name not in (key, "args")]
+    facts = _facts(path, top.get("args"), layers, len(files), sources.get(WORD_TABLE))
+    return dense_model_of(path, layout, sources, rules, chosen(path, facts, heads, activation), unused)
+
+
+def _reason(name: str) -> str:
+    if "rng" in name:
+        return "random state, not built"
+    return "state of training, not built"
+
+
+def _files(path: Path) -> tuple[list[Path], list[Unused]]:
+    """The files of the ranks in their order, and what else is beside them."""
+    if path.is_file():
+        return [path], []
+    folder, unused = (
+        path,
+        [Unused(file.name, "not of this layout") for file in sorted(path.iterdir()) if file.is_file()],
+    )
+    if (path / TRACKER).exists():
+        said = _said(path / TRACKER)
+        folder = plain_name(
+            path,
+            "release" if said == "release" else f"iter_{_step(path, said):07d}",
+            f"the folder that {TRACKER} names",
+        )
+        unused = [one for one in unused if one.name != TRACKER]
+    elif (path / TAG_FILE).is_file():
+        folder = plain_name(path, _said(path / TAG_FILE), f"the folder that {TAG_FILE} names")
+        unused = [one for one in unused if one.name != TAG_FILE]
+    elif steps := [one for one in path.iterdir() if one.is_dir() and re.match(r"iter_\d+$|release$", one.name)]:
+        if len(steps) > 1:
+            raise LayoutError(f"{path}: {len(steps)} checkpoints and no {TRACKER}; give the folder of one of them")
+        folder = steps[0]
+    if (folder / RANK_FILE).is_file():
+        return [folder / RANK_FILE], unused
+    return _of_ranks(folder), [one for one in unused if not _STATES.match(one.name)]
+
+
+def _of_ranks(folder: Path) -> list[Path]:
+    by_rank: dict[int, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if match := _RANK.match(file.name):
+            by_rank[int(match[1])] = file / RANK_FILE
+        elif match := _STATES.match(file.name):
+            by_rank[int(match[1])] = file
+        elif file.name.startswith("mp_rank_"):
+            raise LayoutError(
+                f"{folder}: {file.name} is not of a tensor rank alone (pipeline stages?); give a model without them"
+            )
+    if not by_rank:
+        raise LayoutError(f"{folder}: no mp_rank_<rank>; give the folder that has mp_rank_00")
+    for rank in range(len(by_rank)):
+        if rank not in by_rank or not by_rank[rank].is_file():
+            wanted = by_rank.get(rank, folder / f"mp_rank_{rank:02d}")
+            raise LayoutError(f"{folder}: {wanted.relative_to(folder)} is missing; take the files of all ranks")
+    return [by_rank[rank] for rank in range(len(by_rank))]
+
+
+def _said(file: Path) -> str:
+    """The one line of a file that names a folder."""
+    with open(file, "rb") as stream:
+        return stream.read(300).decode("utf-8", "replace").strip()
+
+
+def _step(path: Path, said: str) -> int:
+    if not re.match(r"\d{1,9}$", said, re.ASCII):
+        raise LayoutError(
+            f"{path}: {TRACKER} says {said[:40]!r}, and must have the number of a step, or `release`; correct it"
+        )
+    return int(said)
+
+
+def _weights_key(file: TorchFile) -> str:
+    if isinstance(file.value, dict):
+        for key in ("model", "module"):
+            if isinstance(file.value.get(key), dict):
+                return key
+    raise LayoutError(
+        f"{file.path}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
+    )
+
+
+def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
+    """Tensors of a file by their dotted names. Raises LayoutError when anything else is among them."""
+    if not isinstance(file.value, dict) or not isinstance(file.value.get(key), dict):
+        raise LayoutError(
+            f"{file.path}: it has no weights under `{key}`, as other ranks have; the files are not of one model"
+        )
+    found: dict[str, FileTensor] = {}
+    waiting: list[tuple[str, Any, int]] = [("", file.value[key], 0)]
+    while waiting:
+        name, value, depth = waiting.pop()
+        if isinstance(value, PickledTensor):
+            if name in found:
+                raise LayoutError(f"{file.path}: {name[:120]} is twice in it; the file is damaged")
+            found[name] = file.stored(value, name)
+        elif isinstance(value, dict) and depth < 8 and len(waiting) + len(value) < 100_000:
+            waiting += [(f"{name}.{inner}".lstrip("."), one, depth + 1) for inner, one in value.items()]
+        else:
+            what = f"a {value.name}, which is not built" if isinstance(value, Inert) else f"a {type(value).__name__}"
+            raise LayoutError(
+                f"{file.path}: {name[:120]} is {what}, and no tensor; save the weights alone and use that file"
+            )
+    return found
+
+
+def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Counterpart | None) -> Joined:
+    """A tensor from those of the ranks: joined along the axis of its cut, or the one of rank 0."""
+    held = [weights[name] for weights in ranks if name in weights]
+    first = held[0]
+    for other in held[1:]:
+        if other.shape != first.shape:
+            raise LayoutError(
+                f"{other.origin} is of shape {other.shape}, of rank 0 it is {first.shape}; the files are not of one model"
+            )
+    if rule is None or rule.cut is None or len(held) == 1:
+        return Joined(only(first).shape, only(first).fragments, held[1:])
+    axis = rule.cut
+    if axis >= len(first.shape):
+        raise LayoutError(
+            f"{first.origin} is of shape {first.shape}, and must have an axis {axis}; the files are not of one model"
+        )
+    fragments = [
+        Fragment(one, tuple(rank * n if other == axis else 0 for other, n in enumerate(one.shape)))
+        for rank, one in enumerate(held)
+    ]
+    shape = tuple(n * len(held) if other == axis else n for other, n in enumerate(first.shape))
+    return Joined(shape, fragments, parts=len(held))
+
+
+def _facts(path: Path, args: Any, layers: int, ranks: int, words: Joined | None) -> Facts:
+    """What the arguments of the training say, if the file has them; without, what the community's code does by default."""
+    rows = words.shape[0] if words is not None and words.shape else 0
+    padded = ALPHA_VOCABULARY < rows <= ALPHA_VOCABULARY + _MOST_PADDING
+    facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if padded else None)
+    if not isinstance(args, Namespace):
+        return facts
+    given = vars(args)
+    for name in ("model_parallel_size", "tensor_model_parallel_size"):
+        if type(given.get(name)) is int and given[name] != ranks:
+            raise LayoutError(
+                f"{path}: args.{name} is {given[name]}, and {ranks} ranks are here; give the folder with the files of all"
+            )
+    for key, name, more in (
+        ("hidden_size", "hidden", 0),
+        ("num_layers", "layers", 1),
+        ("max_position_embeddings", "seq_length", 0),
+    ):
+        if type(given.get(key)) is int:
+            facts.said[name] = (f"args.{key}{' + 1, the query layer,' if more else ''}", given[key] + more)
+    if type(given.get("num_attention_heads")) is int:
+        facts.heads = given["num_attention_heads"]
+    if type(given.get("vocab_size")) is int and 0 < given["vocab_size"] < rows:
+        facts.vocabulary = given["vocab_size"]
+    if type(given.get("openai_gelu")) is bool:
+        tanh = given["openai_gelu"] or given.get("bias_gelu_fusion") is True
+        facts.activation, facts.activation_known = ("tanh" if tanh else "erf"), True
+    return facts

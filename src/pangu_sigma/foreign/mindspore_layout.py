@@ -1,0 +1,228 @@
+"""The layout of MindSpore's PanGu-α: one `.ckpt`, or a folder of them cut by a strategy file, with three tables as `.npy`.
+
+Names: those of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; of the tables also those of a merged file
+(`pcl_pangu/model/alpha/alpha.py`) and of the later model zoo. `nn.Dense` has its weights as [out, in], `Mapping` as [in, out].
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.layout import Counterpart, Facts, Joined, chosen, dense_model_of, layer_count, npy_source
+from pangu_sigma.foreign.mindspore_files import CkptTensor, open_ckpt
+from pangu_sigma.foreign.strategy_file import Cut, read_strategy
+
+BLOCK_TENSORS = {
+    "layernorm1.gamma": Counterpart("attention_norm.gain"),
+    "layernorm1.beta": Counterpart("attention_norm.bias"),
+    "layernorm2.gamma": Counterpart("ffn_norm.gain"),
+    "layernorm2.beta": Counterpart("ffn_norm.bias"),
+    "attention.dense1.weight": Counterpart("attention.query.weight", transposed=True),
+    "attention.dense1.bias": Counterpart("attention.query.bias"),
+    "attention.dense2.weight": Counterpart("attention.key.weight", transposed=True),
+    "attention.dense2.bias": Counterpart("attention.key.bias"),
+    "attention.dense3.weight": Counterpart("attention.value.weight", transposed=True),
+    "attention.dense3.bias": Counterpart("attention.value.bias"),
+    "attention.projection.weight": Counterpart("attention.output.weight"),
+    "attention.projection.bias": Counterpart("attention.output.bias"),
+    "output.mapping.weight": Counterpart("ffn.w1", transposed=True),
+    "output.mapping.bias": Counterpart("ffn.b1"),
+    "output.projection.weight": Counterpart("ffn.w2"),
+    "output.projection.bias": Counterpart("ffn.b2"),
+}
+"""Tensors of a layer, after `backbone.blocks.<i>.` or `backbone.top_query_layer.`."""
+TABLES = {
+    "embedding": (
+        "word_embedding.npy",
+        *(
+            "embedding_table",
+            "backbone.word_embedding.embedding_table",
+            "backbone.embedding.word_embedding.embedding_table",
+        ),
+    ),
+    "positions": (
+        "position_embedding.npy",
+        *(
+            "backbone.embedding.embedding.position_embedding.embedding_table",
+            "backbone.position_embedding.embedding_table",
+        ),
+        "backbone.embedding.position_embedding.embedding_table",
+    ),
+    "query_positions": (
+        "top_query_embedding.npy",
+        *("backbone.top_query_embedding_table", "backbone.top_query_embedding.embedding_table"),
+    ),
+}
+"""The file of each table, and its names in a checkpoint: of the release, of a merged file, of the later model zoo."""
+_STATE = re.compile(
+    r"(adam_[mv]|moment[12s]?|accu_grads)\.|scale_sense$|global_step$|current_iterator_step$|last_overflow_iterator_step$|"
+    r"(epoch|step)_num$|learning_rate$|beta[12]_power$|.*\.(key|value)_past$|.*is_first_iteration$"
+)
+"""Names of what training and decoding keep beside the weights."""
+_PART = re.compile(r"fil(?:ert|ter)ed_(\d{1,6})\.ckpt$")
+"""Files of the release; its spelling is `filerted_`."""
+
+
+def is_mindspore(path: Path) -> bool:
+    """True if a file or folder looks like this layout."""
+    if path.is_file():
+        return path.suffix == ".ckpt"
+    return any(file.suffix == ".ckpt" for file in path.iterdir())
+
+
+def open_mindspore(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
+    """Read a file or folder of this layout. Raises LayoutError that names the file or tensor."""
+    folder = path if path.is_dir() else None
+    files = sorted(path.glob("*.ckpt")) if folder else [path]
+    strategies = [file for file in files if "strategy" in file.name.lower()] if folder else []
+    weights = [file for file in files if file not in strategies]
+    if any(_PART.match(file.name) for file in weights):
+        sources, unused = _joined(path, _in_order(path, weights), _one_strategy(path, strategies))
+    elif len(weights) == 1:
+        sources, unused = _whole(weights[0])
+        unused += [Unused(file.name, "how ranks cut a model; this one is whole") for file in strategies]
+    else:
+        raise LayoutError(
+            f"{path}: {len(weights)} checkpoint files without a strategy; give one of them, or a folder of filerted_<rank>.ckpt "
+            "with its strategy file"
+        )
+    tables = _tables(path, folder, sources, unused)
+    layers = layer_count(path, sources, r"backbone\.blocks\.(\d+)\.")
+    _check_not_pipelined(path, layers, sources)
+    rules = {names: Counterpart(ours) for ours, names in tables.items()}
+    for layer in range(layers + 1):
+        prefix = f"backbone.blocks.{layer}" if layer < layers else "backbone.top_query_layer"
+        rules |= {
+            f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
+            for name, rule in BLOCK_TENSORS.items()
+        }
+    rules |= {"backbone.layernorm.gamma": Counterpart("norm.gain"), "backbone.layernorm.beta": Counterpart("norm.bias")}
+    later = "backbone.embedding.word_embedding.embedding_table" in sources  # its network computes fast GELU
+    facts = chosen(path, Facts(activation="fast_gelu" if later else "tanh"), heads, activation)
+    return dense_model_of(path, "mindspore", sources, rules, facts, unused)
+
+
+def _in_order(path: Path, weights: list[Path]) -> list[Path]:
+    """Files of the ranks in their order. Raises LayoutError when one is missing or does not belong."""
+    by_rank: dict[int, Path] = {}
+    for file in weights:
+        match = _PART.match(file.name)
+        if match is None:
+            raise LayoutError(f"{path}: {file.name} is beside filerted_<rank>.ckpt and is none of them; move it away")
+        if by_rank.setdefault(int(match[1]), file) is not file:
+            raise LayoutError(
+                f"{path}: {by_rank[int(match[1])].name} and {file.name} are of one rank; move one of them away"
+            )
+    for rank in range(len(by_rank)):
+        if rank not in by_rank:
+            raise LayoutError(
+                f"{path}: filerted_{rank}.ckpt is missing, {len(by_rank)} others are there; download it (the release has 512)"
+            )
+    return [by_rank[rank] for rank in range(len(by_rank))]
+
+
+def _one_strategy(path: Path, strategies: list[Path]) -> Path:
+    if len(strategies) != 1:
+        raise LayoutError(
+            f"{path}: {len(strategies)} strategy files; put the one of the release, with `strategy` in its name and ending in "
+            ".ckpt, into the folder"
+        )
+    return strategies[0]
+
+
+def _split(tensors: dict[str, CkptTensor]) -> tuple[dict[str, CkptTensor], list[Unused]]:
+    """Weights, and what is none."""
+    unused = [Unused(name, "state of training or decoding") for name in tensors if _STATE.match(name)]
+    return {name: tensor for name, tensor in tensors.items() if not _STATE.match(name)}, unused
+
+
+def _whole(file: Path) -> tuple[dict[str, Joined], list[Unused]]:
+    weights, unused = _split(open_ckpt(file).tensors)
+    return {name: Joined(tensor.shape, tensor.fragments()) for name, tensor in weights.items()}, unused
+
+
+def _joined(path: Path, files: list[Path], strategy: Path) -> tuple[dict[str, Joined], list[Unused]]:
+    """The tensors that the files of all ranks hold together."""
+    cuts = read_strategy(strategy)
+    ranks = next(iter(cuts.values())).ranks
+    if ranks != len(files):
+        raise LayoutError(
+            f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take the whole release"
+        )
+    one = open_ckpt(files[0])
+    weights, unused = _split(one.tensors)
+    held = [weights if one.is_alike(file) else _of_rank(file, files[0], weights) for file in files]
+    return {name: _source(strategy, name, held, files, cuts.get(name)) for name in weights}, unused
+
+
+def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[str, CkptTensor]:
+    """The weights of a rank's file. Raises LayoutError when they are others than those of another rank."""
+    found, _ = _split(open_ckpt(file).tensors)
+    if found.keys() != weights.keys():
+        name = min(found.keys() ^ weights.keys())
+        raise LayoutError(
+            f"{file.parent}: {name[:120]} is in only one of {other.name} and {file.name}; download both again"
+        )
+    for name, tensor in found.items():
+        wanted = weights[name]
+        if (tensor.shape, tensor.kind) != (wanted.shape, wanted.kind):
+            raise LayoutError(
+                f"{file}: {name[:120]} is {tensor.kind} of shape {tensor.shape}, in {other.name} it is {wanted.kind} of shape "
+                f"{wanted.shape}; the files are not of one model"
+            )
+    return found
+
+
+def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files: list[Path], cut: Cut | None) -> Joined:
+    """A tensor from the parts that the ranks hold: of equal parts, the one of the lowest rank."""
+    shape = held[0][name].shape
+    if cut is None:  # MindSpore writes no layout of what it did not cut
+        return Joined(shape, held[0][name].fragments())
+    before = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
+    if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, before)):
+        raise LayoutError(
+            f"{files[0]}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; the files are not of one "
+            "model"
+        )
+    corners = _corners(cut, shape)
+    fragments = [one for rank, first in corners for one in held[rank][name].fragments(first, files[rank])]
+    return Joined(cut.whole(shape), fragments, parts=len(corners))
+
+
+@lru_cache
+def _corners(cut: Cut, shape: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
+    """The lowest rank of each part of a tensor, and where the part begins."""
+    first: dict[tuple[int, ...], int] = {}
+    for rank in range(cut.ranks):
+        first.setdefault(cut.first(rank, shape), rank)
+    return [(rank, corner) for corner, rank in first.items()]
+
+
+def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: list[Unused]) -> dict[str, str]:
+    """Name of the source of each table; a file of NumPy becomes one where the checkpoint has none."""
+    found = {}
+    for ours, (file, *names) in TABLES.items():
+        there = [name for name in names if name in sources]
+        if len(there) > 1:
+            raise LayoutError(f"{path}: {there[0]} and {there[1]} are both {ours}; the file is not of one model")
+        npy = folder / file if folder and (folder / file).is_file() else None
+        if there and npy:
+            unused.append(Unused(file, f"the checkpoint has it too, as {there[0]}"))
+        elif npy:
+            sources[file] = npy_source(npy)
+        elif not there:
+            raise LayoutError(f"{path}: {file} is missing, and no checkpoint has {ours}; put it beside the checkpoints")
+        found[ours] = there[0] if there else file
+    return found
+
+
+def _check_not_pipelined(path: Path, layers: int, sources: dict[str, Joined]) -> None:
+    if layers and not any(name.startswith("backbone.top_query_layer.") for name in sources):
+        raise LayoutError(
+            f"{path}: backbone.top_query_layer is missing and backbone.blocks.{layers - 1} stands for it: this model was trained "
+            "in pipeline stages, and its last LayerNorm comes after the query layer, not before it as in our network; it cannot be "
+            "used"
+        )

@@ -1,0 +1,357 @@
+"""A machine for pickles that cannot execute anything, because it has no instruction that does.
+
+Python's own unpickler imports what a file names and calls it. This one knows the few things that files of weights are made of, and
+builds them itself: numbers, texts, containers, `argparse.Namespace`, and *descriptions* of tensors. It imports nothing and calls
+nothing. What random states and optimizers need (NumPy's arrays, loss scalers) becomes an `Inert`, which holds its name only. Any
+other name in a file is a LayoutError.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pangu_sigma.foreign.dense_model import LayoutError
+
+MOST_PICKLED = 64 << 20
+"""Bytes of the largest pickle that is read: the one of a 13B model with its optimizer has less than a hundredth."""
+MOST_STEPS = 2_000_000
+"""Instructions of the longest pickle that is read."""
+
+STORAGES = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "UntypedStorage": "uint8",
+}
+"""torch's classes of storages, and the kinds of their values."""
+_DTYPES = frozenset(
+    (
+        *("float16", "half", "float32", "float", "float64", "double", "bfloat16", "int8", "int16", "short"),
+        *("int32", "int", "int64", "long", "uint8", "bool"),
+    )
+)
+_INERT = frozenset(
+    (
+        *("numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"),
+        *("numpy.core.multiarray scalar", "numpy._core.multiarray scalar", "_codecs encode", "torch device"),
+        *("builtins set", "__builtin__ set", "collections defaultdict", "__builtin__ bytes", "__builtin__ bytearray"),
+        *("torch Generator", "torch.serialization _get_layout"),
+    )
+)
+_INERT_MODULES = ("megatron.", "fp16.", "deepspeed.", "apex.")
+"""Names of the trainers that wrote the files: states of their loss scalers and optimizers, which are skipped."""
+
+
+@dataclass(frozen=True)
+class Inert:
+    """Something of a pickle that is not built: only its name is known, and nothing can be done with it."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A storage that a pickle refers to. key: its name among the storages. size: number of values."""
+
+    kind: str
+    key: str
+    size: int
+
+
+@dataclass(frozen=True)
+class PickledTensor:
+    """A tensor that a pickle describes: a view of a storage. offset, shape, strides: as in the file, not checked."""
+
+    storage: Storage
+    offset: Any
+    shape: Any
+    strides: Any
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A name that a pickle may use."""
+
+    name: str
+
+
+class _Mark:
+    """Where a group of values begins on the stack."""
+
+
+_ALLOWED = frozenset(
+    (
+        *("collections OrderedDict", "argparse Namespace", "torch Size", "builtins object", "__builtin__ object"),
+        *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor", "torch._utils _rebuild_parameter"),
+        *("copyreg _reconstructor", "copy_reg _reconstructor"),
+    )
+)
+
+
+def load_pickle(stream: BinaryIO, file: Path) -> Any:
+    """The value of the pickle at a stream's position, which is then behind it. Raises LayoutError that names the file and what
+    cannot be read."""
+    machine = _Machine(file)
+    try:
+        return machine.run(stream)
+    except LayoutError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error, RecursionError) as error:
+        raise LayoutError(f"{file}: its pickle is damaged ({str(error)[:80]}); download it again") from None
+
+
+class _Limited:
+    """What the reader of instructions sees of a stream: no more than MOST_PICKLED from its position on."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self._left, self.tell = stream, MOST_PICKLED, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self._left:
+            raise ValueError(f"{size} bytes are asked for")
+        self._left -= size
+        return self._stream.read(size)
+
+    def readline(self) -> bytes:
+        line = self._stream.readline(self._left)
+        self._left -= len(line)
+        return line
+
+
+class _Machine:
+    """A stack, a memory, and one method for each instruction that needs one."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.stack: list[Any] = []
+        self.memory: dict[int, Any] = {}
+
+    def run(self, stream: BinaryIO) -> Any:
+        for steps, (opcode, argument, _) in enumerate(pickletools.genops(_Limited(stream))):  # type: ignore[arg-type]
+            if steps > MOST_STEPS:
+                raise LayoutError(
+                    f"{self.file}: its pickle has more than {MOST_STEPS:,} instructions; no file of weights needs them"
+                )
+            name = opcode.name
+            if name == "STOP":
+                (value,) = self.stack
+                return value
+            if name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[name])
+            elif name in _VALUES:
+                self.stack.append(argument)
+            elif name in _INSTRUCTIONS:
+                _INSTRUCTIONS[name](self, argument)
+            else:
+                raise LayoutError(
+                    f"{self.file}: its pickle uses the instruction {name}, which no file of weights needs"
+                )
+        raise ValueError("it has no end")
+
+    def to_mark(self) -> list[Any]:
+        """Values above the newest mark, which are taken off the stack with it."""
+        group: list[Any] = []
+        while not isinstance(value := self.stack.pop(), _Mark):
+            group.append(value)
+        return group[::-1]
+
+    def keep(self, index: int) -> None:
+        self.memory[index] = self.stack[-1]
+
+    def remember(self, _: Any) -> None:
+        self.memory[len(self.memory)] = self.stack[-1]
+
+    def recall(self, index: int) -> None:
+        self.stack.append(self.memory[index])
+
+    def named(self, name: str) -> None:
+        """Push a name, if it is one that may be used."""
+        module, _, attribute = name.partition(" ")
+        if module in ("torch", "torch.storage") and attribute in STORAGES:
+            self.stack.append(_Global(attribute))
+        elif name in _ALLOWED:
+            self.stack.append(_Global(name))
+        elif module == "torch" and attribute in _DTYPES:
+            self.stack.append(attribute)
+        elif name in _INERT or name.startswith(_INERT_MODULES):
+            self.stack.append(Inert(name))
+        else:
+            raise LayoutError(
+                f"{self.file}: its pickle asks for {name.replace(' ', '.')[:80]}, which is not loaded: it could execute anything; "
+                "save the weights alone and use that file"
+            )
+
+    def stacked_name(self, _: Any) -> None:
+        attribute, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(attribute, str) or not isinstance(module, str):
+            raise ValueError("a name that is no text")
+        self.named(f"{module} {attribute}")
+
+    def call(self, _: Any) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.made(function, arguments))
+
+    def call_with_names(self, _: Any) -> None:
+        names, arguments, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        if names != {}:
+            raise ValueError("arguments by name")
+        self.stack.append(self.made(function, arguments))
+
+    def made(self, function: Any, arguments: Any) -> Any:
+        """What one of the known names makes of its arguments."""
+        if isinstance(function, Inert):
+            return function
+        if not isinstance(function, _Global) or type(arguments) is not tuple:
+            raise ValueError(f"a call of {type(function).__name__}")
+        match function.name.split(" ")[-1], arguments:
+            case "OrderedDict", ():
+                return {}
+            case "OrderedDict", ([*pairs],):
+                return self.filled({}, [value for key, item in pairs for value in (key, item)])
+            case "Namespace", ():
+                return Namespace()
+            case "_reconstructor", (_Global(name="argparse Namespace"), _, None):
+                return Namespace()
+            case "Size", (sizes,):
+                return tuple(sizes)
+            case (("_rebuild_tensor_v2" | "_rebuild_tensor"), (Storage() as storage, offset, shape, strides, *_)):
+                return PickledTensor(storage, offset, shape, strides)
+            case "_rebuild_parameter", (PickledTensor() as tensor, *_):
+                return tensor
+        raise ValueError(f"a call of {function.name}")
+
+    def storage(self, _: Any) -> None:
+        """Push the storage that a persistent id is about."""
+        match self.stack.pop():
+            case ("storage", _Global(name=kind), str(key), str(), int(size), *view) if (
+                kind in STORAGES and 0 <= size < 1 << 48 and view in ([], [None])
+            ):
+                self.stack.append(Storage(STORAGES[kind], key, size))
+            case ("storage", Inert(name=name) | _Global(name=name), *_):
+                raise LayoutError(f"{self.file}: a storage is a {name}, which is not read")
+            case _:
+                raise ValueError("a persistent id that is not of a storage")
+
+    def state(self, _: Any) -> None:
+        """Give a Namespace its values. The state of all else is not kept: `_metadata` of modules, states of loss scalers."""
+        values, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Namespace):
+            if type(values) is not dict or not all(isinstance(key, str) for key in values):
+                raise ValueError("a Namespace without names")
+            vars(target).update(values)
+        elif type(target) is not dict and not isinstance(target, Inert):
+            raise ValueError(f"a state of a {type(target).__name__}")
+
+    def filled(self, target: Any, group: list[Any]) -> Any:
+        """A dictionary with more keys and values."""
+        if isinstance(target, Inert):
+            return target
+        if type(target) is not dict or len(group) % 2:
+            raise ValueError("keys and values of what is no dictionary")
+        for key, value in zip(group[::2], group[1::2], strict=True):
+            if isinstance(key, str | bytes | float | bool | None) or (type(key) is int and abs(key) < 1 << 32):
+                target[key] = value
+            else:
+                raise ValueError(f"a key that is a {type(key).__name__}")
+        return target
+
+    def extended(self, target: Any, group: list[Any]) -> Any:
+        """A list with more values."""
+        if isinstance(target, Inert):
+            return target
+        if type(target) is not list:
+            raise ValueError("values for what is no list")
+        target.extend(group)
+        return target
+
+    def one_pair(self, _: Any) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.filled(self.stack[-1], [key, value])
+
+    def one_value(self, _: Any) -> None:
+        value = self.stack.pop()
+        self.extended(self.stack[-1], [value])
+
+    def pairs(self, _: Any) -> None:
+        group = self.to_mark()
+        self.filled(self.stack[-1], group)
+
+    def more(self, _: Any) -> None:
+        group = self.to_mark()
+        self.extended(self.stack[-1], group)
+
+    def last(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise ValueError("a tuple of more values than there are")
+        group = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        self.stack.append(tuple(group))
+
+    def skip_set(self, _: Any) -> None:
+        self.to_mark()
+
+
+_CONSTANTS: dict[str, Any] = {
+    "NONE": None,
+    "NEWTRUE": True,
+    "NEWFALSE": False,
+    "EMPTY_TUPLE": (),
+    "EMPTY_SET": Inert("set"),
+}
+_VALUES = frozenset(
+    (
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"),
+        *("SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES"),
+        *("BINBYTES8", "BYTEARRAY8"),
+    )
+)
+"""Instructions that push what they carry."""
+_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
+    "PROTO": lambda machine, _: None,
+    "FRAME": lambda machine, _: None,
+    "MARK": lambda machine, _: machine.stack.append(_Mark()),
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.to_mark(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
+    "LIST": lambda machine, _: machine.stack.append(machine.to_mark()),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.to_mark())),
+    "DICT": lambda machine, _: machine.stack.append(machine.filled({}, machine.to_mark())),
+    "FROZENSET": lambda machine, _: machine.stack.append(Inert(f"frozenset of {len(machine.to_mark())}")),
+    "TUPLE1": lambda machine, _: machine.last(1),
+    "TUPLE2": lambda machine, _: machine.last(2),
+    "TUPLE3": lambda machine, _: machine.last(3),
+    "APPEND": _Machine.one_value,
+    "APPENDS": _Machine.more,
+    "SETITEM": _Machine.one_pair,
+    "SETITEMS": _Machine.pairs,
+    "ADDITEMS": _Machine.skip_set,
+    "GET": _Machine.recall,
+    "BINGET": _Machine.recall,
+    "LONG_BINGET": _Machine.recall,
+    "PUT": _Machine.keep,
+    "BINPUT": _Machine.keep,
+    "LONG_BINPUT": _Machine.keep,
+    "MEMOIZE": _Machine.remember,
+    "GLOBAL": _Machine.named,
+    "STACK_GLOBAL": _Machine.stacked_name,
+    "REDUCE": _Machine.call,
+    "NEWOBJ": _Machine.call,
+    "NEWOBJ_EX": _Machine.call_with_names,
+    "BUILD": _Machine.state,
+    "BINPERSID": _Machine.storage,
+}

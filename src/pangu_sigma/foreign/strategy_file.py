@@ -1,0 +1,121 @@
+"""How MindSpore's automatic parallelism cut the tensors of a run: its strategy file, and where a rank's part of a tensor lies.
+
+    ParallelStrategyMap  parallel_layout_item = 3*:  param_name = 1, parallel_layouts = 2:
+        dev_matrix = 1 {dim}, tensor_map = 2 {dim}, param_split_shape = 3 {dim}, indices_offset = 4, field = 5,
+        opt_weight_shard_step = 6, opt_weight_shard_size = 7
+
+The ranks stand in a grid of `dev_matrix`, the last axis fastest. Axis d of a tensor is cut along the grid's axis `tensor_map[d]`,
+counted from the last; -1: not cut. What remains equal on several ranks may be cut once more along the tensor's first axis, for the
+optimizer: into `opt_weight_shard_size` stretches, which ranks hold that are `opt_weight_shard_step` apart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_sigma.checkpoint.protobuf import OF_BYTES, OF_NUMBER, Field, fields, numbers
+from pangu_sigma.foreign.dense_model import LayoutError
+
+_MOST_BYTES = 64 << 20
+"""Bytes of the largest strategy file that is read."""
+_MOST_RANKS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How one tensor was cut. grid, axes: `dev_matrix` and `tensor_map`. part: `param_split_shape`, or empty.
+    step, stretches: of the optimizer's cut; stretches is 1 where there is none."""
+
+    grid: tuple[int, ...]
+    axes: tuple[int, ...]
+    part: tuple[int, ...] = ()
+    step: int = 1
+    stretches: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return math.prod(self.grid)
+
+    def counts(self) -> tuple[int, ...]:
+        """Into how many parts each axis is cut, without the optimizer's cut."""
+        return tuple(1 if axis < 0 else self.grid[-1 - axis] for axis in self.axes)
+
+    def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the whole tensor, from the shape of a rank's part."""
+        sizes = [n * count for n, count in zip(shape, self.counts(), strict=True)]
+        return (sizes[0] * self.stretches, *sizes[1:])
+
+    def first(self, rank: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Where the part of a rank begins in the whole. shape: of a rank's part."""
+        at = []
+        for axis in self.axes:
+            behind = math.prod(self.grid[len(self.grid) - axis :]) if axis > 0 else 1
+            at.append(0 if axis < 0 else rank // behind % self.grid[-1 - axis])
+        at[0] = at[0] * self.stretches + rank // self.step % self.stretches
+        return tuple(index * n for index, n in zip(at, shape, strict=True))
+
+
+def read_strategy(file: Path) -> dict[str, Cut]:
+    """How each parameter was cut, by its name. Raises LayoutError when the file is no strategy, or one that is not understood."""
+    if file.stat().st_size > _MOST_BYTES:
+        raise LayoutError(f"{file}: a strategy file of {file.stat().st_size:,} bytes is none; it holds no weights")
+    content, cuts = file.read_bytes(), {}
+    try:
+        for item in fields(content, 0, len(content)):
+            if item.number == 3 and item.way == OF_BYTES:
+                name, cut = _item(file, content, item)
+                cuts[name] = cut
+    except (ValueError, UnicodeDecodeError) as error:
+        if isinstance(error, LayoutError):
+            raise
+        raise LayoutError(f"{file}: no strategy file of MindSpore ({str(error)[:80]}); download it again") from None
+    if not cuts:
+        raise LayoutError(f"{file}: it says of no parameter how it was cut; take the strategy file of the release")
+    if len({cut.ranks for cut in cuts.values()}) > 1:
+        raise LayoutError(
+            f"{file}: its parameters are on different numbers of ranks (pipeline stages), which is not read"
+        )
+    return cuts
+
+
+def _item(file: Path, content: bytes, item: Field) -> tuple[str, Cut]:
+    inner = {found.number: found for found in fields(content, item.begin, item.end)}
+    if 1 not in inner or 2 not in inner:
+        raise ValueError("an entry without name and layout")
+    name = content[inner[1].begin : inner[1].end].decode()
+    dims: dict[int, list[int]] = {1: [], 2: [], 3: []}
+    single = {5: 0, 6: 0, 7: 0}
+    for found in fields(content, inner[2].begin, inner[2].end):
+        if found.number in dims and found.way == OF_BYTES:
+            if found.number == 2 and dims[2]:
+                raise LayoutError(
+                    f"{file}: {name[:80]} is cut along several axes of the grid at once, which is not read"
+                )
+            dims[found.number] += [n for d in fields(content, found.begin, found.end) for n in numbers(content, d)]
+        elif found.number in single and found.way == OF_NUMBER:
+            single[found.number] = numbers(content, found)[0]
+    return name, _cut(file, name, dims, *single.values())
+
+
+def _cut(file: Path, name: str, dims: dict[int, list[int]], rows: int, step: int, stretches: int) -> Cut:
+    grid, axes, part = (tuple(dims[number]) for number in (1, 2, 3))
+    ranks = math.prod(grid) if grid and len(grid) < 16 and all(0 < n <= _MOST_RANKS for n in grid) else 0
+    if not 0 < ranks <= _MOST_RANKS or not axes or len(axes) > 8 or not all(-1 <= axis < len(grid) for axis in axes):
+        raise LayoutError(
+            f"{file}: {name[:80]} has dev_matrix {grid} and tensor_map {axes}, which cannot be; download it again"
+        )
+    if rows:
+        raise LayoutError(
+            f"{file}: {name[:80]} is cut by fields of its rows, which PanGu-α is not; these files are of another model"
+        )
+    used = [axis for axis in axes if axis >= 0]
+    equal = ranks // math.prod(grid[-1 - axis] for axis in set(used))
+    stretches = equal if stretches == -1 else stretches
+    if len(set(used)) < len(used) or not 0 <= stretches <= equal or not 0 <= step <= ranks:
+        raise LayoutError(
+            f"{file}: {name[:80]} has tensor_map {axes} and is cut into {stretches} stretches for the optimizer, {step} ranks "
+            f"apart, which {equal} equal ranks cannot hold; download it again"
+        )
+    return Cut(grid, axes, part, max(1, step), max(1, stretches))

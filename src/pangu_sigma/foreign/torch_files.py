@@ -1,0 +1,174 @@
+"""Files that `torch.save` wrote, read without torch: the zip format, and the older one of pickles one after another.
+
+    zip       <root>/data.pkl, <root>/data/<key> for each storage, <root>/byteorder; all stored without compression
+    older     pickles of a magic number, a version, facts about the machine, the value, and the list of storage keys; then for each
+              key, in that order, the number of values in eight bytes, and the values
+
+Values stay on the disk: a tensor becomes a `FileTensor`, with the byte at which it begins.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import FileTensor, checked_sizes
+from pangu_sigma.foreign.pickles import MOST_PICKLED, PickledTensor, load_pickle
+
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+"""What the first two pickles of the older format hold."""
+_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+"""Bytes of a value; of other kinds one."""
+_LOCAL = struct.Struct("<4s5H3I2H")
+"""Header in front of each member of a zip file."""
+_DAMAGED = "it is damaged or cut short: download it again"
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """A file of torch. value: what was saved, with a `PickledTensor` for each tensor. extents: first byte and number of bytes of
+    each storage, by its key."""
+
+    path: Path
+    value: Any
+    extents: dict[str, tuple[int, int]]
+
+    def stored(self, tensor: PickledTensor, name: str) -> FileTensor:
+        """Where a tensor lies. Raises LayoutError when that is not inside its storage, or its storage not in the file."""
+        storage = tensor.storage
+        if storage.key not in self.extents:
+            raise LayoutError(f"{self.path}: the storage {storage.key[:40]} of {name} is missing; {_DAMAGED}")
+        begin, length = self.extents[storage.key]
+        itemsize = _BYTES.get(storage.kind, 1)
+        if storage.size * itemsize > length:
+            raise LayoutError(
+                f"{self.path}: {name} needs {storage.size * itemsize} bytes of its storage, which has {length}; {_DAMAGED}"
+            )
+        if (
+            type(tensor.shape) is not tuple
+            or type(tensor.strides) is not tuple
+            or len(tensor.shape) != len(tensor.strides)
+        ):
+            raise LayoutError(f"{self.path}: {name} has no shape and strides; {_DAMAGED}")
+        shape = checked_sizes(self.path, name, tensor.shape)
+        (offset, *strides) = checked_sizes(self.path, name, (tensor.offset, *tensor.strides))
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if math.prod(shape) and (last >= storage.size or math.prod(shape) > storage.size):
+            raise LayoutError(
+                f"{self.path}: {name} of shape {shape} reaches beyond its storage of {storage.size} values; {_DAMAGED}"
+            )
+        return FileTensor(self.path, begin + offset * itemsize, storage.kind, shape, tuple(strides), name)
+
+
+def open_torch_file(path: Path) -> TorchFile:
+    """Read everything but the values. Raises LayoutError when the file is not what it must be, or asks for more than tensors."""
+    try:
+        with open(path, "rb") as stream:
+            magic = stream.read(4)
+            stream.seek(0)
+            if magic == b"PK\3\4":
+                return _open_zip(path, stream)
+            return _open_older(path, stream)
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError, EOFError) as error:
+        if isinstance(error, LayoutError):
+            raise
+        raise LayoutError(f"{path}: no file of torch ({str(error)[:80]}); {_DAMAGED}") from None
+
+
+def _open_zip(path: Path, stream: BinaryIO) -> TorchFile:
+    size = path.stat().st_size
+    with zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+    if len({member.filename for member in members}) < len(members):
+        raise LayoutError(f"{path}: two of its members have one name; {_DAMAGED}")
+    pickled = [
+        member for member in members if member.filename.count("/") == 1 and member.filename.endswith("/data.pkl")
+    ]
+    if len(pickled) != 1:
+        raise LayoutError(f"{path}: it has {len(pickled)} members data.pkl and must have one; it is no file of torch")
+    root = pickled[0].filename.removesuffix("data.pkl")
+    found = {
+        member.filename: _member(path, stream, member, size) for member in members if member.filename.startswith(root)
+    }
+    if _content(path, stream, *found.get(f"{root}byteorder", (0, 0))) == b"big":
+        raise LayoutError(
+            f"{path}: its values are big-endian, which is not read; save it again on a little-endian machine"
+        )
+    begin, length = found[f"{root}data.pkl"]
+    value = load_pickle(io.BytesIO(_content(path, stream, begin, length)), path)
+    prefix = f"{root}data/"
+    return TorchFile(
+        path, value, {name.removeprefix(prefix): at for name, at in found.items() if name.startswith(prefix)}
+    )
+
+
+def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) -> tuple[int, int]:
+    """First byte and number of bytes of a member. Raises LayoutError when it is compressed, encrypted or not inside the file."""
+    name = member.filename[:80]
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.compress_size != member.file_size:
+        raise LayoutError(
+            f"{path}: its member {name} is compressed or encrypted; torch stores without: save it again with torch.save"
+        )
+    if not 0 <= member.header_offset < size:  # zipfile takes the directory's word for it, negative numbers too
+        raise LayoutError(f"{path}: its member {name} is not inside the file; {_DAMAGED}")
+    stream.seek(member.header_offset)
+    signature, *_, name_length, extra_length = _LOCAL.unpack(stream.read(_LOCAL.size))
+    begin = member.header_offset + _LOCAL.size + name_length + extra_length
+    if signature != b"PK\3\4" or begin + member.file_size > size:
+        raise LayoutError(f"{path}: its member {name} is not inside the file; {_DAMAGED}")
+    return begin, member.file_size
+
+
+def _content(path: Path, stream: BinaryIO, begin: int, length: int) -> bytes:
+    if length > MOST_PICKLED:
+        raise LayoutError(
+            f"{path}: its pickle has {length:,} bytes, more than the {MOST_PICKLED:,} that are read; save the weights alone"
+        )
+    stream.seek(begin)
+    return stream.read(length)
+
+
+def _open_older(path: Path, stream: BinaryIO) -> TorchFile:
+    if stream.read(1) != b"\x80":
+        raise LayoutError(f"{path}: neither a zip file nor a pickle; it is damaged or encrypted: download it again")
+    stream.seek(0)
+    if load_pickle(stream, path) != _MAGIC or load_pickle(stream, path) != _VERSION:
+        raise LayoutError(f"{path}: a pickle that torch.save did not write; save it with torch.save")
+    machine = load_pickle(stream, path)
+    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise LayoutError(f"{path}: its values are not little-endian; save it again on a little-endian machine")
+    value = load_pickle(stream, path)
+    keys = load_pickle(stream, path)
+    if type(keys) is not list or not all(isinstance(key, str) for key in keys):
+        raise LayoutError(f"{path}: its list of storages is none; {_DAMAGED}")
+    kinds = _storage_kinds(value)
+    extents, at, size = {}, stream.tell(), path.stat().st_size
+    for key in keys:
+        stream.seek(at)
+        count = int.from_bytes(stream.read(8), "little")
+        length = count * _BYTES.get(kinds.get(key, ""), 1)
+        if key not in kinds or at + 8 + length > size:
+            raise LayoutError(f"{path}: its storage {key[:40]} is not inside the file; {_DAMAGED}")
+        extents[key] = (at + 8, length)
+        at += 8 + length
+    return TorchFile(path, value, extents)
+
+
+def _storage_kinds(value: Any) -> dict[str, str]:
+    """Kind of each storage that any tensor of a value lies in, by its key; each container is visited once."""
+    kinds: dict[str, str] = {}
+    waiting, seen = [value], set()
+    while waiting:
+        here = waiting.pop()
+        if isinstance(here, PickledTensor):
+            kinds[here.storage.key] = here.storage.kind
+        elif isinstance(here, dict | list | tuple) and id(here) not in seen:
+            seen.add(id(here))
+            waiting.extend(here.values() if isinstance(here, dict) else here)
+    return kinds

@@ -1,0 +1,136 @@
+"""An export as a model: the weights are inside of its graph, and are read without MindSpore.
+
+model.mindir          the graph: a protobuf ModelProto  graph = 7:  GraphProto  parameter = 3*:  TensorProto
+                      dims = 1*, data_type = 2, name = 7, raw_data = 9, external_data = 12:  location = 1, offset = 2, length = 3
+model_variables/      values of a model of more than 1 GiB, where MindSpore writes them beside the graph
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from ascend_ops.few_rows import Matrix, Precision
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.mapped_file import map_file
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
+from pangu_sigma.checkpoint.protobuf import OF_NUMBER, Field, fields, numbers
+from pangu_sigma.parallel.parameters import weights
+from pangu_sigma.sealed import DamagedFile, check_folder
+from pangu_sigma.stored.model import Kind, Listed, StoredModel
+
+GRAPH_FILE = "model.mindir"
+EXPORT_AGAIN = "run `pangu-sigma export` again, or copy the folder again"
+"""The way back from a damaged export."""
+
+SCALE_ENDING = ".scale"
+"""Ending of the name of an array that has the scales of another one's rows."""
+
+_KINDS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 3: np.dtype("i1"), 6: np.dtype("<i4"), 10: np.dtype("<f2")}
+"""Types of values by their numbers in a TensorProto."""
+
+
+class StoredExport(StoredModel):
+    """A folder that `export` wrote. Raises DamagedFile for a file that is not what was written.
+
+    Weights are given in float32: what is kept otherwise is computed each time. `matrix` and `arrays` give what lies in the file.
+    """
+
+    kind: Kind = "export"
+
+    fix = EXPORT_AGAIN
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What its seal says: `signature` and `weights`, how matrices are kept. Every file is verified."""
+        return check_folder(self.path, EXPORT_AGAIN)
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of its graph as they are kept, float32, float16 or int8, where they begin at any byte.
+
+        Names are those of dense tensors, and `experts.<layer>.<name>`, [experts, …]; the scales of the rows of NAME are NAME.scale.
+        """
+        _ = self.facts  # verifies
+        try:
+            return dict(_parameters(self.path))
+        except (ValueError, KeyError, OSError) as error:
+            raise DamagedFile(
+                f"{self.path / GRAPH_FILE}: is no MindIR with weights ({error}); {EXPORT_AGAIN}"
+            ) from error
+
+    def array(self, shard: str, name: str) -> LazyArray | None:
+        full = name if shard == WEIGHTS else f"experts.{shard.removeprefix(EXPERTS)}.{name}"
+        kept, scales = self.arrays.get(full), self.arrays.get(f"{full}{SCALE_ENDING}")
+        if kept is None or kept.dtype == np.float32:
+            return None if kept is None else LazyArray.of(kept, full)
+
+        def wide(which: Any) -> np.ndarray:
+            values = kept[which].astype(np.float32)
+            return values if scales is None else values * scales[which][..., None]
+
+        return LazyArray(kept.shape, np.dtype(np.float32), lambda: [wide(...)], full, row=wide)
+
+    @property
+    def precision(self) -> Precision:
+        """How matrices are kept."""
+        return cast(Precision, self.arrays["embedding"].dtype.name)
+
+    def matrix(self, name: str, number: int | None = None) -> Matrix:
+        """A matrix as it is kept: a dense one, or that of an expert, of `experts.<layer>.<name>`."""
+        which, scales = ... if number is None else number, self.arrays.get(f"{name}{SCALE_ENDING}")
+        return Matrix(self.arrays[name][which], None if scales is None else scales[which])
+
+    def listed(self) -> Listed:
+        """As its configuration counts them."""
+        if self._verified:
+            _ = self.facts
+        return (("", array.name, array.shape, "float32") for array in weights(self.config.on_one_rank()))
+
+
+def _parameters(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and values of each parameter of a graph; those of its network as the network names them."""
+    map_once = cache(partial(_map, folder))
+    graph = memoryview(map_once(GRAPH_FILE))  # type: ignore[arg-type]
+    model = next((each for each in fields(graph, 0, len(graph)) if each.number == 7), None)
+    if model is None:
+        raise ValueError("no graph")
+    for found in fields(graph, model.begin, model.end):
+        if found.number == 3:
+            name, values = _parameter(graph, found, map_once)
+            yield name.removeprefix("network."), values
+
+
+def _parameter(graph: memoryview, of: Field, map_once: Callable[[str], np.ndarray]) -> tuple[str, np.ndarray]:
+    dims, kind, name, file, begin, length = [], 0, "", GRAPH_FILE, 0, 0
+    for each in fields(graph, of.begin, of.end):
+        if each.number == 1:
+            dims += numbers(graph, each)
+        elif each.number == 2 and each.way == OF_NUMBER:
+            kind = each.value
+        elif each.number == 7:
+            name = str(graph[each.begin : each.end], "utf-8")
+        elif each.number == 9:
+            begin, length = each.begin, each.value
+        elif each.number == 12:
+            inner = {found.number: found for found in fields(graph, each.begin, each.end)}
+            file = str(graph[inner[1].begin : inner[1].end], "utf-8")
+            begin, length = inner[2].value, inner[3].value
+    content, dtype = map_once(file), _KINDS[kind]
+    if length != math.prod(dims) * dtype.itemsize or begin + length > len(content):
+        raise ValueError(f"{name} of shape {dims} has {length} bytes")
+    return name, np.ndarray(dims, dtype, content, begin)
+
+
+def _map(folder: Path, name: str) -> np.ndarray:
+    """A file of the folder, mapped to be read."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or not (folder / name).is_file():
+        raise ValueError(f"{name[:100]!r} is no file of this folder")
+    content = map_file(folder / name)
+    content.flags.writeable = False
+    return content

@@ -1,0 +1,116 @@
+"""The small JSON files of a Hugging Face style folder: `config.json`, `generation_config.json`, and the check that they agree.
+
+`config.json` says everything twice. Under the names that readers of such folders look for it has sizes, domains and routing; under
+`pangu_sigma` it has the whole resolved configuration, from which the first are computed. Whoever changes one and not the other is
+refused, by key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.data.vocabulary import EOT, PAD
+from pangu_sigma.domains import domains_of
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.stored.model import StoredModel
+
+HF_FORMAT = 1
+"""Version of the folder that is written; another one is refused."""
+MODEL_TYPE = "pangu_sigma"
+WHOLE = "pangu_sigma"
+"""Key of the whole configuration."""
+FORMAT_KEY = "pangu_sigma_format"
+ROUTING_KEY = "routing_hash"
+
+GENERATION = {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": 64}
+"""`generation_config.json`: greedy. There is no token that begins a text."""
+
+
+def size_keys(config: Config) -> dict[str, Any]:
+    """What `config.json` says of a configuration under names of its own."""
+    model = config.model
+    return {
+        "architectures": ["PanGuSigmaForCausalLM"],
+        "model_type": MODEL_TYPE,
+        FORMAT_KEY: HF_FORMAT,
+        "torch_dtype": "float32",
+        "hidden_size": model.hidden,
+        "intermediate_size": model.ffn,
+        "num_attention_heads": model.heads,
+        "num_hidden_layers": model.layers,
+        "num_dense_layers": model.dense_layers,
+        "num_rre_layers": model.rre_layers,
+        "n_routed_experts": config.experts if model.rre_layers else 0,
+        "num_experts_per_domain": model.experts_per_domain if model.rre_layers else 0,
+        "num_experts_per_tok": 1,
+        "max_position_embeddings": model.seq_length,
+        "embedding_slots": domains_of(config).slot_names,
+        "slot_rows": model.slot_rows,
+        "hidden_act": model.activation,
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "domains": [
+            {"name": d.name, "format": d.format, "language": d.language, "slot": d.slot, "first_expert": d.first_expert}
+            for d in domains_of(config)
+        ],
+        "routing": {"table": config.routing.table, "seed": config.routing.seed},
+    }
+
+
+def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `config.json` says of the tokenizer."""
+    return {
+        "vocab_size": tokenizer.size,
+        "eos_token_id": tokenizer.eot,
+        "pad_token_id": tokenizer.pad,
+        "tokenizer_hash": tokenizer.hash,
+    }
+
+
+def config_json(model: StoredModel) -> dict[str, Any]:
+    """The contents of `config.json`."""
+    whole = {"step": model.step, "data_hash": model.data_hash, "config": model.config.model_dump(mode="json")}
+    hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
+    return size_keys(model.config) | hashed | {WHOLE: whole}
+
+
+def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str | None]:
+    """Configuration, step and data hash of a `config.json`. Raises LayoutError for another format, or what contradicts itself."""
+    if not isinstance(tree, dict):
+        raise LayoutError(f"{file}: holds no keys; {fix}")
+    if tree.get("model_type") != MODEL_TYPE:
+        raise LayoutError(
+            f"{file}: model_type is {_short(tree.get('model_type'))}, not {MODEL_TYPE!r}; name another folder"
+        )
+    if type(tree.get(FORMAT_KEY)) is not int or tree[FORMAT_KEY] != HF_FORMAT:
+        raise LayoutError(
+            f"{file}: {FORMAT_KEY} is {_short(tree.get(FORMAT_KEY))}, this version reads {HF_FORMAT}; use the version that wrote it"
+        )
+    whole = tree.get(WHOLE)
+    try:
+        config = parse_config(whole["config"])  # type: ignore[index]
+        step, data_hash = whole["step"], whole["data_hash"]  # type: ignore[index]
+    except ConfigError as error:
+        raise LayoutError(f"{file}: {WHOLE}.config: {error}; {fix}") from error
+    except (KeyError, TypeError) as error:
+        raise LayoutError(f"{file}: {WHOLE} has no config, step and data_hash; {fix}") from error
+    if type(step) is not int or step < 0 or not isinstance(data_hash, str | None):
+        raise LayoutError(f"{file}: {WHOLE}.step or data_hash is not what was written; {fix}")
+    compare_keys(file, tree, size_keys(config), f"{WHOLE}.config", fix)
+    return config, step, data_hash
+
+
+def compare_keys(file: Path, tree: dict[str, Any], wanted: dict[str, Any], source: str, fix: str) -> None:
+    """Raise LayoutError for the first key of `config.json` that does not say what `source` says."""
+    for key, value in wanted.items():
+        if key not in tree or tree[key] != value or type(tree[key]) is not type(value):
+            raise LayoutError(f"{file}: {key} is {_short(tree.get(key))}, {source} says {_short(value)}; {fix}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,201 @@
+"""A Hugging Face style folder as a model, read only as it was written.
+
+    config.json                             sizes, domains, routing; the whole configuration (hf_config.py)
+    model-00001-of-00003.safetensors …      weights by name (model.py), and the routing table
+    model.safetensors.index.json            which file has which tensor
+    generation_config.json                  greedy; ids of <eot> and <pad>
+    tokenizer/                              the run's, file by file
+    lineage.json                            how it got its weights, if it has a receipt
+    README.md                               the model card, which people edit: it is not sealed
+    seal.json                               size and hash of every other file, and its own hash
+
+The routing table is two tensors of int32. `tid2eid` [N, D, V], named as in DeepSeek-V4, whose hash-routed layers have such a table:
+the expert of each token id, numbered over the whole layer as there; ours has axes for layers and domains. `tid2eid_spread` [D, V]:
+how many experts of the domain's group an id is spread over by position; 1 for all of a random table.
+
+N RRE layers, D domains, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
+from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, map_arrays
+from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
+from pangu_sigma.config import Config
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.sealed import SEAL, check_folder
+from pangu_sigma.stored.hf_config import ROUTING_KEY, compare_keys, read_config_json, tokenizer_keys
+from pangu_sigma.stored.model import Kind, StoredModel, read_lineage, weight_shapes
+
+CONFIG_JSON, GENERATION_JSON = "config.json", "generation_config.json"
+INDEX_JSON = "model.safetensors.index.json"
+ROUTES, SPREAD = "tid2eid", "tid2eid_spread"
+
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_FIX = (
+    "the folder was changed or is damaged; take it again, or write it again with `pangu-sigma export RUN --format hf`"
+)
+
+
+class StoredFolder(StoredModel):
+    """A folder that `write_hf_folder` wrote.
+
+    Names, shapes and sizes of weights are checked always, their hashes where `verified`. Raises DamagedFile for a file that is not
+    what was written, LayoutError for what contradicts itself.
+    """
+
+    kind: Kind = "hf"
+    fix = _FIX
+
+    def __init__(self, path: Path, verified: bool = True):
+        super().__init__(path, verified)
+        for name in (GENERATION_JSON, CONFIG_JSON):
+            self._check(name)
+        self._json = _read_json(path / CONFIG_JSON)
+        self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json, _FIX)
+
+    def _check(self, beginning: str, content: bool = True) -> None:
+        """Verify the files whose names begin so; without `content` their sizes."""
+        if not any(name.startswith(beginning) for name in check_folder(self.path, _FIX, beginning, content)["files"]):
+            raise LayoutError(f"{self.path / SEAL}: does not list {beginning}; {_FIX}")
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        data = {"data": self.data_hash} if self.data_hash else {}
+        return {"tokenizer": self.tokenizer.hash, "routing table": self.table.hash, **data}
+
+    @cached_property
+    def lineage(self) -> dict[str, Any] | None:
+        file = self.path / LINEAGE_FILE
+        if LINEAGE_FILE not in check_folder(self.path, _FIX, LINEAGE_FILE)["files"] and file.exists():
+            raise LayoutError(f"{file}: is not among the files of {SEAL}; remove it: it was added later")
+        return read_lineage(self.path)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        tokenizer, config = super().tokenizer, self.config
+        if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
+            slots, rows = tokenizer.slot_rows.shape
+            raise LayoutError(
+                f"{self.path / TOKENIZER_FOLDER}: has {slots} slots of {rows} rows, {CONFIG_JSON} has {config.slots} of "
+                f"{config.model.slot_rows}; {_FIX}"
+            )
+        compare_keys(self.path / CONFIG_JSON, self._json, tokenizer_keys(tokenizer), "the folder", _FIX)
+        return tokenizer
+
+    @cached_property
+    def table(self) -> RoutingTable:
+        table = _read_table(self.path, self.config, self._arrays[ROUTES], self._arrays[SPREAD])
+        compare_keys(self.path / CONFIG_JSON, self._json, {ROUTING_KEY: table.hash}, "the folder", _FIX)
+        return table
+
+    @cached_property
+    def tensors(self) -> dict[str, LazyArray]:
+        return {name: LazyArray.of(self._arrays[name], name) for name in weight_shapes(self.config)}
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Every tensor, mapped. Raises LayoutError unless each is in one file, with the type and shape of the configuration."""
+        self._check(INDEX_JSON)
+        index = _weight_map(self.path)
+        there = {file.name for file in self.path.glob("*.safetensors")}
+        for name in sorted(there ^ set(index.values())):
+            what = "is missing" if name not in there else f"is not in {INDEX_JSON}"
+            raise LayoutError(f"{self.path / name}: {what}; {_FIX}")
+        arrays: dict[str, np.ndarray] = {}
+        for file in sorted(there):
+            self._check(file, self._verified)
+            for name, values in _mapped(self.path / file).items():
+                if index.get(name) != file:
+                    says = f"says {index[name]}" if name in index else "does not name it"
+                    raise LayoutError(f"{self.path / file}: has {name}, {INDEX_JSON} {says}; {_FIX}")
+                arrays[name] = values
+        _check_shapes(self.path, self.config, self.tokenizer, index, arrays)
+        size = _read_json(self.path / INDEX_JSON)["metadata"].get("total_size")
+        if size != sum(each.nbytes for each in arrays.values()):
+            raise LayoutError(f"{self.path / INDEX_JSON}: metadata.total_size is not the size of all tensors; {_FIX}")
+        return arrays
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise LayoutError(f"{file}: is not JSON that can be read ({error}); {_FIX}") from error
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """File of each tensor. Raises LayoutError for an index that names anything but files of weights of its own folder."""
+    file = path / INDEX_JSON
+    tree = _read_json(file)
+    found = tree.get("weight_map") if isinstance(tree, dict) else None
+    if not isinstance(found, dict) or not isinstance(tree.get("metadata"), dict):
+        raise LayoutError(f"{file}: has no weight_map and metadata; {_FIX}")
+    for name, target in found.items():
+        if not isinstance(target, str) or not _SHARD.fullmatch(target):
+            raise LayoutError(
+                f"{file}: {name[:100]} is in {str(target)[:100]!r}, which is no name of a file of weights in this folder "
+                f"(model-00001-of-00003.safetensors); {_FIX}"
+            )
+    return found
+
+
+def _mapped(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return map_arrays(file)
+    except (DamagedArrays, OSError) as error:
+        raise LayoutError(f"{error}; {_FIX}") from error
+
+
+def _check_shapes(
+    path: Path, config: Config, tokenizer: Tokenizer, index: dict[str, str], arrays: dict[str, np.ndarray]
+) -> None:
+    domains = len(config.domains)
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {
+        name: (shape, "float32") for name, shape in weight_shapes(config).items()
+    }
+    wanted[ROUTES] = (config.model.rre_layers, domains, tokenizer.size), "int32"
+    wanted[SPREAD] = (domains, tokenizer.size), "int32"
+    for name, (shape, dtype) in wanted.items():
+        if name not in arrays:
+            where = f"{path / index[name]}: {name} is not in it, as {INDEX_JSON} says" if name in index else None
+            raise LayoutError(f"{where or f'{path / INDEX_JSON}: {name} of shape {shape} is missing'}; {_FIX}")
+        if arrays[name].shape != shape or arrays[name].dtype.name != dtype:
+            found = arrays[name]
+            raise LayoutError(
+                f"{path / index[name]}: {name} is {found.dtype.name} of shape {found.shape}, {CONFIG_JSON} needs {dtype} of shape "
+                f"{shape}; {_FIX}"
+            )
+    for name in sorted({*arrays, *index} - wanted.keys()):
+        raise LayoutError(f"{path / index[name]}: {name} is no tensor of this model; {_FIX}")
+
+
+def _read_table(path: Path, config: Config, table_NDV: np.ndarray, spread_DV: np.ndarray) -> RoutingTable:
+    """The routing table of two tensors. Raises LayoutError for numbers that are no experts of the domain's group."""
+    experts = config.model.experts_per_domain
+    first_NDV = np.empty(table_NDV.shape, np.int16)
+    for domain, name in enumerate(each.name for each in config.domains):
+        first = domain * experts
+        local_NV = table_NDV[:, domain] - first
+        for what, values, least, most in (
+            (ROUTES, local_NV, 0, experts - 1),
+            (SPREAD, spread_DV[domain], 1, experts),
+        ):
+            if values.size and not (least <= values.min() and values.max() <= most):
+                shift = first if what == ROUTES else 0
+                raise LayoutError(
+                    f"{path}: {what} has numbers outside of {least + shift} … {most + shift} in domain {name}; {_FIX}"
+                )
+        first_NDV[:, domain] = local_NV
+    return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts)

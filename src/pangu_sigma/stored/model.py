@@ -1,0 +1,214 @@
+"""A model on the disk is one thing, whatever keeps it: its configuration, what its ids mean, and its weights by name.
+
+    run          a run folder: the newest intact checkpoint, with Adam's state; only it has that
+    checkpoint   the folder of a checkpoint inside of a run, which has no tokenizer
+    export       a folder of `export`: the weights are inside of its graph
+    hf           a Hugging Face style folder of this project
+    weights      a file of `export --format safetensors`, which has no tokenizer
+    alpha        a dense PanGu-α in the files of others, which have neither configuration nor tokenizer
+
+All have the same names for weights: those of the network's parameters, and `layers.<i>.ffn.experts.<e>.<w1|b1|w2|b2>` for experts.
+There i counts all layers of the network and e the experts of the layer, domain after domain. An expert has tensors of its own, and
+not a row of one tensor for a layer: an expert belongs to one domain, so a domain is a list of names, and a layer of the paper's 640
+experts would be one tensor of half a terabyte, which no file of a few GiB holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.model_files import read_config, read_table, read_tokenizer
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
+from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
+from pangu_sigma.config import Config, ModelConfig
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused
+from pangu_sigma.parallel.parameters import dense_weights, expert_arrays
+from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.sealed import SEAL, fingerprint
+
+Kind = Literal["run", "checkpoint", "export", "hf", "weights", "alpha"]
+
+Listed = Iterator[tuple[str, str, tuple[int, ...], str]]
+"""Shard ("" where there is none), name, shape and type of arrays, as files hold them."""
+
+
+class StoredModel:
+    """A model on the disk. What is not asked for is not opened; `open_model` makes it.
+
+    path: where it is. config: as it was trained. tokenizer, table: what its ids mean, and which expert each of them has.
+    step: of the checkpoint. data_hash: content hash of the text that it was trained on. Both are None if they are not known.
+    hash: of a file that has the hashes of all others. hashes: of the tokenizer and the like, by what they are of.
+    made_from: how each weight was made of the tensors of other files; unused: what else these hold. activation_known: False if the
+    activation is assumed.
+    """
+
+    kind: Kind
+    made_from: Mapping[str, str] = {}
+    unused: Sequence[Unused] = ()
+    activation_known = True
+
+    def __init__(self, path: Path, verified: bool = True):
+        """verified: False to leave the hashes of the weights' files unverified, which reads them whole."""
+        self.path, self._verified = path, verified
+
+    @property
+    def fix(self) -> str:
+        """What to do about a damaged file."""
+        raise LayoutError(f"{self.path}: only a folder of this project has a tokenizer; name the run that it came from")
+
+    @cached_property
+    def config(self) -> Config:
+        return read_config(self.path, self.kind, self.fix)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return read_tokenizer(self.path, self.fix)
+
+    @cached_property
+    def table(self) -> RoutingTable:
+        return read_table(self.path, self.fix)
+
+    @cached_property
+    def step(self) -> int | None:
+        return None
+
+    @cached_property
+    def data_hash(self) -> str | None:
+        return None
+
+    @cached_property
+    def hash(self) -> str:
+        return str(fingerprint(self.path / SEAL)["xxh3_128"])
+
+    @property
+    def layout(self) -> str:
+        """The kind, and of the files of others the layout."""
+        return self.kind
+
+    @property
+    def sizes(self) -> ModelConfig | DenseModel:
+        """Its hidden, ffn, heads, layers, seq_length and activation."""
+        return self.config.model
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return {}
+
+    @cached_property
+    def lineage(self) -> dict[str, Any] | None:
+        """The receipt of how it got its weights, if it has one. Raises LayoutError if it cannot be read."""
+        return read_lineage(self.path)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, LazyArray]:
+        """Its weights by name, in the order of the network, read when they are asked for."""
+        return _Tensors(self)
+
+    def array(self, shard: str, name: str) -> LazyArray | None:
+        """An array as a checkpoint has it, [experts, …] for those of experts; None for what is not there: weights always are."""
+        if not shard.startswith(EXPERTS):
+            return self.tensors.get(name) if shard == WEIGHTS else None
+        layer = self.config.model.dense_layers + int(shard.removeprefix(EXPERTS))
+        names = [expert_name(layer, expert, name) for expert in range(self.config.experts)]
+        if names[0] not in self.tensors:
+            return None
+        tensors = [self.tensors[each] for each in names]
+        return LazyArray(
+            (len(tensors), *tensors[0].shape),
+            tensors[0].dtype,
+            lambda: (values for tensor in tensors for values in tensor.content()),
+            f"{name} of layer {layer}",
+            row=lambda number: tensors[number].read(),
+        )
+
+    def required(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray:
+        """As `array`. Raises LayoutError where it is missing or of another shape."""
+        found = self.array(shard, name)
+        if found is None or found.shape != shape:
+            has = "is missing" if found is None else f"is of shape {found.shape}"
+            raise LayoutError(
+                f"{self.path}: {name} {has} in shard {shard}, the model needs shape {shape}; its weights are of another "
+                "configuration"
+            )
+        return found
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The values of a weight: mapped where they lie in one piece in a file."""
+        return self.tensors[name].read()
+
+    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
+        """The values of a weight of an expert. layer: of the RRE layers. number: of the expert in the layer."""
+        return self.tensor(expert_name(self.config.model.dense_layers + layer, number, name))
+
+    def listed(self) -> Listed:
+        """What its files hold; they are verified by their hashes, if they are at all."""
+        return (("", name, tensor.shape, tensor.dtype.name) for name, tensor in self.tensors.items())
+
+
+class _Tensors(Mapping[str, LazyArray]):
+    """The weights of a model by name, each made of the array that a checkpoint would have when it is asked for."""
+
+    def __init__(self, model: StoredModel):
+        self._model, self._shapes = model, weight_shapes(model.config)
+
+    def __getitem__(self, name: str) -> LazyArray:
+        shape, sizes, words = self._shapes[name], self._model.config.model, name.split(".")
+        if "experts" not in words:
+            return self._model.required(WEIGHTS, name, shape)
+        shard = f"{EXPERTS}{int(words[1]) - sizes.dense_layers}"
+        stack = self._model.required(shard, words[-1], (self._model.config.experts, *shape))
+        return stack.part(int(words[4]), name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def expert_name(layer: int, expert: int, name: str) -> str:
+    """Name of a tensor of an expert. layer: of the network. expert: of all experts of the layer."""
+    return f"layers.{layer}.ffn.experts.{expert}.{name}"
+
+
+def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight of a model, in the order of the network."""
+    shapes = {array.name: array.shape for array in dense_weights(config.on_one_rank())}
+    for array in expert_arrays(config.on_one_rank()):
+        if array.kind == "weight":
+            _, layer, name = array.name.split(".")
+            at, (experts, *shape) = config.model.dense_layers + int(layer), array.shape
+            shapes |= {expert_name(at, expert, name): tuple(shape) for expert in range(experts)}
+    order = {f"layers.{layer}": layer for layer in range(config.model.layers)}
+    return dict(sorted(shapes.items(), key=lambda item: _rank(item[0], order)))
+
+
+def _rank(name: str, order: dict[str, int]) -> tuple[int, int]:
+    """Tables first, then layer by layer with its experts one after another, and the last norm."""
+    words = name.split(".")
+    layer = order.get(".".join(words[:2]))
+    if layer is None:
+        return (-1, 0) if words[0] != "norm" else (len(order), 0)
+    return layer, int(words[4]) + 1 if "experts" in words else 0
+
+
+def read_lineage(folder: Path) -> dict[str, Any] | None:
+    """The receipt that a folder has of how it got its weights, or None. Raises LayoutError if it cannot be read."""
+    file = folder / LINEAGE_FILE
+    try:
+        tree = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise LayoutError(f"{file}: cannot be read ({error}); take it from a copy, or remove it") from error
+    if not isinstance(tree, dict):
+        raise LayoutError(f"{file}: holds no receipt; take it from a copy, or remove it")
+    return tree

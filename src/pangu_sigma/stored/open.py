@@ -1,0 +1,133 @@
+"""The one place that asks what kind of model a folder or file is, and opens it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, overload
+
+from pangu_sigma.checkpoint.format import MANIFEST, STATE
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+from pangu_sigma.checkpoint.root import has_checkpoints
+from pangu_sigma.checkpoint.safetensors_file import metadata_of
+from pangu_sigma.checkpoint.start_over import CHECKPOINTS
+from pangu_sigma.config import Activation, ConfigError
+from pangu_sigma.foreign.dense_files import open_dense_model
+from pangu_sigma.foreign.dense_model import DenseModel
+from pangu_sigma.sealed import SEAL, DamagedFile
+from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
+from pangu_sigma.stored.hf_config import MODEL_TYPE
+from pangu_sigma.stored.hf_folder import CONFIG_JSON, StoredFolder
+from pangu_sigma.stored.model import Kind, StoredModel
+from pangu_sigma.stored.run import StoredCheckpoint, StoredRun
+from pangu_sigma.stored.weights_file import HASH, StoredWeights
+
+_NAMES: dict[Kind, str] = {
+    "run": "a run folder",
+    "checkpoint": "the folder of a checkpoint",
+    "export": "an exported model",
+    "hf": "a Hugging Face style folder",
+    "weights": "a file of weights",
+    "alpha": "a PanGu-α in the files of others",
+}
+_SIGNS: dict[Kind, tuple[str, str]] = {
+    "run": (CONFIG_FILE, "`train`"),
+    "export": (GRAPH_FILE, "`export`"),
+    "hf": (CONFIG_JSON, "`export --format hf`"),
+}
+"""What the folder of a kind has, and the command that makes it."""
+
+
+class StoredAlpha(StoredModel):
+    """A dense PanGu-α that others wrote. All of it is read but the values of its tensors."""
+
+    kind: Kind = "alpha"
+
+    def __init__(self, path: Path, heads: int | None = None, activation: Activation | None = None):
+        """heads, activation: what its files do not say. Raises as `open_dense_model`."""
+        super().__init__(path)
+        self.files = open_dense_model(path, heads=heads, activation=activation)
+        self.tensors, self.made_from, self.unused = self.files.tensors, self.files.made_from, self.files.unused
+        self.activation_known = self.files.activation_known
+
+    @property
+    def layout(self) -> str:
+        return self.files.layout
+
+    @property
+    def sizes(self) -> DenseModel:
+        return self.files
+
+
+_CLASSES: dict[Kind, type[StoredModel]] = {
+    "run": StoredRun,
+    "checkpoint": StoredCheckpoint,
+    "export": StoredExport,
+    "hf": StoredFolder,
+    "weights": StoredWeights,
+}
+
+
+@overload
+def open_model(path: Path, wanted: Literal["run"], /, *, verified: bool = True) -> StoredRun: ...
+@overload
+def open_model(path: Path, wanted: Literal["export"], /, *, verified: bool = True) -> StoredExport: ...
+@overload
+def open_model(
+    path: Path,
+    *wanted: Kind,
+    heads: int | None = None,
+    activation: Activation | None = None,
+    verified: bool = True,
+) -> StoredModel: ...
+def open_model(
+    path: Path,
+    *wanted: Kind,
+    heads: int | None = None,
+    activation: Activation | None = None,
+    verified: bool = True,
+) -> StoredModel:
+    """The model in a folder or file, of which nothing is read yet but what tells its kind.
+
+    wanted: the kinds that the caller can use; none: all. heads, activation: what files of a PanGu-α do not say.
+    verified: False to leave the hashes of the weights' files unverified, which reads them whole.
+    Raises ConfigError for a model of another kind, and as `open_dense_model` for what is of no kind.
+    """
+    kind = kind_of(path)
+    if wanted and kind not in wanted:
+        needs = " or ".join(_NAMES[each] for each in wanted)
+        if kind != "alpha":
+            raise ConfigError(f"{path} is {_NAMES[kind]}, not {needs}")
+        files, makers = zip(*(_SIGNS[each] for each in wanted), strict=True)
+        raise ConfigError(
+            f"{path} is not {needs}: it has no {' and no '.join(files)}; pass a folder that {' or '.join(makers)} wrote"
+        )
+    return StoredAlpha(path, heads, activation) if kind == "alpha" else _CLASSES[kind](path, verified)
+
+
+def kind_of(path: Path) -> Kind:
+    """The kind of a model, by the files that it must have; "alpha" for what is none of ours."""
+    if (path / GRAPH_FILE).exists():
+        return "export"
+    if (path / CONFIG_FILE).exists() or has_checkpoints(path / CHECKPOINTS):
+        return "run"
+    if (path / MANIFEST).exists() and (path / STATE).exists():
+        return "checkpoint"
+    if _is_folder(path):
+        return "hf"
+    return "weights" if _is_weights(path) else "alpha"
+
+
+def _is_folder(path: Path) -> bool:
+    """True if a folder is one that `write_hf_folder` wrote, or was."""
+    try:
+        with open(path / CONFIG_JSON, "rb") as stream:
+            return (path / SEAL).exists() or f'"{MODEL_TYPE}"'.encode() in stream.read(1 << 16)
+    except OSError:
+        return False
+
+
+def _is_weights(path: Path) -> bool:
+    try:
+        return path.is_file() and {"config", HASH} <= metadata_of(path).keys()
+    except (OSError, DamagedFile):
+        return False

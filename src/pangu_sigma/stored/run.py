@@ -1,0 +1,117 @@
+"""A run as a model: the newest intact checkpoint of a run folder, whatever ranks wrote it; and the folder of one checkpoint."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from pangu_sigma.checkpoint.format import MANIFEST, Identity
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.model_files import (
+    CONFIG_FILE,
+    ROUTING_FILE,
+    TOKENIZER_FOLDER,
+    read_config,
+)
+from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
+from pangu_sigma.checkpoint.run_folder import WAY_BACK_OF_CONFIG, way_back
+from pangu_sigma.checkpoint.start_over import CHECKPOINTS
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.sealed import fingerprint
+from pangu_sigma.stored.model import Kind, Listed, StoredModel
+
+
+class StoredRun(StoredModel):
+    """A run. checkpoint: the newest intact one, loaded when weights, step or data_hash are asked for.
+
+    Properties raise ConfigError for a file of the run that is missing, DamagedFile for one that is not what was written, and as
+    `load_checkpoint`.
+    """
+
+    kind: Kind = "run"
+
+    def __init__(self, path: Path, verified: bool = True):
+        super().__init__(path, verified)
+        for name in (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER):
+            if not (path / name).exists():
+                raise ConfigError(
+                    f"{path} is not a run folder: it has no {name}; pass a folder that `train` wrote"
+                    + (f", or {self.fix}" if has_checkpoints(self.checkpoints) else "")
+                )
+
+    @property
+    def fix(self) -> str:
+        return way_back(self.path)
+
+    @cached_property
+    def config(self) -> Config:
+        return read_config(self.path, "run", WAY_BACK_OF_CONFIG)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
+    def latest(self) -> Path | None:
+        """The folder of the newest checkpoint, by its name; None if the run has saved none yet."""
+        return latest_checkpoint(self.checkpoints)
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"))
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return load_checkpoint(self.checkpoints, self.identity, verified=self._verified)
+
+    @cached_property
+    def step(self) -> int:
+        return self.checkpoint.step
+
+    @cached_property
+    def data_hash(self) -> str | None:
+        return self.checkpoint.identity.data_hash
+
+    @cached_property
+    def hash(self) -> str:
+        return str(fingerprint(self.checkpoints / f"step_{self.step:08d}" / MANIFEST)["xxh3_128"])
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return {"tokenizer": self.tokenizer.hash, "routing table": self.table.hash}
+
+    def array(self, shard: str, name: str) -> LazyArray | None:
+        return self.checkpoint.array(shard, name)
+
+    def listed(self) -> Listed:
+        found = {
+            (file.partition(".")[0], name): (array.part.whole, array.values.dtype.name)
+            for file, arrays in self.checkpoint.files.items()
+            for name, array in arrays.items()
+        }
+        return ((*key, *value) for key, value in found.items())
+
+
+class StoredCheckpoint(StoredRun):
+    """The folder of a checkpoint."""
+
+    kind: Kind = "checkpoint"
+
+    def __init__(self, path: Path, verified: bool = True):
+        StoredModel.__init__(self, path, verified)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return load_checkpoint(self.path, verified=self._verified)
+
+    @cached_property
+    def config(self) -> Config:
+        return parse_config(self.checkpoint.identity.config)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        identity = self.checkpoint.identity
+        data = {"data": identity.data_hash} if identity.data_hash else {}
+        return {"tokenizer": identity.vocabulary_hash, "routing table": identity.routing_hash, **data}

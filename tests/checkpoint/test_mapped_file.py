@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pangu_sigma.checkpoint.mapped_file import let_go, map_file
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_map_keeps_no_descriptor_open(tmp_path: Path):
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 64)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    maps = [map_file(tmp_path / "file") for _ in range(1100)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert all(each[-1] == 255 for each in maps)
+
+
+def test_a_map_is_gone_with_its_last_array(tmp_path: Path):
+    (tmp_path / "file").write_bytes(bytes(1 << 16))
+    part = map_file(tmp_path / "file").view(np.float32).reshape(128, -1)[3:, ::2]
+    assert not part.any()
+    assert "/file" in Path("/proc/self/maps").read_text()
+    del part
+    assert str(tmp_path / "file") not in Path("/proc/self/maps").read_text()
+
+
+def test_what_is_written_is_memory_alone(tmp_path: Path):
+    (tmp_path / "file").write_bytes(bytes(5))
+    map_file(tmp_path / "file")[:] = 1
+    assert (tmp_path / "file").read_bytes() == bytes(5)
+
+
+def test_memory_is_given_back_and_what_was_written_beside_it_stays(tmp_path: Path):
+    (tmp_path / "file").write_bytes(bytes(16 << 20))
+    content = map_file(tmp_path / "file")
+    content[:3], content[-3:] = 7, 7
+    part = content[5:-11]
+    before = resident()
+    part[:] = 1
+    assert resident() - before > 15 << 20
+    let_go(part)
+    assert resident() - before < 1 << 20
+    assert (content[:3] == 7).all()
+    assert (content[-3:] == 7).all()
+    assert not content[4096:-4096].any(), "it is read again"
+    let_go(np.ones(3))
+    let_go(content[:0])
+
+
+def test_an_empty_file_is_an_empty_array_and_a_missing_one_an_error(tmp_path: Path):
+    (tmp_path / "file").touch()
+    assert not len(map_file(tmp_path / "file"))
+    with pytest.raises(OSError, match="No such file"):
+        map_file(tmp_path / "gone")
+    with pytest.raises(OSError, match="Is a directory"):
+        map_file(tmp_path)

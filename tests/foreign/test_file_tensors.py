@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import logging
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.foreign import file_tensors as module
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, checked_sizes, row_major
+
+
+def written(folder: Path, values: np.ndarray, name: str = "a") -> FileTensor:
+    """Values in a file, at an odd byte."""
+    (folder / name).write_bytes(b"x" + np.ascontiguousarray(values).tobytes())
+    return FileTensor(folder / name, 1, values.dtype.name, values.shape, row_major(values.shape), name)
+
+
+def blocks(values: np.ndarray, rows: int, columns: int, folder: Path) -> list[Fragment]:
+    found = []
+    for i, some in enumerate(np.split(values, rows, 0)):
+        for j, one in enumerate(np.split(some, columns, 1)):
+            at = (i * one.shape[0], j * one.shape[1])
+            found.append(Fragment(written(folder, one, f"{i}_{j}"), at))
+    return found
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.sampled_from(["float16", "float32"]), st.booleans(), st.integers(1, 200)
+)
+def test_blocks_are_joined_and_transposed_whatever_the_slices(
+    tmp_path_factory, rows, columns, dtype, transposed, length
+):
+    folder = tmp_path_factory.mktemp("stored")
+    values = np.random.default_rng(0).standard_normal((rows * 4, columns * 5)).astype(dtype)
+    fragments = blocks(values, rows, columns, folder)
+    kept, module._SLICE = module._SLICE, length
+    try:
+        found = assembled("w", values.shape, fragments[::-1], transposed)
+        wanted = values.T if transposed else values
+        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+        np.testing.assert_array_equal(found.read(), wanted)
+        np.testing.assert_array_equal(found.read(), wanted)  # every time anew
+    finally:
+        module._SLICE = kept
+
+
+def test_reading_takes_little_more_than_the_tensor(tmp_path: Path):
+    values = np.ones((8192, 2048), np.float32)  # 64 MB
+    fragments = blocks(values, 4, 2, tmp_path)
+    del values
+    for transposed in (False, True):
+        tracemalloc.start()
+        whole = assembled("w", (8192, 2048), fragments, transposed).read()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1.2 * whole.nbytes
+    tracemalloc.start()
+    for _ in assembled("w", (8192, 2048), fragments, transposed=True).content():
+        pass
+    assert tracemalloc.get_traced_memory()[1] < 0.2 * whole.nbytes
+    tracemalloc.stop()
+
+
+def test_fragments_that_overlap_leave_gaps_or_reach_out_are_refused(tmp_path: Path):
+    one = written(tmp_path, np.zeros((2, 4), np.float32))
+    for corners in ([(0, 0), (0, 0)], [(0, 0)], [(0, 0), (3, 0)]):
+        with pytest.raises(LayoutError, match="do not fill w of shape"):
+            assembled("w", (4, 4), [Fragment(one, corner) for corner in corners])
+
+
+def test_types_are_refused_by_name(tmp_path: Path):
+    wide = written(tmp_path, np.zeros((2, 4), np.float64), "wide")
+    with pytest.raises(LayoutError, match=r"wide \(w\) is float64; weights are read as float32, float16, bfloat16"):
+        assembled("w", (2, 4), [Fragment(wide, (0, 0))])
+    one, half = written(tmp_path, np.zeros(2, np.float32), "one"), written(tmp_path, np.zeros(2, np.float16), "half")
+    with pytest.raises(LayoutError, match=r"half is float16, .*one is float32"):
+        assembled("w", (4,), [Fragment(one, (0,)), Fragment(half, (2,))])
+
+
+def test_copies_that_differ_are_said_or_refused_when_they_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    one, other = np.zeros(4, np.float32), np.array([0, 0, 0.5, 0], np.float32)
+    first, second = written(tmp_path, one, "one"), written(tmp_path, other, "other")
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(assembled("w", (4,), [Fragment(first, (0,))], same=[first]).read(), one)
+        assert caplog.text == ""
+        np.testing.assert_array_equal(assembled("w", (4,), [Fragment(first, (0,))], same=[second]).read(), one)
+    assert "other differs from" in caplog.text and "by up to 0.5" in caplog.text
+    strict = assembled("w", (4,), [Fragment(first, (0,))], same=[second], strict=True)
+    with pytest.raises(LayoutError, match="other is not equal to one"):
+        strict.read()
+
+
+@pytest.mark.parametrize("sizes", [(-1,), (1 << 50,), (float("nan"),), ("a",), (True,), (1 << 30, 1 << 30), (1,) * 9])
+def test_sizes_that_cannot_be_are_refused(sizes: tuple):
+    with pytest.raises(LayoutError, match="w has the shape"):
+        checked_sizes(Path("a"), "w", sizes)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import foreign_files as foreign
+
+from pangu_sigma.foreign.dense_files import open_dense_model
+from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
+from pangu_sigma.foreign.mindspore_layout import BLOCK_TENSORS
+
+
+def assert_equal(model: DenseModel, values: dict[str, np.ndarray]) -> None:
+    assert set(model.tensors) == set(values) == set(model.made_from)
+    for name, array in values.items():
+        read = model.tensors[name].read()
+        assert read.dtype == array.dtype
+        np.testing.assert_array_equal(read, array, name)
+
+
+def test_names_and_orientations_are_those_of_pcl_pangu():
+    theirs = {name.split("{}.")[1] for name in foreign.alpha_names() if "{}" in name}
+    assert theirs == set(BLOCK_TENSORS)
+    for name, ours, transposed in (
+        (n.split(".", 3)[3], o, t) for n, _, o, t, _ in foreign.names() if ".blocks.0." in n
+    ):
+        assert BLOCK_TENSORS[name][:2] == (ours.removeprefix("layers.0."), transposed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_one_file_that_mindspore_saved_is_read(tmp_path: Path, dtype: str):
+    import mindspore as ms
+
+    values = foreign.parent(dtype)
+    state = {
+        "adam_m.backbone.layernorm.gamma": np.zeros(3, np.float32),
+        "global_step": np.int32(3),
+        "scale_sense": np.float32(1),
+    }
+    saved = {**foreign.in_mindspore(values), **state}
+    ms.save_checkpoint(
+        [{"name": name, "data": ms.Tensor(np.ascontiguousarray(value))} for name, value in saved.items()],
+        str(tmp_path / "a.ckpt"),
+    )
+    for path in (tmp_path / "a.ckpt", tmp_path):
+        model = open_dense_model(path, heads=foreign.HEADS)
+        assert_equal(model, values)
+        assert {one.name for one in model.unused} == set(state)
+        assert (model.layout, model.heads, model.activation, model.activation_known) == ("mindspore", 8, "tanh", False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("data", "tensor", "stretches"), [(1, 1, 1), (1, 4, 1), (2, 4, 2), (8, 8, 2), (8, 1, 8)])
+def test_the_files_of_ranks_are_joined_by_the_strategy(
+    tmp_path: Path, data: int, tensor: int, stretches: int, dtype: str
+):
+    values = foreign.parent(dtype)
+    model = open_dense_model(foreign.write_release(tmp_path / "a", values, data, tensor, stretches))
+    assert_equal(model, values)
+    assert [one.name for one in model.unused] == ["global_step"]
+    ways = max(1, tensor) * stretches
+    how = f"joined from {ways} files" if ways > 1 else "copied"
+    assert model.made_from["layers.0.ffn.w2"] == f"backbone.blocks.0.output.projection.weight: {how}"
+
+
+def test_the_512_files_of_the_release_are_joined(tmp_path: Path):
+    values = foreign.parent("float16", hidden=64, layers=2)
+    model = open_dense_model(foreign.write_release(tmp_path / "a", values, 64, 8, 8, layers=2))
+    assert_equal(model, values)
+
+
+def test_a_rank_whose_file_is_arranged_otherwise_is_read_as_well(tmp_path: Path):
+    values = foreign.parent()
+    folder = foreign.write_release(tmp_path / "a", values, 1, 4)
+    file = folder / "filerted_1.ckpt"
+    file.write_bytes(file.read_bytes() + foreign.ckpt({"epoch_num": np.array(3, np.int32)}))
+    assert_equal(open_dense_model(folder), values)
+
+
+@pytest.mark.parametrize(
+    ("words", "positions", "queries", "activation"),
+    [
+        (
+            "embedding_table",
+            "backbone.embedding.embedding.position_embedding.embedding_table",
+            "backbone.top_query_embedding_table",
+            "tanh",
+        ),
+        (
+            "backbone.embedding.word_embedding.embedding_table",
+            "backbone.embedding.position_embedding.embedding_table",
+            "backbone.top_query_embedding.embedding_table",
+            "fast_gelu",
+        ),
+    ],
+)
+def test_tables_under_their_other_names_are_read(
+    tmp_path: Path, words: str, positions: str, queries: str, activation: str
+):
+    values = foreign.parent()
+    tensors = {name: value for name, value in foreign.in_mindspore(values).items() if "_embedding" not in name}
+    tensors |= {words: values["embedding"], positions: values["positions"], queries: values["query_positions"]}
+    (tmp_path / "a.ckpt").write_bytes(foreign.ckpt(tensors))
+    model = open_dense_model(tmp_path / "a.ckpt")
+    assert_equal(model, values)
+    assert (model.activation, model.activation_known) == (activation, False)
+
+
+def test_a_table_that_is_there_twice_is_taken_from_the_checkpoint_and_the_other_is_listed(tmp_path: Path):
+    values = foreign.parent()
+    (tmp_path / "a.ckpt").write_bytes(foreign.ckpt(foreign.in_mindspore(values)))
+    np.save(tmp_path / "word_embedding.npy", values["embedding"] + 1)
+    model = open_dense_model(tmp_path)
+    assert_equal(model, values)
+    assert [one.name for one in model.unused] == ["word_embedding.npy"]
+
+
+def test_a_model_of_pipeline_stages_is_refused(tmp_path: Path):
+    tensors = foreign.in_mindspore(foreign.parent())
+    renamed = {
+        name.replace("top_query_layer", f"blocks.{foreign.LAYERS - 1}"): value for name, value in tensors.items()
+    }
+    (tmp_path / "a.ckpt").write_bytes(foreign.ckpt(renamed))
+    with pytest.raises(
+        LayoutError, match=r"backbone\.top_query_layer is missing and backbone\.blocks\.2 stands for it"
+    ):
+        open_dense_model(tmp_path / "a.ckpt")

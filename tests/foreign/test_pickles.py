@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import struct
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.foreign_files import FakeTensor, torch_zip
+from helpers.fuzzing import watched
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.foreign import pickles
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.pickles import Inert, PickledTensor, load_pickle
+from pangu_sigma.foreign.torch_files import open_torch_file
+
+FILE = Path("a.pt")
+
+
+def loaded(content: bytes) -> Any:
+    with watched():
+        return load_pickle(io.BytesIO(content), FILE)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(0, 99), inner),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TREES, st.integers(0, 5))
+def test_plain_values_of_every_protocol_are_what_was_pickled(value: Any, protocol: int):
+    content = pickle.dumps(value, protocol)
+    if protocol < 3 and (b"_codecs" in content or b"bytes" in content):
+        return  # bytes are a call there, which is not built
+    assert loaded(content) == value
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_namespaces_and_ordered_dictionaries_are_built(protocol: int):
+    value = OrderedDict(args=Namespace(layers=3, lr=0.1, inner=Namespace(a=[1])), shared=OrderedDict())
+    found = loaded(pickle.dumps(value, protocol))
+    assert found == dict(value)
+    assert found["args"].inner.a == [1]
+
+
+def test_numpy_states_become_names_only():
+    found = loaded(pickle.dumps({"rng": np.random.RandomState(0).get_state(), "a": 1}, 2))
+    assert found["a"] == 1
+    assert isinstance(found["rng"][1], Inert)
+
+
+class _Call:
+    """Something whose pickle calls a function."""
+
+    def __init__(self, function: Any, *arguments: Any):
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def _global(name: str, rest: bytes = b")R.") -> bytes:
+    return b"\x80\x02c" + name.replace(".", "\n", 1).encode() + b"\n" + rest
+
+
+def _stacked(module: str, name: str) -> bytes:
+    return b"\x80\x04" + b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name)) + b"\x93)R."
+
+
+CODE: dict[str, tuple[bytes, str]] = {
+    "os.system": (b"\x80\x02cos\nsystem\nU\x04true\x85R.", r"os\.system"),
+    "posix.system": (_global("posix.system"), r"posix\.system"),
+    "builtins.eval": (_global("builtins.eval"), r"builtins\.eval"),
+    "builtins.exec, protocol 4": (_stacked("builtins", "exec"), r"builtins\.exec"),
+    "__builtin__.getattr": (_global("__builtin__.getattr"), r"__builtin__\.getattr"),
+    "a dotted attribute": (_stacked("argparse", "Namespace.__init__.__globals__"), r"argparse\.Namespace\.__init__"),
+    "another function of torch": (_global("torch.load"), r"torch\.load"),
+    "another function of torch._utils": (_stacked("torch._utils", "_rebuild_sparse_tensor"), "_rebuild_sparse_tensor"),
+    "a compiled module": (_stacked("torch.jit._script", "RecursiveScriptModule"), "RecursiveScriptModule"),
+    "in a Namespace": (
+        b"\x80\x02cargparse\nNamespace\n)\x81}U\x01acos\nsystem\nU\x04true\x85Rsb.",
+        r"os\.system",
+    ),
+    "in a state": (b"\x80\x02cargparse\nNamespace\n)\x81cos\nsystem\nb.", r"os\.system"),
+    "as a class of NEWOBJ": (b"\x80\x02csubprocess\nPopen\nU\x04true\x85\x81.", r"subprocess\.Popen"),
+    "by INST": (b"(U\x04trueios\nsystem\n.", "INST"),
+    "by OBJ": (b"\x80\x02(cos\nsystem\no.", r"os\.system"),
+    "by the instruction OBJ": (b"\x80\x02(cargparse\nNamespace\no.", "OBJ"),
+    "an extension code of one byte": (b"\x80\x02\x82\x01)R.", "EXT1"),
+    "an extension code of two bytes": (b"\x80\x02\x83\x01\0)R.", "EXT2"),
+    "an extension code of four bytes": (b"\x80\x02\x84\x01\0\0\0)R.", "EXT4"),
+    "a text as persistent id": (b"Pos.system\n.", "PERSID"),
+    "a persistent id that is no storage": (b"\x80\x02K\x01Q.", "persistent id"),
+    "a call of a number": (b"\x80\x02K\x01)R.", "a call of int"),
+    "a call of a text": (b"\x80\x02X\x02\0\0\0os)R.", "a call of str"),
+    "a call of a Namespace with arguments": (
+        b"\x80\x02cargparse\nNamespace\nK\x01\x85R.",
+        "a call of argparse Namespace",
+    ),
+    "the reconstructor of another class": (
+        b"\x80\x02ccopyreg\n_reconstructor\nctorch\nSize\ncbuiltins\nobject\nN\x87R.",
+        "a call of copyreg _reconstructor",
+    ),
+    "a state of a number": (b"\x80\x02K\x01}b.", "a state of a int"),
+    "a Namespace without names": (b"\x80\x02cargparse\nNamespace\n)\x81K\x01b.", "a Namespace without names"),
+    "a buffer outside of the pickle": (b"\x80\x05\x97.", "NEXT_BUFFER"),
+    "a name that is a number": (b"\x80\x04K\x01K\x02\x93.", "a name that is no text"),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_is_refused_by_the_name_of_file_and_function_and_never_executed(name: str):
+    content, message = CODE[name]
+    with pytest.raises(LayoutError, match=r"a\.pt: .*" + message):
+        loaded(content)
+
+
+def test_code_where_the_optimizer_is_is_refused_too():
+    import os
+
+    with pytest.raises(LayoutError, match=r"posix\.system"):
+        loaded(pickle.dumps({"optimizer": {"state": [_Call(os.system, "true")]}}, 2))
+
+
+DAMAGED = {
+    "nothing": b"",
+    "no end": b"\x80\x02K\x01",
+    "an empty stack": b"\x80\x020.",
+    "two values at the end": b"\x80\x02K\x01K\x02.",
+    "a mark that is not there": b"\x80\x02t.",
+    "memory that is empty": b"\x80\x02h\x05.",
+    "a tuple of what is not there": b"\x80\x02K\x01\x87.",
+    "a text that is longer than the file": b"\x80\x02X\xff\xff\xff\x7fab.",
+    "bytes of 2**60": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".",
+    "a bytearray of 2**62": b"\x80\x05\x96" + struct.pack("<Q", 1 << 62) + b".",
+    "a number of 2**31 bytes": b"\x80\x02\x8b\xff\xff\xff\x7f.",
+    "memory far away": b"\x80\x02K\x01r\xff\xff\xff\xff00.",
+    "a key that is a list": b"\x80\x02}]K\x01s.",
+    "a key that is a deep tuple": b"\x80\x02}" + b")" + b"\x85" * 50_000 + b"K\x01s.",
+    "a value in a number": b"\x80\x02K\x01K\x02a.",
+    "a pair in a list": b"\x80\x02]K\x01K\x02s.",
+    "half a pair": b"\x80\x02}(K\x01u.",
+    "no text": b"\x80\x02X\x02\0\0\0\xff\xff.",
+    "a long decimal": b"L" + b"9" * 100_000 + b"L\n.",
+    "an unknown instruction": b"\x80\x02\xf0.",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_damaged_is_one_error_that_names_the_file(name: str):
+    with pytest.raises(LayoutError, match=r"^a\.pt: "):
+        loaded(DAMAGED[name])
+
+
+def test_what_is_shared_or_deep_takes_no_more_than_its_instructions():
+    """A list of two of a list of two …: 2**50 values to one who would count them."""
+    content = b"\x80\x02K\x01q\0" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(50))
+    assert len(loaded(content[:2] + b"(" + content[2:] + b"1h\x32.")) == 2  # the stack is dropped but for the last
+    assert len(loaded(b"\x80\x02" + b"]" * 3_000 + b"a" * 2_999 + b".")) == 1
+
+
+def test_a_list_inside_itself_is_taken():
+    value: list = []
+    value.append(value)
+    found = loaded(pickle.dumps(value, 2))
+    assert found[0] is found
+
+
+def test_too_many_instructions_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pickles, "MOST_STEPS", 1_000)
+    with pytest.raises(LayoutError, match="more than 1,000 instructions"):
+        loaded(b"\x80\x02" + b"K\x01" * 2_000 + b".")
+    monkeypatch.setattr(pickles, "MOST_PICKLED", 1_000)
+    with pytest.raises(LayoutError, match="bytes are asked for"):
+        loaded(b"\x80\x02X" + struct.pack("<I", 5_000) + b"a" * 5_000 + b".")
+
+
+def test_a_tensor_is_described_and_not_read(tmp_path: Path):
+    file = tmp_path / "a.pt"
+    file.write_bytes(torch_zip({"w": FakeTensor(np.ones((2, 3), np.float32))}))
+    found = open_torch_file(file).value["w"]
+    assert isinstance(found, PickledTensor)
+    assert (found.shape, found.strides, found.storage.kind, found.storage.size) == ((2, 3), (3, 1), "float32", 6)
+
+
+def test_storages_of_other_types_are_refused_by_name(tmp_path: Path):
+    file = tmp_path / "a.pt"
+    file.write_bytes(torch_zip({"w": FakeTensor(np.ones(2, np.float32), "ComplexFloat")}))
+    with pytest.raises(LayoutError, match=re.escape("torch.ComplexFloatStorage")):
+        open_torch_file(file)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.foreign_files import FakeTensor, torch_older, torch_zip
+
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import assembled
+from pangu_sigma.foreign.layout import only
+from pangu_sigma.foreign.torch_files import open_torch_file
+
+VALUES = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.arange(5, dtype=np.float16)}
+
+
+def value() -> dict[str, Any]:
+    return {name: FakeTensor(array) for name, array in VALUES.items()}
+
+
+def read(file: Path, name: str) -> np.ndarray:
+    opened = open_torch_file(file)
+    stored = opened.stored(opened.value[name], name)
+    return assembled(name, stored.shape, only(stored).fragments).read()
+
+
+@pytest.mark.parametrize("form", [torch_zip, torch_older])
+def test_both_formats_are_read(tmp_path: Path, form: Any):
+    file = tmp_path / "a.pt"
+    file.write_bytes(form(value()))
+    for name, array in VALUES.items():
+        np.testing.assert_array_equal(read(file, name), array)
+
+
+def test_bfloat16_becomes_float32(tmp_path: Path):
+    values = np.array([1.5, -2.0, 3e38, 0.0], np.float32)  # exact in bfloat16 but for the third
+    short = (values.view(np.uint32) >> 16).astype(np.uint16)
+    tensor = FakeTensor(short.view(np.float16), "BFloat16")
+    (tmp_path / "a.pt").write_bytes(torch_zip({"a": tensor}))
+    found = read(tmp_path / "a.pt", "a")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, (short.astype(np.uint32) << 16).view(np.float32))
+
+
+def changed(old: bytes, new: bytes) -> bytes:
+    def change(content: bytes) -> bytes:
+        assert old in content
+        return content.replace(old, new)
+
+    return torch_zip(value(), change)
+
+
+def compressed() -> bytes:
+    output = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(torch_zip(value()))) as source,
+        zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name) + bytes(1 << 20))
+    return output.getvalue()
+
+
+def twice() -> bytes:
+    content = torch_zip(value())
+    return content.replace(b"archive/data/1", b"archive/data/0")
+
+
+def moved() -> bytes:
+    """The directory says that a member begins 2**30 bytes later."""
+    content = bytearray(torch_zip(value()))
+    at = content.rindex(b"PK\1\2")
+    content[at + 42 : at + 46] = (1 << 30).to_bytes(4, "little")
+    return bytes(content)
+
+
+SHAPE = b"K\x03K\x04\x86"
+REFUSED = {
+    "cut short": (lambda: torch_zip(value())[:-30], "no file of torch"),
+    "cut short, older": (lambda: torch_older(value())[:-30], "not inside the file"),
+    "empty": (lambda: b"", "neither a zip file nor a pickle"),
+    "another pickle": (lambda: b"\x80\x02K\x01.", "torch.save did not write"),
+    "big-endian": (lambda: torch_zip(value(), byteorder=b"big"), "big-endian"),
+    "big-endian, older": (lambda: torch_older(value()).replace(b"little_endianq", b"middle_endianq"), "little-endian"),
+    "compressed, a bomb": (compressed, "compressed or encrypted"),
+    "two members of one name": (twice, "two of its members have one name"),
+    "a member outside of the file": (moved, "damaged or cut short"),
+    "no data.pkl": (lambda: torch_zip(value()).replace(b"data.pkl", b"date.pkl"), "0 members data.pkl"),
+    "a shape that is larger": (lambda: changed(SHAPE, b"K\x09K\x04\x86"), "beyond its storage"),
+    "a huge shape": (lambda: changed(SHAPE, b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"), "too large"),
+    "a negative shape": (lambda: changed(SHAPE, b"J\xff\xff\xff\xffK\x04\x86"), "no tensor has"),
+    "a shape that is NaN": (lambda: changed(SHAPE, b"G\x7f\xf8\0\0\0\0\0\0K\x04\x86"), "no tensor has"),
+    "a shape of a text": (lambda: changed(SHAPE, b"X\x01\0\0\0aK\x04\x86"), "no tensor has"),
+    "a shape of three axes": (lambda: changed(SHAPE, b"K\x03K\x02K\x02\x87"), "no shape and strides"),
+    "strides of 0, a bomb": (lambda: changed(b"K\x04K\x01\x86", b"K\0K\0\x86").replace(b"", b""), None),
+    "a storage that is missing": (lambda: changed(b"X\x01\0\0\x000", b"X\x01\0\0\x007"), "storage 7 of a is missing"),
+    "a path as storage": (lambda: changed(b"X\x01\0\0\x000", b"X\x05\0\0\0../..").replace(b"", b""), "is missing"),
+    "a storage that is larger": (lambda: changed(b"K\x0ct", b"K\x4dt"), "bytes of its storage"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_damaged_is_refused_by_the_name_of_the_file(tmp_path: Path, name: str):
+    made, message = REFUSED[name]
+    file = tmp_path / "a.pt"
+    file.write_bytes(made())
+    if message is None:  # no larger than its storage: harmless
+        assert read(file, "a").size == 12
+        return
+    with pytest.raises(LayoutError, match=rf"a\.pt: .*{message}"):
+        read(file, "a")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_view_of_a_storage_is_read_as_its_strides_say(tmp_path: Path):
+    file = tmp_path / "a.pt"
+    file.write_bytes(changed(SHAPE + b"q", SHAPE + b"q"))
+    opened = open_torch_file(file)
+    from dataclasses import replace
+
+    tensor = replace(opened.value["a"], offset=1, shape=(4, 2), strides=(1, 4))
+    stored = opened.stored(tensor, "a")
+    found = assembled("a", (4, 2), only(stored).fragments).read()
+    np.testing.assert_array_equal(found, np.lib.stride_tricks.as_strided(VALUES["a"].reshape(-1)[1:], (4, 2), (4, 16)))

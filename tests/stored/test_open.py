@@ -1,0 +1,289 @@
+"""One model in every form that is read: the same weights whatever keeps them, nothing opened that is not asked for, and one place
+that asks what it is."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from helpers import foreign_files
+from helpers.dense_runs import write_dense_run
+from helpers.tiny import tiny_config
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.convert.conversion import convert_model
+from pangu_sigma.convert.safetensors import export_safetensors
+from pangu_sigma.errors import UserError
+from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.generate.host.exact import ExactModel
+from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.stored.model import weight_shapes
+from pangu_sigma.stored.open import kind_of, open_model
+
+SOURCES = Path(__file__).parents[2] / "src" / "pangu_sigma"
+
+OURS = ["run", "checkpoint", "export", "hf", "weights"]
+
+
+@pytest.fixture(scope="module")
+def forms(tiny_run, tiny_export, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("forms")
+    return {
+        "run": tiny_run,
+        "checkpoint": max((tiny_run / "checkpoints").glob("step_*")),
+        "export": tiny_export,
+        "hf": convert_model(tiny_run, folder / "hf", "hf"),
+        "weights": export_safetensors(tiny_run, folder / "weights.safetensors"),
+        "alpha": foreign_files.write_release(folder / "alpha", foreign_files.parent(), 2, 2),
+    }
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_every_form_gives_the_same_weights_by_the_same_names_in_the_same_order(forms, tiny_run, kind):
+    run, model = open_model(tiny_run, "run"), open_model(forms[kind])
+    assert (model.kind, model.layout, kind_of(forms[kind])) == (kind, kind, kind)
+    assert model.config == run.config
+    assert list(model.tensors) == list(weight_shapes(run.config))
+    assert len(model.tensors) == len(weight_shapes(run.config))
+    for name, tensor in run.tensors.items():
+        found = model.tensors[name]
+        assert (found.shape, found.dtype) == (tensor.shape, tensor.dtype)
+        np.testing.assert_array_equal(found.read(), tensor.read(), name)
+        np.testing.assert_array_equal(np.concatenate([v.ravel() for v in found.content()]), tensor.read().ravel())
+    np.testing.assert_array_equal(model.expert(1, 5, "w2"), model.tensor("layers.2.ffn.experts.5.w2"))
+
+
+@pytest.mark.parametrize("kind", ["run", "export", "hf"])
+def test_every_form_with_a_tokenizer_answers_alike(forms, tiny_run, kind):
+    run, model = open_model(tiny_run, "run"), open_model(forms[kind])
+    assert (model.tokenizer.hash, model.table.hash) == (run.tokenizer.hash, run.table.hash)
+    ids_T = np.flatnonzero(model.tokenizer.row_of[0] >= 0)[300:312]
+    rows_T = model.tokenizer.row_of[0, ids_T]
+    experts_NT = model.table.route(ids_T, np.zeros_like(ids_T), np.arange(len(ids_T)))
+    answers = [
+        ExactModel(each.config.model, each, each.config.model.activation).logits(rows_T, experts_NT, np.arange(640))
+        for each in (model, run)
+    ]
+    np.testing.assert_array_equal(*answers)
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_arrays_are_those_of_a_checkpoint_and_only_a_run_has_adams_state(forms, tiny_run, kind):
+    run, model = open_model(tiny_run, "run"), open_model(forms[kind])
+    for shard, name in (("dense", "embedding"), ("experts_layer_1", "w1"), ("experts_layer_0", "b2")):
+        found, wanted = model.array(shard, name), run.array(shard, name)
+        np.testing.assert_array_equal(found.read(), wanted.read())
+        np.testing.assert_array_equal(found.row(3), wanted.row(3))
+    for shard, name in (
+        ("dense_optimizer", "embedding.moment"),
+        ("experts_layer_0", "w1.variance"),
+        ("loss_scale", "value"),
+    ):
+        assert (model.array(shard, name) is not None) == (kind in ("run", "checkpoint"))
+    assert model.array("dense", "nothing") is None
+    with pytest.raises(LayoutError, match=r"embedding is of shape .* the model needs shape \(1, 2\)"):
+        model.required("dense", "embedding", (1, 2))
+
+
+def test_files_of_others_give_what_they_were_written_of(forms):
+    model = open_model(forms["alpha"], heads=foreign_files.HEADS, activation="erf")
+    values = foreign_files.parent()
+    assert (model.kind, model.layout) == ("alpha", "mindspore")
+    assert (model.sizes.heads, model.sizes.activation, model.sizes.layers) == (
+        *(foreign_files.HEADS, "erf"),
+        foreign_files.LAYERS,
+    )
+    assert set(model.tensors) == set(values)
+    for name, value in values.items():
+        np.testing.assert_array_equal(model.array("dense", name).read(), value, name)
+    for asked in ("config", "tokenizer", "table"):
+        with pytest.raises(LayoutError, match="only a folder of this project has a tokenizer"):
+            getattr(model, asked)
+
+
+@pytest.mark.parametrize("kind", ["run", "export", "hf"])
+def test_what_is_not_asked_for_is_not_opened(forms, tmp_path, kind):
+    copy = shutil.copytree(forms[kind], tmp_path / kind)
+    whole = open_model(forms[kind])
+    (copy / "tokenizer" / "english.model").write_bytes(b"damaged")
+    model = open_model(copy)
+    assert model.config == whole.config
+    if kind != "hf":  # its table is one of its tensors, whose shapes follow from the tokenizer
+        assert model.table.hash == whole.table.hash
+    with pytest.raises(DamagedFile, match=r"english\.model"):
+        _ = model.tokenizer
+    shutil.copy(forms[kind] / "tokenizer" / "english.model", copy / "tokenizer")
+    files = [*copy.rglob("model*.safetensors"), *copy.rglob("*.mindir"), *copy.rglob("step_00000030/experts*")]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    model = open_model(copy)
+    assert (model.config, model.tokenizer.hash, model.lineage) == (whole.config, whole.tokenizer.hash, None)
+    if kind == "run":  # the checkpoint before it is whole
+        assert model.step < whole.step
+    else:
+        with pytest.raises(DamagedFile, match=largest.name):
+            model.tensor("embedding")
+    assert list(open_model(copy, verified=False).tensors) == list(whole.tensors)
+
+
+def test_each_kind_is_known_by_a_hash_of_all_that_it_holds(forms):
+    found = {kind: open_model(forms[kind]).hash for kind in ("run", "export", "hf", "weights")}
+    assert all(len(each) == 32 for each in found.values())
+    assert len(set(found.values())) == 4
+    assert found["run"] == open_model(forms["run"], verified=False).hash
+
+
+def test_another_kind_than_is_wanted_is_refused_by_its_name(forms, tmp_path):
+    for path, wanted, message in (
+        (forms["export"], ("run",), "is an exported model, not a run folder"),
+        (forms["run"], ("export",), "is a run folder, not an exported model"),
+        (forms["hf"], ("run", "export"), "is a Hugging Face style folder, not a run folder or an exported model"),
+        (forms["weights"], ("run",), "is a file of weights, not a run folder"),
+        (forms["checkpoint"], ("run",), "is the folder of a checkpoint, not a run folder"),
+        (tmp_path, ("run",), r"is not a run folder: it has no config\.yaml; pass a folder that `train` wrote"),
+        (tmp_path / "nothing", ("export",), r"has no model\.mindir; pass a folder that `export` wrote"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_model(path, *wanted)
+    with pytest.raises(UserError, match="is in no layout that is read: an empty folder"):
+        open_model(tmp_path)
+
+
+def test_a_run_that_lost_its_configuration_is_told_how_to_have_it_again(tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    (copy / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"it has no config\.yaml; .*, or `pangu-sigma train .*` makes it again"):
+        _ = open_model(copy, "run").config
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_when_its_weights_are_asked_for(tiny_run, tiny_data):
+    model = open_model(tiny_run, "run")
+    model.config = tiny_config(tiny_data, model={"ffn": 16})
+    with pytest.raises(LayoutError, match=r"w1 is of shape \(6, 32, 24\) in shard experts_layer_0, the model needs"):
+        model.tensor("layers.1.ffn.experts.0.w1")
+
+
+DEEP = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from pangu_sigma.stored.open import open_model
+for path in sys.argv[1:]:
+    model = open_model(Path(path))
+    tensors = [tensor.read() for tensor in model.tensors.values()]
+    print(model.kind, len(tensors), sum(each.size for each in tensors), len(list(Path("/proc/self/fd").iterdir())))
+"""
+
+
+def deep_config(data: Path, layers: int) -> Config:
+    return tiny_config(data, model={"hidden": 8, "ffn": 8, "dense_layers": layers // 2, "rre_layers": layers // 2})
+
+
+@pytest.mark.parametrize("layers", [6, 32, 80])
+def test_the_number_of_descriptors_does_not_grow_with_the_depth(tiny_data, tmp_path, layers):
+    config = deep_config(tiny_data, layers)
+    run = write_dense_run(config, tmp_path / "run")
+    paths = [run, max((run / "checkpoints").iterdir()), convert_model(run, tmp_path / "hf", "hf")]
+    paths.append(export_safetensors(run, tmp_path / "weights.safetensors"))
+    paths.append(foreign_files.write_megatron(tmp_path / "alpha", foreign_files.parent(layers=layers), 2))
+    done = subprocess.run(
+        [sys.executable, "-c", DEEP, *map(str, paths)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["run", "checkpoint", "hf", "weights", "alpha"]
+    assert {tuple(line[1:3]) for line in lines[:4]} == {
+        (str(len(weight_shapes(config))), str(config.num_params().total)),
+    }
+    assert max(int(line[3]) for line in lines) < 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [6, 32, 80])
+def test_a_deep_run_is_served_under_a_limit_of_256_descriptors(tiny_data, tmp_path, layers):
+    run = write_dense_run(deep_config(tiny_data, layers), tmp_path / "run")
+    serve = 'ulimit -n 256; exec "$0" -m pangu_sigma serve "$1" --port 0'
+    with subprocess.Popen(["bash", "-c", serve, sys.executable, run], stderr=subprocess.PIPE, text=True) as process:
+        url = next(line.split(" at ")[1].strip() for line in process.stderr if " at http://" in line)
+        asked = {"model": "sigma-en", "prompt": "the cat", "max_tokens": 4}
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx2.TransportError):
+                answer = httpx2.post(f"{url}/v1/completions", json=asked, timeout=60)
+                break
+        open_files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+        process.terminate()
+    assert answer.status_code == 200, answer.text
+    print(f"{layers} layers: {open_files} descriptors, {answer.json()['usage']}")
+    assert open_files < 64
+
+
+# one place asks
+
+OPENERS = {
+    "load_checkpoint",
+    "open_dense_model",
+    "read_config",
+    "read_model_files",
+    "read_table",
+    "read_tokenizer",
+    "is_huggingface",
+    "StoredRun",
+    "StoredCheckpoint",
+    "StoredExport",
+    "StoredFolder",
+    "StoredWeights",
+    "StoredAlpha",
+}
+"""Functions and classes that open a model or a part of one."""
+SIGNS = {
+    *("CONFIG_FILE", "GRAPH_FILE", "ROUTING_FILE", "CONFIG_JSON", "MANIFEST", "LINEAGE_FILE", "SEAL", "CHECKPOINTS"),
+    *("config.yaml", "model.mindir", "config.json", "manifest.json"),
+}
+"""Names of files by whose presence kinds could be told apart."""
+ALLOWED = {
+    "checkpoint/run_folder.py": "training starts a run, and takes it up again",
+    "checkpoint/start_over.py": "a run is set aside as it is",
+    "checkpoint/checkpoint.py": "one checkpoint among those of a run",
+    "checkpoint/model_files.py": "tokenizer and tables together, for training",
+    "foreign/huggingface_layout.py": "layouts of others",
+    "data/prepare.py": "prepared text, which is no model",
+    "train/health.py": "what is in memory is held against what was just saved",
+}
+
+
+def questions(file: Path) -> set[str]:
+    """What a file calls to open a model, and which files it asks for whether they are there."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if called in OPENERS:
+            found.add(called)
+        if called in ("exists", "is_file", "is_dir") and isinstance(node.func, ast.Attribute):
+            names = {
+                ast.unparse(each).strip("'") for each in ast.walk(node.func.value) if not isinstance(each, ast.Call)
+            }
+            found |= {f"{name} there?" for name in names & SIGNS}
+    return found
+
+
+def test_one_place_asks_what_a_folder_is():
+    asking = {
+        str(file.relative_to(SOURCES)): questions(file)
+        for file in sorted(SOURCES.rglob("*.py"))
+        if questions(file) and not file.is_relative_to(SOURCES / "stored")
+    }
+    assert asking.keys() - ALLOWED.keys() == set(), asking
+    assert ALLOWED.keys() - asking.keys() == set(), "they are no exceptions any more"
