@@ -85,13 +85,13 @@ def test_bash_can_parse_each_script(name):
 )
 def test_paths_of_a_launch_are_relative_to_the_folder_of_the_user(script, options, commands, repository, folder):
     before = set(folder.rglob("*"))
-    arguments = ["conf.yaml", *options, "--run", "runs/x", "--dry-run"]
+    arguments = ["conf.yaml", *options, "--output", "runs/x", "--dry-run"]
     done = run(repository / "run_scripts" / script, *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     printed = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("msrun ")]
     assert len(printed) == commands
     for words in printed:
-        assert words[words.index("train") :][:4] == ["train", "conf.yaml", "--run", "runs/x"]
+        assert words[words.index("train") :][:4] == ["train", "conf.yaml", "--output", "runs/x"]
         assert "--log_dir=runs/x/logs/START" in words
     assert ("HCCL_CONNECT_TIMEOUT" in done.stdout) == (script != "msrun_cpu.sh")  # the settings for NPUs
     assert set(folder.rglob("*")) == before
