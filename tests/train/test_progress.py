@@ -8,7 +8,6 @@ from helpers.tiny import STEPS, tiny_config
 
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.order import Cursor
-from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.progress import Progress, resume
 
 
@@ -32,8 +31,8 @@ def test_a_run_without_a_checkpoint_begins_at_the_start(tiny_data, tmp_path):
 
 
 @pytest.mark.usefixtures("graph_mode")
-def test_a_run_goes_on_from_its_newest_checkpoint(tiny_run, caplog):
-    run = open_model(tiny_run, "run")
+def test_a_run_goes_on_from_its_newest_checkpoint(tiny_data, tiny_run, caplog):
+    run = RunFolder.create(tiny_run, tiny_config(tiny_data))
     with caplog.at_level("INFO"):
         progress, checkpoint = resume(run, Cursor([0, 0, 0]))
     assert checkpoint is not None
@@ -44,9 +43,9 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tiny_run, caplog):
 
 
 @pytest.mark.usefixtures("graph_mode")
-def test_damage_sends_a_run_to_the_checkpoint_before(tiny_run, tmp_path):
+def test_damage_sends_a_run_to_the_checkpoint_before(tiny_data, tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
-    run = open_model(copy, "run")
+    run = RunFolder.create(copy, tiny_config(tiny_data))
     assert run.latest is not None
     (run.latest / "state.json").write_text("{}")
     progress, checkpoint = resume(run, Cursor([0, 0, 0]))
