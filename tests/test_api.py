@@ -264,7 +264,7 @@ def test_an_export_answers_as_text_or_path_and_says_what_it_has_not(model, tiny_
     exported = ps.load(str(tiny_export))
     assert exported.generate("the cat", "en", max_new_tokens=4) == model.generate("the cat", "en", max_new_tokens=4)
     for call in (lambda: exported.evaluate(against=tiny_export), lambda: exported.export("elsewhere")):
-        with pytest.raises(ps.UserError, match="is an export; name the run that it came from"):
+        with pytest.raises(ps.UserError, match="is an exported model, not a run folder"):
             call()
 
 
