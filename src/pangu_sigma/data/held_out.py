@@ -65,7 +65,7 @@ class HeldOut:
         return (2 * np.arange(wanted) + 1) * count // (2 * wanted)
 
     def units(self, size: int) -> list[int]:
-        """Return the number of units of each domain if a unit is `size` samples."""
+        """Return the number of units of each domain. size: number of samples of a unit."""
         return [-(-wanted // size) for wanted in self._wanted]
 
     def digests(self, size: int = 1) -> dict[str, str]:

@@ -24,10 +24,12 @@ class Cursor:
     taken: list[int]
 
     def state(self) -> dict[str, Any]:
+        """Return the cursor as plain data, for the state of a checkpoint."""
         return {"taken": self.taken}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Cursor:
+        """Restore the cursor from what `state` returned."""
         return cls(list(state["taken"]))
 
 

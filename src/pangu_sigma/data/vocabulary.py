@@ -27,8 +27,10 @@ UNK, NEWLINE_ID, SPACE_ID, PAD, EOT, WORD_MARK = 0, 3, 4, 6, 9, 13
 """Ids of PanGu-α's <unk> ▃ ▂ <pad> <eot>, and of the lone ▁ that it writes before a character starting a word."""
 
 ALPHA_SIZE = 40_000
+"""Number of PanGu-α's pieces."""
 TAGS = ("<CN>", "<EN>", "<Python>", "<Java>")
 TAG_OF_LANGUAGE = {"zh": 40_000, "en": 40_001, "python": 40_002, "java": 40_003}
+"""Language → id of its tag."""
 FIRST_BYTE = ALPHA_SIZE + len(TAGS)
 FIRST_ENGLISH = FIRST_BYTE + 256
 """First id of the bytes and of the English pieces."""
@@ -117,7 +119,7 @@ def special_ids(domains: list[Domain]) -> list[int]:
 
 
 def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int) -> np.ndarray:
-    """Choose the ids that get rows in one slot, int32 [rows]: specials, common characters, most frequent pieces (ties by id), -1.
+    """Choose the ids of one slot's rows, int32 [rows]: specials, common characters, most frequent pieces (ties by id), then -1.
 
     counts: [V] token counts of the training text of the slot's domains, encoded with the whole vocabulary.
     A word that has no row is spelled by its characters, so these come before frequent words (see `_characters`).

@@ -44,7 +44,7 @@ def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, posi
 
 
 def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entries: int) -> np.ndarray:
-    """Return the active list of each layer, int64 [N, A], for the experts of its tokens.
+    """Return the active list of each layer, int64 [N, A]: the distinct experts of its tokens, ascending.
 
     stored: K, experts stored in a layer.
     entries: A, length of the active list. If it is K, the entry of each expert is its own number.

@@ -37,6 +37,7 @@ from pangu_sigma.train.timeline import NoTimeline, Timeline
 logger = logging.getLogger(__name__)
 
 CPU = CpuBackend()
+"""Default backend of training."""
 
 
 class Trainer:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no
 from pangu_sigma.train.metrics import TRAFFIC
 
 Line = dict[str, Any]
+"""Line of metrics.jsonl, parsed."""
 
 _FEW_DOMAINS = 8
 """Maximum number of domains whose names are written large and side by side."""

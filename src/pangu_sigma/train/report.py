@@ -37,7 +37,7 @@ from pangu_sigma.train.pictures import (
 PAGE = Path("report/report.html")
 """Path of the report in a run folder."""
 BENCHMARKS = "benchmarks.json"
-"""File of benchmark results in a run folder: by task, its metrics, counts, domain, and the step of the checkpoint."""
+"""File of benchmark results in a run folder: by task, metrics, counts, the domain that answered, and step of the checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class TrainStep(nn.Cell):
         return StepResult(*self(Tensor(rate, ms.float32), *groups))
 
     def of_one_kind(self, grads):
-        """Return (expert gradients, dense gradients) if only one of the two learns: value_and_grad returns no pair then."""
+        """Make the pair (expert gradients, dense gradients) if only one of the two learns: value_and_grad returns no pair then."""
         return (grads, ()) if self.sparse else ((), grads)
 
     def is_calm(self, block_loss, squares, limits_D, blocks_MD):

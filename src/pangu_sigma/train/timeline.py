@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "profile"
 TRACE = "trace.json"
+"""Folder of the timeline in a run folder, and its file."""
 STEPS = 5
 """Number of steps in a timeline."""
 _LOOP_ROWS = 1
