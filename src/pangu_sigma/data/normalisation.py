@@ -32,7 +32,7 @@ VANISHING = re.compile(f"[{_VANISHING}{SPACE}{NEWLINE}]")
 """Pattern of characters that PanGu-α's model loses: a vanishing one, or a ▂ or ▃, which it takes for a blank or newline."""
 
 SPELLED = re.compile(f"  [{SPACE}{NEWLINE}]|[{_VANISHING}]")
-"""The same in the text of a `Run`, where ▂ and ▃ stand for blank and newline, and those of the text itself follow two blanks."""
+"""Pattern of these characters in a `Run`, where ▂ and ▃ stand for blank and newline, and those of the text follow two blanks."""
 
 _END = 0x30000
 """Code point from which on no character changes under NFKC."""

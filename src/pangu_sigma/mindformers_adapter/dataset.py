@@ -1,4 +1,4 @@
-"""The project's batches as a MindSpore dataset whose rows are the arguments of the step.
+"""MindSpore dataset of the project's batches, whose rows are the arguments of the step.
 
 Shape suffixes: N RRE layers, A active experts, D domains.
 """
