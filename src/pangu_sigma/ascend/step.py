@@ -1,19 +1,19 @@
-"""The training step on Ascend ranks, one graph under MindSpore's auto-parallel.
+"""Training step on Ascend ranks, one graph under MindSpore's auto-parallel.
 
     BringExperts   host: look up the active experts of this rank             active_experts.py, ascend_ops/fetch.py
       → device     into the buffers that the network multiplies with
-    Passes         loss and gradients of every micro-batch                   micro_batches.py; model/, cut by sharding.py
+    Passes         loss and gradients of every micro-batch                   micro_batches.py; model/, sharded by sharding.py
     Verdict        global norm, overflow                                     overflow.py
     Update         Adam of the dense parameters, loss scale                  here, device_adam.py
       → host       Adam of the experts that had tokens                       ascend_ops/adam.py
 
-It differs from `train/step.py` where auto-parallel asks for it. Auto-parallel cuts the parameters that the network multiplies with.
-It leaves alone everything outside the network (fetch, norm, Adam), where every tensor is the one that this rank holds: a host store
-is therefore declared with the shape that its rank holds. With stages it removes from the whole graph every operator that touches a
-parameter of another stage, so nothing outside the network may read one.
+It differs from `train/step.py` where auto-parallel needs it. Auto-parallel shards the parameters that the network multiplies with.
+It shards nothing outside the network (fetch, norm, Adam), where every tensor is this rank's own: a host store is therefore declared
+with the shape that its rank holds. With stages it removes from the whole graph every operator that touches a parameter of another
+stage, so nothing outside the network may read one.
 
-No cell here puts its own name before the names of its parameters (`auto_prefix=False`): saved checkpoints, accumulators and the
-plan know them by the names that they are declared with.
+No cell here prefixes the names of its parameters with its own (`auto_prefix=False`): checkpoints, accumulators and the plan use the
+names that they are declared with.
 
 Shape suffixes: N RRE layers, G micro-batches, M blocks; B, S and T as in train/step.py, of all ranks of a stage.
 """
@@ -49,13 +49,13 @@ from pangu_sigma.rre.experts import Experts
 
 
 class AscendStep(nn.Cell):
-    """Forward pass, backward pass and update of one rank.
+    """Training step of one Ascend rank: forward pass, backward pass and update.
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
-        The inputs hold all micro-batches, one behind the other along the first axis (`inputs_of`); losses are sums over them, and
-        zero on the ranks of all stages but the last. `tell` sets everything else that changes from step to step.
-    Raises ConfigError for what supported.py lists.
+        The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`); losses are sums over them, and zero on
+        the ranks of all stages but the last. `tell` sets everything else that changes from step to step.
+    Raises ConfigError for the settings that supported.py lists.
     """
 
     def __init__(self, config: Config, rank: int = 0):
@@ -73,7 +73,7 @@ class AscendStep(nn.Cell):
         self.scale = LossScale(config)
         self.settings = StepSettings(self.store.numbers, active_entries(config))
         active = self.network.of_layers(self.store.numbers)
-        weights = [*dense, *active]  # all are parameters for auto-parallel, so in one list; `Update` divides it again
+        weights = [*dense, *active]  # all are parameters for auto-parallel, so in one list; `Update` splits it again
         self.bring = BringExperts(self.store, self.settings, active)
         self.passes = Passes(self.network, weights, received_by_stage(network, config, stage), config)
         self.verdict = Verdict(weights, config.parallel)
@@ -87,29 +87,29 @@ class AscendStep(nn.Cell):
         )
         norm, finite = self.verdict(grads, scale, sent_back)
         applied, updated = self.update(grads, norm, finite, scale)
-        # accumulators are cleared when all who read them have: both updates, and the gradients that go to another stage
+        # accumulators are cleared after all readers: both updates, and the gradients that are sent to another stage
         done = self.passes.clear(ops.depend(applied, (updated, sent_back)))
         return ops.depend((scaled_M / scale, norm, applied, scale), done)
 
     def take(self, rate: float, batch: Batch) -> tuple[Tensor, ...]:
-        """Take one step on the rank's share of a batch."""
+        """Run one step on the rank's share of a batch. rate: learning rate."""
         self.tell(rate, batch)
         return self(*map(as_tensor, inputs_of(batch, self.config)))
 
     def of(self, batch: Batch) -> np.ndarray:
-        """Weighted loss of each block of the rank's share, by the same graph: gradients are computed, and nothing is updated.
+        """Return the weighted loss of each block of the rank's share, by the training graph without an update.
 
-        A graph for losses alone would have to be compiled, too, and auto-parallel would cut what it does outside the network.
+        A graph for losses alone would need another compilation, and auto-parallel would shard its operators outside the network.
         """
         self.tell(0.0, batch, learns=0.0)
         return self(*map(as_tensor, inputs_of(batch, self.config)))[0].asnumpy()
 
     def tell(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
-        """Write the settings of the next step, which takes `batch`. learns: 0.0 to update nothing."""
+        """Write the settings of the next step. rate: learning rate. batch: of that step. learns: 0.0 to update nothing."""
         self.settings.write(rate, batch, learns)
 
     def fill(self, seed: int) -> None:
-        """Draw the experts' initial values by a seed: equal for an expert on any number of stages, groups and expert ranks."""
+        """Initialise the experts from a seed; the values do not depend on the number of stages, groups and expert ranks."""
         parallel = self.config.parallel
         if parallel.tensor > 1:  # each tensor rank draws its own columns
             ms.set_seed(seed + 1 + Layout(parallel).coordinates(self.rank).tensor)
@@ -119,10 +119,10 @@ class AscendStep(nn.Cell):
 
 
 class Update(nn.Cell):
-    """Adam of dense parameters and experts, and the loss scale.
+    """Optimizer update: Adam of dense parameters and experts, and the loss scale.
 
-    construct(grads, norm, finite, scale) -> (1.0 if the update was applied, else 0.0; a value that waits for all updates)
-        finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale that the gradients carry.
+    construct(grads, norm, finite, scale) -> (1.0 if the update was applied, else 0.0; a value that depends on all updates)
+        finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale in the gradients.
     """
 
     def __init__(self, config: Config, dense: DeviceAdam, store: HostStore, scale: LossScale, settings: StepSettings):
@@ -146,7 +146,7 @@ class Update(nn.Cell):
 
 
 def _network(config: Config, rank: int) -> PanGuSigma:
-    """The network for all ranks of a stage together, of the operators that auto-parallel knows. rank: the one that computes."""
+    """Build the network for all ranks of a stage together, from operators that auto-parallel supports. rank: this process."""
     groups = Groups(Layout(config.parallel), rank)
 
     def routed(activation: Activation) -> Experts:
@@ -164,6 +164,6 @@ def _network(config: Config, rank: int) -> PanGuSigma:
 
 
 def _columns(config: Config) -> Config:
-    """The configuration of the experts as a tensor rank stores them: its columns of every FFN."""
+    """Return the configuration with the FFN width of one tensor rank, which stores its columns of every expert."""
     model = config.model.model_copy(update={"ffn": config.model.ffn // config.parallel.tensor})
     return config.model_copy(update={"model": model})

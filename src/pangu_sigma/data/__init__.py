@@ -1,1 +1,1 @@
-"""Text of several domains → documents → ids of the merged vocabulary → token files → batches."""
+"""Data pipeline: text of several domains → documents → ids of the merged vocabulary → token files → batches."""

@@ -1,10 +1,10 @@
-"""Batches as arrays: rows, positions, documents, labels, weights and the routing plan.
+"""Training batches as arrays: embedding rows, positions, documents, labels, loss weights and the routing plan.
 
 Shape suffixes: G micro-batches of an update, B sequences of one, S sequence, T = B·S, M blocks (one domain each), N RRE layers,
 K experts stored in a layer, A entries of the active list.
 
-Every rank of a run makes the same whole batch, and then takes its share: some of the blocks, and some sequences of each. So what is
-wrong with a batch is wrong on all ranks, and none waits for one that stopped.
+Every rank of a run makes the same whole batch and takes its share: some blocks, and some sequences of each. An error in a batch is
+therefore raised on all ranks, and none waits for one that stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pangu_sigma.rre.table import RoutingTable
 
 @dataclass(frozen=True)
 class Batch:
-    """The data of one update on the host side: this rank's share, and facts about the whole, which are the same on all ranks."""
+    """Batch of one update on the host: arrays of this rank's share, and statistics of the whole batch, equal on all ranks."""
 
     slots_GM: np.ndarray
     ids_GBS: np.ndarray
@@ -42,22 +42,22 @@ class Batch:
     documents_GBS: np.ndarray
     labels_GBS: np.ndarray
     weights_GBS: np.ndarray
-    """The loss mask over the tokens that count in the whole batch: losses and gradients of ranks add up."""
+    """Loss mask divided by `counted`, so that losses and gradients of ranks add up."""
     draws_GB4: np.ndarray
     plan: UpdatePlan = field(repr=False)
     blocks: np.ndarray
-    """Numbers of the blocks of the whole batch from which this rank has sequences."""
+    """Numbers of the blocks of the whole batch of which this rank has sequences."""
 
     domains_M: np.ndarray
     block_weights_GM: np.ndarray
-    """Weight of each block in the loss; all of them add up to 1."""
+    """Weight of each block in the loss; they add up to 1."""
     tokens: int
     counted: int
-    """Number of tokens whose successor is predicted."""
+    """Number of tokens of the whole batch whose successor is predicted."""
     load_NK: np.ndarray
-    """Number of tokens of each stored expert over the whole update, int64."""
+    """Number of tokens routed to each stored expert over the whole update, int64."""
     digest: str
-    """Hash of the token ids and their domains: equal where the same samples come in the same order."""
+    """Hash of the token ids and their domains: equal for the same samples in the same order."""
 
     @property
     def active_NA(self) -> np.ndarray:
@@ -65,7 +65,7 @@ class Batch:
         return self.plan.plans[0].active_NA
 
     def arrays(self) -> StepArrays:
-        """The arrays that the step takes."""
+        """Return the input arrays of the training step."""
         plans = self.plan.plans
         used_NA1 = np.zeros_like(plans[0].offsets_NA1)
         used_NA1[:, 1:] = np.cumsum(self.plan.used_NA, axis=1)
@@ -86,7 +86,7 @@ class Batch:
 
 
 class Batches:
-    """The batches of one split of prepared data, or rather one rank's share of each."""
+    """Data loader: one rank's share of the batches of one split of prepared data."""
 
     def __init__(
         self,
@@ -98,9 +98,8 @@ class Batches:
         rank: int = 0,
         layout: DispatchLayout | None = None,
     ):
-        """The batches of `rank`.
+        """folder: prepared data. rank: whose share is returned. layout: of the routing plans; None: that of a run on the CPU.
 
-        folder: the folder that `prepare-data` wrote. layout: of the routing plans; None: the one of a run on the CPU.
         Raises DataError as `open_samples`.
         """
         self.config, self.rank, self.folder = config, rank, folder
@@ -113,11 +112,11 @@ class Batches:
         self.order = SampleOrder(config, self.samples.counts, self.samples.weights)
 
     def start(self) -> Cursor:
-        """The cursor before the first batch."""
+        """Return the cursor before the first batch."""
         return self.order.start()
 
     def next(self, cursor: Cursor) -> Batch:
-        """The training batch at `cursor`, which moves past it. Raises as `assemble`."""
+        """Return the training batch at `cursor`, and advance the cursor past it. Raises as `assemble`."""
         train, first = self.config.train, sum(cursor.taken)
         taken = self.order.take(cursor)
         chosen = [(domain, number) for domain, numbers in taken for number in numbers]
@@ -133,11 +132,11 @@ class Batches:
     def assemble(
         self, ids_GBS1: np.ndarray, domains_M: np.ndarray, first: int = 0, counted_GBS: np.ndarray | None = None
     ) -> Batch:
-        """The batch of some token ids; the sequences of block m belong to domain domains_M[m].
+        """Assemble a batch from token ids; the sequences of block m belong to domain domains_M[m].
 
         ids_GBS1: one id more than the sequence, because each token predicts the next.
-        first: number of samples that the run has taken before; dropout draws by the number of a sample.
-        counted_GBS: as in `assemble_share`.
+        first: number of samples that the run has taken before, for the seeds of dropout.
+        counted_GBS: loss mask, as in `assemble_share`.
         Raises DataError for an id that the domain's slot has no row for, and CapacityError as `Planner.plan`.
         """
         room = room_of(self.config, self.planner.layout)
@@ -152,11 +151,11 @@ class Batches:
         counted_GBS: np.ndarray | None = None,
         first: int = 0,
     ) -> Batch:
-        """`assemble` of the sequences of one group or of all.
+        """Assemble a batch, as `assemble`, from the sequences of one group or of all groups.
 
-        taker_B: the taker of each sequence, as `layout.takers`. room: for rows, as `Planner.plan`.
-        counted_GBS: True for the positions whose successor counts in the loss, or an array that broadcasts to it; None: all of
-        them. Whatever it says, nothing predicts the beginning of a document, or padding. first: as in `assemble`.
+        taker_B: data-parallel index that each sequence belongs to, as `layout.takers`. room: capacity for rows, as `Planner.plan`.
+        counted_GBS: loss mask, True where the prediction of the next token counts, or what broadcasts to it; None: all True. The
+        beginning of a document and padding are never predicted. first: as in `assemble`.
         """
         ids, labels = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
         micro, batch = ids.shape[:2]
@@ -197,11 +196,11 @@ class Batches:
         )
 
     def frequencies(self) -> np.ndarray:
-        """Token counts [D, V] of the training text. Raises DataError as `read_frequencies`."""
+        """Return the token counts [D, V] of the training text. Raises DataError as `read_frequencies`."""
         return read_frequencies(self.folder, len(self.domains), self.tokenizer.size)
 
     def experts(self, ids_GBS: np.ndarray, domains_M: np.ndarray) -> np.ndarray:
-        """The expert of each token in each RRE layer, [N, G, B, S]; blocks as in `assemble`."""
+        """Return the expert of each token in each RRE layer, [N, G, B, S]. domains_M: as in `assemble`."""
         _, positions = documents_and_positions(ids_GBS, self.tokenizer.eot)
         domains_B = np.repeat(domains_M, ids_GBS.shape[1] // len(domains_M))
         return route(self.table, ids_GBS, np.broadcast_to(domains_B, ids_GBS.shape[:2]), positions)
@@ -212,7 +211,7 @@ class Batches:
     def _plan(
         self, ids_GBS: np.ndarray, domains_M: np.ndarray, taker_B: np.ndarray, room: Room
     ) -> tuple[UpdatePlan, np.ndarray]:
-        """The rank's plan, and the number of tokens of each expert in the whole batch."""
+        """Return the rank's routing plan, and the number of tokens of each expert in the whole batch [N, K]."""
         stored = self.config.experts
         if not self.table.layers:
             # graphs cannot take empty tensors, so a model without RRE layers carries a plan of zeros
@@ -235,5 +234,5 @@ class Batches:
 
 
 def _numbers(micro: int, batch: int, blocks: int) -> np.ndarray:
-    """Number of each sequence of an update [G, B] among its samples, which come block by block: micro-batches do not change it."""
+    """Return the number of each sequence [G, B] among the samples of its update, which come block by block."""
     return np.arange(micro * batch).reshape(blocks, micro, -1).swapaxes(0, 1).reshape(micro, batch)

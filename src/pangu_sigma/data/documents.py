@@ -1,7 +1,7 @@
-"""A user's own text: `*.jsonl` or `*.jsonl.gz`, one {"text": …, "domain": …} a line, read into documents; and lines of other kinds.
+"""Reader of JSON lines (`*.jsonl`, `*.jsonl.gz`): documents, one {"text": …, "domain": …} a line, or what another parser returns.
 
-A line that cannot be used is never repaired, guessed or moved to another domain: it comes out as `Rejected`, with
-the file, the byte offset of the line's start (in the uncompressed stream) and the reason.
+A line that cannot be used is never repaired, guessed or moved to another domain: it becomes a `Rejected` with the file, the byte
+offset of the line's start (in the uncompressed stream) and the reason.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from pangu_sigma.errors import DataError
 _Item = TypeVar("_Item")
 
 Segments = tuple[tuple[str, str], ...]
-"""(language, text) pairs in the order they are written in the sample; languages are the keys of `SIDES`."""
+"""(language, text) pairs of a document in the order of the sample; languages are those of `SIDES`, or "" if none was stated."""
 
 SIDES = ("zh", "en")
-"""Languages of the sides of a bilingual text."""
+"""Languages of the two sides of a bilingual document."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""UTF-8 byte order mark, removed from the start of a file."""
 
 MOST_LINE = 64 << 20
-"""Longest line that is read, in bytes: about ten long novels. A longer one is no document but a file without newlines."""
+"""Maximum length of a line in bytes, about ten long novels. A longer line is no document but a file without newlines."""
 
 _SKIP_BYTES = 1 << 20
 _SHOWN = 200
-"""Characters of a detail: a line may hold anything, the quarantine is for reading."""
+"""Maximum characters of a `Rejected.detail`: people read the quarantine."""
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -46,7 +47,7 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Document:
-    """A document of a domain. text: plain text, or the sides of a bilingual document."""
+    """Document of a domain. text: plain text, or the sides of a bilingual document. origin: where it was read, for messages."""
 
     domain: str
     text: str | Segments
@@ -54,7 +55,7 @@ class Document:
 
     @property
     def segments(self) -> Segments:
-        """The text as segments; plain text is one segment of language "" (none was stated)."""
+        """Text as segments; plain text is one segment of language ""."""
         return (("", self.text),) if isinstance(self.text, str) else self.text
 
     @property
@@ -65,7 +66,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A quarantined line. `reason` is one of a few fixed sentences, to be counted; `detail` is for the reader."""
+    """Input line that cannot be used. `reason` is one of a few fixed phrases, to be counted; `detail` describes this line."""
 
     file: str
     offset: int
@@ -74,16 +75,16 @@ class Rejected:
 
 
 class Unusable(Exception):
-    """A line that is rejected; arguments: reason and detail, as in `Rejected`."""
+    """Raised by a parser for a line to be rejected; arguments: reason and detail, as in `Rejected`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail if len(detail) <= _SHOWN else f"{detail[:_SHOWN]}…")
 
 
 def check_input(path: Path, option: str = "--input") -> None:
-    """Raise DataError unless a file can be read as lines of JSON: by its name, by what it is, and by opening it.
+    """Raise DataError unless `path` ends in .jsonl or .jsonl.gz and is a regular file that can be opened.
 
-    option: what names the file, for the error.
+    option: command-line option that gave the path, for the error.
     """
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise DataError(f"{option} {path}: the name must end in .jsonl or .jsonl.gz, one JSON object a line")
@@ -102,7 +103,7 @@ def check_input(path: Path, option: str = "--input") -> None:
 def read_jsonl(
     path: Path, domains: Domains, progress: Callable[[int], object] = lambda _: None
 ) -> Iterator[Document | Rejected]:
-    """Documents and rejected lines of one file, in order, as `read_lines`."""
+    """Yield documents and rejected lines of one file, in order, as `read_lines`."""
     return read_lines(path, lambda line, at: _document(line, domains, f"{path}:{at}"), progress)
 
 
@@ -112,11 +113,11 @@ def read_lines(
     progress: Callable[[int], object] = lambda _: None,
     option: str = "--input",
 ) -> Iterator[_Item | Rejected]:
-    """What `parse` makes of each line of a file, and the lines for which it raises Unusable, in order.
+    """Yield the item that `parse` returns for each line of a file, or a `Rejected` if it raises Unusable, in order.
 
     parse: takes a line and its offset. progress: called with the number of bytes of each line. option: as in `check_input`.
-    Blank lines are skipped. A gzip stream that ends in the middle gives its whole lines, then one `Rejected`. Raises DataError as
-    `check_input`, when the disk fails, and when a gzip stream is damaged, because its lines may then be other text.
+    Blank lines are skipped. A truncated gzip stream yields its whole lines, then one `Rejected`. Raises DataError as `check_input`,
+    if the disk fails, and if a gzip stream is damaged, because its lines may then be other text.
     """
     check_input(path, option)
     offset = 0
@@ -145,7 +146,7 @@ def read_lines(
 
 
 def _line(file: BinaryIO) -> tuple[bytes, int]:
-    """The next line and its size; of one longer than MOST_LINE only the beginning, so that memory is bounded."""
+    """Read the next line and its size; of a line longer than MOST_LINE only the beginning is kept, so that memory is bounded."""
     line = rest = file.readline(MOST_LINE + 1)
     size = len(line)
     while size > MOST_LINE and rest and not rest.endswith(b"\n"):
@@ -155,7 +156,7 @@ def _line(file: BinaryIO) -> tuple[bytes, int]:
 
 
 def _broken(path: Path, offset: int, error: Exception, option: str) -> Rejected:
-    """What a read that failed comes to: a rejected rest for a gzip stream that was cut, DataError for everything else."""
+    """Return a `Rejected` for a truncated gzip stream. Raises DataError for every other failed read."""
     if isinstance(error, EOFError) or (isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error)):
         return Rejected(str(path), offset, "broken gzip stream", str(error))
     if isinstance(error, gzip.BadGzipFile | zlib.error):
@@ -171,7 +172,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """The object in a line. Raises Unusable for anything else."""
+    """Parse the JSON object in a line. Raises Unusable for anything else."""
     try:
         record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
@@ -184,7 +185,7 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 
 def known_domain(name: Any, domains: Domains) -> str:
-    """The name that a line gives its domain. Raises Unusable if there is none of that name."""
+    """Return the domain name of a line. Raises Unusable unless it is a domain of the configuration."""
     if not isinstance(name, str):
         raise Unusable("domain missing or not a string", f"domain is {name!r}")
     if name not in (domain.name for domain in domains):
@@ -203,7 +204,7 @@ def _document(line: bytes, domains: Domains, origin: str) -> Document:
 
 
 class _Doubled(dict[str, Any]):
-    """A JSON object in which some keys stand more than once: nobody knows which value is meant."""
+    """JSON object with duplicate keys, of which it is unknown which value is meant. twice: those keys, sorted."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -217,7 +218,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_doubled(value: Any, keys: tuple[str, ...]) -> None:
-    """Raise Unusable if one of these keys stands in an object twice; other keys are not read."""
+    """Raise Unusable if one of `keys` is duplicated in a JSON object; other keys are not read."""
     twice = [key for key in keys if isinstance(value, _Doubled) and key in value.twice]
     if twice:
         raise Unusable("a key twice", f"{twice[0]!r} stands more than once in an object")
@@ -232,7 +233,7 @@ def _sides(value: dict[str, Any]) -> Segments:
 
 
 def visible_text(value: Any, key: str) -> str:
-    """The text under a key of a line. Raises Unusable unless it is a string of Unicode with a visible character."""
+    """Check the text under `key` of a line and return it. Raises Unusable unless it is valid Unicode with a visible character."""
     if not isinstance(value, str):
         raise Unusable("text missing or not a string", f"{key} is a {type(value).__name__}")
     if not any(character.isprintable() and not character.isspace() for character in value):

@@ -1,8 +1,9 @@
-"""Held-out batches: samples spread evenly over the text of each domain, the same every time and on any number of ranks, so that the
-loss of a domain is always a mean over the same tokens; and what those tokens are held against: their bytes, and counting.
+"""Held-out batches and their baselines. Samples are spread evenly over the text of each domain, the same in every evaluation and on
+any number of ranks, so that a loss is always a mean over the same tokens. A *unit* is a sample, or a block of samples, for which a
+graph returns one loss.
 
 Shape suffixes: G micro-batches of an update, B sequences of one, S sequence, M blocks of a batch, Q sequences of a block,
-D domains, V vocabulary, R rows of a slot, U units: the samples of which a graph gives a loss each, or blocks of samples.
+D domains, V vocabulary, R rows of a slot, U units.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from pangu_sigma.rre.capacity import Room
 
 @dataclass(frozen=True)
 class HeldOutBatch:
-    """A batch, and what the losses are of that a graph gives for it.
+    """Held-out batch, and the unit that each loss belongs to that a graph returns for it.
 
-    domains_U: the domain of each. units_U: its number among the units of that domain, on every rank the same. What fills a batch up
-    weighs nothing, whichever unit it has.
+    domains_U: domain of each loss. units_U: number of its unit in that domain, counted over all ranks. Padding samples have weight
+    0, whatever their unit.
     """
 
     batch: Batch
@@ -36,14 +37,14 @@ class HeldOutBatch:
 
 
 class HeldOut:
-    """The held-out batches of the domains of one rank's group: this rank's share of them, in two forms with the same samples.
+    """Held-out set of the domains of a rank's group: the rank's share of the batches, in two forms with the same samples.
 
-    `of_domain` is for a graph of the forward pass alone, which gives a loss for each sequence, so that a unit is a sample;
-    `like_training` is for the graph of a training step, which gives a loss for each block: `block` samples are a unit.
+    `of_domain` is for a forward graph, which returns a loss per sequence, so that a unit is a sample; `like_training` is for the
+    graph of a training step, which returns a loss per block, so that a unit is `block` samples.
     """
 
     def __init__(self, batches: Batches, most: int):
-        """batches: those of the held-out split. most: a domain gives at most this many samples."""
+        """batches: of the held-out split. most: maximum number of samples of a domain."""
         self._batches, self._config = batches, batches.config
         everybody = takers(self._config)
         self._takers_B = everybody[np.isin(everybody, batches.planner.group)]
@@ -54,54 +55,54 @@ class HeldOut:
 
     @cached_property
     def domains(self) -> list[int]:
-        """Domains of the rank's group: set by set, each ascending."""
+        """Domains of the rank's group: set by set, ascending within a set."""
         sets = self._batches.domain_sets
         return [domain for s in share_of(self._config, self._batches.rank).sets for domain in sets[s]]
 
     def numbers(self, domain: int) -> np.ndarray:
-        """Numbers of the samples that are read of a domain, ascending: its text in as many equal parts, the middle of each."""
+        """Return the numbers of a domain's held-out samples, ascending: the middles of equal stretches of its text."""
         count, wanted = self._batches.samples.counts[domain], self._wanted[domain]
         return (2 * np.arange(wanted) + 1) * count // (2 * wanted)
 
     def units(self, size: int) -> list[int]:
-        """Number of units of each domain, of `size` samples each."""
+        """Return the number of units of each domain. size: number of samples of a unit."""
         return [-(-wanted // size) for wanted in self._wanted]
 
     def digests(self, size: int = 1) -> dict[str, str]:
-        """A hash by domain over samples, tokenizer and size of a unit: losses are of the same units where it is equal."""
-        found = {}
+        """Return a hash per domain over samples, tokenizer and unit size: losses can be compared if it is equal."""
+        digests_by_domain = {}
         for domain in self._batches.domains:
             digest = xxhash.xxh3_64(f"{self._batches.tokenizer.hash} {domain.slot} {size}".encode())
             for number in self.numbers(domain.index).tolist():
                 digest.update(self._batches.samples.read(domain.index, number).tobytes())
-            found[domain.name] = digest.hexdigest()
-        return found
+            digests_by_domain[domain.name] = digest.hexdigest()
+        return digests_by_domain
 
     def of_domain(self, domain: int) -> list[HeldOutBatch]:
-        """This rank's share of the batches of one domain, all of whose blocks are of it; none for a domain of another group.
+        """Return this rank's share of the batches of one domain, a loss per sample; none for a domain of another group.
 
-        The last batch is filled up with samples of weight 0. No row is dropped: the capacity is what the batches of all domains of
+        The last batch is padded with samples of weight 0. No row is dropped: the capacity is what the batches of all domains of
         the group need.
         """
         if domain not in self.domains:
             return []
         domains_M = np.full(self._blocks, domain)
-        own, last, found = self._batches.planner.own(self._takers_B), self._wanted[domain] - 1, []
+        own, last, batches = self._batches.planner.own(self._takers_B), self._wanted[domain] - 1, []
         for numbers_MGQ in self._numbers(domain):
             ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
             counted_GBS &= _by_pass(numbers_MGQ <= last)[..., None]
             room = Room(self._needed_capacity)
             batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, room, counted_GBS)
             units_U = _by_pass(numbers_MGQ)[0, own].clip(max=last)
-            found.append(HeldOutBatch(batch, np.full(len(own), domain), units_U))
-        return found
+            batches.append(HeldOutBatch(batch, np.full(len(own), domain), units_U))
+        return batches
 
     def like_training(self) -> list[HeldOutBatch]:
-        """Batches that the graph of training takes: as many micro-batches, a domain for each block, and as much room for an expert.
+        """Return this rank's batches in the shapes of training: its micro-batches, blocks and expert capacity; a loss per block.
 
-        Where a domain has no more samples, some of weight 0 fill its block. Raises CapacityError as training does.
+        Blocks are padded with samples of weight 0. Raises CapacityError as training does.
         """
-        passes, found, size = self._config.train.accumulation, [], self.block
+        passes, batches, size = self._config.train.accumulation, [], self.block
         for first in range(0, len(self.domains), self._blocks):
             own = self.domains[first : first + self._blocks]
             wanted_M = np.array([self._wanted[d] for d in own] + [0] * (self._blocks - len(own)))
@@ -115,28 +116,27 @@ class HeldOut:
                 batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, room, counted_GBS)
                 domains_U = domains_M[batch.blocks]
                 last_U = np.array(self.units(size))[domains_U] - 1
-                found.append(HeldOutBatch(batch, domains_U, np.minimum(start // size, last_U)))
-        return found
+                batches.append(HeldOutBatch(batch, domains_U, np.minimum(start // size, last_U)))
+        return batches
 
     def _numbers(self, domain: int) -> Iterator[np.ndarray]:
-        """Positions in `numbers` that each batch of one domain holds, [M, 1, Q]; some past the last."""
+        """Yield the positions in `numbers` of the samples of each batch of one domain, [M, 1, Q]; padding is past the last."""
         size = self._blocks * self._per_block
         for first in range(0, self._wanted[domain], size):
             yield np.arange(first, first + size).reshape(self._blocks, 1, -1)
 
     def _read(self, domains_M: np.ndarray, numbers_MGQ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids [G, B, S + 1] of the samples of each block, and which positions count [G, B, S]; past the end of a domain its last
-        one."""
+        """Return ids [G, B, S + 1] and loss mask [G, B, S] of the samples of each block; a domain's last sample pads it."""
         samples, chosen = self._batches.samples, []
         for domain, numbers_GQ in zip(domains_M.tolist(), numbers_MGQ, strict=True):
-            found = self.numbers(domain)
-            chosen += [(domain, n) for n in found[numbers_GQ.ravel().clip(max=len(found) - 1)].tolist()]
+            numbers = self.numbers(domain)
+            chosen += [(domain, n) for n in numbers[numbers_GQ.ravel().clip(max=len(numbers) - 1)].tolist()]
         ids, counted = (np.stack([read(*each) for each in chosen]) for read in (samples.read, samples.counted))
         return _by_pass(ids.reshape(*numbers_MGQ.shape, -1)), _by_pass(counted.reshape(*numbers_MGQ.shape, -1))
 
     @cached_property
     def _needed_capacity(self) -> int:
-        """The capacity that the batches of all domains of the group need; 0 where the layout has none."""
+        """Expert capacity that the batches of all domains of the group need; 0 if the layout has none."""
         batches = self._batches
         if batches.planner.layout == "local" or not batches.table.layers:
             return 0
@@ -150,15 +150,15 @@ class HeldOut:
 
 
 def samples_of_evaluation(config: Config) -> int:
-    """Number of samples that an evaluation reads of each domain at most, while a run trains."""
+    """Return the maximum number of samples per domain of an evaluation during training."""
     return config.train.eval_batches * config.train.batch_size
 
 
 class Yardstick:
-    """What the loss of held-out tokens is held against: their bytes of text, and what counting loses on the same tokens."""
+    """Unigram loss and byte counts of held-out tokens, which their loss is compared with and normalised by."""
 
     def __init__(self, tokenizer: Tokenizer, domains: Iterable[Domain], frequencies_DV: np.ndarray):
-        """frequencies_DV: token counts of the training text."""
+        """frequencies_DV: token counts of each domain's training text."""
         self._rows, self._slots = tokenizer.slot_rows, np.array([domain.slot for domain in domains])
         self._bytes_V = np.array([len(surface) for surface in tokenizer.vocabulary.surfaces])
         self._unigram_DV = np.stack(
@@ -166,7 +166,7 @@ class Yardstick:
         )
 
     def of(self, held_out: HeldOutBatch) -> np.ndarray:
-        """Number of tokens that count in each unit, bytes of their surfaces, and nats that counting needs for them: [U, 3]."""
+        """Return for each unit of a batch: number of predicted tokens, their bytes, and their unigram loss in nats, [U, 3]."""
         batch = held_out.batch
         passes, sequences = batch.labels_GBS.shape[:2]
         domains_B = np.repeat(batch.domains_M[batch.blocks], sequences // len(batch.blocks))
@@ -178,9 +178,9 @@ class Yardstick:
 
 
 def unigram_nats(counts_V: np.ndarray, slot_R: np.ndarray) -> np.ndarray:
-    """Nats [V] of each id under its frequency, plus ½ for every row in use of a slot; infinity for ids without a row.
+    """Return the unigram loss [V] of each id in nats, from counts plus ½ for every row in use; infinity for ids without a row.
 
-    counts_V: token counts of the training text. slot_R: ids of the rows, -1 where none is.
+    counts_V: token counts of the training text. slot_R: id of each row of the slot, -1 for a row without one.
     """
     used = slot_R[slot_R >= 0]
     smoothed = counts_V[used] + 0.5
@@ -190,6 +190,6 @@ def unigram_nats(counts_V: np.ndarray, slot_R: np.ndarray) -> np.ndarray:
 
 
 def _by_pass(of_blocks: np.ndarray) -> np.ndarray:
-    """[M, G, Q, …] → [G, B, …]: the blocks of each micro-batch next to each other."""
+    """Reorder [M, G, Q, …] to [G, B, …]: the blocks of each micro-batch next to each other."""
     blocks, passes, per_block, *rest = of_blocks.shape
     return of_blocks.swapaxes(0, 1).reshape(passes, blocks * per_block, *rest)

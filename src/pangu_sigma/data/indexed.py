@@ -1,12 +1,12 @@
-"""Token files in Megatron's `.bin`/`.idx` format, which MindFormers and Megatron read as they are.
+"""Token files in Megatron's `.bin`/`.idx` format, which MindFormers and Megatron can read too.
 
 `.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4,
 number of sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document
-bounds. Writing goes through MindFormers. Reading checks every number of the index against the others and the sizes of
-both files, which MindFormers does not. Ids are read from the open file, not through a map of it: a file that is cut short
-meanwhile is then an error with a name and not a signal without one, and a sample is read no slower.
+bounds. MindFormers writes them. Reading checks the index for consistency and against the sizes of both files, which MindFormers
+does not do. Ids are read with `pread` and not through a memory map: a file that is truncated meanwhile is then an error that names
+it instead of a SIGBUS, and reading is as fast.
 
-Given their hashes, *chunks* of a `.bin` are verified each when it is first read from, and again once the file has changed.
+If hashes are given, each *chunk* of a `.bin` is verified when it is first read, and again after the file has changed.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.mindformers_import import quiet_mindformers
 
 CHUNK_BYTES = 1 << 20
-"""Bytes of a `.bin` that are hashed and verified together: the first sample that is read from them waits for 1 MiB, no more."""
+"""Bytes of a chunk of a `.bin`, hashed and verified together: the first sample read from it waits for 1 MiB at most."""
 
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _INT32_CODE = 4
 _CHECK_BLOCK = 1 << 22
-"""Ids that are checked against the vocabulary at a time, to bound memory."""
+"""Number of ids checked against the vocabulary at a time, to bound memory."""
 
 _FIX = "the file was cut short or altered; run prepare-data again"
 
 
 def paths_of(prefix: Path) -> tuple[Path, Path]:
-    """The two files of a prefix: (`prefix`.bin, `prefix`.idx)."""
+    """Return the paths of a token file: (`prefix`.bin, `prefix`.idx)."""
     return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
 
 
 def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray]) -> None:
-    """Write each document (ids, its <eot> included) as one sequence of one document."""
+    """Write documents to a token file, each as one sequence. documents: token ids, <eot> included."""
     data, index = paths_of(prefix)
     builder = _mindformers_builder()(str(data), dtype=np.int32)
     for ids in documents:
@@ -51,7 +51,7 @@ def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray]) 
 
 
 def hashes_of_chunks(path: Path) -> list[str]:
-    """Content hash, xxh3_128, of every CHUNK_BYTES of a `.bin`. Raises OSError."""
+    """Return the xxh3_128 hash of every chunk (CHUNK_BYTES) of a file. Raises OSError."""
     with path.open("rb") as file:
         return [xxhash.xxh3_128_hexdigest(chunk) for chunk in iter(lambda: file.read(CHUNK_BYTES), b"")]
 
@@ -64,12 +64,12 @@ def _mindformers_builder() -> Any:
 
 
 class TokenFile:
-    """The tokens of one domain and split, read as one long row.
+    """Token file of one domain and split, opened for reading as one array of tokens.
 
     tokens: number of tokens. documents: number of documents. lengths: number of tokens of each document, int32.
-    Raises DataError with file and byte offset when the index does not fit the files, or, given `vocabulary` (V), when an id is not
-    in 0 … V - 1. With `chunks` (hashes of every `chunk_bytes` bytes of the `.bin`, as `hashes_of_chunks` gives them) both the
-    hash and the ids of a chunk are checked when it is first read from; without them all ids are checked at once.
+    vocabulary: size V; every id must be in 0 … V - 1; None: ids are not checked. chunks: hashes as `hashes_of_chunks` returns, of
+    every `chunk_bytes` bytes: hash and ids of a chunk are checked when it is first read; None: all ids are checked at once.
+    Raises DataError with file and byte offset if the index does not fit the files or an id is not in the vocabulary.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class TokenFile:
                 self._check_ids(start, self._ids(start, min(_CHECK_BLOCK, self.tokens - start)))
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Copy of tokens start … start + length - 1, [length] int32. Raises DataError when they are not what was written."""
+        """Read the tokens start … start + length - 1, int32 [length]. Raises DataError if their chunk is damaged."""
         if start < 0 or length < 0 or start + length > self.tokens:
             raise IndexError(f"{self.path}: tokens {start} … {start + length} asked for, there are 0 … {self.tokens}")
         if self._chunks is not None and length:
@@ -110,12 +110,12 @@ class TokenFile:
         return self._ids(start, length)
 
     def verify(self) -> None:
-        """Check every chunk now. Raises DataError for the first that is not what was written."""
+        """Check every chunk now. Raises DataError for the first that is damaged."""
         if self._chunks is not None and self.tokens:
             self._verify(0, (4 * self.tokens - 1) // self._chunk_bytes)
 
     def _verify(self, first: int, last: int) -> None:
-        """Check the chunks first … last, as far as that was not done since the file changed."""
+        """Check those of the chunks first … last that were not checked since the file changed."""
         stamp = self._stamp()
         if stamp != self._seen:
             self._seen = stamp
@@ -138,7 +138,7 @@ class TokenFile:
             self._check_ids(begin // 4, ids)
 
     def _ids(self, start: int, length: int) -> np.ndarray:
-        """Tokens start … start + length - 1 as they are in the file now, [length] int32."""
+        """Read the tokens start … start + length - 1 without checks, int32 [length]."""
         ids = np.empty(length, "<i4")
         left = ids.data.cast("B") if length else memoryview(b"")
         at = 4 * start
@@ -152,7 +152,7 @@ class TokenFile:
         return ids
 
     def _check_ids(self, start: int, ids: np.ndarray) -> None:
-        """Raise DataError for the first of some ids, read at token `start`, that is not in the vocabulary."""
+        """Raise DataError for the first of `ids` that is not in the vocabulary. start: position of the first in the file."""
         assert self._vocabulary is not None
         wrong = np.flatnonzero((ids < 0) | (ids >= self._vocabulary))
         if len(wrong):
@@ -162,7 +162,7 @@ class TokenFile:
             )
 
     def _stamp(self) -> tuple[int, int]:
-        """Size and time of the last change of the `.bin`."""
+        """Return size and modification time of the `.bin`."""
         status = os.fstat(self._file)
         return status.st_size, status.st_mtime_ns
 
@@ -198,7 +198,7 @@ def _content(path: Path) -> bytes:
 
 
 def _checked_lengths(path: Path, data: bytes, sequences: int) -> np.ndarray:
-    """Lengths of the documents, [sequences] int32. The offsets and document bounds must be what follows from them."""
+    """Return the lengths of the documents, int32 [sequences]. Raises DataError unless offsets and bounds follow from them."""
     lengths = np.frombuffer(data, "<i4", sequences, _HEADER.size)
     at_offsets = _HEADER.size + 4 * sequences
     offsets = np.frombuffer(data, "<i8", sequences, at_offsets)

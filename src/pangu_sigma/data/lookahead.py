@@ -1,4 +1,4 @@
-"""Batches made before they are asked for, by a thread, while the step before computes."""
+"""Background thread that assembles the next batches while a step computes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pangu_sigma.data.order import Cursor
 
 
 class Lookahead:
-    """The batches from a cursor on, each with the one that follows it: its experts can be brought in time."""
+    """Iterator over the batches from a cursor on, each with its successor, so that the successor's experts can be prefetched."""
 
     def __init__(self, batches: Batches, cursor: Cursor):
         self._batches = batches
@@ -19,7 +19,7 @@ class Lookahead:
         self._coming: deque[Future[tuple[Batch, Cursor]]] = deque()
 
     def take(self) -> tuple[Batch, Cursor, Batch]:
-        """The next batch, the cursor after it, and the batch after it. Raises DataError as `Batches.next` does."""
+        """Return the next batch, the cursor after it, and the batch that follows. Raises DataError as `Batches.next` does."""
         while len(self._coming) < 3:
             self._coming.append(self._thread.submit(self._make))
         batch, cursor = self._coming.popleft().result()

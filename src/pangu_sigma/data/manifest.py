@@ -1,6 +1,6 @@
-"""The manifest of a prepared data folder, manifest.json: its content, what that was made from, and what became of the text.
+"""Manifest of a prepared data folder, manifest.json: sources, statistics of each domain, and size and hash of every other file.
 
-It is sealed with its own hash and has size and content hash of every other file of the folder.
+It carries a hash of itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pangu_sigma.sealed import DamagedFile, as_json, sealed, unsealed, write_ato
 
 MANIFEST_FILE = "manifest.json"
 DATA_FORMAT = 2
-"""Version of the folder; others are refused."""
+"""Format version of a prepared data folder; others are refused."""
 
 _FIX = "the folder is damaged, run prepare-data again"
 
@@ -26,7 +26,7 @@ class _Record(BaseModel):
 
 
 class Source(_Record):
-    """A source of text. sha256: that of the archive or file; None for the library of the running Python."""
+    """Source of text. sha256: hash of the archive or file; None for the standard library of the running Python."""
 
     name: str
     version: str
@@ -35,9 +35,9 @@ class Source(_Record):
 
 
 class SplitCounts(_Record):
-    """Counts of one split of a domain: documents, tokens (<eot> and tags included), bytes of UTF-8, and <unk> tokens.
+    """Statistics of one split of a domain: documents, tokens (<eot> and tags included), bytes of UTF-8, and <unk> tokens.
 
-    folded: characters that do not come back as written (`Tokenizer.changed_by_normalisation`).
+    folded: characters that normalisation changed (`Tokenizer.changed_by_normalisation`).
     """
 
     documents: int
@@ -48,12 +48,12 @@ class SplitCounts(_Record):
 
 
 class OverlapRecord(_Record):
-    """What the held-out text of a domain has in common with its training text, in windows (data/overlap.py).
+    """Overlap of a domain's held-out text with its training text, measured in n-grams, called windows (see `overlap`).
 
-    window: tokens of a window. windows: number of them in the held-out text. share: fraction of them that stands in the training
-    text. by_hash_alone: what that would be if no document were passed over.
+    window: tokens of a window. windows: number of windows in the held-out text. share: fraction of them that occurs in the training
+    text. by_hash_alone: the same fraction if no document were passed over.
     wanted: number of documents that data.held_out asks for.
-    passed_over, passed_over_tokens: documents, and tokens of theirs, that are trained on because they repeat others.
+    passed_over, passed_over_tokens: number of candidates, and of their tokens, that are trained on because they repeat others.
     """
 
     window: int
@@ -66,14 +66,13 @@ class OverlapRecord(_Record):
 
 
 class DomainRecord(_Record):
-    """The record of a domain.
+    """Statistics of a domain in the manifest.
 
-    rows: number of rows in use of its slot.
-    unigram_entropy: nats per token that the training frequencies, plus ½ for every row of the slot, need for the
-    held-out tokens: what a model must beat.
-    offered, duplicates, too_long, over_limit: documents that came in, exact copies left out, documents that are longer than
-    data.max_mib_per_domain by themselves, documents left out because others fill it. What is offered is one of these or is kept.
-    offered_bytes, left_out_bytes: UTF-8 of all documents that came in, and of those that are too long or over the limit.
+    rows: number of rows in use of its embedding slot.
+    unigram_entropy: nats per held-out token under training counts plus ½ for every row of the slot, the baseline a model must beat.
+    offered: number of documents read. Each is kept or counted in one of: duplicates (exact copies), too_long (longer than
+    data.max_mib_per_domain by itself), over_limit (left out because others fill that limit).
+    offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of those too long or over the limit.
     """
 
     slot: str
@@ -92,7 +91,7 @@ class DomainRecord(_Record):
 
 
 class FileRecord(_Record):
-    """Size and content hash of a file.
+    """Size and content hash of a file in the manifest.
 
     chunks: hash of every `chunk_bytes` bytes of a token file, so that each is verified when first read; the last may be shorter.
     """
@@ -104,11 +103,11 @@ class FileRecord(_Record):
 
 
 class Manifest(_Record):
-    """The record of the whole folder.
+    """Manifest of a prepared data folder.
 
-    fingerprint: sha256 of everything that decides its content. config: that itself.
+    config: settings, inputs and versions that decide the content of the folder. fingerprint: sha256 of `config`.
     quarantined: number of unusable lines by reason. examples: file, offset and detail of the first line of each reason.
-    files: every other file of the folder, by its path in it.
+    files: every other file of the folder, by relative path.
     """
 
     fingerprint: str
@@ -123,7 +122,7 @@ class Manifest(_Record):
 
     @property
     def content_hash(self) -> str:
-        """A hash over the fingerprints of token files and frequencies."""
+        """Hash over the hashes of the token files and of the frequencies."""
         content = {
             name: record.xxh3_128
             for name, record in self.files.items()
@@ -132,12 +131,12 @@ class Manifest(_Record):
         return xxhash.xxh3_128_hexdigest(as_json(content))
 
     def save(self, folder: Path) -> None:
-        """Write it, sealed. Raises OSError."""
+        """Write manifest.json with its own hash. Raises OSError."""
         write_atomically(folder / MANIFEST_FILE, sealed(self.model_dump(mode="json")))
 
 
 def load_manifest(path: Path) -> Manifest:
-    """The manifest of a prepared data folder; DataError when there is none, it is damaged or of another format."""
+    """Load the manifest of a prepared data folder. Raises DataError if it is missing, damaged or of another format."""
     file = path / MANIFEST_FILE
     if not file.exists():
         raise DataError(f"{file}: No such file or directory; run prepare-data first, or set data.path to its output")

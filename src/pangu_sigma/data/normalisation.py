@@ -1,8 +1,8 @@
-"""What PanGu-α's normaliser does to characters, which is all that encoding and decoding changes in Chinese text.
+"""Characters that PanGu-α's normaliser changes; encoding and decoding change nothing else in Chinese text.
 
 SentencePiece's rules `nmt_nfkc`, which are in PanGu-α's model, fold a character to its NFKC form: `，` to `,`, `１` to `1`, `㎏` to
-`kg`. Some characters become a blank or nothing instead, and PanGu-α's blanks only separate words: they vanish. Characters are
-never folded together, because jieba makes a word of each that could be.
+`kg`. Some characters become a blank or nothing instead; these vanish, because PanGu-α's blanks only separate words. Characters are
+never composed with each other, because jieba makes a word of each that could be.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ _VANISHING = (
     "\u203e\u309b\u309c\ufc5e-\ufc63\ufdfa\ufdfb\ufe49-\ufe4c\ufe70\ufe72\ufe74\ufe76\ufe78\ufe7a\ufe7c\ufe7e\uffe3"  # with a blank
     f"{META}"
 )
-"""Characters that do not come through PanGu-α's normaliser even as their NFKC form, as the inside of a regular expression's [ ].
+"""Characters that PanGu-α's normaliser drops, as the inside of a regular expression's [ ].
 
-They decide ids: another set of them is another format of the tokenizer.
+They decide ids: changing them needs a new format version of the tokenizer.
 """
 
 VANISHING = re.compile(f"[{_VANISHING}{SPACE}{NEWLINE}]")
-"""What PanGu-α does not give back: a vanishing character, or a ▂ or ▃, which it takes for a blank or newline."""
+"""Pattern of characters that PanGu-α's model loses: a vanishing one, or a ▂ or ▃, which it takes for a blank or newline."""
 
 SPELLED = re.compile(f"  [{SPACE}{NEWLINE}]|[{_VANISHING}]")
-"""The same in the text of a run, where ▂ and ▃ are marks, and those of the text itself stand after two blanks."""
+"""Pattern of these characters in a `Run`, where ▂ and ▃ stand for blank and newline, and those of the text follow two blanks."""
 
 _END = 0x30000
-"""No character from here on has an NFKC form of its own."""
+"""Code point from which on no character changes under NFKC."""
 
 
 def folded_characters(text: str) -> int:
-    """Number of characters of `text` that PanGu-α's normaliser gives back as their NFKC form, which is another one."""
+    """Return the number of characters of `text` that PanGu-α's normaliser replaces by their NFKC form."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
     return int(np.count_nonzero(_is_folded()[codes]))
 
 
 @functools.cache
 def _is_folded() -> np.ndarray:
-    """[code points] bool. PanGu-α's rules are older than Python's and leave some characters alone, so they are asked."""
+    """Return which code points are folded, bool [code points]. PanGu-α's rules are older than Python's, so its model is run."""
     folded = np.zeros(0x110000, dtype=bool)
     normaliser = sentencepiece.SentencePieceProcessor(model_proto=alpha_model())
     every = (chr(code) for code in range(_END) if not 0xD800 <= code < 0xE000)

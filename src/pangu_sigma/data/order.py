@@ -1,6 +1,6 @@
-"""The order of training samples: a function of the seed and of how many samples each domain has given, and of nothing else.
+"""Sampling order of training: a function of the seed and of the number of samples taken of each domain, which a `Cursor` holds.
 
-It does not depend on the number of processes, nor on when a run was stopped. A `Cursor` is those counts.
+It does not depend on the number of processes or on when a run was stopped.
 
 Shape suffix: M blocks (one domain each).
 """
@@ -19,25 +19,25 @@ from pangu_sigma.domains import domain_sets
 
 @dataclass
 class Cursor:
-    """Number of samples taken so far from each domain, by index."""
+    """Position in the training data: the number of samples taken so far of each domain, by its index."""
 
     taken: list[int]
 
     def state(self) -> dict[str, Any]:
+        """Return the cursor as plain data, for the state of a checkpoint."""
         return {"taken": self.taken}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Cursor:
+        """Restore the cursor from what `state` returned."""
         return cls(list(state["taken"]))
 
 
 class SampleOrder:
-    """The samples of each batch of an endless training run: every domain in turn by its weight, its samples shuffled anew in every
-    pass over its text."""
+    """Sampler: picks the domains of a batch by weight, and shuffles the samples of a domain anew in every epoch over its text."""
 
     def __init__(self, config: Config, counts: list[int], weights: Sequence[float] | None = None):
-        """counts: number of samples of each domain. weights: of each domain, 0 for one that gives none; None: those of the
-        configuration."""
+        """counts: number of samples of each domain. weights: of sampling, 0 to leave a domain out; None: the configuration's."""
         self._counts, self._seed = counts, config.seed
         self._blocks = config.data.domains_per_step
         self._per_block = config.train.batch_size // self._blocks * config.train.accumulation
@@ -46,11 +46,11 @@ class SampleOrder:
         self._shuffles: dict[tuple[int, int], np.ndarray] = {}
 
     def start(self) -> Cursor:
-        """The cursor before the first sample."""
+        """Return the cursor before the first sample."""
         return Cursor([0] * len(self._counts))
 
     def take(self, cursor: Cursor) -> list[tuple[int, list[int]]]:
-        """Domain and sample numbers of each block of the update at `cursor`, which moves past it."""
+        """Return (domain, sample numbers) of each block of the next update, and advance the cursor past it."""
         taken = []
         for domain in self._choose(cursor):
             first = cursor.taken[domain]
@@ -59,7 +59,7 @@ class SampleOrder:
         return taken
 
     def sample(self, domain: int, number: int) -> int:
-        """The sample that a domain gives as its `number`-th."""
+        """Return which sample of a domain is its `number`-th in training, counted from 0 over all epochs."""
         epoch, at = divmod(number, self._counts[domain])
         if (domain, epoch) not in self._shuffles:
             self._shuffles = {key: shuffle for key, shuffle in self._shuffles.items() if key[0] != domain}
@@ -68,7 +68,7 @@ class SampleOrder:
         return int(self._shuffles[domain, epoch][at])
 
     def _choose(self, cursor: Cursor) -> list[int]:
-        """Domains of the next blocks: of its set, each time the one that is furthest behind its weight, equals by a seeded draw."""
+        """Return the domains of the next blocks: each time that of its set which is furthest behind its weight; ties are drawn."""
         weights = self._weights
         drawn = np.array(cursor.taken) // self._per_block
         rng = np.random.default_rng([self._seed, int(drawn.sum())])

@@ -1,13 +1,13 @@
-"""Which documents are held out: those that do not repeat other text of their domain, so that a loss is of text that is new.
+"""Decontamination of the held-out set: documents that repeat other text of their domain are not held out.
 
-A *window* is 13 tokens in a row of a document, without its <eot>; a shorter document is one window. The *overlap* of a document is
-the fraction of its windows that stand in another document of the domain, trained on or not. Counting all others, and not only
-those that are trained on, makes the choice simple: a document that is not held out may be trained on and changes no overlap.
+A *window* is an n-gram of 13 tokens of a document, without its <eot>; a shorter document is one window. The *overlap* of a document
+is the fraction of its windows that occur in another document of the domain, trained on or not. Counting all others, not only those
+that are trained on, makes the choice simple: whether another document is held out changes no overlap.
 
-Other domains do not count, so that what is held out of a domain follows from its own text. Windows are compared by a hash of
-64 bits: two different ones that share it would be counted as equal, never the other way round.
+Other domains do not count, so that the held-out set of a domain depends on its own text only. Windows are compared by hashes of 64
+bits: different windows with the same hash count as equal, never the other way round.
 
-Shape suffixes: T tokens of some documents end to end, C candidates, K their windows, U their different windows, P places.
+Shape suffixes: T tokens of some documents end to end, C candidates, K their windows, U their distinct windows, P occurrences.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pangu_sigma.data.manifest import OverlapRecord
 from pangu_sigma.errors import DataError
 
 WINDOW = 13
-"""Tokens of a window: long enough that equal ones are copies and not chance (our choice; GPT-3 compared 13 words)."""
+"""Number of tokens of a window: long enough that equal ones are copies and not chance (our choice; GPT-3 compared 13 words)."""
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK = 1 << 16
-"""Tokens that are compared at a time: their hashes fit in the cache."""
+"""Number of tokens compared at a time: their hashes fit in the CPU cache."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What held-out text must be: that many documents, and tokens, of an overlap of `limit` at most."""
+    """Size of the held-out set: target number of documents, minimum number of tokens, and maximum overlap `limit` of a document."""
 
     documents: int
     tokens: int
@@ -40,11 +40,11 @@ class Demand:
 def choose_held_out(
     name: str, documents: Sequence[np.ndarray], candidates: Sequence[int], demand: Demand
 ) -> tuple[list[int], OverlapRecord]:
-    """Numbers of the documents to hold out, ascending, and how much of them stands in the others.
+    """Choose the documents to hold out. Return their numbers, ascending, and their overlap with the others.
 
-    The first of the candidates whose overlap is within the limit are taken until both numbers are reached, or all the same when
-    only that of documents is not. name: the domain's. documents: token ids of each, its <eot> last. candidates: numbers of
-    documents, first choice first. Raises DataError when there are too few tokens.
+    Candidates within the overlap limit are taken in order until documents and tokens suffice; too few documents are accepted.
+    name: the domain's. documents: token ids of each, its <eot> last. candidates: numbers of documents, first choice first.
+    Raises DataError if there are too few tokens.
     """
     others = sorted(set(range(len(documents))) - set(candidates))
     windows = _Windows([documents[number] for number in candidates], (documents[number] for number in others))
@@ -80,10 +80,10 @@ def _too_few(name: str, tokens: int, good_C: np.ndarray, demand: Demand) -> str:
 
 
 class _Windows:
-    """The windows of some candidates, and where they stand: in which candidates, and whether in another document.
+    """Windows of the candidates, and where they occur: in which candidates, and whether in another document.
 
-    owner_K, which_K: candidate, and number among the different ones, of each window. finder_P, found_P: the same for each place P
-    of any candidate where such tokens stand, as those of a short document do in a longer one. others_U: True where others have it.
+    owner_K, which_K: candidate of each window, and its number among the distinct windows. finder_P, found_P: the same for each
+    occurrence in any candidate, such as a short document inside a longer one. others_U: True if it occurs in another document.
     """
 
     def __init__(self, candidates: Sequence[np.ndarray], others: Iterable[np.ndarray]) -> None:
@@ -98,7 +98,7 @@ class _Windows:
         self._owner_K = np.concatenate(owners)
         self._hashes_U, which_K = np.unique(np.concatenate(hashes), return_inverse=True)
         self._which_K = which_K.astype(np.int32)
-        # Nearly all hashes of other text are of no window here: their first bits tell it without a search.
+        # Nearly all hashes of other text match no window here: their first bits show it without a search.
         bits = len(self._hashes_U).bit_length() + 3
         self._shift = np.uint64(64 - bits)
         self._first_bits = np.zeros(1 << bits, bool)
@@ -110,7 +110,7 @@ class _Windows:
             self._others_U[found_U] = True
 
     def _find(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Where windows stand in some documents: numbers of the documents, and of the windows."""
+        """Find the windows in some documents. Yields numbers of the documents, and of the windows that occur in them."""
         for first, text in _texts(documents):
             for length, hashes_T in text.hashes(self._lengths):
                 starts = np.flatnonzero(text.whole(length) & self._first_bits[hashes_T >> self._shift])
@@ -120,7 +120,7 @@ class _Windows:
                 yield first + text.numbers(starts[equal]), which[equal].astype(np.int32)
 
     def overlaps(self) -> np.ndarray:
-        """Fraction of the windows of each candidate that stand in any other document, [C]; 1 where there is no token."""
+        """Return the fraction of each candidate's windows that occur in any other document, [C]; 1 for one without tokens."""
         some_U = np.zeros(len(self._hashes_U), np.int32)
         some_U[self._found_P] = self._finder_P
         standing_U = self._others_U.copy()
@@ -130,7 +130,7 @@ class _Windows:
         return np.where(count_C, found_C / np.maximum(count_C, 1), 1.0)
 
     def in_training(self, held_out: Sequence[int]) -> tuple[int, float]:
-        """Number of windows of some candidates, and the fraction that stands in the text if all but these is trained on."""
+        """Return the number of windows of these candidates, and the fraction of them that occurs in all other documents."""
         chosen_C = np.isin(np.arange(self._candidates), held_out)
         standing_U = self._others_U.copy()
         standing_U[self._found_P[~chosen_C[self._finder_P]]] = True
@@ -140,7 +140,7 @@ class _Windows:
 
 
 class _Text:
-    """Some documents end to end, without their <eot>."""
+    """Several documents end to end, without their <eot>."""
 
     def __init__(self, documents: Sequence[np.ndarray]) -> None:
         self._lengths = np.array([len(ids) - 1 for ids in documents])
@@ -149,7 +149,7 @@ class _Text:
         self._left_T = np.repeat(self._ends, self._lengths) - np.arange(len(self._ids_T))
 
     def hashes(self, lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Each of some lengths and, for every place, the hash of so many tokens from there on, [T - length + 1] uint64."""
+        """Yield each length with the rolling hash of the `length` tokens from every position on, uint64 [T - length + 1]."""
         mixed_T = _mixed(self._ids_T)
         hashes_T = np.zeros_like(mixed_T)
         for length in range(1, min(WINDOW, len(mixed_T)) + 1):
@@ -158,22 +158,22 @@ class _Text:
                 yield length, hashes_T
 
     def whole(self, length: int) -> np.ndarray:
-        """True where so many tokens are of one document, [T - length + 1]."""
+        """Return True for positions from which `length` tokens are of one document, [T - length + 1]."""
         return self._left_T[: len(self._left_T) - length + 1] >= length
 
     def own_windows(self, length: int) -> np.ndarray:
-        """Places where a window of this length begins: below WINDOW only documents that are so short are one."""
+        """Return the positions where a window of this length begins: below WINDOW only documents of just that length have one."""
         if length == WINDOW:
             return np.flatnonzero(self.whole(length))
         return (self._ends - length)[self._lengths == length]
 
     def numbers(self, starts: np.ndarray) -> np.ndarray:
-        """Numbers of the documents that some places are of, int32."""
+        """Return the number of the document at each position, int32."""
         return np.searchsorted(self._ends, starts, side="right").astype(np.int32)
 
 
 def _texts(documents: Iterable[np.ndarray]) -> Iterator[tuple[int, _Text]]:
-    """Documents in order, some at a time, and the number of the first of them."""
+    """Group documents in order. Yields the number of the first document of a group, and the group."""
     first, size, some = 0, 0, list[np.ndarray]()
     for ids in documents:
         some.append(ids)
@@ -186,7 +186,7 @@ def _texts(documents: Iterable[np.ndarray]) -> Iterator[tuple[int, _Text]]:
 
 
 def _mixed(ids_T: np.ndarray) -> np.ndarray:
-    """A number of 64 bits for each id, in which all bits of the id count everywhere (the finaliser of splitmix64)."""
+    """Hash each id to 64 bits (the finaliser of splitmix64)."""
     mixed_T = ids_T.astype(np.uint64) * _FACTOR + _FACTOR
     mixed_T = (mixed_T ^ (mixed_T >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed_T = (mixed_T ^ (mixed_T >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""What became of the text: the table at the end of `prepare-data`, and what of it deserves a warning."""
+"""Overview of prepared data: the table that `prepare-data` prints, and its warnings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pangu_sigma.data.packages import PACKAGED_MIB
 from pangu_sigma.data.quarantine import format_reasons
 
 _MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP = 0.005, 0.1, 0.01
-"""Share of <unk> tokens, of exact copies among the documents, and of held-out windows that stand in the training text, above which
-there is a warning."""
+"""Thresholds of the warnings: fraction of <unk> tokens, of exact copies, and of held-out windows found in the training text."""
 
 
 def _mib(value: int) -> str:
@@ -33,13 +32,13 @@ _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
     "unknown": lambda record: f"{_unknown(record):.2%}",
     "folded": lambda record: f"{record.train.folded + record.held_out.folded:,}",
 }
-"""Columns of the table by title, each a function of a domain's record. Documents, unless the title says something else; `folded`
-counts characters that come back in another form, as `，` comes back as `,`. `passed over` are trained on because they repeat
-others; `overlap` is how much of the held-out text stands in the training text, before the arrow without passing any over."""
+"""Columns of the table: title → function of a domain's record. They count documents unless the title says something else. `folded`
+counts characters that decode to another form, as `，` to `,`. `passed over` documents are trained on because they repeat others.
+`overlap` is the fraction of the held-out text that occurs in the training text; before the arrow, if none were passed over."""
 
 
 def overview(manifest: Manifest) -> list[dict[str, str]]:
-    """The table as rows, one a domain in the order of the configuration: cells by title."""
+    """Return the rows of the table, one per domain in the order of the configuration: title → cell."""
     order = [domain[0] for domain in manifest.config.get("domains", [])]
     names = [*(name for name in order if name in manifest.domains), *(set(manifest.domains) - set(order))]
     return [
@@ -48,7 +47,7 @@ def overview(manifest: Manifest) -> list[dict[str, str]]:
 
 
 def format_overview(manifest: Manifest) -> str:
-    """The table as text, with a line for each reason why lines are quarantined."""
+    """Return the table as text, with a line for each reason why lines are quarantined."""
     rows = overview(manifest)
     titles = dict.fromkeys(title for row in rows for title in row)
     widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in titles}
@@ -62,28 +61,28 @@ def format_overview(manifest: Manifest) -> str:
 
 
 def remarks(manifest: Manifest) -> list[str]:
-    """What of a preparation the user should know, a sentence for each: text left out, copies, unknown tokens,
-    held-out text of another size or that is trained on, unusable lines."""
-    said = []
+    """Return the warnings about a preparation, a sentence each: text left out, copies, <unk> tokens, unusable lines, and a held-out
+    set of another size or that overlaps the training text."""
+    sentences = []
     for row in overview(manifest):
         name, record = row["domain"], manifest.domains[row["domain"]]
         if record.left_out_bytes:
-            said.append(
+            sentences.append(
                 f"{name}: {_mib(record.left_out_bytes)} of {_mib(record.offered_bytes)} MiB were left out by {_limit(manifest)}"
             )
         if (share := record.duplicates / max(1, record.offered)) > _MANY_COPIES:
-            said.append(f"{name}: {share:.0%} of the documents are exact copies of others and were left out")
+            sentences.append(f"{name}: {share:.0%} of the documents are exact copies of others and were left out")
         if (share := _unknown(record)) > _MUCH_UNKNOWN:
-            said.append(
+            sentences.append(
                 f"{name}: {share:.2%} of the tokens are <unk>, text that the domain's slot has no row for; raise model.slot_rows, "
                 "or check that the domain's language is that of its text"
             )
-        said += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
+        sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
     if manifest.quarantined:
-        said.append(
+        sentences.append(
             f"{sum(manifest.quarantined.values()):,} lines of --input are unusable; they are in quarantine.jsonl with the reason"
         )
-    return said
+    return sentences
 
 
 def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[str]:

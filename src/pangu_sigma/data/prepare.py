@@ -1,15 +1,15 @@
-"""The command `prepare-data`: it reads text and writes the folder that `train` reads.
+"""Preparation of training data (`prepare-data`): it reads text and writes the folder that `train` reads.
 
     documents → kept → runs (words, once) → English pieces → counts → rows of slots → ids → train | held out → files
 
-Pieces and rows follow from documents that cannot be held out; which of the others are, from their ids (overlap.py).
+Pieces and rows are chosen from documents that cannot be held out; the ids of the others decide which are held out (overlap.py).
 
 The folder is written beside `output` and renamed when it is complete:
 
     <domain>.train.{bin,idx}  <domain>.held_out.{bin,idx}  frequencies.npy (int64 [D, V], training tokens)
     tokenizer/  quarantine.jsonl  manifest.json (with the hashes of all of them)
 
-Lines that cannot be used are written to `<output>.quarantine.jsonl` as they are met; it stays there if preparing fails afterwards.
+Lines that cannot be used are written to `<output>.quarantine.jsonl` at once; the file stays there if the preparation fails.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ from pangu_sigma.sealed import sync
 logger = logging.getLogger(__name__)
 
 _LEARNING_BYTES = 4 << 20
-"""English and code text that pieces are learned from; more changes few pieces and takes longer."""
+"""Amount of English text and code that pieces are trained on; more changes few pieces and takes longer."""
 
 _FORMAT = 3
-"""A number in the fingerprint: raise it when the same text would give a different folder."""
+"""Version in the fingerprint: raise it when the same text would give a different folder."""
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """A document and its words."""
+    """Document after word segmentation."""
 
     document: Document
     segments: SegmentedText
@@ -81,7 +81,7 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """The documents of a domain and their sources. candidates, wanted: as `selection.held_out_candidates` gives them."""
+    """Documents of a domain and their sources. candidates, wanted: as `selection.held_out_candidates` returns them."""
 
     selection: Selection
     sources: list[Source]
@@ -91,14 +91,14 @@ class _Corpus:
 
     @property
     def certain(self) -> list[_Cut]:
-        """The documents that are trained on in any case."""
+        """Documents that are no candidates for the held-out set, and so are trained on."""
         uncertain = set(self.candidates)
         return [cut for number, cut in enumerate(self.cuts) if number not in uncertain]
 
 
 @dataclass(frozen=True)
 class _InputFile:
-    """A file of the user's, as it was when it was hashed."""
+    """Input file of the user, with its hash, size and modification time."""
 
     path: Path
     sha256: str
@@ -115,7 +115,7 @@ class _InputFile:
             raise DataError(f"--input {path}: cannot be read: {error.strerror}; check the path") from error
 
     def check_unchanged(self) -> None:
-        """Raise DataError if the file is not what was hashed any more."""
+        """Raise DataError if the file has changed since it was hashed."""
         status = self.path.stat()
         if (status.st_size, status.st_mtime_ns) != (self.size, self.changed):
             raise DataError(
@@ -124,10 +124,10 @@ class _InputFile:
 
 
 def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
-    """Write the prepared data of `config` to `output` and return its manifest.
+    """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
-    inputs: the user's *.jsonl and *.jsonl.gz; none: the packaged text. A folder that holds this very result already
-    is left as it is, an older result is replaced. Raises ConfigError or DataError for what the user can fix.
+    inputs: the user's *.jsonl and *.jsonl.gz files; none: the packaged text. A folder that holds this very result already is left
+    alone, an older result is replaced. Raises ConfigError or DataError for what the user can fix.
     """
     domains = domains_of(config)
     for domain in domains:
@@ -185,7 +185,7 @@ def _prepare(
 
 
 def _decisive(config: Config, files: list[_InputFile]) -> dict[str, Any]:
-    """Everything that decides what is written: parts of the configuration, text, and the programs that cut it."""
+    """Return all that decides the content of the folder: settings, hashes of the text, and versions of the programs that cut it."""
     english = config.vocabulary.english_model
     return {
         "format": _FORMAT,
@@ -204,7 +204,7 @@ def _decisive(config: Config, files: list[_InputFile]) -> dict[str, Any]:
 
 
 def _existing(output: Path) -> Manifest | None:
-    """The manifest at `output`, None for nothing or a damaged result; DataError when the folder is not ours."""
+    """Return the manifest in `output`, or None if it is absent or damaged. Raises DataError if the folder is no prepared data."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if not (output / "manifest.json").is_file():
@@ -219,7 +219,7 @@ def _existing(output: Path) -> Manifest | None:
 
 
 def _intact(output: Path) -> bool:
-    """True if every file is the one that was written."""
+    """Return True if every file agrees with the manifest."""
     try:
         PreparedData(output).verify_all()
     except DataError as error:
@@ -260,7 +260,7 @@ def _from_packages(config: Config, domains: Domains) -> tuple[dict[str, Selectio
 
 
 def _limit(config: Config, files: list[_InputFile]) -> int | None:
-    """Bytes of text that are kept of a domain at most; None: all."""
+    """Return the maximum number of bytes of text kept of a domain; None: no limit."""
     asked = config.data.max_mib_per_domain
     mib = asked if asked is not None or files else PACKAGED_MIB
     return None if mib is None else int(mib * (1 << 20))
@@ -269,7 +269,7 @@ def _limit(config: Config, files: list[_InputFile]) -> int | None:
 def _cut(
     config: Config, domains: Domains, selections: dict[str, Selection], sources: dict[str, list[Source]]
 ) -> list[_Corpus]:
-    """Cut all text into words, once, and find what of it may be held out."""
+    """Segment all text into words, and choose the candidates for the held-out set."""
     corpora = []
     for domain in domains:
         documents = selections[domain.name].documents()
@@ -288,7 +288,7 @@ def _cut(
 
 
 def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -> Tokenizer:
-    """The vocabulary from the training text, and the rows of every slot."""
+    """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot."""
     if config.vocabulary.english_model:
         english = read_english(Path(config.vocabulary.english_model))
     else:
@@ -309,12 +309,12 @@ def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -
 
 
 def _padded(slot_rows: np.ndarray, rows: int) -> np.ndarray:
-    """[slots, V] → [slots, rows], -1 in the rows that no id uses."""
+    """Pad [slots, V] to [slots, rows] with -1."""
     return np.pad(slot_rows, ((0, 0), (0, rows - slot_rows.shape[1])), constant_values=-1)
 
 
 def _learning_text(corpora: list[_Corpus]) -> Iterator[str]:
-    """Runs for the English pieces, as much from every domain that has any, spread over the documents that cannot be held out."""
+    """Yield training text for the English pieces: equal amounts of every domain that has any, spread over its documents."""
     texts = [
         [run.text for cut in corpus.certain for _, runs in cut.segments for run in runs if not run.alpha]
         for corpus in corpora
@@ -336,9 +336,9 @@ def _progress(documents: list[Any], what: str, domain: Domain) -> Iterable[Any]:
 
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
-    """A new folder beside `output`: flushed and renamed to it when the block ends well, and removed when it does not.
+    """Make a folder to be filled in the block; it replaces `output` if the block succeeds, and is removed if it fails.
 
-    Raises DataError for what the disk refuses.
+    Raises DataError for errors of the file system.
     """
     partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
     old = output.with_name(f"{output.name}.old-{os.getpid()}")
@@ -367,7 +367,7 @@ def _replacing(output: Path) -> Iterator[Path]:
 def _write_domains(
     config: Config, folder: Path, domains: Domains, tokenizer: Tokenizer, corpora: list[_Corpus]
 ) -> tuple[dict[str, DomainRecord], np.ndarray]:
-    """Write the token files; per domain its record, and training frequencies [D, V]."""
+    """Write the token files. Return the record of each domain, and the training frequencies [D, V]."""
     frequencies = np.zeros((len(domains), tokenizer.size), dtype=np.int64)
     records = {}
     for domain, corpus in zip(domains, corpora, strict=True):
@@ -406,7 +406,7 @@ def _write_split(
     ids: list[np.ndarray],
     numbers: list[int],
 ) -> tuple[SplitCounts, np.ndarray]:
-    """Write the documents of some numbers to one token file; their counts, and frequencies [V] int64. ids: of all documents."""
+    """Write the documents `numbers` to one token file. Return their statistics and frequencies [V] int64. ids: of all documents."""
     documents = [ids[number] for number in numbers]
     cuts = [corpus.cuts[number] for number in numbers]
     write_tokens(folder / f"{domain.name}.{name}", documents)

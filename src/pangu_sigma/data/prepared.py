@@ -1,6 +1,6 @@
-"""A prepared data folder, opened: what it gives out is what `prepare-data` wrote, or it raises with the name of the file.
+"""Reader of a prepared data folder. Every file is verified against the hashes of the manifest; an error names the file.
 
-Small files are verified when they are asked for, token files as they are read (`indexed.TokenFile`).
+Small files are verified when they are opened, token files as they are read (`indexed.TokenFile`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, fingerprint, verify
 
 TOKENIZER_NAME, FREQUENCIES_NAME, QUARANTINE_NAME = "tokenizer", "frequencies.npy", "quarantine.jsonl"
+"""Names of files and folders in a prepared data folder."""
 SPLITS = ("train", "held_out")
 
 _FIX = "the prepared data is damaged or is of another preparation, run prepare-data again"
 
 
 class PreparedData:
-    """The files of a folder that `prepare-data` wrote.
+    """Files of a folder that `prepare-data` wrote, with its `manifest`.
 
     Raises DataError as `load_manifest`.
     """
@@ -32,7 +33,7 @@ class PreparedData:
         self.manifest = load_manifest(folder)
 
     def tokens(self, domain: str, split: str, vocabulary: int) -> TokenFile:
-        """The text of a domain. vocabulary: V. Raises DataError as `TokenFile`, and when it is not the text of this folder."""
+        """Open a token file. vocabulary: its size V. Raises DataError as `TokenFile`, and if a file differs from the manifest."""
         prefix = self.folder / f"{domain}.{split}"
         data, index = paths_of(prefix)
         self.verify(index.name)
@@ -40,7 +41,7 @@ class PreparedData:
         return TokenFile(prefix, vocabulary, record.chunks, record.chunk_bytes)
 
     def frequencies(self) -> np.ndarray:
-        """Occurrences of every id in the training text, [D, V] int64. Raises DataError."""
+        """Return the count of every token id in the training text of each domain, [D, V] int64. Raises DataError."""
         file = self.folder / FREQUENCIES_NAME
         self.verify(FREQUENCIES_NAME)
         try:
@@ -49,7 +50,7 @@ class PreparedData:
             raise DataError(f"{file}: cannot be read: {error}; run prepare-data again") from error
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the text was encoded with. Raises DataError."""
+        """Load the tokenizer that encoded the text. Raises DataError."""
         folder = self.folder / TOKENIZER_NAME
         for name in self.manifest.files:
             if name.startswith(f"{TOKENIZER_NAME}/"):
@@ -62,7 +63,7 @@ class PreparedData:
         return tokenizer
 
     def verify(self, name: str) -> None:
-        """Raise DataError unless a file is the one that was written."""
+        """Check size and hash of a file against the manifest. Raises DataError if they differ."""
         recorded = self._record(name)
         try:
             verify(self.folder / name, {"bytes": recorded.bytes, "xxh3_128": recorded.xxh3_128}, _FIX)
@@ -70,7 +71,7 @@ class PreparedData:
             raise DataError(str(error)) from error
 
     def verify_all(self) -> None:
-        """Raise DataError unless every file is as it was written."""
+        """Check size and hash of every file against the manifest. Raises DataError if they differ."""
         for name in self.manifest.files:
             self.verify(name)
 
@@ -83,21 +84,21 @@ class PreparedData:
 
 
 def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
-    """Token counts [D, V] of the training text in a folder that `prepare-data` wrote. Raises DataError if they do not fit."""
-    found = PreparedData(folder).frequencies()
-    if found.shape != (domains, vocabulary):
+    """Return the token counts [D, V] of the training text of a prepared data folder. Raises DataError for another shape."""
+    counts = PreparedData(folder).frequencies()
+    if counts.shape != (domains, vocabulary):
         raise DataError(
-            f"{folder / FREQUENCIES_NAME}: has the shape {found.shape}, {domains} domains and {vocabulary} ids need "
+            f"{folder / FREQUENCIES_NAME}: has the shape {counts.shape}, {domains} domains and {vocabulary} ids need "
             f"{(domains, vocabulary)}; run prepare-data with this configuration"
         )
-    return found
+    return counts
 
 
 def file_records(folder: Path) -> dict[str, FileRecord]:
-    """Size and hashes of every file in a folder and its folders, by path, the manifest excepted. Raises OSError."""
-    found = {}
+    """Return size and hashes of every file below a folder, by relative path; the manifest is left out. Raises OSError."""
+    records = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE):
         chunks = hashes_of_chunks(file) if file.suffix == ".bin" else []
         record = FileRecord(**fingerprint(file), chunks=chunks, chunk_bytes=CHUNK_BYTES if chunks else 0)
-        found[file.relative_to(folder).as_posix()] = record
-    return found
+        records[file.relative_to(folder).as_posix()] = record
+    return records

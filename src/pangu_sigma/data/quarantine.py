@@ -1,4 +1,4 @@
-"""The lines that cannot be used: written down as they are met, and kept whatever becomes of the preparation."""
+"""Quarantine of input lines that cannot be used: written to a file at once, which stays even if the preparation fails."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pangu_sigma.errors import DataError
 logger = logging.getLogger(__name__)
 
 _SHOWN = 3
-"""Number of reasons that are shown with an example: the most frequent ones."""
+"""Number of reasons shown with an example, the most frequent ones."""
 
 
 class Quarantine:
-    """The unusable lines of one preparation, as a context manager around it.
+    """Writer of the unusable lines of one preparation, as a context manager around it.
 
-    file: where they are written, one JSON object a line. When the block ends well it is removed: `copy_to` has put it into the
-    prepared folder. When the block fails and there are such lines, it stays, and the error says so.
+    file: one JSON object a line. It is removed if the block succeeds, after `copy_to` has put it into the prepared folder. If the
+    block fails and there are such lines, it stays, and the error says so.
     counts: number of lines by reason. examples: the first line of each reason, `file:offset: detail`.
     """
 
@@ -43,13 +43,13 @@ class Quarantine:
         return self
 
     def add(self, line: Rejected) -> None:
-        """Write a line down. Raises OSError."""
+        """Write a rejected line. Raises OSError."""
         self.counts[line.reason] += 1
         self.examples.setdefault(line.reason, f"{line.file}:{line.offset}: {line.detail}")
         self._stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
 
     def copy_to(self, file: Path) -> None:
-        """Write what there is so far to another file. Raises OSError."""
+        """Copy the lines written so far to another file. Raises OSError."""
         file.write_bytes(self.file.read_bytes())
 
     def __exit__(
@@ -59,14 +59,14 @@ class Quarantine:
         if error is None or not self.counts:
             self.file.unlink()
             return
-        told = f"{format_reasons(dict(self.counts), self.examples)}\nall of them are in {self.file}"
+        summary = f"{format_reasons(dict(self.counts), self.examples)}\nall of them are in {self.file}"
         if isinstance(error, DataError):
-            raise DataError(f"{error}\n{told}") from error
-        logger.warning("%s", told)
+            raise DataError(f"{error}\n{summary}") from error
+        logger.warning("%s", summary)
 
 
 def format_reasons(counts: dict[str, int], examples: dict[str, str]) -> str:
-    """The number of unusable lines, and the most frequent reasons with an example each, a line for each."""
+    """Return the number of unusable lines, and the most frequent reasons with an example, as lines of text."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     lines = [f"{sum(counts.values()):,} lines are unusable and quarantined:"]
     for reason, count in ranked[:_SHOWN]:

@@ -1,4 +1,4 @@
-"""Room for a user's text: preparing keeps all of it in memory, so what will not fit is refused before it is read."""
+"""Memory check before a preparation, which keeps all text in memory: input that will not fit is refused before it is read."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.host_memory import memory_there
 
 PER_BYTE, PER_DOCUMENT, ALWAYS = 16, 1_300, 100_000_000
-"""Bytes of memory that preparing takes for a byte of text, for a document, and for the vocabulary, rounded up.
+"""Bytes of memory that a preparation needs per byte of text, per document, and for the vocabulary, rounded up.
 
-By `ru_maxrss`, less what imports take, where half of the documents may be held out: 898 MB for 45.6 MB of Chinese in 108,000
-documents and 613 MB for 17.7 MB in 285,000, which with 80 MB in any case gives 15.8 and 890; 700 MB for 43.5 MB of English in
-4,800. An earlier measurement gave 1,170 for a document; the larger number stays."""
+Measured by `ru_maxrss`, less imports, with half of the documents as held-out candidates: 898 MB for 45.6 MB of Chinese in 108,000
+documents and 613 MB for 17.7 MB in 285,000, which with a constant 80 MB gives 15.8 and 890; 700 MB for 43.5 MB of English in
+4,800. An earlier measurement gave 1,170 per document; the larger number stays."""
 
 _SAMPLE_BYTES = 64 << 20
-"""Bytes at the start of a file whose lines are counted."""
+"""Number of bytes at the start of a file whose lines are counted."""
 _READ_BYTES = 4 << 20
 
 
 def check_room(inputs: list[Path], most: int | None, domains: int) -> None:
-    """Raise DataError if the text of some files needs more memory than there is, before any of it is read for good.
+    """Raise DataError if preparing the text of these files needs more memory than is free.
 
-    most: bytes that are kept of each of so many `domains`; None: all.
+    most: maximum bytes kept of each domain; None: no limit. domains: number of domains.
     """
     there = memory_there(swap=False)
     if there is None:
@@ -50,7 +50,7 @@ def check_room(inputs: list[Path], most: int | None, domains: int) -> None:
 
 
 def _extent(path: Path, enough: float) -> tuple[int, int]:
-    """Bytes and lines of a file; of a compressed one those of what is in it, counted until there are `enough` bytes."""
+    """Return the bytes and lines of a file, of a compressed one after decompression; counting stops at `enough` bytes."""
     packed = path.suffix == ".gz"
     size = lines = 0
     try:
@@ -58,6 +58,6 @@ def _extent(path: Path, enough: float) -> tuple[int, int]:
             while size < (enough if packed else _SAMPLE_BYTES) and (chunk := file.read(_READ_BYTES)):
                 size, lines = size + len(chunk), lines + chunk.count(b"\n")
     except (EOFError, OSError, zlib.error):
-        pass  # reading it for good will say what is wrong, and where
+        pass  # the preparation will say what is wrong, and where
     whole = size if packed else path.stat().st_size
     return whole, round(lines * whole / max(1, size))

@@ -1,4 +1,4 @@
-"""The text of one split as samples: each domain's tokens, cut one after another into sequences of equal length.
+"""Samples of one split of prepared data: each domain's tokens, cut one after another into sequences of equal length.
 
 Shape suffix: S sequence.
 """
@@ -17,21 +17,20 @@ from pangu_sigma.errors import DataError
 
 
 class Text(Protocol):
-    """The tokens of a domain; `TokenFile` is one."""
+    """Tokens of a domain that can be read by position, such as a `TokenFile`."""
 
     tokens: int
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens start … start + length - 1, int32."""
+        """Return the tokens start … start + length - 1, int32."""
 
 
 class Samples:
-    """The samples of every domain of a configuration, in file order.
+    """Samples of every domain of a configuration, in file order.
 
-    files: the text of each domain. counts: number of samples of each. Sample n of a domain is its tokens n·S … n·S + S: one more
-    than the sequence, because each token predicts the next. weights: of each domain in the order of training, relative to the
-    others'.
-    Raises DataError when a domain has less text than one sample.
+    files: token files, one per domain. counts: number of samples of each domain. Sample n of a domain is its tokens n·S … n·S + S,
+    one more than the sequence, because each token predicts the next. weights: sampling weight of each domain.
+    Raises DataError if a domain has fewer tokens than one sample.
     """
 
     def __init__(self, config: Config, files: Sequence[Text], split: str):
@@ -48,16 +47,16 @@ class Samples:
                 )
 
     def read(self, domain: int, number: int) -> np.ndarray:
-        """Ids of one sample, int32 [S + 1]."""
+        """Return the token ids of one sample, int32 [S + 1]."""
         return self.files[domain].read(number * self._length, self._length + 1)
 
     def counted(self, domain: int, number: int) -> np.ndarray:
-        """True for the positions of a sample whose successor counts in the loss, bool [S]: all of them."""
+        """Return the loss mask of a sample, bool [S]: all True. Position s stands for the prediction of token s + 1."""
         return np.ones(self._length, bool)
 
 
 def open_samples(config: Config, folder: Path, split: str, vocabulary: int) -> Samples:
-    """The samples of a split in a folder that `prepare-data` wrote. vocabulary: V.
+    """Open the samples of one split of a prepared data folder. vocabulary: its size V.
 
     Raises DataError as `PreparedData.tokens` and `Samples`.
     """

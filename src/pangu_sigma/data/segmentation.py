@@ -1,7 +1,7 @@
-"""Text cut into runs: some are read by PanGu-α's model, the others by the English pieces.
+"""Segmentation of text into runs, each for PanGu-α's SentencePiece model or for the English one.
 
-A run for PanGu-α is already cut into words, exactly as PanGu-α did it, because what reads it (a slot's SentencePiece model) changes
-while the words do not: they are found once for each document. Nothing here knows ids.
+A run for PanGu-α is already segmented into words, exactly as PanGu-α did it. Words do not depend on the slot's SentencePiece
+model, so they are found once for each document. Nothing here knows ids.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _MARK = re.compile(f"([{SPACE}{NEWLINE}])")
 
 
 class Run(NamedTuple):
-    """A stretch of text and who reads it.
+    """Stretch of text for one SentencePiece model: PanGu-α's if `alpha`, else the English one.
 
-    `text` of a run with `alpha` is jieba's words, joined with a blank. As PanGu-α has it, ▂ and ▃ in it are the text's blanks and
-    newlines; a ▂ or ▃ of the text itself stands after two blanks, which SentencePiece reads as one. `spelled`: True if there are
-    such marks or vanishing characters in it, which only bytes can spell.
+    `text` of a run for PanGu-α is jieba's words, joined with a blank. As in PanGu-α, ▂ and ▃ in it stand for the text's blanks and
+    newlines; a ▂ or ▃ of the text itself follows two blanks, which SentencePiece reads as one. `spelled`: True if there are such
+    marks or vanishing characters in it, which only bytes can spell.
     """
 
     alpha: bool
@@ -38,12 +38,11 @@ class Run(NamedTuple):
 
 
 def runs_of(text: str, language: str) -> tuple[Run, ...]:
-    """Runs of `text` in order; `language` is a domain's.
+    """Split text into runs, in order, by the language of its domain.
 
-    `zh`: all of it for PanGu-α. `en`, `python`, `java`: all of it for the English pieces. `mixed`: by script. There a
-    Chinese run is Han and Chinese punctuation, with whatever stands between them that has no letters of another script
-    (digits, blanks, marks); Latin words, even single ones inside a Chinese sentence, are English, where they are a
-    token or two, and not one token a letter as in PanGu-α.
+    `zh`: one run for PanGu-α. `en`, `python`, `java`: one run for the English model. `mixed`: by script. There a Chinese run is Han
+    and Chinese punctuation, with digits, blanks and marks between them; Latin words, even single ones inside a Chinese sentence,
+    are English runs, where a word is a token or two and not one token a letter as in PanGu-α.
     """
     if not text:
         return ()
@@ -63,7 +62,7 @@ def runs_of(text: str, language: str) -> tuple[Run, ...]:
 
 
 def _chinese(text: str) -> Run:
-    """A run for PanGu-α. Marks of the text itself get their blanks: jieba takes each of them for a word of its own."""
+    """Make a run for PanGu-α. Two blanks go before a ▂ or ▃ of the text itself; jieba takes each for a word of its own."""
     if not VANISHING.search(text):
         return Run(True, words(text))
     cut = _MARK.split(text)  # every other one is a mark; an empty one in front makes the blanks before the first word
@@ -72,5 +71,5 @@ def _chinese(text: str) -> Run:
 
 
 def is_chinese(text: str) -> bool:
-    """More Han characters than Latin words: the language tag that a text gets when nobody stated its language."""
+    """Return True if text has more Han characters than Latin words; decides the tag of text without a stated language."""
     return len(_HAN.findall(text)) > len(_LATIN_WORD.findall(text))

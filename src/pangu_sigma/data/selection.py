@@ -1,7 +1,7 @@
-"""The documents that are kept, and those of them that may be held out: the content of each document alone decides.
+"""Selection of documents to keep, and of candidates for the held-out set, by the hash of each document's content.
 
-Exact copies are dropped. Where there is a limit, the documents whose texts have the lowest hashes are kept, as many as fit. This
-spreads them over the whole source, does not depend on the order of the input, and needs memory for the kept documents only.
+Exact copies are dropped. If there is a limit, the documents with the lowest hashes are kept, as many as fit. This spreads them over
+the whole source, does not depend on the order of the input, and needs memory for the kept documents only.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from pangu_sigma.data.documents import Document
 
 CHOICE = 5
-"""Documents that may be held out for one that is: of the packaged code a quarter repeat nothing. None of these decides what tokens
-there are, so that no vocabulary is made from text that it is measured on."""
+"""Number of candidates for each held-out document: of the packaged code only a quarter repeat nothing. Candidates do not contribute
+to the vocabulary, so that no vocabulary is made from text that it is measured on."""
 
 
 class Selection:
-    """The kept documents of one domain: at most `limit` bytes of UTF-8; None: all of them.
+    """Selection of the documents of one domain: at most `limit` bytes of UTF-8; None: no limit.
 
-    offered: number of documents that came in. duplicates: exact copies of a kept one. too_long: longer than `limit` by themselves.
-    over_limit: left out because documents of lower hashes fill the limit. What is offered is one of these or is kept.
-    offered_bytes, left_out_bytes: UTF-8 of all documents that came in, and of those too long or over the limit.
+    offered: number of documents added. Each is kept or counted in one of: duplicates (exact copies of a kept one), too_long (longer
+    than `limit` by itself), over_limit (left out because documents of lower hashes fill the limit).
+    offered_bytes, left_out_bytes: UTF-8 bytes of all documents added, and of those too long or over the limit.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -36,7 +36,7 @@ class Selection:
         self.offered_bytes = self.left_out_bytes = 0
 
     def add(self, document: Document) -> None:
-        """Keep the document, unless it is a copy or its hash is above what still fits."""
+        """Keep a document, unless it is a copy or documents of lower hashes fill the limit."""
         self.offered += 1
         size = document.bytes
         self.offered_bytes += size
@@ -67,15 +67,15 @@ class Selection:
         self.left_out_bytes += size
 
     def documents(self) -> list[Document]:
-        """The kept documents in order of arrival."""
+        """Return the kept documents in order of arrival."""
         return [document for _, _, document in sorted(self._heap, key=lambda entry: entry[1])]
 
 
 def held_out_candidates(documents: Sequence[Document], held_out: float) -> tuple[list[int], int]:
-    """Numbers of the documents that may be held out, first choice first, and how many of them are wanted.
+    """Return the numbers of the candidates for the held-out set, first choice first, and how many of them to hold out.
 
-    Wanted is the fraction `held_out` of all, at least one. Those of the lowest hashes may be held out, `CHOICE` times as many as
-    are wanted, but not over half of the documents unless more are wanted. Of two documents or more one is not among them.
+    The number to hold out is the fraction `held_out` of all, at least one. Candidates are the documents of the lowest hashes,
+    `CHOICE` times that number, but not over half of the documents unless more are to be held out; one is always left to train on.
     """
     wanted = min(max(1, round(held_out * len(documents))), len(documents) - 1)
     hashes = [_hash("hold out", document) for document in documents]

@@ -1,4 +1,4 @@
-"""SentencePiece models as data: find PanGu-α's, learn or take English pieces, restrict a model to some pieces."""
+"""SentencePiece models: find PanGu-α's, train or import English pieces, restrict a model to some pieces."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import sentencepiece
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 
-# MindSpore's messages load only into protobuf's Python implementation, which it selects when it is imported first;
-# protobuf decides once per process, so whoever comes first has to make the same choice.
+# MindSpore's messages load only into protobuf's Python implementation, which MindSpore selects if it is imported first. protobuf
+# selects once per process, so this module must select the same.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
 META = "\u2581"
-"""SentencePiece's own blank."""
+"""SentencePiece's character for a blank, ▁."""
 
 _TRAINING_LINE = 2_000
-"""Characters of a line that the English pieces are learned from; SentencePiece drops lines above 4,192 bytes."""
+"""Maximum characters of a line of training text for the English pieces; SentencePiece drops lines above 4,192 bytes."""
 
 
 def parse_model(data: bytes) -> Any:
-    """A SentencePiece model file as its protocol message; DataError when it is none."""
+    """Parse a SentencePiece model file into its protobuf message. Raises DataError if it is none."""
     model = sentencepiece_model.ModelProto()
     try:
         model.ParseFromString(data)
@@ -40,13 +40,13 @@ def parse_model(data: bytes) -> Any:
 
 
 def byte_names() -> list[str]:
-    """The names of the 256 pieces that stand for single bytes, in order."""
+    """Return the names of the 256 byte pieces, in order."""
     return [f"<0x{value:02X}>" for value in range(256)]
 
 
 @functools.cache
 def alpha_model() -> bytes:
-    """PanGu-α's SentencePiece model from the installed package pcl-pangu, found without importing that package."""
+    """Read PanGu-α's SentencePiece model from the installed package pcl-pangu, without importing it. Raises DataError."""
     found = importlib.util.find_spec("pcl_pangu")
     for folder in (found and found.submodule_search_locations) or []:
         path = Path(folder) / "tokenizer/bpe_4w_pcl/vocab.model"
@@ -56,10 +56,10 @@ def alpha_model() -> bytes:
 
 
 def learn_english(texts: Iterable[str], pieces: int) -> bytes:
-    """Learn `pieces` English pieces (SentencePiece unigram) and return them as a compact model.
+    """Train `pieces` English pieces (SentencePiece unigram) and return them as a compact model.
 
-    Blanks and runs of blanks are pieces, digits stand alone, a newline is always a piece of its own, and what no
-    piece spells falls back to bytes. The same texts give the same model. Too little text gives fewer pieces.
+    Blanks and runs of blanks are pieces, digits are split, a newline is always a piece of its own, and other characters fall back
+    to bytes. The same texts give the same model. Too little text gives fewer pieces.
     """
     buffer = io.BytesIO()
     lines = _training_lines(texts)
@@ -90,9 +90,9 @@ def learn_english(texts: Iterable[str], pieces: int) -> bytes:
 
 
 def read_english(path: Path) -> bytes:
-    """The English pieces of a user's SentencePiece model (unigram or BPE), as a compact model.
+    """Read a user's SentencePiece model (unigram or BPE) and return its pieces as a compact model.
 
-    Its normaliser, dummy prefix and control symbols are left behind, so that text comes back exactly as it went in.
+    Its normaliser, dummy prefix and control symbols are dropped, so that text decodes exactly. Raises ConfigError.
     """
     key = f"vocabulary.english_model={str(path)!r}"
     try:
@@ -122,9 +122,9 @@ def _normal_pieces(model: Any) -> list[tuple[str, float]]:
 
 
 def compact_model(pieces: list[tuple[str, float]], kind: int) -> bytes:
-    """A model of <unk>, the 256 bytes, a newline and `pieces` (name, score), that changes no character of its input.
+    """Make a SentencePiece model, without normalisation, of <unk>, the 256 bytes, a newline and `pieces` (name, score).
 
-    A blank is added if it is not among them: its bytes would be those of SentencePiece's own blank.
+    A blank is added if it is not among them: byte fallback would spell it as ▁. kind: `model_type` of SentencePiece.
     """
     kinds = sentencepiece_model.ModelProto.SentencePiece
     model = sentencepiece_model.ModelProto()
@@ -147,7 +147,7 @@ def compact_model(pieces: list[tuple[str, float]], kind: int) -> bytes:
 
 
 def restricted_model(model: Any, keep: Iterable[bool]) -> bytes:
-    """`model` with every piece that is not kept marked unused: ids stay, only kept pieces segment text."""
+    """Return `model` restricted to the pieces to keep: the others are marked unused, ids stay the same."""
     kinds = sentencepiece_model.ModelProto.SentencePiece
     copy = sentencepiece_model.ModelProto()
     copy.CopyFrom(model)
@@ -158,9 +158,9 @@ def restricted_model(model: Any, keep: Iterable[bool]) -> bytes:
 
 
 def with_bytes(model: bytes, controls: Iterable[str]) -> bytes:
-    """A model with `controls` and the 256 bytes after its pieces: bytes spell what would be its <unk>, all else stays as it is.
+    """Append control pieces and the 256 bytes to a model, so that bytes spell what would be <unk>; other encodings do not change.
 
-    A message that is written behind another one is merged with it, so nothing has to be parsed.
+    Concatenated protobuf messages are merged, so nothing has to be parsed.
     """
     kinds = sentencepiece_model.ModelProto.SentencePiece
     added = sentencepiece_model.ModelProto()

@@ -1,4 +1,4 @@
-"""Documents in a sequence: which one each token belongs to, and where in it the token is."""
+"""Document number and position of each token of a packed sequence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def documents_and_positions(ids: np.ndarray, eot: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number of each token's document in its row, and position of the token in that document; rows [..., S], int32, both from 0."""
+    """Return each token's document number in its sequence and its position in that document, int32 [..., S], both from 0."""
     starts = np.zeros(ids.shape, bool)
     starts[..., 1:] = ids[..., :-1] == eot
     documents = np.cumsum(starts, axis=-1)

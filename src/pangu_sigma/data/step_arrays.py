@@ -1,7 +1,7 @@
-"""The arrays of one update, by name, on the host side of the step.
+"""Input arrays of one training step, by name.
 
-In a graph they are plain arguments: MindSpore 2.9 gives a NamedTuple that is built inside `construct` a gradient of zero, without
-a word. A test ties the fields to the arguments of `TrainStep.construct`.
+Inside a graph they are plain arguments, because MindSpore 2.9 silently gives a NamedTuple that is built inside `construct` a
+gradient of zero. A test ties the fields to the arguments of `TrainStep.construct`.
 
 Shape suffixes: G micro-batches of an update, B sequences of one, S sequence, T = B·S, M blocks (one domain each), N RRE layers,
 A active experts.
@@ -15,43 +15,45 @@ import numpy as np
 
 
 class StepArrays(NamedTuple):
-    """Arguments of `TrainStep` after the learning rate, in its order: NumPy arrays, or tensors made of them."""
+    """Arguments of `TrainStep.construct` after the learning rate, in its order: NumPy arrays or tensors."""
 
     rows_GBS: Any
     """Row of each token in the flattened embedding slots, int32."""
     positions_GBS: Any
     """Position of each token in its document, int32."""
     documents_GBS: Any
-    """Number of the document that each token belongs to, int32."""
+    """Number of the document of each token in its sequence, int32."""
     slots_GM: Any
     """Embedding slot of each block, int32."""
     labels_GBS: Any
-    """Row, within its slot, of the token that comes next, int32."""
+    """Row of the next token within its slot, int32."""
     weights_GBS: Any
-    """Share of each token in the loss of the whole update, float32."""
+    """Weight of each token in the loss of the whole update, float32."""
     draws_GB4: Any
-    """What dropout draws the masks of each sequence from, int32: the run's seed and the number of the sample among all that the run
-    takes, two words each (`draws_of`)."""
+    """Random seed of the dropout masks of each sequence, int32 (`draws_of`)."""
     order_GNT: Any
     inverse_GNT: Any
     offsets_GNA1: Any
-    """The routing plan of each micro-batch, int32: see `RoutingPlan`."""
+    """Routing plan of each micro-batch, int32: see `RoutingPlan`."""
     active_NA: Any
-    """Active experts of all micro-batches together, in rows of the rank's store, int32."""
+    """Active experts of all micro-batches together, as rows of the rank's store, int32."""
     used_NA1: Any
-    """Offsets of their tokens, summed over the micro-batches and over the ranks of the group, int32."""
+    """Offsets of the active experts' tokens, summed over the micro-batches and over the ranks of the group, int32."""
 
     def of_pass(self, micro_batch: int) -> tuple[Any, ...]:
-        """Arguments of `NextTokenLoss` before the experts, for one micro-batch."""
+        """Return the arguments of `NextTokenLoss` before the experts, for one micro-batch."""
         return tuple(getattr(self, name)[micro_batch] for name in PASS_FIELDS)
 
 
 PASS_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_NA")]
-"""The fields that have an axis for micro-batches."""
+"""Fields of `StepArrays` that have an axis for micro-batches."""
 
 
 def draws_of(seed: int, samples: np.ndarray) -> np.ndarray:
-    """The draws of samples, int32 [*, 4] as `ascend_ops.dropout.CounterDropout` takes them. samples: their numbers, int64 [*]."""
+    """Return seeds for `ascend_ops.dropout.CounterDropout`, int32 [*, 4]: run seed and sample number, two words each.
+
+    samples: number of each sample among all that the run takes, int64 [*].
+    """
     numbers = np.stack([np.full(samples.shape, seed % (1 << 64), np.uint64), samples.astype(np.uint64)], axis=-1)
     words = np.stack([numbers & 0xFFFFFFFF, numbers >> 32], axis=-1)  # low word first, on any machine
     return words.astype(np.uint32).view(np.int32).reshape(*samples.shape, 4)

@@ -1,7 +1,7 @@
-"""The text of some domains of a prepared data folder, for a model that has only these.
+"""Subset of a prepared data folder: some of its domains, for a model that has only these.
 
-Token files hold ids and not rows, so they stay as they are: they are hard links of the same files, or copies on another file
-system. The tokenizer is the smaller model's; manifest and hashes are the new folder's own, and say where it comes from.
+Token files hold ids and not rows, so they do not change: they are hard links to the same files, or copies on another file system.
+The tokenizer is that of the smaller model. The folder has a manifest and hashes of its own, which record its origin.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pangu_sigma.errors import DataError
 def write_subset(
     source: Path, output: Path, domains: Sequence[str], kept: Sequence[str], tokenizer: Tokenizer
 ) -> Manifest:
-    """Write the text of the domains `kept` of a prepared data folder to `output`, and return its manifest.
+    """Write the domains `kept` of the prepared data folder `source` to the folder `output`, and return its manifest.
 
     domains: all domains of `source`, in the order of the configuration that it was prepared with. tokenizer: with the same ids, and
-    rows for the tokens of these domains. What was quarantined stays with `source`.
-    Raises DataError when a file of `source` is missing or is not what was written, or when `output` is there or cannot be written;
-    ConfigError for a domain that `source` does not have.
+    rows for the tokens of the kept domains. Quarantined lines stay with `source`.
+    Raises DataError if a file of `source` is missing or damaged, or `output` exists or cannot be written; ConfigError for a domain
+    that `source` does not have.
     """
     prepared = PreparedData(source)
     for name in kept:
@@ -73,7 +73,7 @@ def _manifest(whole: Manifest, kept: Sequence[str], tokenizer: Tokenizer, files:
 
 
 def _compare(source: Path, whole: Manifest, subset: Manifest) -> None:
-    """Raise DataError for a token file that is not the one that was prepared."""
+    """Raise DataError for a token file whose hash differs from that in the manifest of `source`."""
     for name, record in subset.files.items():
         if name.endswith((".bin", ".idx")) and whole.files[name].xxh3_128 != record.xxh3_128:
             raise DataError(

@@ -1,8 +1,8 @@
-"""Text ↔ ids of the merged vocabulary, restricted to what the domain's embedding slot has rows for.
+"""Tokenizer of the merged vocabulary, restricted for each domain to the ids that its embedding slot has rows for.
 
-Chinese text is encoded as PanGu-α does (jieba words, then its SentencePiece model), with its ids; bytes spell what is <unk>
-there or vanishes, so that decoding gives back every character or its NFKC form. English text and code are encoded by
-English pieces, and bytes, and come back exactly. `segmentation` says which one reads what.
+Chinese text is encoded as PanGu-α does (jieba words, then its SentencePiece model), with its ids. Characters that are <unk> there
+or vanish are spelled by bytes, so that decoding returns every character or its NFKC form. English text and code are encoded by
+English pieces and bytes, and decode exactly. `segmentation` decides which model reads which text.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 
 SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
-"""A document and its words: (language or "", runs) for each of its segments."""
+"""Segments of a document after word segmentation: (language or "", runs) for each of them."""
 
 _META_BYTES = [FIRST_BYTE + value for value in META.encode()]
 _FORMAT = 2
-"""Version of the folder and of how ids are found, so it is in the hash; others are refused."""
+"""Version of the folder and of the encoding, part of the hash; others are refused."""
 
 
 class Tokenizer:
-    """The vocabulary in use.
+    """Tokenizer of the merged vocabulary, with the embedding rows of every slot.
 
     size: V. hash: hex sha256 over everything that decides ids and rows.
-    slot_rows: [slots, R] row → id, -1 beyond the rows in use. row_of: [slots, V] id → row, -1 when the slot has no row.
-    A slot without rows for the bytes is a ValueError.
+    slot_rows: [slots, R] row → id, -1 beyond the rows in use. row_of: [slots, V] id → row, -1 if the slot has no row for it.
+    Raises ValueError if a slot lacks rows for the bytes.
     """
 
     pad, eot, unk = PAD, EOT, UNK
@@ -57,20 +57,20 @@ class Tokenizer:
 
     @classmethod
     def whole(cls, alpha: bytes, english: bytes, slots: int) -> Tokenizer:
-        """A tokenizer whose slots hold every id, at the row of the same number."""
+        """Make a tokenizer whose slots have a row for every id, the row of the same number."""
         size = len(_vocabulary(alpha, english))
         return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)))
 
     def of_slots(self, slots: Sequence[int]) -> Tokenizer:
-        """The tokenizer of some of its slots, by number and in this order; ids and rows mean the same."""
+        """Return a tokenizer with only these slots, in this order; ids and rows stay the same."""
         return Tokenizer(self._alpha, self._english, self.slot_rows[list(slots)])
 
     def encode(self, text: str, domain: Domain) -> list[int]:
-        """Ids of `text` as `domain` reads it; no tag, no <eot>. Raises DataError for half a surrogate pair, which is no text."""
+        """Encode text for a domain, without tag and <eot>. Raises DataError for a lone surrogate."""
         return self.encode_runs(runs_of(text, domain.language), domain)
 
     def encode_runs(self, runs: Iterable[Run], domain: Domain) -> list[int]:
-        """`encode` of text that `runs_of` has cut already."""
+        """Encode runs of text, as `runs_of` returns them, for a domain. Raises DataError as `encode`."""
         models = self._slot_models(domain.slot)
         ids: list[int] = []
         for run in runs:
@@ -82,22 +82,22 @@ class Tokenizer:
         return ids
 
     def changed_by_normalisation(self, segments: SegmentedText) -> int:
-        """Number of characters that do not come back as they are written: those that are folded to NFKC."""
+        """Return the number of characters that decoding does not restore: those folded to their NFKC form."""
         return sum(folded_characters(run.text) for _, runs in segments for run in runs if run.alpha)
 
     def sample(self, document: Document, domain: Domain) -> list[int]:
-        """The document as it is trained on.
+        """Encode a document for training.
 
-        text: ids, <eot>. bilingual: tag and ids of every side, <eot>. code: <Python> or <Java>, ids, <eot>.
+        Format text: ids, <eot>. bilingual: tag and ids of every side, <eot>. code: <Python> or <Java>, ids, <eot>.
         """
         return self.sample_runs(segmented(document.segments, domain), domain)
 
     def sample_runs(self, segments: SegmentedText, domain: Domain) -> list[int]:
-        """`sample` of a document that `segmented` has cut already."""
+        """Encode a document for training from its segments, as `segmented` returns them."""
         return [*self._tagged(segments, domain), EOT]
 
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
-        """The ids that generation starts from: the sample of `text` without its <eot>.
+        """Encode a prompt for generation: as `sample`, without <eot>.
 
         In a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. An empty code prompt is its tag.
         """
@@ -105,7 +105,7 @@ class Tokenizer:
         return self._tagged(segmented(segments, domain), domain)
 
     def rows(self, ids: Sequence[int] | np.ndarray, domain: Domain) -> np.ndarray:
-        """Row of each id in the slot of a domain, int32 [T]. Raises ConfigError for an id that does not exist or has no row."""
+        """Return the row of each id in a domain's embedding slot, int32 [T]. Raises ConfigError for an id without a row."""
         ids_T = np.asarray(ids, np.int64)
         outside = ids_T[(ids_T < 0) | (ids_T >= self.size)]
         if len(outside):  # a negative one would silently be counted from the end
@@ -119,12 +119,12 @@ class Tokenizer:
         return rows_T
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`: their surfaces joined; controls and tags are silent, broken UTF-8 becomes U+FFFD."""
+        """Decode ids to text. Control tokens and tags decode to nothing; invalid UTF-8 becomes U+FFFD."""
         surfaces = self.vocabulary.surfaces
         return b"".join(surfaces[i] for i in ids).decode("utf-8", errors="replace")
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `load` needs nothing else for: both SentencePiece models and vocabulary.json."""
+        """Write the tokenizer to a folder: both SentencePiece models and vocabulary.json."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pangu_alpha.model").write_bytes(self._alpha)
         (folder / "english.model").write_bytes(self._english)
@@ -141,7 +141,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer in a folder that `save` wrote; DataError when the folder is incomplete or altered."""
+        """Load a tokenizer from a folder that `save` wrote. Raises DataError if it is incomplete or damaged."""
         try:
             alpha, english = (folder / "pangu_alpha.model").read_bytes(), (folder / "english.model").read_bytes()
             content = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
@@ -182,9 +182,9 @@ class Tokenizer:
         return ids
 
     def _encode_spelled(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
-        """Ids of the words that PanGu-α's model can read, with the bytes of the others, each a character, put between them.
+        """Encode a Chinese run that has characters PanGu-α's model cannot encode: their bytes are inserted between its ids.
 
-        The model reads all of its words at once, without the others, so that its ids are those that PanGu-α has for this text.
+        The model reads the other words all at once, so that their ids are those that PanGu-α has for this text.
         """
         read, spelled, words, position = [], [], 0, 0
         for match in SPELLED.finditer(text):
@@ -193,14 +193,14 @@ class Tokenizer:
             read.append(before)
             words += len([word for word in before.split(" ") if word])
             spelled.append((words, match.group()[-1]))
-        found = model.encode("".join(read) + text[position:])
-        starts = [i for i, token in enumerate(found) if token in self.vocabulary.word_starts] + [len(found)]
+        alpha_ids = model.encode("".join(read) + text[position:])
+        starts = [i for i, token in enumerate(alpha_ids) if token in self.vocabulary.word_starts] + [len(alpha_ids)]
         ids, done = [], 0
         for words, character in spelled:
-            ids += found[done : starts[words]]
+            ids += alpha_ids[done : starts[words]]
             ids += [FIRST_BYTE + value for value in character.encode()]
             done = starts[words]
-        return ids + found[done:]
+        return ids + alpha_ids[done:]
 
     def _encode_english(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
         ids: list[int] = []
@@ -211,7 +211,7 @@ class Tokenizer:
         return ids
 
     def _slot_models(self, slot: int) -> _Models:
-        """The models of a slot; slots with a row for every id share the unrestricted ones."""
+        """Return the SentencePiece models of a slot; slots with a row for every id share the unrestricted ones."""
         key = None if self._has_every_id[slot] else slot
         if key not in self._models:
             rows = self.row_of[slot]
@@ -232,12 +232,12 @@ class Tokenizer:
 
 @functools.lru_cache(maxsize=2)
 def _vocabulary(alpha: bytes, english: bytes) -> Vocabulary:
-    """The vocabulary of two models, parsed once for all tokenizers: preparing makes two, and parsing takes half a second."""
+    """Parse two models into a vocabulary, cached: preparing makes two tokenizers, and parsing takes half a second."""
     return Vocabulary(alpha, english)
 
 
 class _Models:
-    """PanGu-α's and the English SentencePiece model of a slot, each made when it is first needed."""
+    """PanGu-α's and the English SentencePiece model of a slot, each loaded when first used."""
 
     def __init__(self, alpha: bytes, english: bytes) -> None:
         self._alpha, self._english = alpha, english
@@ -252,12 +252,12 @@ class _Models:
 
 
 def segmented(segments: Segments, domain: Domain) -> SegmentedText:
-    """Segments with the language tag they get and their runs, cut into words."""
+    """Segment the text of a document into words: return each segment with its tag language and its runs."""
     return tuple((tag_language(language, text, domain), runs_of(text, domain.language)) for language, text in segments)
 
 
 def tag_language(language: str, text: str, domain: Domain) -> str:
-    """The language whose tag stands before a segment of `domain`, "" for none; `language` is the stated one, or ""."""
+    """Return the language whose tag precedes a segment, or "". language: the stated one, or "". May raise ConfigError."""
     if domain.format == "text":
         return ""
     if domain.format == "bilingual":

@@ -1,13 +1,13 @@
-"""The merged vocabulary (PanGu-α's pieces, language tags, bytes, English pieces) and the rows of each embedding slot.
+"""Merged vocabulary (PanGu-α's pieces, language tags, bytes, English pieces) and the rows of each embedding slot.
 
 ids      0 …  39,999   PanGu-α's pieces, unchanged, so that inherited embeddings keep their meaning
     40,000 …  40,003   language tags <CN> <EN> <Python> <Java>
-    40,004 …  40,259   the 256 bytes <0x00> … <0xFF>, for what no piece, or none with a row, can spell
+    40,004 …  40,259   the 256 bytes <0x00> … <0xFF>, for characters that no piece with a row can spell
     40,260 …           English pieces that PanGu-α does not have
 
-Every id has a *surface*, the text it stands for; decoding is joining surfaces. Two writings of a blank meet here: in
-PanGu-α's pieces "▁" only separates words and "▂" is the blank, in English pieces "▁" is the blank. An English piece
-whose surface PanGu-α has already is not added again.
+Every id has a *surface*, the bytes that it decodes to; decoding joins surfaces. A blank is written in two ways: in PanGu-α's
+pieces "▁" only separates words and "▂" is the blank, in English pieces "▁" is the blank. An English piece whose surface PanGu-α
+has already is not added again.
 """
 
 from __future__ import annotations
@@ -24,27 +24,30 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 
 UNK, NEWLINE_ID, SPACE_ID, PAD, EOT, WORD_MARK = 0, 3, 4, 6, 9, 13
-"""PanGu-α's <unk> ▃ ▂ <pad> <eot>, and the lone ▁ that it writes before a character starting a word."""
+"""Ids of PanGu-α's <unk> ▃ ▂ <pad> <eot>, and of the lone ▁ that it writes before a character starting a word."""
 
 ALPHA_SIZE = 40_000
+"""Number of PanGu-α's pieces."""
 TAGS = ("<CN>", "<EN>", "<Python>", "<Java>")
 TAG_OF_LANGUAGE = {"zh": 40_000, "en": 40_001, "python": 40_002, "java": 40_003}
+"""Language → id of its tag."""
 FIRST_BYTE = ALPHA_SIZE + len(TAGS)
 FIRST_ENGLISH = FIRST_BYTE + 256
+"""First id of the bytes and of the English pieces."""
 
 CHARACTER_COVERAGE = 0.999
-"""Share of the Chinese text whose characters all have rows in a slot that cannot hold every piece."""
+"""Fraction of the Chinese text whose characters get rows in a slot that cannot hold every piece."""
 
 _ALPHA_CONTROLS = range(1, 10)
 """<s> </s> ▃ ▂ <sep> <pad> <mask> <eod> <eot>: of these only ▃ and ▂ stand for text."""
 
 
 class Vocabulary:
-    """The merged vocabulary of one English model.
+    """Merged vocabulary of PanGu-α's model and one English model.
 
-    pieces: [V] what each id is called; surfaces: [V] the bytes it stands for (none for controls and tags).
-    english_ids: SentencePiece id of the English model → merged id. character_ids: character → its piece of PanGu-α's.
-    word_starts: PanGu-α's pieces that begin with "▁"; a word has one, and it is the first.
+    pieces: [V] names of the ids; surfaces: [V] the bytes they decode to (none for controls and tags).
+    english_ids: SentencePiece id of the English model → merged id. character_ids: character → id of PanGu-α's piece for it.
+    word_starts: ids of PanGu-α's pieces that begin with "▁"; every word begins with one and has no other. May raise DataError.
     """
 
     def __init__(self, alpha: bytes, english: bytes) -> None:
@@ -77,7 +80,7 @@ class Vocabulary:
         return ids
 
     def _alpha_by_surface(self) -> dict[bytes, int]:
-        """Surface → PanGu-α's id; of several ids with a surface the one without "▁", then the lowest."""
+        """Return surface → PanGu-α's id; of several ids with the same surface the one without "▁", then the lowest."""
         known: dict[bytes, int] = {}
         for decorated in (True, False):
             for i in reversed(range(ALPHA_SIZE)):
@@ -86,7 +89,7 @@ class Vocabulary:
         return known
 
     def producible(self, languages: Iterable[str]) -> set[int]:
-        """Pieces that encoding text of these domain languages can give."""
+        """Return the ids that encoding text of these domain languages can produce."""
         ids: set[int] = set()
         for language in languages:
             if language in ("zh", "mixed"):
@@ -105,9 +108,9 @@ def _alpha_surface(index: int, piece: str) -> bytes:
 
 
 def special_ids(domains: list[Domain]) -> list[int]:
-    """Ids that a slot of these domains always has a row for.
+    """Return the ids that a slot of these domains always has rows for.
 
-    Those are <unk> <pad> <eot>, newline, blank, the tags and the bytes; with Chinese the word mark.
+    They are <unk> <pad> <eot>, newline, blank, the tags and the bytes; with Chinese the word mark.
     """
     ids = [UNK, NEWLINE_ID, SPACE_ID, PAD, EOT]
     if any(d.language in ("zh", "mixed") for d in domains):
@@ -116,11 +119,11 @@ def special_ids(domains: list[Domain]) -> list[int]:
 
 
 def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int) -> np.ndarray:
-    """Ids of one slot's rows, [rows] int32: specials, common characters, most frequent pieces (ties by id), then -1.
+    """Choose the ids of one slot's rows, int32 [rows]: specials, common characters, most frequent pieces (ties by id), then -1.
 
-    counts: [V] occurrences in the training text of the slot's domains, encoded with the whole vocabulary.
+    counts: [V] token counts of the training text of the slot's domains, encoded with the whole vocabulary.
     A word that has no row is spelled by its characters, so these come before frequent words (see `_characters`).
-    Pieces that never occur fill what is left, lowest id first, as far as the slot's languages can produce them.
+    Rows left over go to other pieces that the slot's languages can produce, lowest id first. Raises ConfigError for too few rows.
     """
     special = special_ids(domains)
     if rows < 2 * len(special):
@@ -137,10 +140,10 @@ def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarra
 
 
 def _characters(vocabulary: Vocabulary, counts: np.ndarray) -> list[int]:
-    """Ids of the characters, most frequent first, that make up `CHARACTER_COVERAGE` of the text in PanGu-α's pieces.
+    """Return the ids of the characters, most frequent first, that make up `CHARACTER_COVERAGE` of the text in PanGu-α's pieces.
 
-    Without them a rare word whose piece has no row would have no spelling but its bytes: 2.3% of
-    news and review tokens at 8,192 rows, against 0.14% with them for 5% more tokens (measured on the packaged text).
+    Without them a rare word whose piece has no row could only be spelled by bytes: 2.3% of news and review tokens at 8,192 rows,
+    against 0.14% with them for 5% more tokens (measured on the packaged text).
     """
     ids = vocabulary.character_ids
     seen: Counter[int] = Counter()

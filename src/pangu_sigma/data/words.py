@@ -1,9 +1,9 @@
-"""Chinese words as jieba cuts them (its accurate mode with HMM), many times faster.
+"""Chinese word segmentation, identical to jieba's (accurate mode with HMM) and many times faster.
 
-`words.cc` is jieba's algorithm with jieba's own dictionary and tables, read from the installed package: the same sums of
-doubles in the same order, so that ties fall the same way too. Faster libraries exist, but PanGu-α's ids depend on every
-word, and each of them cuts some text differently: rjieba rounds the HMM's tables to six digits, prefers other ties and
-takes rare Han characters into its blocks; jieba_next and jieba_fast_dat differ on real text.
+`words.cc` is jieba's algorithm with jieba's own dictionary and tables, read from the installed package: doubles are added in the
+same order, so that ties break the same way too. Other fast libraries do not serve, because PanGu-α's ids depend on every word and
+each of them segments some text differently: rjieba rounds the HMM's tables to six digits, breaks ties differently and takes rare
+Han characters into its blocks; jieba_next and jieba_fast_dat differ on real text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ascend_ops.library import cache_folder, compile_library
 from pangu_sigma.errors import DataError
 
 SPACE, NEWLINE = "\u2582", "\u2583"
-"""The characters that PanGu-α's vocabulary writes for a space and a newline; its blank only separates words."""
+"""Characters that stand for a space and a newline in PanGu-α's vocabulary; its blank only separates words."""
 
 _SOURCE = Path(__file__).with_suffix(".cc")
 _STATES = "BEMS"
@@ -29,7 +29,7 @@ _MIN_FLOAT = -3.14e100
 
 
 class _Jieba(NamedTuple):
-    """The compiled function and what it works on. tables: only kept alive."""
+    """Compiled `CutWords`, its model, and the tables that the model points to, kept alive here."""
 
     cut: Any
     model: int
@@ -37,9 +37,10 @@ class _Jieba(NamedTuple):
 
 
 def words(text: str) -> str:
-    """PanGu-α's input to SentencePiece: jieba's words, in them SPACE and NEWLINE for blanks and newlines, joined with blanks.
+    """Segment Chinese text with jieba: words joined with blanks, PanGu-α's input to SentencePiece.
 
-    Half surrogate pairs pass through, as in jieba. Raises DataError when the C++ part cannot be compiled.
+    Blanks and newlines of the text become SPACE and NEWLINE. Lone surrogates pass through, as in jieba. Raises DataError if the C++
+    code cannot be compiled.
     """
     jieba = _jieba()
     out = bytearray(8 * len(text) + 4)  # a blank and a character for each; an empty buffer would have no address
@@ -51,7 +52,7 @@ def words(text: str) -> str:
 
 @functools.cache
 def _jieba() -> _Jieba:
-    """jieba's default dictionary and tables, so that another user's `add_word` changes nothing here."""
+    """Load jieba's default dictionary and tables, so that `add_word` elsewhere in the process changes nothing here."""
     import jieba
     from jieba import finalseg
 
@@ -73,7 +74,7 @@ def _jieba() -> _Jieba:
 
 
 def _library() -> Path:
-    """words.cc compiled, kept with all compiled things."""
+    """Compile words.cc into the cache of compiled libraries, unless it is there."""
     target = cache_folder() / f"words_{hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]}.so"
     if target.exists():
         return target

@@ -1,15 +1,15 @@
-"""PanGu-Σ under MindFormers: everything that `mindformers.Trainer` needs to train it from a YAML in MindFormers' style.
+"""Adapter to MindFormers: the classes that `mindformers.Trainer` needs to train PanGu-Σ from a YAML in MindFormers' style.
 
-    words.py       the YAML's keys, in the project's words (no MindSpore)
-    trainer.py     the task: gives each object what it needs
+    words.py       keys of the YAML → keys of the project's configuration (no MindSpore)
+    trainer.py     trainer: builds dataset, network, optimizer and one-step cell
     model.py       configuration and network
-    tokenizer.py   text to ids
-    dataset.py     the project's batches, as columns
+    tokenizer.py   tokenizer
+    dataset.py     the project's batches, as columns of a dataset
     step.py        optimizer and one-step cell: the project's own `TrainStep`
-    checkpoint.py  a callback that writes the project's own checkpoints
+    checkpoint.py  callback that writes the project's own checkpoints
 
-The folder that a YAML names as output_dir is a run folder of this project: `pangu-sigma evaluate`, `generate` and `export` read it,
-and a training goes on from its newest checkpoint, whichever of the two trainers wrote it.
+The YAML's output_dir is a run folder of this project: `pangu-sigma evaluate`, `generate` and `export` read it, and training resumes
+from its newest checkpoint, whichever of the two trainers wrote it.
 
     import mindformers, pangu_sigma.mindformers_adapter as adapter
     adapter.register()
@@ -26,6 +26,6 @@ from pangu_sigma.mindformers_import import quiet_mindformers
 
 
 def register() -> None:
-    """Put the classes into MindFormers' registry under their names, which are the YAML's `type`s."""
+    """Register the adapter's classes with MindFormers under their names, which a YAML gives as `type`."""
     with quiet_mindformers():
         from pangu_sigma.mindformers_adapter import checkpoint, dataset, model, step, tokenizer, trainer  # noqa: F401

@@ -1,4 +1,4 @@
-"""`python -m pangu_sigma.mindformers_adapter CONFIG`: MindFormers' run entry, which its wheel does not have."""
+"""`python -m pangu_sigma.mindformers_adapter CONFIG`: MindFormers' run script, which its wheel lacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pangu_sigma.mindformers_adapter.words import sigma_config
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train what a YAML describes, and return the exit status: 2 for what the user can fix, said in one message."""
+    """Train by a YAML, and return the exit status: 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(
         prog="python -m pangu_sigma.mindformers_adapter", description="train PanGu-Σ with mindformers.Trainer"
     )

@@ -1,8 +1,8 @@
-"""Checkpoints of a training under MindFormers, in the project's own form.
+"""Callback that writes checkpoints in the project's format while MindFormers trains.
 
-MindFormers' CheckpointMonitor would write every parameter, experts and moments included, under the names they have in its cells.
-But its file holds neither the position in the data nor which vocabulary and routing tables the weights belong to, and nothing
-notices when a bit of it has changed. So a callback of our own writes what `pangu-sigma train` writes.
+MindFormers' CheckpointMonitor would write every parameter, experts and moments included. But its file has neither the position in
+the data nor the identity of vocabulary and routing tables, and no hash detects damage. So this callback writes the same checkpoints
+as `pangu-sigma train`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK)
 class PanGuSigmaCheckpoint(Callback):
-    """Saves to the run folder every `save_checkpoint_steps` and after the last step, and keeps the newest `keep_checkpoint_max`."""
+    """Callback that saves every `save_checkpoint_steps` and after the last step, and keeps the newest `keep_checkpoint_max`."""
 
     def __init__(self, save_checkpoint_steps: int = 500, keep_checkpoint_max: int = 2):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The project's batches as a MindSpore dataset whose rows are the arguments of the step.
+"""MindSpore dataset of the project's batches, whose rows are the arguments of the step.
 
 Shape suffixes: N RRE layers, A active experts, D domains.
 """
@@ -18,12 +18,12 @@ from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 
 DATASET_COLUMNS = (*StepArrays._fields, "coming", "taken")
-"""Columns of the dataset: the arrays of a step; the experts of the batch after it [N, A], for the prefetcher; and the number of
-samples taken of each domain after it [D]."""
+"""Columns of the dataset: the arrays of a step; the active experts of the next batch [N, A], for the prefetcher; and the number of
+samples taken of each domain after the step [D]."""
 
 
 class Rows:
-    """The next `steps` batches from a cursor on. They are iterated over once: a training is one epoch."""
+    """Iterable over the next `steps` batches from a cursor on, as rows of the dataset; once, because training is one epoch."""
 
     def __init__(self, batches: Batches, cursor: Cursor, steps: int):
         self._lookahead = Lookahead(batches, cursor)
@@ -40,7 +40,7 @@ class Rows:
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET, alias="PanGuSigmaDataset")
 def make_dataset(dataset_config: Any, batches: Batches, cursor: Cursor, steps: int) -> GeneratorDataset:
-    """A dataset with DATASET_COLUMNS, which gives a row for each step and does not batch them.
+    """Make a dataset with DATASET_COLUMNS that yields one row per step, without further batching.
 
     dataset_config: the YAML's `train_dataset`, which words.py has read already.
     """

@@ -1,4 +1,4 @@
-"""Configuration and network as MindFormers knows them.
+"""Configuration and network as MindFormers' `PretrainedConfig` and `PreTrainedModel`.
 
 Shape suffixes: B batch, S sequence, M blocks (one domain each), N RRE layers, A active experts, R rows of a slot, T tokens = B·S.
 """
@@ -18,10 +18,10 @@ from pangu_sigma.mindformers_adapter.words import SECTIONS
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
 class PanGuSigmaConfig(PretrainedConfig):
-    """The section `model.model_config` of a YAML: keys of `ModelConfig`, and the sections domains, vocabulary, routing and ecss.
+    """MindFormers configuration: the section `model.model_config` of a YAML, with the keys of `ModelConfig` and of `SECTIONS`.
 
-    tree: the whole configuration as a plain tree, instead of the keys. `PanGuSigmaTrainer` sets it, because the store of the
-    experts needs the optimizer's weight decay.
+    tree: the whole configuration of the project, instead of the keys. `PanGuSigmaTrainer` sets it, because the expert store needs
+    the optimizer's weight decay.
     """
 
     model_type = "pangu_sigma"
@@ -39,13 +39,13 @@ class PanGuSigmaConfig(PretrainedConfig):
 
     @property
     def sigma(self) -> Config:
-        """The project's configuration. Raises ConfigError for values that the keys may not have."""
+        """Configuration of the project. Raises ConfigError for invalid values."""
         return parse_config(self.tree)
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
 class PanGuSigmaForCausalLM(PreTrainedModel):
-    """The network and the store of its experts. Training differentiates `network` by the experts that it is given (step.py).
+    """MindFormers model: the network and its expert store. Training differentiates `network` by the experts passed to it (step.py).
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA) -> logits [M, T/M, R]
     """
@@ -65,5 +65,5 @@ class PanGuSigmaForCausalLM(PreTrainedModel):
 
     @classmethod
     def can_generate(cls) -> bool:
-        """False: `pangu-sigma generate` generates text, from the run's checkpoint."""
+        """Return False: `pangu-sigma generate` generates text, from the run's checkpoint."""
         return False

@@ -1,7 +1,7 @@
-"""Registration for MindFormers' own run entry.
+"""Registration for MindFormers' own run script.
 
-REGISTER_PATH names this folder, and the YAML's section `trainer` says `auto_register: registration.PanGuSigmaTrainer`: MindFormers
-then copies this file to OM_MODULES_CACHE and takes the class from there.
+REGISTER_PATH is this folder, and the YAML's section `trainer` has `auto_register: registration.PanGuSigmaTrainer`: MindFormers then
+copies this file to OM_MODULES_CACHE and imports the class from there.
 """
 
 from pangu_sigma.mindformers_adapter import register

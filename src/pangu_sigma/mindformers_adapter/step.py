@@ -1,4 +1,4 @@
-"""The project's training step as MindFormers' one-step cell: same graph, same prefetcher, same loss scale.
+"""Training step of the project as MindFormers' one-step cell, with the same graph, prefetcher and loss scale.
 
 Shape suffixes: N RRE layers, A active experts, D domains.
 """
@@ -25,27 +25,27 @@ from pangu_sigma.train.step import TrainStep
 
 @MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
 class PanGuSigmaAdam:
-    """The section `optimizer` of a YAML.
+    """MindFormers optimizer, the section `optimizer` of a YAML. It only provides the learning rate.
 
-    Moments and update belong to the step, since no gradient has the shape of all experts. What is left here is the learning rate:
-    MindFormers' own schedule, evaluated on the host (optimizer/schedule.py says why).
+    `TrainStep` has moments and update, since no gradient has the shape of all experts. The learning rate is MindFormers' own
+    schedule, evaluated on the host (optimizer/schedule.py says why).
     """
 
     def __init__(self, params: list[ms.Parameter], learning_rate: nn.Cell, **settings: Any):
-        """settings: further keys of the YAML, which words.py has given to the step."""
+        """settings: further keys of the YAML, which words.py passes to the step."""
         self.learning_rate = learning_rate
 
     def rate(self, update: int) -> float:
-        """Rate of update number `update`, counted from 1."""
+        """Return the learning rate of update number `update`, counted from 1."""
         return float(self.learning_rate(Tensor(update, ms.float32)))
 
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
 class PanGuSigmaTrainOneStepCell(nn.Cell):
-    """Takes a step on the dataset's columns. Returns loss, overflow, loss scale, rate and gradient norm, for MFLossMonitor.
+    """One-step cell on the dataset's columns. Returns loss, overflow, loss scale, rate and gradient norm, for MFLossMonitor.
 
-    What a step needs of its host (learning rate, the next experts) is done here, before the graph: this cell is called, and never
-    compiled into another one.
+    It computes the learning rate and prefetches experts on the host, before the graph of the step: it is called, and never compiled
+    into another cell.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         folder: RunFolder,
         progress: Progress,
     ):
-        """progress: how far the run is; it moves with every step."""
+        """progress: of the run; it advances with every step."""
         super().__init__(auto_prefix=False)
         self.network, self.optimizer, self.folder, self.progress = network, optimizer, folder, progress
         self.step = TrainStep(config, network.network, network.store)

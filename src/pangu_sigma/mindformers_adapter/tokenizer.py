@@ -1,4 +1,4 @@
-"""The project's tokenizer as MindFormers knows tokenizers: `processor.tokenizer` of a YAML."""
+"""Tokenizer of the project as MindFormers' `PreTrainedTokenizer`: `processor.tokenizer` of a YAML."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pangu_sigma.mindformers_adapter.model import PanGuSigmaConfig
 
 @MindFormerRegister.register(MindFormerModuleType.TOKENIZER)
 class PanGuSigmaTokenizer(PreTrainedTokenizer):
-    """Turns text into ids as one domain reads it: no tag, no <eot>, and no control id, whatever the text says.
+    """MindFormers tokenizer for the text of one domain. It adds no tag and no <eot>, and no text encodes to a control id.
 
-    A token's name is its piece; where PanGu-α and the English model call two ids the same, the later one is `piece#id`.
+    A token's name is its piece; if PanGu-α and the English model have the same piece, the later id is named `piece#id`.
     """
 
     def __init__(self, tokenizer_dir: str, model_config: dict[str, Any], domain: str, **keys: Any):
-        """tokenizer_dir: a tokenizer of prepared data or of a run. model_config: that section of the YAML.
-        domain: name of the domain that the text belongs to.
+        """tokenizer_dir: tokenizer folder of prepared data or of a run. model_config: that section of the YAML.
+        domain: name of the text's domain.
         Raises DataError for a damaged folder, ConfigError for an unknown domain.
         """
         config: Config = PanGuSigmaConfig(**model_config).sigma
@@ -63,7 +63,7 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
         return self.sigma.decode(int(i) for i in ids)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write a folder that `tokenizer_dir` can name; returns its files."""
+        """Write a tokenizer folder, which can be `tokenizer_dir`, and return its files."""
         self.sigma.save(Path(save_directory))
         return tuple(str(file) for file in sorted(Path(save_directory).iterdir()))
 

@@ -1,4 +1,4 @@
-"""The task `PanGuSigmaTrainer`: MindFormers' training of a language model, whose objects get what they need of the run."""
+"""`PanGuSigmaTrainer`: MindFormers' trainer of a language model, which passes run folder, batches and progress to its objects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @MindFormerRegister.register(MindFormerModuleType.TRAINER)
 class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
-    """Trains in the folder `output_dir`, from its newest checkpoint if it has one.
+    """MindFormers trainer: trains in the folder `output_dir`, resuming from its newest checkpoint if it has one.
 
     Raises ConfigError for a YAML that words.py refuses and for more than one process, DataError and CheckpointError as
     `pangu-sigma train` does.

@@ -1,7 +1,7 @@
-"""A training in MindFormers' words, as the project's own configuration tree.
+"""Conversion of a YAML in MindFormers' style to the project's configuration.
 
-MindFormers spreads a training over sections that each belong to one of its objects; the tables below say which of their keys is
-which of ours. Every key of a section that belongs to this project must be in a table; MindFormers checks its own.
+Each section of such a YAML belongs to one object of MindFormers; the tables below map its keys to keys of the project. Every key of
+a section that belongs to this project must be in a table; MindFormers checks its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pangu_sigma.config import Config, ConfigError, ModelConfig
 from pangu_sigma.config_file import parse_config
 
 SECTIONS = ("domains", "vocabulary", "routing", "ecss")
-"""Sections of our tree that are keys of `model.model_config`, beside the keys of `ModelConfig`."""
+"""Sections of the project's configuration that are keys of `model.model_config`, besides the keys of `ModelConfig`."""
 
 KEYS = {
     "trainer.model_name": "name",
@@ -44,7 +44,7 @@ KEYS = {
     "callbacks.PanGuSigmaCheckpoint.save_checkpoint_steps": "train.checkpoint_interval",
     "callbacks.PanGuSigmaCheckpoint.keep_checkpoint_max": "train.keep_checkpoints",
 }
-"""MindFormers' keys, and ours. Meanings and limits are those of `pangu_sigma.config`; total_steps counts the warm-up too."""
+"""MindFormers' key → the project's key. Meanings and limits are those of `pangu_sigma.config`; total_steps includes the warm-up."""
 
 FIXED = {
     "trainer.type": "PanGuSigmaTrainer",
@@ -61,8 +61,8 @@ FIXED = {
     "runner_config.gradient_accumulation_steps": 1,
     "use_parallel": False,
 }
-"""Keys with one possible value. The step needs its host between any two steps, so nothing can be sunk; samples are drawn by step,
-and there are no epochs; accumulation is the step's own (runner_wrapper.accumulation); and the adapter trains on one device."""
+"""Keys with one allowed value. Data sinking is off because the host works between steps; there is one epoch because samples are
+drawn by step; accumulation is the step's own (runner_wrapper.accumulation); the adapter trains on one device."""
 
 EMPTY = {
     "load_checkpoint": "a training goes on from the newest checkpoint in output_dir",
@@ -70,45 +70,45 @@ EMPTY = {
     "model.model_config.checkpoint_name_or_path": "a training goes on from the newest checkpoint in output_dir",
     "do_eval": "`pangu-sigma evaluate` measures the held-out loss of output_dir",
 }
-"""Keys that must have no value, and why. MindFormers itself writes some of them."""
+"""Keys that must be empty, and why. MindFormers itself writes some of them."""
 
 OURS = ("model.model_config", "model.arch", "train_dataset.data_loader", "optimizer", "lr_schedule", "runner_wrapper")
-"""Sections whose every key must be in a table."""
+"""Sections of the YAML whose keys must all be in a table."""
 
 ADDED_BY_MINDFORMERS = "model.model_config.disable_lazy_inline"
-"""The key that MindFormers adds to those sections."""
+"""Key that MindFormers adds to those sections."""
 
 _THEIR_KEY = {ours: theirs for theirs, ours in KEYS.items()} | {"model": "model.model_config"}
 _OUR_KEY = re.compile(
     rf"(?<![\w.])({'|'.join(key for key in sorted(_THEIR_KEY, reverse=True) if '.' in key)})(?!\w)"  # anywhere
     rf"|(?<![\w.])({'|'.join(SECTIONS)})(?=\.\w)|^({'|'.join(key for key in _THEIR_KEY if '.' not in key)})(?=[:.])"
 )
-"""Keys of ours in a message. A name without dots is also a word, so it counts in front of a line or of a dot only."""
+"""Pattern of the project's keys in a message. A key without dots is also a word, so it matches only before a dot or at the start of
+a line."""
 
 
 def sigma_config(yaml: dict[str, Any]) -> Config:
-    """The configuration that a YAML in MindFormers' style describes.
+    """Convert a YAML in MindFormers' style to the project's configuration.
 
-    yaml: as read from the file, or with what MindFormers adds to it.
+    yaml: as read from the file, or with the keys that MindFormers adds.
     Raises ConfigError, naming the YAML's key: for an unknown key, a key of FIXED that is missing or has another value, a value in
-    EMPTY, MindFormers' CheckpointMonitor (checkpoint.py says why), the file store (only `pangu-sigma train` makes it), and for what
-    `Config` refuses.
+    EMPTY, MindFormers' CheckpointMonitor (checkpoint.py says why), the file store (`pangu-sigma train` has it), and as `Config`.
     """
-    found = dict(_leaves(_by_type(yaml), ""))
+    given = dict(_leaves(_by_type(yaml), ""))
     for path, value in FIXED.items():
-        if found.get(path) != value or type(found.get(path)) is not type(value):
-            raise ConfigError(f"{path}: {found.get(path)!r} is not allowed: it must be {value!r} for PanGu-Σ")
-    for path, value in found.items():
+        if given.get(path) != value or type(given.get(path)) is not type(value):
+            raise ConfigError(f"{path}: {given.get(path)!r} is not allowed: it must be {value!r} for PanGu-Σ")
+    for path, value in given.items():
         if value and path in EMPTY:
             raise ConfigError(f"{path}: {value!r} is not allowed: {EMPTY[path]}")
         _check_known(path)
     for path in KEYS:
-        if path.startswith("lr_schedule.") and path not in found:
+        if path.startswith("lr_schedule.") and path not in given:
             raise ConfigError(f"{path}: required key is missing; MindFormers' default is not the project's")
     tree: dict[str, Any] = {}
     for path, ours in KEYS.items():
-        if path in found:
-            _put(tree, ours, found[path])
+        if path in given:
+            _put(tree, ours, given[path])
     try:
         config = parse_config(_with_decay(tree))
     except ConfigError as error:
@@ -119,7 +119,7 @@ def sigma_config(yaml: dict[str, Any]) -> Config:
 
 
 def _by_type(yaml: dict[str, Any]) -> dict[str, Any]:
-    """The YAML with its list of callbacks as a section of callbacks by type."""
+    """Return the YAML with its list of callbacks as a section, keyed by type."""
     listed = yaml.get("callbacks")
     if not isinstance(listed, list) or not all(isinstance(callback, dict) for callback in listed):
         raise ConfigError(f"callbacks: {listed!r} is not allowed: it must be a list of sections with a type")
@@ -133,7 +133,7 @@ def _by_type(yaml: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """All keys that a table names or that are no section, by path; items of lists have their number as key."""
+    """Yield (path, value) of all keys that are in a table or are no section; items of lists have their index as key."""
     if path in KEYS or path in FIXED:
         yield path, _plain(node)
     elif isinstance(node, dict | list):
@@ -144,7 +144,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(node: Any) -> Any:
-    """A copy of plain dicts and lists, without MindFormers' own kind of dict, which has every attribute."""
+    """Copy to plain dicts and lists, because MindFormers' own kind of dict has every attribute."""
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
     return [_plain(item) for item in node] if isinstance(node, list) else node
@@ -170,9 +170,9 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _with_decay(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with our decay_steps, which count from the end of the warm-up, instead of their total_steps.
+    """Replace MindFormers' total_steps by the project's decay_steps, which count from the end of the warm-up.
 
-    total_steps says at which step the decay ends; -1 stands for the last one.
+    total_steps is the step at which the decay ends; -1 stands for the last step.
     """
     train = tree["train"]
     total, warmup = train["optimizer"]["decay_steps"], train["optimizer"]["warmup_steps"]
@@ -188,5 +188,5 @@ def _with_decay(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_their_words(line: str) -> str:
-    """A line of a ConfigError with the YAML's keys instead of ours."""
-    return _OUR_KEY.sub(lambda found: _THEIR_KEY[found[0]], line)
+    """Replace the project's keys by the YAML's keys in a line of a ConfigError."""
+    return _OUR_KEY.sub(lambda match: _THEIR_KEY[match[0]], line)

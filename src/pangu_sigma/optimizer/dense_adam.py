@@ -48,6 +48,7 @@ class DenseAdam(nn.Cell):
         self.active, self.offsets = every_row(1)
 
     def update(self, grads, hyper):
+        """Update the learned parameters in place. grads: one gradient per learned parameter. hyper: as `Hyper` returns."""
         return self.adam(
             self.weights, self.moments, self.variances, grads, self.step, self.active, self.offsets, hyper, self.decay
         )

@@ -1,16 +1,16 @@
-"""Plans for tokens whose expert another rank holds, in three layouts of their rows.
+"""Routing plans under expert parallelism, for tokens whose expert another rank stores, in three layouts of the exchanged rows.
 
-Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens of a rank, D takers of sequences, K experts stored
-in a layer, by all ranks or by one, P expert ranks of a group, A entries of the active list of each, Q = P·A, C capacity; R rows
-that a rank sends, W rows that its experts multiply.
+Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens of a rank, D data-parallel ranks ("takers") of
+sequences, K experts stored in a layer, by all ranks or by one, P expert ranks of a group, A entries of each active list, Q = P·A,
+C capacity; R rows that a rank sends, W rows that its experts multiply.
 
-    all_to_all   R = W = P·A·C: C rows for each entry of each rank. What arrives is multiplied as it is.
-    compacted    R = P·A·C as well; of what arrives, `arrive` brings the rows of an expert together, as many for each: W = A · room.
-    dropless     R = T + 1: what there is, by receiver and entry; W = room, and an expert has as many of them as it gets.
+    all_to_all   R = W = P·A·C: C rows for each entry of each rank. Arrived rows are multiplied without reordering.
+    compacted    R = P·A·C; `arrive` gathers the arrived rows of an expert, the same number for each expert: W = A · room.
+    dropless     R = T + 1: rows without padding, by receiver and entry; W = room, shared by the experts as their loads need.
 
 Row (peer · A + entry) · C + i of the rows that a rank sends is its i-th token, in batch order, for the expert at `entry` of the
 active list of rank `peer` of its group; in the dropless layout rows follow each other in the same order without gaps. Shapes are
-fixed, so there can be too little room. The ids say so before the step, and to every rank alike.
+fixed, so rows can exceed the capacity. Every rank knows it before the step, from the ids of the whole batch.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pangu_sigma.errors import UserError
 from pangu_sigma.rre.plan import RoutingPlan
 
 DispatchLayout = Literal["local", "all_to_all", "compacted", "dropless"]
-"""The layout of the rows of an RRE layer. `local`: a rank stores all experts that its tokens go to, and nothing travels. The others
-are those of this module, whose group of ranks may be a single one."""
+"""Layout of the dispatched rows of an RRE layer. `local`: a rank stores all experts of its tokens, and no rows are exchanged. The
+others are those of this module, whose group may be a single rank."""
 
 
 class CapacityError(UserError, ValueError):
-    """More rows than there is room for, and `parallel.overflow` refuses to drop them."""
+    """Raised if rows exceed the capacity, and `parallel.overflow` does not allow dropping them."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """Room for rows. sent: C, rows of one rank for one expert; None: any number. arrived: rows of an expert on the rank that stores
-    it, or in the dropless layout of all its experts together; None: all that were sent."""
+    """Capacity for rows. sent: C, maximum rows from one rank for one expert; None: no limit. arrived: maximum rows of an expert on
+    the rank that stores it, or in the dropless layout of all experts of a rank together; None: no further limit."""
 
     sent: int | None
     arrived: int | None = None
@@ -43,14 +43,14 @@ class Room:
 
 @dataclass(frozen=True)
 class ExchangePlan(RoutingPlan):
-    """A plan whose rows travel. order_NR holds the token of each row that is sent, -1 where a row is empty; inverse_NT the row of
-    each token, -1 for one that found no room; active_NA is the active list of this rank, in rows of its store.
+    """Routing plan whose rows are exchanged between ranks. All arrays are int32.
 
-    offsets_NA1: the rows of each entry among those that are multiplied, empty ones included.
-    arrive_NW: the arrived row at each row that is multiplied, -1 where there is none.
-    leave_NR: the multiplied row of each arrived one, -1 where it is empty; in the dropless layout W + 1 long, whatever
-        arrives.
-    sent_NP, taken_NP: rows for each rank of the group, and from each. All int32.
+    active_NA: active list of this rank, as rows of its store.
+    order_NR: token of each sent row, -1 for an empty row. inverse_NT: row of each token, -1 for a dropped one.
+    offsets_NA1: the rows of each entry among the multiplied rows, empty ones included.
+    arrive_NW: arrived row at each multiplied row, -1 for none.
+    leave_NR: multiplied row of each arrived row, -1 for an empty one; in the dropless layout always W + 1 long.
+    sent_NP, taken_NP: number of rows to each rank of the group, and from each.
     """
 
     arrive_NW: np.ndarray
@@ -60,12 +60,12 @@ class ExchangePlan(RoutingPlan):
 
     @property
     def order_NR(self) -> np.ndarray:
-        """The token of each row that is sent: `order_NT` by its name here."""
+        """Token of each sent row: `order_NT` under its name here."""
         return self.order_NT
 
     @property
     def ends_NA(self) -> np.ndarray:
-        """The row after the last of each entry, among those that are multiplied."""
+        """End of the rows of each entry among the multiplied rows, exclusive."""
         return self.offsets_NA1[:, 1:]
 
 
@@ -78,12 +78,12 @@ def exchange_plans(
     kept_NGPK: np.ndarray,
     room: Room,
 ) -> list[RoutingPlan]:
-    """Plans of G micro-batches of one rank; an `ExchangePlan` each where rows are brought together on arrival.
+    """Make the routing plans of G micro-batches of one rank: `ExchangePlan`s, or for `all_to_all` plain `RoutingPlan`s.
 
     experts_NGT: expert of each of the rank's tokens, by its number among all K.
-    ids_PNA: expert at each entry of the active list of each rank of the group, -1 at unused ones. active_NA: the rank's own list,
-        in rows of its store. peer: number of this rank in its group.
-    kept_NGPK: rows that each rank of the group sends to each expert, as `Receivers.kept` leaves them.
+    ids_PNA: expert at each entry of the active list of each rank of the group, -1 for unused entries. active_NA: the rank's own
+        list, as rows of its store. peer: number of this rank in its group.
+    kept_NGPK: number of rows from each rank of the group to each expert, as `Receivers.kept` returns.
     """
     kind = RoutingPlan if layout == "all_to_all" else ExchangePlan
     plans = []
@@ -100,7 +100,7 @@ def exchange_plans(
 def _plan_layer(
     layout: DispatchLayout, experts_T: np.ndarray, ids_PA: np.ndarray, peer: int, kept_PK: np.ndarray, room: Room
 ) -> tuple[np.ndarray, ...]:
-    """Order, inverse and offsets of one layer; and arrive, leave, sent and taken where rows are brought together."""
+    """Return order, inverse and offsets of one layer; for an `ExchangePlan` also arrive, leave, sent and taken."""
     entries = ids_PA.shape[1]
     sent_PA = np.where(ids_PA >= 0, kept_PK[peer][ids_PA], 0)
     taken_PA = np.where(ids_PA[peer] >= 0, kept_PK[:, ids_PA[peer]], 0)
@@ -110,7 +110,7 @@ def _plan_layer(
         taken_P, arrived_Q = _without_gaps(taken_PA, peer)
     else:
         assert room.sent is not None
-        rows = ids_PA.size * room.sent  # equal parts for all entries: auto-parallel knows no other exchange
+        rows = ids_PA.size * room.sent  # equal sizes for all entries: auto-parallel supports no other exchange
         sent_P, taken_P = sent_PA.sum(axis=1), taken_PA.sum(axis=1)
         first_Q = arrived_Q = np.arange(ids_PA.size) * room.sent
     order_R, inverse_T = _assign_rows(experts_T, ids_PA.ravel(), kept_PK[peer], first_Q, rows)
@@ -118,17 +118,17 @@ def _plan_layer(
         return order_R, inverse_T, np.arange(entries + 1) * (rows // entries)
     offsets_A1, leave_R = np.arange(entries + 1) * room.arrived, np.full(rows, -1)
     if layout == "dropless":
-        # the last has the empty rows, too: GroupedMatmul writes none behind the last end, and what nobody wrote must not be read
+        # the last entry has the empty rows, too: GroupedMatmul writes nothing after its end, and unwritten rows must not be read
         offsets_A1 = np.append(_starts(taken_PA.sum(axis=0)), room.arrived)
-        leave_R = np.full(room.arrived + 1, -1)  # the rank's own empty row comes too; a graph has one shape
+        leave_R = np.full(room.arrived + 1, -1)  # with the rank's own empty row; a graph has fixed shapes
     arrive_W = _bring_together(taken_PA, arrived_Q.reshape(taken_PA.shape), offsets_A1, leave_R)
     return order_R, inverse_T, offsets_A1, arrive_W, leave_R, sent_P, taken_P
 
 
 def _without_gaps(counts_PA: np.ndarray, peer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for each rank, or from each, and the first row of each of its entries, if rows follow each other.
+    """Return the number of rows of each rank, and the first row of each entry, if rows follow each other without gaps.
 
-    A rank sends itself one empty row more, behind its others: MindSpore's AlltoAllV has no result where nothing arrives.
+    A rank sends itself one more, empty row at the end: MindSpore's AlltoAllV has no result if nothing arrives.
     """
     extra_P1 = (np.arange(len(counts_PA)) == peer).astype(counts_PA.dtype)[:, None]
     counts = np.hstack([counts_PA, extra_P1])
@@ -136,16 +136,16 @@ def _without_gaps(counts_PA: np.ndarray, peer: int) -> tuple[np.ndarray, np.ndar
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:
-    """First row of each of some parts that follow each other."""
+    """Return the exclusive cumulative sum of counts: the first row of each entry."""
     return np.cumsum(counts) - counts
 
 
 def _assign_rows(
     experts_T: np.ndarray, ids_Q: np.ndarray, kept_K: np.ndarray, first_Q: np.ndarray, rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Order and inverse of one layer: to each token the next free row of its expert, as long as there is one.
+    """Assign each token the next free row of its expert, as long as there is one. Returns order and inverse of one layer.
 
-    ids_Q: expert at each of the P·A entries, -1 where there is none. kept_K: rows of each expert. first_Q: first row of each entry.
+    ids_Q: expert at each of the P·A entries, -1 for none. kept_K: number of rows of each expert. first_Q: first row of each entry.
     rows: R.
     """
     entry_K = np.full(len(kept_K), -1)
@@ -164,9 +164,9 @@ def _assign_rows(
 def _bring_together(
     taken_PA: np.ndarray, arrived_PA: np.ndarray, offsets_A1: np.ndarray, leave_R: np.ndarray
 ) -> np.ndarray:
-    """Arrive of one layer: the rows of an entry one behind the other, by sender and then by number.
+    """Return `arrive` of one layer, which gathers the rows of each entry, ordered by sender and then by number.
 
-    taken_PA: rows from each sender for each entry. arrived_PA: where the first of them arrives. leave_R: all -1; it is filled.
+    taken_PA: number of rows from each sender for each entry. arrived_PA: first of these rows. leave_R: all -1; filled in place.
     """
     count_Q = taken_PA.ravel()
     of_row = np.repeat(np.arange(len(count_Q)), count_Q)
@@ -179,9 +179,9 @@ def _bring_together(
 
 
 def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored: int) -> np.ndarray:
-    """Number of rows for each expert from each taker of sequences, int64 [N, G, takers, K].
+    """Count the rows for each expert from each data-parallel rank, int64 [N, G, takers, K].
 
-    taker_B: the taker of each sequence. takers: number of takers. stored: K.
+    taker_B: data-parallel rank of each sequence. takers: number of these ranks. stored: K.
     """
     layers, micro = experts_NGBS.shape[:2]
     bins = experts_NGBS + stored * taker_B[:, None]
@@ -191,10 +191,10 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
 
 @dataclass(frozen=True)
 class Receivers:
-    """Who gets the rows that `sent_rows` counts.
+    """Ranks that receive the rows counted by `sent_rows`.
 
-    groups: number of groups; takers are numbered by group, rank of the group, replica. holder_K: the rank of its group that stores
-    each expert.
+    groups: number of groups; data-parallel ranks are numbered by group, rank of the group, replica. holder_K: rank of its group
+    that stores each expert.
     """
 
     layout: DispatchLayout
@@ -202,7 +202,7 @@ class Receivers:
     holder_K: np.ndarray
 
     def kept(self, sent_NGDK: np.ndarray, room: Room) -> np.ndarray:
-        """The rows for which there is room, in the same shape: the first of a sender, and those of the first senders."""
+        """Return the rows within the capacity, same shape: the first rows of a sender are kept, and those of the first senders."""
         kept = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
         if room.arrived is None:
             return kept
@@ -210,17 +210,17 @@ class Receivers:
         if self.layout != "dropless":
             filled = np.minimum(np.cumsum(by_sender, axis=3), room.arrived)
             return np.diff(filled, prepend=0, axis=3).reshape(sent_NGDK.shape)
-        found = np.empty_like(by_sender)
+        within = np.empty_like(by_sender)
         for peer in range(by_sender.shape[3]):
             own = np.moveaxis(by_sender[..., self.holder_K == peer], 3, -2)  # N G groups replicas P K
             filled = np.minimum(np.cumsum(own.reshape(*own.shape[:-2], -1), axis=-1), room.arrived)
             own = np.diff(filled, prepend=0, axis=-1).reshape(own.shape)
-            found[..., self.holder_K == peer] = np.moveaxis(own, -2, 3)
-        return found.reshape(sent_NGDK.shape)
+            within[..., self.holder_K == peer] = np.moveaxis(own, -2, 3)
+        return within.reshape(sent_NGDK.shape)
 
     def arrived(self, sent_NGDK: np.ndarray) -> np.ndarray:
-        """Rows that arrive for each expert [N, G, groups, replicas, K], or in the dropless layout on each rank of a group
-        [N, G, groups, replicas, P]."""
+        """Return the number of rows that arrive for each expert [N, G, groups, replicas, K], or in the dropless layout on each rank
+        of a group [N, G, groups, replicas, P]."""
         arrived = self._by_sender(sent_NGDK).sum(axis=3)
         if self.layout != "dropless":
             return arrived
@@ -228,7 +228,7 @@ class Receivers:
         return np.stack([arrived[..., self.holder_K == peer].sum(axis=-1) for peer in peers], axis=-1)
 
     def _by_sender(self, sent_NGDK: np.ndarray) -> np.ndarray:
-        """The same, [N, G, groups, P, replicas, K]."""
+        """Reshape [N, G, D, K] to [N, G, groups, P, replicas, K]."""
         layers, micro, _, stored = sent_NGDK.shape
         return sent_NGDK.reshape(layers, micro, self.groups, self.holder_K.max() + 1, -1, stored)
 
@@ -237,9 +237,9 @@ _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or par
 
 
 def refuse_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int) -> None:
-    """Raise CapacityError if a rank has more rows for an expert than `capacity`.
+    """Raise CapacityError if a rank sends more rows to an expert than `capacity`.
 
-    tokens: tokens of a taker in a micro-batch. active: experts among which an even share divides them.
+    tokens: tokens of a data-parallel rank in a micro-batch. active: number of experts that share them under an even load.
     """
     most = int(sent_NGDK.max())
     if most > capacity:
@@ -252,7 +252,7 @@ def refuse_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int) 
 
 
 def refuse_arrived(arrived: np.ndarray, room: int, even: float) -> None:
-    """Raise CapacityError if more rows arrive than there is `room` for. arrived: of `Receivers`. even: what would arrive evenly."""
+    """Raise CapacityError if more rows arrive than `room`. arrived: of `Receivers`. even: rows that arrive under an even load."""
     most = int(arrived.max())
     if most > room:
         layer = np.unravel_index(arrived.argmax(), arrived.shape)[0]

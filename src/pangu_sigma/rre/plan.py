@@ -1,4 +1,4 @@
-"""The routing plan of a batch: the active experts, and the way of every token. It is made where the batch is read.
+"""Routing plan of a batch: its active experts, and the dispatch of every token. The host makes it from the token ids.
 
 Shape suffixes: N RRE layers, G micro-batches, B batch, S sequence, T tokens = B·S, A entries of the active list, C capacity.
 
@@ -19,10 +19,10 @@ from pangu_sigma.rre.table import RoutingTable
 
 @dataclass(frozen=True)
 class RoutingPlan:
-    """The way of the T tokens of a batch through each RRE layer. All arrays are int32.
+    """Dispatch and combine indices of the T tokens of a batch in each RRE layer. All arrays are int32.
 
-    active_NA: ids of the experts with at least one token, or of all if every expert has an entry, ascending. Unused entries hold
-        `stored` (one past the last expert) and have no tokens, so nothing is multiplied or updated there.
+    active_NA: ascending ids of the experts with at least one token, or of all experts if every one has an entry. Unused entries
+        hold `stored` (one past the last expert) and have no tokens, so nothing is multiplied or updated there.
     order_NT: row i of the sorted tokens is token order[i]. Tokens of one expert keep their order in the batch.
     inverse_NT: token t is row inverse[t] of the sorted tokens.
     offsets_NA1: the tokens of the expert at entry a are the sorted rows offsets[a] … offsets[a + 1] - 1.
@@ -34,21 +34,21 @@ class RoutingPlan:
     offsets_NA1: np.ndarray
 
     def load(self) -> np.ndarray:
-        """Number of tokens of each entry of the active list, int32 [N, A]."""
+        """Return the number of tokens of each entry of the active list, int32 [N, A]."""
         return np.diff(self.offsets_NA1, axis=1)
 
 
 def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray:
-    """The expert of each token in each layer, int32 [N, G, B, S]."""
+    """Route tokens: return the expert of each token in each layer, int32 [N, G, B, S]."""
     return table.route(ids_GBS, np.broadcast_to(domains_GB[..., None], ids_GBS.shape), positions_GBS)
 
 
 def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entries: int) -> np.ndarray:
-    """Active list of each layer, int64 [N, A], from the experts of its tokens.
+    """Return the active list of each layer, int64 [N, A]: the distinct experts of its tokens, ascending.
 
     stored: K, experts stored in a layer.
-    entries: A, length of the active list. With entries = stored, the entry of each expert is its own number.
-    Raises ConfigError when the batch activates more than `entries` experts.
+    entries: A, length of the active list. If it is K, the entry of each expert is its own number.
+    Raises ConfigError if the batch activates more than `entries` experts.
     """
     used_N = [np.arange(stored) if entries == stored else np.unique(experts) for experts in experts_N]
     most = max(len(used) for used in used_N)
@@ -57,7 +57,7 @@ def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entr
             f"the batch activates {most} experts of a layer, but the active list has {entries} entries; "
             "raise data.domains_per_step, or put fewer domains in a batch"
         )
-    # one length for all layers and steps: a graph is compiled for its shapes
+    # the same length for all layers and steps: a graph is compiled for fixed shapes
     active_NA = np.full((len(used_N), entries), stored)
     for active_A, used in zip(active_NA, used_N, strict=True):
         active_A[: len(used)] = used
@@ -65,7 +65,7 @@ def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entr
 
 
 def plan_rows(experts_NGT: np.ndarray, active_NA: np.ndarray) -> list[RoutingPlan]:
-    """Plans of G micro-batches; all of their tokens go to experts of the active list."""
+    """Make the routing plans of G micro-batches, all of whose experts are in the active lists."""
     plans = []
     for g in range(experts_NGT.shape[1]):
         layers = [_sort_by_expert(experts_NGT[n, g], active_A) for n, active_A in enumerate(active_NA)]
@@ -75,7 +75,7 @@ def plan_rows(experts_NGT: np.ndarray, active_NA: np.ndarray) -> list[RoutingPla
 
 
 def _sort_by_expert(experts_T: np.ndarray, active_A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order, inverse and offsets of one layer."""
+    """Return order, inverse and offsets of one layer."""
     order = np.argsort(experts_T, kind="stable")
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))

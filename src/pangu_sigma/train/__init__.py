@@ -1,1 +1,1 @@
-"""Training: one step as one graph (`step.py`), and the loop around it (`loop.py`)."""
+"""Training: the step as one graph (`step.py`), and the loop around it (`loop.py`)."""

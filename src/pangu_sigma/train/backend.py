@@ -1,7 +1,7 @@
-"""Backends of the training loop: what differs between training on the CPU and on Ascend.
+"""Backends of the training loop, one for CPUs and one for Ascend.
 
-The loop itself (loop.py) is one. A backend connects the ranks, makes network, experts and step, takes a step, and knows which
-numbers of a checkpoint a rank writes and reads. It keeps nothing itself; what it has made is a `Built`.
+Both use the same loop (loop.py). A backend connects the ranks, builds network, experts and step, takes a step, and knows which
+parts of a checkpoint a rank writes and reads. It has no state; what it builds is a `Built`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from pangu_sigma.train.step import SpikeLimits, StepResult, TrainStep
 
 @dataclass(frozen=True)
 class Built:
-    """The network, experts and step that a backend has made for one rank of a run.
+    """Network, expert store and training step that a backend has built for one rank of a run.
 
-    step: the cell that takes a training step. It has `dense`, the optimizer of the dense parameters, and `scale`, the loss scale.
+    step: cell of a training step. It has `dense`, the optimizer of the dense parameters, and `scale`, the loss scale.
     """
 
     config: Config
@@ -51,62 +51,62 @@ class Built:
 
     @cached_property
     def shards(self) -> Shards:
-        """The parameters that a checkpoint holds."""
+        """Parameters that a checkpoint holds, by shard."""
         return shards_of(self.network, self.store, self.step.dense, self.step.scale)
 
 
 class Backend(ABC):
-    """The devices that the training loop runs on, as far as the loop has to do with them."""
+    """Interface between the training loop and the devices that it runs on."""
 
     @abstractmethod
     def layout(self, config: Config) -> DispatchLayout:
-        """The layout of the routing plans."""
+        """Return the dispatch layout of the routing plans."""
 
     @abstractmethod
     def join(self, config: Config) -> Ranks:
-        """Set MindSpore up for the device and connect this process with the other ranks of the run.
+        """Set MindSpore up for the device, and connect this process with the other ranks of the run.
 
-        Raises ConfigError for what the device cannot do.
+        Raises ConfigError for settings that the device does not support.
         """
 
     @abstractmethod
     def build(self, config: Config, ranks: Ranks, run: RunFolder) -> Built:
-        """Make network, experts and step of this rank, at their initial values."""
+        """Build network, experts and step of this rank, with initial values."""
 
     @abstractmethod
     def prefetcher(self, built: Built) -> Prefetcher | None:
-        """The prefetcher that brings the experts of the next step; None if the step looks them up itself."""
+        """Make the prefetcher of the next step's experts; None if the step looks them up itself."""
 
     @abstractmethod
     def take_step(self, built: Built, rate: float, fed: Fed, limit_D: np.ndarray | None = None) -> StepResult:
-        """Take one training step with this learning rate.
+        """Take one training step. rate: learning rate.
 
-        limit_D: with train.spikes.skip, the largest weighted loss of each domain that is no spike, float32.
+        limit_D: for train.spikes.skip, the weighted loss of each domain above which the batch is a spike, float32.
         """
 
     @abstractmethod
     def counts_losses(self, config: Config, ranks: Ranks) -> bool:
-        """True if the losses of this rank count. Of ranks that see the same tokens, those of one do."""
+        """Return True if this rank's losses are added to the total: one of the ranks that see the same tokens does so."""
 
     @abstractmethod
     def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
-        """The evaluator that measures the losses of the network, as it is, on held-out batches."""
+        """Make the evaluator of the network's losses on held-out batches."""
 
     @abstractmethod
     def files(self, built: Built) -> Files:
-        """The files that this rank writes of a checkpoint."""
+        """Return the files of a checkpoint that this rank writes, with their arrays."""
 
     @abstractmethod
     def cannot_copy(self, config: Config) -> str | None:
-        """The reason why the arrays of `files` cannot be copied while `train.async_save` writes them; None if they can."""
+        """Return why the arrays of `files` cannot be copied for `train.async_save`; None if they can."""
 
     @abstractmethod
     def restore(self, built: Built, checkpoint: Checkpoint) -> None:
-        """Fill the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
+        """Load the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
 
 
 class CpuBackend(Backend):
-    """Ranks that are processes on CPUs: the step of step.py, experts brought by a prefetcher."""
+    """Backend for processes on CPUs: the step of step.py, with prefetched experts."""
 
     def layout(self, config: Config) -> DispatchLayout:
         return dispatch_layout(config)
@@ -134,7 +134,7 @@ class CpuBackend(Backend):
         return built.step.take(rate, fed.arrays, fed.brought, limits)
 
     def counts_losses(self, config: Config, ranks: Ranks) -> bool:
-        return True  # no two see the same tokens
+        return True  # no two ranks see the same tokens
 
     def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
         step, most = EvaluationStep(built.network, built.store), samples_of_evaluation(built.config)
@@ -152,11 +152,11 @@ class CpuBackend(Backend):
 
 
 def tier_of(config: Config, ranks: Ranks, run: RunFolder) -> HostTier:
-    """The tier in which `ecss.store` keeps the experts of a rank: memory, or files in `ecss.path` or in the run folder."""
+    """Make the storage tier for the experts of a rank by `ecss.store`: memory, or files in `ecss.path` or in the run folder."""
     options, parallel = config.ecss, config.parallel
     if options.store == "host":
         return HostTier()
     folder = Path(options.path or run.path / "experts")
-    if ranks.world > 1:  # in another layout the same rank stores other experts
+    if ranks.world > 1:  # in another parallel layout the same rank stores other experts
         folder = folder / f"groups{parallel.groups}_expert{parallel.expert}_data{parallel.data}" / f"rank{ranks.rank}"
     return FileTier(folder, array_specs(config, ranks.rank), run.table.hash, options.cache_gib)

@@ -1,6 +1,6 @@
-"""The TensorBoard file of a run, written at once: tensorboardX's own writer does so in a thread, whose errors nobody handles.
+"""TensorBoard file of a run, written synchronously: tensorboardX's own writer uses a thread, whose errors nobody handles.
 
-A disk that refuses costs the curves of TensorBoard and no step: metrics.jsonl has the same numbers.
+An error of the disk ends the TensorBoard curves but not the training: metrics.jsonl has the same numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Board:
-    """A new event file in a folder, for the steps from `first_step` on; TensorBoard hides later ones of older files."""
+    """Writer of a new TensorBoard event file for the steps from `first_step` on; TensorBoard hides those steps of older files."""
 
     def __init__(self, folder: Path, first_step: int):
         self._folder = folder
@@ -30,12 +30,12 @@ class Board:
         self._write(Event(summary=scalar(name, value), step=step))
 
     def flush(self) -> None:
-        """Write what is held back."""
+        """Write buffered points to the disk."""
         if self._writer is not None:
             self._try(self._writer.flush)
 
     def close(self) -> None:
-        """Write what is held back, and close the file."""
+        """Write buffered points to the disk, and close the file."""
         if self._writer is not None:
             self._try(self._writer.close)
 

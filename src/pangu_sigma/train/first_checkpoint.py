@@ -1,4 +1,4 @@
-"""A run that begins with weights which are there already: its folder, whole or not at all, and its checkpoint of step 0."""
+"""Run folder that starts from given weights: created atomically, with a checkpoint of step 0."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pangu_sigma.train.progress import Progress
 
 
 def check_absent(folder: Path) -> None:
-    """Raise ConfigError if a folder that is to be made is there."""
+    """Raise ConfigError if the folder to be created exists."""
     if folder.exists() or folder.is_symlink():
         raise ConfigError(f"{folder} exists; choose another folder with --output")
 
 
 @contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to be filled, under another name until the block ends well; removed when it does not.
+    """Make a temporary folder to be filled in the block; it is renamed to `folder` if the block succeeds, else removed.
 
-    Raises ConfigError when it cannot be made, or when somebody else has made `folder` meanwhile.
+    Raises ConfigError if it cannot be made, or if `folder` was created meanwhile.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,13 +49,13 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
-    """A new run folder over the prepared data, to be filled: `unfinished_folder`, with what training writes into it first."""
+    """Make a new run folder, initialised as training does, to be filled in the block. Raises as `unfinished_folder`."""
     with unfinished_folder(folder) as path:
         yield RunFolder.create(path, config)
 
 
 def write_step_0(run: RunFolder, files: Files) -> None:
-    """Write the checkpoint that training goes on from at step 0: no text read, nothing learned of its health."""
+    """Write a checkpoint of step 0 that training starts from. files: the weights."""
     config = run.config
     start = Cursor([0] * len(config.domains))
     health = Health(config.train, [domain.name for domain in config.domains]).state()
@@ -73,4 +73,4 @@ def write_step_0(run: RunFolder, files: Files) -> None:
 
 
 _CHUNK = 64 << 20
-"""Bytes by which the progress bar moves: a save calls back after at most so many."""
+"""Bytes by which the progress bar moves; `save_checkpoint` calls back at least that often."""

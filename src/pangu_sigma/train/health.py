@@ -1,6 +1,6 @@
-"""The health of a run: steps that were skipped, losses that spike, values that are not finite, and when it is time to stop.
+"""Health of a run: skipped steps, loss spikes, values that are not finite, and the decision to stop.
 
-All of it follows from numbers that are equal on all ranks, the summed losses and the verdict on the step, so that all ranks decide
+It depends only on numbers that are equal on all ranks, the summed losses and whether the step was applied, so that all ranks decide
 the same. Shape suffixes: N RRE layers, A active experts, M blocks, D domains.
 """
 
@@ -30,21 +30,21 @@ from pangu_sigma.train.metrics import MetricsLog, NoLog
 logger = logging.getLogger(__name__)
 
 LEAST_DEVIATION = 0.01
-"""Smallest deviation of a domain's loss that counts, as a share of its mean: a loss that hardly varies is not a spike for that."""
+"""Minimum standard deviation of a loss in its spike limit, as a fraction of its mean: a loss that hardly varies has no spikes."""
 _NAMED = 5
-"""Tensors that a message names; the log of the run has all of them."""
+"""Maximum number of tensors that a message names; the log of the run has all of them."""
 
 
 class UnhealthyRun(UserError, RuntimeError):
-    """A run that cannot get better by going on. The message names what is wrong, the last healthy checkpoint and the way on."""
+    """Raised to stop a run that cannot recover. The message names the problem, the last healthy checkpoint and the fix."""
 
 
 @dataclass(frozen=True)
 class Spike:
-    """A step whose loss of a domain is above its limit.
+    """Loss spike: a step in which the loss of a domain is above its limit.
 
-    loss, mean, limit: nats per token; the mean and the limit are those before the step. samples: `Batch.digest`. skipped: True if
-    the step changed nothing.
+    loss, mean, limit: nats per token; the running mean and the limit are those before the step. samples: `Batch.digest`. skipped:
+    True if the step updated nothing.
     """
 
     step: int
@@ -58,9 +58,9 @@ class Spike:
 
 @dataclass
 class DomainHealth:
-    """The health of a domain: its skipped steps, and the running mean and variance of its loss.
+    """Health of a domain: its skipped steps, and the running mean and variance of its loss.
 
-    skipped: how many of its latest steps, one after another, were skipped. seen: number of losses in the mean.
+    skipped: number of its latest steps that were skipped in a row. seen: number of losses in the mean.
     """
 
     skipped: int = 0
@@ -69,16 +69,16 @@ class DomainHealth:
     variance: float = 0.0
 
     def limit(self, options: SpikesConfig) -> float:
-        """The largest loss that is no spike; infinity as long as too little is known, or if nobody asks."""
+        """Return the loss above which a step is a spike; infinity for the first `window` losses, or if detection is off."""
         if options.factor is None or self.seen < options.window:
             return math.inf
         deviation = max(math.sqrt(self.variance), LEAST_DEVIATION * self.mean)
         return self.mean + options.factor * deviation
 
     def take(self, loss: float, options: SpikesConfig) -> None:
-        """Take a loss into mean and variance: each has the same share of them at first, later ones of 1 / window.
+        """Update mean and variance with a loss: the first `window` losses have equal weights, later ones 1 / window.
 
-        A spike counts as its limit: one changes little, and a loss that stays high is the normal one before long.
+        A loss above the limit counts as the limit: a spike changes little, and a loss that stays high soon becomes the normal one.
         """
         loss = min(loss, self.limit(options))
         self.seen += 1
@@ -89,32 +89,32 @@ class DomainHealth:
 
 
 class Health:
-    """What is known of the health of a run. `spikes`, `stuck` and `suspect` are of the last step."""
+    """Health monitor of a run. `spikes`, `stuck` and `suspect` are those of the last step."""
 
     def __init__(self, options: TrainConfig, domains: list[str], state: dict[str, Any] | None = None):
-        """state: what `state` gave, or None; a domain that it does not know begins anew."""
+        """state: what `state` returned, or None; a domain that is not in it begins anew."""
         self.options = options
         known = (state or {}).get("domains", {})
         self.domains = {name: DomainHealth(**known.get(name, {})) for name in domains}
         self.spikes: list[Spike] = []
         self.stuck: str | None = None
-        """The domain of which train.max_skipped_steps steps in a row were skipped."""
+        """Domain of which train.max_skipped_steps steps in a row were skipped; None if there is none."""
         self.suspect = False
-        """True if a loss was not finite, which a weight may be the cause of."""
+        """True if a loss was not finite, which may be due to a weight."""
 
     @property
     def ill(self) -> bool:
-        """True if the last step gave a reason to look at weights and moments."""
+        """True if the last step gave a reason to check weights and moments."""
         return self.suspect or self.stuck is not None
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs to know, as plain data."""
+        """Return the state that a resumed run needs, as plain data."""
         return {"domains": {name: asdict(domain) for name, domain in self.domains.items()}}
 
     def limits(self, domains_M: np.ndarray, weight_M: np.ndarray) -> np.ndarray:
-        """The largest weighted loss of each domain in a batch that is no spike, float32 [D]; infinity for all other domains.
+        """Return the weighted loss of each domain above which a batch is a spike, float32 [D]; infinity for domains not in it.
 
-        domains_M, weight_M: domain of each of its blocks, and weight of the block in the loss.
+        domains_M, weight_M: domain of each block of the batch, and weight of the block in the loss.
         """
         weight_D = np.bincount(domains_M, weight_M, minlength=len(self.domains))
         limits = [domain.limit(self.options.spikes) for domain in self.domains.values()]
@@ -124,10 +124,10 @@ class Health:
         )
 
     def observe(self, step: int, losses: dict[str, float], samples: str, skipped: bool, spiked: bool = False) -> None:
-        """Take note of a step.
+        """Update the health after a step.
 
-        losses: nats per token of the domains that its batch has. samples: `Batch.digest`. spiked: True if it was skipped although
-        its gradients are finite; if no loss is above its limit, the nearest one was, in the arithmetic of the graph.
+        losses: nats per token of the domains in its batch. samples: `Batch.digest`. spiked: True if the step was skipped although
+        its gradients are finite; if no loss is above its limit here, because of rounding, the nearest one counts as the spike.
         """
         options = self.options.spikes
         self.spikes, self.stuck, self.suspect = [], None, False
@@ -150,11 +150,11 @@ class Health:
 
 @dataclass(frozen=True)
 class UnhealthyTensor:
-    """A tensor of a rank with values that are not finite.
+    """Tensor of a rank with values that are not finite.
 
-    domain, layer, expert: of a tensor of an expert; layer counts the RRE layers from the lowest, which is 0, and expert is the
-    number in its layer. They are None for a dense tensor. tensor: its path, with `.moment` or `.variance` if it is a moment.
-    values: number of values that are not finite. size: number of its values.
+    domain, layer, expert: of an expert's tensor; layer is the number of the RRE layer, 0 the lowest, and expert the number in its
+    layer. They are None for a dense tensor. tensor: its path, with `.moment` or `.variance` for Adam state.
+    values: number of values that are not finite. size: number of all values.
     """
 
     domain: str | None
@@ -170,22 +170,22 @@ class UnhealthyTensor:
 
 
 def unhealthy_tensors(built: Built, active_NA: np.ndarray | None = None) -> list[UnhealthyTensor]:
-    """The dense parameters and experts of this rank, and their moments, that hold values that are not finite.
+    """Find the dense parameters and experts of this rank, and their moments, that have values that are not finite.
 
-    active_NA: rows of the store of the experts to look at, as `Batch.active_NA`; None: all that the rank stores.
+    active_NA: rows of the store of the experts to check, as `Batch.active_NA`; None: all that the rank stores.
     """
-    found = []
+    tensors = []
     for shard, parameters in built.shards.items():
         for name, parameter in parameters.items():
             values = parameter.asnumpy()
             if shard.startswith(EXPERTS):
                 layer = int(shard.removeprefix(EXPERTS))
                 rows = range(len(values)) if active_NA is None else active_NA[layer][active_NA[layer] < len(values)]
-                found += list(_of_experts(built, layer, name, values, rows))
+                tensors += list(_of_experts(built, layer, name, values, rows))
                 built.store.tier.release()
             elif bad := count_not_finite(values):
-                found.append(UnhealthyTensor(None, None, None, name, bad, values.size))
-    return found
+                tensors.append(UnhealthyTensor(None, None, None, name, bad, values.size))
+    return tensors
 
 
 def _of_experts(built: Built, layer: int, name: str, values: np.ndarray, rows: Any) -> Iterator[UnhealthyTensor]:
@@ -199,26 +199,26 @@ def _of_experts(built: Built, layer: int, name: str, values: np.ndarray, rows: A
 def examine(
     health: Health, built: Built, run: RunFolder, step: int, active_NA: np.ndarray, log: MetricsLog | NoLog
 ) -> None:
-    """Act on what `health` has seen of the last step: log its spikes; look for values that are not finite; stop a run that is ill.
+    """Check the health after a step: log its spikes, look for values that are not finite, and stop an unhealthy run.
 
-    A loss that is not finite has the dense parameters and the experts of the step looked at, and a domain that is stuck has all of
-    them looked at; both with their moments. Everything is logged.
+    After a loss that is not finite, the dense parameters and the experts of the step are checked; if a domain is stuck, all experts
+    are; both with their moments. The results are logged.
     active_NA: experts of the step, as `Batch.active_NA`.
-    Raises UnhealthyRun, on all ranks, if there are values that are not finite on any, or a domain is stuck.
+    Raises UnhealthyRun, on all ranks, if any rank has values that are not finite, or a domain is stuck.
     """
     for spike in health.spikes:
         log.spike(asdict(spike))
         _tell(built.ranks, _text_of(spike))
     if not health.ill:
         return
-    found = unhealthy_tensors(built, active_NA if health.stuck is None else None)
+    tensors = unhealthy_tensors(built, active_NA if health.stuck is None else None)
     texts = [
-        text for of_rank in built.ranks.texts("\n".join(map(str, found[:_NAMED]))) for text in of_rank.splitlines()
+        text for of_rank in built.ranks.texts("\n".join(map(str, tensors[:_NAMED]))) for text in of_rank.splitlines()
     ]
-    log.unhealthy(step, [asdict(tensor) for tensor in found])
-    number = int(built.ranks.sum(np.array([len(found)], np.float32))[0])
+    log.unhealthy(step, [asdict(tensor) for tensor in tensors])
+    number = int(built.ranks.sum(np.array([len(tensors)], np.float32))[0])
     if number:
-        texts = list(dict.fromkeys(texts))[:_NAMED]  # replicas have the same
+        texts = list(dict.fromkeys(texts))[:_NAMED]  # replicas have the same tensors
         named = "\n  ".join([*texts, *(["…"] if number > len(texts) else [])])
         raise UnhealthyRun(
             f"step {step}: values that are not finite in\n  {named}\nNo step that uses them can change anything, so the run stops. "
@@ -267,9 +267,9 @@ def _way_on(run: RunFolder, ranks: Ranks) -> str:
 
 
 def last_healthy(root: Path, ranks: Ranks) -> tuple[Path | None, list[Path]]:
-    """The newest whole checkpoint of a root whose values are all finite, or None; and the newer ones that are damaged or not so.
+    """Return the newest intact checkpoint of a root with only finite values, or None; and the newer ones, damaged or not finite.
 
-    ranks: all of them call this. Each looks at some of the files.
+    All ranks call this; each checks some of the files.
     """
     ill: list[Path] = []
     for path in sorted(root.glob("step_*"), key=step_of, reverse=True):

@@ -1,4 +1,4 @@
-"""The held-out loss of each domain, measured on a network in memory.
+"""Evaluation of the held-out loss of each domain, on a network in memory.
 
 Shape suffixes: B sequences, M blocks, N RRE layers, A active experts, U units, which are samples, or blocks of samples on Ascend.
 """
@@ -23,7 +23,8 @@ from pangu_sigma.train.losses import HeldOutLoss, ratio
 
 
 class EvaluationStep(nn.Cell):
-    """Fetch and forward pass of one batch: construct(active_NA, batch arguments of NextTokenLoss) -> weighted loss [B]."""
+    """Evaluation step, which fetches experts and runs a forward pass: construct(active_NA, batch arguments of NextTokenLoss)
+    -> weighted loss of each sequence [B]."""
 
     def __init__(self, network: PanGuSigma, store: ExpertStore):
         super().__init__()
@@ -34,23 +35,23 @@ class EvaluationStep(nn.Cell):
         return self.loss(*batch, *self.store.fetch(active_NA))
 
     def of(self, batch: Batch) -> np.ndarray:
-        """Weighted loss of each sequence."""
+        """Return the weighted loss of each sequence of a batch, [B]."""
         arrays = batch.arrays()
         return self(as_tensor(arrays.active_NA), *map(as_tensor, arrays.of_pass(0))).asnumpy()
 
 
 class Forward(Protocol):
-    """A graph that gives losses."""
+    """Graph that computes the losses of a batch, such as `EvaluationStep`."""
 
     def of(self, batch: Batch) -> np.ndarray:
-        """Weighted loss of each unit: of each sequence, or of each block if the graph is that of training."""
+        """Return the weighted loss of each unit of a batch: a sequence, or a block if the graph is that of training."""
 
     def set_train(self, mode: bool) -> object:
         """Switch dropout on for training (True) or off (False)."""
 
 
 class Trains(Protocol):
-    """What training switches on and off."""
+    """Cell with a training mode."""
 
     training: bool
 
@@ -58,7 +59,7 @@ class Trains(Protocol):
 
 
 class Evaluator:
-    """Measures the losses of a network on held-out text, batch by batch, and leaves the network as it is."""
+    """Evaluator of a network's losses on held-out batches. It does not change the network."""
 
     def __init__(
         self,
@@ -70,11 +71,11 @@ class Evaluator:
         together: bool = False,
         counts: bool = True,
     ):
-        """batches: the held-out ones. most: number of samples of each domain at most, as `HeldOut`.
-        ranks: all of them evaluate, each its share of the batches of its group's domains.
-        together: True if the forward is the graph of training, which takes batches like training's and in which all ranks meet.
-        counts: True if the losses of this rank count; of ranks that see the same tokens, those of one do.
-        Raises CapacityError together with the batches, and DataError as `Batches.frequencies`.
+        """batches: of the held-out split. most: maximum number of samples of a domain, as `HeldOut`.
+        ranks: the processes that evaluate together, each its share of the batches of its group's domains.
+        together: True if `forward` is the training graph, which takes batches shaped as in training and has collectives.
+        counts: True if this rank's losses are added to the total: one of the ranks that see the same tokens does so.
+        Raises DataError as `Batches.frequencies`, and with `together` CapacityError.
         """
         held_out = HeldOut(batches, most)
         if together:
@@ -88,11 +89,11 @@ class Evaluator:
         self._first_D = np.array([0, *accumulate(units)])
         yardstick = Yardstick(batches.tokenizer, batches.domains, batches.frequencies())
         self._text_U3 = np.zeros((sum(units), 3))
-        for found in self._batches if counts else []:
-            np.add.at(self._text_U3, self._units(found), yardstick.of(found))
+        for batch in self._batches if counts else []:
+            np.add.at(self._text_U3, self._units(batch), yardstick.of(batch))
 
     def losses(self) -> dict[str, HeldOutLoss]:
-        """The loss of each domain that has held-out samples."""
+        """Measure the loss of each domain that has held-out samples."""
         training = self._network.training
         if not self._together:  # another phase would be another graph
             self._step.set_train(False)
@@ -100,30 +101,30 @@ class Evaluator:
             own_U = self._own()
         finally:
             self._network.set_train(training)  # a training step that is compiled after this must keep its dropout
-        # rounded as the sum over ranks is, so that their number changes nothing
+        # rounded as the sum over ranks is, so that the number of ranks changes nothing
         own_U4 = np.column_stack([own_U, self._text_U3]).astype(np.float32)
         of_domains = np.split(self._ranks.sum(own_U4).astype(float), self._first_D[1:-1])
-        found = {}
+        losses = {}
         for (name, digest), all_U4 in zip(self._digests.items(), of_domains, strict=True):
             nats_U, tokens_U, bytes_U, unigram_U = all_U4.T
             if not len(nats_U):
                 continue
-            found[name] = HeldOutLoss(nats_U, tokens_U, bytes_U, ratio(unigram_U, tokens_U).mean, digest)
-        return found
+            losses[name] = HeldOutLoss(nats_U, tokens_U, bytes_U, ratio(unigram_U, tokens_U).mean, digest)
+        return losses
 
     def _own(self) -> np.ndarray:
-        """The nats of this rank's tokens of each unit of each domain, one domain behind the other."""
+        """Return the loss in nats of each unit, summed over this rank's tokens, [U]; the domains follow each other."""
         nats_U, own = np.zeros(len(self._text_U3)), len(self._batches)
         passes = self._ranks.most(own) if self._together else own
         with tqdm(total=passes, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first) as progress:
             for number in range(passes):
-                found = self._batches[min(number, own - 1)]
-                loss_U = self._step.of(found.batch)
+                held_out = self._batches[min(number, own - 1)]
+                loss_U = self._step.of(held_out.batch)
                 if self._counts and number < own:
-                    np.add.at(nats_U, self._units(found), loss_U.astype(float) * found.batch.counted)
+                    np.add.at(nats_U, self._units(held_out), loss_U.astype(float) * held_out.batch.counted)
                 progress.update()
         return nats_U
 
-    def _units(self, found: HeldOutBatch) -> np.ndarray:
-        """Numbers of the units of a batch among those of all domains."""
-        return self._first_D[found.domains_U] + found.units_U
+    def _units(self, batch: HeldOutBatch) -> np.ndarray:
+        """Return the numbers of a batch's units among the units of all domains."""
+        return self._first_D[batch.domains_U] + batch.units_U

@@ -1,4 +1,4 @@
-"""The training loop: batch → step → metrics, with evaluation and checkpoints at their intervals."""
+"""Training loop: batch → step → metrics, with evaluation and checkpoints at their intervals."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ from pangu_sigma.train.timeline import NoTimeline, Timeline
 logger = logging.getLogger(__name__)
 
 CPU = CpuBackend()
+"""Default backend of training."""
 
 
 class Trainer:
-    """A run that can be advanced, saved and resumed. If it has several ranks, this is one of them, and all of them do the same."""
+    """Trainer of one rank of a run: it advances, saves and resumes the run. All ranks make the same calls."""
 
     def __init__(
         self,
@@ -50,16 +51,16 @@ class Trainer:
         asked: Asked = NOTHING,
         ranks: Ranks | None = None,
     ):
-        """folder: the run's; training goes on from its newest checkpoint if it has one. backend: the devices to train on.
+        """folder: run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
 
-        asked: what the user wants besides. ranks: those that the caller has joined; None to join them here.
+        asked: further start options of the user. ranks: already connected ranks; None to connect them here.
         """
         self.config, self.backend = config, backend
         self.ranks = ranks or backend.join(config)
         self.heart = Heartbeat(self.ranks.rank)
         self.heart.beat("the start")
         self.run = self.open_run(folder, asked)
-        ms.set_seed(config.seed)  # again: what joins ranks may have drawn
+        ms.set_seed(config.seed)  # again: connecting the ranks may have drawn numbers
         self.built = backend.build(config, self.ranks, self.run)
         self.network, self.store, self.step = self.built.network, self.built.store, self.built.step
         self.shards = self.built.shards
@@ -70,7 +71,7 @@ class Trainer:
         known = None if checkpoint is None else checkpoint.state.get("health")  # checkpoints before this have none
         self.health = Health(config.train, [d.name for d in config.domains], known)
         self.resumed: dict[str, Any] = {} if checkpoint is None else checkpoint.state
-        """The state of the checkpoint that it goes on from; empty if there is none."""
+        """State of the checkpoint that the run resumed from; empty if there is none."""
         if checkpoint is not None:
             backend.restore(self.built, checkpoint)
         self.changes = changes_since(checkpoint, self.run)
@@ -78,33 +79,33 @@ class Trainer:
         self._counts = backend.counts_losses(config, self.ranks)
         self.saver = self._open_saver()
         self.loss, self.losses = 0.0, dict[str, float]()
-        """Loss of the last step, and that of each of its domains, in nats per token."""
+        """Loss of the last step, and loss of each domain in its batch, in nats per token."""
         self.timeline = NoTimeline()
 
     def open_run(self, folder: Path, asked: Asked) -> RunFolder:
-        """The run folder, with all that a run needs. Raises as `RunFolder.create`."""
+        """Create or open the run folder. Raises as `RunFolder.create`."""
         return RunFolder.create(folder, self.config, self.ranks, asked)
 
     def open_batches(self, split: str) -> Batches:
-        """This rank's share of a split of the prepared data."""
+        """Open the batches of one split of the prepared data, this rank's share of each."""
         data = Path(self.config.data.path)
         layout = self.backend.layout(self.config)
         return Batches(self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
 
     def evaluator(self) -> Evaluator:
-        """The evaluator that measures the held-out losses of the network as it is."""
+        """Make the evaluator of the network's held-out losses."""
         return self.backend.evaluator(self.built, self.open_batches("held_out"))
 
     @property
     def finished(self) -> bool:
-        """True if the run has all of its steps."""
+        """True if the run has taken all of its steps."""
         return self.progress.step >= self.config.train.steps
 
     def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
-        """Take note of the held-out losses after the last step: they change nothing here."""
+        """Hook for subclasses, called with the held-out losses of each evaluation; does nothing here."""
 
     def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
-        """Take one step. Returns its batch, learning rate, result, and what the prefetcher moved for it."""
+        """Take one step. Returns its batch, learning rate, result, and prefetch traffic."""
         step = self.progress.step + 1
         self.heart.beat(f"the batch of step {step}")
         with self.timeline.span("feed"):
@@ -123,7 +124,7 @@ class Trainer:
         return fed.batch, rate, result, fed.traffic
 
     def _losses(self, batch: Batch, weight_M: np.ndarray, result: StepResult) -> tuple[float, dict[str, float]]:
-        """The loss of a step, and that of each domain of its batch: means over their tokens, the same on every rank."""
+        """Return the mean loss per token of a step, in all and of each domain of its batch; the same on every rank."""
         loss_M = np.zeros_like(weight_M)
         if self._counts:
             loss_M[batch.blocks] = sum(loss.asnumpy() for loss in result.block_loss_GM)
@@ -136,7 +137,7 @@ class Trainer:
         return float(loss_M.sum()), per_domain
 
     def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
-        """The figures of the step that was just taken, the same on every rank."""
+        """Return the metrics of the last step, from what `advance` returned; the same on every rank."""
         return StepMetrics(
             step=self.progress.step,
             loss=self.loss,
@@ -155,23 +156,22 @@ class Trainer:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside arrays, as plain data."""
+        """Return the state that a checkpoint holds besides arrays: progress and health, as plain data."""
         return {**self.progress.state(), "health": self.health.state()}
 
     def save(self) -> Path:
-        """Write a checkpoint of the state after the last step before this returns. Raises as `save_checkpoint`."""
+        """Write a checkpoint of the state after the last step, synchronously. Raises as `save_checkpoint`."""
         return self.saver.save(self.progress.step, self.backend.files(self.built), self.state())
 
     def save_in_turn(self, last: bool) -> None:
-        """Save the state after the last step; behind the training if the configuration asks for it and more steps follow.
+        """Write a checkpoint after the last step, in the background if train.async_save is set and more steps follow.
 
-        last: True if no step follows, so that an error ends the run. Otherwise a disk that refuses is an error in the log, and
-        training goes on to the next save (our choice: what is computed meanwhile is not lost if the disk recovers). Raises
-        UnhealthyState at any time.
+        last: True if no step follows, so that an error ends the run. Otherwise an error of the disk is logged, and training goes on
+        to the next checkpoint (our choice: nothing computed is lost if the disk recovers). Raises UnhealthyState in either case.
         """
         self.heart.beat(f"the save after step {self.progress.step}")
         with self._going_on():
-            self.saver.wait()  # apart from the next one: either may fail alone
+            self.saver.wait()  # in a block of its own: this checkpoint or the next one may fail alone
         if last:
             self.save()
             return
@@ -179,7 +179,7 @@ class Trainer:
             self.saver.begin(self.progress.step, self.backend.files(self.built), self.state())
 
     def complete_save(self, now: bool = False) -> None:
-        """Complete the checkpoint that is written behind the training, if all ranks have written it. Call it between steps.
+        """Complete the checkpoint that is written in the background, if all ranks have written it. Call it between steps.
 
         now: True to wait for it.
         """
@@ -225,14 +225,14 @@ def train(
     profile: bool = False,
     kind: type[Trainer] = Trainer,
 ) -> Trainer:
-    """Train `config` in `folder`, from its newest checkpoint if it has one, and write metrics, checkpoints and a report.
+    """Train a configuration in a run folder, resuming from its newest checkpoint, and write metrics, checkpoints and a report.
 
-    backend: the devices to train on. asked: what the user wants besides. profile: True to write a timeline of some steps, as
-    timeline.py says. kind: the class of the trainer, one that reads other batches or measures something else than `Trainer`.
-    Raises UnhealthyRun as `examine`, LockError while somebody else writes in the folder, ConfigError for a run that is tuned to a
-    task, and as `RunFolder.create`.
-    At SIGTERM, to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. A process of
-    several ranks calls `ranks.leave` when it needs the trainer no longer.
+    backend: the devices to train on. asked: further start options of the user. profile: True to write a timeline of a few steps
+    (timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
+    Raises UnhealthyRun as `examine`, LockError while another process writes in the folder, ConfigError for a fine-tuning run, and
+    as `RunFolder.create`.
+    After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. In a run of
+    several ranks, the caller calls `ranks.leave` once it no longer needs the trainer.
     """
     if config.finetune is not None:
         raise ConfigError(
@@ -241,18 +241,18 @@ def train(
         )
     ranks = backend.join(config)
     with ranks.together(f"reading {config.data.path}"):
-        read_prepared_tokenizer(config)  # who has no data leaves no folder behind
+        read_prepared_tokenizer(config)  # without prepared data no run folder is left behind
     with one_writer(folder, asked.lock, ranks):
         return train_to_end(kind(config, folder, backend, asked, ranks), profile)
 
 
 def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
-    """Train until the run is finished or SIGTERM comes, as `train`, and return the trainer. The caller has the folder's lock."""
+    """Train until the run is finished or SIGTERM comes, as `train`, and return the trainer. The caller holds the folder's lock."""
     ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
     options, names = config.train, [d.name for d in config.domains]
     with ranks.together("reading the held-out text"):
         evaluator = trainer.evaluator()
-    if ranks.first:  # all ranks have read the checkpoint; a run that has all its steps saves no other one
+    if ranks.first:  # all ranks have read the checkpoint; a finished run saves no other one
         settle(trainer.run.checkpoints)
     start = trainer.progress.step
     log = (
@@ -273,7 +273,7 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
             step, last = trainer.progress.step, trainer.finished
             with span("metrics"):
                 log.record(trainer.metrics(*taken))
-                trainer.complete_save(now=trainer.health.ill)  # it may be the one to go back to
+                trainer.complete_save(now=trainer.health.ill)  # it may be the checkpoint to go back to
                 examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_NA, log)
             stopped = ranks.any(stop.requested)
             with log.paused():

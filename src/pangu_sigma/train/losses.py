@@ -1,12 +1,12 @@
-"""The held-out loss of a domain as a mean over samples: its standard error, bits per byte, and the difference between runs.
+"""Statistics of the held-out loss of a domain: mean, standard error, bits per byte, and the paired difference between two runs.
 
-A mean is Σ nats ÷ Σ tokens over the samples. Its standard error is that of a ratio, clustered by sample:
+The mean is Σ nats ÷ Σ tokens over the samples. Its standard error is that of a ratio, clustered by sample:
 
     √( n/(n-1) · Σ (nats_i - mean · tokens_i)² ) ÷ Σ tokens
 
-It says how far the mean would move on other samples of such text, and takes samples to be independent, which those of one document
-are not: where documents are longer than model.seq_length it is too small. A difference of two runs on the same samples is the same
-with nats_i the difference on sample i, so what makes a sample hard for both cancels.
+It estimates how much the mean varies between samples of such text. It takes samples to be independent, which samples of one
+document are not: it is too small if documents are longer than model.seq_length. For the difference of two runs on the same samples,
+nats_i is the difference on sample i, so that the difficulty of a sample for both cancels.
 
 Shape suffix: U units, which are samples, or blocks of samples on Ascend.
 """
@@ -22,22 +22,22 @@ import numpy as np
 
 
 class Estimate(NamedTuple):
-    """A mean and its standard error; NaN for what is not known: an error of a single sample, or anything of losses that are NaN."""
+    """Mean and its standard error; NaN if unknown: the error of a single sample, or both for losses that are NaN."""
 
     mean: float
     error: float
 
 
 class Difference(NamedTuple):
-    """How much more the one loses than the other, on the same samples; negative: the one is better."""
+    """Paired difference of two held-out losses on the same samples, first minus second; negative: the first is better."""
 
     nats: Estimate
-    """In nats per token."""
+    """Difference in nats per token."""
     bits: Estimate
-    """In bits per byte."""
+    """Difference in bits per byte."""
 
     def figures(self) -> dict[str, float | None]:
-        """The difference as values for JSON; None for what is not finite."""
+        """Return the difference as values for JSON, by `DIFFERENCE_FIGURES`; None for values that are not finite."""
         return dict(zip(DIFFERENCE_FIGURES, map(known, (*self.nats, *self.bits)), strict=True))
 
 
@@ -47,11 +47,11 @@ DIFFERENCE_FIGURES = ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """The loss of a domain on the tokens of some held-out samples.
+    """Loss of a domain on its held-out samples.
 
-    nats_U, tokens_U, bytes_U: loss, number of tokens that count, and bytes of their text, of each unit.
-    unigram: nats per token that the frequencies of the training text need for the same tokens.
-    digest: a hash over the samples; two losses with the same one are of the same units.
+    nats_U, tokens_U, bytes_U: loss, number of predicted tokens, and bytes of their text, of each unit.
+    unigram: unigram loss of the same tokens under the frequencies of the training text, in nats per token.
+    digest: hash over the samples; losses with the same digest are of the same units.
     """
 
     nats_U: np.ndarray
@@ -62,22 +62,23 @@ class HeldOutLoss:
 
     @property
     def nats_per_token(self) -> Estimate:
+        """Mean loss per token."""
         return ratio(self.nats_U, self.tokens_U)
 
     @property
     def bits_per_byte(self) -> Estimate:
-        """Comparable between tokenizers and slots, which nats per token are not."""
+        """Mean loss in bits per byte of text, which is comparable between tokenizers and slots; nats per token are not."""
         return ratio(self.nats_U / math.log(2), self.bytes_U)
 
     def minus(self, other: HeldOutLoss) -> Difference:
-        """The difference to the loss of another run on the same units. Raises ValueError if they are others."""
+        """Return the paired difference to the loss of another run. Raises ValueError if it is of other units."""
         if self.digest != other.digest:
             raise ValueError(f"losses of other samples: {self.digest} and {other.digest}")
         nats_U = self.nats_U - other.nats_U
         return Difference(ratio(nats_U, self.tokens_U), ratio(nats_U / math.log(2), self.bytes_U))
 
     def figures(self) -> dict[str, Any]:
-        """The loss as values for JSON; None for what is not finite. `per_sample` has its units."""
+        """Return the loss as values for JSON, with each unit in `per_sample`; None for values that are not finite."""
         nats, bits = self.nats_per_token, self.bits_per_byte
         return {
             "loss": known(nats.mean),
@@ -98,14 +99,14 @@ class HeldOutLoss:
 
 
 FIGURES = ("se", "unigram", "bits_per_byte", "bits_per_byte_se", "tokens", "bytes", "samples", "held_out", "per_sample")
-"""Keys of an `evaluation` line beside `per_domain_loss`, each by domain."""
+"""Keys of an `evaluation` line besides `per_domain_loss`, each by domain."""
 
 _DIGITS = 4
-"""Decimals of the nats of a sample in JSON; a sample has hundreds of tokens."""
+"""Number of decimals of the nats of a sample in JSON; a sample has hundreds of tokens."""
 
 
 def ratio(values_U: np.ndarray, weights_U: np.ndarray) -> Estimate:
-    """Σ values ÷ Σ weights with its standard error, over units that are drawn independently."""
+    """Return Σ values ÷ Σ weights with its standard error, for units that are drawn independently."""
     units, total = len(values_U), float(weights_U.sum())
     if not total:
         return Estimate(math.nan, math.nan)
@@ -117,19 +118,19 @@ def ratio(values_U: np.ndarray, weights_U: np.ndarray) -> Estimate:
 
 
 def mean_of(values: list[float]) -> Estimate:
-    """The mean of some numbers, each of which counts the same, with its standard error: s ÷ √n."""
+    """Return the unweighted mean of numbers with its standard error, s ÷ √n."""
     return ratio(np.array(values), np.ones(len(values)))
 
 
 def evaluation_line(step: int, losses: Mapping[str, HeldOutLoss]) -> dict[str, Any]:
-    """The line of metrics.jsonl that holds an evaluation after `step`."""
+    """Return the `evaluation` line of metrics.jsonl for the losses after `step`."""
     figures = {name: loss.figures() for name, loss in losses.items()}
-    by_key = {key: {name: found[key] for name, found in figures.items()} for key in ("loss", *FIGURES)}
+    by_key = {key: {name: values[key] for name, values in figures.items()} for key in ("loss", *FIGURES)}
     return {"kind": "evaluation", "step": step, "per_domain_loss": by_key.pop("loss"), **by_key}
 
 
 def losses_of(line: Mapping[str, Any]) -> dict[str, HeldOutLoss]:
-    """The losses in an `evaluation` line."""
+    """Parse the losses in an `evaluation` line of metrics.jsonl."""
     return {
         name: HeldOutLoss(
             nats_U=np.array(units["nats"], float),  # None becomes NaN
@@ -143,12 +144,12 @@ def losses_of(line: Mapping[str, Any]) -> dict[str, HeldOutLoss]:
 
 
 def known(value: float) -> float | None:
-    """The value; None if it is not finite, which JSON cannot hold."""
+    """Return the value, or None if it is not finite, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 
 def shown(value: float | None, width: int, digits: int = 3) -> str:
-    """A number for a table, or – for one that is not known."""
+    """Format a number for a table; – if it is None or not finite."""
     return f"{'–':>{width}}" if value is None or not math.isfinite(value) else f"{value:{width},.{digits}f}"
 
 

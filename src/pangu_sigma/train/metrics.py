@@ -1,26 +1,23 @@
-"""The log of a run: `metrics.jsonl`, TensorBoard files, and a progress line on stderr.
+"""Metrics log of a run: `metrics.jsonl`, TensorBoard files, and a progress line on stderr.
 
-`metrics.jsonl` has one JSON object a line, told apart by `kind`:
+`metrics.jsonl` has one JSON object a line, of one of these kinds (`kind`):
 
-* `run`: domains, steps_total, and what it begins with: config, and data, the content hash of the prepared text, if it has one.
-  Once, first.
-* `config`: changes of these, [[key, old, new], …], with which the run goes on after `step`. With the first line they are its
-  history.
-* `step`: means over the steps since the line before, every log_interval steps, and before an evaluation or a checkpoint, which so
-  knows nothing that the log does not. `samples`: hash of what they were trained on, the same at any number of ranks. `dropped`:
-  rows that found no room at their expert's rank, over all layers. `skipped`: steps that changed nothing. `left_out`: steps whose
-  loss is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same of the domains that have any.
-  `gradient_norm_dense`, `gradient_norm_experts`: the norm's parts, null where they are not measured. With a prefetcher, of rank 0:
-  MiB fetched, refreshed and returned a step, its hit rate, and its stall as a share of the time.
-* `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists: its standard error (`se`), the loss of
-  counting the same tokens (`unigram`), bits per byte, and every sample.
-* `load`: tokens per expert [N][K] since the `load` line before. Their sum is the load of the whole run.
+* `run`: domains, steps_total, config, and data, the content hash of the prepared text if known. Once, as the first line.
+* `config`: changes of config and data, [[key, old, new], …], with which the run goes on after `step`.
+* `step`: means over the steps since the previous `step` line, every log_interval steps and before an evaluation or a checkpoint, so
+  that the log has all steps of a checkpoint. `samples`: hash of the training samples, the same at any number of ranks. `dropped`:
+  rows beyond the capacity of an expert's rank, over all layers. `skipped`: steps that updated nothing. `left_out`: steps whose loss
+  is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same by domain, for domains that have any.
+  `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With a prefetcher, of rank 0: MiB
+  fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time.
+* `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists, such as its standard error (`se`), the
+  unigram loss of the same tokens (`unigram`), bits per byte, and the loss of every sample.
+* `load`: tokens per expert [N][K] since the previous `load` line. Their sum is the load of the whole run.
 * `spike`: a step whose loss of a domain is above its limit: the fields of `health.Spike`.
-* `unhealthy`: tensors of rank 0 that hold values that are not finite, written whenever they were looked for: the fields of
-  `health.UnhealthyTensor`. None, if it was something else that ailed.
+* `unhealthy`: result of a search for values that are not finite: a list with the fields of `health.UnhealthyTensor` of each such
+  tensor of rank 0; empty if none was found.
 
-A reader skips lines of kinds that it does not know. Losses are in nats per token. Shape suffixes: N RRE layers, K experts stored
-in a layer.
+Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N RRE layers, K experts stored in a layer.
 """
 
 from __future__ import annotations
@@ -55,28 +52,29 @@ logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+"""File and folder of the log in a run folder."""
 
 TRAFFIC = ("fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall")
-"""Keys of a `step` line that are there if the run has a prefetcher."""
+"""Keys of a `step` line that only runs with a prefetcher have."""
 
 _SMOOTHING = 0.95
-"""Weight of the past in the losses of the progress line."""
+"""Weight of the past in the moving averages of the progress line."""
 _DOMAINS_SHOWN = 6
-"""Largest number of domains that the progress line shows all at once."""
+"""Maximum number of domains that the progress line shows together; of more it shows those of the step."""
 
 
 class NothingLogged(ConfigError):
-    """A log that has nothing to show: of a run that has just begun, or whose lines a crash took."""
+    """Raised if a run has no logged steps or losses: it has just begun, or a crash lost the lines."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """The figures of one training step.
+    """Metrics of one training step.
 
-    step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite when
-    gradients overflowed. skipped: True if the step changed nothing. load_NK: tokens that each expert received, integers.
-    samples: `Batch.digest`. dropped: rows beyond an expert's capacity. traffic: what the prefetcher moved. norm_dense,
-    norm_experts: parts of the gradient norm; None if they were not measured.
+    step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite if
+    gradients overflowed. skipped: True if the step updated nothing. load_NK: number of tokens of each expert.
+    samples: `Batch.digest`. dropped: rows beyond an expert's capacity. norm_dense, norm_experts: norms of the dense and of the
+    expert gradients; None if not measured.
     """
 
     step: int
@@ -96,7 +94,7 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Writes down every step of a run; use as a context manager, so that the files are complete however the run ends."""
+    """Writer of a run's metrics log, as a context manager, so that the files are complete however the run ends."""
 
     def __init__(
         self,
@@ -107,8 +105,8 @@ class MetricsLog:
         resumed_step: int = 0,
         identity: Identity | None = None,
     ) -> None:
-        """resumed_step: the step of the checkpoint that the run continues; lines of later steps are dropped, and changes that were
-        made at it. identity: what a run that starts begins with."""
+        """resumed_step: step of the checkpoint that the run resumes from; lines of later steps are dropped, and changes made at it.
+        identity: of the run, for the first line of a new log."""
         folder.mkdir(parents=True, exist_ok=True)
         _drop_lines_beyond(folder / FILE, resumed_step)
         self._fresh = not (folder / FILE).exists()
@@ -154,10 +152,10 @@ class MetricsLog:
                 raise
             logger.error(
                 "%s: %s; its last lines are missing", self._lines.name, refused.strerror
-            )  # `error` is the one to be told
+            )  # `error` is the one to raise
 
     def record(self, metrics: StepMetrics) -> None:
-        """Write down a step; call once after each."""
+        """Record the metrics of a step; call it once after each."""
         now = time.perf_counter()
         if self._clock is not None:  # the first step compiles the graph and says nothing about speed
             self._seconds += now - self._clock
@@ -173,7 +171,7 @@ class MetricsLog:
             self._log()
 
     def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
-        """Write down the held-out loss of each domain after `step`."""
+        """Log the held-out loss of each domain after `step`."""
         self._write(evaluation_line(step, losses))
         for name, loss in losses.items():
             self._board.add_scalar(f"loss_held_out/{name}", loss.nats_per_token.mean, step)
@@ -181,14 +179,14 @@ class MetricsLog:
         self.flush()
 
     def changed(self, step: int, changes: Sequence[Change]) -> None:
-        """Write down what a run that goes on after `step` is told to do otherwise. A log that begins here has said it all."""
+        """Log configuration changes with which a run resumes after `step`. A new log has the configuration in its first line."""
         if changes and not self._fresh:
             self._write({"kind": "config", "step": step, "changes": list(changes)})
             self._lines.flush()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A block whose time (evaluation, checkpoint) does not count into the speed of training."""
+        """Exclude the time of a block (evaluation, checkpoint) from the training speed."""
         started = time.perf_counter()
         try:
             yield
@@ -199,17 +197,17 @@ class MetricsLog:
                 self._pace.pause(pause)
 
     def spike(self, spike: dict[str, Any]) -> None:
-        """Write down a loss spike: the fields of a `health.Spike`."""
+        """Log a loss spike: the fields of a `health.Spike`."""
         self._write({"kind": "spike", **spike})
         self._board.add_scalar(f"spikes/{spike['domain']}", spike["loss"], spike["step"])
 
     def unhealthy(self, step: int, tensors: list[dict[str, Any]]) -> None:
-        """Write down what was found not to be finite: the fields of each `health.UnhealthyTensor`."""
+        """Log the tensors that are not finite: the fields of each `health.UnhealthyTensor`."""
         self._write({"kind": "unhealthy", "step": step, "tensors": tensors})
         self._board.add_scalar("train/unhealthy_tensors", len(tensors), step)
 
     def flush(self) -> None:
-        """Write everything known to the disk. Call before each checkpoint: what that knows is then in the log, whatever happens."""
+        """Write pending metrics to the disk. Call it before each checkpoint, so that the log has all steps of the checkpoint."""
         if self._pending:
             self._log()
         if self._load_NK is not None:
@@ -220,6 +218,7 @@ class MetricsLog:
         self._board.flush()
 
     def close(self) -> None:
+        """Flush and close the files."""
         if self._lines.closed:
             return
         self.flush()
@@ -291,7 +290,7 @@ class MetricsLog:
                 self._board.add_scalar(f"loss_train/{name}", loss, last.step)
 
     def _traffic(self, moved: list[Traffic]) -> dict[str, float | None]:
-        """The values of TRAFFIC over these steps."""
+        """Return the values of the keys TRAFFIC over these steps."""
         if not moved:
             return {}
         steps, active = len(moved), sum(t.hits + t.misses for t in moved)
@@ -308,7 +307,7 @@ class MetricsLog:
 
 
 class _Pace:
-    """How fast a run goes, without its first step, which compiles, and how much of its time are evaluations and checkpoints."""
+    """Estimator of the remaining time, from the times of steps (without the first, which compiles), evaluations and checkpoints."""
 
     def __init__(self) -> None:
         self._seconds: float | None = None
@@ -316,24 +315,24 @@ class _Pace:
         self._paused = 0.0
 
     def step(self, seconds: float) -> None:
-        """Take the time of a step after the first."""
+        """Record the time of a step after the first."""
         past = seconds if self._seconds is None else self._seconds
         self._seconds = _SMOOTHING * past + (1 - _SMOOTHING) * seconds
         self._steps += 1
 
     def pause(self, seconds: float) -> None:
-        """Take the time of what came after a step."""
+        """Record the time of an evaluation or checkpoint."""
         self._paused += seconds
 
     def left(self, steps: int) -> str:
-        """The time that so many steps need, with their share of pauses."""
+        """Return the time that `steps` more steps need, with their share of pauses, as text."""
         if self._seconds is None:
             return "?"
         return tqdm.format_interval(steps * (self._seconds + self._paused / self._steps))
 
 
 class NoLog:
-    """A log that writes nothing, for the ranks other than 0."""
+    """Metrics log that writes nothing, for the ranks other than 0."""
 
     def __enter__(self) -> NoLog:
         return self
@@ -364,9 +363,9 @@ class NoLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl, in order: objects with a kind and a step. What a crash cut off, or is damaged, is left out.
+    """Read a run's metrics.jsonl: objects with a kind and a step, in order. Truncated or damaged lines are left out with a warning.
 
-    Raises FileNotFoundError when the run has written none.
+    Raises FileNotFoundError if the run has no metrics.jsonl.
     """
     lines = []
     for number, text in enumerate((folder / FILE).read_bytes().splitlines(), 1):
@@ -383,15 +382,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def load_max_over_mean(load_NK: np.ndarray) -> float | None:
-    """Tokens of the fullest expert over the mean of the experts that received any, averaged over layers; None without load."""
+    """Return max/mean of the tokens per expert, over experts that received any, averaged over layers; None without load."""
     ratios = [load_K.max() / load_K[load_K > 0].mean() for load_K in load_NK if load_K.any()]
     return float(np.mean(ratios)) if ratios else None
 
 
 def _drop_lines_beyond(file: Path, step: int) -> None:
-    """Drop the lines of later steps than `step`, which the resumed run writes again, and changes made at `step`.
+    """Drop the lines of steps after `step`, and the changes made at `step`; the resumed run writes both again.
 
-    What is still changed is said again. Step 0 drops the whole file. A warning says which lines that should be there are not.
+    Step 0 drops the whole file. Logs a warning if lines up to `step` are missing.
     """
     if not file.exists():
         return
@@ -410,6 +409,6 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the finite values; None when there are none (every step overflowed)."""
+    """Return the mean of the finite values; None without any (every step overflowed)."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else None

@@ -1,6 +1,6 @@
-"""Pictures of runs, drawn of what their logs hold: losses, what the optimizer did, load of every expert, speed, what ECSS moved.
+"""Figures of training runs from their logs: losses, optimizer, speed, ECSS traffic, and load of every expert.
 
-Several runs share a picture: colours tell the domains apart, and kinds of line the runs.
+Several runs share a figure: colours distinguish the domains, and line styles the runs.
 Shape suffixes: N RRE layers, K experts stored in a layer, D domains.
 """
 
@@ -19,20 +19,21 @@ from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no
 from pangu_sigma.train.metrics import TRAFFIC
 
 Line = dict[str, Any]
+"""Line of metrics.jsonl, parsed."""
 
 _FEW_DOMAINS = 8
-"""Largest number of domains whose names are written large and side by side."""
+"""Maximum number of domains whose names are written large and side by side."""
 _ANNOTATE_MAX = 40
-"""Largest number of experts in a layer for which each cell of the heat map shows its number."""
+"""Maximum number of experts in a layer for which each cell of the heat map shows its value."""
 _STYLES = ("-", "--", ":", "-.")
-"""Kinds of line of the runs of a picture, in turn."""
+"""Line styles of the runs of a figure, in turn."""
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """The log of a run. steps, evaluations, loads, spikes, changes, unhealthy: its lines of these kinds (metrics.py), in order.
+    """Metrics log of a run. steps, evaluations, loads, spikes, changes, unhealthy: its lines of these kinds (metrics.py), in order.
 
-    unigram: loss of counting the held-out tokens, by domain, as far as it is known.
+    unigram: unigram loss of the held-out tokens by domain; None if unknown.
     """
 
     name: str
@@ -48,7 +49,7 @@ class RunLog:
 
 
 def draw_losses(runs: Sequence[RunLog]) -> Figure:
-    """Losses of training and of held-out text by domain, spikes, steps that were skipped, and what counting achieves."""
+    """Draw the training and held-out losses by domain, spikes, skipped steps, and the unigram loss."""
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.subplots()
     domains = list(dict.fromkeys(name for run in runs for name in run.domains))
@@ -85,7 +86,7 @@ def draw_losses(runs: Sequence[RunLog]) -> Figure:
 
 
 def draw_optimizer(runs: Sequence[RunLog]) -> Figure:
-    """Learning rate, gradient norm with its parts, and loss scale."""
+    """Draw learning rate, gradient norms, and loss scale."""
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     rates, norms, scales = figure.subplots(3, sharex=True)
     for run, style in _styled(runs):
@@ -109,7 +110,7 @@ def draw_optimizer(runs: Sequence[RunLog]) -> Figure:
 
 
 def draw_speed(runs: Sequence[RunLog]) -> Figure | None:
-    """Tokens per second, and the median of each run; None if no run has any."""
+    """Draw tokens per second, and the median of each run; None if no run has any."""
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     axes, drawn = figure.subplots(), False
     for number, (run, style) in enumerate(_styled(runs)):
@@ -131,7 +132,7 @@ def draw_speed(runs: Sequence[RunLog]) -> Figure | None:
 
 
 def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
-    """What ECSS moved a step, the hit rate of its prefetcher, and its stall; None if no run has a prefetcher."""
+    """Draw the ECSS traffic per step, and hit rate and stall of the prefetcher; None if no run has a prefetcher."""
     if not any(_of_steps(run, TRAFFIC[0]) for run in runs):
         return None
     figure = Figure(figsize=(10, 5), layout="constrained")
@@ -151,7 +152,7 @@ def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
 
 
 def draw_load(run: RunLog) -> Figure | None:
-    """A heat map, layers × experts, of the load relative to the fair share of the expert's domain; None without load."""
+    """Draw a heat map, layers × experts, of the load relative to the fair share of the expert's domain; None without load."""
     domains, total_NK = run.domains, expert_load(run.loads)
     if total_NK is None or not total_NK.any():
         return None
@@ -176,14 +177,14 @@ def draw_load(run: RunLog) -> Figure | None:
 
 
 def expert_load(loads: list[Line]) -> np.ndarray | None:
-    """Tokens of each expert over the whole run, int64 [N, K], from the `load` lines; None without any."""
+    """Sum the `load` lines to the tokens of each expert over the whole run, int64 [N, K]; None without any."""
     if not loads or not loads[0]["tokens_NK"]:
         return None
     return np.sum([line["tokens_NK"] for line in loads], axis=0, dtype=np.int64)
 
 
 def relative_load(total_NK: np.ndarray, domains: int) -> np.ndarray:
-    """Load over the mean load of the expert's domain; NaN for a domain that received no token."""
+    """Divide the load of each expert [N, K] by the mean load of its domain's experts; NaN for a domain without tokens."""
     total_NDE = total_NK.reshape(len(total_NK), domains, -1).astype(float)
     mean_ND1 = total_NDE.mean(axis=2, keepdims=True)
     return np.divide(total_NDE, mean_ND1, out=np.full_like(total_NDE, np.nan), where=mean_ND1 > 0).reshape(
@@ -192,7 +193,7 @@ def relative_load(total_NK: np.ndarray, domains: int) -> np.ndarray:
 
 
 def _write_numbers(axes: Axes, relative_NK: np.ndarray) -> None:
-    """Write the number of each cell of the heat map in a colour that stands out from its background."""
+    """Write the value of each cell of the heat map in a colour that contrasts with its background."""
     bright = np.nanmax(relative_NK) / 2
     for n, k in np.argwhere(np.isfinite(relative_NK)):
         value = relative_NK[n, k]
@@ -206,12 +207,12 @@ def _styled(runs: Sequence[RunLog]) -> list[tuple[RunLog, str]]:
 
 
 def _run_names(runs: Sequence[RunLog]) -> str:
-    """Which run has which kind of line, for a title; nothing for one run."""
+    """Return the line styles of the runs, for a title; "" for a single run."""
     return "\n" + ", ".join(f"{style} {run.name}" for run, style in _styled(runs)) if len(runs) > 1 else ""
 
 
 def _of_steps(run: RunLog, key: str) -> tuple[list[float], list[float]] | tuple[()]:
-    """Steps and values of a key of the `step` lines that have it; empty without any."""
+    """Return steps and values of a key in the `step` lines that have it; empty without any."""
     return _points((line["step"], line.get(key)) for line in run.steps)
 
 
@@ -221,7 +222,7 @@ def _points(pairs: Iterable[tuple[float, float | None]]) -> tuple[list[float], l
 
 
 def _colors(count: int) -> list[Any]:
-    """`count` colours, which can be told apart as long as that is possible."""
+    """Return `count` distinct colours."""
     if count <= 10:
         return [colormaps["tab10"](i) for i in range(count)]
     return list(colormaps["turbo"](np.linspace(0, 1, count)))

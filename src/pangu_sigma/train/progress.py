@@ -1,4 +1,4 @@
-"""Progress of a run: how far it is, and where it goes on."""
+"""Progress of a run, and resuming from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """The progress of a run.
+    """Progress of a run.
 
-    step: number of steps that are done.
-    updates: number of those that were applied; the learning rate follows it.
-    cursor: the position in the data at which the next batch begins.
+    step: number of steps taken. updates: number of steps that updated the weights; the learning rate depends on it.
+    cursor: position in the data at which the next batch begins.
     """
 
     step: int
@@ -29,32 +28,25 @@ class Progress:
     cursor: Cursor
 
     def advance(self, applied: bool, cursor: Cursor) -> None:
-        """Count a step.
-
-        applied: False if its gradients overflowed and it updated nothing.
-        cursor: the position in the data after its batch.
-        """
+        """Count a step. applied: False if it updated nothing. cursor: position in the data after its batch."""
         self.step += 1
         self.updates += applied
         self.cursor = cursor
 
     def state(self) -> dict[str, Any]:
-        """The progress as plain data, for the state of a checkpoint."""
+        """Return the progress as plain data, for the state of a checkpoint."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:
-        """The progress that `state` wrote."""
+        """Restore the progress from what `state` returned."""
         return cls(state["step"], state["updates"], Cursor.from_state(state["cursor"]))
 
 
 def resume(run: RunFolder, start: Cursor, ranks: Ranks = ALONE) -> tuple[Progress, Checkpoint | None]:
-    """The progress that a run goes on from, and the checkpoint to restore its parameters from.
+    """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0 at `start`, and None.
 
-    A run that has saved none begins at `start`.
-
-    ranks: all of them call this.
-    Raises CheckpointError as `RunFolder.newest_checkpoint` does.
+    All ranks call this. Raises CheckpointError as `RunFolder.newest_checkpoint`.
     """
     checkpoint = run.newest_checkpoint(ranks)
     if checkpoint is None:
@@ -64,8 +56,8 @@ def resume(run: RunFolder, start: Cursor, ranks: Ranks = ALONE) -> tuple[Progres
 
 
 def changes_since(checkpoint: Checkpoint | None, run: RunFolder) -> list[Change]:
-    """What a run goes on with that differs from what its checkpoint was trained with: keys of the configuration, and `data`, the
-    content hash of the prepared text, if both are known."""
+    """Return what has changed since the checkpoint was written: (key, old, new) of configuration keys, and of `data`, the content
+    hash of the prepared text, if both hashes are known."""
     if checkpoint is None:
         return []
     then, now = checkpoint.identity, run.identity

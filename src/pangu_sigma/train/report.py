@@ -1,4 +1,4 @@
-"""A page from the logs of one run or several: pictures, which pictures.py draws, and the tables of the template `report.html`."""
+"""HTML report of one run or several: figures from pictures.py, and the tables of the template `report.html`."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from pangu_sigma.train.pictures import (
 )
 
 PAGE = Path("report/report.html")
-"""The page in a run folder."""
+"""Path of the report in a run folder."""
 BENCHMARKS = "benchmarks.json"
-"""File of a run folder: by task, its metrics, counts, the domain that answered, and the step of the checkpoint."""
+"""File of benchmark results in a run folder: by task, metrics, counts, the domain that answered, and step of the checkpoint."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of the page: its log, its configuration by key path, the domains of its data's manifest, and benchmarks by task; empty
-    if not there."""
+    """Run in a report: its log, configuration by key path, domains of its data manifest, and benchmark results by task; empty if
+    missing."""
 
     log: RunLog
     config: dict[str, Any]
@@ -52,18 +52,17 @@ class _Run:
 
     @property
     def samples(self) -> str:
-        """Hash over the samples of all steps."""
+        """Hash over the training samples of all steps."""
         return xxhash.xxh3_64_hexdigest("".join(line.get("samples", "") for line in self.log.steps).encode())
 
 
 def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
-    """Write `report/` in `run_folder`: a page, and its pictures loss, optimizer, tokens_per_second, ecss and expert_load.
+    """Write `report/` in `run_folder`: the page report.html and its figures loss, optimizer, tokens_per_second, ecss, expert_load.
 
-    others: folders of runs that are drawn into the same pictures and get their own tables; their files stay as they are.
-    Returns the path of the page, report.html, which needs no other file. A picture without data (a model without RRE
-    layers has no expert load) is left out. Each file is written whole or not at all, over that of an earlier report.
-    Raises FileNotFoundError when a run has no metrics.jsonl, NothingLogged when that holds no step, OSError when the disk
-    refuses.
+    others: folders of further runs, drawn into the same figures and with tables of their own; nothing is written there.
+    Returns the path of the page, which needs no other file. A figure without data is left out (a model without RRE layers has no
+    expert load). Each file is written atomically, and replaces that of an earlier report.
+    Raises FileNotFoundError if a run has no metrics.jsonl, NothingLogged if that has no step, OSError for errors of the disk.
     """
     runs = [_read(folder) for folder in (run_folder, *others)]
     logs = [run.log for run in runs]
@@ -110,7 +109,7 @@ def _read(folder: Path) -> _Run:
 
 
 def _benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `benchmark` has noted in a run; empty if nothing, or not what it writes."""
+    """Read the results that `benchmark` has written to a run folder; empty if missing or invalid."""
     try:
         tasks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -119,7 +118,7 @@ def _benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """The run's configuration by key path; empty if it cannot be read."""
+    """Read the run's configuration by key path; empty if it cannot be read."""
     try:
         return leaves(read_tree(folder / CONFIG_FILE))
     except ConfigError:
@@ -127,7 +126,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _data(folder: Path, path: Any) -> dict[str, DomainRecord]:
-    """The domains of the manifest of a run's data; empty if the data are no longer there."""
+    """Read the domains of the manifest of a run's data; empty if the data are missing."""
     try:
         return load_manifest(folder / path).domains if isinstance(path, str) else {}
     except DataError:
@@ -135,10 +134,10 @@ def _data(folder: Path, path: Any) -> dict[str, DomainRecord]:
 
 
 def _save(figure: Figure, file: Path) -> bytes:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110)
-    write_atomically(file, drawn.getvalue())
-    return drawn.getvalue()
+    png = io.BytesIO()
+    figure.savefig(png, dpi=110)
+    write_atomically(file, png.getvalue())
+    return png.getvalue()
 
 
 def _page(runs: list[_Run], pictures: dict[str, bytes]) -> str:
@@ -154,7 +153,7 @@ def _page(runs: list[_Run], pictures: dict[str, bytes]) -> str:
 
 @functools.cache
 def _template() -> Template:
-    """`report.html`, with what it calls."""
+    """Load the template `report.html` with its filters and functions."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -164,7 +163,7 @@ def _template() -> Template:
 
 
 def last_loss(lines: list[Line], domain: str) -> float | None:
-    """The newest finite loss of a domain; a step line holds only the domains of its batches."""
+    """Return the last finite loss of a domain in the `step` lines, each of which has only the domains of its batches."""
     losses = (line["per_domain_loss"].get(domain) for line in reversed(lines))
     return next((loss for loss in losses if loss is not None), None)
 
@@ -174,7 +173,7 @@ def _perplexity(loss: float | None) -> float | None:
 
 
 def _cell(value: float | str | None) -> str:
-    """A value in a table: a count, a number of three decimals, or a text; a dash for what is not known."""
+    """Format a table cell: a count, a number with three decimals, or a text; a dash for None."""
     if isinstance(value, int):
         return format(value, ",")
     return value if isinstance(value, str) else _number(value)

@@ -1,6 +1,6 @@
-"""One training step as one graph.
+"""Training step as one graph.
 
-    active experts, looked up here or brought before     ecss/store.py, ecss/prefetch.py
+    active experts, looked up here or prefetched         ecss/store.py, ecss/prefetch.py
       → loss and gradients of every micro-batch          model/loss.py, model/
       → sums over ranks, global norm                     parallel/reduce.py
       → overflow, loss scale
@@ -32,35 +32,35 @@ from pangu_sigma.parallel.reduce import gradients_of
 
 
 class StepResult(NamedTuple):
-    """What a step reports. Its tensors are results of the graph, read on the host."""
+    """Result of a training step: tensors that the graph returns, read on the host."""
 
     block_loss_GM: tuple[Tensor, ...]
     """Weighted loss of each block; the sum is the loss of the update."""
     norm: Tensor
     """Global gradient norm before clipping."""
     applied: Tensor
-    """1.0, or 0.0 when the gradients overflowed, or the batch is a spike, and nothing was updated."""
+    """1.0; 0.0 if nothing was updated, because the gradients overflowed or the batch is a spike."""
     scale: Tensor
     """Loss scale that the step used."""
     norm_dense: Tensor | None = None
-    """The norm's part of the dense gradients: the square of `norm` is the sum of the squares of the parts. None: not measured."""
+    """Norm of the dense gradients; None: not measured."""
     norm_experts: Tensor | None = None
-    """The norm's part of the experts' gradients."""
+    """Norm of the experts' gradients; None: not measured. norm² = norm_dense² + norm_experts²."""
 
 
 class SpikeLimits(NamedTuple):
-    """Limits that tell a spike with train.spikes.skip: arguments of `TrainStep` after those of `StepArrays`."""
+    """Loss limits of spike detection with train.spikes.skip: arguments of `TrainStep` after those of `StepArrays`."""
 
     limits_D: Tensor | None = None
-    """Largest weighted loss of each domain that is no spike, float32."""
+    """Weighted loss of each domain above which the batch is a spike, float32."""
     blocks_MD: Tensor | None = None
-    """1.0 where a block of this rank is of the domain, else 0.0."""
+    """1.0 where a block of this rank belongs to the domain, else 0.0."""
 
 
 class ScaledLoss(nn.Cell):
-    """The function that a step differentiates.
+    """Loss times the loss scale, the function that a step differentiates.
 
-    construct(scale, *arguments of NextTokenLoss) -> (scale · sum of the losses of the blocks, those losses [M])
+    construct(scale, *arguments of NextTokenLoss) -> (scale · sum of the block losses, block losses [M])
     """
 
     def __init__(self, network: PanGuSigma):
@@ -73,26 +73,26 @@ class ScaledLoss(nn.Cell):
 
 
 FIRST_EXPERT = 1 + len(PASS_FIELDS)
-"""Number of arguments of `ScaledLoss` before the experts."""
+"""Index of the first expert tensor among the arguments of `ScaledLoss`."""
 
 
 class TrainStep(nn.Cell):
-    """Forward pass, backward pass and update.
+    """Training step: forward pass, backward pass and update.
 
-    construct(lr, *StepArrays, *SpikeLimits, *Brought.arguments()) -> StepResult's fields
-        active: the experts of all micro-batches; offsets: their tokens in each; used: their tokens summed over the micro-batches.
-        experts_and_buffers: the experts that a `Prefetcher` brought, then the buffers of the next step's; without one, nothing.
-    The arguments are plain ones and not the named groups of the host: see data/step_arrays.py.
+    construct(lr, *StepArrays, *SpikeLimits, *Brought.arguments()) -> fields of StepResult
+        active: experts of all micro-batches; offsets: their tokens in each; used: their tokens summed over the micro-batches.
+        experts_and_buffers: prefetched experts, then the buffers for the experts of the next step; empty without a `Prefetcher`.
+    The arguments are plain tensors and not the NamedTuples of the host: see data/step_arrays.py.
     """
 
     def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = ALONE):
-        """ranks: all of them take the step, each with its share of the batch and of the experts."""
+        """ranks: the processes that take the step together, each with its share of the batch and of the experts."""
         super().__init__()
         optimizer = config.train.optimizer
         self.store = store
         self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
         dense = self.dense.learned
-        # value_and_grad takes gradients by the numbers of arguments, so each tensor of experts is an argument of its own
+        # value_and_grad selects gradients by the indices of arguments, so each expert tensor is an argument of its own
         experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + len(FFN_TENSORS) * config.model.rre_layers))
         self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
         self.loss_and_grads = ms.value_and_grad(
@@ -135,8 +135,8 @@ class TrainStep(nn.Cell):
         block_loss: tuple = ()
         expert_grads: tuple = ()
         dense_grads: tuple = ()
-        for g in range(self.micro_batches):  # unrolled while the graph is made: its conditions are no part of it
-            # only data orders a graph: passes with collectives wait for each other, so that all ranks come to them in one order
+        for g in range(self.micro_batches):  # unrolled when the graph is compiled: its conditions are no part of it
+            # only data dependencies order a graph: passes with collectives are chained, so that all ranks run them in one order
             (_, loss_M), grads = self.loss_and_grads(
                 ops.depend(scale, dense_grads) if g > 0 and self.reduce.chained else scale,
                 rows_GBS[g],
@@ -156,7 +156,7 @@ class TrainStep(nn.Cell):
             expert_grads = of_experts if g == 0 else add(expert_grads, of_experts)
             dense_grads = of_dense if g == 0 else add(dense_grads, of_dense)
         dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
-        # verdicts are numbers, not branches: every step runs the same operators, and Adam told 0.0 leaves its arrays as they are
+        # `applied` is a number, not a branch: every step runs the same operators, and with 0.0 Adam leaves its arrays unchanged
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
         calm = self.is_calm(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
@@ -167,27 +167,27 @@ class TrainStep(nn.Cell):
             hyper = self.hyper_experts(lr, grad_scale, applied)
             buffers = experts_and_buffers[self.expert_tensors :]
             updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers))
-        # a spike says nothing of the scale; gradients that are not finite do, be they those of a spike
+        # a spike does not change the scale, unless its gradients are not finite
         rescaled = (
             self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
         )
         norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
-        # a plain tuple, which `take` names; it is there once all updates are done
+        # a plain tuple, which `take` makes a StepResult; it depends on all updates
         return ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
 
     def take(
         self, rate: float, arrays: StepArrays, brought: Brought | None = None, limits: SpikeLimits | None = None
     ) -> StepResult:
-        """Take one step on the host's groups of tensors. brought: None without a prefetcher. limits: with train.spikes.skip."""
+        """Run one step. rate: learning rate. brought: prefetched experts, with a prefetcher. limits: for train.spikes.skip."""
         groups = (*arrays, *(limits or SpikeLimits()), *(brought or Brought()).arguments())
         return StepResult(*self(Tensor(rate, ms.float32), *groups))
 
     def of_one_kind(self, grads):
-        """Gradients of experts and of dense parameters, where only one of the two learns: value_and_grad makes no pair then."""
+        """Make the pair (expert gradients, dense gradients) if only one of the two learns: value_and_grad returns no pair then."""
         return (grads, ()) if self.sparse else ((), grads)
 
     def is_calm(self, block_loss, squares, limits_D, blocks_MD):
-        """1.0 if no domain's loss of the whole batch is above its limit, else 0.0: the same on all ranks."""
+        """Return 1.0 if no domain's loss over the whole batch is above its limit, else 0.0; the same on all ranks."""
         loss_M = block_loss[0]
         for g in range(1, self.micro_batches):
             loss_M = loss_M + block_loss[g]
@@ -196,7 +196,7 @@ class TrainStep(nn.Cell):
 
 
 def add(left, right):
-    """Sum of two tuples of gradients."""
+    """Add two tuples of gradients."""
     total: tuple = ()
     for i in range(len(left)):
         total += (left[i] + right[i],)

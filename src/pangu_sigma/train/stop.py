@@ -1,4 +1,4 @@
-"""A request to stop: SIGTERM, which launchers and cluster managers send before they kill."""
+"""Handler of SIGTERM, which launchers and cluster managers send before they kill a process."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 
 
 class StopRequest:
-    """Notes that SIGTERM has come. While it is used as a context manager, the signal ends nothing by itself.
+    """Context manager in which SIGTERM sets `requested` instead of ending the process.
 
-    Python lets only the main thread handle signals. In any other thread this does nothing: SIGTERM keeps the meaning that it had,
-    and nothing is ever requested.
+    Python lets only the main thread handle signals. In any other thread this does nothing, and `requested` stays False.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        """True once SIGTERM has come."""
+        """True once SIGTERM was received."""
         self._before: Any = None
         self._listens = threading.current_thread() is threading.main_thread()  # Python allows handlers there only
 

@@ -1,4 +1,4 @@
-"""The few numbers that a run comes down to, from its metrics.jsonl."""
+"""Summary of a run, and comparison of two, from their metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from pangu_sigma.train.pictures import expert_load
 from pangu_sigma.train.report import PAGE
 
 _FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
-"""What a summary has of a domain's last evaluation beside its loss."""
+"""Keys of a domain's last evaluation in a summary, besides its loss."""
 
 
 def summarise(path: Path) -> dict[str, Any]:
-    """The summary of a run, as plain values.
+    """Return the summary of a run as plain values, which are read from its log; nothing is written.
 
-    It holds held-out losses (nats per token) before and after, by domain; the standard error of the one after, the loss of counting
-    the same tokens, and bits per byte; tokens per second; the load of the fullest
-    expert over the mean; the number of rows dropped beyond an expert's capacity; and what the prefetcher moved (medians of the log
-    lines; None without one). A loss that was not finite is None.
-    `evaluated_at` is the step of the evaluation after. Nothing is written; "report" is where `write_report` writes.
+    By domain it has the held-out loss in nats per token at the first and at the last evaluation (step `evaluated_at`; None if not
+    finite), and of the last one the standard error, the unigram loss of the same tokens, and bits per byte. For the run it has
+    tokens per second, max/mean of the expert load, the number of rows dropped beyond an expert's capacity, and the prefetch traffic
+    (medians of the log lines; None without a prefetcher). "report" is the path that `write_report` writes to.
 
-    Raises NothingLogged when the run has not reached its first checkpoint, or its log is gone.
+    Raises NothingLogged if the run has not reached its first checkpoint, or its log is missing.
     """
     run = open_model(path, "run")
     lines = read_metrics(path) if (path / FILE).exists() else []
@@ -67,7 +66,7 @@ def summarise(path: Path) -> dict[str, Any]:
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """The table that `pangu-sigma report` prints."""
+    """Format a summary as the table that `pangu-sigma report` prints."""
     lines = [
         f"{'domain':12} {'before':>8} {'after':>8} {'±':>8} {'unigram':>8} {'bits/byte':>9}   held-out loss, nats per token",
         *(
@@ -102,28 +101,28 @@ def format_summary(summary: dict[str, Any]) -> str:
 
 
 def differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
-    """How much more a run loses than another at its last evaluation, by domain; negative: `path` is better.
+    """Return the difference of two runs' held-out losses at their last evaluations, by domain; negative: `path` is better.
 
     nats_per_token, se, bits_per_byte, bits_per_byte_se: paired by sample, if the logs of both have the same held-out samples.
-    Otherwise se and the bits are None, nats_per_token is the difference of the means, and `unpaired` says why.
+    Otherwise se and the bits are None, nats_per_token is the difference of the means, and `unpaired` is the reason.
     """
     runs = [open_model(run, "run") for run in (path, other)]
     lines = [_evaluations(read_metrics(run.path))[-1] for run in runs]
     mine, theirs = map(losses_of, lines)
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, loss in lines[0]["per_domain_loss"].items():
         against = lines[1]["per_domain_loss"].get(name)
         if name in theirs and mine[name].digest == theirs[name].digest:
-            found[name] = mine[name].minus(theirs[name]).figures()
+            result[name] = mine[name].minus(theirs[name]).figures()
         else:
             gap = None if loss is None or against is None else loss - against
-            found[name] = dict.fromkeys(DIFFERENCE_FIGURES) | {"nats_per_token": gap}
-            found[name]["unpaired"] = _why_unpaired(*runs) if name in theirs else f"{other} has no such domain"
-    return found
+            result[name] = dict.fromkeys(DIFFERENCE_FIGURES) | {"nats_per_token": gap}
+            result[name]["unpaired"] = _why_unpaired(*runs) if name in theirs else f"{other} has no such domain"
+    return result
 
 
 def unlike(run: StoredModel, other: StoredModel) -> str:
-    """Why the held-out tokens of two runs cannot be the same, as far as their folders say; "" if they do not."""
+    """Return why the held-out tokens of two runs must differ, judged by tokenizer and sequence length; "" if they may be equal."""
     if run.tokenizer.hash != other.tokenizer.hash:
         return "their tokenizers differ"
     lengths = [r.config.model.seq_length for r in (run, other)]
@@ -131,9 +130,9 @@ def unlike(run: StoredModel, other: StoredModel) -> str:
 
 
 def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
-    """A table of the held-out losses of two runs side by side, with their difference (negative: the first run is better).
+    """Format a table of the held-out losses of two runs side by side, with their difference (negative: the first run is better).
 
-    other: its `differences`, if it has them, give the standard error.
+    other: summary of the second run; its key `differences`, if there, gives the standard error.
     """
     width = max(len(summary["run"]), len(other["run"]), 8)
     heads = f"{summary['run']:>{width}} {other['run']:>{width}} {'difference':>10} {'±':>8} {'unigram':>8}"
@@ -156,7 +155,7 @@ def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _why_unpaired(run: StoredModel, other: StoredModel) -> str:
-    """Why the losses of a domain in the logs of two runs are not of the same samples, and what to do."""
+    """Return why the logs of two runs have losses of different samples of a domain, and what to do."""
     again = f"pangu-sigma evaluate {run.path} --against {other.path} measures both on the same tokens"
     if reason := unlike(run, other):
         return f"{reason}, so the samples are not the same"

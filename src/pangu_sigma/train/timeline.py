@@ -1,8 +1,8 @@
-"""A timeline of a few training steps, `profile/trace.json` in the run folder, for https://ui.perfetto.dev or chrome://tracing.
+"""Profile of a few training steps, `profile/trace.json` in the run folder, for https://ui.perfetto.dev or chrome://tracing.
 
-It has two groups of rows on one clock: what the loop does (feed, step, metrics, evaluation, save), and the operators of the graph
-as MindSpore's profiler saw them, on Ascend those of the NPU too. The first step, which compiles, is not in it. What MindSpore wrote
-stays beside it, for MindStudio Insight.
+It has two groups of rows on one clock: spans of the training loop (feed, step, metrics, evaluation, save), and the operators of the
+graph from MindSpore's profiler, on Ascend those of the NPU too. The first step, which compiles, is not in it. MindSpore's own files
+are kept beside it, for MindStudio Insight.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "profile"
 TRACE = "trace.json"
+"""Folder of the timeline in a run folder, and its file."""
 STEPS = 5
-"""Steps in a timeline."""
+"""Number of steps in a timeline."""
 _LOOP_ROWS = 1
-"""Number of the group of rows of the loop; MindSpore's begin with 2."""
+"""Process id in the trace for the rows of the loop; MindSpore's begin with 2."""
 
 
 def watched(target: str) -> list[ProfilerActivity]:
-    """What MindSpore's profiler looks at on a device target."""
+    """Return the activities that MindSpore's profiler records on a device target."""
     return [ProfilerActivity.CPU, *([ProfilerActivity.NPU] if target == "Ascend" else [])]
 
 
 class NoTimeline:
-    """A timeline that writes nothing."""
+    """Timeline that writes nothing."""
 
     def __enter__(self) -> NoTimeline:
         return self
@@ -47,18 +48,18 @@ class NoTimeline:
         """Write nothing: nothing was seen."""
 
     def span(self, name: str) -> AbstractContextManager[None]:
-        """A block of the loop's work, called `name`."""
+        """Record the time of a block under a name."""
         return nullcontext()
 
     def step_done(self, step: int) -> None:
-        """Note that a step, and what the loop does after it, is done."""
+        """Mark the end of a step, with its evaluation and checkpoint."""
 
 
 class Timeline(NoTimeline):
-    """The timeline of the steps after the first of this process. Use as a context manager: a run may end before all are taken."""
+    """Timeline of the steps after the first of this process, as a context manager, because a run may end before it is full."""
 
     def __init__(self, run: Path, start: int):
-        """run: the run folder. start: the number of steps that are done already."""
+        """run: run folder. start: number of steps already taken."""
         self._folder, self._start = run / FOLDER, start
         self._events: list[dict[str, Any]] = []
         self._profiler: Any = None
@@ -104,7 +105,7 @@ class Timeline(NoTimeline):
         self._begun = time.time_ns()
 
     def _write(self) -> None:
-        """Stop, and write what was seen, once."""
+        """Stop the profiler, and write the trace, once."""
         if self._profiler is None:
             return
         self._profiler.stop()
@@ -121,7 +122,7 @@ class Timeline(NoTimeline):
         logger.info("timeline of %d steps: %s; open it in https://ui.perfetto.dev", STEPS, self._folder / TRACE)
 
     def _on_our_clock(self, event: dict[str, Any]) -> dict[str, Any]:
-        """An event of MindSpore, whose times are texts of microseconds since 1970, which no float holds exactly."""
+        """Convert an event of MindSpore, whose times are texts of microseconds since 1970, which no float holds exactly."""
         if "ts" not in event:
             return event
         return {
