@@ -37,7 +37,9 @@ def test_variants_of_a_task_differ_in_what_learns_alone(recorded, tmp_path: Path
         _, parent, asked, run = recorded.cases[case]
         assert (parent.name, run.name) == (f"{'dense' if name == 'dense' else 'sigma'}_{seed}", case)
         assert (asked.task, asked.learn, asked.domain) == (task, tuning.LEARNS[name], "en" if task == "qa" else None)
-        assert (asked.train_file, asked.dev_file) == tuple(tmp_path / "tasks" / task / f"{n}.jsonl" for n in ("train", "dev"))
+        assert (asked.train_file, asked.dev_file) == tuple(
+            tmp_path / "tasks" / task / f"{n}.jsonl" for n in ("train", "dev")
+        )
         keys = dict(asked.overrides)
         assert (keys.pop("seed"), keys.pop("train.optimizer.peak_lr")) == (int(seed), float(rate))
         schedules.add((task, tuple(keys.items())))
