@@ -177,8 +177,7 @@ def _summary(run: Path) -> Result | None:
 
 
 def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Result:
-    """Measure the held-out loss of each domain, in nats per token: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …} by
-    domain.
+    """Measure each domain's held-out loss in nats per token: {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}.
 
     model: a run, or an exported model, which is evaluated on its run's text. se: standard error over samples. unigram: loss of a
     unigram model on the same tokens. all_samples: read all held-out samples, not only those that training evaluates. against: as
@@ -244,8 +243,7 @@ def benchmark(
 
 
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
-    """Summarise a run and redraw its report. With other runs: plot these too, and return all summaries, with the loss
-    differences."""
+    """Summarise a run and redraw its report. With other runs: plot and summarise these too, with the loss differences."""
     from pangu_sigma.train.report import write_report
     from pangu_sigma.train.summary import differences, format_comparison, format_summary, summarise
 
@@ -270,8 +268,7 @@ def finetune(
     overrides: Overrides = (),
     lock: bool = True,
 ) -> Model:
-    """Fine-tune the trained run `model` on a task in the run folder `output`, and return the tuned model, with the best state's
-    weights.
+    """Fine-tune the trained run `model` on a task in the run folder `output`, and return the tuned model in its best state.
 
     task: "dialogue", "qa", "translation_zh_en", "translation_en_zh", "code", or a YAML file. train_file, dev_file: *.jsonl or
     *.jsonl.gz with lines {"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]}, optionally with "domain".
@@ -303,8 +300,7 @@ def inherit(
     reinit_ratio: float = 0.0,
     moments: bool = False,
 ) -> Receipt:
-    """Make `output`, by default runs/NAME, a run of `config` whose step 0 answers as the dense `model`; `train` resumes from
-    there.
+    """Make `output`, by default runs/NAME, a run of `config` whose step 0 answers as the dense `model`; `train` resumes it.
 
     model: a dense run of this project, or the files of a released PanGu-α (convert/README.md lists them). heads, activation:
     needed if the model's files do not contain them. noise, reinit_ratio: variation between copies of an expert at the start, by
@@ -335,7 +331,7 @@ def planned_inheritance(
     reinit_ratio: float = 0.0,
     moments: bool = False,
 ) -> Results:
-    """Return the origin of every tensor that `inherit` would write."""
+    """Return the origin of every tensor that `inherit` would write, for its --dry-run."""
     from pangu_sigma.inherit import from_alpha
     from pangu_sigma.inherit.parent import open_parent
     from pangu_sigma.inherit.receipt import format_mapping
@@ -621,8 +617,7 @@ class Model:
 
         domain: domain whose experts and vocabulary answer; for a list of prompts, one name for all or a list of names.
         max_new_tokens: maximum number of new tokens; generation also ends at the end of the text, and at model.seq_length.
-        seed: the same seed draws the same tokens for a prompt, whatever the other prompts are. Repetitions of a prompt in the list
-        draw with the next seeds.
+        seed: the same seed draws the same tokens for a prompt in any list; further copies of it draw with the next seeds.
         stop: strings; a continuation ends before the first of them.
         sampling: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, as in
         `generate.sampling.Sampling`; by default greedy.

@@ -57,12 +57,7 @@ def _add_generate(commands: Any) -> None:
     command.set_defaults(**defaults_of(api.Sampling))
     with_model(command)
     option = command.add_argument
-    option(
-        "--domain",
-        action="append",
-        required=True,
-        help="answering domain: one for all prompts, or one each, in order",
-    )
+    option("--domain", action="append", required=True, help="domain to answer: one for all, or one for each, in order")
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; may be repeated")
     what.add_argument("--prompts", type=Path, metavar="FILE", help="file with a prompt a line; - is standard input")

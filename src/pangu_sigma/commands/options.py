@@ -57,19 +57,19 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def flag(command: argparse.ArgumentParser, name: str, help: str) -> None:
-    """Add an option without a value."""
+    """Add an option without a value to a command."""
     command.add_argument(name, action="store_true", help=help)
 
 
 def with_model(
     command: argparse.ArgumentParser, help: str = "run folder or exported model", nargs: str | None = None
 ) -> None:
-    """Add the argument MODEL."""
+    """Add the argument MODEL to a command."""
     command.add_argument("model", type=Path, nargs=nargs, metavar="MODEL", help=help)
 
 
 def with_config(command: argparse.ArgumentParser, help: str = CONFIG_HELP) -> None:
-    """Add the argument CONFIG, --set and --print-config."""
+    """Add the argument CONFIG, --set and --print-config to a command."""
     command.add_argument("config", type=Path, metavar="CONFIG", help=help)
     with_overrides(command)
 
@@ -82,12 +82,12 @@ def with_overrides(command: argparse.ArgumentParser) -> None:
 
 
 def with_set(command: argparse.ArgumentParser, help: str, dest: str = "overrides") -> None:
-    """Add --set."""
+    """Add the option --set to a command."""
     command.add_argument("--set", dest=dest, action="append", metavar="KEY=VALUE", help=help)
 
 
 def with_output(command: argparse.ArgumentParser, help: str, required: bool = False) -> None:
-    """Add --output."""
+    """Add the option --output to a command."""
     command.add_argument("-o", "--output", type=Path, required=required, metavar="PATH", help=help)
 
 
@@ -116,7 +116,7 @@ def _check_chip(options: argparse.Namespace) -> None:
 
 
 def with_json(command: argparse.ArgumentParser) -> None:
-    """Add --json."""
+    """Add the option --json to a command."""
     command.add_argument("--json", metavar="FILE", help="write the result as JSON; - is standard output")
 
 

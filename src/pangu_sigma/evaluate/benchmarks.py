@@ -44,8 +44,7 @@ class OwnTask:
     """Benchmark that runs without the harness.
 
     module: has run(engine, domain, folder, limit=…, temperature=…, …) -> TaskResult. format: format of the default domain. file:
-    the argument for a readable file of the answers, and the suffix of its name. runs_programs: True if it also takes samples and
-    unsafe.
+    the argument for a readable file of the answers, and the suffix of its name. runs_programs: True if run takes samples, unsafe.
     """
 
     module: str
@@ -114,8 +113,7 @@ def run_benchmarks(
 
     beside: file of the result; readable answers of tasks of `OWN` are written beside it.
 
-    Raises ConfigError for an unknown task or domain, and DataError, before anything is computed, for files that are missing or of
-    another format.
+    Raises ConfigError for an unknown task or domain, and DataError, before anything is computed, for missing or invalid files.
     """
     others = [name for name in request.tasks if name not in OWN]
     lm = _harness_model(model, request, kept) if others else None

@@ -1,7 +1,6 @@
 """Benchmark of open dialogue: distinct-1 and distinct-2 of the answers, and self-chats for people to read.
 
-Input: prompts.jsonl, one {"prompt": first message} a line. The paper's dialogues were judged by people; no number here says that
-an answer is good.
+Input: prompts.jsonl, one {"prompt": first message} a line. The paper's dialogues were judged by people; no number here does that.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def run(
     top_p: float = 0.9,
     seed: int = 0,
 ) -> TaskResult:
-    """Measure distinct-1 and distinct-2 over a domain's answers to all first messages. folder: folder of the file.
+    """Run the dialogue benchmark: distinct-1 and distinct-2 over a domain's answers to all first messages. folder: the input's.
 
     limit: maximum number of first messages, from the beginning of the file.
     transcripts: Markdown file for chats of the model with itself, one for each first message. turns: messages of such a chat, with

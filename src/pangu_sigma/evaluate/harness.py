@@ -71,7 +71,7 @@ class HarnessModel(LM):
         device: str | None = None,
     ):
         """path: a run folder, an exported model, or an engine. domain: domain that answers. batch_size: texts in a batch; an
-        engine has its own.
+        engine's is fixed.
 
         max_length: maximum tokens of a text and one new token; model.seq_length by default. max_gen_toks: maximum tokens of an
         answer if the task does not set it. tags: True to put the language tag before each text, as in training; texts of most
@@ -108,8 +108,7 @@ class HarnessModel(LM):
         return f"pangu-sigma-{self.tokenizer.hash[:16]}-{self.domain.name}"
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return for each (context, continuation) its log-probability in nats, and whether greedy generation gives the
-        continuation.
+        """Return for each (context, continuation) its log-probability in nats, and whether greedy generation gives it.
 
         A continuation that exceeds the model's length is scored in windows, each token once.
         """
@@ -192,8 +191,8 @@ class HarnessModel(LM):
         return Request(self.domain, tuple(ids), most, Sampling(**sampling), self._seed, tuple(filter(None, stop)))
 
     def _scores(self, texts: Sequence[list[Pair]], what: str, quiet: bool) -> list[tuple[float, bool]]:
-        """Return for each text, given as pairs, the log-probability of the continuations, and whether every token was the most
-        likely one."""
+        """Return for each text, given as pairs, the continuations' log-probability, and whether every token was the most likely
+        one."""
         requests = []
         for context, continuation in (pair for pairs in texts for pair in pairs):
             ids = [*context, *continuation][-self.max_length :]

@@ -23,10 +23,9 @@ _PROBLEMS = 164
 
 
 def run(engine: Engine, domain: str, folder: Path, limit: int | None = None, **options: Any) -> TaskResult:
-    """Measure pass@k of a domain. folder: folder of the file. limit: maximum number of problems. options: those of `CodeOptions`.
+    """Run HumanEval: pass@k of a domain. folder: folder of the file. limit: maximum number of problems. options: `CodeOptions`.
 
-    Raises DataError for a file that is missing or has no usable line, ConfigError for invalid options, and where programs cannot
-    be isolated.
+    Raises DataError for a missing or unusable file, ConfigError for invalid options, and where programs cannot be isolated.
     """
     chosen = CodeOptions(**options)
     path = task_file(folder, _NAMES, _PUBLISHED)

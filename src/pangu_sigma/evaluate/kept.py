@@ -32,7 +32,7 @@ class Kept:
         return self._values.get(name)
 
     def put(self, name: str, value: Any) -> None:
-        """Cache a JSON value."""
+        """Add a JSON value to the cache, and to its file."""
         self._values[name] = value
         self._stream.write(json.dumps([name, value], ensure_ascii=False) + "\n")
         self._stream.flush()

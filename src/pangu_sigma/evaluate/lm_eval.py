@@ -26,7 +26,7 @@ def with_tasks(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the command."""
+    """Run lm-evaluation-harness's command with this project's model and tasks."""
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv[1:] = with_tasks(sys.argv[1:])

@@ -25,11 +25,10 @@ _EXAMPLES = (2, 3, 4)
 
 
 def run(engine: Engine, domain: str, folder: Path, limit: int | None = None, **options: Any) -> TaskResult:
-    """Measure pass@k of a domain, with the prompt of the paper. folder: folder of the file. limit: maximum number of problems.
+    """Run MBPP: pass@k of a domain, with the prompt of the paper. folder: folder of the file. limit: maximum number of problems.
 
     options: those of `CodeOptions`. If three examples do not fit, the last ones are left out and the problem counts as truncated.
-    Raises DataError for a file that is missing or lacks a needed problem, ConfigError for invalid options, and where programs
-    cannot be isolated.
+    Raises DataError for a missing or incomplete file, ConfigError for invalid options, and where programs cannot be isolated.
     """
     chosen = CodeOptions(**options)
     path = task_file(folder, [_NAME], _PUBLISHED)

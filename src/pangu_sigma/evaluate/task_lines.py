@@ -28,7 +28,7 @@ class _Unusable(ValueError):
 
 
 def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
-    """Return the file of a benchmark: the first of `names` in the folder. Raises DataError, which names its source."""
+    """Return the path of a benchmark's file: the first of `names` in the folder. Raises DataError, which names its source."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -39,7 +39,7 @@ def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
 def read_rows(
     path: Path, fields: Mapping[str, FieldKind], key: str | None = None, check: Callable[[TaskLine], str] = lambda _: ""
 ) -> tuple[list[TaskLine], int]:
-    """Read the objects of a file (*.jsonl, *.jsonl.gz), and count its lines that cannot be used; a warning explains them.
+    """Read the objects of a benchmark's file (*.jsonl, *.jsonl.gz), and count lines that cannot be used; a warning explains them.
 
     fields: required fields and their types. key: field whose values must be unique. check: returns what else is wrong with an
     object, or "". Blank lines are ignored. Raises DataError if no line can be used, and for an unreadable file.

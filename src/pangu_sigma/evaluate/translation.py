@@ -43,7 +43,7 @@ def run(
     seed: int = 0,
     translations: Path | None = None,
 ) -> TaskResult:
-    """Measure BLEU and chrF of a domain's translations, from 0 to 100. folder: folder of the files, named as a key of `TEMPLATES`.
+    """Run the translation benchmark: BLEU and chrF, from 0 to 100. folder: folder of the files, named as a key of `TEMPLATES`.
 
     limit: maximum number of sentences, the first ones. template: prompt with one {source}, by default that of the folder's name. A
     source that does not fit loses its end. max_new_tokens: maximum tokens of a translation; by default 256, or half of

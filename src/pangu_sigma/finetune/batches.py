@@ -1,5 +1,5 @@
-"""Batches of a task's samples, with the loss on the answers only. Samples in one sequence do not attend to each other: documents
-end with <eot>, and attention and positions are per document.
+"""Batches of a fine-tuning task's samples, with the loss on the answers only. Samples in one sequence do not attend to each other:
+documents end with <eot>, and attention and positions are per document.
 
 Shape suffixes: S sequence, V vocabulary, D domains.
 """
@@ -22,7 +22,7 @@ from pangu_sigma.rre.table import RoutingTable
 
 
 class TaskSamples(Samples):
-    """Samples of a task as sequences: one sample or several packed ones, then <pad>. A domain may have none."""
+    """Samples of a fine-tuning task as sequences: one sample or several packed ones, then <pad>. A domain may have none."""
 
     def __init__(self, config: Config, samples: Sequence[list[Spelled]], tokenizer: Tokenizer):
         """samples: the tokenized samples of each domain."""
@@ -68,7 +68,7 @@ class TaskSamples(Samples):
 
 
 class TaskBatches(Batches):
-    """Batches of a task's samples for one process."""
+    """Batches of a fine-tuning task's samples for one process."""
 
     def __init__(
         self, config: Config, tokenizer: Tokenizer, table: RoutingTable, samples: TaskSamples, training: TaskSamples

@@ -1,4 +1,4 @@
-"""Reader of a task's file of samples, with counts of everything that is cut, left out or skipped."""
+"""Reader of a fine-tuning task's file of samples, with counts of everything that is cut, left out or skipped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Account:
-    """Counts of a domain's lines and samples. A line has a sample for each of its answers.
+    """Counts of a domain's lines and samples in a fine-tuning file. A line has a sample for each of its answers.
 
     cut: samples whose prompts were cut. left_out: samples that are too long, by reason. tokens, counted: ids of the samples, and
     those in the loss. sequences: number of sequences that they fill.
@@ -51,7 +51,7 @@ class Account:
 
 @dataclass
 class TaskFile:
-    """Contents of a task's file.
+    """Contents of a fine-tuning task's file.
 
     samples: tokenized samples of each domain. accounts: counts by the domain's name. skipped: number of unusable lines by reason.
     examples: file:offset and detail of the first such line by reason. xxh3_128: hash of the file.
@@ -88,7 +88,7 @@ class TaskFile:
 
 
 def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer, quarantine: Quarantine) -> TaskFile:
-    """Read a file of prompts and responses, or of messages.
+    """Read a fine-tuning file of prompts and responses, or of messages.
 
     option: the file's command-line option, for messages. quarantine: receives the unusable lines of this file, and perhaps of
     others. Raises DataError for a file that cannot be read, or has no usable sample.

@@ -25,7 +25,7 @@ class TooLong(Exception):
 
 @dataclass(frozen=True)
 class Spelled:
-    """Tokenized sample. ids_T: prompt, answer, <eot>. answer: number of ids before the answer. cut: True if the prompt was cut."""
+    """Tokenized fine-tuning sample. ids_T: prompt, answer, <eot>. answer: number of ids before the answer. cut: True if cut."""
 
     ids_T: np.ndarray
     answer: int
@@ -38,7 +38,7 @@ class Spelled:
 
 
 class Speller:
-    """Tokenizer of a task's samples, with the chat template of the run's section `chat`."""
+    """Tokenizer of fine-tuning samples, with the chat template of the run's section `chat`."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
         assert config.finetune is not None

@@ -1,4 +1,4 @@
-"""Parser of a task file's lines: a prompt and its response, or the messages of a conversation."""
+"""Parser of a fine-tuning file's lines: a prompt and its response, or the messages of a conversation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXPECTED = '{"prompt": …, "response": …} or {"messages": [{"role": …, "co
 
 @dataclass(frozen=True)
 class Talk:
-    """Conversation in a domain; its last message is an answer."""
+    """Conversation in a domain, to fine-tune on; its last message is an answer."""
 
     domain: str
     messages: Messages

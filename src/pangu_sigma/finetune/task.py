@@ -24,12 +24,12 @@ from pangu_sigma.shipped import config_path
 logger = logging.getLogger(__name__)
 
 TASK_SECTIONS = ("finetune", "chat", "train")
-"""Sections of a task's file."""
+"""Sections of a fine-tuning task's YAML file."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Task and the user's overrides. tree: the task's keys. given: paths of the keys that task or user have set."""
+    """Fine-tuning task and the user's overrides. tree: the task's keys. given: paths of the keys that task or user have set."""
 
     tree: dict[str, Any]
     given: frozenset[str]
@@ -91,7 +91,7 @@ def read_task(
     domain: str | None = None,
     overrides: Sequence[Override] = (),
 ) -> Task:
-    """Read a shipped task by its name, or one from a YAML file. learn, domain: the user's values in place of the task's.
+    """Read a shipped fine-tuning task by its name, or one from a YAML file. learn, domain: the user's values for its keys.
 
     Raises ConfigError for an unknown name, with a list of the shipped ones, and for a file that is no task.
     """

@@ -17,7 +17,7 @@ from pangu_sigma.train.losses import HeldOutLoss
 
 @dataclass
 class Best:
-    """Best state so far.
+    """Best state of a fine-tuning run so far.
 
     step: its step. loss: on the dev set, in nats per token in the loss; None while unknown. before: loss at step 0. stale: number
     of consecutive evaluations since without improvement.
@@ -40,7 +40,7 @@ class Best:
 
 
 class Tuner(Trainer):
-    """Trainer of a run that is tuned to a task, on one CPU process. `best` is its best state, whose checkpoint is never pruned."""
+    """Trainer that fine-tunes a run on a task, on one CPU process. `best` is its best state, whose checkpoint is never pruned."""
 
     def __init__(self, run: RunFolder, training: TaskSamples, dev: TaskSamples | None):
         """run: a run folder with a checkpoint. dev: the dev set; None for no evaluation, then the last state is the best."""
@@ -51,9 +51,11 @@ class Tuner(Trainer):
         self.saver.spared = frozenset([self.best.step])
 
     def open_run(self, folder: Path, asked: Asked) -> RunFolder:
+        """Return the run that is already open."""
         return self._opened
 
     def open_batches(self, split: str) -> Batches:
+        """Return the batches of the training samples or the dev set."""
         samples = self._training if split == "train" else self._dev
         return TaskBatches(self.config, self.run.tokenizer, self.run.table, samples, self._training)
 
@@ -69,6 +71,7 @@ class Tuner(Trainer):
         return super().finished or (options is not None and self.best.stale >= options.patience)
 
     def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
+        """Update the best state with the dev loss."""
         if losses:
             nats, tokens = (sum(float(getattr(each, name).sum()) for each in losses.values()) for name in _SUMS)
             self.best.take(self.progress.step, nats / tokens)
@@ -77,6 +80,7 @@ class Tuner(Trainer):
         self.saver.spared = frozenset([self.best.step])
 
     def state(self) -> dict[str, Any]:
+        """Return the trainer's state for a checkpoint, with the best state."""
         return {**super().state(), "best": asdict(self.best)}
 
 

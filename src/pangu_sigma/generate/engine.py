@@ -85,8 +85,7 @@ class Engine:
     def step(self) -> bool:
         """Read one token of each generating text, and some of the prompts. Returns False if there was nothing to do.
 
-        An exception of the decoder ends all running texts as "cancelled" and is raised again; requests in the queue are still
-        answered.
+        An exception of the decoder ends all running texts as "cancelled" and is raised again; queued requests are still answered.
         """
         with self._stepping:
             done = self._drop_cancelled()

@@ -53,8 +53,7 @@ class RunningText:
         return len(self._ids) > self._prompt
 
     def shared_with(self, other: RunningText) -> int:
-        """Return the length of the common prefix, if another text has yet to read its last token and can read it for both; else
-        0."""
+        """Return the length of the common prefix, if another text, which has not read all of it, can read it for both; else 0."""
         mine, its = self.request, other.request
         if other.leader is not None or mine.domain != its.domain:
             return 0
@@ -67,13 +66,13 @@ class RunningText:
         return shared if shared > other.read and (scored_alike or not self._scores_up_to(shared - 1)) else 0
 
     def go_on_from(self, leader: RunningText, number: int) -> None:
-        """Take over the first `number` tokens that the leader has read, fewer than the common prefix."""
+        """Take over the first `number` tokens that the leader has read, fewer than the shared ones."""
         self.read = number
         self._scores = leader._scores[: number + 1 - self.request.scored_from] if self._scores_up_to(number) else []
 
     def read_with(self, leader: RunningText, logits_1R: np.ndarray) -> None:
-        """Take over all `shared` tokens, which the leader has just read. logits: of the token after the last one, which may differ
-        between both texts; no row if this text does not need it."""
+        """Take over the first `shared` tokens, the last of which the leader has just read. logits_1R: for the token after it,
+        which may differ between the two texts; no row if this text does not need it."""
         self.go_on_from(leader, self.shared - 1)
         last = self.chunk(self.shared)
         self.take(last, logits_1R[: last.wanted])
@@ -92,8 +91,8 @@ class RunningText:
         return self.request.prompt_logprobs is not None and self.request.scored_from <= number
 
     def chunk(self, end: int, followed: bool = False) -> Chunk:
-        """Return the tokens to read up to number `end`, with the number of logits needed. followed: True if another text needs
-        those of the last one."""
+        """Return the tokens to read up to number `end`, and how many logits are needed; followed: True if a follower needs the
+        last."""
         wanted = int(followed or self.wants(end))
         if self.request.prompt_logprobs is not None and not self.is_written:
             wanted = max(wanted, end - max(self.read, self.request.scored_from - 1))

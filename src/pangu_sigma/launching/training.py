@@ -168,8 +168,7 @@ def training_facts(config: Config) -> dict[str, str]:
 
 
 def _data_hash(data: Path) -> str:
-    """Return a SHA-256 over the manifest's content hash, the token counts of the training text, and name and size of every token
-    file.
+    """Return a SHA-256 over the manifest's content hash, the training text's token counts, and names and sizes of token files.
 
     It differs for other data, and for a truncated copy.
     """

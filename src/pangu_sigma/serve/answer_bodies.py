@@ -115,7 +115,7 @@ class ChatCompletion(Said):
 
 
 class Delta(AnswerBody):
-    """New text of a chunk."""
+    """New text of an answer, in a chunk of a chat's stream."""
 
     role: Literal["assistant"] = "assistant"
     content: str = ""

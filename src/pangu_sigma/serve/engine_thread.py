@@ -33,7 +33,7 @@ class EngineThread:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the engine's thread."""
         self._thread.start()
 
     def submit(self, request: Request, on_change: Callable[[Answer], None]) -> Answer:

@@ -187,8 +187,8 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse_politely(refused: _TooLarge, receive: Receive, send: Send) -> None:
-    """Refuse a body, and drain the rest of it for a while: a client that is still sending sees a closed connection as an error
-    without a reason."""
+    """Refuse a body, and drain the rest of it for a while: a client that is still sending could not read the reason if it were
+    closed."""
     response, left = refusal(refused), _POLITE_BYTES
     await send({"type": "http.response.start", "status": refused.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})

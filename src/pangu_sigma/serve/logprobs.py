@@ -39,7 +39,7 @@ class CompletionTokens:
         self._offset = 0
 
     def told(self, tokens: Sequence[Token]) -> CompletionLogprobs:
-        """Convert the next tokens."""
+        """Return the log-probabilities of the answer's next tokens in the response's form."""
         converted = CompletionLogprobs(
             text_offset=[self._begin(token.id) for token in tokens],
             token_logprobs=[finite(token.logprob) for token in tokens],

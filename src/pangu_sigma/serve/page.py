@@ -12,8 +12,8 @@ PAGE_FILE = Path(__file__).with_name("page.html")
 
 
 class Page:
-    """HTML page with inline scripts and styles, allowed by their hashes: the browser runs nothing else and contacts no other
-    server."""
+    """HTML page with inline scripts and styles, allowed by their hashes. The browser runs nothing else and contacts no other
+    host."""
 
     def __init__(self, file: Path = PAGE_FILE):
         self.content = file.read_bytes()

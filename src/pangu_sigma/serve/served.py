@@ -109,7 +109,7 @@ class Served:
     def requests(
         self, body: Sampled, domain: Domain, prompts: Sequence[list[int]], new: Sequence[int], extra: dict[str, Any]
     ) -> list[TextRequest]:
-        """Make the engine's requests: n for each prompt, in the order of the prompts. extra: further arguments of the requests."""
+        """Make the engine's requests, n for each prompt. new: maximum new tokens of each prompt. extra: further arguments."""
         self._check_limits(body)
         sampling, seed = _sampling(body), secrets.randbits(53) if body.seed is None else body.seed
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())

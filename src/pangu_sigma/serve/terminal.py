@@ -62,8 +62,7 @@ class Chat:
         self._seed = secrets.randbits(32) if self.settings.seed is None else self.settings.seed
 
     def answer(self, text: str) -> None:
-        """Send a message to the model, and write its answer as it is generated. Raises UserError or Refused for one that does not
-        fit."""
+        """Send a message to the model, and write its answer as it is generated. Raises UserError or Refused."""
         template = ChatTemplate.of(self.domain, self.config.chat)
         system: list[tuple[Role, str]] = [("system", self.system)] if self.system else []
         messages: list[tuple[Role, str]] = [*system, *self.messages, ("user", text)]

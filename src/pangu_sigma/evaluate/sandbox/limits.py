@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ProgramLimits:
-    """Resource limits of one program; our choice. HumanEval's own scorer gives 3 s of wall time, in which other programs' load
-    counts.
+    """Resource limits of one program; our choice. HumanEval's own scorer gives 3 s of wall time, which other load uses up too.
 
     cpu_seconds: CPU time, whole seconds. wall_seconds: from start to end. memory_bytes: address space. output_bytes: standard
     output and standard error together. folder_bytes: all files in its folder. files: number of files and folders there.

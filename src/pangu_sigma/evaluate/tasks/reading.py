@@ -2,8 +2,7 @@
 
 Files are at FOLDER/<task>/<published file name>; --metadata '{"data": "FOLDER"}' tells the harness FOLDER. Each function is the
 `custom_dataset` of tasks whose YAML configures it by `dataset_kwargs`. It returns the split "items", and the split "skipped":
-lines that could not be used, each with what was expected. A file that is missing, unreadable as a whole, or without a usable line
-is an error.
+lines that could not be used, each with what was expected. A missing or unreadable file, or one without a usable line, is an error.
 
 A text that would not fit into seq_length tokens (also in the metadata, by default 1,024), counted as one token per character, is
 cut, and its item has "cut" set.
@@ -41,7 +40,7 @@ class NoItem(ValueError):
 
 
 class TaskFiles(NamedTuple):
-    """Location of a task's files. published: URL of the page with the files and their format."""
+    """Location of a benchmark's files. published: URL of the page with the files and their format."""
 
     data: str | None
     folder: str
@@ -49,7 +48,7 @@ class TaskFiles(NamedTuple):
     seq_length: int = 1024
 
     def path(self, file: str) -> Path:
-        """Return the path of a file. Raises FileNotFoundError, which names its source, and ValueError if no folder was given."""
+        """Return the path of a benchmark's file. Raises FileNotFoundError, which names its source; ValueError without a folder."""
         if not self.data:
             raise ValueError(
                 f"{self.folder} reads files, and no folder was given: --files FOLDER of pangu-sigma benchmark, or --metadata "
@@ -63,8 +62,7 @@ class TaskFiles(NamedTuple):
         return path
 
     def room(self, *others: str | int) -> int:
-        """Return the number of characters, at least one, for a text beside `others` (texts or lengths), an <eot> before it and one
-        token after it."""
+        """Return the maximum characters, at least 1, of a text beside `others` (texts or lengths), an <eot> and one new token."""
         return max(1, self.seq_length - 2 - sum(o if isinstance(o, int) else len(o) for o in others))
 
     def json_lines(self, file: str) -> ItemRows:

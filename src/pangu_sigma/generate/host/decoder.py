@@ -29,8 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Text:
-    """Text of a lane. length: number of its tokens. first: number of the first token of its last document, to which the next token
-    belongs."""
+    """Text of a lane. length: number of its tokens. first: number of the first token of its last document, which continues."""
 
     domain: Domain
     length: int = 0
@@ -100,6 +99,7 @@ class HostDecoder:
         self._texts[lane] = _Text(domain)
 
     def copy(self, source: int, target: int) -> None:
+        """Copy the KV cache of lane `source` to lane `target`."""
         self._check_lane(target)
         self._texts[target] = self._texts[source]
         self._operators.copy(source, target, self._texts[source].length)

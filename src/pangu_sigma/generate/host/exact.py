@@ -23,8 +23,7 @@ from pangu_sigma.generate.weights import Weights
 
 
 class ExactModel:
-    """Operators of `hidden_states` that compute one text of one document bit for bit equally, whatever the distribution over
-    experts."""
+    """Operators of `hidden_states` that compute one text of one document with the same bits, however experts are shared."""
 
     def __init__(self, model: ModelConfig, weights: Weights, activation: str):
         """model: its sizes. activation: the GELU variant to use in place of that of `model`."""
@@ -34,8 +33,7 @@ class ExactModel:
         """Return the logits of the token after each token, float32 [T, R].
 
         rows_T: row of each token in the flattened slots. experts_NT: its expert in each RRE layer, [0, T] for a dense model.
-        wanted_R: rows of the flattened slots to return logits for. last: number of tokens, from the end, to return logits for; 0
-        for all.
+        wanted_R: rows of the flattened slots to return logits for. last: number of tokens at the end to return logits for; 0: all.
         """
         hidden_TH = self._hidden(rows_T, experts_NT, last)
         table = self.weights.tensor("embedding")

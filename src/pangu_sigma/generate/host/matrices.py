@@ -29,23 +29,23 @@ class Matrices:
         self.weight_bytes = self.copied_bytes = 0
 
     def vector(self, name: str) -> np.ndarray:
-        """Return a dense tensor in float32."""
+        """Return a dense tensor as float32."""
         return self._plain(self._weights.tensor(name))
 
     def matrix(self, name: str) -> Matrix:
-        """Return a dense matrix."""
+        """Return a dense matrix in the kernels' precision."""
         if self._kept is not None:
             return self._copied(self._kept.matrix(name))
         return self._rounded(self._weights.tensor(name))
 
     def ffn(self, layer: int) -> FfnWeights:
-        """Return the FFN of a dense layer."""
+        """Return the FFN weights of a dense layer."""
         w1, w2 = (self.matrix(f"layers.{layer}.ffn.{name}") for name in ("w1", "w2"))
         b1, b2 = (self.vector(f"layers.{layer}.ffn.{name}") for name in ("b1", "b2"))
         return FfnWeights(w1, b1, w2, b2)
 
     def expert(self, layer: int, number: int) -> FfnWeights:
-        """Return the FFN of an expert. layer: index among the RRE layers."""
+        """Return the FFN weights of an expert. layer: index among the RRE layers."""
         w1, w2 = (self._expert_matrix(layer, number, name) for name in ("w1", "w2"))
         b1, b2 = (self._plain(self._weights.expert(layer, number, name)) for name in ("b1", "b2"))
         return FfnWeights(w1, b1, w2, b2)

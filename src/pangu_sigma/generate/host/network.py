@@ -31,7 +31,7 @@ class Operators(Protocol[HostRows]):
         """Return rows of the query layer's position table."""
 
     def norm(self, name: str, x: HostRows) -> HostRows:
-        """Apply LayerNorm. name: of its cell in the network."""
+        """Apply the LayerNorm of the network's cell `name` to rows."""
 
     def attention(
         self, layer: int, residual: HostRows, normed: HostRows, query: HostRows, asking_A: np.ndarray | None

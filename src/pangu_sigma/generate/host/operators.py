@@ -1,7 +1,6 @@
 """Operators of `hidden_states` on the CPU, by the kernels of `ascend_ops/few_rows.py`, with the KV cache of many lanes.
 
-Every layer has its own operators, created once on fixed buffers. Rows alternate between two buffers: the input and the output of a
-norm.
+Every layer has its own operators, created once on fixed buffers. Rows alternate between two buffers: a norm's input and output.
 
 Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a lane, d = H/n, W wanted rows, R rows of a slot.
 """
@@ -92,6 +91,7 @@ class HostOperators:
         return self._x_TH
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
+        """Return rows of the query layer's position table."""
         self._mixed_TH[: len(positions_T)] = self._queries_SH[positions_T]
         return self._mixed_TH
 
