@@ -41,7 +41,7 @@ _CheckMaker = Callable[[], Check | Iterable[Check]]
 def run_checks(
     host: Host | None = None, chip: Chip | None = None, run: Path | None = None, speed: bool = False
 ) -> list[Check]:
-    """Run all checks, in the order to read them. A check that raises counts as a failed check.
+    """Run all checks of a machine, in the order to read them. A check that raises counts as a failed check.
 
     host: a host that must have NPUs and everything that they need. None: NPUs are optional, but where they are, CANN and the
     plugin are required. chip: type of the NPUs; None for PANGU_SIGMA_CHIP, else the run's, else whichever is found. run: a run
@@ -65,7 +65,7 @@ def _results(check: _CheckMaker) -> list[Check]:
 
 
 def format_checks(checks: list[Check]) -> str:
-    """Format the results, one line a check, with the fix below each failed one."""
+    """Format the results of the checks, one line each, with the fix below each failed one."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:

@@ -134,7 +134,8 @@ def check_json(options: argparse.Namespace) -> None:
 
 
 def config_printed(options: argparse.Namespace) -> bool:
-    """Load the configuration with its overrides into the options. Returns True if --print-config has printed it."""
+    """Load the configuration with its overrides into the options, and print it for --print-config. Returns True if it was
+    printed."""
     if "print_config" not in options:
         return False
     if not isinstance(options.config, Config):

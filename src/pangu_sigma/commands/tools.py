@@ -55,7 +55,7 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
         "zsh > ~/.zfunc/_pangu-sigma",
         run=partial(_completion, parser),
     )
-    command.add_argument("shell", choices=["bash", "zsh"])
+    command.add_argument("shell", choices=["bash", "zsh"], help="shell that will run the script")
 
 
 def _add_inspect(commands: Any) -> None:

@@ -15,6 +15,7 @@ from pangu_sigma.errors import DataError
 logger = logging.getLogger(__name__)
 
 TaskLine = dict[str, Any]
+"""Object of a line of a benchmark's file."""
 FieldKind = type[str] | type[int] | type[list]
 """Type of a field: a text, a whole number, or a list of texts."""
 

@@ -74,15 +74,15 @@ class TaskFile:
 
     @cached_property
     def sequences(self) -> TaskSamples:
-        """Samples packed into sequences."""
+        """Samples of the fine-tuning file packed into sequences."""
         return TaskSamples(self.config, self.samples, self.tokenizer)
 
     def hashes(self) -> dict[str, str]:
-        """Return the file's path, its hash, and that of its samples from `TaskSamples`."""
+        """Return the fine-tuning file's path, its hash, and that of its `TaskSamples`."""
         return {"path": str(self.path), "xxh3_128": self.xxh3_128, "samples": self.sequences.hash}
 
     def facts(self) -> dict[str, Any]:
-        """Return hashes and counts as values for JSON."""
+        """Return hashes and counts of the fine-tuning file as values for JSON."""
         accounts = {name: asdict(account) for name, account in self.accounts.items()}
         return {**self.hashes(), "domains": accounts, "skipped": self.skipped, "examples": self.examples}
 

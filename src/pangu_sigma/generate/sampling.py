@@ -148,7 +148,7 @@ def check_count(name: str, value: object) -> None:
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise ConfigError for a text that UTF-8 cannot encode, such as a shell makes of invalid bytes. what: name for the message."""
+    """Raise ConfigError for a text that UTF-8 cannot encode, such as arguments with invalid bytes. what: name for the message."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -47,7 +47,7 @@ class Prompts:
         threading.Thread(target=load, name="warm-up").start()
 
     def close(self) -> None:
-        """Stop the threads; a model that is being loaded is loaded to its end."""
+        """Stop the tokenizer's threads; a model that is being loaded is loaded to its end."""
         self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
