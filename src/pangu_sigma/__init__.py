@@ -7,7 +7,7 @@
     print(model.generate("The ", domain="en", max_new_tokens=32, temperature=0.8))
     model.export("exports/mine", format="mindir")
 
-`__all__` is what stays; `api.py` documents each name. Importing this package is quick: names load what they need when used.
+`__all__` lists the stable names, documented in `api.py`. Importing this package is quick: dependencies are imported at first use.
 """
 
 from __future__ import annotations
@@ -67,20 +67,20 @@ __all__ = [
 # MindSpore crashes when another package has loaded protobuf's compiled backend before it.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
 
-# The kernels of `ascend_ops` run on OpenMP threads, MindSpore on threads of its own. By default OpenMP's keep spinning for
+# The kernels of `ascend_ops` run on OpenMP threads, MindSpore on threads of its own. By default OpenMP's threads spin for
 # milliseconds after a kernel and hold the cores that MindSpore's next operators need: a sixth of a step on two cores. It must be
 # set before MindSpore is imported, which loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# MindSpore's own warnings are many, and about its own insides; 3 shows its errors only.
+# MindSpore's many warnings are about its internals; 3 shows its errors only.
 os.environ.setdefault("GLOG_v", "3")
 
 
 class _Face(ModuleType):
     """This package as its users see it: `train` is the function, although a folder has the same name.
 
-    Importing a folder sets an attribute of the package it lies in; that must not hide a promised name. Code of the project writes
-    `from pangu_sigma.train.loop import …`, which does not look at attributes.
+    Importing a folder sets an attribute of the package; that must not hide a public name. Code of the project writes `from
+    pangu_sigma.train.loop import …`, which does not read attributes.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -94,7 +94,7 @@ sys.modules[__name__].__class__ = _Face
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("pangu-sigma")
-    if name == "Receipt":  # it needs MindSpore, and the rest of the face does not
+    if name == "Receipt":  # it needs MindSpore, unlike the rest of this interface
         return importlib.import_module("pangu_sigma.inherit.receipt").Receipt
     if name in __all__:
         return getattr(importlib.import_module("pangu_sigma.api"), name)

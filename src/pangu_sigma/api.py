@@ -1,9 +1,9 @@
-"""The Python face: what `import pangu_sigma as ps` offers and what the commands call, each name a thin layer over the folder that
-does the work. docs/commands.md has the commands and these functions side by side.
+"""Python interface: what `import pangu_sigma as ps` offers and what the commands call. Each function is a thin layer over the
+folder that does the work. docs/commands.md lists commands and functions side by side.
 
-A model that is read is `model`: a `Model`, or the path of a folder; paths may be strings or `pathlib.Path`. What a user can mend is
-raised as `UserError` with a complete message. Everything works in any thread, and several may ask models: they wait for each other,
-since MindSpore does one thing at a time. Training is one.
+An argument `model` is a `Model` or the path of a folder; paths may be strings or `pathlib.Path`. An error that the user can fix is
+raised as `UserError`, whose message names the fix. All functions may be called from any thread. MindSpore computes one thing at a
+time, so calls from several threads wait for each other.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pangu_sigma import config_file
 from pangu_sigma.ascend.supported import check_machine
 from pangu_sigma.chips import Chip
 from pangu_sigma.config import Activation, Config, ConfigError
-from pangu_sigma.errors import UserError as UserError  # one of the promised names
+from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 from pangu_sigma.generate.score import Score
 from pangu_sigma.host_memory import check_training_fits
-from pangu_sigma.launching.training import launch_training as launch_training  # what the command `launch` is
+from pangu_sigma.launching.training import launch_training as launch_training  # for the command `launch`
 from pangu_sigma.launching.training import with_known_chip as with_known_chip
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable
@@ -43,15 +43,15 @@ logger = logging.getLogger(__name__)
 AnyPath = str | os.PathLike[str]
 Paths = AnyPath | Iterable[AnyPath]
 Overrides = Mapping[str, Any] | Sequence[config_file.Override]
-"""Values by key path, such as {"train.steps": 100}; or texts such as "train.steps=100"."""
+"""Overrides of a configuration: values by key path, such as {"train.steps": 100}, or texts such as "train.steps=100"."""
 Device = Literal["cpu", "ascend"]
 
 WEIGHTS_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
-"""Ends of the names of files that hold weights, and no configuration."""
+"""Suffixes of files of weights."""
 
 
 class _Printed:
-    """What a call found, as plain values; it prints as the table of the command. ok: False if that ends with status 1."""
+    """Result of a call as plain values; prints as the command's table. ok: False if the command exits with status 1."""
 
     def __init__(self, values: Any, table: str, ok: bool = True):
         super().__init__(values)  # type: ignore[call-arg]  # of dict or list
@@ -62,11 +62,11 @@ class _Printed:
 
 
 class Result(_Printed, dict[str, Any]):
-    """What a call found, by name."""
+    """Result of a call, values by name; prints as the command's table."""
 
 
 class Results(_Printed, list[Any]):
-    """What a call found, in order."""
+    """Result of a call, values in order; prints as the command's table."""
 
 
 def _paths(paths: Paths) -> list[Path]:
@@ -78,10 +78,10 @@ def _changes(overrides: Overrides) -> list[config_file.Override]:
 
 
 def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
-    """A shipped configuration by its name, such as "sigma_tiny", the one in a YAML file, or that of a run folder.
+    """Load a configuration: a shipped one by its name, such as "sigma_tiny", one from a YAML file, or that of a run folder.
 
-    overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section given as a whole replaces the
-    whole section. Raises UserError for an unknown name, which lists the shipped ones, and for every key or value that cannot be.
+    overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces the whole
+    section. Raises UserError for an unknown name, with a list of the shipped ones, and for unknown keys and invalid values.
     """
     if Path(config).is_dir():
         from pangu_sigma.checkpoint.run_folder import run_config
@@ -91,11 +91,11 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
 
 
 def prepare_data(config: Config, input: Paths = ()) -> Result:
-    """Turn text into the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
+    """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
 
-    input: your own *.jsonl or *.jsonl.gz, one {"text": …, "domain": …} a line; none: text that ordinary packages ship.
-    Returns the manifest: documents and tokens of each domain, and how many lines could not be used. A folder that holds this very
-    result already is left as it is.
+    input: *.jsonl or *.jsonl.gz files, one {"text": …, "domain": …} a line; by default text from ordinary software packages.
+    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder that
+    already holds this result is left unchanged.
     """
     from pangu_sigma.data.overview import format_overview
     from pangu_sigma.data.prepare import prepare
@@ -105,16 +105,16 @@ def prepare_data(config: Config, input: Paths = ()) -> Result:
 
 
 def run_of(config: Config | AnyPath, output: AnyPath | None = None, overrides: Overrides = ()) -> tuple[Config, Path]:
-    """What `train` and `launch` train, and the run folder that they do it in. A folder is a run, which has both; anything else is a
-    configuration, whose run is `output`, by default runs/NAME."""
+    """Return the configuration and the run folder for `train` and `launch`. A folder is a run, with its own configuration;
+    anything else is a configuration, and its run folder is `output`, by default runs/NAME."""
     if isinstance(config, Config):
         return config, Path(output or f"runs/{config.name}")
-    found = load_config(config, overrides)
+    loaded = load_config(config, overrides)
     if not Path(config).is_dir():
-        return run_of(found, output)
+        return run_of(loaded, output)
     if output is not None:
         raise ConfigError(f"{config} is a run, which goes on where it is: leave --output {output} out")
-    return found, Path(config)
+    return loaded, Path(config)
 
 
 def train(
@@ -127,17 +127,16 @@ def train(
     lock: bool = True,
     profile: bool = False,
 ) -> Model:
-    """Train a configuration in the folder `output`, by default runs/NAME, and return the trained model.
+    """Train a configuration in the run folder `output`, by default runs/NAME, and return the trained model.
 
-    config: a configuration; or a run folder, which goes on as it is. A folder that has a checkpoint goes on from its newest one,
-    and one that is at its last step is only opened, with a configuration after saying which keys change. Metrics, checkpoints and
-    a report are in the folder; the model's `outcome` is the summary, None if SIGTERM came before the last step.
+    config: a configuration, or a run folder to resume. A run folder with a checkpoint resumes from the newest one; changed keys
+    are logged. A run that is at its last step is only opened. Metrics, checkpoints and a report are in the run folder; the model's
+    `outcome` is the summary, or None if SIGTERM stopped the training.
 
-    start_over: set aside what the folder has, and begin at step 0. allow_data_change: go on although the text is not that of the
-    checkpoint. lock: False to write also where the file system has no locks, so that a second writer is not noticed. profile: write
-    a timeline of some steps into the folder.
-    Raises UserError when the data is not prepared or does not fit, when a key changes that the checkpoints do not go with, and when
-    another process trains there.
+    start_over: move the folder's contents aside and begin at step 0. allow_data_change: resume although the training text differs
+    from the checkpoint's. lock: False to write without a lock, for file systems that have none; a second writer is then not
+    detected. profile: write a timeline of some steps to the run folder. Raises UserError if the data is not prepared or does not
+    fit, if a changed key does not fit the checkpoints, or if another process trains in the folder.
     """
     if device not in ("cpu", "ascend"):
         raise ConfigError(f"device={device!r} is not known; use 'cpu' or 'ascend'")
@@ -165,7 +164,7 @@ def train(
 
 
 def _summary(run: Path) -> Result | None:
-    """The summary of a run; None, with a warning, where its log is lost: the training is whole all the same."""
+    """Return the summary of a run; None, with a warning, if its log is lost, which does not affect the training."""
     from pangu_sigma.train.metrics import NothingLogged
     from pangu_sigma.train.summary import format_summary, summarise
 
@@ -178,13 +177,13 @@ def _summary(run: Path) -> Result | None:
 
 
 def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Result:
-    """Held-out loss of each domain, in nats per token: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}.
+    """Measure each domain's held-out loss in nats per token: {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}.
 
-    model: a run, or an exported model, which is evaluated on the text of its run. se: its standard error over samples. unigram:
-    what counting achieves on the same tokens. all_samples: read all held-out text instead of what training evaluates.
-    against: other runs to evaluate on the same tokens, as many as `model` names: returns "pairs", with the losses of both and what
-    the first loses more, paired by sample, and the "mean" over the pairs. Raises UserError where the text is gone, and for runs of
-    other text or another tokenizer.
+    model: a run, or an exported model, which is evaluated on its run's text. se: standard error over samples. unigram: loss of a
+    unigram model on the same tokens. all_samples: read all held-out samples, not only those that training evaluates. against: as
+    many other runs as `model` names, evaluated on the same tokens. Then the result has "pairs", with the losses of both runs and
+    their differences, paired by sample, and the "mean" over the pairs. Raises UserError if the text is missing, or if the runs
+    differ in text or tokenizer.
     """
     from pangu_sigma.device import one_thread
     from pangu_sigma.evaluate.comparison import compare_runs, format_differences
@@ -195,8 +194,8 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
         raise ConfigError(f"{len(models)} models without --against; evaluate them one at a time, or compare them")
     with one_thread:
         if others:
-            found = compare_runs(models, others, all_samples)
-            return Result(found, format_differences(found))
+            comparison = compare_runs(models, others, all_samples)
+            return Result(comparison, format_differences(comparison))
         losses = evaluate_run(models[0], all_samples)
     return Result(losses, format_losses(losses))
 
@@ -214,21 +213,21 @@ def benchmark(
     allow_code_execution: bool = False,
     json: AnyPath | None = None,
 ) -> Result:
-    """The figures of benchmarks, by name: {metric: value, …, "n": …, "skipped": …, "truncated": …}.
+    """Run benchmarks and return their metrics by name: {metric: value, …, "n": …, "skipped": …, "truncated": …}.
 
-    model: a run, which keeps them for its report, or an exported model. names: those of evaluate/README.md, or any of
-    lm-evaluation-harness. files: the folder with the files of each benchmark, at files/NAME/ under their published names.
-    domain: which experts answer, by default zh, for programs the first code domain, for translations the first bilingual one, for
-    dialogue the first one of plain text. limit: the first items only. num_fewshot: examples before each item, by default what the
-    benchmark says. samples_per_problem, temperature: of programs, and of what is written at all.
-    allow_code_execution: run programs of the model where they cannot be isolated from this machine, too. json: a file for the
-    result; what is done is kept beside it, and the same call goes on after a kill.
+    model: a run, which keeps the metrics for its report, or an exported model. names: benchmarks of evaluate/README.md, or any of
+    lm-evaluation-harness. files: folder with the published files of each benchmark in files/NAME/. domain: domain that answers, by
+    default zh; for programs the first code domain, for translations the first bilingual one, for dialogue the first one of plain
+    text. limit: number of items, the first ones. num_fewshot: examples before each item, by default the benchmark's.
+    samples_per_problem: programs for each problem. temperature: of programs, translations and dialogue. allow_code_execution: run
+    the model's programs even where they cannot be isolated from this machine. json: file for the result; progress is saved beside
+    it, so that the same call resumes after a kill.
     """
     from pangu_sigma.device import one_thread
     from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, format_tasks
     from pangu_sigma.evaluate.evaluation import benchmark_model
 
-    asked = BenchmarkRequest(
+    request = BenchmarkRequest(
         tuple(dict.fromkeys(names)),
         None if files is None else str(files),
         domain,
@@ -239,12 +238,12 @@ def benchmark(
         allow_code_execution,
     )
     with one_thread:
-        found = benchmark_model(Path(model), asked, None if json is None else Path(json))
-    return Result(found, format_tasks(found))
+        metrics = benchmark_model(Path(model), request, None if json is None else Path(json))
+    return Result(metrics, format_tasks(metrics))
 
 
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
-    """The summary of a run, whose page and pictures are drawn anew; with other runs in them, that of each, and the differences."""
+    """Summarise a run and redraw its report. With other runs: plot and summarise these too, with the loss differences."""
     from pangu_sigma.train.report import write_report
     from pangu_sigma.train.summary import differences, format_comparison, format_summary, summarise
 
@@ -253,8 +252,8 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     write_report(run, others)
     if not others:
         return Result(summary, format_summary(summary))
-    found = [summarise(other) | {"differences": differences(run, other)} for other in others]
-    return Results([summary, *found], "\n\n".join(format_comparison(summary, other) for other in found))
+    summaries = [summarise(other) | {"differences": differences(run, other)} for other in others]
+    return Results([summary, *summaries], "\n\n".join(format_comparison(summary, other) for other in summaries))
 
 
 def finetune(
@@ -269,14 +268,14 @@ def finetune(
     overrides: Overrides = (),
     lock: bool = True,
 ) -> Model:
-    """Tune the trained run `model` to a task, in the folder `output`, and return the tuned model, whose state is the best one.
+    """Fine-tune the trained run `model` on a task in the run folder `output`, and return the tuned model in its best state.
 
     task: "dialogue", "qa", "translation_zh_en", "translation_en_zh", "code", or a YAML file. train_file, dev_file: *.jsonl or
-    *.jsonl.gz, a line {"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]}, and perhaps a "domain";
-    dev_file decides which state is the best, and when it is enough. learn, domain: what learns, and the domain of lines that name
-    none, where the task is not to say. overrides: as in `load_config`. lock: as in `train`. The same call goes on with a run that
-    was stopped. What came of it is the `outcome` of the model and in `output`, finetune/result.json. Raises UserError for a task,
-    key or domain that cannot be, for a file without a sample that can be used, and when `output` is another run.
+    *.jsonl.gz with lines {"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]}, optionally with "domain".
+    The loss on dev_file selects the best state and stops the training early. learn: parameters that are trained, by default the
+    task's. domain: domain of lines that name none, by default the task's. overrides: as in `load_config`. lock: as in `train`. The
+    same call resumes a stopped run. The model's `outcome`, also in finetune/result.json of `output`, is the result. Raises
+    UserError for an invalid task, key or domain, for a file without usable samples, and if `output` is a different run.
     """
     folder = Path(output)
     check_folder_writable(folder, "--output")
@@ -284,10 +283,10 @@ def finetune(
     from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, format_result
 
     dev = None if dev_file is None else Path(dev_file)
-    asked = TuningRequest(Path(task), Path(train_file), dev, learn, domain, _changes(overrides))
+    request = TuningRequest(Path(task), Path(train_file), dev, learn, domain, _changes(overrides))
     with one_thread:
-        found = finetune_run(Path(model), asked, folder, lock)
-    return Model(folder, outcome=None if found is None else Result(found, format_result(found)))
+        result = finetune_run(Path(model), request, folder, lock)
+    return Model(folder, outcome=None if result is None else Result(result, format_result(result)))
 
 
 def inherit(
@@ -301,13 +300,13 @@ def inherit(
     reinit_ratio: float = 0.0,
     moments: bool = False,
 ) -> Receipt:
-    """Make `output`, by default runs/NAME, a run of `config` whose step 0 answers as the dense `model`; `train` goes on from there.
+    """Make `output`, by default runs/NAME, a run of `config` whose step 0 answers as the dense `model`; `train` resumes it.
 
-    model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md says which).
-    heads, activation: what the files of the model do not say. noise, reinit_ratio: how replicated experts differ from each other at
-    the start, by default not at all (inherit/variation.py). moments: carry Adam's state over, which a run of this project has.
-    Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `output` exists, and for a model that is
-    sparse, of another shape, damaged, or of a layout that is not known.
+    model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md lists them). heads, activation:
+    needed if the model's files do not contain them. noise, reinit_ratio: variation between copies of an expert at the start, by
+    default none (inherit/variation.py). moments: also copy the Adam moments, which a run of this project has. Returns the receipt,
+    which is saved in the folder as lineage.json. Raises UserError if `output` exists, and for a model that is sparse, damaged, of
+    another shape, or of an unknown layout.
     """
     _, folder = run_of(config, output)
     check_folder_writable(folder, "--output")
@@ -332,7 +331,7 @@ def planned_inheritance(
     reinit_ratio: float = 0.0,
     moments: bool = False,
 ) -> Results:
-    """Where every tensor would come from if `inherit` were called."""
+    """Return the origin of every tensor that `inherit` would write, for its --dry-run."""
     from pangu_sigma.inherit import from_alpha
     from pangu_sigma.inherit.parent import open_parent
     from pangu_sigma.inherit.receipt import format_mapping
@@ -358,12 +357,12 @@ def extend(
     """Make `output`, by default runs/NAME, a run of `config`, which has more domains, slots, English pieces or experts than the
     trained run `model`.
 
-    Old domains answer as before, bit for bit, and keep Adam's state; `train` goes on from step 0. New domains begin as one of:
-    from_domain: a domain of `model`, with its experts and its routing; from_dense: a dense model, as `inherit` takes it, with heads
-    and activation where its files do not say them; from_scratch: drawn. skip_graph_check: compare logits without compiling graphs.
-    The text of `config` is prepared before, with vocabulary.english_model set to tokenizer/english.model of `model`, so that tokens
-    keep their ids. Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `output` exists, and for
-    what cannot be extended, by key.
+    Old domains answer as before, bit for bit, and keep their Adam moments; `train` resumes from step 0. Give one origin of the new
+    domains: from_domain: a domain of `model`, with its experts and routing; from_dense: a dense model as in `inherit`, with heads
+    and activation if its files do not contain them; from_scratch: random weights. skip_graph_check: compare logits without
+    compiling graphs. The text of `config` must be prepared before, with vocabulary.english_model set to tokenizer/english.model of
+    `model`, so that tokens keep their ids. Returns the receipt, which is saved in the folder as lineage.json. Raises UserError if
+    `output` exists, and for each key that cannot be extended.
     """
     _, folder = run_of(config, output)
     check_folder_writable(folder, "--output")
@@ -387,13 +386,12 @@ def extract(
     data: AnyPath | None = None,
     skip_graph_check: bool = False,
 ) -> Receipt:
-    """Cut domains out of the trained run `model`: they answer as before, bit for bit, from a smaller model.
+    """Extract domains from the trained run `model` into a smaller model, in which they answer as before, bit for bit.
 
-    keep: names of the domains to keep; or drop: of those to leave away. format: "run" makes `output` a run folder with its text,
-    which `train` goes on from at step 0 with warm Adam moments; "mindir" makes it an exported model. data: the prepared text of
-    `model` if it is no longer at its data.path. skip_graph_check: compare logits without compiling graphs.
-    Returns the receipt, which is kept in the folder as lineage.json. Raises UserError when `output` exists and for a domain that is
-    not there.
+    keep: names of the domains to keep; or drop: names of those to remove. format: "run" writes a run folder with its text, from
+    which `train` resumes at step 0 with its Adam moments; "mindir" writes an exported model. data: folder of the prepared text of
+    `model` if it has moved from data.path. skip_graph_check: compare logits without compiling graphs. Returns the receipt, which
+    is saved in the folder as lineage.json. Raises UserError if `output` exists, and for an unknown domain.
     """
     if format not in ("run", "mindir"):
         raise ConfigError(f"format={format!r} is not known; use 'run' or 'mindir'")
@@ -407,17 +405,17 @@ def extract(
 
 
 def is_model(what: AnyPath) -> bool:
-    """True if `inspect` takes a path for a model: a folder, or a file whose name is one of a file of weights."""
+    """Return True if `inspect` takes a path as a model: a folder, or a file with the suffix of a file of weights."""
     return Path(what).is_dir() or Path(what).suffix in WEIGHTS_ENDINGS
 
 
 def inspect(
     what: Config | AnyPath, *, keep: Sequence[str] = (), drop: Sequence[str] = (), verify: bool = False
 ) -> Result:
-    """What a configuration weighs: parameters, and bytes on the host and on the device. Or what a model's files hold.
+    """Return the size of a configuration: parameters, and bytes on host and device. For a model, return the contents of its files.
 
-    what: a configuration; or the path of a run, checkpoint, export, or folder or file of weights. keep, drop: also the size that
-    `extract` would leave with these. verify: compare every file of a model with its hash, which reads all of it.
+    what: a configuration; or the path of a run, checkpoint, export, or folder or file of weights. keep, drop: also return the size
+    that `extract` would leave. verify: compare every file of a model with its hash, which reads all of it.
     """
     from pangu_sigma.planning import inspect as inspection
 
@@ -431,8 +429,8 @@ def inspect(
     else:
         from pangu_sigma.planning.inspect_files import format_file_inspection, inspect_files
 
-        found = inspect_files(Path(what), verify)
-        config, tree, text = found.config, found.as_dict(), format_file_inspection(found)
+        files = inspect_files(Path(what), verify)
+        config, tree, text = files.config, files.as_dict(), format_file_inspection(files)
     if keep or drop:
         if config is None:
             raise ConfigError(f"--keep, --drop: {what} is a dense model without domains; leave them out")
@@ -449,11 +447,11 @@ def plan(
     factors: bool = False,
     scan: AnyPath | bool = False,
 ) -> Result:
-    """Memory, traffic and time of a configuration on a number of NPUs.
+    """Plan the memory, traffic and time of a configuration on a number of NPUs.
 
-    devices: number of NPUs. compile: let MindSpore compile the step for Ascend and compare, which takes minutes. factors: also the
-    smallest parallel.capacity_factor and arrival_factor that drop no row, by simulation. scan: the fastest layouts on 8 to 4,096
-    NPUs; a file also gets their picture. The result is not `ok` if it does not fit, or compiles to something else.
+    devices: number of NPUs. compile: also compile the step for Ascend with MindSpore, and compare; takes minutes. factors: also
+    simulate the smallest parallel.capacity_factor and arrival_factor that drop no row. scan: also find the fastest layouts on 8 to
+    4,096 NPUs, and plot them if it is a file. The result is not `ok` if the plan does not fit, or differs from what was compiled.
     """
     if devices is None and (scan is False or compile or factors):
         raise ConfigError("plan needs --devices N, for a plan on N NPUs; or --scan, for a table of 8 to 4,096 NPUs")
@@ -474,19 +472,19 @@ def plan(
             needed = needed_factors(laid_out(config, devices))
             tree, texts = tree | {"factors": vars(needed)}, [*texts, format_factors(needed)]
     if scan is not False:
-        found = scanning.scan(config, None if scan is True else Path(scan))
-        tree, texts = tree | found.as_dict(), [*texts, scanning.format_scan(found)]
-        ok = ok and found.least_devices is not None
+        scanned = scanning.scan(config, None if scan is True else Path(scan))
+        tree, texts = tree | scanned.as_dict(), [*texts, scanning.format_scan(scanned)]
+        ok = ok and scanned.least_devices is not None
     return Result(tree, "\n".join(texts), ok)
 
 
 def doctor(
     model: AnyPath | None = None, *, device: Device = "cpu", chip: Chip | None = None, speed: bool = False
 ) -> Results:
-    """Check this machine; a check that fails says what to do.
+    """Check this machine; a failed check names the fix.
 
-    device: "ascend" to demand NPUs, and all that a host of a cluster needs for them, of `chip`, and `model` on storage that all
-    nodes share. speed: measure memory, Adam and matrix products, too.
+    device: "ascend" to require NPUs, of the type `chip`, with everything that a host of a cluster needs, and the run folder
+    `model` on storage that all nodes share. speed: also measure memory, Adam and matrix products.
     """
     for name, value in (("--chip", chip), ("MODEL", model)):
         if value is not None and device != "ascend":
@@ -509,14 +507,14 @@ def serve(
     limits: Sequence[str] = (),
     weights: Precision | None = None,
 ) -> int:
-    """Serve a model over HTTP until SIGINT or SIGTERM, and return the exit status. limits: as `Limits.changed` takes them."""
+    """Serve a model over HTTP until SIGINT or SIGTERM, and return the exit status. limits: changes as in `Limits.changed`."""
     from pangu_sigma.generate.text import open_engine
     from pangu_sigma.serve import server
     from pangu_sigma.serve.limits import Limits
 
     changed, key = Limits.changed(limits), server.read_key(None if api_key_file is None else Path(api_key_file))
     address = server.Address(host, port, list(allow_host))
-    with server.bind(address) as listening:  # before the model is read: a port that is taken is said at once
+    with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
         decoder = open_engine(Path(model), changed.lanes, weights).decoder
         return server.serve(decoder, listening, address, key, changed)
 
@@ -530,7 +528,7 @@ def chat(
     seed: int | None = None,
     weights: Precision | None = None,
 ) -> int:
-    """Talk with a model on standard input and output, and return the exit status. domain: who answers at first."""
+    """Run a chat on standard input and output, and return the exit status. domain: the first to answer."""
     from pangu_sigma.generate.text import open_engine
     from pangu_sigma.serve.terminal import Settings, talk
 
@@ -539,21 +537,21 @@ def chat(
 
 
 def load(model: AnyPath, weights: Precision | None = None) -> Model:
-    """The model in a run folder that `train` wrote (its newest intact checkpoint), or in a folder that `Model.export` wrote.
+    """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote.
 
-    weights: "float32", "float16" or "int8", how it has matrices in memory; None: what an export keeps, float32 of others.
-    Raises UserError when the folder is neither.
+    weights: precision of the matrices in memory, "float32", "float16" or "int8"; None: the stored one for an export, float32 for
+    others. Raises UserError if the folder is neither.
     """
     loaded = Model(model, weights)
-    _ = loaded.engine  # what is wrong with the folder shows here
+    _ = loaded.engine  # raises if the folder is no model
     return loaded
 
 
 class Model:
-    """A trained model. `train`, `finetune` and `load` make one; it may stand for its path.
+    """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is.
 
-    path: its folder, absolute. config: its configuration. engine: what answers, loaded when it is first needed. outcome: what
-    training or fine-tuning came to; None for a model that was loaded, and for a run that was stopped.
+    path: its folder, absolute. config: its configuration. engine: generates text; loaded at first use. outcome: result of the
+    training or fine-tuning; None for a loaded model, and for a stopped run.
     """
 
     def __init__(self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None):
@@ -579,7 +577,7 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What turns text into token ids and back."""
+        """Tokenizer of the model, from text to token ids and back."""
         return self.engine.decoder.tokenizer
 
     @overload
@@ -612,15 +610,14 @@ class Model:
         stop: Sequence[str] = (),
         **sampling: float,
     ) -> str | list[str]:
-        """The continuation of a prompt, without the prompt; of a list of prompts, a list of them, computed together.
+        """Generate the continuation of a prompt, without the prompt; for a list of prompts, a list, computed as a batch.
 
-        domain: which experts and which vocabulary answer; for a list of prompts, one name for all or a list of names.
-        max_new_tokens: the most tokens to add; it ends earlier where the model ends its text, or at model.seq_length.
-        seed: the same seed draws the same tokens for a prompt, whatever the others are; a prompt that is in the list again draws
-        with the next seed.
+        domain: domain whose experts and vocabulary answer; for a list of prompts, one name for all or a list of names.
+        max_new_tokens: maximum number of new tokens; generation also ends at the end of the text, and at model.seq_length.
+        seed: the same seed draws the same tokens for a prompt in any list; further copies of it draw with the next seeds.
         stop: strings; a continuation ends before the first of them.
-        sampling: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, as
-        `generate.sampling.Sampling` has them; without them the most likely token is taken each time.
+        sampling: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, as in
+        `generate.sampling.Sampling`; by default greedy.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         texts = [answer.text for answer in self.answers(prompts, domain, max_new_tokens, seed, stop, **sampling)]
@@ -635,8 +632,8 @@ class Model:
         stop: Sequence[str] = (),
         **sampling: float,
     ) -> Results:
-        """What `generate` says for the same arguments, with ids, and whether a text has ended: `generate.text.Generated` of each.
-        Numbers and text that cannot be are refused before the model is read."""
+        """Generate as `generate` does, and return `generate.text.Generated` for each prompt, with ids and whether the text has
+        ended. Invalid numbers and texts are refused before the model is loaded."""
         for option, texts in (("--prompt", prompt), ("--stop", stop)):
             for text in texts:
                 check_text(text, option)
@@ -650,8 +647,8 @@ class Model:
         from pangu_sigma.generate.text import generate
 
         pairs = list(zip(domains, prompt, strict=True))
-        found = generate(self.engine, pairs, max_new_tokens, options, seed, stop)
-        return Results(found, "\n".join(f"[{answer.domain}] {answer.prompt}|{answer.text}" for answer in found))
+        answers = generate(self.engine, pairs, max_new_tokens, options, seed, stop)
+        return Results(answers, "\n".join(f"[{each.domain}] {each.prompt}|{each.text}" for each in answers))
 
     def stream(
         self,
@@ -662,33 +659,33 @@ class Model:
         stop: Sequence[str] = (),
         **sampling: float,
     ) -> Iterator[str]:
-        """The text that `generate` returns for the same arguments, in parts, as tokens come; joined they are equal to it."""
+        """Yield the text that `generate` returns for the same arguments, in parts, as tokens are generated."""
         from pangu_sigma.generate.text import stream
 
         return stream(self.engine, (domain, prompt), max_new_tokens, Sampling(**sampling), seed, stop)  # type: ignore[arg-type]
 
     def logits(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
-        """Logits of the token after a text or after token ids, float32 [R].
+        """Return the logits of the token after a text or after token ids, float32 [R].
 
         R is model.slot_rows, the number of rows of the domain's embedding slot: row r stands for the token id
         `model.tokenizer.slot_rows[slot, r]`, and rows without a token hold -inf.
         """
         from pangu_sigma.generate.text import prompt_ids
 
-        of = self._domain(domain)
+        known = self._domain(domain)
         if isinstance(text_or_ids, str):
-            return self.engine.logits(of, prompt_ids(self.tokenizer, text_or_ids, of))
-        return self.engine.logits(of, [int(token) for token in text_or_ids])
+            return self.engine.logits(known, prompt_ids(self.tokenizer, text_or_ids, known))
+        return self.engine.logits(known, [int(token) for token in text_or_ids])
 
     def score(self, text: str, domain: str) -> Score:
-        """Log-probability in nats of each token of a text, given those before it. The first one of a text has none before it and is
-        not scored; in code and bilingual text that is the tag of the language."""
+        """Return the log-probability, in nats, of each token of a text given those before it, except the first. In code and
+        bilingual text the first token is the language tag."""
         from pangu_sigma.generate.score import score
 
         return score(self.engine, text, self._domain(domain))
 
     def evaluate(self, against: Paths = (), all_samples: bool = False) -> Result:
-        """Held-out loss of each domain, as the function `evaluate` gives it."""
+        """Measure the held-out loss of each domain, as the function `evaluate` does."""
         return evaluate(self.path, against, all_samples)
 
     def export(
@@ -697,12 +694,12 @@ class Model:
         format: Literal["mindir", "safetensors", "hf", "run"] = "mindir",
         weights: Precision = "float32",
     ) -> Path:
-        """Write the model of a run to `output` in another form, and return its path.
+        """Write the model of a run to `output` in another format, and return its path.
 
-        format: "mindir" writes a folder that needs nothing else and checks that it gives the same greedy tokens; "safetensors" all
-        weights into one file; "hf" a Hugging Face style folder of weights, tokenizer and routing table. "run" makes of such a
-        folder a run that begins with it, Adam's state from nothing: there and back gives the same bits. weights: "float32",
-        "float16" or "int8", how "mindir" keeps matrices. Raises UserError for a model that cannot be written so.
+        format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "safetensors" writes
+        all weights to one file; "hf" writes a Hugging Face style folder of weights, tokenizer and routing table. "run" converts
+        such a folder to a run with fresh Adam moments; a round trip keeps the bits of the weights. weights: precision of the
+        matrices in "mindir": "float32", "float16" or "int8". Raises UserError for a model that the format cannot hold.
         """
         if format not in ("mindir", "safetensors", "hf", "run"):
             raise ConfigError(f"format={format!r} is not known; use 'mindir', 'safetensors', 'hf' or 'run'")
@@ -717,8 +714,8 @@ class Model:
             with one_thread:
                 written = export_mindir(self.path, Path(output), weights)
                 tokens = verify_export(self.path, written)
-            of = "of the checkpoint" if weights == "float32" else "that its weights give without MindSpore"
-            logger.info("reloaded, and %d greedy tokens equal those %s", tokens, of)
+            reference = "of the checkpoint" if weights == "float32" else "that its weights give without MindSpore"
+            logger.info("reloaded, and %d greedy tokens equal those %s", tokens, reference)
             return written
         if format == "safetensors":
             written = export_safetensors(self.path, Path(output))

@@ -1,6 +1,6 @@
-"""The command `pangu-sigma`: its parser, and how it ends. What each command does is in `commands/`.
+"""Command `pangu-sigma`: argument parser and exit status. The commands themselves are in `commands/`.
 
-Commands import what they need when they run, so that a wrong configuration is refused before MindSpore is loaded.
+Commands import what they need when they run, so that an invalid configuration is refused before MindSpore is loaded.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ exit status:
      with its traceback
   2  something that you can fix, said in one message
   130, 141  interrupted (Ctrl-C); nobody reads the output any more"""
-"""How commands end; `errors.exit_status` tells the last from the others."""
+"""Exit statuses of the commands, for the help; `errors.exit_status` maps errors to them."""
 
 
 def program() -> int:
-    """`main` for the shell, whose process this is. As one of several ranks it does not return: see `end_as_rank`."""
+    """Run `main` as the process of a shell. As one of several ranks it does not return: see `end_as_rank`."""
     if is_rank():
         end_as_rank(main)
     status = main()
-    gc.freeze()  # the end of the process looks for no garbage (garbage.py)
+    gc.freeze()  # no garbage collection at the end of the process (garbage.py)
     return status
 
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Like argparse's own, but reads the package's metadata only when asked."""
+    """Print the version as argparse's own action does, but read the package's metadata only when needed."""
 
     def __init__(self, option_strings: Any, dest: str, help: str | None = None):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)

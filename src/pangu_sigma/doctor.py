@@ -1,4 +1,4 @@
-"""Can this machine run the project? Each check says what it found and, when something is wrong, what to do."""
+"""Checks of this machine: is it able to run the project? A check that fails names the fix."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from pangu_sigma.stored.open import kind_of
 _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _GIB = 1 << 30
 _MEMORY_GIB = 4.0
-"""Enough for sigma_tiny with MindSpore's compiler."""
+"""Memory that sigma_tiny and MindSpore's compiler need."""
 _DISK_GIB = 2.0
-"""Enough for prepared data and the checkpoints of sigma_tiny."""
+"""Disk space that the prepared data and checkpoints of sigma_tiny need."""
 _TOLERANCE = 1e-4
 
 
@@ -41,11 +41,11 @@ _CheckMaker = Callable[[], Check | Iterable[Check]]
 def run_checks(
     host: Host | None = None, chip: Chip | None = None, run: Path | None = None, speed: bool = False
 ) -> list[Check]:
-    """All checks, in the order to read them; a check that itself breaks is a failed check, never an exception.
+    """Run all checks of a machine, in the order to read them. A check that raises counts as a failed check.
 
-    host: a host whose NPUs are demanded, with all that they need. None: a machine may be without; where there are NPUs, CANN and
-    the plugin are demanded anyway. chip: that of the NPUs; None for PANGU_SIGMA_CHIP, else the run's, else whichever is there.
-    run: a run folder, whose storage is looked at. speed: True to measure it, too.
+    host: a host that must have NPUs and everything that they need. None: NPUs are optional, but where they are, CANN and the
+    plugin are required. chip: type of the NPUs; None for PANGU_SIGMA_CHIP, else the run's, else whichever is found. run: a run
+    folder whose storage is checked. speed: True to measure the speed too.
     """
     checks: list[_CheckMaker] = [
         *(_python, _requirements, _compiler, _kernels, _cores, _memory, _disk),
@@ -57,15 +57,15 @@ def run_checks(
 
 def _results(check: _CheckMaker) -> list[Check]:
     try:
-        found = check()
-        return [found] if isinstance(found, Check) else list(found)
+        result = check()
+        return [result] if isinstance(result, Check) else list(result)
     except Exception as problem:
         name = getattr(check, "__name__", "host").strip("_")
         return [Check(name, False, f"{type(problem).__name__}: {problem}", "mend what the message names")]
 
 
 def format_checks(checks: list[Check]) -> str:
-    """One line a check, and a line with the fix under each one that failed."""
+    """Format the results of the checks, one line each, with the fix below each failed one."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -85,7 +85,7 @@ def _python() -> Check:
 
 
 def _requirements() -> Iterator[Check]:
-    """Installed version of every requirement, from requirements.txt in a checkout and from the metadata elsewhere."""
+    """Check the installed version of every requirement: of requirements.txt in a checkout, else of the package's metadata."""
     for requirement in _declared():
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
@@ -96,8 +96,8 @@ def _requirements() -> Iterator[Check]:
             yield Check(requirement.name, False, "not installed", fix)
             continue
         ok = requirement.specifier.contains(version, prereleases=True)
-        wanted = f" (wants {requirement.specifier})" if requirement.specifier else ""
-        yield Check(requirement.name, ok, f"{version}{wanted}", "" if ok else fix)
+        wants = f" (wants {requirement.specifier})" if requirement.specifier else ""
+        yield Check(requirement.name, ok, f"{version}{wants}", "" if ok else fix)
 
 
 def _declared() -> list[Requirement]:
@@ -125,7 +125,7 @@ def _kernels() -> Check:
     fix = "see the message; remove the folder PANGU_SIGMA_CACHE (default ~/.cache/pangu_sigma) to compile again"
     try:
         error = _kernel_error()
-    except Exception as problem:  # whatever is broken in MindSpore, the compiler or the cache is what we report
+    except Exception as problem:  # anything may be broken in MindSpore, the compiler or the cache: it is reported
         return Check(name, False, f"{type(problem).__name__}: {problem}", fix)
     ok = error < _TOLERANCE
     return Check(
@@ -134,7 +134,7 @@ def _kernels() -> Check:
 
 
 def _kernel_error() -> float:
-    """Largest difference between the compiled grouped FFN and NumPy in float64 on a small case."""
+    """Return the largest difference between the compiled grouped FFN and NumPy in float64 on a small case."""
     from mindspore import Tensor
 
     from ascend_ops.grouped_ffn import GroupedFFN, grouped_ffn_oracle
@@ -146,8 +146,8 @@ def _kernel_error() -> float:
     x, w1, b1, w2, b2 = (rng.normal(size=shape) for shape in shapes)
     offsets = np.array([0, 4, 4, 7], np.int32)
     tensors = (Tensor(value.astype(np.float32)) for value in (x, w1, b1, w2, b2))
-    found = GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
-    return float(np.abs(found - grouped_ffn_oracle(x, w1, b1, w2, b2, offsets)).max())
+    result = GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
+    return float(np.abs(result - grouped_ffn_oracle(x, w1, b1, w2, b2, offsets)).max())
 
 
 def _speed() -> list[Check]:
@@ -161,10 +161,10 @@ def _cores() -> Check:
 
 
 def _memory() -> Check:
-    there = memory_there()
-    if there is None:
+    available = memory_there()
+    if available is None:
         return Check("free memory", True, "not known on this system")
-    free = there / _GIB
+    free = available / _GIB
     fix = f"close other programs; the smallest model needs {_MEMORY_GIB:g} GiB"
     return Check("free memory", free >= _MEMORY_GIB, f"{free:.1f} GiB", "" if free >= _MEMORY_GIB else fix)
 
@@ -176,7 +176,7 @@ def _disk() -> Check:
 
 
 def _ascend(dev: Path = DEV, environment: Mapping[str, str] = os.environ) -> Check:
-    """The NPUs and what drives them. A machine without any passes, since everything runs on the CPU."""
+    """Check the NPUs and their software. A machine without NPUs passes, since everything runs on the CPU."""
     devices, toolkit = npus(dev), cann(environment)
     found = [f"{len(devices)} devices" if devices else "no device", f"CANN in {toolkit}" if toolkit else "no CANN"]
     if not devices:
@@ -188,16 +188,16 @@ def _ascend(dev: Path = DEV, environment: Mapping[str, str] = os.environ) -> Che
 
 
 def _host(host: Host, chip: Chip | None, run: Path | None) -> Iterator[Check]:
-    """A host of NPUs, against the chip that is asked for."""
-    asked = ChosenChip(chip, "--chip") if chip else chip_in_environment(host.environment)
+    """Check a host of NPUs, against the requested chip."""
+    requested = ChosenChip(chip, "--chip") if chip else chip_in_environment(host.environment)
     configured = _chip_of_run(run)
-    if asked and configured and family(asked.name) != family(configured.name):
-        found = f"{configured.by} says {configured.name}, and {asked.by} {asked.name}"
+    if requested and configured and family(requested.name) != family(configured.name):
+        found = f"{configured.by} says {configured.name}, and {requested.by} {requested.name}"
         yield Check(
             "configured chip", False, found, "say the same in both: parallel.chip in the configuration, or --chip"
         )
-    wanted = asked or configured
-    yield from host_checks(host, wanted.name if wanted else None, wanted.by if wanted else "", run)
+    expected = requested or configured
+    yield from host_checks(host, expected.name if expected else None, expected.by if expected else "", run)
 
 
 def _chip_of_run(run: Path | None) -> ChosenChip | None:

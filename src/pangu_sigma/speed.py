@@ -1,4 +1,4 @@
-"""How fast this machine does what a training on its host waits for: memory, Adam, matrix products. It takes a few seconds."""
+"""Benchmarks of this machine for training on the host: memory bandwidth, Adam, matrix products. They take a few seconds."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.launching.host.check import Check
 
 _COPIED = 1 << 26
-"""Numbers of float32 that are copied."""
+"""Number of float32 values that are copied."""
 _EXPERTS, _EXPERT_SIZE = 4, 1 << 22
-"""Experts that Adam updates, and parameters of each. It reads and writes 28 bytes a parameter: weight, moments, gradient."""
+"""Experts that Adam updates, and parameters of each. Adam reads and writes 28 bytes a parameter: weight, moments, gradient."""
 _SIDE = 2048
 """Rows and columns of a matrix product."""
 _TOKENS, _HIDDEN, _FFN = 2048, 512, 2048
 
 
 def speed_checks() -> list[Check]:
-    """What was measured, as the doctor prints it; no speed is wrong. Imports MindSpore and compiles the CPU kernels."""
+    """Run the benchmarks and return them as checks that always pass. Imports MindSpore and compiles the CPU kernels."""
     use_cpu()
     products = ", ".join(f"{name} {2 * _SIDE**3 / seconds / 1e9:.0f}" for name, seconds in _products().items())
     ffn = 4 * _TOKENS * _HIDDEN * _FFN / _grouped_ffn() / 1e9
@@ -39,7 +39,7 @@ def speed_checks() -> list[Check]:
 
 
 def _seconds(work: Callable[[], Any], runs: int = 5) -> float:
-    """The median of some runs after one that is not counted."""
+    """Return the median time of a few runs, after a warm-up run."""
     seconds = []
     for _ in range(runs + 1):
         started = time.perf_counter()
@@ -56,7 +56,7 @@ def _copy() -> float:
 
 
 class _Adam(nn.Cell):
-    """AdamW over all rows of a store."""
+    """AdamW over all rows of an expert store."""
 
     def __init__(self) -> None:
         super().__init__()

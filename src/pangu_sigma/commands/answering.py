@@ -1,4 +1,4 @@
-"""What a trained model does: generate, chat, serve."""
+"""Commands that generate text with a trained model: generate, chat, serve."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pangu_sigma.commands.options import add_command, defaults_of, show, with_js
 
 
 def add_commands(commands: Any) -> None:
-    """Declare these commands."""
+    """Declare the commands generate, chat and serve."""
     _add_generate(commands)
 
-    about = "talk with a trained model in the terminal"
+    about = "chat with a trained model in the terminal"
     command = add_command(commands, "chat", api.chat, about, "runs/sigma_tiny --domain en")
     with_model(command)
-    command.add_argument("--domain", help="who answers at first; the first domain of the model if not given")
-    command.add_argument("--temperature", type=float, help="0 is greedy")
-    command.add_argument("--max-new-tokens", type=int, help="the most tokens of an answer; as many as fit if not given")
-    command.add_argument("--seed", type=int, help="draw the same answers again")
+    command.add_argument("--domain", help="first domain to answer (default: the model's first)")
+    command.add_argument("--temperature", type=float, help="sampling temperature; 0 is greedy")
+    command.add_argument("--max-new-tokens", type=int, help="maximum tokens of an answer (default: as many as fit)")
+    command.add_argument("--seed", type=int, help="random seed; the same seed draws the same answers")
     with_weights(command)
 
     command = add_command(
         commands,
         "serve",
         api.serve,
-        "serve a trained model over HTTP, in the form of OpenAI's interface",
+        "serve a trained model over HTTP, with OpenAI's interface",
         "runs/sigma_tiny",
         "exports/sigma_tiny --host 0.0.0.0 --port 80 --api-key-file key.txt --set lanes=16",
         "runs/sigma_tiny --weights int8",
     )
     with_model(command)
     option = command.add_argument
-    option("--host", help="address to listen at; 0.0.0.0: all of this machine")
-    option("--port", type=int, help="0: any that is free, which is logged")
-    option("--allow-host", action="append", metavar="NAME", help="another name of this server; may be repeated")
-    option("--api-key-file", type=Path, metavar="FILE", help="the key of clients; or set PANGU_SIGMA_API_KEY")
+    option("--host", help="address to listen on; 0.0.0.0: all of this machine")
+    option("--port", type=int, help="port to listen on; 0: any free one, which is logged")
+    option("--allow-host", action="append", metavar="NAME", help="another host name of this server; may be repeated")
+    option("--api-key-file", type=Path, metavar="FILE", help="file with the API key; or set PANGU_SIGMA_API_KEY")
     with_set(command, "change a limit, such as lanes=16; may be repeated", dest="limits")
     with_weights(command)
 
@@ -57,22 +57,20 @@ def _add_generate(commands: Any) -> None:
     command.set_defaults(**defaults_of(api.Sampling))
     with_model(command)
     option = command.add_argument
-    option(
-        "--domain", action="append", required=True, help="who answers: one for all prompts, or one for each, in order"
-    )
+    option("--domain", action="append", required=True, help="domain to answer: one for all, or one for each, in order")
     what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
-    what.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line; - is standard input")
-    option("--max-new-tokens", type=int)
-    option("--temperature", type=float, help="0 is greedy")
-    option("--top-k", type=int, help="0 keeps every token")
-    option("--top-p", type=float)
-    option("--min-p", type=float, help="least share of the most likely token's probability")
-    option("--repetition-penalty", type=float, help="on tokens of prompt and answer")
-    option("--presence-penalty", type=float, help="on tokens that the answer has")
-    option("--frequency-penalty", type=float, help="the same, for each time it has them")
-    option("--stop", action="append", metavar="TEXT", help="end before it; may be repeated")
-    option("--seed", type=int)
+    what.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; may be repeated")
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="file with a prompt a line; - is standard input")
+    option("--max-new-tokens", type=int, help="maximum number of new tokens")
+    option("--temperature", type=float, help="sampling temperature; 0 is greedy")
+    option("--top-k", type=int, help="draw from this many most likely tokens; 0: from all")
+    option("--top-p", type=float, help="draw from the fewest tokens with this total probability")
+    option("--min-p", type=float, help="drop tokens below this fraction of the highest probability")
+    option("--repetition-penalty", type=float, help="above 1: make tokens of prompt and answer less likely")
+    option("--presence-penalty", type=float, help="subtract from the logit of tokens in the answer")
+    option("--frequency-penalty", type=float, help="the same, once for each occurrence")
+    option("--stop", action="append", metavar="TEXT", help="end the text before this string; may be repeated")
+    option("--seed", type=int, help="random seed; the same seed draws the same tokens")
     with_weights(command)
     with_json(command)
 
@@ -92,7 +90,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a file or of standard input; bytes that are no text stay in them and are refused as prompts."""
+    """Return the lines of a file or of standard input. Invalid UTF-8 is kept as surrogates, and then refused as a prompt."""
     if file == Path("-"):
         return sys.stdin.read().removesuffix("\n").split("\n")
     return file.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")

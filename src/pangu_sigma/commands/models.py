@@ -1,4 +1,4 @@
-"""How weights become a Σ, grow, shrink and leave: inherit, extend, extract, export."""
+"""Commands that convert models and their weights: inherit, extend, extract, export."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pangu_sigma.commands.options import (
     with_output,
 )
 
-_NEW_RUN = "folder of the run to make (default runs/NAME); it must not exist"
+_NEW_RUN = "new run folder (default runs/NAME); it must not exist"
 
 
 def add_commands(commands: Any) -> None:
-    """Declare these commands."""
+    """Declare the commands inherit, extend, extract and export."""
     command = add_command(
         commands,
         "inherit",
@@ -36,11 +36,11 @@ def add_commands(commands: Any) -> None:
     with_model(command, "a dense run, or the files of a released PanGu-α")
     with_config(command)
     with_output(command, _NEW_RUN)
-    flag(command, "--dry-run", "print where every tensor would come from, and stop")
+    flag(command, "--dry-run", "print the origin of every tensor, and stop")
     _with_dense(command, "MODEL")
-    command.add_argument("--noise", type=float, help="multiply the experts' values by 1 + NOISE · N(0, 1)")
-    command.add_argument("--reinit-ratio", type=float, help="share of each expert's inner units that is drawn anew")
-    flag(command, "--moments", "carry Adam's state of a dense run over")
+    command.add_argument("--noise", type=float, help="multiply the experts' weights by 1 + NOISE · N(0, 1)")
+    command.add_argument("--reinit-ratio", type=float, help="fraction of each expert's inner units to draw anew")
+    flag(command, "--moments", "also copy the Adam moments of a dense run")
     with_json(command)
     _add_extend(commands)
     _add_extract(commands)
@@ -52,10 +52,10 @@ def _inherit(options: argparse.Namespace) -> int:
 
 
 def _with_dense(command: argparse.ArgumentParser, named: str) -> None:
-    """Give a command what the files of a dense model may not say."""
-    activations, where = ["fast_gelu", "tanh", "erf"], f"of {named}, where its files do not say it"
+    """Add the options --heads and --activation, which the files of a dense model may lack."""
+    activations, where = ["fast_gelu", "tanh", "erf"], f"of {named}, if missing from its files"
     command.add_argument("--heads", type=int, help=f"attention heads {where}")
-    command.add_argument("--activation", choices=activations, help=f"GELU {where}")
+    command.add_argument("--activation", choices=activations, help=f"GELU variant {where}")
 
 
 def _add_extend(commands: Any) -> None:
@@ -63,22 +63,22 @@ def _add_extend(commands: Any) -> None:
         commands,
         "extend",
         api.extend,
-        "more domains, slots, pieces or experts for a trained run; what it had stays as it was, bit for bit",
+        "add domains, slots, pieces or experts to a trained run; old domains answer as before, bit for bit",
         "runs/sigma_tiny more.yaml -o runs/more --from-domain zh",
         "runs/sigma_tiny more.yaml -o runs/more --from-dense runs/alpha_tiny",
     )
     with_model(command, "the trained run")
     with_config(command)
     with_output(command, _NEW_RUN)
-    command.add_argument("--from-domain", metavar="DOMAIN", help="new domains begin as this domain of the run")
-    command.add_argument("--from-dense", type=Path, metavar="MODEL", help="new domains begin as this dense model")
-    flag(command, "--from-scratch", "new domains are drawn")
+    command.add_argument("--from-domain", metavar="DOMAIN", help="copy new domains from this domain of the run")
+    command.add_argument("--from-dense", type=Path, metavar="MODEL", help="make new domains from this dense model")
+    flag(command, "--from-scratch", "initialise new domains at random")
     _with_dense(command, "--from-dense")
     flag(command, "--skip-graph-check", _SKIP_GRAPH_CHECK)
     with_json(command)
 
 
-_SKIP_GRAPH_CHECK = "compare logits on the path that adds in one order only, which compiles no graph"
+_SKIP_GRAPH_CHECK = "compare logits without compiling graphs"
 
 
 def _add_extract(commands: Any) -> None:
@@ -86,17 +86,17 @@ def _add_extract(commands: Any) -> None:
         commands,
         "extract",
         api.extract,
-        "cut domains out of a trained run, bit for bit",
+        "extract domains from a trained run, bit for bit",
         "runs/sigma_tiny --keep zh -o runs/zh",
         "runs/sigma_tiny --drop code -o exported/without_code --format mindir",
     )
     with_model(command, "the trained run")
     which = command.add_mutually_exclusive_group(required=True)
-    which.add_argument("--keep", action="append", metavar="DOMAIN", help="a domain to keep; may be repeated")
-    which.add_argument("--drop", action="append", metavar="DOMAIN", help="a domain to leave away; may be repeated")
-    with_output(command, "folder of the run or export to make; it must not exist", required=True)
-    command.add_argument("--format", choices=["run", "mindir"], help="a run with its text, or an exported model")
-    command.add_argument("--data", type=Path, help="prepared text of the run, if it is no longer at its data.path")
+    which.add_argument("--keep", action="append", metavar="DOMAIN", help="domain to keep; may be repeated")
+    which.add_argument("--drop", action="append", metavar="DOMAIN", help="domain to remove; may be repeated")
+    with_output(command, "new folder of the run or export; it must not exist", required=True)
+    command.add_argument("--format", choices=["run", "mindir"], help="run: a run with its text; mindir: an export")
+    command.add_argument("--data", type=Path, help="the run's prepared text, if it has moved from data.path")
     flag(command, "--skip-graph-check", _SKIP_GRAPH_CHECK)
     with_json(command)
 
@@ -106,16 +106,16 @@ def _add_export(commands: Any) -> None:
         commands,
         "export",
         api.Model.export,
-        "a model in another form: a folder that stands alone, its weights as one file, a Hugging Face style folder, a run",
+        "convert a model to a self-contained folder, one file of weights, a Hugging Face style folder, or a run",
         "runs/sigma_tiny -o exports/sigma_tiny --weights int8",
         "runs/sigma_tiny -o exports/sigma_tiny_hf --format hf",
         "exports/sigma_tiny_hf -o runs/again --format run",
         run=_export,
     )
-    with_model(command, "run folder, or a folder that --format hf wrote")
-    with_output(command, "folder or file to make", required=True)
-    command.add_argument("--format", choices=["mindir", "safetensors", "hf", "run"], help="run: of a folder of hf")
-    command.add_argument("--weights", choices=["float32", "float16", "int8"], help="how mindir keeps matrices")
+    with_model(command, "run folder, or a folder written by --format hf")
+    with_output(command, "folder or file to write", required=True)
+    command.add_argument("--format", choices=["mindir", "safetensors", "hf", "run"], help="run: of a folder from hf")
+    command.add_argument("--weights", choices=["float32", "float16", "int8"], help="matrices in mindir")
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What commands share: how they are declared, called and shown.
+"""Declaration, call and output of commands, and the options that they share.
 
 An option has the name and the default of a parameter of the function of `api` that its command calls.
 """
@@ -21,6 +21,7 @@ from pangu_sigma.config_file import dump_config
 from pangu_sigma.writable import check_file_writable
 
 CONFIG_HELP = "YAML file, or the name of a shipped configuration, such as sigma_tiny"
+"""Help text of the argument CONFIG."""
 
 
 def add_command(
@@ -31,8 +32,8 @@ def add_command(
     *examples: str,
     run: Callable[[argparse.Namespace], int] | None = None,
 ) -> argparse.ArgumentParser:
-    """Declare a command. function: what it calls, whose defaults its options have. run: does it instead of `call_and_show`, and
-    returns the exit status. examples: arguments that its --help ends with."""
+    """Declare a command. function: the function that it calls, whose defaults its options have. run: used instead of
+    `call_and_show`, returns the exit status. examples: arguments for the examples in its --help."""
     lines = [f"  pangu-sigma {name} {example}".rstrip() for example in examples]
     command = commands.add_parser(
         name,
@@ -46,52 +47,52 @@ def add_command(
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The defaults of a function's parameters by their names; tuples as lists, which argparse adds to."""
-    found = {each.name: each.default for each in inspect.signature(function).parameters.values()}
+    """Return the defaults of a function's parameters by name; tuples as lists, to which argparse appends."""
+    defaults = {each.name: each.default for each in inspect.signature(function).parameters.values()}
     return {
         name: list(default) if isinstance(default, tuple) else default
-        for name, default in found.items()
+        for name, default in defaults.items()
         if default is not inspect.Parameter.empty
     }
 
 
 def flag(command: argparse.ArgumentParser, name: str, help: str) -> None:
-    """Give a command an option without a value."""
+    """Add an option without a value to a command."""
     command.add_argument(name, action="store_true", help=help)
 
 
 def with_model(
-    command: argparse.ArgumentParser, help: str = "run folder, or exported model", nargs: str | None = None
+    command: argparse.ArgumentParser, help: str = "run folder or exported model", nargs: str | None = None
 ) -> None:
-    """Give a command MODEL."""
+    """Add the argument MODEL to a command."""
     command.add_argument("model", type=Path, nargs=nargs, metavar="MODEL", help=help)
 
 
 def with_config(command: argparse.ArgumentParser, help: str = CONFIG_HELP) -> None:
-    """Give a command CONFIG, --set and --print-config."""
+    """Add the argument CONFIG, --set and --print-config to a command."""
     command.add_argument("config", type=Path, metavar="CONFIG", help=help)
     with_overrides(command)
 
 
 def with_overrides(command: argparse.ArgumentParser) -> None:
-    """Give a command that has a configuration --set and --print-config."""
+    """Add --set and --print-config to a command with a configuration."""
     command.set_defaults(overrides=[])
-    with_set(command, "override any key, such as train.steps=10")
+    with_set(command, "override a key, such as train.steps=10; may be repeated")
     flag(command, "--print-config", "print the resolved configuration and stop")
 
 
 def with_set(command: argparse.ArgumentParser, help: str, dest: str = "overrides") -> None:
-    """Give a command --set."""
+    """Add the option --set to a command."""
     command.add_argument("--set", dest=dest, action="append", metavar="KEY=VALUE", help=help)
 
 
 def with_output(command: argparse.ArgumentParser, help: str, required: bool = False) -> None:
-    """Give a command --output."""
+    """Add the option --output to a command."""
     command.add_argument("-o", "--output", type=Path, required=required, metavar="PATH", help=help)
 
 
 class _SetChip(argparse.Action):
-    """An option that is a --set, before all others; `_check_chip` refuses one of those that undoes it."""
+    """Action that adds parallel.chip before all other overrides; `_check_chip` refuses an override that changes it."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         namespace.overrides = [f"parallel.chip={values}", *namespace.overrides]
@@ -99,13 +100,13 @@ class _SetChip(argparse.Action):
 
 
 def with_chip(command: argparse.ArgumentParser) -> None:
-    """Give a command that has a configuration --chip."""
-    help = "the NPUs' chip, as --set parallel.chip=…; it decides what train.compute_dtype: half is"
+    """Add --chip to a command with a configuration."""
+    help = "type of the NPUs, as --set parallel.chip=…; decides what train.compute_dtype: half is"
     command.add_argument("--chip", action=_SetChip, choices=CHIP_NAMES, help=help)
 
 
 def _check_chip(options: argparse.Namespace) -> None:
-    """Raise ConfigError if a --set has undone --chip: parallel.chip with another one, or parallel as a whole without any."""
+    """Raise ConfigError if a --set contradicts --chip: parallel.chip with another chip, or parallel as a whole without one."""
     chip, configured = getattr(options, "chip", None), options.config.parallel.chip
     if chip not in (None, configured):
         raise ConfigError(
@@ -115,25 +116,26 @@ def _check_chip(options: argparse.Namespace) -> None:
 
 
 def with_json(command: argparse.ArgumentParser) -> None:
-    """Give a command --json."""
+    """Add the option --json to a command."""
     command.add_argument("--json", metavar="FILE", help="write the result as JSON; - is standard output")
 
 
 def with_weights(command: argparse.ArgumentParser) -> None:
-    """Give a command that answers --weights."""
-    help = "matrices in memory; as they are if not given: float32 of a run, what an export keeps"
+    """Add --weights to a command that generates text."""
+    help = "precision of matrices in memory (default: float32 for a run, the stored one for an export)"
     command.add_argument("--weights", choices=["float32", "float16", "int8"], help=help)
 
 
 def check_json(options: argparse.Namespace) -> None:
-    """Raise NotWritable if the file of --json cannot be written, before the work whose result it is to hold."""
+    """Raise NotWritable, before the work begins, if the file of --json cannot be written."""
     file = getattr(options, "json", None)
     if file is not None and file != "-":
         check_file_writable(Path(file), "--json")
 
 
 def config_printed(options: argparse.Namespace) -> bool:
-    """Put the configuration with its overrides in the place of its name. Returns True when --print-config has printed it."""
+    """Load the configuration with its overrides into the options, and print it for --print-config. Returns True if it was
+    printed."""
     if "print_config" not in options:
         return False
     if not isinstance(options.config, Config):
@@ -145,27 +147,27 @@ def config_printed(options: argparse.Namespace) -> bool:
 
 
 def call(function: Callable[..., Any], options: argparse.Namespace) -> Any:
-    """What a function returns for the options that have the names of its parameters."""
+    """Call a function with the options that have the names of its parameters."""
     given = vars(options)
     return function(**{name: given[name] for name in inspect.signature(function).parameters if name in given})
 
 
 def call_and_show(function: Callable[..., Any], options: argparse.Namespace) -> int:
-    """Call a function, show what it returns, and return the exit status; or print the configuration if that is asked for."""
+    """Call a function, show its result, and return the exit status; or print the configuration if --print-config asks for it."""
     if config_printed(options):
         return 0
-    found = call(function, options)
-    if isinstance(found, int):
-        return found
-    if isinstance(found, api.Model):
-        found = found.outcome
-    if found is not None:
-        show(found, getattr(options, "json", None))
-    return 0 if getattr(found, "ok", True) else 1
+    result = call(function, options)
+    if isinstance(result, int):
+        return result
+    if isinstance(result, api.Model):
+        result = result.outcome
+    if result is not None:
+        show(result, getattr(options, "json", None))
+    return 0 if getattr(result, "ok", True) else 1
 
 
 def show(result: Any, file: str | None) -> None:
-    """Print a result, or write it as JSON where --json says."""
+    """Print a result, or write it as JSON to the file of --json."""
     if file is None:
         print(result)
         return

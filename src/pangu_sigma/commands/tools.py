@@ -1,4 +1,4 @@
-"""Around training: inspect, plan, doctor, completion."""
+"""Commands around training: inspect, plan, doctor, completion."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pangu_sigma.config import ConfigError
 
 
 def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
-    """Declare these commands. parser: that of all commands, which completion reads."""
+    """Declare the commands inspect, plan, doctor and completion. parser: the program's, which completion reads."""
     _add_inspect(commands)
     _add_plan(commands)
 
@@ -34,28 +34,28 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
         commands,
         "doctor",
         api.doctor,
-        "is this machine ready?",
+        "check that this machine is ready",
         "--speed",
         "--device ascend --chip 910b",
         "/shared/runs/sigma_1t --device ascend",
     )
-    with_model(command, "a run folder: is it on storage that all nodes share? with --device ascend", nargs="?")
-    demand = "ascend: demand NPUs, and all that a host of a cluster needs for them"
+    with_model(command, "run folder that must be on storage shared by all nodes; with --device ascend", nargs="?")
+    demand = "ascend: require NPUs, and everything that a host of a cluster needs"
     command.add_argument("--device", choices=["cpu", "ascend"], help=demand)
-    command.add_argument("--chip", choices=CHIP_NAMES, help="the chip that must be there; with --device ascend")
-    flag(command, "--speed", "measure memory, Adam and matrix products; a few seconds")
+    command.add_argument("--chip", choices=CHIP_NAMES, help="required type of the NPUs; with --device ascend")
+    flag(command, "--speed", "also measure memory, Adam and matrix products; a few seconds")
     with_json(command)
 
     command = add_command(
         commands,
         "completion",
         _completion,
-        "print what lets a shell complete these commands",
+        "print a shell script that completes these commands",
         "bash > ~/.local/share/bash-completion/completions/pangu-sigma",
         "zsh > ~/.zfunc/_pangu-sigma",
         run=partial(_completion, parser),
     )
-    command.add_argument("shell", choices=["bash", "zsh"])
+    command.add_argument("shell", choices=["bash", "zsh"], help="shell that will run the script")
 
 
 def _add_inspect(commands: Any) -> None:
@@ -63,7 +63,7 @@ def _add_inspect(commands: Any) -> None:
         commands,
         "inspect",
         api.inspect,
-        "what a configuration weighs, and what files of weights hold",
+        "show the size of a configuration, or the contents of weight files",
         "sigma_1t --keep zh",
         "sigma_tiny --set model.experts_per_domain=16",
         "runs/sigma_tiny --verify",
@@ -87,7 +87,7 @@ def _inspect(options: argparse.Namespace) -> int:
         options.what = options.config
     elif options.overrides or options.print_config:
         raise ConfigError(f"--set and --print-config are for configurations; {options.what} is not one, leave them out")
-    del options.print_config  # it has no other configuration
+    del options.print_config  # only a configuration can be printed
     return call_and_show(api.inspect, options)
 
 
@@ -96,17 +96,17 @@ def _add_plan(commands: Any) -> None:
         commands,
         "plan",
         api.plan,
-        "memory, traffic and time on a number of NPUs",
+        "plan memory, traffic and time on a number of NPUs",
         "sigma_1t --devices 512",
         "sigma_1t --devices 512 --compile --factors",
         "sigma_1t --chip 910b --scan",
     )
     with_config(command)
     command.add_argument("--devices", type=int, metavar="N", help="number of NPUs")
-    flag(command, "--factors", "the smallest capacity_factor and arrival_factor that drop no row; with --devices")
-    table = "the fastest layouts on 8 to 4,096 NPUs as a table, and as a picture where a file is named"
+    flag(command, "--factors", "simulate the smallest capacity_factor, arrival_factor that drop no row; with --devices")
+    table = "find the fastest layouts on 8 to 4,096 NPUs; with a file, also plot them"
     command.add_argument("--scan", nargs="?", type=Path, const=True, metavar="FILE.svg", help=table)
-    flag(command, "--compile", "let MindSpore compile the step for Ascend; minutes")
+    flag(command, "--compile", "also compile the step for Ascend, and compare; takes minutes")
     with_chip(command)
     with_json(command)
 
@@ -122,7 +122,7 @@ def _completion(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Every option and argument of a parser and of its commands."""
+    """Yield every option and argument of a parser and of its commands."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

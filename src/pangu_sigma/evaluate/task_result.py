@@ -1,4 +1,4 @@
-"""What a benchmark gives."""
+"""Result of a benchmark."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The result of one benchmark. metrics: values by name. n: items. skipped: lines that could not be used. truncated: items whose
-    text was cut to fit into the model."""
+    """Result of one benchmark. metrics: values by name. n: number of items. skipped: lines that could not be used. truncated:
+    items whose text was cut to fit into the model."""
 
     metrics: dict[str, float]
     n: int
@@ -17,5 +17,5 @@ class TaskResult:
     truncated: int
 
     def figures(self) -> dict[str, Any]:
-        """The form in which it is written as JSON."""
+        """Return the result as values for JSON."""
         return {**self.metrics, "n": self.n, "skipped": self.skipped, "truncated": self.truncated}

@@ -1,7 +1,7 @@
-"""Translation from Chinese into English and back, judged by sacrebleu: BLEU and chrF.
+"""Benchmark of translation between Chinese and English: BLEU and chrF by sacrebleu.
 
 A folder translation_en_zh or translation_zh_en has test.jsonl, one {"source": …, "reference": …} a line; or test.en and test.zh, a
-sentence a line, as WMT's sets come out of `sacrebleu --test-set wmt20 --language-pair en-zh --echo src` and `--echo ref`.
+sentence a line, as `sacrebleu --test-set wmt20 --language-pair en-zh --echo src` and `--echo ref` write WMT's sets.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pangu_sigma.generate.sampling import Sampling
 logger = logging.getLogger(__name__)
 
 SOURCE = "{source}"
+"""Placeholder of the source sentence in a template."""
 TEMPLATES = {"translation_en_zh": "English: {source}\nChinese:", "translation_zh_en": "中文：{source}\n英文："}
-"""Prompts by the name of the folder, source language first; our choice."""
+"""Prompt templates by folder name, source language first; our choice."""
 
 _STOP = ("\n",)
 _PUBLISHED = (
@@ -42,12 +43,12 @@ def run(
     seed: int = 0,
     translations: Path | None = None,
 ) -> TaskResult:
-    """BLEU and chrF of a domain's translations, from 0 to 100. folder: where the files are; its name is a key of `TEMPLATES`.
+    """Run the translation benchmark: BLEU and chrF, from 0 to 100. folder: folder of the files, named as a key of `TEMPLATES`.
 
-    limit: the most sentences, the first ones. template: a prompt with {source} in it once, by default that of the folder's name.
-    The end of a source that does not fit is cut off. max_new_tokens: the most tokens of a translation; by default 256, or half of
-    model.seq_length if less. translations: a file that gets them, one a line, for other scorers.
-    Raises DataError for files that are not there or have nothing to use, ConfigError for options that cannot be.
+    limit: maximum number of sentences, the first ones. template: prompt with one {source}, by default that of the folder's name. A
+    source that does not fit loses its end. max_new_tokens: maximum tokens of a translation; by default 256, or half of
+    model.seq_length if less. translations: file for them, one a line, for other scorers. Raises DataError for files that are
+    missing or have no usable line, ConfigError for invalid options.
     """
     if folder.name not in TEMPLATES:
         raise ConfigError(
@@ -65,20 +66,20 @@ def run(
         logger.warning(
             "%d of %d sources lost their end, because their prompts did not fit", asker.truncated, len(pairs)
         )
-    found = [answer.strip() for (answer,) in asker.answers(prompts, what="translate")]
-    if empty := found.count(""):
-        logger.warning("%d of %d translations are empty", empty, len(found))
+    outputs = [answer.strip() for (answer,) in asker.answers(prompts, what="translate")]
+    if empty := outputs.count(""):
+        logger.warning("%d of %d translations are empty", empty, len(outputs))
     if translations is not None:
-        translations.write_text("".join(f"{text}\n" for text in found), encoding="utf-8")
+        translations.write_text("".join(f"{text}\n" for text in outputs), encoding="utf-8")
     for name, signature in signatures(language).items():
         logger.info("%s is sacrebleu's %s", name, signature)
     references = [pair["reference"] for pair in pairs]
-    metrics = {"bleu": bleu(found, references, language), "chrf": chrf(found, references)}
-    return TaskResult(metrics, len(found), skipped, asker.truncated)
+    metrics = {"bleu": bleu(outputs, references, language), "chrf": chrf(outputs, references)}
+    return TaskResult(metrics, len(outputs), skipped, asker.truncated)
 
 
 def _pairs(folder: Path, source: str, reference: str) -> tuple[list[TaskLine], int]:
-    """Sentences and their translations, and the number of lines that are none."""
+    """Read the sentences and their translations, and count the lines that are none."""
     published = _PUBLISHED.format(pair=f"{source}-{reference}")
     path = task_file(folder, ["test.jsonl", f"test.{source}"], published)
     if path.name == "test.jsonl":

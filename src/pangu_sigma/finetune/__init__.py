@@ -1,1 +1,1 @@
-"""Fine-tuning: the training loop on the samples of a task, of which the answers alone count."""
+"""Fine-tuning: the training loop on the samples of a task, with the loss on the answers only."""

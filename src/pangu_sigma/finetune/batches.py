@@ -1,5 +1,5 @@
-"""Batches of a task's samples. The answers alone count, and no sample sees another: documents end with <eot>, and attention and
-positions keep to a document.
+"""Batches of a fine-tuning task's samples, with the loss on the answers only. Samples in one sequence do not attend to each other:
+documents end with <eot>, and attention and positions are per document.
 
 Shape suffixes: S sequence, V vocabulary, D domains.
 """
@@ -22,10 +22,10 @@ from pangu_sigma.rre.table import RoutingTable
 
 
 class TaskSamples(Samples):
-    """The samples of a task, as sequences: one or several in each, and <pad> after them. A domain may have none."""
+    """Samples of a fine-tuning task as sequences: one sample or several packed ones, then <pad>. A domain may have none."""
 
     def __init__(self, config: Config, samples: Sequence[list[Spelled]], tokenizer: Tokenizer):
-        """samples: those of each domain."""
+        """samples: the tokenized samples of each domain."""
         assert config.finetune is not None
         self._length, self._pad = config.model.seq_length, tokenizer.pad
         self._samples, together = samples, config.finetune.packed
@@ -34,14 +34,14 @@ class TaskSamples(Samples):
         self.weights = [float(count) for count in self.counts]
 
     def read(self, domain: int, number: int) -> np.ndarray:
-        """Ids of one sequence, int32 [S + 1]."""
+        """Return the ids of one sequence, int32 [S + 1]."""
         ids = np.full(self._length + 1, self._pad, np.int32)
-        found = np.concatenate([s.ids_T for s in self._pack(domain, number)])
-        ids[: len(found)] = found
+        packed = np.concatenate([s.ids_T for s in self._pack(domain, number)])
+        ids[: len(packed)] = packed
         return ids
 
     def counted(self, domain: int, number: int) -> np.ndarray:
-        """True for the positions of a sequence whose successor is of an answer or its <eot>, bool [S]."""
+        """Return the loss mask of one sequence, bool [S]: True where the next token belongs to an answer or is its <eot>."""
         counted, start = np.zeros(self._length + 1, bool), 0
         for sample in self._pack(domain, number):
             counted[start + sample.answer : start + len(sample.ids_T)] = True
@@ -49,13 +49,13 @@ class TaskSamples(Samples):
         return counted[1:]
 
     def frequencies(self, vocabulary: int) -> np.ndarray:
-        """Token counts [D, V] of the answers."""
+        """Return the token counts [D, V] of the answers."""
         ids = [[s.ids_T[s.answer :] for s in own] for own in self._samples]
         return np.stack([np.bincount(np.concatenate(own or [np.array([], int)]), minlength=vocabulary) for own in ids])
 
     @property
     def hash(self) -> str:
-        """A hash over the sequences, and over what counts in them."""
+        """Hash of the sequences and their loss masks."""
         digest = xxhash.xxh3_128()
         for domain, count in enumerate(self.counts):
             for number in range(count):
@@ -68,12 +68,12 @@ class TaskSamples(Samples):
 
 
 class TaskBatches(Batches):
-    """The batches of a task's samples for one process."""
+    """Batches of a fine-tuning task's samples for one process."""
 
     def __init__(
         self, config: Config, tokenizer: Tokenizer, table: RoutingTable, samples: TaskSamples, training: TaskSamples
     ):
-        """training: the samples whose frequencies are what counting knows."""
+        """training: the training samples, whose token frequencies are the unigram baseline."""
         self._own, self._training = samples, training
         super().__init__(config, Path(), tokenizer, table)
 

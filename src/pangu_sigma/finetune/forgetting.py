@@ -1,4 +1,4 @@
-"""What a tuned run has forgotten of the text that its parent was trained on: held-out losses of both, domain by domain."""
+"""Forgetting of a tuned run: held-out losses on the text of its parent, before and after the tuning."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _KEPT = ("loss", "tokens", "samples")
 
 
 def measure_forgetting(run: Path, parent: Path, parent_hash: str) -> dict[str, Any]:
-    """The held-out loss of each domain before and after, in nats per token, and the difference with its standard error.
+    """Measure the held-out loss of each domain before and after, in nats per token, and the difference with its standard error.
 
-    parent_hash: `hash` of the model that the run began with. Returns {"domains": …}, or {"skipped": why} where the parent or its
-    text is not there any more.
+    parent_hash: `hash` of the model that the run began with. Returns {"domains": …}, or {"skipped": reason} if the parent has
+    changed, or if it or its text is missing.
     """
     try:
         if open_model(parent, "run").hash != parent_hash:
@@ -39,7 +39,7 @@ def measure_forgetting(run: Path, parent: Path, parent_hash: str) -> dict[str, A
 
 
 def format_forgetting(found: dict[str, Any]) -> str:
-    """The table of `measure_forgetting`."""
+    """Format the result of `measure_forgetting` as a table."""
     if "skipped" in found:
         return f"forgetting was not measured: {found['skipped']}"
     lines = [

@@ -1,4 +1,4 @@
-"""Samples that share a sequence: each goes where it leaves the least room, the longest first."""
+"""Best-fit packing of samples into sequences, longest samples first."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], most: int, together: bool) -> list[list[int]]:
-    """Numbers of the samples of each sequence of at most `most` ids.
+    """Return the sample numbers of each sequence of at most `most` ids.
 
-    together: False to give each sample a sequence of its own. Sequences, and the samples in them, are in the order of the file.
+    together: False to give each sample its own sequence. Sequences, and the samples in them, are in the order of the file.
     """
     if not together:
         return [[number] for number in range(len(lengths))]

@@ -1,4 +1,4 @@
-"""A task's file, read and counted: nothing of it is cut, left out or skipped without being told."""
+"""Reader of a fine-tuning task's file of samples, with counts of everything that is cut, left out or skipped."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Account:
-    """The account of a domain's lines. A line has a sample for each of its answers.
+    """Counts of a domain's lines and samples in a fine-tuning file. A line has a sample for each of its answers.
 
     cut: samples whose prompts were cut. left_out: samples that are too long, by reason. tokens, counted: ids of the samples, and
-    those that count in the loss. sequences: number of sequences that they fill.
+    those in the loss. sequences: number of sequences that they fill.
     """
 
     lines: int = 0
@@ -42,7 +42,7 @@ class Account:
     sequences: int = 0
 
     def take(self, sample: Spelled) -> None:
-        """Count a sample."""
+        """Add a sample to the counts."""
         self.samples += 1
         self.cut += sample.cut
         self.tokens += len(sample.ids_T)
@@ -51,10 +51,10 @@ class Account:
 
 @dataclass
 class TaskFile:
-    """What a file of a task came to.
+    """Contents of a fine-tuning task's file.
 
-    samples: those of each domain. accounts: by the names of the domains that its lines have. skipped: lines that cannot be used, by
-    reason, and examples, file:offset and detail of the first line of each. xxh3_128: hash of the file.
+    samples: tokenized samples of each domain. accounts: counts by the domain's name. skipped: number of unusable lines by reason.
+    examples: file:offset and detail of the first such line by reason. xxh3_128: hash of the file.
     """
 
     path: Path
@@ -74,24 +74,24 @@ class TaskFile:
 
     @cached_property
     def sequences(self) -> TaskSamples:
-        """The samples in their sequences."""
+        """Samples of the fine-tuning file packed into sequences."""
         return TaskSamples(self.config, self.samples, self.tokenizer)
 
     def hashes(self) -> dict[str, str]:
-        """The file by its path, its hash, and that of its samples, as `TaskSamples` has it."""
+        """Return the fine-tuning file's path, its hash, and that of its `TaskSamples`."""
         return {"path": str(self.path), "xxh3_128": self.xxh3_128, "samples": self.sequences.hash}
 
     def facts(self) -> dict[str, Any]:
-        """What is to be known of it, as values for JSON."""
+        """Return hashes and counts of the fine-tuning file as values for JSON."""
         accounts = {name: asdict(account) for name, account in self.accounts.items()}
         return {**self.hashes(), "domains": accounts, "skipped": self.skipped, "examples": self.examples}
 
 
 def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer, quarantine: Quarantine) -> TaskFile:
-    """Read a file of prompts and responses, or of messages.
+    """Read a fine-tuning file of prompts and responses, or of messages.
 
-    option: what names it, for messages. quarantine: takes the lines that cannot be used, of this file and perhaps of others.
-    Raises DataError for a file that cannot be read, or that has no sample that can be used.
+    option: the file's command-line option, for messages. quarantine: receives the unusable lines of this file, and perhaps of
+    others. Raises DataError for a file that cannot be read, or has no usable sample.
     """
     assert config.finetune is not None
     check_input(path, option)
@@ -109,8 +109,8 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
             else:
                 account = accounts.setdefault(item.domain, Account())
                 _spell(item, speller, domains.named(item.domain).index, samples, account, config)
-    found = TaskFile(path, config, tokenizer, samples, accounts, dict(skipped), examples, fingerprint(path)["xxh3_128"])
-    if not found.domains:
+    file = TaskFile(path, config, tokenizer, samples, accounts, dict(skipped), examples, fingerprint(path)["xxh3_128"])
+    if not file.domains:
         left_out = sum((Counter(account.left_out) for account in accounts.values()), Counter[str]())
         why = "; ".join(f"{count:,} × {reason}" for reason, count in left_out.items())
         raise DataError(
@@ -118,8 +118,8 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
             + (f": {why}; model.seq_length is {config.model.seq_length}" if why else "")
         )
     for name, account in accounts.items():
-        account.sequences = found.sequences.counts[domains.named(name).index]
-    return found
+        account.sequences = file.sequences.counts[domains.named(name).index]
+    return file
 
 
 def _spell(
@@ -137,7 +137,7 @@ def _spell(
 
 
 def format_file(facts: dict[str, Any]) -> str:
-    """The table of a file's `facts`: what each domain has of it, and what was skipped and why."""
+    """Format a file's `facts` as a table: counts of each domain, and the reasons of skipped lines."""
     heads = ("lines", "samples", "cut", "left out", "sequences", "tokens", "counted")
     rows = [f"{'domain':12} {' '.join(f'{head:>10}' for head in heads)}   {facts['path']}"]
     for name, own in facts["domains"].items():

@@ -1,7 +1,7 @@
-"""Conversations as token ids: the prompt as serving asks it, the answer, and the end mark.
+"""Tokenization of conversations: the prompt as in serving, the answer, and <eot>.
 
-The prompt and the answer are encoded apart, because a model that is asked has read the tokens of the prompt alone. What is too long
-is cut as the task says, and never the answer.
+Prompt and answer are encoded separately, because in generation a model reads the tokens of the prompt alone. A sample that is too
+long is cut as the task says, but never its answer.
 
 Shape suffix: T ids.
 """
@@ -20,12 +20,12 @@ from pangu_sigma.generate.chat_template import ChatTemplate
 
 
 class TooLong(Exception):
-    """A sample that does not fit, cut or not; its argument says what is too long."""
+    """Error of a sample that does not fit even when cut; its argument says what is too long."""
 
 
 @dataclass(frozen=True)
 class Spelled:
-    """A sample. ids_T: prompt, answer, <eot>. answer: number of ids before the answer. cut: True if the prompt was cut."""
+    """Tokenized fine-tuning sample. ids_T: prompt, answer, <eot>. answer: number of ids before the answer. cut: True if cut."""
 
     ids_T: np.ndarray
     answer: int
@@ -33,12 +33,12 @@ class Spelled:
 
     @property
     def counted(self) -> int:
-        """Number of ids that count in the loss where they are predicted: the answer and its <eot>."""
+        """Number of ids in the loss: the answer and its <eot>."""
         return len(self.ids_T) - self.answer
 
 
 class Speller:
-    """Spells the samples of a task, in the form of the run's section `chat`."""
+    """Tokenizer of fine-tuning samples, with the chat template of the run's section `chat`."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
         assert config.finetune is not None
@@ -46,7 +46,7 @@ class Speller:
         self._most = config.model.seq_length + 1  # the last id is only predicted
 
     def spell(self, before: Messages, text: str, domain: Domain) -> Spelled:
-        """The sample of an answer and the messages before it. Raises TooLong."""
+        """Tokenize an answer and the messages before it. Raises TooLong."""
         template = ChatTemplate.of(domain, self._chat)
         answer = [*self._tokenizer.encode(template.answer(text), domain), self._tokenizer.eot]
         room = self._most - len(answer)
@@ -56,7 +56,7 @@ class Speller:
         return Spelled(np.array([*prompt, *answer], np.int32), len(prompt), cut)
 
     def _prompt(self, template: ChatTemplate, before: Messages, domain: Domain, room: int) -> tuple[list[int], bool]:
-        """Ids of the prompt that fit, and whether any were cut."""
+        """Return the ids of the prompt that fit, and True if it was cut."""
         ids = self._tokenizer.prompt(template.prompt(before), domain)
         if len(ids) <= room:
             return ids, False

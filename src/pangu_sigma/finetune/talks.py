@@ -1,4 +1,4 @@
-"""The lines of a task's file: a prompt and its response, or the messages of a conversation."""
+"""Parser of a fine-tuning file's lines: a prompt and its response, or the messages of a conversation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pangu_sigma.domains import Domains
 from pangu_sigma.generate.chat_template import Role
 
 Messages = tuple[tuple[Role, str], ...]
+"""Roles and texts of consecutive messages."""
 
 _PAIR, _CONVERSATION = ("prompt", "response"), ("messages",)
 _EXPECTED = '{"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]}'
@@ -18,39 +19,39 @@ _EXPECTED = '{"prompt": …, "response": …} or {"messages": [{"role": …, "co
 
 @dataclass(frozen=True)
 class Talk:
-    """A conversation in a domain, whose last message is an answer."""
+    """Conversation in a domain, to fine-tune on; its last message is an answer."""
 
     domain: str
     messages: Messages
 
     def answers(self) -> Iterator[tuple[Messages, str]]:
-        """Each answer with all that was said before it: what a model is asked, turn by turn."""
+        """Yield each answer with the messages before it."""
         for number, (role, text) in enumerate(self.messages):
             if role == "assistant":
                 yield self.messages[:number], text
 
 
 def parse_talk(line: bytes, domains: Domains, usual: str) -> Talk:
-    """The conversation in a line: `{"prompt", "response"}` or `{"messages"}`, and its `domain`; other keys are not read.
+    """Parse a line with `{"prompt", "response"}` or `{"messages"}`, and optionally `domain`; other keys are ignored.
 
-    usual: name of the domain of a line that names none. Raises Unusable for anything else.
+    usual: domain of a line that names none. Raises Unusable for anything else.
     """
     record = json_object(line)
     refuse_doubled(record, (*_PAIR, *_CONVERSATION, "domain"))
     domain = known_domain(record["domain"], domains) if "domain" in record else usual
-    there = [key for key in (*_PAIR, *_CONVERSATION) if key in record]
-    if there == list(_PAIR):
+    keys = [key for key in (*_PAIR, *_CONVERSATION) if key in record]
+    if keys == list(_PAIR):
         prompt, response = (visible_text(record[key], key) for key in _PAIR)
         return Talk(domain, (("user", prompt), ("assistant", response)))
-    if there != list(_CONVERSATION):
-        raise Unusable("wrong keys", f"the line has {', '.join(there) or 'none of the keys'}; expected: {_EXPECTED}")
+    if keys != list(_CONVERSATION):
+        raise Unusable("wrong keys", f"the line has {', '.join(keys) or 'none of the keys'}; expected: {_EXPECTED}")
     return Talk(domain, _messages(record["messages"]))
 
 
 def _messages(value: Any) -> Messages:
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
         raise Unusable("messages not a list of objects", f"expected: {_EXPECTED}")
-    found = []
+    messages: list[tuple[Role, str]] = []
     for number, each in enumerate(value):
         refuse_doubled(each, ("role", "content"))
         role = each.get("role")
@@ -58,9 +59,9 @@ def _messages(value: Any) -> Messages:
             raise Unusable("unknown role", f"messages.{number}.role is {role!r}; expected: {', '.join(get_args(Role))}")
         if role == "system" and number:
             raise Unusable("system message not the first", f"messages.{number}")
-        found.append((cast(Role, role), visible_text(each.get("content"), f"messages.{number}.content")))
-    if len(found) < 2 or found[-1][0] != "assistant":
+        messages.append((cast(Role, role), visible_text(each.get("content"), f"messages.{number}.content")))
+    if len(messages) < 2 or messages[-1][0] != "assistant":
         raise Unusable("no answer at the end", "the last message must be the assistant's, and one must come before it")
-    if found[0][0] == "assistant":
+    if messages[0][0] == "assistant":
         raise Unusable("an answer to nothing", "messages.0 is the assistant's; it needs a prompt")
-    return tuple(found)
+    return tuple(messages)

@@ -1,8 +1,8 @@
-"""A task, and the configuration of the run that is tuned to it.
+"""Fine-tuning task, and the configuration of a run that is tuned to it.
 
-A task is a piece of a configuration in a file: its sections `finetune` and `chat`, and of `train` what it wants otherwise. The new
-run has the configuration of the run that it begins with, then the task's keys, then --set; and what nobody has set follows from the
-number of sequences: steps, warm-up, decay, and the steps between evaluations.
+A task is a YAML file with a part of a configuration: its sections `finetune` and `chat`, and keys of `train`. The new run has the
+configuration of its parent, then the task's keys, then --set. Keys that nobody has set follow from the number of sequences: steps,
+warm-up, decay, and the interval of evaluations.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from pangu_sigma.shipped import config_path
 logger = logging.getLogger(__name__)
 
 TASK_SECTIONS = ("finetune", "chat", "train")
-"""Sections of a task's file."""
+"""Sections of a fine-tuning task's YAML file."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as its file and the user have it: a tree of keys for a run to be tuned to it. given: paths of these keys."""
+    """Fine-tuning task and the user's overrides. tree: the task's keys. given: paths of the keys that task or user have set."""
 
     tree: dict[str, Any]
     given: frozenset[str]
     overrides: tuple[Override, ...]
 
     def config(self, parent: Config, domains: Sequence[str] = (), sequences: int = 1) -> Config:
-        """The configuration of a run that is tuned to the task.
+        """Return the configuration of a run that is tuned to the task.
 
-        domains, sequences: the domains of its samples, and the number of sequences that they fill; none and 1 before they are read.
-        Raises ConfigError for keys and values that cannot be, and for those that its parent's arrays do not go with.
+        domains, sequences: the domains of its samples, and the number of sequences that they fill; none and 1 before they are
+        read. Raises ConfigError for invalid keys and values, and for those that do not fit the parent's arrays.
         """
         tree = absolute_paths(parent).model_dump(mode="json") | {"finetune": {}}
         tree = _merged(tree, self.tree)
         tree["name"] = f"{parent.name}_{self.tree['finetune'].get('task', '')}"[:100]
         tree["parallel"] = ParallelConfig().model_dump(mode="json")
-        tree["ecss"]["path"] = None  # two runs would write into one file store
+        tree["ecss"]["path"] = None  # else two runs would write to one file store
         override(tree, list(self.overrides))
         saved = tree["train"]["checkpoint_interval"] if "train.checkpoint_interval" in self.given else 1
         self._set(tree, {"train.eval_interval": saved, "train.checkpoint_interval": saved, **_ONE_DOMAIN})
@@ -60,12 +60,12 @@ class Task:
         override(tree, [(key, value) for key, value in values.items() if key not in self.given])
 
     def _derived(self, parent: Config, config: Config, domains: int, sequences: int) -> dict[str, Any]:
-        """Values of the keys that follow from the samples. config: where they have other values yet."""
+        """Return the values of keys that follow from the samples. config: the configuration with other values for them."""
         options, train = config.finetune, config.train
         assert options is not None
         batch = train.batch_size * train.accumulation
-        asked = max(math.ceil(options.epochs * sequences / batch), 1)
-        steps = train.steps if "train.steps" in self.given else asked
+        epochs = max(math.ceil(options.epochs * sequences / batch), 1)
+        steps = train.steps if "train.steps" in self.given else epochs
         warmup, pass_steps = int(options.warmup * steps), min(max(math.ceil(sequences / batch), 1), steps)
         saved = train.checkpoint_interval if "train.checkpoint_interval" in self.given else 1
         interval = train.eval_interval if "train.eval_interval" in self.given else -(-pass_steps // saved) * saved
@@ -82,7 +82,7 @@ class Task:
 
 
 _ONE_DOMAIN = {"data.domain_sets": 1, "data.domains_per_step": 1}
-"""Keys that let samples be of one domain."""
+"""Values of keys with which all samples may be of one domain."""
 
 
 def read_task(
@@ -91,9 +91,9 @@ def read_task(
     domain: str | None = None,
     overrides: Sequence[Override] = (),
 ) -> Task:
-    """A shipped task by its name, or the one in a YAML file. learn, domain: what the user wants instead of what it says.
+    """Read a shipped fine-tuning task by its name, or one from a YAML file. learn, domain: the user's values for its keys.
 
-    Raises ConfigError for an unknown name, which lists the shipped ones, and for a file that is none.
+    Raises ConfigError for an unknown name, with a list of the shipped ones, and for a file that is no task.
     """
     path = config_path(name_or_path, "finetune")
     tree = read_tree(path)
@@ -108,7 +108,7 @@ def read_task(
 
 
 def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A tree with other values for some of its keys."""
+    """Merge changes into a tree of keys."""
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(tree.get(key), dict)
         tree[key] = _merged(tree[key], value) if both else deepcopy(value)
@@ -116,9 +116,9 @@ def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_other_model(parent: Config, child: Config) -> None:
-    """Raise ConfigError for keys that the parent's arrays do not go with."""
+    """Raise ConfigError for keys that do not fit the parent's arrays."""
     changes = changed_keys(parent.model_dump(mode="json"), child.model_dump(mode="json"))
-    free = ("seed", "finetune")  # the weights are drawn already
+    free = ("seed", "finetune")  # the weights are already initialised
     refused = [c for c in changes if not rule_of(c[0]).free and not c[0].startswith(free)]
     if refused:
         lines = [f"{change_text(change)}: {rule_of(change[0]).why}" for change in refused]
@@ -126,7 +126,7 @@ def _refuse_other_model(parent: Config, child: Config) -> None:
 
 
 def learned_parameters(config: Config) -> int:
-    """Number of parameters that learn in a run that is tuned to a task: those that its samples reach."""
+    """Return the number of parameters that are trained in a tuned run: those that its samples reach."""
     assert config.finetune is not None
     options, model, count = config.finetune, config.model, config.num_params()
     experts = count.experts // config.experts * model.experts_per_domain * len(options.domains)

@@ -1,4 +1,4 @@
-"""The training loop on the samples of a task: the loss of the dev set decides which state is the best, and when it is enough."""
+"""Training loop on the samples of a task, with selection of the best state and early stopping by the loss on the dev set."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pangu_sigma.train.losses import HeldOutLoss
 
 @dataclass
 class Best:
-    """The best state so far.
+    """Best state of a fine-tuning run so far.
 
-    step: after which it was. loss: on the dev set, in nats per token that counts; None as long as none is known. before: that of
-    step 0. stale: number of evaluations since, one after another, that were not better.
+    step: its step. loss: on the dev set, in nats per token in the loss; None while unknown. before: loss at step 0. stale: number
+    of consecutive evaluations since without improvement.
     """
 
     step: int = 0
@@ -29,7 +29,7 @@ class Best:
     stale: int = 0
 
     def take(self, step: int, loss: float) -> None:
-        """Take note of an evaluation. A loss that is not finite is not better than any."""
+        """Update with the loss of an evaluation. A loss that is not finite is no improvement."""
         known = loss if math.isfinite(loss) else None
         if step == 0:
             self.before = known
@@ -40,10 +40,10 @@ class Best:
 
 
 class Tuner(Trainer):
-    """A run that is tuned to a task, in one process on the CPU. `best` tells its best state, which is never pruned."""
+    """Trainer that fine-tunes a run on a task, on one CPU process. `best` is its best state, whose checkpoint is never pruned."""
 
     def __init__(self, run: RunFolder, training: TaskSamples, dev: TaskSamples | None):
-        """run: its folder, which has a checkpoint. dev: None to evaluate nothing; then the last state is the best."""
+        """run: a run folder with a checkpoint. dev: the dev set; None for no evaluation, then the last state is the best."""
         nothing = TaskSamples(run.config, [[] for _ in run.config.domains], run.tokenizer)
         self._opened, self._training, self._dev = run, training, nothing if dev is None else dev
         super().__init__(run.config, run.path)
@@ -51,24 +51,27 @@ class Tuner(Trainer):
         self.saver.spared = frozenset([self.best.step])
 
     def open_run(self, folder: Path, asked: Asked) -> RunFolder:
+        """Return the run that is already open."""
         return self._opened
 
     def open_batches(self, split: str) -> Batches:
+        """Return the batches of the training samples or the dev set."""
         samples = self._training if split == "train" else self._dev
         return TaskBatches(self.config, self.run.tokenizer, self.run.table, samples, self._training)
 
     def evaluator(self) -> Evaluator:
-        """The evaluator of the dev set: all of its samples."""
+        """Return the evaluator of the whole dev set."""
         forward = EvaluationStep(self.network, self.store)
         return Evaluator(self.open_batches("held_out"), max(self._dev.counts), forward, self.network)
 
     @property
     def finished(self) -> bool:
-        """True if the run has all of its steps, or the dev set has not got better for too long."""
+        """True if the run is at its last step, or the dev loss has not improved for too long."""
         options = self.config.finetune
         return super().finished or (options is not None and self.best.stale >= options.patience)
 
     def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
+        """Update the best state with the dev loss."""
         if losses:
             nats, tokens = (sum(float(getattr(each, name).sum()) for each in losses.values()) for name in _SUMS)
             self.best.take(self.progress.step, nats / tokens)
@@ -77,6 +80,7 @@ class Tuner(Trainer):
         self.saver.spared = frozenset([self.best.step])
 
     def state(self) -> dict[str, Any]:
+        """Return the trainer's state for a checkpoint, with the best state."""
         return {**super().state(), "best": asdict(self.best)}
 
 

@@ -1,7 +1,7 @@
-"""The messages of a chat as a text that the model continues.
+"""Chat templates: the messages of a chat as a text that the model continues.
 
-A message becomes a text by the template of its role. The last text is the beginning of an answer, without the blanks at its end: a
-token of English text has the blank before it, so a model that is to say " Hello" must not have read the blank already.
+Each message is formatted by the template of its role. The prompt ends with the beginning of an answer, without trailing blanks: a
+token of English text includes the blank before it, so a model that is to answer " Hello" must not have read the blank already.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pangu_sigma.domains import Domain
 Role = Literal["system", "user", "assistant"]
 
 CONTENT = "{content}"
+"""Placeholder of a message's text in a template."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """Texts of messages by their role, each with `{content}` in it, and the strings that an answer ends before."""
+    """Chat template: a text for each role, with `{content}` in it, and the strings before which an answer ends."""
 
     system: str
     user: str
@@ -30,7 +31,7 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, domain: Domain, chosen: ChatConfig) -> ChatTemplate:
-        """The template of a domain: what the configuration says, and what is usual for its language where it says nothing."""
+        """Return the template of a domain: the configuration's, with defaults by language for what it leaves out."""
         usual = _USUAL[domain.language]
         return cls(
             usual.system if chosen.system is None else chosen.system,
@@ -40,21 +41,21 @@ class ChatTemplate:
         )
 
     def prompt(self, messages: Iterable[tuple[Role, str]]) -> str:
-        """The text of messages and the beginning of an answer."""
-        said = "".join(getattr(self, role).replace(CONTENT, text) for role, text in messages)
-        return said + self._beginning.rstrip(" ")
+        """Format messages and the beginning of an answer."""
+        formatted = "".join(getattr(self, role).replace(CONTENT, text) for role, text in messages)
+        return formatted + self._beginning.rstrip(" ")
 
     def answer(self, text: str) -> str:
-        """What a model says after `prompt` whose answer is a text: with the blanks that the prompt does not have."""
+        """Return the text that a model generates after `prompt` for an answer: with the blanks that the prompt lacks."""
         return self._beginning[len(self._beginning.rstrip(" ")) :] + text
 
     @property
     def _beginning(self) -> str:
-        """What stands before an answer."""
+        """Text before an answer."""
         return self.assistant.partition(CONTENT)[0]
 
     def jinja(self) -> str:
-        """The template in the language that others read, which writes the same text for messages that are texts."""
+        """Return the template in Jinja, which formats messages with the same result."""
         roles = {"system": self.system, "user": self.user, "assistant": self.assistant}
         cases = []
         for number, (role, text) in enumerate(roles.items()):
@@ -81,4 +82,4 @@ _USUAL = {
     "python": ChatTemplate("# {content}\n", "# {content}\n", "{content}\n", ()),
     "java": ChatTemplate("// {content}\n", "// {content}\n", "{content}\n", ()),
 }
-"""By the language of a domain; our choice. A model that was not trained on chats has at best seen texts of this kind."""
+"""Default templates by the language of a domain; our choice. A model not trained on chats has at best seen texts of this kind."""

@@ -1,8 +1,8 @@
-"""Many texts at once from one model: each step reads one token of every text that is written, and a chunk of the prompts that wait.
+"""Generation engine with continuous batching: each step reads one token of every generating text, and a chunk of waiting prompts.
 
-A text has a lane of the decoder's cache from the first token of its prompt to the last one of its answer. Texts come and leave at
-any step (continuous batching), so a long one holds nobody up, and a long prompt is read in chunks between the tokens of the others.
-Requests get lanes in the order in which they came. Prompts that begin alike are read once as far as they do, and the lane copied.
+A text has a lane of the decoder's KV cache from the first token of its prompt to the last one of its answer. Texts join and leave
+at any step, so a long text blocks no other, and a long prompt is read in chunks between the tokens of the others. Requests get
+lanes in their order of arrival. A common prefix of prompts is read once, and the lane copied.
 
 Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a text.
 """
@@ -25,24 +25,24 @@ from pangu_sigma.generate.running import RunningText
 logger = logging.getLogger(__name__)
 
 OnChange = Callable[[Answer], None]
-"""Called by the thread that steps, after each new token and at the end of an answer."""
+"""Callback of an answer. The stepping thread calls it after each new token and at the end."""
 
 _WORTH_COPYING = 16
-"""Prompts that have fewer first tokens in common are read on their own: copying a lane takes its time too."""
+"""Minimum length of a common prefix to share; copying a lane takes time too."""
 
 
 class Busy(UserError, RuntimeError):
-    """As many requests wait as may; ask again later."""
+    """Error of a request that finds the queue full."""
 
 
 class Engine:
-    """Answers of one decoder, whose lanes nobody else uses.
+    """Engine that generates the answers to requests with one decoder, whose lanes nobody else uses.
 
     `submit` and `cancel` may be called by any thread at any time. `step` does the work; threads that step wait for each other.
     """
 
     def __init__(self, decoder: Decoder, waiting: int = 64, chunk: int = 256):
-        """waiting: the most requests that wait for a lane. chunk: the most tokens of prompts that a step reads."""
+        """waiting: maximum length of the queue. chunk: maximum number of prompt tokens that a step reads."""
         self.decoder = decoder
         self._most_waiting, self._chunk = waiting, chunk
         self._queue: deque[RunningText] = deque()
@@ -57,7 +57,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Number of requests that wait for a lane."""
+        """Number of requests in the queue."""
         return len(self._queue)
 
     def check(self, request: Request) -> None:
@@ -65,9 +65,9 @@ class Engine:
         check_fits(request, self.decoder.tokenizer, self.decoder.config.model.seq_length)
 
     def submit(self, request: Request, on_change: OnChange | None = None) -> Answer:
-        """Ask for an answer, which `step` brings about.
+        """Add a request to the queue and return its answer, which `step` generates.
 
-        Raises ConfigError for a request that this model cannot answer, and Busy when as many wait as may.
+        Raises ConfigError for a request that this model cannot answer, and Busy if the queue is full.
         """
         self.check(request)
         text = RunningText(Answer(request), self.decoder, on_change)
@@ -78,14 +78,14 @@ class Engine:
         return text.answer
 
     def cancel(self, answer: Answer) -> None:
-        """Want no more of an answer: the next step gives its lane to others before it reads. A finished one stays as it is."""
+        """Cancel an answer: the next step frees its lane before it reads. A finished answer is not changed."""
         if answer.finish is None:
             answer.cancelled = True
 
     def step(self) -> bool:
-        """Read one token of each text that is written, and some of the prompts. False when there was nothing to do.
+        """Read one token of each generating text, and some of the prompts. Returns False if there was nothing to do.
 
-        What the decoder raises ends all running texts as "cancelled", and goes on to the caller; waiting ones are still answered.
+        An exception of the decoder ends all running texts as "cancelled" and is raised again; queued requests are still answered.
         """
         with self._stepping:
             done = self._drop_cancelled()
@@ -94,17 +94,17 @@ class Engine:
             if not reading:
                 return done
             try:
-                found = self.decoder.read([chunk for _, chunk in reading])
+                logits = self.decoder.read([chunk for _, chunk in reading])
             except BaseException:
                 for text in list(self._texts):
                     self._leave(text, cancelled=True)
                 raise
-            for (text, chunk), logits_WR in zip(reading, found, strict=True):
+            for (text, chunk), logits_WR in zip(reading, logits, strict=True):
                 self._take(text, chunk, logits_WR)
             return True
 
     def complete(self, requests: Sequence[Request], on_change: OnChange | None = None) -> list[Answer]:
-        """Answer all of these, and whatever else is asked meanwhile; none is left running when this is interrupted.
+        """Answer these requests, and any others submitted meanwhile. If interrupted, cancels its unfinished answers.
 
         Raises ConfigError, before anything is read, for a request that this model cannot answer.
         """
@@ -123,7 +123,7 @@ class Engine:
         return answers
 
     def goes_on(self, answer: Answer) -> bool:
-        """True until an answer is finished. Raises RuntimeError if it was broken off: who waits for all of it must know."""
+        """Return False once an answer is finished. Raises RuntimeError if it was cancelled, because its caller needs all of it."""
         if answer.finish == "cancelled":
             raise RuntimeError(
                 "an answer was broken off: the model failed in another thread's step, or it was cancelled"
@@ -131,7 +131,7 @@ class Engine:
         return answer.finish is None
 
     def submit_in_turn(self, request: Request, on_change: OnChange | None = None) -> Answer:
-        """`submit`, after as many steps as it takes until there is room to wait."""
+        """Submit a request, after as many steps as needed until the queue has room."""
         while True:
             try:
                 return self.submit(request, on_change)
@@ -139,9 +139,9 @@ class Engine:
                 self.step()
 
     def logits(self, domain: Domain, ids: Sequence[int]) -> np.ndarray:
-        """Logits of the successor of a text's last token, float32 [R]; rows that hold no token have -inf.
+        """Return the logits of the token after `ids`, float32 [R]; rows that hold no token have -inf.
 
-        Raises ConfigError for what `submit` refuses.
+        Raises ConfigError for ids that `submit` refuses.
         """
         self.check(Request(domain, tuple(ids)))
         with self._stepping:
@@ -167,7 +167,7 @@ class Engine:
         return bool(dropped or leaving)
 
     def _admit(self) -> bool:
-        """Give lanes to those that wait, in the order in which they came."""
+        """Give free lanes to the requests in the queue, in their order of arrival."""
         admitted = False
         while self._free:
             with self._queueing:
@@ -175,7 +175,7 @@ class Engine:
                     break
                 text = self._queue.popleft()
             admitted = True
-            if not text.to_read:  # nothing is asked for that the model would have to tell
+            if not text.to_read:  # the request needs no logits
                 text.fill_prompt()
                 self._finish(text)
                 continue
@@ -186,7 +186,7 @@ class Engine:
         return admitted
 
     def _follow(self, text: RunningText) -> None:
-        """Find the text being read that a new one begins like, for as many tokens as are worth a copy."""
+        """Find the text being read that has the longest common prefix with a new one, if it is worth a copy."""
         leader = max(self._texts, key=text.shared_with, default=None)
         if leader is not None and (shared := text.shared_with(leader)) >= _WORTH_COPYING:
             text.leader, text.shared = leader, shared
@@ -198,7 +198,7 @@ class Engine:
             text.go_on_from(leader, leader.read)
 
     def _reading(self) -> list[tuple[RunningText, Chunk]]:
-        """What this step reads: a token of each text that is written, and of prompts, first come first served, a chunk together."""
+        """Return what this step reads: a token of each generating text, and a chunk of prompts, in their order of arrival."""
         left, reading = self._chunk, []
         for text in self._texts:
             if text.is_written:
@@ -212,7 +212,7 @@ class Engine:
         return reading
 
     def _take(self, text: RunningText, chunk: Chunk, logits_WR: np.ndarray) -> None:
-        """Use the logits of what was read, for this text and for those that follow it so far."""
+        """Use the logits of a chunk, for its text and for the texts that share its prefix."""
         text.take(chunk, logits_WR)
         for other in [other for other in self._texts if other.leader is text and other.shared == text.read]:
             other.leader = None
@@ -230,7 +230,7 @@ class Engine:
 
     def _leave(self, text: RunningText, cancelled: bool = False) -> None:
         for other in self._texts:
-            if other.leader is text:  # the others read the rest themselves
+            if other.leader is text:  # the followers read the rest themselves
                 self._copy_leader(other)
         self._texts.remove(text)
         self._free.append(text.lane)

@@ -1,4 +1,4 @@
-"""What is asked of a model, and the answer while it grows."""
+"""Request to a model, and its answer while it is generated."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
 
 MOST_BIAS = 100.0
-"""The most that `logit_bias` may add or take: as in the OpenAI interface."""
+"""Maximum absolute value of a `logit_bias`, as in OpenAI's interface."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A text to go on with. Its answer does not depend on what else is asked at the same time.
+    """Request to continue a text. Its answer does not depend on other requests at the same time.
 
-    domain: which experts and which slot read and answer. ids: the prompt, one token or more.
-    max_new_tokens: the most tokens of the answer; 0 only scores the prompt. The answer also ends at model.seq_length.
+    domain: domain whose experts and slot are used. ids: the prompt, at least one token.
+    max_new_tokens: maximum number of new tokens; 0 only scores the prompt. The answer also ends at model.seq_length.
     seed: of this answer's own random generator.
     stop: strings; the answer's text ends before the one that is complete first. stop_ids: token ids that end it, as <eot> does.
-    logprobs: number of alternatives to tell with the log-probability of each new token; None for neither.
-    prompt_logprobs: the same for the tokens of the prompt. scored_from: number of the first of them that has one; 1 or more,
-    because nothing stands before the first token.
-    ignore_eot: True to go on after <eot>, with a new document. logit_bias: (token id, what is added to its logit) before penalties.
+    logprobs: number of alternatives to report with the log-probability of each new token; None for neither.
+    prompt_logprobs: the same for the tokens of the prompt. scored_from: number of the first of them that is scored; 1 or more,
+    because nothing precedes the first token.
+    ignore_eot: True to go on after <eot>, with a new document. logit_bias: (token id, value added to its logit) before penalties.
     """
 
     domain: Domain
@@ -44,13 +44,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a prompt or an answer.
+    """Token of a prompt or an answer.
 
-    text: the characters that are sure once this token is there, "" while a character or a possible stop string is unfinished;
-    those of all tokens, joined, are the text.
-    logprob: natural logarithm of its probability, of the model's own distribution (temperature 1, before bias and penalties); None
-    if it was not asked for, or nothing stands before the token.
-    top: ids of the most likely tokens there with their log-probabilities, most likely first.
+    text: the characters that are certain with this token, "" while a character or a possible stop string is incomplete; the texts
+    of all tokens, joined, are the whole text.
+    logprob: natural logarithm of its probability in the model's own distribution (temperature 1, before bias and penalties); None
+    if it was not requested, or if the token is the first.
+    top: ids of the most likely tokens here with their log-probabilities, most likely first.
     experts: its expert in each RRE layer, numbered within the group of its domain.
     """
 
@@ -63,14 +63,14 @@ class Token:
 
 @dataclass(eq=False)
 class Answer:
-    """The answer to a request; only the thread that steps the engine changes it.
+    """Answer to a request; only the thread that steps the engine changes it.
 
-    prompt: tokens of the prompt, filled before the first new one if `prompt_logprobs` asks for them: from the one before
-    `scored_from` on, which is the first of all by default.
+    prompt: tokens of the prompt if `prompt_logprobs` requests them, filled before the first new token: from the one before
+    `scored_from` on, by default the first of all.
     tokens: new tokens; the last one of a finished answer may be the <eot> or the stop id that ended it, whose own text is not in
-    the answer. text: the answer so far; what may become a stop string or is half a character is not in it yet.
+    the answer. text: the answer so far, without an incomplete character or stop string at its end.
     finish: None while it grows; "stop" after <eot>, a stop string or a stop id, "length" after max_new_tokens or at
-    model.seq_length, "cancelled". ended_by_id: True if <eot> or a stop id ended it. cancelled: True once somebody wants no more.
+    model.seq_length, "cancelled". ended_by_id: True if <eot> or a stop id ended it. cancelled: True after `Engine.cancel`.
     """
 
     request: Request

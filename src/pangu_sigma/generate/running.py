@@ -1,4 +1,4 @@
-"""A text of the engine: what of it is read, and what each row of logits means for it.
+"""State of one text in the engine: the tokens read so far, and the use of each row of logits.
 
 Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a text.
 """
@@ -21,11 +21,11 @@ Scored = tuple[float | None, tuple[tuple[int, float], ...]]
 
 
 class RunningText:
-    """A prompt and its answer.
+    """Prompt and answer of a request in the engine.
 
-    lane: where the decoder has it. read: number of its tokens that the lane holds. to_read: number of tokens of the prompt that
-    the model has to read for what is asked. leader: a text that begins with the same `shared` tokens, and reads them for both.
-    finish: why the answer ended; None before.
+    lane: lane of the decoder. read: number of its tokens that the lane holds. to_read: number of prompt tokens that the model must
+    read for this request. leader: another text with the same first `shared` tokens, which reads them for both. finish: finish
+    reason of the answer; None before.
     """
 
     def __init__(self, answer: Answer, decoder: Decoder, on_change: Callable[[Answer], None] | None):
@@ -53,7 +53,7 @@ class RunningText:
         return len(self._ids) > self._prompt
 
     def shared_with(self, other: RunningText) -> int:
-        """Number of first tokens that another text, which is still to read the last of them, can read for this one; 0 for none."""
+        """Return the length of the common prefix, if another text, which has not read all of it, can read it for both; else 0."""
         mine, its = self.request, other.request
         if other.leader is not None or mine.domain != its.domain:
             return 0
@@ -66,19 +66,19 @@ class RunningText:
         return shared if shared > other.read and (scored_alike or not self._scores_up_to(shared - 1)) else 0
 
     def go_on_from(self, leader: RunningText, number: int) -> None:
-        """Take over the first tokens, so many, that the leader has read; fewer than both begin with."""
+        """Take over the first `number` tokens that the leader has read, fewer than the shared ones."""
         self.read = number
         self._scores = leader._scores[: number + 1 - self.request.scored_from] if self._scores_up_to(number) else []
 
     def read_with(self, leader: RunningText, logits_1R: np.ndarray) -> None:
-        """Take over all `shared` tokens, which the leader has just read. logits: of the successor of the last one, which may be
-        another in this text than in the leader's; no row if this text does not want it."""
+        """Take over the first `shared` tokens, the last of which the leader has just read. logits_1R: for the token after it,
+        which may differ between the two texts; no row if this text does not need it."""
         self.go_on_from(leader, self.shared - 1)
         last = self.chunk(self.shared)
         self.take(last, logits_1R[: last.wanted])
 
     def wants(self, end: int) -> bool:
-        """True if it wants logits of what follows its first tokens, `end` of them."""
+        """Return True if the text needs the logits after its first `end` tokens."""
         return end >= self._prompt or self._scores_up_to(end)
 
     @property
@@ -87,25 +87,25 @@ class RunningText:
         return self.shared < self.to_read or self._most > 0
 
     def _scores_up_to(self, number: int) -> bool:
-        """True if tokens of the prompt up to this number are scored."""
+        """Return True if tokens of the prompt up to this number are scored."""
         return self.request.prompt_logprobs is not None and self.request.scored_from <= number
 
     def chunk(self, end: int, followed: bool = False) -> Chunk:
-        """The tokens that are to be read up to number `end`, and how many logits they are read for. followed: True if another text
-        wants those of the last one."""
+        """Return the tokens to read up to number `end`, and how many logits are needed; followed: True if a follower needs the
+        last."""
         wanted = int(followed or self.wants(end))
         if self.request.prompt_logprobs is not None and not self.is_written:
             wanted = max(wanted, end - max(self.read, self.request.scored_from - 1))
         return Chunk(self.lane, self._ids[self.read : end], wanted)
 
     def take(self, chunk: Chunk, logits_WR: np.ndarray) -> None:
-        """Use the logits of a chunk that was read: score the prompt, or write the next token."""
+        """Use the logits of a chunk: score the prompt, or append the next token."""
         self.read += len(chunk.ids)
         if not self.is_written:
             if self.request.prompt_logprobs is not None:
-                first = self.read - chunk.wanted + 1  # the token that row 0 tells of
+                first = self.read - chunk.wanted + 1  # the token that row 0 scores
                 for number, logits_R in zip(range(first, self._prompt), logits_WR, strict=False):
-                    if number >= self.request.scored_from:  # one before it was read for a text that follows
+                    if number >= self.request.scored_from:  # an earlier one was read for a follower
                         self._scores.append(self._scored(logits_R, self._rows[number], self.request.prompt_logprobs))
             if self.read < self.to_read:
                 return
@@ -116,7 +116,7 @@ class RunningText:
             self.finish = "length"
 
     def fill_prompt(self) -> None:
-        """Give the answer the tokens of its prompt if they are asked for."""
+        """Put the prompt's tokens into the answer if the request asks for them."""
         if self.request.prompt_logprobs is None:
             return
         surfaces, first = self._tokenizer.vocabulary.surfaces, min(self.request.scored_from, self._prompt) - 1
@@ -129,7 +129,7 @@ class RunningText:
         ]
 
     def _write(self, logits_R: np.ndarray) -> None:
-        """Add the next token."""
+        """Sample and append the next token."""
         request, slot = self.request, self.request.domain.slot
         row = request.sampling.choose(
             self._biased(logits_R), self._rows[: self._prompt], self._rows[self._prompt :], self._rng
@@ -146,7 +146,7 @@ class RunningText:
             self._document = len(self._ids)
 
     def _spell(self, token: int) -> str:
-        """The characters that are sure with the newest token, and whether it is the last one."""
+        """Return the characters that are certain with the newest token, and set `finish` if it is the last one."""
         request = self.request
         if token in request.stop_ids or (token == self._tokenizer.eot and not request.ignore_eot):
             self.finish, self.answer.ended_by_id = "stop", True
@@ -154,7 +154,7 @@ class RunningText:
         text = self._text.add(self._tokenizer.vocabulary.surfaces[token])
         if not self._text.stopped and len(self._ids) == self._prompt + self._most:
             self.finish = "length"
-            text += self._text.end()  # half a character that is broken off may yet make a stop string
+            text += self._text.end()  # an incomplete character at the end may complete a stop string
         if self._text.stopped:
             self.finish = "stop"
         return text

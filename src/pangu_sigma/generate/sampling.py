@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits. Pure NumPy.
+"""Sampling of the next token from logits, in pure NumPy.
 
 Shape suffixes: R rows of a slot, C rows that may be drawn.
 """
@@ -14,23 +14,23 @@ import numpy as np
 from pangu_sigma.config import ConfigError
 
 _LEAST, _MOST = 1e-9, 1e9
-"""Range of what logits are divided by or multiplied with: beyond it float64 may overflow, and every choice is made long before."""
+"""Range of divisors and factors of logits: beyond it float64 may overflow, and the choice no longer changes."""
 
 _MOST_ADDED = 2.0
-"""The most that the OpenAI interface lets a presence or frequency penalty be, above and below 0."""
+"""Maximum absolute value of a presence or frequency penalty, as in OpenAI's interface."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Options of sampling. A new one is a field here with its range, its use in `choose`, and an option of the command `generate`.
+    """Sampling options. A new one is a field here with its range, its use in `choose`, and an option of the command `generate`.
 
-    temperature: 0 takes the most likely token (greedy); the higher, the more evenly tokens are drawn.
+    temperature: 0 takes the most likely token (greedy); higher values draw more evenly.
     top_k: draw from this many most likely tokens only; 0 keeps every token.
-    top_p: draw from the fewest tokens that have this probability together; 1 keeps every token.
-    min_p: draw from tokens only that have at least this share of the probability of the most likely one; 0 keeps every token.
+    top_p: draw from the fewest tokens with this total probability; 1 keeps every token.
+    min_p: drop tokens below this fraction of the most likely token's probability; 0 keeps every token.
     repetition_penalty: above 1 makes tokens of prompt and answer less likely (CTRL's rule); 1 changes nothing.
-    presence_penalty: is taken from the logit of every token that the answer has already; 0 changes nothing.
-    frequency_penalty: the same, once for each time that the answer has it.
+    presence_penalty: subtracted from the logit of every token that occurs in the answer; 0 changes nothing.
+    frequency_penalty: the same, once for each occurrence.
 
     Probabilities are those after penalties and temperature. Raises ConfigError for values outside these ranges.
     """
@@ -74,7 +74,7 @@ class Sampling:
     def choose(
         self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int], rng: np.random.Generator
     ) -> int:
-        """Row of the next token. prompt, answer: rows of the tokens that occurred already, for the penalties."""
+        """Return the row of the next token. prompt, answer: rows of the tokens that occurred already, for the penalties."""
         if self._has_penalties:
             logits_R = self._penalised(logits_R.astype(np.float64), prompt, answer)
         if self.temperature == 0:
@@ -101,7 +101,7 @@ class Sampling:
         return logits_R
 
     def _kept(self, logits_R: np.ndarray, chances_R: np.ndarray) -> np.ndarray:
-        """The rows that may be drawn, [C], most likely first where that decides which they are.
+        """Return the rows that may be drawn, [C], sorted by probability if top_k or top_p is used.
 
         chances_R: probabilities up to a factor; that of the most likely row is 1.
         """
@@ -122,7 +122,7 @@ class Sampling:
 
 
 def log_probability(logits_R: np.ndarray, row: int, most: int) -> tuple[float, list[tuple[int, float]]]:
-    """Natural logarithm of the probability of a row, and the `most` most likely rows with theirs, most likely first.
+    """Return a row's log-probability (natural), and the `most` most likely rows with theirs, most likely first.
 
     Computed in float64; rows that hold no token have the logit -inf, and are never among the most likely.
     """
@@ -136,19 +136,19 @@ def log_probability(logits_R: np.ndarray, row: int, most: int) -> tuple[float, l
 
 
 def check_request(max_new_tokens: int, seed: int) -> None:
-    """Raise ConfigError for a number of tokens or a seed that cannot be."""
+    """Raise ConfigError for an invalid number of tokens or seed."""
     for name, value in (("max_new_tokens", max_new_tokens), ("seed", seed)):
         check_count(name, value)
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise ConfigError for what is no whole number, 0 or more. name: what it counts."""
+    """Raise ConfigError unless a value is a whole number of at least 0. name: its name, for the message."""
     if not (_is_whole(value) and value >= 0):  # type: ignore[operator]
         raise ConfigError(f"{name}={value!r} is not allowed: a whole number, 0 or more")
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise ConfigError for a text that no UTF-8 can hold, such as what a shell makes of bytes that are none. what: its name."""
+    """Raise ConfigError for a text that UTF-8 cannot encode, such as arguments with invalid bytes. what: name for the message."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""How likely a model finds a text."""
+"""Scores of a text: the log-probabilities of its tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """The tokens of a text that have one before them, in order.
+    """Log-probabilities of a text's tokens, in order, without the first, which nothing precedes.
 
-    ids: their ids. tokens: their text; one that is part of a character shows as U+FFFD. logprobs: natural logarithm of the
-    probability of each one, given all tokens before it.
+    ids: token ids. tokens: their texts; a part of a character shows as U+FFFD. logprobs: natural logarithm of each token's
+    probability, given all tokens before it.
     """
 
     ids: list[int]
@@ -24,14 +24,14 @@ class Score:
 
     @property
     def total(self) -> float:
-        """Log-probability of all of them together, in nats."""
+        """Log-probability of all tokens together, in nats."""
         return float(sum(self.logprobs))
 
 
 def score(engine: Engine, text: str, domain: Domain) -> Score:
-    """Score a text as `domain` reads it.
+    """Score a text with a domain's tokenizer and experts.
 
-    Raises ConfigError for what is no Unicode text, for a text without tokens, and for one of more than model.seq_length tokens.
+    Raises ConfigError for invalid Unicode, for a text without tokens, and for one of more than model.seq_length tokens.
     """
     from pangu_sigma.generate.request import Request
     from pangu_sigma.generate.text import prompt_ids

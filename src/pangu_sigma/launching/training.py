@@ -1,4 +1,4 @@
-"""Training as a job to launch, and the facts that its nodes must have in common."""
+"""Training as a launcher job, and the facts that its nodes must agree on."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def launch_training(
     hang_timeout: float = 1800.0,
     dry_run: bool = False,
 ) -> int | str:
-    """Train a run on many processes, as `launch.Job` says, and return the exit status.
+    """Train a run on many processes, as `launch.Job` describes, and return the exit status.
 
-    source, overrides: where the configuration comes from, as `training_command` takes it. processes: number of ranks that the user
-    expects. dry_run: True to start nothing, and return the shell script of it.
-    Raises LaunchError, ConfigError and DataError for mistakes that are known before ranks start.
+    source, overrides: origin of the configuration, as in `training_command`. processes: number of ranks that the user expects.
+    dry_run: True to start nothing, and return the shell script of the launch. Raises LaunchError, ConfigError and DataError for
+    mistakes that are found before ranks start.
     """
     from pangu_sigma.checkpoint.run_folder import Asked, check_start
 
@@ -94,9 +94,9 @@ def training_command(
     allow_data_change: bool = False,
     lock: bool = True,
 ) -> list[str]:
-    """The command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint.
+    """Return the command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint.
 
-    source: the configuration as the user wrote it, each node finds its own; or the run folder itself. overrides: texts KEY=VALUE.
+    source: the configuration as the user named it, which each node loads itself, or the run folder. overrides: texts KEY=VALUE.
     """
     return [
         *(sys.executable, "-m", "pangu_sigma", "train", str(source)),
@@ -109,8 +109,8 @@ def training_command(
 
 
 def with_known_chip(config: Path, overrides: Sequence[str]) -> list[str]:
-    """The overrides, and parallel.chip as PANGU_SIGMA_CHIP says, else the configuration, else npu-smi; an override that names one
-    stays. A run folder has a chip. Raises ConfigError as `read_tree`."""
+    """Return the overrides with parallel.chip added: from PANGU_SIGMA_CHIP, else from npu-smi if the configuration names no chip.
+    An override that names one is kept. A run folder has a chip. Raises ConfigError as `read_tree` does."""
     if _names_a_chip(override({}, overrides)):
         return [*overrides]
     host = Host()
@@ -129,7 +129,7 @@ def _names_a_chip(tree: dict[str, Any]) -> bool:
 
 
 def start_over_once(run: Path, lock: bool) -> None:
-    """Set aside what a run has, before ranks start: one that starts again after a failure goes on. Raises as `start_over`."""
+    """Move a run's contents aside before ranks start, so that a restart after a failure resumes. Raises as `start_over` does."""
     from pangu_sigma.checkpoint.run_folder import one_writer
     from pangu_sigma.checkpoint.start_over import start_over
 
@@ -138,7 +138,7 @@ def start_over_once(run: Path, lock: bool) -> None:
 
 
 def check_ranks(config: Config, processes: int | None) -> None:
-    """Raise ConfigError if the configuration does not lay out `processes` ranks, the number that the user expects."""
+    """Raise ConfigError if the configuration has another number of ranks than `processes`, which the user expects."""
     p = config.parallel
     if processes not in (None, p.ranks):
         raise ConfigError(
@@ -148,10 +148,10 @@ def check_ranks(config: Config, processes: int | None) -> None:
 
 
 def training_facts(config: Config) -> dict[str, str]:
-    """Values, by name, that must be the same on all nodes for a run to be one run.
+    """Return the facts, by name, that must be equal on all nodes of a run.
 
     They are every key of the configuration; hashes of vocabulary, routing tables and prepared data; versions of the packages that
-    compute. Raises ConfigError or DataError if the prepared data does not fit or is not there. Needs no device.
+    compute. Raises ConfigError or DataError if the prepared data is missing or does not fit. Needs no device.
     """
     from pangu_sigma.checkpoint.changes import leaves
     from pangu_sigma.checkpoint.run_folder import read_prepared
@@ -168,9 +168,9 @@ def training_facts(config: Config) -> dict[str, str]:
 
 
 def _data_hash(data: Path) -> str:
-    """SHA-256 over the content hash in the manifest, token counts of the training text, and name and size of every token file.
+    """Return a SHA-256 over the manifest's content hash, the training text's token counts, and names and sizes of token files.
 
-    Other data shows by it, and a copy that is cut short.
+    It differs for other data, and for a truncated copy.
     """
     digest = hashlib.sha256((data / "frequencies.npy").read_bytes())
     digest.update(load_manifest(data).content_hash.encode())

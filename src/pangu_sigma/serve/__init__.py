@@ -1,1 +1,1 @@
-"""A trained model over HTTP, in the form of OpenAI's interface, and in the terminal. README.md says what it does."""
+"""HTTP server of a trained model, with OpenAI's interface, and a chat in the terminal. README.md lists the features."""

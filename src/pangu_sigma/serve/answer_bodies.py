@@ -1,4 +1,4 @@
-"""The bodies of answers, in the form of OpenAI's interface. Fields that OpenAI does not have say so."""
+"""Schemas of response bodies, in the form of OpenAI's interface. "Ours" marks fields that OpenAI does not have."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ Finish = Literal["stop", "length"]
 
 
 class AnswerBody(BaseModel):
-    """A part of an answer."""
+    """Base class of response bodies and their parts."""
 
     model_config = ConfigDict(extra="forbid")
 
     def json_text(self) -> str:
-        """The part as JSON: every field that was given, null too."""
+        """Return the body as JSON with every field that was given, null too."""
         return self.model_dump_json(exclude_unset=True)
 
 
 class Usage(AnswerBody):
-    """Numbers of tokens. A prompt counts once, however many answers it gets."""
+    """Token counts of a response. A prompt counts once, however many answers it gets."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -28,7 +28,7 @@ class Usage(AnswerBody):
 
 
 class Said(AnswerBody):
-    """What every answer begins with. warnings: ours: what was left out or replaced, and how to change that."""
+    """Fields that every response begins with. warnings (ours): text that was left out or replaced, and the remedy."""
 
     id: str
     created: int
@@ -39,11 +39,11 @@ class Said(AnswerBody):
 
 
 class CompletionLogprobs(AnswerBody):
-    """Tokens of a text, those of the prompt too with `echo`. The first token of all has no log-probability.
+    """Log-probabilities of a completion's tokens, with `echo` also the prompt's. The first token of all has none.
 
-    text_offset: number of characters before each token. tokens: its text; `bytes:\\xe4` for a part of a character.
-    top_logprobs: alternatives by their text, most likely first, and the token itself. experts: ours: the expert of each token in
-    each RRE layer, numbered within the domain's group.
+    text_offset: number of characters before each token. tokens: its text; `bytes:\\xe4` for a part of a character. top_logprobs:
+    alternatives by their text, most likely first, and the token itself. experts (ours): the expert of each token in each RRE
+    layer, numbered within the domain's group.
     """
 
     text_offset: list[int]
@@ -54,7 +54,7 @@ class CompletionLogprobs(AnswerBody):
 
 
 class CompletionChoice(AnswerBody):
-    """An answer, or a part of it. finish_reason: null while it goes on."""
+    """Text of a completion, or of one chunk of it. finish_reason: null until the last chunk."""
 
     index: int
     text: str
@@ -63,14 +63,14 @@ class CompletionChoice(AnswerBody):
 
 
 class Completion(Said):
-    """The answer of POST /v1/completions, and each chunk of its stream."""
+    """Response of POST /v1/completions, and each chunk of its stream."""
 
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
 
 
 class TopLogprob(AnswerBody):
-    """A token that could have been. bytes: its UTF-8."""
+    """Alternative to a token, with its log-probability. bytes: its text in UTF-8."""
 
     token: str
     bytes: list[int] | None
@@ -78,20 +78,20 @@ class TopLogprob(AnswerBody):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of an answer. top_logprobs: alternatives, most likely first; none if none were asked for."""
+    """Log-probability of a token of an answer. top_logprobs: alternatives, most likely first; empty if not requested."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(AnswerBody):
-    """Tokens of an answer."""
+    """Log-probabilities of the tokens of a chat's answer."""
 
     content: list[TokenLogprob]
     refusal: None
 
 
 class AssistantMessage(AnswerBody):
-    """What the model says."""
+    """Message that the model writes."""
 
     role: Literal["assistant"]
     content: str
@@ -99,7 +99,7 @@ class AssistantMessage(AnswerBody):
 
 
 class ChatChoice(AnswerBody):
-    """An answer."""
+    """One answer to a chat."""
 
     index: int
     message: AssistantMessage
@@ -108,21 +108,21 @@ class ChatChoice(AnswerBody):
 
 
 class ChatCompletion(Said):
-    """The answer of POST /v1/chat/completions."""
+    """Response of POST /v1/chat/completions."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
 
 
 class Delta(AnswerBody):
-    """What is new in a chunk."""
+    """New text of an answer, in a chunk of a chat's stream."""
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
 
 
 class ChatChunkChoice(AnswerBody):
-    """A part of an answer. finish_reason: null while it goes on."""
+    """Part of an answer to a chat. finish_reason: null until the last chunk."""
 
     index: int
     delta: Delta
@@ -131,14 +131,14 @@ class ChatChunkChoice(AnswerBody):
 
 
 class ChatChunk(Said):
-    """A chunk of the stream of POST /v1/chat/completions."""
+    """Chunk of the stream of POST /v1/chat/completions."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
 
 
 class ServedModel(AnswerBody):
-    """A domain of the model. max_model_len: tokens of a prompt and its answer together, vLLM's word. domain: ours."""
+    """Model of /v1/models: a domain. max_model_len: tokens of prompt and answer together, as in vLLM. domain: ours."""
 
     id: str
     object: Literal["model"]
@@ -149,14 +149,14 @@ class ServedModel(AnswerBody):
 
 
 class ModelList(AnswerBody):
-    """The answer of GET /v1/models."""
+    """Response of GET /v1/models."""
 
     object: Literal["list"]
     data: list[ServedModel]
 
 
 class Tokenized(AnswerBody):
-    """The answer of POST /tokenize, vLLM's."""
+    """Response of POST /tokenize, as in vLLM."""
 
     count: int
     max_model_len: int
@@ -165,13 +165,13 @@ class Tokenized(AnswerBody):
 
 
 class Detokenized(AnswerBody):
-    """The answer of POST /detokenize, vLLM's."""
+    """Response of POST /detokenize, as in vLLM."""
 
     prompt: str
 
 
 class TokenizerInfo(AnswerBody):
-    """The answer of GET /tokenizer_info, vLLM's. chat_template: Jinja."""
+    """Response of GET /tokenizer_info, as in vLLM. chat_template: Jinja."""
 
     tokenizer_class: str
     vocab_size: int
@@ -184,12 +184,12 @@ class TokenizerInfo(AnswerBody):
 
 
 class SignOfLife(AnswerBody):
-    """The answer of GET /health."""
+    """Response of GET /health."""
 
     status: str = Field(description="ok")
 
 
 class Version(AnswerBody):
-    """The answer of GET /version."""
+    """Response of GET /version."""
 
     version: str

@@ -1,4 +1,4 @@
-"""The answers to one request, as they grow in the engine's thread, for a handler in the event loop."""
+"""Answers of one HTTP request, passed from the engine's thread to the handler in the event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pangu_sigma.serve.refusals import Refused
 
 @dataclass(frozen=True)
 class News:
-    """What is new of an answer. first: True if nothing was told of it before. finish: why it ended, None while it goes on."""
+    """New tokens of one answer. first: True for the answer's first delta. finish: its finish reason, None until then."""
 
     index: int
     answer: Answer
@@ -28,15 +28,15 @@ class News:
 
     @property
     def text(self) -> str:
-        """The new text."""
+        """Text of the new tokens."""
         return "".join(token.text for token in self.tokens)
 
 
 class Answers:
-    """The answers to several prompts. Whoever makes one calls `close`, which gives back the lanes of what is not finished."""
+    """Answers to the prompts of one HTTP request. The caller must call `close`, which frees the lanes of unfinished answers."""
 
     def __init__(self, thread: EngineThread, metrics: Metrics, requests: list[Request]):
-        """Raises Refused when too many wait, or when a request does not fit."""
+        """Submit the requests to the engine. Raises Refused if too many wait, or if a request does not fit."""
         self._thread, self._loop = thread, asyncio.get_running_loop()
         self._changed, self._touched = asyncio.Event(), set[int]()
         self._watches = [metrics.watch(request) for request in requests]
@@ -53,15 +53,15 @@ class Answers:
             raise Refused(400, str(error), "prompt", "invalid_value") from error
 
     def close(self) -> None:
-        """Cancel what is not finished."""
+        """Cancel the answers that are not finished."""
         for answer, watch in zip(self.answers, self._watches, strict=False):
             if answer.finish is None:
                 self._thread.cancel(answer)
                 watch.ended("abort")
 
     async def news(self) -> AsyncIterator[News]:
-        """Everything that comes, until all answers are finished. Raises Refused when the server ends before."""
-        seen: dict[int, int] = {}
+        """Yield new tokens of all answers until all are finished. Raises Refused if the server stops before."""
+        sent: dict[int, int] = {}
         going = set(range(len(self.answers)))
         while going:
             await self._changed.wait()
@@ -69,16 +69,16 @@ class Answers:
             touched, self._touched = sorted(self._touched), set()
             for index in touched:
                 answer = self.answers[index]
-                finish = answer.finish  # first: what is finished has all of its tokens
+                finish = answer.finish  # read first: a finished answer has all of its tokens
                 if finish == "cancelled" or (finish is None and self._thread.failed):
                     raise Refused(
                         503, "the answer was broken off: the server ends, or the model failed", code="broken_off"
                     )
-                tokens = answer.tokens[seen.get(index, 0) :]
+                tokens = answer.tokens[sent.get(index, 0) :]
                 if index in going and (tokens or finish):
                     self._watches[index].told(len(tokens))
-                    yield News(index, answer, index not in seen, tokens, cast(Finish | None, finish))
-                    seen[index] = seen.get(index, 0) + len(tokens)
+                    yield News(index, answer, index not in sent, tokens, cast(Finish | None, finish))
+                    sent[index] = sent.get(index, 0) + len(tokens)
                 if finish:
                     going.discard(index)
                     self._watches[index].ended(finish)
@@ -87,7 +87,7 @@ class Answers:
         def tell(answer: Answer) -> None:
             try:
                 self._loop.call_soon_threadsafe(self._mark, index)
-            except RuntimeError:  # the loop is closed: nobody is there any more
+            except RuntimeError:  # the loop is closed: the server has stopped
                 self._thread.cancel(answer)
 
         return tell

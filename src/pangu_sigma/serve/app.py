@@ -1,4 +1,4 @@
-"""The application: which path answers what. Handlers are a line or two; what they call is in the other files of this folder."""
+"""FastAPI application: routes and request parsing. Handlers are a line or two and call the other files of this folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STREAM = "a stream, each event a chunk; the last line is [DONE]"
 
 
 def make_app(served: Served, names: Names, key: str | None = None) -> FastAPI:
-    """The application that serves a model. names: those of the server. key: what clients have to know, None for nothing."""
+    """Make the application that serves a model. names: allowed host names. key: API key that clients must send; None for none."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,7 +42,7 @@ def make_app(served: Served, names: Names, key: str | None = None) -> FastAPI:
         title="PanGu-Σ",
         version=pangu_sigma.__version__,
         lifespan=lifespan,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from another site
         redoc_url=None,
         separate_input_output_schemas=False,
     )
@@ -54,72 +54,72 @@ def make_app(served: Served, names: Names, key: str | None = None) -> FastAPI:
 
 
 def _text_routes(served: Served) -> APIRouter:
-    """What takes a body."""
+    """Routes whose requests have a body."""
     router = APIRouter(route_class=_StrictRoute, responses=_problems(400, 403, 404, 408, 413, 415, 429, 503))
 
     @router.post("/v1/completions", response_model=None, responses=_answers(out.Completion, out.Completion))
     async def completions(request: Request, body: given.CompletionRequest) -> Response:
-        """Go on with texts."""
+        """Continue prompts."""
         return await complete(served, request, body)
 
     @router.post("/v1/chat/completions", response_model=None, responses=_answers(out.ChatCompletion, out.ChatChunk))
     async def chat_completions(request: Request, body: given.ChatRequest) -> Response:
-        """Answer messages."""
+        """Answer a chat."""
         return await answer_chat(served, request, body)
 
     @router.post("/tokenize")
     async def tokenize_text(request: Request, body: given.TokenizeRequest) -> out.Tokenized:
-        """Token ids of a text."""
+        """Tokenize a text."""
         return await tokenize(served, body, request.scope.get("model"))
 
     @router.post("/detokenize")
     async def detokenize_ids(request: Request, body: given.DetokenizeRequest) -> out.Detokenized:
-        """The text of token ids."""
+        """Decode token ids."""
         return detokenize(served, body, request.scope.get("model"))
 
     return router
 
 
 def _other_routes(served: Served) -> APIRouter:
-    """What takes no body."""
+    """Routes whose requests have no body."""
     router, page = APIRouter(responses=_problems(403)), Page()
 
     @router.get("/v1/models")
     async def models() -> out.ModelList:
-        """The domains of the model."""
+        """List the models: the domains."""
         return out.ModelList(object="list", data=[_model(served, name) for name in served.domains])
 
     @router.get("/v1/models/{model}", responses=_problems(404))
     async def model(model: str) -> out.ServedModel:
-        """A domain of the model."""
+        """Describe one model: a domain."""
         served.domain(model)
         return _model(served, model)
 
     @router.get("/tokenizer_info", responses=_problems(400, 404))
     async def tokenizer(request: Request, model: str | None = None) -> out.TokenizerInfo:
-        """What a client must know to use token ids."""
+        """Describe the tokenizer."""
         return tokenizer_info(served, model, request.scope.get("model"))
 
     @router.get("/health", responses=_problems(503))
     async def health() -> out.SignOfLife:
-        """A sign of life."""
+        """Report that the engine works."""
         if served.thread.failed:
             raise Refused(503, "the engine has failed; the log says why", code="failed")
         return out.SignOfLife(status="ok")
 
     @router.get("/version")
     async def version() -> out.Version:
-        """The version of the program."""
+        """Return the version of the program."""
         return out.Version(version=pangu_sigma.__version__)
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Counters for Prometheus."""
+        """Return metrics for Prometheus."""
         return Response(served.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @router.get("/", response_class=Response, responses={200: {"content": {"text/html": {}}}})
     async def root() -> Response:
-        """The page for people."""
+        """Return the chat page for browsers."""
         return Response(page.content, media_type="text/html; charset=utf-8", headers=page.headers)
 
     return router
@@ -137,7 +137,7 @@ def _model(served: Served, name: str) -> out.ServedModel:
 
 
 class _StrictRequest(Request):
-    """A request whose JSON says one thing: no key twice, no NaN, no numbers without end, not too deep."""
+    """Request with strict JSON: no duplicate keys, no NaN, no overlong numbers, limited nesting."""
 
     async def json(self) -> Any:
         try:
@@ -150,7 +150,7 @@ class _StrictRequest(Request):
 
 
 class _StrictRoute(APIRoute):
-    """A route whose body is JSON and says so: a page of another site can send anything else without being asked."""
+    """Route that requires a body of type application/json: without CORS preflight, pages of other sites can send any other type."""
 
     def get_route_handler(self):
         handle = super().get_route_handler()
@@ -174,7 +174,7 @@ class _StrictRoute(APIRoute):
 
 
 def _say_json(error: RequestValidationError) -> None:
-    """Raise Refused for what is no JSON at all."""
+    """Raise Refused if the body is not JSON."""
     for problem in error.errors():
         if problem["type"] == "json_invalid":
             raise Refused(400, f"the body is not JSON: {problem['ctx']['error']}", code="invalid_json") from None
@@ -185,11 +185,11 @@ def _no_constant(name: str) -> Any:
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    by_key = dict(pairs)
+    if len(by_key) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:100]!r} is there twice")
-    return found
+    return by_key
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -197,6 +197,6 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _answers(whole: type[out.AnswerBody], chunk: type[out.AnswerBody]) -> dict[int | str, dict[str, Any]]:
-    """What the schema says of an answer that may be a stream."""
+    """Return the schema of a response that may be a stream."""
     stream = {"text/event-stream": {"schema": {"type": "string", "description": f"{_STREAM} ({chunk.__name__})"}}}
     return {200: {"model": whole, "content": stream}}

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: answers to messages."""
+"""POST /v1/chat/completions: answers to chats."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pangu_sigma.serve.streams import EventStream, while_there
 
 
 async def answer_chat(served: Served, request: Request, body: ChatRequest) -> Response:
-    """Answer a request. Raises Refused."""
+    """Answer a request for chat completions. Raises Refused."""
     domain = served.domain(body.model, request.scope.get("model"))
     served.check_logprobs(body.top_logprobs, "top_logprobs")
     served.check_messages(len(body.messages))
@@ -55,7 +55,7 @@ async def answer_chat(served: Served, request: Request, body: ChatRequest) -> Re
 
 
 class _Chat:
-    """What is told of the answers to one request. Blanks before an answer are the template's, and are left out."""
+    """Response to one chat request. Blanks at the start of an answer belong to the template and are removed."""
 
     def __init__(self, served: Served, body: ChatRequest, answers: Answers, warnings: list[str]):
         self._served, self._body, self._answers = served, body, answers
@@ -69,7 +69,7 @@ class _Chat:
         self._begun = [False] * len(answers.answers)
 
     async def whole(self) -> ChatCompletion:
-        """The answer when all of it is there."""
+        """Wait for all tokens and return the whole response."""
         async for _ in self._answers.news():
             pass
         choices = [
@@ -86,7 +86,7 @@ class _Chat:
         )
 
     async def chunks(self) -> AsyncIterator[ChatChunk]:
-        """The answer as it comes. The first chunk of each choice says who speaks, the last one why it ends."""
+        """Yield the response in chunks. The first chunk of each choice has the role, the last one the finish reason."""
         options = self._body.stream_options
         usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
         for index in range(len(self._answers.answers)):

@@ -1,4 +1,4 @@
-"""POST /v1/completions: texts that go on."""
+"""POST /v1/completions: continuations of prompts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.streams import EventStream, while_there
 
 USUAL_TOKENS = 16
-"""max_tokens if the client does not say it, as in OpenAI's interface."""
+"""Default of max_tokens, as in OpenAI's interface."""
 
 
 async def complete(served: Served, request: Request, body: CompletionRequest) -> Response:
-    """Answer a request. Raises Refused."""
+    """Answer a request for completions. Raises Refused."""
     domain = served.domain(body.model, request.scope.get("model"))
     alternatives = 0 if body.experts and body.logprobs is None else body.logprobs
     served.check_logprobs(alternatives, "logprobs")
@@ -42,13 +42,13 @@ async def complete(served: Served, request: Request, body: CompletionRequest) ->
 
 
 async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> tuple[list[list[int]], list[str]]:
-    """Token ids of each prompt, and warnings."""
-    given: list[Any] = (
+    """Return the token ids of each prompt, and warnings."""
+    inputs: list[Any] = (
         [body.prompt] if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else [*body.prompt]
     )
-    served.check_prompts(len(given))
+    served.check_prompts(len(inputs))
     prompts, warnings = [], []
-    for prompt in given:
+    for prompt in inputs:
         if isinstance(prompt, str):
             tags = body.add_special_tokens is not False
             ids = await served.prompts.in_thread(served.prompts.text_prompt, prompt, domain, tags)
@@ -61,7 +61,7 @@ async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> t
 
 
 class _Completion:
-    """What is told of the answers to one request."""
+    """Response to one completion request."""
 
     def __init__(self, served: Served, body: CompletionRequest, answers: Answers, logprobs: bool, warnings: list[str]):
         self._served, self._body, self._answers = served, body, answers
@@ -78,7 +78,7 @@ class _Completion:
         ]
 
     async def whole(self) -> Completion:
-        """The answer when all of it is there."""
+        """Wait for all tokens and return the whole response."""
         parts: list[list[CompletionChoice]] = [[] for _ in self._answers.answers]
         async for news in self._answers.news():
             parts[news.index].append(self._choice(news))
@@ -86,7 +86,7 @@ class _Completion:
         return Completion(**self._head, choices=choices, usage=self._usage(), **self._warnings)
 
     async def chunks(self) -> AsyncIterator[Completion]:
-        """The answer as it comes."""
+        """Yield the response in chunks."""
         options = self._body.stream_options
         usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
         warnings = self._warnings
@@ -102,23 +102,23 @@ class _Completion:
         return self._served.usage(self._answers.answers, self._body.n or 1)
 
     def _choice(self, news: News) -> CompletionChoice:
-        text, told = news.text, news.tokens
+        text, new = news.text, news.tokens
         if news.first and self._body.echo:
             text = self._served.tokenizer.decode(news.answer.request.ids) + text
-            told = [*news.answer.prompt, *told]
+            new = [*news.answer.prompt, *new]
         tokens = self._tokens[news.index]
-        logprobs = tokens.told(told) if tokens is not None and told else None
+        logprobs = tokens.told(new) if tokens is not None and new else None
         return CompletionChoice(index=news.index, text=text, logprobs=logprobs, finish_reason=news.finish)
 
 
 def _joined(parts: list[CompletionChoice]) -> CompletionChoice:
-    """One choice of its parts."""
-    found = [each.logprobs for each in parts if each.logprobs is not None]
+    """Join the chunks of one choice."""
+    chunks = [each.logprobs for each in parts if each.logprobs is not None]
     logprobs = None
-    if found:
-        names = [name for name in CompletionLogprobs.model_fields if getattr(found[0], name) is not None]
+    if chunks:
+        names = [name for name in CompletionLogprobs.model_fields if getattr(chunks[0], name) is not None]
         logprobs = CompletionLogprobs(
-            **{name: [value for one in found for value in getattr(one, name)] for name in names}
+            **{name: [value for one in chunks for value in getattr(one, name)] for name in names}
         )
     text = "".join(each.text for each in parts)
     return CompletionChoice(index=parts[0].index, text=text, logprobs=logprobs, finish_reason=parts[-1].finish_reason)

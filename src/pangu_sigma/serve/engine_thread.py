@@ -1,4 +1,4 @@
-"""The thread in which the model computes, and what the handlers of requests see of it."""
+"""Thread that steps the engine, and its thread-safe interface for the request handlers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 _FAILURES = 3
-"""Steps that fail, with none between them that did something, until the engine is given up."""
+"""Number of consecutive failed steps after which the engine is given up."""
 
 
 class EngineThread:
-    """An engine that works in a thread of its own. `submit` and `cancel` may be called from any thread.
+    """Engine that steps in a thread of its own. `submit` and `cancel` may be called from any thread.
 
-    failed: True when the engine has been given up. on_failure: is called then, once, in that thread.
+    failed: True once the engine has been given up. on_failure: called then, once, in the engine's thread.
     """
 
     def __init__(self, engine: Engine):
@@ -33,11 +33,11 @@ class EngineThread:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the engine's thread."""
         self._thread.start()
 
     def submit(self, request: Request, on_change: Callable[[Answer], None]) -> Answer:
-        """As `Engine.submit`; on_change is called in the engine's thread, and once more when the engine fails."""
+        """Submit a request as in `Engine.submit`; on_change is called in the engine's thread, and once more if the engine fails."""
 
         def changed(answer: Answer) -> None:
             if answer.finish is not None:
@@ -46,20 +46,20 @@ class EngineThread:
 
         answer = self.engine.submit(request, changed)
         self._open[answer] = on_change
-        if answer.finish is not None:  # it was that quick, and took itself out before it was in
+        if answer.finish is not None:  # it finished before the line above
             self._open.pop(answer, None)
-        if self.failed:  # maybe since a moment, when nobody knew of this answer yet
+        if self.failed:  # perhaps before this answer was in _open
             on_change(answer)
         self._wake.set()
         return answer
 
     def cancel(self, answer: Answer) -> None:
-        """As `Engine.cancel`."""
+        """Cancel an answer as `Engine.cancel` does."""
         self.engine.cancel(answer)
         self._wake.set()
 
     def finish_within(self, seconds: float) -> None:
-        """Let what was submitted go on for so long, then cancel what is not finished. Returns when nothing is open."""
+        """Wait up to `seconds` for the submitted answers, then cancel those that are not finished."""
         until = time.monotonic() + seconds
         while self._open and not self.failed and time.monotonic() < until:
             time.sleep(0.02)
@@ -69,7 +69,7 @@ class EngineThread:
             self.cancel(answer)
 
     def end(self) -> None:
-        """End the thread, after the step that it computes."""
+        """Stop the thread after its current step."""
         self._ending = True
         self._wake.set()
         if self._thread.is_alive():
@@ -84,7 +84,7 @@ class EngineThread:
                     failures = 0
                 else:
                     self._wake.wait()
-            except Exception:  # the engine has cancelled what ran; what waits may be answered yet
+            except Exception:  # the engine has cancelled the running answers; waiting ones may still be answered
                 failures += 1
                 logger.exception("a step of the engine failed, and so did the answers that ran")
         if failures == _FAILURES:

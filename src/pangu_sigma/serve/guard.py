@@ -1,4 +1,4 @@
-"""What stands before all handlers: who may ask, from which name, with how much, in what time."""
+"""Middleware before all handlers: checks host name, origin, API key, and the size and duration of the body."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.refusals import Refused, refusal
 
 OPEN_TO_ALL = ("/", "/health")
-"""Paths that need no key: the page, which holds nothing and asks for the key, and the sign of life."""
+"""Paths that need no API key: the page, which has no data and asks for the key, and the health check."""
 
 _POLITE_BYTES, _POLITE_SECONDS = 256 << 20, 5.0
-"""How much of a body that is refused is still taken, and how long, so that the client comes to read why."""
+"""Limits in bytes and seconds for draining a refused body, so that the client reads the reason."""
 
 _PROTECTING = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
 
 class Names:
-    """The names by which clients may call this server.
+    """Host names of this server, against DNS rebinding.
 
-    A page of another site may point its own name at this machine and then talk to it through the browser of somebody here (DNS
-    rebinding). The browser says the name that it was given; addresses cannot be pointed elsewhere.
+    A page of another site may point its own name at this machine and reach the server through the browser of a local user. The
+    browser sends that name as Host; IP addresses cannot be redirected in this way.
     """
 
     def __init__(self, host: str, others: Collection[str] = ()):
-        """host: where the server listens. others: names that it has besides."""
+        """host: the address on which the server listens. others: further names of the server."""
         self._names = {"localhost", host.lower().strip("[]"), *(name.lower() for name in others)}
         self._local = is_local(host)
 
     def knows(self, host: str) -> bool:
-        """True for the value of a Host header, with or without a port, that names this server."""
-        found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/@\s]+)(?::\d{1,5})?", host)
-        if not found:
+        """Return True if the value of a Host header, with or without a port, names this server."""
+        match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/@\s]+)(?::\d{1,5})?", host)
+        if not match:
             return False
-        name = found[1].strip("[]").lower()
+        name = match[1].strip("[]").lower()
         if name in self._names:
             return True
         try:
@@ -53,7 +53,7 @@ class Names:
 
 
 def is_local(host: str) -> bool:
-    """True if only this machine can reach a server that listens there."""
+    """Return True if a server that listens on `host` is reachable from this machine only."""
     if host.lower() == "localhost":
         return True
     try:
@@ -63,10 +63,10 @@ def is_local(host: str) -> bool:
 
 
 class Guard:
-    """Middleware that lets a request pass, with its whole body, or answers it.
+    """ASGI middleware that reads a request's whole body and passes the request on, or refuses it.
 
-    A path that begins with the name of a served model is that model's: /sigma-zh/tokenize is /tokenize with model=sigma-zh, for
-    clients that have no such parameter. Handlers find the name in scope["model"].
+    A path may begin with the name of a served model: /sigma-zh/tokenize is /tokenize with model=sigma-zh, for clients that have no
+    such parameter. Handlers find the name in scope["model"].
     """
 
     def __init__(self, app: ASGIApp, names: Names, key: str | None, limits: Limits, models: Collection[str]):
@@ -120,8 +120,8 @@ class Guard:
     def _check_key(self, scope: Scope) -> None:
         if self._key is None or scope["path"] in OPEN_TO_ALL:
             return
-        word, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        if word.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._key):
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1", "replace"), self._key):
             raise Refused(
                 401,
                 "the key is missing or wrong; send the header Authorization: Bearer KEY",
@@ -130,7 +130,7 @@ class Guard:
             )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body of a request. Raises Refused if it is too large, or comes too slowly."""
+        """Read the whole body of a request. Raises Refused if it is too large or too slow."""
         most = self._limits.body_kib << 10
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdigit() or len(length) > 15 or int(length) > most:
@@ -157,7 +157,7 @@ class Guard:
 
 
 class _TooLarge(Refused):
-    """A body of more than `kib` KiB. more: True if more of it is to come."""
+    """Refusal of a body of more than `kib` KiB. more: True if the rest of the body has not been received."""
 
     def __init__(self, kib: int, more: bool):
         reason = f"the body has more than {kib} KiB; send less, or start the server with --set body_kib=N"
@@ -166,7 +166,7 @@ class _TooLarge(Refused):
 
 
 class _Disconnected(Exception):
-    """The client is gone."""
+    """The client has disconnected."""
 
 
 def _netloc(origin: str) -> str:
@@ -177,7 +177,7 @@ def _netloc(origin: str) -> str:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """What receives a body that was read already, and then what comes."""
+    """Return a `receive` that first returns a body that was already read."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def received() -> Message:
@@ -187,8 +187,8 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse_politely(refused: _TooLarge, receive: Receive, send: Send) -> None:
-    """Refuse a body, and for a while take the rest of it and throw it away: to a client that is still sending, a connection that
-    closes is an error without a reason."""
+    """Refuse a body, and drain the rest of it for a while: a client that is still sending could not read the reason if it were
+    closed."""
     response, left = refusal(refused), _POLITE_BYTES
     await send({"type": "http.response.start", "status": refused.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})

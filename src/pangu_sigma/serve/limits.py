@@ -1,4 +1,4 @@
-"""What a request may ask for at most: each limit has a name and can be changed when the server starts."""
+"""Limits of the server on requests; each has a name and can be changed at the start."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pangu_sigma.config import MOST, ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the server, each a whole number, 1 or more.
+    """Limits of the server, each a whole number of at least 1.
 
-    lanes: texts that are computed together; each takes memory for model.seq_length tokens. waiting: texts that may wait for a lane.
-    body_kib: KiB of a request's body. prompts: prompts of a request. n: answers to a prompt. stops: stop strings of a request, and
-    stop ids. stop_characters: characters of a stop string. logprobs: alternatives to a token. messages: messages of a chat.
-    body_seconds: time for a body to come. head_seconds: time for a request line and its headers to come. send_seconds: time for a
-    client to take a part of an answer. connections: open connections. stop_seconds: time that running answers have to end when the
-    server stops.
+    lanes: texts in one batch; each takes memory for model.seq_length tokens. waiting: requests in the queue for a lane. body_kib:
+    KiB of a request's body. prompts: prompts of a request. n: answers to a prompt. stops: stop strings of a request, and stop ids.
+    stop_characters: characters of a stop string. logprobs: alternatives to a token. messages: messages of a chat. connections:
+    open connections. Timeouts in seconds: body_seconds: for receiving a body. head_seconds: for receiving the request line and
+    headers. send_seconds: for a client to accept a part of a response. stop_seconds: for running answers when the server stops.
     """
 
     lanes: int = 8
@@ -37,7 +36,7 @@ class Limits:
 
     @classmethod
     def changed(cls, changes: Sequence[str]) -> Limits:
-        """The limits with `changes`, each NAME=NUMBER. Raises ConfigError for a name that does not exist or another number."""
+        """Return the limits with `changes`, texts NAME=NUMBER. Raises ConfigError for an unknown name or a number out of range."""
         limits, names = cls(), [field.name for field in fields(cls)]
         for change in changes:
             name, _, number = change.partition("=")

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens in the two forms that OpenAI's interface has for them."""
+"""Log-probabilities of tokens in the two forms of OpenAI's interface."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pangu_sigma.generate.request import Token
 from pangu_sigma.serve.answer_bodies import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 
 LEAST = -9999.0
-"""The log-probability that is told of what cannot be: JSON has no infinity."""
+"""Lowest log-probability in a response: JSON has no infinity."""
 
 
 class TokenTexts:
-    """How tokens are shown one by one."""
+    """Texts of single tokens, for display."""
 
     def __init__(self, vocabulary: Vocabulary):
         self.surfaces, self._pieces = vocabulary.surfaces, vocabulary.pieces
 
     def shown(self, token: int) -> str:
-        """The text of a token; the name of one without text, such as <eot>; `bytes:\\xe4` for a part of a character."""
+        """Return the text of a token; its name if it has no text, such as <eot>; `bytes:\\xe4` for a part of a character."""
         surface = self.surfaces[token]
         if not surface:
             return self._pieces[token]
@@ -31,7 +31,7 @@ class TokenTexts:
 
 
 class CompletionTokens:
-    """What is told of the tokens of one answer of /v1/completions, from its first to its last."""
+    """Log-probabilities of one answer of /v1/completions, converted in the order of its tokens."""
 
     def __init__(self, texts: TokenTexts, experts: bool):
         self._texts, self._experts = texts, experts
@@ -39,16 +39,16 @@ class CompletionTokens:
         self._offset = 0
 
     def told(self, tokens: Sequence[Token]) -> CompletionLogprobs:
-        """The next tokens."""
-        found = CompletionLogprobs(
+        """Return the log-probabilities of the answer's next tokens in the response's form."""
+        converted = CompletionLogprobs(
             text_offset=[self._begin(token.id) for token in tokens],
             token_logprobs=[finite(token.logprob) for token in tokens],
             tokens=[self._texts.shown(token.id) for token in tokens],
             top_logprobs=[self._top(token) for token in tokens],
         )
         if self._experts:
-            found.experts = [list(token.experts) for token in tokens]
-        return found
+            converted.experts = [list(token.experts) for token in tokens]
+        return converted
 
     def _begin(self, token: int) -> int:
         unfinished, begin = self._characters.getstate()[0], self._offset
@@ -56,21 +56,21 @@ class CompletionTokens:
         self._offset += len(new)
         broken_off = unfinished and new.startswith(
             "\N{REPLACEMENT CHARACTER}"
-        )  # a character before it, which it does not end
+        )  # for a character before this token that it does not complete
         return begin + bool(broken_off)
 
     def _top(self, token: Token) -> dict[str, float] | None:
-        """Alternatives by their text. Of several with one text the likeliest is there, so the most of them is that of the best."""
+        """Return the alternatives by their text. Of several with the same text, the most likely is returned."""
         if token.logprob is None:
             return None
-        found: dict[str, float] = {}
+        by_text: dict[str, float] = {}
         for other, logprob in (*token.top, (token.id, token.logprob)):
-            found.setdefault(self._texts.shown(other), max(logprob, LEAST))
-        return found
+            by_text.setdefault(self._texts.shown(other), max(logprob, LEAST))
+        return by_text
 
 
 def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> ChatLogprobs:
-    """The form of /v1/chat/completions."""
+    """Convert tokens to the log-probabilities of /v1/chat/completions."""
 
     def one(token: int, logprob: float | None) -> TopLogprob:
         return TopLogprob(
@@ -87,5 +87,5 @@ def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> ChatLogprobs:
 
 
 def finite(logprob: float | None) -> float | None:
-    """A log-probability as JSON can have it."""
+    """Return a log-probability that JSON can hold, at least `LEAST`; None stays None."""
     return None if logprob is None else max(logprob, LEAST)

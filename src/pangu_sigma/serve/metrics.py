@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus. Where vLLM counts the same thing, the name is vLLM's, so that its dashboards work."""
+"""Metrics of the server for Prometheus. Metrics that vLLM has too have its names, so that its dashboards work."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LABEL = ["model_name"]
 
 
 class Metrics:
-    """Counters of one server."""
+    """Prometheus metrics of one server."""
 
     def __init__(self, engine: Engine, names: dict[str, str]):
-        """names: the served model of each domain, by the domain's name."""
+        """names: names of the served models by domain name."""
         self._names, self._lanes = names, engine.decoder.lanes
         self._engine = engine
         self._registry = registry = CollectorRegistry()
@@ -45,19 +45,19 @@ class Metrics:
         self._mean_seconds = 1.0
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def refused(self, reason: str) -> None:
-        """Count a refusal. reason: one of few words."""
+        """Count a refused request. reason: one of a few words, the metric's label."""
         self._refused.labels(reason).inc()
 
     def watch(self, request: Request) -> AnswerWatch:
-        """What is told of the answer to a request from now on."""
+        """Start the measurement of the answer to a request."""
         return AnswerWatch(self, self._names[request.domain.name], len(request.ids))
 
     def wait_seconds(self) -> int:
-        """How long it will take until those who wait now have been answered, a guess of 1 to 60."""
+        """Estimate the seconds until the requests in the queue are answered, 1 to 60, for the header Retry-After."""
         rounds = (self._engine.waiting + self._engine.running) / max(self._lanes, 1)
         return min(max(math.ceil(rounds * self._mean_seconds), 1), 60)
 
@@ -69,7 +69,7 @@ class Metrics:
 
 
 class AnswerWatch:
-    """The times of one answer."""
+    """Latencies of one answer, for the histograms."""
 
     def __init__(self, metrics: Metrics, name: str, prompt: int):
         self.name, self.started = name, time.monotonic()
@@ -78,7 +78,7 @@ class AnswerWatch:
         self._open = True
 
     def told(self, tokens: int) -> None:
-        """Some tokens came, of which the client is told together."""
+        """Record that `tokens` new tokens are sent to the client together."""
         now = time.monotonic()
         if tokens and self._last is None:
             self._metrics._first.labels(self.name).observe(now - self.started)
@@ -90,7 +90,7 @@ class AnswerWatch:
             self._metrics._new.labels(self.name).inc(tokens)
 
     def ended(self, why: str) -> None:
-        """The answer ended; only the first call counts."""
+        """Record the end of the answer; only the first call counts."""
         if self._open:
             self._open = False
             self._metrics._count(self, why)

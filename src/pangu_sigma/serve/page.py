@@ -1,4 +1,4 @@
-"""The page at `/`: one file, and the policy under which browsers show it."""
+"""Web page at `/`: one HTML file and its Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 
 PAGE_FILE = Path(__file__).with_name("page.html")
+"""HTML file of the page."""
 
 
 class Page:
-    """The page. Its scripts and styles stand in it and are known by their hashes, so the browser runs nothing that came otherwise,
-    and it asks nobody but this server."""
+    """HTML page with inline scripts and styles, allowed by their hashes. The browser runs nothing else and contacts no other
+    host."""
 
     def __init__(self, file: Path = PAGE_FILE):
         self.content = file.read_bytes()
@@ -20,7 +21,7 @@ class Page:
 
 
 def policy(html: str) -> str:
-    """The Content-Security-Policy of a page whose scripts and styles are inside of it."""
+    """Return the Content-Security-Policy of a page with inline scripts and styles."""
     rules = {
         "default-src": "'none'",
         "script-src": _hashes(html, "script"),
@@ -30,13 +31,13 @@ def policy(html: str) -> str:
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
-        "require-trusted-types-for": "'script'",  # text cannot become markup, whatever a script tries
+        "require-trusted-types-for": "'script'",  # scripts cannot turn text into markup
         "trusted-types": "'none'",
     }
     return "; ".join(f"{name} {value}" for name, value in rules.items())
 
 
 def _hashes(html: str, tag: str) -> str:
-    found = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", html, re.DOTALL | re.IGNORECASE)
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in found]
+    contents = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", html, re.DOTALL | re.IGNORECASE)
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in contents]
     return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

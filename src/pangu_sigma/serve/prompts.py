@@ -1,4 +1,4 @@
-"""The prompt of a request as token ids of a domain, and what has to be said about it."""
+"""Tokenization of a request's prompt in its domain, with warnings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pangu_sigma.serve.refusals import Refused
 _Result = TypeVar("_Result")
 
 _FOLDED = 4
-"""Characters that NFKC may make one of, in ordinary text: a letter with its marks."""
+"""Characters that NFKC may fold into one in ordinary text: a letter with its marks."""
 
 
 class Prompts:
-    """What makes token ids of the texts of requests. All texts are read in one thread of its own, so that none stops the server."""
+    """Tokenizer of the requests' texts. It works in one thread of its own, so that no text blocks the event loop."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
         self.tokenizer = tokenizer
@@ -35,7 +35,7 @@ class Prompts:
         self._closed = threading.Event()
 
     def warm_up(self, domains: Iterable[Domain]) -> None:
-        """Load what reading takes, dictionaries and models of slots, beside the thread and before anybody waits for it."""
+        """Load the dictionaries and tokenizer models of the domains in a further thread, before the first request."""
 
         def load() -> None:
             for domain in domains:
@@ -43,22 +43,22 @@ class Prompts:
                     return
                 self.tokenizer.encode("a 中", domain)
 
-        # No daemon: where the process ends while one is in C++, it aborts.
+        # Not a daemon thread: the process aborts if it ends while one is in C++.
         threading.Thread(target=load, name="warm-up").start()
 
     def close(self) -> None:
-        """End the threads: the process ends when a model that is being loaded is there."""
+        """Stop the tokenizer's threads; a model that is being loaded is loaded to its end."""
         self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def in_thread(self, work: Callable[..., _Result], *arguments: object) -> _Result:
-        """What `work(*arguments)` returns, which reads text and may take long."""
+        """Run `work(*arguments)`, which tokenizes, in the tokenizer's thread and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def read(self, text: str, domain: Domain, tags: bool = True) -> list[int]:
-        """Ids of a text. The name of the end of a document, `<eot>`, as the whole text is that token; so is no text at all.
+        """Tokenize a text. A text that is `<eot>`, the name of the end of a document, is that token.
 
-        tags: False to put no language tag before it. Raises Refused for what is no text.
+        tags: False to put no language tag before it. Raises Refused if it is not Unicode text.
         """
         if text == self._end:
             return [self.tokenizer.eot]
@@ -69,7 +69,7 @@ class Prompts:
             raise Refused(400, str(error), "prompt", "invalid_value") from error
 
     def text_prompt(self, text: str, domain: Domain, tags: bool) -> list[int]:
-        """Ids of a prompt, one at least. Raises Refused for one that cannot fit."""
+        """Tokenize a prompt; an empty one becomes <eot>. Raises Refused if it cannot fit."""
         if len(text) > self._most_characters:
             raise Refused(
                 400,
@@ -82,10 +82,10 @@ class Prompts:
     def chat_prompt(
         self, messages: Sequence[tuple[Role, str]], domain: Domain, template: ChatTemplate, answer: int | None
     ) -> tuple[list[int], list[str]]:
-        """Ids of a chat, its oldest messages left out if there are too many, and warnings that say so.
+        """Tokenize a chat, without its oldest messages if it is too long. Returns the ids, and warnings about messages left out.
 
-        answer: number of tokens that must stay free for the answer; None for a quarter of the model's length. A system message
-        and the last message always stay. Raises Refused if these alone do not fit.
+        answer: number of tokens to reserve for the answer; None for a quarter of model.seq_length. A system message and the last
+        message are always kept. Raises Refused if these alone do not fit.
         """
         reserved = answer or max(self.length // 4, 1)
         first = list(messages[:1]) if messages[0][0] == "system" else []

@@ -1,4 +1,4 @@
-"""Answers that say no, in the form that OpenAI's clients read: `{"error": {"message", "type", "param", "code"}}`."""
+"""Error responses in the form of OpenAI's interface: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 
 
 class Problem(BaseModel):
-    """What is wrong. param: the parameter at fault. code: a word for programs."""
+    """Error of a request. param: the parameter at fault. code: a word for programs."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,7 +32,7 @@ class Problem(BaseModel):
 
 
 class Failure(BaseModel):
-    """The body of every answer whose status is 400 or more."""
+    """Response body of every status from 400 on."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,7 +40,7 @@ class Failure(BaseModel):
 
 
 class Refused(HTTPException):
-    """A request that is not done. status: 400 … 599."""
+    """Exception for a request that is refused with an HTTP status of 400 … 599."""
 
     def __init__(
         self,
@@ -54,28 +54,28 @@ class Refused(HTTPException):
         self.param, self.code = param, code
 
     def failure(self) -> Failure:
-        """The body of the answer."""
+        """Return the response body."""
         return failure(self.status_code, self.detail, self.param, self.code)
 
 
 def failure(status: int, message: str, param: str | None = None, code: str | None = None) -> Failure:
-    """The body of an answer with this status."""
+    """Return the response body of an error with this status."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return Failure(error=Problem(message=_sendable(message), type=kind, param=param and _sendable(param), code=code))
 
 
 def _sendable(text: str) -> str:
-    """A text without half surrogate pairs, which a client may have put into the name of a parameter."""
+    """Replace lone surrogates, which a client may have put into the name of a parameter."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def refusal(refused: Refused) -> Response:
-    """The answer to a request that is refused."""
+    """Return the HTTP response to a refused request."""
     return JSONResponse(refused.failure().model_dump(), refused.status_code, refused.headers)
 
 
 def say_no_in_one_form(app: FastAPI) -> None:
-    """Give every error of an application the form of this file."""
+    """Install exception handlers that give every error of an application the form of this file."""
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> Response:
@@ -98,12 +98,12 @@ def say_no_in_one_form(app: FastAPI) -> None:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The name that a misspelled one is likely to mean."""
+    """Return the known name that is closest to a misspelled one."""
     return difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
 
 
 def _explained(problem: dict[str, Any]) -> str:
-    """A line for one problem that pydantic found."""
+    """Return a line for one problem that pydantic found."""
     where, kind = _parameter(problem), problem["type"]
     if kind == "extra_forbidden":
         return f"{where}: this parameter is not known here; remove it, or see /openapi.json"
@@ -114,6 +114,6 @@ def _explained(problem: dict[str, Any]) -> str:
 
 
 def _parameter(problem: dict[str, Any]) -> str:
-    """The path of a parameter in the request, such as messages.0.role."""
+    """Return the path of a parameter in the request, such as messages.0.role."""
     path = [str(key)[:100] for key in problem["loc"]]
     return ".".join(path[1:] if path[:1] == ["body"] else path)

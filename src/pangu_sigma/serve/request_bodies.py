@@ -1,4 +1,4 @@
-"""The bodies of requests, in the form of OpenAI's interface. What is not declared here is refused, not ignored."""
+"""Schemas of request bodies, in the form of OpenAI's interface. Undeclared parameters are refused, not ignored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 
 class Body(BaseModel):
-    """A part of a request: unknown parameters, silently converted types, infinity and NaN are refused."""
+    """Base class of request bodies and their parts. Refuses unknown parameters, other types, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -19,7 +19,7 @@ ModelName = Annotated[str, Field(max_length=200, description="An id of /v1/model
 
 
 def _one_kind_of_prompt(value: Any) -> Any:
-    """Raise ValueError, in one line and not in one for each kind of prompt there is, for what is none of them."""
+    """Raise ValueError for a value that is no prompt: one line, where pydantic has one for each kind of prompt."""
     if not isinstance(value, str | list) or value == []:
         raise ValueError("must be a text, token ids, or a list of texts or of lists of token ids, not empty")
     if isinstance(value, list):
@@ -33,7 +33,7 @@ def _one_kind_of_prompt(value: Any) -> Any:
 
 
 def _one_kind_of_stop(value: Any) -> Any:
-    """Raise ValueError for what is neither a text nor a list of texts."""
+    """Raise ValueError unless the value is a text or a list of texts."""
     texts = value if isinstance(value, list) else [] if value is None else [value]
     if any(not isinstance(each, str) or not each for each in texts):
         raise ValueError("must be a text, or a list of texts, of at least one character each")
@@ -53,7 +53,7 @@ StopStrings = Annotated[
 
 
 class StreamOptions(Body):
-    """What a stream has besides the answer."""
+    """Options of a stream."""
 
     include_usage: bool | None = Field(
         None, description="One more chunk before the last line, with the numbers of tokens."
@@ -61,7 +61,7 @@ class StreamOptions(Body):
 
 
 class Sampled(Body):
-    """What completions and chats have in common. null means the default."""
+    """Parameters that completions and chats share. null means the default."""
 
     model: ModelName
     n: int | None = Field(None, ge=1, description="Number of answers to each prompt; 1 if not given.")
@@ -97,7 +97,7 @@ class Sampled(Body):
 
 
 class CompletionRequest(Sampled):
-    """POST /v1/completions."""
+    """Body of POST /v1/completions."""
 
     prompt: GivenPrompt
     max_tokens: int | None = Field(None, ge=0, description="New tokens at most; 16 if not given; 0 only with echo.")
@@ -124,7 +124,7 @@ class CompletionRequest(Sampled):
 
 
 class TextPart(Body):
-    """A part of a message; only text is there."""
+    """Text part of a message; there are no other parts."""
 
     type: Literal["text"]
     text: str
@@ -139,7 +139,7 @@ def _one_kind_of_content(value: Any) -> Any:
 
 
 class Message(Body):
-    """What somebody said."""
+    """Message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str | list[TextPart], BeforeValidator(_one_kind_of_content)]
@@ -147,18 +147,18 @@ class Message(Body):
 
     @property
     def text(self) -> str:
-        """All that was said."""
+        """Text of the whole message."""
         return self.content if isinstance(self.content, str) else "".join(each.text for each in self.content)
 
 
 class ResponseFormat(Body):
-    """The form of an answer: text."""
+    """Format of an answer; only text is supported."""
 
     type: Literal["text"]
 
 
 class ChatRequest(Sampled):
-    """POST /v1/chat/completions."""
+    """Body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, description="New tokens at most; as many as fit if not given.")
@@ -184,7 +184,7 @@ class ChatRequest(Sampled):
 
 
 class TokenizeRequest(Body):
-    """POST /tokenize, as vLLM has it."""
+    """Body of POST /tokenize, as in vLLM."""
 
     model: ModelName | None = None
     prompt: str
@@ -193,7 +193,7 @@ class TokenizeRequest(Body):
 
 
 class DetokenizeRequest(Body):
-    """POST /detokenize, as vLLM has it."""
+    """Body of POST /detokenize, as in vLLM."""
 
     model: ModelName | None = None
     tokens: list[TokenId]

@@ -1,4 +1,4 @@
-"""The model as the server has it: what handlers need of it, and what is the same for completions and chats."""
+"""Served model with the objects that request handlers share, and the code that completions and chats have in common."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from pangu_sigma.serve.refusals import Refused, nearest
 from pangu_sigma.serve.request_bodies import Sampled
 
 PREFIX = "sigma-"
+"""Prefix of model names: `sigma-zh` is the domain zh."""
 
 
 @dataclass
 class Served:
-    """A model that is served. Domains are its models in the sense of OpenAI's interface: `sigma-zh` is the domain zh."""
+    """Served model. Each domain is a model of OpenAI's interface: `sigma-zh` is the domain zh."""
 
     engine: Engine
     limits: Limits = field(default_factory=Limits)
@@ -49,13 +50,13 @@ class Served:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What answers with one seed are equal under: the model's configuration and its tokenizer."""
+        """System fingerprint: configuration and tokenizer. Answers with the same seed are equal if it is."""
         return f"{self.config.name}-{self.tokenizer.hash[:12]}"
 
     def domain(self, name: str | None, of_path: str | None = None) -> Domain:
-        """The domain of a served model. of_path: the model that the path of the request names.
+        """Return the domain of a model name. of_path: the model named by the request's path.
 
-        Raises Refused for a name that does not exist, and for none where there are several.
+        Raises Refused for an unknown name, and if none is given and there are several domains.
         """
         if name is not None and of_path is not None and name != of_path:
             raise Refused(
@@ -83,15 +84,15 @@ class Served:
         return self.domains[name]
 
     def template(self, domain: Domain) -> ChatTemplate:
-        """How messages become text in a domain."""
+        """Return the chat template of a domain."""
         return ChatTemplate.of(domain, self.config.chat)
 
     def room(self, prompts: Sequence[list[int]], wanted: int | None, usual: int) -> list[int]:
-        """Number of new tokens that each prompt may get. wanted: what the client says; usual: what it gets if it says nothing.
+        """Return the number of new tokens for each prompt. wanted: the client's max_tokens; usual: the default without it.
 
-        Raises Refused for a prompt that is too long, and for more tokens than fit behind it.
+        Raises Refused if a prompt, or prompt and new tokens together, exceed model.seq_length.
         """
-        found = []
+        new = []
         for ids in prompts:
             room = self.length - len(ids)
             if room < (wanted or 0) or room < 0:
@@ -102,13 +103,13 @@ class Served:
                     "prompt" if room < 1 else "max_tokens",
                     "context_length_exceeded",
                 )
-            found.append(min(usual, room) if wanted is None else wanted)
-        return found
+            new.append(min(usual, room) if wanted is None else wanted)
+        return new
 
     def requests(
         self, body: Sampled, domain: Domain, prompts: Sequence[list[int]], new: Sequence[int], extra: dict[str, Any]
     ) -> list[TextRequest]:
-        """What the engine is asked: n answers to each prompt, those of the first one first. extra: arguments of the request."""
+        """Make the engine's requests, n for each prompt. new: maximum new tokens of each prompt. extra: further arguments."""
         self._check_limits(body)
         sampling, seed = _sampling(body), secrets.randbits(53) if body.seed is None else body.seed
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
@@ -132,7 +133,7 @@ class Served:
         ]
 
     def ask(self, requests: list[TextRequest]) -> Answers:
-        """Ask the engine. Raises Refused when it does not take it."""
+        """Submit requests to the engine. Raises Refused if they are too many."""
         if len(requests) > self.limits.waiting:
             raise Refused(
                 400,
@@ -144,22 +145,22 @@ class Served:
         return Answers(self.thread, self.metrics, requests)
 
     def usage(self, answers: Sequence[Answer], n: int) -> Usage:
-        """Numbers of tokens of a request that has n answers to each prompt."""
+        """Count the tokens of a request with n answers to each prompt."""
         prompt, new = sum(len(a.request.ids) for a in answers[::n]), sum(len(a.tokens) for a in answers)
         return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
 
     def check_prompts(self, number: int) -> None:
-        """Raise Refused for more prompts than a request may have."""
+        """Raise Refused if a request has too many prompts."""
         if number > self.limits.prompts:
             raise _over("prompt", number, self.limits.prompts, "prompts")
 
     def check_messages(self, number: int) -> None:
-        """Raise Refused for more messages than a chat may have."""
+        """Raise Refused if a chat has too many messages."""
         if number > self.limits.messages:
             raise _over("messages", number, self.limits.messages, "messages")
 
     def check_logprobs(self, number: int | None, parameter: str) -> None:
-        """Raise Refused for more alternatives than may be asked for."""
+        """Raise Refused if too many alternatives are requested."""
         if number is not None and number > self.limits.logprobs:
             raise _over(parameter, number, self.limits.logprobs, "logprobs")
 
@@ -186,13 +187,13 @@ def _over(parameter: str, number: int, most: int, name: str) -> Refused:
 
 
 def _sampling(body: Sampled) -> Sampling:
-    """How tokens are drawn; OpenAI's defaults where the client says nothing."""
-    given = {
+    """Return the sampling options, with OpenAI's defaults for those that the client does not give."""
+    options = {
         name: getattr(body, name)
         for name in ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
         if getattr(body, name) is not None
     }
     try:
-        return Sampling(1.0 if body.temperature is None else body.temperature, max(body.top_k or 0, 0), **given)
+        return Sampling(1.0 if body.temperature is None else body.temperature, max(body.top_k or 0, 0), **options)
     except ConfigError as error:
         raise Refused(400, str(error), code="invalid_value") from error

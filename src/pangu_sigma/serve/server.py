@@ -1,4 +1,4 @@
-"""The process that serves: its socket, its patience with clients, its end."""
+"""Server process: listening socket, API key, timeouts of connections, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from pangu_sigma.serve.served import Served
 logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "PANGU_SIGMA_API_KEY"
-"""Variable of the environment that holds the key which clients have to know."""
+"""Environment variable with the API key that clients must send."""
 
 _HEAD_BYTES = 64 << 10
-"""Largest request line and headers together."""
+"""Maximum size of request line and headers together."""
 LAST_SECONDS = 2
-"""Time for connections to end after the answers have."""
+"""Timeout in seconds for connections to close after the last answer."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens. port: 0 for a free one. others: names that it has besides, of a proxy before it."""
+    """Address on which a server listens. port: 0 for any free port. others: further host names, such as a proxy's."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -45,33 +45,33 @@ class Address:
 
 
 def bind(address: Address) -> socket.socket:
-    """The socket of an address. Raises ConfigError when it cannot be had; a process that was killed leaves nothing in the way."""
+    """Bind a listening socket. Raises ConfigError if that fails. A port whose server was killed can be bound at once."""
     if not 0 <= address.port < 1 << 16:
         raise ConfigError(f"--port {address.port} is not allowed: 0 (any that is free) to 65535")
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        found = socket.socket(family, kind, protocol)
+        bound = socket.socket(family, kind, protocol)
     except OSError as error:
         raise ConfigError(f"--host {address.host}: {error.strerror}; choose an address of this machine") from error
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(where)
-        found.listen(2048)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(where)
+        bound.listen(2048)
     except OSError as error:
-        found.close()
+        bound.close()
         raise ConfigError(
             f"cannot listen at {address.host}, port {address.port}: {error.strerror}; stop what listens there, or choose another "
             "--port (0: any that is free) or --host"
         ) from error
-    return found
+    return bound
 
 
 def read_key(file: Path | None) -> str | None:
-    """The key that clients have to know: what a file holds, or else PANGU_SIGMA_API_KEY. None if there is neither.
+    """Read the API key from a file, or else from PANGU_SIGMA_API_KEY. Returns None if there is neither.
 
-    Raises ConfigError for a file that cannot be read, and for a key that no header can carry.
+    Raises ConfigError for a file that cannot be read, and for a key that cannot be sent in a header.
     """
     if file is not None:
         try:
@@ -91,9 +91,9 @@ def read_key(file: Path | None) -> str | None:
 
 
 def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str | None, limits: Limits) -> int:
-    """Serve until SIGINT or SIGTERM, and return the exit status: 1 when the model failed, else 0.
+    """Serve until SIGINT or SIGTERM, and return the exit status: 1 if the model failed, else 0.
 
-    What runs then is finished, if it takes no longer than limits.stop_seconds.
+    Answers that run at the signal have limits.stop_seconds to finish.
     """
     server = make_server(decoder, address, key, limits)
     warn_if_open(address, key)
@@ -105,7 +105,7 @@ def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str
 
 
 def warn_if_open(address: Address, key: str | None) -> None:
-    """Say it if others than this machine's people can use the model without a key."""
+    """Warn if the server is reachable from other machines without an API key."""
     if key is None and not is_local(address.host):
         logger.warning(
             "--host %s: everybody who reaches this machine can use the model; set %s, or --api-key-file",
@@ -115,7 +115,7 @@ def warn_if_open(address: Address, key: str | None) -> None:
 
 
 def make_server(decoder: Decoder, address: Address, key: str | None, limits: Limits) -> Server:
-    """A server whose `run` serves on sockets that listen already."""
+    """Make a server, whose `run` takes listening sockets."""
     served = Served(Engine(decoder, waiting=limits.waiting), limits)
     app = make_app(served, Names(address.host, address.others), key)
     config = uvicorn.Config(
@@ -134,7 +134,7 @@ def make_server(decoder: Decoder, address: Address, key: str | None, limits: Lim
 
 
 class Server(uvicorn.Server):
-    """Lets running answers end before it does. served: what it serves."""
+    """Uvicorn server that lets running answers finish before it stops."""
 
     def __init__(self, config: uvicorn.Config, served: Served):
         super().__init__(config)
@@ -152,13 +152,13 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     def stop(self) -> None:
-        """Take no more requests, and end when those that there are have ended."""
+        """Accept no more requests, and stop after the current ones."""
         self.should_exit = True
 
 
 def _protocol(limits: Limits) -> type[asyncio.Protocol]:
     class Patient(H11Protocol):
-        """Closes a connection on which no request comes in time, and those beyond the limit."""
+        """HTTP protocol that closes connections without a request in time, and those beyond the limit."""
 
         _deadline: asyncio.TimerHandle | None = None
 

@@ -1,4 +1,4 @@
-"""Answers on their way to a client: who is gone is noticed at once, and who takes nothing is left after a while."""
+"""Sending of responses: they stop at once when the client disconnects, and after a timeout when it reads nothing."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from pangu_sigma.serve.refusals import Refused
 _Result = TypeVar("_Result")
 
 DONE = "data: [DONE]\n\n"
+"""Last event of a stream."""
 
 
 class ClientIsGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client disconnected before its response."""
 
 
 async def while_there(request: Request, work: Awaitable[_Result]) -> _Result:
-    """The result of `work`, which is cancelled when the client goes; then ClientIsGone is raised."""
+    """Return the result of `work`. If the client disconnects, cancels it and raises ClientIsGone."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -36,12 +37,12 @@ async def while_there(request: Request, work: Awaitable[_Result]) -> _Result:
 
 
 class EventStream(Response):
-    """Bodies as server-sent events, one after another, and `[DONE]` at the end. on_end: called when it ends, however it does."""
+    """Streaming response of server-sent events, one for each body, and `[DONE]`. on_end: called when it ends, for any reason."""
 
     media_type = "text/event-stream"
 
     def __init__(self, bodies: AsyncIterator[AnswerBody], seconds: float, on_end: Callable[[], None]):
-        """seconds: time in which the client has to take an event."""
+        """seconds: timeout for sending one event to the client."""
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._bodies, self._seconds, self._on_end = bodies, seconds, on_end
@@ -59,7 +60,7 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         async def event(text: str, more: bool = True) -> None:
             body = {"type": "http.response.body", "body": text.encode(), "more_body": more}
-            async with asyncio.timeout(self._seconds):  # not wait_for: that of Python 3.11 may lose a cancellation
+            async with asyncio.timeout(self._seconds):  # Python 3.11's wait_for may lose a cancellation
                 await send(body)
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

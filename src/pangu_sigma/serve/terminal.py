@@ -1,4 +1,4 @@
-"""A chat in the terminal. Without one, each line of standard input is a message, and its answer a line of standard output."""
+"""Chat in the terminal. With input from a file or pipe, each line is a message and its answer goes to standard output."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ HELP = """\
 /help              this
 /quit              the end, as Ctrl-D; Ctrl-C ends an answer
 Anything else is said to the model. Write // for a message that begins with /."""
+"""Help text of the commands of the chat."""
 
 
 @dataclass
 class Settings:
-    """What a chat begins with. domain: None for the first. max_new_tokens: None for as many as fit. seed: None for a new one."""
+    """Options of a chat. domain: None for the first. max_new_tokens: None for as many as fit. seed: None for a random one."""
 
     domain: str | None = None
     temperature: float = 0.7
@@ -41,7 +42,7 @@ class Settings:
 
 @dataclass
 class Chat:
-    """A chat with a model. messages: what was said. seed: of the next answer."""
+    """Chat session with a model. messages: the history. write: prints answers. say: prints notes to the user."""
 
     engine: Engine
     settings: Settings
@@ -61,7 +62,7 @@ class Chat:
         self._seed = secrets.randbits(32) if self.settings.seed is None else self.settings.seed
 
     def answer(self, text: str) -> None:
-        """Say something to the model, and write its answer as it comes. Raises UserError or Refused for what does not fit."""
+        """Send a message to the model, and write its answer as it is generated. Raises UserError or Refused."""
         template = ChatTemplate.of(self.domain, self.config.chat)
         system: list[tuple[Role, str]] = [("system", self.system)] if self.system else []
         messages: list[tuple[Role, str]] = [*system, *self.messages, ("user", text)]
@@ -73,11 +74,11 @@ class Chat:
             self.domain, tuple(ids), self.settings.max_new_tokens or room, self.sampling, self._seed, template.stop
         )
         self._seed += 1
-        said = self._stream(request)
-        self.messages += [("user", text), ("assistant", said)]
+        reply = self._stream(request)
+        self.messages += [("user", text), ("assistant", reply)]
 
     def command(self, line: str) -> bool:
-        """Do what a line that begins with / says; False when it is the end. Raises UserError or Refused."""
+        """Execute a line that begins with /. Returns False if it ends the chat. Raises UserError or Refused."""
         word, _, rest = line.partition(" ")
         rest = rest.strip()
         match word:
@@ -123,12 +124,12 @@ class Chat:
         self.answer(text)
 
     def _stream(self, request: Request) -> str:
-        told = 0
+        shown = 0
         answer = self.engine.submit(request)
         try:
             while answer.finish is None:
                 self.engine.step()
-                told += self._tell(answer, told)
+                shown += self._tell(answer, shown)
         except KeyboardInterrupt:
             self.engine.cancel(answer)
             self.engine.step()
@@ -136,15 +137,15 @@ class Chat:
         self.write("\n")
         return answer.text.strip()
 
-    def _tell(self, answer: Answer, told: int) -> int:
-        text = answer.text.lstrip()[told:]
+    def _tell(self, answer: Answer, shown: int) -> int:
+        text = answer.text.lstrip()[shown:]
         if text:
             self.write(text)
         return len(text)
 
 
 def talk(decoder: Decoder, settings: Settings, lines: TextIO, output: TextIO) -> int:
-    """Chat until the lines end, and return the exit status. Raises ConfigError for a domain that is not there."""
+    """Run a chat until the input ends, and return the exit status. Raises ConfigError for an unknown domain."""
     people = lines.isatty()
 
     def write(text: str) -> None:
@@ -168,7 +169,7 @@ def talk(decoder: Decoder, settings: Settings, lines: TextIO, output: TextIO) ->
 
 
 def _try(do: Callable[[str], bool | None], line: str, say: Callable[[str], None]) -> bool:
-    """Do something with a line, and say what cannot be done. False when it is the end."""
+    """Call `do` with a line and print its errors. Returns False if the chat ends."""
     try:
         return do(line) is not False
     except Refused as error:
@@ -179,7 +180,7 @@ def _try(do: Callable[[str], bool | None], line: str, say: Callable[[str], None]
 
 
 def _line(chat: Chat, lines: TextIO, people: bool) -> str | None:
-    """The next line without blanks around it, None at the end."""
+    """Return the next line, stripped; None at the end."""
     if not people:
         line = lines.readline()
         return line.strip() if line else None
@@ -192,7 +193,7 @@ def _line(chat: Chat, lines: TextIO, people: bool) -> str | None:
 
 
 def _make_lines_editable() -> None:
-    """Let `input` edit lines and remember them, where Python was built with it."""
+    """Enable line editing and history of `input`, where Python has readline."""
     try:
         import readline  # noqa: F401
     except ImportError:

@@ -1,4 +1,4 @@
-"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them: with these lm-evaluation-harness needs no tokenizer of its own."""
+"""/tokenize, /detokenize and /tokenizer_info as in vLLM; with them lm-evaluation-harness needs no tokenizer of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pangu_sigma.serve.served import Served
 
 
 async def tokenize(served: Served, body: TokenizeRequest, of_path: str | None) -> Tokenized:
-    """Token ids of a text as a domain reads it. Raises Refused."""
+    """Tokenize a text in a domain. Raises Refused."""
     domain = served.domain(body.model, of_path)
     ids = await served.prompts.in_thread(served.prompts.read, body.prompt, domain, body.add_special_tokens is not False)
     names = [served.texts.shown(token) for token in ids] if body.return_token_strs else None
@@ -17,7 +17,7 @@ async def tokenize(served: Served, body: TokenizeRequest, of_path: str | None) -
 
 
 def detokenize(served: Served, body: DetokenizeRequest, of_path: str | None) -> Detokenized:
-    """The text of token ids, which mean the same in every domain. Raises Refused."""
+    """Decode token ids, which mean the same in every domain. Raises Refused."""
     if body.model is not None:
         served.domain(body.model, of_path)
     most = served.tokenizer.size - 1
@@ -27,7 +27,7 @@ def detokenize(served: Served, body: DetokenizeRequest, of_path: str | None) -> 
 
 
 def tokenizer_info(served: Served, name: str | None, of_path: str | None) -> TokenizerInfo:
-    """What a client must know to use token ids and to write chats itself. Raises Refused."""
+    """Return the facts with which a client can use token ids and format chats itself. Raises Refused."""
     names, tokenizer = served.tokenizer.vocabulary.pieces, served.tokenizer
     return TokenizerInfo(
         tokenizer_class="PanGuSigmaTokenizer",

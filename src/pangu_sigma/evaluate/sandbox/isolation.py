@@ -1,7 +1,7 @@
-"""What a program sees and who it is: namespaces of its own, a root with nothing but Python in it, a user id of its own.
+"""Isolation of a program: its own namespaces, a root folder with nothing but Python, and its own user id.
 
-As root this takes the capability SYS_ADMIN. For anybody else it takes user namespaces; the user id is then of the namespace, and
-outside of it still that of the user, which is why nothing that this user could read is in the new root.
+Root needs the capability SYS_ADMIN for this. Other users need user namespaces; outside of the namespace the program's user id is
+then still the user's, which is why the new root has no file that only this user could read.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pangu_sigma.evaluate.sandbox import libc
 from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
 
 WORK = "/work"
-"""The program's folder, and the only one that it can write to."""
+"""The program's folder, the only one that it can write to."""
 
 _SHOWN = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
-"""What is there beside Python's own folder: libraries, and what says where they are. No /proc, no /etc, no home."""
+"""Paths in the new root beside Python's folder: libraries and their index. No /proc, no /etc, no home."""
 
 _KEPT = {
     "nosuid": libc.NOSUID,
@@ -29,11 +29,11 @@ _KEPT = {
     "nodiratime": libc.NODIRATIME,
     "relatime": libc.RELATIME,
 }
-"""Options of a mount that stay when it becomes read-only: the kernel refuses to take them away."""
+"""Mount options to keep when a mount becomes read-only: the kernel does not allow their removal."""
 
 
 def enter_namespaces() -> None:
-    """Leave the namespaces of mounts, IPC, network and, for children, processes. Raises OSError where that is not allowed."""
+    """Enter new namespaces of mounts, IPC, network and, for children, processes. Raises OSError if not allowed."""
     namespaces = libc.NEWNS | libc.NEWIPC | libc.NEWNET | libc.NEWPID
     if os.geteuid() == 0:
         libc.unshare(namespaces)
@@ -46,7 +46,7 @@ def enter_namespaces() -> None:
 
 
 def own_user() -> int:
-    """A user id that no account has, another one for each process; the own id for who may not choose. Raises OSError for none."""
+    """Return an unused user id, different for each process; without root, the own id. Raises OSError if none is free."""
     if os.geteuid() != 0:
         return os.geteuid()
     ranges = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
@@ -59,7 +59,7 @@ def own_user() -> int:
 
 
 def make_small_root(limits: ProgramLimits, user: int) -> None:
-    """Make a root that has libraries and Python, read-only, and an empty folder, and forget the old one. Raises OSError."""
+    """Make a read-only root with libraries, Python and an empty folder, and unmount the old one. Raises OSError."""
     libc.mount(None, "/", flags=libc.REC | libc.PRIVATE)
     libc.mount("tmpfs", "/tmp", "tmpfs", libc.NOSUID, "mode=755,size=1m")
     Path("/tmp/old").mkdir()
@@ -77,7 +77,7 @@ def make_small_root(limits: ProgramLimits, user: int) -> None:
 
 
 def become(user: int) -> None:
-    """Give up root for a user id, which is the id of its group too. Who is not root stays who they are."""
+    """Give up root for a user id, also as group id. Does nothing for other users."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(user, user, user)
@@ -85,7 +85,7 @@ def become(user: int) -> None:
 
 
 def _show(path: str) -> None:
-    """Have a file, a folder or a link of the old root in the new one."""
+    """Make a file, folder or link of the old root available in the new one."""
     old, new = Path(f"/old{path}"), Path(path)
     if old.is_symlink():
         new.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def _show(path: str) -> None:
 
 
 def _mounted() -> list[tuple[str, int]]:
-    """The mounts of the new root that become read-only, with the options that they keep."""
+    """Return the mounts of the new root to make read-only, with the options to keep."""
     found = []
     for line in Path("/old/proc/self/mountinfo").read_text().splitlines():
         words = line.split()

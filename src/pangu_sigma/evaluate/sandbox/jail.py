@@ -1,13 +1,13 @@
-"""The process beside a program of the sandbox: it isolates, starts, watches and ends it, and says how it ended.
+"""Process around a program of the sandbox: it isolates, starts, watches and ends it, and reports its outcome.
 
     python -S -s -m pangu_sigma.evaluate.sandbox.jail < task.json
 
 is what `sandbox.py` starts, so that nothing of an evaluation is in reach: this process has read no data and no model. Its child is
-the first process of a namespace, and what it starts there is the program; when the child ends, the kernel ends all that is left.
+the first process of a namespace, and starts the program there; when the child ends, the kernel ends all remaining processes.
 
-A program has passed if its text came to its end and then wrote a secret that is new each time. The secret waits in a pipe, and
-nothing in the process has it before the text has ended; so no way to end early, quietly or with the status 0, passes. A program
-that was written to find this very pipe in its own process could cheat; no scorer that calls functions in one process prevents it.
+A program has passed if its text ran to its end and then wrote a secret that is new each time. The secret waits in a pipe, and
+nothing in the process has it before the text has ended; so no early exit, quiet or with status 0, passes. A program that was
+written to find this very pipe in its own process could cheat; no scorer that calls functions in one process prevents that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
 from pangu_sigma.evaluate.sandbox.system_calls import deny_calls
 
 _SECRET, _ANSWER, _TROUBLE = 3, 4, 5
-"""File descriptors of a program: the secret, where it is to be written, and what went wrong before the program began."""
+"""File descriptors of a program: the secret, the pipe for its answer, and errors before the program began."""
 
 _PROGRAM = "program.py"
 
@@ -45,18 +45,18 @@ def start():
     _exit(0)
 start()
 """
-"""What the program's interpreter runs. The module's name is not __main__, as in HumanEval's own scorer. What ends the process comes
-right after the secret, before anything that the program left for its end."""
+"""Code that the program's interpreter runs. As in HumanEval's own scorer, the module is not named __main__. The process exits
+right after writing the secret, before exit handlers of the program."""
 
 _SHOWN_OUTPUT = 4096
-"""Bytes of the end of a program's output that are looked at, to say why it failed."""
+"""Bytes at the end of a program's output that are searched for the reason of its failure."""
 
 
 def watch(task: dict[str, Any]) -> dict[str, Any]:
-    """Run a program, and tell of it: {"passed": bool, "why": str}, or {"missing": str} where it cannot be isolated.
+    """Run a program and return {"passed": bool, "why": str}, or {"missing": str} where it cannot be isolated.
 
-    task: "program", its text; "limits", those of `ProgramLimits`; "unsafe", True to run it where it cannot be isolated too, under
-    the own user id and in a folder of its own.
+    task: "program", its text; "limits", those of `ProgramLimits`; "unsafe", True to run it even where it cannot be isolated, under
+    the own user id and in its own folder.
     """
     limits, isolated = ProgramLimits(**task["limits"]), True
     user = os.geteuid()
@@ -71,7 +71,7 @@ def watch(task: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Watch:
-    """A program from its start to its end."""
+    """Run of one program, from start to end."""
 
     def __init__(self, program: str, limits: ProgramLimits, user: int, isolated: bool):
         self._program, self._limits, self._user, self._isolated = program, limits, user, isolated
@@ -97,7 +97,7 @@ class _Watch:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> tuple[int, int, int, int]:
-        """What is read of the program: output, answer, trouble; and the process to wait for."""
+        """Start the program, and return the pipes to read (output, answer, trouble) and the process to wait for."""
         (output, output_in), (secret, secret_in), (answer, answer_in), (trouble, trouble_in) = (
             os.pipe() for _ in range(4)
         )
@@ -177,7 +177,7 @@ class _Watch:
         return new
 
     def _rest_of(self, output: int) -> str:
-        """Read what a program that has ended left in the pipe, and say if that was too much."""
+        """Read what an ended program left in the pipe, and return the limit if it is too much, or ""."""
         os.set_blocking(output, False)
         try:
             while self._take(output):
@@ -191,7 +191,7 @@ class _Watch:
         return f"more than {most} bytes of output" if self._written > most else ""
 
     def _reason(self, status: int) -> str:
-        """Why a program that ended by itself has not passed."""
+        """Return the reason why a program that ended by itself has not passed."""
         if status == 128 + signal.SIGXCPU:
             return f"more than {self._limits.cpu_seconds} s of computing"
         if status > 128:
@@ -211,7 +211,7 @@ def _keep_open(*descriptors: int) -> None:
 
 
 def _wakes_at_ends_of_children() -> int:
-    """A file descriptor that can be read after each end of a child."""
+    """Return a file descriptor that becomes readable whenever a child ends."""
     woken, wakes = os.pipe()
     for each in (woken, wakes):
         os.set_blocking(each, False)
@@ -226,20 +226,20 @@ def _status_of(child: int) -> int | None:
 
 
 def _end(child: int) -> int:
-    """End a child; when this returns, nothing of its namespace of processes is left. Returns its status."""
+    """End a child and, with it, all processes of its namespace. Returns its status."""
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return _as_in_a_shell(status)
 
 
 def _as_in_a_shell(status: int) -> int:
-    """An exit status, or 128 and the signal that ended a process."""
+    """Return an exit status, or 128 plus the signal that ended a process."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
 def _all_of(descriptor: int) -> bytes:
-    """What a pipe holds that nobody writes to any more."""
+    """Return the contents of a pipe that has no writers any more."""
     os.set_blocking(descriptor, False)
     try:
         return os.read(descriptor, 4096)
@@ -253,7 +253,7 @@ def _said(error: OSError) -> str:
 
 
 def main() -> None:
-    """Read a task, and write what came of it."""
+    """Read a task, and write its result."""
     libc.die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left behind
     task = json.load(sys.stdin.buffer)

@@ -1,4 +1,4 @@
-"""Calls of Linux that Python 3.11 has no function for. Each raises OSError, with the name of the call in its text."""
+"""Linux system calls that Python 3.11 has no function for. Each raises OSError, with the name of the call in its text."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(namespaces: int) -> None:
-    """Leave these namespaces for new ones; that of processes is the children's."""
+    """Enter new namespaces; a new process namespace holds the children only."""
     _call("unshare", ctypes.c_int(namespaces))
 
 
 def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, options: str | None = None) -> None:
-    """Mount a file system, or a folder or file a second time."""
+    """Mount a file system, or bind-mount a folder or file."""
     texts = [None if text is None else text.encode() for text in (source, target, kind, options)]
     _call("mount", *texts[:3], ctypes.c_ulong(flags), texts[3])
 
 
 def make_root(new: str, old: str) -> None:
-    """Make a mounted folder the root of this mount namespace, and put the old root into a folder of it."""
+    """Make a mounted folder the root of this mount namespace, and move the old root into a folder of it."""
     _call("syscall", ctypes.c_long(_PIVOT_ROOT[platform.machine()]), new.encode(), old.encode())
     os.chdir("/")
 
 
 def unmount(target: str) -> None:
-    """Take a mounted tree away, with all that is mounted in it."""
+    """Detach a mount and all mounts below it."""
     _call("umount2", target.encode(), ctypes.c_int(_DETACH))
 
 
 def die_with_parent(signal: int) -> None:
-    """Have this signal sent to this process when the thread that started it ends."""
+    """Request this signal for this process at the end of the thread that started it."""
     _prctl(_PDEATHSIG, signal)
 
 
 def gain_no_privileges() -> None:
-    """Let no program that this process becomes have more rights than it has."""
+    """Prevent this process from gaining privileges by executing programs."""
     _prctl(_NO_NEW_PRIVILEGES, 1)
 
 
 def filter_calls(program: ctypes.Structure) -> None:
-    """Set a filter of system calls, a `struct sock_fprog`, for ever."""
+    """Install a filter of system calls, a `struct sock_fprog`, permanently."""
     _prctl(_SECCOMP, 2, ctypes.addressof(program))
 
 

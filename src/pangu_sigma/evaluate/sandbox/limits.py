@@ -1,4 +1,4 @@
-"""What a program may use."""
+"""Resource limits of a program in the sandbox."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ProgramLimits:
-    """The most that one program may use; our choice. HumanEval's own scorer gives 3 s of wall time, where neighbours cost time too.
+    """Resource limits of one program; our choice. HumanEval's own scorer gives 3 s of wall time, which other load uses up too.
 
-    cpu_seconds: of computing, whole seconds. wall_seconds: from the start to the end. memory_bytes: of address space.
-    output_bytes: written to standard output and standard error together. folder_bytes: in all files of its folder.
-    files: number of files and folders that it may have there.
+    cpu_seconds: CPU time, whole seconds. wall_seconds: from start to end. memory_bytes: address space. output_bytes: standard
+    output and standard error together. folder_bytes: all files in its folder. files: number of files and folders there.
     """
 
     cpu_seconds: int = 3
@@ -23,7 +22,7 @@ class ProgramLimits:
     files: int = 64
 
     def apply(self) -> None:
-        """Set what the kernel counts for a process, once it has its user id: root is bound by no number of processes."""
+        """Set the kernel's limits on this process, after it has its user id: root's number of processes is not limited."""
         for what, most in (
             (resource.RLIMIT_AS, self.memory_bytes),
             (resource.RLIMIT_FSIZE, self.folder_bytes),

@@ -1,4 +1,4 @@
-"""Programs that a model has written, run where they can do no harm."""
+"""Sandbox for programs that a model has written."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
 logger = getLogger(__name__)
 
 _PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-"""The interpreter without an environment around it: a program has the standard library."""
+"""Python interpreter without a virtual environment: a program has the standard library."""
 
 _FOR_THE_JAIL = 30
-"""Seconds that starting and ending may take beside the program, on a machine that does much else."""
+"""Seconds for the start and end of the process around a program, on a busy machine."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended. passed: True if its text came to its end. why: "passed", the limit that it met, or what it last said."""
+    """Outcome of a program. passed: True if it ran to its end. why: "passed", the limit that it reached, or its last output."""
 
     passed: bool
     why: str
 
 
 class Sandbox:
-    """Runs Python programs, each in one process with a user id, a root, and namespaces of its own, within limits.
+    """Sandbox that runs Python programs, each in one process with its own user id, root and namespaces, within limits.
 
     A program sees Python's standard library and an empty folder; no network, no other process, no file of the user's.
     """
 
     def __init__(self, limits: ProgramLimits = ProgramLimits(), workers: int | None = None, unsafe: bool = False):  # noqa: B008 (frozen)
-        """workers: programs at a time; by default as many as there are CPUs to use.
+        """workers: programs in parallel; by default the number of usable CPUs.
 
-        unsafe: True to run programs where they cannot be isolated too: within the limits and without the system calls of
-        `system_calls.DENIED`, but under the own user id, with every file of it in reach. A warning says so.
-        Raises ConfigError where programs cannot be isolated, or not started at all, and for numbers that cannot be.
+        unsafe: True to run programs even where they cannot be isolated: within the limits and without the system calls of
+        `system_calls.DENIED`, but under the user's own id, with access to all files of the user. A warning says so. Raises
+        ConfigError where programs cannot be isolated, or not started at all, and for invalid numbers.
         """
         self._limits, self._unsafe = limits, unsafe
         self._workers = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -55,14 +55,14 @@ class Sandbox:
         self._check()
 
     def run(self, program: str) -> Outcome:
-        """Run a program to its end, or to a limit. When this returns, nothing of it is left: no process, no file."""
-        said = self._jailed(program, self._unsafe)
-        if "missing" in said:
-            raise ConfigError(_refusal(said["missing"]))
-        return Outcome(said["passed"], said["why"])
+        """Run a program to its end, or to a limit. When this returns, none of its processes and files are left."""
+        report = self._jailed(program, self._unsafe)
+        if "missing" in report:
+            raise ConfigError(_refusal(report["missing"]))
+        return Outcome(report["passed"], report["why"])
 
     def run_all(self, programs: Sequence[str]) -> list[Outcome]:
-        """Run many programs, several at a time, and return their outcomes in order."""
+        """Run programs in parallel, and return their outcomes in order."""
         threads = ThreadPoolExecutor(self._workers, "sandbox")
         try:
             return list(
@@ -72,25 +72,25 @@ class Sandbox:
             threads.shutdown(cancel_futures=True)
 
     def _check(self) -> None:
-        """Find out if programs can be isolated, and started."""
-        said = self._jailed("", unsafe=False)
-        if "missing" in said:
+        """Check that programs can be isolated and started."""
+        report = self._jailed("", unsafe=False)
+        if "missing" in report:
             if not self._unsafe:
-                raise ConfigError(_refusal(said["missing"]))
+                raise ConfigError(_refusal(report["missing"]))
             logger.warning(
                 "programs are not isolated, because %s is missing here: they run under your user id, and can read and change "
                 "what you can; limits on time, memory and output hold, and the network and other processes are out of reach",
-                said["missing"],
+                report["missing"],
             )
-            said = self._jailed("", unsafe=True)
-        if not said.get("passed"):
+            report = self._jailed("", unsafe=True)
+        if not report.get("passed"):
             raise ConfigError(
-                f"an empty program does not run in the sandbox: {said.get('why') or said['missing']}; {_PYTHON} must "
+                f"an empty program does not run in the sandbox: {report.get('why') or report['missing']}; {_PYTHON} must "
                 f"start there, within {self._limits}, with its own folder, {sys.base_prefix}, and the libraries in /usr and /lib"
             )
 
     def _jailed(self, program: str, unsafe: bool) -> dict:
-        """What `jail.watch` says of a program."""
+        """Return the result of `jail.watch` for a program."""
         task = {"program": program, "limits": asdict(self._limits), "unsafe": unsafe, "parent": os.getpid()}
         command = [_PYTHON, "-s", "-S", "-m", "pangu_sigma.evaluate.sandbox.jail"]
         surroundings = {"PYTHONPATH": str(Path(pangu_sigma.__file__).parents[1]), "PATH": os.environ.get("PATH", "")}

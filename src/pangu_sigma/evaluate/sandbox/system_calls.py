@@ -1,7 +1,7 @@
-"""The system calls that no program in the sandbox may make.
+"""Filter of system calls for programs in the sandbox.
 
-It has one process and one thread, so that limits on a process are limits on the program; memory only where it is counted as its
-own; no network; no namespaces, in which it would have rights; and no way to others' memory, keys or signals.
+A program has one process and one thread, so that limits on a process are limits on the program; only memory that is counted as its
+own; no network; no namespaces, in which it would have privileges; and no access to memory, keys or signals of other processes.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ DENIED = {
     "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425),
 }
-"""Numbers of the calls on x86_64 and aarch64; None where there is none."""
+"""Numbers of the denied calls on x86_64 and aarch64; None if the machine has no such call."""
 
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Column of `DENIED`, and the number by which the kernel calls the machine."""
+"""Column of `DENIED`, and the kernel's number of the machine."""
 
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
@@ -66,7 +66,7 @@ class _Program(ctypes.Structure):
 
 
 def deny_calls() -> None:
-    """Refuse these calls, with EPERM, to this process and all that it becomes. Raises OSError where that cannot be."""
+    """Deny the calls of `DENIED`, with EPERM, to this process and its children. Raises OSError if that is not possible."""
     if platform.machine() not in _MACHINES:
         raise OSError(
             errno.ENOSYS, f"system calls can be filtered on {' and '.join(_MACHINES)}, not on {platform.machine()}"

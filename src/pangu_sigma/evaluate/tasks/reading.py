@@ -1,12 +1,11 @@
-"""The published files of Chinese benchmarks as items for lm-evaluation-harness. Needs nothing of this project.
+"""Loaders of Chinese benchmarks for lm-evaluation-harness, from their published files. Needs nothing of this project.
 
-Files stand at FOLDER/<task>/<published file name>; the harness is told FOLDER by --metadata '{"data": "FOLDER"}'. Each function is
-the `custom_dataset` of tasks whose YAML says by `dataset_kwargs` what is read. It gives the split "items", and the split "skipped":
-lines that could not be used, each with what was expected. A file that is not there, that cannot be read as a whole, or of which
-nothing can be used, is an error.
+Files are at FOLDER/<task>/<published file name>; --metadata '{"data": "FOLDER"}' tells the harness FOLDER. Each function is the
+`custom_dataset` of tasks whose YAML configures it by `dataset_kwargs`. It returns the split "items", and the split "skipped":
+lines that could not be used, each with what was expected. A missing or unreadable file, or one without a usable line, is an error.
 
-A text that would not fit into seq_length tokens (among the metadata too, 1,024 by default) if each character were one is cut, and
-the item says so by "cut".
+A text that would not fit into seq_length tokens (also in the metadata, by default 1,024), counted as one token per character, is
+cut, and its item has "cut" set.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ from datasets import Dataset, DatasetDict
 logger = logging.getLogger("pangu_sigma.evaluate.tasks")
 
 _ASKING = "阅读文章：\n问：\n答："
-"""What the template of questions on a document has beside both."""
+"""Fixed text in the template of questions on a document."""
 _BLANK, _IDIOM, _MASK = "XXXXX", re.compile(r"#idiom\d+#"), re.compile(r"(?:<mask>)+")
 _SHOWN = 5
-"""Skipped lines of which the log tells what is wrong; all of them are in the split "skipped"."""
+"""Number of skipped lines that the log explains; all of them are in the split "skipped"."""
 
 Item = dict[str, Any]
 ItemRows = Iterator[tuple[str, Any]]
-"""What may become items, each after where it stands in its file; a `NoItem` where it could not be read."""
+"""Rows from which items are made, each after its location in the file; a `NoItem` for a row that could not be read."""
 
 
 class NoItem(ValueError):
-    """A line or an entry that is no item; the message says what was expected."""
+    """Error of a line or entry that is no item; the message names what was expected."""
 
 
 class TaskFiles(NamedTuple):
-    """Where a task's files are. published: the page that has them, and their format."""
+    """Location of a benchmark's files. published: URL of the page with the files and their format."""
 
     data: str | None
     folder: str
@@ -49,7 +48,7 @@ class TaskFiles(NamedTuple):
     seq_length: int = 1024
 
     def path(self, file: str) -> Path:
-        """The path of a file. Raises FileNotFoundError, which says where it is published, and ValueError without a folder."""
+        """Return the path of a benchmark's file. Raises FileNotFoundError, which names its source; ValueError without a folder."""
         if not self.data:
             raise ValueError(
                 f"{self.folder} reads files, and no folder was given: --files FOLDER of pangu-sigma benchmark, or --metadata "
@@ -63,18 +62,17 @@ class TaskFiles(NamedTuple):
         return path
 
     def room(self, *others: str | int) -> int:
-        """Characters that a text may have beside others, given as texts or as numbers, an <eot> before it and a token after it; at
-        least one."""
+        """Return the maximum characters, at least 1, of a text beside `others` (texts or lengths), an <eot> and one new token."""
         return max(1, self.seq_length - 2 - sum(o if isinstance(o, int) else len(o) for o in others))
 
     def json_lines(self, file: str) -> ItemRows:
-        """The objects of a file that has one a line."""
+        """Yield the objects of a file with one a line."""
         for number, line in enumerate(self.path(file).read_bytes().split(b"\n"), 1):
             if line.strip():
                 yield f"{file}:{number}", _parsed(line)
 
     def json_file(self, file: str) -> Any:
-        """What a file holds that is JSON as a whole. Raises ValueError if it is not."""
+        """Read a file that is one JSON value. Raises ValueError if it is not."""
         path = self.path(file)
         try:
             return json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -84,32 +82,32 @@ class TaskFiles(NamedTuple):
             ) from error
 
     def items(self, rows: ItemRows, item: Callable[[Any], Iterable[Item]]) -> DatasetDict:
-        """The items of all rows, and the rows that have none. Raises ValueError if no row has one."""
-        found, skipped = list[Item](), list[dict[str, str]]()
+        """Convert rows to items, and collect the rows that have none. Raises ValueError if no row has one."""
+        items, skipped = list[Item](), list[dict[str, str]]()
         for where, row in rows:
             try:
                 if isinstance(row, NoItem):
                     raise row
-                found += item(row)
+                items += item(row)
             except NoItem as reason:
                 skipped.append({"where": where, "why": str(reason)})
         shown = "; ".join(f"{each['where']}: {each['why']}" for each in skipped[:_SHOWN])
-        if not found:
+        if not items:
             raise ValueError(
                 f"{Path(self.data or '') / self.folder} has no usable item: {shown or 'its file is empty'}; expected is the format "
                 f"of {self.published}"
             )
         if skipped:
             logger.warning(
-                "%s: %d lines or entries skipped, %d items are left: %s", self.folder, len(skipped), len(found), shown
+                "%s: %d lines or entries skipped, %d items are left: %s", self.folder, len(skipped), len(items), shown
             )
-        if cut := sum(each["cut"] for each in found):
+        if cut := sum(each["cut"] for each in items):
             logger.warning(
                 "%s: %d of %d items were cut to seq_length=%d tokens of a character each",
-                *(self.folder, cut, len(found), self.seq_length),
+                *(self.folder, cut, len(items), self.seq_length),
             )
         columns = {key: [each[key] for each in skipped] for key in ("where", "why")}
-        return DatasetDict({"items": Dataset.from_list(found), "skipped": Dataset.from_dict(columns)})
+        return DatasetDict({"items": Dataset.from_list(items), "skipped": Dataset.from_dict(columns)})
 
 
 def labelled(
@@ -120,11 +118,11 @@ def labelled(
     candidates: int | None = None,
     **source: Any,
 ) -> DatasetDict:
-    """A template filled with each label's word: CMNLI, OCNLI, AFQMC, CSL, CLUEWSC2020, TNEWS, IFLYTEK.
+    """Load a classification task, as a template with each label's word: CMNLI, OCNLI, AFQMC, CSL, CLUEWSC2020, TNEWS, IFLYTEK.
 
     template: its fields are those of a line, or of the object "target" in it, and {label}. labels: the word of each label, or the
-    name of a file that has them. cut: the field that is cut if the text is too long. candidates: number of labels to choose from;
-    the true one, and those whose SHA-256 with the text is smallest, so that each item has its own draw, the same everywhere.
+    name of a file with them. cut: field to cut if the text is too long. candidates: number of labels to choose from: the true one,
+    and those whose SHA-256 with the text is smallest, so that each item has its own reproducible draw.
     """
     of = _task_files(source)
     words = dict(_labels(of, labels)) if isinstance(labels, str) else dict(labels)
@@ -149,7 +147,7 @@ def labelled(
 
 
 def squad(file: str, answer: int, **source: Any) -> DatasetDict:
-    """Questions on paragraphs, as SQuAD has them: CMRC2018, DRCD. answer: the most tokens of an answer."""
+    """Load questions on paragraphs, in SQuAD's format: CMRC2018, DRCD. answer: maximum tokens of an answer."""
     of = _task_files(source)
 
     def rows() -> ItemRows:
@@ -167,7 +165,7 @@ def squad(file: str, answer: int, **source: Any) -> DatasetDict:
 
 
 def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
-    """Questions of a search engine. What is read is the first document that a person selected, its paragraphs together."""
+    """Load DuReader's questions of a search engine. The text is the first document that a person selected, all paragraphs."""
     of = _task_files(source)
 
     def item(row: Any) -> list[Item]:
@@ -184,7 +182,7 @@ def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
 
 
 def webqa(file: str, **source: Any) -> DatasetDict:
-    """Questions without a text: WebQA. The answers are those of all evidences that have one."""
+    """Load WebQA's questions without a text. The answers are those of all evidences that have one."""
     of = _task_files(source)
     tree = of.json_file(file)
     if not isinstance(tree, dict):
@@ -204,10 +202,10 @@ def webqa(file: str, **source: Any) -> DatasetDict:
 
 
 def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **source: Any) -> DatasetDict:
-    """A word left out of a sentence of a passage: PD&CFT, CMRC2017. The passage ends where the word was.
+    """Load passages with a missing word: PD&CFT, CMRC2017. The prompt is the passage up to that word.
 
-    files: by the name of the metric; they take turns, so that the first items are of all of them. answers: the file of the answers,
-    where they do not stand with the questions. Words are cut apart by blanks in these files; the blanks are taken out.
+    files: by the name of the metric; they alternate, so that the first items are from all of them. answers: file of the answers,
+    if separate from the questions. These files have blanks between words; the blanks are removed.
     """
     of = _task_files(source)
     known = dict(_answers(of, answers)) if answers else None
@@ -230,7 +228,7 @@ def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **s
 
 
 def chid(file: str, answers: str, **source: Any) -> DatasetDict:
-    """An idiom left out of a passage, and ten candidates: ChID as CLUE has it. Other blanks of a passage are taken out."""
+    """Load passages with a missing idiom and ten candidates: ChID in CLUE's version. Other blanks of a passage are removed."""
     of = _task_files(source)
     known = of.json_file(answers)
 
@@ -254,7 +252,7 @@ def chid(file: str, answers: str, **source: Any) -> DatasetDict:
 
 
 def sentence_cloze(file: str, before: int, after: int, **source: Any) -> DatasetDict:
-    """A sentence left out of a passage: CMRC2019, an item for each blank. before, after: the most characters around it."""
+    """Load passages with missing sentences: CMRC2019, an item for each blank. before, after: maximum characters around it."""
     of = _task_files(source)
 
     def item(row: Any) -> list[Item]:
@@ -274,7 +272,7 @@ def sentence_cloze(file: str, before: int, after: int, **source: Any) -> Dataset
 
 
 def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
-    """Questions on dialogues and other passages, each with candidates: C3. Its files are lists in lists."""
+    """Load multiple-choice questions on dialogues and other passages: C3. Its files are nested lists."""
     of = _task_files(source)
 
     def rows() -> ItemRows:
@@ -301,7 +299,7 @@ def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
 
 
 def wplc(file: str, **source: Any) -> DatasetDict:
-    """The last word of a passage: Chinese WPLC. What stands after the word, a full stop, is not read."""
+    """Load passages with a missing last word: Chinese WPLC. The full stop after the word is not read."""
     of = _task_files(source)
 
     def item(row: Any) -> list[Item]:
@@ -316,7 +314,7 @@ def wplc(file: str, **source: Any) -> DatasetDict:
 
 
 def _task_files(given: Mapping[str, Any]) -> TaskFiles:
-    """The source among what the harness gives: all metadata, and arguments of the model."""
+    """Return the location of the files from the harness's arguments: all metadata, and arguments of the model."""
     length = given.get("seq_length", 1024)
     if not isinstance(length, int) or length < 1:
         raise ValueError(f"seq_length={length!r} among the metadata is not allowed: a number of tokens, 1 or more")
@@ -329,7 +327,7 @@ def _question(of: TaskFiles, document: str, question: str, answers: list[str], a
 
 
 def _filled(of: TaskFiles, left: str, right: str, choices: Sequence[str], gold: int) -> Item:
-    """A passage with each candidate; if it is too long, three fifths of the room are for what stands before."""
+    """Return a passage with each candidate; if it is too long, three fifths of the room are for the text before the blank."""
     room = of.room(max(choices, key=len))
     cut = len(left) + len(right) > room
     if cut:
@@ -340,7 +338,7 @@ def _filled(of: TaskFiles, left: str, right: str, choices: Sequence[str], gold: 
 
 
 def _drawn(labels: list[str], label: str, text: str, candidates: int | None) -> list[str]:
-    """The labels to choose from, in the order of all."""
+    """Return the labels to choose from, in their original order."""
     if candidates is None:
         return labels
     others = sorted(
@@ -366,7 +364,7 @@ def _answers(of: TaskFiles, file: str) -> Iterator[tuple[str, str]]:
 
 
 def _passages(path: Path, file: str) -> Iterator[tuple[str, list[list[str]]]]:
-    """Where each passage ends, and its lines, cut at |||: the last one is the question."""
+    """Yield the location of each passage's end, and its lines, split at |||; the last one is the question."""
     lines: list[list[str]] = []
     number = 0
     for number, raw in enumerate(path.read_bytes().split(b"\n"), 1):
@@ -382,7 +380,7 @@ def _passages(path: Path, file: str) -> Iterator[tuple[str, list[list[str]]]]:
 
 
 def _cloze(lines: list[list[str]], known: Mapping[str, str] | None) -> tuple[list[str], str, str]:
-    """Sentences, question and answer of a passage."""
+    """Return the sentences, question and answer of a passage."""
     *sentences, last = lines
     expected = 2 if known is not None else 3
     if any(len(each) != 2 for each in sentences) or len(last) != expected:
@@ -399,7 +397,7 @@ def _cloze(lines: list[list[str]], known: Mapping[str, str] | None) -> tuple[lis
 
 
 def _each(parent: Any, key: str, at: str) -> ItemRows:
-    """The entries of a list in an object, or one `NoItem` if it has no such list."""
+    """Yield the entries of a list in an object, or one `NoItem` if there is no such list."""
     if isinstance(parent, NoItem):
         yield at, parent
         return
@@ -433,7 +431,7 @@ def _field(row: Any, key: str) -> Any:
 
 
 def _text(row: Any, key: str) -> str:
-    """A text, or several put together with commas, as CSL's keywords are."""
+    """Return a text; several, such as CSL's keywords, are joined with commas."""
     value = _field(row, key)
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
         value = ",".join(value)

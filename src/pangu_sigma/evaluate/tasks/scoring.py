@@ -1,7 +1,7 @@
-"""How an answer is compared with the right ones, as the publishers of the data do it. Needs nothing of this project.
+"""Metrics that compare an answer with the correct ones, as in the data's published scripts. Needs nothing of this project.
 
-EM and F1 are those of CMRC 2018 (squad-style-data/cmrc2018_evaluate.py in github.com/ymcui/cmrc2018), which DRCD's results use too.
-ROUGE-L and BLEU-4 are those of DuReader (utils/dureader_eval.py in github.com/baidu/DuReader), which takes them from
+EM and F1 are those of CMRC 2018 (squad-style-data/cmrc2018_evaluate.py in github.com/ymcui/cmrc2018), which DRCD's results use
+too. ROUGE-L and BLEU-4 are those of DuReader (utils/dureader_eval.py in github.com/baidu/DuReader), which takes them from
 github.com/tylin/coco-caption, with characters as words. PanGu-α's table names ROUGE-1 for DuReader; it has no published script.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from nltk.tokenize import NLTKWordTokenizer
 
 _PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-"""What the script of CMRC 2018 leaves out. Its list has …… too, as one entry, which no single character equals."""
+"""Characters that the script of CMRC 2018 removes. Its list also has …… as one entry, which no single character equals."""
 
 _BETA = 1.2
 """Weight of the recall in ROUGE-L."""
@@ -24,26 +24,26 @@ _words = NLTKWordTokenizer().tokenize
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 if an answer equals the prediction, case, punctuation and blanks at the ends aside; else 0."""
+    """Return 1 if an answer equals the prediction, except for case, punctuation and blanks at the ends; else 0."""
     return float(any(_bare(prediction) == _bare(answer) for answer in answers))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """The best F1 over the answers, by the longest run of words that both have; a Chinese character is a word.
+    """Return the best F1 over the answers, by the longest common run of words; a Chinese character is a word.
 
-    The publisher's script cuts Latin text into sentences first, by a model that it downloads, which tells apart a full stop inside
-    such text from the word before it; here only the last one is.
+    The publisher's script first splits Latin text into sentences, with a model that it downloads, which separates a full stop
+    inside such text from the word before it; here only the last full stop is separated.
     """
     return max((_f1_of(segments(prediction), segments(answer)) for answer in answers), default=0.0)
 
 
 def rouge_1(prediction: str, answers: Sequence[str]) -> float:
-    """The best F1 over the answers, by the characters that both have, in any order; blanks do not count."""
+    """Return the best F1 over the answers, by common characters in any order, without blanks."""
     return max((_overlap(_characters(prediction), _characters(answer)) for answer in answers), default=0.0)
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """The F of the best precision and the best recall over the answers, by the longest common subsequence of characters."""
+    """Return the F score of the best precision and best recall over the answers, by the longest common character subsequence."""
     own = _characters(prediction)
     precision = recall = 0.0
     for answer in map(_characters, answers):
@@ -56,7 +56,7 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
 
 
 def bleu_4(pairs: Iterable[tuple[str, Sequence[str]]]) -> float:
-    """BLEU-4 over all (prediction, answers), of characters, with the length of the closest answer."""
+    """Return the BLEU-4 over all (prediction, answers), with characters as words and the length of the closest answer."""
     own_length = other_length = 0
     right, all_of_them = [0] * 4, [0] * 4
     for prediction, answers in pairs:
@@ -75,7 +75,7 @@ def bleu_4(pairs: Iterable[tuple[str, Sequence[str]]]) -> float:
 
 
 def segments(text: str) -> list[str]:
-    """A text as words, without punctuation: each Chinese character is one, what is between them is cut as English is."""
+    """Split a text into words without punctuation: single Chinese characters, and English words between them."""
     found, other = [], ""
     for character in text.lower().strip():
         if character in _PUNCTUATION:
@@ -101,7 +101,7 @@ def _f1_of(own: list[str], answer: list[str]) -> float:
 
 
 def _run(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest run that both have."""
+    """Return the length of the longest common substring."""
     longest, before = 0, [0] * (len(other) + 1)
     for mine in one:
         now = [0, *(before[i] + 1 if mine == theirs else 0 for i, theirs in enumerate(other))]
@@ -110,7 +110,7 @@ def _run(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _subsequence(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     before = [0] * (len(other) + 1)
     for mine in one:
         now = [0]
@@ -134,17 +134,17 @@ def _grams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def span(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """EM and F1 of an answer, for lm-evaluation-harness."""
+    """Return the EM and F1 of an answer, for lm-evaluation-harness."""
     return {"exact_match": exact_match(results[0], doc["answers"]), "f1": f1(results[0], doc["answers"])}
 
 
 def long_answer(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """ROUGE of an answer, and what BLEU-4 over all answers counts, for lm-evaluation-harness."""
+    """Return the ROUGE of an answer, and the texts for BLEU-4 over all answers, for lm-evaluation-harness."""
     own, answers = results[0], doc["answers"]
     return {"rouge_1": rouge_1(own, answers), "rouge_l": rouge_l(own, answers), "bleu_4": (own, answers)}
 
 
 def begins(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """1 if an answer begins with the word, punctuation and blanks aside, for lm-evaluation-harness."""
+    """Return 1 if an answer begins with the word, except for punctuation and blanks, for lm-evaluation-harness."""
     own, word = ("".join(_bare(text).split()) for text in (results[0], doc["answer"]))
     return {doc["metric"]: float(own.startswith(word))}

@@ -1,4 +1,4 @@
-"""A decoder on the CPU, without MindSpore: texts in lanes of a KV cache, read by `hidden_states`.
+"""Decoder on the CPU, without MindSpore: texts in lanes of a KV cache, computed by `hidden_states`.
 
 A text gets the same bits alone and in any batch, whole and token by token: the kernels add in one order (`few_rows.py`).
 
@@ -29,8 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Text:
-    """The text of a lane. length: number of its tokens. first: the number of its last document's first token, which the next token
-    belongs to."""
+    """Text of a lane. length: number of its tokens. first: number of the first token of its last document, which continues."""
 
     domain: Domain
     length: int = 0
@@ -41,7 +40,7 @@ class _Text:
 class _NewTokens:
     """New tokens of all lanes, one chunk after another; all int [T].
 
-    lane, at, first: as in `HostOperators.take`. row: of the token in the flattened slots. wanted: True if its logits are.
+    lane, at, first: as in `HostOperators.take`. row: row of the token in the flattened slots. wanted: True if logits are needed.
     """
 
     id: np.ndarray
@@ -55,7 +54,7 @@ class _NewTokens:
 
 
 class HostDecoder:
-    """A `Decoder` whose weights are read where they lie, mapped files for instance, or from copies of less precision."""
+    """`Decoder` on the CPU. It reads the weights in place, such as mapped files, or from copies of lower precision."""
 
     def __init__(
         self,
@@ -66,10 +65,10 @@ class HostDecoder:
         lanes: int = 4,
         precision: Precision = "float32",
     ):
-        """precision: that of the matrices: experts, attention, dense FFN, and the word table as the head. Sums are float32.
+        """precision: of the matrices: experts, attention, dense FFN, and the word table as the head. Sums are float32.
 
         Matrices are copied into large pages, which are faster than mapped files. float32 ones that would take more than half of
-        the memory that is there stay in their files, and it is said.
+        the free memory stay in their files, with a warning.
         """
         self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
         self._table = table
@@ -87,12 +86,12 @@ class HostDecoder:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the cache, when all lanes are full."""
+        """Size of the KV cache in bytes, with all lanes full."""
         return self._operators.cache_bytes
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of weights and cache that are in memory when all experts and lanes are used; mapped files are counted."""
+        """Bytes of weights and KV cache in memory when all experts and lanes are used, with mapped files."""
         return self._operators.weight_bytes + self.cache_bytes
 
     def begin(self, lane: int, domain: Domain) -> None:
@@ -100,6 +99,7 @@ class HostDecoder:
         self._texts[lane] = _Text(domain)
 
     def copy(self, source: int, target: int) -> None:
+        """Copy the KV cache of lane `source` to lane `target`."""
         self._check_lane(target)
         self._texts[target] = self._texts[source]
         self._operators.copy(source, target, self._texts[source].length)
@@ -114,13 +114,13 @@ class HostDecoder:
         new = self._new_tokens(chunks)
         experts_NT = self._table.route(new.id, new.domain, new.at - new.first)
         self._texts |= texts
-        found: dict[int, list[np.ndarray]] = {chunk.lane: [] for chunk in chunks}
+        logits: dict[int, list[np.ndarray]] = {chunk.lane: [] for chunk in chunks}
         for begin in range(0, len(new.id), PASS_TOKENS):
-            self._pass(slice(begin, begin + PASS_TOKENS), new, experts_NT, found)
-        return [_together(found[chunk.lane], self.config.model.slot_rows) for chunk in chunks]
+            self._pass(slice(begin, begin + PASS_TOKENS), new, experts_NT, logits)
+        return [_together(logits[chunk.lane], self.config.model.slot_rows) for chunk in chunks]
 
-    def _pass(self, some: slice, new: _NewTokens, experts_NT: np.ndarray, found: dict[int, list[np.ndarray]]) -> None:
-        """Compute some of the new tokens, and append the wanted logits to those found for each lane."""
+    def _pass(self, some: slice, new: _NewTokens, experts_NT: np.ndarray, logits: dict[int, list[np.ndarray]]) -> None:
+        """Compute some of the new tokens, and append the wanted logits to those of each lane."""
         lane_T, at_T, first_T = new.lane[some], new.at[some], new.first[some]
         self._operators.take(lane_T, at_T, first_T)
         wanted_W = np.flatnonzero(new.wanted[some])
@@ -140,10 +140,10 @@ class HostDecoder:
                 logits_WR[:, self._unused[slot]] = -np.inf
             for lane, rows in groupby(range(len(mine_W)), lane_W[mine_W].tolist().__getitem__):
                 numbers = list(rows)
-                found[lane].append(logits_WR[numbers[0] : numbers[-1] + 1])
+                logits[lane].append(logits_WR[numbers[0] : numbers[-1] + 1])
 
     def _texts_after(self, chunks: list[Chunk]) -> dict[int, _Text]:
-        """The texts of the lanes when the chunks have been read. Raises ConfigError for what cannot be read."""
+        """Return the texts of the lanes after the chunks. Raises ConfigError for chunks that cannot be read."""
         texts: dict[int, _Text] = {}
         for chunk in chunks:
             text, count = self._texts[chunk.lane], len(chunk.ids)
@@ -162,9 +162,9 @@ class HostDecoder:
         return texts
 
     def _new_tokens(self, chunks: list[Chunk]) -> _NewTokens:
-        """What the chunks hold. Raises ConfigError for an id that does not exist or has no row."""
+        """Return the tokens of the chunks. Raises ConfigError for an id that does not exist or has no row."""
         tokens = []
-        for chunk in chunks:  # in Python: chunks of one token are the most frequent
+        for chunk in chunks:  # a Python loop: most chunks have one token
             text, count = self._texts[chunk.lane], len(chunk.ids)
             first, index, slot = text.first, text.domain.index, text.domain.slot
             for i, token in enumerate(chunk.ids):
@@ -184,22 +184,22 @@ class HostDecoder:
             raise ConfigError(f"lane {lane} does not exist; this decoder has the lanes 0 … {self.lanes - 1}")
 
 
-def _together(found: list[np.ndarray], rows: int) -> np.ndarray:
-    """The logits of a chunk, of all passes."""
-    if len(found) == 1:
-        return found[0]
-    return np.concatenate(found) if found else np.empty((0, rows), np.float32)
+def _together(logits: list[np.ndarray], rows: int) -> np.ndarray:
+    """Concatenate the logits of a chunk from all passes."""
+    if len(logits) == 1:
+        return logits[0]
+    return np.concatenate(logits) if logits else np.empty((0, rows), np.float32)
 
 
 def _is_large(config: Config) -> bool:
-    """True if a copy of the weights would take more than half of the memory that is there."""
-    there, size = memory_there(swap=False), 4 * config.num_params().total
-    if there is None or size <= there // 2:
+    """Return True, and warn, if a copy of the weights would take more than half of the free memory."""
+    free, size = memory_there(swap=False), 4 * config.num_params().total
+    if free is None or size <= free // 2:
         return False
     logger.warning(
         "%.1f GiB of weights are more than half of the %.1f GiB of memory that are free: they are read from their files, which is "
         "slower; weights of int8 take a quarter",
         size / (1 << 30),
-        there / (1 << 30),
+        free / (1 << 30),
     )
     return True

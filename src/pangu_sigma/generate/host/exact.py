@@ -1,10 +1,9 @@
-"""The network in NumPy float32, for one short text: its sums do not depend on how many rows an expert gets.
+"""Reference network in NumPy float32 for one short text, whose sums do not depend on the number of rows that an expert gets.
 
 The kernels of training add the rows of an expert in another order when there are many, so K equal experts give a parent's result
-only up to rounding. Here every token meets its FFN alone, by one product of a matrix and a vector, and a logit is one sum over a
-row of the word table. So a parent and its child, or a model and what was cut out of it, give equal bits where they are equal
-models. It holds one tensor at a time, so the model may be larger than the memory. It shares no code with the graphs and is
-compared with them in tests.
+only up to rounding. Here every token passes its FFN alone, by matrix-vector products, and a logit is one sum over a row of the
+word table. So a parent and its child, or a model and its extract, give equal bits where the models are equal. It holds one tensor
+at a time, so the model may be larger than the memory. It shares no code with the graphs, and tests compare it with them.
 
 Shape suffixes: T tokens, H hidden, F ffn, n heads, d = H/n, N RRE layers, R rows.
 """
@@ -24,21 +23,17 @@ from pangu_sigma.generate.weights import Weights
 
 
 class ExactModel:
-    """A model that computes one text of one document, exactly the same however experts are shared out.
-
-    It is the operators of `hidden_states`.
-    """
+    """Operators of `hidden_states` that compute one text of one document with the same bits, however experts are shared."""
 
     def __init__(self, model: ModelConfig, weights: Weights, activation: str):
-        """model: its sizes. activation: the GELU to compute with, whatever `model` says."""
+        """model: its sizes. activation: the GELU variant to use in place of that of `model`."""
         self.model, self.weights, self._activation = model, weights, activation
 
     def logits(self, rows_T: np.ndarray, experts_NT: np.ndarray, wanted_R: np.ndarray, last: int = 0) -> np.ndarray:
-        """Logits of the token after each token, float32 [T, R].
+        """Return the logits of the token after each token, float32 [T, R].
 
         rows_T: row of each token in the flattened slots. experts_NT: its expert in each RRE layer, [0, T] for a dense model.
-        wanted_R: the rows of the flattened slots whose logits are wanted. last: number of tokens, from the end, that are wanted; 0
-        for all.
+        wanted_R: rows of the flattened slots to return logits for. last: number of tokens at the end to return logits for; 0: all.
         """
         hidden_TH = self._hidden(rows_T, experts_NT, last)
         table = self.weights.tensor("embedding")
@@ -52,7 +47,7 @@ class ExactModel:
         return logits_TR
 
     def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray) -> np.ndarray:
-        """Hidden states after the query layer, float32 [T, H]; arguments as `logits`."""
+        """Return the hidden states after the query layer, float32 [T, H]; arguments as in `logits`."""
         return self._hidden(rows_T, experts_NT, 0)
 
     def _hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray, last: int) -> np.ndarray:
@@ -82,9 +77,9 @@ class ExactModel:
         return y_TH
 
     def _ffn(self, x_TH: np.ndarray, tensor: Callable[[str], np.ndarray]) -> np.ndarray:
-        """The FFN, token by token: w1 and w2 are [F, H]."""
+        """Compute the FFN, token by token: w1 and w2 are [F, H]."""
         w1, b1, w2, b2 = (tensor(name) for name in ("w1", "b1", "w2", "b2"))
-        # In C order: BLAS adds in another order for a transposed matrix, as the files of others may have it.
+        # C order: BLAS adds in another order for a transposed matrix, as in some published files.
         up_FH, down_FH = np.ascontiguousarray(w1, np.float32), np.ascontiguousarray(w2, np.float32)
         y_TH = np.empty_like(x_TH)
         for t, x_H in enumerate(np.ascontiguousarray(x_TH)):
@@ -101,7 +96,7 @@ class ExactModel:
     def attention(
         self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
     ) -> np.ndarray:
-        """Computed of all rows, whoever asks: BLAS adds in another order for few."""
+        """Compute attention for all rows, then select: BLAS adds in another order for few rows."""
         at, heads = f"layers.{layer}.attention", self.model.heads
         q, k, v = (
             self._linear(f"{at}.{name}", source).reshape(len(normed), heads, -1).transpose(1, 0, 2)
@@ -112,8 +107,8 @@ class ExactModel:
         weights_nTT = np.exp(scores_nTT - scores_nTT.max(axis=-1, keepdims=True))
         weights_nTT /= weights_nTT.sum(axis=-1, keepdims=True)
         mixed_TH = (weights_nTT @ v).transpose(1, 0, 2).reshape(normed.shape)
-        found_TH = residual + self._linear(f"{at}.output", mixed_TH)
-        return found_TH if asking_A is None else found_TH[asking_A]
+        sum_TH = residual + self._linear(f"{at}.output", mixed_TH)
+        return sum_TH if asking_A is None else sum_TH[asking_A]
 
     def _linear(self, at: str, x_TH: np.ndarray) -> np.ndarray:
         weight = self.weights.tensor(f"{at}.weight")
@@ -132,4 +127,4 @@ class ExactModel:
 
 
 _ROWS = 4096
-"""Rows of the word table of which logits are computed together."""
+"""Number of rows of the word table whose logits are computed together."""

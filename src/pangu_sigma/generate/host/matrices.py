@@ -1,4 +1,4 @@
-"""The weights of a model as the kernels of `ascend_ops/few_rows.py` read them, wherever they lie."""
+"""Weights of a model as the kernels of `ascend_ops/few_rows.py` read them, from any source."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pangu_sigma.stored.export import StoredExport
 class Matrices:
     """Weights for kernels: matrices in one precision, vectors in float32.
 
-    Matrices of an export that keeps them in this precision are those of its file, bit for bit; others are rounded from float32.
+    Matrices of an export with this precision are used bit for bit; others are rounded from float32.
 
-    weight_bytes: bytes of what was given so far, mapped files included. copied_bytes: bytes of those that are copies in memory.
+    weight_bytes: bytes of the weights returned so far, with mapped files. copied_bytes: bytes of those that are copies in memory.
     """
 
     def __init__(self, weights: Weights, precision: Precision, mapped: bool, room: LargePages):
-        """mapped: True to give float32 matrices where they lie, and not as copies in the room."""
+        """mapped: True to return float32 matrices in place, without copies in `room`."""
         assert not mapped or precision == "float32"
         self._weights, self._precision, self._mapped, self._room = weights, precision, mapped, room
         self._kept: StoredExport | None = None
@@ -29,23 +29,23 @@ class Matrices:
         self.weight_bytes = self.copied_bytes = 0
 
     def vector(self, name: str) -> np.ndarray:
-        """A dense tensor in float32."""
+        """Return a dense tensor as float32."""
         return self._plain(self._weights.tensor(name))
 
     def matrix(self, name: str) -> Matrix:
-        """A dense matrix."""
+        """Return a dense matrix in the kernels' precision."""
         if self._kept is not None:
             return self._copied(self._kept.matrix(name))
         return self._rounded(self._weights.tensor(name))
 
     def ffn(self, layer: int) -> FfnWeights:
-        """The FFN of a dense layer."""
+        """Return the FFN weights of a dense layer."""
         w1, w2 = (self.matrix(f"layers.{layer}.ffn.{name}") for name in ("w1", "w2"))
         b1, b2 = (self.vector(f"layers.{layer}.ffn.{name}") for name in ("b1", "b2"))
         return FfnWeights(w1, b1, w2, b2)
 
     def expert(self, layer: int, number: int) -> FfnWeights:
-        """The FFN of an expert. layer: of the RRE layers."""
+        """Return the FFN weights of an expert. layer: index among the RRE layers."""
         w1, w2 = (self._expert_matrix(layer, number, name) for name in ("w1", "w2"))
         b1, b2 = (self._plain(self._weights.expert(layer, number, name)) for name in ("b1", "b2"))
         return FfnWeights(w1, b1, w2, b2)
@@ -71,7 +71,7 @@ class Matrices:
         return copy
 
     def _plain(self, values: np.ndarray) -> np.ndarray:
-        """The same as a contiguous float32 array of no subclass: a mapped one that is so stays where it is."""
+        """Return the values as a contiguous float32 array of no subclass; without a copy if they already are, even if mapped."""
         plain = np.ascontiguousarray(np.asarray(values), np.float32)
         self.weight_bytes += plain.nbytes
         if not np.may_share_memory(plain, values):

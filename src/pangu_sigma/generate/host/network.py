@@ -1,7 +1,7 @@
-"""The network as a host computes it, without MindSpore: the order of its operators, whoever computes them.
+"""Network without MindSpore on the CPU: the sequence of its operators, for any implementation of them.
 
-Operators that add in one order are in exact.py, those that are fast and keep a cache in operators.py. The network of training
-is `model/pangu_sigma.py`; tests compare them.
+exact.py has operators that add in one order, operators.py fast ones with a KV cache. The network of training is
+`model/pangu_sigma.py`; tests compare them.
 
 Shape suffixes: T tokens, A tokens that ask, H hidden, N RRE layers.
 """
@@ -15,36 +15,37 @@ import numpy as np
 from pangu_sigma.config import ModelConfig
 
 LAYER_NORM_EPSILON = 1e-5
+"""Epsilon of LayerNorm, as in training."""
 
 HostRows = TypeVar("HostRows")
-"""Rows [T, H] of float32, in the form that the operators have them."""
+"""Rows [T, H] of float32, in the representation of the operators."""
 
 
 class Operators(Protocol[HostRows]):
-    """The operators of the network. An operator may change `residual`, and the rows that an earlier call of its own gave."""
+    """Operators of the network. An operator may modify `residual`, and rows that an earlier call of its own returned."""
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> HostRows:
-        """The sum of rows of the word table, numbered over all slots, and of the position table."""
+        """Return the sum of rows of the word table, numbered over all slots, and of the position table."""
 
     def queries(self, positions_T: np.ndarray) -> HostRows:
-        """Rows of the query layer's table of positions."""
+        """Return rows of the query layer's position table."""
 
     def norm(self, name: str, x: HostRows) -> HostRows:
-        """LayerNorm. name: of the cell in the network."""
+        """Apply the LayerNorm of the network's cell `name` to rows."""
 
     def attention(
         self, layer: int, residual: HostRows, normed: HostRows, query: HostRows, asking_A: np.ndarray | None
     ) -> HostRows:
-        """residual + causal attention of a layer. query: what asks; `normed` gives keys and values.
+        """Return residual + causal attention of a layer. query: rows for the queries; `normed` is for keys and values.
 
-        asking_A: the rows of which the result is wanted, in order, and what the operators after it have; None for all.
+        asking_A: rows whose result is needed, in order; the later operators have only these. None for all.
         """
 
     def ffn(self, layer: int, residual: HostRows, normed: HostRows) -> HostRows:
-        """residual + the FFN of a dense layer."""
+        """Return residual + the FFN of a dense layer."""
 
     def routed_ffn(self, layer: int, residual: HostRows, normed: HostRows, expert_T: np.ndarray) -> HostRows:
-        """residual + the FFN of each token's expert. layer: of the RRE layers."""
+        """Return residual + the FFN of each token's expert. layer: index among the RRE layers."""
 
 
 def hidden_states(
@@ -55,11 +56,11 @@ def hidden_states(
     experts_NT: np.ndarray,
     asking_A: np.ndarray | None = None,
 ) -> HostRows:
-    """Hidden states [A, H] after the query layer.
+    """Return the hidden states [A, H] after the query layer.
 
-    rows_T: row of each token in the flattened slots. positions_T: of it in its document. experts_NT: its expert in each RRE layer,
-    numbered over the layer. asking_A: numbers of the tokens whose hidden states are wanted, in order; None for all. The query layer
-    needs keys and values of the others, and nothing else.
+    rows_T: row of each token in the flattened slots. positions_T: its position in its document. experts_NT: its expert in each RRE
+    layer, numbered over the layer. asking_A: numbers of the tokens whose hidden states are needed, in order; None for all. Of the
+    other tokens the query layer needs only keys and values.
     """
     x_TH = operators.embed(rows_T, positions_T)
     for layer in range(model.layers):

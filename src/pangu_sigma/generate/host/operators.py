@@ -1,7 +1,6 @@
-"""The operators of `hidden_states` on the CPU, with the KV cache of many lanes. They are kernels of `ascend_ops/few_rows.py`.
+"""Operators of `hidden_states` on the CPU, by the kernels of `ascend_ops/few_rows.py`, with the KV cache of many lanes.
 
-Every layer has its own, made once on buffers that stay where they are. Rows go back and forth between two of these: what a norm
-reads and what it gives.
+Every layer has its own operators, created once on fixed buffers. Rows alternate between two buffers: a norm's input and output.
 
 Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a lane, d = H/n, W wanted rows, R rows of a slot.
 """
@@ -26,18 +25,18 @@ from pangu_sigma.generate.host.matrices import Matrices
 from pangu_sigma.generate.weights import Weights
 
 PASS_TOKENS = 512
-"""Tokens of all lanes that are computed together, at most; more make no product faster and need larger buffers."""
+"""Maximum number of tokens of all lanes in one pass; more make no product faster and need larger buffers."""
 
 
 class HostOperators:
-    """The operators, for new tokens of texts in lanes.
+    """Operators for new tokens of texts in lanes.
 
-    weight_bytes: bytes of the weights that they read, mapped files included. copied_bytes: bytes of those that are copies in
-    memory. cache_bytes: bytes of the cache when it is full.
+    weight_bytes: bytes of the weights that they read, with mapped files. copied_bytes: bytes of those that are copies in memory.
+    cache_bytes: size of the full KV cache.
     """
 
     def __init__(self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool):
-        """mapped: True to read float32 matrices where they lie, and not from copies in large pages."""
+        """mapped: True to read float32 matrices in place, without copies in large pages."""
         model = config.model
         self._model, self._room = model, LargePages()
         self._weights = Matrices(weights, precision, mapped, self._room)
@@ -69,18 +68,18 @@ class HostOperators:
         self.weight_bytes, self.copied_bytes = self._weights.weight_bytes, self._weights.copied_bytes
 
     def take(self, lane_T: np.ndarray, at_T: np.ndarray, first_T: np.ndarray) -> None:
-        """Say where the tokens of the next pass go: lane, number in it, and the number of the first token of their document."""
+        """Set the tokens of the next pass: lane, index in the lane, and index of their document's first token."""
         self._tokens = len(lane_T)
         self._lane_T[: self._tokens], self._at_T[: self._tokens], self._first_T[: self._tokens] = lane_T, at_T, first_T
 
     def copy(self, source: int, target: int, tokens: int) -> None:
-        """Make the cache of the lane `target` that of `source`, for its first tokens."""
+        """Copy the KV cache of the first tokens of lane `source` to lane `target`."""
         for keys_and_values in self._cache_LnSd:
             for cache_LnSd in keys_and_values:
                 cache_LnSd[target, :, :tokens] = cache_LnSd[source, :, :tokens]
 
     def logits(self, hidden_TH: np.ndarray, wanted_W: np.ndarray, slot: int) -> np.ndarray:
-        """Logits [W, R] over the rows of a slot, of some tokens that ask."""
+        """Return the logits [W, R] over the rows of a slot, for some of the tokens that ask."""
         np.take(hidden_TH, wanted_W, axis=0, out=self._mixed_TH[: len(wanted_W)])
         logits_WR = np.empty((len(wanted_W), self._model.slot_rows), np.float32)
         self._heads[slot](len(wanted_W), logits_WR)
@@ -92,6 +91,7 @@ class HostOperators:
         return self._x_TH
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
+        """Return rows of the query layer's position table."""
         self._mixed_TH[: len(positions_T)] = self._queries_SH[positions_T]
         return self._mixed_TH
 
@@ -117,7 +117,7 @@ class HostOperators:
         return residual
 
     def _only(self, asking_A: np.ndarray, *of_T: np.ndarray) -> tuple[int, ...]:
-        """Let the pass go on with these tokens, whose rows come first. Returns the addresses of where they are."""
+        """Continue the pass with these tokens only, whose rows move to the front. Returns the addresses of lanes and positions."""
         for each_TH in of_T:
             each_TH[: len(asking_A)] = each_TH[asking_A]
         for asking, each_T in zip(self._asking, (self._lane_T, self._at_T, self._first_T), strict=True):
@@ -135,7 +135,7 @@ class HostOperators:
         return residual
 
     def _rows(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """The buffers of a layer: residual, normed. The norm before the query layer has changed them."""
+        """Return the buffers (residual, normed) of a layer. The norm before the query layer has swapped them."""
         return (self._other_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._other_TH)
 
     def _layer(self, layer: int) -> tuple[Projections, Projections, Projections, LaneAttention, Projections]:
@@ -164,11 +164,11 @@ class HostOperators:
         residual_TH, normed_TH = self._rows(layer)
         routed = layer - self._model.dense_layers
         if routed < 0:
-            found = [self._weights.ffn(layer)]
+            weights = [self._weights.ffn(layer)]
         else:
             numbers = tqdm(range(experts), desc=f"experts of layer {layer}", unit="expert", disable=None, leave=False)
-            found = [self._weights.expert(routed, number) for number in numbers]
-        return FFN(found, self._model.activation, normed_TH, residual_TH)
+            weights = [self._weights.expert(routed, number) for number in numbers]
+        return FFN(weights, self._model.activation, normed_TH, residual_TH)
 
     def _norm_weights(self, cell: str) -> tuple[np.ndarray, np.ndarray]:
         return self._weights.vector(f"{cell}.gain"), self._weights.vector(f"{cell}.bias")
