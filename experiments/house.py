@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "src/pangu_sigma/"
 CORE = (
     *("inherit/", "rre/", "ecss/", "ascend/", "model/", "optimizer/", "parallel/"),
-    *(f"train/{name}.py" for name in ("step", "loop", "feed", "backend", "held_out", "first_checkpoint")),
+    *(f"train/{name}.py" for name in ("step", "loop", "feed", "backend", "held_out", "evaluator", "first_checkpoint")),
     *(
         f"data/{name}.py"
         for name in ("batches", "order", "samples", "sequences", "lookahead", "step_arrays", "indexed", "prepared")

@@ -84,7 +84,7 @@ def tiny_data(made_once) -> Path:
     """What prepare-data makes of three domains of generated text. Read only."""
     from helpers.tiny import tiny_config, write_text
 
-    from pangu_sigma.data.prepare import prepare
+    from pangu_sigma.data.prepare.prepare import prepare
 
     def make(folder: Path) -> None:
         write_text(folder / "text.jsonl")

@@ -23,7 +23,7 @@ import pangu_sigma as ps
 from pangu_sigma import shipped
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.domains import domains_of
-from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.log.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 
@@ -171,7 +171,7 @@ def test_training_without_a_configuration_goes_on_with_that_of_the_run(tiny_run,
 def test_prepare_data_takes_one_path_or_several(tiny_data, tmp_path, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr(
-        "pangu_sigma.data.prepare.prepare",
+        "pangu_sigma.data.prepare.prepare.prepare",
         lambda config, inputs, output: asked.append((inputs, output)) or load_manifest(tiny_data),
     )
     config = tiny_config(tmp_path / "data")

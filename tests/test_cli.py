@@ -29,7 +29,7 @@ from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import EXIT_STATUSES, main
 from pangu_sigma.config_file import load_config
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.lock import OneWriter
+from pangu_sigma.lock import FolderLock
 from pangu_sigma.shipped import shipped_configs
 
 
@@ -139,7 +139,7 @@ def test_a_missing_compiler_is_one_message(file, tiny_data, tmp_path):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("pangu_sigma.planning.inspect.inspect", lambda config: 1 / 0)
+    monkeypatch.setattr("pangu_sigma.inspection.inspect.inspect", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["inspect", "sigma_tiny"])
 
@@ -434,7 +434,7 @@ def test_train_goes_on_with_what_the_run_has(tiny_data, tiny_run, capsys, tmp_pa
 
 def test_a_second_writer_is_refused_with_status_2(tiny_run, capsys, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
-    with OneWriter(copy):
+    with FolderLock(copy):
         assert f"{copy} is written by process {os.getpid()}" in fails(capsys, "train", copy)
         launch = ["launch", copy, "--start-over", "--master-port", free_port()]
         assert f"{copy} is written by process" in fails(capsys, *launch)
@@ -452,7 +452,7 @@ def test_prepare_data_reads_the_users_text(file, capsys, tmp_path):
 
 
 def test_json_that_cannot_be_written_is_refused_before_the_work(file, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("pangu_sigma.planning.inspect.inspect", lambda config: pytest.fail("the work has begun"))
+    monkeypatch.setattr("pangu_sigma.inspection.inspect.inspect", lambda config: pytest.fail("the work has begun"))
     target = tmp_path / "none" / "out.json"
     message = fails(capsys, "inspect", file, "--json", target)
     assert f"--json {target}: the folder {tmp_path / 'none'} is not there" in message
@@ -562,7 +562,7 @@ def test_a_disk_that_is_full_is_one_message(file, capsys, monkeypatch):
     def full(config: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/config.yaml")
 
-    monkeypatch.setattr("pangu_sigma.planning.inspect.inspect", full)
+    monkeypatch.setattr("pangu_sigma.inspection.inspect.inspect", full)
     assert "error: runs/a/config.yaml: No space left on device; free space" in fails(capsys, "inspect", file)
 
 
@@ -575,7 +575,7 @@ def test_ctrl_c_and_a_reader_that_is_gone_end_without_a_traceback(file):
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
     code = (
-        "import os, signal, sys; from pangu_sigma.cli import main; import pangu_sigma.planning.inspect as i;"
+        "import os, signal, sys; from pangu_sigma.cli import main; import pangu_sigma.inspection.inspect as i;"
         "i.inspect = lambda config: os.kill(os.getpid(), signal.SIGINT); sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run([sys.executable, "-c", code, "inspect", str(file)], capture_output=True, text=True)

@@ -198,7 +198,7 @@ def test_more_experts_never_change_what_a_token_meets(domains: int, experts: int
 
 
 @pytest.mark.parametrize(
-    "module", ["pangu_sigma.config", "pangu_sigma.domains", "pangu_sigma.rre.plan", "pangu_sigma.planning.inspect"]
+    "module", ["pangu_sigma.config", "pangu_sigma.domains", "pangu_sigma.rre.plan", "pangu_sigma.inspection.inspect"]
 )
 def test_the_pure_modules_do_not_import_mindspore(module: str):
     code = f"import sys, {module}; sys.exit('mindspore' in sys.modules)"

@@ -13,7 +13,7 @@ from pangu_sigma import doctor
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.doctor import Check, format_checks, run_checks
-from pangu_sigma.npus import Missing
+from pangu_sigma.npus import MissingRequirement
 from pangu_sigma.shipped import config_path
 
 
@@ -104,7 +104,7 @@ def test_devices_with_all_they_need_pass(tmp_path: Path, monkeypatch: pytest.Mon
     dev, environment = devices(tmp_path, 8), {"ASCEND_HOME_PATH": "/cann"}
     assert doctor._ascend(dev, environment).found == "8 devices, CANN in /cann"
     monkeypatch.setattr(
-        doctor, "missing_for_ascend", lambda dev, environment: Missing("MindSpore has no plugin", "do this")
+        doctor, "missing_for_ascend", lambda dev, environment: MissingRequirement("MindSpore has no plugin", "do this")
     )
     check = doctor._ascend(dev, environment)
     assert (check.ok, check.fix) == (False, "do this")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pangu_sigma.garbage import newer_searched, no_search
+from pangu_sigma.garbage import gc_disabled, gc_frozen
 from pangu_sigma.mindformers_import import quiet_mindformers
 
 
@@ -32,7 +32,7 @@ def test_what_is_there_is_searched_before_and_after_the_block_only():
     garbage, node = Node(), Node()
     before, kept = weakref.ref(garbage), weakref.ref(node)
     del garbage
-    with newer_searched():
+    with gc_frozen():
         assert before() is None
         del node
         gc.collect()
@@ -42,13 +42,13 @@ def test_what_is_there_is_searched_before_and_after_the_block_only():
 
 
 def test_garbage_of_the_block_is_found_in_it():
-    with newer_searched():
+    with gc_frozen():
         node = weakref.ref(Node())
         gc.collect()
         assert node() is None
 
 
-@pytest.mark.parametrize("block", [newer_searched, no_search, quiet_mindformers])
+@pytest.mark.parametrize("block", [gc_frozen, gc_disabled, quiet_mindformers])
 def test_an_error_leaves_python_as_it_was(block):
     with pytest.raises(KeyError), block():
         raise KeyError
@@ -57,7 +57,7 @@ def test_an_error_leaves_python_as_it_was(block):
 
 def test_what_somebody_froze_stays_frozen():
     gc.freeze()
-    with newer_searched():
+    with gc_frozen():
         pass
     assert gc.get_freeze_count() > 0
 
@@ -65,7 +65,7 @@ def test_what_somebody_froze_stays_frozen():
 def test_a_search_that_was_off_stays_off():
     gc.disable()
     try:
-        with no_search():
+        with gc_disabled():
             pass
         assert not gc.isenabled()
     finally:

@@ -10,7 +10,7 @@ from helpers.tiny import tiny_config
 
 from pangu_sigma import api
 from pangu_sigma.config import ConfigError
-from pangu_sigma.host_memory import check_reading_fits, check_training_fits, memory_there, training_needs
+from pangu_sigma.host_memory import available_memory, check_reading_fits, check_training_fits, training_needs
 
 GIB = 1 << 30
 
@@ -25,10 +25,10 @@ def machine(root: Path, free: int, swap: int = 0, groups: str = "", files: dict[
 
 
 def test_free_memory_and_swap_may_be_taken(tmp_path: Path):
-    assert memory_there(machine(tmp_path, 3 * GIB, GIB)) == 4 * GIB
-    assert memory_there(tmp_path, swap=False) == 3 * GIB
-    assert memory_there(tmp_path / "none") is None
-    assert (memory_there() or 0) > 0
+    assert available_memory(machine(tmp_path, 3 * GIB, GIB)) == 4 * GIB
+    assert available_memory(tmp_path, swap=False) == 3 * GIB
+    assert available_memory(tmp_path / "none") is None
+    assert (available_memory() or 0) > 0
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_the_limit_of_a_cgroup_counts_and_its_file_cache_is_free(tmp_path: Path,
         f"{base}/{usage}": f"{GIB}\n",
         f"{base}/memory.stat": f"anon 1\n{cache} 1024\n",
     }
-    assert memory_there(machine(tmp_path, 9 * GIB, groups=groups, files=files)) == GIB + 1024
+    assert available_memory(machine(tmp_path, 9 * GIB, groups=groups, files=files)) == GIB + 1024
     (tmp_path / base / limit).write_text("max\n")
-    assert memory_there(tmp_path) == 9 * GIB
+    assert available_memory(tmp_path) == 9 * GIB
 
 
 def test_a_run_that_does_not_fit_is_refused_with_both_numbers_and_the_keys(tmp_path: Path):
@@ -93,7 +93,7 @@ def test_the_need_is_what_a_run_certainly_keeps(tmp_path: Path):
 
 
 def test_training_asks_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pangu_sigma.host_memory.memory_there", lambda root: np.iinfo(np.int64).max // (1 << 50))
+    monkeypatch.setattr("pangu_sigma.host_memory.available_memory", lambda root: np.iinfo(np.int64).max // (1 << 50))
     with pytest.raises(ConfigError, match=r"training tiny needs at least .* GiB are free here"):
         api.train(tiny_config(tmp_path), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -34,7 +34,7 @@ FLOORS = [
         ),
         *("sealed", "shipped", "writable"),
     ],
-    ["rre"],
+    ["rre", "text"],
     ["model", "parallel"],
     ["data", "ecss", "optimizer"],
     ["checkpoint"],
@@ -46,7 +46,7 @@ FLOORS = [
     ["convert"],
     ["inherit"],
     ["finetune"],
-    ["planning", "speed", "mindformers_adapter"],
+    ["planning", "inspection", "speed", "mindformers_adapter"],
     ["doctor"],
     ["api"],
     ["commands"],
@@ -55,6 +55,15 @@ FLOORS = [
 ]
 """Folders and files of `pangu_sigma` from the ground up. A folder imports its own files and those of lower floors. Files of the
 ground floor may import each other."""
+
+
+INNER_FLOORS = {
+    "data": [".", "prepare"],
+    "convert": ["hf", "."],
+    "evaluate": ["sandbox", "benchmarks", "held_out", "."],
+    "train": ["log", "."],
+}
+"""Folders inside of a room from the ground up; "." are the room's own files. None imports one above it."""
 
 
 TESTED_ELSEWHERE = {
@@ -67,7 +76,7 @@ TESTED_ELSEWHERE = {
     },
     **{
         f"src/pangu_sigma/inherit/{name}.py": "tests/inherit/test_from_alpha.py inherits with it, from parents of every form"
-        for name in ("descent", "equality", "parent", "variation")
+        for name in ("equality", "parent", "tensor_origin", "variation")
     },
     **{
         f"src/pangu_sigma/checkpoint/{name}.py": "tests/checkpoint/test_checkpoint.py saves, damages, loads: one way through all"
@@ -82,14 +91,20 @@ TESTED_ELSEWHERE = {
         for name in ("conversion", "model_card")
     },
     **{
-        f"src/pangu_sigma/generate/{name}.py": "tests/generate/host/test_decoder.py computes with it; test_exact.py the exact way"
-        for name in ("host/network", "host/operators", "host/matrices", "weights")
+        f"src/pangu_sigma/generate/{name}.py": "tests/generate/cpu/test_decoder.py computes with it; test_exact.py the exact way"
+        for name in ("cpu/matrices", "cpu/network", "cpu/operators", "weights")
     },
     **{
-        f"src/pangu_sigma/evaluate/sandbox/{name}.py": "tests/evaluate/sandbox/test_sandbox.py: what programs can and cannot do"
-        for name in ("isolation", "jail", "libc", "limits", "system_calls")
+        f"src/pangu_sigma/evaluate/{name}.py": "tests/evaluate/sandbox/test_sandbox.py: what programs can and cannot do"
+        for name in (
+            "sandbox/isolation",
+            "sandbox/jail",
+            "sandbox/libc",
+            "sandbox/program_limits",
+            "sandbox/system_calls",
+        )
     },
-    "src/pangu_sigma/generate/decoder.py": "a protocol; tests/generate/host/test_decoder.py holds what it promises",
+    "src/pangu_sigma/generate/decoder.py": "a protocol; tests/generate/cpu/test_decoder.py holds what it promises",
     "src/pangu_sigma/model/declare.py": "tests/model/test_pangu_sigma.py: every parameter and tensor is made with it",
     "src/pangu_sigma/model/dense_ffn.py": "tests/model/test_pangu_sigma.py compares the layers that use it with NumPy",
     "src/pangu_sigma/generate/graph/kv_cache.py": "tests/generate/graph/test_cached.py: texts that grow, documents, lanes",
@@ -98,30 +113,50 @@ TESTED_ELSEWHERE = {
         f"src/pangu_sigma/generate/{name}.py": "tests/generate/test_engine.py: every answer against a plain loop"
         for name in ("request", "running")
     },
-    "src/pangu_sigma/parallel/all_to_all.py": "tests/parallel/test_ranks_train.py: several processes train with it",
-    "src/pangu_sigma/parallel/connect.py": "tests/parallel/test_ranks.py and test_ranks_train.py",
-    "src/pangu_sigma/parallel/reduce.py": "tests/parallel/test_ranks_train.py: several processes train with it",
     **{
-        f"src/pangu_sigma/launching/host/{name}.py": "tests/launching/host/test_checks.py: forty broken hosts, and healthy ones"
-        for name in ("access", "check", "network_checks", "npu_checks", "system_checks", "version_checks")
+        f"src/pangu_sigma/parallel/{name}.py": "tests/parallel/test_ranks_train.py: several processes train with it"
+        for name in ("all_to_all", "reduce")
+    },
+    "src/pangu_sigma/parallel/connect.py": "tests/parallel/test_ranks.py and test_ranks_train.py",
+    **{
+        f"src/pangu_sigma/launching/{name}.py": "tests/launching/host/test_checks.py: forty broken hosts, and healthy ones"
+        for name in (
+            "host/access",
+            "host/check",
+            "host/network_checks",
+            "host/npu_checks",
+            "host/system_checks",
+            "host/version_checks",
+        )
     },
     "src/pangu_sigma/planning/machine.py": "constants; tests/planning/test_memory.py and test_cost.py compute with them",
-    "src/pangu_sigma/ascend/active_experts.py": "tests/ascend/test_step.py compares whole steps with those of the CPU",
-    "src/pangu_sigma/ascend/device.py": "tests/planning/test_compile.py compiles under its context",
-    "src/pangu_sigma/ascend/device_adam.py": "tests/ascend/test_step.py compares whole steps with those of the CPU",
-    "src/pangu_sigma/ascend/exchange.py": "tests/ascend/test_step.py compares whole steps with those of the CPU",
+    **{
+        f"src/pangu_sigma/ascend/{name}.py": "tests/ascend/test_step.py compares whole steps with those of the CPU"
+        for name in ("active_experts", "device_adam", "exchange")
+    },
+    "src/pangu_sigma/ascend/context.py": "tests/planning/test_compile.py compiles under its context",
     "src/pangu_sigma/ascend/inputs.py": "tests/ascend/test_backend.py",
     "src/pangu_sigma/ascend/micro_batches.py": "tests/ascend/test_step.py, in one pass and in two",
     "src/pangu_sigma/ascend/overflow.py": "tests/ascend/test_step.py",
-    "src/pangu_sigma/ascend/parts.py": "tests/ascend/test_backend.py saves and loads by it",
+    "src/pangu_sigma/ascend/saved_parts.py": "tests/ascend/test_backend.py saves and loads by it",
     **{
         f"src/pangu_sigma/mindformers_adapter/{name}.py": "tests/test_mindformers_adapter.py starts MindFormers once for all"
-        for name in "__init__ __main__ checkpoint dataset model registration step tokenizer trainer words".split()  # noqa: SIM905
+        for name in (
+            "__init__",
+            "__main__",
+            "checkpoint_monitor",
+            "dataset",
+            "model",
+            "registration",
+            "tokenizer_adapter",
+            "train_one_step",
+            "trainer",
+            "yaml_keys",
+        )
     },
-    **{
-        f"experiments/{name}/__main__.py": "options; experiments/tests/test_small.py, and the tests of what it calls"
-        for name in ("bench", "compare", "finetune_packages")
-    },
+    "experiments/bench/__main__.py": "options; experiments/tests/test_small.py, and the tests of what it calls",
+    "experiments/compare/__main__.py": "options; experiments/tests/test_small.py, and the tests of what it calls",
+    "experiments/finetune_packages/__main__.py": "options; experiments/tests/test_small.py, and the tests of what it calls",
     "experiments/bench/dcp.py": "a program of the peers' environment; experiments/tests/bench/test_checkpoint.py starts it",
     "experiments/bench/gpt2.py": "a program of the peers' environment; experiments/tests/bench/test_decode.py starts it",
     "experiments/bench/mixtral.py": "a program of the peers' environment; experiments/tests/bench/test_train.py starts it",
@@ -140,7 +175,7 @@ TWICE = {
     "__all__": "Python's own",
     "add_commands": "each file of commands/ adds its own; cli.py calls them all",
     "inherit": "the Python face takes strings, and calls the one of inherit/from_dense.py",
-    "inspect": "the Python face takes models too, and calls the one of planning/inspect.py",
+    "inspect": "the Python face takes models too, and calls the one of inspection/inspect.py",
     "load_config": "the Python face takes a shipped name too, and calls the one of config_file.py",
     "logger": "each module has its own, by its name",
     "main": "where a program begins",
@@ -154,7 +189,7 @@ ONE_MEANING = {
     "place": (),
     "places": (),
     "stem": (),
-    "part": ("checkpoint/", "convert/", "foreign/", "ascend/parts.py", "ascend/backend.py"),
+    "part": ("checkpoint/", "convert/", "foreign/", "ascend/saved_parts.py", "ascend/backend.py"),
     "shard": (
         "checkpoint/",
         "ascend/",
@@ -163,12 +198,12 @@ ONE_MEANING = {
         "inherit/",
         "train/",
         "mindformers_adapter/",
-        "planning/inspect_files.py",
+        "inspection/inspect_files.py",
         "finetune/tuning.py",
     ),
     "shards": ("checkpoint/", "ascend/", "convert/", "inherit/", "train/", "mindformers_adapter/"),
-    "piece": ("data/", "mindformers_adapter/tokenizer.py"),
-    "pieces": ("data/", "mindformers_adapter/tokenizer.py"),
+    "piece": ("data/", "text/", "mindformers_adapter/tokenizer_adapter.py"),
+    "pieces": ("data/", "text/", "mindformers_adapter/tokenizer_adapter.py"),
 }
 """Words that code may make a name of only in these folders and files of `pangu_sigma`, where they have their one meaning."""
 
@@ -396,6 +431,18 @@ def test_no_folder_imports_one_above_it(edges):
         if height.get(room(m)) == 0 and height.get(room(o), 0) > 0
     ]
     assert upward == []
+
+
+def test_no_folder_inside_of_a_room_imports_one_above_it(edges):
+    def floor(module: str) -> int:
+        own, _, inner = module.removeprefix("pangu_sigma.").partition(".")
+        return INNER_FLOORS[own].index(inner.split(".")[0] if "." in inner else ".")
+
+    inside = [m for m in edges if room(m) in INNER_FLOORS and m != f"pangu_sigma.{room(m)}"]
+    found = [(m, o) for m in inside for o in edges[m] if o in inside and room(o) == room(m) and floor(m) < floor(o)]
+    assert found == []
+    full = {own: set(range(len(floors))) for own, floors in INNER_FLOORS.items()}
+    assert {own: {floor(m) for m in inside if room(m) == own} for own in INNER_FLOORS} == full, "each of them has files"
 
 
 def test_the_operators_import_nothing_of_the_product_and_neither_imports_experiments(edges):

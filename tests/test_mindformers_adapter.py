@@ -23,7 +23,7 @@ from helpers.toy import EOT, Logits, logits_arguments, randomise, toy_batches, t
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config, read_tree
 from pangu_sigma.mindformers_adapter import register
-from pangu_sigma.mindformers_adapter.words import KEYS, sigma_config
+from pangu_sigma.mindformers_adapter.yaml_keys import KEYS, sigma_config
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "model_configs" / "mindformers" / "sigma_tiny.yaml"
@@ -246,7 +246,7 @@ def test_the_losses_that_mindformers_prints_are_those_of_the_run(trained, tiny_r
 
 
 def test_its_folder_can_be_evaluated(trained, tiny_run, tmp_path):
-    from pangu_sigma.evaluate.run import evaluate_run
+    from pangu_sigma.evaluate.held_out.run import evaluate_run
 
     earlier = tmp_path / "earlier"
     shutil.copytree(tiny_run, earlier)
@@ -287,7 +287,7 @@ def test_a_step_that_overflows_is_said_to_and_does_not_advance_the_rate(graph_mo
     from pangu_sigma.data.order import Cursor
     from pangu_sigma.mindformers_adapter.dataset import make_dataset
     from pangu_sigma.mindformers_adapter.model import PanGuSigmaConfig, PanGuSigmaForCausalLM
-    from pangu_sigma.mindformers_adapter.step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
+    from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
     from pangu_sigma.train.progress import Progress
 
     config = toy_config(ecss={"enabled": False}, train={"loss_scale": {"initial": 1e20, "window": 3}})
@@ -371,8 +371,8 @@ def test_the_tokenizer_of_a_yaml_is_the_projects(tiny_data, tmp_path):
     register()
     from mindformers.models import build_tokenizer
 
-    from pangu_sigma.data.tokenizer import Tokenizer
     from pangu_sigma.domains import domains_of
+    from pangu_sigma.text.tokenizer import Tokenizer
 
     tree = tiny_yaml(tiny_data, tmp_path, STEPS)["model"]["model_config"]
     ours, domains = Tokenizer.load(tiny_data / "tokenizer"), domains_of(tiny_config(tiny_data))

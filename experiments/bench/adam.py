@@ -21,7 +21,7 @@ from ascend_ops.adam import HYPER, AdamRows, SquareSum
 from ascend_ops.library import cpu_library
 from experiments.bench.harness import Row, absent, compare, take_turns
 from pangu_sigma.device import use_cpu
-from pangu_sigma.model.declare import adopt
+from pangu_sigma.model.declare import wrap_array
 
 TENSORS, SIZE = 48, 1 << 20
 LR, BETAS, EPS, DECAY, SCALE, CLIP = 1e-4, (0.9, 0.999), 1e-8, 0.01, 1024.0, 1.0
@@ -76,7 +76,7 @@ class _Update(nn.Cell):
     def __init__(self, arrays: Arrays, half: bool):
         super().__init__()
         self.w, self.m, self.v = (
-            ParameterTuple([adopt(f"{kind}.{i}", array, decay=False) for i, array in enumerate(of_kind)])
+            ParameterTuple([wrap_array(f"{kind}.{i}", array, decay=False) for i, array in enumerate(of_kind)])
             for kind, of_kind in (("w", arrays.weights), ("m", arrays.moments), ("v", arrays.variances))
         )
         tensors, rows = len(arrays.weights), len(arrays.weights[0])

@@ -1,4 +1,4 @@
-"""Bench of decoding on the CPU: `HostDecoder` against transformers' GPT-2 of the same hidden size, layers and word table.
+"""Bench of decoding on the CPU: `CpuDecoder` against transformers' GPT-2 of the same hidden size, layers and word table.
 
 Both begin with texts of drawn ids and add greedy tokens; the peer does so eagerly with its DynamicCache, in a process of its own
 (peers.py), which sleeps while we compute. Weights are drawn, and ours come from a file as those of a run. A batch is of one domain.
@@ -28,11 +28,11 @@ from experiments.peers import Worker, peers_python, script_of
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.text.tokenizer import Tokenizer
 
 SIZES = {
     "tiny": {
@@ -122,11 +122,11 @@ class Drawn:
         table = (self.config.routing, self.config.model.rre_layers, DRAWN_DOMAINS, self.rows, DRAWN_EXPERTS, None)
         self._table = draw_tables(*table)
 
-    def decoder(self, lanes: int, precision: Precision = "float32") -> HostDecoder:
+    def decoder(self, lanes: int, precision: Precision = "float32") -> CpuDecoder:
         """A decoder of it. Its tokenizer has as many ids as a slot has rows, and no document ends."""
         rows = np.arange(self.rows, dtype=np.int32)[None]
         ids = cast(Tokenizer, SimpleNamespace(size=self.rows, eot=-1, slot_rows=rows, row_of=rows))
-        return HostDecoder(self.config, ids, self._table, self._weights, lanes, precision)
+        return CpuDecoder(self.config, ids, self._table, self._weights, lanes, precision)
 
     def texts(self, batch: int, tokens: int, precision: Precision = "float32") -> Callable[[], None]:
         """The step of texts of so many tokens: it adds TOKENS greedy tokens to each."""
@@ -145,7 +145,7 @@ class Drawn:
         decoder = self.decoder(1)
         return lambda: cast(None, self._begin(decoder, 1, PROMPT))
 
-    def _begin(self, decoder: HostDecoder, batch: int, tokens: int) -> list[int]:
+    def _begin(self, decoder: CpuDecoder, batch: int, tokens: int) -> list[int]:
         """Begin texts of drawn ids; returns the token after each."""
         ids = np.random.default_rng(0).integers(0, self.rows, (batch, tokens))
         for lane in range(batch):

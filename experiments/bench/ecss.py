@@ -30,7 +30,7 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import DeviceStore, ExpertStore, HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.optimizer.clip import update_factor
+from pangu_sigma.optimizer.clip import gradient_factor
 from pangu_sigma.optimizer.hyper import Hyper
 
 DOMAINS = 10
@@ -293,7 +293,7 @@ class _UpdateAll(nn.Cell):
 
     def construct(self, rate, active_NK, offsets_NK1, *grads):
         norm = ops.sqrt(self.square_sum(grads))
-        hyper = self.hyper(rate, update_factor(norm, 1.0, 1.0), 1.0)
+        hyper = self.hyper(rate, gradient_factor(norm, 1.0, 1.0), 1.0)
         return self.store.update(grads, active_NK, offsets_NK1, hyper)
 
     def run(self) -> None:

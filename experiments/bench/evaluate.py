@@ -21,12 +21,12 @@ from experiments.bench.decode import DrawnWeights
 from experiments.bench.harness import Row, compare, take_turns
 from experiments.bench.serve import drawn_config, real_tokenizer
 from pangu_sigma.device import use_cpu
-from pangu_sigma.evaluate.harness import HarnessModel
+from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
+from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.cached import CachedGraph
 from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.rre.table import draw_tables
 
 _ITEMS, _ALONE, _LANES, _ROUNDS = 1000, 50, 16, 3
@@ -80,7 +80,7 @@ def _models() -> Iterator[list[HarnessModel]]:
     table = draw_tables(config.routing, config.model.rre_layers, len(config.domains), tokenizer.size, experts, None)
     with tempfile.TemporaryDirectory() as folder:
         weights = DrawnWeights(config, Path(folder) / "weights.safetensors")
-        decoders: list[Decoder] = [HostDecoder(config, tokenizer, table, weights, lanes) for lanes in (_LANES, 1)]
+        decoders: list[Decoder] = [CpuDecoder(config, tokenizer, table, weights, lanes) for lanes in (_LANES, 1)]
         use_cpu()
         graph = CachedGraph(config, tokenizer, table, weights).set_train(False)
         decoders.append(GraphDecoder(graph, config, tokenizer, table, lanes=1))

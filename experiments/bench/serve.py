@@ -26,14 +26,14 @@ from experiments.bench.decode import SIZES, DrawnWeights
 from experiments.bench.harness import Row, compare, figure, take_turns
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.sentencepieces import alpha_model, learn_english
-from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.data.vocabulary import special_ids
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.host.decoder import HostDecoder
+from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.server import Address, bind, serve
+from pangu_sigma.text.sentencepieces import alpha_model, train_english
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import special_ids
 
 _CLIENTS, _READ, _TOKENS = 16, 32, 32
 """Clients at once, tokens of a prompt, and tokens of an answer."""
@@ -89,7 +89,7 @@ def drawn_config(size: str, language: str = "en") -> Config:
 
 def real_tokenizer(config: Config) -> Tokenizer:
     """The real tokenizer, with a slot of the first ids and those that every slot has."""
-    alpha, english = alpha_model(), learn_english([], 0)
+    alpha, english = alpha_model(), train_english([], 0)
     special = special_ids(list(domains_of(config)))
     rest = [i for i in range(config.model.slot_rows) if i not in special]
     rows = np.sort(np.array([*special, *rest][: config.model.slot_rows], np.int32))
@@ -119,7 +119,7 @@ def _serve(size: str, lanes: int, file: Path, told: Connection) -> None:
     config, address = drawn_config(size), Address(port=0)
     tokenizer = real_tokenizer(config)
     table = draw_tables(config.routing, config.model.rre_layers, len(config.domains), tokenizer.size, 4, None)
-    decoder = HostDecoder(config, tokenizer, table, DrawnWeights(config, file), lanes)
+    decoder = CpuDecoder(config, tokenizer, table, DrawnWeights(config, file), lanes)
     with bind(address) as listening:
         host, port = listening.getsockname()[:2]
         told.send(f"http://{host}:{port}")

@@ -12,16 +12,16 @@ from mindspore import Parameter
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.order import SampleOrder
 from pangu_sigma.data.samples import Samples
 from pangu_sigma.ecss.build import make_network
 from pangu_sigma.ecss.prefetch import Traffic, make_prefetcher
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
-from pangu_sigma.model.declare import adopt
+from pangu_sigma.model.declare import wrap_array
 from pangu_sigma.rre.table import RoutingTable, draw_tables
-from pangu_sigma.train.feed import Feed
+from pangu_sigma.train.feed import InputPipeline
 from pangu_sigma.train.step import TrainStep
 
 PAD_ID, EOT_ID, FIRST = 6, 9, 10
@@ -46,7 +46,7 @@ class SyntheticRun:
         self.step = TrainStep(config, make_network(config), self.store)
         self.step.set_train()
         batches = _batches(config)
-        self._feed = Feed(batches, batches.start(), self.store, make_prefetcher(config, self.store, in_place))
+        self._feed = InputPipeline(batches, batches.start(), self.store, make_prefetcher(config, self.store, in_place))
         self.traffic: Traffic | None = None
         self.device_bytes = 0
         """Bytes of the expert weights that the network read in the last step."""
@@ -71,7 +71,7 @@ class SharedTier(HostTier):
         self._store = store
 
     def parameter(self, spec: ArraySpec) -> Parameter:
-        return adopt(spec.key, self._store.layer_parameters(spec.layer)[spec.name].asnumpy(), decay=spec.decay)
+        return wrap_array(spec.key, self._store.layer_parameters(spec.layer)[spec.name].asnumpy(), decay=spec.decay)
 
 
 class _DrawnText:
@@ -86,7 +86,7 @@ class _DrawnText:
         return self._ids[(first + np.arange(count)) % len(self._ids)]
 
 
-class _DrawnBatches(Batches):
+class _DrawnBatches(BatchLoader):
     """The project's batches of drawn text, with each domain's samples in order: a shuffle of so many would fill the memory."""
 
     def __init__(self, config: Config, tokenizer: Any, table: RoutingTable):
@@ -104,7 +104,7 @@ class _InTurn(SampleOrder):
         return number
 
 
-def _batches(config: Config) -> Batches:
+def _batches(config: Config) -> BatchLoader:
     rows, model = config.model.slot_rows, config.model
     row_of = np.tile(np.arange(rows, dtype=np.int32), (config.slots, 1))
     # everything that batches read of a tokenizer

@@ -17,14 +17,14 @@ from typing import Any
 
 from experiments.bench.harness import RUNS, Row, take_turns
 from pangu_sigma.config import DataConfig
-from pangu_sigma.data.packages import archives_of, download, packaged_documents
-from pangu_sigma.data.segmentation import runs_of
-from pangu_sigma.data.selection import Selection
-from pangu_sigma.data.sentencepieces import alpha_model, learn_english
-from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.data.vocabulary import ALPHA_SIZE, UNK
+from pangu_sigma.data.prepare.packages import archives_of, download, packaged_documents
+from pangu_sigma.data.prepare.selection import Selection
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
+from pangu_sigma.text.segmentation import runs_of
+from pangu_sigma.text.sentencepieces import alpha_model, train_english
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import ALPHA_SIZE, UNK
 
 BYTES = 6_000_000
 """Bytes of the text of all rounds together."""
@@ -94,7 +94,7 @@ def _chinese_text() -> list[str]:
 
 def _our_encoder() -> Encoder:
     """Our encoder, used as `prepare-data` does it: the words of all documents, then the ids."""
-    tokenizer = Tokenizer.whole(alpha_model(), learn_english([], 0), 1)
+    tokenizer = Tokenizer.whole(alpha_model(), train_english([], 0), 1)
 
     def encode(texts: list[str]) -> list[list[int]]:
         documents = [runs_of(text, _CHINESE.language) for text in texts]

@@ -16,7 +16,7 @@ from typing import Any
 import pangu_sigma as ps
 from experiments.cases import Cases, train_whole
 from experiments.small import drawn, tiny
-from pangu_sigma.evaluate.comparison import compare_runs, format_differences
+from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
 
 MODELS: dict[str, dict[str, Any]] = {
     "sigma_tiny": {},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pangu_sigma.config import Config, RoutingConfig
-from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.train.loop import Trainer
 
@@ -32,7 +32,7 @@ def hash_table(config: Config, vocabulary: int) -> HashTable:
 class HashTrainer(Trainer):
     """A run that is routed so."""
 
-    def open_batches(self, split: str) -> Batches:
+    def open_batches(self, split: str) -> BatchLoader:
         """The product's batches, with another table. `ecss.enabled=false`: all experts have to be active in each step."""
         batches = super().open_batches(split)
         batches.table = hash_table(self.config, batches.tokenizer.size)

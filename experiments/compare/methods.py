@@ -40,8 +40,8 @@ from experiments.compare.variants import (
     write_results,
 )
 from experiments.small import SMALL, SMALL_DENSE, Changes, drawn, evaluated, schedule, tiny
-from pangu_sigma.train.losses import shown
-from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.log.losses import format_number
+from pangu_sigma.train.log.metrics import read_metrics
 
 METHODS = {
     "random": "RRE random",
@@ -119,9 +119,11 @@ def format_costs(compared: Mapping[str, Any]) -> str:
     heads = f"{heads} {'load max/mean':>15} {'tokens/s':>9}"
     lines = [f"{'at its best rate':{width}} {heads}   held-out loss ± its standard deviation over seeds"]
     for name, variant in variants.items():
-        losses = [f"{shown(variant['held_out'][d], 6)} ±{shown(variant['spread'][d], 7, 4)}" for d in domains]
-        load = " ".join(shown(ratio, 0, 2) for ratio in variant["load"]) or "–"
-        cells = [*losses, f"{load:>15}", shown(variant["tokens_per_second"], 9, 0)]
+        losses = [
+            f"{format_number(variant['held_out'][d], 6)} ±{format_number(variant['spread'][d], 7, 4)}" for d in domains
+        ]
+        load = " ".join(format_number(ratio, 0, 2) for ratio in variant["load"]) or "–"
+        cells = [*losses, f"{load:>15}", format_number(variant["tokens_per_second"], 9, 0)]
         lines.append(f"{name:{width}} {' '.join(cells)}")
     return "\n".join(lines)
 

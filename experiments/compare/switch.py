@@ -27,14 +27,14 @@ from ascend_ops.grouped_ffn import GroupedFFN
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ecss.store import make_store
-from pangu_sigma.model.declare import Initializer, declare
+from pangu_sigma.model.declare import Initializer, make_parameter
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.rowwise import softmax
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.rre.experts import Experts
-from pangu_sigma.train.backend import Built, CpuBackend
+from pangu_sigma.train.backend import CpuBackend, TrainingSetup
+from pangu_sigma.train.log.metrics import StepMetrics
 from pangu_sigma.train.loop import Trainer
-from pangu_sigma.train.metrics import StepMetrics
 from pangu_sigma.train.step import TrainStep
 
 BALANCE = 0.01
@@ -52,7 +52,7 @@ class SwitchFFN(nn.Cell):
         """seed: of the gate's initial values, which have a generator of their own: all else is drawn as it is without a gate."""
         super().__init__()
         experts, hidden = config.experts, config.model.hidden
-        self.gate = declare("gate", (experts, hidden), _Drawn(seed, config.model.init_std), decay=True)
+        self.gate = make_parameter("gate", (experts, hidden), _Drawn(seed, config.model.init_std), decay=True)
         self.received = Parameter(Tensor(np.zeros(experts, np.int32)), name="received", requires_grad=False)
         self.experts = experts
         self.scores = ops.MatMul(transpose_b=True)
@@ -115,11 +115,11 @@ class _Residual(nn.Cell):
 class GateBackend(CpuBackend):
     """The CPU, with a network whose routed FFNs have a gate."""
 
-    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> Built:
+    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
         """Raises ConfigError for what the gate does not go with: it is for one process and one pass, in float32, without ECSS."""
         _check(config, ranks)
         network, store = gated_network(config), make_store(config)
-        return Built(config, ranks, network, store, TrainStep(config, network, store, ranks))
+        return TrainingSetup(config, ranks, network, store, TrainStep(config, network, store, ranks))
 
 
 class GateTrainer(Trainer):

@@ -20,9 +20,9 @@ import numpy as np
 from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.evaluate.comparison import Losses, differences_of, measure_together
-from pangu_sigma.train.losses import Estimate, losses_of, mean_of, shown
-from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.evaluate.held_out.comparison import Losses, differences_of, measure_together
+from pangu_sigma.train.log.losses import Estimate, format_number, losses_of, mean_of
+from pangu_sigma.train.log.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,10 @@ def format_variants(compared: Mapping[str, Any]) -> str:
     rates = list(variants[first]["losses"])
     lines = [f"{'rate':{width}} {' '.join(f'{rate:>9}' for rate in rates)}   last evaluation of training; * the best"]
     for name, variant in variants.items():
-        cells = [shown(loss, 8) + ("*" if rate == variant["best"] else " ") for rate, loss in variant["losses"].items()]
+        cells = [
+            format_number(loss, 8) + ("*" if rate == variant["best"] else " ")
+            for rate, loss in variant["losses"].items()
+        ]
         lines.append(f"{name:{width}} {' '.join(cells)}".rstrip())
     pairs = next(iter(compared["against"].values()))["pairs"]
     seeds, tokens = len(pairs), sum(row["tokens"] for row in pairs[0]["domains"].values())
@@ -190,7 +193,10 @@ def _cells(
     held_out: Sequence[float], gap: float | None, over_seeds: float | None, over_samples: float | None, seeds: int
 ) -> str:
     """Both losses, the difference with both of its errors, and whether it is certain."""
-    numbers = [*(shown(v, 9) for v in held_out), *(shown(v, 9, 4) for v in (gap, over_seeds, over_samples))]
+    numbers = [
+        *(format_number(v, 9) for v in held_out),
+        *(format_number(v, 9, 4) for v in (gap, over_seeds, over_samples)),
+    ]
     return " ".join([*numbers, *([] if is_certain(gap, over_seeds, seeds) else ["  not certain"])])
 
 

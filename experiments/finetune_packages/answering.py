@@ -12,14 +12,14 @@ import numpy as np
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.documents import Rejected, read_lines
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.metrics import bleu, chrf, exact_match, f1
-from pangu_sigma.finetune.talks import Talk, parse_talk
+from pangu_sigma.evaluate.benchmarks.text_metrics import bleu, chrf, exact_match, f1
+from pangu_sigma.finetune.conversation import Conversation, parse_conversation
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.sealed import write_atomically
+from pangu_sigma.text.documents import Rejected, read_lines
 
 ASKED_AT_ONCE = 32
 """Texts that are written at a time; it changes no answer."""
@@ -82,11 +82,11 @@ def language_of(config: Config) -> str:
     return domains_of(config).named(config.finetune.domain).language
 
 
-def _talks(test: Path, config: Config) -> tuple[list[Talk], int]:
+def _talks(test: Path, config: Config) -> tuple[list[Conversation], int]:
     """The conversations of a file, and the number of lines that are none."""
     assert config.finetune is not None
     domains, usual = domains_of(config), config.finetune.domain
-    lines = list(read_lines(test, lambda line, at: parse_talk(line, domains, usual), option="test file"))
+    lines = list(read_lines(test, lambda line, at: parse_conversation(line, domains, usual), option="test file"))
     talks = [line for line in lines if not isinstance(line, Rejected)]
     if not talks:
         raise DataError(f"test file {test}: has no line that can be used")

@@ -1,5 +1,5 @@
 """English messages of programs and their Chinese translations, from catalogues that packages ship: another task than pre-training's
-`bilingual` text, with other programs (data/packages.py)."""
+`bilingual` text, with other programs (data/prepare/packages.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.finetune_packages.decontaminate import Example, TaskSplit
-from pangu_sigma.data.packages import CHINESE_CATALOGUE, Archive, catalogue_pairs, members
+from pangu_sigma.data.prepare.packages import CHINESE_CATALOGUE, Archive, catalogue_pairs, members
 
 _TUNING = (
     Archive(

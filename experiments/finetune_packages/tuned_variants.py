@@ -17,7 +17,7 @@ from experiments.compare.variants import is_certain
 from experiments.finetune_packages.answering import answer_test
 from pangu_sigma.config import ConfigError
 from pangu_sigma.finetune.tuning import RESULT, TUNING_FOLDER
-from pangu_sigma.train.losses import known, mean_of, shown
+from pangu_sigma.train.log.losses import finite_or_none, format_number, mean_of
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def estimate(values: Iterable[float]) -> dict[str, Any]:
     mean, error = mean_of(listed)
     return {
         "values": listed,
-        "mean": known(mean),
-        "se": known(error),
-        "certain": is_certain(known(mean), known(error), len(listed)),
+        "mean": finite_or_none(mean),
+        "se": finite_or_none(error),
+        "certain": is_certain(finite_or_none(mean), finite_or_none(error), len(listed)),
     }
 
 
@@ -154,7 +154,10 @@ def format_tuned(task: str, compared: Mapping[str, Any]) -> str:
         f"{'rate':{width}} {'learns':>11} {' '.join(f'{rate:>9}' for rate in rates)}   dev loss of seed 1; * best",
     ]
     for name, variant in variants.items():
-        cells = [shown(loss, 8) + ("*" if rate == variant["best"] else " ") for rate, loss in variant["tried"].items()]
+        cells = [
+            format_number(loss, 8) + ("*" if rate == variant["best"] else " ")
+            for rate, loss in variant["tried"].items()
+        ]
         lines.append(f"{name:{width}} {variant['learns']:11,} {' '.join(cells)}".rstrip())
     heads = f"{_heads('before')} {_heads('after')} {_CHANGE} {_heads('more than')}"
     lines += ["", f"{'score':12} {'variant':{width}} {heads}   {last}"]
@@ -187,7 +190,7 @@ def _row(title: str, name: str, width: int, row: Mapping[str, Any], digits: int,
     cells = []
     for key in ("before", "after", "change", *(("more",) if compared else ())):
         if key in row:
-            cells.append(f"{shown(row[key]['mean'], 9, digits)} {shown(row[key]['se'], 7, digits)}")
+            cells.append(f"{format_number(row[key]['mean'], 9, digits)} {format_number(row[key]['se'], 7, digits)}")
             cells += [f"{_doubt(row[key]):11}"] if key in ("change", "more") else []
     return f"{title:12} {name:{width}} {' '.join(cells)}".rstrip()
 

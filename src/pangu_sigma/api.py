@@ -24,8 +24,8 @@ from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 from pangu_sigma.generate.score import Score
 from pangu_sigma.host_memory import check_training_fits
-from pangu_sigma.launching.training import launch_training as launch_training  # for the command `launch`
-from pangu_sigma.launching.training import with_known_chip as with_known_chip
+from pangu_sigma.launching.training_job import launch_training as launch_training  # for the command `launch`
+from pangu_sigma.launching.training_job import with_known_chip as with_known_chip
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ascend_ops.few_rows import Precision
-    from pangu_sigma.data.tokenizer import Tokenizer
     from pangu_sigma.domains import Domain
     from pangu_sigma.generate.engine import Engine
     from pangu_sigma.inherit.receipt import Receipt
+    from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -97,21 +97,23 @@ def prepare_data(config: Config, input: Paths = ()) -> Result:
     Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder that
     already holds this result is left unchanged.
     """
-    from pangu_sigma.data.overview import format_overview
-    from pangu_sigma.data.prepare import prepare
+    from pangu_sigma.data.prepare.overview import format_overview
+    from pangu_sigma.data.prepare.prepare import prepare
 
     manifest = prepare(config, _paths(input), Path(config.data.path))
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 
-def run_of(config: Config | AnyPath, output: AnyPath | None = None, overrides: Overrides = ()) -> tuple[Config, Path]:
+def resolve_run(
+    config: Config | AnyPath, output: AnyPath | None = None, overrides: Overrides = ()
+) -> tuple[Config, Path]:
     """Return the configuration and the run folder for `train` and `launch`. A folder is a run, with its own configuration;
     anything else is a configuration, and its run folder is `output`, by default runs/NAME."""
     if isinstance(config, Config):
         return config, Path(output or f"runs/{config.name}")
     loaded = load_config(config, overrides)
     if not Path(config).is_dir():
-        return run_of(loaded, output)
+        return resolve_run(loaded, output)
     if output is not None:
         raise ConfigError(f"{config} is a run, which goes on where it is: leave --output {output} out")
     return loaded, Path(config)
@@ -140,14 +142,14 @@ def train(
     """
     if device not in ("cpu", "ascend"):
         raise ConfigError(f"device={device!r} is not known; use 'cpu' or 'ascend'")
-    config, folder = run_of(config, output)
+    config, folder = resolve_run(config, output)
     if device == "cpu":
         check_training_fits(config)
     else:
         check_machine()
     check_folder_writable(folder, "--output")
-    from pangu_sigma.checkpoint.run_folder import Asked
-    from pangu_sigma.device import one_thread
+    from pangu_sigma.checkpoint.run_folder import StartOptions
+    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.train.backend import Backend, CpuBackend
     from pangu_sigma.train.loop import train as train_run
 
@@ -156,8 +158,8 @@ def train(
         from pangu_sigma.ascend.backend import AscendBackend
 
         backend = AscendBackend()
-    with one_thread:
-        trainer = train_run(config, folder, backend, Asked(start_over, allow_data_change, lock), profile)
+    with mindspore_lock:
+        trainer = train_run(config, folder, backend, StartOptions(start_over, allow_data_change, lock), profile)
     outcome = _summary(folder) if trainer.finished and trainer.ranks.first else None
     trainer.ranks.leave()
     return Model(folder, outcome=outcome)
@@ -165,12 +167,12 @@ def train(
 
 def _summary(run: Path) -> Result | None:
     """Return the summary of a run; None, with a warning, if its log is lost, which does not affect the training."""
-    from pangu_sigma.train.metrics import NothingLogged
-    from pangu_sigma.train.summary import format_summary, summarise
+    from pangu_sigma.train.log.metrics import EmptyLogError
+    from pangu_sigma.train.log.summary import format_summary, summarise
 
     try:
         summary = summarise(run)
-    except NothingLogged as lost:
+    except EmptyLogError as lost:
         logger.warning("no summary: %s", lost)
         return None
     return Result(summary, format_summary(summary))
@@ -185,14 +187,14 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
     their differences, paired by sample, and the "mean" over the pairs. Raises UserError if the text is missing, or if the runs
     differ in text or tokenizer.
     """
-    from pangu_sigma.device import one_thread
-    from pangu_sigma.evaluate.comparison import compare_runs, format_differences
-    from pangu_sigma.evaluate.run import evaluate_run, format_losses
+    from pangu_sigma.device import mindspore_lock
+    from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
+    from pangu_sigma.evaluate.held_out.run import evaluate_run, format_losses
 
     models, others = _paths(model), _paths(against)
     if not others and len(models) > 1:
         raise ConfigError(f"{len(models)} models without --against; evaluate them one at a time, or compare them")
-    with one_thread:
+    with mindspore_lock:
         if others:
             comparison = compare_runs(models, others, all_samples)
             return Result(comparison, format_differences(comparison))
@@ -223,8 +225,8 @@ def benchmark(
     the model's programs even where they cannot be isolated from this machine. json: file for the result; progress is saved beside
     it, so that the same call resumes after a kill.
     """
-    from pangu_sigma.device import one_thread
-    from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, format_tasks
+    from pangu_sigma.device import mindspore_lock
+    from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, format_tasks
     from pangu_sigma.evaluate.evaluation import benchmark_model
 
     request = BenchmarkRequest(
@@ -237,22 +239,22 @@ def benchmark(
         samples_per_problem,
         allow_code_execution,
     )
-    with one_thread:
+    with mindspore_lock:
         metrics = benchmark_model(Path(model), request, None if json is None else Path(json))
     return Result(metrics, format_tasks(metrics))
 
 
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     """Summarise a run and redraw its report. With other runs: plot and summarise these too, with the loss differences."""
-    from pangu_sigma.train.report import write_report
-    from pangu_sigma.train.summary import differences, format_comparison, format_summary, summarise
+    from pangu_sigma.train.log.report import write_report
+    from pangu_sigma.train.log.summary import format_comparison, format_summary, loss_differences, summarise
 
     run, others = Path(model), _paths(against)
     summary = summarise(run)
     write_report(run, others)
     if not others:
         return Result(summary, format_summary(summary))
-    summaries = [summarise(other) | {"differences": differences(run, other)} for other in others]
+    summaries = [summarise(other) | {"differences": loss_differences(run, other)} for other in others]
     return Results([summary, *summaries], "\n\n".join(format_comparison(summary, other) for other in summaries))
 
 
@@ -279,12 +281,12 @@ def finetune(
     """
     folder = Path(output)
     check_folder_writable(folder, "--output")
-    from pangu_sigma.device import one_thread
+    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, format_result
 
     dev = None if dev_file is None else Path(dev_file)
     request = TuningRequest(Path(task), Path(train_file), dev, learn, domain, _changes(overrides))
-    with one_thread:
+    with mindspore_lock:
         result = finetune_run(Path(model), request, folder, lock)
     return Model(folder, outcome=None if result is None else Result(result, format_result(result)))
 
@@ -308,15 +310,15 @@ def inherit(
     which is saved in the folder as lineage.json. Raises UserError if `output` exists, and for a model that is sparse, damaged, of
     another shape, or of an unknown layout.
     """
-    _, folder = run_of(config, output)
+    _, folder = resolve_run(config, output)
     check_folder_writable(folder, "--output")
-    from pangu_sigma.device import one_thread
+    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.inherit import from_alpha
     from pangu_sigma.inherit.parent import open_parent
     from pangu_sigma.inherit.variation import Variation
 
     from_alpha.check_absent(folder)
-    with one_thread:
+    with mindspore_lock:
         parent = open_parent(Path(model), heads, activation)
         return from_alpha.inherit(parent, config, folder, Variation(noise, reinit_ratio, config.seed), moments)
 
@@ -364,13 +366,13 @@ def extend(
     `model`, so that tokens keep their ids. Returns the receipt, which is saved in the folder as lineage.json. Raises UserError if
     `output` exists, and for each key that cannot be extended.
     """
-    _, folder = run_of(config, output)
+    _, folder = resolve_run(config, output)
     check_folder_writable(folder, "--output")
-    from pangu_sigma.device import one_thread
+    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.inherit.extend import Origin, extend_run
     from pangu_sigma.inherit.parent import open_parent
 
-    with one_thread:
+    with mindspore_lock:
         dense = None if from_dense is None else open_parent(Path(from_dense), heads, activation)
         origin = Origin(from_domain, dense, from_scratch)
         return extend_run(Path(model), config, folder, origin, not skip_graph_check)
@@ -396,11 +398,11 @@ def extract(
     if format not in ("run", "mindir"):
         raise ConfigError(f"format={format!r} is not known; use 'run' or 'mindir'")
     check_folder_writable(Path(output), "--output")
-    from pangu_sigma.device import one_thread
+    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.inherit.extract import extract_export, extract_run
 
     make = extract_run if format == "run" else extract_export
-    with one_thread:
+    with mindspore_lock:
         return make(Path(model), Path(output), keep, drop, None if data is None else Path(data), not skip_graph_check)
 
 
@@ -417,7 +419,7 @@ def inspect(
     what: a configuration; or the path of a run, checkpoint, export, or folder or file of weights. keep, drop: also return the size
     that `extract` would leave. verify: compare every file of a model with its hash, which reads all of it.
     """
-    from pangu_sigma.planning import inspect as inspection
+    from pangu_sigma.inspection import inspect as inspection
 
     if isinstance(what, Config) or not is_model(what):
         if verify:
@@ -427,7 +429,7 @@ def inspect(
         tree = inspection.inspect(config)
         text = inspection.format_inspection(tree)
     else:
-        from pangu_sigma.planning.inspect_files import format_file_inspection, inspect_files
+        from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
         files = inspect_files(Path(what), verify)
         config, tree, text = files.config, files.as_dict(), format_file_inspection(files)
@@ -459,7 +461,7 @@ def plan(
     from pangu_sigma.planning.differences import compile_plan
     from pangu_sigma.planning.factors import format_factors, needed_factors
     from pangu_sigma.planning.plan import laid_out, make_plan
-    from pangu_sigma.planning.text import format_plan
+    from pangu_sigma.planning.tables import format_plan
 
     tree: dict[str, Any] = {}
     texts: list[str] = []
@@ -530,10 +532,10 @@ def chat(
 ) -> int:
     """Run a chat on standard input and output, and return the exit status. domain: the first to answer."""
     from pangu_sigma.generate.text import open_engine
-    from pangu_sigma.serve.terminal import Settings, talk
+    from pangu_sigma.serve.terminal import ChatSettings, run_chat
 
-    settings = Settings(domain, temperature, max_new_tokens, seed)
-    return talk(open_engine(Path(model), 1, weights).decoder, settings, sys.stdin, sys.stdout)
+    settings = ChatSettings(domain, temperature, max_new_tokens, seed)
+    return run_chat(open_engine(Path(model), 1, weights).decoder, settings, sys.stdin, sys.stdout)
 
 
 def load(model: AnyPath, weights: Precision | None = None) -> Model:
@@ -708,10 +710,10 @@ class Model:
         from pangu_sigma.convert.conversion import convert_model
         from pangu_sigma.convert.mindir import export_mindir, verify_export
         from pangu_sigma.convert.safetensors import export_safetensors
-        from pangu_sigma.device import one_thread
+        from pangu_sigma.device import mindspore_lock
 
         if format == "mindir":
-            with one_thread:
+            with mindspore_lock:
                 written = export_mindir(self.path, Path(output), weights)
                 tokens = verify_export(self.path, written)
             reference = "of the checkpoint" if weights == "float32" else "that its weights give without MindSpore"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import mindspore as ms
 
-one_thread = threading.RLock()
+mindspore_lock = threading.RLock()
 """Lock to hold while graphs are built, compiled or run: MindSpore works in any thread, but crashes in two at once."""
 
 

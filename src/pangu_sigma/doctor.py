@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.chips import Chip, family
-from pangu_sigma.host_memory import memory_there
+from pangu_sigma.host_memory import available_memory
 from pangu_sigma.launching.environment import ChosenChip, chip_in_environment
 from pangu_sigma.launching.host.access import Host
 from pangu_sigma.launching.host.check import Check
@@ -161,7 +161,7 @@ def _cores() -> Check:
 
 
 def _memory() -> Check:
-    available = memory_there()
+    available = available_memory()
     if available is None:
         return Check("free memory", True, "not known on this system")
     free = available / _GIB

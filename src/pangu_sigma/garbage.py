@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def no_search() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Disable garbage collection in this block: imports make objects by the thousand, none of them garbage."""
     enabled = gc.isenabled()
     gc.disable()
@@ -24,7 +24,7 @@ def no_search() -> Iterator[None]:
 
 
 @contextmanager
-def newer_searched() -> Iterator[None]:
+def gc_frozen() -> Iterator[None]:
     """Limit garbage collection in this block to objects that it creates (gc.freeze).
 
     Garbage from before is freed first; older objects that become garbage meanwhile are freed after the block. If objects are frozen

@@ -76,7 +76,7 @@ def training_needs(config: Config) -> list[Need]:
     ]
 
 
-def memory_there(root: Path = Path("/"), swap: bool = True) -> int | None:
+def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
     """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of our
     cgroup's limit. None if the system does not say. swap: False for memory that must not be swapped out."""
     try:
@@ -88,7 +88,7 @@ def memory_there(root: Path = Path("/"), swap: bool = True) -> int | None:
 
 
 def _check(what: str, needs: list[Need], processes: int, root: Path) -> None:
-    needed, free = sum(need.nbytes for need in needs) * processes, memory_there(root)
+    needed, free = sum(need.nbytes for need in needs) * processes, available_memory(root)
     if free is None or needed <= free:
         return
     largest = sorted((need for need in needs if need.nbytes), key=lambda need: -need.nbytes)

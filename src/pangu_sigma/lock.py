@@ -23,10 +23,10 @@ class LockError(UserError, RuntimeError):
     """Another process writes in the folder, or its file system has no locks."""
 
 
-class OneWriter:
+class FolderLock:
     """Context manager that holds the write lock of a folder. Readers need no lock.
 
-    Raises LockError if another process, or another `OneWriter` of this one, holds it; the message says who and since when.
+    Raises LockError if another process, or another `FolderLock` of this one, holds it; the message says who and since when.
     """
 
     def __init__(self, folder: Path, required: bool = True):
@@ -34,7 +34,7 @@ class OneWriter:
         self._folder, self._required = folder, required
         self._descriptor: int | None = None
 
-    def __enter__(self) -> OneWriter:
+    def __enter__(self) -> FolderLock:
         file = self._folder / LOCK
         self._folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pangu_sigma.garbage import no_search
+from pangu_sigma.garbage import gc_disabled
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def quiet_mindformers() -> Iterator[None]:
     os.environ.setdefault("LOG_MF_PATH", str(Path(tempfile.gettempdir()) / "mindformers_log"))
     logging.disable(logging.WARNING)
     try:
-        with no_search():
+        with gc_disabled():
             yield
     finally:
         logging.disable(logging.NOTSET)

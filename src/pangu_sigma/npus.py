@@ -16,7 +16,7 @@ DRIVER_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
 DEV = Path("/dev")
 
 
-class Missing(NamedTuple):
+class MissingRequirement(NamedTuple):
     """A missing requirement of NPUs. fix: what to do."""
 
     problem: str
@@ -35,7 +35,7 @@ def cann(environment: Mapping[str, str] = os.environ) -> Path | None:
 
 def missing_for_ascend(
     dev: Path = DEV, environment: Mapping[str, str] = os.environ, mindspore: Path | None = None
-) -> Missing | None:
+) -> MissingRequirement | None:
     """Return the first missing requirement for running on NPUs; None if nothing is missing, as far as files tell.
 
     mindspore: folder of the package; None: the installed one.
@@ -43,41 +43,43 @@ def missing_for_ascend(
     return missing_devices(dev) or missing_cann(environment) or missing_plugin(mindspore)
 
 
-def missing_devices(dev: Path = DEV) -> Missing | None:
+def missing_devices(dev: Path = DEV) -> MissingRequirement | None:
     """Return the reason why this user cannot use NPUs: there are none, or no permission; None if they can be used."""
     devices = npus(dev)
     if not devices:
-        return Missing(
+        return MissingRequirement(
             f"no NPU: {dev} has no davinci0", "install the Ascend driver, or pass the devices on to the container"
         )
     nodes = [*devices, *(name for name in DRIVER_NODES if (dev / name).exists())]
     closed = [name for name in nodes if not os.access(dev / name, os.R_OK | os.W_OK)]
     if closed:
-        return Missing(f"{', '.join(closed)}: no permission", "add this user to the group of the driver, HwHiAiUser")
+        return MissingRequirement(
+            f"{', '.join(closed)}: no permission", "add this user to the group of the driver, HwHiAiUser"
+        )
     return None
 
 
-def missing_cann(environment: Mapping[str, str] = os.environ) -> Missing | None:
+def missing_cann(environment: Mapping[str, str] = os.environ) -> MissingRequirement | None:
     """Return the reason why programs of this shell cannot use CANN; None if they can."""
     toolkit = cann(environment)
     if toolkit is None:
-        return Missing(
+        return MissingRequirement(
             "no CANN: neither " + " nor ".join(_CANN_VARIABLES) + " is set",
             "install CANN, then `source <its folder>/set_env.sh` in this shell",
         )
     if not any(toolkit.glob("**/libascendcl.so")):
-        return Missing(
+        return MissingRequirement(
             f"{toolkit} has no libascendcl.so",
             "CANN was moved or removed: source the set_env.sh of the one that is installed",
         )
     return None
 
 
-def missing_plugin(mindspore: Path | None = None) -> Missing | None:
+def missing_plugin(mindspore: Path | None = None) -> MissingRequirement | None:
     """Return the problem if MindSpore lacks its Ascend plugin, else None. mindspore: folder of the package; None: installed one."""
     plugin = (mindspore or _mindspore()) / "lib" / "plugin"
     if not any(plugin.glob("libmindspore_ascend.so*")):
-        return Missing(
+        return MissingRequirement(
             f"MindSpore has no plugin for Ascend in {plugin}",
             "install the wheel of MindSpore for this CPU and Python that has it: pip install -r requirements.txt",
         )

@@ -13,11 +13,11 @@ from mindspore import Parameter, Tensor
 
 from pangu_sigma.ascend import backend as ascend
 from pangu_sigma.ascend.backend import AscendBackend
-from pangu_sigma.ascend.parts import dense_part, expert_part, writes
-from pangu_sigma.ascend.sharding import cut
+from pangu_sigma.ascend.saved_parts import dense_part, expert_part, writes_part
+from pangu_sigma.ascend.sharding import mark_slices
 from pangu_sigma.config import ParallelConfig
 from pangu_sigma.device import use_cpu
-from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -42,13 +42,13 @@ def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict,
     parallel = ParallelConfig(**axes)
     shape = (16, 8)[: len(strategy)]
     parameter = Parameter(Tensor(np.zeros(shape, np.float32)), name="p")
-    cut(parameter, strategy, parallel, divide=parallel.optimizer and len(shape) == 2)
+    mark_slices(parameter, strategy, parallel, divide=parallel.optimizer and len(shape) == 2)
     written = np.zeros(shape, int)
     for rank in last_stage(parallel):
         part = dense_part(parameter, parallel, rank)
         assert part.whole == shape
         columns = slice(part.offset[0], part.offset[0] + parameter.slice_shape[1]) if part.offset else ...
-        if writes(parameter, "dense", "p", parallel, rank):
+        if writes_part(parameter, "dense", "p", parallel, rank):
             written[part.numbers(), columns] += 1
     assert (written == 1).all()
 
@@ -67,7 +67,7 @@ def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, name:
         part = expert_part((len(held), *own), held, experts, name, parallel, rank)
         assert part.whole == (experts, *shape)
         columns = slice(part.offset[0], part.offset[0] + own[0]) if shape else ...
-        if writes(None, "experts_layer_0", name, parallel, rank):
+        if writes_part(None, "experts_layer_0", name, parallel, rank):
             written[part.numbers(), columns] += 1
     assert (written == 1).all()
 

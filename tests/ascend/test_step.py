@@ -18,7 +18,7 @@ from mindspore import Tensor, nn
 from pangu_sigma.ascend import dropless
 from pangu_sigma.ascend.inputs import input_strategies, inputs_of, step_inputs
 from pangu_sigma.ascend.step import AscendStep
-from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.parallel.layout import dispatch_layout
 
@@ -56,11 +56,11 @@ def toy(request, graph_mode, toys, tmp_path_factory) -> Toy:
 
 
 @pytest.fixture(scope="module")
-def exchanged(toy: Toy) -> Batches:
+def exchanged(toy: Toy) -> BatchLoader:
     """The same batches in the layout of Ascend."""
     batches = toy.batches
     folder = batches.samples.files[0].path.parent
-    return Batches(
+    return BatchLoader(
         toy.config, folder, batches.tokenizer, batches.table, layout=dispatch_layout(toy.config, ascend=True)
     )
 
@@ -107,7 +107,7 @@ def same_state(toy: Toy, step: AscendStep) -> None:
         np.testing.assert_allclose(mine.asnumpy(), other.asnumpy(), rtol=2e-4, atol=2e-6, err_msg=other.name)
 
 
-def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchanged: Batches):
+def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchanged: BatchLoader):
     start_equal(toy, step)
     cursor, same = toy.batches.start(), exchanged.start()
     for _ in range(3):
@@ -120,7 +120,7 @@ def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchan
     assert step.scale.value.asnumpy() == toy.step.scale.value.asnumpy() == 2048.0
 
 
-def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, exchanged: Batches):
+def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, exchanged: BatchLoader):
     start_equal(toy, step)
     cursor = exchanged.start()
     advance(step, exchanged.next(cursor))
@@ -146,13 +146,15 @@ def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, chip:
     train, parallel = {"accumulation": 2, "batch_size": 4}, {"chip": chip}
     config = toy_config(model={"rre_layers": routed}, train=train, parallel=parallel)
     made = toy_batches(config, tmp_path)
-    batches = Batches(config, tmp_path, made.tokenizer, made.table, layout=dispatch_layout(config, ascend=True))
+    batches = BatchLoader(config, tmp_path, made.tokenizer, made.table, layout=dispatch_layout(config, ascend=True))
     arrays, inputs = inputs_of(batches.next(batches.start()), config), step_inputs(config)
     assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
     assert len(input_strategies(config)) == len(inputs)
 
 
-def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(toy: Toy, step: AscendStep, exchanged: Batches):
+def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(
+    toy: Toy, step: AscendStep, exchanged: BatchLoader
+):
     start_equal(toy, step)
     batch = exchanged.next(exchanged.start())
     kinds = [
@@ -167,7 +169,7 @@ def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(toy: Toy
 
 
 @pytest.mark.slow
-def test_a_flag_of_overflow_is_an_overflow(toy: Toy, step: AscendStep, exchanged: Batches, monkeypatch):
+def test_a_flag_of_overflow_is_an_overflow(toy: Toy, step: AscendStep, exchanged: BatchLoader, monkeypatch):
     """As on a chip that saturates, where the norm is finite."""
 
     class Raised(nn.Cell):

@@ -13,9 +13,9 @@ from helpers.small_clusters import by_hand
 from pangu_sigma.ascend import supported
 from pangu_sigma.ascend.supported import check_ascend, check_machine
 from pangu_sigma.config import ConfigError
-from pangu_sigma.npus import Missing
+from pangu_sigma.npus import MissingRequirement
 from pangu_sigma.planning.plan import laid_out, make_plan
-from pangu_sigma.planning.text import format_plan
+from pangu_sigma.planning.tables import format_plan
 
 COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"model": {"dropout": 0.1}}, r"^model\.dropout=0\.1: .*; set model\.dropout=0$"),
@@ -64,7 +64,7 @@ def test_experts_that_a_dense_model_does_not_have_are_no_hindrance():
 
 def test_a_machine_without_npus_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.delenv("MS_SIMULATION_LEVEL", raising=False)
-    monkeypatch.setattr(supported, "missing_for_ascend", lambda: Missing("no NPU", "install the driver"))
+    monkeypatch.setattr(supported, "missing_for_ascend", lambda: MissingRequirement("no NPU", "install the driver"))
     message = r"^--device ascend: no NPU; install the driver, or train on the CPU: --device cpu\. `pangu-sigma doctor --device"
     with pytest.raises(ConfigError, match=message):
         check_machine()

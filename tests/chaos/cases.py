@@ -48,12 +48,12 @@ class Row:
 
 def once(work: Path, name: str, make: Callable[[Path], Any]) -> Path:
     """A folder that make(folder) filled, made by the first who needs it and kept for all later ones."""
-    from pangu_sigma.lock import LockError, OneWriter
+    from pangu_sigma.lock import FolderLock, LockError
 
     folder, whole = work / name, work / f"{name}.whole"
     while not whole.exists():
         try:
-            with OneWriter(work / f"{name}.lock"):
+            with FolderLock(work / f"{name}.lock"):
                 if not whole.exists():
                     shutil.rmtree(folder, ignore_errors=True)
                     folder.mkdir(parents=True)
@@ -68,7 +68,7 @@ def data(work: Path) -> Path:
     """The tiny prepared data of the tests."""
 
     def make(folder: Path) -> None:
-        from pangu_sigma.data.prepare import prepare
+        from pangu_sigma.data.prepare.prepare import prepare
 
         write_text(folder / "text.jsonl")
         prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")

@@ -15,7 +15,7 @@ from helpers.runs import opened_whole
 from chaos.cases import TRAIN, Case, command, configuration, data, once
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import UserError
@@ -119,7 +119,7 @@ def _read_data(whole: Path) -> str | None:
     tokenizer = PreparedData(whole / "data").tokenizer()
     table = open_model(whole / "run", "run").table
     for split in ("train", "held_out"):
-        samples = Batches(config, whole / "data", tokenizer, table, split).samples
+        samples = BatchLoader(config, whole / "data", tokenizer, table, split).samples
         for domain, count in enumerate(samples.counts):
             for number in range(count):
                 samples.read(domain, number)

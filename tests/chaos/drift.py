@@ -76,7 +76,7 @@ def _data(tree: dict, number: int, folder: Path) -> None:
 
 
 def _prepare(tree: dict, folder: Path, words: list[str]) -> None:
-    from pangu_sigma.data.prepare import prepare
+    from pangu_sigma.data.prepare.prepare import prepare
 
     before = WORDS["en"]
     WORDS["en"] = words * 3

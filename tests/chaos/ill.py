@@ -13,7 +13,7 @@ from helpers.not_finite import find_not_finite
 
 from chaos.cases import TRAIN, Case, assert_no_traceback, assert_same, command, configuration, data, end_of, once
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.log.metrics import read_metrics
 
 _TRAIN: dict[str, Any] = {"steps": 12, "checkpoint_interval": 4, "keep_checkpoints": 3}
 _ILL_AT = 6

@@ -13,9 +13,9 @@ from helpers.config_faults import FAULTS, Fault, arguments_of, file_of, missing_
 from helpers.poisoned import FILES, GOOD, LINES, Poisoned, PoisonedFile
 
 from chaos.cases import Case, assert_no_traceback, command, data
-from pangu_sigma.data.documents import Rejected, read_jsonl
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import UserError
+from pangu_sigma.text.documents import Rejected, read_jsonl
 
 _FUZZ_AT_ONCE = 2_002
 _SECONDS = 5.0

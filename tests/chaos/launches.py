@@ -15,7 +15,7 @@ from helpers.launched import Launched, eventually, free_port
 
 from chaos.cases import Case, assert_same, configuration, data, end_of, once
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.log.metrics import read_metrics
 
 _LAUNCH = [sys.executable, "-m", "pangu_sigma", "launch"]
 _STEPS, _SAVED = 160, 20

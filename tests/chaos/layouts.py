@@ -13,7 +13,7 @@ from helpers.runs import whole
 
 from chaos.cases import SECONDS, TRAIN, Case, command, configuration, data
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.log.metrics import read_metrics
 
 _ONE: dict[str, Any] = {}
 _LAYOUTS: dict[str, dict[str, Any]] = {"data": {"data": 2}, "expert": {"expert": 2, "capacity_factor": 4.0}}

@@ -13,7 +13,7 @@ import numpy as np
 
 from chaos.cases import TRAIN, Case, configuration, data
 from pangu_sigma.config_file import load_config
-from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.log.metrics import read_metrics
 
 _WARM = 0.25
 """Share of the steps after which memory counts: before that, allocators and caches fill."""

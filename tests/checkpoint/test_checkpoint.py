@@ -21,7 +21,7 @@ from pangu_sigma.checkpoint import root as root_module
 from pangu_sigma.checkpoint import save as save_module
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, Identity, OtherData, UnhealthyState
-from pangu_sigma.checkpoint.health import NotFinite
+from pangu_sigma.checkpoint.not_finite import NotFinite
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
 from pangu_sigma.checkpoint.root import has_checkpoints
 from pangu_sigma.checkpoint.save import save_checkpoint

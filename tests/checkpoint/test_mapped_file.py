@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pangu_sigma.checkpoint.mapped_file import let_go, map_file
+from pangu_sigma.checkpoint.mapped_file import map_file, release_pages
 
 
 def resident() -> int:
@@ -45,13 +45,13 @@ def test_memory_is_given_back_and_what_was_written_beside_it_stays(tmp_path: Pat
     before = resident()
     part[:] = 1
     assert resident() - before > 15 << 20
-    let_go(part)
+    release_pages(part)
     assert resident() - before < 1 << 20
     assert (content[:3] == 7).all()
     assert (content[-3:] == 7).all()
     assert not content[4096:-4096].any(), "it is read again"
-    let_go(np.ones(3))
-    let_go(content[:0])
+    release_pages(np.ones(3))
+    release_pages(content[:0])
 
 
 def test_an_empty_file_is_an_empty_array_and_a_missing_one_an_error(tmp_path: Path):

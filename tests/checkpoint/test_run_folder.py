@@ -11,15 +11,15 @@ from helpers.prepared import reseal
 from helpers.runs import opened_whole
 from helpers.tiny import tiny_config
 
-from pangu_sigma.checkpoint.run_folder import Asked, RunFolder, one_writer, run_config
+from pangu_sigma.checkpoint.run_folder import RunFolder, StartOptions, one_writer, run_config
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest, load_manifest
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.text.tokenizer import Tokenizer
 
 
 def saved(run: Path, step: int = 3) -> Path:
@@ -189,7 +189,7 @@ def test_what_cannot_be_made_again_is_said(tiny_data, tmp_path):
     saved(run)
     np.save(data / "frequencies.npy", np.load(data / "frequencies.npy")[:, ::-1])
     reseal(data)
-    other = Asked(allow_data_change=True)
+    other = StartOptions(allow_data_change=True)
     RunFolder.create(run, config, asked=other)  # the run keeps its tables, whatever the data say now
     damage(run / "routing.npz", "a bit")
     with pytest.raises(
@@ -292,7 +292,7 @@ def test_other_text_is_refused_unless_asked_for(tiny_data, run, monkeypatch, cap
         ConfigError, match=r"holds other text than .* \(content hash b+…, not a+…\); .*--allow-data-change"
     ):
         RunFolder.create(run, tiny_config(tiny_data))
-    RunFolder.create(run, tiny_config(tiny_data), asked=Asked(allow_data_change=True))
+    RunFolder.create(run, tiny_config(tiny_data), asked=StartOptions(allow_data_change=True))
     assert "goes on with other text" in caplog.text
 
 

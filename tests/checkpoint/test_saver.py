@@ -17,7 +17,7 @@ from pangu_sigma.checkpoint import saver
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
-from pangu_sigma.checkpoint.root import keep_alone
+from pangu_sigma.checkpoint.root import keep_only
 from pangu_sigma.checkpoint.saver import Saver, bytes_of
 
 IDENTITY = Identity("vocabulary", "routing", {}, "data")
@@ -228,6 +228,6 @@ def test_a_step_that_is_spared_stays_and_can_be_all_that_is_kept(tmp_path: Path)
         for step in range(1, 6):
             saver.save(step, files, {"step": step})
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000002", "step_00000005"]
-    keep_alone(tmp_path, 2)
+    keep_only(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step_00000002"]
     assert load_checkpoint(tmp_path, IDENTITY).step == 2

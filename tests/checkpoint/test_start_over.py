@@ -8,7 +8,7 @@ import pytest
 from helpers.crashes import killed_after
 from helpers.tiny import tiny_config
 
-from pangu_sigma.checkpoint.run_folder import Asked, RunFolder
+from pangu_sigma.checkpoint.run_folder import RunFolder, StartOptions
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.checkpoint.start_over import set_aside, start_over
 from pangu_sigma.config import ConfigError
@@ -40,7 +40,7 @@ def write_metrics(run: Path, steps: int) -> None:
 def test_starting_over_deletes_nothing_and_what_is_set_aside_is_a_run(tiny_data, run, caplog):
     before = {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.is_file()}
     with caplog.at_level("INFO"):
-        created = RunFolder.create(run, tiny_config(tiny_data, routing=OTHER), asked=Asked(start_over=True))
+        created = RunFolder.create(run, tiny_config(tiny_data, routing=OTHER), asked=StartOptions(start_over=True))
     assert created.newest_checkpoint() is None
     assert f"set aside checkpoints, metrics.jsonl, tensorboard, report of {run} in {run / 'set_aside_1'}" in caplog.text
     aside = open_model(run / "set_aside_1", "run")

@@ -17,7 +17,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.optimizer.dense_adam import DenseAdam
 from pangu_sigma.optimizer.loss_scale import LossScale
-from pangu_sigma.parallel.ranks import ALONE, Ranks
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -63,7 +63,7 @@ def test_a_checkpoint_holds_weights_optimizer_and_scale_and_without_them_weights
 
 def test_what_one_process_saved_another_restores_bit_for_bit(tmp_path):
     written, store = whole(1)
-    files = files_of(written, parts_of(written, store), ALONE, writes_experts=True)
+    files = files_of(written, parts_of(written, store), SINGLE_PROCESS, writes_experts=True)
     assert set(files) == set(written)
     assert all(array.is_whole for held in files.values() for array in held.values())
     read, _ = whole(2)
@@ -98,7 +98,7 @@ def test_ranks_write_their_own_experts_and_the_first_the_rest(tmp_path):
 
 def test_a_missing_file_and_another_shape_are_refused(tmp_path):
     shards, store = whole(1)
-    files = files_of(shards, parts_of(shards, store), ALONE, writes_experts=True)
+    files = files_of(shards, parts_of(shards, store), SINGLE_PROCESS, writes_experts=True)
     found = load_checkpoint(saved(tmp_path / "whole", files))
     with pytest.raises(CheckpointError, match=r"of shape .* the model needs .*another configuration"):
         restore(whole(1, ffn=40)[0], found)

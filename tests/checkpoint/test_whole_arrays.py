@@ -5,7 +5,7 @@ import pytest
 
 from pangu_sigma.checkpoint.checkpoint import whole_array
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.mapped_file import let_go
+from pangu_sigma.checkpoint.mapped_file import release_pages
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
 
@@ -41,6 +41,6 @@ def test_a_mapped_array_is_read_again_after_its_memory_was_given_back(tmp_path):
     values = np.arange(1 << 16, dtype=np.float32).reshape(4, -1)
     write_arrays(tmp_path / "file", {"a": values}, lambda: None)
     saved = [SavedArray.whole(map_arrays(tmp_path / "file")["a"])]
-    let_go(saved[0].values[1:])
+    release_pages(saved[0].values[1:])
     assert (whole_array(saved, "a").read() == values).all()
     assert (whole_array(saved, "a").part(2, "a").read() == values[2]).all()

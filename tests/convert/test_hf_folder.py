@@ -21,7 +21,7 @@ from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
-from pangu_sigma.checkpoint.run_folder import Asked, RunFolder
+from pangu_sigma.checkpoint.run_folder import RunFolder, StartOptions
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert import conversion
@@ -32,7 +32,7 @@ from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.generate.host.exact import ExactModel
+from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
@@ -230,7 +230,7 @@ def test_a_run_is_made_without_prepared_data_and_trains_on_with_it(run, folder, 
     assert checkpoint is not None
     assert checkpoint.step == 0
     with pytest.raises(ConfigError, match="starting over would draw new ones"):
-        RunFolder.create(again, there, asked=Asked(start_over=True))
+        RunFolder.create(again, there, asked=StartOptions(start_over=True))
 
 
 def test_a_failure_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):

@@ -13,13 +13,13 @@ from helpers.tiny import tiny_tree, write_text
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.prepare import prepare
-from pangu_sigma.data.vocabulary import ALPHA_SIZE
+from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.text.vocabulary import ALPHA_SIZE
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("graph_mode")]
 

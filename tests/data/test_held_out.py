@@ -23,8 +23,8 @@ from helpers.numbered import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.batches import Batches
-from pangu_sigma.data.held_out import HeldOut, HeldOutBatch, Yardstick, unigram_nats
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.held_out import HeldOut, HeldOutBatch, UnigramBaseline, unigram_nats
 from pangu_sigma.rre.table import draw_tables
 
 
@@ -52,7 +52,9 @@ def test_the_samples_are_spread_evenly_over_the_held_out_text(folder, tokenizer)
     (found,) = held_out.of_domain(2)
     assert samples_of(found.batch.ids_GBS, found.batch.domains_M) == [(2, n) for n in (3, 11, 18, 26)]
     assert found.units_U.tolist() == [0, 1, 2, 3]
-    assert [(d, n) for d, n in counted_samples(held_out.like_training()) if d == 2] == [(2, n) for n in (3, 11, 18, 26)]
+    assert [(d, n) for d, n in counted_samples(held_out.training_shaped_batches()) if d == 2] == [
+        (2, n) for n in (3, 11, 18, 26)
+    ]
 
 
 @given(count=st.integers(1, 5_000), most=st.integers(1, 5_000))
@@ -92,9 +94,11 @@ def test_unigram_and_bytes_are_of_exactly_the_tokens_that_count(folder, tokenize
     config = config_of(accumulation=2 if form == "like_training" else 1, blocks=2, batch=4)
     batches = open_batches(config, folder, tokenizer, "held_out")
     counts_DV = np.random.default_rng(0).integers(0, 9, (3, VOCABULARY))
-    held_out, yardstick = HeldOut(batches, 7), Yardstick(tokenizer, batches.domains, counts_DV)  # type: ignore[arg-type]
+    held_out, yardstick = HeldOut(batches, 7), UnigramBaseline(tokenizer, batches.domains, counts_DV)  # type: ignore[arg-type]
     found = (
-        held_out.like_training() if form == "like_training" else [b for d in range(3) for b in held_out.of_domain(d)]
+        held_out.training_shaped_batches()
+        if form == "like_training"
+        else [b for d in range(3) for b in held_out.of_domain(d)]
     )
     size = held_out.block if form == "like_training" else 1
     sums = {(d, u): np.zeros(3) for d, n in enumerate(held_out.units(size)) for u in range(n)}
@@ -130,7 +134,7 @@ def test_held_out_batches_like_training_have_its_micro_batches_and_a_domain_for_
     config = config.model_copy(update={"train": config.train.model_copy(update={"accumulation": 2})})
     batches = open_batches(config, folder, tokenizer, "held_out")
     counted: dict[int, list[int]] = {}
-    for batch in (held_out.batch for held_out in HeldOut(batches, 8 * 4).like_training()):
+    for batch in (held_out.batch for held_out in HeldOut(batches, 8 * 4).training_shaped_batches()):
         assert batch.ids_GBS.shape[:2] == (2, 4)
         assert len(set(batch.domains_M)) == 2
         counts = (batch.weights_GBS.sum(axis=2) > 0).ravel()
@@ -146,7 +150,7 @@ def test_held_out_batches_of_ranks_are_the_samples_of_one_process(four, tokenize
     one, config = sets_config({}), sets_config({"groups": 2, "expert": 2})
     whole = open_batches(one, four, tokenizer, "held_out")
     table = draw_tables(config.routing, 2, 4, VOCABULARY, 2, None)
-    ranks = [Batches(config, four, tokenizer, table, "held_out", rank) for rank in range(4)]  # type: ignore[arg-type]
+    ranks = [BatchLoader(config, four, tokenizer, table, "held_out", rank) for rank in range(4)]  # type: ignore[arg-type]
     for domain in range(4):
         expected = Counter(r.tobytes() for b in HeldOut(whole, 32).of_domain(domain) for r in counted_rows(b.batch))
         found = [HeldOut(batches, 32).of_domain(domain) for batches in ranks]

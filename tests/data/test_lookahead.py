@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.toy import toy_batches, toy_config
 
-from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.errors import DataError
@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("text")
 
 
-def batches(folder: Path) -> Batches:
+def batches(folder: Path) -> BatchLoader:
     return toy_batches(toy_config(train={"accumulation": 2}), folder)
 
 

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 
 from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays, draws_of
-from pangu_sigma.ecss.prefetch import Brought
+from pangu_sigma.ecss.prefetch import PrefetchedExperts
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.train.step import SpikeLimits, TrainStep
 
@@ -17,10 +17,10 @@ def arguments(construct) -> list[str]:
 
 
 def test_the_fields_are_the_arguments_of_the_step():
-    next_NA, *rows = Brought._fields
+    next_NA, *rows = PrefetchedExperts._fields
     groups = [*StepArrays._fields, *SpikeLimits._fields, next_NA, "_and_".join(rows)]
     assert list(inspect.signature(TrainStep.construct).parameters) == ["self", "lr", *groups]
-    assert Brought(0, (1, 2), (3, 4)).arguments() == (0, 1, 2, 3, 4)
+    assert PrefetchedExperts(0, (1, 2), (3, 4)).arguments() == (0, 1, 2, 3, 4)
 
 
 def test_a_pass_has_the_arguments_of_the_loss():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mindspore import Tensor
 
 from pangu_sigma.data.step_arrays import StepArrays
-from pangu_sigma.ecss.prefetch import Brought, Prefetcher
+from pangu_sigma.ecss.prefetch import PrefetchedExperts, Prefetcher
 from pangu_sigma.ecss.store import HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.declare import as_tensor
@@ -44,7 +44,7 @@ class SlowTier(HostTier):
         self.go.set()
         self.needed: list[list[list[int]]] = []
 
-    def expect(self, layer: int, expert: int) -> None:
+    def prefetch(self, layer: int, expert: int) -> None:
         self.go.wait()
 
     def used(self, active: list[np.ndarray]) -> None:
@@ -56,13 +56,13 @@ class BrokenTier(SlowTier):
 
     broken = False
 
-    def expect(self, layer: int, expert: int) -> None:
+    def prefetch(self, layer: int, expert: int) -> None:
         if self.broken:
             self.broken = False
             raise OSError("Input/output error")
 
 
-def step_of(store: HostStore, active_NA: np.ndarray, brought: Brought, rng: np.random.Generator) -> None:
+def step_of(store: HostStore, active_NA: np.ndarray, brought: PrefetchedExperts, rng: np.random.Generator) -> None:
     """What a step does to its buffers: new rows for the active experts, also in the next step's buffers."""
     next_NA, copies = brought.next_NA.asnumpy(), brought.buffers
     for i, weight in enumerate(store.weights):
@@ -75,7 +75,7 @@ def step_of(store: HostStore, active_NA: np.ndarray, brought: Brought, rng: np.r
                     copy[next_NA[layer, entry]] = stored[expert]
 
 
-def assert_brought(store: HostStore, active_NA: np.ndarray, brought: Brought) -> None:
+def assert_brought(store: HostStore, active_NA: np.ndarray, brought: PrefetchedExperts) -> None:
     for i, weight in enumerate(store.weights):
         buffer = brought.experts[i].asnumpy()
         active_A = active_NA[i // store.tensors]

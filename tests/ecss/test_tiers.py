@@ -68,7 +68,7 @@ def test_letting_go_of_experts_changes_none_of_them(tmp_path: Path):
     for _ in range(20):
         active = rng.choice(8, 3, replace=False)
         for expert in active.tolist():
-            tier.expect(0, expert)
+            tier.prefetch(0, expert)
         for name, array in arrays.items():
             new = rng.integers(0, 9, array[active].shape)
             array[active], expected[name][active] = new, new

@@ -10,9 +10,9 @@ import pytest
 from helpers.benchmark_files import json_lines
 from helpers.tiny import STEPS
 
-from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, format_tasks
+from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, format_tasks
 from pangu_sigma.evaluate.evaluation import benchmark_model
-from pangu_sigma.train.report import BENCHMARKS
+from pangu_sigma.train.log.report import BENCHMARKS
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

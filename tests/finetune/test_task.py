@@ -9,7 +9,7 @@ from helpers.tiny import tiny_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.domains import domains_of
-from pangu_sigma.evaluate.translation import TEMPLATES
+from pangu_sigma.evaluate.benchmarks.translation import TEMPLATES
 from pangu_sigma.finetune.task import learned_parameters, read_task
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.shipped import config_path, shipped_configs

@@ -22,7 +22,7 @@ from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.finetune import tuning
 from pangu_sigma.finetune.tuning import TuningRequest, finetune_run
 from pangu_sigma.generate.chat_template import ChatTemplate
@@ -30,8 +30,8 @@ from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import extract_run
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.train.log.metrics import read_metrics
 from pangu_sigma.train.loop import Trainer, train
-from pangu_sigma.train.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

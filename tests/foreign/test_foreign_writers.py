@@ -18,7 +18,7 @@ from pangu_sigma.config import ModelConfig
 from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.foreign.strategy_file import Cut, read_strategy
-from pangu_sigma.generate.host.exact import ExactModel
+from pangu_sigma.generate.cpu.exact import ExactModel
 
 MOST = 1e-5
 """Largest difference from another network's logit, over the largest logit."""

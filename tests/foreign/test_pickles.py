@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.foreign import pickles
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.pickles import Inert, PickledTensor, load_pickle
+from pangu_sigma.foreign.pickles import OpaqueObject, PickledTensor, load_pickle
 from pangu_sigma.foreign.torch_files import open_torch_file
 
 FILE = Path("a.pt")
@@ -57,7 +57,7 @@ def test_namespaces_and_ordered_dictionaries_are_built(protocol: int):
 def test_numpy_states_become_names_only():
     found = loaded(pickle.dumps({"rng": np.random.RandomState(0).get_state(), "a": 1}, 2))
     assert found["a"] == 1
-    assert isinstance(found["rng"][1], Inert)
+    assert isinstance(found["rng"][1], OpaqueObject)
 
 
 class _Call:

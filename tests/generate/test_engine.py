@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.engine import Busy, Engine
+from pangu_sigma.generate.engine import Engine, QueueFull
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling
 
@@ -135,7 +135,7 @@ def test_every_answer_is_the_one_computed_alone_and_no_lane_is_lost(events, lane
             try:
                 answers.append(engine.submit(event))
                 assert room
-            except Busy:
+            except QueueFull:
                 assert not room
         elif event is not None:
             for answer in answers[event : event + 1]:
@@ -280,7 +280,7 @@ def test_a_request_that_waits_can_be_cancelled():
     engine.submit(Request(UP, (1,), 20, DRAWN, ignore_eot=True))
     engine.step()
     waiting = engine.submit(Request(UP, (2,), 1))
-    with pytest.raises(Busy, match="1 requests wait already"):
+    with pytest.raises(QueueFull, match="1 requests wait already"):
         engine.submit(Request(UP, (3,), 1))
     engine.cancel(waiting)
     engine.step()

@@ -8,13 +8,13 @@ from helpers.fake_decoder import EOT, FakeDecoder
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.sentencepieces import alpha_model, learn_english
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.generate.text import generate, open_decoder, stream
+from pangu_sigma.text.sentencepieces import alpha_model, train_english
+from pangu_sigma.text.tokenizer import Tokenizer
 
 LENGTH = 10
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -154,7 +154,7 @@ def test_a_streamed_character_appears_whole_and_what_stays_broken_comes_last():
 @pytest.mark.parametrize("domain", ["zh", "bilingual"])
 def test_characters_spelled_by_bytes_stream_whole(decoder, domain, text):
     """The model repeats `text` as the tokenizer writes it: no chunk ends within a character."""
-    tokenizer = Tokenizer.whole(alpha_model(), learn_english([], 0), 2)
+    tokenizer = Tokenizer.whole(alpha_model(), train_english([], 0), 2)
     decoder.config = parse_config(
         {
             "name": "saying",

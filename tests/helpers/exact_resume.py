@@ -22,9 +22,9 @@ from helpers.runs import digests
 from helpers.tiny import tiny_config, tiny_tree, write_text
 
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.prepare import prepare
+from pangu_sigma.data.prepare.prepare import prepare
+from pangu_sigma.train.log.metrics import read_metrics
 from pangu_sigma.train.loop import train
-from pangu_sigma.train.metrics import read_metrics
 
 STEPS = 12
 WAIT = 600.0

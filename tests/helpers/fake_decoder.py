@@ -11,9 +11,9 @@ import numpy as np
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.text.tokenizer import Tokenizer
 
 EOT = 9
 SURFACES = [*(letter.encode() for letter in "abcdefghi"), b"", b" ", b"\xe4", b"\xbb", b"\x8a", b"."]

@@ -26,7 +26,7 @@ from pangu_sigma.launching.worker import SCHEDULER_COMMAND
 from pangu_sigma.mindformers_import import quiet_mindformers
 from pangu_sigma.parallel.ranks import end_as_rank
 
-_LOADED = ("api", "train.loop", "train.report", "train.summary")
+_LOADED = ("api", "train.loop", "train.log.report", "train.log.summary")
 
 
 class Forked:

@@ -42,19 +42,19 @@ from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, wri
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import RoutingConfig
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.documents import Rejected, read_jsonl, read_lines
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import DATA_FORMAT, load_manifest
-from pangu_sigma.data.sentencepieces import alpha_model, learn_english
-from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.finetune.talks import parse_talk
+from pangu_sigma.finetune.conversation import parse_conversation
 from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sealed
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.text.documents import Rejected, read_jsonl, read_lines
+from pangu_sigma.text.sentencepieces import alpha_model, train_english
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 
 SECONDS = 5
 """Time of the processor that one case may take, which other programs do not lengthen; waiting may take twelve times as long."""
@@ -391,7 +391,7 @@ def task_lines_target(folder: Path) -> Target:
     def load(here: Path, case: bytes) -> bool:
         file = put(here / "a.jsonl", case)
         with watched():
-            found = list(read_lines(file, lambda line, at: parse_talk(line, domains, "en")))
+            found = list(read_lines(file, lambda line, at: parse_conversation(line, domains, "en")))
         return any(not isinstance(one, Rejected) or one.reason not in ("not UTF-8", "not JSON") for one in found)
 
     text = "".join(json.dumps(record) + "\n" for record in records).encode()
@@ -621,7 +621,7 @@ def hf_target(folder: Path) -> Target:
 
 
 def metrics_target(folder: Path) -> Target:
-    from pangu_sigma.train.metrics import FILE, read_metrics
+    from pangu_sigma.train.log.metrics import FILE, read_metrics
 
     lines = [
         {"kind": "evaluation", "step": 0, "per_domain_loss": {"en": 3.5}},
@@ -649,7 +649,7 @@ def metrics_target(folder: Path) -> Target:
 
 
 def tokenizer_target(folder: Path) -> Target:
-    english = learn_english(["the cat sees a dog and likes the small old house"] * 40, 270)
+    english = train_english(["the cat sees a dog and likes the small old house"] * 40, 270)
     bytes_too = [*range(FIRST_BYTE, FIRST_ENGLISH)]
     tokenizer = Tokenizer(alpha_model(), english, np.array([[*range(384), *bytes_too]], np.int32))
     tokenizer.save(folder / "valid")

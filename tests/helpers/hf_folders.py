@@ -10,18 +10,18 @@ from helpers.tiny import tiny_config
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.config import Config
 from pangu_sigma.convert.hf_folder import write_hf_folder
-from pangu_sigma.data.sentencepieces import alpha_model, learn_english
-from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.data.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.stored.model import StoredModel, weight_shapes
+from pangu_sigma.text.sentencepieces import alpha_model, train_english
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 
 
 def drawn_model(config: Config, folder: Path, rows: np.ndarray | None = None) -> StoredModel:
     """A model with weights from N(0, 1) and a tokenizer, which is written into `folder`. rows: ids of the rows of every slot."""
     if rows is None:
         rows = np.array([*range(config.model.slot_rows - 256), *range(FIRST_BYTE, FIRST_ENGLISH)])
-    english = learn_english(["the cat sees a dog and likes the small old house"] * 40, 270)
+    english = train_english(["the cat sees a dog and likes the small old house"] * 40, 270)
     tokenizer = Tokenizer(alpha_model(), english, np.tile(rows.astype(np.int32), (config.slots, 1)))
     tokenizer.save(folder / "tokenizer")
     draw, sizes = np.random.default_rng(0), config.model

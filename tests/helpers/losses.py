@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pangu_sigma.train.losses import HeldOutLoss
+from pangu_sigma.train.log.losses import HeldOutLoss
 
 
 def held_out(**nats: float) -> dict[str, HeldOutLoss]:

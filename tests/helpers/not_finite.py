@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pangu_sigma.checkpoint.health import NotFinite, Watch
+from pangu_sigma.checkpoint.not_finite import NotFinite, Watch
 from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.safetensors_file import chunks
 

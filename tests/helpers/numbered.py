@@ -9,7 +9,7 @@ import numpy as np
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.rre.table import draw_tables
 
 VOCABULARY, PAD, EOT = 700, 6, 9
@@ -38,10 +38,10 @@ def config_of(accumulation: int = 1, blocks: int = 1, batch: int = 4, seed: int 
     )
 
 
-def open_batches(config: Config, folder: Path, tokenizer: SimpleNamespace, split: str = "train") -> Batches:
+def open_batches(config: Config, folder: Path, tokenizer: SimpleNamespace, split: str = "train") -> BatchLoader:
     domains, layers = len(config.domains), config.model.rre_layers
     table = draw_tables(config.routing, layers, domains, VOCABULARY, config.model.experts_per_domain, None)
-    return Batches(config, folder, tokenizer, table, split)  # type: ignore[arg-type]
+    return BatchLoader(config, folder, tokenizer, table, split)  # type: ignore[arg-type]
 
 
 def samples_of(ids_GBS: np.ndarray, domains_M: np.ndarray) -> list[tuple[int, int]]:

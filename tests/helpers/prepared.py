@@ -7,7 +7,7 @@ from typing import Any
 
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.data.prepared import file_records
-from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.text.tokenizer import Tokenizer
 
 
 def seal(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.parts import Part, copy_part
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.metrics import read_metrics
+from pangu_sigma.train.log.metrics import read_metrics
 
 
 def digests(checkpoint: Path) -> dict[str, str]:

@@ -22,16 +22,16 @@ from helpers.tiny import tiny_config
 from helpers.toy_weights import ToyWeights
 
 from pangu_sigma.checkpoint.run_folder import drawn_tables
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
+from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.serve.app import make_app
-from pangu_sigma.serve.guard import Names
+from pangu_sigma.serve.guard import HostNames
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.server import Address, bind, make_server
+from pangu_sigma.text.tokenizer import Tokenizer
 
 LENGTH = 96
 EOT_EVERY = 37
@@ -89,17 +89,17 @@ class DrawnDecoder:
         return np.array([np.array(ids) % 2, np.array(ids) // 2 % 2])
 
 
-def toy_decoder(prepared: Path, lanes: int = 4, seq_length: int = LENGTH) -> HostDecoder:
+def toy_decoder(prepared: Path, lanes: int = 4, seq_length: int = LENGTH) -> CpuDecoder:
     """The decoder that serves on a CPU, of a small network with drawn weights."""
     config, tokenizer = tiny_config(prepared, model={"seq_length": seq_length}), tokenizer_in(prepared)
-    return HostDecoder(config, tokenizer, drawn_tables(config, tokenizer), ToyWeights(config), lanes)
+    return CpuDecoder(config, tokenizer, drawn_tables(config, tokenizer), ToyWeights(config), lanes)
 
 
 def served_app(decoder: Any, key: str | None = None, **limits: int):
     """The application of a decoder. Its limits by name."""
     chosen = Limits(**{"lanes": decoder.lanes} | limits)
     served = Served(Engine(decoder, waiting=chosen.waiting), chosen)
-    app = make_app(served, Names("127.0.0.1", ["testserver"]), key)
+    app = make_app(served, HostNames("127.0.0.1", ["testserver"]), key)
     app.state.served = served
     return app
 

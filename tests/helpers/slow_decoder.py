@@ -6,8 +6,8 @@ import numpy as np
 
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.domains import Domain
+from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.host.exact import ExactModel
 from pangu_sigma.stored.model import StoredModel
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 from mindspore import Tensor, communication
 
-from pangu_sigma.ascend.device import use_ascend
+from pangu_sigma.ascend.context import use_ascend
 from pangu_sigma.config_file import load_config
 from pangu_sigma.device import plain_graphs
 

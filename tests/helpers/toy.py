@@ -18,7 +18,7 @@ from mindspore import Parameter, Tensor, nn
 from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.domains import domains_of
@@ -63,7 +63,7 @@ def toy_table(config: Config) -> RoutingTable:
 
 
 def toy_tokenizer(slots: int) -> SimpleNamespace:
-    """What `Batches` needs of a tokenizer; each slot holds the ids in its own order."""
+    """What `BatchLoader` needs of a tokenizer; each slot holds the ids in its own order."""
     rng = np.random.default_rng(7)
     row_of = np.stack([rng.permutation(SLOT_ROWS)[:VOCABULARY] for _ in range(slots)]).astype(np.int32)
     return SimpleNamespace(size=VOCABULARY, eot=EOT, pad=PAD, row_of=row_of)
@@ -74,12 +74,12 @@ def random_documents(rng: np.random.Generator, documents: int) -> list[list[int]
     return [[*rng.integers(10, VOCABULARY, rng.integers(1, 13)).tolist(), EOT] for _ in range(documents)]
 
 
-def toy_batches(config: Config, folder: Path, documents: int = 60) -> Batches:
+def toy_batches(config: Config, folder: Path, documents: int = 60) -> BatchLoader:
     """Batches over text that is written to `folder`."""
     rng = np.random.default_rng(0)
     for domain in domains_of(config):
         write_tokens(folder / f"{domain.name}.train", random_documents(rng, documents))
-    return Batches(config, seal(folder), toy_tokenizer(config.slots), toy_table(config))  # type: ignore[arg-type]
+    return BatchLoader(config, seal(folder), toy_tokenizer(config.slots), toy_table(config))  # type: ignore[arg-type]
 
 
 def toy_network(config: Config, seed: int = 0) -> tuple[PanGuSigma, ExpertStore]:
@@ -127,7 +127,7 @@ class Toy:
     """A compiled step that tests share; each begins with `reset`."""
 
     config: Config
-    batches: Batches
+    batches: BatchLoader
     network: PanGuSigma
     store: ExpertStore
     step: TrainStep

@@ -14,7 +14,7 @@ from pangu_sigma.config_file import parse_config
 @pytest.fixture(scope="session")
 def law_config(tiny_data, tiny_run, made_once) -> Config:
     """A configuration of the three domains and a new one, whose text is prepared with the run's pieces."""
-    from pangu_sigma.data.prepare import prepare
+    from pangu_sigma.data.prepare.prepare import prepare
 
     def config_in(folder: Path) -> Config:
         return parse_config(law_tree(folder / "prepared", tiny_run / "tokenizer" / "english.model"))

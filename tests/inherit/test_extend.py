@@ -12,15 +12,15 @@ from helpers.tiny import tiny_config, tiny_tree
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.prepare import prepare
-from pangu_sigma.data.sentencepieces import alpha_model, parse_model
-from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit import extend
 from pangu_sigma.inherit.extend import Origin, check_extension, extend_run, extended_tables, plan_extension
 from pangu_sigma.inherit.extract import extract_run
 from pangu_sigma.inherit.parent import open_parent
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.text.sentencepieces import alpha_model, parse_model
+from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.train.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -111,11 +111,11 @@ def test_a_new_domain_begins_as_a_dense_parent(tiny_run, law_config, dense, tmp_
 
 def test_fresh_domains_are_drawn_and_tables_depend_on_the_name_alone(tiny_run, law_config):
     parent = open_model(tiny_run, "run")
-    heir = plan_extension(parent, law_config, Origin(scratch=True))
-    w1 = heir.find("experts_layer_0", "w1", (8, 32, 24)).read()
+    child = plan_extension(parent, law_config, Origin(scratch=True))
+    w1 = child.find("experts_layer_0", "w1", (8, 32, 24)).read()
     assert (w1[0] == w1[1]).all(), "model.expert_init=replicated"
     assert 0.015 < w1[0].std() < 0.025
-    assert (w1 == heir.find("experts_layer_0", "w1", (8, 32, 24)).read()).all()
+    assert (w1 == child.find("experts_layer_0", "w1", (8, 32, 24)).read()).all()
     domains = [*law_config.domains[1:], law_config.domains[0]]
     last = law_config.model_copy(update={"domains": domains})
     with pytest.raises(
@@ -123,13 +123,13 @@ def test_fresh_domains_are_drawn_and_tables_depend_on_the_name_alone(tiny_run, l
     ):
         plan_extension(parent, last, Origin(scratch=True))
     same = {each.name: each.name for each in parent.config.domains}
-    table = extended_tables(parent, last, heir.tokenizer, np.arange(heir.tokenizer.size), same)
-    assert (table.first_NDV[:, 3] == heir.table.first_NDV[:, 0]).all()
+    table = extended_tables(parent, last, child.tokenizer, np.arange(child.tokenizer.size), same)
+    assert (table.first_NDV[:, 3] == child.table.first_NDV[:, 0]).all()
     assert (table.first_NDV[:, :3] == parent.table.first_NDV).all()
-    assert (heir.table.first_NDV[:, 1:] == parent.table.first_NDV).all()
-    counts = np.bincount(heir.table.first_NDV[0, 0])
+    assert (child.table.first_NDV[:, 1:] == parent.table.first_NDV).all()
+    counts = np.bincount(child.table.first_NDV[0, 0])
     assert np.ptp(counts) <= 1, "a drawn table deals ids out evenly"
-    assert (heir.table.first_NDV[0, 0] != heir.table.first_NDV[0, 1]).any()
+    assert (child.table.first_NDV[0, 0] != child.table.first_NDV[0, 1]).any()
 
 
 def test_an_expert_becomes_equal_copies_among_which_its_ids_are_dealt_out(tiny_run, law_config, tmp_path):

@@ -16,12 +16,12 @@ from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.prepare import prepare
+from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
-from pangu_sigma.inherit.descent import Child
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent, parent_ids, parent_slot
+from pangu_sigma.inherit.tensor_origin import Child
 from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.stored.network import build_network
 from pangu_sigma.stored.open import open_model

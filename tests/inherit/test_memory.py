@@ -14,7 +14,7 @@ from helpers.dense_runs import write_dense_run
 from helpers.tiny import tiny_tree, write_text
 
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.prepare import prepare
+from pangu_sigma.data.prepare.prepare import prepare
 
 ALPHA_2_6B = {"hidden": 2560, "ffn": 10_240, "heads": 32, "slot_rows": 40_000}
 """PanGu-α 2.6B, but for the sequence length, which only the small text of this test is too short for."""

@@ -10,16 +10,16 @@ from pangu_sigma.checkpoint.checkpoint import whole_array
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.inherit.trained import Heir, experts_in_turn
+from pangu_sigma.inherit.trained import ChildTensors, experts_in_turn
 from pangu_sigma.stored.open import open_model
 
 
-def heir_of(arrays, experts_K, own_K, config):
+def child_of(arrays, experts_K, own_K, config):
     def array(shard, name):
         return whole_array(arrays[name], name) if name in arrays else None
 
     parent = SimpleNamespace(array=array)
-    return Heir(parent, config, None, None, [], np.array(experts_K), np.array(own_K))
+    return ChildTensors(parent, config, None, None, [], np.array(experts_K), np.array(own_K))
 
 
 def test_experts_that_ranks_have_divided_come_whole_in_any_order(tmp_path):
@@ -27,19 +27,19 @@ def test_experts_that_ranks_have_divided_come_whole_in_any_order(tmp_path):
     whole = np.arange(8, dtype=np.float32).reshape(4, 2)
     parts = [SavedArray(Part.of_rows((4, 2), np.array(rows)), whole[rows]) for rows in ([0, 3], [1, 2])]
     steps = [SavedArray(Part.of_rows((4,), np.array(rows)), np.array(rows, np.int32)) for rows in ([0, 3], [1, 2])]
-    heir = heir_of(
+    child = child_of(
         {"b2": parts, "b2.moment": parts, "step": steps}, [3, 1, 1], [True, True, False], tiny_config(tmp_path)
     )
-    assert heir.find("experts_layer_0", "b2", (3, 2)).read().tolist() == whole[[3, 1, 1]].tolist()
-    assert heir.find("experts_layer_0", "b2.moment", (3, 2)).read().tolist() == [[6, 7], [2, 3], [0, 0]]
-    assert heir.find("experts_layer_0", "step", (3,)).read().tolist() == [3, 1, 0], "a copy begins without state"
-    assert heir.find("experts_layer_0", "w1.variance", (3, 2)) is None
+    assert child.find("experts_layer_0", "b2", (3, 2)).read().tolist() == whole[[3, 1, 1]].tolist()
+    assert child.find("experts_layer_0", "b2.moment", (3, 2)).read().tolist() == [[6, 7], [2, 3], [0, 0]]
+    assert child.find("experts_layer_0", "step", (3,)).read().tolist() == [3, 1, 0], "a copy begins without state"
+    assert child.find("experts_layer_0", "w1.variance", (3, 2)) is None
 
 
 def test_bits_of_bfloat16_moments_stay_what_they_are(tmp_path):
     bits = np.array([[1, 65535], [2, 40000]], np.uint16)
-    heir = heir_of({"b2.moment": [SavedArray.whole(bits)]}, [1, -1], [True, False], tiny_config(tmp_path))
-    found = heir.find("experts_layer_0", "b2.moment", (2, 2)).read()
+    child = child_of({"b2.moment": [SavedArray.whole(bits)]}, [1, -1], [True, False], tiny_config(tmp_path))
+    found = child.find("experts_layer_0", "b2.moment", (2, 2)).read()
     assert found.dtype == np.uint16
     assert found.tolist() == [[2, 40000], [0, 0]]
 

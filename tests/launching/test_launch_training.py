@@ -20,7 +20,7 @@ from helpers.tiny import STEPS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
-from pangu_sigma.launching.training import check_ranks, training_facts
+from pangu_sigma.launching.training_job import check_ranks, training_facts
 
 SUMMING = Path(__file__).parents[1] / "helpers" / "summing.py"
 COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]

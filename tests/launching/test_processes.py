@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pangu_sigma.launching.processes import Ended, children_of, environment_of
+from pangu_sigma.launching.processes import FailedProcess, children_of, environment_of
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from pangu_sigma.launching.processes import Ended, children_of, environment_of
     ],
 )
 def test_an_end_is_said_in_words(status: int | None, text: str):
-    assert str(Ended("rank 1", status)) == text
+    assert str(FailedProcess("rank 1", status)) == text
 
 
 def test_a_child_is_found_with_its_variables_until_it_has_ended():

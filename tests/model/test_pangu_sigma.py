@@ -23,7 +23,7 @@ from mindspore import nn
 from ascend_ops.activation import activation_oracle
 from ascend_ops.dropout import kept_oracle
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
 
@@ -110,7 +110,7 @@ class Oracle:
 class Model:
     """A compiled network, its weights, and the text it reads."""
 
-    def __init__(self, config: Config, batches: Batches):
+    def __init__(self, config: Config, batches: BatchLoader):
         self.config, self.batches = config, batches
         self.network, self.store = toy_network(config)
         self.graph = Logits(self.network).set_train(False)

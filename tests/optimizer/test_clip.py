@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from pangu_sigma.optimizer.clip import is_finite, update_factor
+from pangu_sigma.optimizer.clip import gradient_factor, is_finite
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
 class Clip(nn.Cell):
     def construct(self, norm, scale):
-        return update_factor(norm, scale, 0.5), is_finite(norm)
+        return gradient_factor(norm, scale, 0.5), is_finite(norm)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from helpers.toy import toy_config
 from mindspore import Tensor, nn
 from mindspore.common.initializer import Normal
 
-from pangu_sigma.model.declare import declare
+from pangu_sigma.model.declare import make_parameter
 from pangu_sigma.optimizer.dense_adam import DenseAdam
 from pangu_sigma.optimizer.hyper import Hyper
 
@@ -20,7 +20,10 @@ class Update(nn.Cell):
     def __init__(self):
         super().__init__()
         config = toy_config(train={"optimizer": {"weight_decay": DECAY, "eps_dense": EPS}})
-        made = [declare("matrix", (3, 4), Normal(1.0), decay=True), declare("bias", (4,), Normal(1.0), decay=False)]
+        made = [
+            make_parameter("matrix", (3, 4), Normal(1.0), decay=True),
+            make_parameter("bias", (4,), Normal(1.0), decay=False),
+        ]
         self.adam = DenseAdam(config, made)
         self.hyper = Hyper(config.train.optimizer, EPS)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from pangu_sigma.parallel.collectives import TensorSum, _buckets
+from pangu_sigma.parallel.collectives import BucketedAllReduce, _buckets
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -28,7 +28,7 @@ class Same(ms.nn.Cell):
 def test_tensors_come_back_from_their_buckets_in_their_shapes():
     shapes = [(2, 3), (4,), (1, 2, 2), (9,), ()]
     tensors = [np.random.default_rng(0).random(shape).astype(np.float32) for shape in shapes]
-    cell = TensorSum("mccl_world_group", shapes, 10)
+    cell = BucketedAllReduce("mccl_world_group", shapes, 10)
     cell.all_reduce = Same()
     for found, expected in zip(cell(tuple(map(Tensor, tensors))), tensors, strict=True):
         assert found.shape == expected.shape

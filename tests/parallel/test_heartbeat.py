@@ -11,7 +11,7 @@ import time
 import pytest
 from helpers.launched import eventually
 
-from pangu_sigma.parallel.heartbeat import SHOW_STACK, VARIABLE, Heartbeat, last_beat
+from pangu_sigma.parallel.heartbeat import HEARTBEATS_VARIABLE, STACK_SIGNAL, Heartbeat, last_beat
 
 WAITS = """
 import threading
@@ -31,7 +31,7 @@ while True:
 
 
 def test_the_last_beat_is_read(tmp_path, monkeypatch):
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    monkeypatch.setenv(HEARTBEATS_VARIABLE, str(tmp_path))
     heart = Heartbeat(2)
     heart.beat("step 1")
     heart.beat("the save after step 1")
@@ -47,7 +47,7 @@ def test_the_last_beat_is_read(tmp_path, monkeypatch):
 
 def test_a_rank_that_is_stopped_at_any_moment_leaves_a_whole_beat(tmp_path):
     """Were a beat written in two calls, a stop between them would leave nothing to tell the time by, and nobody would notice it."""
-    rank = subprocess.Popen([sys.executable, "-c", BEATS_ON], env=os.environ | {VARIABLE: str(tmp_path)})
+    rank = subprocess.Popen([sys.executable, "-c", BEATS_ON], env=os.environ | {HEARTBEATS_VARIABLE: str(tmp_path)})
     try:
         eventually(lambda: last_beat(tmp_path, 1))
         for _ in range(200):
@@ -62,14 +62,14 @@ def test_a_rank_that_is_stopped_at_any_moment_leaves_a_whole_beat(tmp_path):
 
 
 def test_without_a_launcher_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(HEARTBEATS_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     Heartbeat(0).beat("step 1")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_refuses_does_not_stop_the_rank(tmp_path, monkeypatch):
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "gone"))
+    monkeypatch.setenv(HEARTBEATS_VARIABLE, str(tmp_path / "gone"))
     Heartbeat(0).beat("step 1")
 
 
@@ -83,11 +83,11 @@ def test_a_process_shows_its_stack_when_asked_and_goes_on(tmp_path):
     log = tmp_path / "log"
     with log.open("wb") as output:
         rank = subprocess.Popen(
-            [sys.executable, "-c", WAITS], env=os.environ | {VARIABLE: str(tmp_path)}, stderr=output
+            [sys.executable, "-c", WAITS], env=os.environ | {HEARTBEATS_VARIABLE: str(tmp_path)}, stderr=output
         )
     try:
         eventually(lambda: last_beat(tmp_path, 3))
-        os.kill(rank.pid, SHOW_STACK)
+        os.kill(rank.pid, STACK_SIGNAL)
         eventually(lambda: "waiting_in_the_main_thread" in log.read_text())
         assert rank.poll() is None
     finally:

@@ -12,11 +12,11 @@ from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.parallel.layout import (
     Layout,
     axes_text,
+    data_rank_of,
     layers_of_stage,
     rre_layers_of_stage,
     share_of,
     stages_of_host,
-    taker_of,
 )
 
 
@@ -41,7 +41,7 @@ def test_a_rank_of_a_stage_takes_and_stores_what_the_same_rank_does_without_stag
         assert (ours.sets, ours.taker, ours.takers) == (theirs.sets, theirs.taker, theirs.takers)
         assert ours.held.tolist() == theirs.held.tolist()
         assert ours.layers == rre_layers_of_stage(config, rank // ranks)
-        assert taker_of(config, rank) == taker_of(alone, rank % ranks)
+        assert data_rank_of(config, rank) == data_rank_of(alone, rank % ranks)
         neighbours = layout.peers(rank, "groups", "expert", "data", "tensor")
         assert neighbours == list(range(rank // ranks * ranks, (rank // ranks + 1) * ranks))
 

@@ -16,14 +16,14 @@ from pangu_sigma.parallel.layout import (
     Layout,
     active_entries,
     capacity,
+    data_rank_of,
+    data_rank_of_sequences,
     dispatch_layout,
     room_of,
     share_of,
-    taker_of,
-    takers,
 )
 from pangu_sigma.parallel.plans import Planner, UpdatePlan
-from pangu_sigma.rre.capacity import CapacityError, DispatchLayout, ExchangePlan, Room
+from pangu_sigma.rre.capacity import Capacity, CapacityError, DispatchLayout, ExchangePlan
 
 LAYERS, LENGTH = 2, 12
 
@@ -54,8 +54,8 @@ class Case:
     arrived: int = 10**6
 
     @property
-    def room(self) -> Room:
-        return Room(None if self.layout == "dropless" else self.capacity, self.arrived if self.travels_on else None)
+    def room(self) -> Capacity:
+        return Capacity(None if self.layout == "dropless" else self.capacity, self.arrived if self.travels_on else None)
 
     @property
     def travels_on(self) -> bool:
@@ -63,11 +63,13 @@ class Case:
         return self.layout in ("compacted", "dropless")
 
     def plan(self, rank: int) -> UpdatePlan:
-        return Planner(self.config, rank, self.layout).plan(self.experts, takers(self.config), self.room)
+        return Planner(self.config, rank, self.layout).plan(
+            self.experts, data_rank_of_sequences(self.config), self.room
+        )
 
     def own(self, rank: int) -> np.ndarray:
         """Experts of the rank's tokens [N, G, T]."""
-        mine = takers(self.config) == taker_of(self.config, rank)
+        mine = data_rank_of_sequences(self.config) == data_rank_of(self.config, rank)
         return self.experts[:, :, mine].reshape(LAYERS, self.experts.shape[1], -1)
 
 
@@ -91,14 +93,14 @@ def cases(draw: st.DrawFn, layouts_of_rows: tuple[DispatchLayout, ...] = ()) -> 
 @pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (4, 4, 1)])
 def test_every_sequence_is_taken_once_by_ranks_that_store_its_experts(layout):
     config = config_of(*layout)
-    taken = takers(config)
+    taken = data_rank_of_sequences(config)
     ranks = range(config.parallel.ranks)
-    assert sorted({taker_of(config, r) for r in ranks}) == sorted(set(taken.tolist()))
+    assert sorted({data_rank_of(config, r) for r in ranks}) == sorted(set(taken.tolist()))
     assert len(set(np.bincount(taken).tolist())) == 1
     experts = {r: set(share_of(config, r).held.tolist()) for r in ranks}
     for block, set_of_block in enumerate(np.arange(4) % 4):
         for taker in taken[block * len(taken) // 4 : (block + 1) * len(taken) // 4]:
-            rank = next(r for r in ranks if taker_of(config, r) == taker)
+            rank = next(r for r in ranks if data_rank_of(config, r) == taker)
             assert set_of_block in share_of(config, rank).sets
     for rank in ranks:
         group = [experts[r] for r in Layout(config.parallel).peers(rank, "expert")]
@@ -173,10 +175,10 @@ def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
 @settings(deadline=None)
 @given(cases())
 def test_the_capacity_that_fullest_names_is_enough_and_one_less_is_not(case: Case):
-    planner, everybody = Planner(case.config, 0, "all_to_all"), takers(case.config)
-    needed = planner.fullest(case.experts, everybody)
-    assert planner.plan(case.experts, everybody, Room(needed)).dropped == 0
-    assert planner.plan(case.experts, everybody, Room(needed - 1)).dropped > 0
+    planner, everybody = Planner(case.config, 0, "all_to_all"), data_rank_of_sequences(case.config)
+    needed = planner.needed_capacity(case.experts, everybody)
+    assert planner.plan(case.experts, everybody, Capacity(needed)).dropped == 0
+    assert planner.plan(case.experts, everybody, Capacity(needed - 1)).dropped > 0
 
 
 def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
@@ -190,7 +192,7 @@ def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
     messages = set()
     for rank in range(4):
         with pytest.raises(CapacityError) as error:
-            Planner(config, rank, dispatch_layout(config)).plan(experts, takers(config), Room(rows))
+            Planner(config, rank, dispatch_layout(config)).plan(experts, data_rank_of_sequences(config), Capacity(rows))
         messages.add(str(error.value))
     assert len(messages) == 1
     message = messages.pop()
@@ -198,7 +200,9 @@ def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
     assert "capacity_factor to 4 or more" in message
     enough = config_of(2, 2, 1, overflow="refuse", capacity_factor=4.0)
     layout = dispatch_layout(enough)
-    assert Planner(enough, 0, layout).plan(experts, takers(enough), room_of(enough, layout)).dropped == 0
+    assert (
+        Planner(enough, 0, layout).plan(experts, data_rank_of_sequences(enough), room_of(enough, layout)).dropped == 0
+    )
 
 
 @settings(deadline=None)

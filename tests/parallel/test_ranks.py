@@ -13,19 +13,19 @@ from helpers.rank_processes import CRASHES_AT_EXIT
 from helpers.threads import on_ranks
 
 from pangu_sigma.config import ConfigError, ParallelConfig
-from pangu_sigma.parallel.connect import join
-from pangu_sigma.parallel.ranks import ALONE, RankError
+from pangu_sigma.parallel.connect import connect
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, RankError
 
 
 def test_one_process_is_all_ranks():
-    assert (ALONE.rank, ALONE.world, ALONE.first) == (0, 1, True)
-    assert ALONE.sum(np.array([1.5])).tolist() == [1.5]
-    assert (ALONE.any(True), ALONE.any(False)) == (True, False)
-    with ALONE.together("this"):
+    assert (SINGLE_PROCESS.rank, SINGLE_PROCESS.world, SINGLE_PROCESS.first) == (0, 1, True)
+    assert SINGLE_PROCESS.sum(np.array([1.5])).tolist() == [1.5]
+    assert (SINGLE_PROCESS.any(True), SINGLE_PROCESS.any(False)) == (True, False)
+    with SINGLE_PROCESS.fail_together("this"):
         pass
-    ALONE.agree({"train": "a"})
-    assert ALONE.most(3) == 3
-    assert ALONE.texts("zwölf") == ["zwölf"]
+    SINGLE_PROCESS.agree({"train": "a"})
+    assert SINGLE_PROCESS.max(3) == 3
+    assert SINGLE_PROCESS.texts("zwölf") == ["zwölf"]
 
 
 def test_any_holds_on_all_when_it_holds_on_one():
@@ -34,20 +34,20 @@ def test_any_holds_on_all_when_it_holds_on_one():
 
 
 def test_the_most_is_the_largest_number_of_a_rank():
-    assert on_ranks(3, lambda ranks: ranks.most([2, 7, 0][ranks.rank])) == [7] * 3
+    assert on_ranks(3, lambda ranks: ranks.max([2, 7, 0][ranks.rank])) == [7] * 3
 
 
 def test_every_rank_reads_the_texts_of_all_and_what_is_too_long_is_cut():
     texts = ["", "專家 3", "x" * 5000]
     assert on_ranks(3, lambda ranks: ranks.texts(texts[ranks.rank])) == [["", "專家 3", "x" * 2000]] * 3
     cut = "é" * 1001
-    assert ALONE.texts(cut) == [cut[:1000]]
-    assert ALONE.texts("x" + cut) == ["x" + cut[:999]], "no half a letter"
+    assert SINGLE_PROCESS.texts(cut) == [cut[:1000]]
+    assert SINGLE_PROCESS.texts("x" + cut) == ["x" + cut[:999]], "no half a letter"
 
 
 def test_what_fails_on_one_rank_fails_on_all_and_the_others_say_where_to_look():
     def work(ranks):
-        with ranks.together("writing"):
+        with ranks.fail_together("writing"):
             if ranks.rank == 1:
                 raise OSError("disk full")
 
@@ -74,13 +74,13 @@ def test_another_number_of_ranks_than_laid_out_is_refused_naming_both(monkeypatc
     if started:
         monkeypatch.setenv("MS_WORKER_NUM", started)
     with pytest.raises(ConfigError, match=rf"lays out 6 ranks .*groups=3.*data=2.*but {started or 1} were started"):
-        join(ParallelConfig(groups=3, data=2))
+        connect(ParallelConfig(groups=3, data=2))
 
 
 def test_shared_matrices_are_refused_on_the_cpu(monkeypatch):
     monkeypatch.setenv("MS_WORKER_NUM", "2")
     with pytest.raises(ConfigError, match=r"parallel\.tensor=2 needs Ascend"):
-        join(ParallelConfig(tensor=2))
+        connect(ParallelConfig(tensor=2))
 
 
 @pytest.mark.parametrize(

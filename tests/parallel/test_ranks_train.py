@@ -23,10 +23,10 @@ from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.cli import main
 from pangu_sigma.config_file import load_config, parse_config
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.train.log.metrics import read_metrics
 from pangu_sigma.train.loop import train
-from pangu_sigma.train.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

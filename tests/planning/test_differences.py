@@ -11,7 +11,7 @@ from helpers.small_clusters import by_hand
 from pangu_sigma.planning.compile import Compiled, CompiledCollective, PlacedParameter
 from pangu_sigma.planning.differences import add_compiled
 from pangu_sigma.planning.plan import Plan, make_plan
-from pangu_sigma.planning.text import format_plan
+from pangu_sigma.planning.tables import format_plan
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from helpers.small_clusters import by_hand
 
 from pangu_sigma.config import RoutingConfig
-from pangu_sigma.parallel.layout import dispatch_layout, room_of, takers
+from pangu_sigma.parallel.layout import data_rank_of_sequences, dispatch_layout, room_of
 from pangu_sigma.parallel.plans import Planner
 from pangu_sigma.planning.factors import needed_factors, shares_of_experts
 from pangu_sigma.rre.table import draw_tables
@@ -72,7 +72,7 @@ def test_with_these_factors_training_drops_no_row_and_with_a_tenth_less_it_does(
         factors = {"capacity_factor": scale * found.capacity, "arrival_factor": scale * found.arrival}
         config = by_hand(**sections, parallel={"chip": chip, "overflow": "drop"} | factors)
         planner = Planner(config, 0, layout)
-        room, taken = room_of(config, layout), takers(config)
+        room, taken = room_of(config, layout), data_rank_of_sequences(config)
         dropped[scale] = sum(planner.plan(experts[:, s : s + 1], taken, room).dropped for s in range(300))
     assert dropped[1.05] == 0
     assert dropped[0.9] > 0

@@ -17,7 +17,7 @@ from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import main
 from pangu_sigma.config_file import load_config
 from pangu_sigma.planning.plan import Plan, make_plan
-from pangu_sigma.planning.text import format_plan
+from pangu_sigma.planning.tables import format_plan
 
 TRILLION, TINY = MODEL_CONFIGS / "sigma_1t.yaml", MODEL_CONFIGS / "sigma_tiny.yaml"
 

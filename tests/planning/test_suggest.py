@@ -15,15 +15,15 @@ from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.config_file import load_config
 from pangu_sigma.planning.cost import step_time
-from pangu_sigma.planning.memory import fullest_host, host_items, npu_items, total
+from pangu_sigma.planning.memory import host_items, npu_items, peak_host, total
 from pangu_sigma.planning.suggest import (
+    changes_that_fit_npus,
     devices_that_fit,
     fastest_layouts,
     fits,
     least_devices,
     suggest_layout,
     what_fits,
-    what_fits_an_npu,
     with_parallel,
 )
 
@@ -222,9 +222,9 @@ def test_what_fits_asks_the_host_too():
     """On 64 NPUs a smaller batch makes the trillion fit into NPUs, and its experts would need twice what a host has."""
     config = with_parallel(shipped("sigma_1t"), **suggest_layout(shipped("sigma_1t"), 64).model_dump())
     assert what_fits(config) is None
-    keys, host = what_fits_an_npu(config)
+    keys, host = changes_that_fit_npus(config)
     assert keys == {"train.batch_size": 64, "train.accumulation": 8}
-    assert host == total(host_items(config, fullest_host(config))) > 2 * CHIP_DATA["910a"].host_memory
+    assert host == total(host_items(config, peak_host(config))) > 2 * CHIP_DATA["910a"].host_memory
     assert devices_that_fit(config) == 256
 
 

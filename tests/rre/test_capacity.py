@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.rre.capacity import (
+    Capacity,
     CapacityError,
     DispatchLayout,
     Receivers,
-    Room,
+    check_arrived,
+    check_sent,
     exchange_plans,
-    refuse_arrived,
-    refuse_sent,
     sent_rows,
 )
 from pangu_sigma.rre.plan import active_lists
@@ -44,15 +44,15 @@ def test_refuse_names_the_layer_the_expert_and_the_factor_that_is_needed():
     sent = np.zeros((2, 1, 2, 4), np.int64)
     sent[1, 0, 1, 2], sent[0, 0, 0, 0] = 7, 4
     arrived = Receivers("compacted", 1, np.array([0, 0, 1, 1])).arrived(sent)
-    refuse_sent(sent, 7, 12, 4)
-    refuse_arrived(arrived, 7, 3)
+    check_sent(sent, 7, 12, 4)
+    check_arrived(arrived, 7, 3)
     with pytest.raises(
         CapacityError, match=r"RRE layer 1: a rank has 7 rows for expert 2, whose capacity is 3"
     ) as error:
-        refuse_sent(sent, 3, 12, 4)
+        check_sent(sent, 3, 12, 4)
     assert "parallel.capacity_factor to 2.34 or more" in str(error.value), "7 rows of an even 3, rounded up"
     with pytest.raises(CapacityError, match=r"RRE layer 1: 7 rows arrive where 5 have room") as error:
-        refuse_arrived(arrived, 5, 3)
+        check_arrived(arrived, 5, 3)
     assert "parallel.arrival_factor to 2.34 or more" in str(error.value)
 
 
@@ -65,7 +65,7 @@ def test_first_senders_rows_have_room_first(layout: DispatchLayout, data: st.Dat
     holder_K = np.arange(stored) % peers
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     sent = rng.integers(0, 5, (LAYERS, 1, groups * peers * replicas, stored))
-    room = Room(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12)))
+    room = Capacity(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12)))
     receivers = Receivers(layout, groups, holder_K)
     kept = receivers.kept(sent, room)
     left: dict[tuple[int, ...], int] = {}
@@ -93,7 +93,7 @@ def test_each_token_takes_the_next_row_of_its_expert_until_none_is_left(data: st
     for peer in range(2):
         ids_PNA = np.take_along_axis(np.pad(held_PK, ((0, 0), (0, 1)), constant_values=-1)[:, None], active_PNA, axis=2)
         kept = np.full((LAYERS, 2, 2, stored), capacity)
-        plans = exchange_plans("all_to_all", experts_NGT, ids_PNA, active_PNA[peer], peer, kept, Room(capacity))
+        plans = exchange_plans("all_to_all", experts_NGT, ids_PNA, active_PNA[peer], peer, kept, Capacity(capacity))
         for g, plan in enumerate(plans):
             assert (plan.active_NA == active_PNA[peer]).all()
             assert (plan.offsets_NA1 == np.arange(5) * 2 * capacity).all()

@@ -7,7 +7,7 @@ import pytest
 from helpers.toy import Toy, toy_config, toy_network, toy_table, toy_tokenizer
 
 from pangu_sigma.config import Activation, Config
-from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.layout import active_entries
 from pangu_sigma.rre.experts import Experts
@@ -28,7 +28,7 @@ def exchanged_toy(config: Config, like: Toy, folder) -> Toy:
     store = toy_network(config)[1]
     step = TrainStep(config, network, store)
     step.set_train()
-    batches = Batches(config, folder, toy_tokenizer(config.slots), toy_table(config), layout="all_to_all")
+    batches = BatchLoader(config, folder, toy_tokenizer(config.slots), toy_table(config), layout="all_to_all")
     toy = Toy(config, batches, network, store, step)
     toy.reset(weights_from=like)
     return toy

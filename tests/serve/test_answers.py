@@ -12,8 +12,8 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
 from pangu_sigma.serve.answers import Answers
 from pangu_sigma.serve.engine_thread import EngineThread
-from pangu_sigma.serve.metrics import Metrics
-from pangu_sigma.serve.refusals import Refused
+from pangu_sigma.serve.prometheus import Metrics
+from pangu_sigma.serve.refusals import ApiError
 
 NAMES = {"up": "sigma-up", "reversed": "sigma-reversed"}
 
@@ -57,12 +57,12 @@ def test_all_or_nothing_is_taken(served):
 
     async def run():
         first = Answers(thread, metrics, requests(engine, 2))
-        with pytest.raises(Refused, match="3 requests wait already") as refused:
+        with pytest.raises(ApiError, match="3 requests wait already") as refused:
             Answers(thread, metrics, requests(engine, 2))
         assert refused.value.status_code == 429
         engine.step()
         assert engine.waiting == 0, "the one that was taken is let go"
-        with pytest.raises(Refused, match="no tokens"):
+        with pytest.raises(ApiError, match="no tokens"):
             Answers(thread, metrics, [*requests(engine, 1), Request(engine.decoder.up, ())])
         first.close()
         engine.step()

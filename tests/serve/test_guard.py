@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.served import client_of
 
-from pangu_sigma.serve.guard import Names, is_local
+from pangu_sigma.serve.guard import HostNames, is_local
 
 ASKED = {"model": "sigma-en", "prompt": "the", "max_tokens": 1}
 
@@ -31,15 +31,15 @@ ASKED = {"model": "sigma-en", "prompt": "the", "max_tokens": 1}
     ],
 )
 def test_only_own_names_are_known(host, known):
-    assert Names("127.0.0.1", ["Proxy.example"]).knows(host) is known
+    assert HostNames("127.0.0.1", ["Proxy.example"]).knows(host) is known
 
 
 def test_a_server_for_all_knows_every_address_and_no_name():
-    names = Names("0.0.0.0")
+    names = HostNames("0.0.0.0")
     assert names.knows("10.0.0.1:80")
     assert names.knows("[2001:db8::1]")
     assert not names.knows("evil.example")
-    assert Names("box.lan").knows("box.lan:8000")
+    assert HostNames("box.lan").knows("box.lan:8000")
 
 
 def test_local_is_what_only_this_machine_reaches():

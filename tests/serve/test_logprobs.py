@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from pangu_sigma.generate.request import Token
-from pangu_sigma.serve.logprobs import LEAST, CompletionTokens, TokenTexts, chat_logprobs
+from pangu_sigma.serve.logprobs import MIN_LOGPROB, CompletionTokens, TokenTexts, chat_logprobs
 
 SURFACES = [b"", b"the", " 今".encode(), b"\xe4", b"\xbb", b"\x8a", b"e", b"e"]
 TEXTS = TokenTexts(SimpleNamespace(surfaces=SURFACES, pieces=["<eot>", *"abcdefg"]))
@@ -21,24 +21,26 @@ def test_texts_of_tokens():
 
 def test_offsets_count_characters_and_go_on_from_part_to_part():
     mine = CompletionTokens(TEXTS, experts=False)
-    assert mine.told(tokens(1, 2, 3)).text_offset == [0, 3, 5]
-    assert mine.told(tokens(4, 5, 6)).text_offset == [5, 5, 6], "今 is whole with its third byte"
+    assert mine.to_logprobs(tokens(1, 2, 3)).text_offset == [0, 3, 5]
+    assert mine.to_logprobs(tokens(4, 5, 6)).text_offset == [5, 5, 6], "今 is whole with its third byte"
     broken = CompletionTokens(TEXTS, experts=False)
-    assert broken.told(tokens(3, 6, 4, 6)).text_offset == [0, 1, 2, 3], "what breaks off is a character of its own"
+    assert broken.to_logprobs(tokens(3, 6, 4, 6)).text_offset == [0, 1, 2, 3], (
+        "what breaks off is a character of its own"
+    )
 
 
 def test_of_alternatives_with_one_text_the_likeliest_is_told():
     """`lm_eval` takes a token for greedy if its log-probability is the highest of these."""
     (token,) = tokens(7, logprob=-3.0, top=((6, -0.5), (1, -1.0)))
-    told = CompletionTokens(TEXTS, experts=False).told([token])
+    told = CompletionTokens(TEXTS, experts=False).to_logprobs([token])
     assert told.top_logprobs == [{"e": -0.5, "the": -1.0}]
     assert told.token_logprobs == [-3.0]
 
 
 def test_json_has_no_infinity():
     (token,) = tokens(1, logprob=-float("inf"))
-    assert CompletionTokens(TEXTS, experts=False).told([token]).token_logprobs == [LEAST]
-    assert chat_logprobs(TEXTS, [token]).content[0].logprob == LEAST
+    assert CompletionTokens(TEXTS, experts=False).to_logprobs([token]).token_logprobs == [MIN_LOGPROB]
+    assert chat_logprobs(TEXTS, [token]).content[0].logprob == MIN_LOGPROB
 
 
 def test_a_chat_has_bytes():

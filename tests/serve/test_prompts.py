@@ -7,18 +7,18 @@ import asyncio
 import pytest
 from helpers.served import LENGTH
 
-from pangu_sigma.data.vocabulary import EOT
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.chat_template import ChatTemplate
-from pangu_sigma.serve.prompts import Prompts
-from pangu_sigma.serve.refusals import Refused
+from pangu_sigma.serve.prompts import PromptTokenizer
+from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.text.vocabulary import EOT
 
 PLAIN = ChatTemplate("{content}.", "<{content}>", "[{content}]", ())
 
 
 @pytest.fixture(scope="module")
 def prompts(decoder):
-    found = Prompts(decoder.tokenizer, decoder.config)
+    found = PromptTokenizer(decoder.tokenizer, decoder.config)
     yield found
     found.close()
 
@@ -31,12 +31,12 @@ def en(decoder):
 def test_a_text_is_read_as_in_training(prompts, decoder, en):
     assert prompts.text_prompt("the cat", en, True) == decoder.tokenizer.prompt("the cat", en)
     assert prompts.text_prompt("", en, True) == prompts.text_prompt("<eot>", en, True) == [EOT]
-    with pytest.raises(Refused, match="not Unicode"):
+    with pytest.raises(ApiError, match="not Unicode"):
         prompts.read("\ud800", en)
 
 
 def test_what_cannot_fit_is_refused_before_it_is_read(prompts, en):
-    with pytest.raises(Refused, match=f"50000000 characters are too many for the {LENGTH} tokens"):
+    with pytest.raises(ApiError, match=f"50000000 characters are too many for the {LENGTH} tokens"):
         prompts.text_prompt("x" * 50_000_000, en, True)
 
 

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, ConfigDict
 
-from pangu_sigma.serve.refusals import Refused, failure, nearest, say_no_in_one_form
+from pangu_sigma.serve.refusals import ApiError, error_body, install_error_handlers, nearest
 
 
 class Thing(BaseModel):
@@ -16,7 +16,7 @@ class Thing(BaseModel):
 
 def client() -> TestClient:
     app = FastAPI()
-    say_no_in_one_form(app)
+    install_error_handlers(app)
 
     @app.post("/thing")
     def thing(body: Thing) -> None:
@@ -24,7 +24,7 @@ def client() -> TestClient:
 
     @app.get("/refused")
     def refused() -> None:
-        raise Refused(429, "later", "n", "busy", {"Retry-After": "3"})
+        raise ApiError(429, "later", "n", "busy", {"Retry-After": "3"})
 
     return TestClient(app, raise_server_exceptions=False)
 
@@ -53,8 +53,8 @@ def test_headers_and_types_follow_the_status():
     answer = client().get("/refused")
     assert answer.headers["retry-after"] == "3"
     assert answer.json() == {"error": {"message": "later", "type": "rate_limit_error", "param": "n", "code": "busy"}}
-    assert failure(404, "x").error.type == "not_found_error"
-    assert failure(400, "half \ud800").model_dump_json().isascii()
+    assert error_body(404, "x").error.type == "not_found_error"
+    assert error_body(400, "half \ud800").model_dump_json().isascii()
 
 
 def test_the_nearest_name():

@@ -8,8 +8,8 @@ from helpers.served import LENGTH
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.serve.limits import Limits
-from pangu_sigma.serve.refusals import Refused
-from pangu_sigma.serve.request_bodies import CompletionRequest
+from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.serve.requests import CompletionRequest
 from pangu_sigma.serve.served import Served
 
 
@@ -22,7 +22,7 @@ def test_a_domain_is_a_model(served):
     assert list(served.domains) == ["sigma-zh", "sigma-en", "sigma-code"]
     assert served.domain("sigma-en").name == served.domain(None, "sigma-en").name == "en"
     for name, path, status in (("en", None, 404), (None, None, 400), ("sigma-en", "sigma-zh", 400)):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ApiError) as refused:
             served.domain(name, path)
         assert refused.value.status_code == status
 
@@ -32,7 +32,7 @@ def test_room_is_what_fits_or_what_is_wanted(served):
     assert served.room([ids, [0]], None, 16) == [10, 16]
     assert served.room([ids, [0]], 7, 16) == [7, 7]
     for wanted, prompt in ((11, ids), (0, [0] * (LENGTH + 1)), (None, [0] * (LENGTH + 1))):
-        with pytest.raises(Refused, match=f"together they may be {LENGTH}"):
+        with pytest.raises(ApiError, match=f"together they may be {LENGTH}"):
             served.room([prompt], wanted, 16)
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pangu_sigma.serve.answer_bodies import Usage
-from pangu_sigma.serve.refusals import Refused
-from pangu_sigma.serve.streams import ClientIsGone, EventStream, while_there
+from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.serve.responses import Usage
+from pangu_sigma.serve.streams import ClientDisconnected, EventStream, while_there
 
 BODY = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
 
@@ -56,7 +56,7 @@ def test_bodies_are_events_and_done_is_the_last():
 def test_a_refusal_in_the_middle_is_an_event():
     async def breaks():
         yield BODY
-        raise Refused(503, "broken off")
+        raise ApiError(503, "broken off")
 
     sent, ends = run(breaks())
     assert b'"message":"broken off"' in sent[-2]["body"]
@@ -105,6 +105,6 @@ def test_work_goes_on_while_the_client_is_there():
             ended.append(1)
 
     assert asyncio.run(while_there(SimpleNamespace(receive=never), work())) == 3
-    with pytest.raises(ClientIsGone):
+    with pytest.raises(ClientDisconnected):
         asyncio.run(while_there(SimpleNamespace(receive=gone), endless()))
     assert ended == [1]

@@ -8,7 +8,7 @@ import pytest
 from helpers.served import DrawnDecoder
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.serve.terminal import Settings, talk
+from pangu_sigma.serve.terminal import ChatSettings, run_chat
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def said(decoder, text: str, capsys, **settings) -> tuple[list[str], str]:
     """Lines of standard output, and what standard error says."""
     output = io.StringIO()
     settings = {"domain": "en", "temperature": 0.0, "max_new_tokens": 6} | settings
-    assert talk(decoder, Settings(**settings), io.StringIO(text), output) == 0
+    assert run_chat(decoder, ChatSettings(**settings), io.StringIO(text), output) == 0
     return output.getvalue().splitlines(), capsys.readouterr().err
 
 

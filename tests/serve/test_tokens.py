@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_sigma.data.vocabulary import EOT, TAG_OF_LANGUAGE
+from pangu_sigma.text.vocabulary import EOT, TAG_OF_LANGUAGE
 
 
 def post(client, path, **body):

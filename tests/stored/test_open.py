@@ -23,7 +23,7 @@ from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.errors import UserError
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.generate.host.exact import ExactModel
+from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.model import weight_shapes
 from pangu_sigma.stored.open import kind_of, open_model
@@ -257,7 +257,7 @@ ALLOWED = {
     "checkpoint/checkpoint.py": "one checkpoint among those of a run",
     "checkpoint/model_files.py": "tokenizer and tables together, for training",
     "foreign/huggingface_layout.py": "layouts of others",
-    "data/prepare.py": "prepared text, which is no model",
+    "data/prepare/prepare.py": "prepared text, which is no model",
     "train/health.py": "what is in memory is held against what was just saved",
 }
 

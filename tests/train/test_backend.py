@@ -11,7 +11,7 @@ from helpers.toy import toy_config
 from pangu_sigma.ascend.backend import AscendBackend
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ecss.tiers import FileTier, HostTier
-from pangu_sigma.parallel.ranks import ALONE, Ranks
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.train.backend import CpuBackend, tier_of
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -38,16 +38,16 @@ def in_files(parallel: dict[str, int], **keys: str) -> Config:
 
 
 def test_experts_are_in_memory_unless_files_are_asked_for(tmp_path):
-    assert type(tier_of(toy_config(), ALONE, run_in(tmp_path))) is HostTier
+    assert type(tier_of(toy_config(), SINGLE_PROCESS, run_in(tmp_path))) is HostTier
     assert not list(tmp_path.iterdir())
 
 
 def test_files_are_in_the_run_folder_or_where_the_configuration_says(tmp_path):
     config = in_files({})
-    assert isinstance(tier_of(config, ALONE, run_in(tmp_path / "run")), FileTier)
+    assert isinstance(tier_of(config, SINGLE_PROCESS, run_in(tmp_path / "run")), FileTier)
     assert folders(tmp_path) == {Path("run/experts")}
     elsewhere = in_files({}, path=str(tmp_path / "disk"))
-    assert isinstance(tier_of(elsewhere, ALONE, run_in(tmp_path / "run")), FileTier)
+    assert isinstance(tier_of(elsewhere, SINGLE_PROCESS, run_in(tmp_path / "run")), FileTier)
     assert folders(tmp_path) == {Path("run/experts"), Path("disk")}
 
 
@@ -64,10 +64,10 @@ def test_the_losses_of_ranks_that_see_the_same_tokens_count_once():
         parallel={"stages": 2, "tensor": 2, "data": 2},
     )
     ranks = range(config.parallel.ranks)
-    counted = [rank for rank in ranks if AscendBackend().counts_losses(config, Rank(rank, len(ranks)))]
+    counted = [rank for rank in ranks if AscendBackend().adds_losses(config, Rank(rank, len(ranks)))]
     assert counted == [4, 6], "of the last stage, one rank of each tensor group"
     cpu = toy_config(parallel={"data": 2})
-    assert all(CpuBackend().counts_losses(cpu, Rank(rank, 2)) for rank in (0, 1))
+    assert all(CpuBackend().adds_losses(cpu, Rank(rank, 2)) for rank in (0, 1))
 
 
 def test_the_cpu_multiplies_no_bfloat16():

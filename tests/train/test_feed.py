@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from helpers.toy import toy_batches, toy_config
 
-from pangu_sigma.data.batches import Batches
-from pangu_sigma.ecss.prefetch import Brought
-from pangu_sigma.train.feed import Feed
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.ecss.prefetch import PrefetchedExperts
+from pangu_sigma.train.feed import InputPipeline
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -30,19 +30,19 @@ class Prefetcher:
     def __init__(self):
         self.asked: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[Brought, str]:
+    def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[PrefetchedExperts, str]:
         self.asked.append((active_NA, coming_NA))
-        return Brought(experts=("experts",)), "traffic"
+        return PrefetchedExperts(experts=("experts",)), "traffic"
 
 
 @pytest.fixture
-def batches(tmp_path) -> Batches:
+def batches(tmp_path) -> BatchLoader:
     return toy_batches(toy_config(), tmp_path)
 
 
 def test_batches_come_in_order_each_with_the_cursor_after_it(batches):
     start = batches.start()
-    feed, cursor = Feed(batches, start, Store(), None), batches.start()
+    feed, cursor = InputPipeline(batches, start, Store(), None), batches.start()
     for _ in range(4):
         fed, expected = feed.take(), batches.next(cursor)
         assert fed.batch.digest == expected.digest
@@ -54,7 +54,7 @@ def test_batches_come_in_order_each_with_the_cursor_after_it(batches):
 
 def test_without_a_prefetcher_the_store_lets_go_of_what_the_step_before_used(batches):
     store = Store()
-    feed = Feed(batches, batches.start(), store, None)
+    feed = InputPipeline(batches, batches.start(), store, None)
     for taken in range(1, 4):
         fed = feed.take()
         assert (fed.brought, fed.traffic, store.released) == (None, None, taken)
@@ -62,11 +62,11 @@ def test_without_a_prefetcher_the_store_lets_go_of_what_the_step_before_used(bat
 
 def test_a_prefetcher_is_told_the_experts_of_this_step_and_of_the_next(batches):
     store, prefetcher, cursor = Store(), Prefetcher(), batches.start()
-    feed = Feed(batches, batches.start(), store, prefetcher)
+    feed = InputPipeline(batches, batches.start(), store, prefetcher)
     active = [batches.next(cursor).active_NA for _ in range(4)]
     for _ in range(3):
         fed = feed.take()
-        assert (fed.brought, fed.traffic) == (Brought(experts=("experts",)), "traffic")
+        assert (fed.brought, fed.traffic) == (PrefetchedExperts(experts=("experts",)), "traffic")
     for number, (now, coming) in enumerate(prefetcher.asked):
         assert np.array_equal(now, active[number])
         assert np.array_equal(coming, active[number + 1])

@@ -21,7 +21,7 @@ from mindspore import Parameter, Tensor
 
 from pangu_sigma.checkpoint.format import UnhealthyState
 from pangu_sigma.config import SpikesConfig, TrainConfig
-from pangu_sigma.parallel.ranks import ALONE
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS
 from pangu_sigma.train.health import (
     DomainHealth,
     Health,
@@ -31,9 +31,9 @@ from pangu_sigma.train.health import (
     last_healthy,
     unhealthy_tensors,
 )
+from pangu_sigma.train.log.metrics import NoLog, read_metrics
+from pangu_sigma.train.log.summary import format_summary, summarise
 from pangu_sigma.train.loop import Trainer, train
-from pangu_sigma.train.metrics import NoLog, read_metrics
-from pangu_sigma.train.summary import format_summary, summarise
 
 LOSSES = st.lists(st.floats(0.1, 12.0), min_size=1, max_size=40)
 
@@ -265,7 +265,7 @@ def test_a_variance_that_is_infinite_shows_in_no_step_and_stops_the_run_at_its_n
     assert well.shards[shard][name].asnumpy()[last] == pytest.approx(before, rel=1e-3), "a step of Adam is far larger"
     with pytest.raises(UnhealthyState, match=named):
         well.save()
-    assert last_healthy(well.run.checkpoints, ALONE)[0] == well.run.checkpoints / f"step_{SAVED_AT:08d}"
+    assert last_healthy(well.run.checkpoints, SINGLE_PROCESS)[0] == well.run.checkpoints / f"step_{SAVED_AT:08d}"
 
 
 def test_a_run_whose_values_are_all_finite_is_left_alone(well):
@@ -302,10 +302,10 @@ def test_the_last_healthy_checkpoint_is_older_than_damaged_and_poisoned_ones(wel
     shutil.copytree(source, root / source.name)
     damaged = shutil.copytree(source, root / "step_00000999")
     (damaged / "dense.safetensors").write_bytes(b"")
-    assert last_healthy(root, ALONE) == (root / source.name, [damaged])
+    assert last_healthy(root, SINGLE_PROCESS) == (root / source.name, [damaged])
     shutil.rmtree(root / source.name)
-    assert last_healthy(root, ALONE) == (None, [damaged])
-    assert last_healthy(tmp_path / "nothing", ALONE) == (None, [])
+    assert last_healthy(root, SINGLE_PROCESS) == (None, [damaged])
+    assert last_healthy(tmp_path / "nothing", SINGLE_PROCESS) == (None, [])
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------------

@@ -28,15 +28,15 @@ from pangu_sigma.checkpoint.state import restore, shards_of
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError, RoutingConfig
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.ecss.build import build
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.run import evaluate_run
-from pangu_sigma.lock import LockError, OneWriter
+from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.lock import FolderLock, LockError
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.train.log.metrics import read_metrics
 from pangu_sigma.train.loop import Trainer, train
-from pangu_sigma.train.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -190,7 +190,7 @@ def test_a_trained_run_with_experts_in_files_is_evaluated_to_the_losses_of_its_e
 def test_the_traffic_of_the_log_is_that_of_the_batches(tiny_data, tiny_run):
     """From the active experts of each batch and of the one before; those that fill the four places in a row do not move."""
     run = open_model(tiny_run, "run")
-    batches = Batches(run.config, tiny_data, run.tokenizer, run.table)
+    batches = BatchLoader(run.config, tiny_data, run.tokenizer, run.table)
     cursor, before, counts = batches.start(), [[], []], []
     for _ in range(STEPS):
         layers = [[k for k in row if k < 6] for row in batches.next(cursor).active_NA.tolist()]
@@ -299,7 +299,7 @@ def test_a_second_writer_is_refused_and_touches_nothing_of_the_first(tiny_data, 
     copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
     unfinished = copy / "checkpoints" / ".unfinished-step_00000030"
     unfinished.mkdir()
-    with OneWriter(copy):
+    with FolderLock(copy):
         before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
         with pytest.raises(LockError, match=rf"is written by process {os.getpid()} on .* since"):
             train(tiny_config(tiny_data, train={"steps": 7}), copy)

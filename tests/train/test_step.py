@@ -13,7 +13,7 @@ from mindspore import ParameterTuple, Tensor
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.data.step_arrays import draws_of
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.train.held_out import EvaluationStep
+from pangu_sigma.train.evaluator import EvaluationStep
 from pangu_sigma.train.step import FIRST_EXPERT, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

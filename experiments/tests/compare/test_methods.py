@@ -12,7 +12,7 @@ from experiments.cases import CaseError
 from experiments.compare import methods
 from experiments.compare.methods import cost_of, draw_differences, format_costs, load_by_layer, write_methods
 from experiments.compare.variants import TrainedVariant, compare_variants, last_logged
-from pangu_sigma.train.losses import HeldOutLoss, evaluation_line
+from pangu_sigma.train.log.losses import HeldOutLoss, evaluation_line
 
 TOKENS = np.array([200.0, 100.0])
 

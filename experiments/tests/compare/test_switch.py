@@ -16,9 +16,9 @@ from experiments.compare.switch import GateBackend, GateTrainer, SwitchFFN, gate
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ecss.build import make_network
-from pangu_sigma.parallel.ranks import ALONE
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS
+from pangu_sigma.train.log.metrics import read_metrics
 from pangu_sigma.train.loop import train
-from pangu_sigma.train.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -150,7 +150,7 @@ def test_what_a_gate_does_not_go_with_is_refused(sections, message):
     tree = gated_config(steps=9).model_dump(mode="json")
     config = toy_config(**{name: tree[name] | sections.get(name, {}) for name in ("model", "ecss", "train")})
     with pytest.raises(ConfigError, match=message):
-        GateBackend().build(config, ALONE, None)  # type: ignore[arg-type]
+        GateBackend().build(config, SINGLE_PROCESS, None)  # type: ignore[arg-type]
 
 
 def test_the_loop_trains_the_gate_and_logs_its_load(tiny_data: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.finetune.spelling import Speller
+from pangu_sigma.finetune.encoding import SampleEncoder
 from pangu_sigma.finetune.task import read_task
 from pangu_sigma.generate.text import Generated, generate, prompt_ids
 from pangu_sigma.stored.open import open_model
@@ -43,7 +43,7 @@ def test_prompts_are_those_that_were_learned_and_answers_are_kept(asked, tiny_ru
     found = answer_test(tiny_run, tuned, test, tmp_path / "kept" / "a.json", 8)
     (tokenizer, prompts, stop), domain = seen[0], domains_of(config).named("en")
     for (name, text), line in zip(prompts, pairs(0, 4), strict=True):
-        spelled = Speller(tokenizer, config).spell((("user", line["prompt"]),), line["response"], domain)
+        spelled = SampleEncoder(tokenizer, config).spell((("user", line["prompt"]),), line["response"], domain)
         assert (name, prompt_ids(tokenizer, text, domain)) == ("en", spelled.ids_T[: spelled.answer].tolist())
     assert stop == ("\n",)
     assert (found["n"], found["skipped"], len(found["answers"])) == (4, 1, 4)

@@ -9,10 +9,10 @@ from experiments.finetune_packages import packages
 from experiments.finetune_packages.packages import format_splits, write_packaged_tasks
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.documents import Document
 from pangu_sigma.domains import domains_of
-from pangu_sigma.finetune.talks import parse_talk
+from pangu_sigma.finetune.conversation import parse_conversation
 from pangu_sigma.shipped import config_path
+from pangu_sigma.text.documents import Document
 
 TASK = "translation_en_zh"
 MESSAGES = {
@@ -55,7 +55,9 @@ def test_splits_are_written_once_with_provenance_and_counts(config, downloads, t
         for name in ("train", "dev", "test")
     }
     domains = domains_of(config)
-    said = {name: [parse_talk(line, domains, "bilingual").messages for line in own] for name, own in lines.items()}
+    said = {
+        name: [parse_conversation(line, domains, "bilingual").messages for line in own] for name, own in lines.items()
+    }
     assert said["train"] == [
         (("user", "Open file"), ("assistant", "打开文件")),
         (("user", "Save"), ("assistant", "保存")),

@@ -71,7 +71,7 @@ class ActiveExperts(nn.Cell):
         return order, inverse, ends if self.dropless else None
 
 
-class BringExperts(nn.Cell):
+class FetchExperts(nn.Cell):
     """Copies active experts to the device: construct() looks up the store's rows named in the step's settings."""
 
     def __init__(self, store: HostStore, settings: StepSettings, buffers: list[Parameter]):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor
 
-from pangu_sigma.ascend.device import use_ascend
+from pangu_sigma.ascend.context import use_ascend
 from pangu_sigma.ascend.inputs import step_inputs
-from pangu_sigma.ascend.parts import dense_of, located, writes
+from pangu_sigma.ascend.saved_parts import dense_of, parameter_parts, writes_part
 from pangu_sigma.ascend.step import AscendStep
 from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
@@ -19,16 +19,16 @@ from pangu_sigma.checkpoint.parts import Files, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Parts, file_of_rank, fill_from
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.ecss.prefetch import Prefetcher
-from pangu_sigma.parallel.connect import join
+from pangu_sigma.parallel.connect import connect
 from pangu_sigma.parallel.layout import Layout, dispatch_layout
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.rre.capacity import DispatchLayout
-from pangu_sigma.train.backend import Backend, Built
-from pangu_sigma.train.feed import Fed
-from pangu_sigma.train.held_out import Evaluator
+from pangu_sigma.train.backend import Backend, TrainingSetup
+from pangu_sigma.train.evaluator import Evaluator
+from pangu_sigma.train.feed import StepInput
 from pangu_sigma.train.step import StepResult
 
 
@@ -38,49 +38,51 @@ class AscendBackend(Backend):
     def layout(self, config: Config) -> DispatchLayout:
         return dispatch_layout(config, ascend=True)
 
-    def join(self, config: Config) -> Ranks:
+    def connect(self, config: Config) -> Ranks:
         check_ascend(config)
         use_ascend(config)
-        return join(config.parallel, ascend=True)
+        return connect(config.parallel, ascend=True)
 
-    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> Built:
+    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
         step = AscendStep(config, ranks.rank)
         step.fill(config.seed)
-        return Built(config, ranks, step.network.loss.network, step.store, step)
+        return TrainingSetup(config, ranks, step.network.loss.network, step.store, step)
 
-    def prefetcher(self, built: Built) -> Prefetcher | None:
+    def prefetcher(self, built: TrainingSetup) -> Prefetcher | None:
         return None  # the step looks its experts up itself
 
-    def take_step(self, built: Built, rate: float, fed: Fed, limit_D: np.ndarray | None = None) -> StepResult:
+    def take_step(
+        self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
+    ) -> StepResult:
         loss_M, norm, applied, scale = built.step.take(rate, fed.batch)
         return StepResult((loss_M,), norm, applied, scale)
 
-    def counts_losses(self, config: Config, ranks: Ranks) -> bool:
+    def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         """Return True on the first tensor rank of the last stage: its peers have the same tokens, and other stages no losses."""
         at = Layout(config.parallel).coordinates(ranks.rank)
         return at.tensor == 0 and at.stage == config.parallel.stages - 1
 
-    def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
+    def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
         """Return the evaluator, which uses the graph of training: another one would have to be compiled."""
-        counts = self.counts_losses(built.config, built.ranks)
+        counts = self.adds_losses(built.config, built.ranks)
         most = samples_of_evaluation(built.config)
         return Evaluator(held_out, most, built.step, built.network, built.ranks, together=True, counts=counts)
 
-    def files(self, built: Built) -> Files:
+    def files(self, built: TrainingSetup) -> Files:
         rank, parallel = built.ranks.rank, built.config.parallel
         files: Files = {}
-        for shard, name, parameter, part in located(built.shards, built.store, parallel, rank):
-            if writes(dense_of(built.shards, name), shard, name, parallel, rank):
+        for shard, name, parameter, part in parameter_parts(built.shards, built.store, parallel, rank):
+            if writes_part(dense_of(built.shards, name), shard, name, parallel, rank):
                 files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
         return files
 
     def cannot_copy(self, config: Config) -> str | None:
         return "the experts fill the host's memory, and no save behind training was tried on a device"
 
-    def restore(self, built: Built, checkpoint: Checkpoint) -> None:
+    def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
         built.step.compile(*step_inputs(built.config))  # MindSpore divides the parameters when it compiles
         parts: Parts = {}
-        for shard, name, _, part in located(built.shards, built.store, built.config.parallel, built.ranks.rank):
+        for shard, name, _, part in parameter_parts(built.shards, built.store, built.config.parallel, built.ranks.rank):
             parts.setdefault(shard, {})[name] = part
         for parameter, array in fill_from(checkpoint, built.shards, parts):
             parameter.set_data(Tensor(array), slice_shape=True)

@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
-from pangu_sigma.model.declare import decays
+from pangu_sigma.model.declare import has_weight_decay
 
 
 class DeviceAdam(nn.Cell):
@@ -24,7 +24,7 @@ class DeviceAdam(nn.Cell):
         self.moments, self.variances = self.weights.clone("moment", "zeros"), self.weights.clone("variance", "zeros")
         self.step = Parameter(Tensor(np.zeros(1, np.int32)), name="dense.step")  # the name in `DenseAdam`
         self.beta1, self.beta2, self.eps = options.beta1, options.beta2, options.eps_dense
-        self.decay = tuple(options.weight_decay * decays(p) for p in parameters)
+        self.decay = tuple(options.weight_decay * has_weight_decay(p) for p in parameters)
         self.adam = ops.AdamWeightDecay()
         self.map = ops.HyperMap()  # for MindSpore: a loop would become hundreds of nested calls
 

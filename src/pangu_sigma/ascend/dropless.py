@@ -45,8 +45,8 @@ def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: 
     the last of each expert.
     """
     travels = groups.size("expert") > 1
-    there, back = (Uneven(groups, hidden) if travels else None for _ in range(2))
-    return Experts(UnevenDispatch(there, cann), GroupedRowsFFN(groups, activation), UnevenCombine(back, cann))
+    there, back = (AllToAllV(groups, hidden) if travels else None for _ in range(2))
+    return Experts(DroplessDispatch(there, cann), DroplessFFN(groups, activation), DroplessCombine(back, cann))
 
 
 def on_one_rank(cell: nn.Cell, shape: Callable) -> ops.Morph:
@@ -73,10 +73,10 @@ def _dtype_of_first(first, *rest):
     return first
 
 
-class UnevenDispatch(nn.Cell):
+class DroplessDispatch(nn.Cell):
     """Dispatch of the dropless layout. construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
 
-    def __init__(self, travel: Uneven | None, cann: bool):
+    def __init__(self, travel: AllToAllV | None, cann: bool):
         """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
         super().__init__()
         self.local = LocalDispatch(travel, cann)
@@ -88,10 +88,10 @@ class UnevenDispatch(nn.Cell):
         return self.morph(x_TH, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P)
 
 
-class UnevenCombine(nn.Cell):
-    """Combine of the dropless layout. construct(rows_WH, inverse, order, residual_TH) -> [T, H]; as in `UnevenDispatch`."""
+class DroplessCombine(nn.Cell):
+    """Combine of the dropless layout. construct(rows_WH, inverse, order, residual_TH) -> [T, H]; as in `DroplessDispatch`."""
 
-    def __init__(self, travel: Uneven | None, cann: bool):
+    def __init__(self, travel: AllToAllV | None, cann: bool):
         """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
         super().__init__()
         self.local = LocalCombine(travel, cann)
@@ -104,7 +104,7 @@ class UnevenCombine(nn.Cell):
         return self.add(residual_TH, self.morph(rows_WH, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P))
 
 
-class GroupedRowsFFN(nn.Cell):
+class DroplessFFN(nn.Cell):
     """Expert FFN of the dropless layout. construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> rows of outputs [W, H]"""
 
     def __init__(self, groups: Groups, activation: Activation):
@@ -117,9 +117,9 @@ class GroupedRowsFFN(nn.Cell):
 
 
 class LocalDispatch(nn.Cell):
-    """Dispatch on the slices of one rank, the inside of `UnevenDispatch`."""
+    """Dispatch on the slices of one rank, the inside of `DroplessDispatch`."""
 
-    def __init__(self, travel: Uneven | None, cann: bool):
+    def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()
         self.sort, self.bring_together = Gather(cann), Gather(cann)
         self.travel = travel
@@ -132,9 +132,9 @@ class LocalDispatch(nn.Cell):
 
 
 class LocalCombine(nn.Cell):
-    """Combine on the slices of one rank, the inside of `UnevenCombine`."""
+    """Combine on the slices of one rank, the inside of `DroplessCombine`."""
 
-    def __init__(self, travel: Uneven | None, cann: bool):
+    def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()
         self.separate, self.unsort = Gather(cann), Gather(cann)
         self.travel = travel
@@ -147,7 +147,7 @@ class LocalCombine(nn.Cell):
 
 
 class LocalFFN(ActivatedFFN):
-    """Expert FFN on the slices of one rank, the inside of `GroupedRowsFFN`: it is summed over the tensor group, which divides F."""
+    """Expert FFN on the slices of one rank, the inside of `DroplessFFN`: it is summed over the tensor group, which divides F."""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__(activation)
@@ -173,7 +173,7 @@ def grouped_matmul() -> ops.Primitive:
     return GroupedMatmul(split_item=3, group_type=0)
 
 
-class Uneven(nn.Cell):
+class AllToAllV(nn.Cell):
     """All-to-all of rows in the expert group, with a different number of rows for each rank (AlltoAllV).
 
     construct(rows, out_P, in_P) -> rows in the order of their senders; out_P rows go to each rank, in_P come from each. Rows after

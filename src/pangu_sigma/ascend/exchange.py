@@ -32,7 +32,7 @@ def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activa
     return Experts(CompactedDispatch(parallel, entries), PaddedFFN(activation), CompactedCombine(parallel, entries))
 
 
-class Columns(Gather):
+class ColumnGather(Gather):
     """Gather of rows of which a rank has some columns; a class of its own, because its strategy differs from that of `Gather`."""
 
 
@@ -69,7 +69,7 @@ class ToExperts(nn.Cell):
         super().__init__()
         self.sizes = (parallel.groups, parallel.expert, parallel.data, entries)
         self.pack, self.arrange, self.line_up = ops.Transpose(), ops.Transpose(), ops.Transpose()
-        self.compact = Columns()
+        self.compact = ColumnGather()
 
     def construct(self, rows_RH, arrive_W, leave_R):
         groups, ranks, data, entries = self.sizes
@@ -90,7 +90,7 @@ class ToTokens(nn.Cell):
         super().__init__()
         self.sizes = (parallel.groups, parallel.expert, parallel.data, entries)
         self.separate, self.unarrange, self.unpack = ops.Transpose(), ops.Transpose(), ops.Transpose()
-        self.spread = Columns()
+        self.spread = ColumnGather()
 
     def construct(self, rows, leave_R, arrive_W):
         groups, ranks, data, entries = self.sizes

@@ -45,7 +45,7 @@ class MicroBatches(nn.Cell):
         return taken
 
 
-class Passes(nn.Cell):
+class GradientAccumulation(nn.Cell):
     """Loss and gradients of all micro-batches of an update.
 
     construct(scale, *inputs) -> (loss of each block times scale, gradients of the weights, gradients of the received weights)

@@ -50,7 +50,7 @@ class OverflowFlag(nn.Cell):
         return ops.depend(raised, cleared)
 
 
-class Verdict(nn.Cell):
+class GradientCheck(nn.Cell):
     """Gradient norm over all ranks, and whether the gradients are finite.
 
     construct(grads, scale, sent_back) -> (norm without the loss scale, 1.0 if no gradient overflowed on any rank, else 0.0)

@@ -30,14 +30,14 @@ from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import (
     Attention,
+    AttentionMask,
     DenseFFN,
     Embedding,
     Head,
-    HiddenFrom,
     Layer,
     Linear,
     PanGuSigma,
-    QueryRows,
+    QueryEmbedding,
     RoutedFFN,
 )
 from pangu_sigma.model.rowwise import LayerNorm
@@ -86,7 +86,7 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     DenseFFN: {"add": (("D", 1), ("D", 1))},
     RoutedFFN: {},
     Layer: {"add": (("D", 1), ("D", 1))},
-    HiddenFrom: {
+    AttentionMask: {
         "across": (("D", 1),),
         "down": (("D", 1),),
         "differ": (("D", 1, 1), ("D", 1, 1)),
@@ -108,18 +108,18 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
         "unarrange": (("G", "P", "R", 1, 1, 1, "T"),),
         "unpack": (("G", 1, "P", "R", 1, 1, "T"),),
     },
-    exchange.Columns: {"gather": (("D", "T"), ("D",), ("D", "T"))},
-    dropless.UnevenDispatch: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T"))},
-    dropless.GroupedRowsFFN: {
+    exchange.ColumnGather: {"gather": (("D", "T"), ("D",), ("D", "T"))},
+    dropless.DroplessDispatch: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T"))},
+    dropless.DroplessFFN: {
         "morph": (("D", 1), ("E", "T", 1), ("E", 1, "T"), ("E", "T", 1), ("E", 1, 1), ("D",), ("D", 1))
     },
-    dropless.UnevenCombine: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T")), "add": (("D", 1), ("D", 1))},
+    dropless.DroplessCombine: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T")), "add": (("D", 1), ("D", 1))},
     Embedding: {
         "lookup": ((1, "T"), ("D",)),
         "lookup_positions": ((1, "T"), ("D",)),
         "add": (("D", "T"), ("D", "T")),
     },
-    QueryRows: {"lookup": ((1, "T"), ("D",))},
+    QueryEmbedding: {"lookup": ((1, "T"), ("D",))},
     Head: {
         "pick_slots": ((1, 1, "T"), ("D",)),
         "matmul": (("D", "T", 1), ("D", 1, 1)),
@@ -177,7 +177,7 @@ def apply_strategies(network: ActiveExperts, config: Config) -> None:
         if parallel.recompute and isinstance(cell, Layer):
             cell.recompute()
         for name, parameter in cell.parameters_and_names(expand=False) if cell is not network else ():
-            cut(
+            mark_slices(
                 parameter,
                 _axes(path, cell, name),
                 parallel,
@@ -185,7 +185,7 @@ def apply_strategies(network: ActiveExperts, config: Config) -> None:
             )
     for parameter, name in zip(network.active, itertools.cycle(EXPERT_TENSORS)):
         operator, index = EXPERT_TENSORS[name]
-        cut(parameter, STRATEGIES[PaddedFFN][operator][index], parallel, divide=False)
+        mark_slices(parameter, STRATEGIES[PaddedFFN][operator][index], parallel, divide=False)
     for stage in range(parallel.stages) if parallel.stages > 1 else ():
         for cell in cells_of_stage(network.loss.network, config, stage):
             cell.pipeline_stage = stage
@@ -225,7 +225,7 @@ def _divides(parameter: Parameter, name: str, parallel: ParallelConfig) -> bool:
     return parameter.ndim == 2 and (name != "embedding" or parallel.stages == 1)
 
 
-def cut(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
+def mark_slices(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
     """Record on a parameter how it is cut, for the optimizer and for the plan.
 
     whole_shape: shape in the whole model.

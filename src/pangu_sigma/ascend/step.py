@@ -24,13 +24,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from pangu_sigma.ascend.active_experts import ActiveExperts, BringExperts, RankTier
+from pangu_sigma.ascend.active_experts import ActiveExperts, FetchExperts, RankTier
 from pangu_sigma.ascend.device_adam import DeviceAdam
 from pangu_sigma.ascend.dropless import dropless_experts
 from pangu_sigma.ascend.exchange import compacted_experts
 from pangu_sigma.ascend.inputs import StepSettings, inputs_of
-from pangu_sigma.ascend.micro_batches import Passes
-from pangu_sigma.ascend.overflow import Verdict
+from pangu_sigma.ascend.micro_batches import GradientAccumulation
+from pangu_sigma.ascend.overflow import GradientCheck
 from pangu_sigma.ascend.sharding import apply_strategies, parameters_of_stage, received_by_stage
 from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.config import Activation, Config
@@ -40,7 +40,7 @@ from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.optimizer.clip import update_factor
+from pangu_sigma.optimizer.clip import gradient_factor
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.connect import Groups
@@ -74,9 +74,9 @@ class AscendStep(nn.Cell):
         self.settings = StepSettings(self.store.numbers, active_entries(config))
         active = self.network.of_layers(self.store.numbers)
         weights = [*dense, *active]  # all are parameters for auto-parallel, so in one list; `Update` splits it again
-        self.bring = BringExperts(self.store, self.settings, active)
-        self.passes = Passes(self.network, weights, received_by_stage(network, config, stage), config)
-        self.verdict = Verdict(weights, config.parallel)
+        self.bring = FetchExperts(self.store, self.settings, active)
+        self.passes = GradientAccumulation(self.network, weights, received_by_stage(network, config, stage), config)
+        self.verdict = GradientCheck(weights, config.parallel)
         self.update = Update(config, self.dense, self.store, self.scale, self.settings)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
@@ -136,7 +136,7 @@ class Update(nn.Cell):
     def construct(self, grads, norm, finite, scale):
         lr, learns = self.settings.rate * 1.0, self.settings.learns * 1.0
         applied = finite * learns
-        grad_scale = update_factor(norm, scale, self.clip_norm)
+        grad_scale = gradient_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
         if self.store.layers:
             hyper = self.hyper_experts(lr, grad_scale, applied)

@@ -44,7 +44,7 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, decode_parts
 from pangu_sigma.checkpoint.root import candidates, latest_checkpoint
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
-from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, RankError, Ranks
 from pangu_sigma.sealed import DamagedFile, verify
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Checkpoint:
 def load_checkpoint(
     path: Path,
     expected: Identity | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     allow_data_change: bool = False,
     verified: bool = True,
 ) -> Checkpoint:
@@ -136,7 +136,7 @@ def _newest_whole(root: Path, expected: Identity | None, ranks: Ranks) -> Checkp
 
 def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verified: bool = True) -> Checkpoint:
     try:
-        with ranks.together(f"verifying {path}"):
+        with ranks.fail_together(f"verifying {path}"):
             manifest = read_manifest(path)
             for name, recorded in list(manifest["files"].items())[ranks.rank :: ranks.world]:
                 verify(path / name, recorded, ANOTHER, verified)

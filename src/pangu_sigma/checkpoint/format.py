@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.health import NotFinite, describe
+from pangu_sigma.checkpoint.not_finite import NotFinite, describe
 from pangu_sigma.errors import UserError
 from pangu_sigma.sealed import DamagedFile, unsealed
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pangu_sigma.checkpoint.mapped_file import let_go
+from pangu_sigma.checkpoint.mapped_file import release_pages
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class LazyArray:
 
         def content() -> Iterator[np.ndarray]:
             yield values
-            let_go(values)
+            release_pages(values)
 
         return cls(values.shape, values.dtype, content, origin, row=values.__getitem__)
 
@@ -81,7 +81,7 @@ class LazyArray:
         def content() -> Iterator[np.ndarray]:
             values = row(number)
             yield values
-            let_go(values)
+            release_pages(values)
 
         return LazyArray(self.shape[1:], self.dtype, content, origin)
 

@@ -45,7 +45,7 @@ def map_file(path: Path) -> np.ndarray:
     return np.asarray(_Region(address, size))
 
 
-def let_go(values: np.ndarray) -> None:
+def release_pages(values: np.ndarray) -> None:
     """Give back the memory that an array of a mapped file takes; it is read again when it is touched.
 
     What was written to it may be lost. Pages that it shares with its neighbours in the file stay.

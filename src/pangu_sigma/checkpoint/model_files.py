@@ -21,9 +21,9 @@ import xxhash
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import UNFINISHED, DamagedFile, check_folder, seal_folder, sync, write_atomically
+from pangu_sigma.text.tokenizer import Tokenizer
 
 FILES_FORMAT = 2
 """Version of the layout above; others are refused."""

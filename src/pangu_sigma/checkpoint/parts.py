@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from pangu_sigma.checkpoint.lazy import AnyArray
-from pangu_sigma.checkpoint.mapped_file import let_go
+from pangu_sigma.checkpoint.mapped_file import release_pages
 from pangu_sigma.sealed import DamagedFile
 
 WEIGHTS = "dense"
@@ -141,6 +141,6 @@ def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Ca
     _, rows, targets = np.intersect1d(part.numbers(), wanted.numbers(), assume_unique=True, return_indices=True)
     for row, at in zip(rows.tolist(), targets.tolist(), strict=True):
         target[at, *goal] = value[row, *source]
-        let_go(value)
+        release_pages(value)
         after_row()
     return len(rows) * box

@@ -89,7 +89,8 @@ def make_latest(unfinished: Path, target: Path) -> None:
 
 
 def _move_into_place(unfinished: Path, target: Path) -> None:
-    """Rename; an earlier checkpoint of the same step steps aside first, and is put back if that fails (or killed: `settle`)."""
+    """Rename; an earlier checkpoint of the same step steps aside first, and is put back if that fails (or killed:
+    `recover_interrupted_save`)."""
     if target.exists():
         aside = target.with_name(f"{_ASIDE}{target.name}")
         target.rename(aside)
@@ -102,7 +103,7 @@ def _move_into_place(unfinished: Path, target: Path) -> None:
         unfinished.rename(target)
 
 
-def settle(root: Path) -> None:
+def recover_interrupted_save(root: Path) -> None:
     """End what a killed save has left: finish it if its folder is in place, else remove it. Nobody may be reading or saving."""
     _put_back(root)
     remove_leftovers(root)
@@ -118,7 +119,7 @@ def _put_back(root: Path) -> None:
         (root / NEXT_LATEST).replace(root / LATEST)
 
 
-def keep_alone(root: Path, step: int) -> None:
+def keep_only(root: Path, step: int) -> None:
     """Make the checkpoint of a step the newest, and remove all others: it is what a run has come to. Raises OSError."""
     note = root / NEXT_LATEST
     note.write_text(f"step_{step:08d}\n", encoding="utf-8")

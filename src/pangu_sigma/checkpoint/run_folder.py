@@ -36,12 +36,12 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DataError
-from pangu_sigma.lock import OneWriter
-from pangu_sigma.parallel.ranks import ALONE, Ranks
+from pangu_sigma.lock import FolderLock
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ WAY_BACK_OF_CONFIG = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class StartOptions:
     """What a user asks for at a start, besides a configuration.
 
     start_over: True to set aside what the folder has, and begin at step 0. allow_data_change: True to go on with other text than
@@ -65,7 +65,7 @@ class Asked:
     lock: bool = True
 
 
-NOTHING = Asked()
+DEFAULT_START = StartOptions()
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ class RunFolder:
         return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"), self.data_hash)
 
     @classmethod
-    def create(cls, path: Path, config: Config, ranks: Ranks = ALONE, asked: Asked = NOTHING) -> RunFolder:
+    def create(
+        cls, path: Path, config: Config, ranks: Ranks = SINGLE_PROCESS, asked: StartOptions = DEFAULT_START
+    ) -> RunFolder:
         """Start a run, or take one up: its folder has the files that it needs, and the configuration that it trains with.
 
         A new folder gets the tokenizer of the prepared data, and tables drawn for it; so does one that has no checkpoint, of which
@@ -102,23 +104,23 @@ class RunFolder:
         DamagedFile for what cannot be made again, RankError when a rank has another configuration or other prepared data.
         """
         given, config = config, absolute_paths(config)
-        with ranks.together(f"reading {config.data.path}"):
+        with ranks.fail_together(f"reading {config.data.path}"):
             prepared, data_hash = read_prepared_tokenizer(given), load_manifest(Path(given.data.path)).content_hash
         sections = {key: json.dumps(value) for key, value in given.model_dump(mode="json").items()}
         ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
         resumed = False
-        with ranks.together(f"taking up {path}"):
+        with ranks.fail_together(f"taking up {path}"):
             if ranks.first:
                 resumed = _take_up(path, config, prepared, data_hash, asked)
         resumed = ranks.any(resumed)
         if resumed:
-            with ranks.together(f"reading {path}"):
+            with ranks.fail_together(f"reading {path}"):
                 tokenizer, table = read_model_files(path, way_back(path))
             return cls(path, config, tokenizer, table, data_hash)
-        with ranks.together("drawing the routing tables"):
+        with ranks.fail_together("drawing the routing tables"):
             table = drawn_tables(config, prepared)
         ranks.agree({"routing table": table.hash})
-        with ranks.together(f"writing {path}"):
+        with ranks.fail_together(f"writing {path}"):
             if ranks.first and not _holds(path, config, prepared, table):
                 _write(path, config, table)
         return cls(path, config, prepared, table, data_hash)
@@ -128,7 +130,7 @@ class RunFolder:
         """The folder of the newest checkpoint, by its name; None if the run has saved none yet."""
         return latest_checkpoint(self.checkpoints)
 
-    def newest_checkpoint(self, ranks: Ranks = ALONE) -> Checkpoint | None:
+    def newest_checkpoint(self, ranks: Ranks = SINGLE_PROCESS) -> Checkpoint | None:
         """The newest whole checkpoint of this run, verified; None if the run has saved none yet.
 
         ranks: all of them call this, and all get the same checkpoint.
@@ -157,7 +159,7 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
     return parse_config(override(saved.config, overrides))
 
 
-def check_start(path: Path, config: Config, asked: Asked = NOTHING) -> None:
+def check_start(path: Path, config: Config, asked: StartOptions = DEFAULT_START) -> None:
     """Say what a start would change in a run that has checkpoints, and refuse what `RunFolder.create` would refuse; writes nothing.
 
     So a launcher knows it before ranks start. Raises ConfigError and DataError as `RunFolder.create`.
@@ -171,16 +173,16 @@ def check_start(path: Path, config: Config, asked: Asked = NOTHING) -> None:
 
 
 @contextmanager
-def one_writer(path: Path, required: bool = True, ranks: Ranks = ALONE) -> Iterator[None]:
+def one_writer(path: Path, required: bool = True, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
     """A block in which only this run writes in a folder, which is made if it is not there. Rank 0 has the lock for all ranks.
 
     required: False to go on where the file system has no locks. Raises LockError, or ConfigError for a folder that cannot be.
     """
     with ExitStack() as held:
-        with ranks.together(f"locking {path}"):
+        with ranks.fail_together(f"locking {path}"):
             if ranks.first:
                 try:
-                    held.enter_context(OneWriter(path, required))
+                    held.enter_context(FolderLock(path, required))
                 except OSError as error:
                     raise _cannot_write(path, error) from error
         yield
@@ -224,7 +226,7 @@ def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
     )
 
 
-def _take_up(path: Path, config: Config, prepared: Tokenizer, data_hash: str, asked: Asked) -> bool:
+def _take_up(path: Path, config: Config, prepared: Tokenizer, data_hash: str, asked: StartOptions) -> bool:
     """Make a folder ready to go on with `config`. Returns False if it has no checkpoint. Raises as `RunFolder.create`."""
     try:
         if asked.start_over:
@@ -243,7 +245,9 @@ def _take_up(path: Path, config: Config, prepared: Tokenizer, data_hash: str, as
         raise _cannot_write(path, error) from error
 
 
-def _compare(path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, asked: Asked) -> None:
+def _compare(
+    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, asked: StartOptions
+) -> None:
     """Say which keys change, and refuse those that must not, and another vocabulary or text."""
     changes = changed_keys(run_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
     refuse_changes(path, changes)
@@ -254,7 +258,7 @@ def _compare(path: Path, saved: Identity, config: Config, prepared: Tokenizer, d
 
 
 def _refuse_other_data(
-    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, asked: Asked
+    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, asked: StartOptions
 ) -> None:
     if prepared.hash != saved.vocabulary_hash:
         raise ConfigError(

@@ -25,11 +25,11 @@ from pangu_sigma.checkpoint.format import (
     Identity,
     UnhealthyState,
 )
-from pangu_sigma.checkpoint.health import NotFinite, Watch
+from pangu_sigma.checkpoint.not_finite import NotFinite, Watch
 from pangu_sigma.checkpoint.parts import Files, encode_parts
-from pangu_sigma.checkpoint.root import candidates, make_latest, prune, remove_leftovers, settle
+from pangu_sigma.checkpoint.root import candidates, make_latest, prune, recover_interrupted_save, remove_leftovers
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
-from pangu_sigma.parallel.ranks import ALONE, RankError, Ranks
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, RankError, Ranks
 from pangu_sigma.sealed import UNFINISHED, DamagedFile, as_json, fingerprint, sealed, sync, unsealed
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def save_checkpoint(
     identity: Identity,
     keep: int,
     after_chunk: Callable[[], None] = lambda: None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Path:
     """Write the checkpoint of `step`, make it the latest, then prune to the `keep` newest; returns its directory.
 
@@ -114,12 +114,12 @@ class Save:
 
     def begin(self) -> None:
         """Make the folder in which all ranks write."""
-        with self._refused(), self._ranks.together("making the folder of a checkpoint"):
+        with self._refused(), self._ranks.fail_together("making the folder of a checkpoint"):
             if self._ranks.first:
                 if not self._root.is_dir():
                     self._root.mkdir(parents=True)
                     sync(self._root.parent)
-                settle(self._root)
+                recover_interrupted_save(self._root)
                 self._unfinished.mkdir()
 
     def write(self, files: Files, after_chunk: Callable[[], None]) -> Written:
@@ -136,7 +136,7 @@ class Save:
 
     def gather(self, written: Callable[[], Written]) -> None:
         """Learn whether all ranks have written. written: gives what `write` gave, or raises its error."""
-        with self._refused(), self._ranks.together("writing a checkpoint"):
+        with self._refused(), self._ranks.fail_together("writing a checkpoint"):
             self._written = written()
 
     def finish(self) -> None:
@@ -153,7 +153,7 @@ class Save:
 
         Raises UnhealthyState if a rank found values that are not finite.
         """
-        with self._refused(), self._ranks.together("completing a checkpoint"):
+        with self._refused(), self._ranks.fail_together("completing a checkpoint"):
             finished()
         if self._ranks.any(self._ranks.first and bool(self._written.not_finite)):
             raise self._unhealthy()
@@ -177,7 +177,7 @@ class Save:
         folder, written = self._root / f"{_UNHEALTHY_FOLDER}{self._step:08d}", self._written
         kept: Path | None = folder
         try:
-            with self._ranks.together(f"writing {folder}"):
+            with self._ranks.fail_together(f"writing {folder}"):
                 if self._ranks.first:
                     not_finite = [each.as_dict() for each in written.not_finite]
                     _put_aside(self._unfinished, folder, {**self._body(), "not_finite": not_finite}, self._state)

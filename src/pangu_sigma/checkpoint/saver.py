@@ -23,8 +23,8 @@ import numpy as np
 from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
 from pangu_sigma.checkpoint.save import Save, Written
-from pangu_sigma.host_memory import memory_there
-from pangu_sigma.parallel.ranks import ALONE, Ranks
+from pangu_sigma.host_memory import available_memory
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Saver:
         keep: int,
         behind: bool,
         after_chunk: Callable[[], None] = lambda: None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ):
         """behind: True to write in a thread; False makes `begin` write at once. after_chunk: for a save that writes at once."""
         self._root, self._identity, self._keep = root, identity, keep
@@ -88,7 +88,7 @@ class Saver:
             return
         save = self._opened(step, files, state)
         try:
-            with self._ranks.together("copying the state for a checkpoint"):
+            with self._ranks.fail_together("copying the state for a checkpoint"):
                 self._take(files)
         except Exception:
             save.abandon()
@@ -165,7 +165,7 @@ class Saver:
             pass
 
     def _has_room(self, files: Files) -> bool:
-        needed, there = bytes_of(files) - bytes_of(self._copy), memory_there(swap=False)
+        needed, there = bytes_of(files) - bytes_of(self._copy), available_memory(swap=False)
         if there is None or needed + _SPARE <= there:
             return True
         if not self._warned:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER
-from pangu_sigma.checkpoint.root import settle
+from pangu_sigma.checkpoint.root import recover_interrupted_save
 from pangu_sigma.config import ConfigError
 from pangu_sigma.sealed import SEAL, sync
 
@@ -50,7 +50,7 @@ def set_aside(run: Path) -> Path | None:
     folder = next(path for n in itertools.count(1) if not (path := run / f"{SET_ASIDE}{n}").exists())
     folder.mkdir()
     if (run / CHECKPOINTS).is_dir():  # what a killed save left is no checkpoint, and takes the room of one
-        settle(run / CHECKPOINTS)
+        recover_interrupted_save(run / CHECKPOINTS)
     for name in _COPIED:
         if (run / name).is_dir():
             shutil.copytree(run / name, folder / name)

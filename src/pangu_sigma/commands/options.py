@@ -133,7 +133,7 @@ def check_json(options: argparse.Namespace) -> None:
         check_file_writable(Path(file), "--json")
 
 
-def config_printed(options: argparse.Namespace) -> bool:
+def load_or_print_config(options: argparse.Namespace) -> bool:
     """Load the configuration with its overrides into the options, and print it for --print-config. Returns True if it was
     printed."""
     if "print_config" not in options:
@@ -154,7 +154,7 @@ def call(function: Callable[..., Any], options: argparse.Namespace) -> Any:
 
 def call_and_show(function: Callable[..., Any], options: argparse.Namespace) -> int:
     """Call a function, show its result, and return the exit status; or print the configuration if --print-config asks for it."""
-    if config_printed(options):
+    if load_or_print_config(options):
         return 0
     result = call(function, options)
     if isinstance(result, int):

@@ -14,8 +14,8 @@ from pangu_sigma.commands.options import (
     CONFIG_HELP,
     add_command,
     call_and_show,
-    config_printed,
     flag,
+    load_or_print_config,
     with_chip,
     with_config,
     with_json,
@@ -82,7 +82,7 @@ def _add_inspect(commands: Any) -> None:
 def _inspect(options: argparse.Namespace) -> int:
     if not api.is_model(options.what):
         options.config = options.what
-        if config_printed(options):
+        if load_or_print_config(options):
             return 0
         options.what = options.config
     elif options.overrides or options.print_config:

@@ -67,7 +67,7 @@ def _with_lock(command: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    options.config, options.output = api.run_of(options.config, options.output, options.overrides)
+    options.config, options.output = api.resolve_run(options.config, options.output, options.overrides)
     return call_and_show(api.train, options)
 
 
@@ -101,7 +101,7 @@ def _launch(options: argparse.Namespace) -> int:
     options.source = options.config
     if options.device == "ascend" and options.chip is None:
         options.overrides = api.with_known_chip(options.source, options.overrides)
-    options.config, options.output = api.run_of(options.source, options.output, options.overrides)
+    options.config, options.output = api.resolve_run(options.source, options.output, options.overrides)
     return call_and_show(api.launch_training, options)
 
 

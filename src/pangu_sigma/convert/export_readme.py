@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.graph.weights_at_rest import AtRest
+from pangu_sigma.text.tokenizer import Tokenizer
 
 _AXES = {
     "B": "texts of the call",

@@ -21,14 +21,14 @@ from pangu_sigma.data.prepared import read_frequencies
 from pangu_sigma.data.samples import Samples, open_samples
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.step_arrays import StepArrays, draws_of
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domains, domain_sets, domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.parallel.layout import dispatch_layout, room_of, takers
+from pangu_sigma.parallel.layout import data_rank_of_sequences, dispatch_layout, room_of
 from pangu_sigma.parallel.plans import Planner, UpdatePlan
-from pangu_sigma.rre.capacity import DispatchLayout, Room
+from pangu_sigma.rre.capacity import Capacity, DispatchLayout
 from pangu_sigma.rre.plan import RoutingPlan, route
 from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Batch:
         )
 
 
-class Batches:
+class BatchLoader:
     """Data loader: one rank's share of the batches of one split of prepared data."""
 
     def __init__(
@@ -140,14 +140,14 @@ class Batches:
         Raises DataError for an id that the domain's slot has no row for, and CapacityError as `Planner.plan`.
         """
         room = room_of(self.config, self.planner.layout)
-        return self.assemble_share(ids_GBS1, domains_M, takers(self.config), room, counted_GBS, first)
+        return self.assemble_share(ids_GBS1, domains_M, data_rank_of_sequences(self.config), room, counted_GBS, first)
 
     def assemble_share(
         self,
         ids_GBS1: np.ndarray,
         domains_M: np.ndarray,
         taker_B: np.ndarray,
-        room: Room,
+        room: Capacity,
         counted_GBS: np.ndarray | None = None,
         first: int = 0,
     ) -> Batch:
@@ -209,7 +209,7 @@ class Batches:
         return open_samples(self.config, folder, split, self.tokenizer.size)
 
     def _plan(
-        self, ids_GBS: np.ndarray, domains_M: np.ndarray, taker_B: np.ndarray, room: Room
+        self, ids_GBS: np.ndarray, domains_M: np.ndarray, taker_B: np.ndarray, room: Capacity
     ) -> tuple[UpdatePlan, np.ndarray]:
         """Return the rank's routing plan, and the number of tokens of each expert in the whole batch [N, K]."""
         stored = self.config.experts

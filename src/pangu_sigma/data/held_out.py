@@ -16,11 +16,11 @@ import numpy as np
 import xxhash
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import Batch, Batches
-from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.domains import Domain
-from pangu_sigma.parallel.layout import room_of, share_of, takers
-from pangu_sigma.rre.capacity import Room
+from pangu_sigma.parallel.layout import data_rank_of_sequences, room_of, share_of
+from pangu_sigma.rre.capacity import Capacity
+from pangu_sigma.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class HeldOut:
     graph of a training step, which returns a loss per block, so that a unit is `block` samples.
     """
 
-    def __init__(self, batches: Batches, most: int):
+    def __init__(self, batches: BatchLoader, most: int):
         """batches: of the held-out split. most: maximum number of samples of a domain."""
         self._batches, self._config = batches, batches.config
-        everybody = takers(self._config)
+        everybody = data_rank_of_sequences(self._config)
         self._takers_B = everybody[np.isin(everybody, batches.planner.group)]
         self._blocks = self._config.data.domains_per_step // self._config.parallel.groups
         self._per_block = self._config.train.batch_size // self._config.data.domains_per_step
@@ -91,13 +91,13 @@ class HeldOut:
         for numbers_MGQ in self._numbers(domain):
             ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
             counted_GBS &= _by_pass(numbers_MGQ <= last)[..., None]
-            room = Room(self._needed_capacity)
+            room = Capacity(self._needed_capacity)
             batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, room, counted_GBS)
             units_U = _by_pass(numbers_MGQ)[0, own].clip(max=last)
             batches.append(HeldOutBatch(batch, np.full(len(own), domain), units_U))
         return batches
 
-    def like_training(self) -> list[HeldOutBatch]:
+    def training_shaped_batches(self) -> list[HeldOutBatch]:
         """Return this rank's batches in the shapes of training: its micro-batches, blocks and expert capacity; a loss per block.
 
         Blocks are padded with samples of weight 0. Raises CapacityError as training does.
@@ -145,7 +145,7 @@ class HeldOut:
             domains_M = np.full(self._blocks, domain)
             for numbers_MGQ in self._numbers(domain):
                 experts_NGBS = batches.experts(self._read(domains_M, numbers_MGQ)[0][..., :-1], domains_M)
-                most = max(most, batches.planner.fullest(experts_NGBS, self._takers_B))
+                most = max(most, batches.planner.needed_capacity(experts_NGBS, self._takers_B))
         return most
 
 
@@ -154,7 +154,7 @@ def samples_of_evaluation(config: Config) -> int:
     return config.train.eval_batches * config.train.batch_size
 
 
-class Yardstick:
+class UnigramBaseline:
     """Unigram loss and byte counts of held-out tokens, which their loss is compared with and normalised by."""
 
     def __init__(self, tokenizer: Tokenizer, domains: Iterable[Domain], frequencies_DV: np.ndarray):

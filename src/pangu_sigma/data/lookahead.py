@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.order import Cursor
 
 
 class Lookahead:
     """Iterator over the batches from a cursor on, each with its successor, so that the successor's experts can be prefetched."""
 
-    def __init__(self, batches: Batches, cursor: Cursor):
+    def __init__(self, batches: BatchLoader, cursor: Cursor):
         self._batches = batches
         self._cursor = Cursor.from_state(cursor.state())
         self._thread = ThreadPoolExecutor(1, "batches")
         self._coming: deque[Future[tuple[Batch, Cursor]]] = deque()
 
     def take(self) -> tuple[Batch, Cursor, Batch]:
-        """Return the next batch, the cursor after it, and the batch that follows. Raises DataError as `Batches.next` does."""
+        """Return the next batch, the cursor after it, and the batch that follows. Raises DataError as `BatchLoader.next` does."""
         while len(self._coming) < 3:
             self._coming.append(self._thread.submit(self._make))
         batch, cursor = self._coming.popleft().result()

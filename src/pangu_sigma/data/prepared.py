@@ -11,9 +11,9 @@ import numpy as np
 
 from pangu_sigma.data.indexed import CHUNK_BYTES, TokenFile, hashes_of_chunks, paths_of
 from pangu_sigma.data.manifest import MANIFEST_FILE, FileRecord, load_manifest
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, fingerprint, verify
+from pangu_sigma.text.tokenizer import Tokenizer
 
 TOKENIZER_NAME, FREQUENCIES_NAME, QUARANTINE_NAME = "tokenizer", "frequencies.npy", "quarantine.jsonl"
 """Names of files and folders in a prepared data folder."""

@@ -16,7 +16,7 @@ from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import DataError
 
 
-class Text(Protocol):
+class TokenSource(Protocol):
     """Tokens of a domain that can be read by position, such as a `TokenFile`."""
 
     tokens: int
@@ -33,7 +33,7 @@ class Samples:
     Raises DataError if a domain has fewer tokens than one sample.
     """
 
-    def __init__(self, config: Config, files: Sequence[Text], split: str):
+    def __init__(self, config: Config, files: Sequence[TokenSource], split: str):
         """split: name of the split, for the error."""
         self.files = files
         self._length = config.model.seq_length

@@ -8,12 +8,12 @@ from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.parallel.all_to_all import experts_of
-from pangu_sigma.parallel.ranks import ALONE, Ranks
+from pangu_sigma.parallel.all_to_all import make_experts_for
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 
 
 def build(
-    config: Config, ranks: Ranks = ALONE, tier: HostTier | None = None, dtype: ms.Type | None = None
+    config: Config, ranks: Ranks = SINGLE_PROCESS, tier: HostTier | None = None, dtype: ms.Type | None = None
 ) -> tuple[PanGuSigma, ExpertStore]:
     """Build the network and the expert store of one rank, at their initial values, drawn in this order.
 
@@ -23,7 +23,7 @@ def build(
     return make_network(config, ranks, dtype), make_store(config, tier, ranks.rank)
 
 
-def make_network(config: Config, ranks: Ranks = ALONE, dtype: ms.Type | None = None) -> PanGuSigma:
+def make_network(config: Config, ranks: Ranks = SINGLE_PROCESS, dtype: ms.Type | None = None) -> PanGuSigma:
     """Build the network alone, without an expert store."""
     dtype = dtype or getattr(ms, config.train.compute_dtype)
-    return PanGuSigma(config.model, config.slots, dtype, routed=experts_of(config, ranks))
+    return PanGuSigma(config.model, config.slots, dtype, routed=make_experts_for(config, ranks))

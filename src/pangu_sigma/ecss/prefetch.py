@@ -29,7 +29,7 @@ from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.parallel.layout import active_entries
 
 
-class Brought(NamedTuple):
+class PrefetchedExperts(NamedTuple):
     """Prefetched experts of a step, and the buffers for those of the next step. Empty without a prefetcher."""
 
     next_NA: Tensor | None = None
@@ -83,7 +83,7 @@ class Prefetcher:
         self._brought: Future[int] | None = None
         self._hits = self._refreshed = 0
 
-    def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[Brought, Traffic]:
+    def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[PrefetchedExperts, Traffic]:
         """Return the experts `active_NA` of the next step to run, and start to fetch the experts `coming_NA` of the step after it.
 
         The step must run before the next call. Both arguments are active lists of routing plans, whose unused entries hold K.
@@ -106,7 +106,9 @@ class Prefetcher:
             misses=misses,
             stall_seconds=stall,
         )
-        return Brought(Tensor(next_NA), tuple(self._experts[front]), tuple(self._buffers[self._filling])), traffic
+        return PrefetchedExperts(
+            Tensor(next_NA), tuple(self._experts[front]), tuple(self._buffers[self._filling])
+        ), traffic
 
     def _start(self, coming_NA: np.ndarray, active_NA: np.ndarray) -> np.ndarray:
         """Start to fill a set with the experts `coming_NA`. Returns the entry for each expert of `active_NA`, -1 for none."""
@@ -146,7 +148,7 @@ class Prefetcher:
         store = self._store
         for layer, coming_A in enumerate(coming_NA):
             for expert in coming_A[coming_A < self._stored].tolist():
-                store.tier.expect(layer, expert)
+                store.tier.prefetch(layer, expert)
         for layer, entry, expert in missing:
             for i in range(layer * store.tensors, (layer + 1) * store.tensors):
                 copy_rows(rows[i][expert], buffers[i][entry])

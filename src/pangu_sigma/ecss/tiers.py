@@ -23,7 +23,7 @@ import numpy as np
 from mindspore import Parameter
 
 from pangu_sigma.errors import UserError
-from pangu_sigma.model.declare import Initializer, adopt
+from pangu_sigma.model.declare import Initializer, wrap_array
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ class HostTier:
         array = _large_pages(spec)
         for _ in spec.fill(array):
             pass
-        return adopt(spec.key, array, decay=spec.decay)
+        return wrap_array(spec.key, array, decay=spec.decay)
 
-    def expect(self, layer: int, expert: int) -> None:
+    def prefetch(self, layer: int, expert: int) -> None:
         """Prefetch an expert that the next step will use."""
 
     def used(self, active: list[np.ndarray]) -> None:
@@ -97,12 +97,12 @@ class HostTier:
         """Release the memory of all experts until they are used again."""
 
 
-class UnsetTier(HostTier):
+class UninitializedTier(HostTier):
     """Storage of arrays for loading a checkpoint: zeros, without drawn initial values."""
 
     def parameter(self, spec: ArraySpec) -> Parameter:
         array = np.zeros(spec.shape, spec.dtype)  # pages of zeros: no memory until written
-        return adopt(spec.key, array, decay=spec.decay)
+        return wrap_array(spec.key, array, decay=spec.decay)
 
 
 class FileTier(HostTier):
@@ -132,9 +132,9 @@ class FileTier(HostTier):
         array = np.frombuffer(mapped, spec.dtype).reshape(spec.shape)
         for _ in spec.fill(array):
             mapped.madvise(mmap.MADV_DONTNEED)
-        return adopt(spec.key, array, decay=spec.decay)
+        return wrap_array(spec.key, array, decay=spec.decay)
 
-    def expect(self, layer: int, expert: int) -> None:
+    def prefetch(self, layer: int, expert: int) -> None:
         for mapped, row in self._maps[layer]:
             _advise(mapped, mmap.MADV_WILLNEED, expert * row, row)
 

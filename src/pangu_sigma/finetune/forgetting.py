@@ -7,9 +7,9 @@ from typing import Any
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.comparison import compare_runs
+from pangu_sigma.evaluate.held_out.comparison import compare_runs
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.losses import shown
+from pangu_sigma.train.log.losses import format_number
 
 _KEPT = ("loss", "tokens", "samples")
 
@@ -48,5 +48,5 @@ def format_forgetting(found: dict[str, Any]) -> str:
     for name, own in found["domains"].items():
         change = own["difference"]
         values = (own["before"]["loss"], own["after"]["loss"], change["nats_per_token"], change["se"])
-        lines.append(f"{name:12} {' '.join(shown(v, 9, 4) for v in values)}")
+        lines.append(f"{name:12} {' '.join(format_number(v, 9, 4) for v in values)}")
     return "\n".join(lines)

@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.run_folder import Asked, RunFolder
-from pangu_sigma.data.batches import Batches
-from pangu_sigma.finetune.batches import TaskBatches, TaskSamples
-from pangu_sigma.train.held_out import EvaluationStep, Evaluator
+from pangu_sigma.checkpoint.run_folder import RunFolder, StartOptions
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
+from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
+from pangu_sigma.train.log.losses import HeldOutLoss
 from pangu_sigma.train.loop import Trainer
-from pangu_sigma.train.losses import HeldOutLoss
 
 
 @dataclass
-class Best:
+class BestState:
     """Best state of a fine-tuning run so far.
 
     step: its step. loss: on the dev set, in nats per token in the loss; None while unknown. before: loss at step 0. stale: number
@@ -47,14 +47,14 @@ class Tuner(Trainer):
         nothing = TaskSamples(run.config, [[] for _ in run.config.domains], run.tokenizer)
         self._opened, self._training, self._dev = run, training, nothing if dev is None else dev
         super().__init__(run.config, run.path)
-        self.best = Best(**self.resumed.get("best", {}))
+        self.best = BestState(**self.resumed.get("best", {}))
         self.saver.spared = frozenset([self.best.step])
 
-    def open_run(self, folder: Path, asked: Asked) -> RunFolder:
+    def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
         """Return the run that is already open."""
         return self._opened
 
-    def open_batches(self, split: str) -> Batches:
+    def open_batches(self, split: str) -> BatchLoader:
         """Return the batches of the training samples or the dev set."""
         samples = self._training if split == "train" else self._dev
         return TaskBatches(self.config, self.run.tokenizer, self.run.table, samples, self._training)

@@ -21,14 +21,14 @@ from pangu_sigma.checkpoint.checkpoint import newest_identity
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_config, write_model_files
-from pangu_sigma.checkpoint.root import keep_alone
+from pangu_sigma.checkpoint.root import keep_only
 from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
-from pangu_sigma.data.quarantine import Quarantine
+from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.finetune.forgetting import format_forgetting, measure_forgetting
-from pangu_sigma.finetune.reading import TaskFile, format_file, read_task_file
 from pangu_sigma.finetune.task import learned_parameters, read_task
+from pangu_sigma.finetune.task_file import TaskFile, format_file, read_task_file
 from pangu_sigma.finetune.tuner import Tuner
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.inherit.receipt import Receipt
@@ -37,8 +37,8 @@ from pangu_sigma.sealed import write_atomically
 from pangu_sigma.stored.model import StoredModel, read_lineage
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
+from pangu_sigma.train.log.losses import format_number
 from pangu_sigma.train.loop import train_to_end
-from pangu_sigma.train.losses import shown
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None) -> Tuner | 
             f"{run.path}: the best state, that after step {tuner.best.step}, was not saved, as the log says; make room on the "
             "disk, remove the folder and tune again"
         )
-    keep_alone(run.checkpoints, tuner.best.step)
+    keep_only(run.checkpoints, tuner.best.step)
     return tuner
 
 
@@ -219,7 +219,7 @@ def format_result(result: dict[str, Any]) -> str:
         lines.append(f"no dev set (--dev-file): the last state is kept, that after step {best['step']}")
     else:
         lines.append(
-            f"dev loss {shown(best['before'], 0, 4)} before, {shown(best['loss'], 0, 4)} at its best, after step {best['step']} of "
-            f"{result['steps']}; nats per token of the answers"
+            f"dev loss {format_number(best['before'], 0, 4)} before, {format_number(best['loss'], 0, 4)} at its best, "
+            f"after step {best['step']} of {result['steps']}; nats per token of the answers"
         )
     return "\n".join([*lines, format_forgetting(result["forgetting"])])

@@ -27,7 +27,7 @@ from pangu_sigma.foreign.layout import (
     only,
     plain_name,
 )
-from pangu_sigma.foreign.pickles import Inert, PickledTensor
+from pangu_sigma.foreign.pickles import OpaqueObject, PickledTensor
 from pangu_sigma.foreign.torch_files import TorchFile, open_torch_file
 
 MEGATRON_LAYER = {
@@ -202,7 +202,11 @@ def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
         elif isinstance(value, dict) and depth < 8 and len(waiting) + len(value) < 100_000:
             waiting += [(f"{name}.{inner}".lstrip("."), one, depth + 1) for inner, one in value.items()]
         else:
-            what = f"a {value.name}, which is not built" if isinstance(value, Inert) else f"a {type(value).__name__}"
+            what = (
+                f"a {value.name}, which is not built"
+                if isinstance(value, OpaqueObject)
+                else f"a {type(value).__name__}"
+            )
             raise LayoutError(
                 f"{file.path}: {name[:120]} is {what}, and no tensor; save the weights alone and use that file"
             )

@@ -2,8 +2,8 @@
 
 Python's own unpickler imports what a file names and calls it. This one knows the few things that files of weights are made of, and
 builds them itself: numbers, texts, containers, `argparse.Namespace`, and *descriptions* of tensors. It imports nothing and calls
-nothing. What random states and optimizers need (NumPy's arrays, loss scalers) becomes an `Inert`, which holds its name only. Any
-other name in a file is a LayoutError.
+nothing. What random states and optimizers need (NumPy's arrays, loss scalers) becomes an `OpaqueObject`, which holds its name
+only. Any other name in a file is a LayoutError.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _INERT_MODULES = ("megatron.", "fp16.", "deepspeed.", "apex.")
 
 
 @dataclass(frozen=True)
-class Inert:
+class OpaqueObject:
     """Something of a pickle that is not built: only its name is known, and nothing can be done with it."""
 
     name: str
@@ -187,7 +187,7 @@ class _Machine:
         elif module == "torch" and attribute in _DTYPES:
             self.stack.append(attribute)
         elif name in _INERT or name.startswith(_INERT_MODULES):
-            self.stack.append(Inert(name))
+            self.stack.append(OpaqueObject(name))
         else:
             raise LayoutError(
                 f"{self.file}: its pickle asks for {name.replace(' ', '.')[:80]}, which is not loaded: it could execute anything; "
@@ -212,7 +212,7 @@ class _Machine:
 
     def made(self, function: Any, arguments: Any) -> Any:
         """What one of the known names makes of its arguments."""
-        if isinstance(function, Inert):
+        if isinstance(function, OpaqueObject):
             return function
         if not isinstance(function, _Global) or type(arguments) is not tuple:
             raise ValueError(f"a call of {type(function).__name__}")
@@ -240,7 +240,7 @@ class _Machine:
                 kind in STORAGES and 0 <= size < 1 << 48 and view in ([], [None])
             ):
                 self.stack.append(Storage(STORAGES[kind], key, size))
-            case ("storage", Inert(name=name) | _Global(name=name), *_):
+            case ("storage", OpaqueObject(name=name) | _Global(name=name), *_):
                 raise LayoutError(f"{self.file}: a storage is a {name}, which is not read")
             case _:
                 raise ValueError("a persistent id that is not of a storage")
@@ -252,12 +252,12 @@ class _Machine:
             if type(values) is not dict or not all(isinstance(key, str) for key in values):
                 raise ValueError("a Namespace without names")
             vars(target).update(values)
-        elif type(target) is not dict and not isinstance(target, Inert):
+        elif type(target) is not dict and not isinstance(target, OpaqueObject):
             raise ValueError(f"a state of a {type(target).__name__}")
 
     def filled(self, target: Any, group: list[Any]) -> Any:
         """A dictionary with more keys and values."""
-        if isinstance(target, Inert):
+        if isinstance(target, OpaqueObject):
             return target
         if type(target) is not dict or len(group) % 2:
             raise ValueError("keys and values of what is no dictionary")
@@ -270,7 +270,7 @@ class _Machine:
 
     def extended(self, target: Any, group: list[Any]) -> Any:
         """A list with more values."""
-        if isinstance(target, Inert):
+        if isinstance(target, OpaqueObject):
             return target
         if type(target) is not list:
             raise ValueError("values for what is no list")
@@ -309,7 +309,7 @@ _CONSTANTS: dict[str, Any] = {
     "NEWTRUE": True,
     "NEWFALSE": False,
     "EMPTY_TUPLE": (),
-    "EMPTY_SET": Inert("set"),
+    "EMPTY_SET": OpaqueObject("set"),
 }
 _VALUES = frozenset(
     (
@@ -331,7 +331,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "LIST": lambda machine, _: machine.stack.append(machine.to_mark()),
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.to_mark())),
     "DICT": lambda machine, _: machine.stack.append(machine.filled({}, machine.to_mark())),
-    "FROZENSET": lambda machine, _: machine.stack.append(Inert(f"frozenset of {len(machine.to_mark())}")),
+    "FROZENSET": lambda machine, _: machine.stack.append(OpaqueObject(f"frozenset of {len(machine.to_mark())}")),
     "TUPLE1": lambda machine, _: machine.last(1),
     "TUPLE2": lambda machine, _: machine.last(2),
     "TUPLE3": lambda machine, _: machine.last(3),

@@ -12,9 +12,9 @@ import numpy as np
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.sequences import documents_and_positions
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
 from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _WORTH_COPYING = 16
 """Minimum length of a common prefix to share; copying a lane takes time too."""
 
 
-class Busy(UserError, RuntimeError):
+class QueueFull(UserError, RuntimeError):
     """Error of a request that finds the queue full."""
 
 
@@ -73,7 +73,7 @@ class Engine:
         text = RunningText(Answer(request), self.decoder, on_change)
         with self._queueing:
             if len(self._queue) >= self._most_waiting:
-                raise Busy(f"{len(self._queue)} requests wait already, which is the most; ask again later")
+                raise QueueFull(f"{len(self._queue)} requests wait already, which is the most; ask again later")
             self._queue.append(text)
         return text.answer
 
@@ -113,16 +113,16 @@ class Engine:
         answers: list[Answer] = []
         try:
             for request in requests:
-                answers.append(self.submit_in_turn(request, on_change))  # noqa: PERF401 (an interruption must find them)
+                answers.append(self.submit_when_free(request, on_change))  # noqa: PERF401 (an interruption must find them)
             for answer in answers:
-                while self.goes_on(answer):
+                while self.is_unfinished(answer):
                     self.step()
         finally:
             for answer in answers:
                 self.cancel(answer)
         return answers
 
-    def goes_on(self, answer: Answer) -> bool:
+    def is_unfinished(self, answer: Answer) -> bool:
         """Return False once an answer is finished. Raises RuntimeError if it was cancelled, because its caller needs all of it."""
         if answer.finish == "cancelled":
             raise RuntimeError(
@@ -130,12 +130,12 @@ class Engine:
             )
         return answer.finish is None
 
-    def submit_in_turn(self, request: Request, on_change: OnChange | None = None) -> Answer:
+    def submit_when_free(self, request: Request, on_change: OnChange | None = None) -> Answer:
         """Submit a request, after as many steps as needed until the queue has room."""
         while True:
             try:
                 return self.submit(request, on_change)
-            except Busy:
+            except QueueFull:
                 self.step()
 
     def logits(self, domain: Domain, ids: Sequence[int]) -> np.ndarray:
@@ -195,13 +195,13 @@ class Engine:
         leader, text.leader = text.leader, None
         if leader is not None and leader.read:
             self.decoder.copy(leader.lane, text.lane)
-            text.go_on_from(leader, leader.read)
+            text.take_part_of_prefix(leader, leader.read)
 
     def _reading(self) -> list[tuple[RunningText, Chunk]]:
         """Return what this step reads: a token of each generating text, and a chunk of prompts, in their order of arrival."""
         left, reading = self._chunk, []
         for text in self._texts:
-            if text.is_written:
+            if text.is_generating:
                 reading.append((text, text.chunk(text.read + 1)))
             elif text.leader is None and left:
                 followers = [other for other in self._texts if other.leader is text]
@@ -218,14 +218,14 @@ class Engine:
             other.leader = None
             if other.needs_lane:
                 self.decoder.copy(text.lane, other.lane)
-            other.read_with(text, logits_WR[-1:])
+            other.join_prefix(text, logits_WR[-1:])
             self._go_on(other)
         self._go_on(text)
 
     def _go_on(self, text: RunningText) -> None:
         if text.finish is not None:
             self._leave(text)
-        elif text.is_written:
+        elif text.is_generating:
             self._tell(text)
 
     def _leave(self, text: RunningText, cancelled: bool = False) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
+from pangu_sigma.text.tokenizer import Tokenizer
 
 MOST_BIAS = 100.0
 """Maximum absolute value of a `logit_bias`, as in OpenAI's interface."""

@@ -14,7 +14,7 @@ import numpy as np
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.request import Answer, Token
 from pangu_sigma.generate.sampling import log_probability
-from pangu_sigma.generate.spelling import GrowingText, spelled
+from pangu_sigma.generate.spelling import IncrementalText, decode_in_parts
 
 Scored = tuple[float | None, tuple[tuple[int, float], ...]]
 """Log-probability of a token, and the alternatives with theirs."""
@@ -39,7 +39,7 @@ class RunningText:
         self._prompt, self._scores = len(self._ids), list[Scored]()
         self._rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
         self._most = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
-        self._text = GrowingText(self.request.stop)
+        self._text = IncrementalText(self.request.stop)
         scores = self.request.prompt_logprobs is not None and self.request.scored_from < self._prompt
         self.to_read = self._prompt if self._most else self._prompt - 1 if scores else 0
 
@@ -48,7 +48,7 @@ class RunningText:
         return np.random.default_rng(self.request.seed)
 
     @property
-    def is_written(self) -> bool:
+    def is_generating(self) -> bool:
         """True from the first token of the answer on."""
         return len(self._ids) > self._prompt
 
@@ -65,15 +65,15 @@ class RunningText:
         scored_alike = (mine.prompt_logprobs, mine.scored_from) == (its.prompt_logprobs, its.scored_from)
         return shared if shared > other.read and (scored_alike or not self._scores_up_to(shared - 1)) else 0
 
-    def go_on_from(self, leader: RunningText, number: int) -> None:
+    def take_part_of_prefix(self, leader: RunningText, number: int) -> None:
         """Take over the first `number` tokens that the leader has read, fewer than the shared ones."""
         self.read = number
         self._scores = leader._scores[: number + 1 - self.request.scored_from] if self._scores_up_to(number) else []
 
-    def read_with(self, leader: RunningText, logits_1R: np.ndarray) -> None:
+    def join_prefix(self, leader: RunningText, logits_1R: np.ndarray) -> None:
         """Take over the first `shared` tokens, the last of which the leader has just read. logits_1R: for the token after it,
         which may differ between the two texts; no row if this text does not need it."""
-        self.go_on_from(leader, self.shared - 1)
+        self.take_part_of_prefix(leader, self.shared - 1)
         last = self.chunk(self.shared)
         self.take(last, logits_1R[: last.wanted])
 
@@ -94,14 +94,14 @@ class RunningText:
         """Return the tokens to read up to number `end`, and how many logits are needed; followed: True if a follower needs the
         last."""
         wanted = int(followed or self.wants(end))
-        if self.request.prompt_logprobs is not None and not self.is_written:
+        if self.request.prompt_logprobs is not None and not self.is_generating:
             wanted = max(wanted, end - max(self.read, self.request.scored_from - 1))
         return Chunk(self.lane, self._ids[self.read : end], wanted)
 
     def take(self, chunk: Chunk, logits_WR: np.ndarray) -> None:
         """Use the logits of a chunk: score the prompt, or append the next token."""
         self.read += len(chunk.ids)
-        if not self.is_written:
+        if not self.is_generating:
             if self.request.prompt_logprobs is not None:
                 first = self.read - chunk.wanted + 1  # the token that row 0 scores
                 for number, logits_R in zip(range(first, self._prompt), logits_WR, strict=False):
@@ -121,7 +121,7 @@ class RunningText:
             return
         surfaces, first = self._tokenizer.vocabulary.surfaces, min(self.request.scored_from, self._prompt) - 1
         ids, scores = self._ids[first:], [(None, ()), *self._scores]
-        texts = spelled(surfaces[token] for token in ids)
+        texts = decode_in_parts(surfaces[token] for token in ids)
         experts_TN = self._decoder.experts(self.request.domain, self._ids).T[first:].tolist()
         self.answer.prompt = [
             Token(token, text, logprob, top, tuple(experts))

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterable, Sequence
 
 
-class GrowingText:
+class IncrementalText:
     """Text decoded token by token, which ends before the first of its stop strings.
 
     The first stop string does not depend on token boundaries: it is the one whose last character comes first, and of several that
@@ -47,9 +47,9 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def spelled(surfaces: Iterable[bytes]) -> list[str]:
+def decode_in_parts(surfaces: Iterable[bytes]) -> list[str]:
     """Return the characters that are certain after each token of a whole text; joined they are the text."""
-    growing = GrowingText()
+    growing = IncrementalText()
     texts = [growing.add(surface) for surface in surfaces]
     if texts:
         texts[-1] += growing.end()

@@ -10,15 +10,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ascend_ops.few_rows import Precision
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 from pangu_sigma.stored.export import StoredExport
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.text.tokenizer import Tokenizer
 
 Prompt = tuple[str, str]
 """Name of a domain, and the text that it continues."""
@@ -54,7 +54,7 @@ def open_decoder(path: Path, lanes: int = 4, weights: Precision | None = None) -
     """
     model = open_model(path, "run", "export", "hf")
     precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
-    return HostDecoder(model.config, model.tokenizer, model.table, model, lanes, precision)
+    return CpuDecoder(model.config, model.tokenizer, model.table, model, lanes, precision)
 
 
 def generate(
@@ -106,10 +106,10 @@ def stream(
 
 
 def _new_text(engine: Engine, request: Request) -> Iterator[str]:
-    answer = engine.submit_in_turn(request)
+    answer = engine.submit_when_free(request)
     told = 0
     try:
-        while engine.goes_on(answer) or told < len(answer.text):
+        while engine.is_unfinished(answer) or told < len(answer.text):
             if told < len(answer.text):
                 new = answer.text[told:]
                 told += len(new)

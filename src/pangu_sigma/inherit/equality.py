@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.generate.host.exact import ExactModel
-from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.parent import parent_ids
+from pangu_sigma.inherit.tensor_origin import SlotRows
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 

@@ -30,17 +30,17 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.data.samples import open_samples
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.parent import ParentWords, parent_ids, parent_slot
 from pangu_sigma.inherit.receipt import Receipt
-from pangu_sigma.inherit.trained import GivenRows, Heir, experts_in_turn, heir_receipt, write_heir
+from pangu_sigma.inherit.tensor_origin import SlotRows
+from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_in_turn, write_child
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _changed_domains(old: Config, new: Config) -> list[str]:
     return problems
 
 
-def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> Heir:
+def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> ChildTensors:
     """The run of `config` that is made of `parent`, and none of its tensors read.
 
     Raises ConfigError for what cannot be extended, naming the key, and DataError without text prepared for `config`.
@@ -145,7 +145,7 @@ def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> Heir:
         for each in domains
     ]
     own_K = np.repeat([each.name in names for each in domains], config.model.experts_per_domain)
-    return Heir(
+    return ChildTensors(
         parent,
         absolute_paths(config),
         tokenizer,
@@ -166,14 +166,14 @@ def extend_run(path: Path, config: Config, folder: Path, origin: Origin, graphs:
     """
     check_absent(folder)
     parent = open_model(path, "run")
-    heir = plan_extension(parent, config, origin)
-    text = Path(heir.config.data.path)
-    open_samples(heir.config, text, "train", heir.tokenizer.size)
+    child = plan_extension(parent, config, origin)
+    text = Path(child.config.data.path)
+    open_samples(child.config, text, "train", child.tokenizer.size)
     with unfinished_folder(folder) as fresh:
-        run = write_heir(fresh, heir, load_manifest(text).content_hash)
-        same = {name: source for name, source in heir.origins.items() if _answers_as(heir, name, source)}
+        run = write_child(fresh, child, load_manifest(text).content_hash)
+        same = {name: source for name, source in child.origins.items() if _answers_as(child, name, source)}
         agreement = compare_trained(parent, run, same, text, graphs)
-        receipt = heir_receipt("extend", heir, agreement, _fates(heir), notes=_notes(heir))
+        receipt = child_receipt("extend", child, agreement, _fates(child), notes=_notes(child))
         receipt.save(fresh)
     return receipt
 
@@ -271,7 +271,7 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer,
 
 def _given_rows(
     parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, name: str, origin: Origin
-) -> GivenRows:
+) -> SlotSource:
     """The rows of a slot: the run's of that name, else those of the origin by token, else none."""
     run, old = parent, domains_of(parent.config)
     ids_R = tokenizer.slot_rows[domains_of(config).slot_names.index(name)]
@@ -280,10 +280,10 @@ def _given_rows(
         slot = parent_slot(name, words.slots)
         rows_R = words.rows(slot, tokenizer.vocabulary, np.maximum(ids_R, 0))
         rows_R = np.where(ids_R >= 0, rows_R, -1)
-        return GivenRows(SlotRows(name, words.slots[slot], ids_R, rows_R), own=False, alpha=True)
+        return SlotSource(SlotRows(name, words.slots[slot], ids_R, rows_R), own=False, alpha=True)
     own = name in old.slot_names
     if not own and origin.domain is None:
-        return GivenRows(SlotRows(name, "nothing", ids_R, np.full_like(ids_R, -1)), own=False)
+        return SlotSource(SlotRows(name, "nothing", ids_R, np.full_like(ids_R, -1)), own=False)
     slot = old.slot_names.index(name) if own else old.named(origin.domain or "").slot
     known_R = np.where(ids_R >= 0, known_V[np.maximum(ids_R, 0)], -1)
     rows_R = np.where(known_R >= 0, run.tokenizer.row_of[slot, np.maximum(known_R, 0)], -1)
@@ -292,7 +292,7 @@ def _given_rows(
         unused = (ids_R[: len(its_R)] < 0) & (its_R < 0)
         rows_R[: len(its_R)][unused] = np.flatnonzero(unused)
     first = slot * run.config.model.slot_rows
-    return GivenRows(SlotRows(name, old.slot_names[slot], ids_R, np.where(rows_R >= 0, first + rows_R, -1)), own)
+    return SlotSource(SlotRows(name, old.slot_names[slot], ids_R, np.where(rows_R >= 0, first + rows_R, -1)), own)
 
 
 def extended_tables(
@@ -322,35 +322,36 @@ def extended_tables(
     return RoutingTable(first_NDV, spread_DV, experts)
 
 
-def _answers_as(heir: Heir, name: str, source: str) -> bool:
-    """True if a domain of the heir has the rows of the parent's domain that it was made of."""
-    its = domains_of(heir.parent.config)
+def _answers_as(child: ChildTensors, name: str, source: str) -> bool:
+    """True if a domain of the child has the rows of the parent's domain that it was made of."""
+    its = domains_of(child.parent.config)
     return (
-        heir.slots[domains_of(heir.config).named(name).slot].rows.parent_slot == its.slot_names[its.named(source).slot]
+        child.slots[domains_of(child.config).named(name).slot].rows.parent_slot
+        == its.slot_names[its.named(source).slot]
     )
 
 
-def _fates(heir: Heir) -> dict[str, str]:
+def _fates(child: ChildTensors) -> dict[str, str]:
     """What became of every domain, for people."""
-    old = domains_of(heir.parent.config)
+    old = domains_of(child.parent.config)
     names = {each.name for each in old}
-    copies = heir.config.model.experts_per_domain // heir.parent.config.model.experts_per_domain
+    copies = child.config.model.experts_per_domain // child.parent.config.model.experts_per_domain
     times = "" if copies == 1 else f", every expert {copies} times"
-    return {each.name: _fate(each, names, heir, times) for each in domains_of(heir.config)}
+    return {each.name: _fate(each, names, child, times) for each in domains_of(child.config)}
 
 
-def _fate(domain: Domain, old: set[str], heir: Heir, times: str) -> str:
+def _fate(domain: Domain, old: set[str], child: ChildTensors, times: str) -> str:
     if domain.name in old:
         return f"as it was{times}"
-    if domain.name in heir.origins:
-        return f"new, with experts and routing of domain {heir.origins[domain.name]}{times}"
-    return f"new, its experts the FFN of {heir.alpha.path}" if heir.alpha else "new, its experts drawn"
+    if domain.name in child.origins:
+        return f"new, with experts and routing of domain {child.origins[domain.name]}{times}"
+    return f"new, its experts the FFN of {child.alpha.path}" if child.alpha else "new, its experts drawn"
 
 
-def _notes(heir: Heir) -> list[str]:
-    had, has = heir.parent.tokenizer, heir.tokenizer
+def _notes(child: ChildTensors) -> list[str]:
+    had, has = child.parent.tokenizer, child.tokenizer
     new = has.size - had.size
     notes = [] if not new else [f"{new:,} tokens more, {has.size:,} in all"]
-    if heir.config.routing.table == "balanced" and len(heir.origins) == len(heir.config.domains):
+    if child.config.routing.table == "balanced" and len(child.origins) == len(child.config.domains):
         notes.append("tables are the parent's, so they are balanced for its text and not for that of new domains")
     return notes

@@ -18,18 +18,18 @@ from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.mindir import export_mindir, verify_export
+from pangu_sigma.data.prepare.subset import write_subset
 from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.data.subset import write_subset
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import chosen_domains, domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.inherit.descent import SlotRows
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.receipt import Receipt
-from pangu_sigma.inherit.trained import GivenRows, Heir, experts_in_turn, heir_receipt, write_heir
+from pangu_sigma.inherit.tensor_origin import SlotRows
+from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_in_turn, write_child
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def _fitting(tree: dict[str, Any], config: Config, domains: int) -> Config:
     raise ConfigError("no layout of ranks and blocks fits these domains")  # one block on one rank always does
 
 
-def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Heir:
+def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> ChildTensors:
     """The run of some domains of `parent`, and none of its tensors read. data: folder of its text."""
     old = domains_of(parent.config)
     config = extracted_config(parent.config, kept, data)
@@ -80,7 +80,7 @@ def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Hei
     rows = config.model.slot_rows
     tokenizer = parent.tokenizer.of_slots(slots)
     given = [
-        GivenRows(SlotRows(old.slot_names[slot], old.slot_names[slot], ids_R, slot * rows + np.arange(rows)))
+        SlotSource(SlotRows(old.slot_names[slot], old.slot_names[slot], ids_R, slot * rows + np.arange(rows)))
         for slot, ids_R in zip(slots, tokenizer.slot_rows, strict=True)
     ]
     indices = [domain.index for domain in chosen]
@@ -88,7 +88,9 @@ def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Hei
     table = RoutingTable(whole.first_NDV[:, indices], whole.spread_DV[indices], whole.experts)
     experts_K = np.concatenate([experts_in_turn(domain, domain.experts) for domain in chosen])
     own_K = np.ones(len(experts_K), bool)
-    return Heir(parent, config, tokenizer, table, given, experts_K, own_K, origins={name: name for name in kept})
+    return ChildTensors(
+        parent, config, tokenizer, table, given, experts_K, own_K, origins={name: name for name in kept}
+    )
 
 
 def extract_run(
@@ -108,15 +110,15 @@ def extract_run(
     check_absent(folder)
     parent = open_model(path, "run")
     names = chosen_domains(parent.config, kept, dropped)
-    heir = plan_extraction(parent, names, folder / DATA_FOLDER)
+    child = plan_extraction(parent, names, folder / DATA_FOLDER)
     text = _own_text(parent, data)
     with unfinished_folder(folder) as fresh:
         data_hash, own = None, None
         if text is not None:
             own = fresh / DATA_FOLDER
             domains = [each.name for each in parent.config.domains]
-            data_hash = write_subset(text, own, domains, names, heir.tokenizer).content_hash
-        receipt = _write(heir, fresh, data_hash, own, graphs)
+            data_hash = write_subset(text, own, domains, names, child.tokenizer).content_hash
+        receipt = _write(child, fresh, data_hash, own, graphs)
         receipt.save(fresh)
     return receipt
 
@@ -136,10 +138,10 @@ def extract_export(
     check_absent(output)
     parent = open_model(path, "run")
     names = chosen_domains(parent.config, kept, dropped)
-    heir = plan_extraction(parent, names, Path(parent.config.data.path))
+    child = plan_extraction(parent, names, Path(parent.config.data.path))
     with unfinished_folder(output) as fresh:
         run = fresh.parent / "run"
-        receipt = _write(heir, run, None, _own_text(parent, data), graphs)
+        receipt = _write(child, run, None, _own_text(parent, data), graphs)
         fresh.rmdir()  # an export makes its own folder
         export_mindir(run, fresh)
         if graphs:
@@ -148,12 +150,12 @@ def extract_export(
     return receipt
 
 
-def _write(heir: Heir, path: Path, data_hash: str | None, text: Path | None, graphs: bool) -> Receipt:
-    parent = heir.parent
-    run = write_heir(path, heir, data_hash)
-    agreement = compare_trained(parent, run, heir.origins, text, graphs)
-    fates = {each.name: "as it was" if each.name in heir.origins else "left away" for each in parent.config.domains}
-    return heir_receipt("extract", heir, agreement, fates)
+def _write(child: ChildTensors, path: Path, data_hash: str | None, text: Path | None, graphs: bool) -> Receipt:
+    parent = child.parent
+    run = write_child(path, child, data_hash)
+    agreement = compare_trained(parent, run, child.origins, text, graphs)
+    fates = {each.name: "as it was" if each.name in child.origins else "left away" for each in parent.config.domains}
+    return child_receipt("extract", child, agreement, fates)
 
 
 def _own_text(parent: StoredModel, data: Path | None) -> Path | None:

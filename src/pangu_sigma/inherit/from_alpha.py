@@ -1,4 +1,4 @@
-"""A dense model becomes the step 0 of a sparse run: `descent.py` says how, this file does it, whole or not at all."""
+"""A dense model becomes the step 0 of a sparse run: `tensor_origin.py` says how, this file does it, whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pangu_sigma.checkpoint.run_folder import read_prepared_tokenizer
 from pangu_sigma.config import Config
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
-from pangu_sigma.inherit.descent import Child, check_child, slot_rows
 from pangu_sigma.inherit.equality import agreements
 from pangu_sigma.inherit.receipt import Receipt, make_receipt
+from pangu_sigma.inherit.tensor_origin import Child, check_child, slot_rows
 from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.train.first_checkpoint import check_absent, new_run, write_step_0

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.config import Activation, ConfigError
-from pangu_sigma.data.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
 from pangu_sigma.domains import domains_of
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.open import StoredAlpha, open_model
+from pangu_sigma.text.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
 
 PUBLISHED = """\
 a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigma_tiny with model.rre_layers=0), a folder that

@@ -12,8 +12,8 @@ from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.sealed import write_atomically
 
 if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
-    from pangu_sigma.inherit.descent import Child, Descent
     from pangu_sigma.inherit.equality import Agreement
+    from pangu_sigma.inherit.tensor_origin import Child, TensorOrigin
 
 
 ReceiptKind = Literal["inherit", "extend", "extract", "finetune"]
@@ -157,7 +157,7 @@ def _format_agreement(each: Agreement, kind: ReceiptKind) -> str:
 
 def format_mapping(child: Child) -> str:
     """Every tensor of the child with its origin, equal ones of neighbouring layers in one line, and what is not used."""
-    groups: dict[tuple[str, ...], list[tuple[int, Descent]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[int, TensorOrigin]]] = {}
     for descent in child.descents():
         layer, name = _layer_of(descent)
         groups.setdefault((name, descent.kind, str(descent.shape)), []).append((layer, descent))
@@ -180,7 +180,7 @@ def format_mapping(child: Child) -> str:
     return "\n".join([*table, *unused, *counts])
 
 
-def _layer_of(descent: Descent) -> tuple[int, str]:
+def _layer_of(descent: TensorOrigin) -> tuple[int, str]:
     """The layer of a tensor, -1 for none, and its name without the layer's number; experts by the number of their RRE layer."""
     if descent.shard != "dense":
         return int(descent.shard.rpartition("_")[2]), f"experts.{descent.name}"

@@ -1,6 +1,6 @@
 """A trained Σ that gives its tensors on, and the tensors of a run that is made of it: whole experts, whole rows, bit for bit.
 
-    of the parent                             in the child (an heir)
+    of the parent                             in the child
     attention, LayerNorm, dense FFNs,      →  the same, with their Adam state
       positions
     experts of a domain                    →  the same, or equal copies; with moments and step counts where it is the same domain
@@ -25,27 +25,27 @@ import numpy as np
 
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.mapped_file import let_go
+from pangu_sigma.checkpoint.mapped_file import release_pages
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
 from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.inherit.descent import SlotRows, table_rows
 from pangu_sigma.inherit.equality import Agreement
 from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt
+from pangu_sigma.inherit.tensor_origin import SlotRows, table_rows
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.run import StoredRun
+from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.train.first_checkpoint import write_step_0
 
 
 @dataclass(frozen=True)
-class GivenRows:
-    """A slot of an heir. rows: of the run's flattened word table, or of the dense parent's if `alpha`. own: True if it is a slot of
+class SlotSource:
+    """A slot of a child. rows: of the run's flattened word table, or of the dense parent's if `alpha`. own: True if it is a slot of
     the run, whose rows bring their Adam state."""
 
     rows: SlotRows
@@ -54,19 +54,19 @@ class GivenRows:
 
 
 @dataclass
-class Heir:
+class ChildTensors:
     """The tensors of a run of `config` that is made of `parent`; `find` gives them to `compose`.
 
     experts_K: number that each expert has in the parent, -1 for none. own_K: True for those that bring moments and step count.
     alpha: the dense parent of experts and rows that the run does not have; None: they are drawn.
-    origins: the parent's domain that each domain of the heir is or was made of.
+    origins: the parent's domain that each domain of the child is or was made of.
     """
 
     parent: StoredModel
     config: Config
     tokenizer: Tokenizer
     table: RoutingTable
-    slots: list[GivenRows]
+    slots: list[SlotSource]
     experts_K: np.ndarray
     own_K: np.ndarray
     alpha: StoredModel | None = None
@@ -93,7 +93,7 @@ class Heir:
             elif slot.alpha and self.alpha is not None:
                 values = self.alpha.tensors["embedding"].read()
             yield from table_rows(values, rows_R, np.random.default_rng([self.config.seed, number]), std)
-            let_go(own)
+            release_pages(own)
 
     def _experts(self, stored: LazyArray, layer: int, name: str, shape: tuple[int, ...]) -> LazyArray:
         row_of = stored.row
@@ -106,7 +106,7 @@ class Heir:
                 if number >= 0:
                     row = np.atleast_1d(row_of(number))
                     yield row
-                    let_go(row)
+                    release_pages(row)
                 elif weight:
                     yield self._new_expert(layer, name, expert, shape[1:])
                 else:
@@ -130,14 +130,14 @@ class Heir:
         return draw.standard_normal(shape, np.float32) * np.float32(std)
 
 
-def write_heir(path: Path, heir: Heir, data_hash: str | None) -> StoredRun:
-    """Write an heir as a run folder with a checkpoint of step 0. data_hash: of the text that it trains on. Raises OSError."""
+def write_child(path: Path, child: ChildTensors, data_hash: str | None) -> StoredRun:
+    """Write a child as a run folder with a checkpoint of step 0. data_hash: of the text that it trains on. Raises OSError."""
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        heir.tokenizer.save(Path(temporary) / TOKENIZER_FOLDER)
-        write_model_files(path, heir.config, Path(temporary) / TOKENIZER_FOLDER, heir.table)
-    run = RunFolder(path, heir.config, heir.tokenizer, heir.table, data_hash)
-    write_step_0(run, compose(heir.config, heir.find))
+        child.tokenizer.save(Path(temporary) / TOKENIZER_FOLDER)
+        write_model_files(path, child.config, Path(temporary) / TOKENIZER_FOLDER, child.table)
+    run = RunFolder(path, child.config, child.tokenizer, child.table, data_hash)
+    write_step_0(run, compose(child.config, child.find))
     return open_model(path, "run")
 
 
@@ -153,23 +153,23 @@ WARM = (
 """What a run that goes on from a trained one should know about its optimizer."""
 
 
-def heir_receipt(
+def child_receipt(
     kind: ReceiptKind,
-    heir: Heir,
+    child: ChildTensors,
     agreement: dict[str, Agreement],
     domains: dict[str, str],
     notes: Sequence[str] = (),
 ) -> Receipt:
-    """The receipt of an heir. domains: what became of each of them."""
-    parent, activation = heir.parent, heir.config.model.activation
-    rows = [slot.rows for slot in heir.slots]
+    """The receipt of a child. domains: what became of each of them."""
+    parent, activation = child.parent, child.config.model.activation
+    rows = [slot.rows for slot in child.slots]
     return Receipt(
         kind=kind,
         parent=str(parent.path),
         layout="run",
         parent_step=parent.step,
         parent_hash=parent.hash,
-        parameters=parameters_by_kind(heir),
+        parameters=parameters_by_kind(child),
         slots=[SlotReceipt(s.name, s.parent_slot, s.used, s.copied_tokens, s.used - s.copied_tokens) for s in rows],
         activation=activation,
         parent_activation=activation,
@@ -181,25 +181,25 @@ def heir_receipt(
     )
 
 
-def parameters_by_kind(heir: Heir) -> dict[str, int]:
-    """Parameters of an heir by where they come from."""
-    config = heir.config
+def parameters_by_kind(child: ChildTensors) -> dict[str, int]:
+    """Parameters of a child by where they come from."""
+    config = child.config
     count, hidden, each = config.num_params(), config.model.hidden, _expert_size(config)
-    old = {domain.name for domain in heir.parent.config.domains}
+    old = {domain.name for domain in child.parent.config.domains}
     found = {"copied": count.total - count.experts - config.slots * config.model.slot_rows * hidden}
     for domain in domains_of(config):
-        source = heir.origins.get(domain.name)
+        source = child.origins.get(domain.name)
         kind = (
             f"experts copied from domain {source}"
             if source and domain.name not in old
             else "experts copied"
             if source
             else "experts copied from the dense parent"
-            if heir.alpha
+            if child.alpha
             else "experts drawn anew"
         )
         found[kind] = found.get(kind, 0) + domain.experts * config.model.rre_layers * each
-    rows = [slot.rows for slot in heir.slots]
+    rows = [slot.rows for slot in child.slots]
     copied = sum(slot.copied_tokens for slot in rows) * hidden
     used = sum(slot.used for slot in rows) * hidden
     found["rows copied"], found["rows drawn anew"] = copied, used - copied

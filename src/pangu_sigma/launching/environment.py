@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip
 from pangu_sigma.errors import UserError
-from pangu_sigma.launching.host.access import Host, NoAnswer
+from pangu_sigma.launching.host.access import Host, ToolError
 from pangu_sigma.launching.host.npu_smi import chip_called, list_npus
 
 CHIP_VARIABLE = "PANGU_SIGMA_CHIP"
@@ -79,7 +79,7 @@ def chip_of_host(host: Host) -> ChosenChip | None:
     """Return the chip of the NPUs that npu-smi lists; None without npu-smi, or if they are unknown or not all alike."""
     try:
         names = {npu.name for npu in list_npus(host)}
-    except NoAnswer:
+    except ToolError:
         return None
     chip = chip_called(names.pop()) if len(names) == 1 else None
     return ChosenChip(chip, "npu-smi info") if chip else None

@@ -24,11 +24,11 @@ from pathlib import Path
 from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.launching.environment import chip_environment, chip_of_host
 from pangu_sigma.launching.host.access import Host
-from pangu_sigma.launching.meeting import Peers, Stop, meet
 from pangu_sigma.launching.processes import LaunchError, Processes
+from pangu_sigma.launching.rendezvous import Peers, Stop, rendezvous
 from pangu_sigma.launching.watchdog import Watchdog
 from pangu_sigma.npus import npus
-from pangu_sigma.parallel.heartbeat import VARIABLE
+from pangu_sigma.parallel.heartbeat import HEARTBEATS_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -236,14 +236,18 @@ def _environment(job: Job) -> dict[str, str]:
 def _run_once(job: Job, name: str) -> tuple[int, bool]:
     """Start the ranks once, and wait until they end. Returns the exit status, and True if a restart may mend a failure."""
     facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--max-restarts": str(job.restarts)}
-    with meet(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:
+    with rendezvous(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:
         folder = job.logs / peers.folder
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
         with (
             _Asked(job.node) as signals,
             Processes(
-                job.msrun(folder), _environment(job) | {VARIABLE: str(folder)}, job.gate, folder, job.ranks_here
+                job.msrun(folder),
+                _environment(job) | {HEARTBEATS_VARIABLE: str(folder)},
+                job.gate,
+                folder,
+                job.ranks_here,
             ) as processes,
         ):
             watchdog = Watchdog(folder, job.hang_timeout)

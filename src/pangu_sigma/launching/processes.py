@@ -39,7 +39,7 @@ class LaunchError(UserError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ended:
+class FailedProcess:
     """A process that failed.
 
     name: `rank 3`, `scheduler` or `msrun`.
@@ -106,7 +106,7 @@ class Processes:
             lines = file.read().decode(errors="replace").splitlines()
         return "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])
 
-    def failures(self) -> list[Ended]:
+    def failures(self) -> list[FailedProcess]:
         """Return the processes that failed since the last call, in the order in which the kernel reports them."""
         bad = []
         for pid, status in _ended_children():
@@ -114,9 +114,9 @@ class Processes:
             if name == _MSRUN:
                 self._msrun.returncode = status
             if name is not None and status != 0:
-                bad.append(Ended(name, status))
+                bad.append(FailedProcess(name, status))
             elif name == _MSRUN:
-                bad += [Ended(missing, None) for missing in self._adopt()]
+                bad += [FailedProcess(missing, None) for missing in self._adopt()]
         return bad
 
     def terminate(self) -> None:

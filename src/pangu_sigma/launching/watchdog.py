@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pangu_sigma.parallel.heartbeat import SHOW_STACK, Beat, last_beat
+from pangu_sigma.parallel.heartbeat import STACK_SIGNAL, Beat, last_beat
 
 _LOOK_SECONDS = 1.0
 """Seconds between two reads of the heartbeat files, which may be on a slow disk."""
@@ -94,7 +94,7 @@ def _show_stacks(pids: dict[int, int], states: dict[int, str]) -> None:
     """Ask every rank for its stacks, and wait for them. A stopped rank is continued for it: it is killed afterwards."""
     for rank, pid in pids.items():
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, SHOW_STACK)
+            os.kill(pid, STACK_SIGNAL)
             if states[rank] in _STOPPED:
                 os.kill(pid, signal.SIGCONT)
     time.sleep(_STACK_SECONDS)

@@ -1,12 +1,12 @@
 """Adapter to MindFormers: the classes that `mindformers.Trainer` needs to train PanGu-Σ from a YAML in MindFormers' style.
 
-    words.py       keys of the YAML → keys of the project's configuration (no MindSpore)
-    trainer.py     trainer: builds dataset, network, optimizer and one-step cell
-    model.py       configuration and network
-    tokenizer.py   tokenizer
-    dataset.py     the project's batches, as columns of a dataset
-    step.py        optimizer and one-step cell: the project's own `TrainStep`
-    checkpoint.py  callback that writes the project's own checkpoints
+    yaml_keys.py           keys of the YAML → keys of the project's configuration (no MindSpore)
+    trainer.py             trainer: builds dataset, network, optimizer and one-step cell
+    model.py               configuration and network
+    tokenizer_adapter.py   tokenizer
+    dataset.py             the project's batches, as columns of a dataset
+    train_one_step.py      optimizer and one-step cell: the project's own `TrainStep`
+    checkpoint_monitor.py  callback that writes the project's own checkpoints
 
 The YAML's output_dir is a run folder of this project: `pangu-sigma evaluate`, `generate` and `export` read it, and training resumes
 from its newest checkpoint, whichever of the two trainers wrote it.
@@ -28,4 +28,11 @@ from pangu_sigma.mindformers_import import quiet_mindformers
 def register() -> None:
     """Register the adapter's classes with MindFormers under their names, which a YAML gives as `type`."""
     with quiet_mindformers():
-        from pangu_sigma.mindformers_adapter import checkpoint, dataset, model, step, tokenizer, trainer  # noqa: F401
+        from pangu_sigma.mindformers_adapter import (  # noqa: F401
+            checkpoint_monitor,
+            dataset,
+            model,
+            tokenizer_adapter,
+            train_one_step,
+            trainer,
+        )

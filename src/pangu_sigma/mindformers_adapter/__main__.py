@@ -13,7 +13,7 @@ import yaml
 from pangu_sigma.config_file import read_tree
 from pangu_sigma.errors import exit_status
 from pangu_sigma.mindformers_adapter import register
-from pangu_sigma.mindformers_adapter.words import sigma_config
+from pangu_sigma.mindformers_adapter.yaml_keys import sigma_config
 
 
 def main(arguments: list[str] | None = None) -> int:

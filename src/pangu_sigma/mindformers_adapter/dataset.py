@@ -12,7 +12,7 @@ import numpy as np
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore.dataset import GeneratorDataset
 
-from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
@@ -22,10 +22,10 @@ DATASET_COLUMNS = (*StepArrays._fields, "coming", "taken")
 samples taken of each domain after the step [D]."""
 
 
-class Rows:
+class StepRows:
     """Iterable over the next `steps` batches from a cursor on, as rows of the dataset; once, because training is one epoch."""
 
-    def __init__(self, batches: Batches, cursor: Cursor, steps: int):
+    def __init__(self, batches: BatchLoader, cursor: Cursor, steps: int):
         self._lookahead = Lookahead(batches, cursor)
         self._steps = steps
 
@@ -39,11 +39,11 @@ class Rows:
 
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET, alias="PanGuSigmaDataset")
-def make_dataset(dataset_config: Any, batches: Batches, cursor: Cursor, steps: int) -> GeneratorDataset:
+def make_dataset(dataset_config: Any, batches: BatchLoader, cursor: Cursor, steps: int) -> GeneratorDataset:
     """Make a dataset with DATASET_COLUMNS that yields one row per step, without further batching.
 
-    dataset_config: the YAML's `train_dataset`, which words.py has read already.
+    dataset_config: the YAML's `train_dataset`, which yaml_keys.py has read already.
     """
     return GeneratorDataset(
-        Rows(batches, cursor, steps), list(DATASET_COLUMNS), shuffle=False, python_multiprocessing=False
+        StepRows(batches, cursor, steps), list(DATASET_COLUMNS), shuffle=False, python_multiprocessing=False
     )

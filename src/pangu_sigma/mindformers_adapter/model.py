@@ -13,7 +13,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from pangu_sigma.config import Config, ModelConfig
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.ecss.build import build
-from pangu_sigma.mindformers_adapter.words import SECTIONS
+from pangu_sigma.mindformers_adapter.yaml_keys import SECTIONS
 
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
@@ -45,7 +45,8 @@ class PanGuSigmaConfig(PretrainedConfig):
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
 class PanGuSigmaForCausalLM(PreTrainedModel):
-    """MindFormers model: the network and its expert store. Training differentiates `network` by the experts passed to it (step.py).
+    """MindFormers model: the network and its expert store. Training differentiates `network` by the experts passed to it
+    (train_one_step.py).
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA) -> logits [M, T/M, R]
     """

@@ -17,11 +17,11 @@ from mindspore.dataset import GeneratorDataset
 from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
 from pangu_sigma.checkpoint.state import restore
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
-from pangu_sigma.mindformers_adapter.step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
-from pangu_sigma.mindformers_adapter.words import sigma_config
+from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
+from pangu_sigma.mindformers_adapter.yaml_keys import sigma_config
 from pangu_sigma.train.progress import resume
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
     """MindFormers trainer: trains in the folder `output_dir`, resuming from its newest checkpoint if it has one.
 
-    Raises ConfigError for a YAML that words.py refuses and for more than one process, DataError and CheckpointError as
+    Raises ConfigError for a YAML that yaml_keys.py refuses and for more than one process, DataError and CheckpointError as
     `pangu-sigma train` does.
     """
 
@@ -55,7 +55,7 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
 
     def create_train_dataset(self, default_args: dict[str, Any] | None = None) -> GeneratorDataset:
         data = Path(self.sigma.data.path)
-        batches = Batches(self.sigma, data, self.folder.tokenizer, self.folder.table)
+        batches = BatchLoader(self.sigma, data, self.folder.tokenizer, self.folder.table)
         steps = self.sigma.train.steps - self.progress.step
         return super().create_train_dataset({"batches": batches, "cursor": self.progress.cursor, "steps": steps})
 

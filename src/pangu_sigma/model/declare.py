@@ -7,17 +7,27 @@ from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 from mindspore.common.initializer import Initializer, Normal, TruncatedNormal, Zero, initializer
 
-__all__ = ["Initializer", "Normal", "Ones", "TruncatedNormal", "Zero", "adopt", "as_tensor", "decays", "declare"]
+__all__ = [
+    "Initializer",
+    "Normal",
+    "Ones",
+    "TruncatedNormal",
+    "Zero",
+    "as_tensor",
+    "has_weight_decay",
+    "make_parameter",
+    "wrap_array",
+]
 
 
-def declare(name: str, shape: tuple[int, ...], init: Initializer, *, decay: bool) -> Parameter:
+def make_parameter(name: str, shape: tuple[int, ...], init: Initializer, *, decay: bool) -> Parameter:
     """Create a float32 parameter. decay: True if weight decay applies (PanGu-α: not to biases and LayerNorm)."""
     parameter = Parameter(initializer(init, shape, mstype.float32), name=name)
     parameter.weight_decays = decay
     return parameter
 
 
-def adopt(name: str, array: np.ndarray, *, decay: bool) -> Parameter:
+def wrap_array(name: str, array: np.ndarray, *, decay: bool) -> Parameter:
     """Create a parameter that shares memory with `array`: a write to either is visible in the other."""
     parameter = Parameter(Tensor(np.zeros(1, array.dtype)), name=name)
     parameter.set_data(Tensor.from_numpy(array), slice_shape=True)
@@ -25,8 +35,8 @@ def adopt(name: str, array: np.ndarray, *, decay: bool) -> Parameter:
     return parameter
 
 
-def decays(parameter: Parameter) -> bool:
-    """Return True if weight decay applies to the parameter, as given to `declare`."""
+def has_weight_decay(parameter: Parameter) -> bool:
+    """Return True if weight decay applies to the parameter, as given to `make_parameter`."""
     return parameter.weight_decays
 
 

@@ -30,7 +30,7 @@ from mindspore.ops import functional as F
 
 from ascend_ops.dropout import CounterDropout
 from pangu_sigma.config import Activation, ModelConfig
-from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, declare
+from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, make_parameter
 from pangu_sigma.model.dense_ffn import OneExpertFFN
 from pangu_sigma.model.rowwise import LayerNorm, softmax
 from pangu_sigma.rre.experts import Experts, grouped_experts
@@ -47,8 +47,8 @@ class Linear(nn.Cell):
 
     def __init__(self, inputs: int, outputs: int, std: float, dtype: ms.Type):
         super().__init__()
-        self.weight = declare("weight", (inputs, outputs), Normal(std), decay=True)
-        self.bias = declare("bias", (outputs,), Zero(), decay=False)
+        self.weight = make_parameter("weight", (inputs, outputs), Normal(std), decay=True)
+        self.bias = make_parameter("bias", (outputs,), Zero(), decay=False)
         self.matmul = ops.MatMul()
         self.add = ops.BiasAdd()
         self.dtype = dtype
@@ -108,7 +108,7 @@ class DenseFFN(nn.Cell):
     def __init__(self, config: ModelConfig, ffn: nn.Cell, layer: int):
         super().__init__()
         for name, shape, init, decay in ffn_tensors(config):
-            setattr(self, name, declare(name, shape, init, decay=decay))
+            setattr(self, name, make_parameter(name, shape, init, decay=decay))
         self.ffn = ffn
         self.add = ops.Add()
         self.drop = Dropout(config.dropout, dropout_site(layer, 2))
@@ -180,7 +180,7 @@ class Embedding(nn.Cell):
         return self.add(self.lookup(words, rows_T, 0), self.lookup_positions(positions_SH, positions_T, 0))
 
 
-class QueryRows(nn.Cell):
+class QueryEmbedding(nn.Cell):
     """Queries of the query layer, looked up by position in a table. construct(positions_SH, positions_T) -> query_TH"""
 
     def __init__(self):
@@ -228,20 +228,20 @@ class PanGuSigma(nn.Cell):
         dense layer's. attention, head: functions that make the attention of a layer and the output head."""
         super().__init__()
         tables = TruncatedNormal(config.init_std)
-        self.embedding = declare(
+        self.embedding = make_parameter(
             "embedding", (slots * config.slot_rows, config.hidden), Normal(config.init_std), decay=True
         )
-        self.positions = declare("positions", (config.seq_length, config.hidden), tables, decay=True)
-        self.query_positions = declare("query_positions", (config.seq_length, config.hidden), tables, decay=True)
+        self.positions = make_parameter("positions", (config.seq_length, config.hidden), tables, decay=True)
+        self.query_positions = make_parameter("query_positions", (config.seq_length, config.hidden), tables, decay=True)
         self.embed = Embedding()
         self.drop = Dropout(config.dropout, EMBEDDING_SITE) if config.dropout else None
         ffns = [DenseFFN(config, dense(config.activation), i) for i in range(config.dense_layers)]
         ffns += [RoutedFFN(config, routed(config.activation), i) for i in range(config.dense_layers, config.layers)]
         self.layers = nn.CellList([Layer(config, dtype, ffn, i, attention) for i, ffn in enumerate(ffns)])
         self.norm = LayerNorm(config.hidden)
-        self.ask = QueryRows()
+        self.ask = QueryEmbedding()
         self.head = head(slots, dtype)
-        self.hidden_from = HiddenFrom()
+        self.hidden_from = AttentionMask()
         self.first_routed = config.dense_layers
         self.last = config.layers - 1
         self.dtype = dtype
@@ -307,7 +307,7 @@ class Dropout(nn.Cell):
         return x if self.drop is None or not self.training else self.drop(x, draws_B4)
 
 
-class HiddenFrom(nn.Cell):
+class AttentionMask(nn.Cell):
     """Additive attention mask, causal and within documents. construct(documents_BS) -> float32 [B, 1, S, S]: 0 where query i may
     see key j (same document, j ≤ i), MASKED elsewhere."""
 

@@ -13,7 +13,7 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops import functional as F
 
-from pangu_sigma.model.declare import Ones, Zero, declare
+from pangu_sigma.model.declare import Ones, Zero, make_parameter
 
 EPSILON = 1e-5
 
@@ -23,8 +23,8 @@ class LayerNorm(nn.Cell):
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.gain = declare("gain", (hidden,), Ones(), decay=False)
-        self.bias = declare("bias", (hidden,), Zero(), decay=False)
+        self.gain = make_parameter("gain", (hidden,), Ones(), decay=False)
+        self.bias = make_parameter("bias", (hidden,), Zero(), decay=False)
         self.norm = _LayerNorm() if on_cpu() else ops.LayerNorm(-1, -1, EPSILON)
 
     def construct(self, x_TH):

@@ -14,7 +14,7 @@ def is_finite(norm):
     return ops.cast(ops.isfinite(norm), ms.float32)
 
 
-def update_factor(norm, scale, clip_norm):
+def gradient_factor(norm, scale, clip_norm):
     """Return the factor for the gradients: it undoes the loss scale and clips their global norm to `clip_norm`.
 
     norm: global norm of the gradients without the loss scale. scale: the loss scale that they still carry.

@@ -12,7 +12,7 @@ from mindspore.common.initializer import Zero
 from ascend_ops.adam import HYPER, AdamRows, every_row
 from pangu_sigma.config import Config
 from pangu_sigma.domains import domains_of
-from pangu_sigma.model.declare import decays, declare
+from pangu_sigma.model.declare import has_weight_decay, make_parameter
 
 APPLY = HYPER.index("apply")
 """Index of `apply` in the hyperparameter vector of Adam."""
@@ -37,13 +37,15 @@ class DenseAdam(nn.Cell):
         super().__init__()
         self.learned = parameters
         self.weights = ParameterTuple(parameters)
-        self.moments = ParameterTuple([declare(f"{p.name}.moment", p.shape, Zero(), decay=False) for p in parameters])
+        self.moments = ParameterTuple(
+            [make_parameter(f"{p.name}.moment", p.shape, Zero(), decay=False) for p in parameters]
+        )
         self.variances = ParameterTuple(
-            [declare(f"{p.name}.variance", p.shape, Zero(), decay=False) for p in parameters]
+            [make_parameter(f"{p.name}.variance", p.shape, Zero(), decay=False) for p in parameters]
         )
         self.step = Parameter(Tensor(np.zeros(1, np.int32)), name="dense.step")
         rate = config.train.optimizer.weight_decay
-        self.decay = Tensor(np.array([rate * decays(p) for p in parameters], np.float32))
+        self.decay = Tensor(np.array([rate * has_weight_decay(p) for p in parameters], np.float32))
         self.adam = AdamRows()
         self.active, self.offsets = every_row(1)
 
@@ -54,7 +56,7 @@ class DenseAdam(nn.Cell):
         )
 
 
-class FrozenDense(DenseAdam):
+class FrozenAdam(DenseAdam):
     """Adam state of dense parameters that do not learn; `update` changes nothing."""
 
     def __init__(self, config: Config, parameters: list[Parameter]):
@@ -102,6 +104,6 @@ def make_dense_adam(config: Config, parameters: list[Parameter], table: Paramete
     if options is None or options.learn == "all":
         return DenseAdam(config, parameters)
     if options.learn == "experts":
-        return FrozenDense(config, parameters)
+        return FrozenAdam(config, parameters)
     domains = domains_of(config)
     return SlotAdam(config, parameters, table, sorted({domains.named(name).slot for name in options.domains}))

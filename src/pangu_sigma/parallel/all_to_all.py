@@ -48,7 +48,7 @@ class AllToAll(nn.Cell):
         return self.all_reduce(ops.concat(rows, 0))[:, self.peer]
 
 
-def experts_of(config: Config, ranks: Ranks) -> Callable[[Activation], Experts]:
+def make_experts_for(config: Config, ranks: Ranks) -> Callable[[Activation], Experts]:
     """Return the function that makes the cells of `PanGuSigma`'s RRE layers: local, or with the all-to-all of the expert group."""
     if config.parallel.expert == 1:
         return grouped_experts

@@ -12,7 +12,7 @@ from mindspore import nn, ops
 from mindspore.ops import functional as F
 
 
-class TensorSum(nn.Cell):
+class BucketedAllReduce(nn.Cell):
     """All-reduce (sum) of several tensors over a group of ranks, neighbours in one bucket: construct(tensors) -> tensors."""
 
     def __init__(self, group: str, shapes: list[tuple[int, ...]], bucket_elements: int):

@@ -17,7 +17,7 @@ from mindspore import Tensor, communication, nn, ops
 from pangu_sigma.config import ConfigError, ParallelConfig
 from pangu_sigma.device import plain_graphs
 from pangu_sigma.parallel.layout import Layout, axes_text
-from pangu_sigma.parallel.ranks import ALONE, PAUSE, Ranks
+from pangu_sigma.parallel.ranks import PAUSE, SINGLE_PROCESS, Ranks
 
 
 class Groups:
@@ -43,8 +43,8 @@ class Groups:
 
 
 class ConnectedRanks(Ranks):
-    """Ranks of a run with several processes; made by `join`. group(*axes) is the name of the communication group of the ranks that
-    differ from this one in `axes` only."""
+    """Ranks of a run with several processes; made by `connect`. group(*axes) is the name of the communication group of the ranks
+    that differ from this one in `axes` only."""
 
     def __init__(self, parallel: ParallelConfig):
         self.rank, self.world = communication.get_rank(), communication.get_group_size()
@@ -60,7 +60,7 @@ class ConnectedRanks(Ranks):
         time.sleep(PAUSE)
 
 
-def join(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
+def connect(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
     """Join the run's communication and return its ranks. In msrun's scheduler process it does not return.
 
     Call it after `use_cpu` and before any tensor is made. ascend: True if the ranks are NPUs.
@@ -82,7 +82,7 @@ def join(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         sys.exit(0)
     if started == 1:
-        return ALONE
+        return SINGLE_PROCESS
     ranks = ConnectedRanks(parallel)
     if not ranks.first:
         logging.getLogger().setLevel(logging.WARNING)  # what all of them know, rank 0 says

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-VARIABLE = "PANGU_SIGMA_HEARTBEATS"
+HEARTBEATS_VARIABLE = "PANGU_SIGMA_HEARTBEATS"
 """Environment variable with the folder of the heartbeat files, one a rank; without it none are written."""
-SHOW_STACK = signal.SIGUSR2
+STACK_SIGNAL = signal.SIGUSR2
 """Signal at which a rank writes the stacks of its threads to standard error, which is its log."""
 _BYTES = 256
 """Size of the file: longer beats are cut, shorter ones padded with spaces."""
@@ -28,13 +28,13 @@ class Heartbeat:
 
     def __init__(self, rank: int):
         """rank: number in the name of the file. Without the launcher's environment variable, nothing is written."""
-        folder = os.environ.get(VARIABLE)
+        folder = os.environ.get(HEARTBEATS_VARIABLE)
         self._file: IO[bytes] | None = None
         self._beats = 0
         if folder:
             with contextlib.suppress(OSError):
                 self._file = open(_file(Path(folder), rank), "wb", buffering=0)  # noqa: SIM115 (open as long as the rank lives)
-            faulthandler.register(SHOW_STACK, file=2, all_threads=True)  # sys.stderr may be no file
+            faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)  # sys.stderr may be no file
 
     def beat(self, doing: str) -> None:
         """Write what the rank does next, such as "step 12". If the disk is full, the rank continues without heartbeats.

@@ -23,7 +23,7 @@ import numpy as np
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.domains import domain_sets
-from pangu_sigma.rre.capacity import DispatchLayout, Room
+from pangu_sigma.rre.capacity import Capacity, DispatchLayout
 
 AXES = ("stages", "groups", "expert", "data", "tensor")
 """Keys of the parallel section that count ranks; the first varies slowest."""
@@ -96,7 +96,7 @@ class Share:
 
     sets: tuple[int, ...]
     taker: int
-    takers: int
+    data_rank_of_sequences: int
     layers: list[int]
     held: np.ndarray
 
@@ -114,21 +114,21 @@ def share_of(config: Config, rank: int) -> Share:
     return Share(
         sets=mine,
         taker=at.expert * parallel.data + at.data,
-        takers=parallel.expert * parallel.data,
+        data_rank_of_sequences=parallel.expert * parallel.data,
         layers=rre_layers_of_stage(config, at.stage),
         held=(first[:, None] + np.arange(each)).ravel(),
     )
 
 
-def takers(config: Config) -> np.ndarray:
-    """Return, for each sequence of a batch, the data-parallel index (`taker_of`) of the ranks that train on it, [B]."""
+def data_rank_of_sequences(config: Config) -> np.ndarray:
+    """Return, for each sequence of a batch, the data-parallel index (`data_rank_of`) of the ranks that train on it, [B]."""
     data, parallel = config.data, config.parallel
     groups = np.arange(data.domains_per_step) % data.domain_sets // (data.domain_sets // parallel.groups)
     of_group, sequences = parallel.expert * parallel.data, config.train.batch_size // data.domains_per_step
     return (groups[:, None] * of_group + np.arange(sequences) // (sequences // of_group)).ravel()
 
 
-def taker_of(config: Config, rank: int) -> int:
+def data_rank_of(config: Config, rank: int) -> int:
     """Return the data-parallel index of a rank among all groups of its stage: group · takers + taker, as in its `Share`.
 
     Ranks of a tensor group take the same sequences and have the same index.
@@ -174,18 +174,18 @@ def gather_operator(config: Config) -> Literal["ours", "cann"]:
     return config.parallel.gather or ("cann" if dispatch_layout(config, ascend=True) == "dropless" else "ours")
 
 
-def even_arrival(config: Config, layout: DispatchLayout) -> float:
+def even_rows_received(config: Config, layout: DispatchLayout) -> float:
     """Return the rows that arrive at each of a rank's experts under an even load; in the dropless layout, at all of them."""
     return tokens_of_rank(config) / (1 if layout == "dropless" else active_entries(config))
 
 
-def room_of(config: Config, layout: DispatchLayout) -> Room:
+def room_of(config: Config, layout: DispatchLayout) -> Capacity:
     """Return the room for rows that the configuration gives in a dispatch layout: most rows sent to an expert, most that arrive."""
     if layout in ("local", "all_to_all"):
-        return Room(capacity(config))
+        return Capacity(capacity(config))
     factor = config.parallel.arrival_factor or config.parallel.capacity_factor
-    arrived = math.ceil(factor * even_arrival(config, layout))
-    return Room(None if layout == "dropless" else capacity(config), arrived)
+    arrived = math.ceil(factor * even_rows_received(config, layout))
+    return Capacity(None if layout == "dropless" else capacity(config), arrived)
 
 
 def exchanged_rows(config: Config) -> int:

@@ -16,17 +16,17 @@ from pangu_sigma.parallel.layout import (
     Layout,
     active_entries,
     active_in_group,
-    even_arrival,
+    data_rank_of,
+    even_rows_received,
     share_of,
-    taker_of,
 )
 from pangu_sigma.rre.capacity import (
+    Capacity,
     DispatchLayout,
     Receivers,
-    Room,
+    check_arrived,
+    check_sent,
     exchange_plans,
-    refuse_arrived,
-    refuse_sent,
     sent_rows,
 )
 from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
@@ -62,14 +62,14 @@ class Planner:
         stored = config.model.experts_per_domain  # of each domain; its ranks have equally many, in order
         holder_K = np.arange(config.experts) % stored // (stored // parallel.expert)
         self._receivers = Receivers(layout, parallel.groups, holder_K)
-        self._taker = taker_of(config, rank)
+        self._taker = data_rank_of(config, rank)
         self._takers = parallel.stage_ranks // parallel.tensor
         takers = parallel.expert * parallel.data
         self.group = np.arange(takers) + self._taker // takers * takers
-        """Data-parallel indices (as `taker_of`) of the rank's group."""
+        """Data-parallel indices (as `data_rank_of`) of the rank's group."""
         self._senders = self.group[self._taker % parallel.data :: parallel.data]  # those whose rows come to this rank
 
-    def fullest(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
+    def needed_capacity(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
         """Return the most rows that a rank has for one expert: the capacity that these tokens need."""
         return int(sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts).max())
 
@@ -77,7 +77,7 @@ class Planner:
         """Return the indices of the sequences of a batch that this rank takes, ascending."""
         return np.flatnonzero(taker_B == self._taker)
 
-    def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, room: Room) -> UpdatePlan:
+    def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, room: Capacity) -> UpdatePlan:
         """Return the plans of one update. experts_NGBS: the expert of each token of the whole batch.
 
         taker_B: data-parallel index of each sequence, as `layout.takers`. room: for rows, in the layouts that have a limit.
@@ -99,14 +99,14 @@ class Planner:
         plans = exchange_plans(self.layout, own_NGT, ids_PNA, active_NA, self._peer, kept[:, :, self._senders], room)
         return UpdatePlan(plans, used_NA, int((sent - kept).sum()))
 
-    def _kept(self, sent_NGDK: np.ndarray, room: Room, tokens: int) -> np.ndarray:
+    def _kept(self, sent_NGDK: np.ndarray, room: Capacity, tokens: int) -> np.ndarray:
         """Return the numbers of rows of the whole batch that find room. tokens: tokens of a rank."""
         if self._config.parallel.overflow == "refuse":
             if room.sent is not None:
-                refuse_sent(sent_NGDK, room.sent, tokens, active_in_group(self._config))
+                check_sent(sent_NGDK, room.sent, tokens, active_in_group(self._config))
             if room.arrived is not None:
-                even = even_arrival(self._config, self.layout)
-                refuse_arrived(self._receivers.arrived(sent_NGDK), room.arrived, even)
+                even = even_rows_received(self._config, self.layout)
+                check_arrived(self._receivers.arrived(sent_NGDK), room.arrived, even)
         return self._receivers.kept(sent_NGDK, room)
 
     def _active(self, rows_NT: np.ndarray) -> np.ndarray:

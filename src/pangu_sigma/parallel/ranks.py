@@ -45,7 +45,7 @@ class Ranks:
         """Return True if the flag is set on at least one rank. It is also a barrier."""
         return bool(self.sum(np.array([flag], np.float32))[0])
 
-    def most(self, number: int) -> int:
+    def max(self, number: int) -> int:
         """Return the largest of the ranks' numbers."""
         numbers = np.zeros(self.world, np.float32)
         numbers[self.rank] = number
@@ -60,7 +60,7 @@ class Ranks:
         return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
     @contextmanager
-    def together(self, what: str) -> Iterator[None]:
+    def fail_together(self, what: str) -> Iterator[None]:
         """Run a block that succeeds on all ranks or fails on all. Raises RankError on the ranks that did not fail themselves."""
         try:
             yield
@@ -123,5 +123,5 @@ _TEXT = 2_000
 _MARKS = 8
 """Number of 16-bit numbers in a hash."""
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 """The ranks of a run of one process."""

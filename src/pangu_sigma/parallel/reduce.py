@@ -12,12 +12,12 @@ from mindspore import nn, ops
 
 from ascend_ops.adam import SquareSum, SquareSums
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.collectives import TensorSum
+from pangu_sigma.parallel.collectives import BucketedAllReduce
 from pangu_sigma.parallel.connect import ConnectedRanks
 from pangu_sigma.parallel.ranks import Ranks
 
 
-class OwnGradients(nn.Cell):
+class LocalGradients(nn.Cell):
     """Gradients of a run of one process, which need no reduction."""
 
     chained = False
@@ -36,7 +36,7 @@ class OwnGradients(nn.Cell):
         return values
 
 
-class SummedGradients(nn.Cell):
+class ReducedGradients(nn.Cell):
     """Gradient reduction of a run of several ranks: dense gradients are summed over all ranks, those of experts over the ranks that
     store the same experts."""
 
@@ -51,8 +51,10 @@ class SummedGradients(nn.Cell):
         element = 2 if config.train.compute_dtype == "float16" else 4
         bucket, replicas = config.parallel.fusion_mib << 20, config.parallel.data
         everybody = ranks.group("groups", "expert", "data", "tensor")
-        self.dense_over_ranks = TensorSum(everybody, dense, bucket // 4)
-        self.over_replicas = TensorSum(ranks.group("data"), experts, bucket // element) if replicas > 1 else None
+        self.dense_over_ranks = BucketedAllReduce(everybody, dense, bucket // 4)
+        self.over_replicas = (
+            BucketedAllReduce(ranks.group("data"), experts, bucket // element) if replicas > 1 else None
+        )
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, everybody)
         self.square_sum = SquareSum()
         self.sparse, self.replicas = bool(experts), replicas
@@ -73,6 +75,8 @@ class SummedGradients(nn.Cell):
         return self.all_reduce(ops.depend(values, after))
 
 
-def gradients_of(config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]) -> nn.Cell:
-    """Return the gradient reduction for these ranks; `dense` and `experts` as in `SummedGradients`."""
-    return SummedGradients(config, ranks, dense, experts) if isinstance(ranks, ConnectedRanks) else OwnGradients()
+def make_gradient_reduction(
+    config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]
+) -> nn.Cell:
+    """Return the gradient reduction for these ranks; `dense` and `experts` as in `ReducedGradients`."""
+    return ReducedGradients(config, ranks, dense, experts) if isinstance(ranks, ConnectedRanks) else LocalGradients()

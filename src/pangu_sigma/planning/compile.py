@@ -262,7 +262,7 @@ def main() -> None:
     end_with_parent()
     started = time.perf_counter()
     config = load_config(sys.argv[1])
-    from pangu_sigma.ascend.device import use_ascend
+    from pangu_sigma.ascend.context import use_ascend
 
     use_ascend(config, save_graphs="graphs")
     from pangu_sigma.ascend.inputs import step_inputs

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepared import PreparedData, read_frequencies
 from pangu_sigma.domains import domain_sets
-from pangu_sigma.parallel.layout import active_in_group, dispatch_layout, even_arrival, tokens_of_rank
+from pangu_sigma.parallel.layout import active_in_group, dispatch_layout, even_rows_received, tokens_of_rank
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 
 SIMULATED_STEPS = 10_000
@@ -61,7 +61,7 @@ def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) 
                 bar.update()
     even = tokens_of_rank(config) / active_in_group(config)
     layout = dispatch_layout(config, ascend=True)
-    return Factors(_up(sent / even), _up(arrived / even_arrival(config, layout)), steps, source)
+    return Factors(_up(sent / even), _up(arrived / even_rows_received(config, layout)), steps, source)
 
 
 def format_factors(factors: Factors) -> str:

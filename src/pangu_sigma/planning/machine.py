@@ -20,7 +20,7 @@ PROCESS_RESERVE = 4 * GIB
 HOST_RESERVE = 16 * GIB
 """Bytes of host memory for the operating system and its page cache. Our assumption."""
 
-LITTLE_LEFT = 0.1
+TIGHT_FRACTION = 0.1
 """Fraction of a memory that should stay free: a plan that leaves less fits with a warning. Our choice: the reserves above, the
 allocator's peak and the lifetimes of tensors are assumptions, and together may be wrong by some GiB."""
 

@@ -96,14 +96,14 @@ def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
     ]
 
 
-def fullest_stage(config: Config) -> int:
+def peak_stage(config: Config) -> int:
     """Return the stage whose NPUs need most memory; the first if several do."""
     if config.parallel.stages == 1:
         return 0
     return max(range(config.parallel.stages), key=lambda stage: total(npu_items(config, stage)))
 
 
-def fullest_host(config: Config) -> int:
+def peak_host(config: Config) -> int:
     """Return the host that needs most memory; the first if several do. Ranks fill the hosts in the order of their numbers."""
     if config.parallel.stages == 1:
         return 0  # no host has more ranks than the first

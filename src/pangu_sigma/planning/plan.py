@@ -1,7 +1,7 @@
 """The plan of a configuration on a number of NPUs: memory, traffic and step time. Pure Python; no network is built.
 
 The numbers come from `parameters.py`, `memory.py`, `traffic.py` and `cost.py`, which state their rules, `machine.py` and
-`chips.py`. `text.py` formats a plan; `differences.py` adds the step that MindSpore compiles for it.
+`chips.py`. `tables.py` formats a plan; `differences.py` adds the step that MindSpore compiles for it.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from pangu_sigma.planning.cost import (
     step_time_measured_adam,
     tokens_per_second,
 )
-from pangu_sigma.planning.machine import LITTLE_LEFT, chip_of
+from pangu_sigma.planning.machine import TIGHT_FRACTION, chip_of
 from pangu_sigma.planning.memory import (
     MemoryItem,
-    fullest_host,
-    fullest_stage,
     host_items,
     npu_items,
+    peak_host,
+    peak_stage,
     total,
 )
 from pangu_sigma.planning.suggest import (
     TimedLayout,
+    changes_that_fit_npus,
     chosen_layout,
     devices_that_fit,
     fastest_layouts,
     fits,
     least_devices,
     what_fits,
-    what_fits_an_npu,
     with_parallel,
 )
 from pangu_sigma.planning.traffic import LinkBytes, PredictedCollective, collectives, link_bytes
@@ -84,7 +84,7 @@ class MemoryTable:
     @property
     def is_tight(self) -> bool:
         """True if everything fits, but leaves less free than the assumptions may be wrong by."""
-        return 0 <= self.left_gib < LITTLE_LEFT * self.limit_gib
+        return 0 <= self.left_gib < TIGHT_FRACTION * self.limit_gib
 
 
 @dataclass(frozen=True)
@@ -305,8 +305,8 @@ def make_plan(config: Config, devices: int) -> Plan:
         exchanged_rows=exchanged_rows(planned) if routed else 0,
         multiplied_rows=multiplied_rows(planned) if routed else 0,
         fits=room,
-        npu=_memory_table(npu_items(planned, fullest_stage(planned)), chip.memory),
-        host=_memory_table(host_items(planned, fullest_host(planned)), chip.host_memory),
+        npu=_memory_table(npu_items(planned, peak_stage(planned)), chip.memory),
+        host=_memory_table(host_items(planned, peak_host(planned)), chip.host_memory),
         stages=[_stage(planned, stage) for stage in stages],
         what_fits=changes,
         almost=None if room or changes else _almost(planned),
@@ -350,7 +350,7 @@ def _refused(config: Config) -> str | None:
 
 
 def _almost(config: Config) -> AlmostFits | None:
-    change = what_fits_an_npu(config)
+    change = changes_that_fit_npus(config)
     return None if change is None else AlmostFits(change[0], change[1] / GIB)
 
 
@@ -365,7 +365,7 @@ def _variants(config: Config) -> dict[str, Variant]:
         variants["without ECSS"] = config.model_copy(update={"ecss": off})
     memory = {}
     for name, variant in variants.items():
-        needed = total(npu_items(variant, fullest_stage(variant)))
+        needed = total(npu_items(variant, peak_stage(variant)))
         memory[name] = Variant(needed / GIB, max(0, needed - chip_of(variant).memory) / GIB)
     return memory
 

@@ -10,10 +10,10 @@ from typing import Any
 from pangu_sigma.chips import CHIP_DATA, GIB, Chip
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.planning.cost import step_time, tokens_per_second
-from pangu_sigma.planning.machine import LITTLE_LEFT, chip_of
-from pangu_sigma.planning.memory import fullest_host, fullest_stage, host_items, npu_items, total
+from pangu_sigma.planning.machine import TIGHT_FRACTION, chip_of
+from pangu_sigma.planning.memory import host_items, npu_items, peak_host, peak_stage, total
 from pangu_sigma.planning.suggest import least_devices, suggest_layout, with_parallel
-from pangu_sigma.planning.text import counted, layout_text
+from pangu_sigma.planning.tables import counted, layout_text
 from pangu_sigma.writable import check_file_writable
 
 SCANNED = tuple(8 << power for power in range(10))
@@ -44,7 +44,7 @@ class ScanRow:
     @property
     def is_tight(self) -> bool:
         """True if it fits, but leaves less free than the assumptions may be wrong by."""
-        return 0 <= self.left < LITTLE_LEFT
+        return 0 <= self.left < TIGHT_FRACTION
 
     @property
     def tokens_per_npu(self) -> float:
@@ -90,7 +90,7 @@ def scan(config: Config, picture: Path | None = None) -> Scan:
             refusal = error
             continue
         time = step_time(planned)
-        npu, host = total(npu_items(planned, fullest_stage(planned))), total(host_items(planned, fullest_host(planned)))
+        npu, host = total(npu_items(planned, peak_stage(planned))), total(host_items(planned, peak_host(planned)))
         rows.append(
             ScanRow(
                 devices=devices,
@@ -131,7 +131,7 @@ def format_scan(result: Scan) -> str:
         [
             f"{result.name} on NPUs of {chip.title}, the fastest layout that fits; {needs}",
             *(f"  {'  '.join(line)}".rstrip() for line in cells),
-            f"  {room}; tight: less than {LITTLE_LEFT:.0%} of one is left",
+            f"  {room}; tight: less than {TIGHT_FRACTION:.0%} of one is left",
             "  times are estimates; what to trust: planning/cost.py",
         ]
     )

@@ -13,7 +13,7 @@ from pangu_sigma.config import MOST_RANKS, Config, ConfigError, ParallelConfig
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.planning.cost import step_time
 from pangu_sigma.planning.machine import chip_of
-from pangu_sigma.planning.memory import fullest_host, fullest_stage, host_items, npu_items, total
+from pangu_sigma.planning.memory import host_items, npu_items, peak_host, peak_stage, total
 from pangu_sigma.planning.traffic import link_bytes
 
 _MOST_TRIED = 4_096
@@ -74,11 +74,11 @@ def chosen_layout(config: Config, devices: int, layouts: list[TimedLayout]) -> P
 
 def fits(config: Config) -> bool:
     """Return True if every NPU and every host has enough memory."""
-    return total(npu_items(config, fullest_stage(config))) <= chip_of(config).memory and _host_fits(config)
+    return total(npu_items(config, peak_stage(config))) <= chip_of(config).memory and _host_fits(config)
 
 
 def _host_fits(config: Config) -> bool:
-    return total(host_items(config, fullest_host(config))) <= chip_of(config).host_memory
+    return total(host_items(config, peak_host(config))) <= chip_of(config).host_memory
 
 
 def devices_that_fit(config: Config) -> int | None:
@@ -104,12 +104,12 @@ def what_fits(config: Config) -> dict[str, int | bool | str] | None:
     return next((keys for keys, tried in _changes(config) if fits(tried)), None) or None
 
 
-def what_fits_an_npu(config: Config) -> tuple[dict[str, int | bool | str], int] | None:
+def changes_that_fit_npus(config: Config) -> tuple[dict[str, int | bool | str], int] | None:
     """Return keys with which every NPU has room but some host has not, and the bytes that this host needs: the reason why
     `what_fits` returned None. None if no keys do even that."""
     for keys, tried in _changes(config):
-        if total(npu_items(tried, fullest_stage(tried))) <= chip_of(tried).memory:
-            return keys, total(host_items(tried, fullest_host(tried)))
+        if total(npu_items(tried, peak_stage(tried))) <= chip_of(tried).memory:
+            return keys, total(host_items(tried, peak_host(tried)))
     return None
 
 

@@ -33,7 +33,7 @@ class CapacityError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """Capacity for rows. sent: C, maximum rows from one rank for one expert; None: no limit. arrived: maximum rows of an expert on
     the rank that stores it, or in the dropless layout of all experts of a rank together; None: no further limit."""
 
@@ -76,7 +76,7 @@ def exchange_plans(
     active_NA: np.ndarray,
     peer: int,
     kept_NGPK: np.ndarray,
-    room: Room,
+    room: Capacity,
 ) -> list[RoutingPlan]:
     """Make the routing plans of G micro-batches of one rank: `ExchangePlan`s, or for `all_to_all` plain `RoutingPlan`s.
 
@@ -98,7 +98,7 @@ def exchange_plans(
 
 
 def _plan_layer(
-    layout: DispatchLayout, experts_T: np.ndarray, ids_PA: np.ndarray, peer: int, kept_PK: np.ndarray, room: Room
+    layout: DispatchLayout, experts_T: np.ndarray, ids_PA: np.ndarray, peer: int, kept_PK: np.ndarray, room: Capacity
 ) -> tuple[np.ndarray, ...]:
     """Return order, inverse and offsets of one layer; for an `ExchangePlan` also arrive, leave, sent and taken."""
     entries = ids_PA.shape[1]
@@ -201,7 +201,7 @@ class Receivers:
     groups: int
     holder_K: np.ndarray
 
-    def kept(self, sent_NGDK: np.ndarray, room: Room) -> np.ndarray:
+    def kept(self, sent_NGDK: np.ndarray, room: Capacity) -> np.ndarray:
         """Return the rows within the capacity, same shape: the first rows of a sender are kept, and those of the first senders."""
         kept = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
         if room.arrived is None:
@@ -236,7 +236,7 @@ class Receivers:
 _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or parallel.overflow to drop"
 
 
-def refuse_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int) -> None:
+def check_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int) -> None:
     """Raise CapacityError if a rank sends more rows to an expert than `capacity`.
 
     tokens: tokens of a data-parallel rank in a micro-batch. active: number of experts that share them under an even load.
@@ -251,7 +251,7 @@ def refuse_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int) 
         )
 
 
-def refuse_arrived(arrived: np.ndarray, room: int, even: float) -> None:
+def check_arrived(arrived: np.ndarray, room: int, even: float) -> None:
     """Raise CapacityError if more rows arrive than `room`. arrived: of `Receivers`. even: rows that arrive under an even load."""
     most = int(arrived.max())
     if most > room:

@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from typing import cast
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.generate.engine import Busy
+from pangu_sigma.generate.engine import QueueFull
 from pangu_sigma.generate.request import Answer, Request, Token
-from pangu_sigma.serve.answer_bodies import Finish
 from pangu_sigma.serve.engine_thread import EngineThread
-from pangu_sigma.serve.metrics import Metrics
-from pangu_sigma.serve.refusals import Refused
+from pangu_sigma.serve.prometheus import Metrics
+from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.serve.responses import FinishReason
 
 
 @dataclass(frozen=True)
-class News:
+class AnswerDelta:
     """New tokens of one answer. first: True for the answer's first delta. finish: its finish reason, None until then."""
 
     index: int
     answer: Answer
     first: bool
     tokens: list[Token]
-    finish: Finish | None
+    finish: FinishReason | None
 
     @property
     def text(self) -> str:
@@ -36,7 +36,7 @@ class Answers:
     """Answers to the prompts of one HTTP request. The caller must call `close`, which frees the lanes of unfinished answers."""
 
     def __init__(self, thread: EngineThread, metrics: Metrics, requests: list[Request]):
-        """Submit the requests to the engine. Raises Refused if too many wait, or if a request does not fit."""
+        """Submit the requests to the engine. Raises ApiError if too many wait, or if a request does not fit."""
         self._thread, self._loop = thread, asyncio.get_running_loop()
         self._changed, self._touched = asyncio.Event(), set[int]()
         self._watches = [metrics.watch(request) for request in requests]
@@ -44,13 +44,15 @@ class Answers:
         try:
             for index, request in enumerate(requests):
                 self.answers.append(thread.submit(request, self._teller(index)))
-        except Busy as error:
+        except QueueFull as error:
             self.close()
             metrics.refused("busy")
-            raise Refused(429, str(error), code="busy", headers={"Retry-After": str(metrics.wait_seconds())}) from error
+            raise ApiError(
+                429, str(error), code="busy", headers={"Retry-After": str(metrics.wait_seconds())}
+            ) from error
         except ConfigError as error:
             self.close()
-            raise Refused(400, str(error), "prompt", "invalid_value") from error
+            raise ApiError(400, str(error), "prompt", "invalid_value") from error
 
     def close(self) -> None:
         """Cancel the answers that are not finished."""
@@ -59,8 +61,8 @@ class Answers:
                 self._thread.cancel(answer)
                 watch.ended("abort")
 
-    async def news(self) -> AsyncIterator[News]:
-        """Yield new tokens of all answers until all are finished. Raises Refused if the server stops before."""
+    async def news(self) -> AsyncIterator[AnswerDelta]:
+        """Yield new tokens of all answers until all are finished. Raises ApiError if the server stops before."""
         sent: dict[int, int] = {}
         going = set(range(len(self.answers)))
         while going:
@@ -71,13 +73,13 @@ class Answers:
                 answer = self.answers[index]
                 finish = answer.finish  # read first: a finished answer has all of its tokens
                 if finish == "cancelled" or (finish is None and self._thread.failed):
-                    raise Refused(
+                    raise ApiError(
                         503, "the answer was broken off: the server ends, or the model failed", code="broken_off"
                     )
                 tokens = answer.tokens[sent.get(index, 0) :]
                 if index in going and (tokens or finish):
-                    self._watches[index].told(len(tokens))
-                    yield News(index, answer, index not in sent, tokens, cast(Finish | None, finish))
+                    self._watches[index].record(len(tokens))
+                    yield AnswerDelta(index, answer, index not in sent, tokens, cast(FinishReason | None, finish))
                     sent[index] = sent.get(index, 0) + len(tokens)
                 if finish:
                     going.discard(index)

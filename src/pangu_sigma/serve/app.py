@@ -13,21 +13,20 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
 import pangu_sigma
-from pangu_sigma.serve import answer_bodies as out
-from pangu_sigma.serve import request_bodies as given
+from pangu_sigma.serve import requests, responses
 from pangu_sigma.serve.chats import answer_chat
 from pangu_sigma.serve.completions import complete
-from pangu_sigma.serve.guard import Guard, Names
+from pangu_sigma.serve.guard import Guard, HostNames
 from pangu_sigma.serve.page import Page
-from pangu_sigma.serve.refusals import Failure, Refused, say_no_in_one_form
+from pangu_sigma.serve.refusals import ApiError, ErrorBody, install_error_handlers
 from pangu_sigma.serve.served import Served
-from pangu_sigma.serve.streams import ClientIsGone
+from pangu_sigma.serve.streams import ClientDisconnected
 from pangu_sigma.serve.tokens import detokenize, tokenize, tokenizer_info
 
 _STREAM = "a stream, each event a chunk; the last line is [DONE]"
 
 
-def make_app(served: Served, names: Names, key: str | None = None) -> FastAPI:
+def make_app(served: Served, names: HostNames, key: str | None = None) -> FastAPI:
     """Make the application that serves a model. names: allowed host names. key: API key that clients must send; None for none."""
 
     @asynccontextmanager
@@ -46,7 +45,7 @@ def make_app(served: Served, names: Names, key: str | None = None) -> FastAPI:
         redoc_url=None,
         separate_input_output_schemas=False,
     )
-    say_no_in_one_form(app)
+    install_error_handlers(app)
     app.include_router(_text_routes(served))
     app.include_router(_other_routes(served))
     app.add_middleware(Guard, names=names, key=key, limits=served.limits, models=served.domains)
@@ -57,23 +56,25 @@ def _text_routes(served: Served) -> APIRouter:
     """Routes whose requests have a body."""
     router = APIRouter(route_class=_StrictRoute, responses=_problems(400, 403, 404, 408, 413, 415, 429, 503))
 
-    @router.post("/v1/completions", response_model=None, responses=_answers(out.Completion, out.Completion))
-    async def completions(request: Request, body: given.CompletionRequest) -> Response:
+    @router.post("/v1/completions", response_model=None, responses=_answers(responses.Completion, responses.Completion))
+    async def completions(request: Request, body: requests.CompletionRequest) -> Response:
         """Continue prompts."""
         return await complete(served, request, body)
 
-    @router.post("/v1/chat/completions", response_model=None, responses=_answers(out.ChatCompletion, out.ChatChunk))
-    async def chat_completions(request: Request, body: given.ChatRequest) -> Response:
+    @router.post(
+        "/v1/chat/completions", response_model=None, responses=_answers(responses.ChatCompletion, responses.ChatChunk)
+    )
+    async def chat_completions(request: Request, body: requests.ChatRequest) -> Response:
         """Answer a chat."""
         return await answer_chat(served, request, body)
 
     @router.post("/tokenize")
-    async def tokenize_text(request: Request, body: given.TokenizeRequest) -> out.Tokenized:
+    async def tokenize_text(request: Request, body: requests.TokenizeRequest) -> responses.Tokenized:
         """Tokenize a text."""
         return await tokenize(served, body, request.scope.get("model"))
 
     @router.post("/detokenize")
-    async def detokenize_ids(request: Request, body: given.DetokenizeRequest) -> out.Detokenized:
+    async def detokenize_ids(request: Request, body: requests.DetokenizeRequest) -> responses.Detokenized:
         """Decode token ids."""
         return detokenize(served, body, request.scope.get("model"))
 
@@ -85,32 +86,32 @@ def _other_routes(served: Served) -> APIRouter:
     router, page = APIRouter(responses=_problems(403)), Page()
 
     @router.get("/v1/models")
-    async def models() -> out.ModelList:
+    async def models() -> responses.ModelList:
         """List the models: the domains."""
-        return out.ModelList(object="list", data=[_model(served, name) for name in served.domains])
+        return responses.ModelList(object="list", data=[_model(served, name) for name in served.domains])
 
     @router.get("/v1/models/{model}", responses=_problems(404))
-    async def model(model: str) -> out.ServedModel:
+    async def model(model: str) -> responses.ServedModel:
         """Describe one model: a domain."""
         served.domain(model)
         return _model(served, model)
 
     @router.get("/tokenizer_info", responses=_problems(400, 404))
-    async def tokenizer(request: Request, model: str | None = None) -> out.TokenizerInfo:
+    async def tokenizer(request: Request, model: str | None = None) -> responses.TokenizerInfo:
         """Describe the tokenizer."""
         return tokenizer_info(served, model, request.scope.get("model"))
 
     @router.get("/health", responses=_problems(503))
-    async def health() -> out.SignOfLife:
+    async def health() -> responses.HealthBody:
         """Report that the engine works."""
         if served.thread.failed:
-            raise Refused(503, "the engine has failed; the log says why", code="failed")
-        return out.SignOfLife(status="ok")
+            raise ApiError(503, "the engine has failed; the log says why", code="failed")
+        return responses.HealthBody(status="ok")
 
     @router.get("/version")
-    async def version() -> out.Version:
+    async def version() -> responses.Version:
         """Return the version of the program."""
-        return out.Version(version=pangu_sigma.__version__)
+        return responses.Version(version=pangu_sigma.__version__)
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
@@ -125,8 +126,8 @@ def _other_routes(served: Served) -> APIRouter:
     return router
 
 
-def _model(served: Served, name: str) -> out.ServedModel:
-    return out.ServedModel(
+def _model(served: Served, name: str) -> responses.ServedModel:
+    return responses.ServedModel(
         id=name,
         object="model",
         created=served.started,
@@ -146,7 +147,7 @@ class _StrictRequest(Request):
             raise
         except (ValueError, RecursionError) as error:
             what = "it is nested too deeply" if isinstance(error, RecursionError) else error
-            raise Refused(400, f"the body is not JSON that can be read: {what}", code="invalid_json") from None
+            raise ApiError(400, f"the body is not JSON that can be read: {what}", code="invalid_json") from None
 
 
 class _StrictRoute(APIRoute):
@@ -158,7 +159,7 @@ class _StrictRoute(APIRoute):
         async def handle_strictly(request: Request) -> Response:
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
-                raise Refused(
+                raise ApiError(
                     415,
                     f"Content-Type is {kind[:100]!r}; it must be application/json (curl: -H 'Content-Type: application/json')",
                 )
@@ -167,17 +168,17 @@ class _StrictRoute(APIRoute):
             except RequestValidationError as error:
                 _say_json(error)
                 raise
-            except ClientIsGone:
+            except ClientDisconnected:
                 return Response(status_code=499)  # nobody reads it
 
         return handle_strictly
 
 
 def _say_json(error: RequestValidationError) -> None:
-    """Raise Refused if the body is not JSON."""
+    """Raise ApiError if the body is not JSON."""
     for problem in error.errors():
         if problem["type"] == "json_invalid":
-            raise Refused(400, f"the body is not JSON: {problem['ctx']['error']}", code="invalid_json") from None
+            raise ApiError(400, f"the body is not JSON: {problem['ctx']['error']}", code="invalid_json") from None
 
 
 def _no_constant(name: str) -> Any:
@@ -193,10 +194,12 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Failure} for status in (*statuses, 401)}
+    return {status: {"model": ErrorBody} for status in (*statuses, 401)}
 
 
-def _answers(whole: type[out.AnswerBody], chunk: type[out.AnswerBody]) -> dict[int | str, dict[str, Any]]:
+def _answers(
+    whole: type[responses.ResponseBody], chunk: type[responses.ResponseBody]
+) -> dict[int | str, dict[str, Any]]:
     """Return the schema of a response that may be a stream."""
     stream = {"text/event-stream": {"schema": {"type": "string", "description": f"{_STREAM} ({chunk.__name__})"}}}
     return {200: {"model": whole, "content": stream}}

@@ -11,7 +11,10 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from pangu_sigma.generate.chat_template import Role
-from pangu_sigma.serve.answer_bodies import (
+from pangu_sigma.serve.answers import AnswerDelta, Answers
+from pangu_sigma.serve.logprobs import chat_logprobs
+from pangu_sigma.serve.requests import ChatRequest
+from pangu_sigma.serve.responses import (
     AssistantMessage,
     ChatChoice,
     ChatChunk,
@@ -19,18 +22,15 @@ from pangu_sigma.serve.answer_bodies import (
     ChatCompletion,
     ChatLogprobs,
     Delta,
-    Finish,
+    FinishReason,
     Usage,
 )
-from pangu_sigma.serve.answers import Answers, News
-from pangu_sigma.serve.logprobs import chat_logprobs
-from pangu_sigma.serve.request_bodies import ChatRequest
 from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.streams import EventStream, while_there
 
 
 async def answer_chat(served: Served, request: Request, body: ChatRequest) -> Response:
-    """Answer a request for chat completions. Raises Refused."""
+    """Answer a request for chat completions. Raises ApiError."""
     domain = served.domain(body.model, request.scope.get("model"))
     served.check_logprobs(body.top_logprobs, "top_logprobs")
     served.check_messages(len(body.messages))
@@ -77,7 +77,7 @@ class _Chat:
                 index=index,
                 message=AssistantMessage(role="assistant", content=answer.text.lstrip(), refusal=None),
                 logprobs=chat_logprobs(self._served.texts, answer.tokens) if self._body.logprobs else None,
-                finish_reason=cast(Finish, answer.finish),
+                finish_reason=cast(FinishReason, answer.finish),
             )
             for index, answer in enumerate(self._answers.answers)
         ]
@@ -104,7 +104,7 @@ class _Chat:
     def _usage(self) -> Usage:
         return self._served.usage(self._answers.answers, self._body.n or 1)
 
-    def _choices(self, news: News) -> list[ChatChunkChoice]:
+    def _choices(self, news: AnswerDelta) -> list[ChatChunkChoice]:
         logprobs: ChatLogprobs | None = None
         if self._body.logprobs and news.tokens:
             logprobs = chat_logprobs(self._served.texts, news.tokens)

@@ -11,24 +11,24 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from pangu_sigma.domains import Domain
-from pangu_sigma.serve.answer_bodies import Completion, CompletionChoice, CompletionLogprobs, Usage
-from pangu_sigma.serve.answers import Answers, News
+from pangu_sigma.serve.answers import AnswerDelta, Answers
 from pangu_sigma.serve.logprobs import CompletionTokens
-from pangu_sigma.serve.request_bodies import CompletionRequest
+from pangu_sigma.serve.requests import CompletionRequest
+from pangu_sigma.serve.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.streams import EventStream, while_there
 
-USUAL_TOKENS = 16
+DEFAULT_MAX_TOKENS = 16
 """Default of max_tokens, as in OpenAI's interface."""
 
 
 async def complete(served: Served, request: Request, body: CompletionRequest) -> Response:
-    """Answer a request for completions. Raises Refused."""
+    """Answer a request for completions. Raises ApiError."""
     domain = served.domain(body.model, request.scope.get("model"))
     alternatives = 0 if body.experts and body.logprobs is None else body.logprobs
     served.check_logprobs(alternatives, "logprobs")
     prompts, warnings = await _prompts(served, body, domain)
-    room = served.room(prompts, body.max_tokens, USUAL_TOKENS)
+    room = served.room(prompts, body.max_tokens, DEFAULT_MAX_TOKENS)
     extra = {"logprobs": alternatives, "prompt_logprobs": alternatives if body.echo else None}
     answers = served.ask(served.requests(body, domain, prompts, room, extra))
     completion = _Completion(served, body, answers, alternatives is not None, warnings)
@@ -101,13 +101,13 @@ class _Completion:
     def _usage(self) -> Usage:
         return self._served.usage(self._answers.answers, self._body.n or 1)
 
-    def _choice(self, news: News) -> CompletionChoice:
+    def _choice(self, news: AnswerDelta) -> CompletionChoice:
         text, new = news.text, news.tokens
         if news.first and self._body.echo:
             text = self._served.tokenizer.decode(news.answer.request.ids) + text
             new = [*news.answer.prompt, *new]
         tokens = self._tokens[news.index]
-        logprobs = tokens.told(new) if tokens is not None and new else None
+        logprobs = tokens.to_logprobs(new) if tokens is not None and new else None
         return CompletionChoice(index=news.index, text=text, logprobs=logprobs, finish_reason=news.finish)
 
 

@@ -14,9 +14,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pangu_sigma.serve.limits import Limits
-from pangu_sigma.serve.refusals import Refused, refusal
+from pangu_sigma.serve.refusals import ApiError, error_response
 
-OPEN_TO_ALL = ("/", "/health")
+PUBLIC_PATHS = ("/", "/health")
 """Paths that need no API key: the page, which has no data and asks for the key, and the health check."""
 
 _POLITE_BYTES, _POLITE_SECONDS = 256 << 20, 5.0
@@ -25,7 +25,7 @@ _POLITE_BYTES, _POLITE_SECONDS = 256 << 20, 5.0
 _PROTECTING = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
 
-class Names:
+class HostNames:
     """Host names of this server, against DNS rebinding.
 
     A page of another site may point its own name at this machine and reach the server through the browser of a local user. The
@@ -69,7 +69,7 @@ class Guard:
     such parameter. Handlers find the name in scope["model"].
     """
 
-    def __init__(self, app: ASGIApp, names: Names, key: str | None, limits: Limits, models: Collection[str]):
+    def __init__(self, app: ASGIApp, names: HostNames, key: str | None, limits: Limits, models: Collection[str]):
         self._app, self._names, self._limits, self._models = app, names, limits, models
         self._key = None if key is None else key.encode()
 
@@ -92,8 +92,8 @@ class Guard:
         except _TooLarge as refused:
             await _refuse_politely(refused, receive, send_protected)
             return
-        except Refused as refused:
-            await refusal(refused)(scope, receive, send_protected)
+        except ApiError as refused:
+            await error_response(refused)(scope, receive, send_protected)
             return
         except _Disconnected:
             return
@@ -108,21 +108,21 @@ class Guard:
     def _check_names(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._names.knows(hosts[0]):
-            raise Refused(
+            raise ApiError(
                 403,
                 f"Host: {', '.join(hosts)[:200]!r} is not a name of this server; if it is, start it with --allow-host NAME",
                 code="foreign_host",
             )
         origin = headers.get("origin")
         if origin is not None and not self._names.knows(_netloc(origin)):
-            raise Refused(403, f"Origin: {origin[:200]!r}: pages of other sites may not ask", code="foreign_origin")
+            raise ApiError(403, f"Origin: {origin[:200]!r}: pages of other sites may not ask", code="foreign_origin")
 
     def _check_key(self, scope: Scope) -> None:
-        if self._key is None or scope["path"] in OPEN_TO_ALL:
+        if self._key is None or scope["path"] in PUBLIC_PATHS:
             return
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1", "replace"), self._key):
-            raise Refused(
+            raise ApiError(
                 401,
                 "the key is missing or wrong; send the header Authorization: Bearer KEY",
                 code="invalid_api_key",
@@ -130,7 +130,7 @@ class Guard:
             )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """Read the whole body of a request. Raises Refused if it is too large or too slow."""
+        """Read the whole body of a request. Raises ApiError if it is too large or too slow."""
         most = self._limits.body_kib << 10
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdigit() or len(length) > 15 or int(length) > most:
@@ -148,7 +148,7 @@ class Guard:
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError:
-            raise Refused(
+            raise ApiError(
                 408,
                 f"the body did not come within {self._limits.body_seconds} s; send it faster, or start the server with "
                 "--set body_seconds=N",
@@ -156,7 +156,7 @@ class Guard:
             ) from None
 
 
-class _TooLarge(Refused):
+class _TooLarge(ApiError):
     """Refusal of a body of more than `kib` KiB. more: True if the rest of the body has not been received."""
 
     def __init__(self, kib: int, more: bool):
@@ -189,7 +189,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 async def _refuse_politely(refused: _TooLarge, receive: Receive, send: Send) -> None:
     """Refuse a body, and drain the rest of it for a while: a client that is still sending could not read the reason if it were
     closed."""
-    response, left = refusal(refused), _POLITE_BYTES
+    response, left = error_response(refused), _POLITE_BYTES
     await send({"type": "http.response.start", "status": refused.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
     more = refused.more

@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.generate.request import Token
-from pangu_sigma.serve.answer_bodies import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from pangu_sigma.serve.responses import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from pangu_sigma.text.vocabulary import Vocabulary
 
-LEAST = -9999.0
+MIN_LOGPROB = -9999.0
 """Lowest log-probability in a response: JSON has no infinity."""
 
 
@@ -38,7 +38,7 @@ class CompletionTokens:
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._offset = 0
 
-    def told(self, tokens: Sequence[Token]) -> CompletionLogprobs:
+    def to_logprobs(self, tokens: Sequence[Token]) -> CompletionLogprobs:
         """Return the log-probabilities of the answer's next tokens in the response's form."""
         converted = CompletionLogprobs(
             text_offset=[self._begin(token.id) for token in tokens],
@@ -65,7 +65,7 @@ class CompletionTokens:
             return None
         by_text: dict[str, float] = {}
         for other, logprob in (*token.top, (token.id, token.logprob)):
-            by_text.setdefault(self._texts.shown(other), max(logprob, LEAST))
+            by_text.setdefault(self._texts.shown(other), max(logprob, MIN_LOGPROB))
         return by_text
 
 
@@ -76,7 +76,7 @@ def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> ChatLogprobs:
         return TopLogprob(
             token=texts.shown(token),
             bytes=list(texts.surfaces[token]),
-            logprob=LEAST if logprob is None else max(logprob, LEAST),
+            logprob=MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB),
         )
 
     content = [
@@ -87,5 +87,5 @@ def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> ChatLogprobs:
 
 
 def finite(logprob: float | None) -> float | None:
-    """Return a log-probability that JSON can hold, at least `LEAST`; None stays None."""
-    return None if logprob is None else max(logprob, LEAST)
+    """Return a log-probability that JSON can hold, at least `MIN_LOGPROB`; None stays None."""
+    return None if logprob is None else max(logprob, MIN_LOGPROB)

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.generate.chat_template import ChatTemplate, Role
 from pangu_sigma.generate.sampling import check_text
-from pangu_sigma.serve.refusals import Refused
+from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.text.tokenizer import Tokenizer
 
 _Result = TypeVar("_Result")
 
@@ -22,7 +22,7 @@ _FOLDED = 4
 """Characters that NFKC may fold into one in ordinary text: a letter with its marks."""
 
 
-class Prompts:
+class PromptTokenizer:
     """Tokenizer of the requests' texts. It works in one thread of its own, so that no text blocks the event loop."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
@@ -58,7 +58,7 @@ class Prompts:
     def read(self, text: str, domain: Domain, tags: bool = True) -> list[int]:
         """Tokenize a text. A text that is `<eot>`, the name of the end of a document, is that token.
 
-        tags: False to put no language tag before it. Raises Refused if it is not Unicode text.
+        tags: False to put no language tag before it. Raises ApiError if it is not Unicode text.
         """
         if text == self._end:
             return [self.tokenizer.eot]
@@ -66,12 +66,12 @@ class Prompts:
             check_text(text, "the text")
             return self.tokenizer.prompt(text, domain) if tags else self.tokenizer.encode(text, domain)
         except (DataError, ValueError) as error:
-            raise Refused(400, str(error), "prompt", "invalid_value") from error
+            raise ApiError(400, str(error), "prompt", "invalid_value") from error
 
     def text_prompt(self, text: str, domain: Domain, tags: bool) -> list[int]:
-        """Tokenize a prompt; an empty one becomes <eot>. Raises Refused if it cannot fit."""
+        """Tokenize a prompt; an empty one becomes <eot>. Raises ApiError if it cannot fit."""
         if len(text) > self._most_characters:
-            raise Refused(
+            raise ApiError(
                 400,
                 f"prompt: {len(text)} characters are too many for the {self.length} tokens that the model can read; shorten it",
                 "prompt",
@@ -85,7 +85,7 @@ class Prompts:
         """Tokenize a chat, without its oldest messages if it is too long. Returns the ids, and warnings about messages left out.
 
         answer: number of tokens to reserve for the answer; None for a quarter of model.seq_length. A system message and the last
-        message are always kept. Raises Refused if these alone do not fit.
+        message are always kept. Raises ApiError if these alone do not fit.
         """
         reserved = answer or max(self.length // 4, 1)
         first = list(messages[:1]) if messages[0][0] == "system" else []
@@ -95,7 +95,7 @@ class Prompts:
             ids = self.read(text, domain) if len(text) <= self._most_characters else None
             if ids is not None and len(ids) <= self.length - reserved:
                 return ids, self._left_out(left_out, len(messages), reserved)
-        raise Refused(
+        raise ApiError(
             400,
             f"messages: {'the first and the last one do' if first else 'the last one does'} not fit: the model can read "
             f"{self.length} tokens, of which {reserved} are for the answer; shorten them, or lower max_tokens",

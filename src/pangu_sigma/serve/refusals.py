@@ -31,7 +31,7 @@ class Problem(BaseModel):
     code: str | None
 
 
-class Failure(BaseModel):
+class ErrorBody(BaseModel):
     """Response body of every status from 400 on."""
 
     model_config = ConfigDict(extra="forbid")
@@ -39,7 +39,7 @@ class Failure(BaseModel):
     error: Problem
 
 
-class Refused(HTTPException):
+class ApiError(HTTPException):
     """Exception for a request that is refused with an HTTP status of 400 … 599."""
 
     def __init__(
@@ -53,15 +53,15 @@ class Refused(HTTPException):
         super().__init__(status, message, headers)
         self.param, self.code = param, code
 
-    def failure(self) -> Failure:
+    def error_body(self) -> ErrorBody:
         """Return the response body."""
-        return failure(self.status_code, self.detail, self.param, self.code)
+        return error_body(self.status_code, self.detail, self.param, self.code)
 
 
-def failure(status: int, message: str, param: str | None = None, code: str | None = None) -> Failure:
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> ErrorBody:
     """Return the response body of an error with this status."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return Failure(error=Problem(message=_sendable(message), type=kind, param=param and _sendable(param), code=code))
+    return ErrorBody(error=Problem(message=_sendable(message), type=kind, param=param and _sendable(param), code=code))
 
 
 def _sendable(text: str) -> str:
@@ -69,20 +69,20 @@ def _sendable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def refusal(refused: Refused) -> Response:
+def error_response(refused: ApiError) -> Response:
     """Return the HTTP response to a refused request."""
-    return JSONResponse(refused.failure().model_dump(), refused.status_code, refused.headers)
+    return JSONResponse(refused.error_body().model_dump(), refused.status_code, refused.headers)
 
 
-def say_no_in_one_form(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     """Install exception handlers that give every error of an application the form of this file."""
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, Refused):
-            return refusal(error)
+        if isinstance(error, ApiError):
+            return error_response(error)
         message = f"{request.method} {request.url.path}: {error.detail}; /openapi.json lists what there is"
-        return JSONResponse(failure(error.status_code, message).model_dump(), error.status_code, error.headers)
+        return JSONResponse(error_body(error.status_code, message).model_dump(), error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     def _validation(request: Request, error: RequestValidationError) -> Response:
@@ -90,11 +90,11 @@ def say_no_in_one_form(app: FastAPI) -> None:
         lines = [_explained(problem) for problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             lines.append(f"… and {len(problems) - _SHOWN} more")
-        return refusal(Refused(400, "; ".join(lines), _parameter(problems[0]) or None, "invalid_value"))
+        return error_response(ApiError(400, "; ".join(lines), _parameter(problems[0]) or None, "invalid_value"))
 
     @app.exception_handler(Exception)
     def _bug(request: Request, error: Exception) -> Response:
-        return JSONResponse(failure(500, "the server has a bug here; its log says more").model_dump(), 500)
+        return JSONResponse(error_body(500, "the server has a bug here; its log says more").model_dump(), 500)
 
 
 def nearest(name: str, known: list[str]) -> str:

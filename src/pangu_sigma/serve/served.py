@@ -16,15 +16,15 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer
 from pangu_sigma.generate.request import Request as TextRequest
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.serve.answer_bodies import Usage
 from pangu_sigma.serve.answers import Answers
 from pangu_sigma.serve.engine_thread import EngineThread
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.logprobs import TokenTexts
-from pangu_sigma.serve.metrics import Metrics
-from pangu_sigma.serve.prompts import Prompts
-from pangu_sigma.serve.refusals import Refused, nearest
-from pangu_sigma.serve.request_bodies import Sampled
+from pangu_sigma.serve.prometheus import Metrics
+from pangu_sigma.serve.prompts import PromptTokenizer
+from pangu_sigma.serve.refusals import ApiError, nearest
+from pangu_sigma.serve.requests import GenerationRequest
+from pangu_sigma.serve.responses import Usage
 
 PREFIX = "sigma-"
 """Prefix of model names: `sigma-zh` is the domain zh."""
@@ -44,7 +44,7 @@ class Served:
         self.domains: dict[str, Domain] = {PREFIX + domain.name: domain for domain in domains_of(self.config)}
         self.thread = EngineThread(self.engine)
         self.metrics = Metrics(self.engine, {domain.name: name for name, domain in self.domains.items()})
-        self.prompts = Prompts(self.tokenizer, self.config)
+        self.prompts = PromptTokenizer(self.tokenizer, self.config)
         self.texts = TokenTexts(self.tokenizer.vocabulary)
         self.started = int(time.time())
 
@@ -56,17 +56,17 @@ class Served:
     def domain(self, name: str | None, of_path: str | None = None) -> Domain:
         """Return the domain of a model name. of_path: the model named by the request's path.
 
-        Raises Refused for an unknown name, and if none is given and there are several domains.
+        Raises ApiError for an unknown name, and if none is given and there are several domains.
         """
         if name is not None and of_path is not None and name != of_path:
-            raise Refused(
+            raise ApiError(
                 400, f"model: the body says {name[:100]!r}, the path {of_path!r}; say one", "model", "invalid_value"
             )
         name = of_path if name is None else name
         if name is None and len(self.domains) == 1:
             return next(iter(self.domains.values()))
         if name is None:
-            raise Refused(
+            raise ApiError(
                 400,
                 f"model: each domain reads text in its own way, so name one of {', '.join(self.domains)}, here or in front of the "
                 f"path: /{next(iter(self.domains))}/…",
@@ -75,7 +75,7 @@ class Served:
             )
         if name not in self.domains:
             near = nearest(name, list(self.domains))
-            raise Refused(
+            raise ApiError(
                 404,
                 f"model: there is no {name[:100]!r} here; the nearest is {near}, and /v1/models lists all",
                 "model",
@@ -90,13 +90,13 @@ class Served:
     def room(self, prompts: Sequence[list[int]], wanted: int | None, usual: int) -> list[int]:
         """Return the number of new tokens for each prompt. wanted: the client's max_tokens; usual: the default without it.
 
-        Raises Refused if a prompt, or prompt and new tokens together, exceed model.seq_length.
+        Raises ApiError if a prompt, or prompt and new tokens together, exceed model.seq_length.
         """
         new = []
         for ids in prompts:
             room = self.length - len(ids)
             if room < (wanted or 0) or room < 0:
-                raise Refused(
+                raise ApiError(
                     400,
                     f"the prompt has {len(ids)} tokens{f' and max_tokens is {wanted}' if wanted else ''}; together they may be "
                     f"{self.length}; shorten the prompt{' or lower max_tokens' if wanted else ''}",
@@ -107,7 +107,12 @@ class Served:
         return new
 
     def requests(
-        self, body: Sampled, domain: Domain, prompts: Sequence[list[int]], new: Sequence[int], extra: dict[str, Any]
+        self,
+        body: GenerationRequest,
+        domain: Domain,
+        prompts: Sequence[list[int]],
+        new: Sequence[int],
+        extra: dict[str, Any],
     ) -> list[TextRequest]:
         """Make the engine's requests, n for each prompt. new: maximum new tokens of each prompt. extra: further arguments."""
         self._check_limits(body)
@@ -133,9 +138,9 @@ class Served:
         ]
 
     def ask(self, requests: list[TextRequest]) -> Answers:
-        """Submit requests to the engine. Raises Refused if they are too many."""
+        """Submit requests to the engine. Raises ApiError if they are too many."""
         if len(requests) > self.limits.waiting:
-            raise Refused(
+            raise ApiError(
                 400,
                 f"prompt, n: {len(requests)} answers are more than may wait ({self.limits.waiting}); ask for fewer at once, or "
                 "start the server with --set waiting=N",
@@ -150,21 +155,21 @@ class Served:
         return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
 
     def check_prompts(self, number: int) -> None:
-        """Raise Refused if a request has too many prompts."""
+        """Raise ApiError if a request has too many prompts."""
         if number > self.limits.prompts:
             raise _over("prompt", number, self.limits.prompts, "prompts")
 
     def check_messages(self, number: int) -> None:
-        """Raise Refused if a chat has too many messages."""
+        """Raise ApiError if a chat has too many messages."""
         if number > self.limits.messages:
             raise _over("messages", number, self.limits.messages, "messages")
 
     def check_logprobs(self, number: int | None, parameter: str) -> None:
-        """Raise Refused if too many alternatives are requested."""
+        """Raise ApiError if too many alternatives are requested."""
         if number is not None and number > self.limits.logprobs:
             raise _over(parameter, number, self.limits.logprobs, "logprobs")
 
-    def _check_limits(self, body: Sampled) -> None:
+    def _check_limits(self, body: GenerationRequest) -> None:
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
         for parameter, number, name in (
             ("n", body.n or 1, "n"),
@@ -176,8 +181,8 @@ class Served:
                 raise _over(parameter, number, most, name)
 
 
-def _over(parameter: str, number: int, most: int, name: str) -> Refused:
-    return Refused(
+def _over(parameter: str, number: int, most: int, name: str) -> ApiError:
+    return ApiError(
         400,
         f"{parameter}: {number} is more than {most}, the limit {name} of this server; lower it, or start the server with "
         f"--set {name}=N",
@@ -186,7 +191,7 @@ def _over(parameter: str, number: int, most: int, name: str) -> Refused:
     )
 
 
-def _sampling(body: Sampled) -> Sampling:
+def _sampling(body: GenerationRequest) -> Sampling:
     """Return the sampling options, with OpenAI's defaults for those that the client does not give."""
     options = {
         name: getattr(body, name)
@@ -196,4 +201,4 @@ def _sampling(body: Sampled) -> Sampling:
     try:
         return Sampling(1.0 if body.temperature is None else body.temperature, max(body.top_k or 0, 0), **options)
     except ConfigError as error:
-        raise Refused(400, str(error), code="invalid_value") from error
+        raise ApiError(400, str(error), code="invalid_value") from error

@@ -20,7 +20,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.serve.app import make_app
-from pangu_sigma.serve.guard import Names, is_local
+from pangu_sigma.serve.guard import HostNames, is_local
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.served import Served
 
@@ -117,7 +117,7 @@ def warn_if_open(address: Address, key: str | None) -> None:
 def make_server(decoder: Decoder, address: Address, key: str | None, limits: Limits) -> Server:
     """Make a server, whose `run` takes listening sockets."""
     served = Served(Engine(decoder, waiting=limits.waiting), limits)
-    app = make_app(served, Names(address.host, address.others), key)
+    app = make_app(served, HostNames(address.host, address.others), key)
     config = uvicorn.Config(
         app,
         http=_protocol(limits),

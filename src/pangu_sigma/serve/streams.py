@@ -11,8 +11,8 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pangu_sigma.serve.answer_bodies import AnswerBody
-from pangu_sigma.serve.refusals import Refused
+from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.serve.responses import ResponseBody
 
 _Result = TypeVar("_Result")
 
@@ -20,7 +20,7 @@ DONE = "data: [DONE]\n\n"
 """Last event of a stream."""
 
 
-class ClientIsGone(Exception):
+class ClientDisconnected(Exception):
     """The client disconnected before its response."""
 
 
@@ -31,7 +31,7 @@ async def while_there(request: Request, work: Awaitable[_Result]) -> _Result:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientIsGone
+        raise ClientDisconnected
     finally:
         await _cancel(task, gone)
 
@@ -41,7 +41,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, bodies: AsyncIterator[AnswerBody], seconds: float, on_end: Callable[[], None]):
+    def __init__(self, bodies: AsyncIterator[ResponseBody], seconds: float, on_end: Callable[[], None]):
         """seconds: timeout for sending one event to the client."""
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -68,8 +68,8 @@ class EventStream(Response):
             async with aclosing(self._bodies) as bodies:  # type: ignore[type-var]
                 async for body in bodies:
                     await event(f"data: {body.json_text()}\n\n")
-        except Refused as refused:
-            await event(f"data: {refused.failure().model_dump_json()}\n\n")
+        except ApiError as refused:
+            await event(f"data: {refused.error_body().model_dump_json()}\n\n")
         await event(DONE, more=False)
 
 

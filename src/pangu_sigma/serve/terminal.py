@@ -15,8 +15,8 @@ from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.serve.prompts import Prompts
-from pangu_sigma.serve.refusals import Refused
+from pangu_sigma.serve.prompts import PromptTokenizer
+from pangu_sigma.serve.refusals import ApiError
 
 HELP = """\
 /domain NAME       let this domain answer, and forget what was said; without NAME: who there is
@@ -31,7 +31,7 @@ Anything else is said to the model. Write // for a message that begins with /.""
 
 
 @dataclass
-class Settings:
+class ChatSettings:
     """Options of a chat. domain: None for the first. max_new_tokens: None for as many as fit. seed: None for a random one."""
 
     domain: str | None = None
@@ -45,14 +45,14 @@ class Chat:
     """Chat session with a model. messages: the history. write: prints answers. say: prints notes to the user."""
 
     engine: Engine
-    settings: Settings
+    settings: ChatSettings
     write: Callable[[str], None]
     say: Callable[[str], None]
     messages: list[tuple[Role, str]] = field(default_factory=list)
 
     def __post_init__(self):
         decoder = self.engine.decoder
-        self.config, self.prompts = decoder.config, Prompts(decoder.tokenizer, decoder.config)
+        self.config, self.prompts = decoder.config, PromptTokenizer(decoder.tokenizer, decoder.config)
         self.domains = domains_of(self.config)
         self.domain: Domain = (
             self.domains[0] if self.settings.domain is None else self.domains.named(self.settings.domain)
@@ -62,7 +62,7 @@ class Chat:
         self._seed = secrets.randbits(32) if self.settings.seed is None else self.settings.seed
 
     def answer(self, text: str) -> None:
-        """Send a message to the model, and write its answer as it is generated. Raises UserError or Refused."""
+        """Send a message to the model, and write its answer as it is generated. Raises UserError or ApiError."""
         template = ChatTemplate.of(self.domain, self.config.chat)
         system: list[tuple[Role, str]] = [("system", self.system)] if self.system else []
         messages: list[tuple[Role, str]] = [*system, *self.messages, ("user", text)]
@@ -78,7 +78,7 @@ class Chat:
         self.messages += [("user", text), ("assistant", reply)]
 
     def command(self, line: str) -> bool:
-        """Execute a line that begins with /. Returns False if it ends the chat. Raises UserError or Refused."""
+        """Execute a line that begins with /. Returns False if it ends the chat. Raises UserError or ApiError."""
         word, _, rest = line.partition(" ")
         rest = rest.strip()
         match word:
@@ -144,7 +144,7 @@ class Chat:
         return len(text)
 
 
-def talk(decoder: Decoder, settings: Settings, lines: TextIO, output: TextIO) -> int:
+def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: TextIO) -> int:
     """Run a chat until the input ends, and return the exit status. Raises ConfigError for an unknown domain."""
     people = lines.isatty()
 
@@ -172,7 +172,7 @@ def _try(do: Callable[[str], bool | None], line: str, say: Callable[[str], None]
     """Call `do` with a line and print its errors. Returns False if the chat ends."""
     try:
         return do(line) is not False
-    except Refused as error:
+    except ApiError as error:
         say(error.detail)
     except UserError as error:
         say(str(error))

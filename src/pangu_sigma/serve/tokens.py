@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pangu_sigma.serve.answer_bodies import Detokenized, Tokenized, TokenizerInfo
-from pangu_sigma.serve.refusals import Refused
-from pangu_sigma.serve.request_bodies import DetokenizeRequest, TokenizeRequest
+from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.serve.requests import DetokenizeRequest, TokenizeRequest
+from pangu_sigma.serve.responses import Detokenized, Tokenized, TokenizerInfo
 from pangu_sigma.serve.served import Served
 
 
 async def tokenize(served: Served, body: TokenizeRequest, of_path: str | None) -> Tokenized:
-    """Tokenize a text in a domain. Raises Refused."""
+    """Tokenize a text in a domain. Raises ApiError."""
     domain = served.domain(body.model, of_path)
     ids = await served.prompts.in_thread(served.prompts.read, body.prompt, domain, body.add_special_tokens is not False)
     names = [served.texts.shown(token) for token in ids] if body.return_token_strs else None
@@ -17,17 +17,17 @@ async def tokenize(served: Served, body: TokenizeRequest, of_path: str | None) -
 
 
 def detokenize(served: Served, body: DetokenizeRequest, of_path: str | None) -> Detokenized:
-    """Decode token ids, which mean the same in every domain. Raises Refused."""
+    """Decode token ids, which mean the same in every domain. Raises ApiError."""
     if body.model is not None:
         served.domain(body.model, of_path)
     most = served.tokenizer.size - 1
     if outside := [token for token in body.tokens if token > most]:
-        raise Refused(400, f"tokens: {outside[0]} does not exist; there are 0 … {most}", "tokens", "invalid_value")
+        raise ApiError(400, f"tokens: {outside[0]} does not exist; there are 0 … {most}", "tokens", "invalid_value")
     return Detokenized(prompt=served.tokenizer.decode(body.tokens))
 
 
 def tokenizer_info(served: Served, name: str | None, of_path: str | None) -> TokenizerInfo:
-    """Return the facts with which a client can use token ids and format chats itself. Raises Refused."""
+    """Return the facts with which a client can use token ids and format chats itself. Raises ApiError."""
     names, tokenizer = served.tokenizer.vocabulary.pieces, served.tokenizer
     return TokenizerInfo(
         tokenizer_class="PanGuSigmaTokenizer",

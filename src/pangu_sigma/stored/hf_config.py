@@ -12,11 +12,11 @@ from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.data.vocabulary import EOT, PAD
 from pangu_sigma.domains import domains_of
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import EOT, PAD
 
 HF_FORMAT = 1
 """Version of the folder that is written; another one is refused."""

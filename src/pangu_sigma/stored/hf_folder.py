@@ -31,12 +31,12 @@ from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, map_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, check_folder
 from pangu_sigma.stored.hf_config import ROUTING_KEY, compare_keys, read_config_json, tokenizer_keys
 from pangu_sigma.stored.model import Kind, StoredModel, read_lineage, weight_shapes
+from pangu_sigma.text.tokenizer import Tokenizer
 
 CONFIG_JSON, GENERATION_JSON = "config.json", "generation_config.json"
 INDEX_JSON = "model.safetensors.index.json"

@@ -28,11 +28,11 @@ from pangu_sigma.checkpoint.model_files import read_config, read_table, read_tok
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config, ModelConfig
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused
 from pangu_sigma.parallel.parameters import dense_weights, expert_arrays
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, fingerprint
+from pangu_sigma.text.tokenizer import Tokenizer
 
 Kind = Literal["run", "checkpoint", "export", "hf", "weights", "alpha"]
 

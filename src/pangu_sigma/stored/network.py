@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import mindspore as ms
 
-from pangu_sigma.checkpoint.mapped_file import let_go
+from pangu_sigma.checkpoint.mapped_file import release_pages
 from pangu_sigma.checkpoint.parts import WEIGHTS
 from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.ecss.build import build
 from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.ecss.tiers import UnsetTier
+from pangu_sigma.ecss.tiers import UninitializedTier
 from pangu_sigma.host_memory import check_reading_fits
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.stored.model import StoredModel
@@ -21,13 +21,13 @@ def build_network(model: StoredModel) -> tuple[PanGuSigma, ExpertStore]:
     Experts that one rank wrote stay in its files and are read as they are used.
     """
     check_reading_fits(model.config)
-    network, store = build(model.config.on_one_rank(), tier=UnsetTier(), dtype=ms.float32)
+    network, store = build(model.config.on_one_rank(), tier=UninitializedTier(), dtype=ms.float32)
     for shard, parameters in shards_of(network, store).items():
         for name, parameter in parameters.items():
             values = model.required(shard, name, tuple(parameter.shape)).read()
             if shard == WEIGHTS:
                 parameter.asnumpy()[...] = values
-                let_go(values)
+                release_pages(values)
             else:
                 parameter.set_data(ms.Tensor.from_numpy(values), slice_shape=True)
     return network, store

@@ -1,7 +1,7 @@
 """Backends of the training loop, one for CPUs and one for Ascend.
 
 Both use the same loop (loop.py). A backend connects the ranks, builds network, experts and step, takes a step, and knows which
-parts of a checkpoint a rank writes and reads. It has no state; what it builds is a `Built`.
+parts of a checkpoint a rank writes and reads. It has no state; what it builds is a `TrainingSetup`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.build import build
@@ -27,17 +27,17 @@ from pangu_sigma.ecss.prefetch import Prefetcher, make_prefetcher
 from pangu_sigma.ecss.store import ExpertStore, array_specs
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.parallel.connect import join
+from pangu_sigma.parallel.connect import connect
 from pangu_sigma.parallel.layout import Layout, dispatch_layout
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.rre.capacity import DispatchLayout
-from pangu_sigma.train.feed import Fed
-from pangu_sigma.train.held_out import EvaluationStep, Evaluator
+from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
+from pangu_sigma.train.feed import StepInput
 from pangu_sigma.train.step import SpikeLimits, StepResult, TrainStep
 
 
 @dataclass(frozen=True)
-class Built:
+class TrainingSetup:
     """Network, expert store and training step that a backend has built for one rank of a run.
 
     step: cell of a training step. It has `dense`, the optimizer of the dense parameters, and `scale`, the loss scale.
@@ -63,37 +63,39 @@ class Backend(ABC):
         """Return the dispatch layout of the routing plans."""
 
     @abstractmethod
-    def join(self, config: Config) -> Ranks:
+    def connect(self, config: Config) -> Ranks:
         """Set MindSpore up for the device, and connect this process with the other ranks of the run.
 
         Raises ConfigError for settings that the device does not support.
         """
 
     @abstractmethod
-    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> Built:
+    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
         """Build network, experts and step of this rank, with initial values."""
 
     @abstractmethod
-    def prefetcher(self, built: Built) -> Prefetcher | None:
+    def prefetcher(self, built: TrainingSetup) -> Prefetcher | None:
         """Make the prefetcher of the next step's experts; None if the step looks them up itself."""
 
     @abstractmethod
-    def take_step(self, built: Built, rate: float, fed: Fed, limit_D: np.ndarray | None = None) -> StepResult:
+    def take_step(
+        self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
+    ) -> StepResult:
         """Take one training step. rate: learning rate.
 
         limit_D: for train.spikes.skip, the weighted loss of each domain above which the batch is a spike, float32.
         """
 
     @abstractmethod
-    def counts_losses(self, config: Config, ranks: Ranks) -> bool:
+    def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         """Return True if this rank's losses are added to the total: one of the ranks that see the same tokens does so."""
 
     @abstractmethod
-    def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
+    def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
         """Make the evaluator of the network's losses on held-out batches."""
 
     @abstractmethod
-    def files(self, built: Built) -> Files:
+    def files(self, built: TrainingSetup) -> Files:
         """Return the files of a checkpoint that this rank writes, with their arrays."""
 
     @abstractmethod
@@ -101,7 +103,7 @@ class Backend(ABC):
         """Return why the arrays of `files` cannot be copied for `train.async_save`; None if they can."""
 
     @abstractmethod
-    def restore(self, built: Built, checkpoint: Checkpoint) -> None:
+    def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
         """Load the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
 
 
@@ -111,43 +113,45 @@ class CpuBackend(Backend):
     def layout(self, config: Config) -> DispatchLayout:
         return dispatch_layout(config)
 
-    def join(self, config: Config) -> Ranks:
+    def connect(self, config: Config) -> Ranks:
         if config.train.compute_dtype == "bfloat16":
             raise ConfigError(
                 "train.compute_dtype=bfloat16 needs Ascend: MindSpore multiplies no bfloat16 on the CPU; set it to float32"
             )
         use_cpu(config.seed)
-        return join(config.parallel)
+        return connect(config.parallel)
 
-    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> Built:
+    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
         network, store = build(config, ranks, tier_of(config, ranks, run))
-        return Built(config, ranks, network, store, TrainStep(config, network, store, ranks))
+        return TrainingSetup(config, ranks, network, store, TrainStep(config, network, store, ranks))
 
-    def prefetcher(self, built: Built) -> Prefetcher | None:
+    def prefetcher(self, built: TrainingSetup) -> Prefetcher | None:
         return make_prefetcher(built.config, built.store)
 
-    def take_step(self, built: Built, rate: float, fed: Fed, limit_D: np.ndarray | None = None) -> StepResult:
+    def take_step(
+        self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
+    ) -> StepResult:
         limits = None
         if limit_D is not None:
             blocks_MD = np.eye(len(limit_D), dtype=np.float32)[fed.batch.domains_M[fed.batch.blocks]]
             limits = SpikeLimits(Tensor(limit_D), Tensor(blocks_MD))
         return built.step.take(rate, fed.arrays, fed.brought, limits)
 
-    def counts_losses(self, config: Config, ranks: Ranks) -> bool:
+    def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         return True  # no two ranks see the same tokens
 
-    def evaluator(self, built: Built, held_out: Batches) -> Evaluator:
+    def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
         step, most = EvaluationStep(built.network, built.store), samples_of_evaluation(built.config)
         return Evaluator(held_out, most, step, built.network, built.ranks)
 
-    def files(self, built: Built) -> Files:
+    def files(self, built: TrainingSetup) -> Files:
         first_replica = Layout(built.config.parallel).coordinates(built.ranks.rank).data == 0
         return files_of(built.shards, parts_of(built.shards, built.store), built.ranks, first_replica)
 
     def cannot_copy(self, config: Config) -> str | None:
         return "ecss.store=file keeps more experts than memory holds" if config.ecss.store == "file" else None
 
-    def restore(self, built: Built, checkpoint: Checkpoint) -> None:
+    def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
         restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.shards, built.store))
 
 

@@ -4,42 +4,42 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
-from pangu_sigma.ecss.prefetch import Brought, Prefetcher, Traffic
+from pangu_sigma.ecss.prefetch import PrefetchedExperts, Prefetcher, Traffic
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
 
 
-class Fed(NamedTuple):
+class StepInput(NamedTuple):
     """Batch and prefetched experts of one step."""
 
     batch: Batch
     cursor: Cursor
     """Position in the data after this batch."""
     arrays: StepArrays
-    brought: Brought | None
+    brought: PrefetchedExperts | None
     """Prefetched experts; None without a prefetcher."""
     traffic: Traffic | None
     """Prefetch traffic of this step; None without a prefetcher."""
 
 
-class Feed:
+class InputPipeline:
     """Input pipeline: batches from a cursor on, each with its experts. Call `take`, then the step, in turn."""
 
-    def __init__(self, batches: Batches, cursor: Cursor, store: ExpertStore, prefetcher: Prefetcher | None):
+    def __init__(self, batches: BatchLoader, cursor: Cursor, store: ExpertStore, prefetcher: Prefetcher | None):
         """cursor: position in the data at which the first batch begins. prefetcher: None if the step looks experts up itself."""
         self._lookahead = Lookahead(batches, cursor)
         self._store = store
         self._prefetcher = prefetcher
 
-    def take(self) -> Fed:
-        """Return batch and experts of the next step. Raises DataError as `Batches.next` does."""
+    def take(self) -> StepInput:
+        """Return batch and experts of the next step. Raises DataError as `BatchLoader.next` does."""
         batch, cursor, coming = self._lookahead.take()
         arrays = StepArrays(*map(as_tensor, batch.arrays()))
         if self._prefetcher is None:
             self._store.tier.release()  # the experts of the previous step
-            return Fed(batch, cursor, arrays, None, None)
-        return Fed(batch, cursor, arrays, *self._prefetcher.transfer(batch.active_NA, coming.active_NA))
+            return StepInput(batch, cursor, arrays, None, None)
+        return StepInput(batch, cursor, arrays, *self._prefetcher.transfer(batch.active_NA, coming.active_NA))

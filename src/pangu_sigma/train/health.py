@@ -17,15 +17,15 @@ import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.health import count_not_finite
+from pangu_sigma.checkpoint.not_finite import count_not_finite
 from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.config import SpikesConfig, TrainConfig
 from pangu_sigma.errors import UserError
 from pangu_sigma.parallel.ranks import Ranks
-from pangu_sigma.train.backend import Built
-from pangu_sigma.train.metrics import MetricsLog, NoLog
+from pangu_sigma.train.backend import TrainingSetup
+from pangu_sigma.train.log.metrics import MetricsLog, NoLog
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Health:
         """True if a loss was not finite, which may be due to a weight."""
 
     @property
-    def ill(self) -> bool:
+    def needs_check(self) -> bool:
         """True if the last step gave a reason to check weights and moments."""
         return self.suspect or self.stuck is not None
 
@@ -169,7 +169,7 @@ class UnhealthyTensor:
         return f"{'dense tensor ' if self.expert is None else of_expert}{self.tensor}: {self.values:,} of {self.size:,} values"
 
 
-def unhealthy_tensors(built: Built, active_NA: np.ndarray | None = None) -> list[UnhealthyTensor]:
+def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None) -> list[UnhealthyTensor]:
     """Find the dense parameters and experts of this rank, and their moments, that have values that are not finite.
 
     active_NA: rows of the store of the experts to check, as `Batch.active_NA`; None: all that the rank stores.
@@ -188,7 +188,9 @@ def unhealthy_tensors(built: Built, active_NA: np.ndarray | None = None) -> list
     return tensors
 
 
-def _of_experts(built: Built, layer: int, name: str, values: np.ndarray, rows: Any) -> Iterator[UnhealthyTensor]:
+def _of_experts(
+    built: TrainingSetup, layer: int, name: str, values: np.ndarray, rows: Any
+) -> Iterator[UnhealthyTensor]:
     for row in rows:
         if bad := count_not_finite(values[row]):
             expert = int(built.store.held[row])
@@ -197,7 +199,7 @@ def _of_experts(built: Built, layer: int, name: str, values: np.ndarray, rows: A
 
 
 def examine(
-    health: Health, built: Built, run: RunFolder, step: int, active_NA: np.ndarray, log: MetricsLog | NoLog
+    health: Health, built: TrainingSetup, run: RunFolder, step: int, active_NA: np.ndarray, log: MetricsLog | NoLog
 ) -> None:
     """Check the health after a step: log its spikes, look for values that are not finite, and stop an unhealthy run.
 
@@ -209,7 +211,7 @@ def examine(
     for spike in health.spikes:
         log.spike(asdict(spike))
         _tell(built.ranks, _text_of(spike))
-    if not health.ill:
+    if not health.needs_check:
         return
     tensors = unhealthy_tensors(built, active_NA if health.stuck is None else None)
     texts = [
@@ -234,7 +236,7 @@ def examine(
         )
 
 
-def _scale_of(built: Built) -> float:
+def _scale_of(built: TrainingSetup) -> float:
     return float(built.step.scale.value.asnumpy())
 
 

@@ -12,27 +12,33 @@ import mindspore as ms
 import numpy as np
 
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.root import settle
-from pangu_sigma.checkpoint.run_folder import NOTHING, Asked, RunFolder, one_writer, read_prepared_tokenizer
+from pangu_sigma.checkpoint.root import recover_interrupted_save
+from pangu_sigma.checkpoint.run_folder import (
+    DEFAULT_START,
+    RunFolder,
+    StartOptions,
+    one_writer,
+    read_prepared_tokenizer,
+)
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.batches import Batch, Batches
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.ecss.prefetch import Traffic
-from pangu_sigma.garbage import newer_searched
+from pangu_sigma.garbage import gc_frozen
 from pangu_sigma.optimizer.schedule import Schedule
 from pangu_sigma.parallel.heartbeat import Heartbeat
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.train.backend import Backend, CpuBackend
-from pangu_sigma.train.feed import Feed
+from pangu_sigma.train.evaluator import Evaluator
+from pangu_sigma.train.feed import InputPipeline
 from pangu_sigma.train.health import Health, examine
-from pangu_sigma.train.held_out import Evaluator
-from pangu_sigma.train.losses import HeldOutLoss
-from pangu_sigma.train.metrics import MetricsLog, NoLog, NothingLogged, StepMetrics
-from pangu_sigma.train.progress import changes_since, resume
-from pangu_sigma.train.report import write_report
+from pangu_sigma.train.log.losses import HeldOutLoss
+from pangu_sigma.train.log.metrics import EmptyLogError, MetricsLog, NoLog, StepMetrics
+from pangu_sigma.train.log.report import write_report
+from pangu_sigma.train.log.timeline import NoTimeline, Timeline
+from pangu_sigma.train.progress import changes_since_checkpoint, resume
 from pangu_sigma.train.step import StepResult
 from pangu_sigma.train.stop import StopRequest
-from pangu_sigma.train.timeline import NoTimeline, Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +54,7 @@ class Trainer:
         config: Config,
         folder: Path,
         backend: Backend = CPU,
-        asked: Asked = NOTHING,
+        asked: StartOptions = DEFAULT_START,
         ranks: Ranks | None = None,
     ):
         """folder: run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
@@ -56,7 +62,7 @@ class Trainer:
         asked: further start options of the user. ranks: already connected ranks; None to connect them here.
         """
         self.config, self.backend = config, backend
-        self.ranks = ranks or backend.join(config)
+        self.ranks = ranks or backend.connect(config)
         self.heart = Heartbeat(self.ranks.rank)
         self.heart.beat("the start")
         self.run = self.open_run(folder, asked)
@@ -74,23 +80,23 @@ class Trainer:
         """State of the checkpoint that the run resumed from; empty if there is none."""
         if checkpoint is not None:
             backend.restore(self.built, checkpoint)
-        self.changes = changes_since(checkpoint, self.run)
-        self.feed = Feed(self.batches, self.progress.cursor, self.store, backend.prefetcher(self.built))
-        self._counts = backend.counts_losses(config, self.ranks)
+        self.changes = changes_since_checkpoint(checkpoint, self.run)
+        self.feed = InputPipeline(self.batches, self.progress.cursor, self.store, backend.prefetcher(self.built))
+        self._counts = backend.adds_losses(config, self.ranks)
         self.saver = self._open_saver()
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
         self.timeline = NoTimeline()
 
-    def open_run(self, folder: Path, asked: Asked) -> RunFolder:
+    def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
         """Create or open the run folder. Raises as `RunFolder.create`."""
         return RunFolder.create(folder, self.config, self.ranks, asked)
 
-    def open_batches(self, split: str) -> Batches:
+    def open_batches(self, split: str) -> BatchLoader:
         """Open the batches of one split of the prepared data, this rank's share of each."""
         data = Path(self.config.data.path)
         layout = self.backend.layout(self.config)
-        return Batches(self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
+        return BatchLoader(self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
 
     def evaluator(self) -> Evaluator:
         """Make the evaluator of the network's held-out losses."""
@@ -221,14 +227,14 @@ def train(
     config: Config,
     folder: Path,
     backend: Backend = CPU,
-    asked: Asked = NOTHING,
+    asked: StartOptions = DEFAULT_START,
     profile: bool = False,
     kind: type[Trainer] = Trainer,
 ) -> Trainer:
     """Train a configuration in a run folder, resuming from its newest checkpoint, and write metrics, checkpoints and a report.
 
     backend: the devices to train on. asked: further start options of the user. profile: True to write a timeline of a few steps
-    (timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
+    (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
     Raises UnhealthyRun as `examine`, LockError while another process writes in the folder, ConfigError for a fine-tuning run, and
     as `RunFolder.create`.
     After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. In a run of
@@ -239,8 +245,8 @@ def train(
             f"finetune.task={config.finetune.task}: {folder} is tuned to a task; go on with the `pangu-sigma finetune` command "
             "that made it, or make a run to train of it, with `pangu-sigma extract`"
         )
-    ranks = backend.join(config)
-    with ranks.together(f"reading {config.data.path}"):
+    ranks = backend.connect(config)
+    with ranks.fail_together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # without prepared data no run folder is left behind
     with one_writer(folder, asked.lock, ranks):
         return train_to_end(kind(config, folder, backend, asked, ranks), profile)
@@ -250,10 +256,10 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
     """Train until the run is finished or SIGTERM comes, as `train`, and return the trainer. The caller holds the folder's lock."""
     ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
     options, names = config.train, [d.name for d in config.domains]
-    with ranks.together("reading the held-out text"):
+    with ranks.fail_together("reading the held-out text"):
         evaluator = trainer.evaluator()
     if ranks.first:  # all ranks have read the checkpoint; a finished run saves no other one
-        settle(trainer.run.checkpoints)
+        recover_interrupted_save(trainer.run.checkpoints)
     start = trainer.progress.step
     log = (
         MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
@@ -263,7 +269,7 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
     if profile and ranks.first:
         trainer.timeline = Timeline(folder, start)
     span = trainer.timeline.span
-    with newer_searched(), StopRequest() as stop, log, trainer.saver, trainer.timeline:
+    with gc_frozen(), StopRequest() as stop, log, trainer.saver, trainer.timeline:
         log.changed(start, trainer.changes)
         if start == 0:
             _evaluate(trainer, evaluator, log)
@@ -273,7 +279,7 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
             step, last = trainer.progress.step, trainer.finished
             with span("metrics"):
                 log.record(trainer.metrics(*taken))
-                trainer.complete_save(now=trainer.health.ill)  # it may be the checkpoint to go back to
+                trainer.complete_save(now=trainer.health.needs_check)  # it may be the checkpoint to go back to
                 examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_NA, log)
             stopped = ranks.any(stop.requested)
             with log.paused():
@@ -291,7 +297,7 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
     if ranks.first and trainer.finished:
         try:
             write_report(folder)
-        except NothingLogged as lost:
+        except EmptyLogError as lost:
             logger.warning("no report is drawn: %s", lost)
     elif not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)

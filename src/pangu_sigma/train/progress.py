@@ -10,7 +10,7 @@ from pangu_sigma.checkpoint.changes import Change, changed_keys
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.order import Cursor
-from pangu_sigma.parallel.ranks import ALONE, Ranks
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Progress:
         return cls(state["step"], state["updates"], Cursor.from_state(state["cursor"]))
 
 
-def resume(run: RunFolder, start: Cursor, ranks: Ranks = ALONE) -> tuple[Progress, Checkpoint | None]:
+def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:
     """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0 at `start`, and None.
 
     All ranks call this. Raises CheckpointError as `RunFolder.newest_checkpoint`.
@@ -55,7 +55,7 @@ def resume(run: RunFolder, start: Cursor, ranks: Ranks = ALONE) -> tuple[Progres
     return Progress.from_state(checkpoint.state), checkpoint
 
 
-def changes_since(checkpoint: Checkpoint | None, run: RunFolder) -> list[Change]:
+def changes_since_checkpoint(checkpoint: Checkpoint | None, run: RunFolder) -> list[Change]:
     """Return what has changed since the checkpoint was written: (key, old, new) of configuration keys, and of `data`, the content
     hash of the prepared text, if both hashes are known."""
     if checkpoint is None:

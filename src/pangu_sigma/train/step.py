@@ -18,17 +18,17 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
-from pangu_sigma.ecss.prefetch import Brought
+from pangu_sigma.ecss.prefetch import PrefetchedExperts
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
-from pangu_sigma.optimizer.clip import is_finite, update_factor
+from pangu_sigma.optimizer.clip import gradient_factor, is_finite
 from pangu_sigma.optimizer.dense_adam import make_dense_adam
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.layout import active_entries
-from pangu_sigma.parallel.ranks import ALONE, Ranks
-from pangu_sigma.parallel.reduce import gradients_of
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
+from pangu_sigma.parallel.reduce import make_gradient_reduction
 
 
 class StepResult(NamedTuple):
@@ -85,7 +85,7 @@ class TrainStep(nn.Cell):
     The arguments are plain tensors and not the NamedTuples of the host: see data/step_arrays.py.
     """
 
-    def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = ALONE):
+    def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = SINGLE_PROCESS):
         """ranks: the processes that take the step together, each with its share of the batch and of the experts."""
         super().__init__()
         optimizer = config.train.optimizer
@@ -102,7 +102,7 @@ class TrainStep(nn.Cell):
         self.scale = LossScale(config)
         entries = active_entries(config)
         of_experts = [(entries, *weight.shape[1:]) for weight in store.weights]
-        self.reduce = gradients_of(config, ranks, [p.shape for p in dense], of_experts)
+        self.reduce = make_gradient_reduction(config, ranks, [p.shape for p in dense], of_experts)
         self.expert_tensors = len(store.weights)
         self.micro_batches = config.train.accumulation
         self.skips_spikes = config.train.spikes.skip
@@ -151,17 +151,17 @@ class TrainStep(nn.Cell):
                 offsets_GNA1[g],
                 *experts,
             )
-            of_experts, of_dense = grads if self.sparse and self.learns_dense else self.of_one_kind(grads)
+            of_experts, of_dense = grads if self.sparse and self.learns_dense else self.grad_pair(grads)
             block_loss += (loss_M,)
-            expert_grads = of_experts if g == 0 else add(expert_grads, of_experts)
-            dense_grads = of_dense if g == 0 else add(dense_grads, of_dense)
+            expert_grads = of_experts if g == 0 else add_gradients(expert_grads, of_experts)
+            dense_grads = of_dense if g == 0 else add_gradients(dense_grads, of_dense)
         dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
         # `applied` is a number, not a branch: every step runs the same operators, and with 0.0 Adam leaves its arrays unchanged
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
-        calm = self.is_calm(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
+        calm = self.no_spike(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
         applied = finite * calm
-        grad_scale = update_factor(norm, scale, self.clip_norm)
+        grad_scale = gradient_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(dense_grads, self.hyper_dense(lr, grad_scale, applied))
         if self.sparse:
             hyper = self.hyper_experts(lr, grad_scale, applied)
@@ -176,17 +176,21 @@ class TrainStep(nn.Cell):
         return ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
 
     def take(
-        self, rate: float, arrays: StepArrays, brought: Brought | None = None, limits: SpikeLimits | None = None
+        self,
+        rate: float,
+        arrays: StepArrays,
+        brought: PrefetchedExperts | None = None,
+        limits: SpikeLimits | None = None,
     ) -> StepResult:
         """Run one step. rate: learning rate. brought: prefetched experts, with a prefetcher. limits: for train.spikes.skip."""
-        groups = (*arrays, *(limits or SpikeLimits()), *(brought or Brought()).arguments())
+        groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()).arguments())
         return StepResult(*self(Tensor(rate, ms.float32), *groups))
 
-    def of_one_kind(self, grads):
+    def grad_pair(self, grads):
         """Make the pair (expert gradients, dense gradients) if only one of the two learns: value_and_grad returns no pair then."""
         return (grads, ()) if self.sparse else ((), grads)
 
-    def is_calm(self, block_loss, squares, limits_D, blocks_MD):
+    def no_spike(self, block_loss, squares, limits_D, blocks_MD):
         """Return 1.0 if no domain's loss over the whole batch is above its limit, else 0.0; the same on all ranks."""
         loss_M = block_loss[0]
         for g in range(1, self.micro_batches):
@@ -195,7 +199,7 @@ class TrainStep(nn.Cell):
         return ops.ReduceMin()(ops.cast(loss_D <= limits_D, ms.float32), 0)  # false for NaN
 
 
-def add(left, right):
+def add_gradients(left, right):
     """Add two tuples of gradients."""
     total: tuple = ()
     for i in range(len(left)):

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.evaluate.sandbox import limits
-from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
+from pangu_sigma.evaluate.sandbox import program_limits
+from pangu_sigma.evaluate.sandbox.program_limits import ProgramLimits
 from pangu_sigma.evaluate.sandbox.sandbox import Outcome, Sandbox
 
 LIMITS = ProgramLimits(cpu_seconds=1, wall_seconds=40)
@@ -264,7 +264,7 @@ def test_who_is_not_root_uses_user_namespaces():
     python = reachable_python()
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pangu_sigma"
-        shutil.copytree(Path(limits.__file__).parent, package / "evaluate/sandbox")
+        shutil.copytree(Path(program_limits.__file__).parent, package / "evaluate/sandbox")
         for each in (Path(folder), *Path(folder).rglob("*")):
             each.chmod(0o755)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.toy import Logits, logits_arguments
 
-from pangu_sigma.data.batches import Batches
+from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.generate.graph.decoder import is_cache
@@ -56,7 +56,7 @@ def expected(graph_mode, tiny_run, texts) -> np.ndarray:
     tree = run.config.model_dump()
     tree["train"]["batch_size"] = tree["data"]["domains_per_step"] = 3
     config = run.config.model_validate(tree)
-    batches = Batches(config, Path(config.data.path), run.tokenizer, run.table)
+    batches = BatchLoader(config, Path(config.data.path), run.tokenizer, run.table)
     network, store = build_network(run)
     logits = Logits(network).set_train(False)
 

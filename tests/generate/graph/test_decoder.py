@@ -14,13 +14,13 @@ from mindspore import nn
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.mindir import export_mindir, write_graph
-from pangu_sigma.data.prepare import prepare
+from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.cached import CachedGraph
 from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.generate.host.decoder import HostDecoder
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.open import open_model
@@ -120,7 +120,7 @@ def test_another_activation_is_that_of_the_exported_graph(tiny_run, tmp_path, ac
     write_graph(CachedGraph(*model, weights), tmp_path)
     loaded = nn.GraphCell(ms.load(str(tmp_path / "model.mindir")))
     logits = []
-    for decoder in (GraphDecoder(loaded, *model, lanes=1), HostDecoder(*model, weights, 1, "float32")):
+    for decoder in (GraphDecoder(loaded, *model, lanes=1), CpuDecoder(*model, weights, 1, "float32")):
         (domain, ids), *_ = prompts(decoder)
         decoder.begin(0, domain)
         logits += decoder.read([Chunk(0, ids, len(ids))])

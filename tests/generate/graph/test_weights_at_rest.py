@@ -9,7 +9,7 @@ import pytest
 
 from pangu_sigma.convert.mindir import export_mindir
 from pangu_sigma.domains import domains_of
-from pangu_sigma.evaluate.run import evaluate_run
+from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.graph.weights_at_rest import rows_in_int8

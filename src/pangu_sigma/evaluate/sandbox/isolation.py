@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pangu_sigma.evaluate.sandbox import libc
-from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
+from pangu_sigma.evaluate.sandbox.program_limits import ProgramLimits
 
 WORK = "/work"
 """The program's folder, the only one that it can write to."""
@@ -45,7 +45,7 @@ def enter_namespaces() -> None:
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
 
 
-def own_user() -> int:
+def unused_user_id() -> int:
     """Return an unused user id, different for each process; without root, the own id. Raises OSError if none is free."""
     if os.geteuid() != 0:
         return os.geteuid()
@@ -58,7 +58,7 @@ def own_user() -> int:
     return user
 
 
-def make_small_root(limits: ProgramLimits, user: int) -> None:
+def make_minimal_root(limits: ProgramLimits, user: int) -> None:
     """Make a read-only root with libraries, Python and an empty folder, and unmount the old one. Raises OSError."""
     libc.mount(None, "/", flags=libc.REC | libc.PRIVATE)
     libc.mount("tmpfs", "/tmp", "tmpfs", libc.NOSUID, "mode=755,size=1m")
@@ -76,7 +76,7 @@ def make_small_root(limits: ProgramLimits, user: int) -> None:
         libc.mount(None, point, flags=libc.BIND | libc.REMOUNT | libc.RDONLY | libc.NOSUID | flags)
 
 
-def become(user: int) -> None:
+def drop_privileges(user: int) -> None:
     """Give up root for a user id, also as group id. Does nothing for other users."""
     if os.geteuid() == 0:
         os.setgroups([])

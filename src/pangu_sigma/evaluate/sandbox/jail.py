@@ -25,7 +25,7 @@ import time
 from typing import Any, NoReturn
 
 from pangu_sigma.evaluate.sandbox import isolation, libc
-from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
+from pangu_sigma.evaluate.sandbox.program_limits import ProgramLimits
 from pangu_sigma.evaluate.sandbox.system_calls import deny_calls
 
 _SECRET, _ANSWER, _TROUBLE = 3, 4, 5
@@ -52,7 +52,7 @@ _SHOWN_OUTPUT = 4096
 """Bytes at the end of a program's output that are searched for the reason of its failure."""
 
 
-def watch(task: dict[str, Any]) -> dict[str, Any]:
+def run_program(task: dict[str, Any]) -> dict[str, Any]:
     """Run a program and return {"passed": bool, "why": str}, or {"missing": str} where it cannot be isolated.
 
     task: "program", its text; "limits", those of `ProgramLimits`; "unsafe", True to run it even where it cannot be isolated, under
@@ -61,7 +61,7 @@ def watch(task: dict[str, Any]) -> dict[str, Any]:
     limits, isolated = ProgramLimits(**task["limits"]), True
     user = os.geteuid()
     try:
-        user = isolation.own_user()
+        user = isolation.unused_user_id()
         isolation.enter_namespaces()
     except OSError as error:
         if not task["unsafe"]:
@@ -121,7 +121,7 @@ class _Watch:
             libc.die_with_parent(signal.SIGKILL)
             os.umask(0o022)
             if self._isolated:
-                isolation.make_small_root(self._limits, self._user)
+                isolation.make_minimal_root(self._limits, self._user)
                 if program := os.fork():
                     os.close(_TROUBLE)
                     _, ended = os.waitpid(program, 0)
@@ -138,7 +138,7 @@ class _Watch:
     def _become_program(self) -> NoReturn:
         os.setsid()
         if self._isolated:
-            isolation.become(self._user)
+            isolation.drop_privileges(self._user)
         os.chdir(self._folder)
         with open(_PROGRAM, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(self._program)
@@ -258,7 +258,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left behind
     task = json.load(sys.stdin.buffer)
     if os.getppid() == task["parent"]:
-        json.dump(watch(task), sys.stdout)
+        json.dump(run_program(task), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import pangu_sigma
 from pangu_sigma.config import ConfigError
-from pangu_sigma.evaluate.sandbox.limits import ProgramLimits
+from pangu_sigma.evaluate.sandbox.program_limits import ProgramLimits
 
 logger = getLogger(__name__)
 

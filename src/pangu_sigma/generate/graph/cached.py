@@ -19,7 +19,6 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops import functional as F
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.graph.block_plan import BlockPlan, numbered
 from pangu_sigma.generate.graph.kv_cache import CachedAttention, Lanes
@@ -30,6 +29,7 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.rre.experts import padded_experts
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.text.tokenizer import Tokenizer
 
 
 class CachedGraph(nn.Cell):

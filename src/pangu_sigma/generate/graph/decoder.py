@@ -12,8 +12,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.device import one_thread, use_cpu
+from pangu_sigma.device import mindspore_lock, use_cpu
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.decoder import Chunk, experts_by_table
 from pangu_sigma.generate.graph.cached import cached_graph, inputs_and_outputs, open_inputs
@@ -21,6 +20,7 @@ from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
 from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.text.tokenizer import Tokenizer
 
 _AT_ONCE = 256
 """The most new tokens of a text that a call reads; its memory grows with them."""
@@ -42,7 +42,7 @@ class GraphDecoder:
         self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
         self._graph, self._table = graph, table
         self._texts: dict[int, _Text] = {}
-        with one_thread:
+        with mindspore_lock:
             graph.set_inputs(*open_inputs())
             self._copy = _CopyLane([_with_lanes(p, lanes) for p in graph.get_parameters() if is_cache(p.name)])
 
@@ -58,7 +58,7 @@ class GraphDecoder:
                 raise ConfigError(
                     f"{model.path} takes and gives other arrays than this version; run `pangu-sigma export` on its run again"
                 )
-            with one_thread:
+            with mindspore_lock:
                 graph = nn.GraphCell(ms.load(str(model.path / GRAPH_FILE)))
         else:
             graph = cached_graph(model).set_train(False)
@@ -71,7 +71,7 @@ class GraphDecoder:
     def copy(self, source: int, target: int) -> None:
         self._check_lane(target)
         self._texts[target] = replace(self._texts[source])
-        with one_thread:
+        with mindspore_lock:
             self._copy(as_tensor(np.array([source], np.int32)), as_tensor(np.array([target], np.int32)))
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
@@ -110,7 +110,7 @@ class GraphDecoder:
             [text.domain.index for text in texts],
             wanted_W if len(wanted_W) else ends_B[:1] - 1,  # a graph takes no empty array
         )
-        with one_thread:
+        with mindspore_lock:
             logits_WR = self._graph(*(as_tensor(np.asarray(each, np.int32)) for each in inputs))[0].asnumpy()
         starts = np.cumsum([0, *map(len, wanted)])
         for chunk, text, logits, first, end in zip(chunks, texts, found, starts[:-1], starts[1:], strict=True):

@@ -16,7 +16,7 @@ _TOOL_FOLDERS = ("usr/local/Ascend/driver/tools", "usr/local/sbin", "usr/local/b
 """Folders where the driver's package puts its tools; not every PATH has them."""
 
 
-class NoAnswer(Exception):
+class ToolError(Exception):
     """A tool that is missing, fails, or does not end. fix: the remedy, as text."""
 
     def __init__(self, problem: str, fix: str):
@@ -61,7 +61,7 @@ class Host:
         command = " ".join([name, *arguments])
         program = self.tool(name)
         if program is None:
-            raise NoAnswer(
+            raise ToolError(
                 f"{name} is not on PATH", f"{_WHOSE.get(name, f'install {name}')}, or add its folder to PATH"
             )
         try:
@@ -69,14 +69,14 @@ class Host:
                 [program, *arguments], env=dict(self.environment), capture_output=True, text=True, timeout=SECONDS
             )
         except subprocess.TimeoutExpired:
-            raise NoAnswer(
+            raise ToolError(
                 f"{command} did not answer in {SECONDS:g} s", "the driver hangs: see dmesg, restart the host"
             ) from None
         except OSError as error:
-            raise NoAnswer(f"{command}: {error.strerror}", f"let this user run {program}") from error
+            raise ToolError(f"{command}: {error.strerror}", f"let this user run {program}") from error
         if done.returncode:
             message = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-            raise NoAnswer(f"{command} ended with {done.returncode}, saying: {message}", f"mend what {name} names")
+            raise ToolError(f"{command} ended with {done.returncode}, saying: {message}", f"mend what {name} names")
         return done.stdout
 
 

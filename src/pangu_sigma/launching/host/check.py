@@ -15,11 +15,11 @@ class Check:
     fix: str = ""
 
 
-def fine(found: str) -> Check:
+def passed(found: str) -> Check:
     """Return a passed check; the caller sets its name."""
     return Check("", True, found)
 
 
-def wrong(found: str, fix: str) -> Check:
+def failed(found: str, fix: str) -> Check:
     """Return a failed check; the caller sets its name."""
     return Check("", False, found, fix)

@@ -12,8 +12,8 @@ from pangu_sigma.launching.host import network_checks as network
 from pangu_sigma.launching.host import npu_checks as npu
 from pangu_sigma.launching.host import system_checks as system
 from pangu_sigma.launching.host import version_checks as versions
-from pangu_sigma.launching.host.access import Host, NoAnswer
-from pangu_sigma.launching.host.check import Check, wrong
+from pangu_sigma.launching.host.access import Host, ToolError
+from pangu_sigma.launching.host.check import Check, failed
 from pangu_sigma.launching.host.npu_smi import Npu, chip_called, list_npus
 
 
@@ -64,20 +64,20 @@ def _look(check: Callable[[], Check]) -> Check:
     """Run a check; a tool without an answer and a malformed file count as failed checks."""
     try:
         return check()
-    except NoAnswer as silent:
-        return wrong(str(silent), silent.fix)
+    except ToolError as silent:
+        return failed(str(silent), silent.fix)
     except (OSError, ValueError) as problem:
-        return wrong(f"{type(problem).__name__}: {problem}", "mend what the message names")
+        return failed(f"{type(problem).__name__}: {problem}", "mend what the message names")
 
 
 def _listed(host: Host) -> tuple[list[Npu], Check | None]:
     """Return the NPUs that npu-smi lists, and a failed check if it lists none."""
     try:
         listed = list_npus(host)
-    except NoAnswer as silent:
-        return [], wrong(str(silent), silent.fix)
+    except ToolError as silent:
+        return [], failed(str(silent), silent.fix)
     if listed:
         return listed, None
-    return [], wrong(
+    return [], failed(
         "npu-smi info lists no NPU", "load the driver; in a container, pass the devices on: --device /dev/davinci0 …"
     )

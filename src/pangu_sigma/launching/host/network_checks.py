@@ -6,8 +6,8 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-from pangu_sigma.launching.host.access import Host, NoAnswer, assignments, listed_numbers
-from pangu_sigma.launching.host.check import Check, fine, wrong
+from pangu_sigma.launching.host.access import Host, ToolError, assignments, listed_numbers
+from pangu_sigma.launching.host.check import Check, failed, passed
 from pangu_sigma.launching.host.npu_smi import Npu, chip_called
 
 _HCCN = "/etc/hccn.conf"
@@ -22,18 +22,18 @@ def addresses(host: Host, listed: list[Npu]) -> Check:
     text = host.read(_HCCN)
     if text is None:
         fix = "`hccn_tool -i N -ip -s address A netmask M` for each NPU writes it; in a container, mount it"
-        return wrong(f"{_HCCN} cannot be read", fix)
+        return failed(f"{_HCCN} cannot be read", fix)
     values = assignments(text)
     by_npu = {npu.number: values.get(f"address_{npu.number}", "") for npu in listed}
     without = [number for number, address in by_npu.items() if not _is_address(address)]
     twice = sorted({address for address in by_npu.values() if list(by_npu.values()).count(address) > 1})
     if without:
         fix = f"hccn_tool -i {without[0]} -ip -s address A netmask M"
-        return wrong(f"no address of NPU {', '.join(map(str, without))}", fix)
+        return failed(f"no address of NPU {', '.join(map(str, without))}", fix)
     if twice:
         fix = "give each NPU an address of its own: hccn_tool -i N -ip -s address A netmask M"
-        return wrong(f"more than one NPU has {', '.join(twice)}", fix)
-    return fine(f"{len(by_npu)} addresses, {next(iter(by_npu.values()))} …")
+        return failed(f"more than one NPU has {', '.join(twice)}", fix)
+    return passed(f"{len(by_npu)} addresses, {next(iter(by_npu.values()))} …")
 
 
 def links(host: Host, listed: list[Npu]) -> Check:
@@ -41,11 +41,11 @@ def links(host: Host, listed: list[Npu]) -> Check:
     states = {npu.number: _answer(host, npu.number, "-link").removeprefix("link status:").strip() for npu in listed}
     down = [number for number, state in states.items() if state != "UP"]
     if len(down) == len(listed) and chip_called(listed[0].name) == "910_93":
-        return fine("all down: RoCE is not used, only HCCS of the super pod reaches other hosts")
+        return passed("all down: RoCE is not used, only HCCS of the super pod reaches other hosts")
     if down:
         fix = f"check cable, optical module (hccn_tool -i {down[0]} -optical -g) and switch port; one host alone does not use them"
-        return wrong(", ".join(f"NPU {number} {states[number] or 'says nothing'}" for number in down), fix)
-    return fine(f"all {len(listed)} UP")
+        return failed(", ".join(f"NPU {number} {states[number] or 'says nothing'}" for number in down), fix)
+    return passed(f"all {len(listed)} UP")
 
 
 def tls(host: Host, listed: list[Npu]) -> Check:
@@ -55,8 +55,8 @@ def tls(host: Host, listed: list[Npu]) -> Check:
     on = [number for number, switch in switches.items() if switch == "1"]
     if on and len(on) < len(listed):
         fix = "make them alike, on all hosts: hccn_tool -i N -tls -s enable 0"
-        return wrong(f"on for NPU {', '.join(map(str, on))}, off for the others", fix)
-    return fine(f"{'on' if on else 'off'} for all; it must be on all hosts")
+        return failed(f"on for NPU {', '.join(map(str, on))}, off for the others", fix)
+    return passed(f"{'on' if on else 'off'} for all; it must be on all hosts")
 
 
 def interface(host: Host) -> Check:
@@ -67,19 +67,19 @@ def interface(host: Host) -> Check:
         owner = next((one.name for one in interfaces if ip in one.addresses), None)
         if owner is None:
             fix = "set it to an address of this host, another one on each; or unset it and set HCCL_SOCKET_IFNAME, the same on all"
-            return wrong(f"HCCL_IF_IP={ip} is no address of this host", fix)
-        return fine(f"{owner}, by HCCL_IF_IP={ip}")
+            return failed(f"HCCL_IF_IP={ip} is no address of this host", fix)
+        return passed(f"{owner}, by HCCL_IF_IP={ip}")
     source = f"HCCL_SOCKET_IFNAME={pattern}" if pattern else "HCCL_SOCKET_IFNAME not set"
     chosen = [one for one in _in_order(interfaces) if _matches(pattern, one.name)] if pattern else _in_order(interfaces)
     names = ", ".join(one.name for one in interfaces) or "none"
     fix = f"set HCCL_SOCKET_IFNAME to the network that all nodes share, exactly: export HCCL_SOCKET_IFNAME==NAME (here: {names})"
     if not chosen:
-        return wrong(f"{source}: this host has no such interface with an address", fix)
+        return failed(f"{source}: this host has no such interface with an address", fix)
     if not chosen[0].up:
-        return wrong(f"{source}: HCCL takes {chosen[0].name}, which is down", fix)
+        return failed(f"{source}: HCCL takes {chosen[0].name}, which is down", fix)
     if not pattern and chosen[0].name == "lo":
-        return wrong(f"{source}: HCCL takes lo, and no other node reaches it", fix)
-    return fine(f"{chosen[0].name} ({chosen[0].addresses[0]}), {source}")
+        return failed(f"{source}: HCCL takes lo, and no other node reaches it", fix)
+    return passed(f"{chosen[0].name} ({chosen[0].addresses[0]}), {source}")
 
 
 def ports(host: Host) -> Check:
@@ -90,9 +90,9 @@ def ports(host: Host) -> Check:
     reserved = host.read("/proc/sys/net/ipv4/ip_local_reserved_ports") or ""
     free = {port for port in needed if not low <= port <= high} | set(listed_numbers(reserved))
     if all(port in free for port in needed):
-        return fine(f"{first} to {needed[-1]} are kept free")
+        return passed(f"{first} to {needed[-1]} are kept free")
     fix = f"sysctl -w net.ipv4.ip_local_reserved_ports={first}-{needed[-1]}, and in /etc/sysctl.conf"
-    return wrong(f"{first} to {needed[-1]} may be given away: outgoing connections use {low} to {high}", fix)
+    return failed(f"{first} to {needed[-1]} may be given away: outgoing connections use {low} to {high}", fix)
 
 
 def backlog(host: Host) -> Check:
@@ -100,15 +100,15 @@ def backlog(host: Host) -> Check:
     value = int(host.read("/proc/sys/net/core/somaxconn") or 0)
     if 0 < value < _BACKLOG:
         fix = "sysctl -w net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65535 on node 0"
-        return wrong(f"at most {value} may wait, and all ranks of a run connect to node 0 at once", fix)
-    return fine(f"{value or 'an unknown number'} may wait")
+        return failed(f"at most {value} may wait, and all ranks of a run connect to node 0 at once", fix)
+    return passed(f"{value or 'an unknown number'} may wait")
 
 
 def _answer(host: Host, number: int, what: str) -> str:
     """Return hccn_tool's output for an NPU; empty if it refuses. Raises NoAnswer if the tool is missing."""
     try:
         return host.run("hccn_tool", "-i", str(number), what, "-g").strip()
-    except NoAnswer:
+    except ToolError:
         if host.tool("hccn_tool") is None:
             raise
         return ""

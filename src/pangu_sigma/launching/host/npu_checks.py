@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.launching.host.access import Host
-from pangu_sigma.launching.host.check import Check, fine, wrong
+from pangu_sigma.launching.host.check import Check, failed, passed
 from pangu_sigma.launching.host.npu_smi import Npu, chip_called
 from pangu_sigma.npus import DRIVER_NODES, missing_devices, npus
 
@@ -21,14 +21,14 @@ def devices(host: Host, listed: list[Npu]) -> Check:
     nodes = npus(dev)
     absent = [node for node in DRIVER_NODES if nodes and not (dev / node).exists()]
     if problem := missing_devices(dev):
-        return wrong(problem.problem, problem.fix)
+        return failed(problem.problem, problem.fix)
     if absent:
         fix = "load the driver (`npu-smi info` does), or pass them on to the container: --device /dev/NAME"
-        return wrong(f"{len(nodes)} NPUs, but /dev has no {', '.join(absent)}", fix)
+        return failed(f"{len(nodes)} NPUs, but /dev has no {', '.join(absent)}", fix)
     if listed and len(listed) != len(nodes):
         fix = "an NPU that only /dev has is lost: see dmesg, restart the host; else pass the others on to the container"
-        return wrong(f"{len(nodes)} in /dev, and npu-smi lists {len(listed)}", fix)
-    return fine(f"{len(nodes)}, open to this user")
+        return failed(f"{len(nodes)} in /dev, and npu-smi lists {len(listed)}", fix)
+    return passed(f"{len(nodes)}, open to this user")
 
 
 def chip(listed: list[Npu], wanted: Chip | None, by: str) -> Check:
@@ -39,22 +39,24 @@ def chip(listed: list[Npu], wanted: Chip | None, by: str) -> Check:
     names = sorted({npu.name for npu in listed})
     known = chip_called(names[0])
     if len(names) > 1 or known is None:
-        return wrong(f"npu-smi names {', '.join(names)}", "use NPUs of one kind: 910A, 910B or 910_93 (Ascend910)")
+        return failed(f"npu-smi names {', '.join(names)}", "use NPUs of one kind: 910A, 910B or 910_93 (Ascend910)")
     data, found = CHIP_DATA[known], f"{len(listed)} x {CHIP_DATA[known].title} (npu-smi: {names[0]})"
     total = min(npu.total for npu in listed)
     expected = CHIP_DATA[wanted or known].memory // _MB
     if wanted is not None and family(wanted) != family(known):
         fix = f"use --chip {known}, in the configuration parallel.chip={known}, or another machine"
-        return wrong(f"{found}; {by} says {wanted}", fix)
+        return failed(f"{found}; {by} says {wanted}", fix)
     if len(listed) not in (*_WHOLE, 8, data.per_host):
         fix = "an NPU that npu-smi does not list is lost: see dmesg and `lspci -d 19e5:`, restart the host"
-        return wrong(f"{found}; a server has {data.per_host}", fix)
+        return failed(f"{found}; a server has {data.per_host}", fix)
     if total < expected:
         fix = "plan for the chip that is here: --chip, whose memory `plan` counts with"
-        return wrong(f"{found}; HBM of {total} MB, and {wanted or known} is planned with {expected} MB", fix)
+        return failed(f"{found}; HBM of {total} MB, and {wanted or known} is planned with {expected} MB", fix)
     if wanted is None:
-        return fine(found)
-    return fine(f"{found}, as {by} says" if CHIP_DATA[wanted] == data else f"{found}; {by} says {wanted}, another bin")
+        return passed(found)
+    return passed(
+        f"{found}, as {by} says" if CHIP_DATA[wanted] == data else f"{found}; {by} says {wanted}, another bin"
+    )
 
 
 def health(listed: list[Npu]) -> Check:
@@ -66,8 +68,8 @@ def health(listed: list[Npu]) -> Check:
             f"`npu-smi info -t health -i {one.card} -c {one.chip}` has the error code; reset it by `npu-smi set -t reset -i "
             f"{one.card} -c {one.chip}`; if it stays, leave this host out"
         )
-        return wrong(", ".join(f"NPU {npu.number} {npu.health}" for npu in ill), fix)
-    return fine(f"all {len(listed)} OK")
+        return failed(", ".join(f"NPU {npu.number} {npu.health}" for npu in ill), fix)
+    return passed(f"all {len(listed)} OK")
 
 
 def free_memory(listed: list[Npu]) -> Check:
@@ -80,5 +82,5 @@ def free_memory(listed: list[Npu]) -> Check:
             if users
             else "end what uses it: `npu-smi info` lists the processes"
         )
-        return wrong(", ".join(f"NPU {npu.number}: {npu.used} of {npu.total} MB in use" for npu in full), fix)
-    return fine(f"at least {min(npu.total - npu.used for npu in listed)} MB on each")
+        return failed(", ".join(f"NPU {npu.number}: {npu.used} of {npu.total} MB in use" for npu in full), fix)
+    return passed(f"at least {min(npu.total - npu.used for npu in listed)} MB on each")

@@ -7,8 +7,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from pangu_sigma.launching.host.access import Host, NoAnswer, listed_numbers
-from pangu_sigma.launching.host.check import Check, fine, wrong
+from pangu_sigma.launching.host.access import Host, ToolError, listed_numbers
+from pangu_sigma.launching.host.check import Check, failed, passed
 
 _CORES = 8
 """Smallest number of cores for a rank, whose process compiles, feeds its NPU and updates its share of the experts. Our choice;
@@ -30,14 +30,14 @@ def cores(host: Host, ranks: int) -> Check:
     usable = len(set(listed_numbers(allowed[1]))) if allowed else 0
     if usable < _CORES * ranks:
         fix = "give the container or the job all cores of the host (docker: no --cpuset-cpus; slurm: --exclusive, --cpus-per-task)"
-        return wrong(f"{usable} usable, for {ranks} ranks; each needs {_CORES}", fix)
+        return failed(f"{usable} usable, for {ranks} ranks; each needs {_CORES}", fix)
     if host.tool("taskset") is None:
-        return wrong(
+        return failed(
             f"{usable} usable, and taskset, with which msrun binds ranks, is not on PATH", "install util-linux"
         )
     near = host.path("/sys/fs/cgroup/cpuset/cpuset.cpus").exists()
     how = "near its NPU, by msrun" if near else "in order, by the launcher: msrun finds no cpuset of cgroup 1"
-    return fine(f"{usable} usable, {usable // max(ranks, 1)} for each rank; bound {how}")
+    return passed(f"{usable} usable, {usable // max(ranks, 1)} for each rank; bound {how}")
 
 
 def large_pages(host: Host) -> Check:
@@ -48,11 +48,11 @@ def large_pages(host: Host) -> Check:
     apart = int(memory.get("HugePages_Total", 0)) * int(memory.get("Hugepagesize", 0))
     if now and now[1] == "never":
         fix = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled; 4 KiB pages for hundreds of GB make every access slower"
-        return wrong("transparent hugepages: never", fix)
+        return failed("transparent hugepages: never", fix)
     if apart > _SET_APART * int(memory.get("MemTotal", 0)):
         fix = "sysctl -w vm.nr_hugepages=0: nothing here uses them, and the experts have that much less"
-        return wrong(f"{apart >> 20} GiB are set apart as hugepages, of {int(memory['MemTotal']) >> 20} GiB", fix)
-    return fine(f"transparent: {now[1] if now else 'not known'}; {apart >> 20} GiB set apart")
+        return failed(f"{apart >> 20} GiB are set apart as hugepages, of {int(memory['MemTotal']) >> 20} GiB", fix)
+    return passed(f"transparent: {now[1] if now else 'not known'}; {apart >> 20} GiB set apart")
 
 
 def clock(host: Host) -> Check:
@@ -63,32 +63,32 @@ def clock(host: Host) -> Check:
     ):
         try:
             output = host.run(tool, *arguments)
-        except NoAnswer:
+        except ToolError:
             continue
         if re.search(good, output):
-            return fine(f"synchronised, says {tool}")
-        return wrong(f"not synchronised, says {tool}", "run chronyd or ntpd against the same server on all nodes")
-    return fine("not known: neither timedatectl nor chronyc answers")
+            return passed(f"synchronised, says {tool}")
+        return failed(f"not synchronised, says {tool}", "run chronyd or ntpd against the same server on all nodes")
+    return passed("not known: neither timedatectl nor chronyc answers")
 
 
 def run_folder(host: Host, folder: Path) -> Check:
     """Check that all nodes share the run folder, and that a lock in it is visible to all."""
     if not folder.is_dir():
-        return wrong(f"{folder} is not there", "make it, or mount the shared storage, on every node at the same path")
+        return failed(f"{folder} is not there", "make it, or mount the shared storage, on every node at the same path")
     kind, options = _mount_of(host, folder.resolve())
     try:
         _lock_in(folder)
     except OSError as error:
         fix = "use a folder that this user may write and whose file system has locks, or take care of writers yourself: --no-lock"
-        return wrong(f"{folder} ({kind}): {error.strerror}", fix)
+        return failed(f"{folder} ({kind}): {error.strerror}", fix)
     if not _SHARED.search(kind):
-        return wrong(
+        return failed(
             f"{folder} is on {kind}, a disk of this host", "put it on storage that all nodes mount: NFS, Lustre, …"
         )
     if own := sorted(_OWN_LOCKS & options):
         fix = "mount it with locks that all nodes see: NFS without nolock and local_lock, Lustre with flock"
-        return wrong(f"{folder} is on {kind}, mounted with {', '.join(own)}", fix)
-    return fine(f"{folder} on {kind}, with locks")
+        return failed(f"{folder} is on {kind}, mounted with {', '.join(own)}", fix)
+    return passed(f"{folder} on {kind}, with locks")
 
 
 def _mount_of(host: Host, folder: Path) -> tuple[str, set[str]]:

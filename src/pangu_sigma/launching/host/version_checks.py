@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.chips import CHIP_DATA, Chip, family
-from pangu_sigma.launching.host.access import Host, NoAnswer, assignments
-from pangu_sigma.launching.host.check import Check, fine, wrong
+from pangu_sigma.launching.host.access import Host, ToolError, assignments
+from pangu_sigma.launching.host.check import Check, failed, passed
 from pangu_sigma.launching.host.npu_smi import Npu
 from pangu_sigma.npus import cann, missing_cann, missing_plugin
 
@@ -47,13 +47,13 @@ def driver(host: Host, chip: Chip | None) -> Check:
     suite = _suite(host)
     if version is None:
         fix = "install the Ascend driver, or mount /usr/local/Ascend/driver into the container"
-        return wrong(f"no version in {file}", fix)
+        return failed(f"no version in {file}", fix)
     if chip == "910a" or suite is None or suite.driver is None:
-        return fine(f"{version} (none is listed for this chip and this MindSpore)")
+        return passed(f"{version} (none is listed for this chip and this MindSpore)")
     if _numbers(version)[:2] < _numbers(suite.driver)[:2]:
         fix = f"install driver and firmware {suite.driver} or later, first the driver"
-        return wrong(f"{version}; MindSpore {host.mindspore_version} is listed with {suite.driver}", fix)
-    return fine(f"{version} (wants {suite.driver} or later)")
+        return failed(f"{version}; MindSpore {host.mindspore_version} is listed with {suite.driver}", fix)
+    return passed(f"{version} (wants {suite.driver} or later)")
 
 
 def firmware(host: Host, listed: list[Npu]) -> Check:
@@ -64,29 +64,29 @@ def firmware(host: Host, listed: list[Npu]) -> Check:
     version = version or _board(host, listed).get("Firmware Version", "")
     limits = re.findall(r"[\d.]+", compatible)
     if not _numbers(version):
-        return fine(f"not known here: a container without {folder}/firmware")
+        return passed(f"not known here: a container without {folder}/firmware")
     if len(limits) == 2 and not _numbers(limits[0]) <= _numbers(version)[:3] <= _numbers(limits[1]):
         fix = "install the firmware of the driver's release, then restart the host"
-        return wrong(f"{version}; the driver takes {limits[0]} to {limits[1]}", fix)
-    return fine(f"{version} (the driver takes {' to '.join(limits) or 'any'})")
+        return failed(f"{version}; the driver takes {limits[0]} to {limits[1]}", fix)
+    return passed(f"{version} (the driver takes {' to '.join(limits) or 'any'})")
 
 
 def toolkit(host: Host) -> Check:
     """Check that CANN is set up in this shell, and its version against the suite's."""
     folder, suite = cann(host.environment), _suite(host)
     if missing := missing_cann(host.environment):
-        return wrong(missing.problem, missing.fix)
+        return failed(missing.problem, missing.fix)
     version = _cann_version(folder) if folder else None
     if version is None:
         fix = "install the whole toolkit: compiler/version.info is where MindSpore looks, too"
-        return wrong(f"{folder} does not say its version", fix)
+        return failed(f"{folder} does not say its version", fix)
     if suite is None:
-        return fine(f"{version} in {folder} (which one MindSpore {host.mindspore_version} wants is not known)")
+        return passed(f"{version} in {folder} (which one MindSpore {host.mindspore_version} wants is not known)")
     if _numbers(version)[:2] != _numbers(suite.cann)[:2]:
         taken = ", ".join(suite.takes)
         fix = f"install CANN {suite.cann} and source its set_env.sh (MindSpore itself loads with {taken})"
-        return wrong(f"{version} in {folder}; MindSpore {host.mindspore_version} wants {suite.cann}", fix)
-    return fine(f"{version} in {folder} (wants {suite.cann})")
+        return failed(f"{version} in {folder}; MindSpore {host.mindspore_version} wants {suite.cann}", fix)
+    return passed(f"{version} in {folder} (wants {suite.cann})")
 
 
 def kernels(host: Host, chip: Chip) -> Check:
@@ -94,16 +94,16 @@ def kernels(host: Host, chip: Chip) -> Check:
     folder, unit = cann(host.environment), COMPUTE_UNITS[family(chip)]
     path = Path(host.environment.get("ASCEND_OPP_PATH") or (folder or Path("CANN")) / "opp") / _KERNELS / unit
     if path.is_dir() and any(path.iterdir()):
-        return fine(f"{unit} in {path}")
+        return passed(f"{unit} in {path}")
     fix = f"install CANN's package of operators for this chip (Ascend-cann-…-ops), of the toolkit's version; it makes {path}"
-    return wrong(f"none for {unit}: {path} is not there or empty", fix)
+    return failed(f"none for {unit}: {path} is not there or empty", fix)
 
 
 def plugin(host: Host) -> Check:
     """Check that MindSpore has its Ascend plugin."""
     if missing := missing_plugin(host.mindspore):
-        return wrong(missing.problem, missing.fix)
-    return fine(f"of MindSpore {host.mindspore_version}")
+        return failed(missing.problem, missing.fix)
+    return passed(f"of MindSpore {host.mindspore_version}")
 
 
 def operators(host: Host, chip: Chip) -> Check:
@@ -111,17 +111,17 @@ def operators(host: Host, chip: Chip) -> Check:
     fix = "bash ascend_ops/build.sh, bash ascend_ops/install.sh FOLDER, and the two export lines that it prints"
     path = next((p for p in _paths(host, "ASCEND_CUSTOM_OPP_PATH") if p.name == _OURS), None)
     if path is None and CHIP_DATA[chip].dropless:
-        return fine(f"not installed; this chip needs none, but for stages or parallel.gather=ours: {fix}")
+        return passed(f"not installed; this chip needs none, but for stages or parallel.gather=ours: {fix}")
     if path is None:
-        return wrong(f"ASCEND_CUSTOM_OPP_PATH names no folder vendors/{_OURS}", fix)
+        return failed(f"ASCEND_CUSTOM_OPP_PATH names no folder vendors/{_OURS}", fix)
     unit = COMPUTE_UNITS[family(chip)]
     if not (path / "op_api/lib").is_dir():
-        return wrong(f"{path} has no op_api/lib: it was moved or removed", fix)
+        return failed(f"{path} has no op_api/lib: it was moved or removed", fix)
     if path / "op_api/lib" not in _paths(host, "LD_LIBRARY_PATH"):
-        return wrong(f"LD_LIBRARY_PATH has no {path}/op_api/lib, which MindSpore loads", fix)
+        return failed(f"LD_LIBRARY_PATH has no {path}/op_api/lib, which MindSpore loads", fix)
     if not (path / "op_impl/ai_core/tbe/kernel" / unit).is_dir():
-        return wrong(f"{path} was not built for {unit}", f"bash ascend_ops/build.sh {unit}, then install.sh again")
-    return fine(f"in {path}, built for {unit}")
+        return failed(f"{path} was not built for {unit}", f"bash ascend_ops/build.sh {unit}, then install.sh again")
+    return passed(f"in {path}, built for {unit}")
 
 
 def _suite(host: Host) -> Suite | None:
@@ -139,7 +139,7 @@ def _board(host: Host, listed: list[Npu]) -> dict[str, str]:
         return {}
     try:
         text = host.run("npu-smi", "info", "-t", "board", "-i", str(listed[0].card))
-    except NoAnswer:
+    except ToolError:
         return {}
     return assignments(text.replace(" : ", "="))
 

@@ -1,0 +1,75 @@
+"""Parts of checkpointed arrays that an Ascend rank holds, and the rank that writes each. Arithmetic only, without a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from mindspore import Parameter
+
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Part
+from pangu_sigma.checkpoint.state import Shards
+from pangu_sigma.config import ParallelConfig
+from pangu_sigma.ecss.store import ExpertStore, HostStore
+from pangu_sigma.parallel.layout import Layout
+
+SPLIT_BY_FFN = ("w1", "b1", "w2")
+"""Tensors of an expert that tensor ranks divide along the ffn axis."""
+
+
+def parameter_parts(
+    shards: Shards, store: ExpertStore, parallel: ParallelConfig, rank: int
+) -> Iterator[tuple[str, str, Parameter, Part]]:
+    """Yield (shard, name, parameter, part) for every parameter of a checkpoint. part: the slice of the whole that this rank has."""
+    assert isinstance(store, HostStore)
+    for shard, parameters in shards.items():
+        for name, parameter in parameters.items():
+            dense = dense_of(shards, name)
+            if shard.startswith(EXPERTS):
+                part = expert_part(parameter.shape, store.held, store.experts, name, parallel, rank)
+            elif dense is not None:
+                part = dense_part(dense, parallel, rank)
+            else:
+                part = Part.everything(tuple(parameter.shape))
+            yield shard, name, parameter, part
+
+
+def dense_of(shards: Shards, name: str) -> Parameter | None:
+    """Return the dense parameter of this name or of this moment or variance; None for step count, loss scale and experts."""
+    return shards[WEIGHTS].get(name.removesuffix(".moment").removesuffix(".variance"))
+
+
+def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Part:
+    """Return the part of a dense parameter, or of its moments, that a rank holds; `sharding.cut` has marked the parameter."""
+    rank %= parallel.stage_ranks
+    whole, held = parameter.whole_shape, list(parameter.slice_shape)
+    offset = [rank % parallel.tensor * size if size < full else 0 for size, full in zip(held, whole, strict=True)]
+    if parameter.divided_among > 1:
+        cut = tuple(held) != whole
+        held[0] //= parameter.divided_among
+        offset[0] += (rank // parallel.tensor if cut else rank) * held[0]
+    return Part(whole, ((offset[0], offset[0] + held[0]),), tuple(offset[1:]))
+
+
+def expert_part(
+    shape: tuple[int, ...], held: np.ndarray, experts: int, name: str, parallel: ParallelConfig, rank: int
+) -> Part:
+    """Return the part of an array of the expert store that a rank holds: its experts' rows, and its columns of the FFN."""
+    columns = parallel.tensor if name.split(".")[0] in SPLIT_BY_FFN else 1
+    rest = (shape[1] * columns, *shape[2:]) if len(shape) > 1 else ()
+    rows = Part.of_rows((experts, *rest), held).rows
+    offset = (rank % parallel.tensor * shape[1] if columns > 1 else 0, *(0 for _ in shape[2:])) if rest else ()
+    return Part((experts, *rest), rows, offset)
+
+
+def writes_part(parameter: Parameter | None, shard: str, name: str, parallel: ParallelConfig, rank: int) -> bool:
+    """Return True if this rank is the first that holds this part. parameter: the dense one, or None as in `dense_of`."""
+    at, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in SPLIT_BY_FFN
+    if shard.startswith(EXPERTS):
+        return at.data == 0 and (columns or at.tensor == 0)
+    if parameter is None:
+        return rank == 0
+    rank %= parallel.stage_ranks  # a stage has its own dense parameters
+    if parameter.divided_among > 1:
+        return True  # no two ranks hold the same experts
+    return rank < parallel.tensor if parameter.slice_shape != parameter.whole_shape else rank == 0

@@ -1,0 +1,115 @@
+"""Overview of prepared data: the table that `prepare-data` prints, and its warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pangu_sigma.data.manifest import DomainRecord, Manifest
+from pangu_sigma.data.prepare.packages import PACKAGED_MIB
+from pangu_sigma.data.prepare.quarantine import format_reasons
+
+_MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP = 0.005, 0.1, 0.01
+"""Thresholds of the warnings: fraction of <unk> tokens, of exact copies, and of held-out windows found in the training text."""
+
+
+def _mib(value: int) -> str:
+    return f"{value / (1 << 20):,.1f}"
+
+
+_COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
+    "offered": lambda record: f"{record.offered:,}",
+    "MiB": lambda record: _mib(record.offered_bytes),
+    "copies": lambda record: f"{record.duplicates:,}",
+    "too long": lambda record: f"{record.too_long:,}",
+    "over limit": lambda record: f"{record.over_limit:,}",
+    "kept": lambda record: f"{record.train.documents + record.held_out.documents:,}",
+    "MiB kept": lambda record: _mib(record.train.bytes + record.held_out.bytes),
+    "held out": lambda record: f"{record.held_out.documents:,}",
+    "passed over": lambda record: f"{record.overlap.passed_over:,}",
+    "overlap": lambda record: f"{record.overlap.by_hash_alone:.2%} → {record.overlap.share:.2%}",
+    "tokens": lambda record: f"{record.train.tokens + record.held_out.tokens:,}",
+    "unknown": lambda record: f"{_unknown(record):.2%}",
+    "folded": lambda record: f"{record.train.folded + record.held_out.folded:,}",
+}
+"""Columns of the table: title → function of a domain's record. They count documents unless the title says something else. `folded`
+counts characters that decode to another form, as `，` to `,`. `passed over` documents are trained on because they repeat others.
+`overlap` is the fraction of the held-out text that occurs in the training text; before the arrow, if none were passed over."""
+
+
+def overview(manifest: Manifest) -> list[dict[str, str]]:
+    """Return the rows of the table, one per domain in the order of the configuration: title → cell."""
+    order = [domain[0] for domain in manifest.config.get("domains", [])]
+    names = [*(name for name in order if name in manifest.domains), *(set(manifest.domains) - set(order))]
+    return [
+        {"domain": name, **{title: cell(manifest.domains[name]) for title, cell in _COLUMNS.items()}} for name in names
+    ]
+
+
+def format_overview(manifest: Manifest) -> str:
+    """Return the table as text, with a line for each reason why lines are quarantined."""
+    rows = overview(manifest)
+    titles = dict.fromkeys(title for row in rows for title in row)
+    widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in titles}
+    lines = [
+        "  ".join(f"{row[title]:{'<' if title == 'domain' else '>'}{widths[title]}}" for title in titles)
+        for row in ({title: title for title in titles}, *rows)
+    ]
+    if manifest.quarantined:
+        lines.append(format_reasons(manifest.quarantined, manifest.examples))
+    return "\n".join(lines)
+
+
+def warnings_of(manifest: Manifest) -> list[str]:
+    """Return the warnings about a preparation, a sentence each: text left out, copies, <unk> tokens, unusable lines, and a held-out
+    set of another size or that overlaps the training text."""
+    sentences = []
+    for row in overview(manifest):
+        name, record = row["domain"], manifest.domains[row["domain"]]
+        if record.left_out_bytes:
+            sentences.append(
+                f"{name}: {_mib(record.left_out_bytes)} of {_mib(record.offered_bytes)} MiB were left out by {_limit(manifest)}"
+            )
+        if (share := record.duplicates / max(1, record.offered)) > _MANY_COPIES:
+            sentences.append(f"{name}: {share:.0%} of the documents are exact copies of others and were left out")
+        if (share := _unknown(record)) > _MUCH_UNKNOWN:
+            sentences.append(
+                f"{name}: {share:.2%} of the tokens are <unk>, text that the domain's slot has no row for; raise model.slot_rows, "
+                "or check that the domain's language is that of its text"
+            )
+        sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
+    if manifest.quarantined:
+        sentences.append(
+            f"{sum(manifest.quarantined.values()):,} lines of --input are unusable; they are in quarantine.jsonl with the reason"
+        )
+    return sentences
+
+
+def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[str]:
+    overlap, count = record.overlap, record.held_out.documents
+    if count != overlap.wanted:
+        why = (
+            f"to have data.min_held_out_tokens={config['min_held_out_tokens']:,}"
+            if count > overlap.wanted
+            else f"because the others repeat text of their domain (data.max_overlap={config['max_overlap']:g})"
+        )
+        yield f"{count:,} documents are held out, and not {overlap.wanted:,} as data.held_out says, {why}"
+    if overlap.share > _MUCH_OVERLAP:
+        yield (
+            f"{overlap.share:.1%} of the held-out text stands in the training text (windows of {overlap.window} tokens), which "
+            f"data.max_overlap={config['max_overlap']:g} allows: its loss is partly that of text that was trained on"
+        )
+
+
+def _limit(manifest: Manifest) -> str:
+    limit = manifest.config.get("max_mib_per_domain")
+    if limit is None:
+        return (
+            f"the limit of {PACKAGED_MIB} MiB a domain for packaged text, which is for demonstration; data.max_mib_per_domain sets "
+            "another one"
+        )
+    return f"data.max_mib_per_domain={limit:g}; raise it, or set it to null for all of --input"
+
+
+def _unknown(record: DomainRecord) -> float:
+    return (record.train.unknown + record.held_out.unknown) / max(1, record.train.tokens + record.held_out.tokens)

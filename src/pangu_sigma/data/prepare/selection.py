@@ -1,0 +1,92 @@
+"""Selection of documents to keep, and of candidates for the held-out set, by the hash of each document's content.
+
+Exact copies are dropped. If there is a limit, the documents with the lowest hashes are kept, as many as fit. This spreads them over
+the whole source, does not depend on the order of the input, and needs memory for the kept documents only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Sequence
+
+from pangu_sigma.text.documents import Document
+
+CANDIDATES_PER_DOCUMENT = 5
+"""Number of candidates for each held-out document: of the packaged code only a quarter repeat nothing. Candidates do not contribute
+to the vocabulary, so that no vocabulary is made from text that it is measured on."""
+
+
+class Selection:
+    """Selection of the documents of one domain: at most `limit` bytes of UTF-8; None: no limit.
+
+    offered: number of documents added. Each is kept or counted in one of: duplicates (exact copies of a kept one), too_long (longer
+    than `limit` by itself), over_limit (left out because documents of lower hashes fill the limit).
+    offered_bytes, left_out_bytes: UTF-8 bytes of all documents added, and of those too long or over the limit.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._ceiling = 1 << 256  # hashes from here on were given up for good
+        # (-hash, order of arrival, document): the highest hash on top
+        self._heap: list[tuple[int, int, Document]] = []
+        self._hashes: set[int] = set()
+        self.offered = self.duplicates = self.too_long = self.over_limit = 0
+        self.offered_bytes = self.left_out_bytes = 0
+
+    def add(self, document: Document) -> None:
+        """Keep a document, unless it is a copy or documents of lower hashes fill the limit."""
+        self.offered += 1
+        size = document.bytes
+        self.offered_bytes += size
+        key = _hash("keep", document)
+        if key in self._hashes:
+            self.duplicates += 1
+        elif self._limit is not None and size > self._limit:
+            self.too_long += 1
+            self.left_out_bytes += size
+        elif key >= self._ceiling:
+            self._leave_out(size)
+        else:
+            self._hashes.add(key)
+            heapq.heappush(self._heap, (-key, self.offered, document))
+            self._bytes += size
+            while self._limit is not None and self._bytes > self._limit:
+                self._drop_highest()
+
+    def _drop_highest(self) -> None:
+        negative, _, document = heapq.heappop(self._heap)
+        self._ceiling = -negative
+        self._hashes.remove(self._ceiling)
+        self._bytes -= document.bytes
+        self._leave_out(document.bytes)
+
+    def _leave_out(self, size: int) -> None:
+        self.over_limit += 1
+        self.left_out_bytes += size
+
+    def documents(self) -> list[Document]:
+        """Return the kept documents in order of arrival."""
+        return [document for _, _, document in sorted(self._heap, key=lambda entry: entry[1])]
+
+
+def held_out_candidates(documents: Sequence[Document], held_out: float) -> tuple[list[int], int]:
+    """Return the numbers of the candidates for the held-out set, first choice first, and how many of them to hold out.
+
+    The number to hold out is the fraction `held_out` of all, at least one. Candidates are the documents of the lowest hashes,
+    `CANDIDATES_PER_DOCUMENT` times that number, but not over half of the documents unless more are to be held out; one is always
+    left to train on.
+    """
+    wanted = min(max(1, round(held_out * len(documents))), len(documents) - 1)
+    hashes = [_hash("hold out", document) for document in documents]
+    order = sorted(range(len(documents)), key=hashes.__getitem__)
+    return order[: max(wanted, min(CANDIDATES_PER_DOCUMENT * wanted, len(documents) // 2))], wanted
+
+
+def _hash(purpose: str, document: Document) -> int:
+    digest = hashlib.sha256(purpose.encode())
+    for language, text in document.segments:
+        digest.update(f"\0{language}\0".encode())
+        digest.update(text.encode())
+    return int.from_bytes(digest.digest(), "big")

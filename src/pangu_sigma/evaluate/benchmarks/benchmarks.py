@@ -1,0 +1,257 @@
+"""Benchmarks of a model by name: tasks of lm-evaluation-harness, among them those of `tasks/`, and tasks that it cannot run.
+
+Each answer is saved beside the result file at once, so that the same command resumes after a kill.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
+from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.text import open_engine
+from pangu_sigma.stored.open import open_model
+
+if TYPE_CHECKING:
+    from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
+
+logger = logging.getLogger(__name__)
+
+TASKS = Path(__file__).parent / "tasks"
+"""Folder of this project's tasks for lm-evaluation-harness, for its --include_path."""
+
+CHINESE = "zh"
+"""Default domain: nearly all of this project's benchmarks are Chinese."""
+
+LANES = 8
+"""Number of texts in a batch."""
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """Benchmark that runs without the harness.
+
+    module: has run(engine, domain, folder, limit=…, temperature=…, …) -> TaskResult. format: format of the default domain. file:
+    the argument for a readable file of the answers, and the suffix of its name. runs_programs: True if run takes samples, unsafe.
+    """
+
+    module: str
+    format: str
+    file: tuple[str, str]
+    runs_programs: bool = False
+
+
+_PACKAGE = "pangu_sigma.evaluate.benchmarks"
+
+OWN_TASKS: dict[str, OwnTask] = {
+    "humaneval": OwnTask(f"{_PACKAGE}.human_eval", "code", ("samples_file", "jsonl"), runs_programs=True),
+    "mbpp": OwnTask(f"{_PACKAGE}.mbpp", "code", ("samples_file", "jsonl"), runs_programs=True),
+    "translation_zh_en": OwnTask(f"{_PACKAGE}.translation", "bilingual", ("translations", "txt")),
+    "translation_en_zh": OwnTask(f"{_PACKAGE}.translation", "bilingual", ("translations", "txt")),
+    "dialogue": OwnTask(f"{_PACKAGE}.dialogue", "text", ("transcripts", "md")),
+}
+"""Benchmarks that run without the harness, by name."""
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """Options of a benchmark run.
+
+    tasks: names. files: folder with a folder of files for each task. domain: domain that answers; None for zh, and in tasks of
+    `OWN_TASKS` for the first domain of their format. limit: maximum number of items of a task, the first ones; None for all.
+    num_fewshot: examples before each item, drawn from the other items; None for the task's default. temperature: of the answers in
+    tasks of `OWN_TASKS`; None for their defaults. samples_per_problem: programs for each problem. allow_code_execution: True to
+    run them even where they cannot be isolated.
+    """
+
+    tasks: tuple[str, ...]
+    files: str | None
+    domain: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    temperature: float | None = None
+    samples_per_problem: int = 1
+    allow_code_execution: bool = False
+
+    def domain_of(self, name: str, config: Config) -> str:
+        """Return the domain that answers in a task. Raises ConfigError if the model has none of the task's format."""
+        if self.domain is not None:
+            return self.domain
+        if name not in OWN_TASKS:
+            return CHINESE
+        needed = OWN_TASKS[name].format
+        first = next((domain.name for domain in config.domains if domain.format == needed), None)
+        if first is None:
+            raise ConfigError(
+                f"{name} asks a domain of format {needed}, and the model has none; say with --domain which answers"
+            )
+        return first
+
+    def folder_of(self, name: str) -> Path:
+        """Return the folder of a task's files. Raises ConfigError if none was given."""
+        if self.files is None:
+            raise ConfigError(f"{name} reads files; say with --files in which folder its folder {name} is")
+        return Path(self.files) / name
+
+
+def run_benchmarks(
+    model: Path, request: BenchmarkRequest, kept: ResultCache | None = None, beside: Path | None = None
+) -> dict[str, TaskResult]:
+    """Run benchmarks on a run's newest checkpoint or on an export, and return results by task; a task group has one too.
+
+    beside: file of the result; readable answers of tasks of `OWN_TASKS` are written beside it.
+
+    Raises ConfigError for an unknown task or domain, and DataError, before anything is computed, for missing or invalid files.
+    """
+    others = [name for name in request.tasks if name not in OWN_TASKS]
+    lm = _harness_model(model, request, kept) if others else None
+    engine = open_engine(model, lanes=LANES) if lm is None else lm.engine
+    manager, loaded = _load(others, request, engine.decoder.config.model.seq_length) if others else (None, {})
+    for name in OWN_TASKS.keys() & request.tasks:
+        request.folder_of(name)
+        request.domain_of(name, engine.decoder.config)
+    results: dict[str, TaskResult] = {}
+    for name in request.tasks:
+        done = kept.get(f"task {name}") if kept else None
+        if done is None:
+            logger.info("%s", name)
+            own = name in OWN_TASKS
+            new = _run_own(engine, name, request, beside) if own else _run_harness(lm, manager, loaded[name], request)
+            done = {each: asdict(result) for each, result in new.items()}
+            if kept:
+                kept.put(f"task {name}", done)
+        results |= {each: TaskResult(**result) for each, result in done.items()}
+    return results
+
+
+def _harness_model(model: Path, request: BenchmarkRequest, kept: ResultCache | None) -> HarnessModel:
+    from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
+
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    logging.getLogger("lm_eval.api.task").addFilter(_is_no_advice)
+    lm = HarnessModel(str(model), request.domain or CHINESE, batch_size=LANES)
+    lm.kept = kept
+    return lm
+
+
+def kept_beside(file: Path, model: Path, request: BenchmarkRequest) -> ResultCache:
+    """Open the cache of answers beside a result file, which an interrupted run with the same model and options has filled."""
+    stored = open_model(model, "run", "export", verified=False)
+    header = asdict(request) | {"tasks": list(request.tasks), "model": stored.hash}
+    return ResultCache(file.with_name(f"{file.name}.partial"), header)
+
+
+def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Format the metrics of each task as a Markdown table."""
+    counts = ("n", "skipped", "truncated")
+    rows = [
+        [name, metric, "–" if value is None else f"{value:.4f}", *(f"{figures[key]:,}" for key in counts)]
+        for name, figures in results.items()
+        for metric, value in figures.items()
+        if metric not in counts
+    ]
+    lines = [["task", "metric", "value", "items", *counts[1:]], ["---", "---", *["---:"] * 4], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def figures_of(results: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
+    """Convert results to values for JSON; values that are not finite become None."""
+    return {
+        name: {key: value if math.isfinite(value) else None for key, value in result.figures().items()}
+        for name, result in results.items()
+    }
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Return False for the harness's advice to pass metadata, which this module already does."""
+    return "Custom kwargs can be passed" not in record.getMessage()
+
+
+def _load(names: list[str], request: BenchmarkRequest, seq_length: int) -> tuple[Any, dict[str, Any]]:
+    """Return the harness's task manager, and the loaded tasks by name."""
+    from lm_eval.tasks import TaskManager
+
+    ours = {file.stem for file in TASKS.glob("*.yaml")} | {"pangu_alpha"}
+    metadata = {"data": request.files, "seq_length": seq_length}
+    manager = TaskManager(include_path=str(TASKS), include_defaults=not ours >= set(names), metadata=metadata)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise ConfigError(
+                f"benchmark {name} is not known; this project has {', '.join(sorted(ours | OWN_TASKS.keys()))}, and lm-evaluation-"
+                "harness what `python -m pangu_sigma.evaluate.benchmarks.lm_eval ls tasks` prints"
+            )
+    loaded = {name: _load_one(manager, name, name in ours) for name in names}
+    for name, task in (each for found in loaded.values() for each in found["tasks"].items()):
+        items = len(task.eval_docs) if "skipped" in task.dataset else math.inf
+        if request.num_fewshot and request.num_fewshot >= items:
+            raise ConfigError(
+                f"--num-fewshot {request.num_fewshot} is not possible: {name} has {items} items, and examples are others than the "
+                "one that is asked; give a smaller number"
+            )
+    return manager, loaded
+
+
+def _load_one(manager: Any, name: str, ours: bool) -> Any:
+    try:
+        return manager.load([name])
+    except (OSError, ValueError) as error:
+        if ours:
+            raise DataError(str(error)) from error
+        raise DataError(
+            f"{name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
+            "a folder of its full name, owner/name, below the folder where this command is started"
+        ) from error
+
+
+def _run_own(engine: Engine, name: str, request: BenchmarkRequest, beside: Path | None) -> dict[str, TaskResult]:
+    task = OWN_TASKS[name]
+    options: dict[str, Any] = {} if request.temperature is None else {"temperature": request.temperature}
+    if task.runs_programs:
+        options |= {"samples": request.samples_per_problem, "unsafe": request.allow_code_execution}
+    if beside is not None:
+        argument, end = task.file
+        options[argument] = beside.with_name(f"{beside.stem}.{name}.{end}")
+        logger.info("%s: the answers will be in %s", name, options[argument])
+    domain = request.domain_of(name, engine.decoder.config)
+    logger.info("%s: domain %s answers", name, domain)
+    run = importlib.import_module(task.module).run
+    return {name: run(engine, domain, request.folder_of(name), limit=request.limit, **options)}
+
+
+def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], request: BenchmarkRequest) -> dict[str, TaskResult]:
+    from lm_eval.evaluator import simple_evaluate
+
+    evaluated = simple_evaluate(
+        model=lm,
+        tasks=[*(loaded["groups"] or loaded["tasks"]).values()],
+        num_fewshot=request.num_fewshot,
+        limit=request.limit,
+        bootstrap_iters=0,
+        task_manager=manager,
+    )
+    return {
+        name: _result(
+            lm, values, evaluated["samples"], evaluated.get("group_subtasks", {}).get(name) or [name], loaded["tasks"]
+        )
+        for name, values in evaluated["results"].items()
+    }
+
+
+def _result(
+    lm: Any, values: Mapping[str, Any], samples: Mapping[str, Any], names: Sequence[str], tasks: Mapping[str, Any]
+) -> TaskResult:
+    """Convert the harness's result of a task, or of a group with the tasks `names`."""
+    metrics = {key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, float)}
+    items = {(name, each["doc_id"]): each["doc"] for name in names for each in samples.get(name, [])}
+    cut = {item for item, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")}
+    skipped = sum(len(tasks[name].dataset["skipped"]) for name in names if "skipped" in tasks[name].dataset)
+    return TaskResult(metrics, len(items), skipped, len(cut | (lm.truncated & items.keys())))

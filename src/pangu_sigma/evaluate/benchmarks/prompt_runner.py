@@ -1,0 +1,143 @@
+"""Prompt runner of the benchmarks: generates answers to prompts with one domain, and counts prompts that were truncated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import domains_of
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.request import Answer, Request
+from pangu_sigma.generate.sampling import Sampling, check_text
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = 512
+"""Number of requests submitted together; their answers are in memory until the result is extracted."""
+
+
+def complete_in_parts(
+    engine: Engine, requests: Sequence[Request], extract: Callable[[Answer], Any], finished: Callable[[int, Any], None]
+) -> None:
+    """Answer requests, some at a time. extract: gives an answer's result. finished: called with the request's index and result."""
+    for first in range(0, len(requests), _AT_ONCE):
+        some = requests[first : first + _AT_ONCE]
+        numbers = {id(request): number for number, request in enumerate(some, first)}
+
+        def advance(answer: Answer, numbers: dict[int, int] = numbers) -> None:
+            if answer.finish in ("stop", "length"):
+                finished(numbers[id(answer.request)], extract(answer))
+
+        engine.complete(some, advance)
+
+
+class PromptRunner:
+    """Prompt runner that reserves room for a whole answer. truncated: number of prompts so far that were cut to fit."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        domain: str,
+        most: int,
+        max_new_tokens: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ):
+        """domain: its name. max_new_tokens: maximum tokens of an answer; None for `most`, or half of model.seq_length if less.
+
+        stop: strings before which answers end. seed: of the first answer to a prompt; further ones have the next seeds. Raises
+        ConfigError for an unknown domain, and if no room is left for prompts.
+        """
+        config, self._engine = engine.decoder.config, engine
+        self.domain = domains_of(config).named(domain)
+        self.truncated = 0
+        self._tokenizer = engine.decoder.tokenizer
+        self._sampling, self._stop, self._seed = sampling, tuple(stop), seed
+        length = config.model.seq_length
+        self._most = min(most, length // 2) if max_new_tokens is None else max_new_tokens
+        self._room = length - self._most
+        if self._most < 1 or self._room < 1:
+            raise ConfigError(
+                f"max_new_tokens={self._most} is not allowed: 1 to {length - 1}, because prompt and answer together have "
+                f"model.seq_length={length} tokens at most"
+            )
+        if max_new_tokens is None and self._most < most:
+            logger.info(
+                "answers have %d tokens at most, half of what the model can read; max_new_tokens changes it", self._most
+            )
+
+    def fits(self, prompt: str) -> bool:
+        """Return True if a prompt fits without truncation."""
+        return len(self._ids(prompt)) <= self._room
+
+    def truncate(self, text: str, prompt: Callable[[str], str]) -> str:
+        """Return the prompt of a text, with the end of the text cut off if it does not fit.
+
+        prompt: formats the prompt of a text. Raises ConfigError if not even the prompt of an empty text fits.
+        """
+        if self.fits(whole := prompt(text)):
+            return whole
+        if not self.fits(prompt("")):
+            raise ConfigError(
+                f"the prompt without its text has {len(self._ids(prompt('')))} tokens, and {self._room} are free beside an answer "
+                f"of {self._most}; lower max_new_tokens, or shorten the template"
+            )
+        self.truncated += 1
+        short, long = 0, len(text)  # what fits, and what does not
+        while long - short > 1:
+            middle = (short + long) // 2
+            short, long = (middle, long) if self.fits(prompt(text[:middle])) else (short, middle)
+        return prompt(text[:short])
+
+    def first_fitting(self, prompts: Sequence[str]) -> str:
+        """Return the first of several prompts that fits; the last one if none does, which `answers` then truncates."""
+        for number, prompt in enumerate(prompts):
+            if self.fits(prompt):
+                self.truncated += number > 0
+                return prompt
+        return prompts[-1]
+
+    def answers(
+        self, prompts: Sequence[str], times: int = 1, what: str = "answers", passed_over: int = 0
+    ) -> list[list[str]]:
+        """Generate `times` answers to each prompt. A prompt that does not fit loses its beginning.
+
+        what: label of the progress bar. passed_over: number of seeds to skip.
+        """
+        requests = []
+        cut = 0
+        for prompt in prompts:
+            check_text(prompt, "a prompt")
+            ids = self._ids(prompt)
+            cut += len(ids) > self._room
+            tail = tuple(ids[-self._room :])
+            requests += [
+                Request(self.domain, tail, self._most, self._sampling, self._seed + passed_over + number, self._stop)
+                for number in range(times)
+            ]
+        if cut:
+            logger.warning(
+                "%d of %d prompts lost their beginning: %d tokens fit beside an answer", cut, len(prompts), self._room
+            )
+        self.truncated += cut
+        texts = self._complete(requests, what)
+        return [texts[first : first + times] for first in range(0, len(texts), times)]
+
+    def _ids(self, prompt: str) -> list[int]:
+        return self._tokenizer.prompt(prompt, self.domain) or [self._tokenizer.eot]
+
+    def _complete(self, requests: Sequence[Request], what: str) -> list[str]:
+        texts = [""] * len(requests)
+        with tqdm(total=len(requests), desc=what, unit="answer", leave=False) as bar:
+
+            def finished(number: int, text: str) -> None:
+                texts[number] = text
+                bar.update()
+
+            complete_in_parts(self._engine, requests, lambda answer: answer.text, finished)
+        return texts

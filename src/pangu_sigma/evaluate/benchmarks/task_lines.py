@@ -1,0 +1,113 @@
+"""Reader of benchmark files of JSON lines, which skips and reports lines that cannot be used."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+TaskLine = dict[str, Any]
+"""Object of a line of a benchmark's file."""
+FieldKind = type[str] | type[int] | type[list]
+"""Type of a field: a text, a whole number, or a list of texts."""
+
+_EXPECTED = {str: "a text", int: "a whole number", list: "a list of texts"}
+_TOLD = 5
+"""Number of skipped lines that a warning explains."""
+
+
+class _Unusable(ValueError):
+    """Error of a line that cannot be used; the message names what was expected."""
+
+
+def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
+    """Return the path of a benchmark's file: the first of `names` in the folder. Raises DataError, which names its source."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+    raise DataError(f"{folder / names[0]}{others} is not there; get it from {published}")
+
+
+def read_rows(
+    path: Path, fields: Mapping[str, FieldKind], key: str | None = None, check: Callable[[TaskLine], str] = lambda _: ""
+) -> tuple[list[TaskLine], int]:
+    """Read the objects of a benchmark's file (*.jsonl, *.jsonl.gz), and count lines that cannot be used; a warning explains them.
+
+    fields: required fields and their types. key: field whose values must be unique. check: returns what else is wrong with an
+    object, or "". Blank lines are ignored. Raises DataError if no line can be used, and for an unreadable file.
+    """
+    rows: list[TaskLine] = []
+    faults: list[str] = []
+    seen: set[Any] = set()
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = _row(line, fields)
+            if key is not None and row[key] in seen:
+                raise _Unusable(f"{key}: another one in each line expected, found {row[key]!r} again")
+            if fault := check(row):
+                raise _Unusable(fault)
+        except _Unusable as why:
+            faults.append(f"{path}:{number}: {why}")
+        else:
+            rows.append(row)
+            seen.add(row[key] if key is not None else None)
+    warn_skipped(path, faults, len(rows))
+    return rows, len(faults)
+
+
+def warn_skipped(path: Path, faults: Sequence[str], usable: int) -> None:
+    """Warn about skipped lines. faults: file, line and expectation for each. Raises DataError if no line is usable."""
+    shown = "; ".join(faults[:_TOLD]) + (f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else "")
+    if not usable:
+        raise DataError(f"{path} has no line that can be used: {shown or 'it is empty'}")
+    if faults:
+        logger.warning("%d of %d lines are skipped: %s", len(faults), len(faults) + usable, shown)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        data = path.read_bytes()
+        yield from (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}; get the file again") from error
+
+
+def _row(line: bytes, fields: Mapping[str, FieldKind]) -> TaskLine:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise _Unusable("text in UTF-8 expected") from None
+    except (ValueError, RecursionError) as error:
+        raise _Unusable(f"a JSON object expected, found {_shown(line.decode('utf-8-sig'))} ({error})") from None
+    if not isinstance(row, dict):
+        raise _Unusable(f"a JSON object expected, found {_shown(row)}")
+    for name, kind in fields.items():
+        if name not in row:
+            raise _Unusable(f"a field {name}, {_EXPECTED[kind]}, expected; found {_shown(list(row))}")
+        if not _is(row[name], kind):
+            raise _Unusable(f"{name}: {_EXPECTED[kind]} expected, found {_shown(row[name])}")
+    return row
+
+
+def _is(value: Any, kind: FieldKind) -> bool:
+    if kind is list:
+        return isinstance(value, list) and all(_is(each, str) for each in value)
+    if kind is str:
+        return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,112 @@
+"""Benchmark of translation between Chinese and English: BLEU and chrF by sacrebleu.
+
+A folder translation_en_zh or translation_zh_en has test.jsonl, one {"source": …, "reference": …} a line; or test.en and test.zh, a
+sentence a line, as `sacrebleu --test-set wmt20 --language-pair en-zh --echo src` and `--echo ref` write WMT's sets.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.benchmarks.prompt_runner import PromptRunner
+from pangu_sigma.evaluate.benchmarks.task_lines import TaskLine, read_rows, task_file, warn_skipped
+from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
+from pangu_sigma.evaluate.benchmarks.text_metrics import bleu, chrf, signatures
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.sampling import Sampling
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "{source}"
+"""Placeholder of the source sentence in a template."""
+TEMPLATES = {"translation_en_zh": "English: {source}\nChinese:", "translation_zh_en": "中文：{source}\n英文："}
+"""Prompt templates by folder name, source language first; our choice."""
+
+_STOP = ("\n",)
+_PUBLISHED = (
+    "WMT's test sets, at https://github.com/mjpost/sacrebleu: sacrebleu --test-set wmt20 --language-pair {pair} --echo src, and "
+    "--echo ref, write the two files"
+)
+
+
+def run(
+    engine: Engine,
+    domain: str,
+    folder: Path,
+    limit: int | None = None,
+    template: str | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    translations: Path | None = None,
+) -> TaskResult:
+    """Run the translation benchmark: BLEU and chrF, from 0 to 100. folder: folder of the files, named as a key of `TEMPLATES`.
+
+    limit: maximum number of sentences, the first ones. template: prompt with one {source}, by default that of the folder's name. A
+    source that does not fit loses its end. max_new_tokens: maximum tokens of a translation; by default 256, or half of
+    model.seq_length if less. translations: file for them, one a line, for other scorers. Raises DataError for files that are
+    missing or have no usable line, ConfigError for invalid options.
+    """
+    if folder.name not in TEMPLATES:
+        raise ConfigError(
+            f"{folder} is not called {' or '.join(TEMPLATES)}, which says what is translated into what; rename it"
+        )
+    template = TEMPLATES[folder.name] if template is None else template
+    if template.count(SOURCE) != 1:
+        raise ConfigError(f"template={template!r} is not allowed: it must have {SOURCE} in it once")
+    _, source, language = folder.name.split("_")
+    pairs, skipped = _pairs(folder, source, language)
+    pairs = pairs[:limit]
+    runner = PromptRunner(engine, domain, 256, max_new_tokens, Sampling(temperature), _STOP, seed)
+    prompts = [runner.truncate(pair["source"], lambda text: template.replace(SOURCE, text)) for pair in pairs]
+    if runner.truncated:
+        logger.warning(
+            "%d of %d sources lost their end, because their prompts did not fit", runner.truncated, len(pairs)
+        )
+    outputs = [answer.strip() for (answer,) in runner.answers(prompts, what="translate")]
+    if empty := outputs.count(""):
+        logger.warning("%d of %d translations are empty", empty, len(outputs))
+    if translations is not None:
+        translations.write_text("".join(f"{text}\n" for text in outputs), encoding="utf-8")
+    for name, signature in signatures(language).items():
+        logger.info("%s is sacrebleu's %s", name, signature)
+    references = [pair["reference"] for pair in pairs]
+    metrics = {"bleu": bleu(outputs, references, language), "chrf": chrf(outputs, references)}
+    return TaskResult(metrics, len(outputs), skipped, runner.truncated)
+
+
+def _pairs(folder: Path, source: str, reference: str) -> tuple[list[TaskLine], int]:
+    """Read the sentences and their translations, and count the lines that are none."""
+    published = _PUBLISHED.format(pair=f"{source}-{reference}")
+    path = task_file(folder, ["test.jsonl", f"test.{source}"], published)
+    if path.name == "test.jsonl":
+        return read_rows(path, {"source": str, "reference": str}, check=_fault)
+    sources = _sentences(path)
+    references = _sentences(task_file(folder, [f"test.{reference}"], published))
+    if len(sources) != len(references):
+        raise DataError(
+            f"{path} has {len(sources)} lines and test.{reference} {len(references)}: line by line one must be the translation of "
+            "the other; get both from the same set"
+        )
+    rows = [{"source": one, "reference": two} for one, two in zip(sources, references, strict=True)]
+    faults = {number: fault for number, row in enumerate(rows) if (fault := _fault(row))}
+    warn_skipped(path, [f"{path}:{number + 1}: {fault}" for number, fault in faults.items()], len(rows) - len(faults))
+    return [row for number, row in enumerate(rows) if number not in faults], len(faults)
+
+
+def _sentences(path: Path) -> list[str]:
+    try:
+        return path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: text in UTF-8 expected; convert the file, such as by iconv") from None
+
+
+def _fault(row: TaskLine) -> str:
+    for name in ("source", "reference"):
+        if not row[name].strip():
+            return f"{name}: a sentence expected, found none"
+    return ""

@@ -1,0 +1,143 @@
+"""Runs against others on the same held-out tokens: what is left of a difference beside its error.
+
+Two errors are told apart. Of a single pair of runs, over samples of text (`train/log/losses.py`): would other text say the same?
+Of the mean over several pairs, over pairs: would another seed say the same?
+
+Shape suffixes: P pairs of runs, U samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.held_out import HeldOut
+from pangu_sigma.evaluate.held_out.run import (
+    DomainFigures,
+    figures_with_perplexity,
+    held_out_batches,
+    measure,
+    samples_read,
+)
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
+from pangu_sigma.train.log.losses import HeldOutLoss, finite_or_none, format_number, mean_of
+from pangu_sigma.train.log.summary import why_incomparable
+
+Losses = dict[str, HeldOutLoss]
+
+
+def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False) -> dict[str, Any]:
+    """Evaluate each run and its counterpart on the same held-out tokens.
+
+    all: True to read all held-out samples, False for as many as the training of the first run evaluates.
+    Returns {"pairs": [{"run", "against", "domains"}, …], "mean"}. A domain of a pair has `evaluate_run`'s figures, those of the
+    other run as "against", and `Difference.figures` as "difference". The mean, by domain, is over pairs: the difference, its
+    standard error over pairs (None for a single one), and over text: that of the difference averaged by sample.
+    Raises ConfigError when the numbers of runs differ, or when a run has another tokenizer or other held-out text than the first.
+    """
+    if len(runs) != len(others):
+        raise ConfigError(f"{len(runs)} runs against {len(others)}; --against takes as many as there are runs")
+    return differences_of(measure_together([*runs, *others], all), runs, others)
+
+
+def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Losses]:
+    """The losses of each run on the same held-out tokens: all of them, or as many as the training of the first run evaluates.
+
+    Raises ConfigError when a run has another tokenizer or other held-out text than the first.
+    """
+    opened = {path: open_model(path, "run") for path in runs}
+    batches = {path: held_out_batches(run) for path, run in opened.items()}
+    first = runs[0]
+    most = samples_read(opened[first], batches[first], all)
+    for path in opened:
+        _check_same_text(opened[first], opened[path], batches[first], batches[path], most)
+    return {path: measure(run, batches[path], most) for path, run in opened.items()}
+
+
+def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
+    """What `compare_runs` returns, of losses that were measured together; as many runs as others."""
+    pairs = [(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
+    return {
+        "pairs": [
+            {"run": str(run), "against": str(other), "domains": _rows(*pair)}
+            for run, other, pair in zip(runs, others, pairs, strict=True)
+        ],
+        "mean": {name: _mean(name, pairs) for name in pairs[0][0]},
+    }
+
+
+def _check_same_text(run: StoredModel, other: StoredModel, own: BatchLoader, theirs: BatchLoader, most: int) -> None:
+    """Raise ConfigError unless two runs have the same held-out samples of the same domains, in the same tokens."""
+    reason = why_incomparable(run, other)
+    names = [[domain.name for domain in batches.domains] for batches in (own, theirs)]
+    if not reason and names[0] != names[1]:
+        reason = f"their domains are {', '.join(names[0])} and {', '.join(names[1])}"
+    if not reason:
+        digests = [HeldOut(batches, most).digests() for batches in (own, theirs)]
+        differing = [name for name in names[0] if digests[0][name] != digests[1][name]]
+        folders = [batches.folder for batches in (own, theirs)]
+        reason = (
+            f"the held-out text of {', '.join(differing)} in {folders[0]} and {folders[1]} differs" if differing else ""
+        )
+    if reason:
+        raise ConfigError(
+            f"{run.path} and {other.path} cannot be compared token by token: {reason}; train both on the same prepared data"
+        )
+
+
+def _rows(mine: Losses, theirs: Losses) -> DomainFigures:
+    return {
+        name: figures_with_perplexity(loss)
+        | {"against": figures_with_perplexity(theirs[name]), "difference": loss.minus(theirs[name]).figures()}
+        for name, loss in mine.items()
+    }
+
+
+def _mean(name: str, pairs: list[tuple[Losses, Losses]]) -> dict[str, float | None]:
+    """The difference of a domain averaged over pairs, and both of its errors."""
+    found = [mine[name].minus(theirs[name]) for mine, theirs in pairs]
+    nats, bits = mean_of([d.nats.mean for d in found]), mean_of([d.bits.mean for d in found])
+    gap_U = np.mean([mine[name].nats_U - theirs[name].nats_U for mine, theirs in pairs], axis=0)
+    loss = pairs[0][0][name]
+    over_text = dataclasses.replace(loss, nats_U=gap_U)
+    return {
+        "nats_per_token": finite_or_none(nats.mean),
+        "se": finite_or_none(nats.error),
+        "se_of_text": finite_or_none(over_text.nats_per_token.error),
+        "bits_per_byte": finite_or_none(bits.mean),
+        "bits_per_byte_se": finite_or_none(bits.error),
+        "bits_per_byte_se_of_text": finite_or_none(over_text.bits_per_byte.error),
+        "pairs": len(pairs),
+    }
+
+
+def format_differences(comparison: dict[str, Any]) -> str:
+    """The table that `pangu-sigma evaluate --against` prints. Negative differences: the run is better than the one against it."""
+    pairs, means = comparison["pairs"], comparison["mean"]
+    width = max(8, *(len(pair[key]) for pair in pairs for key in ("run", "against")))
+    heads = [f"{head:>9}" for head in ("loss", "against", "nats", "±", "bits/byte", "±", "unigram")]
+    lines = [f"{'domain':12} {'run':{width}} {'against':{width}} {' '.join(heads)}   held-out; ± over samples"]
+    for name, mean in means.items():
+        for pair in pairs:
+            row = pair["domains"][name]
+            values = [row["loss"], row["against"]["loss"], *row["difference"].values(), row["unigram"]]
+            cells = [format_number(v, 9, d) for v, d in zip(values, (3, 3, 4, 4, 4, 4, 3), strict=True)]
+            lines.append(f"{name:12} {pair['run']:{width}} {pair['against']:{width}} {' '.join(cells)}")
+        if len(pairs) > 1:
+            over_pairs = [mean["nats_per_token"], mean["se"], mean["bits_per_byte"], mean["bits_per_byte_se"]]
+            lines.append(_mean_line(name, f"mean of {len(pairs)}, ± over pairs", width, over_pairs))
+            of_text = [None, mean["se_of_text"], None, mean["bits_per_byte_se_of_text"]]
+            lines.append(_mean_line(name, "its ± over samples", width, of_text))
+    return "\n".join(lines)
+
+
+def _mean_line(name: str, title: str, width: int, values: list[float | None]) -> str:
+    cells = [" " * 9 if value is None else format_number(value, 9, 4) for value in (None, None, *values)]
+    return f"{name:12} {title:{2 * width + 1}} {' '.join(cells)}".rstrip()

@@ -1,0 +1,52 @@
+"""Held-out loss of an exported model, computed with the exported graph.
+
+The text is that of the run: `data.path` of the configuration. Logits of rows without a token are -inf in an export, but count in
+the loss of a run, so where a slot has such rows the losses of a run and of its export differ by their probability.
+
+Shape suffixes: B sequences, S sequence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.domains import Domains
+from pangu_sigma.generate.decoder import Chunk, Decoder
+from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.train.evaluator import Evaluator
+from pangu_sigma.train.log.losses import HeldOutLoss
+
+
+class DecodedForward:
+    """Forward pass of an `Evaluator` by a decoder, one sequence at a time."""
+
+    training = False
+
+    def __init__(self, decoder: Decoder, domains: Domains):
+        self._decoder, self._domains = decoder, domains
+
+    def set_train(self, mode: bool) -> None:
+        """Do nothing: a decoder has no dropout."""
+
+    def of(self, batch: Batch) -> np.ndarray:
+        """Return the weighted loss of each sequence, float64 [B]."""
+        ids_BS, labels_BS, weights_BS = batch.ids_GBS[0], batch.labels_GBS[0], batch.weights_GBS[0]
+        domains_B = np.repeat(batch.domains_M[batch.blocks], len(ids_BS) // len(batch.blocks))
+        losses_B = np.zeros(len(ids_BS))
+        for b, domain in enumerate(domains_B.tolist()):
+            if weights_BS[b].any():  # what fills a batch up weighs nothing
+                self._decoder.begin(0, self._domains[domain])
+                logits_SR = self._decoder.read([Chunk(0, ids_BS[b].tolist(), ids_BS.shape[1])])[0].astype(float)
+                top_S1 = logits_SR.max(axis=1, keepdims=True)
+                nats_S = np.log(np.exp(logits_SR - top_S1).sum(axis=1)) + top_S1[:, 0]
+                nats_S -= np.take_along_axis(logits_SR, labels_BS[b][:, None], 1)[:, 0]
+                losses_B[b] = (nats_S * weights_BS[b]).sum()
+        return losses_B
+
+
+def measure_export(export: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
+    """Measure the loss of each domain on `most` samples of its held-out text, by the graph of an export."""
+    forward = DecodedForward(GraphDecoder.of(export, 1), batches.domains)
+    return Evaluator(batches, most, forward, forward).losses()

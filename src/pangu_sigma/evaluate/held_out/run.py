@@ -1,0 +1,81 @@
+"""The held-out loss of a trained run, or of what was exported of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.device import use_cpu
+from pangu_sigma.evaluate.held_out.decoded import measure_export
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.network import build_network
+from pangu_sigma.stored.open import open_model
+from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
+from pangu_sigma.train.log.losses import HeldOutLoss, finite_or_none, format_number
+
+DomainFigures = dict[str, dict[str, Any]]
+"""Figures by domain, as plain values."""
+
+
+def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
+    """Held-out losses of a trained run or an exported model: `HeldOutLoss.figures` for each domain, and the perplexity.
+
+    all: True to read all held-out samples, False for those that training evaluates.
+    """
+    model = open_model(path, "run", "export")
+    batches = held_out_batches(model)
+    of_kind = measure_export if model.kind == "export" else measure
+    losses = of_kind(model, batches, samples_read(model, batches, all))
+    return {name: figures_with_perplexity(loss) for name, loss in losses.items()}
+
+
+def figures_with_perplexity(loss: HeldOutLoss) -> dict[str, Any]:
+    """`HeldOutLoss.figures`, and the exponential of nats per token, which is None if that is not finite."""
+    nats = loss.nats_per_token.mean
+    return loss.figures() | {"perplexity": finite_or_none(math.exp(nats)) if nats < 700 else None}
+
+
+def held_out_batches(run: StoredModel) -> BatchLoader:
+    """The held-out batches of a model for one process.
+
+    Raises DataError when its text is gone, ConfigError when it was prepared again with another vocabulary.
+    """
+    folder = Path(run.config.data.path)
+    manifest = PreparedData(folder).manifest
+    if manifest.vocabulary_hash != run.tokenizer.hash:
+        raise ConfigError(
+            f"data.path={folder} was prepared with another vocabulary than {run.path} has (hash {manifest.vocabulary_hash[:12]}…, "
+            f"not {run.tokenizer.hash[:12]}…): its token ids mean other text; put back the data that the run was trained on, or "
+            f"prepare them there again as they were: pangu-sigma prepare-data {run.path / CONFIG_FILE}, with the same --input"
+        )
+    return BatchLoader(run.config.on_one_rank(), folder, run.tokenizer, run.table, "held_out")
+
+
+def samples_read(run: StoredModel, batches: BatchLoader, all: bool) -> int:
+    """Number of samples that an evaluation reads of each domain at most."""
+    return max(batches.samples.counts) if all else samples_of_evaluation(run.config)
+
+
+def measure(run: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
+    """The loss of each domain on `most` samples of it, by the newest checkpoint of a run."""
+    use_cpu()
+    network, store = build_network(run)
+    return Evaluator(batches, most, EvaluationStep(network, store), network).losses()
+
+
+def format_losses(losses: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table that `pangu-sigma evaluate` prints."""
+    heads = f"{'loss':>8} {'±':>8} {'perplexity':>10} {'unigram':>8} {'bits/byte':>9} {'tokens':>10} {'samples':>8}"
+    rows = [
+        f"{name:12} {format_number(d['loss'], 8)} {format_number(d['se'], 8)} {format_number(d['perplexity'], 10, 2)} "
+        f"{format_number(d['unigram'], 8)} {format_number(d['bits_per_byte'], 9)} {d['tokens']:10,} {d['samples']:8,}"
+        for name, d in losses.items()
+    ]
+    return "\n".join([f"{'domain':12} {heads}   held-out, nats per token", *rows])

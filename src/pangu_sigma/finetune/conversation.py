@@ -1,0 +1,71 @@
+"""Parser of a fine-tuning file's lines: a prompt and its response, or the messages of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+from pangu_sigma.domains import Domains
+from pangu_sigma.generate.chat_template import Role
+from pangu_sigma.text.documents import RejectedLine, check_unique_keys, json_object, known_domain, visible_text
+
+Messages = tuple[tuple[Role, str], ...]
+"""Roles and texts of consecutive messages."""
+
+_PAIR, _CONVERSATION = ("prompt", "response"), ("messages",)
+_EXPECTED = '{"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]}'
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Conversation in a domain, to fine-tune on; its last message is an answer."""
+
+    domain: str
+    messages: Messages
+
+    def answers(self) -> Iterator[tuple[Messages, str]]:
+        """Yield each answer with the messages before it."""
+        for number, (role, text) in enumerate(self.messages):
+            if role == "assistant":
+                yield self.messages[:number], text
+
+
+def parse_conversation(line: bytes, domains: Domains, usual: str) -> Conversation:
+    """Parse a line with `{"prompt", "response"}` or `{"messages"}`, and optionally `domain`; other keys are ignored.
+
+    usual: domain of a line that names none. Raises Unusable for anything else.
+    """
+    record = json_object(line)
+    check_unique_keys(record, (*_PAIR, *_CONVERSATION, "domain"))
+    domain = known_domain(record["domain"], domains) if "domain" in record else usual
+    keys = [key for key in (*_PAIR, *_CONVERSATION) if key in record]
+    if keys == list(_PAIR):
+        prompt, response = (visible_text(record[key], key) for key in _PAIR)
+        return Conversation(domain, (("user", prompt), ("assistant", response)))
+    if keys != list(_CONVERSATION):
+        raise RejectedLine("wrong keys", f"the line has {', '.join(keys) or 'none of the keys'}; expected: {_EXPECTED}")
+    return Conversation(domain, _messages(record["messages"]))
+
+
+def _messages(value: Any) -> Messages:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise RejectedLine("messages not a list of objects", f"expected: {_EXPECTED}")
+    messages: list[tuple[Role, str]] = []
+    for number, each in enumerate(value):
+        check_unique_keys(each, ("role", "content"))
+        role = each.get("role")
+        if role not in get_args(Role):
+            raise RejectedLine(
+                "unknown role", f"messages.{number}.role is {role!r}; expected: {', '.join(get_args(Role))}"
+            )
+        if role == "system" and number:
+            raise RejectedLine("system message not the first", f"messages.{number}")
+        messages.append((cast(Role, role), visible_text(each.get("content"), f"messages.{number}.content")))
+    if len(messages) < 2 or messages[-1][0] != "assistant":
+        raise RejectedLine(
+            "no answer at the end", "the last message must be the assistant's, and one must come before it"
+        )
+    if messages[0][0] == "assistant":
+        raise RejectedLine("an answer to nothing", "messages.0 is the assistant's; it needs a prompt")
+    return tuple(messages)

@@ -1,0 +1,84 @@
+"""Batches of a fine-tuning task's samples, with the loss on the answers only. Samples in one sequence do not attend to each other:
+documents end with <eot>, and attention and positions are per document.
+
+Shape suffixes: S sequence, V vocabulary, D domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.samples import Samples
+from pangu_sigma.finetune.encoding import EncodedSample
+from pangu_sigma.finetune.packing import pack
+from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.text.tokenizer import Tokenizer
+
+
+class TaskSamples(Samples):
+    """Samples of a fine-tuning task as sequences: one sample or several packed ones, then <pad>. A domain may have none."""
+
+    def __init__(self, config: Config, samples: Sequence[list[EncodedSample]], tokenizer: Tokenizer):
+        """samples: the tokenized samples of each domain."""
+        assert config.finetune is not None
+        self._length, self._pad = config.model.seq_length, tokenizer.pad
+        self._samples, together = samples, config.finetune.packed
+        self._packs = [pack([len(s.ids_T) for s in own], self._length + 1, together) for own in samples]
+        self.counts = [len(own) for own in self._packs]
+        self.weights = [float(count) for count in self.counts]
+
+    def read(self, domain: int, number: int) -> np.ndarray:
+        """Return the ids of one sequence, int32 [S + 1]."""
+        ids = np.full(self._length + 1, self._pad, np.int32)
+        packed = np.concatenate([s.ids_T for s in self._pack(domain, number)])
+        ids[: len(packed)] = packed
+        return ids
+
+    def counted(self, domain: int, number: int) -> np.ndarray:
+        """Return the loss mask of one sequence, bool [S]: True where the next token belongs to an answer or is its <eot>."""
+        counted, start = np.zeros(self._length + 1, bool), 0
+        for sample in self._pack(domain, number):
+            counted[start + sample.answer : start + len(sample.ids_T)] = True
+            start += len(sample.ids_T)
+        return counted[1:]
+
+    def frequencies(self, vocabulary: int) -> np.ndarray:
+        """Return the token counts [D, V] of the answers."""
+        ids = [[s.ids_T[s.answer :] for s in own] for own in self._samples]
+        return np.stack([np.bincount(np.concatenate(own or [np.array([], int)]), minlength=vocabulary) for own in ids])
+
+    @property
+    def hash(self) -> str:
+        """Hash of the sequences and their loss masks."""
+        digest = xxhash.xxh3_128()
+        for domain, count in enumerate(self.counts):
+            for number in range(count):
+                digest.update(np.int64(domain).tobytes() + self.read(domain, number).tobytes())
+                digest.update(self.counted(domain, number).tobytes())
+        return digest.hexdigest()
+
+    def _pack(self, domain: int, number: int) -> list[EncodedSample]:
+        return [self._samples[domain][n] for n in self._packs[domain][number]]
+
+
+class TaskBatches(BatchLoader):
+    """Batches of a fine-tuning task's samples for one process."""
+
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer, table: RoutingTable, samples: TaskSamples, training: TaskSamples
+    ):
+        """training: the training samples, whose token frequencies are the unigram baseline."""
+        self._own, self._training = samples, training
+        super().__init__(config, Path(), tokenizer, table)
+
+    def frequencies(self) -> np.ndarray:
+        return self._training.frequencies(self.tokenizer.size)
+
+    def _open(self, folder: Path, split: str) -> Samples:
+        return self._own

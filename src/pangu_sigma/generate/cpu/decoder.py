@@ -1,0 +1,205 @@
+"""Decoder on the CPU, without MindSpore: texts in lanes of a KV cache, computed by `hidden_states`.
+
+A text gets the same bits alone and in any batch, whole and token by token: the kernels add in one order (`few_rows.py`).
+
+Shape suffixes: N RRE layers, T new tokens of all lanes, W wanted tokens, R rows of a slot, H hidden.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from ascend_ops.few_rows import Precision
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.domains import Domain
+from pangu_sigma.generate.cpu.network import hidden_states
+from pangu_sigma.generate.cpu.operators import PASS_TOKENS, CpuOperators
+from pangu_sigma.generate.decoder import Chunk, experts_by_table
+from pangu_sigma.generate.weights import Weights
+from pangu_sigma.host_memory import available_memory
+from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Text of a lane. length: number of its tokens. first: number of the first token of its last document, which continues."""
+
+    domain: Domain
+    length: int = 0
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class _NewTokens:
+    """New tokens of all lanes, one chunk after another; all int [T].
+
+    lane, at, first: as in `CpuOperators.take`. row: row of the token in the flattened slots. wanted: True if logits are needed.
+    """
+
+    id: np.ndarray
+    domain: np.ndarray
+    slot: np.ndarray
+    lane: np.ndarray
+    at: np.ndarray
+    first: np.ndarray
+    row: np.ndarray
+    wanted: np.ndarray
+
+
+class CpuDecoder:
+    """`Decoder` on the CPU. It reads the weights in place, such as mapped files, or from copies of lower precision."""
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        table: RoutingTable,
+        weights: Weights,
+        lanes: int = 4,
+        precision: Precision = "float32",
+    ):
+        """precision: of the matrices: experts, attention, dense FFN, and the word table as the head. Sums are float32.
+
+        Matrices are copied into large pages, which are faster than mapped files. float32 ones that would take more than half of
+        the free memory stay in their files, with a warning.
+        """
+        self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
+        self._table = table
+        self._operators = CpuOperators(config, weights, lanes, precision, precision == "float32" and _is_large(config))
+        self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
+        self._texts: dict[int, _Text] = {}
+        mib = [n / (1 << 20) for n in (self._operators.weight_bytes, self._operators.copied_bytes, self.cache_bytes)]
+        logger.info(
+            "weights %.1f MiB, %.1f of them copied as %s; cache of %d lanes %.1f MiB",
+            *mib[:2],
+            precision,
+            lanes,
+            mib[2],
+        )
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the KV cache in bytes, with all lanes full."""
+        return self._operators.cache_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of weights and KV cache in memory when all experts and lanes are used, with mapped files."""
+        return self._operators.weight_bytes + self.cache_bytes
+
+    def begin(self, lane: int, domain: Domain) -> None:
+        self._check_lane(lane)
+        self._texts[lane] = _Text(domain)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy the KV cache of lane `source` to lane `target`."""
+        self._check_lane(target)
+        self._texts[target] = self._texts[source]
+        self._operators.copy(source, target, self._texts[source].length)
+
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        return experts_by_table(self._table, self.tokenizer, domain, ids)
+
+    def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        if not chunks:
+            return []
+        texts = self._texts_after(chunks)
+        new = self._new_tokens(chunks)
+        experts_NT = self._table.route(new.id, new.domain, new.at - new.first)
+        self._texts |= texts
+        logits: dict[int, list[np.ndarray]] = {chunk.lane: [] for chunk in chunks}
+        for begin in range(0, len(new.id), PASS_TOKENS):
+            self._pass(slice(begin, begin + PASS_TOKENS), new, experts_NT, logits)
+        return [_together(logits[chunk.lane], self.config.model.slot_rows) for chunk in chunks]
+
+    def _pass(self, some: slice, new: _NewTokens, experts_NT: np.ndarray, logits: dict[int, list[np.ndarray]]) -> None:
+        """Compute some of the new tokens, and append the wanted logits to those of each lane."""
+        lane_T, at_T, first_T = new.lane[some], new.at[some], new.first[some]
+        self._operators.take(lane_T, at_T, first_T)
+        wanted_W = np.flatnonzero(new.wanted[some])
+        hidden_WH = hidden_states(
+            self.config.model,
+            self._operators,
+            new.row[some],
+            at_T - first_T,
+            experts_NT[:, some],
+            wanted_W if len(wanted_W) < len(lane_T) else None,
+        )
+        slot_W, lane_W = new.slot[some][wanted_W], lane_T[wanted_W]
+        for slot in set(slot_W.tolist()):
+            mine_W = np.flatnonzero(slot_W == slot)
+            logits_WR = self._operators.logits(hidden_WH, mine_W, slot)
+            if len(self._unused[slot]):
+                logits_WR[:, self._unused[slot]] = -np.inf
+            for lane, rows in groupby(range(len(mine_W)), lane_W[mine_W].tolist().__getitem__):
+                numbers = list(rows)
+                logits[lane].append(logits_WR[numbers[0] : numbers[-1] + 1])
+
+    def _texts_after(self, chunks: list[Chunk]) -> dict[int, _Text]:
+        """Return the texts of the lanes after the chunks. Raises ConfigError for chunks that cannot be read."""
+        texts: dict[int, _Text] = {}
+        for chunk in chunks:
+            text, count = self._texts[chunk.lane], len(chunk.ids)
+            if not count or not 0 <= chunk.wanted <= count or chunk.lane in texts:
+                raise ConfigError(
+                    f"lane {chunk.lane}: logits of {chunk.wanted} of {count} new tokens are wanted; give each lane one chunk, of "
+                    "one token or more, and want at most as many"
+                )
+            length = text.length + count
+            if length > self.config.model.seq_length:
+                raise ConfigError(
+                    f"a sequence of {length} tokens is longer than model.seq_length={self.config.model.seq_length}; shorten it"
+                )
+            ends = [text.length + i for i, token in enumerate(chunk.ids, 1) if token == self.tokenizer.eot]
+            texts[chunk.lane] = _Text(text.domain, length, ends[-1] if ends else text.first)
+        return texts
+
+    def _new_tokens(self, chunks: list[Chunk]) -> _NewTokens:
+        """Return the tokens of the chunks. Raises ConfigError for an id that does not exist or has no row."""
+        tokens = []
+        for chunk in chunks:  # a Python loop: most chunks have one token
+            text, count = self._texts[chunk.lane], len(chunk.ids)
+            first, index, slot = text.first, text.domain.index, text.domain.slot
+            for i, token in enumerate(chunk.ids):
+                at = text.length + i
+                tokens.append((token, index, slot, chunk.lane, at, first, i >= count - chunk.wanted))
+                if token == self.tokenizer.eot:
+                    first = at + 1
+        id_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T = np.array(tokens, np.int64).T
+        if id_T.min() < 0 or id_T.max() >= self.tokenizer.size or (self.tokenizer.row_of[slot_T, id_T] < 0).any():
+            for chunk in chunks:
+                self.tokenizer.rows(chunk.ids, self._texts[chunk.lane].domain)  # one of them raises the error
+        row_T = slot_T * self.config.model.slot_rows + self.tokenizer.row_of[slot_T, id_T]
+        return _NewTokens(id_T, domain_T, slot_T, lane_T, at_T, first_T, row_T, wanted_T)
+
+    def _check_lane(self, lane: int) -> None:
+        if not 0 <= lane < self.lanes:
+            raise ConfigError(f"lane {lane} does not exist; this decoder has the lanes 0 … {self.lanes - 1}")
+
+
+def _together(logits: list[np.ndarray], rows: int) -> np.ndarray:
+    """Concatenate the logits of a chunk from all passes."""
+    if len(logits) == 1:
+        return logits[0]
+    return np.concatenate(logits) if logits else np.empty((0, rows), np.float32)
+
+
+def _is_large(config: Config) -> bool:
+    """Return True, and warn, if a copy of the weights would take more than half of the free memory."""
+    free, size = available_memory(swap=False), 4 * config.num_params().total
+    if free is None or size <= free // 2:
+        return False
+    logger.warning(
+        "%.1f GiB of weights are more than half of the %.1f GiB of memory that are free: they are read from their files, which is "
+        "slower; weights of int8 take a quarter",
+        size / (1 << 30),
+        free / (1 << 30),
+    )
+    return True

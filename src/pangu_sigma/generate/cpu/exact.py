@@ -1,0 +1,130 @@
+"""Reference network in NumPy float32 for one short text, whose sums do not depend on the number of rows that an expert gets.
+
+The kernels of training add the rows of an expert in another order when there are many, so K equal experts give a parent's result
+only up to rounding. Here every token passes its FFN alone, by matrix-vector products, and a logit is one sum over a row of the
+word table. So a parent and its child, or a model and its extract, give equal bits where the models are equal. It holds one tensor
+at a time, so the model may be larger than the memory. It shares no code with the graphs, and tests compare it with them.
+
+Shape suffixes: T tokens, H hidden, F ffn, n heads, d = H/n, N RRE layers, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from ascend_ops.activation import activation_oracle
+from pangu_sigma.checkpoint.mapped_file import release_pages
+from pangu_sigma.config import ModelConfig
+from pangu_sigma.generate.cpu.network import LAYER_NORM_EPSILON, hidden_states
+from pangu_sigma.generate.weights import Weights
+
+
+class ExactModel:
+    """Operators of `hidden_states` that compute one text of one document with the same bits, however experts are shared."""
+
+    def __init__(self, model: ModelConfig, weights: Weights, activation: str):
+        """model: its sizes. activation: the GELU variant to use in place of that of `model`."""
+        self.model, self.weights, self._activation = model, weights, activation
+
+    def logits(self, rows_T: np.ndarray, experts_NT: np.ndarray, wanted_R: np.ndarray, last: int = 0) -> np.ndarray:
+        """Return the logits of the token after each token, float32 [T, R].
+
+        rows_T: row of each token in the flattened slots. experts_NT: its expert in each RRE layer, [0, T] for a dense model.
+        wanted_R: rows of the flattened slots to return logits for. last: number of tokens at the end to return logits for; 0: all.
+        """
+        hidden_TH = self._hidden(rows_T, experts_NT, last)
+        table = self.weights.tensor("embedding")
+        logits_TR = np.empty((len(hidden_TH), len(wanted_R)), np.float32)
+        for first in range(0, len(wanted_R), _ROWS):
+            some = slice(first, first + _ROWS)
+            some_RH = np.asarray(table[wanted_R[some]], np.float32)
+            for t, hidden_H in enumerate(hidden_TH):
+                logits_TR[t, some] = (some_RH * hidden_H).sum(axis=-1)
+        release_pages(table)
+        return logits_TR
+
+    def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray) -> np.ndarray:
+        """Return the hidden states after the query layer, float32 [T, H]; arguments as in `logits`."""
+        return self._hidden(rows_T, experts_NT, 0)
+
+    def _hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray, last: int) -> np.ndarray:
+        asking_A = np.arange(len(rows_T))[-last:]
+        return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, asking_A)
+
+    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+        table = self.weights.tensor("embedding")
+        x_TH = np.asarray(table[rows_T], np.float32) + self._tensor("positions")[positions_T]
+        release_pages(table)
+        return x_TH
+
+    def queries(self, positions_T: np.ndarray) -> np.ndarray:
+        return self._tensor("query_positions")[positions_T]
+
+    def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
+        return residual + self._ffn(normed, lambda name: self.weights.tensor(f"layers.{layer}.ffn.{name}"))
+
+    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
+        return residual + self._routed(layer, normed, expert_T)
+
+    def _routed(self, layer: int, x_TH: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
+        y_TH = np.empty_like(x_TH)
+        for number in np.unique(expert_T).tolist():
+            mine = expert_T == number
+            y_TH[mine] = self._ffn(x_TH[mine], partial(self.weights.expert, layer, number))
+        return y_TH
+
+    def _ffn(self, x_TH: np.ndarray, tensor: Callable[[str], np.ndarray]) -> np.ndarray:
+        """Compute the FFN, token by token: w1 and w2 are [F, H]."""
+        w1, b1, w2, b2 = (tensor(name) for name in ("w1", "b1", "w2", "b2"))
+        # C order: BLAS adds in another order for a transposed matrix, as in some published files.
+        up_FH, down_FH = np.ascontiguousarray(w1, np.float32), np.ascontiguousarray(w2, np.float32)
+        y_TH = np.empty_like(x_TH)
+        for t, x_H in enumerate(np.ascontiguousarray(x_TH)):
+            inner_F = up_FH @ x_H + np.asarray(b1, np.float32)
+            y_TH[t] = self._gelu(inner_F) @ down_FH + np.asarray(b2, np.float32)
+        for values in (w1, w2):
+            release_pages(values)
+        return y_TH
+
+    def _gelu(self, x: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return activation_oracle(x.astype(np.float64), self._activation).astype(np.float32)
+
+    def attention(
+        self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
+    ) -> np.ndarray:
+        """Compute attention for all rows, then select: BLAS adds in another order for few rows."""
+        at, heads = f"layers.{layer}.attention", self.model.heads
+        q, k, v = (
+            self._linear(f"{at}.{name}", source).reshape(len(normed), heads, -1).transpose(1, 0, 2)
+            for name, source in (("query", query), ("key", normed), ("value", normed))
+        )
+        scores_nTT = (q / np.float32(np.sqrt(q.shape[-1]))) @ k.transpose(0, 2, 1)
+        scores_nTT[:, np.triu(np.ones(scores_nTT.shape[1:], bool), 1)] = -np.inf
+        weights_nTT = np.exp(scores_nTT - scores_nTT.max(axis=-1, keepdims=True))
+        weights_nTT /= weights_nTT.sum(axis=-1, keepdims=True)
+        mixed_TH = (weights_nTT @ v).transpose(1, 0, 2).reshape(normed.shape)
+        sum_TH = residual + self._linear(f"{at}.output", mixed_TH)
+        return sum_TH if asking_A is None else sum_TH[asking_A]
+
+    def _linear(self, at: str, x_TH: np.ndarray) -> np.ndarray:
+        weight = self.weights.tensor(f"{at}.weight")
+        y_TH = x_TH @ np.ascontiguousarray(weight, np.float32) + self._tensor(f"{at}.bias")
+        release_pages(weight)
+        return y_TH
+
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        centred_TH = x - x.mean(axis=-1, keepdims=True)
+        variance_T1 = (centred_TH * centred_TH).mean(axis=-1, keepdims=True)
+        scaled_TH = centred_TH / np.sqrt(variance_T1 + np.float32(LAYER_NORM_EPSILON)) * self._tensor(f"{name}.gain")
+        return scaled_TH + self._tensor(f"{name}.bias")
+
+    def _tensor(self, name: str) -> np.ndarray:
+        return np.asarray(self.weights.tensor(name), np.float32)
+
+
+_ROWS = 4096
+"""Number of rows of the word table whose logits are computed together."""

@@ -1,0 +1,174 @@
+"""Operators of `hidden_states` on the CPU, by the kernels of `ascend_ops/few_rows.py`, with the KV cache of many lanes.
+
+Every layer has its own operators, created once on fixed buffers. Rows alternate between two buffers: a norm's input and output.
+
+Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a lane, d = H/n, W wanted rows, R rows of a slot.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tqdm import tqdm
+
+from ascend_ops.few_rows import (
+    FFN,
+    LaneAttention,
+    NormRows,
+    Precision,
+    Projection,
+    Projections,
+    TiedHead,
+)
+from ascend_ops.large_pages import LargePages
+from pangu_sigma.config import Config
+from pangu_sigma.generate.cpu.matrices import Matrices
+from pangu_sigma.generate.weights import Weights
+
+PASS_TOKENS = 512
+"""Maximum number of tokens of all lanes in one pass; more make no product faster and need larger buffers."""
+
+
+class CpuOperators:
+    """Operators for new tokens of texts in lanes.
+
+    weight_bytes: bytes of the weights that they read, with mapped files. copied_bytes: bytes of those that are copies in memory.
+    cache_bytes: size of the full KV cache.
+    """
+
+    def __init__(self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool):
+        """mapped: True to read float32 matrices in place, without copies in large pages."""
+        model = config.model
+        self._model, self._room = model, LargePages()
+        self._weights = Matrices(weights, precision, mapped, self._room)
+        self._table_RH = self._weights.matrix("embedding")
+        self._positions_SH, self._queries_SH = (self._weights.vector(name) for name in ("positions", "query_positions"))
+        self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
+            self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(6)
+        )
+        self._lane_T, self._at_T, self._first_T = (np.zeros(PASS_TOKENS, np.int32) for _ in range(3))
+        self._expert_T = np.zeros(PASS_TOKENS, np.int32)
+        self._asking = np.zeros((3, PASS_TOKENS), np.int32)
+        self._where = tuple(each.ctypes.data for each in (self._lane_T, self._at_T, self._first_T))
+        self._where_asking = tuple(each.ctypes.data for each in self._asking)
+        self._expert_address = self._expert_T.ctypes.data
+        self._tokens = 0
+        width = model.hidden // model.heads
+        self._cache_LnSd = [
+            tuple(self._room.zeros((lanes, model.heads, model.seq_length, width)) for _ in range(2))
+            for _ in range(model.layers)
+        ]
+        self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
+        self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
+        self._layers = [
+            self._layer(i) for i in tqdm(range(model.layers), desc="weights", unit="layer", disable=None, leave=False)
+        ]
+        self._ffns = [self._ffn(i, config.experts) for i in range(model.layers)]
+        slots = (slice(slot * model.slot_rows, (slot + 1) * model.slot_rows) for slot in range(config.slots))
+        self._heads = [TiedHead(self._mixed_TH, self._table_RH.rows(slot)) for slot in slots]
+        self.weight_bytes, self.copied_bytes = self._weights.weight_bytes, self._weights.copied_bytes
+
+    def take(self, lane_T: np.ndarray, at_T: np.ndarray, first_T: np.ndarray) -> None:
+        """Set the tokens of the next pass: lane, index in the lane, and index of their document's first token."""
+        self._tokens = len(lane_T)
+        self._lane_T[: self._tokens], self._at_T[: self._tokens], self._first_T[: self._tokens] = lane_T, at_T, first_T
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the KV cache of the first tokens of lane `source` to lane `target`."""
+        for keys_and_values in self._cache_LnSd:
+            for cache_LnSd in keys_and_values:
+                cache_LnSd[target, :, :tokens] = cache_LnSd[source, :, :tokens]
+
+    def logits(self, hidden_TH: np.ndarray, wanted_W: np.ndarray, slot: int) -> np.ndarray:
+        """Return the logits [W, R] over the rows of a slot, for some of the tokens that ask."""
+        np.take(hidden_TH, wanted_W, axis=0, out=self._mixed_TH[: len(wanted_W)])
+        logits_WR = np.empty((len(wanted_W), self._model.slot_rows), np.float32)
+        self._heads[slot](len(wanted_W), logits_WR)
+        return logits_WR
+
+    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+        words_TH = self._table_RH.rows(rows_T).as_float32()
+        np.add(words_TH, self._positions_SH[positions_T], out=self._x_TH[: len(rows_T)])
+        return self._x_TH
+
+    def queries(self, positions_T: np.ndarray) -> np.ndarray:
+        """Return rows of the query layer's position table."""
+        self._mixed_TH[: len(positions_T)] = self._queries_SH[positions_T]
+        return self._mixed_TH
+
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        norm, y = self._norms[name]
+        norm(self._tokens)
+        return y
+
+    def attention(
+        self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
+    ) -> np.ndarray:
+        project, ask, remember, attend, output = self._layers[layer]
+        tokens, where = self._tokens, self._where
+        if asking_A is None:
+            project(tokens)
+        else:
+            remember(tokens)
+            where = self._only(asking_A, residual, query)
+            ask(self._tokens)
+        lanes, at, _ = self._where
+        attend(tokens, lanes, at, self._tokens, *where)
+        output(self._tokens)
+        return residual
+
+    def _only(self, asking_A: np.ndarray, *of_T: np.ndarray) -> tuple[int, ...]:
+        """Continue the pass with these tokens only, whose rows move to the front. Returns the addresses of lanes and positions."""
+        for each_TH in of_T:
+            each_TH[: len(asking_A)] = each_TH[asking_A]
+        for asking, each_T in zip(self._asking, (self._lane_T, self._at_T, self._first_T), strict=True):
+            asking[: len(asking_A)] = each_T[asking_A]
+        self._tokens = len(asking_A)
+        return self._where_asking
+
+    def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
+        self._ffns[layer](self._tokens)
+        return residual
+
+    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
+        self._expert_T[: self._tokens] = expert_T
+        self._ffns[self._model.dense_layers + layer](self._tokens, self._expert_address)
+        return residual
+
+    def _rows(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the buffers (residual, normed) of a layer. The norm before the query layer has swapped them."""
+        return (self._other_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._other_TH)
+
+    def _layer(self, layer: int) -> tuple[Projections, Projections, Projections, LaneAttention, Projections]:
+        at = f"layers.{layer}.attention"
+        residual_TH, normed_TH = self._rows(layer)
+        for name in ("attention_norm", "ffn_norm"):
+            cell = f"layers.{layer}.{name}"
+            self._norms[cell] = NormRows(residual_TH, *self._norm_weights(cell), normed_TH), normed_TH
+        asked_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
+        ask, key, value, output = (
+            Projection(
+                x_TH, self._weights.matrix(f"{at}.{name}.weight"), self._weights.vector(f"{at}.{name}.bias"), y_TH, adds
+            )
+            for name, x_TH, y_TH, adds in (
+                ("query", asked_TH, self._q_TH, False),
+                ("key", normed_TH, self._k_TH, False),
+                ("value", normed_TH, self._v_TH, False),
+                ("output", self._mixed_TH, residual_TH, True),
+            )
+        )
+        attend = LaneAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer])
+        project, remember = Projections([ask, key, value]), Projections([key, value])
+        return project, Projections([ask]), remember, attend, Projections([output])
+
+    def _ffn(self, layer: int, experts: int) -> FFN:
+        residual_TH, normed_TH = self._rows(layer)
+        routed = layer - self._model.dense_layers
+        if routed < 0:
+            weights = [self._weights.ffn(layer)]
+        else:
+            numbers = tqdm(range(experts), desc=f"experts of layer {layer}", unit="expert", disable=None, leave=False)
+            weights = [self._weights.expert(routed, number) for number in numbers]
+        return FFN(weights, self._model.activation, normed_TH, residual_TH)
+
+    def _norm_weights(self, cell: str) -> tuple[np.ndarray, np.ndarray]:
+        return self._weights.vector(f"{cell}.gain"), self._weights.vector(f"{cell}.bias")

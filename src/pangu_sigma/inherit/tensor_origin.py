@@ -1,0 +1,219 @@
+"""The tensors of a child, each from its parent's: which one, how, and its values, which are read one tensor at a time.
+
+    parent, L + N dense layers                child, L dense + N RRE layers
+    attention, LayerNorm, positions       →   the same, one to one
+    FFN of the lower L layers             →   the same
+    FFN of the upper N layers             →   every expert of that layer, an equal copy; without a gate the sum is unchanged
+    embedding rows                        →   rows of the same tokens in every slot; tokens the parent lacks are drawn anew
+
+Our choice where the paper is silent: rows of new tokens are drawn from N(0, model.init_std), and Adam starts from nothing.
+
+Shape suffixes: R rows of a slot, H hidden, K experts of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import xxhash
+
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER, WEIGHTS
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.domains import domains_of
+from pangu_sigma.inherit.parent import ParentWords, parent_slot
+from pangu_sigma.inherit.variation import Variation
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.text.tokenizer import Tokenizer
+
+_ROWS_BYTES = 64 << 20
+"""Bytes of the rows of a word table that are made at a time."""
+
+
+@dataclass(frozen=True)
+class TensorOrigin:
+    """A tensor of the child and where it comes from.
+
+    kind: copied, transposed, joined (as the parent's layout needs it), replicated (to K experts), rows (of the same tokens).
+    made_from: the tensors of the parent's files.
+    """
+
+    shard: str
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    made_from: str
+
+
+@dataclass(frozen=True)
+class SlotRows:
+    """The rows of one slot of the child, [R]: token ids (-1: none) and the parent's rows in its flattened table (-1: none)."""
+
+    name: str
+    parent_slot: str
+    ids_R: np.ndarray
+    parent_R: np.ndarray
+
+    @property
+    def used(self) -> int:
+        return int((self.ids_R >= 0).sum())
+
+    @property
+    def copied(self) -> int:
+        return int((self.parent_R >= 0).sum())
+
+    @property
+    def copied_tokens(self) -> int:
+        """Number of rows that have a token and are the parent's; rows without one may be, too."""
+        return int(((self.parent_R >= 0) & (self.ids_R >= 0)).sum())
+
+
+@dataclass
+class Child:
+    """The tensors of a child of `parent`; `find` gives them to `compose`.
+
+    slots: rows of its word table; None where no text is prepared yet, so that only the mapping can be told.
+    hashes: of the parent's tensors that were read so far, by name.
+    """
+
+    parent: StoredModel
+    config: Config
+    slots: list[SlotRows] | None
+    variation: Variation = field(default_factory=Variation)
+    moments: bool = False
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
+        """The array of that name, or None where Adam begins."""
+        if shard == WEIGHTS:
+            return self._embedding(shape) if name == "embedding" else self._read(name)
+        if shard.startswith(EXPERTS) and name in FFN_TENSORS:
+            return self._experts(int(shard.removeprefix(EXPERTS)), name, shape)
+        return self._state(shard, name, shape) if self.moments else None
+
+    def descents(self) -> Iterator[TensorOrigin]:
+        """Every weight of the child, dense ones first, with its origin."""
+        model = self.parent
+        upper = [f"layers.{i}.ffn." for i in range(self.config.model.dense_layers, self.config.model.layers)]
+        for name, tensor in model.tensors.items():
+            layer = next((n for n, at in enumerate(upper) if name.startswith(at)), None)
+            source, _, how = model.made_from.get(name, "copied").rpartition(": ")
+            source = source or tensor.origin or name
+            if layer is not None:
+                kind = "replicated" if self.variation.none else "replicated, varied"
+                tensor_name = name.removeprefix(upper[layer])
+                shape = (self.config.experts, *tensor.shape)
+                yield TensorOrigin(f"{EXPERTS}{layer}", tensor_name, shape, kind, source)
+            elif name == "embedding":
+                shape = (self.config.slots * self.config.model.slot_rows, tensor.shape[1])
+                yield TensorOrigin(WEIGHTS, name, shape, "rows", source)
+            else:
+                yield TensorOrigin(WEIGHTS, name, tensor.shape, how, source)
+
+    def parent_hash(self) -> str:
+        """One hash over the values of all tensors of the parent, as stored; those that were not read yet are read now."""
+        digest = xxhash.xxh3_128()
+        for name in sorted(self.parent.tensors):
+            if name not in self.hashes:
+                for _ in self._values(name):
+                    pass
+            digest.update(f"{name} {self.hashes[name]}\n".encode())
+        return digest.hexdigest()
+
+    def _read(self, name: str) -> LazyArray:
+        tensor = self.parent.tensors[name]
+        return LazyArray(tensor.shape, np.dtype(np.float32), partial(self._values, name), tensor.origin or name)
+
+    def _values(self, name: str) -> Iterator[np.ndarray]:
+        """The values of a tensor of the parent, in float32, noting their hash as stored."""
+        digest = xxhash.xxh3_128()
+        for values in self.parent.tensors[name].content():
+            contiguous = np.ascontiguousarray(values)
+            digest.update(contiguous.reshape(-1).view(np.uint8).data)
+            yield contiguous.astype(np.float32, copy=False)
+        self.hashes[name] = digest.hexdigest()
+
+    def _experts(self, layer: int, name: str, shape: tuple[int, ...]) -> LazyArray:
+        source = self._read(f"layers.{self.config.model.dense_layers + layer}.ffn.{name}")
+
+        def content() -> Iterator[np.ndarray]:
+            value = source.read()
+            for expert in range(shape[0]):
+                yield self.variation.vary(value, name, layer, expert)
+
+        return LazyArray(shape, source.dtype, content, source.origin)
+
+    def _embedding(self, shape: tuple[int, ...]) -> LazyArray:
+        assert self.slots is not None
+        table, std = self._read("embedding"), self.config.model.init_std
+        return LazyArray(shape, table.dtype, partial(self._rows, table, std), table.origin)
+
+    def _rows(self, table: LazyArray, std: float) -> Iterator[np.ndarray]:
+        """The rows of the child's word table. std: of the new rows; 0: they are zeros."""
+        values = table.read()
+        for number, slot in enumerate(self.slots or ()):
+            yield from table_rows(values, slot.parent_R, np.random.default_rng([self.config.seed, number]), std)
+
+    def _state(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
+        """Adam's state of the parent, carried over: moments as the weights, and its number of updates as each expert's."""
+        if shard == OPTIMIZER and name == "step":
+            return self.parent.array(OPTIMIZER, "step")
+        if shard == OPTIMIZER:
+            found = self.parent.array(OPTIMIZER, name)
+            if found is None or not name.startswith("embedding."):
+                return found
+            return LazyArray(shape, found.dtype, partial(self._rows, found, 0.0), found.origin)
+        if not shard.startswith(EXPERTS):
+            return None
+        if name == "step":
+            step = self.parent.array(OPTIMIZER, "step")
+            return None if step is None else LazyArray(shape, step.dtype, lambda: [np.repeat(step.read(), shape[0])])
+        layer = self.config.model.dense_layers + int(shard.removeprefix(EXPERTS))
+        found = self.parent.array(OPTIMIZER, f"layers.{layer}.ffn.{name}")
+        if found is None:
+            return None
+        return LazyArray(shape, found.dtype, lambda: (found.read() for _ in range(shape[0])), found.origin)
+
+
+def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator, std: float) -> Iterator[np.ndarray]:
+    """Rows of a word table by their numbers, some at a time. Those of number -1 are drawn from N(0, std); std 0: they are zeros."""
+    hidden = values.shape[1]
+    at_once = max(1, _ROWS_BYTES // (4 * hidden))
+    for first in range(0, len(rows_R), at_once):
+        rows = rows_R[first : first + at_once]
+        new = np.zeros((len(rows), hidden), np.float32)
+        if std:
+            new = draw.standard_normal((len(rows), hidden), np.float32) * np.float32(std)
+        new[rows >= 0] = values[rows[rows >= 0]]
+        yield new
+
+
+def slot_rows(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> list[SlotRows]:
+    """The rows of each slot of the child. Raises ConfigError for a slot that has no parent."""
+    slots, words = [], ParentWords(parent)
+    for slot, name in enumerate(domains_of(config).slot_names):
+        source, ids_R = parent_slot(name, words.slots), tokenizer.slot_rows[slot]
+        rows_R = words.rows(source, tokenizer.vocabulary, np.maximum(ids_R, 0))
+        slots.append(SlotRows(name, words.slots[source], ids_R, np.where(ids_R >= 0, rows_R, -1)))
+    return slots
+
+
+def check_child(parent: StoredModel, config: Config, moments: bool) -> None:
+    """Raise ConfigError for a configuration that is no child of the parent, by key."""
+    for key in ("hidden", "ffn", "heads", "seq_length", "layers"):
+        has, wants = getattr(parent.sizes, key), getattr(config.model, key)
+        if has is not None and has != wants:
+            name = "dense_layers + rre_layers" if key == "layers" else key
+            raise ConfigError(
+                f"model.{name} is {wants}, the parent's is {has}; they must be equal: change the child's configuration"
+            )
+    if moments and parent.array(OPTIMIZER, "step") is None:
+        raise ConfigError(f"{parent.path}: has no Adam state; leave --moments out")
+    if moments and config.ecss.moments != "float32":
+        raise ConfigError("--moments carries float32 moments over; use ecss.moments=float32")
+    for name in domains_of(config).slot_names:
+        parent_slot(name, ParentWords(parent).slots)

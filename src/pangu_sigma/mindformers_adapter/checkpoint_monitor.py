@@ -1,0 +1,57 @@
+"""Callback that writes checkpoints in the project's format while MindFormers trains.
+
+MindFormers' CheckpointMonitor would write every parameter, experts and moments included. But its file has neither the position in
+the data nor the identity of vocabulary and routing tables, and no hash detects damage. So this callback writes the same checkpoints
+as `pangu-sigma train`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindspore.train import Callback
+
+from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.state import files_of
+from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaTrainOneStepCell
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS
+
+logger = logging.getLogger(__name__)
+
+
+@MindFormerRegister.register(MindFormerModuleType.CALLBACK)
+class PanGuSigmaCheckpoint(Callback):
+    """Callback that saves every `save_checkpoint_steps` and after the last step, and keeps the newest `keep_checkpoint_max`."""
+
+    def __init__(self, save_checkpoint_steps: int = 500, keep_checkpoint_max: int = 2):
+        super().__init__()
+        self.interval = save_checkpoint_steps
+        self.keep = keep_checkpoint_max
+        self.saved = 0
+
+    def on_train_step_end(self, run_context: Any) -> None:
+        cell = run_context.original_args().train_network
+        if cell.progress.step % self.interval == 0:
+            self.save(cell)
+
+    def on_train_end(self, run_context: Any) -> None:
+        cell = run_context.original_args().train_network
+        if cell.progress.step != self.saved:
+            self.save(cell)
+
+    def save(self, cell: PanGuSigmaTrainOneStepCell) -> Path:
+        """Write a checkpoint of the state after the last step. Raises CheckpointError as `save_checkpoint` does."""
+        self.saved = cell.progress.step
+        path = save_checkpoint(
+            cell.folder.checkpoints,
+            cell.progress.step,
+            files_of(cell.shards, {}, SINGLE_PROCESS, writes_experts=True),
+            cell.progress.state(),
+            cell.folder.identity,
+            self.keep,
+        )
+        logger.info("saved %s", path)
+        return path

@@ -1,0 +1,77 @@
+"""Training step of the project as MindFormers' one-step cell, with the same graph, prefetcher and loss scale.
+
+Shape suffixes: N RRE layers, A active experts, D domains.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindspore import Tensor, nn
+
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import shards_of
+from pangu_sigma.config import Config
+from pangu_sigma.data.order import Cursor
+from pangu_sigma.data.step_arrays import StepArrays
+from pangu_sigma.ecss.prefetch import make_prefetcher
+from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
+from pangu_sigma.train.progress import Progress
+from pangu_sigma.train.step import TrainStep
+
+
+@MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
+class PanGuSigmaAdam:
+    """MindFormers optimizer, the section `optimizer` of a YAML. It only provides the learning rate.
+
+    `TrainStep` has moments and update, since no gradient has the shape of all experts. The learning rate is MindFormers' own
+    schedule, evaluated on the host (optimizer/schedule.py says why).
+    """
+
+    def __init__(self, params: list[ms.Parameter], learning_rate: nn.Cell, **settings: Any):
+        """settings: further keys of the YAML, which yaml_keys.py passes to the step."""
+        self.learning_rate = learning_rate
+
+    def rate(self, update: int) -> float:
+        """Return the learning rate of update number `update`, counted from 1."""
+        return float(self.learning_rate(Tensor(update, ms.float32)))
+
+
+@MindFormerRegister.register(MindFormerModuleType.WRAPPER)
+class PanGuSigmaTrainOneStepCell(nn.Cell):
+    """One-step cell on the dataset's columns. Returns loss, overflow, loss scale, rate and gradient norm, for MFLossMonitor.
+
+    It computes the learning rate and prefetches experts on the host, before the graph of the step: it is called, and never compiled
+    into another cell.
+    """
+
+    def __init__(
+        self,
+        network: PanGuSigmaForCausalLM,
+        optimizer: PanGuSigmaAdam,
+        config: Config,
+        folder: RunFolder,
+        progress: Progress,
+    ):
+        """progress: of the run; it advances with every step."""
+        super().__init__(auto_prefix=False)
+        self.network, self.optimizer, self.folder, self.progress = network, optimizer, folder, progress
+        self.step = TrainStep(config, network.network, network.store)
+        self.shards = shards_of(network.network, network.store, self.step.dense, self.step.scale)
+        self.prefetcher = make_prefetcher(config, network.store)
+
+    def __call__(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        *arrays_of_batch, coming_NA, taken_D = columns
+        arrays = StepArrays(*arrays_of_batch)
+        brought = None
+        if self.prefetcher is not None:
+            brought, _ = self.prefetcher.transfer(arrays.active_NA.asnumpy(), coming_NA.asnumpy())
+        rate = self.optimizer.rate(self.progress.updates + 1)
+        result = self.step.take(rate, arrays, brought)
+        applied = bool(result.applied.asnumpy())
+        self.progress.advance(applied, Cursor(taken_D.asnumpy().tolist()))
+        loss = np.stack([loss_M.asnumpy() for loss_M in result.block_loss_GM]).sum()
+        return Tensor(loss), Tensor(not applied), result.scale, Tensor(rate, ms.float32), result.norm

@@ -1,0 +1,199 @@
+"""Schemas of request bodies, in the form of OpenAI's interface. Undeclared parameters are refused, not ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class RequestBody(BaseModel):
+    """Base class of request bodies and their parts. Refuses unknown parameters, other types, infinity and NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+ModelName = Annotated[str, Field(max_length=200, description="An id of /v1/models, which names a domain.")]
+
+
+def _one_kind_of_prompt(value: Any) -> Any:
+    """Raise ValueError for a value that is no prompt: one line, where pydantic has one for each kind of prompt."""
+    if not isinstance(value, str | list) or value == []:
+        raise ValueError("must be a text, token ids, or a list of texts or of lists of token ids, not empty")
+    if isinstance(value, list):
+        kinds = {type(each) for each in value}
+        if len(kinds) > 1 or not kinds <= {str, int, list}:
+            raise ValueError("the elements of a list must all be texts, all token ids, or all lists of token ids")
+        inner = [each for ids in value for each in ids] if kinds == {list} else []
+        if any(type(each) is not int for each in inner) or [] in value:
+            raise ValueError("a list of token ids must have integers only, at least one")
+    return value
+
+
+def _one_kind_of_stop(value: Any) -> Any:
+    """Raise ValueError unless the value is a text or a list of texts."""
+    texts = value if isinstance(value, list) else [] if value is None else [value]
+    if any(not isinstance(each, str) or not each for each in texts):
+        raise ValueError("must be a text, or a list of texts, of at least one character each")
+    return value
+
+
+PromptInput = Annotated[
+    str | list[str] | list[TokenId] | list[list[TokenId]],
+    BeforeValidator(_one_kind_of_prompt),
+    Field(description="A text, or token ids, or a list of either: an answer for each."),
+]
+StopStrings = Annotated[
+    Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None,
+    BeforeValidator(_one_kind_of_stop),
+    Field(description="The answer ends before the first of these."),
+]
+
+
+class StreamOptions(RequestBody):
+    """Options of a stream."""
+
+    include_usage: bool | None = Field(
+        None, description="One more chunk before the last line, with the numbers of tokens."
+    )
+
+
+class GenerationRequest(RequestBody):
+    """Parameters that completions and chats share. null means the default."""
+
+    model: ModelName
+    n: int | None = Field(None, ge=1, description="Number of answers to each prompt; 1 if not given.")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; 1 if not given.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Draw from the fewest tokens with this probability together."
+    )
+    top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="Draw from this many tokens; 0 or -1: from all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(
+        None, gt=0, le=1e9, description="Above 1 makes tokens that occurred less likely."
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=1 << 53, description="The same seed draws the same tokens; answer i takes seed + i."
+    )
+    stop: StopStrings = None
+    stop_token_ids: list[TokenId] | None = Field(None, description="The answer ends with the first of these.")
+    ignore_eos: bool | None = Field(None, description="Go on after the end of a document.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Annotated[str, Field(max_length=512)] | None = Field(None, description="Whom you answer; not used, not kept.")
+    logit_bias: dict[BiasedToken, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=1024, description="Added to the logits of token ids."
+    )
+
+    @model_validator(mode="after")
+    def _combinations(self) -> GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed with stream=true")
+        return self
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of POST /v1/completions."""
+
+    prompt: PromptInput
+    max_tokens: int | None = Field(None, ge=0, description="New tokens at most; 16 if not given; 0 only with echo.")
+    echo: bool | None = Field(None, description="Begin the answer with the prompt.")
+    logprobs: int | None = Field(
+        None, ge=0, description="Log-probabilities, with this many alternatives to each token."
+    )
+    experts: bool | None = Field(
+        None, description="Ours: put the expert of each token in each RRE layer into logprobs.experts."
+    )
+    best_of: int | None = Field(None, ge=1, description="Not supported beyond n.")
+    suffix: Literal[""] | None = Field(None, description="Not supported.")
+    add_special_tokens: bool | None = Field(None, description="false: no language tag before the text.")
+
+    @model_validator(mode="after")
+    def _own_combinations(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens=0 without echo=true asks for nothing; raise it, or set echo")
+        if self.best_of not in (None, self.n or 1):
+            raise ValueError(
+                f"best_of={self.best_of} is not supported; leave it out, or set n={self.best_of} and choose"
+            )
+        return self
+
+
+class TextPart(RequestBody):
+    """Text part of a message; there are no other parts."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _one_kind_of_content(value: Any) -> Any:
+    if not isinstance(value, str) and not (
+        isinstance(value, list) and value and all(isinstance(p, dict) for p in value)
+    ):
+        raise ValueError('must be a text, or a list of parts {"type": "text", "text": …}')
+    return value
+
+
+class Message(RequestBody):
+    """Message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str | list[TextPart], BeforeValidator(_one_kind_of_content)]
+    refusal: None = Field(None, description="Answers have it; it may come back.")
+
+    @property
+    def text(self) -> str:
+        """Text of the whole message."""
+        return self.content if isinstance(self.content, str) else "".join(each.text for each in self.content)
+
+
+class ResponseFormat(RequestBody):
+    """Format of an answer; only text is supported."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(GenerationRequest):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, description="New tokens at most; as many as fit if not given.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(
+        None, ge=0, description="Number of alternatives to each token; needs logprobs=true."
+    )
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
+
+    @model_validator(mode="after")
+    def _own_combinations(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed with logprobs=true")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens mean the same and differ; give one of them")
+        if self.messages[-1].role != "user":
+            raise ValueError("messages: the last one must have the role user; the answer to it is what comes next")
+        if any(each.role in ("system", "developer") for each in self.messages[1:]):
+            raise ValueError("messages: only the first one can have the role system or developer")
+        return self
+
+
+class TokenizeRequest(RequestBody):
+    """Body of POST /tokenize, as in vLLM."""
+
+    model: ModelName | None = None
+    prompt: str
+    add_special_tokens: bool | None = Field(None, description="false: no language tag before the text.")
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(RequestBody):
+    """Body of POST /detokenize, as in vLLM."""
+
+    model: ModelName | None = None
+    tokens: list[TokenId]

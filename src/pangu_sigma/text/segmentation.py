@@ -1,0 +1,75 @@
+"""Segmentation of text into runs, each for PanGu-α's SentencePiece model or for the English one.
+
+A run for PanGu-α is already segmented into words, exactly as PanGu-α did it. Words do not depend on the slot's SentencePiece
+model, so they are found once for each document. Nothing here knows ids.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from pangu_sigma.text.normalisation import VANISHING
+from pangu_sigma.text.words import NEWLINE, SPACE, words
+
+HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Han characters and radicals, as the inside of a regular expression's [ ]."""
+
+_MARKS = "\u3000-\u303f\ufe30-\ufe4f\uff00-\uffef“”‘’—…·"
+"""CJK punctuation, full-width forms, and the quotes and dashes that Chinese text shares with Latin text."""
+
+_CHINESE_RUN = re.compile(f"[{_MARKS}]{{0,8}}[{HAN}](?:[\\W\\d_]*[{HAN}{_MARKS}])*")
+_HAN = re.compile(f"[{HAN}]")
+_LATIN_WORD = re.compile(r"[A-Za-z]+")
+_MARK = re.compile(f"([{SPACE}{NEWLINE}])")
+
+
+class Run(NamedTuple):
+    """Stretch of text for one SentencePiece model: PanGu-α's if `alpha`, else the English one.
+
+    `text` of a run for PanGu-α is jieba's words, joined with a blank. As in PanGu-α, ▂ and ▃ in it stand for the text's blanks and
+    newlines; a ▂ or ▃ of the text itself follows two blanks, which SentencePiece reads as one. `spelled`: True if there are such
+    marks or vanishing characters in it, which only bytes can spell.
+    """
+
+    alpha: bool
+    text: str
+    spelled: bool = False
+
+
+def runs_of(text: str, language: str) -> tuple[Run, ...]:
+    """Split text into runs, in order, by the language of its domain.
+
+    `zh`: one run for PanGu-α. `en`, `python`, `java`: one run for the English model. `mixed`: by script. There a Chinese run is Han
+    and Chinese punctuation, with digits, blanks and marks between them; Latin words, even single ones inside a Chinese sentence,
+    are English runs, where a word is a token or two and not one token a letter as in PanGu-α.
+    """
+    if not text:
+        return ()
+    if language == "zh":
+        return (_chinese(text),)
+    if language != "mixed":
+        return (Run(False, text),)
+    runs, position = [], 0
+    for match in _CHINESE_RUN.finditer(text):
+        if match.start() > position:
+            runs.append(Run(False, text[position : match.start()]))
+        runs.append(_chinese(match.group()))
+        position = match.end()
+    if position < len(text):
+        runs.append(Run(False, text[position:]))
+    return tuple(runs)
+
+
+def _chinese(text: str) -> Run:
+    """Make a run for PanGu-α. Two blanks go before a ▂ or ▃ of the text itself; jieba takes each for a word of its own."""
+    if not VANISHING.search(text):
+        return Run(True, words(text))
+    cut = _MARK.split(text)  # every other one is a mark; an empty one in front makes the blanks before the first word
+    written = [f" {some}" if i % 2 else words(some) for i, some in enumerate(cut) if some or i == 0]
+    return Run(True, " ".join(written), True)
+
+
+def is_chinese(text: str) -> bool:
+    """Return True if text has more Han characters than Latin words; decides the tag of text without a stated language."""
+    return len(_HAN.findall(text)) > len(_LATIN_WORD.findall(text))

@@ -1,0 +1,172 @@
+"""SentencePiece models: find PanGu-α's, train or import English pieces, restrict a model to some pieces."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import DataError
+
+# MindSpore's messages load only into protobuf's Python implementation, which MindSpore selects if it is imported first. protobuf
+# selects once per process, so this module must select the same.
+os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
+
+META = "\u2581"
+"""SentencePiece's character for a blank, ▁."""
+
+_TRAINING_LINE = 2_000
+"""Maximum characters of a line of training text for the English pieces; SentencePiece drops lines above 4,192 bytes."""
+
+
+def parse_model(data: bytes) -> Any:
+    """Parse a SentencePiece model file into its protobuf message. Raises DataError if it is none."""
+    model = sentencepiece_model.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise DataError(f"not a SentencePiece model: {error}") from error
+    return model
+
+
+def byte_names() -> list[str]:
+    """Return the names of the 256 byte pieces, in order."""
+    return [f"<0x{value:02X}>" for value in range(256)]
+
+
+@functools.cache
+def alpha_model() -> bytes:
+    """Read PanGu-α's SentencePiece model from the installed package pcl-pangu, without importing it. Raises DataError."""
+    found = importlib.util.find_spec("pcl_pangu")
+    for folder in (found and found.submodule_search_locations) or []:
+        path = Path(folder) / "tokenizer/bpe_4w_pcl/vocab.model"
+        if path.is_file():
+            return path.read_bytes()
+    raise DataError("PanGu-α's vocabulary is not installed; run: pip install pcl-pangu==1.2.6.2")
+
+
+def train_english(texts: Iterable[str], pieces: int) -> bytes:
+    """Train `pieces` English pieces (SentencePiece unigram) and return them as a compact model.
+
+    Blanks and runs of blanks are pieces, digits are split, a newline is always a piece of its own, and other characters fall back
+    to bytes. The same texts give the same model. Too little text gives fewer pieces.
+    """
+    buffer = io.BytesIO()
+    lines = _training_lines(texts)
+    first = next(lines, None)
+    if first is None:
+        return compact_model([], sentencepiece_model.TrainerSpec.UNIGRAM)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=itertools.chain([first], lines),
+        model_writer=buffer,
+        model_type="unigram",
+        vocab_size=pieces + 257,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        byte_fallback=True,
+        character_coverage=0.9995,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        num_threads=2,  # fixed: the sums of the EM steps depend on it
+        minloglevel=2,
+    )
+    model = parse_model(buffer.getvalue())
+    return compact_model(_normal_pieces(model), model.trainer_spec.model_type)
+
+
+def read_english(path: Path) -> bytes:
+    """Read a user's SentencePiece model (unigram or BPE) and return its pieces as a compact model.
+
+    Its normaliser, dummy prefix and control symbols are dropped, so that text decodes exactly. Raises ConfigError.
+    """
+    key = f"vocabulary.english_model={str(path)!r}"
+    try:
+        model = parse_model(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"{key}: cannot be read: {error.strerror}; give the path of a SentencePiece .model"
+        ) from error
+    except DataError as error:
+        raise ConfigError(f"{key}: {error}; give the path of a SentencePiece .model") from error
+    kind = model.trainer_spec.model_type
+    if kind not in (sentencepiece_model.TrainerSpec.UNIGRAM, sentencepiece_model.TrainerSpec.BPE):
+        raise ConfigError(f"{key}: is a word or character model; give a unigram or BPE model")
+    return compact_model(_normal_pieces(model), kind)
+
+
+def _training_lines(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for line in text.split("\n"):
+            for start in range(0, len(line), _TRAINING_LINE):
+                yield line[start : start + _TRAINING_LINE]
+
+
+def _normal_pieces(model: Any) -> list[tuple[str, float]]:
+    normal = sentencepiece_model.ModelProto.SentencePiece.NORMAL
+    return [(p.piece, p.score) for p in model.pieces if p.type == normal and "\n" not in p.piece]
+
+
+def compact_model(pieces: list[tuple[str, float]], kind: int) -> bytes:
+    """Make a SentencePiece model, without normalisation, of <unk>, the 256 bytes, a newline and `pieces` (name, score).
+
+    A blank is added if it is not among them: byte fallback would spell it as ▁. kind: `model_type` of SentencePiece.
+    """
+    kinds = sentencepiece_model.ModelProto.SentencePiece
+    model = sentencepiece_model.ModelProto()
+    model.trainer_spec.model_type = kind
+    model.trainer_spec.byte_fallback = True
+    if META not in dict(pieces):
+        pieces = [*pieces, (META, min((score for _, score in pieces), default=0.0) - 1.0)]
+    model.trainer_spec.vocab_size = 258 + len(pieces)
+    model.trainer_spec.bos_id = model.trainer_spec.eos_id = model.trainer_spec.pad_id = -1
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = False
+    model.normalizer_spec.remove_extra_whitespaces = False
+    model.pieces.add(piece="<unk>", score=0.0, type=kinds.UNKNOWN)
+    for name in byte_names():
+        model.pieces.add(piece=name, score=0.0, type=kinds.BYTE)
+    model.pieces.add(piece="\n", score=0.0, type=kinds.NORMAL)
+    for piece, score in pieces:
+        model.pieces.add(piece=piece, score=score, type=kinds.NORMAL)
+    return model.SerializeToString(deterministic=True)
+
+
+def restricted_model(model: Any, keep: Iterable[bool]) -> bytes:
+    """Return `model` restricted to the pieces to keep: the others are marked unused, ids stay the same."""
+    kinds = sentencepiece_model.ModelProto.SentencePiece
+    copy = sentencepiece_model.ModelProto()
+    copy.CopyFrom(model)
+    for piece, kept in zip(copy.pieces, keep, strict=True):
+        if not kept and piece.type in (kinds.NORMAL, kinds.USER_DEFINED):
+            piece.type = kinds.UNUSED
+    return copy.SerializeToString(deterministic=True)
+
+
+def append_bytes(model: bytes, controls: Iterable[str]) -> bytes:
+    """Append control pieces and the 256 bytes to a model, so that bytes spell what would be <unk>; other encodings do not change.
+
+    Concatenated protobuf messages are merged, so nothing has to be parsed.
+    """
+    kinds = sentencepiece_model.ModelProto.SentencePiece
+    added = sentencepiece_model.ModelProto()
+    added.trainer_spec.byte_fallback = True
+    for name in controls:
+        added.pieces.add(piece=name, score=0.0, type=kinds.CONTROL)
+    for name in byte_names():
+        added.pieces.add(piece=name, score=0.0, type=kinds.BYTE)
+    return model + added.SerializeToString(deterministic=True)

@@ -1,0 +1,287 @@
+"""Tokenizer of the merged vocabulary, restricted for each domain to the ids that its embedding slot has rows for.
+
+Chinese text is encoded as PanGu-α does (jieba words, then its SentencePiece model), with its ids. Characters that are <unk> there
+or vanish are spelled by bytes, so that decoding returns every character or its NFKC form. English text and code are encoded by
+English pieces and bytes, and decode exactly. `segmentation` decides which model reads which text.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from pangu_sigma.config import MOST_ROWS, ConfigError
+from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
+from pangu_sigma.text.documents import Document, Segments
+from pangu_sigma.text.normalisation import VANISHING_IN_RUN, folded_characters
+from pangu_sigma.text.segmentation import Run, is_chinese, runs_of
+from pangu_sigma.text.sentencepieces import META, append_bytes, restricted_model
+from pangu_sigma.text.vocabulary import EOT, FIRST_BYTE, FIRST_ENGLISH, PAD, TAG_OF_LANGUAGE, TAGS, UNK, Vocabulary
+
+SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
+"""Segments of a document after word segmentation: (language or "", runs) for each of them."""
+
+_META_BYTES = [FIRST_BYTE + value for value in META.encode()]
+_FORMAT = 2
+"""Version of the folder and of the encoding, part of the hash; others are refused."""
+
+
+class Tokenizer:
+    """Tokenizer of the merged vocabulary, with the embedding rows of every slot.
+
+    size: V. hash: hex sha256 over everything that decides ids and rows.
+    slot_rows: [slots, R] row → id, -1 beyond the rows in use. row_of: [slots, V] id → row, -1 if the slot has no row for it.
+    Raises ValueError if a slot lacks rows for the bytes.
+    """
+
+    pad, eot, unk = PAD, EOT, UNK
+
+    def __init__(self, alpha: bytes, english: bytes, slot_rows: np.ndarray) -> None:
+        self._alpha, self._english = alpha, english
+        self.vocabulary = _vocabulary(alpha, english)
+        self.size = len(self.vocabulary)
+        self.slot_rows = np.ascontiguousarray(slot_rows, dtype=np.int32)
+        self.row_of = _inverse(self.slot_rows, self.size)
+        if (self.row_of[:, FIRST_BYTE:FIRST_ENGLISH] < 0).any():
+            raise ValueError("every slot needs rows for the bytes")
+        self.hash = self._hash()
+        self._has_every_id = (self.row_of >= 0).all(axis=1).tolist()
+        self._models: dict[int | None, _Models] = {}
+
+    @classmethod
+    def whole(cls, alpha: bytes, english: bytes, slots: int) -> Tokenizer:
+        """Make a tokenizer whose slots have a row for every id, the row of the same number."""
+        size = len(_vocabulary(alpha, english))
+        return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)))
+
+    def of_slots(self, slots: Sequence[int]) -> Tokenizer:
+        """Return a tokenizer with only these slots, in this order; ids and rows stay the same."""
+        return Tokenizer(self._alpha, self._english, self.slot_rows[list(slots)])
+
+    def encode(self, text: str, domain: Domain) -> list[int]:
+        """Encode text for a domain, without tag and <eot>. Raises DataError for a lone surrogate."""
+        return self.encode_runs(runs_of(text, domain.language), domain)
+
+    def encode_runs(self, runs: Iterable[Run], domain: Domain) -> list[int]:
+        """Encode runs of text, as `runs_of` returns them, for a domain. Raises DataError as `encode`."""
+        models = self._slot_models(domain.slot)
+        ids: list[int] = []
+        for run in runs:
+            try:
+                ids += self._encode_run(run, models)
+            except RuntimeError:  # SentencePiece's, which does not say why
+                _refuse_half_pairs(run.text)
+                raise
+        return ids
+
+    def changed_by_normalisation(self, segments: SegmentedText) -> int:
+        """Return the number of characters that decoding does not restore: those folded to their NFKC form."""
+        return sum(folded_characters(run.text) for _, runs in segments for run in runs if run.alpha)
+
+    def sample(self, document: Document, domain: Domain) -> list[int]:
+        """Encode a document for training.
+
+        Format text: ids, <eot>. bilingual: tag and ids of every side, <eot>. code: <Python> or <Java>, ids, <eot>.
+        """
+        return self.sample_runs(segment(document.segments, domain), domain)
+
+    def sample_runs(self, segments: SegmentedText, domain: Domain) -> list[int]:
+        """Encode a document for training from its segments, as `segment` returns them."""
+        return [*self._tagged(segments, domain), EOT]
+
+    def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
+        """Encode a prompt for generation: as `sample`, without <eot>.
+
+        In a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. An empty code prompt is its tag.
+        """
+        segments = (("", text),) if isinstance(text, str) else text
+        return self._tagged(segment(segments, domain), domain)
+
+    def rows(self, ids: Sequence[int] | np.ndarray, domain: Domain) -> np.ndarray:
+        """Return the row of each id in a domain's embedding slot, int32 [T]. Raises ConfigError for an id without a row."""
+        ids_T = np.asarray(ids, np.int64)
+        outside = ids_T[(ids_T < 0) | (ids_T >= self.size)]
+        if len(outside):  # a negative one would silently be counted from the end
+            raise ConfigError(f"token id {outside[0]} does not exist; this model has the ids 0 … {self.size - 1}")
+        rows_T = self.row_of[domain.slot, ids_T]
+        if (rows_T < 0).any():
+            raise ConfigError(
+                f"token id {ids_T[rows_T < 0][0]} has no row in the embedding slot of domain {domain.name}; "
+                "encode the text with the tokenizer of this model and domain"
+            )
+        return rows_T
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids to text. Control tokens and tags decode to nothing; invalid UTF-8 becomes U+FFFD."""
+        surfaces = self.vocabulary.surfaces
+        return b"".join(surfaces[i] for i in ids).decode("utf-8", errors="replace")
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer to a folder: both SentencePiece models and vocabulary.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pangu_alpha.model").write_bytes(self._alpha)
+        (folder / "english.model").write_bytes(self._english)
+        slots = [rows[rows >= 0].tolist() for rows in self.slot_rows]
+        content = {
+            "format": _FORMAT,
+            "hash": self.hash,
+            "size": self.size,
+            "rows_per_slot": self.slot_rows.shape[1],
+            "slots": slots,
+            "pieces": self.vocabulary.pieces,
+        }
+        (folder / "vocabulary.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Load a tokenizer from a folder that `save` wrote. Raises DataError if it is incomplete or damaged."""
+        try:
+            alpha, english = (folder / "pangu_alpha.model").read_bytes(), (folder / "english.model").read_bytes()
+            content = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+            slots, most = len(content["slots"]), content["rows_per_slot"]
+            if type(most) is not int or slots * max(most, 0) > MOST_ROWS:
+                raise ValueError(f"{slots} slots of {most!r} rows")
+            slot_rows = np.full((slots, most), -1, dtype=np.int32)
+            for rows, ids in zip(slot_rows, content["slots"], strict=True):
+                rows[: len(ids)] = ids
+            tokenizer = cls(alpha, english, slot_rows)
+        except OSError as error:
+            raise DataError(
+                f"tokenizer {folder}: {error.filename}: {error.strerror}; run prepare-data again"
+            ) from error
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as error:
+            raise DataError(f"tokenizer {folder}: damaged ({error}); run prepare-data again") from error
+        if content.get("format") != _FORMAT or tokenizer.hash != content.get("hash"):
+            raise DataError(
+                f"tokenizer {folder}: its files give the hash {tokenizer.hash[:12]}…, vocabulary.json says "
+                f"{str(content.get('hash'))[:12]}…; a file was changed, run prepare-data again"
+            )
+        return tokenizer
+
+    def _tagged(self, segments: SegmentedText, domain: Domain) -> list[int]:
+        ids: list[int] = []
+        for language, runs in segments:
+            if language:
+                ids.append(TAG_OF_LANGUAGE[language])
+            ids += self.encode_runs(runs, domain)
+        return ids
+
+    def _encode_run(self, run: Run, models: _Models) -> list[int]:
+        if not run.alpha:
+            return self._encode_english(run.text, models.english)
+        if run.spelled:
+            return self._encode_spelled(run.text, models.alpha)
+        ids: list[int] = models.alpha.encode(run.text)
+        return ids
+
+    def _encode_spelled(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
+        """Encode a Chinese run that has characters PanGu-α's model cannot encode: their bytes are inserted between its ids.
+
+        The model reads the other words all at once, so that their ids are those that PanGu-α has for this text.
+        """
+        read, spelled, words, position = [], [], 0, 0
+        for match in VANISHING_IN_RUN.finditer(text):
+            before = text[position : match.start()]
+            position = match.end()
+            read.append(before)
+            words += len([word for word in before.split(" ") if word])
+            spelled.append((words, match.group()[-1]))
+        alpha_ids = model.encode("".join(read) + text[position:])
+        starts = [i for i, token in enumerate(alpha_ids) if token in self.vocabulary.word_starts] + [len(alpha_ids)]
+        ids, done = [], 0
+        for words, character in spelled:
+            ids += alpha_ids[done : starts[words]]
+            ids += [FIRST_BYTE + value for value in character.encode()]
+            done = starts[words]
+        return ids + alpha_ids[done:]
+
+    def _encode_english(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
+        ids: list[int] = []
+        for i, between in enumerate(text.split(META)):
+            if i:
+                ids += _META_BYTES  # SentencePiece would take a ▁ of the text for a blank
+            ids += [self.vocabulary.english_ids[j] for j in model.encode(between)]
+        return ids
+
+    def _slot_models(self, slot: int) -> _Models:
+        """Return the SentencePiece models of a slot; slots with a row for every id share the unrestricted ones."""
+        key = None if self._has_every_id[slot] else slot
+        if key not in self._models:
+            rows = self.row_of[slot]
+            alpha, english = self._alpha, self._english
+            if key is not None:
+                alpha = restricted_model(self.vocabulary.alpha, rows[: len(self.vocabulary.alpha.pieces)] >= 0)
+                english = restricted_model(self.vocabulary.english, rows[self.vocabulary.english_ids] >= 0)
+            self._models[key] = _Models(append_bytes(alpha, TAGS), english)
+        return self._models[key]
+
+    def _hash(self) -> str:
+        digest = hashlib.sha256(f"pangu-sigma tokenizer {_FORMAT}\n".encode())
+        for content in (self._alpha, self._english, self.slot_rows.astype("<i4").tobytes()):
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+        return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=2)
+def _vocabulary(alpha: bytes, english: bytes) -> Vocabulary:
+    """Parse two models into a vocabulary, cached: preparing makes two tokenizers, and parsing takes half a second."""
+    return Vocabulary(alpha, english)
+
+
+class _Models:
+    """PanGu-α's and the English SentencePiece model of a slot, each loaded when first used."""
+
+    def __init__(self, alpha: bytes, english: bytes) -> None:
+        self._alpha, self._english = alpha, english
+
+    @functools.cached_property
+    def alpha(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(model_proto=self._alpha)
+
+    @functools.cached_property
+    def english(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(model_proto=self._english)
+
+
+def segment(segments: Segments, domain: Domain) -> SegmentedText:
+    """Segment the text of a document into words: return each segment with its tag language and its runs."""
+    return tuple((tag_language(language, text, domain), runs_of(text, domain.language)) for language, text in segments)
+
+
+def tag_language(language: str, text: str, domain: Domain) -> str:
+    """Return the language whose tag precedes a segment, or "". language: the stated one, or "". May raise ConfigError."""
+    if domain.format == "text":
+        return ""
+    if domain.format == "bilingual":
+        return language or ("zh" if is_chinese(text) else "en")
+    if domain.language not in ("python", "java"):
+        raise ConfigError(
+            f"domains: {domain.name} has format: code and language: {domain.language}; there is a tag for python and "
+            "java only, so use one of them, or format: text"
+        )
+    return domain.language
+
+
+def _refuse_half_pairs(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text has half a surrogate pair, {text[error.start]!r}, which is no character; take it out or decode the text anew"
+        ) from None
+
+
+def _inverse(slot_rows: np.ndarray, size: int) -> np.ndarray:
+    row_of = np.full((len(slot_rows), size), -1, dtype=np.int32)
+    for slot, ids in enumerate(slot_rows):
+        used = ids[ids >= 0]
+        row_of[slot, used] = np.flatnonzero(ids >= 0)
+    return row_of

@@ -1,0 +1,63 @@
+"""TensorBoard file of a run, written synchronously: tensorboardX's own writer uses a thread, whose errors nobody handles.
+
+An error of the disk ends the TensorBoard curves but not the training: metrics.jsonl has the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+logger = logging.getLogger(__name__)
+
+
+class TensorBoardWriter:
+    """Writer of a new TensorBoard event file for the steps from `first_step` on; TensorBoard hides those steps of older files."""
+
+    def __init__(self, folder: Path, first_step: int):
+        self._folder = folder
+        self._writer: EventsWriter | None = None
+        self._try(lambda: self._open(first_step))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Add a point to a curve."""
+        self._write(Event(summary=scalar(name, value), step=step))
+
+    def flush(self) -> None:
+        """Write buffered points to the disk."""
+        if self._writer is not None:
+            self._try(self._writer.flush)
+
+    def close(self) -> None:
+        """Write buffered points to the disk, and close the file."""
+        if self._writer is not None:
+            self._try(self._writer.close)
+
+    def _open(self, first_step: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(self._folder / "events"))
+        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def _write(self, event: Event) -> None:
+        if self._writer is not None:
+            event.wall_time = time.time()
+            writer = self._writer
+            self._try(lambda: writer.write_event(event))
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._writer = None
+            logger.warning(
+                "%s: %s; nothing more is written for TensorBoard, until training is started again; metrics.jsonl has the same "
+                "numbers",
+                self._folder,
+                error.strerror or error,
+            )

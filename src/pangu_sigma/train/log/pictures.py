@@ -1,0 +1,234 @@
+"""Figures of training runs from their logs: losses, optimizer, speed, ECSS traffic, and load of every expert.
+
+Several runs share a figure: colours distinguish the domains, and line styles the runs.
+Shape suffixes: N RRE layers, K experts stored in a layer, D domains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
+
+from pangu_sigma.train.log.metrics import TRAFFIC
+
+Line = dict[str, Any]
+"""Line of metrics.jsonl, parsed."""
+
+_FEW_DOMAINS = 8
+"""Maximum number of domains whose names are written large and side by side."""
+_ANNOTATE_MAX = 40
+"""Maximum number of experts in a layer for which each cell of the heat map shows its value."""
+_STYLES = ("-", "--", ":", "-.")
+"""Line styles of the runs of a figure, in turn."""
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """Metrics log of a run. steps, evaluations, loads, spikes, changes, unhealthy: its lines of these kinds (metrics.py), in order.
+
+    unigram: unigram loss of the held-out tokens by domain; None if unknown.
+    """
+
+    name: str
+    domains: list[str]
+    steps_total: int
+    steps: list[Line]
+    evaluations: list[Line]
+    loads: list[Line]
+    spikes: list[Line]
+    changes: list[Line]
+    unhealthy: list[Line]
+    unigram: dict[str, float | None]
+
+
+def draw_losses(runs: Sequence[RunLog]) -> Figure:
+    """Draw the training and held-out losses by domain, spikes, skipped steps, and the unigram loss."""
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    axes = figure.subplots()
+    domains = list(dict.fromkeys(name for run in runs for name in run.domains))
+    colors = dict(zip(domains, _colors(len(domains)), strict=True))
+    for run, style in _styled(runs):
+        for name in run.domains:
+            color, label = colors[name], name
+            for lines, look in (
+                (run.steps, {"linewidth": 1.0, "alpha": 0.55}),
+                (run.evaluations, {"marker": "o", "markersize": 4}),
+            ):
+                points = _points((line["step"], line["per_domain_loss"].get(name)) for line in lines)
+                if points:
+                    axes.plot(*points, color=color, linestyle=style, label=label if run is runs[0] else "_", **look)
+                    label = "_"  # one legend entry a domain
+            counting = run.unigram.get(name)
+            if counting is not None and run is runs[0] and len(domains) <= _FEW_DOMAINS:
+                axes.axhline(counting, color=color, linestyle=(0, (1, 4)), linewidth=1.0)
+        for spike in run.spikes:
+            axes.plot(
+                spike["step"], spike["loss"], marker="^", markersize=6, color=colors.get(spike["domain"], "black")
+            )
+        if skipping := [line["step"] for line in run.steps if line["skipped"]]:
+            axes.plot(skipping, [0.01] * len(skipping), "x", color="red", transform=axes.get_xaxis_transform())
+    title = "Loss: thin line training, dots held-out text, dotted level counting; ▲ spike, red × skipped steps"
+    _axes(axes, "step", "loss (nats per token)", title + _run_names(runs))
+    if not axes.get_legend_handles_labels()[0]:
+        return figure  # no loss was finite
+    columns, size = math.ceil(len(domains) / 24), 10 if len(domains) <= _FEW_DOMAINS else 8
+    legend = figure.legend(title="domain", loc="outside right upper", ncols=columns, fontsize=size)
+    for line in legend.get_lines():
+        line.set(alpha=1.0, linewidth=2.0)
+    return figure
+
+
+def draw_optimizer(runs: Sequence[RunLog]) -> Figure:
+    """Draw learning rate, gradient norms, and loss scale."""
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    rates, norms, scales = figure.subplots(3, sharex=True)
+    for run, style in _styled(runs):
+        rates.plot(*_of_steps(run, "learning_rate"), linestyle=style, color="C0")
+        for key, name, color in (
+            ("gradient_norm", "all gradients", "C0"),
+            ("gradient_norm_dense", "dense parameters", "C1"),
+            ("gradient_norm_experts", "experts", "C2"),
+        ):
+            if points := _of_steps(run, key):
+                norms.plot(*points, linestyle=style, color=color, label=name if run is runs[0] else "_", linewidth=1.0)
+        scales.plot(*_of_steps(run, "loss_scale"), linestyle=style, color="C0")
+    _axes(rates, "", "learning rate", "Learning rate, gradient norm before clipping, loss scale" + _run_names(runs))
+    _axes(norms, "", "gradient norm", "")
+    norms.set_yscale("log")
+    if norms.lines:
+        norms.legend(loc="upper right")
+    _axes(scales, "step", "loss scale", "")
+    scales.set_yscale("log", base=2)
+    return figure
+
+
+def draw_speed(runs: Sequence[RunLog]) -> Figure | None:
+    """Draw tokens per second, and the median of each run; None if no run has any."""
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    axes, drawn = figure.subplots(), False
+    for number, (run, style) in enumerate(_styled(runs)):
+        if points := _of_steps(run, "tokens_per_second"):
+            axes.plot(*points, linewidth=1.0, color=f"C{number}", linestyle=style)
+            median = float(np.median(points[1]))
+            name = f"{run.name}: " if len(runs) > 1 else ""
+            axes.axhline(
+                median, color="gray", linestyle=style, linewidth=1.0, label=f"{name}median {median:,.0f} tokens/s"
+            )
+            drawn = True
+    if not drawn:
+        return None
+    _axes(axes, "step", "speed (tokens/s)", "Training speed, without evaluation and checkpoints")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.legend()
+    return figure
+
+
+def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
+    """Draw the ECSS traffic per step, and hit rate and stall of the prefetcher; None if no run has a prefetcher."""
+    if not any(_of_steps(run, TRAFFIC[0]) for run in runs):
+        return None
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    moved, rates = figure.subplots(2, sharex=True)
+    for run, style in _styled(runs):
+        for number, key in enumerate(TRAFFIC):
+            axes = moved if key.endswith("_mib") else rates
+            if points := _of_steps(run, key):
+                name = key.removesuffix("_mib").replace("_", " ") if run is runs[0] else "_"
+                axes.plot(*points, linestyle=style, color=f"C{number}", linewidth=1.0, label=name)
+    _axes(moved, "", "MiB a step", "ECSS: experts moved between the store and the device" + _run_names(runs))
+    _axes(rates, "step", "share", "")
+    for axes in (moved, rates):
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper right")
+    return figure
+
+
+def draw_load(run: RunLog) -> Figure | None:
+    """Draw a heat map, layers × experts, of the load relative to the fair share of the expert's domain; None without load."""
+    domains, total_NK = run.domains, expert_load(run.loads)
+    if total_NK is None or not total_NK.any():
+        return None
+    layers, experts = total_NK.shape
+    relative_NK = relative_load(total_NK, len(domains))
+    figure = Figure(figsize=(min(16, max(8, 0.5 * experts)), 2.2 + 0.5 * layers), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(relative_NK, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    figure.colorbar(image, label="tokens / fair share\n(1 = balanced)")
+    per_domain, few = experts // len(domains), len(domains) <= _FEW_DOMAINS
+    for border in range(per_domain, experts, per_domain):
+        axes.axvline(border - 0.5, color="white", linewidth=2.0 if few else 0.8)
+    if experts <= _ANNOTATE_MAX:
+        _write_numbers(axes, relative_NK)
+    axes.set_yticks(range(layers))
+    axes.set(xlabel="expert (number in its layer)", ylabel="RRE layer (0 = lowest)")
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(np.arange(len(domains)) * per_domain + (per_domain - 1) / 2, domains, rotation=0 if few else 90)
+    top.tick_params(length=0, labelsize=10 if few else 7)
+    axes.set_title(f"Load of each expert over the run ({total_NK.sum() / layers:,.0f} tokens)")
+    return figure
+
+
+def expert_load(loads: list[Line]) -> np.ndarray | None:
+    """Sum the `load` lines to the tokens of each expert over the whole run, int64 [N, K]; None without any."""
+    if not loads or not loads[0]["tokens_NK"]:
+        return None
+    return np.sum([line["tokens_NK"] for line in loads], axis=0, dtype=np.int64)
+
+
+def relative_load(total_NK: np.ndarray, domains: int) -> np.ndarray:
+    """Divide the load of each expert [N, K] by the mean load of its domain's experts; NaN for a domain without tokens."""
+    total_NDE = total_NK.reshape(len(total_NK), domains, -1).astype(float)
+    mean_ND1 = total_NDE.mean(axis=2, keepdims=True)
+    return np.divide(total_NDE, mean_ND1, out=np.full_like(total_NDE, np.nan), where=mean_ND1 > 0).reshape(
+        total_NK.shape
+    )
+
+
+def _write_numbers(axes: Axes, relative_NK: np.ndarray) -> None:
+    """Write the value of each cell of the heat map in a colour that contrasts with its background."""
+    bright = np.nanmax(relative_NK) / 2
+    for n, k in np.argwhere(np.isfinite(relative_NK)):
+        value = relative_NK[n, k]
+        color = "black" if value > bright else "white"
+        axes.text(k, n, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(relative_NK.shape[1]))
+
+
+def _styled(runs: Sequence[RunLog]) -> list[tuple[RunLog, str]]:
+    return [(run, _STYLES[number % len(_STYLES)]) for number, run in enumerate(runs)]
+
+
+def _run_names(runs: Sequence[RunLog]) -> str:
+    """Return the line styles of the runs, for a title; "" for a single run."""
+    return "\n" + ", ".join(f"{style} {run.name}" for run, style in _styled(runs)) if len(runs) > 1 else ""
+
+
+def _of_steps(run: RunLog, key: str) -> tuple[list[float], list[float]] | tuple[()]:
+    """Return steps and values of a key in the `step` lines that have it; empty without any."""
+    return _points((line["step"], line.get(key)) for line in run.steps)
+
+
+def _points(pairs: Iterable[tuple[float, float | None]]) -> tuple[list[float], list[float]] | tuple[()]:
+    known = [(step, value) for step, value in pairs if value is not None]
+    return ([step for step, _ in known], [value for _, value in known]) if known else ()
+
+
+def _colors(count: int) -> list[Any]:
+    """Return `count` distinct colours."""
+    if count <= 10:
+        return [colormaps["tab10"](i) for i in range(count)]
+    return list(colormaps["turbo"](np.linspace(0, 1, count)))
+
+
+def _axes(axes: Axes, x: str, y: str, title: str) -> None:
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,132 @@
+"""Profile of a few training steps, `profile/trace.json` in the run folder, for https://ui.perfetto.dev or chrome://tracing.
+
+It has two groups of rows on one clock: spans of the training loop (feed, step, metrics, evaluation, save), and the operators of the
+graph from MindSpore's profiler, on Ascend those of the NPU too. The first step, which compiles, is not in it. MindSpore's own files
+are kept beside it, for MindStudio Insight.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+from mindspore.profiler import ProfilerActivity, profile, tensorboard_trace_handler
+
+from pangu_sigma.sealed import write_atomically
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "profile"
+TRACE = "trace.json"
+"""Folder of the timeline in a run folder, and its file."""
+STEPS = 5
+"""Number of steps in a timeline."""
+_LOOP_ROWS = 1
+"""Process id in the trace for the rows of the loop; MindSpore's begin with 2."""
+
+
+def profiler_activities(target: str) -> list[ProfilerActivity]:
+    """Return the activities that MindSpore's profiler records on a device target."""
+    return [ProfilerActivity.CPU, *([ProfilerActivity.NPU] if target == "Ascend" else [])]
+
+
+class NoTimeline:
+    """Timeline that writes nothing."""
+
+    def __enter__(self) -> NoTimeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write nothing: nothing was seen."""
+
+    def span(self, name: str) -> AbstractContextManager[None]:
+        """Record the time of a block under a name."""
+        return nullcontext()
+
+    def step_done(self, step: int) -> None:
+        """Mark the end of a step, with its evaluation and checkpoint."""
+
+
+class Timeline(NoTimeline):
+    """Timeline of the steps after the first of this process, as a context manager, because a run may end before it is full."""
+
+    def __init__(self, run: Path, start: int):
+        """run: run folder. start: number of steps already taken."""
+        self._folder, self._start = run / FOLDER, start
+        self._events: list[dict[str, Any]] = []
+        self._profiler: Any = None
+        self._begun = 0
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        started = time.time_ns()
+        try:
+            yield
+        finally:
+            if self._profiler is not None and started >= self._begun:
+                nanoseconds = time.time_ns() - started
+                self._events.append(
+                    {
+                        "ph": "X",
+                        "name": name,
+                        "pid": _LOOP_ROWS,
+                        "tid": 0,
+                        "ts": (started - self._begun) / 1000,
+                        "dur": nanoseconds / 1000,
+                    }
+                )
+
+    def step_done(self, step: int) -> None:
+        done = step - self._start
+        if done == 1:
+            self._begin()
+        elif done == 1 + STEPS:
+            self._write()
+
+    def _begin(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        self._profiler = profile(
+            activities=profiler_activities(ms.get_context("device_target")),
+            on_trace_ready=tensorboard_trace_handler(str(self._folder)),
+        )
+        self._profiler.start()
+        self._begun = time.time_ns()
+
+    def _write(self) -> None:
+        """Stop the profiler, and write the trace, once."""
+        if self._profiler is None:
+            return
+        self._profiler.stop()
+        self._profiler = None
+        if not self._events:  # the run ended with its first step
+            shutil.rmtree(self._folder)
+            logger.warning("no timeline: this run took no step after its first, which compiles")
+            return
+        named = {"ph": "M", "name": "process_name", "pid": _LOOP_ROWS, "tid": 0, "args": {"name": "training loop"}}
+        events = [named, *self._events]
+        for file in self._folder.glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json"):
+            events += [self._on_our_clock(event) for event in json.loads(file.read_text(encoding="utf-8"))]
+        write_atomically(self._folder / TRACE, json.dumps(events).encode())
+        logger.info("timeline of %d steps: %s; open it in https://ui.perfetto.dev", STEPS, self._folder / TRACE)
+
+    def _on_our_clock(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Convert an event of MindSpore, whose times are texts of microseconds since 1970, which no float holds exactly."""
+        if "ts" not in event:
+            return event
+        return {
+            **event,
+            "ts": float(Decimal(event["ts"]) - Decimal(self._begun) / 1000),
+            "dur": float(event.get("dur", 0)),
+        }

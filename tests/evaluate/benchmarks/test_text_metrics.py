@@ -1,0 +1,46 @@
+"""Metrics of texts: sacrebleu's with the right tokenizer, and shares of different n-grams; the rest is tasks/scoring.py's."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.evaluate.benchmarks import text_metrics
+from pangu_sigma.evaluate.benchmarks.text_metrics import bleu, chrf, distinct
+
+
+def test_chinese_is_cut_by_character_for_bleu():
+    """Of five characters all are right: 5/5, 4/4, 3/3, 2/2, and the reference is one longer: exp(1 - 6/5)."""
+    assert bleu(["你好吗朋友"], ["你好吗朋友们"], "zh") == pytest.approx(81.87307530779823)
+    assert bleu(["你好吗朋友"], ["你好吗朋友们"], "en") == 0.0, "one word, and another one"
+
+
+def test_english_is_cut_into_words_and_punctuation_for_bleu():
+    assert bleu(["The cat sat on the mat."], ["The cat sat on the mat."], "en") == pytest.approx(100.0)
+    assert 0 < bleu(["A cat sat on the mat."], ["The cat sat on the mat."], "en") < 100
+
+
+def test_chrf_is_chrf2_of_characters():
+    """n-grams of abc against abd: 2 of 3, 1 of 2, 0 of 1 are right, in precision and recall alike; no longer ones: their mean."""
+    assert chrf(["abc"], ["abd"]) == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3)
+
+
+def test_distinct_counts_the_texts_together():
+    """a b, b a, a b; 你 好, 好 a: four different ones of five."""
+    assert distinct(["a b a b", "你好 a"], 2) == pytest.approx(4 / 5)
+    assert distinct(["a b a b", "你好 a"], 1) == pytest.approx(4 / 7)
+    assert distinct(["你", ""], 2) == 0.0
+
+
+def test_without_sacrebleu_there_is_one_message(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(ConfigError, match=r"sacrebleu cannot be loaded .*pip install 'pangu-sigma\[evaluate\]'"):
+        chrf(["a"], ["a"])
+
+
+def test_the_others_are_there_under_the_same_name():
+    for name in text_metrics.__all__:
+        assert callable(getattr(text_metrics, name))
+    assert text_metrics.exact_match("甲。", ["甲"]) == 1.0

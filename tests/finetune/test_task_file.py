@@ -1,0 +1,71 @@
+"""A task's file is counted to the last line: samples, what was cut, left out and skipped, and why."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers.tasks import TASK, pairs, write_lines
+from helpers.tiny import tiny_config
+
+from pangu_sigma.data.prepare.quarantine import Quarantine
+from pangu_sigma.errors import DataError
+from pangu_sigma.finetune.task_file import TaskFile, format_file, read_task_file
+from pangu_sigma.stored.open import open_model
+
+
+@pytest.fixture
+def read(tiny_run, tiny_data, tmp_path):
+    def reading(*lines: object, **options: object) -> TaskFile:
+        run, path = open_model(tiny_run, "run"), write_lines(tmp_path / "a.jsonl", lines)
+        config = tiny_config(tiny_data, finetune=TASK["finetune"] | options, chat=TASK["chat"])
+        with Quarantine(tmp_path / "quarantine.jsonl") as quarantine:
+            found = read_task_file(path, "--train-file", config, run.tokenizer, quarantine)
+            quarantine.copy_to(tmp_path / "kept.jsonl")
+        return found
+
+    return reading
+
+
+def test_every_line_is_accounted_for_by_domain(read, tmp_path):
+    talk = [{"role": role, "content": text} for role, text in (("user", "the cat"), ("assistant", "a dog")) * 4]
+    chinese = {"prompt": "今天", "response": "天气", "domain": "zh"}
+    long = {"prompt": "the cat " * 30, "response": "dog"}
+    found = read(*pairs(0, 3), {"messages": talk}, chinese, long, "no json", {"prompt": "a"}, "", '{"prompt"')
+    english, other = found.accounts["en"], found.accounts["zh"]
+    assert (english.lines, english.samples, english.left_out) == (5, 7, {"prompt and answer are too long": 1})
+    assert english.cut > 0, "of four answers the last ones have too long a past"
+    assert (other.lines, other.samples) == (1, 1)
+    assert found.domains == ["zh", "en"]
+    samples = [sample for own in found.samples for sample in own]
+    assert english.tokens + other.tokens == sum(len(sample.ids_T) for sample in samples)
+    assert english.counted + other.counted == sum(sample.counted for sample in samples)
+    assert english.sequences == found.sequences.counts[1] < 7
+    assert found.skipped == {"not JSON": 2, "wrong keys": 1}
+    kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["reason"] for line in kept] == ["not JSON", "wrong keys", "not JSON"]
+    assert kept[0]["offset"] == (tmp_path / "a.jsonl").read_bytes().index(b"no json")
+    table = format_file(found.facts())
+    assert "3 lines are unusable and quarantined:\n  2 × not JSON, first " in table
+    assert "left out: 1 × prompt and answer are too long" in table
+
+
+def test_a_file_without_a_sample_that_can_be_used_is_refused(read, tmp_path):
+    with pytest.raises(
+        DataError, match=r"(?s)--train-file .*a\.jsonl: has no sample that can be used\n1 lines are unusable"
+    ):
+        read("nothing")
+    assert (tmp_path / "quarantine.jsonl").exists(), "the bad lines are kept for looking at"
+    with pytest.raises(
+        DataError, match=r"no sample that can be used: 1 × the answer is too long; model\.seq_length is 32"
+    ):
+        read({"prompt": "a", "response": "the cat " * 40})
+    with pytest.raises(DataError, match=r"--train-file .*none\.jsonl: cannot be read"):
+        read_task_file(tmp_path / "none.jsonl", "--train-file", read(*pairs(0, 1)).config, None, None)
+
+
+def test_the_hash_is_that_of_the_samples(read):
+    first = read(*pairs(0, 3))
+    assert read(*pairs(0, 3), "bad").sequences.hash == first.sequences.hash
+    assert read(*pairs(0, 4)).sequences.hash != first.sequences.hash
+    assert first.hashes()["samples"] == first.sequences.hash

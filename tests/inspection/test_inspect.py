@@ -1,0 +1,67 @@
+"""The inspection repeats the counts of the config and prints them for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import load_config
+from pangu_sigma.inspection.inspect import extraction, format_extraction, format_inspection, inspect
+
+FOLDER = Path(__file__).parents[2] / "model_configs"
+
+
+def test_params_are_the_configs_and_json_can_hold_them():
+    config = load_config(FOLDER / "sigma_tiny.yaml")
+    found = json.loads(json.dumps(inspect(config)))
+    assert found["name"] == "sigma_tiny"
+    assert found["params"] == vars(config.num_params())
+
+
+def test_bytes_of_the_trillion():
+    found = inspect(load_config(FOLDER / "sigma_1t.yaml"))
+    assert found["experts"] == {"stored_per_layer": 640, "active_per_layer_at_most": 64, "params_each": 209_740_800}
+    assert found["bytes"]["expert_store"] == 640 * 8 * 209_740_800 * 12
+    assert found["bytes"]["active_expert_weights"] == 64 * 8 * 209_740_800 * 4
+    assert found["bytes"]["expert_store_on"] == "host"
+    text = format_inspection(found)
+    for part in (
+        "sigma_1t",
+        "1.0854T (1,085,405,440,000)",
+        "32 dense + 8 RRE",
+        "640, at most 64",
+        "11.7 TiB on the host",
+    ):
+        assert part in text
+
+
+def test_without_ecss_every_expert_is_active_on_the_device():
+    found = inspect(
+        load_config(FOLDER / "sigma_tiny.yaml", ["ecss.enabled=false", "data.domains_per_step=1", "data.domain_sets=1"])
+    )
+    assert found["experts"]["active_per_layer_at_most"] == 16
+    assert found["bytes"]["expert_store_on"] == "device"
+
+
+def test_a_dense_model_has_no_experts():
+    found = inspect(load_config(FOLDER / "alpha_2_6b.yaml"))
+    assert found["experts"] == {"stored_per_layer": 0, "active_per_layer_at_most": 0, "params_each": 0}
+    assert found["bytes"]["active_expert_weights"] == 0
+    assert "2.6253B" in format_inspection(found)
+
+
+def test_one_domain_of_the_trillion_is_38_billion():
+    """What is left of sigma_1t is what sigma_38b is."""
+    config = load_config(FOLDER / "sigma_1t.yaml")
+    found = extraction(config, ["zh"])
+    assert found["before"]["total"] == config.num_params().total == 1_085_405_440_000
+    assert found["after"] == vars(load_config(FOLDER / "sigma_38b.yaml").num_params())
+    assert "37.97B (37,969,766,400) of 1.0854T (1,085,405,440,000)" in format_extraction(found)
+    two = extraction(config, ["en", "zh", "en"])
+    assert two["domains"] == ["zh", "en"]
+    assert two["after"]["experts"] == 2 * found["after"]["experts"]
+    with pytest.raises(ConfigError, match="unknown domain 'nobody'"):
+        extraction(config, ["nobody"])

@@ -1,0 +1,155 @@
+"""What files hold is told from their headers; values are read only to verify them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.dense_runs import write_dense_run
+from helpers.tiny import tiny_config
+
+from pangu_sigma.checkpoint.format import CheckpointError, DamagedCheckpoint
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.model_files import write_config
+from pangu_sigma.cli import main
+from pangu_sigma.convert.conversion import convert_model
+from pangu_sigma.convert.safetensors import export_safetensors
+from pangu_sigma.foreign.dense_model import DenseModel, Unused, tensor_shapes
+from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
+from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.stored import open as module
+from pangu_sigma.stored.open import open_model
+
+STEP = "step_00000000"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data, tmp_path_factory) -> Path:
+    return write_dense_run(tiny_config(tiny_data), tmp_path_factory.mktemp("run") / "sparse")
+
+
+@pytest.fixture(scope="module")
+def forms(run, tmp_path_factory) -> dict[str, Path]:
+    """One model as a run, a checkpoint, a folder and a file."""
+    folder = tmp_path_factory.mktemp("forms")
+    return {
+        "run": run,
+        "checkpoint": run / "checkpoints" / STEP,
+        "hf": convert_model(run, folder / "hf", "hf"),
+        "weights": export_safetensors(run, folder / "weights.safetensors"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "hf", "weights"])
+def test_the_roles_add_up_to_the_configuration_whatever_holds_them(forms, kind):
+    found, count = inspect_files(forms[kind]), open_model(forms["run"], "run").config.num_params()
+    roles = {role: counts["parameters"] for role, counts in found.roles.items()}
+    assert found.kind == kind
+    assert roles["experts"] == count.experts
+    assert roles["word tables"] + roles["positions"] == count.embeddings
+    assert roles["attention"] + roles["LayerNorm"] + roles["dense FFN"] == count.dense
+    assert found.roles["experts"]["types"] == ["float32"]
+    assert found.roles["experts"]["bytes"] == 4 * count.experts
+    assert f"parameters {count.total:,}" in " ".join(format_file_inspection(found).split())
+    assert ("Adam state" in roles) == (kind in ("run", "checkpoint"))
+    assert found.refusal is not None
+    assert json.loads(json.dumps(found.as_dict()))["config"] == "tiny"
+
+
+def test_a_run_and_its_folder_have_the_same_hashes_and_a_checkpoint_too(forms):
+    run, checkpoint, folder = (inspect_files(forms[kind]).hashes for kind in ("run", "checkpoint", "hf"))
+    assert run["tokenizer"] == checkpoint["tokenizer"] == folder["tokenizer"]
+    assert run["routing table"] == checkpoint["routing table"] == folder["routing table"]
+    assert checkpoint["data"] == folder["data"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [("run", CheckpointError), ("checkpoint", DamagedCheckpoint), ("hf", DamagedFile), ("weights", DamagedFile)],
+)
+def test_a_flipped_value_is_found_with_verification_and_only_then(forms, tmp_path, kind, damage):
+    copy = tmp_path / forms[kind].name
+    if forms[kind].is_dir():
+        shutil.copytree(forms[kind], copy)
+        file = max(copy.rglob("*.safetensors"), key=lambda each: each.stat().st_size)
+    else:
+        file = Path(shutil.copy(forms[kind], copy))
+    assert inspect_files(copy, verify=True).verified != inspect_files(copy).verified
+    content = bytearray(file.read_bytes())
+    content[8 + int.from_bytes(content[:8], "little") + 5] ^= 1  # a value of the first array
+    file.write_bytes(content)
+    assert inspect_files(copy).roles == inspect_files(forms[kind]).roles
+    with pytest.raises(damage, match=file.name):
+        inspect_files(copy, verify=True)
+
+
+def test_a_file_of_another_size_is_found_without_reading_it(forms, tmp_path):
+    copy = shutil.copytree(forms["checkpoint"], tmp_path / STEP)
+    (copy / "dense.safetensors").write_bytes((copy / "dense.safetensors").read_bytes()[:-1])
+    with pytest.raises(DamagedCheckpoint, match=r"dense\.safetensors: bytes is \d+, \d+ was written"):
+        inspect_files(copy)
+    (copy / "dense.safetensors").unlink()
+    with pytest.raises(DamagedCheckpoint, match=r"dense\.safetensors: No such file"):
+        inspect_files(copy)
+
+
+def test_what_inherit_would_refuse_is_told_for_each_kind(forms, tiny_data, tmp_path):
+    said = {kind: inspect_files(path).refusal or "" for kind, path in forms.items()}
+    assert "model.rre_layers=2" in said["run"]
+    assert "model.rre_layers=2" in said["hf"]
+    assert "name the run folder" in said["checkpoint"]
+    assert "no tokenizer" in said["weights"]
+    dense = write_dense_run(tiny_config(tiny_data, model={"dense_layers": 3, "rre_layers": 0}), tmp_path / "dense")
+    assert inspect_files(dense).refusal is None
+    assert inspect_files(convert_model(dense, tmp_path / "hf", "hf")).refusal is None
+    assert "inherit" in format_file_inspection(inspect_files(dense)).splitlines()[-1]
+    (tmp_path / "export").mkdir()
+    write_config(tmp_path / "export", tiny_config(tiny_data), "export")
+    (tmp_path / "export" / "model.mindir").touch()
+    assert "inside of its graph" in (inspect_files(tmp_path / "export").refusal or "")
+
+
+def test_a_foreign_model_says_its_sizes_and_what_it_does_not_say(tmp_path, monkeypatch):
+    shapes = tensor_shapes(8, 32, 2, 4, 40_000)
+    tensors = {name: LazyArray.zeros(shape, np.dtype(np.float16)) for name, shape in shapes.items()}
+    model = DenseModel(
+        *(tmp_path, "megatron", 8, 32, None, 2, 4, 40_000, "fast_gelu", False, tensors),
+        unused=[Unused("rng_state", "random state")],
+    )
+    monkeypatch.setattr(module, "open_dense_model", lambda path, **_: model)
+    found = inspect_files(tmp_path, verify=True)
+    text = format_file_inspection(found)
+    assert found.refusal is None
+    assert found.roles["word tables"] == {"tensors": 1, "parameters": 320_000, "bytes": 640_000, "types": ["float16"]}
+    for said in (
+        "megatron",
+        "an unknown number of heads",
+        "assumed",
+        "rng_state (random state)",
+        "--heads",
+        "no hashes",
+    ):
+        assert said in text
+    other = DenseModel(*(tmp_path, "megatron", 8, 32, 2, 2, 4, 50_000, "erf", True, {}))
+    monkeypatch.setattr(module, "open_dense_model", lambda path, **_: other)
+    assert "has 50000 rows" in (inspect_files(tmp_path).refusal or "")
+
+
+def test_the_command_takes_what_it_finds_and_refuses_options_that_do_not_go_with_it(
+    forms, capsys, monkeypatch, tmp_path
+):
+    assert main(["inspect", str(forms["run"]), "--keep", "zh", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["step"], found["extract"]["domains"]) == ("run", 0, ["zh"])
+    assert main(["inspect", str(forms["weights"])]) == 0
+    assert "weights" in capsys.readouterr().out
+    for arguments, message in (
+        (["inspect", str(forms["run"]), "--set", "seed=1"], "--set and --print-config are for configurations"),
+        (["inspect", "sigma_tiny", "--verify"], "--verify is for files of weights"),
+        (["inspect", str(forms["run"]), "--keep", "fr"], "unknown domain 'fr'"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pangu_sigma.text.segmentation import Run, is_chinese, runs_of
+
+
+def plain(runs: tuple[Run, ...]) -> list[tuple[bool, str]]:
+    """Runs with jieba's blanks taken out and PanGu-α's blank and newline put back."""
+    return [
+        (run.alpha, run.text.replace(" ", "").replace("▂", " ").replace("▃", "\n") if run.alpha else run.text)
+        for run in runs
+    ]
+
+
+def test_one_run_where_the_language_is_known():
+    assert plain(runs_of("你好 world\n", "zh")) == [(True, "你好 world\n")]
+    assert runs_of("你好 world\n", "python") == (Run(False, "你好 world\n"),)
+    assert runs_of("", "zh") == runs_of("", "mixed") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("你好，世界！", [(True, "你好，世界！")]),
+        ("1998年12月31日", [(False, "1998"[:4]), (True, "年12月31日")]),
+        ("《红楼梦》 and more", [(True, "《红楼梦》"), (False, " and more")]),
+        ("用 Python 写", [(True, "用"), (False, " Python "), (True, "写")]),
+        ("Save 100% (a)", [(False, "Save 100% (a)")]),
+        ("第一行\n\n第二行", [(True, "第一行\n\n第二行")]),
+    ],
+)
+def test_mixed_text_is_cut_by_script(text, expected):
+    assert plain(runs_of(text, "mixed")) == expected
+
+
+@given(st.text(alphabet="你好，。《》“”ab1 \n_-Ａé", max_size=40))
+def test_mixed_runs_put_the_text_together_again(text):
+    assert "".join(part for _, part in plain(runs_of(text, "mixed"))) == text
+
+
+def test_marks_of_the_text_itself_stand_after_two_blanks():
+    assert runs_of("▂ ▃中\n▃", "zh") == (Run(True, "  ▂ ▂  ▃ 中 ▃  ▃", spelled=True),)
+    assert runs_of(" 中\n", "zh") == (Run(True, "▂ 中 ▃"),)
+    assert runs_of("中\t国", "zh") == (Run(True, "中 \t 国", spelled=True),)
+    assert runs_of("▂\ta", "mixed") == (Run(False, "▂\ta"),)
+
+
+def test_a_text_is_chinese_when_it_has_more_han_than_latin_words():
+    assert is_chinese("打开 File 菜单")
+    assert not is_chinese("the character 中")
+    assert not is_chinese("")

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import sentencepiece
+from helpers.texts import ENGLISH
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import Domain
+from pangu_sigma.text.sentencepieces import (
+    alpha_model,
+    append_bytes,
+    byte_names,
+    compact_model,
+    parse_model,
+    read_english,
+    restricted_model,
+    train_english,
+)
+from pangu_sigma.text.tokenizer import Tokenizer
+
+
+def test_learning_twice_gives_the_same_bytes(english):
+    assert train_english(ENGLISH, 300) == english
+
+
+def test_too_little_text_gives_fewer_pieces():
+    assert 259 <= len(parse_model(train_english(["ab"], 300)).pieces) < 300
+    assert len(parse_model(train_english([], 300)).pieces) == 259
+
+
+@pytest.mark.parametrize("texts", [[], ["ab"], ["line\nline"]])
+def test_blanks_come_back_though_the_text_that_was_learned_from_had_none(texts):
+    english = train_english(texts, 300)
+    tokenizer = Tokenizer.whole(alpha_model(), english, 1)
+    domain = Domain(0, "en", "text", "en", 0, 0, 1, 1.0)
+    assert tokenizer.decode(tokenizer.encode("a  b ▁\n c ", domain)) == "a  b ▁\n c "
+
+
+def test_a_users_model_loses_its_normaliser_but_keeps_its_pieces(tmp_path):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(" ".join(ENGLISH).split("\n")),
+        model_prefix=str(tmp_path / "user"),
+        vocab_size=200,
+        model_type="bpe",
+        minloglevel=2,
+    )
+    model = read_english(tmp_path / "user.model")
+    assert "▁the" in [piece.piece for piece in parse_model(model).pieces]
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert processor.decode(processor.encode("  Ｔhe  fox\n")) == "  Ｔhe  fox\n"
+
+
+def test_files_that_are_no_model_are_refused(tmp_path):
+    (tmp_path / "text.model").write_text("no model")
+    with pytest.raises(ConfigError, match=r"vocabulary\.english_model=.*text\.model.*not a SentencePiece model"):
+        read_english(tmp_path / "text.model")
+    with pytest.raises(ConfigError, match=r"vocabulary\.english_model=.*cannot be read"):
+        read_english(tmp_path / "none.model")
+
+
+def test_restricted_models_use_kept_pieces_only():
+    kind = parse_model(alpha_model()).trainer_spec.model_type
+    model = parse_model(compact_model([("a", -1.0), ("b", -1.0), ("ab", -0.5)], kind))
+    names = [piece.piece for piece in model.pieces]
+    processor = sentencepiece.SentencePieceProcessor(
+        model_proto=restricted_model(model, [name != "ab" for name in names])
+    )
+    assert [names[i] for i in processor.encode("abc")] == ["a", "b", "<0x63>"]
+    assert [piece.type for piece in model.pieces] == [
+        piece.type for piece in parse_model(model.SerializeToString()).pieces
+    ]
+
+
+def test_bytes_behind_a_model_spell_what_is_unknown_and_change_no_other_id():
+    kind = parse_model(alpha_model()).trainer_spec.model_type
+    model = parse_model(compact_model([("a", -1.0), ("ab", -0.5)], kind))
+    del model.pieces[1:257]
+    model.trainer_spec.byte_fallback = False
+    plain = model.SerializeToString()
+    names = [piece.piece for piece in parse_model(append_bytes(plain, ["<CN>"])).pieces]
+    assert names == [*(piece.piece for piece in model.pieces), "<CN>", *byte_names()]
+    before, after = (
+        sentencepiece.SentencePieceProcessor(model_proto=proto) for proto in (plain, append_bytes(plain, ["<CN>"]))
+    )
+    assert [names[i] for i in before.encode("ab一a<CN>")][:3] == ["ab", "<unk>", "a"]
+    assert [names[i] for i in after.encode("ab一a")] == ["ab", "<0xE4>", "<0xB8>", "<0x80>", "a"]
+    assert after.encode("aab\n") == before.encode("aab\n")

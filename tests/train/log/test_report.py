@@ -1,0 +1,163 @@
+"""The report is drawn from metrics alone, for few domains and many, and for models without routed layers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.failing_files import FileCalls, Killed, killed_at, refused_at
+from helpers.losses import held_out
+from matplotlib import image
+from matplotlib.figure import Figure
+
+from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, SplitCounts
+from pangu_sigma.train.log import report
+from pangu_sigma.train.log.metrics import MetricsLog, StepMetrics
+
+
+def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, evaluate: bool = True) -> None:
+    rng = np.random.default_rng(0)
+    with MetricsLog(folder, domains, 6, 2) as log:
+        for step in range(1, 7):
+            losses = dict.fromkeys(domains[:4], 5.0 / step)
+            load_NK = rng.integers(0, 50, (layers, experts * len(domains)))
+            log.record(StepMetrics(step, 5.0 / step, losses, 1e-3, 1.0, 1.0, False, 100, load_NK))
+        if evaluate:
+            log.evaluation(6, held_out(**dict.fromkeys(domains, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("domains", "layers", "experts"), [(["zh", "en"], 2, 4), ([f"d{i}" for i in range(40)], 3, 16)]
+)
+def test_pictures_and_a_page_that_holds_them(tmp_path: Path, domains: list[str], layers: int, experts: int):
+    made_up_run(tmp_path, domains, layers, experts)
+    page = report.write_report(tmp_path)
+    for name in ("loss", "optimizer", "expert_load", "tokens_per_second"):
+        height, width = image.imread(tmp_path / "report" / f"{name}.png").shape[:2]
+        assert min(height, width) > 200
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 4
+    assert "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td>" in text or domains[0] != "zh"
+    assert "http" not in text
+
+
+def test_what_was_not_measured_is_left_out(tmp_path: Path):
+    made_up_run(tmp_path, ["zh"], 0, 1, evaluate=False)
+    text = report.write_report(tmp_path).read_text()
+    assert not (tmp_path / "report" / "expert_load.png").exists()
+    assert "<td>zh</td><td>0.917</td><td>–</td><td>–</td>" in text
+
+
+@pytest.mark.parametrize("stop", [killed_at, refused_at])
+def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch, stop):
+    """A kill, or an error of the disk, at any call that changes a file: the page and the picture there are whole ones."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for name in ("draw_optimizer", "draw_speed", "draw_traffic", "draw_load"):
+        monkeypatch.setattr(report, name, lambda logs: None)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, dpi: file.write(b"a picture"))
+    made_up_run(tmp_path, ["zh"], 0, 1)
+    report.write_report(tmp_path)
+    names = ("report.html", "loss.png")
+    old = {name: (tmp_path / "report" / name).read_bytes() for name in names}
+    with MetricsLog(tmp_path, ["zh"], 6, 2, 6) as log:
+        log.evaluation(6, held_out(zh=0.5))
+    with FileCalls()() as calls:
+        report.write_report(tmp_path)
+    new = {name: (tmp_path / "report" / name).read_bytes() for name in names}
+    assert new["report.html"] != old["report.html"]
+    assert calls.names.count("replace") == 2
+    for call in range(1, len(calls.names)):
+        for name in names:
+            (tmp_path / "report" / name).write_bytes(old[name])
+        with stop(call)(), pytest.raises((Killed, OSError)):
+            report.write_report(tmp_path)
+        for name in names:
+            assert (tmp_path / "report" / name).read_bytes() in (old[name], new[name])
+    report.write_report(tmp_path)
+    assert sorted(file.name for file in (tmp_path / "report").iterdir()) == sorted(names), "nothing is left behind"
+
+
+def test_a_run_without_steps_says_what_to_do(tmp_path: Path):
+    with MetricsLog(tmp_path, ["zh"], 5, 5):
+        pass
+    with pytest.raises(ValueError, match=r"no logged step.*log_interval"):
+        report.write_report(tmp_path)
+
+
+def with_what_happened(folder: Path) -> Path:
+    """A made-up run whose log has every kind of line, one of them of a later version, and whose data are still there."""
+    made_up_run(folder, ["zh", "en"], 2, 4)
+    step = {"kind": "step", "step": 8, "loss": None, "per_domain_loss": {"zh": None}, "learning_rate": 1e-3}
+    step |= {"gradient_norm": None, "gradient_norm_dense": None, "gradient_norm_experts": None, "loss_scale": 1.0}
+    step |= {"skipped": 2, "left_out": 2, "per_domain_left_out": {"zh": 2}, "tokens": 200, "tokens_per_second": None}
+    tensor = {"domain": "zh", "layer": 1, "expert": 3, "tensor": "w1", "values": 1, "size": 768}
+    spike = {"step": 7, "domain": "en", "loss": 9.25, "mean": 3.5, "limit": 4.125, "samples": "abcd", "skipped": True}
+    lines = [
+        step,
+        {"kind": "spike", **spike},
+        {"kind": "unhealthy", "step": 7, "tensors": []},
+        {"kind": "unhealthy", "step": 8, "tensors": [tensor]},
+        {"kind": "config", "step": 4, "changes": [["train.batch_size", 4, 8], ["data.path", "<a>", "b"]]},
+        {"kind": "of a later version", "step": 8},
+    ]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    (folder / "config.yaml").write_text(f"name: mine\ndata: {{ path: {folder} }}\ntrain: {{ batch_size: 8 }}\n")
+    split = SplitCounts(documents=10, tokens=1000, bytes=5000, unknown=10, folded=0)
+    overlap = OverlapRecord(
+        window=13, windows=9, share=0, by_hash_alone=0, wanted=1, passed_over=0, passed_over_tokens=0
+    )
+    record = DomainRecord(
+        slot="zh", rows=600, offered=1023, duplicates=1, too_long=2, train=split, held_out=split, unigram_entropy=6.5,
+        sources=[], over_limit=0, offered_bytes=9, left_out_bytes=0, overlap=overlap,
+    )  # fmt: skip
+    Manifest(
+        fingerprint="", vocabulary_hash="", vocabulary_size=1, domains={"zh": record}, quarantined={}, config={}
+    ).save(folder)
+    return folder
+
+
+def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text(tmp_path: Path):
+    text = report.write_report(with_what_happened(tmp_path / "run")).read_text()
+    for part in (
+        "2 steps skipped, which changed nothing; 2 of them without a finite loss",
+        "1 loss spikes",
+        "After step 8: values that are not finite in w1 of expert 3 (zh), RRE layer 1",
+        "<td>7</td><td>en</td><td>9.250</td><td>3.500</td><td>4.125</td><td>abcd</td><td>yes</td>",
+        "<td>4</td><td>train.batch_size</td><td>4</td><td>8</td>",
+        "<td>data.path</td><td>&#34;&lt;a&gt;&#34;</td>",
+        "<td>zh</td><td>1,023</td><td>1</td><td>2</td><td>0</td><td>20</td><td>2,000</td><td>1,000</td><td>1.00%</td>",
+        "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td><td>4.000</td><td>2</td><td>0</td>",
+        "<summary>Configuration</summary>",
+        "<td>train.batch_size</td><td>8</td>",
+    ):
+        assert part in text, part
+    assert "After step 7" not in text, "nothing was found there"
+
+
+def test_several_runs_share_a_page_whose_tables_say_how_they_differ(tmp_path: Path):
+    one, two = with_what_happened(tmp_path / "one"), tmp_path / "two"
+    made_up_run(two, ["zh", "code"], 1, 4)
+    before = sorted(two.iterdir())
+    text = report.write_report(one, [two]).read_text()
+    assert sorted(two.iterdir()) == before, "only the first run's report is written"
+    assert "<th>one</th><th>two</th><th>two − one</th>" in text
+    assert "<td>zh</td><td>1.000</td><td>1.000</td><td>0.000</td>" in text
+    assert "<td>en</td><td>1.000</td><td>–</td><td>–</td>" in text
+    assert "<td>train.batch_size</td><td>8</td><td>null</td>" in text
+    assert text.count("data:image/png;base64,") == 5, "a heat map for each run"
+
+
+def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
+    """No loss, no norm, no held-out loss is finite."""
+    nan = float("nan")
+    with MetricsLog(tmp_path, ["zh"], 2, 1) as log:
+        for step in (1, 2):
+            log.record(StepMetrics(step, nan, {"zh": nan}, 1e-3, nan, 1.0, True, 100, np.zeros((0, 4))))
+        log.evaluation(2, held_out(zh=nan))
+    text = report.write_report(tmp_path).read_text()
+    assert "2 steps skipped" in text
+    assert "<td>zh</td><td>–</td><td>–</td><td>–</td><td>4.000</td><td>2</td><td>0</td>" in text
