@@ -59,7 +59,6 @@ ground floor may import each other."""
 
 INNER_FLOORS = {
     "data": [".", "prepare"],
-    "convert": ["hf", "."],
     "evaluate": ["sandbox", "benchmarks", "held_out", "."],
     "train": ["log", "."],
 }
