@@ -1,0 +1,251 @@
+"""A model that was loaded: text that it generates, logits and scores, held-out loss, exports."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.generate.sampling import Sampling, check_request, check_text
+from pangu_sigma.generate.score import Score
+from pangu_sigma.results import Result, Results
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ascend_ops.few_rows import Precision
+    from pangu_sigma.domains import Domain
+    from pangu_sigma.generate.engine import Engine
+    from pangu_sigma.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+AnyPath = str | os.PathLike[str]
+Paths = AnyPath | Iterable[AnyPath]
+
+
+def to_paths(paths: Paths) -> list[Path]:
+    """Return a list of paths, also for a single one."""
+    return [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+
+
+def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Result:
+    """Measure each domain's held-out loss in nats per token: {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}.
+
+    model: a run, or an exported model, which is evaluated on its run's text. se: standard error over samples. unigram: loss of a
+    unigram model on the same tokens. all_samples: read all held-out samples, not only those that training evaluates. against: as
+    many other runs as `model` names, evaluated on the same tokens. Then the result has "pairs", with the losses of both runs and
+    their differences, paired by sample, and the "mean" over the pairs. Raises UserError if the text is missing, or if the runs
+    differ in text or tokenizer.
+    """
+    from pangu_sigma.device import mindspore_lock
+    from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
+    from pangu_sigma.evaluate.held_out.run import evaluate_run, format_losses
+
+    models, others = to_paths(model), to_paths(against)
+    if not others and len(models) > 1:
+        raise ConfigError(f"{len(models)} models without --against; evaluate them one at a time, or compare them")
+    with mindspore_lock:
+        if others:
+            comparison = compare_runs(models, others, all_samples)
+            return Result(comparison, format_differences(comparison))
+        losses = evaluate_run(models[0], all_samples)
+    return Result(losses, format_losses(losses))
+
+
+def load(model: AnyPath, weights: Precision | None = None) -> Model:
+    """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote.
+
+    weights: precision of the matrices in memory, "float32", "float16" or "int8"; None: the stored one for an export, float32 for
+    others. Raises UserError if the folder is neither.
+    """
+    loaded = Model(model, weights)
+    _ = loaded.engine  # raises if the folder is no model
+    return loaded
+
+
+class Model:
+    """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is.
+
+    path: its folder, absolute. config: its configuration. engine: generates text; loaded at first use. outcome: result of the
+    training or fine-tuning; None for a loaded model, and for a stopped run.
+    """
+
+    def __init__(self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None):
+        self.path, self._weights, self.outcome = Path(path).absolute(), weights, outcome
+
+    def __repr__(self) -> str:
+        return f"Model({str(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @cached_property
+    def engine(self) -> Engine:
+        from pangu_sigma.generate.text import open_engine
+
+        return open_engine(self.path, weights=self._weights)
+
+    @cached_property
+    def config(self) -> Config:
+        from pangu_sigma.stored.open import open_model
+
+        return open_model(self.path).config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the model, from text to token ids and back."""
+        return self.engine.decoder.tokenizer
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        domain: str,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        **sampling: float,
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: list[str],
+        domain: str | list[str],
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        **sampling: float,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str],
+        domain: str | list[str],
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        **sampling: float,
+    ) -> str | list[str]:
+        """Generate the continuation of a prompt, without the prompt; for a list of prompts, a list, computed as a batch.
+
+        domain: domain whose experts and vocabulary answer; for a list of prompts, one name for all or a list of names.
+        max_new_tokens: maximum number of new tokens; generation also ends at the end of the text, and at model.seq_length.
+        seed: the same seed draws the same tokens for a prompt in any list; further copies of it draw with the next seeds.
+        stop: strings; a continuation ends before the first of them.
+        sampling: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, as in
+        `generate.sampling.Sampling`; by default greedy.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        texts = [answer.text for answer in self.answers(prompts, domain, max_new_tokens, seed, stop, **sampling)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def answers(
+        self,
+        prompt: list[str],
+        domain: str | list[str],
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        **sampling: float,
+    ) -> Results:
+        """Generate as `generate` does, and return `generate.text.Generated` for each prompt, with ids and whether the text has
+        ended. Invalid numbers and texts are refused before the model is loaded."""
+        for option, texts in (("--prompt", prompt), ("--stop", stop)):
+            for text in texts:
+                check_text(text, option)
+        domains = [domain] * len(prompt) if isinstance(domain, str) else domain
+        if len(domains) != len(prompt):
+            raise ConfigError(
+                f"domain has {len(domains)} names for {len(prompt)} prompts; give one name for all, or one for each"
+            )
+        options = Sampling(**sampling)  # type: ignore[arg-type]
+        check_request(max_new_tokens, seed)
+        from pangu_sigma.generate.text import generate
+
+        pairs = list(zip(domains, prompt, strict=True))
+        answers = generate(self.engine, pairs, max_new_tokens, options, seed, stop)
+        return Results(answers, "\n".join(f"[{each.domain}] {each.prompt}|{each.text}" for each in answers))
+
+    def stream(
+        self,
+        prompt: str,
+        domain: str,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        **sampling: float,
+    ) -> Iterator[str]:
+        """Yield the text that `generate` returns for the same arguments, in parts, as tokens are generated."""
+        from pangu_sigma.generate.text import stream
+
+        return stream(self.engine, (domain, prompt), max_new_tokens, Sampling(**sampling), seed, stop)  # type: ignore[arg-type]
+
+    def logits(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
+        """Return the logits of the token after a text or after token ids, float32 [R].
+
+        R is model.slot_rows, the number of rows of the domain's embedding slot: row r stands for the token id
+        `model.tokenizer.slot_rows[slot, r]`, and rows without a token hold -inf.
+        """
+        from pangu_sigma.generate.text import prompt_ids
+
+        known = self._domain(domain)
+        if isinstance(text_or_ids, str):
+            return self.engine.logits(known, prompt_ids(self.tokenizer, text_or_ids, known))
+        return self.engine.logits(known, [int(token) for token in text_or_ids])
+
+    def score(self, text: str, domain: str) -> Score:
+        """Return the log-probability, in nats, of each token of a text given those before it, except the first. In code and
+        bilingual text the first token is the language tag."""
+        from pangu_sigma.generate.score import score
+
+        return score(self.engine, text, self._domain(domain))
+
+    def evaluate(self, against: Paths = (), all_samples: bool = False) -> Result:
+        """Measure the held-out loss of each domain, as the function `evaluate` does."""
+        return evaluate(self.path, against, all_samples)
+
+    def export(
+        self,
+        output: AnyPath,
+        format: Literal["mindir", "safetensors", "hf", "run"] = "mindir",
+        weights: Precision = "float32",
+    ) -> Path:
+        """Write the model of a run to `output` in another format, and return its path.
+
+        format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "safetensors" writes
+        all weights to one file; "hf" writes a Hugging Face style folder of weights, tokenizer and routing table. "run" converts
+        such a folder to a run with fresh Adam moments; a round trip keeps the bits of the weights. weights: precision of the
+        matrices in "mindir": "float32", "float16" or "int8". Raises UserError for a model that the format cannot hold.
+        """
+        if format not in ("mindir", "safetensors", "hf", "run"):
+            raise ConfigError(f"format={format!r} is not known; use 'mindir', 'safetensors', 'hf' or 'run'")
+        if weights != "float32" and format != "mindir":
+            raise ConfigError(f"weights={weights!r} is for format='mindir'; {format!r} has the weights as they are")
+        from pangu_sigma.convert.conversion import convert_model
+        from pangu_sigma.convert.mindir import export_mindir, verify_export
+        from pangu_sigma.convert.safetensors import export_safetensors
+        from pangu_sigma.device import mindspore_lock
+
+        if format == "mindir":
+            with mindspore_lock:
+                written = export_mindir(self.path, Path(output), weights)
+                tokens = verify_export(self.path, written)
+            reference = "of the checkpoint" if weights == "float32" else "that its weights give without MindSpore"
+            logger.info("reloaded, and %d greedy tokens equal those %s", tokens, reference)
+            return written
+        if format == "safetensors":
+            written = export_safetensors(self.path, Path(output))
+        else:
+            written = convert_model(self.path, Path(output), format)
+        logger.info("all weights of %s, without optimizer state", self.path)
+        return written
+
+    def _domain(self, name: str) -> Domain:
+        from pangu_sigma.domains import domains_of
+
+        return domains_of(self.config).named(name)
