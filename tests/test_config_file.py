@@ -41,12 +41,20 @@ def test_a_pair_is_the_same_as_its_text(file: Path, text: str, pair: tuple[str, 
     assert load_config(file, [pair]) == load_config(file, [text]) != load_config(file)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a pipe", "a folder"])
-def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path], None], capsys):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(os.mkfifo, "is not a file but a folder, a pipe or a device", id="a pipe"),
+        pytest.param(os.mkdir, "is not a run folder: it has no config.yaml", id="a folder"),
+    ],
+)
+def test_what_is_no_ordinary_file_is_refused_at_once(
+    tmp_path: Path, make: Callable[[Path], None], message: str, capsys
+):
     """Reading a pipe waits for ever."""
     make(tmp_path / "config.yaml")
     assert main(["prepare-data", str(tmp_path / "config.yaml")]) == 2
-    assert f"{tmp_path / 'config.yaml'} is not a file but a folder, a pipe or a device" in capsys.readouterr().err
+    assert f"{tmp_path / 'config.yaml'} {message}" in capsys.readouterr().err
     assert main(["prepare-data", "/dev/zero"]) == 2
 
 

@@ -56,12 +56,12 @@ def test_a_dense_model_has_no_experts():
 def test_one_domain_of_the_trillion_is_38_billion():
     """What is left of sigma_1t is what sigma_38b is."""
     config = load_config(FOLDER / "sigma_1t.yaml")
-    found = extraction(config, ["zh"])
+    found = extraction(config, ["zh"], [])
     assert found["before"]["total"] == config.num_params().total == 1_085_405_440_000
     assert found["after"] == vars(load_config(FOLDER / "sigma_38b.yaml").num_params())
     assert "37.97B (37,969,766,400) of 1.0854T (1,085,405,440,000)" in format_extraction(found)
-    two = extraction(config, ["en", "zh", "en"])
+    two = extraction(config, ["en", "zh", "en"], [])
     assert two["domains"] == ["zh", "en"]
     assert two["after"]["experts"] == 2 * found["after"]["experts"]
     with pytest.raises(ConfigError, match="unknown domain 'nobody'"):
-        extraction(config, ["nobody"])
+        extraction(config, ["nobody"], [])
