@@ -78,7 +78,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Projection:
-    """Linear layer y [T, out] = x [T, in] · weight [in, out] + bias [out]; with `adds`, y += it."""
+    """Linear layer of few rows on the CPU: y [T, out] = x [T, in] · weight [in, out] + bias [out]; with `adds`, y += it."""
 
     x: np.ndarray
     weight: Matrix

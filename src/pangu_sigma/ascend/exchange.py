@@ -24,7 +24,7 @@ from pangu_sigma.rre.experts import Experts, PaddedFFN
 
 
 def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activation) -> Experts:
-    """Return the cells of the layout `compacted` of rre/capacity.py, in a graph of all ranks.
+    """Return the Ascend cells that dispatch rows to experts and combine, in the layout `compacted` of rre/capacity.py.
 
     entries: number A of active experts of a rank. For the cells `order` is (order_R, arrive_W) and `inverse` is (inverse_T,
     leave_R) of an `ExchangePlan`.
@@ -37,7 +37,7 @@ class ColumnGather(Gather):
 
 
 class CompactedDispatch(nn.Cell):
-    """Dispatch of the compacted layout. construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> [G·P·A, D·W/A, H]"""
+    """Ascend dispatch of the compacted layout. construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> [G·P·A, D·W/A, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -50,7 +50,7 @@ class CompactedDispatch(nn.Cell):
 
 
 class CompactedCombine(nn.Cell):
-    """Combine of the compacted layout. construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]"""
+    """Ascend combine of the compacted layout. construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

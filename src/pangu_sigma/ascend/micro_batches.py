@@ -17,7 +17,7 @@ from pangu_sigma.config import Config, ParallelConfig
 
 
 class MicroBatches(nn.Cell):
-    """The network over all micro-batches: construct(*inputs) -> sum of its results over them.
+    """Network of the Ascend step over all micro-batches: construct(*inputs) -> sum of its results over them.
 
     Inputs have one axis or two; the first is cut.
     """
@@ -46,7 +46,7 @@ class MicroBatches(nn.Cell):
 
 
 class GradientAccumulation(nn.Cell):
-    """Loss and gradients of all micro-batches of an update.
+    """Loss and gradients of the Ascend step over all micro-batches of an update.
 
     construct(scale, *inputs) -> (loss of each block times scale, gradients of the weights, gradients of the received weights)
     """

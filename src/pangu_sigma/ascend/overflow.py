@@ -50,7 +50,7 @@ class OverflowFlag(nn.Cell):
         return ops.depend(raised, cleared)
 
 
-class GradientCheck(nn.Cell):
+class OverflowCheck(nn.Cell):
     """Gradient norm over all ranks, and whether the gradients are finite.
 
     construct(grads, scale, sent_back) -> (norm without the loss scale, 1.0 if no gradient overflowed on any rank, else 0.0)
@@ -69,14 +69,14 @@ class GradientCheck(nn.Cell):
     def construct(self, grads, scale, sent_back):
         # The flag is read after all that may raise it, and after the sum of the squares, so that all ranks come to the two sums in
         # the same order.
-        squares = self.all_ranks(self.sum(self.map(_squares, grads, self.norm_weights)))
+        squares = self.sum_over_ranks(self.sum(self.map(_squares, grads, self.norm_weights)))
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
         if self.overflow is not None:
-            finite = finite * ops.cast(self.all_ranks(self.overflow((sent_back, squares))) < 0.5, ms.float32)
+            finite = finite * ops.cast(self.sum_over_ranks(self.overflow((sent_back, squares))) < 0.5, ms.float32)
         return norm, finite
 
-    def all_ranks(self, value):
+    def sum_over_ranks(self, value):
         """Return the sum of a value over the ranks of the run."""
         return value if self.all_reduce is None else self.all_reduce(value)
 

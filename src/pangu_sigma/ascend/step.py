@@ -30,7 +30,7 @@ from pangu_sigma.ascend.dropless import dropless_experts
 from pangu_sigma.ascend.exchange import compacted_experts
 from pangu_sigma.ascend.inputs import StepSettings, inputs_of
 from pangu_sigma.ascend.micro_batches import GradientAccumulation
-from pangu_sigma.ascend.overflow import GradientCheck
+from pangu_sigma.ascend.overflow import OverflowCheck
 from pangu_sigma.ascend.sharding import apply_strategies, parameters_of_stage, received_by_stage
 from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.config import Activation, Config
@@ -76,7 +76,7 @@ class AscendStep(nn.Cell):
         weights = [*dense, *active]  # all are parameters for auto-parallel, so in one list; `Update` splits it again
         self.bring = FetchExperts(self.store, self.settings, active)
         self.passes = GradientAccumulation(self.network, weights, received_by_stage(network, config, stage), config)
-        self.verdict = GradientCheck(weights, config.parallel)
+        self.verdict = OverflowCheck(weights, config.parallel)
         self.update = Update(config, self.dense, self.store, self.scale, self.settings)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
