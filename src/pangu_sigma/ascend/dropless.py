@@ -38,8 +38,9 @@ from pangu_sigma.rre.experts import ActivatedFFN, Experts
 
 
 def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: bool) -> Experts:
-    """Return the Ascend cells that dispatch rows, compute experts and combine, in the layout `dropless`. hidden: H. cann: True to gather rows
-    with CANN's operator, False with ours.
+    """Return the Ascend cells that dispatch rows, compute experts and combine, in the layout `dropless`.
+
+    hidden: H. cann: True to gather rows with CANN's operator, False with ours.
 
     `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W) and the offsets are `ends_A`, the row after
     the last of each expert.
