@@ -125,7 +125,7 @@ def test_the_lines_of_the_readme_run_outside_the_main_thread(tmp_path, monkeypat
     folder.mkdir()
     monkeypatch.chdir(folder)
     lines = readme_lines()
-    assert 'ps.load_config("sigma_tiny", {"train.steps": 100})' in lines
+    assert 'ps.load_config("sigma_tiny", {"train.steps": 100, "data.path": "data/mine"})' in lines
     lines = lines.replace('"train.steps": 100', '"train.steps": 6')
     assert "\nps.prepare_data(config) " in lines
     lines = lines.replace("ps.prepare_data(config)", "ps.prepare_data(config, input=['../mine.jsonl'])")
@@ -135,9 +135,9 @@ def test_the_lines_of_the_readme_run_outside_the_main_thread(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     model = names["model"]
     assert model.generate("The ", domain="en", max_new_tokens=32, temperature=0.8) in printed
-    assert max(losses(folder / "runs/mine")) == 6
+    assert max(losses(folder / "runs/python")) == 6
     assert set(model.evaluate()) == {"zh", "en", "code"}, "from another folder than the one of the data's relative path"
-    exported = ps.load(str(folder / "exports/mine"))
+    exported = ps.load(str(folder / "exports/python"))
     assert exported.generate("the cat", "en") == model.generate("the cat", "en")
 
 

@@ -165,4 +165,6 @@ def test_an_installed_wheel_runs_the_lines_of_the_readme_in_an_empty_folder(whee
     (here / "lines.py").write_text(lines, encoding="utf-8")
     run("python", "lines.py")
     assert sorted(path.name for path in here.iterdir()) == ["data", "exports", "lines.py", "runs"]
-    assert run("pangu-sigma", "generate", "exports/mine", "--domain", "en", "--prompt", "The ").startswith("[en] The |")
+    assert run("pangu-sigma", "generate", "exports/python", "--domain", "en", "--prompt", "The ").startswith(
+        "[en] The |"
+    )
