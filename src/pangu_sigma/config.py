@@ -193,7 +193,7 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Adam with decoupled weight decay, and different ε for dense parameters and for experts (paper)."""
+    """Adam with decoupled weight decay, and different ε for dense parameters and for experts (reported of the paper)."""
 
     peak_lr: PositiveFloat = 1e-4
     """Peak learning rate, at the end of the warm-up."""
@@ -204,13 +204,13 @@ class OptimizerConfig(Section):
     decay_steps: Positive = 180_000
     """Number of updates in which the rate falls from the peak to `end_lr` along a half cosine; after them it stays at `end_lr`."""
     beta1: Rate = 0.8
-    """Decay of the first Adam moment (paper)."""
+    """Decay of the first Adam moment (reported of the paper)."""
     beta2: Rate = 0.95
-    """Decay of the second Adam moment (paper)."""
+    """Decay of the second Adam moment (reported of the paper)."""
     eps_dense: PositiveFloat = 1e-8
-    """ε of dense parameters (paper)."""
+    """ε of dense parameters (reported of the paper)."""
     eps_experts: PositiveFloat = 1e-20
-    """ε of experts (paper), whose gradients are smaller. In float32 it is only a guard against 0/0."""
+    """ε of experts (reported of the paper), whose gradients are smaller. In float32 it is only a guard against 0/0."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1e30)] = 0.01
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
