@@ -70,7 +70,7 @@ def interface(host: Host) -> Check:
             return failed(f"HCCL_IF_IP={ip} is no address of this host", fix)
         return passed(f"{owner}, by HCCL_IF_IP={ip}")
     source = f"HCCL_SOCKET_IFNAME={pattern}" if pattern else "HCCL_SOCKET_IFNAME not set"
-    chosen = [one for one in interfaces if not pattern or _matches(pattern, one.name)]
+    chosen = _in_order([one for one in interfaces if not pattern or _matches(pattern, one.name)])
     names = ", ".join(one.name for one in interfaces) or "none"
     fix = f"set HCCL_SOCKET_IFNAME to the network that all nodes share, exactly: export HCCL_SOCKET_IFNAME==NAME (here: {names})"
     if not chosen:
@@ -122,14 +122,18 @@ class _Interface:
 
 
 def _interfaces(host: Host) -> list[_Interface]:
-    """Return the interfaces that have an address as HCCL takes them: others by name, then docker's, then lo. Raises ToolError."""
+    """Return the interfaces that have an address. Raises ToolError."""
     addresses: dict[str, list[str]] = {}
     for line in host.run("ip", "-o", "addr", "show").splitlines():
         if match := re.match(r"\d+:\s+([^\s@]+)\S*\s+inet6?\s+([^\s/]+)", line):
             addresses.setdefault(match[1], []).append(match[2])
     state = {name: (host.read(f"/sys/class/net/{name}/operstate") or "unknown").strip() for name in addresses}
-    names = sorted(addresses, key=lambda name: (name == "lo", name.startswith("docker"), name))
-    return [_Interface(name, state[name] != "down", tuple(addresses[name])) for name in names]
+    return [_Interface(name, state[name] != "down", tuple(ips)) for name, ips in addresses.items()]
+
+
+def _in_order(interfaces: list[_Interface]) -> list[_Interface]:
+    """Sort interfaces as HCCL takes them: others by name, then docker's, then lo."""
+    return sorted(interfaces, key=lambda one: (one.name == "lo", one.name.startswith("docker"), one.name))
 
 
 def _matches(pattern: str, name: str) -> bool:
