@@ -17,8 +17,8 @@ from pangu_sigma.lock import LOCK, FolderLock, LockError
 HOLD = """
 import sys, time
 from pathlib import Path
-from pangu_sigma.lock import OneWriter
-with OneWriter(Path(sys.argv[1])):
+from pangu_sigma.lock import FolderLock
+with FolderLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """

@@ -41,9 +41,6 @@ Overrides = Mapping[str, Any] | Sequence[config_file.Override]
 """Overrides of a configuration: values by key path, such as {"train.steps": 100}, or texts such as "train.steps=100"."""
 Device = Literal["cpu", "ascend"]
 
-WEIGHTS_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
-"""Suffixes of files of weights."""
-
 
 def _changes(overrides: Overrides) -> list[config_file.Override]:
     return list(overrides.items() if isinstance(overrides, Mapping) else overrides)
@@ -356,7 +353,7 @@ def extract(
 
 def is_model(what: AnyPath) -> bool:
     """Return True if `inspect` takes a path as a model: a folder, or a file with the suffix of a file of weights."""
-    return Path(what).is_dir() or Path(what).suffix in WEIGHTS_ENDINGS
+    return Path(what).is_dir() or Path(what).suffix in (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 def inspect(

@@ -1,9 +1,8 @@
 """Data of the chips that are sold as "Ascend 910", for planning, configuration and launching. Pure data.
 
-Three families have that name. 910A is the paper's chip. 910B, in bins 1 to 4, is in Atlas 800T A2 and 900 A2; 910_93 is half of the
-package of Atlas 900 A3, whose two dies are two NPUs to all software. Each figure has its source beside it: the maker's data sheets,
-papers and open software. "Third party" marks those that others published, "reported" those that were read about a source and not in
-it, and "our assumption" those without a source. The data sheets were read in copies that others made of them. Rates are for dense
+910A is the paper's chip. 910B, in bins 1 to 4, is in Atlas 800T A2 and 900 A2; 910_93 is half of the package of Atlas 900 A3, whose
+two dies are two NPUs to all software. Each figure has its source beside it; data sheets were read in copies that others made.
+"Third party" marks figures that others published, "reported" those that were read about a source and not in it. Rates are for dense
 products; bandwidths are one way.
 """
 

@@ -73,13 +73,7 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
         raise ConfigError(
             f"configuration {path} has more than {MOST_BYTES:,} bytes; it is something else, check the path"
         )
-    try:
-        tree = _parse_yaml(content.decode("utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"configuration {path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"configuration {path} must be a mapping of keys, not {type(tree).__name__}")
-    return override(tree, overrides or [])
+    return override(_mapping(content, f"configuration {path}"), overrides or [])
 
 
 def config_in_text(text: str, named: str) -> Config:
@@ -87,13 +81,17 @@ def config_in_text(text: str, named: str) -> Config:
 
     Raises ConfigError.
     """
+    return parse_config(_mapping(text.encode(errors="surrogatepass"), f"{named}: its configuration"))
+
+
+def _mapping(content: bytes, named: str) -> dict[str, Any]:
     try:
-        tree = _parse_yaml(text)
+        tree = _parse_yaml(content.decode("utf-8"))
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{named}: its configuration is not valid YAML: {error}") from error
+        raise ConfigError(f"{named} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{named}: its configuration must be a mapping of keys, not {type(tree).__name__}")
-    return parse_config(tree)
+        raise ConfigError(f"{named} must be a mapping of keys, not {type(tree).__name__}")
+    return tree
 
 
 def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
@@ -147,12 +145,7 @@ def _parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise ValueError("brackets or sections are nested too deeply") from None
-    except (
-        LookupError,
-        AttributeError,
-        TypeError,
-        ArithmeticError,
-    ) as error:  # PyYAML's answer to `!!int ""` and its like
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # PyYAML's answer to `!!int ""`
         raise ValueError(f"a value is not of the kind that its tag names ({type(error).__name__}: {error})") from error
     finally:
         loader.dispose()

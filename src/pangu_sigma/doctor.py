@@ -50,8 +50,11 @@ def run_checks(
     checks: list[_CheckMaker] = [
         *(_python, _requirements, _compiler, _kernels, _cores, _memory, _disk),
         _ascend if host is None else partial(_host, host, chip, run),
-        *((_speed,) if speed else ()),
     ]
+    if speed:
+        from pangu_sigma.speed import speed_checks
+
+        checks.append(speed_checks)
     return [result for check in checks for result in _results(check)]
 
 
@@ -150,12 +153,6 @@ def _kernel_error() -> float:
     return float(np.abs(result - grouped_ffn_oracle(x, w1, b1, w2, b2, offsets)).max())
 
 
-def _speed() -> list[Check]:
-    from pangu_sigma.speed import speed_checks
-
-    return speed_checks()
-
-
 def _cores() -> Check:
     return Check("CPU cores", True, f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
 
@@ -190,7 +187,9 @@ def _ascend(dev: Path = DEV, environment: Mapping[str, str] = os.environ) -> Che
 def _host(host: Host, chip: Chip | None, run: Path | None) -> Iterator[Check]:
     """Check a host of NPUs, against the requested chip."""
     requested = ChosenChip(chip, "--chip") if chip else chip_in_environment(host.environment)
-    configured = _chip_of_run(run)
+    configured = None
+    if run is not None and kind_of(run) == "run":
+        configured = ChosenChip(run_config(run).parallel.chip, f"the configuration of {run}")
     if requested and configured and family(requested.name) != family(configured.name):
         found = f"{configured.by} says {configured.name}, and {requested.by} {requested.name}"
         yield Check(
@@ -198,9 +197,3 @@ def _host(host: Host, chip: Chip | None, run: Path | None) -> Iterator[Check]:
         )
     expected = requested or configured
     yield from host_checks(host, expected.name if expected else None, expected.by if expected else "", run)
-
-
-def _chip_of_run(run: Path | None) -> ChosenChip | None:
-    if run is None or kind_of(run) != "run":
-        return None
-    return ChosenChip(run_config(run).parallel.chip, f"the configuration of {run}")

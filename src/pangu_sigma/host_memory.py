@@ -38,7 +38,7 @@ def check_training_fits(config: Config, processes: int = 1, root: Path = Path("/
 
 def check_reading_fits(config: Config, root: Path = Path("/")) -> None:
     """Raise ConfigError if the weights of `config` do not fit in memory here; experts stay in the files of their checkpoint."""
-    dense = config.model_copy(update={"ecss": config.ecss.model_copy(update={"enabled": True})}).num_params()
+    dense = config.num_params()
     needs = [
         Need("dense weights", (dense.dense + dense.embeddings) * _FLOAT32, "read it on a larger machine"),
         Need("routing tables", _table_bytes(config), "read it on a larger machine"),

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 AnyPath = str | os.PathLike[str]
 Paths = AnyPath | Iterable[AnyPath]
+_Prompt = TypeVar("_Prompt", str, list[str])
 
 
 def to_paths(paths: Paths) -> list[Path]:
@@ -101,36 +102,15 @@ class Model:
         """Tokenizer of the model, from text to token ids and back."""
         return self.engine.decoder.tokenizer
 
-    @overload
     def generate(
         self,
-        prompt: str,
-        domain: str,
-        max_new_tokens: int = 64,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        **sampling: float,
-    ) -> str: ...
-    @overload
-    def generate(
-        self,
-        prompt: list[str],
+        prompt: _Prompt,
         domain: str | list[str],
         max_new_tokens: int = 64,
         seed: int = 0,
         stop: Sequence[str] = (),
         **sampling: float,
-    ) -> list[str]: ...
-
-    def generate(
-        self,
-        prompt: str | list[str],
-        domain: str | list[str],
-        max_new_tokens: int = 64,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        **sampling: float,
-    ) -> str | list[str]:
+    ) -> _Prompt:
         """Generate the continuation of a prompt, without the prompt; for a list of prompts, a list, computed as a batch.
 
         domain: domain whose experts and vocabulary answer; for a list of prompts, one name for all or a list of names.

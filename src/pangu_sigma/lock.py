@@ -8,7 +8,6 @@ import os
 import socket
 import time
 from pathlib import Path
-from types import TracebackType
 
 from pangu_sigma.errors import UserError
 
@@ -47,12 +46,12 @@ class FolderLock:
                 return self
             raise LockError(_explain(file, error, holder)) from error
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{_self()}\n".encode(), 0)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        writer = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
+        os.pwrite(self._descriptor, writer.encode(), 0)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -68,7 +67,3 @@ def _explain(file: Path, error: OSError, holder: str) -> str:
             "another one, or take care of it yourself and add --no-lock"
         )
     return f"{file.parent} is written by {holder or 'another process'}; wait until it ends, or choose another folder"
-
-
-def _self() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"

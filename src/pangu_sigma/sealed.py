@@ -96,16 +96,9 @@ def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = Tr
 
     beginning: the beginning of the names of the files to verify, in place of all. content: as of `verify`.
     """
-    body = unsealed(folder / SEAL, fix)
-    check_file_list(folder / SEAL, body.get("files"), fix)
-    for name, recorded in body["files"].items():
-        if name.startswith(beginning):
-            verify(folder / name, recorded, fix, content)
-    return body
-
-
-def check_file_list(file: Path, files: Any, fix: str) -> None:
-    """Raise DamagedFile unless `files`, from a sealed `file`, maps names inside its folder to fingerprints."""
+    file = folder / SEAL
+    body = unsealed(file, fix)
+    files = body.get("files")
     if not isinstance(files, dict):
         raise DamagedFile(f"{file}: lists no files; {fix}")
     for name, recorded in files.items():
@@ -114,6 +107,9 @@ def check_file_list(file: Path, files: Any, fix: str) -> None:
             raise DamagedFile(f"{file}: {name[:100]!r} is no file of this folder; {fix}")
         if not isinstance(recorded, dict) or {"bytes", "xxh3_128"} - recorded.keys():
             raise DamagedFile(f"{file}: has no fingerprint of {name}; {fix}")
+        if name.startswith(beginning):
+            verify(folder / name, recorded, fix, content)
+    return body
 
 
 def write_atomically(file: Path, content: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -40,12 +40,7 @@ def speed_checks() -> list[Check]:
 
 def _seconds(work: Callable[[], Any], runs: int = 5) -> float:
     """Return the median time of a few runs, after a warm-up run."""
-    seconds = []
-    for _ in range(runs + 1):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+    return statistics.median(timeit.repeat(work, number=1, repeat=runs + 1)[1:])
 
 
 def _copy() -> float:

@@ -13,11 +13,11 @@ from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.planning import cost
 from pangu_sigma.planning.cost import (
+    MEASURED_UPDATE_BANDWIDTH,
     flops,
     host_update_bytes,
     step_time,
     step_time_all_experts,
-    step_time_measured_adam,
     tokens_per_second,
 )
 
@@ -106,7 +106,7 @@ def test_a_chip_computes_at_its_rate_in_the_compute_dtype():
 
 def test_adam_as_measured_only_changes_adam():
     config = load_config(MODEL_CONFIGS / "sigma_1t.yaml")
-    fitted, measured = step_time(config), step_time_measured_adam(config)
+    fitted, measured = step_time(config), step_time(config, update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
     assert measured.host_update == pytest.approx(fitted.host_update * 10 / 36)
     assert fitted.step - measured.step == pytest.approx(fitted.host_update - measured.host_update)
 

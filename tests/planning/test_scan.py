@@ -33,7 +33,7 @@ def test_rows_are_the_plans_of_suggested_layouts(dense: Scan):
     for row in dense.rows[:3]:
         plan = make_plan(with_parallel(config, **row.parallel.model_dump()), row.devices)
         assert (row.fits, row.npu_gib, row.host_gib) == (plan.fits, plan.npu.needed_gib, plan.host.needed_gib)
-        assert (row.step_seconds, row.tokens_per_second) == (plan.time.step, plan.tokens_per_second)
+        assert (row.step_seconds, row.tokens_per_second) == (plan.seconds.step, plan.tokens_per_second)
         assert row.left * 32 == pytest.approx(plan.npu.left_gib), "the host has almost all left"
         assert row.tokens_per_npu == plan.tokens_per_second / row.devices
 

@@ -11,6 +11,7 @@ Headers and small files are read, and no values unless they are to be verified.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,9 +121,7 @@ def _count(tensors: Listed) -> dict[str, dict[str, Any]]:
     numbers: dict[str, Counter[str]] = {}
     types: dict[str, set[str]] = {}
     for role, _, shape, dtype in tensors:
-        size = 1
-        for length in shape:
-            size *= length
+        size = math.prod(shape)
         width = int("".join(c for c in dtype if c.isdigit()) or 8) // 8
         numbers.setdefault(role, Counter()).update({"tensors": 1, "parameters": size, "bytes": size * width})
         types.setdefault(role, set()).add(dtype)

@@ -3,8 +3,8 @@
     check → meet the other nodes → msrun → ranks         a rank fails: stop all on all nodes, say why, start again if asked
                                                          the launcher is asked to stop: ranks save, then end
 
-`meeting` holds the messages between launchers, `processes` the processes of a node, `worker` the program that msrun starts. Nothing
-here needs MindSpore, so that mistakes are reported at once.
+`rendezvous` holds the messages between launchers, `processes` the processes of a node, `worker` the program that msrun starts.
+Nothing here needs MindSpore, so that mistakes are reported at once.
 """
 
 from __future__ import annotations

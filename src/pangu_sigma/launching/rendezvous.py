@@ -1,11 +1,8 @@
 """Rendezvous of the launchers of a run's nodes: they agree before ranks start, and send each other failures while ranks run.
 
-Node 0 listens at the port after the scheduler's; the others connect and send plain facts about the run that they will start: every
-key of the configuration, hashes of vocabulary, routing tables and prepared data, versions. Node 0 compares and answers. The
-messages go over TCP because every cluster has it (a shared file system may be missing, or show a file late). Launchers send them,
-because ranks would need MindSpore, its scheduler and minutes to find a difference.
-
-The connections stay open: one node's failure, or its end, reaches all others within a poll.
+Node 0 listens at the port after the scheduler's; the others connect and send the facts of the run that they will start
+(`training_facts`), which node 0 compares: ranks would need MindSpore and minutes to find a difference. TCP, because a shared file
+system may be missing, or show a file late. The connections stay open: one node's failure or end reaches all others within a poll.
 
     node → 0   {"node", "host", "facts"}
     0 → node   {"go": name of the log folder}   or   {"refuse": message}

@@ -52,7 +52,8 @@ def launch_training(
     dry_run: True to start nothing, and return the shell script of the launch. Raises LaunchError, ConfigError and DataError for
     mistakes that are found before ranks start.
     """
-    from pangu_sigma.checkpoint.run_folder import StartOptions, check_start
+    from pangu_sigma.checkpoint.run_folder import StartOptions, check_start, one_writer
+    from pangu_sigma.checkpoint.start_over import start_over as move_aside
 
     check_ranks(config, processes)
     if nodes > 1 and not dry_run:
@@ -82,7 +83,8 @@ def launch_training(
         check_training_fits(config, job.local)
     check_start(output, config, StartOptions(start_over, allow_data_change))
     if start_over and job.node == 0:
-        start_over_before_launch(output, lock)
+        with one_writer(output, lock):
+            move_aside(output)  # before ranks start, so that a restart after a failure resumes
     return launch.launch(replace(job, facts=training_facts(config)) if nodes > 1 else job)
 
 
@@ -128,15 +130,6 @@ def _names_a_chip(tree: dict[str, Any]) -> bool:
     return isinstance(parallel, dict) and "chip" in parallel
 
 
-def start_over_before_launch(run: Path, lock: bool) -> None:
-    """Move a run's contents aside before ranks start, so that a restart after a failure resumes. Raises as `start_over` does."""
-    from pangu_sigma.checkpoint.run_folder import one_writer
-    from pangu_sigma.checkpoint.start_over import start_over
-
-    with one_writer(run, lock):
-        start_over(run)
-
-
 def check_ranks(config: Config, processes: int | None) -> None:
     """Raise ConfigError if the configuration has another number of ranks than `processes`, which the user expects."""
     p = config.parallel
@@ -148,11 +141,8 @@ def check_ranks(config: Config, processes: int | None) -> None:
 
 
 def training_facts(config: Config) -> dict[str, str]:
-    """Return the facts, by name, that must be equal on all nodes of a run.
-
-    They are every key of the configuration; hashes of vocabulary, routing tables and prepared data; versions of the packages that
-    compute. Raises ConfigError or DataError if the prepared data is missing or does not fit. Needs no device.
-    """
+    """Return the facts, by name, that must be equal on all nodes of a run: every key of the configuration, hashes of what is
+    prepared, versions of what computes. Raises ConfigError or DataError if the prepared data is missing or does not fit."""
     from pangu_sigma.checkpoint.changes import leaves
     from pangu_sigma.checkpoint.run_folder import read_prepared
 
@@ -168,10 +158,8 @@ def training_facts(config: Config) -> dict[str, str]:
 
 
 def _data_hash(data: Path) -> str:
-    """Return a SHA-256 over the manifest's content hash, the training text's token counts, and names and sizes of token files.
-
-    It differs for other data, and for a truncated copy.
-    """
+    """Return a SHA-256 over the manifest's content hash, the training text's token counts, and names and sizes of token files,
+    which differs for a truncated copy too."""
     digest = hashlib.sha256((data / "frequencies.npy").read_bytes())
     digest.update(load_manifest(data).content_hash.encode())
     for file in sorted([*data.glob("*.bin"), *data.glob("*.idx")]):

@@ -51,10 +51,8 @@ def end_with_parent() -> None:
 
 
 def _bind_cores(launcher: int, ranks: int) -> None:
-    """Bind this rank to its share of the cores, in the order of devices, unless `msrun` has bound it already.
-
-    `msrun` knows the cores that are near an NPU, but only if it finds the cpuset of cgroup v1; else it only warns.
-    """
+    """Bind this rank to its share of the cores, in the order of devices, unless `msrun` has bound it near its NPU, for which it
+    needs the cpuset of cgroup v1."""
     cores = sorted(os.sched_getaffinity(0))
     if set(cores) == os.sched_getaffinity(launcher) and len(cores) >= ranks:
         each = len(cores) // ranks

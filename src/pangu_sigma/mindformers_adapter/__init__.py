@@ -1,13 +1,5 @@
 """Adapter to MindFormers: the classes that `mindformers.Trainer` needs to train PanGu-Σ from a YAML in MindFormers' style.
 
-    yaml_keys.py           keys of the YAML → keys of the project's configuration (no MindSpore)
-    trainer.py             trainer: builds dataset, network, optimizer and one-step cell
-    model.py               configuration and network
-    tokenizer_adapter.py   tokenizer
-    dataset.py             the project's batches, as columns of a dataset
-    train_one_step.py      optimizer and one-step cell: the project's own `TrainStep`
-    checkpoint_monitor.py  callback that writes the project's own checkpoints
-
 The YAML's output_dir is a run folder of this project: `pangu-sigma evaluate`, `generate` and `export` read it, and training resumes
 from its newest checkpoint, whichever of the two trainers wrote it.
 

@@ -1,8 +1,7 @@
 """Callback that writes checkpoints in the project's format while MindFormers trains.
 
-MindFormers' CheckpointMonitor would write every parameter, experts and moments included. But its file has neither the position in
-the data nor the identity of vocabulary and routing tables, and no hash detects damage. So this callback writes the same checkpoints
-as `pangu-sigma train`.
+The file of MindFormers' CheckpointMonitor has neither the position in the data nor the identity of vocabulary and routing tables,
+and no hash detects damage.
 """
 
 from __future__ import annotations

@@ -56,8 +56,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel):
 
     def __init__(self, config: PanGuSigmaConfig):
         super().__init__(config)
-        sigma = config.sigma
-        self.network, self.store = build(sigma)
+        self.network, self.store = build(config.sigma)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA):
         experts = self.store.fetch(active_NA)

@@ -32,7 +32,6 @@ class PanGuSigmaAdam:
     """
 
     def __init__(self, params: list[ms.Parameter], learning_rate: nn.Cell, **settings: Any):
-        """settings: further keys of the YAML, which yaml_keys.py passes to the step."""
         self.learning_rate = learning_rate
 
     def rate(self, update: int) -> float:
@@ -44,8 +43,7 @@ class PanGuSigmaAdam:
 class PanGuSigmaTrainOneStepCell(nn.Cell):
     """One-step cell on the dataset's columns. Returns loss, overflow, loss scale, rate and gradient norm, for MFLossMonitor.
 
-    It computes the learning rate and prefetches experts on the host, before the graph of the step: it is called, and never compiled
-    into another cell.
+    It works on the host before the graph of the step, so it is called, and never compiled into another cell.
     """
 
     def __init__(

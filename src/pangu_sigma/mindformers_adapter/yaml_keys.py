@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pangu_sigma.config import Config, ConfigError, ModelConfig
-from pangu_sigma.config_file import parse_config
+from pangu_sigma.config_file import override, parse_config
 
 SECTIONS = ("domains", "vocabulary", "routing", "ecss")
 """Sections of the project's configuration that are keys of `model.model_config`, besides the keys of `ModelConfig`."""
@@ -79,6 +79,7 @@ CHECKED_SECTIONS = (
     "optimizer",
     "lr_schedule",
     "runner_wrapper",
+    "callbacks.PanGuSigmaCheckpoint",
 )
 """Sections of the YAML whose keys must all be in a table."""
 
@@ -113,10 +114,7 @@ def sigma_config(yaml: dict[str, Any]) -> Config:
     for path in KEYS:
         if path.startswith("lr_schedule.") and path not in given:
             raise ConfigError(f"{path}: required key is missing; MindFormers' default is not the project's")
-    tree: dict[str, Any] = {}
-    for path, ours in KEYS.items():
-        if path in given:
-            _put(tree, ours, given[path])
+    tree = override({}, [(ours, given[path]) for path, ours in KEYS.items() if path in given])
     try:
         config = parse_config(_with_decay(tree))
     except ConfigError as error:
@@ -159,14 +157,7 @@ def _plain(node: Any) -> Any:
 
 
 def _check_known(path: str) -> None:
-    section = next(
-        (
-            section
-            for section in (*CHECKED_SECTIONS, "callbacks.PanGuSigmaCheckpoint")
-            if path.startswith(f"{section}.")
-        ),
-        None,
-    )
+    section = next((section for section in CHECKED_SECTIONS if path.startswith(f"{section}.")), None)
     if section is None or path in (*KEYS, *FIXED, *EMPTY, ADDED_BY_MINDFORMERS, "callbacks.PanGuSigmaCheckpoint.type"):
         return
     allowed = [key for key in (*FIXED, *KEYS) if key.startswith(f"{section}.")]
@@ -175,18 +166,8 @@ def _check_known(path: str) -> None:
     raise ConfigError(f"{path}: unknown key; nearest valid key: {near[0]}; allowed in {section}: {names}")
 
 
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[last] = value
-
-
 def _with_decay(tree: dict[str, Any]) -> dict[str, Any]:
-    """Replace MindFormers' total_steps by the project's decay_steps, which count from the end of the warm-up.
-
-    total_steps is the step at which the decay ends; -1 stands for the last step.
-    """
+    """Replace total_steps, at which the decay ends (-1: at the last step), by decay_steps, which count from the warm-up's end."""
     train = tree["train"]
     total, warmup = train["optimizer"]["decay_steps"], train["optimizer"]["warmup_steps"]
     if total == -1:

@@ -8,6 +8,8 @@ Shape suffix: P ranks of the group.
 
 from __future__ import annotations
 
+import math
+
 from mindspore import nn, ops
 from mindspore.ops import functional as F
 
@@ -22,7 +24,7 @@ class BucketedAllReduce(nn.Cell):
         """
         super().__init__()
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
-        self.sizes = [_elements(shape) for shape in shapes]
+        self.sizes = [math.prod(shape) for shape in shapes]
         self.buckets = _buckets(self.sizes, bucket_elements)
 
     def construct(self, tensors):
@@ -39,13 +41,6 @@ class BucketedAllReduce(nn.Cell):
                 summed += (F.reshape(bucket[at : at + self.sizes[i]], tensors[i].shape),)
                 at += self.sizes[i]
         return summed
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
 
 
 def _buckets(sizes: list[int], most: int) -> list[tuple[int, int]]:

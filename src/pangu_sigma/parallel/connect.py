@@ -1,8 +1,4 @@
-"""Initialise MindSpore's communication for this rank, and create its communication groups.
-
-Each rank is one process, started by `msrun` (or with its environment variables). Without those variables a run is one process, and
-nothing here is initialised.
-"""
+"""Initialise MindSpore's communication for this rank, and create its communication groups."""
 
 from __future__ import annotations
 
@@ -61,7 +57,8 @@ class ConnectedRanks(Ranks):
 
 
 def connect(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
-    """Join the run's communication and return its ranks. In msrun's scheduler process it does not return.
+    """Join the run's communication and return its ranks, by msrun's environment variables; without them a run is one process. In
+    msrun's scheduler process it does not return.
 
     Call it after `use_cpu` and before any tensor is made. ascend: True if the ranks are NPUs.
     Raises ConfigError if the `parallel` section lays out another number of ranks, or what the CPU cannot do.

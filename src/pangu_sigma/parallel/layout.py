@@ -50,17 +50,16 @@ class Layout:
     """The ranks of a run as a grid over the parallel axes."""
 
     def __init__(self, parallel: ParallelConfig):
-        self.axes = {name: getattr(parallel, name) for name in AXES}
         self.ranks = parallel.ranks
-        self._grid = np.arange(self.ranks).reshape(*self.axes.values())
+        self._grid = np.arange(self.ranks).reshape([getattr(parallel, name) for name in AXES])
 
     def coordinates(self, rank: int) -> RankCoordinates:
         return RankCoordinates(*(int(i) for i in np.unravel_index(rank, self._grid.shape)))
 
     def peers(self, rank: int, *axes: str) -> list[int]:
         """Return the ranks that have `rank`'s coordinates on all other axes than these, itself included, ascending."""
-        names, own = list(self.axes), np.unravel_index(rank, self._grid.shape)
-        index = tuple(slice(None) if name in axes else own[i] for i, name in enumerate(names))
+        own = np.unravel_index(rank, self._grid.shape)
+        index = tuple(slice(None) if name in axes else own[i] for i, name in enumerate(AXES))
         return sorted(self._grid[index].ravel().tolist())
 
 
@@ -88,15 +87,11 @@ class Share:
     """The data and the experts of one rank.
 
     sets: domain sets of its group.
-    taker: data-parallel index of the rank within its group; ranks with different indices train on different sequences of a block.
-    takers: number of these indices.
     layers: RRE layers of its stage, by their numbers among all RRE layers.
     held: ids of the experts that the rank stores in each of these layers, ascending.
     """
 
     sets: tuple[int, ...]
-    taker: int
-    data_rank_of_sequences: int
     layers: list[int]
     held: np.ndarray
 
@@ -113,8 +108,6 @@ def share_of(config: Config, rank: int) -> Share:
     first = np.array(sorted(domain for s in mine for domain in sets[s])) * experts + at.expert * each
     return Share(
         sets=mine,
-        taker=at.expert * parallel.data + at.data,
-        data_rank_of_sequences=parallel.expert * parallel.data,
         layers=rre_layers_of_stage(config, at.stage),
         held=(first[:, None] + np.arange(each)).ravel(),
     )
@@ -129,7 +122,7 @@ def data_rank_of_sequences(config: Config) -> np.ndarray:
 
 
 def data_rank_of(config: Config, rank: int) -> int:
-    """Return the data-parallel index of a rank among all groups of its stage: group · takers + taker, as in its `Share`.
+    """Return the data-parallel index of a rank among all groups of its stage.
 
     Ranks of a tensor group take the same sequences and have the same index.
     """

@@ -39,7 +39,6 @@ class Array:
 
     name: str
     kind: Literal["weight", "moment", "variance", "step", "accumulator"]
-    expert: bool
     shape: Shape
     """Shape in the whole model."""
     computed: Shape
@@ -128,18 +127,13 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
 
 def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Return the NPU's buffers of active experts (ECSS), in the order of the network's arguments. Biases have an axis for rows."""
-    parallel = config.parallel
-    count = parallel.groups * active_in_group(config)
+    parallel, in_group = config.parallel, active_in_group(config)
+    count, local = parallel.groups * in_group, in_group // parallel.expert
     buffers = []
     for weight in expert_arrays(config, stage, alike) if config.ecss.enabled else []:
         if weight.kind == "weight":
-            shape, computed = (
-                (a, *rest) if len(rest) == 2 else (a, 1, *rest)
-                for a, rest in (
-                    (count, weight.shape[1:]),
-                    (active_in_group(config) // parallel.expert, weight.computed[1:]),
-                )
-            )
+            rows = (1,) if len(weight.shape) == 2 else ()
+            shape, computed = (count, *rows, *weight.shape[1:]), (local, *rows, *weight.computed[1:])
             name = weight.name.replace("experts", "active", 1)
             buffers.append(
                 replace(
@@ -219,7 +213,7 @@ def _dense_array(config: Config, count: int, name: str, shape: Shape, axis: int 
     travels = name == "embedding" and parallel.stages > 1
     divides = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0 and not travels
     kept = _divide(computed, 0, replicas) if divides else computed
-    return Array(name, "weight", False, shape, computed, kept, replicas, "float32", used_as, NPU, count)
+    return Array(name, "weight", shape, computed, kept, replicas, "float32", used_as, NPU, count)
 
 
 def _expert_array(config: Config, count: int, name: str, shape: Shape, axis: int | None, device: str) -> Array:
@@ -228,7 +222,7 @@ def _expert_array(config: Config, count: int, name: str, shape: Shape, axis: int
     computed = _divide(held, axis, parallel.tensor)
     replicas = parallel.data * (parallel.tensor if axis is None else 1)
     used_as = config.train.compute_dtype
-    return Array(name, "weight", True, shape, computed, computed, replicas, "float32", used_as, device, count)
+    return Array(name, "weight", shape, computed, computed, replicas, "float32", used_as, device, count)
 
 
 def _divide(shape: Shape, axis: int | None, parts: int) -> Shape:

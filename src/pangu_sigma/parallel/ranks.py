@@ -1,8 +1,7 @@
 """Ranks of a run as one process sees them: its rank number, and a few collectives of host values.
 
-Every rank must call these collectives, in the same order: a rank that stops on its own leaves the others waiting. So whatever may
-fail on one rank alone (a disk, a missing file) runs inside `together`, which makes it fail on every rank. On the CPU MindSpore
-waits half a minute for a late rank, and no setting of it was found to change that; on Ascend, HCCL waits.
+Every rank must call these collectives, in the same order, so whatever may fail on one rank alone (a disk, a missing file) runs
+inside `fail_together`. On the CPU MindSpore waits half a minute for a late rank, whatever its settings; on Ascend, HCCL waits.
 """
 
 from __future__ import annotations

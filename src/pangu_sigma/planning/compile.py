@@ -1,13 +1,12 @@
 """Compile the training step of one rank for Ascend on a machine without an NPU, and read the graph that MindSpore saves.
 
-MindSpore's own front end is the judge: it infers every layout, places the collectives, cuts the parameters, and refuses what does
-not fit. Nothing runs, so this says nothing about speed, about kernels that the device might not have, or about memory that only the
-device's runtime knows. A process of its own compiles (`python -m pangu_sigma.planning.compile`); cann_stub.py says why.
+A process of its own compiles (`python -m pangu_sigma.planning.compile`); cann_stub.py says why. README.md: what it can show.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -28,7 +27,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.errors import UserError
 from pangu_sigma.launching.worker import end_with_parent
-from pangu_sigma.parallel.parameters import HOST, NPU
+from pangu_sigma.parallel.parameters import HOST, ITEM_SIZE, NPU
 from pangu_sigma.planning.cann_stub import ascend_environment
 from pangu_sigma.planning.traffic import CollectiveCalls
 
@@ -120,7 +119,8 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             continue
         used = {_plain_name(name) for name in re.findall(r"%para\d+_([^,\s)]+)", line)}
         if 'primitive_target: "CPU"' in line:
-            hosted[_host_name(line, operator[1])] += 1
+            custom = re.search(r'func_name: "[^"]*:(\w+)"', line)
+            hosted[custom[1] if custom else operator[1].removeprefix("PrimFunc_")] += 1
             on_host |= used
         else:
             on_device |= used if operator[1] not in _NOT_A_USE else set()
@@ -158,11 +158,6 @@ def _plain_name(name: str) -> str:
     kind = re.match(r"(moment|variance|accu_grads)\.", name)
     plain = re.sub(r"^(moment\.|variance\.|accu_grads\.)?(loss\.network\.)?", "", name)
     return f"{plain}.{kind[1].replace('accu_grads', 'accumulated')}" if kind else plain
-
-
-def _host_name(line: str, operator: str) -> str:
-    custom = re.search(r'func_name: "[^"]*:(\w+)"', line)
-    return custom[1] if custom else operator.removeprefix("PrimFunc_")
 
 
 _NOT_A_USE = ("Load", "UpdateState", "Depend", "PrimFunc_Depend", "MakeTuple", "Return")
@@ -213,24 +208,12 @@ def _phase(op: str, line: str) -> str:
     return "backward" if differentiated and phase == "norm" else phase
 
 
-_SIZES = {
-    "Float16": 2,
-    "Float32": 4,
-    "Int32": 4,
-    "BFloat16": 2,
-    "Float64": 8,
-    "Int64": 8,
-    "Bool": 1,
-    "Int8": 1,
-    "UInt16": 2,
-}
-
-
 def _nbytes_of(types: str) -> int:
     tensors = re.findall(r"Tensor\[(\w+)\]\]?, \(([^)]*)\)", types)
-    tensors = [(dtype, shape) for dtype, shape in tensors if dtype != "Int64"]  # the lengths of an AlltoAllV
+    tensors = [(dtype.lower(), shape) for dtype, shape in tensors if dtype != "Int64"]  # the lengths of an AlltoAllV
     return sum(
-        int(np.prod([int(n) for n in shape.split(",") if n.strip()])) * _SIZES[dtype] for dtype, shape in tensors
+        math.prod(int(n) for n in shape.split(",") if n.strip()) * (ITEM_SIZE.get(dtype) or np.dtype(dtype).itemsize)
+        for dtype, shape in tensors
     )
 
 

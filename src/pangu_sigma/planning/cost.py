@@ -9,24 +9,8 @@
                     overlap either: the Ascend step fetches its own experts first, whatever ecss.prefetch says
     bubble          with p stages and g micro-batches, (p - 1) ÷ g of the slowest stage's time for all of them (1F1B)
 
-Rates and bandwidths are the chip's (`chips.py`). Three constants are fitted, all of them to 910A, to four figures:
-
-* 512 Ascend 910 take 7.5 s a step with ECSS (derived from 69,905 tokens/s, which others report of the paper), and 6.3 times as long
-  when all experts are moved and updated in every step. These two are reproduced by construction, and say nothing for the model; how
-  much of 6.3 is Adam, PCIe or software cannot be told from them.
-* AlltoAll takes 18.10 % of the time on 128 Ascend 910A and 28.74 % on 256 (LocMoE, arXiv 2401.13920, which trains a PanGu-Σ of
-  16 experts a layer). One constant has to give both, and gives 17.5 % and 29.1 %. Taken from there: 32 sequences a step on
-  128 NPUs and as many on each 128 of 256, 16 expert ranks, 8 tensor ranks; and that on 32 hosts every second one has no expert, so
-  that 32 ranks exchange rows and 31 messages leave each, instead of 15. Our assumptions: 1,024 tokens a sequence,
-  MindSpore's capacity of 1.1, recompute, experts on the NPUs, rows divided among tensor ranks, no overlap. Without recompute,
-  or with a capacity of 2, the constant would be 14 % or 4 % larger. If only 16 ranks exchanged rows on 256 NPUs too, no constant
-  would do: the share would be 17 % there. ETR (arXiv 2406.00023) shows shares of communication on 910B3 in a picture, without
-  numbers.
-
-A surplus that grew with bytes and not with messages would fit the two shares as well, but needs 25 times the bytes, and leaves less
-than no time to compute in the paper's step. So it is attributed to messages: HCCL itself counts 60 µs of latency for each (hcomm,
-coll_alg_operator.cc), and the rest is the wait for the slowest rank and contention of hosts for switches, which two shares cannot
-tell apart.
+Rates and bandwidths are the chip's (`chips.py`). Three constants are fitted to four published figures of 910A: 7.5 s and 6.3x of
+the paper's step, and two shares of AlltoAll from LocMoE (docs/experiments/planning.md says how its runs were read).
 
 Trust it for bytes, for the order of magnitude of a step near the paper's size and layout, for which item grows when a setting
 changes, and to choose between layouts. Do not trust it for the speed of other chips, whose efficiency, hosts and messages are taken
@@ -54,7 +38,7 @@ MATMUL_EFFICIENCY = 0.457
 """Fraction of the chip's peak rate that matrix multiplications reach. Fitted to the paper's step with ECSS."""
 
 MESSAGE_SECONDS = 4.0e-4
-"""Seconds for a message of an AlltoAll to another host, in addition to its bytes. Fitted to LocMoE's shares; see above."""
+"""Seconds for a message of an AlltoAll to another host, in addition to its bytes. Fitted to LocMoE's shares."""
 
 HOST_UPDATE_BANDWIDTH = 10.0e9
 """Bytes per second that the Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it includes
@@ -85,28 +69,29 @@ class StepTime:
     @property
     def step(self) -> float:
         """Seconds of the whole step."""
-        return self.compute + self.hccs + self.network + self.bubble + self.npu_update + self.host
-
-    @property
-    def host(self) -> float:
-        """Seconds for experts on the host: their copy to the NPU, the copy of their gradients back, and Adam."""
-        return self.fetch + self.gradients_back + self.host_update
+        on_npu = self.compute + self.hccs + self.network + self.bubble + self.npu_update
+        return on_npu + (self.fetch + self.gradients_back + self.host_update)
 
 
-def step_time(config: Config) -> StepTime:
-    """Return the time of the slowest stage, with ECSS as configured: only active experts are moved and updated."""
-    return _slowest(config)
+def step_time(config: Config, experts_moved: float = 1.0, update_bandwidth: float | None = None) -> StepTime:
+    """Return the time of the slowest stage, with ECSS as configured.
 
-
-def step_time_measured_adam(config: Config) -> StepTime:
-    """Return `step_time` for an Adam on the host that reaches MEASURED_UPDATE_BANDWIDTH, as measured on our CPU."""
-    return _slowest(config, update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
+    experts_moved: number of experts moved and updated, divided by that of active experts. update_bandwidth: bytes per second of
+    Adam on a host; None: HOST_UPDATE_BANDWIDTH.
+    """
+    p = config.parallel.stages
+    sent = [_sent(config, stage) for stage in range(p)]
+    passes = (_compute(config, s) + sum(c.seconds for c in calls if c.in_passes) for s, calls in enumerate(sent))
+    bubble = (p - 1) / config.train.accumulation * max(passes)
+    update = experts_moved / (update_bandwidth or HOST_UPDATE_BANDWIDTH)
+    times = (_stage_time(config, s, calls, experts_moved, update, bubble) for s, calls in enumerate(sent))
+    return max(times, key=lambda time: time.step)
 
 
 def step_time_all_experts(config: Config) -> StepTime:
     """Return the time of the paper's baseline (6.3 times the step's): all experts, on the host, are moved and updated."""
     active = config.data.domains_per_step * config.model.experts_per_domain
-    return _slowest(config, experts_moved=config.experts / active)
+    return step_time(config, experts_moved=config.experts / active)
 
 
 def tokens_per_second(config: Config, time: StepTime) -> float:
@@ -121,15 +106,12 @@ def flops(config: Config, stage: int = 0) -> float:
     include padding, which is multiplied too.
     """
     m, t = config.model, config.parallel.tensor
-    tokens, layers, routed = (
-        tokens_of_rank(config),
-        len(layers_of_stage(config, stage)),
-        rre_layers_of_stage(config, stage),
-    )
+    tokens, layers = tokens_of_rank(config), len(layers_of_stage(config, stage))
+    routed = len(rre_layers_of_stage(config, stage))
     attention = 2 * tokens * 4 * m.hidden**2 / t + 4 * tokens * m.seq_length * m.hidden / t
     dense_ffn = 4 * tokens * m.hidden * m.ffn / t
     routed_ffn = 4 * multiplied_rows(config) * m.hidden * m.ffn / t
-    once = layers * attention + (layers - len(routed)) * dense_ffn + len(routed) * routed_ffn
+    once = layers * attention + (layers - routed) * dense_ffn + routed * routed_ffn
     logits = 2 * (tokens / t) * m.slot_rows * m.hidden if stage == config.parallel.stages - 1 else 0
     return config.train.accumulation * (once * (4 if config.parallel.recompute else 3) + 3 * logits)
 
@@ -140,18 +122,6 @@ def host_update_bytes(config: Config, stage: int = 0) -> int:
         return 0
     element = 2 * 4 + 4 * ITEM_SIZE[config.ecss.moments] + ITEM_SIZE[config.train.compute_dtype]
     return element * active_elements(config, stage)
-
-
-def _slowest(config: Config, experts_moved: float = 1.0, update_bandwidth: float | None = None) -> StepTime:
-    """Return the time of the slowest stage. experts_moved: number of experts moved and updated, divided by that of active experts.
-    update_bandwidth: bytes per second of Adam on a host; None: HOST_UPDATE_BANDWIDTH."""
-    p = config.parallel.stages
-    sent = [_sent(config, stage) for stage in range(p)]
-    passes = (_compute(config, s) + sum(c.seconds for c in calls if c.in_passes) for s, calls in enumerate(sent))
-    bubble = (p - 1) / config.train.accumulation * max(passes)
-    update = experts_moved / (update_bandwidth or HOST_UPDATE_BANDWIDTH)
-    times = (_stage_time(config, s, calls, experts_moved, update, bubble) for s, calls in enumerate(sent))
-    return max(times, key=lambda time: time.step)
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,28 @@ It is the graph for the CPU with Ascend's operators: LayerNorm is one fused oper
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING
 
-from pangu_sigma.errors import UserError, exit_status
+from pangu_sigma.errors import exit_status
 from pangu_sigma.planning.cann_stub import ascend_environment
+
+if TYPE_CHECKING:
+    from ascend_ops.few_rows import Precision
 
 _COMPILES = "PANGU_SIGMA_EXPORTS_FOR_ASCEND"
 """Environment variable that is set in the compiling process."""
 
 
-def export_for_ascend(run: Path, output: Path, at_rest: str) -> int:
-    """Export a run to `output` in a process of its own. Returns its exit status; its messages are on standard error."""
+def _compile_elsewhere() -> int:
+    """Export in a process of its own, and return its exit status; its messages are on standard error."""
     with_cann = "ASCEND_HOME_PATH" in os.environ
     environment = (dict(os.environ) if with_cann else ascend_environment(1, 0)) | {_COMPILES: "1"}
-    command = [sys.executable, "-m", "pangu_sigma.planning.export_ascend", str(run), str(output), at_rest]
+    command = [sys.executable, "-m", "pangu_sigma.planning.export_ascend", *sys.argv[1:]]
     return subprocess.run(command, env=environment).returncode
 
 
@@ -36,26 +40,24 @@ def _use_ascend() -> None:
     ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend")
 
 
-def _compile(run: Path, output: Path, at_rest: str) -> int:
+def _compile(run: Path, output: Path, weights: Precision) -> int:
     from pangu_sigma.convert.mindir import export_mindir
-    from pangu_sigma.generate.graph.weights_at_rest import AtRest
 
-    if at_rest not in ("float32", "float16", "int8"):
-        raise UserError(f"weights {at_rest!r} are not known; use float32, float16 or int8")
-    written = export_mindir(run, output, cast(AtRest, at_rest), _use_ascend)
+    written = export_mindir(run, output, weights, _use_ascend)
     sys.stderr.write(f"{written}: compiled for Ascend; nothing of it has run\n")
     return 0
 
 
 def main() -> int:
     """Export in a new process, or in that process compile and exit at once, because unloading the stand-ins would crash."""
-    if len(sys.argv) not in (3, 4):
-        sys.stderr.write("usage: export_ascend.sh RUN OUTPUT [float32|float16|int8]\n")
-        return 2
-    run, output, at_rest = Path(sys.argv[1]), Path(sys.argv[2]), (sys.argv[3:] or ["float16"])[0]
+    parser = argparse.ArgumentParser(prog="export_ascend.sh")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("weights", nargs="?", choices=["float32", "float16", "int8"], default="float16")
+    options = parser.parse_args()
     if _COMPILES not in os.environ:
-        return export_for_ascend(run, output, at_rest)
-    status = exit_status(lambda: _compile(run, output, at_rest))
+        return _compile_elsewhere()
+    status = exit_status(lambda: _compile(options.run, options.output, options.weights))
     sys.stderr.flush()
     os._exit(status)
 

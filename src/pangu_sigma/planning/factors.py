@@ -96,10 +96,8 @@ def _counts(
     senders = (config.parallel.expert, config.parallel.data)
     shares = shares_DE[domains][:, :, None, None]
     counts = rng.multinomial(tokens, shares, size=(*domains.shape, *senders))
-    for block, other in itertools.combinations(
-        range(len(domains)), 2
-    ):  # two blocks of one domain have the same experts
-        same = domains[block] == domains[other]
+    for block, other in itertools.combinations(range(len(domains)), 2):
+        same = domains[block] == domains[other]  # which have the same experts
         counts[block, same] += counts[other, same]
         counts[other, same] = 0
     return counts

@@ -38,7 +38,6 @@ from dataclasses import dataclass
 from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import (
-    AXES,
     layers_of_stage,
     multiplied_rows,
     rre_layers_of_stage,
@@ -63,6 +62,7 @@ from pangu_sigma.planning.machine import (
     PROCESS_RESERVE,
     chip_of,
 )
+from pangu_sigma.planning.traffic import ALL, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,12 @@ def total(items: Iterable[MemoryItem]) -> int:
 def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
     """Return the memory items of one NPU at the peak of a step."""
     groups = len(communicators(config, stage))
+    summed = accumulator_arrays(config, stage, alike=True)
+    added = MemoryItem("gradients added up", _nbytes(summed, "accumulator"), "whole, over micro-batches")
     return [
         *_dense_items(config, stage),
         *_expert_items(config, stage),
-        *_accumulator_items(config, stage),
+        *([added] if summed else []),
         *_activation_items(config, stage),
         MemoryItem(
             "communication buffers",
@@ -110,8 +112,6 @@ def peak_host(config: Config) -> int:
     size = chip_of(config).per_host
     hosts = math.ceil(config.parallel.ranks / size)
     different = {tuple(stages_of_host(config.parallel, h, size)): h for h in reversed(range(hosts))}
-    if len(different) == 1:
-        return 0
     return max(sorted(different.values()), key=lambda host: total(host_items(config, host)))
 
 
@@ -148,14 +148,9 @@ def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:
 
     Stages send in the group of all ranks.
     """
-    groups: list[tuple[str, ...]] = [
-        ("tensor",),
-        ("groups", "expert", "data"),
-        ("groups", "expert", "data", "tensor"),
-        AXES,
-    ]
+    groups = [TENSOR, REPLICAS, STAGE, ALL]
     if rre_layers_of_stage(config, stage):
-        groups += [("expert",), ("data",), ("data", "tensor")]
+        groups += [EXPERT, DATA, HOLDERS]
     return {real for axes in groups if (real := tuple(axis for axis in axes if getattr(config.parallel, axis) > 1))}
 
 
@@ -172,14 +167,13 @@ def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
         MemoryItem("dense: moments", 2 * kept, "the same part, two, float32"),
         MemoryItem(
             "dense: weights in use",
-            sum(a.count * _copy_nbytes(a) for a in others),
+            sum(a.count * a.used_nbytes for a in others if a.divided or a.used_as != a.dtype),
             "gathered from other ranks, or cast",
         ),
         MemoryItem(
             "dense: embedding in use",
-            table.used_nbytes
-            if stage == config.parallel.stages - 1
-            else 0,  # other stages look up rows of the table that they keep, or have none
+            # other stages look up rows of the table that they keep, or have none
+            table.used_nbytes if stage == config.parallel.stages - 1 else 0,
             "gathered, or sent by the first stage; after the logits, their part of its gradient, float32",
         ),
         MemoryItem(
@@ -190,25 +184,11 @@ def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
     ]
 
 
-def _copy_nbytes(array: Array) -> int:
-    """Return the bytes of the gathered or cast copy of a dense weight; 0 if the network reads the weight that is kept."""
-    return array.used_nbytes if array.divided or array.used_as != array.dtype else 0
-
-
 def _summed_bytes(config: Config, weights: list[Array]) -> int:
     """Return the most bytes of gradients that are all-reduced at once. The embedding's comes last, when activations are freed."""
     sizes = [(a.count, math.prod(a.computed) * ITEM_SIZE["float32"]) for a in weights if a.replicas > 1]
     largest, together = max((size for _, size in sizes), default=0), sum(count * size for count, size in sizes)
     return max(largest, min(together, config.parallel.fusion_mib * MIB))
-
-
-def _accumulator_items(config: Config, stage: int) -> list[MemoryItem]:
-    summed = accumulator_arrays(config, stage, alike=True)
-    return (
-        [MemoryItem("gradients added up", _nbytes(summed, "accumulator"), "whole, over micro-batches")]
-        if summed
-        else []
-    )
 
 
 def _expert_items(config: Config, stage: int) -> list[MemoryItem]:

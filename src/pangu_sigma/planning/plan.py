@@ -1,8 +1,4 @@
-"""The plan of a configuration on a number of NPUs: memory, traffic and step time. Pure Python; no network is built.
-
-The numbers come from `parameters.py`, `memory.py`, `traffic.py` and `cost.py`, which state their rules, `machine.py` and
-`chips.py`. `tables.py` formats a plan; `differences.py` adds the step that MindSpore compiles for it.
-"""
+"""The plan of a configuration on a number of NPUs: memory, traffic and step time. Pure Python; no network is built."""
 
 from __future__ import annotations
 
@@ -33,7 +29,6 @@ from pangu_sigma.planning.cost import (
     StepTime,
     step_time,
     step_time_all_experts,
-    step_time_measured_adam,
     tokens_per_second,
 )
 from pangu_sigma.planning.machine import TIGHT_FRACTION, chip_of
@@ -48,15 +43,15 @@ from pangu_sigma.planning.memory import (
 from pangu_sigma.planning.suggest import (
     TimedLayout,
     changes_that_fit_npus,
-    chosen_layout,
     devices_that_fit,
     fastest_layouts,
     fits,
     least_devices,
+    suggest_layout,
     what_fits,
     with_parallel,
 )
-from pangu_sigma.planning.traffic import LinkBytes, PredictedCollective, collectives, link_bytes
+from pangu_sigma.planning.traffic import CollectiveCalls, LinkBytes, PredictedCollective, collectives, link_bytes
 
 
 @dataclass(frozen=True)
@@ -96,9 +91,7 @@ class StagePlan:
     last_layer: int
     rre_layers: int
     npu_gib: float
-    """GiB that one of its NPUs needs."""
     collectives: list[PredictedCollective]
-    """The collectives of one step."""
     arrays: list[Array]
     """Weights, Adam state, gradient accumulators, and the buffers of the active experts."""
 
@@ -107,8 +100,8 @@ class StagePlan:
 class Variant:
     """Memory that an NPU needs if one setting is changed, and the part of it beyond what the NPU has, in GiB."""
 
-    needed_gib: float
-    over_gib: float
+    npu_memory_gib: float
+    over_limit_gib: float
 
 
 @dataclass(frozen=True)
@@ -153,8 +146,7 @@ class Plan:
     name: str
     devices: int
     parallel: ParallelConfig
-    dtype: str
-    """Dtype of matrix products."""
+    compute_dtype: str
     suggested: bool
     """True if the parallel section is our suggestion, because the configured one has another number of ranks."""
     next_best: list[TimedLayout]
@@ -168,7 +160,7 @@ class Plan:
     tokens_of_rank: int
     capacity: int
     """Most rows that a rank sends to one expert; 0 without experts, and where there is no limit."""
-    exchanged_rows: int
+    sent_rows: int
     """Number of rows that a rank sends to experts' ranks, and receives, in a pass of an RRE layer; 0 without experts."""
     multiplied_rows: int
     """Number of rows that the experts of a rank multiply in a pass of an RRE layer; 0 without experts."""
@@ -180,7 +172,7 @@ class Plan:
     stages: list[StagePlan]
     what_fits: dict[str, int | bool | str] | None
     """Keys and values with which NPUs and hosts have room; None if they have it already, or if no values suffice."""
-    almost: AlmostFits | None
+    almost_fits: AlmostFits | None
     """Keys with which the NPUs have room but a host has not, if none suffice for both; None if some do, or if none help."""
     enough_devices: int | None
     """Smallest of 2, 4, 8, … times as many NPUs that fits; None if this plan fits or can be made to, or if no number does."""
@@ -188,12 +180,12 @@ class Plan:
     """Memory of an NPU with one setting changed, by the name of the change."""
     all_experts: AllExperts | None
     """Step time if all experts are moved and updated; None without ECSS, and if all experts are active."""
-    time: StepTime
+    seconds: StepTime
     """Step time of the slowest stage."""
     measured_adam: MeasuredAdam | None
     """Step time with Adam as fast as measured; None if no experts are on the host."""
     tokens_per_second: float
-    links: LinkBytes
+    traffic_bytes: LinkBytes
     """Bytes of a step by link, of the NPU that moves most."""
     compiled: CompiledPlan | None = None
 
@@ -208,84 +200,54 @@ class Plan:
         return math.ceil(self.devices / self.chip.per_host)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values, for JSON.
+        """Return the plan as plain values, for JSON: its fields, and those of its properties and tables.
 
-        almost_fits: keys that would make NPUs fit, where the host would then need host_gib, more than it has.
-        enough_devices: a number of NPUs that would fit. least_devices: the smallest number that does.
-        next_best: the two fastest other layouts that fit, with the seconds of a step.
-        sent_rows, multiplied_rows: rows that a rank sends to experts in a pass of one RRE layer, and rows that its experts
-            multiply; its tokens are tokens_of_rank. exchanged_rows is an older name of sent_rows.
-        measured_adam: the step if Adam on a host is as fast as this project measured it.
-        differences: parameters and collectives of the compiled step that were not predicted, null if nothing was compiled.
         tight: those of npu and host that have less than a tenth of their memory left.
+        differences: parameters and collectives of the compiled step that were not predicted, null if nothing was compiled.
         collectives, parameters: those of one rank of each stage, as MindSpore placed them if the plan is compiled, else as
-            predicted. The bytes of a collective are those of all its `count` calls, each of the input or the output of the call,
-            whichever is larger.
-        slice: shape that the rank keeps of a parameter between steps.
-        computed: shape that it computes with.
-        shape: shape in the whole model.
+            predicted; bytes as `CollectiveCalls.nbytes`; slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
         """
-        tree: dict[str, Any] = {
-            "name": self.name,
-            "devices": self.devices,
+        tree: dict[str, Any] = dataclasses.asdict(dataclasses.replace(self, stages=[], compiled=None)) | {
             "hosts": self.hosts,
             "chip": self.parallel.chip,
-            "compute_dtype": self.dtype,
             "parallel": self.parallel.model_dump(),
-            "suggested": self.suggested,
             "next_best": [dataclasses.asdict(n) | {"parallel": n.parallel.model_dump()} for n in self.next_best],
-            "least_devices": self.least_devices,
-            "refused": self.refused,
-            "passes": self.passes,
-            "tokens_of_rank": self.tokens_of_rank,
-            "capacity": self.capacity,
-            "exchanged_rows": self.exchanged_rows,
-            "sent_rows": self.exchanged_rows,
-            "multiplied_rows": self.multiplied_rows,
             "npu_memory_gib": self.npu.needed_gib,
             "npu_limit_gib": self.npu.limit_gib,
             "host_memory_gib": self.host.needed_gib,
             "host_limit_gib": self.host.limit_gib,
-            "fits": self.fits,
             "npu": _items_tree(self.npu),
             "host": _items_tree(self.host),
             "stages": [_stage_tree(stage) for stage in self.stages],
-            "what_fits": self.what_fits,
-            "almost_fits": None if self.almost is None else dataclasses.asdict(self.almost),
-            "enough_devices": self.enough_devices,
             "tight": [name for name, table in (("npu", self.npu), ("host", self.host)) if table.is_tight],
-            "variants": _variants_tree(self),
-            "tokens_per_second": self.tokens_per_second,
-            "step_seconds": self.time.step,
-            "seconds": dataclasses.asdict(self.time),
-            "measured_adam": None if self.measured_adam is None else dataclasses.asdict(self.measured_adam),
-            "constants": _constants(self.chip, self.dtype),
-            "traffic_bytes": dataclasses.asdict(self.links),
+            "step_seconds": self.seconds.step,
+            "constants": _constants(self.chip, self.compute_dtype),
             "compiled": self.compiled is not None,
             "differences": None,
-            "collectives": [_collective_tree(c, n) for n, stage in enumerate(self.stages) for c in stage.collectives],
+            "collectives": [
+                _collective_tree(c, n) | {"axes": list(c.axes)}
+                for n, stage in enumerate(self.stages)
+                for c in stage.collectives
+            ],
             "parameters": [_array_tree(a, n) for n, stage in enumerate(self.stages) for a in stage.arrays],
         }
         return tree if self.compiled is None else tree | _compiled_tree(self.compiled, tree["collectives"])
 
 
-def laid_out(config: Config, devices: int) -> Config:
+def laid_out(config: Config, devices: int, layouts: list[TimedLayout] | None = None) -> Config:
     """Return the configuration for `devices` ranks: unchanged if its parallel section has that number, else with a suggested
-    section. Raises ConfigError if there is no such section, or if the configuration cannot be planned."""
-    return _laid_out(config, devices, fastest_layouts(config, devices))
-
-
-def _laid_out(config: Config, devices: int, layouts: list[TimedLayout]) -> Config:
+    section. layouts: as in `suggest_layout`. Raises ConfigError if there is no such section, or if the configuration cannot be
+    planned."""
     if config.parallel.ranks == devices:
         check_layout(config)
         return config
-    return with_parallel(config, **chosen_layout(config, devices, layouts).model_dump())
+    return with_parallel(config, **suggest_layout(config, devices, layouts).model_dump())
 
 
 def make_plan(config: Config, devices: int) -> Plan:
     """Return the predicted plan of `config` on `devices` NPUs. Raises ConfigError if it cannot be laid out on them."""
     layouts = fastest_layouts(config, devices)
-    planned = _laid_out(config, devices, layouts)
+    planned = laid_out(config, devices, layouts)
     chip, time, stages = chip_of(planned), step_time(planned), range(planned.parallel.stages)
     room = fits(planned)
     changes = None if room else what_fits(planned)
@@ -294,7 +256,7 @@ def make_plan(config: Config, devices: int) -> Plan:
         name=planned.name,
         devices=devices,
         parallel=planned.parallel,
-        dtype=planned.train.compute_dtype,
+        compute_dtype=planned.train.compute_dtype,
         suggested=planned is not config,
         next_best=[other for other in layouts if other.parallel != planned.parallel][:2],
         least_devices=least_devices(config),
@@ -302,21 +264,23 @@ def make_plan(config: Config, devices: int) -> Plan:
         passes=planned.train.accumulation,
         tokens_of_rank=tokens_of_rank(planned),
         capacity=(room_of(planned, dispatch_layout(planned, ascend=True)).sent or 0) if routed else 0,
-        exchanged_rows=exchanged_rows(planned) if routed else 0,
+        sent_rows=exchanged_rows(planned) if routed else 0,
         multiplied_rows=multiplied_rows(planned) if routed else 0,
         fits=room,
         npu=_memory_table(npu_items(planned, peak_stage(planned)), chip.memory),
         host=_memory_table(host_items(planned, peak_host(planned)), chip.host_memory),
         stages=[_stage(planned, stage) for stage in stages],
         what_fits=changes,
-        almost=None if room or changes else _almost(planned),
+        almost_fits=None if room or changes else _almost(planned),
         enough_devices=None if room or changes else devices_that_fit(planned),
         variants=_variants(planned),
         all_experts=_all_experts(planned),
-        time=time,
+        seconds=time,
         measured_adam=_measured_adam(planned) if time.host_update else None,
         tokens_per_second=tokens_per_second(planned, time),
-        links=max((link_bytes(planned, s) for s in stages), key=lambda link: link.pcie + link.hccs + link.network),
+        traffic_bytes=max(
+            (link_bytes(planned, s) for s in stages), key=lambda link: link.pcie + link.hccs + link.network
+        ),
     )
 
 
@@ -378,7 +342,7 @@ def _all_experts(config: Config) -> AllExperts | None:
 
 
 def _measured_adam(config: Config) -> MeasuredAdam:
-    time = step_time_measured_adam(config)
+    time = step_time(config, update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
     return MeasuredAdam(MEASURED_UPDATE_BANDWIDTH, time.host_update, time.step)
 
 
@@ -395,27 +359,9 @@ def _stage_tree(stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def _variants_tree(plan: Plan) -> dict[str, Any]:
-    tree: dict[str, Any] = {
-        name: {"npu_memory_gib": variant.needed_gib, "over_limit_gib": variant.over_gib}
-        for name, variant in plan.variants.items()
-    }
-    if plan.all_experts is not None:
-        tree["all experts moved and updated"] = dataclasses.asdict(plan.all_experts)
-    return tree
-
-
-def _collective_tree(collective: PredictedCollective, stage: int) -> dict[str, Any]:
-    return {
-        "op": collective.op,
-        "count": collective.count,
-        "group_size": collective.group_size,
-        "bytes": collective.nbytes,
-        "axes": list(collective.axes),
-        "purpose": collective.purpose,
-        "phase": collective.phase,
-        "stage": stage,
-    }
+def _collective_tree(calls: CollectiveCalls, stage: int) -> dict[str, Any]:
+    tree = dataclasses.asdict(calls)
+    return tree | {"bytes": tree.pop("nbytes"), "stage": stage}
 
 
 def _array_tree(array: Array, stage: int) -> dict[str, Any]:
@@ -435,17 +381,7 @@ def _compiled_tree(compiled: CompiledPlan, predicted: list[dict[str, Any]]) -> d
     return {
         "compile": [{"rank": c.rank, "seconds": c.seconds, "peak_gib": c.peak_gib} for c in compiled.steps],
         "collectives": [
-            {
-                "op": c.op,
-                "phase": c.phase,
-                "count": c.count,
-                "group_size": c.group_size,
-                "ranks": c.ranks,
-                "bytes": c.nbytes,
-                "stage": stage,
-            }
-            for stage, step in enumerate(compiled.steps)
-            for c in step.collectives
+            _collective_tree(c, stage) for stage, step in enumerate(compiled.steps) for c in step.collectives
         ],
         "predicted_collectives": predicted,
         "parameters": [

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from pangu_sigma.ascend.supported import check_layout
+from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.config import MOST_RANKS, Config, ConfigError, ParallelConfig
-from pangu_sigma.config_file import parse_config
+from pangu_sigma.config_file import override, parse_config
 from pangu_sigma.planning.cost import step_time
 from pangu_sigma.planning.machine import chip_of
 from pangu_sigma.planning.memory import host_items, npu_items, peak_host, peak_stage, total
@@ -51,19 +51,16 @@ def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
     return [layout for *_, layout in ranked]
 
 
-def suggest_layout(config: Config, devices: int) -> ParallelConfig:
-    """Return the parallel section for `devices` NPUs: the fastest that fits (`fastest_layouts`). If none fits, the one that leaves
-    most room for other keys: the largest possible numbers of tensor ranks, then groups, then expert ranks, with recompute.
+def suggest_layout(config: Config, devices: int, layouts: list[TimedLayout] | None = None) -> ParallelConfig:
+    """Return the parallel section for `devices` NPUs: the fastest that fits. If none fits, the one that leaves most room for other
+    keys: the largest possible numbers of tensor ranks, then groups, then expert ranks, with recompute.
 
-    Raises ConfigError if `devices` cannot be laid out, and names the nearest numbers that can.
+    layouts: the result of `fastest_layouts`, if it is known. Raises ConfigError if `devices` cannot be laid out, and names the
+    nearest numbers that can.
     """
-    return chosen_layout(config, devices, fastest_layouts(config, devices))
-
-
-def chosen_layout(config: Config, devices: int, layouts: list[TimedLayout]) -> ParallelConfig:
-    """Return `suggest_layout`, given the result of `fastest_layouts`."""
     if devices > MOST_RANKS:
         raise ConfigError(f"--devices {devices}: at most {MOST_RANKS:,} are planned")
+    layouts = fastest_layouts(config, devices) if layouts is None else layouts
     if layouts:
         return layouts[0].parallel
     choices = list(_layouts(config, devices))
@@ -117,7 +114,7 @@ def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Conf
     """Yield every change of keys that may save memory, the smallest first, with the changed configuration. The first is no
     change."""
     train, recompute, ecss = config.train, config.parallel.recompute, config.ecss
-    moments = list(dict.fromkeys((ecss.moments, "bfloat16")))
+    moments, before = list(dict.fromkeys((ecss.moments, "bfloat16"))), leaves(config.model_dump())
     for divisor, kind in itertools.product(_divisors(train.batch_size), moments):
         for enabled, again in itertools.product(sorted({ecss.enabled, True}), sorted({recompute, True})):
             keys: dict[str, int | bool | str] = {
@@ -128,25 +125,11 @@ def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Conf
                 "train.accumulation": train.accumulation * divisor,
             }
             try:
-                tried = _with_keys(config, keys)
+                tried = parse_config(override(config.model_dump(), [*keys.items()]))
                 check_layout(tried)
             except ConfigError:
                 continue  # too few sequences for so many ranks, or moments that beta2 does not allow
-            tree = config.model_dump()
-            yield {key: value for key, value in keys.items() if value != _at(tree, key)}, tried
-
-
-def _at(tree: dict[str, Any], path: str) -> Any:
-    section, key = path.split(".")
-    return tree[section][key]
-
-
-def _with_keys(config: Config, keys: dict[str, int | bool | str]) -> Config:
-    tree = config.model_dump()
-    for path, value in keys.items():
-        section, key = path.split(".")
-        tree[section][key] = value
-    return parse_config(tree)
+            yield {key: value for key, value in keys.items() if value != before[key]}, tried
 
 
 def _layouts(config: Config, devices: int) -> Iterator[Config]:

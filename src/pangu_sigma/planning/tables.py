@@ -36,10 +36,11 @@ def format_plan(plan: Plan) -> str:
     chip = plan.chip
     npu, host = f"an NPU ({chip.title}, {plan.npu.limit_gib:.0f} GiB)", f"a host ({chip.host_memory / 1e9:.0f} GB)"
     alike = "all are alike" if len(plan.stages) == 1 else "in what follows, of the fullest or slowest stage"
+    reason = f"the half type of {chip.title}" if plan.compute_dtype == chip.half else "as train.compute_dtype says"
     return "\n".join(
         [
             f"{plan.name} on {counted(plan.devices, 'NPU')} of {chip.title}, {counted(plan.hosts, 'host')}; {alike}",
-            f"  computes in {plan.dtype}, {_reason_of_dtype(plan)}",
+            f"  computes in {plan.compute_dtype}, {reason}",
             *_format_layout(plan),
             *_format_stages(plan),
             *_format_memory(npu, plan.npu),
@@ -51,11 +52,6 @@ def format_plan(plan: Plan) -> str:
             *(_format_compiled(plan.devices, plan.compiled) if plan.compiled else []),
         ]
     )
-
-
-def _reason_of_dtype(plan: Plan) -> str:
-    """The reason for the dtype that a plan computes in."""
-    return f"the half type of {plan.chip.title}" if plan.dtype == plan.chip.half else "as train.compute_dtype says"
 
 
 def layout_text(parallel: ParallelConfig) -> str:
@@ -83,8 +79,8 @@ def _format_layout(plan: Plan) -> list[str]:
     capacity = f", at most {plan.capacity:,} of them for one expert" if plan.capacity else ""
     passes = f" in each of {plan.passes} micro-batches" if plan.passes > 1 else " of a step"
     rows.append(f"  a rank sees {plan.tokens_of_rank:,} tokens{passes}{capacity}")
-    if plan.exchanged_rows:
-        rows.append(f"  an RRE layer sends {plan.exchanged_rows:,} rows of it, and multiplies {plan.multiplied_rows:,}")
+    if plan.sent_rows:
+        rows.append(f"  an RRE layer sends {plan.sent_rows:,} rows of it, and multiplies {plan.multiplied_rows:,}")
     return rows
 
 
@@ -117,9 +113,9 @@ def _format_memory(of: str, memory: MemoryTable) -> list[str]:
 def _format_variants(plan: Plan) -> list[str]:
     rows = []
     for name, variant in plan.variants.items():
-        if variant.needed_gib != plan.npu.needed_gib:
-            over = f"{variant.over_gib:.2f} too much" if variant.over_gib else "fits"
-            rows.append(f"  {name}: {variant.needed_gib:.2f}, {over}")
+        if variant.npu_memory_gib != plan.npu.needed_gib:
+            over = f"{variant.over_limit_gib:.2f} too much" if variant.over_limit_gib else "fits"
+            rows.append(f"  {name}: {variant.npu_memory_gib:.2f}, {over}")
     return rows
 
 
@@ -130,12 +126,12 @@ def _format_changes(plan: Plan) -> list[str]:
     if plan.what_fits:
         return [f"to make it fit: {_settings(plan.what_fits)}"]
     more = f"{plan.enough_devices} NPUs do" if plan.enough_devices else "no power of two times as many NPUs does either"
-    if plan.almost is None:
+    if plan.almost_fits is None:
         return [f"to make it fit: more NPUs, no other keys are enough; {more}"]
-    keys = f"with {_settings(plan.almost.keys)} " if plan.almost.keys else ""
+    keys = f"with {_settings(plan.almost_fits.keys)} " if plan.almost_fits.keys else ""
     return [
         f"to make it fit: more NPUs, and so hosts; {more}",
-        f"  {keys}NPUs fit, but a host then needs {plan.almost.host_gib:,.2f} of {plan.host.limit_gib:.2f} GiB",
+        f"  {keys}NPUs fit, but a host then needs {plan.almost_fits.host_gib:,.2f} of {plan.host.limit_gib:.2f} GiB",
     ]
 
 
@@ -163,18 +159,18 @@ def _format_traffic(plan: Plan) -> list[str]:
     if rows:
         origin = "as MindSpore placed them" if plan.compiled else "predicted; what each is for: --json"
         rows.insert(0, f"  {'collective':<13} {'ranks':>6} {'calls':>6} {'tensors':>9}  {origin}")
-    moved = ((name, getattr(plan.links, field)) for name, field in _LINKS)
+    moved = ((name, getattr(plan.traffic_bytes, field)) for name, field in _LINKS)
     links = ", ".join(f"{name} {nbytes / 1e9:.2f}" for name, nbytes in moved if nbytes)
     return ["moved by an NPU in a step, in GB: " + (links or "nothing"), *rows]
 
 
 def _format_time(plan: Plan) -> list[str]:
-    step = plan.time.step
-    seconds = ((name, getattr(plan.time, field)) for field, name in _PARTS_OF_A_STEP.items())
+    step = plan.seconds.step
+    seconds = ((name, getattr(plan.seconds, field)) for field, name in _PARTS_OF_A_STEP.items())
     parts = ", ".join(f"{name} {each:.3g}" for name, each in seconds if each > step / 1000)
     rows = [f"time of a step, estimated: {step:.3g} s, {plan.tokens_per_second:,.0f} tokens/s", f"  {parts}"]
-    if plan.time.all_to_all:
-        share = f"{plan.time.all_to_all / step:.1%}"
+    if plan.seconds.all_to_all:
+        share = f"{plan.seconds.all_to_all / step:.1%}"
         rows.append(
             f"  all-to-all of tokens, part of HCCS and network: {share}; fitted to 18 and 29 % of LocMoE's smaller steps"
         )

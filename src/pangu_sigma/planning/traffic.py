@@ -138,17 +138,12 @@ def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) 
     size, here = _size(config, collective.axes), ranks_here(config, collective.axes)
     hosts = math.ceil(size / here)
     if collective.op == "AlltoAllV":
-        nbytes = collective.count * _exchanged_bytes(config)
+        row = config.model.hidden // config.parallel.tensor * ITEM_SIZE[config.train.compute_dtype]
+        nbytes = collective.count * tokens_of_rank(config) * row  # on average
     if collective.op in EXCHANGES:
         return nbytes * (here - 1) // size, nbytes * (size - here) // size
     rounds = 2 if collective.op == "AllReduce" else 1
     return rounds * nbytes * (here - 1) // here, rounds * nbytes * (hosts - 1) // (hosts * here)
-
-
-def _exchanged_bytes(config: Config) -> int:
-    """Return the average bytes of a rank's tokens that travel one way in an exchange of uneven parts."""
-    row = config.model.hidden // config.parallel.tensor * ITEM_SIZE[config.train.compute_dtype]
-    return tokens_of_rank(config) * row
 
 
 def ranks_here(config: Config, axes: tuple[str, ...]) -> int:
@@ -164,10 +159,7 @@ def ranks_here(config: Config, axes: tuple[str, ...]) -> int:
 
 def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
     """Return the bytes of active experts' weights to the NPU, and of their gradients back, in the compute dtype; 0 without ECSS.
-
-    The buffers of active experts are not counted: the fetch on the host reads only their shapes. The runtime may copy them there
-    first, which a compiled graph does not show.
-    """
+    Not counted: the runtime may copy their buffers to the host first, which a compiled graph does not show."""
     if not config.ecss.enabled:
         return 0, 0
     one_way = active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype]
@@ -258,7 +250,7 @@ def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
     dense = dense_weights(config, stage, alike=True)
     axes: tuple[str, ...]
     for axes in (REPLICAS, STAGE):
-        shared = [a for a in dense if _whole_on_tensor_ranks(a) == (axes == STAGE)]
+        shared = [a for a in dense if (a.computed == a.shape) == (axes == STAGE)]
         divided, whole = [a for a in shared if a.divided], [a for a in shared if not a.divided]
         yield _of_arrays(config, "AllGather", axes, divided, "dense weights", "weight")
         yield _of_arrays(config, "ReduceScatter", axes, divided, "dense gradients", "gradient")
@@ -281,10 +273,6 @@ def _of_arrays(
     sizes = [(a.count, math.prod(a.computed) * (4 if whole else ITEM_SIZE[a.used_as])) for a in arrays]
     count, nbytes = sum(count for count, _ in sizes), sum(count * size for count, size in sizes)
     return PredictedCollective(op, phase, _size(config, axes), count, nbytes, axes, purpose)
-
-
-def _whole_on_tensor_ranks(array: Array) -> bool:
-    return array.computed == array.shape
 
 
 def _size(config: Config, axes: tuple[str, ...]) -> int:

@@ -57,7 +57,7 @@ class Host:
         return shutil.which(name, path=os.pathsep.join(folders))
 
     def run(self, name: str, *arguments: str) -> str:
-        """Run a tool and return its output. Raises NoAnswer."""
+        """Run a tool and return its output. Raises ToolError."""
         command = " ".join([name, *arguments])
         program = self.tool(name)
         if program is None:

@@ -22,11 +22,13 @@ def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path 
 
     wanted: the expected chip; None for any. by: who expects it. run: a run folder whose storage is checked.
     """
-    listed, problem = _listed(host)
+    listed: list[Npu] = []
+    checks: list[tuple[str, Callable[[], Check]]] = [("NPU devices", lambda: npu.devices(host, listed))]
+    try:
+        listed = list_npus(host)
+    except ToolError as silent:
+        checks += [("npu-smi", partial(failed, str(silent), silent.fix))]
     chip = wanted or (chip_called(listed[0].name) if listed else None)
-    checks: list[tuple[str, Callable[[], Check]]] = [("NPU devices", partial(npu.devices, host, listed))]
-    if problem is not None:
-        checks += [("npu-smi", lambda: problem)]
     checks += [("driver", partial(versions.driver, host, chip)), ("firmware", partial(versions.firmware, host, listed))]
     if listed:
         checks += [
@@ -68,16 +70,3 @@ def _look(check: Callable[[], Check]) -> Check:
         return failed(str(silent), silent.fix)
     except (OSError, ValueError) as problem:
         return failed(f"{type(problem).__name__}: {problem}", "mend what the message names")
-
-
-def _listed(host: Host) -> tuple[list[Npu], Check | None]:
-    """Return the NPUs that npu-smi lists, and a failed check if it lists none."""
-    try:
-        listed = list_npus(host)
-    except ToolError as silent:
-        return [], failed(str(silent), silent.fix)
-    if listed:
-        return listed, None
-    return [], failed(
-        "npu-smi info lists no NPU", "load the driver; in a container, pass the devices on: --device /dev/davinci0 …"
-    )

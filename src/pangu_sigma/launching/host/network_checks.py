@@ -70,7 +70,7 @@ def interface(host: Host) -> Check:
             return failed(f"HCCL_IF_IP={ip} is no address of this host", fix)
         return passed(f"{owner}, by HCCL_IF_IP={ip}")
     source = f"HCCL_SOCKET_IFNAME={pattern}" if pattern else "HCCL_SOCKET_IFNAME not set"
-    chosen = [one for one in _in_order(interfaces) if _matches(pattern, one.name)] if pattern else _in_order(interfaces)
+    chosen = _in_order([one for one in interfaces if not pattern or _matches(pattern, one.name)])
     names = ", ".join(one.name for one in interfaces) or "none"
     fix = f"set HCCL_SOCKET_IFNAME to the network that all nodes share, exactly: export HCCL_SOCKET_IFNAME==NAME (here: {names})"
     if not chosen:
@@ -105,7 +105,7 @@ def backlog(host: Host) -> Check:
 
 
 def _answer(host: Host, number: int, what: str) -> str:
-    """Return hccn_tool's output for an NPU; empty if it refuses. Raises NoAnswer if the tool is missing."""
+    """Return hccn_tool's output for an NPU; empty if it refuses. Raises ToolError if the tool is missing."""
     try:
         return host.run("hccn_tool", "-i", str(number), what, "-g").strip()
     except ToolError:
@@ -122,7 +122,7 @@ class _Interface:
 
 
 def _interfaces(host: Host) -> list[_Interface]:
-    """Return the interfaces that have an address. Raises NoAnswer."""
+    """Return the interfaces that have an address. Raises ToolError."""
     addresses: dict[str, list[str]] = {}
     for line in host.run("ip", "-o", "addr", "show").splitlines():
         if match := re.match(r"\d+:\s+([^\s@]+)\S*\s+inet6?\s+([^\s/]+)", line):

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, replace
 
 from pangu_sigma.chips import Chip
-from pangu_sigma.launching.host.access import Host
+from pangu_sigma.launching.host.access import Host, ToolError
 
 _BIN = re.compile(r"910B([1-4])")
 _FIRST = ("910A", "910B", "910PROA", "910PROB", "910PREMIUMA", "910")
@@ -37,8 +37,11 @@ class Npu:
 
 
 def list_npus(host: Host) -> list[Npu]:
-    """Return the NPUs that the driver lists, by ascending number. Raises NoAnswer."""
-    return npus_in(host.run("npu-smi", "info"))
+    """Return the NPUs that the driver lists, by ascending number. Raises ToolError, also if there is none."""
+    if listed := npus_in(host.run("npu-smi", "info")):
+        return listed
+    fix = "load the driver; in a container, pass the devices on: --device /dev/davinci0 …"
+    raise ToolError("npu-smi info lists no NPU", fix)
 
 
 def npus_in(text: str) -> list[Npu]:

@@ -77,7 +77,8 @@ def run_folder(host: Host, folder: Path) -> Check:
         return failed(f"{folder} is not there", "make it, or mount the shared storage, on every node at the same path")
     kind, options = _mount_of(host, folder.resolve())
     try:
-        _lock_in(folder)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor_") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         fix = "use a folder that this user may write and whose file system has locks, or take care of writers yourself: --no-lock"
         return failed(f"{folder} ({kind}): {error.strerror}", fix)
@@ -102,9 +103,3 @@ def _mount_of(host: Host, folder: Path) -> tuple[str, set[str]]:
         if folder.is_relative_to(mounted) and len(mounted.parts) >= best[0]:
             best = (len(mounted.parts), kind, {*options.split(","), *more.split(",")})
     return best[1], best[2]
-
-
-def _lock_in(folder: Path) -> None:
-    """Lock a temporary file in the folder. Raises OSError if that is not possible."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor_") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

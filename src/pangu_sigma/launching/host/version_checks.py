@@ -146,7 +146,8 @@ def _board(host: Host, listed: list[Npu]) -> dict[str, str]:
 
 def _cann_version(folder: Path) -> str | None:
     """Return a toolkit's version, from the file that MindSpore reads, else from the installer's."""
-    for file, key in ((folder / "compiler/version.info", "Version"), *((f, "version") for f in _installed(folder))):
+    installed = sorted(folder.glob("*-linux/ascend_toolkit_install.info"))
+    for file, key in ((folder / "compiler/version.info", "Version"), *((f, "version") for f in installed)):
         try:
             version = assignments(file.read_text(encoding="utf-8")).get(key)
         except OSError:
@@ -154,10 +155,6 @@ def _cann_version(folder: Path) -> str | None:
         if version:
             return version
     return None
-
-
-def _installed(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*-linux/ascend_toolkit_install.info"))
 
 
 def _numbers(version: str) -> tuple[int, ...]:
