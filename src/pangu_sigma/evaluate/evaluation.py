@@ -1,4 +1,4 @@
-"""Benchmarks of a model, kept: in a file, and in the run for its report."""
+"""Benchmarks of a model, with the results written to a file and to the run folder, for its report."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ logger = logging.getLogger(__name__)
 
 
 def benchmark_model(model: Path, asked: BenchmarkRequest, file: Path | None = None) -> dict[str, dict[str, Any]]:
-    """The figures of each task, {name: {metric: value, …, "n", "skipped", "truncated"}}, of a run or an export.
+    """Run benchmarks on a run or an export, and return {task: {metric: value, …, "n", "skipped", "truncated"}}.
 
-    file: gets the result as JSON; what is done is kept beside it until then. A run keeps the figures for its report.
-    Raises as `run_benchmarks`.
+    file: file to write the result to as JSON; until then, answers are cached beside it. The results of a run are also written to
+    its folder. Raises as `run_benchmarks`.
     """
-    kept = kept_beside(file, model, asked) if file is not None else None
-    tasks = figures_of(run_benchmarks(model, asked, kept, file))
+    cache = kept_beside(file, model, asked) if file is not None else None
+    tasks = figures_of(run_benchmarks(model, asked, cache, file))
     if kind_of(model) == "run":
         _note_in_run(model, asked, tasks)
-    if file is not None and kept is not None:
+    if file is not None and cache is not None:
         file.write_text(json.dumps(tasks, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        kept.remove()
+        cache.remove()
     return tasks
 
 
 def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any]) -> None:
-    """Keep the figures in the run folder, and write its report anew if it has logged steps."""
+    """Write the results to the run folder, and rewrite its report if it has logged steps."""
     opened = open_model(run, "run")
     step = step_of(opened.latest) if opened.latest else None
     of = {name: {"domain": asked.domain_of(name, opened.config), "step": step} for name in tasks}

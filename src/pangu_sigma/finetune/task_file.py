@@ -15,7 +15,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.prepare.quarantine import Quarantine, format_reasons
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.finetune.conversation import Conversation, parse_conversation
+from pangu_sigma.finetune.conversation import parse_conversation
 from pangu_sigma.finetune.encoding import EncodedSample, SampleEncoder, TooLong
 from pangu_sigma.finetune.task_batches import TaskSamples
 from pangu_sigma.sealed import fingerprint
@@ -95,7 +95,7 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
     """
     assert config.finetune is not None
     check_input(path, option)
-    domains, usual, speller = domains_of(config), config.finetune.domain, SampleEncoder(tokenizer, config)
+    domains, usual, encoder = domains_of(config), config.finetune.domain, SampleEncoder(tokenizer, config)
     samples: list[list[EncodedSample]] = [[] for _ in domains]
     accounts: dict[str, SampleCounts] = {}
     skipped: Counter[str] = Counter()
@@ -106,9 +106,17 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
                 quarantine.add(item)
                 skipped[item.reason] += 1
                 examples.setdefault(item.reason, f"{item.file}:{item.offset}: {item.detail}")
-            else:
-                account = accounts.setdefault(item.domain, SampleCounts())
-                _spell(item, speller, domains.named(item.domain).index, samples, account, config)
+                continue
+            account, domain = accounts.setdefault(item.domain, SampleCounts()), domains.named(item.domain)
+            account.lines += 1
+            for before, text in item.answers():
+                try:
+                    sample = encoder.spell(before, text, domain)
+                except TooLong as error:
+                    account.left_out[str(error)] = account.left_out.get(str(error), 0) + 1
+                else:
+                    samples[domain.index].append(sample)
+                    account.take(sample)
     file = TaskFile(path, config, tokenizer, samples, accounts, dict(skipped), examples, fingerprint(path)["xxh3_128"])
     if not file.domains:
         left_out = sum((Counter(account.left_out) for account in accounts.values()), Counter[str]())
@@ -120,25 +128,6 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
     for name, account in accounts.items():
         account.sequences = file.sequences.counts[domains.named(name).index]
     return file
-
-
-def _spell(
-    talk: Conversation,
-    speller: SampleEncoder,
-    index: int,
-    samples: list[list[EncodedSample]],
-    account: SampleCounts,
-    config: Config,
-) -> None:
-    account.lines += 1
-    for before, text in talk.answers():
-        try:
-            sample = speller.spell(before, text, domains_of(config)[index])
-        except TooLong as why:
-            account.left_out[str(why)] = account.left_out.get(str(why), 0) + 1
-        else:
-            samples[index].append(sample)
-            account.take(sample)
 
 
 def format_file(facts: dict[str, Any]) -> str:

@@ -73,7 +73,8 @@ class Tuner(Trainer):
     def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
         """Update the best state with the dev loss."""
         if losses:
-            nats, tokens = (sum(float(getattr(each, name).sum()) for each in losses.values()) for name in _SUMS)
+            nats = sum(float(loss.nats_U.sum()) for loss in losses.values())
+            tokens = sum(float(loss.tokens_U.sum()) for loss in losses.values())
             self.best.take(self.progress.step, nats / tokens)
         else:
             self.best.step = self.progress.step
@@ -82,6 +83,3 @@ class Tuner(Trainer):
     def state(self) -> dict[str, Any]:
         """Return the trainer's state for a checkpoint, with the best state."""
         return {**super().state(), "best": asdict(self.best)}
-
-
-_SUMS = ("nats_U", "tokens_U")

@@ -1,10 +1,10 @@
-"""A run becomes one that is tuned to a task: another folder, which begins with the state of the first and ends with its best state.
+"""Fine-tuning of a run on a task: a new run folder starts from the parent's newest checkpoint and ends with the best checkpoint.
 
-RUN/                its newest checkpoint, with Adam's state, tokenizer, routing tables
-  → INTO/           the same at step 0; then the training loop on the samples of the task
-    checkpoints/    at the end the best state alone: what serves, generates, evaluates and exports reads it as any run's newest
-    lineage.json    parent, task, what learns, hashes of the files
-    finetune/       quarantine.jsonl, the lines that could not be used; result.json, what came of it
+RUN/                newest checkpoint of the parent, with Adam state, tokenizer and routing tables
+  → INTO/           the same state as step 0; then the training loop on the task's samples
+    checkpoints/    at the end only the best checkpoint, which other commands read as a run's newest
+    lineage.json    parent, task, trained parameters, hashes of the files
+    finetune/       quarantine.jsonl, the unusable lines; result.json, the result
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ QUARANTINE, RESULT = "quarantine.jsonl", "result.json"
 
 @dataclass(frozen=True)
 class TuningRequest:
-    """What a user asks for: a task by its name or file, the file of samples and that of the dev set, and as in `read_task`."""
+    """Request for fine-tuning: task name or file, files of training samples and dev set, and arguments of `read_task`."""
 
     task: str | Path
     train_file: Path
@@ -59,11 +59,11 @@ class TuningRequest:
 
 
 def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True) -> dict[str, Any] | None:
-    """Tune the run in `path` to a task, in the folder `into`; the same call goes on with a run that was stopped.
+    """Fine-tune the run in `path` on a task, in the run folder `into`; the same call resumes a stopped run.
 
-    lock: False to write also where the file system has no locks.
-    Returns what came of it, as `format_result` shows it; None for a run that SIGTERM has stopped. A run that is finished is not
-    trained again. Raises ConfigError, DataError, CheckpointError for what the user can mend, and as `train_to_end`.
+    lock: False to write even if the file system has no locks.
+    Returns the result that `format_result` formats; None if SIGTERM stopped the run. A finished run is not trained again.
+    Raises ConfigError, DataError, CheckpointError for errors that the user can fix, and as `train_to_end`.
     """
     parent, task = open_model(path, "run"), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
     first, begins = task.config(parent.config), kind_of(into) != "run"
@@ -76,14 +76,20 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
         if asked.dev_file is not None:
             dev = read_task_file(asked.dev_file, "--dev-file", first, parent.tokenizer, quarantine)
         config = task.config(parent.config, training.domains, sum(training.sequences.counts))
+        data_hash = training.sequences.hash + ("" if dev is None else dev.sequences.hash)
         if begins:
-            _make_run(into, parent, config, training, dev, quarantine)
+            with unfinished_folder(into) as fresh:
+                write_model_files(fresh, config, parent.path / TOKENIZER_FOLDER, parent.table)
+                run = RunFolder(fresh, config, parent.tokenizer, parent.table, data_hash)
+                write_step_0(run, compose(config, lambda shard, name, shape: parent.array(shard, name)))
+                _receipt(parent, config, training, dev).save(fresh)
+                (fresh / TUNING_FOLDER).mkdir()
+                if quarantine.counts:
+                    quarantine.copy_to(fresh / TUNING_FOLDER / QUARANTINE)
     with one_writer(into, lock):
-        run, file = (
-            _take_up(into, config, parent.path.absolute(), _data_hash(training, dev)),
-            into / TUNING_FOLDER / RESULT,
-        )
-        logger.info("%s", learns_text(*_learns(config)))
+        run = _take_up(into, config, parent.path.absolute(), data_hash)
+        file = into / TUNING_FOLDER / RESULT
+        logger.info("%s", learns_text(_learned(config)))
         if not file.exists():
             tuner = _train(run, training, dev)
             if tuner is None:
@@ -96,22 +102,8 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
     return result
 
 
-def _make_run(
-    into: Path, parent: StoredModel, config: Config, training: TaskFile, dev: TaskFile | None, quarantine: Quarantine
-) -> None:
-    """Make the folder, whole or not at all, with the parent's state as its step 0."""
-    with unfinished_folder(into) as fresh:
-        write_model_files(fresh, config, parent.path / TOKENIZER_FOLDER, parent.table)
-        run = RunFolder(fresh, config, parent.tokenizer, parent.table, _data_hash(training, dev))
-        write_step_0(run, compose(config, lambda shard, name, shape: parent.array(shard, name)))
-        _receipt(parent, config, training, dev).save(fresh)
-        (fresh / TUNING_FOLDER).mkdir()
-        if quarantine.counts:
-            quarantine.copy_to(fresh / TUNING_FOLDER / QUARANTINE)
-
-
 def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolder:
-    """Open a run that is tuned already, to go on. Raises ConfigError for another parent, other samples, or keys that it keeps."""
+    """Open a fine-tuning run to resume it. Raises ConfigError for another parent, other samples, or changes of fixed keys."""
     run = open_model(into, "run")
     if run.config.finetune is None:
         raise ConfigError(f"{into} is a run that is not tuned to a task; choose another folder with --output")
@@ -136,7 +128,7 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
 
 
 def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None) -> Tuner | None:
-    """Train to the end, and keep the best state alone. Returns None if SIGTERM came before."""
+    """Train to the end and keep only the best checkpoint. Returns None if SIGTERM came before."""
     tuner = train_to_end(Tuner(run, training.sequences, None if dev is None else dev.sequences))
     assert isinstance(tuner, Tuner)
     tuner.ranks.leave()
@@ -151,14 +143,9 @@ def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None) -> Tuner | 
     return tuner
 
 
-def _data_hash(training: TaskFile, dev: TaskFile | None) -> str:
-    """A hash over all samples of a run."""
-    return training.sequences.hash if dev is None else f"{training.sequences.hash}{dev.sequences.hash}"
-
-
 def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskFile | None) -> Receipt:
     assert config.finetune is not None
-    _, learned, total = _learns(config)
+    learned, total = _learned(config)["parameters"].values()
     files = {"train_file": training, **({"dev_file": dev} if dev is not None else {})}
     fates = {each.name: "as it was" for each in config.domains} if config.finetune.learn == "experts" else {}
     return Receipt(
@@ -179,12 +166,11 @@ def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskF
 
 
 def _result(config: Config, training: TaskFile, dev: TaskFile | None, tuner: Tuner) -> dict[str, Any]:
-    """What came of a run, as values for JSON."""
+    """Return the result of a fine-tuning run as values for JSON."""
     assert config.finetune is not None
     return {
         "task": config.finetune.task,
-        "learn": config.finetune.learn,
-        "parameters": {"learn": learned_parameters(config), "all": config.num_params().total},
+        **_learned(config),
         "train_file": training.facts(),
         "dev_file": None if dev is None else dev.facts(),
         "steps": tuner.progress.step,
@@ -198,23 +184,23 @@ def _write_result(file: Path, result: dict[str, Any]) -> None:
     write_atomically(file, f"{text}\n".encode())
 
 
-def _learns(config: Config) -> tuple[str, int, int]:
+def _learned(config: Config) -> dict[str, Any]:
     assert config.finetune is not None
-    return config.finetune.learn, learned_parameters(config), config.num_params().total
+    counts = {"learn": learned_parameters(config), "all": config.num_params().total}
+    return {"learn": config.finetune.learn, "parameters": counts}
 
 
-def learns_text(learn: str, learned: int, total: int) -> str:
-    """How many parameters learn, in a line."""
-    return f"learn {learn}: {learned:,} of {total:,} parameters ({learned / total:.1%})"
+def learns_text(result: dict[str, Any]) -> str:
+    """Format the number of trained parameters of a result in one line."""
+    learned, total = result["parameters"]["learn"], result["parameters"]["all"]
+    return f"learn {result['learn']}: {learned:,} of {total:,} parameters ({learned / total:.1%})"
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """The tables that `pangu-sigma finetune` prints."""
-    best, parameters = result["best"], result["parameters"]
-    lines = [format_file(result["train_file"])]
-    if result["dev_file"] is not None:
-        lines.append(format_file(result["dev_file"]))
-    lines.append(learns_text(result["learn"], parameters["learn"], parameters["all"]))
+    """Format a result as the tables that `pangu-sigma finetune` prints."""
+    best = result["best"]
+    lines = [format_file(result[name]) for name in ("train_file", "dev_file") if result[name] is not None]
+    lines.append(learns_text(result))
     if best["loss"] is None:
         lines.append(f"no dev set (--dev-file): the last state is kept, that after step {best['step']}")
     else:

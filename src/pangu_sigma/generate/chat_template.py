@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pangu_sigma.config import ChatConfig
@@ -29,16 +29,13 @@ class ChatTemplate:
     assistant: str
     stop: tuple[str, ...]
 
-    @classmethod
-    def of(cls, domain: Domain, chosen: ChatConfig) -> ChatTemplate:
+    @staticmethod
+    def of(domain: Domain, chosen: ChatConfig) -> ChatTemplate:
         """Return the template of a domain: the configuration's, with defaults by language for what it leaves out."""
-        usual = _USUAL[domain.language]
-        return cls(
-            usual.system if chosen.system is None else chosen.system,
-            usual.user if chosen.user is None else chosen.user,
-            usual.assistant if chosen.assistant is None else chosen.assistant,
-            usual.stop if chosen.stop is None else tuple(chosen.stop),
-        )
+        own = {name: value for name, value in chosen if value is not None}
+        if chosen.stop is not None:
+            own["stop"] = tuple(chosen.stop)
+        return replace(_USUAL[domain.language], **own)
 
     def prompt(self, messages: Iterable[tuple[Role, str]]) -> str:
         """Format messages and the beginning of an answer."""

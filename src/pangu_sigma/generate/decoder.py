@@ -1,4 +1,4 @@
-"""What a generator needs of a model: texts that grow, each in a lane of a KV cache.
+"""Interface of decoders: growing texts, each in a lane of a KV cache.
 
 Shape suffixes: N RRE layers, T tokens of a text, W wanted tokens, R rows of a slot.
 """
@@ -21,8 +21,8 @@ from pangu_sigma.text.tokenizer import Tokenizer
 class Chunk:
     """New tokens of the text in a lane.
 
-    lane: its number. ids: the tokens, one or more, that follow those which the lane holds. wanted: logits of the successors of
-    this many of them, counted from the last, are asked for: 0 … len(ids).
+    lane: number of the lane. ids: one or more tokens that follow those in the lane. wanted: number of tokens, counted from the
+    last, whose successors' logits are requested: 0 … len(ids).
     """
 
     lane: int
@@ -31,9 +31,9 @@ class Chunk:
 
 
 class Decoder(Protocol):
-    """A model with a KV cache of `lanes` texts, each of up to model.seq_length tokens.
+    """Model with a KV cache of `lanes` texts, each of up to model.seq_length tokens.
 
-    An <eot> ends a document as in training: what follows it starts at position 0 and does not see what stands before.
+    An <eot> ends a document as in training: later tokens start at position 0 and do not attend to earlier ones.
     """
 
     config: Config
@@ -44,7 +44,7 @@ class Decoder(Protocol):
         """Empty a lane for a text of a domain."""
 
     def copy(self, source: int, target: int) -> None:
-        """Make the lane `target` hold what `source` holds, so that several texts go on from one."""
+        """Copy the lane `source` to the lane `target`, so that several texts share a prefix."""
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
         """Read new tokens of several lanes, at most one chunk of each, together.
@@ -55,11 +55,11 @@ class Decoder(Protocol):
         """
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        """The expert of each token of a text in each RRE layer, numbered within the domain's group, int [N, T]."""
+        """Return the expert of each token of a text in each RRE layer, numbered within the domain's group, int [N, T]."""
 
 
 def experts_by_table(table: RoutingTable, tokenizer: Tokenizer, domain: Domain, ids: list[int]) -> np.ndarray:
-    """What `Decoder.experts` gives, by the routing table of the model. Raises ConfigError for an id that the domain cannot read."""
+    """Return `Decoder.experts` from the routing table of a model. Raises ConfigError for an id that the domain cannot read."""
     tokenizer.rows(ids, domain)
     ids_T = np.asarray(ids, np.int64)
     _, positions_T = documents_and_positions(ids_T, tokenizer.eot)

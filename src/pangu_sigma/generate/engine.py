@@ -67,7 +67,7 @@ class Engine:
     def submit(self, request: Request, on_change: OnChange | None = None) -> Answer:
         """Add a request to the queue and return its answer, which `step` generates.
 
-        Raises ConfigError for a request that this model cannot answer, and Busy if the queue is full.
+        Raises ConfigError for a request that this model cannot answer, and QueueFull if the queue is full.
         """
         self.check(request)
         text = RunningText(Answer(request), self.decoder, on_change)
@@ -181,21 +181,12 @@ class Engine:
                 continue
             text.lane = self._free.pop()
             self.decoder.begin(text.lane, text.request.domain)
-            self._follow(text)
+            # its leader is the text being read with the longest common prefix, if that is worth a copy
+            leader = max(self._texts, key=text.shared_with, default=None)
+            if leader is not None and (shared := text.shared_with(leader)) >= _WORTH_COPYING:
+                text.leader, text.shared = leader, shared
             self._texts.append(text)
         return admitted
-
-    def _follow(self, text: RunningText) -> None:
-        """Find the text being read that has the longest common prefix with a new one, if it is worth a copy."""
-        leader = max(self._texts, key=text.shared_with, default=None)
-        if leader is not None and (shared := text.shared_with(leader)) >= _WORTH_COPYING:
-            text.leader, text.shared = leader, shared
-
-    def _copy_leader(self, text: RunningText) -> None:
-        leader, text.leader = text.leader, None
-        if leader is not None and leader.read:
-            self.decoder.copy(leader.lane, text.lane)
-            text.take_part_of_prefix(leader, leader.read)
 
     def _reading(self) -> list[tuple[RunningText, Chunk]]:
         """Return what this step reads: a token of each generating text, and a chunk of prompts, in their order of arrival."""
@@ -231,7 +222,10 @@ class Engine:
     def _leave(self, text: RunningText, cancelled: bool = False) -> None:
         for other in self._texts:
             if other.leader is text:  # the followers read the rest themselves
-                self._copy_leader(other)
+                other.leader = None
+                if text.read:
+                    self.decoder.copy(text.lane, other.lane)
+                    other.take_part_of_prefix(text, text.read)
         self._texts.remove(text)
         self._free.append(text.lane)
         self._finish(text, cancelled)

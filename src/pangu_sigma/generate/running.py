@@ -6,7 +6,6 @@ Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a t
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -39,13 +38,9 @@ class RunningText:
         self._prompt, self._scores = len(self._ids), list[Scored]()
         self._rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
         self._most = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
-        self._text = IncrementalText(self.request.stop)
+        self._text, self._rng = IncrementalText(self.request.stop), np.random.default_rng(self.request.seed)
         scores = self.request.prompt_logprobs is not None and self.request.scored_from < self._prompt
         self.to_read = self._prompt if self._most else self._prompt - 1 if scores else 0
-
-    @cached_property
-    def _rng(self) -> np.random.Generator:
-        return np.random.default_rng(self.request.seed)
 
     @property
     def is_generating(self) -> bool:

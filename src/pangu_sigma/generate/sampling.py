@@ -5,9 +5,10 @@ Shape suffixes: R rows of a slot, C rows that may be drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -44,38 +45,27 @@ class Sampling:
     frequency_penalty: float = 0.0
 
     def __post_init__(self):
-        t, penalty = self.temperature, self.repetition_penalty
-        for name, fits, allowed in (
-            (
-                "temperature",
-                _is_number(t) and (t == 0 or _LEAST <= t <= _MOST),
-                f"0 (greedy), or {_LEAST:g} to {_MOST:g}",
-            ),
-            ("top_k", _is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 (all tokens) or more"),
-            ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("min_p", _is_number(self.min_p) and 0 <= self.min_p <= 1, "0 (all tokens) to 1"),
-            (
-                "repetition_penalty",
-                _is_number(penalty) and _LEAST <= penalty <= _MOST,
-                f"{_LEAST:g} to {_MOST:g}; 1 is none",
-            ),
-            *(
-                (
-                    name,
-                    _is_number(getattr(self, name)) and abs(getattr(self, name)) <= _MOST_ADDED,
-                    f"{-_MOST_ADDED:g} to {_MOST_ADDED:g}; 0 is none",
-                )
-                for name in ("presence_penalty", "frequency_penalty")
-            ),
-        ):
-            if not fits:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed: {allowed}")
+        added = f"{-_MOST_ADDED:g} to {_MOST_ADDED:g}; 0 is none"
+        ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+            ("temperature", lambda v: v == 0 or _LEAST <= v <= _MOST, f"0 (greedy), or {_LEAST:g} to {_MOST:g}"),
+            ("top_k", lambda v: v >= 0, "a whole number, 0 (all tokens) or more"),
+            ("top_p", lambda v: 0 < v <= 1, "above 0, at most 1"),
+            ("min_p", lambda v: 0 <= v <= 1, "0 (all tokens) to 1"),
+            ("repetition_penalty", lambda v: _LEAST <= v <= _MOST, f"{_LEAST:g} to {_MOST:g}; 1 is none"),
+            ("presence_penalty", lambda v: abs(v) <= _MOST_ADDED, added),
+            ("frequency_penalty", lambda v: abs(v) <= _MOST_ADDED, added),
+        )
+        for name, fits, allowed in ranges:
+            value = getattr(self, name)
+            is_kind = _is_whole if name == "top_k" else _is_number
+            if not (is_kind(value) and fits(value)):
+                raise ConfigError(f"{name}={value!r} is not allowed: {allowed}")
 
     def choose(
         self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int], rng: np.random.Generator
     ) -> int:
         """Return the row of the next token. prompt, answer: rows of the tokens that occurred already, for the penalties."""
-        if self._has_penalties:
+        if self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty:
             logits_R = self._penalised(logits_R.astype(np.float64), prompt, answer)
         if self.temperature == 0:
             return int(logits_R.argmax())
@@ -85,10 +75,6 @@ class Sampling:
         sums_C = np.cumsum(chances_R[rows_C])
         drawn = int(np.searchsorted(sums_C, rng.random() * sums_C[-1], side="right"))
         return int(rows_C[min(drawn, len(rows_C) - 1)])
-
-    @property
-    def _has_penalties(self) -> bool:
-        return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty)
 
     def _penalised(self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
         if self.repetition_penalty != 1 and (seen := {*prompt, *answer}):
@@ -106,9 +92,7 @@ class Sampling:
         chances_R: probabilities up to a factor; that of the most likely row is 1.
         """
         least = self.min_p
-        if (
-            self.top_p < 1
-        ):  # all rows below this have less than 1 - top_p together, so the others reach top_p: fewer to sort
+        if self.top_p < 1:  # fewer to sort: all rows below this have less than 1 - top_p together
             least = max(least, (1 - self.top_p) * chances_R.sum() / len(chances_R))
         if 0 < self.top_k < len(chances_R):
             least = max(least, np.partition(chances_R, -self.top_k)[-self.top_k])
@@ -137,8 +121,8 @@ def log_probability(logits_R: np.ndarray, row: int, most: int) -> tuple[float, l
 
 def check_request(max_new_tokens: int, seed: int) -> None:
     """Raise ConfigError for an invalid number of tokens or seed."""
-    for name, value in (("max_new_tokens", max_new_tokens), ("seed", seed)):
-        check_count(name, value)
+    check_count("max_new_tokens", max_new_tokens)
+    check_count("seed", seed)
 
 
 def check_count(name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Text from prompts, by the engine that serves."""
+"""Generation of text from prompts, with the engine of the server."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
 
 Prompt = tuple[str, str]
-"""Name of a domain, and the text that it continues."""
+"""Domain name, and text to continue."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """The answer to a prompt.
+    """Answer to a prompt.
 
-    ids: prompt and continuation, without the final <eot>. text: the continuation alone. finished: True if it ended with <eot> or
-    before a stop string, False if there was no room for more.
+    ids: prompt and continuation, without the final <eot>. text: the continuation only. finished: True if it ended with <eot> or
+    before a stop string, False if it reached max_new_tokens or model.seq_length.
     """
 
     domain: str
@@ -40,17 +40,14 @@ class Generated:
 
 
 def open_engine(path: Path, lanes: int = 8, weights: Precision | None = None) -> Engine:
-    """What answers for the model in a folder, `lanes` texts at a time: a run's newest intact checkpoint, or an exported model.
-
-    weights: as of `open_decoder`. Raises as `open_model`.
-    """
+    """Open the engine for a run's newest intact checkpoint or an exported model. lanes: texts in one batch. See `open_decoder`."""
     return Engine(open_decoder(path, lanes, weights))
 
 
 def open_decoder(path: Path, lanes: int = 4, weights: Precision | None = None) -> Decoder:
-    """The decoder, on the CPU, of a run folder, an exported model or a Hugging Face style folder.
+    """Open a decoder on the CPU for a run folder, an exported model or a Hugging Face style folder.
 
-    weights: how it has matrices in memory; None as they are: what an export keeps, float32 of others. Raises as `open_model`.
+    weights: precision of the matrices in memory; None for that of an export's file, and float32 otherwise. Raises as `open_model`.
     """
     model = open_model(path, "run", "export", "hf")
     precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
@@ -65,11 +62,10 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> list[Generated]:
-    """Continue each prompt. Texts stop at <eot>, before a string of `stop`, after max_new_tokens, or at model.seq_length.
+    """Continue each prompt. Texts end at <eot>, before a string of `stop`, after max_new_tokens, or at model.seq_length.
 
-    seed: of each prompt's own random generator, so that its answer does not depend on the others; a prompt that is there again
-    draws with the next seed. Raises ConfigError for an unknown domain, for a prompt that is no text or does not fit, and for what
-    cannot be asked.
+    seed: seed of each prompt's own random generator, so that answers do not depend on each other; a repeated prompt gets the next
+    seed. Raises ConfigError for an unknown domain, a prompt that is no Unicode text or does not fit, and invalid options.
     """
     check_request(max_new_tokens, seed)
     times: Counter[Prompt] = Counter()
@@ -97,22 +93,20 @@ def stream(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """The continuation that `generate` gives, as it comes; a character appears when all its bytes are there.
+    """Yield the continuation that `generate` returns, piece by piece; each character once all its bytes are generated.
 
-    Raises ConfigError, before anything is generated, for what `generate` refuses.
+    Raises ConfigError as `generate`, before anything is generated.
     """
-    check_request(max_new_tokens, seed)
     return _new_text(engine, _request(engine, prompt, max_new_tokens, sampling, seed, stop))
 
 
 def _new_text(engine: Engine, request: Request) -> Iterator[str]:
     answer = engine.submit_when_free(request)
-    told = 0
+    sent = 0
     try:
-        while engine.is_unfinished(answer) or told < len(answer.text):
-            if told < len(answer.text):
-                new = answer.text[told:]
-                told += len(new)
+        while engine.is_unfinished(answer) or sent < len(answer.text):
+            if new := answer.text[sent:]:
+                sent += len(new)
                 yield new
             else:
                 engine.step()
@@ -123,7 +117,7 @@ def _new_text(engine: Engine, request: Request) -> Iterator[str]:
 def _request(
     engine: Engine, prompt: Prompt, max_new_tokens: int, sampling: Sampling, seed: int, stop: Sequence[str]
 ) -> Request:
-    """The request of a prompt; ConfigError if this model cannot answer it."""
+    """Make the engine's request for a prompt. Raises ConfigError if this model cannot answer it."""
     name, text = prompt
     domain = domains_of(engine.decoder.config).named(name)
     ids = prompt_ids(engine.decoder.tokenizer, text, domain)
@@ -133,6 +127,6 @@ def _request(
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, domain: Domain) -> list[int]:
-    """The ids of a prompt. Raises ConfigError for what is no Unicode text."""
+    """Tokenize a prompt. Raises ConfigError if it is no Unicode text."""
     check_text(text, f"a prompt of domain {domain.name}")
     return tokenizer.prompt(text, domain)

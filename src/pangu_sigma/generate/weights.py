@@ -1,6 +1,6 @@
-"""The weights of a model that is used and not trained, wherever they lie.
+"""Interface to the weights of a model for inference, whatever their storage.
 
-Linear layers are [in, out]; w1 and w2 of an FFN are [F, H]; the word table is [slots · R, H]. H hidden, F ffn, R rows of a slot.
+Linear layers are [in, out]; w1 and w2 of an FFN are [F, H]; the embedding table is [slots · R, H] (hidden H, ffn F, rows R).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import numpy as np
 
 
 class Weights(Protocol):
-    """The weights of a model, which are read when they are asked for: those of a `StoredModel`, for instance."""
+    """Weights of a model, read on request, such as those of a `StoredModel`."""
 
     def tensor(self, name: str) -> np.ndarray:
-        """A dense tensor by its name in the network."""
+        """Return a dense tensor by its name in the network."""
 
     def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        """A tensor of an expert. layer: of the RRE layers. number: of the expert in the layer."""
+        """Return a tensor of an expert. layer: index among the RRE layers. number: index of the expert in the layer."""

@@ -17,7 +17,7 @@ from pangu_sigma.serve import requests, responses
 from pangu_sigma.serve.chats import answer_chat
 from pangu_sigma.serve.completions import complete
 from pangu_sigma.serve.guard import Guard, HostNames
-from pangu_sigma.serve.page import Page
+from pangu_sigma.serve.page import PAGE_FILE, policy
 from pangu_sigma.serve.refusals import ApiError, ErrorBody, install_error_handlers
 from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.streams import ClientDisconnected
@@ -83,7 +83,8 @@ def _text_routes(served: Served) -> APIRouter:
 
 def _other_routes(served: Served) -> APIRouter:
     """Routes whose requests have no body."""
-    router, page = APIRouter(responses=_problems(403)), Page()
+    router, page = APIRouter(responses=_problems(403)), PAGE_FILE.read_text(encoding="utf-8")
+    page_headers = {"Content-Security-Policy": policy(page), "Cache-Control": "no-cache"}
 
     @router.get("/v1/models")
     async def models() -> responses.ModelList:
@@ -102,16 +103,16 @@ def _other_routes(served: Served) -> APIRouter:
         return tokenizer_info(served, model, request.scope.get("model"))
 
     @router.get("/health", responses=_problems(503))
-    async def health() -> responses.HealthBody:
+    async def health() -> dict[str, str]:
         """Report that the engine works."""
         if served.thread.failed:
             raise ApiError(503, "the engine has failed; the log says why", code="failed")
-        return responses.HealthBody(status="ok")
+        return {"status": "ok"}
 
     @router.get("/version")
-    async def version() -> responses.Version:
+    async def version() -> dict[str, str]:
         """Return the version of the program."""
-        return responses.Version(version=pangu_sigma.__version__)
+        return {"version": pangu_sigma.__version__}
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
@@ -121,7 +122,7 @@ def _other_routes(served: Served) -> APIRouter:
     @router.get("/", response_class=Response, responses={200: {"content": {"text/html": {}}}})
     async def root() -> Response:
         """Return the chat page for browsers."""
-        return Response(page.content, media_type="text/html; charset=utf-8", headers=page.headers)
+        return Response(page, media_type="text/html; charset=utf-8", headers=page_headers)
 
     return router
 
@@ -166,19 +167,15 @@ class _StrictRoute(APIRoute):
             try:
                 return await handle(_StrictRequest(request.scope, request.receive))
             except RequestValidationError as error:
-                _say_json(error)
+                for problem in error.errors():
+                    if problem["type"] == "json_invalid":
+                        reason = f"the body is not JSON: {problem['ctx']['error']}"
+                        raise ApiError(400, reason, code="invalid_json") from None
                 raise
             except ClientDisconnected:
                 return Response(status_code=499)  # nobody reads it
 
         return handle_strictly
-
-
-def _say_json(error: RequestValidationError) -> None:
-    """Raise ApiError if the body is not JSON."""
-    for problem in error.errors():
-        if problem["type"] == "json_invalid":
-            raise ApiError(400, f"the body is not JSON: {problem['ctx']['error']}", code="invalid_json") from None
 
 
 def _no_constant(name: str) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -32,8 +30,8 @@ from pangu_sigma.serve.streams import EventStream, while_there
 async def answer_chat(served: Served, request: Request, body: ChatRequest) -> Response:
     """Answer a request for chat completions. Raises ApiError."""
     domain = served.domain(body.model, request.scope.get("model"))
-    served.check_logprobs(body.top_logprobs, "top_logprobs")
-    served.check_messages(len(body.messages))
+    served.check("top_logprobs", body.top_logprobs or 0, "logprobs")
+    served.check("messages", len(body.messages), "messages")
     template = served.template(domain)
     wanted = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     served.room([[]], wanted, 0)
@@ -59,12 +57,7 @@ class _Chat:
 
     def __init__(self, served: Served, body: ChatRequest, answers: Answers, warnings: list[str]):
         self._served, self._body, self._answers = served, body, answers
-        self._head: dict[str, Any] = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": body.model,
-            "system_fingerprint": served.fingerprint,
-        }
+        self._head = served.head("chatcmpl", body.model)
         self._warnings: dict[str, Any] = {"warnings": warnings} if warnings else {}
         self._begun = [False] * len(answers.answers)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,7 +24,7 @@ async def complete(served: Served, request: Request, body: CompletionRequest) ->
     """Answer a request for completions. Raises ApiError."""
     domain = served.domain(body.model, request.scope.get("model"))
     alternatives = 0 if body.experts and body.logprobs is None else body.logprobs
-    served.check_logprobs(alternatives, "logprobs")
+    served.check("logprobs", alternatives or 0, "logprobs")
     prompts, warnings = await _prompts(served, body, domain)
     room = served.room(prompts, body.max_tokens, DEFAULT_MAX_TOKENS)
     extra = {"logprobs": alternatives, "prompt_logprobs": alternatives if body.echo else None}
@@ -43,10 +41,9 @@ async def complete(served: Served, request: Request, body: CompletionRequest) ->
 
 async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> tuple[list[list[int]], list[str]]:
     """Return the token ids of each prompt, and warnings."""
-    inputs: list[Any] = (
-        [body.prompt] if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else [*body.prompt]
-    )
-    served.check_prompts(len(inputs))
+    single = isinstance(body.prompt, str) or isinstance(body.prompt[0], int)
+    inputs: list[Any] = [body.prompt] if single else [*body.prompt]
+    served.check("prompt", len(inputs), "prompts")
     prompts, warnings = [], []
     for prompt in inputs:
         if isinstance(prompt, str):
@@ -65,13 +62,7 @@ class _Completion:
 
     def __init__(self, served: Served, body: CompletionRequest, answers: Answers, logprobs: bool, warnings: list[str]):
         self._served, self._body, self._answers = served, body, answers
-        self._head: dict[str, Any] = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": body.model,
-            "system_fingerprint": served.fingerprint,
-        }
+        self._head = {**served.head("cmpl", body.model), "object": "text_completion"}
         self._warnings: dict[str, Any] = {"warnings": warnings} if warnings else {}
         self._tokens = [
             CompletionTokens(served.texts, bool(body.experts)) if logprobs else None for _ in answers.answers

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.refusals import ApiError, error_response
+from pangu_sigma.serve.streams import ClientDisconnected
 
 PUBLIC_PATHS = ("/", "/health")
 """Paths that need no API key: the page, which has no data and asks for the key, and the health check."""
@@ -95,7 +96,7 @@ class Guard:
         except ApiError as refused:
             await error_response(refused)(scope, receive, send_protected)
             return
-        except _Disconnected:
+        except ClientDisconnected:
             return
         await self._app(scope, receive, send_protected)
 
@@ -141,7 +142,7 @@ class Guard:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _Disconnected
+                        raise ClientDisconnected
                     body += message.get("body", b"")
                     if len(body) > most:
                         raise _TooLarge(self._limits.body_kib, more=bool(message.get("more_body")))
@@ -163,10 +164,6 @@ class _TooLarge(ApiError):
         reason = f"the body has more than {kib} KiB; send less, or start the server with --set body_kib=N"
         super().__init__(413, reason, headers={"Connection": "close"})
         self.more = more
-
-
-class _Disconnected(Exception):
-    """The client has disconnected."""
 
 
 def _netloc(origin: str) -> str:

@@ -42,7 +42,7 @@ class CompletionTokens:
         """Return the log-probabilities of the answer's next tokens in the response's form."""
         converted = CompletionLogprobs(
             text_offset=[self._begin(token.id) for token in tokens],
-            token_logprobs=[finite(token.logprob) for token in tokens],
+            token_logprobs=[None if t.logprob is None else max(t.logprob, MIN_LOGPROB) for t in tokens],
             tokens=[self._texts.shown(token.id) for token in tokens],
             top_logprobs=[self._top(token) for token in tokens],
         )
@@ -54,10 +54,8 @@ class CompletionTokens:
         unfinished, begin = self._characters.getstate()[0], self._offset
         new = self._characters.decode(self._texts.surfaces[token])
         self._offset += len(new)
-        broken_off = unfinished and new.startswith(
-            "\N{REPLACEMENT CHARACTER}"
-        )  # for a character before this token that it does not complete
-        return begin + bool(broken_off)
+        # U+FFFD at the beginning stands for a character before this token that it does not complete
+        return begin + bool(unfinished and new.startswith("\N{REPLACEMENT CHARACTER}"))
 
     def _top(self, token: Token) -> dict[str, float] | None:
         """Return the alternatives by their text. Of several with the same text, the most likely is returned."""
@@ -84,8 +82,3 @@ def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> ChatLogprobs:
         for token in tokens
     ]
     return ChatLogprobs(content=content, refusal=None)
-
-
-def finite(logprob: float | None) -> float | None:
-    """Return a log-probability that JSON can hold, at least `MIN_LOGPROB`; None stays None."""
-    return None if logprob is None else max(logprob, MIN_LOGPROB)

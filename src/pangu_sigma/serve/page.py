@@ -11,17 +11,8 @@ PAGE_FILE = Path(__file__).with_name("page.html")
 """HTML file of the page."""
 
 
-class Page:
-    """HTML page with inline scripts and styles, allowed by their hashes. The browser runs nothing else and contacts no other
-    host."""
-
-    def __init__(self, file: Path = PAGE_FILE):
-        self.content = file.read_bytes()
-        self.headers = {"Content-Security-Policy": policy(self.content.decode()), "Cache-Control": "no-cache"}
-
-
 def policy(html: str) -> str:
-    """Return the Content-Security-Policy of a page with inline scripts and styles."""
+    """Return the Content-Security-Policy of a page, which allows its inline scripts and styles by their hashes, and its server."""
     rules = {
         "default-src": "'none'",
         "script-src": _hashes(html, "script"),

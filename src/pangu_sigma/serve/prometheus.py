@@ -79,15 +79,16 @@ class AnswerWatch:
 
     def record(self, tokens: int) -> None:
         """Record that `tokens` new tokens are sent to the client together."""
+        if not tokens:
+            return
         now = time.monotonic()
-        if tokens and self._last is None:
+        if self._last is None:
             self._metrics._first.labels(self.name).observe(now - self.started)
             self._metrics._prompt.labels(self.name).inc(self._prompt)
-        elif tokens and self._last is not None:
+        else:
             self._metrics._next.labels(self.name).observe((now - self._last) / tokens)
-        if tokens:
-            self._last = now
-            self._metrics._new.labels(self.name).inc(tokens)
+        self._last = now
+        self._metrics._new.labels(self.name).inc(tokens)
 
     def ended(self, why: str) -> None:
         """Record the end of the answer; only the first call counts."""

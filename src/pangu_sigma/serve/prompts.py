@@ -94,7 +94,11 @@ class PromptTokenizer:
             text = template.prompt([*first, *rest[left_out:]])
             ids = self.read(text, domain) if len(text) <= self._most_characters else None
             if ids is not None and len(ids) <= self.length - reserved:
-                return ids, self._left_out(left_out, len(messages), reserved)
+                warning = (
+                    f"{left_out} of {len(messages)} messages, the oldest, were left out: the model can read {self.length} tokens, "
+                    f"of which {reserved} are for the answer; lower max_tokens, or send less"
+                )
+                return ids, [warning] if left_out else []
         raise ApiError(
             400,
             f"messages: {'the first and the last one do' if first else 'the last one does'} not fit: the model can read "
@@ -102,11 +106,3 @@ class PromptTokenizer:
             "messages",
             "context_length_exceeded",
         )
-
-    def _left_out(self, number: int, of: int, reserved: int) -> list[str]:
-        if not number:
-            return []
-        return [
-            f"{number} of {of} messages, the oldest, were left out: the model can read {self.length} tokens, of which {reserved} "
-            "are for the answer; lower max_tokens, or send less"
-        ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -48,20 +48,16 @@ class ApiError(HTTPException):
         message: str,
         param: str | None = None,
         code: str | None = None,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ):
         super().__init__(status, message, headers)
         self.param, self.code = param, code
 
     def error_body(self) -> ErrorBody:
         """Return the response body."""
-        return error_body(self.status_code, self.detail, self.param, self.code)
-
-
-def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> ErrorBody:
-    """Return the response body of an error with this status."""
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return ErrorBody(error=Problem(message=_sendable(message), type=kind, param=param and _sendable(param), code=code))
+        kind = _TYPES.get(self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error")
+        message, param = _sendable(self.detail), self.param and _sendable(self.param)
+        return ErrorBody(error=Problem(message=message, type=kind, param=param, code=self.code))
 
 
 def _sendable(text: str) -> str:
@@ -82,7 +78,7 @@ def install_error_handlers(app: FastAPI) -> None:
         if isinstance(error, ApiError):
             return error_response(error)
         message = f"{request.method} {request.url.path}: {error.detail}; /openapi.json lists what there is"
-        return JSONResponse(error_body(error.status_code, message).model_dump(), error.status_code, error.headers)
+        return error_response(ApiError(error.status_code, message, headers=error.headers))
 
     @app.exception_handler(RequestValidationError)
     def _validation(request: Request, error: RequestValidationError) -> Response:
@@ -94,12 +90,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def _bug(request: Request, error: Exception) -> Response:
-        return JSONResponse(error_body(500, "the server has a bug here; its log says more").model_dump(), 500)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """Return the known name that is closest to a misspelled one."""
-    return difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
+        return error_response(ApiError(500, "the server has a bug here; its log says more"))
 
 
 def _explained(problem: dict[str, Any]) -> str:

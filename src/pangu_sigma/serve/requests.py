@@ -55,9 +55,7 @@ StopStrings = Annotated[
 class StreamOptions(RequestBody):
     """Options of a stream."""
 
-    include_usage: bool | None = Field(
-        None, description="One more chunk before the last line, with the numbers of tokens."
-    )
+    include_usage: bool | None = Field(None, description="One more chunk before the last line: the numbers of tokens.")
 
 
 class GenerationRequest(RequestBody):
@@ -66,19 +64,13 @@ class GenerationRequest(RequestBody):
     model: ModelName
     n: int | None = Field(None, ge=1, description="Number of answers to each prompt; 1 if not given.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; 1 if not given.")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="Draw from the fewest tokens with this probability together."
-    )
+    top_p: float | None = Field(None, gt=0, le=1, description="Draw from the fewest tokens with this probability.")
     top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="Draw from this many tokens; 0 or -1: from all.")
     min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(
-        None, gt=0, le=1e9, description="Above 1 makes tokens that occurred less likely."
-    )
-    seed: int | None = Field(
-        None, ge=0, lt=1 << 53, description="The same seed draws the same tokens; answer i takes seed + i."
-    )
+    repetition_penalty: float | None = Field(None, gt=0, le=1e9, description="Above 1: repetitions become less likely.")
+    seed: int | None = Field(None, ge=0, lt=1 << 53, description="Answer i draws its tokens with seed + i.")
     stop: StopStrings = None
     stop_token_ids: list[TokenId] | None = Field(None, description="The answer ends with the first of these.")
     ignore_eos: bool | None = Field(None, description="Go on after the end of a document.")
@@ -102,12 +94,8 @@ class CompletionRequest(GenerationRequest):
     prompt: PromptInput
     max_tokens: int | None = Field(None, ge=0, description="New tokens at most; 16 if not given; 0 only with echo.")
     echo: bool | None = Field(None, description="Begin the answer with the prompt.")
-    logprobs: int | None = Field(
-        None, ge=0, description="Log-probabilities, with this many alternatives to each token."
-    )
-    experts: bool | None = Field(
-        None, description="Ours: put the expert of each token in each RRE layer into logprobs.experts."
-    )
+    logprobs: int | None = Field(None, ge=0, description="Log-probabilities, with this many alternatives to a token.")
+    experts: bool | None = Field(None, description="Ours: each token's expert in each RRE layer, in logprobs.experts.")
     best_of: int | None = Field(None, ge=1, description="Not supported beyond n.")
     suffix: Literal[""] | None = Field(None, description="Not supported.")
     add_special_tokens: bool | None = Field(None, description="false: no language tag before the text.")
@@ -164,9 +152,7 @@ class ChatRequest(GenerationRequest):
     max_tokens: int | None = Field(None, ge=1, description="New tokens at most; as many as fit if not given.")
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(
-        None, ge=0, description="Number of alternatives to each token; needs logprobs=true."
-    )
+    top_logprobs: int | None = Field(None, ge=0, description="Number of alternatives to a token; with logprobs=true.")
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
 

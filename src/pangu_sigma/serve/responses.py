@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 FinishReason = Literal["stop", "length"]
 
@@ -181,15 +181,3 @@ class TokenizerInfo(ResponseBody):
     pad_token: str
     unk_token: str
     chat_template: str
-
-
-class HealthBody(ResponseBody):
-    """Response of GET /health."""
-
-    status: str = Field(description="ok")
-
-
-class Version(ResponseBody):
-    """Response of GET /version."""
-
-    version: str

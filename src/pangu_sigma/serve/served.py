@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import secrets
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from pangu_sigma.config import ConfigError
@@ -22,7 +23,7 @@ from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.logprobs import TokenTexts
 from pangu_sigma.serve.prometheus import Metrics
 from pangu_sigma.serve.prompts import PromptTokenizer
-from pangu_sigma.serve.refusals import ApiError, nearest
+from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.serve.requests import GenerationRequest
 from pangu_sigma.serve.responses import Usage
 
@@ -47,11 +48,8 @@ class Served:
         self.prompts = PromptTokenizer(self.tokenizer, self.config)
         self.texts = TokenTexts(self.tokenizer.vocabulary)
         self.started = int(time.time())
-
-    @cached_property
-    def fingerprint(self) -> str:
+        self.fingerprint = f"{self.config.name}-{self.tokenizer.hash[:12]}"
         """System fingerprint: configuration and tokenizer. Answers with the same seed are equal if it is."""
-        return f"{self.config.name}-{self.tokenizer.hash[:12]}"
 
     def domain(self, name: str | None, of_path: str | None = None) -> Domain:
         """Return the domain of a model name. of_path: the model named by the request's path.
@@ -74,7 +72,7 @@ class Served:
                 "missing_required_parameter",
             )
         if name not in self.domains:
-            near = nearest(name, list(self.domains))
+            (near,) = difflib.get_close_matches(name[:100], self.domains, n=1, cutoff=0.0)
             raise ApiError(
                 404,
                 f"model: there is no {name[:100]!r} here; the nearest is {near}, and /v1/models lists all",
@@ -82,6 +80,11 @@ class Served:
                 "model_not_found",
             )
         return self.domains[name]
+
+    def head(self, prefix: str, model: str) -> dict[str, Any]:
+        """Return the fields that every response begins with. prefix: beginning of its id. model: name in the request."""
+        fields = {"created": int(time.time()), "model": model, "system_fingerprint": self.fingerprint}
+        return {"id": f"{prefix}-{uuid.uuid4().hex}", **fields}
 
     def template(self, domain: Domain) -> ChatTemplate:
         """Return the chat template of a domain."""
@@ -115,9 +118,12 @@ class Served:
         extra: dict[str, Any],
     ) -> list[TextRequest]:
         """Make the engine's requests, n for each prompt. new: maximum new tokens of each prompt. extra: further arguments."""
-        self._check_limits(body)
-        sampling, seed = _sampling(body), secrets.randbits(53) if body.seed is None else body.seed
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        self.check("n", body.n or 1, "n")
+        self.check("stop", len(stop), "stops")
+        self.check("stop", max(map(len, stop), default=0), "stop_characters")
+        self.check("stop_token_ids", len(body.stop_token_ids or ()), "stops")
+        sampling, seed = _sampling(body), secrets.randbits(53) if body.seed is None else body.seed
         bias = tuple((int(token), float(value)) for token, value in (body.logit_bias or {}).items())
         return [
             TextRequest(
@@ -154,41 +160,16 @@ class Served:
         prompt, new = sum(len(a.request.ids) for a in answers[::n]), sum(len(a.tokens) for a in answers)
         return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
 
-    def check_prompts(self, number: int) -> None:
-        """Raise ApiError if a request has too many prompts."""
-        if number > self.limits.prompts:
-            raise _over("prompt", number, self.limits.prompts, "prompts")
-
-    def check_messages(self, number: int) -> None:
-        """Raise ApiError if a chat has too many messages."""
-        if number > self.limits.messages:
-            raise _over("messages", number, self.limits.messages, "messages")
-
-    def check_logprobs(self, number: int | None, parameter: str) -> None:
-        """Raise ApiError if too many alternatives are requested."""
-        if number is not None and number > self.limits.logprobs:
-            raise _over(parameter, number, self.limits.logprobs, "logprobs")
-
-    def _check_limits(self, body: GenerationRequest) -> None:
-        stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-        for parameter, number, name in (
-            ("n", body.n or 1, "n"),
-            ("stop", len(stops), "stops"),
-            ("stop", max(map(len, stops), default=0), "stop_characters"),
-            ("stop_token_ids", len(body.stop_token_ids or ()), "stops"),
-        ):
-            if number > (most := getattr(self.limits, name)):
-                raise _over(parameter, number, most, name)
-
-
-def _over(parameter: str, number: int, most: int, name: str) -> ApiError:
-    return ApiError(
-        400,
-        f"{parameter}: {number} is more than {most}, the limit {name} of this server; lower it, or start the server with "
-        f"--set {name}=N",
-        parameter,
-        "invalid_value",
-    )
+    def check(self, parameter: str, number: int, limit: str) -> None:
+        """Raise ApiError if the number that a parameter of a request asks for is above a limit. limit: a field of `Limits`."""
+        if number > (most := getattr(self.limits, limit)):
+            raise ApiError(
+                400,
+                f"{parameter}: {number} is more than {most}, the limit {limit} of this server; lower it, or start the server with "
+                f"--set {limit}=N",
+                parameter,
+                "invalid_value",
+            )
 
 
 def _sampling(body: GenerationRequest) -> Sampling:

@@ -25,7 +25,7 @@ class ClientDisconnected(Exception):
 
 
 async def while_there(request: Request, work: Awaitable[_Result]) -> _Result:
-    """Return the result of `work`. If the client disconnects, cancels it and raises ClientIsGone."""
+    """Return the result of `work`. If the client disconnects, cancels it and raises ClientDisconnected."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)

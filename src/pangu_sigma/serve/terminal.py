@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -13,7 +14,7 @@ from pangu_sigma.errors import UserError
 from pangu_sigma.generate.chat_template import ChatTemplate, Role
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.request import Answer, Request
+from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.serve.prompts import PromptTokenizer
 from pangu_sigma.serve.refusals import ApiError
@@ -54,9 +55,8 @@ class Chat:
         decoder = self.engine.decoder
         self.config, self.prompts = decoder.config, PromptTokenizer(decoder.tokenizer, decoder.config)
         self.domains = domains_of(self.config)
-        self.domain: Domain = (
-            self.domains[0] if self.settings.domain is None else self.domains.named(self.settings.domain)
-        )
+        name = self.settings.domain
+        self.domain: Domain = self.domains[0] if name is None else self.domains.named(name)
         self.sampling = Sampling(self.settings.temperature)
         self.system = ""
         self._seed = secrets.randbits(32) if self.settings.seed is None else self.settings.seed
@@ -129,19 +129,15 @@ class Chat:
         try:
             while answer.finish is None:
                 self.engine.step()
-                shown += self._tell(answer, shown)
+                if text := answer.text.lstrip()[shown:]:
+                    self.write(text)
+                    shown += len(text)
         except KeyboardInterrupt:
             self.engine.cancel(answer)
             self.engine.step()
             self.say("(stopped)")
         self.write("\n")
         return answer.text.strip()
-
-    def _tell(self, answer: Answer, shown: int) -> int:
-        text = answer.text.lstrip()[shown:]
-        if text:
-            self.write(text)
-        return len(text)
 
 
 def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: TextIO) -> int:
@@ -157,7 +153,8 @@ def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: Te
 
     chat = Chat(Engine(decoder), settings, write, say)
     if people:
-        _make_lines_editable()
+        with suppress(ImportError):  # line editing and history of `input`, where Python has readline
+            import readline  # noqa: F401
         say(f"{decoder.config.name}, domain {chat.domain.name}; /help says what there is")
     while (line := _line(chat, lines, people)) is not None:
         if line.startswith("/") and not line.startswith("//"):
@@ -190,11 +187,3 @@ def _line(chat: Chat, lines: TextIO, people: bool) -> str | None:
         return None
     except KeyboardInterrupt:
         return ""
-
-
-def _make_lines_editable() -> None:
-    """Enable line editing and history of `input`, where Python has readline."""
-    try:
-        import readline  # noqa: F401
-    except ImportError:
-        return

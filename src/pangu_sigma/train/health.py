@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,10 +117,8 @@ class Health:
         """
         weight_D = np.bincount(domains_M, weight_M, minlength=len(self.domains))
         limits = [domain.limit(self.options.spikes) for domain in self.domains.values()]
-        return np.array(
-            [limit * weight if weight > 0 else math.inf for limit, weight in zip(limits, weight_D, strict=True)],
-            np.float32,
-        )
+        weighted = [limit * weight if weight > 0 else math.inf for limit, weight in zip(limits, weight_D, strict=True)]
+        return np.array(weighted, np.float32)
 
     def observe(self, step: int, losses: dict[str, float], samples: str, skipped: bool, spiked: bool = False) -> None:
         """Update the health after a step.
@@ -178,24 +175,18 @@ def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None)
     for shard, parameters in built.shards.items():
         for name, parameter in parameters.items():
             values = parameter.asnumpy()
-            if shard.startswith(EXPERTS):
-                layer = int(shard.removeprefix(EXPERTS))
-                rows = range(len(values)) if active_NA is None else active_NA[layer][active_NA[layer] < len(values)]
-                tensors += list(_of_experts(built, layer, name, values, rows))
-                built.store.tier.release()
-            elif bad := count_not_finite(values):
-                tensors.append(UnhealthyTensor(None, None, None, name, bad, values.size))
+            if not shard.startswith(EXPERTS):
+                if bad := count_not_finite(values):
+                    tensors.append(UnhealthyTensor(None, None, None, name, bad, values.size))
+                continue
+            layer = int(shard.removeprefix(EXPERTS))
+            for row in range(len(values)) if active_NA is None else active_NA[layer][active_NA[layer] < len(values)]:
+                if bad := count_not_finite(values[row]):
+                    expert = int(built.store.held[row])
+                    domain = built.config.domains[expert // built.config.model.experts_per_domain].name
+                    tensors.append(UnhealthyTensor(domain, layer, expert, name, bad, values[row].size))
+            built.store.tier.release()
     return tensors
-
-
-def _of_experts(
-    built: TrainingSetup, layer: int, name: str, values: np.ndarray, rows: Any
-) -> Iterator[UnhealthyTensor]:
-    for row in rows:
-        if bad := count_not_finite(values[row]):
-            expert = int(built.store.held[row])
-            domain = built.config.domains[expert // built.config.model.experts_per_domain].name
-            yield UnhealthyTensor(domain, layer, expert, name, bad, values[row].size)
 
 
 def examine(
@@ -210,7 +201,8 @@ def examine(
     """
     for spike in health.spikes:
         log.spike(asdict(spike))
-        _tell(built.ranks, _text_of(spike))
+        if built.ranks.first:
+            logger.warning("%s", _text_of(spike))
     if not health.needs_check:
         return
     tensors = unhealthy_tensors(built, active_NA if health.stuck is None else None)
@@ -228,21 +220,13 @@ def examine(
             "train.spikes.skip=true."
         )
     if health.stuck is not None:
+        scale = float(built.step.scale.value.asnumpy())
         raise UnhealthyRun(
             f"step {step}: the last {health.domains[health.stuck].skipped} steps with domain {health.stuck} were skipped, which is "
-            f"train.max_skipped_steps; all weights and moments are finite, the loss scale is {_scale_of(built):g}. "
+            f"train.max_skipped_steps; all weights and moments are finite, the loss scale is {scale:g}. "
             f"{_way_on(run, built.ranks)} Lower train.optimizer.peak_lr, or train.loss_scale.initial if the run has just begun, or "
             "raise train.spikes.factor if they were spikes that train.spikes.skip left out."
         )
-
-
-def _scale_of(built: TrainingSetup) -> float:
-    return float(built.step.scale.value.asnumpy())
-
-
-def _tell(ranks: Ranks, text: str) -> None:
-    if ranks.first:
-        logger.warning("%s", text)
 
 
 def _text_of(spike: Spike) -> str:

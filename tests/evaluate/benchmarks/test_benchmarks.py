@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import math
 import shutil
-import sys
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,10 +112,7 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
         calls.append((type(engine), domain, folder, options))
         return TaskResult({"bleu": 12.5}, n=3, skipped=0, truncated=0)
 
-    monkeypatch.setitem(sys.modules, "own_benchmark", SimpleNamespace(run=run))
-    monkeypatch.setitem(
-        OWN_TASKS, "mine", OwnTask("own_benchmark", "code", ("samples_file", "jsonl"), runs_programs=True)
-    )
+    monkeypatch.setitem(OWN_TASKS, "mine", OwnTask(run, "code", ("samples_file", "jsonl"), runs_programs=True))
     request = BenchmarkRequest(("mine",), str(data), limit=7, temperature=0.5, samples_per_problem=3)
     result = {"mine": TaskResult({"bleu": 12.5}, 3, 0, 0)}
     assert run_benchmarks(tiny_run, request, beside=tmp_path / "all.json") == result
@@ -134,7 +128,7 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
     assert calls[1:] == [(Engine, "zh", data / "mine", {"limit": None, "samples": 1, "unsafe": False})]
     with pytest.raises(ConfigError, match="mine reads files; say with --files in which folder its folder mine is"):
         run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None))
-    monkeypatch.setitem(OWN_TASKS, "mine", OwnTask("own_benchmark", "bilingual", ("translations", "txt")))
+    monkeypatch.setitem(OWN_TASKS, "mine", OwnTask(run, "bilingual", ("translations", "txt")))
     with pytest.raises(
         ConfigError, match="mine asks a domain of format bilingual, and the model has none; say with --domain"
     ):
@@ -144,11 +138,10 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
 @pytest.mark.parametrize("name", OWN_TASKS)
 def test_each_of_them_takes_what_it_is_given(name):
     task = OWN_TASKS[name]
-    run = importlib.import_module(task.module).run
     if task.runs_programs:
         assert {task.file[0], "samples", "unsafe", "temperature"} <= {each.name for each in fields(CodeOptions)}
     else:
-        assert {task.file[0], "temperature", "limit"} <= inspect.signature(run).parameters.keys()
+        assert {task.file[0], "temperature", "limit"} <= inspect.signature(task.run).parameters.keys()
 
 
 @pytest.mark.parametrize(

@@ -34,4 +34,3 @@ def test_no_model_is_asked_where_programs_cannot_run(monkeypatch):
 def test_k_is_what_samples_allow():
     assert CodeOptions().ks == [1]
     assert CodeOptions(samples=20, temperature=0.8).ks == [1, 10]
-    assert CodeOptions(samples=20, temperature=0.8, k=[5]).ks == [5]

@@ -75,18 +75,10 @@ def test_into_english_by_words_and_from_plain_files(tmp_path, caplog):
     assert "tok:13a" in caplog.text
 
 
-def test_another_template_is_another_prompt(tmp_path):
-    folder = plain(tmp_path, "translation_en_zh", en=["a"], zh=["甲"])
-    engine = told_engine({"<a>": "甲"})
-    assert run(engine, "up", folder, template="<{source}>").metrics["chrf"] == 100
-    for template in ("no source", "{source} {source}"):
-        with pytest.raises(ConfigError, match=r"it must have \{source\} in it once"):
-            run(engine, "up", folder, template=template)
-
-
 def test_a_source_that_does_not_fit_loses_its_end(tmp_path, caplog):
     folder = plain(tmp_path, "translation_en_zh", en=["1234567890", "1"], zh=["甲", "乙"])
-    result = run(told_engine({"<12345678>": "甲", "<1>": "乙"}, seq_length=20), "up", folder, template="<{source}>")
+    told = {"English: 12345678\nChinese:": "甲", "English: 1\nChinese:": "乙"}
+    result = run(told_engine(told, seq_length=52), "up", folder)
     assert (result.n, result.truncated, result.metrics["chrf"]) == (2, 1, 100)
     assert "1 of 2 sources lost their end, because their prompts did not fit" in caplog.text
 

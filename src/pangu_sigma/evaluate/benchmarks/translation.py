@@ -20,8 +20,6 @@ from pangu_sigma.generate.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 
-SOURCE = "{source}"
-"""Placeholder of the source sentence in a template."""
 TEMPLATES = {"translation_en_zh": "English: {source}\nChinese:", "translation_zh_en": "中文：{source}\n英文："}
 """Prompt templates by folder name, source language first; our choice."""
 
@@ -37,31 +35,27 @@ def run(
     domain: str,
     folder: Path,
     limit: int | None = None,
-    template: str | None = None,
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
-    seed: int = 0,
     translations: Path | None = None,
 ) -> TaskResult:
     """Run the translation benchmark: BLEU and chrF, from 0 to 100. folder: folder of the files, named as a key of `TEMPLATES`.
 
-    limit: maximum number of sentences, the first ones. template: prompt with one {source}, by default that of the folder's name. A
-    source that does not fit loses its end. max_new_tokens: maximum tokens of a translation; by default 256, or half of
-    model.seq_length if less. translations: file for them, one a line, for other scorers. Raises DataError for files that are
-    missing or have no usable line, ConfigError for invalid options.
+    limit: maximum number of sentences, the first ones. A source that does not fit loses its end. max_new_tokens: maximum tokens of
+    a translation; by default 256, or half of model.seq_length if less. translations: file for them, one a line, for other scorers.
+    Raises DataError for files that are missing or have no usable line, ConfigError for invalid options.
     """
     if folder.name not in TEMPLATES:
         raise ConfigError(
             f"{folder} is not called {' or '.join(TEMPLATES)}, which says what is translated into what; rename it"
         )
-    template = TEMPLATES[folder.name] if template is None else template
-    if template.count(SOURCE) != 1:
-        raise ConfigError(f"template={template!r} is not allowed: it must have {SOURCE} in it once")
     _, source, language = folder.name.split("_")
     pairs, skipped = _pairs(folder, source, language)
     pairs = pairs[:limit]
-    runner = PromptRunner(engine, domain, 256, max_new_tokens, Sampling(temperature), _STOP, seed)
-    prompts = [runner.truncate(pair["source"], lambda text: template.replace(SOURCE, text)) for pair in pairs]
+    runner = PromptRunner(engine, domain, 256, max_new_tokens, Sampling(temperature), _STOP)
+    prompts = [
+        runner.truncate(pair["source"], lambda text: TEMPLATES[folder.name].replace("{source}", text)) for pair in pairs
+    ]
     if runner.truncated:
         logger.warning(
             "%d of %d sources lost their end, because their prompts did not fit", runner.truncated, len(pairs)

@@ -1,7 +1,7 @@
-"""Runs against others on the same held-out tokens: what is left of a difference beside its error.
+"""Comparison of runs by their losses on the same held-out tokens, with the standard error of the difference.
 
-Two errors are told apart. Of a single pair of runs, over samples of text (`train/log/losses.py`): would other text say the same?
-Of the mean over several pairs, over pairs: would another seed say the same?
+For a single pair of runs the error is over samples of text (`train/log/losses.py`): does the difference depend on the text? For
+the mean of several pairs it is over pairs: does the difference depend on the seed?
 
 Shape suffixes: P pairs of runs, U samples.
 """
@@ -27,7 +27,7 @@ from pangu_sigma.evaluate.held_out.run import (
 )
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.log.losses import HeldOutLoss, finite_or_none, format_number, mean_of
+from pangu_sigma.train.log.losses import Difference, HeldOutLoss, finite_or_none, format_number, mean_of
 from pangu_sigma.train.log.summary import why_incomparable
 
 Losses = dict[str, HeldOutLoss]
@@ -37,10 +37,10 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
     """Evaluate each run and its counterpart on the same held-out tokens.
 
     all: True to read all held-out samples, False for as many as the training of the first run evaluates.
-    Returns {"pairs": [{"run", "against", "domains"}, …], "mean"}. A domain of a pair has `evaluate_run`'s figures, those of the
-    other run as "against", and `Difference.figures` as "difference". The mean, by domain, is over pairs: the difference, its
-    standard error over pairs (None for a single one), and over text: that of the difference averaged by sample.
-    Raises ConfigError when the numbers of runs differ, or when a run has another tokenizer or other held-out text than the first.
+    Returns {"pairs": [{"run", "against", "domains"}, …], "mean"}. Each domain of a pair has the metrics of `evaluate_run`, those of
+    the other run as "against", and `Difference.figures` as "difference". "mean" has, by domain, the mean difference of all pairs,
+    its standard error over pairs (None for a single pair), and its standard error over samples of text.
+    Raises ConfigError if the numbers of runs differ, or if a run has another tokenizer or other held-out text than the first.
     """
     if len(runs) != len(others):
         raise ConfigError(f"{len(runs)} runs against {len(others)}; --against takes as many as there are runs")
@@ -48,10 +48,7 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
 
 
 def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Losses]:
-    """The losses of each run on the same held-out tokens: all of them, or as many as the training of the first run evaluates.
-
-    Raises ConfigError when a run has another tokenizer or other held-out text than the first.
-    """
+    """Measure the losses of each run on the same held-out tokens. Arguments and errors are those of `compare_runs`."""
     opened = {path: open_model(path, "run") for path in runs}
     batches = {path: held_out_batches(run) for path, run in opened.items()}
     first = runs[0]
@@ -62,7 +59,7 @@ def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Loss
 
 
 def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
-    """What `compare_runs` returns, of losses that were measured together; as many runs as others."""
+    """Return the result of `compare_runs` for losses of `measure_together`. runs and others have the same length."""
     pairs = [(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
     return {
         "pairs": [
@@ -74,7 +71,7 @@ def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: 
 
 
 def _check_same_text(run: StoredModel, other: StoredModel, own: BatchLoader, theirs: BatchLoader, most: int) -> None:
-    """Raise ConfigError unless two runs have the same held-out samples of the same domains, in the same tokens."""
+    """Raise ConfigError unless two runs have the same domains and the same held-out samples, in the same tokens."""
     reason = why_incomparable(run, other)
     names = [[domain.name for domain in batches.domains] for batches in (own, theirs)]
     if not reason and names[0] != names[1]:
@@ -82,10 +79,8 @@ def _check_same_text(run: StoredModel, other: StoredModel, own: BatchLoader, the
     if not reason:
         digests = [HeldOut(batches, most).digests() for batches in (own, theirs)]
         differing = [name for name in names[0] if digests[0][name] != digests[1][name]]
-        folders = [batches.folder for batches in (own, theirs)]
-        reason = (
-            f"the held-out text of {', '.join(differing)} in {folders[0]} and {folders[1]} differs" if differing else ""
-        )
+        if differing:
+            reason = f"the held-out text of {', '.join(differing)} in {own.folder} and {theirs.folder} differs"
     if reason:
         raise ConfigError(
             f"{run.path} and {other.path} cannot be compared token by token: {reason}; train both on the same prepared data"
@@ -101,25 +96,20 @@ def _rows(mine: Losses, theirs: Losses) -> DomainFigures:
 
 
 def _mean(name: str, pairs: list[tuple[Losses, Losses]]) -> dict[str, float | None]:
-    """The difference of a domain averaged over pairs, and both of its errors."""
-    found = [mine[name].minus(theirs[name]) for mine, theirs in pairs]
-    nats, bits = mean_of([d.nats.mean for d in found]), mean_of([d.bits.mean for d in found])
+    """Return the mean difference of a domain over pairs, with both of its standard errors."""
+    differences = [mine[name].minus(theirs[name]) for mine, theirs in pairs]
+    over_pairs = Difference(mean_of([d.nats.mean for d in differences]), mean_of([d.bits.mean for d in differences]))
     gap_U = np.mean([mine[name].nats_U - theirs[name].nats_U for mine, theirs in pairs], axis=0)
-    loss = pairs[0][0][name]
-    over_text = dataclasses.replace(loss, nats_U=gap_U)
-    return {
-        "nats_per_token": finite_or_none(nats.mean),
-        "se": finite_or_none(nats.error),
+    over_text = dataclasses.replace(pairs[0][0][name], nats_U=gap_U)
+    return over_pairs.figures() | {
         "se_of_text": finite_or_none(over_text.nats_per_token.error),
-        "bits_per_byte": finite_or_none(bits.mean),
-        "bits_per_byte_se": finite_or_none(bits.error),
         "bits_per_byte_se_of_text": finite_or_none(over_text.bits_per_byte.error),
         "pairs": len(pairs),
     }
 
 
 def format_differences(comparison: dict[str, Any]) -> str:
-    """The table that `pangu-sigma evaluate --against` prints. Negative differences: the run is better than the one against it."""
+    """Format the table of `pangu-sigma evaluate --against`. A negative difference means that the run is better than the other."""
     pairs, means = comparison["pairs"], comparison["mean"]
     width = max(8, *(len(pair[key]) for pair in pairs for key in ("run", "against")))
     heads = [f"{head:>9}" for head in ("loss", "against", "nats", "±", "bits/byte", "±", "unigram")]

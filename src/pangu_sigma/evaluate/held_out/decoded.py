@@ -1,7 +1,7 @@
 """Held-out loss of an exported model, computed with the exported graph.
 
-The text is that of the run: `data.path` of the configuration. Logits of rows without a token are -inf in an export, but count in
-the loss of a run, so where a slot has such rows the losses of a run and of its export differ by their probability.
+The held-out text is at `data.path` of the configuration. In an export, rows without a token have logits of -inf; in a run they have
+probability, so the two losses differ where a slot has such rows.
 
 Shape suffixes: B sequences, S sequence.
 """
@@ -36,7 +36,7 @@ class DecodedForward:
         domains_B = np.repeat(batch.domains_M[batch.blocks], len(ids_BS) // len(batch.blocks))
         losses_B = np.zeros(len(ids_BS))
         for b, domain in enumerate(domains_B.tolist()):
-            if weights_BS[b].any():  # what fills a batch up weighs nothing
+            if weights_BS[b].any():  # padding of a batch has weight 0
                 self._decoder.begin(0, self._domains[domain])
                 logits_SR = self._decoder.read([Chunk(0, ids_BS[b].tolist(), ids_BS.shape[1])])[0].astype(float)
                 top_S1 = logits_SR.max(axis=1, keepdims=True)
@@ -47,6 +47,6 @@ class DecodedForward:
 
 
 def measure_export(export: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
-    """Measure the loss of each domain on `most` samples of its held-out text, by the graph of an export."""
+    """Measure the loss of each domain on at most `most` of its held-out samples, with the graph of an export."""
     forward = DecodedForward(GraphDecoder.of(export, 1), batches.domains)
     return Evaluator(batches, most, forward, forward).losses()

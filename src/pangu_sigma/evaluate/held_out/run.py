@@ -1,4 +1,4 @@
-"""The held-out loss of a trained run, or of what was exported of it."""
+"""Held-out loss of a trained run or of an exported model."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.train.log.losses import HeldOutLoss, finite_or_none, format_number
 
 DomainFigures = dict[str, dict[str, Any]]
-"""Figures by domain, as plain values."""
+"""Metrics by domain, as values for JSON."""
 
 
 def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
-    """Held-out losses of a trained run or an exported model: `HeldOutLoss.figures` for each domain, and the perplexity.
+    """Measure the held-out losses of a run or an export. Returns `HeldOutLoss.figures` and the perplexity of each domain.
 
-    all: True to read all held-out samples, False for those that training evaluates.
+    all: True to read all held-out samples, False for those that training evaluates. Raises as `held_out_batches`.
     """
     model = open_model(path, "run", "export")
     batches = held_out_batches(model)
-    of_kind = measure_export if model.kind == "export" else measure
-    losses = of_kind(model, batches, samples_read(model, batches, all))
+    measure_kind = measure_export if model.kind == "export" else measure
+    losses = measure_kind(model, batches, samples_read(model, batches, all))
     return {name: figures_with_perplexity(loss) for name, loss in losses.items()}
 
 
 def figures_with_perplexity(loss: HeldOutLoss) -> dict[str, Any]:
-    """`HeldOutLoss.figures`, and the exponential of nats per token, which is None if that is not finite."""
+    """Return `HeldOutLoss.figures` with the perplexity, exp(nats per token); None if it is not finite."""
     nats = loss.nats_per_token.mean
     return loss.figures() | {"perplexity": finite_or_none(math.exp(nats)) if nats < 700 else None}
 
 
 def held_out_batches(run: StoredModel) -> BatchLoader:
-    """The held-out batches of a model for one process.
+    """Open the held-out batches of a model for one process.
 
-    Raises DataError when its text is gone, ConfigError when it was prepared again with another vocabulary.
+    Raises DataError if its text is missing, ConfigError if the text was prepared again with another vocabulary.
     """
     folder = Path(run.config.data.path)
     manifest = PreparedData(folder).manifest
@@ -59,19 +59,19 @@ def held_out_batches(run: StoredModel) -> BatchLoader:
 
 
 def samples_read(run: StoredModel, batches: BatchLoader, all: bool) -> int:
-    """Number of samples that an evaluation reads of each domain at most."""
+    """Return the maximum number of samples that an evaluation reads of each domain."""
     return max(batches.samples.counts) if all else samples_of_evaluation(run.config)
 
 
 def measure(run: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
-    """The loss of each domain on `most` samples of it, by the newest checkpoint of a run."""
+    """Measure the loss of each domain on at most `most` held-out samples, with the newest checkpoint of a run."""
     use_cpu()
     network, store = build_network(run)
     return Evaluator(batches, most, EvaluationStep(network, store), network).losses()
 
 
 def format_losses(losses: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table that `pangu-sigma evaluate` prints."""
+    """Format losses as the table that `pangu-sigma evaluate` prints."""
     heads = f"{'loss':>8} {'±':>8} {'perplexity':>10} {'unigram':>8} {'bits/byte':>9} {'tokens':>10} {'samples':>8}"
     rows = [
         f"{name:12} {format_number(d['loss'], 8)} {format_number(d['se'], 8)} {format_number(d['perplexity'], 10, 2)} "

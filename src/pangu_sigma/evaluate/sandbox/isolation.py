@@ -21,14 +21,8 @@ WORK = "/work"
 _SHOWN = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
 """Paths in the new root beside Python's folder: libraries and their index. No /proc, no /etc, no home."""
 
-_KEPT = {
-    "nosuid": libc.NOSUID,
-    "nodev": libc.NODEV,
-    "noexec": libc.NOEXEC,
-    "noatime": libc.NOATIME,
-    "nodiratime": libc.NODIRATIME,
-    "relatime": libc.RELATIME,
-}
+_OPTIONS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime")
+_KEPT = {option: getattr(libc, option.upper()) for option in _OPTIONS}
 """Mount options to keep when a mount becomes read-only: the kernel does not allow their removal."""
 
 

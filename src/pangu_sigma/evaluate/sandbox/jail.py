@@ -114,7 +114,6 @@ class _Watch:
 
     def _in_child(self) -> NoReturn:
         """Become the program, or in a namespace the process that waits for it."""
-        status = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -125,15 +124,14 @@ class _Watch:
                 if program := os.fork():
                     os.close(_TROUBLE)
                     _, ended = os.waitpid(program, 0)
-                    status = _as_in_a_shell(ended)
-                    os._exit(status)
+                    os._exit(_as_in_a_shell(ended))
             self._become_program()
         except OSError as error:
             os.write(_TROUBLE, _said(error).encode())
         except BaseException as error:
             os.write(_TROUBLE, repr(error).encode())
         finally:
-            os._exit(status)
+            os._exit(1)
 
     def _become_program(self) -> NoReturn:
         os.setsid()
@@ -162,9 +160,9 @@ class _Watch:
             ready, _, _ = select.select(waiting, [], [], left)
             if woken in ready:
                 os.read(woken, 100)
-                if (status := _status_of(child)) is not None:
-                    late = self._rest_of(output)
-                    return status, late
+                pid, status = os.waitpid(child, os.WNOHANG)
+                if pid:
+                    return _as_in_a_shell(status), self._rest_of(output)
             if output in ready and not self._take(output):
                 waiting.remove(output)
             late = self._too_much()
@@ -218,11 +216,6 @@ def _wakes_at_ends_of_children() -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wakes)
     return woken
-
-
-def _status_of(child: int) -> int | None:
-    pid, status = os.waitpid(child, os.WNOHANG)
-    return _as_in_a_shell(status) if pid else None
 
 
 def _end(child: int) -> int:

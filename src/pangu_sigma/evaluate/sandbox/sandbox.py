@@ -65,9 +65,8 @@ class Sandbox:
         """Run programs in parallel, and return their outcomes in order."""
         threads = ThreadPoolExecutor(self._workers, "sandbox")
         try:
-            return list(
-                tqdm(threads.map(self.run, programs), "run programs", len(programs), leave=False, unit="program")
-            )
+            outcomes = threads.map(self.run, programs)
+            return list(tqdm(outcomes, "run programs", len(programs), leave=False, unit="program"))
         finally:
             threads.shutdown(cancel_futures=True)
 
@@ -90,7 +89,7 @@ class Sandbox:
             )
 
     def _jailed(self, program: str, unsafe: bool) -> dict:
-        """Return the result of `jail.watch` for a program."""
+        """Return the result of `jail.run_program` for a program."""
         task = {"program": program, "limits": asdict(self._limits), "unsafe": unsafe, "parent": os.getpid()}
         command = [_PYTHON, "-s", "-S", "-m", "pangu_sigma.evaluate.sandbox.jail"]
         surroundings = {"PYTHONPATH": str(Path(pangu_sigma.__file__).parents[1]), "PATH": os.environ.get("PATH", "")}

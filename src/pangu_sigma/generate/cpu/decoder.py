@@ -117,7 +117,9 @@ class CpuDecoder:
         logits: dict[int, list[np.ndarray]] = {chunk.lane: [] for chunk in chunks}
         for begin in range(0, len(new.id), PASS_TOKENS):
             self._pass(slice(begin, begin + PASS_TOKENS), new, experts_NT, logits)
-        return [_together(logits[chunk.lane], self.config.model.slot_rows) for chunk in chunks]
+        none = np.empty((0, self.config.model.slot_rows), np.float32)
+        parts = [logits[chunk.lane] for chunk in chunks]
+        return [each[0] if len(each) == 1 else np.concatenate([none, *each]) for each in parts]
 
     def _pass(self, some: slice, new: _NewTokens, experts_NT: np.ndarray, logits: dict[int, list[np.ndarray]]) -> None:
         """Compute some of the new tokens, and append the wanted logits to those of each lane."""
@@ -182,13 +184,6 @@ class CpuDecoder:
     def _check_lane(self, lane: int) -> None:
         if not 0 <= lane < self.lanes:
             raise ConfigError(f"lane {lane} does not exist; this decoder has the lanes 0 … {self.lanes - 1}")
-
-
-def _together(logits: list[np.ndarray], rows: int) -> np.ndarray:
-    """Concatenate the logits of a chunk from all passes."""
-    if len(logits) == 1:
-        return logits[0]
-    return np.concatenate(logits) if logits else np.empty((0, rows), np.float32)
 
 
 def _is_large(config: Config) -> bool:

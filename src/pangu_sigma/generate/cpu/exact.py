@@ -1,9 +1,8 @@
 """Reference network in NumPy float32 for one short text, whose sums do not depend on the number of rows that an expert gets.
 
-The kernels of training add the rows of an expert in another order when there are many, so K equal experts give a parent's result
-only up to rounding. Here every token passes its FFN alone, by matrix-vector products, and a logit is one sum over a row of the
-word table. So a parent and its child, or a model and its extract, give equal bits where the models are equal. It holds one tensor
-at a time, so the model may be larger than the memory. It shares no code with the graphs, and tests compare it with them.
+The training kernels add an expert's rows in an order that depends on their number, so K equal experts equal their parent only up to
+rounding. Here each token passes its FFN alone, so a parent and its child, or a model and its extract, give equal bits where the
+models are equal. It holds one tensor at a time, so the model may exceed the memory. It shares no code with the graphs.
 
 Shape suffixes: T tokens, H hidden, F ffn, n heads, d = H/n, N RRE layers, R rows.
 """
@@ -35,7 +34,7 @@ class ExactModel:
         rows_T: row of each token in the flattened slots. experts_NT: its expert in each RRE layer, [0, T] for a dense model.
         wanted_R: rows of the flattened slots to return logits for. last: number of tokens at the end to return logits for; 0: all.
         """
-        hidden_TH = self._hidden(rows_T, experts_NT, last)
+        hidden_TH = self.hidden(rows_T, experts_NT, last)
         table = self.weights.tensor("embedding")
         logits_TR = np.empty((len(hidden_TH), len(wanted_R)), np.float32)
         for first in range(0, len(wanted_R), _ROWS):
@@ -46,11 +45,8 @@ class ExactModel:
         release_pages(table)
         return logits_TR
 
-    def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray) -> np.ndarray:
+    def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray, last: int = 0) -> np.ndarray:
         """Return the hidden states after the query layer, float32 [T, H]; arguments as in `logits`."""
-        return self._hidden(rows_T, experts_NT, 0)
-
-    def _hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray, last: int) -> np.ndarray:
         asking_A = np.arange(len(rows_T))[-last:]
         return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, asking_A)
 
@@ -67,14 +63,11 @@ class ExactModel:
         return residual + self._ffn(normed, lambda name: self.weights.tensor(f"layers.{layer}.ffn.{name}"))
 
     def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
-        return residual + self._routed(layer, normed, expert_T)
-
-    def _routed(self, layer: int, x_TH: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
-        y_TH = np.empty_like(x_TH)
+        y_TH = np.empty_like(normed)
         for number in np.unique(expert_T).tolist():
             mine = expert_T == number
-            y_TH[mine] = self._ffn(x_TH[mine], partial(self.weights.expert, layer, number))
-        return y_TH
+            y_TH[mine] = self._ffn(normed[mine], partial(self.weights.expert, layer, number))
+        return residual + y_TH
 
     def _ffn(self, x_TH: np.ndarray, tensor: Callable[[str], np.ndarray]) -> np.ndarray:
         """Compute the FFN, token by token: w1 and w2 are [F, H]."""

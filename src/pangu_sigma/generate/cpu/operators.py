@@ -59,9 +59,8 @@ class CpuOperators:
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
-        self._layers = [
-            self._layer(i) for i in tqdm(range(model.layers), desc="weights", unit="layer", disable=None, leave=False)
-        ]
+        numbers = tqdm(range(model.layers), desc="weights", unit="layer", disable=None, leave=False)
+        self._layers = [self._layer(i) for i in numbers]
         self._ffns = [self._ffn(i, config.experts) for i in range(model.layers)]
         slots = (slice(slot * model.slot_rows, (slot + 1) * model.slot_rows) for slot in range(config.slots))
         self._heads = [TiedHead(self._mixed_TH, self._table_RH.rows(slot)) for slot in slots]

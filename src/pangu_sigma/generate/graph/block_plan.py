@@ -1,10 +1,10 @@
-"""The routing plan of a call, made in the graph from token ids and domains alone.
+"""Routing plan of a call, computed in the graph from token ids and domains.
 
 Shape suffixes: T tokens, D domains, V vocabulary, N RRE layers, K experts stored, A blocks, b rows of a block.
 
-The rows of each expert are cut into blocks of b, and a block reads its expert's weights: dropless, with at most b - 1 rows of
-padding for each expert. b is 1 when every token can have an expert of its own (decoding), and grows with the number of tokens for
-each expert that the call can meet. The cells of the padded layout (rre/experts.py) take it, A blocks in place of A experts.
+The rows of each expert are split into blocks of b rows: dropless, with at most b - 1 rows of padding per expert. b is 1 when each
+token can have an expert of its own (decoding), and grows with the tokens per expert of the call. The cells of the padded layout
+(rre/experts.py) take the plan, with A blocks in place of A experts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pangu_sigma.rre.table import RoutingTable
 
 
 class BlockPlan(nn.Cell):
-    """Blocks of one expert each.
+    """Routing plan in blocks of rows, each of a single expert.
 
     construct(ids_T, domains_T, positions_T, texts) -> active_NA, order_NAb, inverse_NT
         texts: number of texts, each of one domain. active: expert of each block. order: token of each row. inverse: row of each
@@ -31,8 +31,8 @@ class BlockPlan(nn.Cell):
         self.layers, self.experts = table.layers, table.experts
         self.stored = domains * self.experts
         group_D1 = np.arange(domains, dtype=np.int32)[:, None] * self.experts
-        self.first = _table("first_expert", (table.first_NDV + group_D1).reshape(self.layers, -1))
-        self.spread = _table("spread", table.spread_DV.reshape(-1)) if (table.spread_DV > 1).any() else None
+        self.first = fixed_parameter("first_expert", (table.first_NDV + group_D1).reshape(self.layers, -1))
+        self.spread = None if (table.spread_DV <= 1).all() else fixed_parameter("spread", table.spread_DV.reshape(-1))
         self.number_K = Tensor(np.arange(self.stored, dtype=np.int32))
         self.layer_N = Tensor(np.arange(self.layers, dtype=np.int32))
         self.lookup, self.count, self.pick = ops.Gather(), ops.CumSum(), ops.GatherD()
@@ -41,9 +41,8 @@ class BlockPlan(nn.Cell):
     def construct(self, ids_T, domains_T, positions_T, texts):
         expert_NT = self._experts(ids_T, domains_T, positions_T)
         tokens = F.shape(ids_T)[0]
-        met = (
-            texts * self.experts
-        )  # at most; no min and max of open sizes: MindSpore 2.9 computes them in Python at each call
+        # at most; no min and max of open sizes: MindSpore 2.9 computes them in Python at each call
+        met = texts * self.experts
         rows = (tokens - 1) // met + 1
         blocks = (tokens + met * (rows - 1)) // rows
         is_of_NTK = F.cast(F.equal(F.expand_dims(expert_NT, 2), F.reshape(self.number_K, (1, 1, -1))), ms.int32)
@@ -61,7 +60,7 @@ class BlockPlan(nn.Cell):
         return F.minimum(active_NA, self.stored - 1), order_NAb, inverse_NT
 
     def _experts(self, ids_T, domains_T, positions_T):
-        """Expert of each token in each layer, numbered over the layer: what `RoutingTable.route` gives."""
+        """Return the expert of each token in each layer, numbered over the layer, as `RoutingTable.route`."""
         at_T = domains_T * self.vocabulary + ids_T
         expert_NT = self.lookup(self.first, at_T, 1)
         if self.spread is None:
@@ -71,7 +70,7 @@ class BlockPlan(nn.Cell):
         return F.floormod(shifted_NT, self.experts) + group_T
 
     def _order(self, inverse_NT, blocks, rows):
-        """The token of each row; padding repeats token 0, and nobody reads its result."""
+        """Return the token of each row; padding repeats token 0, and its result is not read."""
         none_NAb = F.zeros((self.layers, blocks * rows), ms.int32)
         layer_NT = F.reshape(self.layer_N, (-1, 1)) + inverse_NT * 0
         token_NT = numbered(F.shape(inverse_NT)[1]) + inverse_NT * 0
@@ -80,10 +79,11 @@ class BlockPlan(nn.Cell):
         return F.reshape(order, (self.layers, blocks, rows))
 
 
-def _table(name: str, values: np.ndarray) -> Parameter:
+def fixed_parameter(name: str, values: np.ndarray) -> Parameter:
+    """Make an int32 parameter that is not trained, for constants of an exported graph."""
     return Parameter(Tensor(values.astype(np.int32)), name=name, requires_grad=False)
 
 
 def numbered(length):
-    """0 … length - 1, int32; in a graph whose sizes are open, `ops.arange` keeps the length of the first call (MindSpore 2.9)."""
+    """Return 0 … length - 1, int32. With dynamic shapes, `ops.arange` keeps the length of the first call (MindSpore 2.9)."""
     return ops.cumsum(F.ones((length,), ms.int32), 0) - 1

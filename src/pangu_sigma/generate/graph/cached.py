@@ -1,8 +1,7 @@
-"""The network as it is deployed: token ids and a domain in, logits out; every expert, the routing tables and a KV cache are inside.
+"""Inference graph for export: from token ids and domains to logits, with all experts, the routing tables and a KV cache inside.
 
-One graph takes 1 … n new tokens of each text, for prompts and for single tokens alike. Two graphs, prefill and decode, would be two
-MindIR files with all weights in each, on the disk and in memory: MindSpore gives each loaded file its own parameters. Loaded once,
-this one has its weights and its cache once, whatever is asked of it; a shape that it has not seen needs no compilation.
+One graph with dynamic shapes serves prefill and decode. Two graphs would be two MindIR files with all weights in each, on the disk
+and in memory, because MindSpore gives each loaded file its own parameters.
 
 Shape suffixes: B texts of a call, C new tokens of the longest, T = B·C, W wanted tokens, H hidden, R rows of a slot, V vocabulary,
 A blocks of the routing plan.
@@ -20,7 +19,7 @@ from mindspore.ops import functional as F
 
 from pangu_sigma.config import Config
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.graph.block_plan import BlockPlan, numbered
+from pangu_sigma.generate.graph.block_plan import BlockPlan, fixed_parameter, numbered
 from pangu_sigma.generate.graph.kv_cache import CachedAttention, Lanes
 from pangu_sigma.generate.graph.weights_at_rest import AtRest, KeptExperts, keep
 from pangu_sigma.generate.weights import Weights
@@ -33,23 +32,23 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 
 class CachedGraph(nn.Cell):
-    """Logits of the next token, and the most likely token.
+    """Inference graph that returns the logits of the next token, and the most likely token.
 
     construct(ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W) -> logits float32 [W, R], token int32 [W]
-        ids: new tokens of each text, filled up with anything. lengths: number of them, 1 … C. start: number of tokens that the
-        text's lane holds already; 0 begins a new text. lane: its number, another for each text. domain: its number. wanted: index
-        into the B·C new tokens of each one whose successor is wanted. All inputs int32.
+        ids: new tokens of each text, with any padding. lengths: number of new tokens, 1 … C. start: number of tokens in the
+        text's lane before; 0 begins a new text. lane: its number, different for each text. domain: its number. wanted: indices
+        among the B·C new tokens of those whose successors are wanted. All inputs are int32.
 
-    Logits are over the rows of the text's slot, -inf for rows without a token; all are NaN for a text with an id, among the new
-    ones, that does not exist or has no row in the slot.
+    Logits are over the rows of the text's slot, -inf for rows without a token. They are NaN for a text with a new id that does not
+    exist or has no row in the slot.
     """
 
     def __init__(
         self, config: Config, tokenizer: Tokenizer, table: RoutingTable, weights: Weights, at_rest: AtRest = "float32"
     ):
-        """at_rest: how matrices are kept. The cache has one lane; whoever loads the graph may give it more."""
+        """at_rest: stored precision of matrices. The cache has one lane; `GraphDecoder` adds more when it loads the graph."""
         super().__init__()
-        model = config.model.model_copy(update={"dropout": 0.0})  # its operator is ours, and needs a compiler
+        model = config.model.model_copy(update={"dropout": 0.0})  # its operator is this project's, and needs a compiler
         self.network = PanGuSigma(
             model, config.slots, routed=padded_experts, dense=MatMulFFN, attention=CachedAttention, head=_WantedHead
         )
@@ -62,7 +61,7 @@ class CachedGraph(nn.Cell):
 
     def construct(self, ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W):
         batch, most = F.shape(ids_BC)
-        # What fills a shorter text up repeats its last token, place in the cache included: it changes nothing.
+        # Padding repeats a text's last token and its index in the cache, which changes nothing.
         token_BC = F.minimum(F.reshape(numbered(most), (1, -1)), F.reshape(lengths_B - 1, (-1, 1)))
         ids_BC = self.pick_each(ids_BC, 1, token_BC)
         positions_BC, seen = self.lanes(ids_BC, F.reshape(start_B, (-1, 1)) + token_BC, start_B, lane_B)
@@ -85,29 +84,29 @@ class CachedGraph(nn.Cell):
 
 
 def cached_graph(model: StoredModel, at_rest: AtRest = "float32") -> CachedGraph:
-    """The deployed graph, of operators of the device that is set, with the weights of a model."""
+    """Build the inference graph of a model, with its weights, for the current device."""
     return CachedGraph(model.config, model.tokenizer, model.table, model, at_rest)
 
 
 class _Words(nn.Cell):
-    """Which id has which row: from ids to rows of the flattened slots, and from rows of a slot back to ids."""
+    """Mapping between token ids and rows of the flattened embedding slots."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         super().__init__()
         first_D1 = np.arange(config.slots)[:, None] * config.model.slot_rows
         rows = np.where(tokenizer.row_of < 0, -1, tokenizer.row_of + first_D1)
         self.vocabulary, self.slot_rows = rows.shape[1], config.model.slot_rows
-        self.row_of = _fixed("row_of", rows.reshape(-1))
-        self.id_of = _fixed("id_of", tokenizer.slot_rows.reshape(-1))
+        self.row_of = fixed_parameter("row_of", rows.reshape(-1))
+        self.id_of = fixed_parameter("id_of", tokenizer.slot_rows.reshape(-1))
         self.unused = Parameter(
             Tensor(np.where(tokenizer.slot_rows < 0, -np.inf, 0).astype(np.float32)), "unused", requires_grad=False
         )
-        self.slot_of = _fixed("slot_of", np.array([domain.slot for domain in domains_of(config)]))
+        self.slot_of = fixed_parameter("slot_of", np.array([domain.slot for domain in domains_of(config)]))
         self.fault = Tensor(np.array([0, np.nan], np.float32))
         self.pick, self.best = ops.Gather(), ops.Argmax(output_type=ms.int32)
 
     def rows(self, ids_T, domains_T):
-        """Ids that exist, slot and row of each token, and 1 for each id that does not exist or has no row, 0 for the others."""
+        """Return valid ids, slots and rows of the tokens, and faults: 1 for ids that do not exist or have no row, else 0."""
         slots_T = self.pick(self.slot_of, domains_T, 0)
         known_T = F.clamp(ids_T, 0, self.vocabulary - 1)
         rows_T = self.pick(self.row_of, slots_T * self.vocabulary + known_T, 0)
@@ -115,16 +114,16 @@ class _Words(nn.Cell):
         return known_T, slots_T, F.maximum(rows_T, 0), F.cast(faults_T, ms.float32)
 
     def likely(self, logits_WR, slots_W, faults_W):
-        """The logits, -inf where a row has no token and NaN where there are faults, and the most likely ids."""
+        """Return the logits, -inf for rows without a token and NaN for tokens with faults, and the most likely ids."""
         fault_W = self.pick(self.fault, F.cast(F.minimum(faults_W, 1.0), ms.int32), 0)
         logits_WR = logits_WR + self.pick(self.unused, slots_W, 0) + F.expand_dims(fault_W, 1)
         return logits_WR, self.pick(self.id_of, slots_W * self.slot_rows + self.best(logits_WR), 0)
 
 
 class _WantedHead(nn.Cell):
-    """Logits of single tokens, each of its own slot, without a copy of a word table for each.
+    """Output head for single tokens of different slots: construct(words, hidden_WH, slots_W) -> logits [W, 1, R].
 
-    construct(words, hidden_WH, slots_W) -> [W, 1, R]
+    It does not copy the embedding table of a slot for each token.
     """
 
     def __init__(self, slots: int, dtype: ms.Type):
@@ -138,13 +137,9 @@ class _WantedHead(nn.Cell):
         return F.expand_dims(self.pick(logits, numbered(F.shape(slots_W)[0]) * self.slots + slots_W, 0), 1)
 
 
-def _fixed(name: str, values: np.ndarray) -> Parameter:
-    return Parameter(Tensor(values.astype(np.int32)), name=name, requires_grad=False)
-
-
 def inputs_and_outputs(config: Config) -> dict[str, Any]:
-    """What goes into `CachedGraph` and what comes out, as plain values: name, dtype and axes of each, and the size of the axis that
-    is fixed. All other axes are free: any size at each call."""
+    """Return the signature of `CachedGraph` as plain values: name, dtype and axes of inputs and outputs, and the size of the fixed
+    axis. All other axes are dynamic."""
     arguments = list(inspect.signature(CachedGraph.construct).parameters)[1:]
     inputs = [dict(zip(("name", "axes"), name.rsplit("_", 1), strict=True), dtype="int32") for name in arguments]
     outputs = [
@@ -155,5 +150,5 @@ def inputs_and_outputs(config: Config) -> dict[str, Any]:
 
 
 def open_inputs() -> tuple[Tensor, ...]:
-    """Inputs of `CachedGraph` whose sizes are open, for `set_inputs` and export."""
+    """Return inputs of `CachedGraph` with dynamic shapes, for `set_inputs` and export."""
     return tuple(Tensor(shape=[None] * axes, dtype=ms.int32) for axes in (2, 1, 1, 1, 1, 1))

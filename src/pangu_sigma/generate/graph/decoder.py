@@ -1,4 +1,4 @@
-"""A decoder over the graph that is deployed, run by MindSpore: that of an exported model, or the one that a run would export.
+"""Decoder that runs the inference graph with MindSpore: the graph of an exported model, or the one that a run would export.
 
 Shape suffixes: B texts of a call, C new tokens of the longest, W wanted tokens, R rows of a slot.
 """
@@ -23,22 +23,22 @@ from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.tokenizer import Tokenizer
 
 _AT_ONCE = 256
-"""The most new tokens of a text that a call reads; its memory grows with them."""
+"""Maximum number of new tokens of a text in one call, which needs memory in proportion."""
 
 
 @dataclass(frozen=True)
 class _Text:
-    """The text of a lane. length: number of its tokens."""
+    """Text in a lane. length: number of its tokens."""
 
     domain: Domain
     length: int = 0
 
 
 class GraphDecoder:
-    """A `Decoder` whose cache and weights are parameters of a graph."""
+    """`Decoder` whose KV cache and weights are parameters of a graph."""
 
     def __init__(self, graph: nn.Cell, config: Config, tokenizer: Tokenizer, table: RoutingTable, lanes: int):
-        """graph: takes and gives what `CachedGraph` does, and has one lane, of which this makes as many as asked for."""
+        """graph: graph with the signature of `CachedGraph` and one lane, whose cache is enlarged to `lanes` here."""
         self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
         self._graph, self._table = graph, table
         self._texts: dict[int, _Text] = {}
@@ -48,9 +48,9 @@ class GraphDecoder:
 
     @classmethod
     def of(cls, model: StoredModel, lanes: int = 4) -> GraphDecoder:
-        """The graph of an exported model, or that which an export of another model would hold.
+        """Make the decoder of an exported model, or of the graph that an export of a run would hold.
 
-        Raises ConfigError if it takes and gives other arrays, and as the model's properties do.
+        Raises ConfigError if the exported graph has another signature, and as the model's properties.
         """
         use_cpu()
         if isinstance(model, StoredExport):
@@ -85,7 +85,7 @@ class GraphDecoder:
         if single:
             self._read([chunks[number] for number in single], [found[number] for number in single])
         for chunk, logits in zip(chunks, found, strict=True):
-            if len(chunk.ids) > 1:  # together with others it would be filled up to the longest
+            if len(chunk.ids) > 1:  # in a batch, shorter texts would be padded to the longest
                 for first in range(0, len(chunk.ids), _AT_ONCE):
                     ids = chunk.ids[first : first + _AT_ONCE]
                     left = len(chunk.ids) - first - len(ids)
@@ -93,7 +93,7 @@ class GraphDecoder:
         return [np.concatenate(each) for each in found]
 
     def _read(self, chunks: list[Chunk], found: list[list[np.ndarray]]) -> None:
-        """Read chunks in one call, and append their logits to what was found for each."""
+        """Read chunks in one call, and append the logits of each to its list in `found`."""
         texts = [self._texts[chunk.lane] for chunk in chunks]
         lengths_B = np.array([len(chunk.ids) for chunk in chunks])
         ids_BC = np.zeros((len(chunks), lengths_B.max()), np.int32)
@@ -133,19 +133,19 @@ class GraphDecoder:
 
 
 def is_cache(name: str) -> bool:
-    """True for the name of a parameter of an exported graph that holds what lanes remember."""
+    """Return True if a parameter of an exported graph is part of the KV cache, by its name."""
     return name.rsplit(".", 1)[-1] in ("keys", "values", "ended")
 
 
 def _with_lanes(parameter: Parameter, lanes: int) -> Parameter:
-    """The parameter, whose file holds one empty lane, with as many as asked for."""
+    """Enlarge a cache parameter of one empty lane to `lanes` lanes."""
     one = parameter.asnumpy()
     parameter.set_data(Tensor(np.zeros((lanes, *one.shape[1:]), one.dtype)), slice_shape=True)
     return parameter
 
 
 class _CopyLane(nn.Cell):
-    """Copy one lane over another in every parameter. construct(source [1], target [1]) -> any"""
+    """Copy of one lane to another in every cache parameter: construct(source [1], target [1]) -> target."""
 
     def __init__(self, parameters: list[Parameter]):
         super().__init__()

@@ -1,8 +1,7 @@
-"""Keys and values of what was read, which later tokens look at: attention with a cache, in standard operators.
+"""Attention with a KV cache, in standard operators.
 
-The cache is in parameters of the graph, of as many *lanes* as texts it holds at once. A lane's token number s has its keys and
-values at [lane, :, s]. What a lane holds beyond the tokens that were read is never looked at, so a lane is emptied by starting at 0
-again.
+The cache is in parameters of the graph, with a *lane* for each text. Keys and values of token s of a lane are at [lane, :, s].
+Attention masks what a lane holds beyond its text, so a new text that starts at 0 needs no clearing of its lane.
 
 Shape suffixes: L lanes, B texts of a call, each in a lane of its own, C new tokens of each, S positions of a lane
 (model.seq_length), T = B·C, n heads, d = H/n.
@@ -20,9 +19,9 @@ from pangu_sigma.model.pangu_sigma import MASKED, Attention
 
 
 class CachedAttention(Attention):
-    """Attention over a lane's cache, to which it adds the new tokens.
+    """Attention over the KV cache of each text's lane, which first stores the keys and values of the new tokens.
 
-    construct(query_TH, x_TH, seen, draws_B4) -> [T, H], where `seen` is what `Lanes` gives.
+    construct(query_TH, x_TH, seen, draws_B4) -> [T, H], where `seen` comes from `Lanes`.
     """
 
     def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
@@ -46,19 +45,19 @@ class CachedAttention(Attention):
 
 
 class Lanes(nn.Cell):
-    """Where the new tokens of a call lie in their lanes, and what each of them may look at.
+    """Positions, attention mask and cache indices of the new tokens of a call.
 
     construct(ids_BC, index_BC, start_B, lane_B) -> positions_BC, (unseen_B1CS, lane_B, where)
-        index: number of each token in its lane. start: number of tokens that a lane holds already.
-        positions: of each token in its document. unseen: as of `HiddenFrom`. where: [T·n, 3], lane, head and index.
+        index: index of each token in its lane. start: number of tokens in the lane before the call. positions: position of each
+        token in its document. unseen: attention mask, as of `HiddenFrom`. where: lane, head and index, [T·n, 3].
 
-    A document ends with <eot>: what follows does not see it, and its positions begin at 0, as in data/sequences.py. So a parameter
-    has, for each token of a lane, the number of <eot> before it.
+    A document ends with <eot>: later tokens do not attend to it, and their positions begin at 0, as in data/sequences.py. A
+    parameter holds, for each token of a lane, the number of <eot> before it.
     """
 
     def __init__(self, config: ModelConfig, eot: int):
         super().__init__()
-        self.ended = _of_lanes("ended", (1, config.seq_length + 1), np.int32)  # one more: of the token that comes next
+        self.ended = _of_lanes("ended", (1, config.seq_length + 1), np.int32)  # one more, for the token after the last
         self.eot, self.length, self.heads = eot, config.seq_length, config.heads
         self.number_S = Tensor(np.arange(config.seq_length, dtype=np.int32))
         self.head_n = Tensor(np.arange(config.heads, dtype=np.int32))
@@ -89,5 +88,5 @@ class Lanes(nn.Cell):
 
 
 def _of_lanes(name: str, shape: tuple[int, ...], dtype: type) -> Parameter:
-    """A parameter of one lane; whoever loads the graph gives it as many as wanted."""
+    """Make a cache parameter of one lane; `GraphDecoder` adds more."""
     return Parameter(Tensor(np.zeros(shape, dtype)), name=name, requires_grad=False)

@@ -1,11 +1,11 @@
-"""Weights as an exported graph keeps them: float32, float16, or int8 with a scale for each row; sums are float32 in all of them.
+"""Weights of an exported graph in float32, float16, or int8 with a scale per row; sums are float32 in all three.
 
-Matrices are kept so: those of attention, dense FFNs and experts, and the word table. A row is a row of the matrix as it is stored:
-an input of a linear layer [in, out], an inner unit of an FFN [F, H], a token of the word table. Biases, LayerNorm and positions
-stay float32.
+This precision is that of the matrices of attention, dense FFNs and experts, and of the embedding table. A row is a stored row: an
+input of a linear layer [in, out], an inner unit of an FFN [F, H], a token of the embedding table. Biases, LayerNorm and positions
+are float32.
 
-Where the scales of the rows can be multiplied with the few rows of activations instead of the weights, they are: the cells here
-take the place of a multiplication of a built network, and give the same product.
+Where possible, the scales multiply the activations, which have fewer rows, instead of the weights: the cells here replace matrix
+products of a built network, with the same result.
 
 Shape suffixes: T tokens, H hidden, K experts stored, F ffn, A blocks of the routing plan.
 """
@@ -25,21 +25,21 @@ from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Line
 from pangu_sigma.stored.export import SCALE_ENDING
 
 AtRest = Literal["float32", "float16", "int8"]
-"""How matrices are kept."""
+"""Stored precision of matrices."""
 
 _MATRICES = ("weight", "w1", "w2", "embedding")
 _MOST = 127
 
 
 def rows_in_int8(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices [..., rows, columns] in int8, and the scale of each row [..., rows]: values = int8 · scale, as near as can be."""
+    """Quantize matrices [..., rows, columns] to int8, with a scale for each row [..., rows]: values ≈ int8 · scale."""
     largest = np.abs(values).max(axis=-1)
     scale = np.where(largest > 0, largest / _MOST, 1).astype(np.float32)
     return np.rint(values / scale[..., None]).astype(np.int8), scale
 
 
 def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
-    """Give a network, that of a graph that is to be exported, its dense weights. It must not have run before."""
+    """Set the dense weights of a network for export, in the stored precision. The network must not have run before."""
     scales: dict[str, Parameter] = {}
     for name, cell in list(network.cells_and_names()):
         for attribute, old in list(cell._params.items()):
@@ -58,14 +58,14 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
         network.embed = _ScaledEmbedding(of_words)
         network.head.matmul = _ScaledOutputs(network.head.matmul, of_words)
     for name, scale in scales.items():
-        scale.name = name  # a cell renames what it is given
+        scale.name = name  # assignment to a cell has renamed it
 
 
 class KeptExperts(nn.Cell):
-    """The experts of all RRE layers.
+    """Expert weights of all RRE layers.
 
-    construct(active_NA) -> FFN_TENSORS of the experts of each block, for each RRE layer, bottom layer first: float32 [A, F, H], [A,
-    1, F], [A, F, H], [A, 1, H]
+    construct(active_NA) -> FFN_TENSORS of each block's expert, for each RRE layer from the lowest: float32 [A, F, H], [A, 1, F],
+    [A, F, H], [A, 1, H]
     """
 
     def __init__(self, config: Config, weights: Weights, at_rest: AtRest):
@@ -82,7 +82,7 @@ class KeptExperts(nn.Cell):
         self.pick = ops.Gather()
 
     def construct(self, active_NA):
-        """Two of the four tensors of a layer are matrices, and have scales."""
+        """Select the weights of the blocks. Two of the four tensors of a layer are matrices, which have scales."""
         found: tuple = ()
         for i in range(len(self.tensors)):
             active_A = active_NA[i // len(FFN_TENSORS)]
@@ -96,7 +96,7 @@ class KeptExperts(nn.Cell):
 
 
 class _ScaledInputs(nn.Cell):
-    """x · (w · scale), where the scales are of the rows that are summed over."""
+    """Matrix product x · (w · scale), with a scale for each row of w that is summed over."""
 
     def __init__(self, matmul: ops.Primitive, scale: Parameter):
         super().__init__()
@@ -107,7 +107,7 @@ class _ScaledInputs(nn.Cell):
 
 
 class _ScaledOutputs(nn.Cell):
-    """x · (w · scale)ᵀ."""
+    """Matrix product x · (w · scale)ᵀ."""
 
     def __init__(self, matmul: ops.Primitive, scale: Parameter):
         super().__init__()
@@ -118,7 +118,7 @@ class _ScaledOutputs(nn.Cell):
 
 
 class _ScaledEmbedding(Embedding):
-    """The sum of a scaled row of the word table and a row of the position table."""
+    """Sum of a scaled row of the embedding table and a row of the position table."""
 
     def __init__(self, scale: Parameter):
         super().__init__()
@@ -132,7 +132,7 @@ class _ScaledEmbedding(Embedding):
 
 
 def _kept(name: str, values: np.ndarray, at_rest: AtRest) -> list[Parameter]:
-    """The parameter of these values, and for int8 that of its scales."""
+    """Make the parameter of these values in the stored precision, and for int8 the parameter of its scales."""
     arrays = rows_in_int8(values) if at_rest == "int8" else (values.astype(at_rest),)
     names = (name, f"{name}{SCALE_ENDING}")
     return [

@@ -21,9 +21,9 @@ class TensorBoardWriter:
     """Writer of a new TensorBoard event file for the steps from `first_step` on; TensorBoard hides those steps of older files."""
 
     def __init__(self, folder: Path, first_step: int):
-        self._folder = folder
+        self._folder, self._failed = folder, False
         self._writer: EventsWriter | None = None
-        self._try(lambda: self._open(first_step))
+        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         """Add a point to a curve."""
@@ -31,30 +31,26 @@ class TensorBoardWriter:
 
     def flush(self) -> None:
         """Write buffered points to the disk."""
-        if self._writer is not None:
-            self._try(self._writer.flush)
+        self._try(lambda writer: writer.flush())
 
     def close(self) -> None:
         """Write buffered points to the disk, and close the file."""
-        if self._writer is not None:
-            self._try(self._writer.close)
-
-    def _open(self, first_step: int) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(self._folder / "events"))
-        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        self._try(lambda writer: writer.close())
 
     def _write(self, event: Event) -> None:
-        if self._writer is not None:
-            event.wall_time = time.time()
-            writer = self._writer
-            self._try(lambda: writer.write_event(event))
+        event.wall_time = time.time()
+        self._try(lambda writer: writer.write_event(event))
 
-    def _try(self, write: Callable[[], object]) -> None:
+    def _try(self, write: Callable[[EventsWriter], object]) -> None:
+        if self._failed:
+            return
         try:
-            write()
+            if self._writer is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._writer = EventsWriter(str(self._folder / "events"))
+            write(self._writer)
         except OSError as error:
-            self._writer = None
+            self._failed = True
             logger.warning(
                 "%s: %s; nothing more is written for TensorBoard, until training is started again; metrics.jsonl has the same "
                 "numbers",

@@ -136,7 +136,7 @@ def losses_of(line: Mapping[str, Any]) -> dict[str, HeldOutLoss]:
             nats_U=np.array(units["nats"], float),  # None becomes NaN
             tokens_U=np.array(units["tokens"], float),
             bytes_U=np.array(units["bytes"], float),
-            unigram=_or_nan(line["unigram"][name]),
+            unigram=float(np.array(line["unigram"][name], float)),
             digest=line["held_out"][name],
         )
         for name, units in line["per_sample"].items()
@@ -151,7 +151,3 @@ def finite_or_none(value: float) -> float | None:
 def format_number(value: float | None, width: int, digits: int = 3) -> str:
     """Format a number for a table; – if it is None or not finite."""
     return f"{'–':>{width}}" if value is None or not math.isfinite(value) else f"{value:{width},.{digits}f}"
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -33,7 +33,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -110,20 +109,16 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         _drop_lines_beyond(folder / FILE, resumed_step)
         self._fresh = not (folder / FILE).exists()
-        self._lines = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._lines = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._board = TensorBoardWriter(folder / TENSORBOARD, resumed_step + 1)
         self._log_interval = log_interval
         self._pending: list[StepMetrics] = []
-        self._load_NK: np.ndarray | None = None
-        self._seconds = 0.0
-        self._timed_tokens = 0
-        self._stalled = 0.0
-        self._clock: float | None = None
         self._last_step = resumed_step
-        self._smoothed: dict[str, float] = {}
-        self._dropped = 0
-        self._skipped = 0
-        self._ill: set[str] = set()
+        self._load_NK: np.ndarray | None = None
+        self._seconds, self._timed_tokens, self._stalled = 0.0, 0, 0.0
+        self._clock: float | None = None
+        self._smoothed, self._ill = dict[str, float](), set[str]()
+        self._dropped = self._skipped = 0
         self._steps_total = steps_total
         self._pace = _Pace()
         self._progress = tqdm(
@@ -142,17 +137,17 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            self.close()
+            self.flush()
+            self._progress.close()
+            self._board.close()
+            self._lines.close()
         except OSError as refused:
             if error is None:
                 raise
-            logger.error(
-                "%s: %s; its last lines are missing", self._lines.name, refused.strerror
-            )  # `error` is the one to raise
+            # `error` is the one to raise
+            logger.error("%s: %s; its last lines are missing", self._lines.name, refused.strerror)
 
     def record(self, metrics: StepMetrics) -> None:
         """Record the metrics of a step; call it once after each."""
@@ -216,15 +211,6 @@ class MetricsLog:
         self._lines.flush()
         os.fsync(self._lines.fileno())
         self._board.flush()
-
-    def close(self) -> None:
-        """Flush and close the files."""
-        if self._lines.closed:
-            return
-        self.flush()
-        self._progress.close()
-        self._board.close()
-        self._lines.close()
 
     def _show(self, metrics: StepMetrics) -> None:
         """Advance the progress line."""
@@ -332,34 +318,18 @@ class _Pace:
 
 
 class NoLog:
-    """Metrics log that writes nothing, for the ranks other than 0."""
+    """Metrics log that writes nothing, for the ranks other than 0: rank 0 has the same numbers."""
 
     def __enter__(self) -> NoLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close nothing: nothing was opened."""
+    def _ignore(self, *_: object) -> None:
+        """Write nothing."""
 
-    def record(self, metrics: StepMetrics) -> None:
-        """Write nothing: rank 0 has the same numbers."""
-
-    def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
-        """Write nothing: rank 0 has the same numbers."""
-
-    def spike(self, spike: dict[str, Any]) -> None:
-        """Write nothing: rank 0 has the same numbers."""
-
-    def unhealthy(self, step: int, tensors: list[dict[str, Any]]) -> None:
-        """Write nothing: rank 0 writes what it has itself, and the error names the tensors of all ranks."""
-
-    def changed(self, step: int, changes: Sequence[Change]) -> None:
-        """Write nothing: rank 0 has the same changes."""
+    __exit__ = record = evaluation = changed = spike = unhealthy = flush = _ignore
 
     def paused(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-    def flush(self) -> None:
-        """Write nothing: nothing is held back."""
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -53,7 +53,9 @@ def draw_losses(runs: Sequence[RunLog]) -> Figure:
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.subplots()
     domains = list(dict.fromkeys(name for run in runs for name in run.domains))
-    colors = dict(zip(domains, _colors(len(domains)), strict=True))
+    many = len(domains) > 10
+    palette = colormaps["turbo"](np.linspace(0, 1, len(domains))) if many else colormaps["tab10"](range(len(domains)))
+    colors = dict(zip(domains, palette, strict=True))
     for run, style in _styled(runs):
         for name in run.domains:
             color, label = colors[name], name
@@ -69,9 +71,8 @@ def draw_losses(runs: Sequence[RunLog]) -> Figure:
             if counting is not None and run is runs[0] and len(domains) <= _FEW_DOMAINS:
                 axes.axhline(counting, color=color, linestyle=(0, (1, 4)), linewidth=1.0)
         for spike in run.spikes:
-            axes.plot(
-                spike["step"], spike["loss"], marker="^", markersize=6, color=colors.get(spike["domain"], "black")
-            )
+            color = colors.get(spike["domain"], "black")
+            axes.plot(spike["step"], spike["loss"], marker="^", markersize=6, color=color)
         if skipping := [line["step"] for line in run.steps if line["skipped"]]:
             axes.plot(skipping, [0.01] * len(skipping), "x", color="red", transform=axes.get_xaxis_transform())
     title = "Loss: thin line training, dots held-out text, dotted level counting; ▲ spike, red × skipped steps"
@@ -117,10 +118,8 @@ def draw_speed(runs: Sequence[RunLog]) -> Figure | None:
         if points := _of_steps(run, "tokens_per_second"):
             axes.plot(*points, linewidth=1.0, color=f"C{number}", linestyle=style)
             median = float(np.median(points[1]))
-            name = f"{run.name}: " if len(runs) > 1 else ""
-            axes.axhline(
-                median, color="gray", linestyle=style, linewidth=1.0, label=f"{name}median {median:,.0f} tokens/s"
-            )
+            label = f"{f'{run.name}: ' if len(runs) > 1 else ''}median {median:,.0f} tokens/s"
+            axes.axhline(median, color="gray", linestyle=style, linewidth=1.0, label=label)
             drawn = True
     if not drawn:
         return None
@@ -187,9 +186,8 @@ def relative_load(total_NK: np.ndarray, domains: int) -> np.ndarray:
     """Divide the load of each expert [N, K] by the mean load of its domain's experts; NaN for a domain without tokens."""
     total_NDE = total_NK.reshape(len(total_NK), domains, -1).astype(float)
     mean_ND1 = total_NDE.mean(axis=2, keepdims=True)
-    return np.divide(total_NDE, mean_ND1, out=np.full_like(total_NDE, np.nan), where=mean_ND1 > 0).reshape(
-        total_NK.shape
-    )
+    relative_NDE = np.divide(total_NDE, mean_ND1, out=np.full_like(total_NDE, np.nan), where=mean_ND1 > 0)
+    return relative_NDE.reshape(total_NK.shape)
 
 
 def _write_numbers(axes: Axes, relative_NK: np.ndarray) -> None:
@@ -219,13 +217,6 @@ def _of_steps(run: RunLog, key: str) -> tuple[list[float], list[float]] | tuple[
 def _points(pairs: Iterable[tuple[float, float | None]]) -> tuple[list[float], list[float]] | tuple[()]:
     known = [(step, value) for step, value in pairs if value is not None]
     return ([step for step, _ in known], [value for _, value in known]) if known else ()
-
-
-def _colors(count: int) -> list[Any]:
-    """Return `count` distinct colours."""
-    if count <= 10:
-        return [colormaps["tab10"](i) for i in range(count)]
-    return list(colormaps["turbo"](np.linspace(0, 1, count)))
 
 
 def _axes(axes: Axes, x: str, y: str, title: str) -> None:

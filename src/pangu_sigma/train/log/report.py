@@ -62,7 +62,7 @@ def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
     others: folders of further runs, drawn into the same figures and with tables of their own; nothing is written there.
     Returns the path of the page, which needs no other file. A figure without data is left out (a model without RRE layers has no
     expert load). Each file is written atomically, and replaces that of an earlier report.
-    Raises FileNotFoundError if a run has no metrics.jsonl, NothingLogged if that has no step, OSError for errors of the disk.
+    Raises FileNotFoundError if a run has no metrics.jsonl, EmptyLogError if that has no step, OSError for errors of the disk.
     """
     runs = [_read(folder) for folder in (run_folder, *others)]
     logs = [run.log for run in runs]
@@ -74,10 +74,18 @@ def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
         **{f"expert_load{f'_{n}' if n > 1 else ''}": draw_load(log) for n, log in enumerate(logs, 1)},
     }
     page = run_folder / PAGE
-    folder = page.parent
-    folder.mkdir(exist_ok=True)
-    pictures = {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure}
-    write_atomically(page, _page(runs, pictures).encode())
+    page.parent.mkdir(exist_ok=True)
+    pictures = {name: _save(figure, page.with_name(f"{name}.png")) for name, figure in figures.items() if figure}
+    values = {
+        key: [_text(run.config.get(key)) for run in runs] for key in sorted({k for run in runs for k in run.config})
+    }
+    html = _template().render(
+        names=", ".join(log.name for log in logs),
+        runs=runs,
+        pictures={name: base64.b64encode(content).decode() for name, content in pictures.items()},
+        differing=[[key, *texts] for key, texts in values.items() if len(set(texts)) > 1],
+    )
+    write_atomically(page, html.encode())
     return page
 
 
@@ -138,17 +146,6 @@ def _save(figure: Figure, file: Path) -> bytes:
     figure.savefig(png, dpi=110)
     write_atomically(file, png.getvalue())
     return png.getvalue()
-
-
-def _page(runs: list[_Run], pictures: dict[str, bytes]) -> str:
-    keys = sorted({key for run in runs for key in run.config})
-    values = {key: [_text(run.config.get(key)) for run in runs] for key in keys}
-    return _template().render(
-        names=", ".join(run.log.name for run in runs),
-        runs=runs,
-        pictures={name: base64.b64encode(content).decode() for name, content in pictures.items()},
-        differing=[[key, *texts] for key, texts in values.items() if len(set(texts)) > 1],
-    )
 
 
 @functools.cache

@@ -28,7 +28,7 @@ def summarise(path: Path) -> dict[str, Any]:
     tokens per second, max/mean of the expert load, the number of rows dropped beyond an expert's capacity, and the prefetch traffic
     (medians of the log lines; None without a prefetcher). "report" is the path that `write_report` writes to.
 
-    Raises NothingLogged if the run has not reached its first checkpoint, or its log is missing.
+    Raises EmptyLogError if the run has not reached its first checkpoint, or its log is missing.
     """
     run = open_model(path, "run")
     lines = read_metrics(path) if (path / FILE).exists() else []
@@ -86,9 +86,8 @@ def format_summary(summary: dict[str, Any]) -> str:
     lines.append(f"{'steps':12} {summary['steps']}")
     lines += [f"{'tokens/s':12} {speed:,.0f}"] if speed else []
     lines += [f"{'expert load':12} max/mean {load:.2f}"] if load else []
-    lines += (
-        [f"{'dropped':12} {dropped:,} rows beyond parallel.capacity_factor"] if (dropped := summary["dropped"]) else []
-    )
+    if dropped := summary["dropped"]:
+        lines.append(f"{'dropped':12} {dropped:,} rows beyond parallel.capacity_factor")
     lines += [f"{'skipped':12} {skipped:,} steps, which changed nothing"] if (skipped := summary["skipped"]) else []
     if ecss := summary["ecss"]:
         moved = [format_number(ecss[f"{kind}_mib"], 0, 1) for kind in ("fetched", "refreshed", "returned")]

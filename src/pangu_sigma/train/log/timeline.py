@@ -29,8 +29,8 @@ TRACE = "trace.json"
 """Folder of the timeline in a run folder, and its file."""
 STEPS = 5
 """Number of steps in a timeline."""
-_LOOP_ROWS = 1
-"""Process id in the trace for the rows of the loop; MindSpore's begin with 2."""
+_LOOP_ROW = {"pid": 1, "tid": 0}
+"""Process and thread id in the trace for the row of the loop; MindSpore's processes begin with 2."""
 
 
 def profiler_activities(target: str) -> list[ProfilerActivity]:
@@ -75,17 +75,8 @@ class Timeline(NoTimeline):
             yield
         finally:
             if self._profiler is not None and started >= self._begun:
-                nanoseconds = time.time_ns() - started
-                self._events.append(
-                    {
-                        "ph": "X",
-                        "name": name,
-                        "pid": _LOOP_ROWS,
-                        "tid": 0,
-                        "ts": (started - self._begun) / 1000,
-                        "dur": nanoseconds / 1000,
-                    }
-                )
+                times = {"ts": (started - self._begun) / 1000, "dur": (time.time_ns() - started) / 1000}
+                self._events.append({"ph": "X", "name": name, **_LOOP_ROW, **times})
 
     def step_done(self, step: int) -> None:
         done = step - self._start
@@ -114,7 +105,7 @@ class Timeline(NoTimeline):
             shutil.rmtree(self._folder)
             logger.warning("no timeline: this run took no step after its first, which compiles")
             return
-        named = {"ph": "M", "name": "process_name", "pid": _LOOP_ROWS, "tid": 0, "args": {"name": "training loop"}}
+        named = {"ph": "M", "name": "process_name", **_LOOP_ROW, "args": {"name": "training loop"}}
         events = [named, *self._events]
         for file in self._folder.glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json"):
             events += [self._on_our_clock(event) for event in json.loads(file.read_text(encoding="utf-8"))]
@@ -125,8 +116,5 @@ class Timeline(NoTimeline):
         """Convert an event of MindSpore, whose times are texts of microseconds since 1970, which no float holds exactly."""
         if "ts" not in event:
             return event
-        return {
-            **event,
-            "ts": float(Decimal(event["ts"]) - Decimal(self._begun) / 1000),
-            "dur": float(event.get("dur", 0)),
-        }
+        started = Decimal(event["ts"]) - Decimal(self._begun) / 1000
+        return event | {"ts": float(started), "dur": float(event.get("dur", 0))}

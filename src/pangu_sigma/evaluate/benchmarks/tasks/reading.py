@@ -132,9 +132,8 @@ def labelled(
         label = _text(row, "label")
         if label not in words:
             raise NoItem(f"label: one of {', '.join(list(words)[:20])} expected, found {label!r}")
-        values = {
-            name: _text(row.get("target") if name not in row and "target" in row else row, name) for name in fields
-        }
+        inner = row.get("target", row)
+        values = {name: _text(row if name in row else inner, name) for name in fields}
         shortened = False
         if cut:
             room = of.room(template.format(label=max(words.values(), key=len), **values | {cut: ""}))
@@ -341,9 +340,8 @@ def _drawn(labels: list[str], label: str, text: str, candidates: int | None) -> 
     """Return the labels to choose from, in their original order."""
     if candidates is None:
         return labels
-    others = sorted(
-        (each for each in labels if each != label), key=lambda each: hashlib.sha256(f"{text}\n{each}".encode()).digest()
-    )
+    by_hash = sorted(labels, key=lambda each: hashlib.sha256(f"{text}\n{each}".encode()).digest())
+    others = [each for each in by_hash if each != label]
     return sorted([label, *others[: candidates - 1]], key=labels.index)
 
 
@@ -403,10 +401,8 @@ def _each(parent: Any, key: str, at: str) -> ItemRows:
         return
     children = parent.get(key) if isinstance(parent, dict) else None
     if not isinstance(children, list):
-        yield (
-            at,
-            NoItem(f"a list{f' {key}' if key else ''} expected, found {_shown(children if children else parent)}"),
-        )
+        name = f" {key}" if key else ""
+        yield at, NoItem(f"a list{name} expected, found {_shown(children or parent)}")
         return
     for number, child in enumerate(children):
         yield f"{at}{'.' if key else ''}{key}[{number}]", child

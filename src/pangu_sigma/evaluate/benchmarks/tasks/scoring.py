@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 from nltk.tokenize import NLTKWordTokenizer
@@ -93,20 +94,11 @@ def _bare(text: str) -> str:
 
 
 def _f1_of(own: list[str], answer: list[str]) -> float:
-    common = _run(own, answer)
+    common = SequenceMatcher(None, own, answer, autojunk=False).find_longest_match().size
     if not common:
         return 0.0
     precision, recall = common / len(own), common / len(answer)
     return 2 * precision * recall / (precision + recall)
-
-
-def _run(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return the length of the longest common substring."""
-    longest, before = 0, [0] * (len(other) + 1)
-    for mine in one:
-        now = [0, *(before[i] + 1 if mine == theirs else 0 for i, theirs in enumerate(other))]
-        longest, before = max(longest, *now), now
-    return longest
 
 
 def _subsequence(one: Sequence[str], other: Sequence[str]) -> int:
