@@ -6,9 +6,9 @@ import shutil
 import pytest
 from helpers.tiny import STEPS, tiny_config
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.train.progress import Progress, resume
+from pangu_sigma.train.start import start_run
 
 
 def test_a_step_counts_and_an_applied_one_is_an_update():
@@ -25,14 +25,14 @@ def test_it_comes_back_from_the_state_of_a_checkpoint():
 
 
 def test_a_run_without_a_checkpoint_begins_at_the_start(tiny_data, tmp_path):
-    run, start = RunFolder.create(tmp_path / "run", tiny_config(tiny_data)), Cursor([0, 0, 0])
+    run, start = start_run(tmp_path / "run", tiny_config(tiny_data)), Cursor([0, 0, 0])
     assert run.latest is None
     assert resume(run, start) == (Progress(0, 0, start), None)
 
 
 @pytest.mark.usefixtures("graph_mode")
 def test_a_run_goes_on_from_its_newest_checkpoint(tiny_data, tiny_run, caplog):
-    run = RunFolder.create(tiny_run, tiny_config(tiny_data))
+    run = start_run(tiny_run, tiny_config(tiny_data))
     with caplog.at_level("INFO"):
         progress, checkpoint = resume(run, Cursor([0, 0, 0]))
     assert checkpoint is not None
@@ -45,7 +45,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tiny_data, tiny_run, caplog):
 @pytest.mark.usefixtures("graph_mode")
 def test_damage_sends_a_run_to_the_checkpoint_before(tiny_data, tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
-    run = RunFolder.create(copy, tiny_config(tiny_data))
+    run = start_run(copy, tiny_config(tiny_data))
     assert run.latest is not None
     (run.latest / "state.json").write_text("{}")
     progress, checkpoint = resume(run, Cursor([0, 0, 0]))

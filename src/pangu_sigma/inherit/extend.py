@@ -25,10 +25,9 @@ import xxhash
 
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
-from pangu_sigma.checkpoint.run_folder import read_prepared_tokenizer
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.prepared import PreparedData, read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError

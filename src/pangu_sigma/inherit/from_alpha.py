@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.checkpoint.run_folder import read_prepared_tokenizer
 from pangu_sigma.config import Config
+from pangu_sigma.data.prepared import read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.equality import agreements

@@ -52,7 +52,7 @@ def launch_training(
     dry_run: True to start nothing, and return the shell script of the launch. Raises LaunchError, ConfigError and DataError for
     mistakes that are found before ranks start.
     """
-    from pangu_sigma.checkpoint.run_folder import StartOptions, check_start
+    from pangu_sigma.train.start import StartOptions, check_start
 
     check_ranks(config, processes)
     if nodes > 1 and not dry_run:
@@ -154,15 +154,15 @@ def training_facts(config: Config) -> dict[str, str]:
     compute. Raises ConfigError or DataError if the prepared data is missing or does not fit. Needs no device.
     """
     from pangu_sigma.checkpoint.changes import leaves
-    from pangu_sigma.checkpoint.run_folder import read_prepared
+    from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer
 
-    tokenizer, table = read_prepared(config)
+    tokenizer = read_prepared_tokenizer(config)
     facts = {key: str(value) for key, value in leaves(config.model_dump(mode="json")).items()}
     facts |= {name: importlib.metadata.version(name) for name in ("pangu-sigma", "mindspore", "numpy")}
     data = Path(config.data.path)
     return facts | {
         "vocabulary": tokenizer.hash[:16],
-        "routing tables": table.hash[:16],
+        "routing tables": drawn_tables(config, tokenizer).hash[:16],
         "prepared data": _data_hash(data)[:16],
     }
 
