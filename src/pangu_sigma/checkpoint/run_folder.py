@@ -1,19 +1,17 @@
-"""A run folder: everything that training leaves behind, and all that evaluation, generation and export need.
+"""Run folder: everything that training writes, and all that evaluation, generation and export read.
 
 config.yaml, tokenizer/, routing.npz, seal.json   see model_files.py
 checkpoints/                                      see checkpoint.py
 metrics.jsonl, tensorboard/, report/
-set_aside_1/ …                                    what was there before the run was started over: see start_over.py
-LOCK                                              who writes here: lock.py of the ground floor
-
-The folder is the truth about its run: training goes on with what it has, and says what it is told to change (changes.py).
+set_aside_1/ …                                    contents before the run was started over: see start_over.py
+LOCK                                              lock of the process that writes: see lock.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_identity
@@ -32,15 +30,12 @@ WAY_BACK_OF_CONFIG = (
     "change keys with --set; to have it as it was, remove the file: `pangu-sigma train` writes that of the newest checkpoint "
     "again"
 )
-"""What to do about a config.yaml that is not what was written."""
+"""Advice for a config.yaml that differs from what was written."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """An open run folder.
-
-    data_hash: hash of the prepared text that training reads; None for who does not train.
-    """
+    """Open run folder. data_hash: content hash of the prepared text that training reads; None without training."""
 
     path: Path
     config: Config
@@ -58,24 +53,22 @@ class RunFolder:
 
     @property
     def latest(self) -> Path | None:
-        """The folder of the newest checkpoint, by its name; None if the run has saved none yet."""
+        """Folder of the newest checkpoint, by its name; None if the run has saved none yet."""
         return latest_checkpoint(self.checkpoints)
 
     def newest_checkpoint(self, ranks: Ranks = SINGLE_PROCESS) -> Checkpoint | None:
-        """The newest whole checkpoint of this run, verified; None if the run has saved none yet.
+        """Load the newest whole checkpoint of this run, verified; None if the run has saved none yet.
 
         ranks: all of them call this, and all get the same checkpoint.
         Raises CheckpointError when no checkpoint is whole, or when they belong to another vocabulary or routing table.
         """
         if not has_checkpoints(self.checkpoints):
             return None
-        # `start_run` has compared the data, and the user may want others
-        expected = replace(self.identity, data_hash=None)
-        return load_checkpoint(self.checkpoints, expected, ranks)
+        return load_checkpoint(self.checkpoints, self.identity, ranks)
 
 
 def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
-    """The configuration that a run folder has, with some keys changed. A missing one comes from the newest checkpoint.
+    """Read the configuration of a run folder, and override some keys. A missing one is read from the newest checkpoint.
 
     Raises ConfigError when `path` is no run, DamagedFile for a config.yaml that was edited by hand or damaged.
     """
@@ -116,5 +109,5 @@ def name_unwritable(path: Path) -> Iterator[None]:
 
 
 def way_back(path: Path) -> str:
-    """What to do about other files of a run that are not what was written."""
+    """Return the advice for another file of a run that differs from what was written."""
     return f"`pangu-sigma train {path}` makes it again if data.path still gives the same"

@@ -1,4 +1,4 @@
-"""The layout of the Hugging Face ports of PanGu-α (GPTPangu): `config.json` beside safetensors or `pytorch_model*.bin`.
+"""Layout of the Hugging Face ports of PanGu-α (GPTPangu): `config.json` beside safetensors or `pytorch_model*.bin`.
 
 Names: those of `modeling_gptpangu.py` in the repositories imone/pangu_2_6B and sunzeyeah/pangu-*; the first calls the attention's
 output `out_proj`, the others `c_proj`. `nn.Linear` has its weights as [out, in].
@@ -58,22 +58,22 @@ _ACTIVATIONS: dict[str, Activation] = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), "tanh"),
     "quick_gelu": "fast_gelu",
 }
-"""Names of transformers for what we compute."""
+"""Name of an activation in transformers → our name."""
 _KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MODEL_TYPE = "gpt_pangu"
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Files of weights, the first that is there is read."""
+"""Files of weights; the first that exists is read."""
 _MOST_BYTES = 16 << 20
-"""Bytes of the largest JSON file that is read."""
+"""Maximum bytes of a JSON file."""
 
 
 def is_huggingface(path: Path) -> bool:
-    """True if a folder looks like this layout."""
+    """Return True if a folder looks like this layout."""
     return path.is_dir() and (path / "config.json").is_file() and any((path / file).is_file() for file in _FILES)
 
 
 def open_huggingface(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
-    """Read a folder of this layout. Raises LayoutError that names the file or tensor."""
+    """Open a folder of this layout. Raises LayoutError that names the file or tensor."""
     config = _json(path / "config.json")
     facts = _facts(path / "config.json", config)
     file, *others = [path / name for name in _FILES if (path / name).is_file()]
@@ -110,7 +110,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _facts(file: Path, config: dict[str, Any]) -> Facts:
-    """What config.json says. Raises LayoutError when the model computes something else than PanGu-α."""
+    """Read the properties in config.json. Raises LayoutError when the model computes something else than PanGu-α."""
     if config.get("model_type") != _MODEL_TYPE:
         raise LayoutError(
             f"{file}: model_type is {str(config.get('model_type'))[:40]!r}, and must be {_MODEL_TYPE!r}; "
@@ -151,7 +151,7 @@ def _facts(file: Path, config: dict[str, Any]) -> Facts:
 
 
 def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
-    """Tensors by their names, of one file or of all that an index names."""
+    """Return tensors by name, from one file or from all that an index names."""
     if not file.name.endswith(".json"):
         return _tensors(file)
     index = _json(file).get("weight_map")
@@ -175,7 +175,7 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
 
 
 def _tensors(file: Path) -> dict[str, FileTensor]:
-    """Tensors of a file by their names."""
+    """Return the tensors of a file by name."""
     if file.suffix == ".safetensors":
         return _of_safetensors(file)
     if file.suffix != ".bin":
@@ -205,7 +205,7 @@ def _of_safetensors(file: Path) -> dict[str, FileTensor]:
 def _named(
     path: Path, found: dict[str, FileTensor], unused: list[Unused]
 ) -> tuple[dict[str, Joined], FileTensor | None]:
-    """Sources by the names of PORT_LAYER and PORT_SHARED, and the head that is tied to the word table, if the files have it too."""
+    """Return tensors by the names of PORT_LAYER and PORT_SHARED, and the output head tied to the embedding table, if it exists."""
     sources: dict[str, Joined] = {}
     head = None
     for name, stored in found.items():

@@ -259,7 +259,7 @@ def test_packaged_text_is_limited_and_the_users_only_when_asked(config, asked, i
 
 
 def test_text_that_does_not_fit_into_memory_is_refused_before_it_is_read(text, tmp_path, config, monkeypatch):
-    monkeypatch.setattr("pangu_sigma.data.prepare.room.memory_there", lambda swap: 100_001_000)
+    monkeypatch.setattr("pangu_sigma.data.prepare.room.available_memory", lambda swap: 100_001_000)
     monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_jsonl", None)
     with pytest.raises(DataError, match=r"--input: .* GB of memory to prepare, and 0\.10 GB are free"):
         prepare(config, [text], tmp_path / "out")
