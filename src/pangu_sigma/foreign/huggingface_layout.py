@@ -22,27 +22,20 @@ from pangu_sigma.foreign.layout import (
     layer_count,
     only,
     plain_name,
+    weight_and_bias,
 )
 from pangu_sigma.foreign.pickles import PickledTensor
 from pangu_sigma.foreign.torch_files import open_torch_file
 
 PORT_LAYER = {
-    "ln_1.weight": Counterpart("attention_norm.gain"),
-    "ln_1.bias": Counterpart("attention_norm.bias"),
-    "ln_2.weight": Counterpart("ffn_norm.gain"),
-    "ln_2.bias": Counterpart("ffn_norm.bias"),
-    "attn.q_proj.weight": Counterpart("attention.query.weight", transposed=True),
-    "attn.q_proj.bias": Counterpart("attention.query.bias"),
-    "attn.k_proj.weight": Counterpart("attention.key.weight", transposed=True),
-    "attn.k_proj.bias": Counterpart("attention.key.bias"),
-    "attn.v_proj.weight": Counterpart("attention.value.weight", transposed=True),
-    "attn.v_proj.bias": Counterpart("attention.value.bias"),
-    "attn.c_proj.weight": Counterpart("attention.output.weight", transposed=True),
-    "attn.c_proj.bias": Counterpart("attention.output.bias"),
-    "mlp.c_fc.weight": Counterpart("ffn.w1"),
-    "mlp.c_fc.bias": Counterpart("ffn.b1"),
-    "mlp.c_proj.weight": Counterpart("ffn.w2", transposed=True),
-    "mlp.c_proj.bias": Counterpart("ffn.b2"),
+    **weight_and_bias("ln_1", "attention_norm.gain", "attention_norm.bias"),
+    **weight_and_bias("ln_2", "ffn_norm.gain", "ffn_norm.bias"),
+    **weight_and_bias("attn.q_proj", "attention.query.weight", "attention.query.bias", transposed=True),
+    **weight_and_bias("attn.k_proj", "attention.key.weight", "attention.key.bias", transposed=True),
+    **weight_and_bias("attn.v_proj", "attention.value.weight", "attention.value.bias", transposed=True),
+    **weight_and_bias("attn.c_proj", "attention.output.weight", "attention.output.bias", transposed=True),
+    **weight_and_bias("mlp.c_fc", "ffn.w1", "ffn.b1"),
+    **weight_and_bias("mlp.c_proj", "ffn.w2", "ffn.b2", transposed=True),
 }
 """Tensors of a layer, after `transformer.h.<i>.`; the last layer is the query layer."""
 PORT_SHARED = {

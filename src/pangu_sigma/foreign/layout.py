@@ -26,6 +26,16 @@ class Counterpart(NamedTuple):
     cut: int | None = None
 
 
+def weight_and_bias(
+    theirs: str, weight: str, bias: str, transposed: bool = False, cut: int | None = None
+) -> dict[str, Counterpart]:
+    """Return the counterparts of `theirs`.weight and .bias; tensor ranks split a bias only along the outputs, axis 0."""
+    return {
+        f"{theirs}.weight": Counterpart(weight, transposed, cut),
+        f"{theirs}.bias": Counterpart(bias, cut=0 if cut == 0 else None),
+    }
+
+
 @dataclass(frozen=True)
 class Joined:
     """Whole tensor of a layout, joined from fragments. same: copies that must have the same values; strict: a difference is refused

@@ -26,27 +26,20 @@ from pangu_sigma.foreign.layout import (
     layer_count,
     only,
     plain_name,
+    weight_and_bias,
 )
 from pangu_sigma.foreign.pickles import OpaqueObject, PickledTensor
 from pangu_sigma.foreign.torch_files import TorchFile, open_torch_file
 
 MEGATRON_LAYER = {
-    "input_layernorm.weight": Counterpart("attention_norm.gain"),
-    "input_layernorm.bias": Counterpart("attention_norm.bias"),
-    "post_attention_layernorm.weight": Counterpart("ffn_norm.gain"),
-    "post_attention_layernorm.bias": Counterpart("ffn_norm.bias"),
-    "attention.query.weight": Counterpart("attention.query.weight", True, 0),
-    "attention.query.bias": Counterpart("attention.query.bias", False, 0),
-    "attention.key.weight": Counterpart("attention.key.weight", True, 0),
-    "attention.key.bias": Counterpart("attention.key.bias", False, 0),
-    "attention.value.weight": Counterpart("attention.value.weight", True, 0),
-    "attention.value.bias": Counterpart("attention.value.bias", False, 0),
-    "attention.dense.weight": Counterpart("attention.output.weight", True, 1),
-    "attention.dense.bias": Counterpart("attention.output.bias"),
-    "mlp.dense_h_to_4h.weight": Counterpart("ffn.w1", False, 0),
-    "mlp.dense_h_to_4h.bias": Counterpart("ffn.b1", False, 0),
-    "mlp.dense_4h_to_h.weight": Counterpart("ffn.w2", True, 1),
-    "mlp.dense_4h_to_h.bias": Counterpart("ffn.b2"),
+    **weight_and_bias("input_layernorm", "attention_norm.gain", "attention_norm.bias"),
+    **weight_and_bias("post_attention_layernorm", "ffn_norm.gain", "ffn_norm.bias"),
+    **weight_and_bias("attention.query", "attention.query.weight", "attention.query.bias", True, 0),
+    **weight_and_bias("attention.key", "attention.key.weight", "attention.key.bias", True, 0),
+    **weight_and_bias("attention.value", "attention.value.weight", "attention.value.bias", True, 0),
+    **weight_and_bias("attention.dense", "attention.output.weight", "attention.output.bias", True, 1),
+    **weight_and_bias("mlp.dense_h_to_4h", "ffn.w1", "ffn.b1", False, 0),
+    **weight_and_bias("mlp.dense_4h_to_h", "ffn.w2", "ffn.b2", True, 1),
 }
 """Tensors of a layer, after `transformer.layers.<i>.` or `transformer.topQueryLayer.`."""
 WORD_TABLE = "language_model.embedding.word_embeddings.weight"

@@ -11,7 +11,16 @@ from functools import lru_cache
 from pathlib import Path
 
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.layout import Counterpart, Facts, Joined, chosen, dense_model_of, layer_count, npy_source
+from pangu_sigma.foreign.layout import (
+    Counterpart,
+    Facts,
+    Joined,
+    chosen,
+    dense_model_of,
+    layer_count,
+    npy_source,
+    weight_and_bias,
+)
 from pangu_sigma.foreign.mindspore_files import CkptTensor, open_ckpt
 from pangu_sigma.foreign.strategy_file import Cut, read_strategy
 
@@ -20,18 +29,12 @@ BLOCK_TENSORS = {
     "layernorm1.beta": Counterpart("attention_norm.bias"),
     "layernorm2.gamma": Counterpart("ffn_norm.gain"),
     "layernorm2.beta": Counterpart("ffn_norm.bias"),
-    "attention.dense1.weight": Counterpart("attention.query.weight", transposed=True),
-    "attention.dense1.bias": Counterpart("attention.query.bias"),
-    "attention.dense2.weight": Counterpart("attention.key.weight", transposed=True),
-    "attention.dense2.bias": Counterpart("attention.key.bias"),
-    "attention.dense3.weight": Counterpart("attention.value.weight", transposed=True),
-    "attention.dense3.bias": Counterpart("attention.value.bias"),
-    "attention.projection.weight": Counterpart("attention.output.weight"),
-    "attention.projection.bias": Counterpart("attention.output.bias"),
-    "output.mapping.weight": Counterpart("ffn.w1", transposed=True),
-    "output.mapping.bias": Counterpart("ffn.b1"),
-    "output.projection.weight": Counterpart("ffn.w2"),
-    "output.projection.bias": Counterpart("ffn.b2"),
+    **weight_and_bias("attention.dense1", "attention.query.weight", "attention.query.bias", transposed=True),
+    **weight_and_bias("attention.dense2", "attention.key.weight", "attention.key.bias", transposed=True),
+    **weight_and_bias("attention.dense3", "attention.value.weight", "attention.value.bias", transposed=True),
+    **weight_and_bias("attention.projection", "attention.output.weight", "attention.output.bias"),
+    **weight_and_bias("output.mapping", "ffn.w1", "ffn.b1", transposed=True),
+    **weight_and_bias("output.projection", "ffn.w2", "ffn.b2"),
 }
 """Tensors of a layer, after `backbone.blocks.<i>.` or `backbone.top_query_layer.`."""
 TABLES = {
