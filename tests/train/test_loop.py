@@ -22,7 +22,7 @@ from mindspore import Tensor
 from pangu_sigma.checkpoint import save as saving
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
-from pangu_sigma.checkpoint.root import has_checkpoints
+from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.state import restore, shards_of
 from pangu_sigma.cli import main
@@ -357,7 +357,7 @@ def test_200_states_that_are_saved_behind_the_training_are_those_that_are_saved_
 def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer, caplog):
     """Behind the training: the error comes at a later step, and whatever is saved then is no checkpoint."""
     trainer.save()
-    before = has_checkpoints(trainer.run.checkpoints), trainer.run.latest
+    before = has_checkpoints(trainer.run.checkpoints), latest_checkpoint(trainer.run.checkpoints)
     weight = trainer.store.layer_parameters(1)["w2"].asnumpy()
     kept = weight[4].copy()
     weight[4, 3] = np.nan
@@ -371,7 +371,7 @@ def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer,
                 trainer.complete_save()
     finally:
         weight[4] = kept
-    assert before == (True, trainer.run.latest)
+    assert before == (True, latest_checkpoint(trainer.run.checkpoints))
     assert [path.name for path in trainer.run.checkpoints.glob("unhealthy_*")] == [
         f"unhealthy_{trainer.progress.step:08d}"
     ]

@@ -17,7 +17,7 @@ from pathlib import Path
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_identity
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
-from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
+from pangu_sigma.checkpoint.root import has_checkpoints
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
@@ -50,11 +50,6 @@ class RunFolder:
     @property
     def identity(self) -> Identity:
         return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"), self.data_hash)
-
-    @property
-    def latest(self) -> Path | None:
-        """Folder of the newest checkpoint, by its name; None if the run has saved none yet."""
-        return latest_checkpoint(self.checkpoints)
 
     def newest_checkpoint(self, ranks: Ranks = SINGLE_PROCESS) -> Checkpoint | None:
         """Load the newest whole checkpoint of this run, verified; None if the run has saved none yet.

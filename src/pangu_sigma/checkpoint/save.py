@@ -143,9 +143,13 @@ class Save:
             self._written = written()
 
     def finish(self) -> None:
-        """On rank 0, add the manifest, rename, change LATEST and prune. Raises OSError, which is given to `complete`."""
+        """On rank 0, gather the reports, add the manifest, rename, change LATEST and prune. Raises OSError, for `complete`."""
         if self._ranks.first:
-            _add_notes(self._unfinished, self._written)
+            for note in sorted(self._unfinished.glob(f"{RANK_NOTE}*")):
+                other = Written.decode(note.read_bytes())
+                self._written.files.update(other.files)
+                self._written.not_finite.extend(other.not_finite)
+                note.unlink()
             if not self._written.not_finite:
                 _write_manifest(self._unfinished, self._body(), self._state)
                 make_latest(self._unfinished, self.target)
@@ -238,15 +242,6 @@ def _write_files(folder: Path, files: Files, after_chunk: Callable[[], None]) ->
         written.not_finite.extend(watch.found)
         sync(file)
     return written
-
-
-def _add_notes(folder: Path, written: Written) -> None:
-    """Add the reports that the other ranks left in the folder to that of rank 0."""
-    for note in sorted(folder.glob(f"{RANK_NOTE}*")):
-        other = Written.decode(note.read_bytes())
-        written.files.update(other.files)
-        written.not_finite.extend(other.not_finite)
-        note.unlink()
 
 
 def _write_manifest(folder: Path, body: dict[str, Any], state: bytes, name: str = MANIFEST) -> None:

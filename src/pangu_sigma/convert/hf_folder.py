@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.convert.model_card import model_card
-from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import seal_folder
 from pangu_sigma.stored.hf_config import GENERATION, MODEL_TYPE, config_json
 from pangu_sigma.stored.hf_folder import CONFIG_JSON, GENERATION_JSON, INDEX_JSON, ROUTES, SPREAD
@@ -55,18 +52,18 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
 
 
 def _table_tensors(model: StoredModel) -> dict[str, LazyArray]:
+    """Return the routing table's tensors, with experts numbered over the layer."""
     table = model.table
     first_D = np.arange(table.first_NDV.shape[1], dtype=np.int32) * table.experts
     return {
-        ROUTES: LazyArray(table.first_NDV.shape, np.dtype(np.int32), partial(_numbered, table, first_D), ROUTES),
+        ROUTES: LazyArray(
+            table.first_NDV.shape,
+            np.dtype(np.int32),
+            lambda: (first_DV.astype(np.int32) + first_D[:, None] for first_DV in table.first_NDV),
+            ROUTES,
+        ),
         SPREAD: LazyArray.of(table.spread_DV.astype(np.int32), SPREAD),
     }
-
-
-def _numbered(table: RoutingTable, first_D: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the routing table of each layer with experts numbered over the layer."""
-    for first_DV in table.first_NDV:
-        yield first_DV.astype(np.int32) + first_D[:, None]
 
 
 def _divide(sizes: dict[str, int], most: int) -> dict[str, list[str]]:

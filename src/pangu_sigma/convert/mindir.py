@@ -123,16 +123,12 @@ def _rename(message: Any, short: Callable[[str], str]) -> None:
     """Apply `short` to all strings of a message and of the messages inside it."""
     for found, value in message.ListFields():
         if isinstance(value, str):
-            if value != short(value):
-                setattr(message, found.name, short(value))
-        elif hasattr(value, "ListFields"):
-            _rename(value, short)
-        elif hasattr(value, "__setitem__") or hasattr(value, "add"):
-            for number, each in enumerate(value):
-                if isinstance(each, str) and each != short(each):
-                    value[number] = short(each)
-                elif hasattr(each, "ListFields"):
-                    _rename(each, short)
+            setattr(message, found.name, short(value))
+        elif found.type == found.TYPE_MESSAGE:
+            for each in [value] if hasattr(value, "ListFields") else value:
+                _rename(each, short)
+        elif found.type == found.TYPE_STRING:
+            value[:] = [short(each) for each in value]
 
 
 def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:

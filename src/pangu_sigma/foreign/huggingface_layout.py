@@ -18,6 +18,7 @@ from pangu_sigma.foreign.layout import (
     Facts,
     Joined,
     chosen,
+    counterparts,
     dense_model_of,
     layer_count,
     only,
@@ -74,11 +75,7 @@ def open_huggingface(path: Path, heads: int | None, activation: Activation | Non
     found = _weights(path, file)
     sources, head = _named(path, found, unused)
     layers = layer_count(path, sources, r"h\.(\d+)\.")
-    rules = dict(PORT_SHARED)
-    for layer in range(layers):
-        rules |= {
-            f"h.{layer}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}") for name, rule in PORT_LAYER.items()
-        }
+    rules = PORT_SHARED | counterparts(PORT_LAYER, [f"h.{layer}" for layer in range(layers)])
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
             raise LayoutError(
@@ -170,7 +167,14 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
 def _tensors(file: Path) -> dict[str, FileTensor]:
     """Return the tensors of a file by name."""
     if file.suffix == ".safetensors":
-        return _of_safetensors(file)
+        try:
+            extents = array_extents(file)
+        except DamagedArrays as error:
+            raise LayoutError(f"{error}: download it again") from None
+        return {
+            name: FileTensor(file, begin, _KINDS.get(kind, kind), shape, row_major(shape), name)
+            for name, (kind, shape, begin, _) in extents.items()
+        }
     if file.suffix != ".bin":
         raise LayoutError(f"{file}: weights are read from .safetensors and .bin; correct the index")
     opened = open_torch_file(file)
@@ -182,17 +186,6 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
                 f"{file}: {str(name)[:120]} is a {type(value).__name__}, and must be a tensor; save the weights alone"
             )
     return {name: opened.stored(value, name) for name, value in opened.value.items()}
-
-
-def _of_safetensors(file: Path) -> dict[str, FileTensor]:
-    try:
-        extents = array_extents(file)
-    except DamagedArrays as error:
-        raise LayoutError(f"{error}: download it again") from None
-    return {
-        name: FileTensor(file, begin, _KINDS.get(kind, kind), shape, row_major(shape), name)
-        for name, (kind, shape, begin, _) in extents.items()
-    }
 
 
 def _named(

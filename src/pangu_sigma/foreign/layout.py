@@ -36,6 +36,15 @@ def weight_and_bias(
     }
 
 
+def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) -> dict[str, Counterpart]:
+    """Return the counterparts of all layers. tensors: those of one layer. prefixes: prefix of their names for each layer."""
+    return {
+        f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
+        for layer, prefix in enumerate(prefixes)
+        for name, rule in tensors.items()
+    }
+
+
 @dataclass(frozen=True)
 class Joined:
     """Whole tensor of a layout, joined from fragments. same: copies that must have the same values; strict: a difference is refused

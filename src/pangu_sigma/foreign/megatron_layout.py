@@ -22,6 +22,7 @@ from pangu_sigma.foreign.layout import (
     Facts,
     Joined,
     chosen,
+    counterparts,
     dense_model_of,
     layer_count,
     only,
@@ -62,12 +63,8 @@ _RANK, _STATES = re.compile(r"mp_rank_(\d{2,4})$"), re.compile(r"mp_rank_(\d{2,4
 
 def layer_rules(layers: int) -> dict[str, Counterpart]:
     """Return our tensor for each of theirs. layers: number of layers with the query layer, which is the last of ours."""
-    rules = dict(MEGATRON_SHARED)
-    for layer in range(layers):
-        prefix = f"layers.{layer}" if layer < layers - 1 else "topQueryLayer"
-        for name, rule in MEGATRON_LAYER.items():
-            rules[f"language_model.transformer.{prefix}.{name}"] = rule._replace(ours=f"layers.{layer}.{rule.ours}")
-    return rules
+    names = [*(f"layers.{layer}" for layer in range(layers - 1)), "topQueryLayer"]
+    return MEGATRON_SHARED | counterparts(MEGATRON_LAYER, [f"language_model.transformer.{name}" for name in names])
 
 
 def is_megatron(path: Path) -> bool:
@@ -112,7 +109,11 @@ def _files(path: Path) -> tuple[list[Path], list[Unused]]:
     unused = [Unused(file.name, "not of this layout") for file in sorted(path.iterdir()) if file.is_file()]
     if (path / TRACKER).exists():
         step = _said(path / TRACKER)
-        name = step if step == "release" else f"iter_{_step(path, step):07d}"
+        if step != "release" and not re.match(r"\d{1,9}$", step, re.ASCII):
+            raise LayoutError(
+                f"{path}: {TRACKER} says {step[:40]!r}, and must have the number of a step, or `release`; correct it"
+            )
+        name = step if step == "release" else f"iter_{int(step):07d}"
         folder = plain_name(path, name, f"the folder that {TRACKER} names")
         unused = [one for one in unused if one.name != TRACKER]
     elif (path / TAG_FILE).is_file():
@@ -151,14 +152,6 @@ def _said(file: Path) -> str:
     """Read the one line of a file that names a folder."""
     with open(file, "rb") as stream:
         return stream.read(300).decode("utf-8", "replace").strip()
-
-
-def _step(path: Path, said: str) -> int:
-    if not re.match(r"\d{1,9}$", said, re.ASCII):
-        raise LayoutError(
-            f"{path}: {TRACKER} says {said[:40]!r}, and must have the number of a step, or `release`; correct it"
-        )
-    return int(said)
 
 
 def _weights_key(file: TorchFile) -> str:

@@ -16,6 +16,7 @@ from pangu_sigma.foreign.layout import (
     Facts,
     Joined,
     chosen,
+    counterparts,
     dense_model_of,
     layer_count,
     npy_source,
@@ -79,9 +80,10 @@ def open_mindspore(path: Path, heads: int | None, activation: Activation | None)
     strategies = [file for file in files if "strategy" in file.name.lower()] if folder else []
     weights = [file for file in files if file not in strategies]
     if any(_PART.match(file.name) for file in weights):
-        sources, unused = _joined(path, _in_order(path, weights), _one_strategy(path, strategies))
+        sources, unused = _joined(path, _in_order(path, weights), strategies)
     elif len(weights) == 1:
-        sources, unused = _whole(weights[0])
+        tensors, unused = _split(open_ckpt(weights[0]).tensors)
+        sources = {name: Joined(tensor.shape, tensor.fragments()) for name, tensor in tensors.items()}
         unused += [Unused(file.name, "how ranks cut a model; this one is whole") for file in strategies]
     else:
         raise LayoutError(
@@ -92,12 +94,7 @@ def open_mindspore(path: Path, heads: int | None, activation: Activation | None)
     layers = layer_count(path, sources, r"backbone\.blocks\.(\d+)\.")
     _check_not_pipelined(path, layers, sources)
     rules = {names: Counterpart(ours) for ours, names in tables.items()}
-    for layer in range(layers + 1):
-        prefix = f"backbone.blocks.{layer}" if layer < layers else "backbone.top_query_layer"
-        rules |= {
-            f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
-            for name, rule in BLOCK_TENSORS.items()
-        }
+    rules |= counterparts(BLOCK_TENSORS, [*(f"backbone.blocks.{i}" for i in range(layers)), "backbone.top_query_layer"])
     rules |= {"backbone.layernorm.gamma": Counterpart("norm.gain"), "backbone.layernorm.beta": Counterpart("norm.bias")}
     later = "backbone.embedding.word_embedding.embedding_table" in sources  # its network computes fast GELU
     facts = chosen(path, Facts(activation="fast_gelu" if later else "tanh"), heads, activation)
@@ -123,28 +120,20 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
-def _one_strategy(path: Path, strategies: list[Path]) -> Path:
-    if len(strategies) != 1:
-        raise LayoutError(
-            f"{path}: {len(strategies)} strategy files; put the one of the release, with `strategy` in its name and ending in "
-            ".ckpt, into the folder"
-        )
-    return strategies[0]
-
-
 def _split(tensors: dict[str, CkptTensor]) -> tuple[dict[str, CkptTensor], list[Unused]]:
     """Split tensors into weights and training state."""
     unused = [Unused(name, "state of training or decoding") for name in tensors if _STATE.match(name)]
     return {name: tensor for name, tensor in tensors.items() if not _STATE.match(name)}, unused
 
 
-def _whole(file: Path) -> tuple[dict[str, Joined], list[Unused]]:
-    weights, unused = _split(open_ckpt(file).tensors)
-    return {name: Joined(tensor.shape, tensor.fragments()) for name, tensor in weights.items()}, unused
-
-
-def _joined(path: Path, files: list[Path], strategy: Path) -> tuple[dict[str, Joined], list[Unused]]:
-    """Join the tensors of the ranks' files."""
+def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict[str, Joined], list[Unused]]:
+    """Join the tensors of the ranks' files. Raises LayoutError unless there is one strategy file, which fits them."""
+    if len(strategies) != 1:
+        raise LayoutError(
+            f"{path}: {len(strategies)} strategy files; put the one of the release, with `strategy` in its name and ending in "
+            ".ckpt, into the folder"
+        )
+    strategy = strategies[0]
     cuts = read_strategy(strategy)
     ranks = next(iter(cuts.values())).ranks
     if ranks != len(files):

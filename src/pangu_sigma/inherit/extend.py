@@ -29,7 +29,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData, read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
-from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.parent import ParentWords, parent_ids, parent_slot
@@ -335,19 +335,15 @@ def _answers_as(child: ChildTensors, name: str, source: str) -> bool:
 
 def _fates(child: ChildTensors) -> dict[str, str]:
     """Describe the fate of every domain for people."""
-    old = domains_of(child.parent.config)
-    names = {each.name for each in old}
+    names = {each.name for each in child.parent.config.domains}
     copies = child.config.model.experts_per_domain // child.parent.config.model.experts_per_domain
     times = "" if copies == 1 else f", every expert {copies} times"
-    return {each.name: _fate(each, names, child, times) for each in domains_of(child.config)}
-
-
-def _fate(domain: Domain, old: set[str], child: ChildTensors, times: str) -> str:
-    if domain.name in old:
-        return f"as it was{times}"
-    if domain.name in child.origins:
-        return f"new, with experts and routing of domain {child.origins[domain.name]}{times}"
-    return f"new, its experts the FFN of {child.alpha.path}" if child.alpha else "new, its experts drawn"
+    drawn = f"new, its experts the FFN of {child.alpha.path}" if child.alpha else "new, its experts drawn"
+    made = {name: f"new, with experts and routing of domain {source}{times}" for name, source in child.origins.items()}
+    return {
+        each.name: f"as it was{times}" if each.name in names else made.get(each.name, drawn)
+        for each in child.config.domains
+    }
 
 
 def _notes(child: ChildTensors) -> list[str]:

@@ -116,7 +116,11 @@ class StoredFolder(StoredModel):
         arrays: dict[str, np.ndarray] = {}
         for file in sorted(there):
             self._check(file, self._verified)
-            for name, values in _mapped(self.path / file).items():
+            try:
+                inside = map_arrays(self.path / file)
+            except (DamagedArrays, OSError) as error:
+                raise LayoutError(f"{error}; {_FIX}") from error
+            for name, values in inside.items():
                 if index.get(name) != file:
                     says = f"says {index[name]}" if name in index else "does not name it"
                     raise LayoutError(f"{self.path / file}: has {name}, {INDEX_JSON} {says}; {_FIX}")
@@ -149,13 +153,6 @@ def _weight_map(path: Path) -> dict[str, str]:
                 f"(model-00001-of-00003.safetensors); {_FIX}"
             )
     return found
-
-
-def _mapped(file: Path) -> dict[str, np.ndarray]:
-    try:
-        return map_arrays(file)
-    except (DamagedArrays, OSError) as error:
-        raise LayoutError(f"{error}; {_FIX}") from error
 
 
 def _check_shapes(

@@ -67,10 +67,8 @@ def start_run(
         prepared, data_hash = read_prepared_tokenizer(given), load_manifest(Path(given.data.path)).content_hash
     sections = {key: json.dumps(value) for key, value in given.model_dump(mode="json").items()}
     ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
-    resumed = False
     with ranks.fail_together(f"taking up {path}"), name_unwritable(path):
-        if ranks.first:
-            resumed = _resume(path, config, prepared, data_hash, options)
+        resumed = ranks.first and _resume(path, config, prepared, data_hash, options)
     if ranks.any(resumed):
         with ranks.fail_together(f"reading {path}"):
             tokenizer, table = read_model_files(path, way_back(path))

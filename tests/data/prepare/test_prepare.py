@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_result(text, prepared, tmp_
 
 def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, config, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.segmented", None)
+    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.segment", None)
     with pytest.raises(DataError, match="cannot write"):
         prepare(config, [text], tmp_path / "file" / "out")
 
