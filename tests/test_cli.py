@@ -24,13 +24,13 @@ from helpers.launched import free_port
 from helpers.tiny import STEPS, tiny_tree
 
 from pangu_sigma import cli
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import EXIT_STATUSES, main
 from pangu_sigma.config_file import load_config
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.lock import FolderLock
 from pangu_sigma.shipped import shipped_configs
+from pangu_sigma.train.start import start_run
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_wrong_usage_ends_with_status_2(capsys):
 
 
 def test_a_run_that_never_trained_is_refused_with_what_to_do(file, tiny_data, capsys, tmp_path):
-    RunFolder.create(tmp_path / "run", load_config(file))
+    start_run(tmp_path / "run", load_config(file))
     assert "cannot read checkpoints" in fails(capsys, "evaluate", tmp_path / "run")
     assert "train it first" in fails(capsys, "report", tmp_path / "run")
 

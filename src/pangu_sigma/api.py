@@ -117,10 +117,10 @@ def train(
     else:
         check_machine()
     check_folder_writable(folder, "--output")
-    from pangu_sigma.checkpoint.run_folder import StartOptions
     from pangu_sigma.device import mindspore_lock
     from pangu_sigma.train.backend import Backend, CpuBackend
     from pangu_sigma.train.loop import train as train_run
+    from pangu_sigma.train.start import StartOptions
 
     backend: Backend = CpuBackend()
     if device == "ascend":

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pangu_sigma.checkpoint import root as root_module
 from pangu_sigma.checkpoint import save as save_module
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, Identity, OtherData, UnhealthyState
+from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
 from pangu_sigma.checkpoint.not_finite import NotFinite
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
 from pangu_sigma.checkpoint.root import has_checkpoints
@@ -270,32 +270,6 @@ def test_another_format_is_refused_but_not_called_damaged(tmp_path: Path, monkey
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="format 3, this version reads 2"):
         load_checkpoint(tmp_path)
-
-
-WITH_DATA = Identity(**{**vars(IDENTITY), "data_hash": "data-1"})
-
-
-def test_other_data_are_refused_by_name_unless_the_user_accepts_them(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    folder = save_checkpoint(tmp_path, 100, files_of(100), {}, WITH_DATA, 1)
-    assert load_checkpoint(tmp_path, WITH_DATA).identity.data_hash == "data-1"
-    assert load_checkpoint(tmp_path, IDENTITY).step == 100, "who has no hash does not mind"
-    other = Identity(**{**vars(IDENTITY), "data_hash": "data-2"})
-    for path in (tmp_path, folder):
-        with pytest.raises(OtherData, match=r"data_hash is data-1, this run's is data-2.*go on with other data"):
-            load_checkpoint(path, other)
-    assert caplog.text == ""
-    assert load_checkpoint(tmp_path, other, allow_data_change=True).step == 100
-    assert "trained on other data: its data_hash is data-1, this run's is data-2" in caplog.text
-    with pytest.raises(CheckpointError, match="routing_hash"):
-        load_checkpoint(tmp_path, Identity(**{**vars(other), "routing_hash": "another"}), allow_data_change=True)
-
-
-def test_a_checkpoint_of_data_without_a_hash_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    save(tmp_path, 100)
-    assert_is(load_checkpoint(tmp_path, IDENTITY), 100)
-    assert caplog.text == ""
-    assert_is(load_checkpoint(tmp_path, WITH_DATA), 100)
-    assert [record.message.count("could not be checked") for record in caplog.records] == [1]
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,11 +8,11 @@ import pytest
 from helpers.crashes import killed_after
 from helpers.tiny import tiny_config
 
-from pangu_sigma.checkpoint.run_folder import RunFolder, StartOptions
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.checkpoint.start_over import set_aside, start_over
 from pangu_sigma.config import ConfigError
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.train.start import StartOptions, start_run
 
 OTHER = {"seed": 5}
 """Routing tables that the run's checkpoints do not go with."""
@@ -22,7 +22,7 @@ OTHER = {"seed": 5}
 def run(tiny_data, tmp_path) -> Path:
     """A run with a checkpoint, metrics, a report and logs."""
     path = tmp_path / "run"
-    opened = RunFolder.create(path, tiny_config(tiny_data))
+    opened = start_run(path, tiny_config(tiny_data))
     state = {"step": 3, "updates": 3, "cursor": {"taken": [3, 0, 0]}}
     save_checkpoint(path / "checkpoints", 3, {}, state, opened.identity, 2)
     write_metrics(path, 3)
@@ -40,7 +40,7 @@ def write_metrics(run: Path, steps: int) -> None:
 def test_starting_over_deletes_nothing_and_what_is_set_aside_is_a_run(tiny_data, run, caplog):
     before = {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.is_file()}
     with caplog.at_level("INFO"):
-        created = RunFolder.create(run, tiny_config(tiny_data, routing=OTHER), asked=StartOptions(start_over=True))
+        created = start_run(run, tiny_config(tiny_data, routing=OTHER), options=StartOptions(start_over=True))
     assert created.newest_checkpoint() is None
     assert f"set aside checkpoints, metrics.jsonl, tensorboard, report of {run} in {run / 'set_aside_1'}" in caplog.text
     aside = open_model(run / "set_aside_1", "run")
@@ -70,12 +70,12 @@ def test_what_an_interrupted_save_left_is_not_set_aside_and_a_checkpoint_that_st
 
 def test_lines_without_a_checkpoint_are_kept_and_said(tiny_data, run, caplog):
     shutil.rmtree(run / "checkpoints")
-    RunFolder.create(run, tiny_config(tiny_data))
+    start_run(run, tiny_config(tiny_data))
     assert "has no checkpoint, but 3 logged lines of later steps than 0: it begins at step 0" in caplog.text
     assert len((run / "set_aside_1" / "metrics.jsonl").read_text().splitlines()) == 4
     caplog.clear()
     write_metrics(run, 0)
-    RunFolder.create(run, tiny_config(tiny_data))
+    start_run(run, tiny_config(tiny_data))
     assert caplog.text == ""
 
 
@@ -98,7 +98,7 @@ def test_starting_over_that_is_killed_anywhere_loses_nothing(tiny_data, run, tmp
         assert wanted <= {file.read_bytes() for file in copy.rglob("*") if file.is_file()}
         assert not (copy / "checkpoints").exists()
         if kills % 5 == 0:
-            RunFolder.create(copy, tiny_config(tiny_data, routing=OTHER))
+            start_run(copy, tiny_config(tiny_data, routing=OTHER))
         shutil.rmtree(copy)
         kills += 1
     assert kills > 5

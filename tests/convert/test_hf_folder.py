@@ -21,7 +21,6 @@ from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
-from pangu_sigma.checkpoint.run_folder import RunFolder, StartOptions
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert import conversion
@@ -39,6 +38,7 @@ from pangu_sigma.inherit.parent import open_parent
 from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder
 from pangu_sigma.stored.model import weight_shapes
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.train.start import StartOptions, start_run
 
 FIRST, SHARD = "model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors"
 BIAS, ONES = "layers.2.attention.key.bias", np.ones(3, np.float32)
@@ -224,13 +224,13 @@ def test_a_run_is_made_without_prepared_data_and_trains_on_with_it(run, folder, 
     again = convert_model(changed, tmp_path / "again", "run")
     config = open_model(again, "run").config
     with pytest.raises(DataError, match=r"data\.path=/nowhere is not there"):
-        RunFolder.create(again, config)
+        start_run(again, config)
     there = tiny_config(tiny_data, model=MODEL, routing=BALANCED)
-    checkpoint = RunFolder.create(again, there).newest_checkpoint()
+    checkpoint = start_run(again, there).newest_checkpoint()
     assert checkpoint is not None
     assert checkpoint.step == 0
     with pytest.raises(ConfigError, match="starting over would draw new ones"):
-        RunFolder.create(again, there, asked=StartOptions(start_over=True))
+        start_run(again, there, options=StartOptions(start_over=True))
 
 
 def test_a_failure_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):

@@ -198,5 +198,5 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path,
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_text("x")
     monkeypatch.setattr(module, "cached_graph", lambda *_: pytest.fail("it began to work"))
-    with pytest.raises(ExportError, match=r"cannot be written: .*; choose another --output"):
+    with pytest.raises(ConfigError, match=r"cannot be written: .*; choose another folder"):
         export_mindir(tiny_run, Path(output.format(tmp_path)))

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert import safetensors as module
-from pangu_sigma.convert.mindir import ExportError
 from pangu_sigma.convert.safetensors import export_safetensors, verify_weights
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.writable import NotWritable
 
 EXPERT_ARRAYS = ("w1", "b1", "w2", "b2")
 
@@ -80,5 +80,5 @@ def test_the_file_carries_its_own_hash_and_every_flipped_bit_shows(tiny_run, tmp
 def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch, output):
     (tmp_path / "file").write_text("x")
     monkeypatch.setattr(module, "write_arrays", lambda *_: pytest.fail("it began to work"))
-    with pytest.raises(ExportError, match="choose another --output"):
+    with pytest.raises(NotWritable, match=r"name another (file|folder) with --output"):
         export_safetensors(tiny_run, Path(output.format(tmp_path)))

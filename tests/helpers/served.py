@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from helpers.tiny import tiny_config
 from helpers.toy_weights import ToyWeights
 
-from pangu_sigma.checkpoint.run_folder import drawn_tables
+from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk

@@ -252,12 +252,13 @@ SIGNS = {
 }
 """Names of files by whose presence kinds could be told apart."""
 ALLOWED = {
-    "checkpoint/run_folder.py": "training starts a run, and takes it up again",
+    "checkpoint/run_folder.py": "a run's configuration and newest checkpoint, for resuming",
     "checkpoint/start_over.py": "a run is set aside as it is",
     "checkpoint/checkpoint.py": "one checkpoint among those of a run",
     "checkpoint/model_files.py": "tokenizer and tables together, for training",
     "foreign/huggingface_layout.py": "layouts of others",
     "data/prepare/prepare.py": "prepared text, which is no model",
+    "train/start.py": "training starts a run, and takes it up again",
     "train/health.py": "what is in memory is held against what was just saved",
 }
 

@@ -22,8 +22,8 @@ from mindspore import Tensor
 from pangu_sigma.checkpoint import save as saving
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
-from pangu_sigma.checkpoint.root import has_checkpoints
-from pangu_sigma.checkpoint.run_folder import RunFolder, run_config
+from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
+from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.state import restore, shards_of
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError, RoutingConfig
@@ -37,6 +37,7 @@ from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.log.metrics import read_metrics
 from pangu_sigma.train.loop import Trainer, train
+from pangu_sigma.train.start import start_run
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -237,7 +238,7 @@ def test_resuming_with_other_routing_or_another_vocabulary_is_refused(tiny_data,
     (copy / "config.yaml").unlink()
     with pytest.raises(ConfigError, match=r"routing\.seed: 0 → 5"):  # says the checkpoint itself
         Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
-    run = RunFolder.create(tiny_run, tiny_config(tiny_data))
+    run = start_run(tiny_run, tiny_config(tiny_data))
     other = replace(run, table=draw_tables(RoutingConfig(seed=5), 2, 3, run.tokenizer.size, 2, None))
     with pytest.raises(CheckpointError, match=r"routing_hash.*routing\.seed"):
         other.newest_checkpoint()
@@ -356,7 +357,7 @@ def test_200_states_that_are_saved_behind_the_training_are_those_that_are_saved_
 def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer, caplog):
     """Behind the training: the error comes at a later step, and whatever is saved then is no checkpoint."""
     trainer.save()
-    before = has_checkpoints(trainer.run.checkpoints), trainer.run.latest
+    before = has_checkpoints(trainer.run.checkpoints), latest_checkpoint(trainer.run.checkpoints)
     weight = trainer.store.layer_parameters(1)["w2"].asnumpy()
     kept = weight[4].copy()
     weight[4, 3] = np.nan
@@ -370,7 +371,7 @@ def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer,
                 trainer.complete_save()
     finally:
         weight[4] = kept
-    assert before == (True, trainer.run.latest)
+    assert before == (True, latest_checkpoint(trainer.run.checkpoints))
     assert [path.name for path in trainer.run.checkpoints.glob("unhealthy_*")] == [
         f"unhealthy_{trainer.progress.step:08d}"
     ]

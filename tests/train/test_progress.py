@@ -6,9 +6,10 @@ import shutil
 import pytest
 from helpers.tiny import STEPS, tiny_config
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.root import latest_checkpoint
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.train.progress import Progress, resume
+from pangu_sigma.train.start import start_run
 
 
 def test_a_step_counts_and_an_applied_one_is_an_update():
@@ -25,18 +26,18 @@ def test_it_comes_back_from_the_state_of_a_checkpoint():
 
 
 def test_a_run_without_a_checkpoint_begins_at_the_start(tiny_data, tmp_path):
-    run, start = RunFolder.create(tmp_path / "run", tiny_config(tiny_data)), Cursor([0, 0, 0])
-    assert run.latest is None
+    run, start = start_run(tmp_path / "run", tiny_config(tiny_data)), Cursor([0, 0, 0])
+    assert latest_checkpoint(run.checkpoints) is None
     assert resume(run, start) == (Progress(0, 0, start), None)
 
 
 @pytest.mark.usefixtures("graph_mode")
 def test_a_run_goes_on_from_its_newest_checkpoint(tiny_data, tiny_run, caplog):
-    run = RunFolder.create(tiny_run, tiny_config(tiny_data))
+    run = start_run(tiny_run, tiny_config(tiny_data))
     with caplog.at_level("INFO"):
         progress, checkpoint = resume(run, Cursor([0, 0, 0]))
     assert checkpoint is not None
-    assert run.latest == run.checkpoints / f"step_{STEPS:08d}"
+    assert latest_checkpoint(run.checkpoints) == run.checkpoints / f"step_{STEPS:08d}"
     assert (progress.step, progress.updates, checkpoint.step) == (STEPS, STEPS, STEPS)
     assert sum(progress.cursor.taken) == STEPS * 4
     assert f"resuming {tiny_run} after step {STEPS}" in caplog.text
@@ -45,9 +46,9 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tiny_data, tiny_run, caplog):
 @pytest.mark.usefixtures("graph_mode")
 def test_damage_sends_a_run_to_the_checkpoint_before(tiny_data, tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
-    run = RunFolder.create(copy, tiny_config(tiny_data))
-    assert run.latest is not None
-    (run.latest / "state.json").write_text("{}")
+    run = start_run(copy, tiny_config(tiny_data))
+    assert latest_checkpoint(run.checkpoints) is not None
+    (latest_checkpoint(run.checkpoints) / "state.json").write_text("{}")
     progress, checkpoint = resume(run, Cursor([0, 0, 0]))
     assert checkpoint is not None
     assert progress.step == checkpoint.step < STEPS

@@ -1,4 +1,4 @@
-"""What may be changed in the configuration of a run that has a checkpoint, key by key, and why the rest may not."""
+"""Rules for configuration changes of a run with a checkpoint: for each key, whether it may change, and why not."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from pangu_sigma.config import Config, ConfigError
 
 Change = tuple[str, Any, Any]
-"""A key, its old and its new value; None where there is none."""
+"""Key, old value and new value; None where there is none."""
 
 
 class Rule(NamedTuple):
-    """What is true of a key, and of those below it that have no rule of their own.
+    """Rule of a key, and of the keys below it without a rule of their own.
 
-    free: True if a run may go on with another value.
-    why: for a key that is not free the reason, for one that is what becomes of the change; "" if nothing is to be said.
+    free: True if a run may resume with another value.
+    why: reason why the key is not free; for a free key the effect of a change, or "".
     """
 
     free: bool
@@ -61,17 +61,16 @@ RULES = {
 
 
 def rule_of(key: str) -> Rule:
-    """The rule of a key: its own, or that of the nearest key above it that has one. Raises KeyError if none has."""
+    """Return the rule of a key: its own, or that of the nearest key above it. Raises KeyError if none has a rule."""
     words = ["*" if word.isdigit() else word for word in key.split(".")]
-    found = (RULES.get(".".join(words[:end])) for end in range(len(words), 0, -1))
-    for rule in found:
-        if rule is not None:
+    for end in range(len(words), 0, -1):
+        if rule := RULES.get(".".join(words[:end])):
             return rule
     raise KeyError(key)
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """Values of a tree by their path, such as train.optimizer.beta1."""
+    """Flatten a configuration tree: path, such as train.optimizer.beta1 → value."""
     if not isinstance(tree, dict | list):
         return {path: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
@@ -79,7 +78,7 @@ def leaves(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    """Keys whose values differ between two configurations as plain trees, in the order of the new one."""
+    """Return the keys whose values differ between two configurations as plain trees, in the order of the new one."""
     before, after = leaves(old), leaves(new)
     return [
         (key, before.get(key), after.get(key))
@@ -89,7 +88,7 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
 
 
 def refuse_changes(run: Path, changes: list[Change]) -> None:
-    """Raise ConfigError if one of the changes would give the saved state of a run another meaning; it names all of these."""
+    """Raise ConfigError if changes would give the saved state of a run another meaning; the message names all of them."""
     refused = [change for change in changes if not rule_of(change[0]).free]
     if refused:
         lines = [f"{change_text(change)}: {rule_of(change[0]).why}" for change in refused]
@@ -102,14 +101,14 @@ def refuse_changes(run: Path, changes: list[Change]) -> None:
 
 
 def change_text(change: Change) -> str:
-    """A change as a line for people."""
+    """Format a change as one line of text."""
     key, *values = change
     old, new = (json.dumps(value, ensure_ascii=False) for value in values)
     return f"{key}: {old} → {new}"
 
 
 def absolute_paths(config: Config) -> Config:
-    """The configuration with paths that mean the same from any folder."""
+    """Return the configuration with absolute paths."""
     data = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
     ecss = config.ecss.model_copy(update={"path": config.ecss.path and str(Path(config.ecss.path).absolute())})
     return config.model_copy(update={"data": data, "ecss": ecss})

@@ -1,19 +1,13 @@
-"""Checkpoints that are either whole or refused.
+"""Reader of checkpoints, which are verified byte by byte, or refused. The promises are in README.md.
 
     <root>/step_00000400/<shard>.safetensors …  arrays
-                         state.json             everything else: counters, random state, data cursor
+                         state.json             counters, random state, data cursor
                          manifest.json          size and content hash of those files, identity of the run, its own hash
     <root>/LATEST                               name of the newest whole checkpoint
-    <root>/unhealthy_00000500/                  a state with values that are not finite; no checkpoint, kept for looking at
+    <root>/unhealthy_00000500/                  a state with values that are not finite; kept for inspection, never loaded
 
-A save writes a sibling directory, flushes it to the disk, renames it, and only then changes LATEST (also by a rename):
-a crash at any moment leaves the previous checkpoint in force. A load checks every byte of every file before it hands
-out an array. One run saves into a root at a time.
-
-A shard is a named group of arrays: the dense parameters, the experts of a layer. The ranks of a run write into one directory,
-which all of them must see: each its own arrays, and rank 0 the rest. A shard that several ranks write has a file of each,
-`<shard>.<rank>.safetensors`, whose metadata say which part of the whole array each array is (parts.py), so that any number of ranks
-can read what any other number wrote.
+A shard is a named group of arrays: the dense parameters, the experts of a layer. A shard that several ranks write has a file of
+each rank, `<shard>.<rank>.safetensors`, whose metadata say which part of the whole array each array is (parts.py).
 """
 
 from __future__ import annotations
@@ -37,7 +31,6 @@ from pangu_sigma.checkpoint.format import (
     CheckpointError,
     DamagedCheckpoint,
     Identity,
-    OtherData,
     read_manifest,
 )
 from pangu_sigma.checkpoint.lazy import LazyArray
@@ -52,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint; its arrays are mapped files, and writing to one changes memory only."""
+    """Checkpoint whose files are verified. Its arrays are memory-mapped; writing to one changes memory only."""
 
     step: int
     state: dict[str, Any]
@@ -60,16 +53,16 @@ class Checkpoint:
     files: Files
 
     def saved(self, shard: str) -> dict[str, list[SavedArray]]:
-        """What the files of a shard hold of each of its arrays."""
-        found: dict[str, list[SavedArray]] = {}
+        """Return the saved parts of each array of a shard, by the array's name."""
+        parts: dict[str, list[SavedArray]] = {}
         for file, arrays in self.files.items():
             if file.partition(".")[0] == shard:
                 for name, array in arrays.items():
-                    found.setdefault(name, []).append(array)
-        return found
+                    parts.setdefault(name, []).append(array)
+        return parts
 
     def array(self, shard: str, name: str) -> LazyArray | None:
-        """An array of a shard as a whole; None if there is none."""
+        """Return an array of a shard, joined from its parts; None if the checkpoint has none of that name."""
         saved = self.saved(shard).get(name)
         return None if saved is None else whole_array(saved, name)
 
@@ -78,36 +71,29 @@ def load_checkpoint(
     path: Path,
     expected: Identity | None = None,
     ranks: Ranks = SINGLE_PROCESS,
-    allow_data_change: bool = False,
     verified: bool = True,
 ) -> Checkpoint:
-    """Read and verify a checkpoint.
+    """Load a checkpoint and verify its files.
 
-    path: one checkpoint's directory, where damage is an error; or a root, where the newest whole one is taken, with a warning that
-        names what is damaged or missing if it is not the one that LATEST names.
-    expected: what the caller is about to continue; another vocabulary, routing or data hash is refused. Configs may differ.
-    ranks: all of them call this. Each verifies some of the files, and all take the same checkpoint.
-    allow_data_change: True if the user accepts other data than the checkpoint was trained on; that is then a warning.
-    verified: False to compare sizes and no hashes, which reads headers only; of a root the newest checkpoint by its name is taken.
-    Raises CheckpointError when there is no whole checkpoint or it is not the expected one, and its kind OtherData when only the
-    data are others.
+    path: one checkpoint's directory, where damage is an error; or a root, where the newest whole checkpoint is loaded, with a
+        warning that names the damaged or missing one if it is not the one that LATEST names.
+    expected: identity of the run to resume; another vocabulary or routing hash is refused. Configurations and data may differ.
+    ranks: all of them call this. Each verifies some of the files, and all load the same checkpoint.
+    verified: False to compare sizes and no hashes, which reads headers only; in a root the newest checkpoint by name is loaded.
+    Raises CheckpointError when there is no whole checkpoint or it is not the expected one.
     """
     if CHECKPOINT_NAME.fullmatch(path.name) or (path / MANIFEST).exists():
-        found = _load_directory(path, expected, ranks, verified)
-    elif verified:
-        found = _newest_whole(path, expected, ranks)
-    else:
-        newest = latest_checkpoint(path)
-        if newest is None:
-            raise CheckpointError(f"{path}: holds no checkpoint; train the run first")
-        found = _load_directory(newest, expected, ranks, verified)
-    if expected is not None:
-        _check_data(path, found, expected, ranks, allow_data_change)
-    return found
+        return _load_directory(path, expected, ranks, verified)
+    if verified:
+        return _newest_whole(path, expected, ranks)
+    newest = latest_checkpoint(path)
+    if newest is None:
+        raise CheckpointError(f"{path}: holds no checkpoint; train the run first")
+    return _load_directory(newest, expected, ranks, verified)
 
 
 def newest_identity(root: Path) -> Identity | None:
-    """The identity in the newest checkpoint whose manifest is whole; other files are not read. None if there is none."""
+    """Return the identity in the newest checkpoint whose manifest is whole, without reading other files; None if there is none."""
     for directory in candidates(root) if root.is_dir() else ():
         try:
             return Identity(**read_manifest(directory)["identity"])
@@ -149,18 +135,14 @@ def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verifie
     try:
         files = {name: _read_arrays(path / f"{name}.safetensors") for name in names}
         state = json.loads((path / STATE).read_bytes())
-    except (
-        DamagedFile,
-        ValueError,
-        OSError,
-        RecursionError,
-    ) as error:  # it has its hash, and is not what a save writes
+    except (DamagedFile, ValueError, OSError, RecursionError) as error:
+        # the file has its hash, and is not what a save writes
         raise DamagedCheckpoint(f"{error}; {ANOTHER}") from error
     return Checkpoint(manifest["step"], state, identity, files)
 
 
 def _read_arrays(file: Path) -> dict[str, SavedArray]:
-    """The arrays of a file, mapped. Raises ValueError when they are not what the file says."""
+    """Map the arrays of a file. Raises ValueError when one is not the part that the metadata say."""
     parts, arrays = decode_parts(metadata_of(file).get(PARTS, "{}")), {}
     for name, values in map_arrays(file).items():
         part = parts.get(name) or Part.everything(values.shape)
@@ -171,41 +153,18 @@ def _read_arrays(file: Path) -> dict[str, SavedArray]:
 
 
 def _refuse_other(path: Path, found: Identity, expected: Identity) -> None:
-    for what, key, fix in (
-        (
-            "vocabulary",
-            "vocabulary_hash",
-            "use the prepared data folder (its tokenizer) that the checkpoint was trained with",
-        ),
-        ("routing table", "routing_hash", "use the checkpoint's routing.table, routing.seed, domains and vocabulary"),
-    ):
+    data = "use the prepared data folder (its tokenizer) that the checkpoint was trained with"
+    keys = "use the checkpoint's routing.table, routing.seed, domains and vocabulary"
+    for what, key, fix in (("vocabulary", "vocabulary_hash", data), ("routing table", "routing_hash", keys)):
         has, wants = getattr(found, key), getattr(expected, key)
         if has != wants:
             raise CheckpointError(f"{path}: made with another {what}: its {key} is {has}, this run's is {wants}; {fix}")
 
 
-def _check_data(path: Path, found: Checkpoint, expected: Identity, ranks: Ranks, accepted: bool) -> None:
-    """Refuse other data than the checkpoint's, or say that they are others, or that nobody knows."""
-    has, wants = found.identity.data_hash, expected.data_hash
-    if wants is None or has == wants:
-        return
-    if has is None:
-        text = "the data could not be checked: it does not say which it was trained on"
-    elif accepted:
-        text = f"trained on other data: its data_hash is {has}, this run's is {wants}; going on with them as asked"
-    else:
-        raise OtherData(
-            f"{path}: trained on other data: its data_hash is {has}, this run's is {wants}; use the prepared data folder that the "
-            "checkpoint was trained with, or say that you want to go on with other data"
-        )
-    if ranks.first:
-        logger.warning("%s: checkpoint of step %d: %s", path, found.step, text)
-
-
 def whole_array(saved: list[SavedArray], name: str) -> LazyArray:
-    """The array that files have as one or as several parts; each of its rows can be read alone. name: for messages.
+    """Join the saved parts of an array. Each row can be read alone. name: for messages.
 
-    Raises CheckpointError, when its values are asked for, if a part of it is in no file.
+    Raises CheckpointError, when values are read, if a part of the array is in no file.
     """
     if len(saved) == 1 and saved[0].is_whole:
         return LazyArray.of(saved[0].values, name)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint, made from arrays without a network: a tensor at a time, so that the model need not fit into memory."""
+"""Composer of a checkpoint's files from arrays, without a network and tensor by tensor, for models larger than the memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pangu_sigma.ecss.store import array_specs
 from pangu_sigma.parallel.parameters import dense_weights
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
-"""find(shard, name, shape): the array of that name and shape, or None where training starts from zero. Weights are never None."""
+"""find(shard, name, shape) returns the array of that name and shape; None if it starts from zero, as weights never do."""
 
 
 def compose(config: Config, find: Find) -> Files:
-    """The files of a checkpoint of `config` in one process: names, shapes and dtypes are those that training saves.
+    """Return the files of a checkpoint of `config` in one process, with the names, shapes and dtypes that training saves.
 
-    find: gives the weights, and what there is of Adam's state and of the loss scale; the rest begins as in a new run.
+    find: returns the weights, and Adam state and loss scale as far as they exist; the rest is as in a new run.
     """
     config = config.on_one_rank()
     dense = [(array.name, array.shape) for array in dense_weights(config)]

@@ -1,4 +1,4 @@
-"""What a checkpoint is: the names of its files, the version of its layout, what it belongs to, and what may be wrong with one."""
+"""Format of a checkpoint: names of its files, version of the layout, identity of its run, and errors."""
 
 from __future__ import annotations
 
@@ -17,31 +17,27 @@ LATEST = "LATEST"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 UNHEALTHY = "unhealthy.json"
-"""What a state that is not healthy has in the place of a manifest, so that nothing takes it for a checkpoint."""
+"""Manifest of a state that is not healthy, under another name so that nothing takes it for a checkpoint."""
 PARTS = "parts"
-"""Key of a file's metadata: the parts that its arrays are; those that it does not name are whole."""
+"""Metadata key of a file for the parts that its arrays are (parts.py); arrays without an entry are whole."""
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,18})")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 ANOTHER = "use another checkpoint"
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that cannot be written or read; the message names the file, what is wrong and the fix."""
+    """Error of a checkpoint that cannot be written or read; the message names the file, the problem and the fix."""
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint one of whose files is not what was saved."""
-
-
-class OtherData(CheckpointError):
-    """A checkpoint that was trained on other data than the run would go on with."""
+    """Error of a checkpoint with a file that differs from what was saved."""
 
 
 class UnhealthyState(UserError, RuntimeError):
-    """A state with weights or moments that are not finite, so that no checkpoint was made of it; all ranks raise it.
+    """Error of a save whose weights or moments are not finite, so that it made no checkpoint; all ranks raise it.
 
-    step: the state's. found: what is not finite, on all ranks. folder: where the state is kept for looking at; None if that failed.
-    healthy: the newest checkpoint, which is older; None if there is none.
+    step: step of the state. found: the arrays of all ranks that are not finite. folder: where the state is kept for inspection;
+    None if that failed. healthy: the newest checkpoint, which is older; None if there is none.
     """
 
     def __init__(
@@ -58,12 +54,11 @@ class UnhealthyState(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Identity:
-    """The vocabulary, routing table, configuration and data that a checkpoint belongs to.
+    """Vocabulary, routing table, configuration and data that a checkpoint belongs to.
 
     With another vocabulary or routing table the same weights mean something else; with other data the run is another one.
     config: the resolved configuration as a plain tree (`Config.model_dump(mode="json")`).
-    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if it was trained on none, or if the caller does
-    not mind.
+    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if the model was trained on none, or unknown.
     """
 
     vocabulary_hash: str
@@ -73,7 +68,7 @@ class Identity:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, whose bytes must be exactly those of its contents sealed with its own hash."""
+    """Read the manifest of a checkpoint's directory. Raises CheckpointError for another format, DamagedCheckpoint for damage."""
     file = path / MANIFEST
     try:
         body = unsealed(file, ANOTHER)
@@ -89,7 +84,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _is_manifest(body: dict[str, Any]) -> bool:
-    """True if everything that is read of a manifest is there, and no file of it is outside the folder."""
+    """Return True if a manifest has every key that is read, and no file of it is outside the folder."""
     files, identity = body.get("files"), body.get("identity")
     if type(body.get("step")) is not int or not isinstance(files, dict) or not isinstance(identity, dict):
         return False

@@ -1,7 +1,6 @@
-"""Arrays that are made while they are written or read, so that no more than one tensor of a model need be in memory.
+"""Lazy arrays: values are computed while they are written or read, because a checkpoint may be larger than the memory.
 
-A checkpoint may be larger than the memory: an expert layer that is one FFN many times over, or a parameter that lies in 512 files.
-What saves and loads takes a `LazyArray` where it takes a NumPy array.
+Savers and loaders accept a `LazyArray` wherever they accept a NumPy array.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from pangu_sigma.checkpoint.mapped_file import release_pages
 
 @dataclass(frozen=True)
 class LazyArray:
-    """An array whose values are made when they are asked for, every time anew.
+    """Array whose values are computed at each access.
 
-    content: gives arrays whose values, one after another, are those of the whole in C order.
-    origin: where they come from, for messages, such as a file and the name in it.
-    holes: True if all values are zero, and a file may leave them out.
-    row: gives a row of the first axis by its number, where that can be read alone.
+    content: yields arrays whose values, end to end, are those of the whole in C order.
+    origin: source of the values for messages, such as a file and the name in it.
+    holes: True if all values are zero, so that a file may leave them out.
+    row: returns a row of the first axis by its number, where that can be read alone.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +48,7 @@ class LazyArray:
         return self.size * self.itemsize
 
     def read(self) -> np.ndarray:
-        """All of its values. Where `content` gives one array, that one; else the whole and one of them are in memory."""
+        """Return all values. If `content` yields one array, it is returned; else the whole and one of them are in memory."""
         whole, position = None, 0
         for values in self.content():
             flat = np.asarray(values, self.dtype)
@@ -65,7 +64,7 @@ class LazyArray:
 
     @classmethod
     def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:
-        """An array that is there already; the memory of a mapped one is given back when it was read."""
+        """Wrap an existing array; the memory of a mapped one is released after each read."""
 
         def content() -> Iterator[np.ndarray]:
             yield values
@@ -74,7 +73,7 @@ class LazyArray:
         return cls(values.shape, values.dtype, content, origin, row=values.__getitem__)
 
     def part(self, number: int, origin: str) -> LazyArray:
-        """A row of the first axis. Its memory is given back when it was read."""
+        """Return a row of the first axis as a lazy array, whose memory is released after each read."""
         row = self.row
         assert row is not None
 
@@ -87,7 +86,7 @@ class LazyArray:
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: np.dtype | str) -> LazyArray:
-        """An array of zeros, which takes neither memory nor room in a file."""
+        """Return an array of zeros, which needs neither memory nor space in a file."""
 
         def content() -> Iterator[np.ndarray]:
             chunk, left = np.zeros(_ZEROS, dtype), math.prod(shape)
@@ -98,6 +97,6 @@ class LazyArray:
 
 
 _ZEROS = 1 << 20
-"""Number of values of the one array that `zeros` gives again and again."""
+"""Number of values of the array that `zeros` yields repeatedly."""
 
 AnyArray = np.ndarray | LazyArray

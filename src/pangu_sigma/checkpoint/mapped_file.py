@@ -1,7 +1,7 @@
-"""Files mapped into memory whole: read when they are touched, whatever their number, since a map keeps no descriptor open.
+"""Memory-mapped files that keep no file descriptor open.
 
-Python's own `mmap` duplicates the descriptor of its file and holds it, so a model of some dozens of layers, a file and many arrays
-each, would not open under the usual limit of 1,024.
+Python's own `mmap` holds a duplicate of its file's descriptor, so a model of dozens of layers, with a file and many arrays each,
+would not open under the usual limit of 1,024.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _FAILED = ctypes.c_void_p(-1).value
 _MAP_NORESERVE = 0x4000
-"""Linux's flag for a map that may be larger than the memory."""
+"""Flag of Linux for a map that may be larger than the memory."""
 
 
 class _Region:
-    """A mapped stretch of memory, as NumPy takes it; it is unmapped when no array of it is left."""
+    """Mapped region of memory for NumPy; it is unmapped when no array of it is left."""
 
     def __init__(self, address: int, size: int):
         self.__array_interface__ = {"data": (address, False), "shape": (size,), "typestr": "|u1", "version": 3}
@@ -33,7 +33,7 @@ class _Region:
 
 
 def map_file(path: Path) -> np.ndarray:
-    """The bytes of a file, uint8; writing to them changes memory and never the file. Raises OSError."""
+    """Map the bytes of a file, uint8; writing to them changes memory and never the file. Raises OSError."""
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if not size:  # which cannot be mapped
@@ -46,9 +46,9 @@ def map_file(path: Path) -> np.ndarray:
 
 
 def release_pages(values: np.ndarray) -> None:
-    """Give back the memory that an array of a mapped file takes; it is read again when it is touched.
+    """Release the memory of an array of a mapped file; the next access reads the file again.
 
-    What was written to it may be lost. Pages that it shares with its neighbours in the file stay.
+    Values written to the array may be lost. Pages that it shares with its neighbours in the file stay.
     """
     base: object = values
     while isinstance(base, np.ndarray):

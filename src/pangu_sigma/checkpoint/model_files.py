@@ -1,7 +1,7 @@
-"""What a run folder and an exported model both have: configuration, tokenizer, routing tables. Written once, checked before use.
+"""Configuration, tokenizer and routing tables of a run folder or an exported model: written once, verified before use.
 
     config.yaml              `# pangu-sigma run, format 2; xxh3_128 of the lines below: …`, then the resolved tree
-    tokenizer/ routing.npz   what the model's ids mean, and which expert each of them has
+    tokenizer/ routing.npz   vocabulary, and the expert of each token id
     seal.json                size and hash of those two (of an export: of every file), and its own hash
 
 config.yaml has its own hash because a run may change it; the others never change.
@@ -35,9 +35,9 @@ _FIRST_LINE = re.compile(rb"# pangu-sigma (run|export), format (\d+); xxh3_128 o
 
 
 def write_model_files(folder: Path, config: Config, tokenizer: Path, table: RoutingTable) -> None:
-    """Write the files of a run, config.yaml last: a folder that has it has all of them. What is there is replaced.
+    """Write the files of a run over existing ones, config.yaml last: a folder that has it has all of them.
 
-    tokenizer: a folder that holds one. Raises OSError.
+    tokenizer: folder of a tokenizer. Raises OSError.
     """
     fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -54,13 +54,13 @@ def write_model_files(folder: Path, config: Config, tokenizer: Path, table: Rout
 
 
 def seal_model_files(folder: Path, facts: dict[str, Any], others: Iterable[str] = ()) -> None:
-    """Seal tokenizer, tables and other files of a folder. facts: what else the seal says."""
+    """Seal tokenizer, tables and other files of a folder. facts: other contents of the seal."""
     tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
     seal_folder(folder, [*tokenizer, ROUTING_FILE, *others], {"format": FILES_FORMAT, **facts})
 
 
 def write_config(folder: Path, config: Config, kind: str) -> None:
-    """Write config.yaml, whole or not at all."""
+    """Write config.yaml atomically, with its hash in the first line. kind: "run" or "export"."""
     text = dump_config(config).encode()
     line = (
         f"# pangu-sigma {kind}, format {FILES_FORMAT}; xxh3_128 of the lines below: {xxhash.xxh3_128_hexdigest(text)}\n"
@@ -69,7 +69,7 @@ def write_config(folder: Path, config: Config, kind: str) -> None:
 
 
 def read_config(folder: Path, kind: str, fix: str) -> Config:
-    """The configuration of a folder. fix: what to do if the file is not the one that was written.
+    """Read the configuration of a folder. fix: advice for a file that differs from what was written.
 
     Raises DamagedFile for a file that was edited or damaged; ConfigError for another kind of folder, and as `load_config`.
     """
@@ -98,22 +98,19 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
 
 
 def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:
-    """Tokenizer and tables of a folder whose config.yaml was read.
-
-    fix: what to do about damage. Raises DamagedFile; DataError as `Tokenizer.load`.
-    """
+    """Read tokenizer and routing tables of a folder. fix: advice for damage. Raises DamagedFile; DataError as `Tokenizer.load`."""
     table = read_table(folder, fix)
     return read_tokenizer(folder, fix), table
 
 
 def read_tokenizer(folder: Path, fix: str) -> Tokenizer:
-    """The tokenizer of a folder, verified by its seal. Raises as `read_model_files`."""
+    """Read the tokenizer of a folder, verified by its seal. Raises as `read_model_files`."""
     check_folder(folder, fix, f"{TOKENIZER_FOLDER}/")
     return Tokenizer.load(folder / TOKENIZER_FOLDER)
 
 
 def read_table(folder: Path, fix: str) -> RoutingTable:
-    """The routing tables of a folder, verified by its seal. Raises DamagedFile."""
+    """Read the routing tables of a folder, verified by its seal. Raises DamagedFile."""
     check_folder(folder, fix, ROUTING_FILE)
     try:
         return RoutingTable.load(folder / ROUTING_FILE)

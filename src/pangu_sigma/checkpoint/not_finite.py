@@ -1,14 +1,10 @@
-"""The health of saved arrays: weights and moments that are not finite, found by file, tensor, layer and expert.
-
-A NaN in one expert stays there for ever, and a checkpoint that carries it is no way back. So every float array is looked at as it
-is written, and `find_not_finite` looks at the arrays of a running training.
-"""
+"""Search for NaN and infinity in saved arrays: every float array is examined as it is written, by tensor, layer and expert."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,9 +20,9 @@ _NAMED = 8
 
 @dataclass(frozen=True)
 class NotFinite:
-    """An array of a checkpoint's file that holds NaN or infinity.
+    """Array of a checkpoint's file that holds NaN or infinity.
 
-    file: name of the file, without its ending. name: of the array. count: number of such values.
+    file: name of the file, without its ending. name: of the array. count: number of NaN and infinite values.
     first: index of the first of them in the whole array, whatever part of it the file holds; () for a scalar.
     experts: numbers of the experts that have such values, ascending; () if the array is not one of experts.
     """
@@ -39,21 +35,12 @@ class NotFinite:
 
     @property
     def layer(self) -> int | None:
-        """The RRE layer whose experts these are; None for dense arrays."""
+        """RRE layer of the experts; None for dense arrays."""
         return int(self.file.removeprefix(EXPERTS).partition(".")[0]) if self.file.startswith(EXPERTS) else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, tree: dict[str, Any]) -> NotFinite:
-        """What `as_dict` wrote."""
-        return cls(tree["file"], tree["name"], tree["count"], tuple(tree["first"]), tuple(tree["experts"]))
 
 
 class Watch:
-    """A look at the arrays of one file, chunk by chunk; nothing is copied. `found` is what was not finite so far."""
+    """Examiner of the arrays of one file, chunk by chunk, without copies. `found` are the arrays not finite so far."""
 
     def __init__(self, file: str, arrays: dict[str, SavedArray]):
         self._file, self._arrays = file, arrays
@@ -62,7 +49,7 @@ class Watch:
         self._rows: dict[str, set[int]] = {}
 
     def see(self, name: str, first: int, values: np.ndarray) -> None:
-        """Look at a chunk of an array. first: position of its first value in the array, flattened."""
+        """Examine a chunk of an array. first: position of its first value in the flattened array."""
         positions = _not_finite(values)
         if len(positions):
             self._counts[name] = self._counts.get(name, 0) + len(positions)
@@ -92,14 +79,14 @@ class Watch:
 
 
 def count_not_finite(values: np.ndarray) -> int:
-    """Number of NaN and infinite values of an array."""
+    """Count the NaN and infinite values of an array."""
     return sum(len(_not_finite(chunk)) for _, chunk in chunks(values))
 
 
 def describe(found: Iterable[NotFinite], config: dict[str, Any]) -> str:
-    """Tensors, layers, experts with their domains, and counts, in words.
+    """Describe arrays that are not finite for a message: tensors, layers, experts with their domains, and counts.
 
-    config: the configuration as a plain tree (`Identity.config`), which knows the domains.
+    config: the configuration as a plain tree (`Identity.config`), which names the domains.
     """
     texts = [_describe(each, config) for each in found]
     more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
@@ -119,13 +106,13 @@ def _describe(found: NotFinite, config: dict[str, Any]) -> str:
 
 
 def _domain(expert: int, config: dict[str, Any]) -> str:
-    """The domain of an expert in brackets; nothing if the configuration does not say."""
+    """Return the domain of an expert as text; "" if the configuration does not say."""
     size, domains = config.get("model", {}).get("experts_per_domain", 0), config.get("domains", [])
     return f" of domain {domains[expert // size]['name']}" if size and expert // size < len(domains) else ""
 
 
 def _not_finite(values: np.ndarray) -> np.ndarray:
-    """Positions of NaN and infinity. Arrays of uint16 are bfloat16, which NumPy has not (ecss/store.py)."""
+    """Return the positions of NaN and infinity. Arrays of uint16 are bfloat16, which NumPy lacks (ecss/store.py)."""
     if values.dtype == np.uint16:
         return np.flatnonzero((values & _EXPONENT) == _EXPONENT)
     if values.dtype.kind != "f":

@@ -2,56 +2,56 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import NamedTuple, cast
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple, cast
 
 import numpy as np
+from pydantic import Field, TypeAdapter
 
 from pangu_sigma.checkpoint.lazy import AnyArray
 from pangu_sigma.checkpoint.mapped_file import release_pages
 from pangu_sigma.sealed import DamagedFile
 
 WEIGHTS = "dense"
-"""Shard of the dense parameters."""
+"""Name of the shard of the dense parameters."""
 EXPERTS = "experts_layer_"
-"""Beginning of the names of the shards of the experts, one a layer, with their Adam state."""
+"""Prefix of the names of the expert shards, one per RRE layer, which hold Adam state too."""
 OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
-"""Shards of the dense parameters' Adam state, and of the loss scale."""
+"""Names of the shards of the dense parameters' Adam state, and of the loss scale."""
 
-_MOST = 1 << 48
-"""Rows and columns stay below it."""
+Count = Annotated[int, Field(ge=0, lt=1 << 48)]
+"""Number of rows or columns, or an index of one."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The part of a whole array that another array is: some rows, and a box of each.
+    """Position of a saved array in the whole array: rows of the first axis, and an interval of each other axis.
 
-    It may be the experts of a rank, a slice of a matrix, or everything.
+    A part is the experts of a rank, a slice of a matrix, or the whole array.
 
     whole: shape of the whole array.
-    rows: runs (first, end) of its first axis, ascending.
-    offset: first index of each other axis; the array's own shape says how far it goes.
+    rows: intervals (first, end) of the first axis, ascending.
+    offset: first index on each other axis; the saved array's shape gives the length.
     """
 
-    whole: tuple[int, ...]
-    rows: tuple[tuple[int, int], ...]
-    offset: tuple[int, ...]
+    whole: tuple[Count, ...]
+    rows: tuple[tuple[Count, Count], ...]
+    offset: tuple[Count, ...]
 
     @classmethod
     def everything(cls, shape: tuple[int, ...]) -> Part:
-        """All of an array of this shape."""
+        """Return the part that is a whole array of this shape."""
         return cls(shape, ((0, shape[0]),) if shape else (), (0,) * (len(shape) - 1))
 
     @classmethod
     def of_rows(cls, shape: tuple[int, ...], rows: np.ndarray) -> Part:
-        """The rows with these numbers, ascending, of an array of `shape`."""
+        """Return the part with these rows, ascending, of an array of `shape`."""
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         return cls(shape, tuple((int(run[0]), int(run[-1]) + 1) for run in runs), (0,) * (len(shape) - 1))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """True if an array of this shape can be this part."""
+        """Return True if a saved array of this shape can be this part."""
         if not self.whole or len(shape) != len(self.whole) or len(self.offset) != len(shape) - 1:
             return shape == self.whole and not self.rows and not self.offset
         ends = [0, *(number for run in self.rows for number in run), self.whole[0]]
@@ -63,22 +63,19 @@ class Part:
         )
 
     def numbers(self) -> np.ndarray:
-        """The number that each row of the part has in the whole array."""
+        """Return the index of each row of the part in the whole array."""
         return np.concatenate([np.arange(first, end) for first, end in self.rows])
 
 
 class SavedArray(NamedTuple):
-    """An array of a file, and the part of the whole array that it is.
-
-    values: of what is to be written it may be a LazyArray, which has its shape, dtype and chunks; what was read is never one.
-    """
+    """Array of a checkpoint's file, and its part of the whole array. values: a LazyArray only for writing, never when read."""
 
     part: Part
     values: np.ndarray
 
     @classmethod
     def whole(cls, values: AnyArray) -> SavedArray:
-        """An array that is not divided."""
+        """Wrap an array that is not divided."""
         return cls(Part.everything(values.shape), cast(np.ndarray, values))
 
     @property
@@ -87,44 +84,29 @@ class SavedArray(NamedTuple):
 
 
 Files = dict[str, dict[str, SavedArray]]
-"""Arrays by the file that they are in, without its ending, and by their name."""
+"""Arrays of a checkpoint: file name without its ending → name of the array → array."""
+
+_PARTS_BY_NAME = TypeAdapter(dict[str, Part])
 
 
 def encode_parts(parts: dict[str, Part]) -> str:
-    """The parts as text, for a file's metadata."""
-    return json.dumps({name: asdict(part) for name, part in parts.items()})
+    """Return the parts of arrays, by name, as JSON for a file's metadata."""
+    return _PARTS_BY_NAME.dump_json(parts).decode()
 
 
 def decode_parts(text: str) -> dict[str, Part]:
-    """The parts that `encode_parts` wrote as text. Raises DamagedFile for any other text."""
+    """Return the parts that `encode_parts` wrote as JSON. Raises DamagedFile for any other text."""
     try:
-        return {
-            name: Part(_numbers(part["whole"]), tuple(_run(run) for run in part["rows"]), _numbers(part["offset"]))
-            for name, part in json.loads(text).items()
-        }
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        return _PARTS_BY_NAME.validate_json(text, strict=True)
+    except ValueError as error:
         raise DamagedFile(f"parts of arrays are not what was written: {text[:100]!r}; the file is damaged") from error
 
 
-def _numbers(values: list[int]) -> tuple[int, ...]:
-    if not all(type(value) is int and 0 <= value < _MOST for value in values):
-        raise ValueError("no shape or offset")
-    return tuple(values)
-
-
-def _run(values: list[int]) -> tuple[int, int]:
-    first, end = _numbers(values)
-    if end < first:
-        raise ValueError("a run that ends before it begins")
-    return first, end
-
-
 def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Callable[[], None] = lambda: None) -> int:
-    """Copy what a saved array has of `target`, row by row, keeping no more than a row of a mapped file in memory.
+    """Copy the elements that `saved` and `target` share, row by row, so that only one row of a mapped file is in memory.
 
-    wanted: the part of the same whole array that `target` is.
-    after_row: called after each row.
-    Returns how many elements were copied.
+    wanted: the part that `target` is of the same whole array. after_row: called after each row.
+    Returns the number of elements copied.
     """
     part, value = saved
     if not part.whole:

@@ -1,6 +1,6 @@
-"""The little of protobuf's wire format that MindSpore's files need: fields of a message, with long ones left in the file.
+"""Reader of protobuf's wire format, as far as MindSpore's files use it: fields of a message, with long values left in the file.
 
-The library reads a message whole, and one of a checkpoint is as large as a tensor.
+The library reads a message whole, and a message of a checkpoint is as large as a tensor.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 OF_NUMBER, FIXED64, OF_BYTES, FIXED32 = 0, 1, 2, 5
-"""Ways in which a field is written."""
-
+"""Wire types of a field."""
 
 Content = bytes | memoryview
-"""What messages are read from."""
+"""Buffer that messages are read from."""
 
 
 class Field(NamedTuple):
-    """A field of a message. number: which. way: how it is written. value: a number, or the length of its bytes. begin, end: where
-    its value is."""
+    """Field of a message. way: its wire type. value: a number, or the length of its bytes. begin, end: position of its value."""
 
     number: int
     way: int
@@ -28,7 +26,7 @@ class Field(NamedTuple):
 
 
 def varint(content: Content, at: int, end: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and the position behind it. Raises ValueError when it does not end."""
+    """Read a varint (seven bits a byte). Returns the number and the position after it. Raises ValueError if it does not end."""
     value = shift = 0
     while at < end:
         byte = content[at]
@@ -43,9 +41,9 @@ def varint(content: Content, at: int, end: int) -> tuple[int, int]:
 
 
 def field_at(content: Content, at: int, end: int, whole: int) -> Field:
-    """The field at a position. end: of the content that is there. whole: of the message, which may reach beyond the content.
+    """Read the field at a position. end: end of the content at hand. whole: end of the message, which may be beyond it.
 
-    Raises ValueError when the field is not inside the message, or is of no known way.
+    Raises ValueError when the field is not inside the message, or has an unknown wire type.
     """
     key, at = varint(content, at, end)
     number, way = key >> 3, key & 7
@@ -64,7 +62,7 @@ def field_at(content: Content, at: int, end: int, whole: int) -> Field:
 
 
 def fields(content: Content, begin: int, end: int) -> Iterator[Field]:
-    """Fields of a message that is there whole. Raises ValueError as `field_at` does."""
+    """Yield the fields of a message that is at hand whole. Raises ValueError as `field_at` does."""
     while begin < end:
         found = field_at(content, begin, end, end)
         yield found
@@ -72,7 +70,7 @@ def fields(content: Content, begin: int, end: int) -> Iterator[Field]:
 
 
 def numbers(content: Content, found: Field) -> list[int]:
-    """The numbers, with sign, of a repeated field: one, or several packed into bytes."""
+    """Return the signed numbers of a repeated field: one, or several packed into bytes."""
     if found.way == OF_NUMBER:
         return [_signed(found.value)]
     if found.way != OF_BYTES:

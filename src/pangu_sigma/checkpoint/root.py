@@ -1,6 +1,6 @@
-"""The checkpoints of a root: which there are, which is the newest, and how one comes to be it.
+"""Checkpoints of a root: listing, the newest one, making one the newest, and pruning.
 
-LATEST is a hint. What decides is which folders are there, and that a folder gets its name only when it is whole.
+LATEST is a hint. The folders that exist decide: a folder gets its name only when it is whole.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pangu_sigma.sealed import UNFINISHED, sync
 logger = logging.getLogger(__name__)
 
 NEXT_LATEST = f"{UNFINISHED}{LATEST}"
-"""Name of the note that becomes LATEST."""
+"""Name of the file that is renamed to LATEST."""
 _ASIDE = f"{UNFINISHED}replaced-"
-"""Prefix of a checkpoint that steps aside for another one of the same step."""
+"""Prefix of a checkpoint that is renamed while another one of the same step replaces it."""
 
 
 def has_checkpoints(root: Path) -> bool:
-    """True if a root holds checkpoints, whole or not, or says that it did.
+    """Return True if a root holds checkpoints, whole or not, or a LATEST that names one.
 
-    A run may start from nothing only where this is False; anywhere else `load_checkpoint` gives the newest whole checkpoint or an
-    error. Raises CheckpointError when the root cannot be read.
+    A run may start from nothing only if this is False; otherwise `load_checkpoint` returns the newest whole checkpoint or raises.
+    Raises CheckpointError when the root cannot be read.
     """
     try:
         return bool(_checkpoints(root)) or (root / LATEST).exists()
@@ -37,17 +37,16 @@ def has_checkpoints(root: Path) -> bool:
 
 
 def latest_checkpoint(root: Path) -> Path | None:
-    """The folder of the newest checkpoint, by its name; None if a root has none."""
+    """Return the folder of the newest checkpoint, by its name; None if a root has none."""
     return next(iter(candidates(root)), None) if has_checkpoints(root) else None
 
 
 def candidates(root: Path) -> list[Path]:
-    """Checkpoints of a root in the order to try.
+    """Return the checkpoints of a root in the order to try.
 
-    That is the one that LATEST names, then older ones, newest first. Newer ones belong to a branch that the run has left by going
-    on further back, and are tried, last, only if LATEST names nothing that is there. Where LATEST is missing or damaged, all are
-    tried, newest first. A note that was to become LATEST when a save was killed counts as LATEST if its checkpoint is there: that
-    one is whole and healthy as any other, and what was computed for it is not lost.
+    The one that LATEST names comes first, then older ones, newest first. Newer ones are of a branch that the run has left by
+    resuming further back; they come last, and only if LATEST names a missing checkpoint. Without a readable LATEST, all are tried,
+    newest first. The next LATEST of a killed save counts as LATEST if its checkpoint exists, which is whole and healthy then.
     """
     found = _checkpoints(root)
     names = [path.name.removeprefix(_ASIDE) for path in found]
@@ -73,7 +72,7 @@ def candidates(root: Path) -> list[Path]:
 
 
 def make_latest(unfinished: Path, target: Path) -> None:
-    """Two renames: of the folder, and of the note that becomes LATEST. The note is there before: so a kill between them shows."""
+    """Rename the folder of a save to `target`, then the next LATEST, which is written before so that a kill in between shows."""
     root = target.parent
     note = root / NEXT_LATEST
     note.write_text(f"{target.name}\n", encoding="utf-8")
@@ -89,8 +88,7 @@ def make_latest(unfinished: Path, target: Path) -> None:
 
 
 def _move_into_place(unfinished: Path, target: Path) -> None:
-    """Rename; an earlier checkpoint of the same step steps aside first, and is put back if that fails (or killed:
-    `recover_interrupted_save`)."""
+    """Rename a folder to `target`. An earlier checkpoint of the same step is renamed before, and back if this fails."""
     if target.exists():
         aside = target.with_name(f"{_ASIDE}{target.name}")
         target.rename(aside)
@@ -104,23 +102,18 @@ def _move_into_place(unfinished: Path, target: Path) -> None:
 
 
 def recover_interrupted_save(root: Path) -> None:
-    """End what a killed save has left: finish it if its folder is in place, else remove it. Nobody may be reading or saving."""
-    _put_back(root)
-    remove_leftovers(root)
-
-
-def _put_back(root: Path) -> None:
-    """Do what a killed save has left undone: LATEST of a folder that is there, and the name of one that stepped aside in vain."""
+    """Complete a killed save if its folder has its name, else remove its files. Nobody may be reading or saving."""
     for aside in root.glob(f"{_ASIDE}*"):
         if not (target := root / aside.name.removeprefix(_ASIDE)).exists():
             aside.rename(target)
     name = _named(root / NEXT_LATEST)
     if name is not None and (root / name).exists():
         (root / NEXT_LATEST).replace(root / LATEST)
+    remove_leftovers(root)
 
 
 def keep_only(root: Path, step: int) -> None:
-    """Make the checkpoint of a step the newest, and remove all others: it is what a run has come to. Raises OSError."""
+    """Make the checkpoint of a step the newest, and remove all others. Raises OSError."""
     note = root / NEXT_LATEST
     note.write_text(f"step_{step:08d}\n", encoding="utf-8")
     sync(note)
@@ -131,9 +124,9 @@ def keep_only(root: Path, step: int) -> None:
 
 
 def prune(root: Path, step: int, keep: int, spared: Collection[int] = ()) -> None:
-    """Rename all but the `keep` newest checkpoints up to `step`; then they are leftovers. A failure costs space, not the run.
+    """Rename all but the `keep` newest checkpoints up to `step`, so that they are leftovers. A failure is logged, not raised.
 
-    spared: steps whose checkpoints stay, besides these.
+    spared: steps whose checkpoints stay besides these.
     """
     old_ones = [path for path in _checkpoints(root) if step_of(path) <= step and step_of(path) not in spared]
     for old in old_ones[keep:]:
@@ -145,7 +138,7 @@ def prune(root: Path, step: int, keep: int, spared: Collection[int] = ()) -> Non
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what interrupted saves left, and what stepped aside. A failure costs space, not the run."""
+    """Remove files of interrupted saves, and replaced and pruned checkpoints. A failure is logged, not raised."""
     for path in root.glob(f"{UNFINISHED}*"):
         try:
             if path.is_dir():
@@ -157,7 +150,7 @@ def remove_leftovers(root: Path) -> None:
 
 
 def _named(file: Path) -> str | None:
-    """What LATEST, or the note that becomes it, says; None if it cannot be read or names no checkpoint."""
+    """Return the checkpoint's name in LATEST or the next LATEST; None if it cannot be read or names no checkpoint."""
     with suppress(OSError):
         name = file.read_bytes()[:100].decode(errors="replace").strip()
         if CHECKPOINT_NAME.fullmatch(name):
@@ -166,24 +159,21 @@ def _named(file: Path) -> str | None:
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    """Checkpoint directories of a root, newest first; with those that stepped aside for one that never came."""
+    """List the checkpoint directories of a root, newest first, with those renamed for a replacement that never came."""
     try:
         found = {path.name: path for path in root.iterdir()}
     except OSError as error:
         raise CheckpointError(
             f"cannot read checkpoints in {root}: {error.strerror}; name the folder of an earlier run"
         ) from error
-    whole = [path for name, path in found.items() if CHECKPOINT_NAME.fullmatch(name)]
-    whole += [
+    whole = [
         path
         for name, path in found.items()
-        if name.startswith(_ASIDE)
-        and CHECKPOINT_NAME.fullmatch(name.removeprefix(_ASIDE))
-        and name.removeprefix(_ASIDE) not in found
+        if CHECKPOINT_NAME.fullmatch(usual := name.removeprefix(_ASIDE)) and (usual == name or usual not in found)
     ]
     return sorted(whole, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint's directory."""
+    """Return the step of a checkpoint's directory."""
     return int(path.name.removeprefix(_ASIDE).removeprefix("step_"))

@@ -1,7 +1,7 @@
-"""Arrays in a safetensors file, written and read without a second copy of them in memory.
+"""Reader and writer of safetensors files that need no second copy of the arrays in memory.
 
 The library's own `save_file` copies every array first, and its `load_file` reads all of them: experts may fill the memory, or be
-larger than it. The format is the library's: eight bytes of header length, a JSON header, the arrays one after another. Those of the
+larger than it. The format is the library's: eight bytes of header length, a JSON header, the arrays end to end. Arrays of the
 widest elements come first, as in the library's files, so that every array begins at a multiple of its elements' size.
 """
 
@@ -32,17 +32,17 @@ _DTYPES = {
     "BOOL": "bool",
 }
 _OTHERS = {"BF16": 2}
-"""Bytes of an element of kinds that NumPy does not have, and that only `array_extents` tells of."""
+"""Bytes of an element of the dtypes that NumPy lacks; only `array_extents` returns these."""
 _CHUNK = 64 << 20
-"""Bytes written between two calls of `after_chunk`."""
+"""Number of bytes written between two calls of `after_chunk`."""
 _MOST_HEADER = 100 << 20
-"""Bytes of the largest header, as in the library."""
+"""Maximum bytes of a header, as in the library."""
 _MOST_AXES, _MOST_BYTES = 32, 1 << 62
-"""What NumPy takes of axes, and of bytes with room to spare."""
+"""Maximum number of axes and of bytes that NumPy accepts."""
 
 
 class DamagedArrays(DamagedFile, ValueError):
-    """A safetensors file that is not what its header says."""
+    """Error of a safetensors file that does not fit its header."""
 
 
 def write_arrays(
@@ -52,11 +52,11 @@ def write_arrays(
     metadata: dict[str, str] | None = None,
     seen: Callable[[str, int, np.ndarray], None] = lambda name, first, values: None,
 ) -> dict[str, Any]:
-    """Write arrays into a file. Returns its fingerprint, as `sealed.fingerprint`, of what was to be written.
+    """Write arrays into a file. Returns the file's fingerprint, as `sealed.fingerprint`, computed from the values.
 
-    Zeros that a LazyArray knows of are left out: where the file system can, such a hole takes no room.
-    after_chunk: called after each array, and every 64 MiB of a large one, to let go of memory that was read for it.
-    seen: called with what is written: the name of an array, the position of the first value, flattened, and the values.
+    Zeros of a LazyArray with `holes` are left out: where the file system can, a hole takes no space.
+    after_chunk: called after each array, and every 64 MiB of a large one, to release memory that was read for it.
+    seen: called with each chunk: name of the array, position of the first value in the flattened array, values.
     """
     text, extents = _header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
     digest, size = xxhash.xxh3_128(text), len(text)
@@ -80,9 +80,9 @@ def write_arrays(
 
 
 def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
-    """An array, flattened, in chunks of at most 64 MiB, each with the position of its first value.
+    """Yield a flattened array in chunks of at most 64 MiB, each with the position of its first value.
 
-    Raises ValueError when a LazyArray gives more or fewer values than its shape says.
+    Raises ValueError when a LazyArray has more or fewer values than its shape says.
     """
     length, position = max(1, _CHUNK // array.itemsize), 0
     for values in array.content() if isinstance(array, LazyArray) else (array,):
@@ -99,7 +99,7 @@ def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
 def _header(
     arrays: dict[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, str] | None
 ) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The header of a file, and the (offset, bytes) of each array after it, in the order of the file."""
+    """Return the header of a file, and (offset, bytes) of each array after it, in the order of the file."""
     names = {dtype: name for name, dtype in _DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     extents, at = {}, 0
@@ -114,7 +114,7 @@ def _header(
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a file: what it says about itself. Raises DamagedArrays as `map_arrays` does."""
+    """Read the metadata of a file. Raises DamagedArrays as `map_arrays` does."""
     metadata = _read_header(path)[1].get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise DamagedArrays(f"{path}: its metadata are not texts by name")
@@ -122,9 +122,9 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def map_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, mapped: read when they are touched; writing to one changes memory and never the file.
+    """Map the arrays of a file into memory; writing to one changes memory and never the file.
 
-    Raises DamagedArrays when the file is not what its header says.
+    Raises DamagedArrays when the file does not fit its header.
     """
     content = map_file(path)
     arrays: dict[str, np.ndarray] = {}
@@ -136,9 +136,9 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def array_extents(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """Kind (as the format names it: "F32", …), shape, and first and last byte in the file of each array of it.
+    """Return dtype (as the format names it: "F32", …), shape, first byte and end in the file of each of its arrays.
 
-    Raises DamagedArrays when the file is not what its header says.
+    Raises DamagedArrays when the file does not fit its header.
     """
     start, header = _read_header(path)
     header.pop("__metadata__", None)
@@ -153,7 +153,7 @@ def array_extents(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """Kind, shape and extent of an array, from its entry in the header."""
+    """Return dtype, shape and extent of an array, from its entry in the header."""
     try:
         kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         itemsize = np.dtype(_DTYPES[kind]).itemsize if kind in _DTYPES else _OTHERS.get(kind)
@@ -171,7 +171,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """The offset at which the arrays begin, and the header. Raises ValueError when there is none."""
+    """Return the offset at which the arrays begin, and the header. Raises DamagedArrays when there is none."""
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(path.stat().st_size, _MOST_HEADER):

@@ -1,11 +1,10 @@
-"""Saving a checkpoint: written beside, flushed, renamed, and only then named by LATEST.
+"""Writer of a checkpoint: files are written under another name, flushed, renamed, and only then named by LATEST.
 
-What ranks do together and what takes long are apart, so that the latter can run in a thread (saver.py).
+Collective calls of the ranks and slow file operations are separate, so that the latter can run in a thread (saver.py).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from pangu_sigma.checkpoint.format import (
     FILE_NAME,
@@ -35,7 +36,7 @@ from pangu_sigma.sealed import UNFINISHED, DamagedFile, as_json, fingerprint, se
 logger = logging.getLogger(__name__)
 
 RANK_NOTE = ".written-"
-"""Prefix of files in which ranks tell rank 0 what they wrote."""
+"""Prefix of the files in which ranks report to rank 0 what they wrote."""
 _UNHEALTHY_FOLDER = "unhealthy_"
 
 
@@ -49,16 +50,16 @@ def save_checkpoint(
     after_chunk: Callable[[], None] = lambda: None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Path:
-    """Write the checkpoint of `step`, make it the latest, then prune to the `keep` newest; returns its directory.
+    """Write the checkpoint of `step`, make it the latest, then prune to the `keep` newest. Returns its directory.
 
     A checkpoint of the same step is replaced. Checkpoints of later steps (of a run that was resumed further back) are neither
     counted nor removed.
-    files: what this rank writes. state: values that JSON can hold.
+    files: arrays that this rank writes. state: values that JSON can hold.
     after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
-    ranks: all of them call this, each with the files that it writes; everything else is rank 0's.
-    Raises CheckpointError, on all ranks, when the name of a file or a state value is not allowed, or the disk refuses; LATEST is
-    then what it was. Raises UnhealthyState, on all ranks, when an array holds NaN or infinity: then LATEST is what it was, nothing
-    is pruned, and the state is kept under another name.
+    ranks: all of them call this, each with the files that it writes; rank 0 does everything else.
+    Raises CheckpointError, on all ranks, when the name of a file or a state value is not allowed, or the disk refuses; LATEST does
+    not change then. Raises UnhealthyState, on all ranks, when an array holds NaN or infinity: LATEST does not change, nothing is
+    pruned, and the state is kept under another name.
     """
     save = Save(root, step, list(files), state, identity, keep, ranks)
     save.begin()
@@ -70,26 +71,28 @@ def save_checkpoint(
 
 @dataclass(frozen=True)
 class Written:
-    """What a rank has written: fingerprints of its files by name, and the arrays that are not finite."""
+    """Report of one rank: fingerprints of the files that it wrote, by name, and the arrays that are not finite."""
 
     files: dict[str, Any] = field(default_factory=dict)
     not_finite: list[NotFinite] = field(default_factory=list)
 
     def encode(self) -> bytes:
-        """The same as JSON."""
-        return as_json({"files": self.files, "not_finite": [each.as_dict() for each in self.not_finite]})
+        """Return the report as JSON."""
+        return _WRITTEN.dump_json(self)
 
-    def add(self, note: bytes) -> None:
-        """Add what another rank encoded."""
-        tree = json.loads(note)
-        self.files.update(tree["files"])
-        self.not_finite.extend(NotFinite.from_dict(each) for each in tree["not_finite"])
+    @staticmethod
+    def decode(note: bytes) -> Written:
+        """Return the report that `encode` wrote as JSON."""
+        return _WRITTEN.validate_json(note)
+
+
+_WRITTEN = TypeAdapter(Written)
 
 
 class Save:
-    """A checkpoint on its way: `begin`, `write`, `gather`, `finish`, `complete`, `clean`, once each and in this order.
+    """Save of one checkpoint: `begin`, `write`, `gather`, `finish`, `complete`, `clean`, once each and in this order.
 
-    All ranks call all of them. `begin`, `gather` and `complete` are what they do together; these raise on all ranks or on none, as
+    All ranks call all of them. `begin`, `gather` and `complete` are collective, and raise on all ranks or on none, as
     `save_checkpoint` does. `write`, `finish` and `clean` only work with files, and may run in a thread.
     """
 
@@ -104,7 +107,7 @@ class Save:
         ranks: Ranks,
         spared: Collection[int] = (),
     ):
-        """names: of the files that this rank will write. spared: steps whose checkpoints are not pruned."""
+        """names: names of the files that this rank will write. spared: steps whose checkpoints are not pruned."""
         _check_arguments(step, names, keep)
         self._root, self._step, self._keep, self._identity, self._ranks = root, step, keep, identity, ranks
         self._state, self._spared = _encode_state(state), spared
@@ -113,7 +116,7 @@ class Save:
         self._written = Written()
 
     def begin(self) -> None:
-        """Make the folder in which all ranks write."""
+        """Make the directory in which all ranks write."""
         with self._refused(), self._ranks.fail_together("making the folder of a checkpoint"):
             if self._ranks.first:
                 if not self._root.is_dir():
@@ -130,26 +133,30 @@ class Save:
         return written
 
     def abandon(self) -> None:
-        """Remove what was begun; called instead of `gather`."""
+        """Remove the directory that `begin` made; called instead of `gather`."""
         if self._ranks.first:
             shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def gather(self, written: Callable[[], Written]) -> None:
-        """Learn whether all ranks have written. written: gives what `write` gave, or raises its error."""
+        """Wait until all ranks have written. written: returns the result of `write`, or raises its error."""
         with self._refused(), self._ranks.fail_together("writing a checkpoint"):
             self._written = written()
 
     def finish(self) -> None:
-        """Do the part of rank 0: add the manifest, rename, change LATEST, prune. Raises OSError, of which `complete` is told."""
+        """On rank 0, gather the reports, add the manifest, rename, change LATEST and prune. Raises OSError, for `complete`."""
         if self._ranks.first:
-            _add_notes(self._unfinished, self._written)
+            for note in sorted(self._unfinished.glob(f"{RANK_NOTE}*")):
+                other = Written.decode(note.read_bytes())
+                self._written.files.update(other.files)
+                self._written.not_finite.extend(other.not_finite)
+                note.unlink()
             if not self._written.not_finite:
                 _write_manifest(self._unfinished, self._body(), self._state)
                 make_latest(self._unfinished, self.target)
                 prune(self._root, self._step, self._keep, self._spared)
 
     def complete(self, finished: Callable[[], None]) -> Path:
-        """Learn whether rank 0 has finished; returns the directory. finished: calls `finish`, or raises the error that it raised.
+        """Wait until rank 0 has finished, and return the directory. finished: calls `finish`, or raises its error.
 
         Raises UnhealthyState if a rank found values that are not finite.
         """
@@ -160,7 +167,7 @@ class Save:
         return self.target
 
     def clean(self) -> None:
-        """Remove what is not kept any more, which may take long; it must end before another save begins."""
+        """Remove pruned checkpoints and leftovers, which may take long; it must end before another save begins."""
         if self._ranks.first:
             remove_leftovers(self._root)
 
@@ -173,17 +180,17 @@ class Save:
         }
 
     def _unhealthy(self) -> UnhealthyState:
-        """Put the state where nobody takes it for a checkpoint. Returns the error to raise; whatever fails here, it is raised."""
+        """Move the state to a folder that is no checkpoint. Returns the error to raise, also if the move fails."""
         folder, written = self._root / f"{_UNHEALTHY_FOLDER}{self._step:08d}", self._written
         kept: Path | None = folder
         try:
             with self._ranks.fail_together(f"writing {folder}"):
                 if self._ranks.first:
-                    not_finite = [each.as_dict() for each in written.not_finite]
+                    not_finite = [asdict(each) for each in written.not_finite]
                     _put_aside(self._unfinished, folder, {**self._body(), "not_finite": not_finite}, self._state)
             if not self._ranks.first:
                 tree = unsealed(folder / UNHEALTHY, "look into the log of rank 0")
-                written.not_finite[:] = [NotFinite.from_dict(each) for each in tree["not_finite"]]
+                written.not_finite[:] = _WRITTEN.validate_python(tree).not_finite
         except (OSError, RankError, DamagedFile) as error:
             logger.warning("cannot keep the unhealthy state of step %d: %s", self._step, error)
             self.abandon()
@@ -224,7 +231,7 @@ def _encode_state(state: dict[str, Any]) -> bytes:
 
 
 def _write_files(folder: Path, files: Files, after_chunk: Callable[[], None]) -> Written:
-    """Write a rank's files and flush them to the disk."""
+    """Write the files of a rank and flush them to the disk."""
     written = Written()
     for name, arrays in files.items():
         file, watch = folder / f"{name}.safetensors", Watch(name, arrays)
@@ -237,15 +244,8 @@ def _write_files(folder: Path, files: Files, after_chunk: Callable[[], None]) ->
     return written
 
 
-def _add_notes(folder: Path, written: Written) -> None:
-    """Add to what rank 0 wrote what the other ranks left in the folder."""
-    for note in sorted(folder.glob(f"{RANK_NOTE}*")):
-        written.add(note.read_bytes())
-        note.unlink()
-
-
 def _write_manifest(folder: Path, body: dict[str, Any], state: bytes, name: str = MANIFEST) -> None:
-    """Add what only rank 0 writes. body: the manifest without the file of the state."""
+    """Write the state and the manifest, which rank 0 does alone. body: the manifest without the file of the state."""
     (folder / STATE).write_bytes(state)
     files = {**body["files"], STATE: fingerprint(folder / STATE)}
     (folder / name).write_bytes(sealed({**body, "files": files}))
@@ -254,7 +254,7 @@ def _write_manifest(folder: Path, body: dict[str, Any], state: bytes, name: str 
 
 
 def _put_aside(unfinished: Path, folder: Path, body: dict[str, Any], state: bytes) -> None:
-    """Keep an unhealthy state, and no other one."""
+    """Keep an unhealthy state, and remove the one before."""
     _write_manifest(unfinished, body, state, UNHEALTHY)
     for old in folder.parent.glob(f"{_UNHEALTHY_FOLDER}*"):
         shutil.rmtree(old)

@@ -1,12 +1,8 @@
-"""The saver of a running training: checkpoints that are written while the training goes on.
+"""Asynchronous saver of a training run: a thread writes a copy of the arrays while the training continues.
 
-`begin` copies the arrays, at a step's boundary, and a thread writes, hashes, examines and flushes the copy. Nothing but NumPy and
-files happens in that thread: MindSpore is not called from two threads, and what ranks do together they do in their main threads. So
-the ranks ask each other at later boundaries (`poll`) whether all have written; then the thread of rank 0 renames, and at another
-boundary all ranks know that the checkpoint is complete.
-
-Memory: a rank holds at most one copy of the arrays that it writes, from the first such save to the end: memory that is used again
-needs no page of it to be found anew, which takes longer than the copy. Another save waits until the one before it is complete.
+The thread uses NumPy and files only: MindSpore is not called from two threads, and collectives run in the main threads. So the
+ranks ask each other between later steps (`poll`) whether all have written; then the thread of rank 0 renames, and after another
+step all ranks know that the checkpoint is complete. The copy's memory is kept, because new pages take longer than the copy.
 """
 
 from __future__ import annotations
@@ -29,16 +25,16 @@ from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 logger = logging.getLogger(__name__)
 
 _SPARE = 256 << 20
-"""Bytes of memory that a copy leaves for everything else."""
+"""Bytes of free memory that a copy must leave."""
 _THREADS = 2
-"""Number of threads that copy; one of them then writes."""
+"""Number of threads that copy; one of them writes afterwards."""
 _GIB = 1 << 30
 
 
 class Saver:
-    """Writes the checkpoints of a run. All ranks call the same methods in the same order; as a context manager it ends its thread.
+    """Saver of a run's checkpoints. All ranks call the same methods in the same order; as a context manager it ends its thread.
 
-    Errors are those of `save_checkpoint`, on all ranks; what goes wrong in the thread is raised by the call that completes a save.
+    Raises the errors of `save_checkpoint`, on all ranks; an error of the thread is raised by the call that completes the save.
     """
 
     def __init__(
@@ -50,7 +46,7 @@ class Saver:
         after_chunk: Callable[[], None] = lambda: None,
         ranks: Ranks = SINGLE_PROCESS,
     ):
-        """behind: True to write in a thread; False makes `begin` write at once. after_chunk: for a save that writes at once."""
+        """behind: True to write in a thread; False to write in `begin`. after_chunk: called by a save that writes at once."""
         self._root, self._identity, self._keep = root, identity, keep
         self._behind, self._after_chunk, self._ranks = behind, after_chunk, ranks
         self._threads = ThreadPoolExecutor(_THREADS, "checkpoint")
@@ -64,11 +60,11 @@ class Saver:
 
     @property
     def pending(self) -> bool:
-        """True while a checkpoint is on its way."""
+        """True while a checkpoint is being written."""
         return self._writing is not None or self._finishing is not None
 
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
-        """Write a checkpoint before this returns; returns its directory. One on its way is completed first."""
+        """Write a checkpoint at once, and return its directory. A pending checkpoint is completed first."""
         self.wait()
         save = self._opened(step, files, state)
         save.gather(lambda: save.write(files, self._after_chunk))
@@ -77,10 +73,9 @@ class Saver:
         return path
 
     def begin(self, step: int, files: Files, state: dict[str, Any]) -> None:
-        """Copy the state and let a thread write it; the arrays may change when this returns. One on its way is completed first.
+        """Copy the arrays and let a thread write them; they may change when this returns. A pending checkpoint is completed first.
 
-        Written before this returns where the saver does not write behind, or where the memory has no room for the copy, which is
-        said once.
+        Writes at once if the saver has no thread, or if memory has no room for the copy, which is logged once.
         """
         self.wait()
         if not self._behind or self._ranks.any(not self._has_room(files)):
@@ -96,18 +91,18 @@ class Saver:
         self._writing = save, self._threads.submit(save.write, self._copy, lambda: None)
 
     def poll(self) -> None:
-        """Bring the checkpoint on its way further if all ranks are ready for it; to be called between steps."""
+        """Advance the pending checkpoint if all ranks are ready for it; called between steps."""
         now = self._writing or self._finishing
         if now is not None and not self._ranks.any(not now[1].done()):
             self._go_on()
 
     def wait(self) -> None:
-        """Complete the checkpoint on its way, if there is one, when all ranks have written it."""
+        """Complete the pending checkpoint, if there is one, when all ranks have written it."""
         while self.pending:
             self._go_on()
 
     def _go_on(self) -> None:
-        """Wait for what the threads do now, and begin what comes next."""
+        """Wait for the threads, and begin the next stage of the pending checkpoint."""
         if self._writing is not None:
             (save, written), self._writing = self._writing, None
             save.gather(written.result)
@@ -123,21 +118,16 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Complete what is on its way. After an error, only a run of one process can: other ranks may not come here."""
+        """Complete the pending checkpoint. After an error, only a run of one process can: other ranks may not come here."""
         try:
-            if error is None:
+            if error is None or self._ranks.world == 1:
                 self.wait()
-            elif self._ranks.world == 1:
-                self._rescue()
+        except (CheckpointError, UnhealthyState) as problem:
+            if error is None:
+                raise
+            logger.error("%s", problem)
         finally:
             self._threads.shutdown()
-
-    def _rescue(self) -> None:
-        """Complete the checkpoint on its way while another error is on its."""
-        try:
-            self.wait()
-        except (CheckpointError, UnhealthyState) as error:
-            logger.error("%s", error)
 
     def _opened(self, step: int, files: Files, state: dict[str, Any]) -> Save:
         if self._cleaning is not None:
@@ -147,7 +137,7 @@ class Saver:
         return save
 
     def _take(self, files: Files) -> None:
-        """Copy the arrays into the memory of the copy before, if they are of the same shapes."""
+        """Copy the arrays into the memory of the last copy, if they have the same shapes."""
         if shapes_of(files) != shapes_of(self._copy):
             self._copy = {}  # let go before as much is taken again
             self._copy = {
@@ -180,12 +170,12 @@ class Saver:
 
 
 def bytes_of(files: Files) -> int:
-    """Bytes of the arrays, and of a copy of them."""
+    """Return the number of bytes of the arrays."""
     return sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
 
 
 def shapes_of(files: Files) -> dict[tuple[str, str], tuple[Part, np.dtype, tuple[int, ...]]]:
-    """What has to be equal of two sets of arrays, so that one can hold a copy of the other."""
+    """Return part, dtype and shape of each array: if they are equal, one set of arrays can hold a copy of the other."""
     return {
         (file, name): (part, values.dtype, values.shape)
         for file, arrays in files.items()

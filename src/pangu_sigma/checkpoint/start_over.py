@@ -1,4 +1,4 @@
-"""Starting a run over in its folder: what it has is set aside, and nothing is deleted."""
+"""Starting a run over in its folder: the contents are moved aside, and nothing is deleted."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 LINEAGE_FILE = "lineage.json"
-"""The receipt of a run whose weights come from another model: inherited, extended, extracted, converted."""
+"""Receipt of a run whose weights come from another model: inherited, extended, extracted, converted."""
 SET_ASIDE = "set_aside_"
-"""Beginning of the names of the folders, numbered from 1, that hold what was set aside."""
+"""Prefix of the names of the folders, numbered from 1, that hold earlier contents."""
 
 _METRICS = "metrics.jsonl"
 _MOVED = (CHECKPOINTS, _METRICS, "tensorboard", "report")
@@ -27,9 +27,9 @@ _COPIED = (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, SEAL)
 
 
 def start_over(run: Path) -> None:
-    """Set aside what a run has, so that it starts at step 0.
+    """Move the contents of a run aside, so that it starts at step 0.
 
-    Raises ConfigError for a run whose weights come from another model; they cannot be had again by starting over.
+    Raises ConfigError for a run whose weights come from another model, because starting over cannot restore them.
     """
     if (run / LINEAGE_FILE).exists():
         raise ConfigError(
@@ -40,16 +40,16 @@ def start_over(run: Path) -> None:
 
 
 def set_aside(run: Path) -> Path | None:
-    """Move checkpoints, metrics and reports of a run into a folder beside them, which is a run folder itself; None if it has none.
+    """Move checkpoints, metrics and reports of a run into a run folder inside of it. Returns that folder; None if there are none.
 
-    Checkpoints go first: who is interrupted here has started over, and not a run that has lost its past.
+    Checkpoints go first, so that after an interruption the run has started over.
     """
     there = [name for name in _MOVED if (run / name).exists()]
     if not there:
         return None
     folder = next(path for n in itertools.count(1) if not (path := run / f"{SET_ASIDE}{n}").exists())
     folder.mkdir()
-    if (run / CHECKPOINTS).is_dir():  # what a killed save left is no checkpoint, and takes the room of one
+    if (run / CHECKPOINTS).is_dir():  # files of a killed save are no checkpoint, and take the room of one
         recover_interrupted_save(run / CHECKPOINTS)
     for name in _COPIED:
         if (run / name).is_dir():
@@ -64,7 +64,7 @@ def set_aside(run: Path) -> Path | None:
 
 
 def set_aside_lines_without_checkpoint(run: Path) -> None:
-    """Set aside what a run without a checkpoint has logged: it begins again, which is said with the number of lines."""
+    """Move the log of a run without a checkpoint aside if it has steps after 0, with a warning that counts its lines."""
     lines = _lines_of_steps(run / _METRICS)
     if lines:
         logger.warning(
@@ -74,7 +74,7 @@ def set_aside_lines_without_checkpoint(run: Path) -> None:
 
 
 def _lines_of_steps(file: Path) -> int:
-    """Number of lines of a log that are about a step after 0."""
+    """Count the lines of a log that are about a step after 0."""
     if not file.exists():
         return 0
     found = 0

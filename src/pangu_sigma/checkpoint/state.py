@@ -1,4 +1,4 @@
-"""The parameters that a checkpoint holds, by shard, and how they come back."""
+"""State dict of a checkpoint: the parameters of each shard, and how they are saved and restored."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.ranks import Ranks
 
 Shards = dict[str, dict[str, Parameter]]
-"""Parameters by shard and by their path in the structure: MindSpore renames a parameter whenever its cell joins another one."""
+"""Shard → path in the structure → parameter: MindSpore renames a parameter whenever its cell joins another one."""
 
 
 def shards_of(
     network: PanGuSigma, store: ExpertStore, optimizer: AdamState | None = None, scale: LossScale | None = None
 ) -> Shards:
-    """The parameters that a checkpoint holds; without `optimizer` and `scale` the weights alone."""
+    """Return the parameters that a checkpoint holds; without `optimizer` and `scale` the weights alone."""
     dense = dict(network.parameters_and_names())
     if optimizer is not None:  # the optimizer of a pipeline stage has the parameters of its layers only
         own = {id(p) for p in optimizer.weights}
@@ -43,11 +43,11 @@ def shards_of(
 
 
 Parts = dict[str, dict[str, Part]]
-"""The part of the whole array that each parameter of a shard is."""
+"""Shard → name of the parameter → part of the whole array that it is."""
 
 
 def parts_of(shards: Shards, store: ExpertStore) -> Parts:
-    """The parts that the parameters of this rank are, in the shards that are divided among ranks; other shards are left out."""
+    """Return the parts that this rank's parameters are, in the shards that are divided among ranks; other shards are left out."""
     if len(store.held) == store.experts:
         return {}
     return {
@@ -58,10 +58,10 @@ def parts_of(shards: Shards, store: ExpertStore) -> Parts:
 
 
 def files_of(shards: Shards, parts: Parts, ranks: Ranks, writes_experts: bool) -> Files:
-    """The files that this rank writes of a checkpoint. Rank 0 writes the shards that are not divided.
+    """Return the files of a checkpoint that this rank writes. Rank 0 writes the shards that are not divided.
 
-    parts: of the shards that are divided, as `parts_of`.
-    writes_experts: True if this rank is the one of the replicas that writes what all of them store.
+    parts: parts of the shards that are divided, as `parts_of`.
+    writes_experts: True if this rank is the one of the replicas that writes the experts that all of them store.
     """
     files: Files = {}
     for shard, parameters in shards.items():
@@ -74,7 +74,7 @@ def files_of(shards: Shards, parts: Parts, ranks: Ranks, writes_experts: bool) -
 
 
 def file_of_rank(shard: str, rank: int) -> str:
-    """Name of the file in which a rank writes its parts of a shard."""
+    """Return the name of the file in which a rank writes its parts of a shard."""
     return f"{shard}.{rank:05d}"
 
 
@@ -84,22 +84,20 @@ def restore(
     after_row: Callable[[], None] = lambda: None,
     parts: Parts | None = None,
 ) -> None:
-    """Copy the checkpoint into the memory of every parameter.
+    """Copy the values of a checkpoint into the memory of every parameter.
 
-    after_row: called after each row of an array.
-    parts: of the parameters that are not whole, as `parts_of`.
+    after_row: called after each row of an array. parts: parts of the parameters that are not whole, as `parts_of`.
     Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
     """
-    for shard, name, parameter, saved in _matched(shards, checkpoint, parts or {}):
-        wanted = _part(parts or {}, shard, name, parameter)
-        _fill(parameter.asnumpy(), wanted, saved, f"checkpoint of step {checkpoint.step}: {name}", after_row)
+    for parameter, part, saved, what in _matched(shards, checkpoint, parts or {}):
+        _fill(parameter.asnumpy(), part, saved, what, after_row)
 
 
 def fill_from(checkpoint: Checkpoint, shards: Shards, parts: Parts) -> Iterator[tuple[Parameter, np.ndarray]]:
-    """Every parameter with its values in the checkpoint, for parameters whose memory is not the host's. Raises as `restore`."""
-    for shard, name, parameter, saved in _matched(shards, checkpoint, parts):
+    """Yield each parameter with its values in the checkpoint, for parameters in device memory. Raises as `restore`."""
+    for parameter, part, saved, what in _matched(shards, checkpoint, parts):
         array = np.empty_like(parameter.asnumpy())
-        _fill(array, parts[shard][name], saved, f"checkpoint of step {checkpoint.step}: {name}")
+        _fill(array, part, saved, what)
         yield parameter, array
 
 
@@ -115,28 +113,24 @@ def _fill(
         raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, use another checkpoint")
 
 
-Matched = tuple[str, str, Parameter, list[SavedArray]]
-"""Shard and name of a parameter, and what the checkpoint has of it."""
-
-
-def _matched(shards: Shards, checkpoint: Checkpoint, parts: Parts) -> Iterator[Matched]:
+def _matched(
+    shards: Shards, checkpoint: Checkpoint, parts: Parts
+) -> Iterator[tuple[Parameter, Part, list[SavedArray], str]]:
+    """Yield each parameter, its part, the saved arrays with its values, and its name for messages."""
     for shard, parameters in shards.items():
         arrays = checkpoint.saved(shard)
         for name, parameter in parameters.items():
-            target, saved = parameter.asnumpy(), arrays.get(name, [])
-            whole = _part(parts, shard, name, parameter).whole
-            wrong = [
-                (part.whole, values.dtype)
-                for part, values in saved
-                if (part.whole, values.dtype) != (whole, target.dtype)
-            ]
+            part, saved = _part(parts, shard, name, parameter), arrays.get(name, [])
+            needed = part.whole, parameter.asnumpy().dtype
+            wrong = [kind for kind in ((each.part.whole, each.values.dtype) for each in saved) if kind != needed]
+            what = f"checkpoint of step {checkpoint.step}: {name}"
             if wrong or not saved:
                 found = f"is {wrong[0][1]} of shape {wrong[0][0]}" if wrong else "is missing"
                 raise CheckpointError(
-                    f"checkpoint of step {checkpoint.step}: {name} {found} in shard {shard}, the model needs "
-                    f"{target.dtype} of shape {whole}; the checkpoint is of another configuration"
+                    f"{what} {found} in shard {shard}, the model needs {needed[1]} of shape {needed[0]}; the checkpoint is of "
+                    "another configuration"
                 )
-            yield shard, name, parameter, saved
+            yield parameter, part, saved, what
 
 
 def _part(parts: Parts, shard: str, name: str, parameter: Parameter) -> Part:

@@ -1,4 +1,4 @@
-"""From one form of a trained model to another: a run as a Hugging Face style folder, and such a folder as a run."""
+"""Conversion of a trained model: a run into a Hugging Face style folder, and such a folder into a run."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _ITSELF = {"hf": "a Hugging Face style folder", "run": "a run"}
 
 
 def convert_model(source: Path, output: Path, to: Form) -> Path:
-    """Write the model in `source` to `output` in another form, whole or not at all.
+    """Write the model in `source` to the folder `output` in another form, atomically.
 
-    Raises ConfigError when `output` exists or `source` is of that form already, and what reading a run or a folder raises.
+    Raises ConfigError when `output` exists or `source` has that form already, and as `open_model` and the model's properties.
     """
     if to not in _ITSELF:
         raise ConfigError(f"to={to!r} is not known; use 'hf' or 'run'")
@@ -41,10 +41,10 @@ def convert_model(source: Path, output: Path, to: Form) -> Path:
 
 
 def write_run(model: StoredModel, folder: Path) -> Path:
-    """Make `folder` a run that begins with a model; no prepared data is needed to make it, only to train on.
+    """Write a model to `folder` as a run at step 0. Prepared data is not needed until the run is trained.
 
-    Adam's state and the position in the data do not travel: they start from nothing, which is said. The folder appears whole or not
-    at all. Raises ConfigError when it exists or cannot be made.
+    Adam state and the position in the data start from zero, which is logged. The folder is created atomically. Raises ConfigError
+    when it exists or cannot be made.
     """
     check_absent(folder)
     config = model.config.model_copy(update={"finetune": None})  # it can be trained again

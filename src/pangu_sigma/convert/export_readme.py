@@ -1,4 +1,4 @@
-"""The README of an exported model: what its graph takes and gives, and a program that runs it."""
+"""README of an exported model: inputs and outputs of its graph, and a program that runs it."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ print(answer)
 def readme(
     config: Config, tokenizer: Tokenizer, signature: dict[str, Any], at_rest: AtRest, openings: dict[str, list[int]]
 ) -> str:
-    """The text. openings: ids of a beginning of a text of each domain."""
+    """Return the README's text. openings: ids of a prompt of each domain."""
     domains, model = domains_of(config), config.model
     first = domains[0]
-    names = ", ".join(f"`{each['axes']}` {_AXES[each['axes']]}" for each in ({"axes": axis} for axis in _AXES))
+    names = ", ".join(f"`{axis}` {meaning}" for axis, meaning in _AXES.items())
     sizes = f"model.seq_length = {model.seq_length} tokens of a lane, R = {model.slot_rows}"
     rows = [
         f"| {kind} | `{each['name']}` | [{', '.join(each['axes'])}] | {each['dtype']} | {_MEANINGS[each['name']]} |"

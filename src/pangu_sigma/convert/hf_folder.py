@@ -1,11 +1,9 @@
-"""A model as a Hugging Face style folder (stored/hf_folder.py), written whole or not at all."""
+"""Writer of Hugging Face style folders (read by stored/hf_folder.py)."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.convert.model_card import model_card
-from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import seal_folder
 from pangu_sigma.stored.hf_config import GENERATION, MODEL_TYPE, config_json
 from pangu_sigma.stored.hf_folder import CONFIG_JSON, GENERATION_JSON, INDEX_JSON, ROUTES, SPREAD
@@ -26,14 +23,13 @@ from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 CARD = "README.md"
 SHARD_BYTES = 4 << 30
-"""Bytes of tensors in a file, at most, unless one tensor has more."""
+"""Maximum bytes of tensors in a file, unless one tensor has more."""
 
 
 def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_BYTES) -> Path:
-    """Write a model to `output`. shard_bytes: of tensors in a file, at most.
+    """Write a model to the folder `output`, atomically and tensor by tensor. shard_bytes: maximum bytes of tensors in a file.
 
-    The folder appears whole or not at all; one tensor is in memory at a time. Raises ConfigError when `output` exists or cannot be
-    made, CheckpointError when a tensor cannot be read.
+    Raises ConfigError when `output` exists or cannot be made, CheckpointError when a tensor cannot be read.
     """
     check_absent(output)
     tensors = {**model.tensors, **_table_tensors(model)}
@@ -43,8 +39,7 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
         written = _write_shards(folder, tensors, shards)
         sizes = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
         index = {"metadata": sizes, "weight_map": {name: file for file, names in shards.items() for name in names}}
-        tree = config_json(model)
-        trees = {CONFIG_JSON: tree, GENERATION_JSON: GENERATION, INDEX_JSON: index}
+        trees = {CONFIG_JSON: config_json(model), GENERATION_JSON: GENERATION, INDEX_JSON: index}
         if model.lineage is not None:
             trees[LINEAGE_FILE] = model.lineage
         for name, content in trees.items():
@@ -57,22 +52,22 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
 
 
 def _table_tensors(model: StoredModel) -> dict[str, LazyArray]:
+    """Return the routing table's tensors, with experts numbered over the layer."""
     table = model.table
     first_D = np.arange(table.first_NDV.shape[1], dtype=np.int32) * table.experts
     return {
-        ROUTES: LazyArray(table.first_NDV.shape, np.dtype(np.int32), partial(_numbered, table, first_D), ROUTES),
+        ROUTES: LazyArray(
+            table.first_NDV.shape,
+            np.dtype(np.int32),
+            lambda: (first_DV.astype(np.int32) + first_D[:, None] for first_DV in table.first_NDV),
+            ROUTES,
+        ),
         SPREAD: LazyArray.of(table.spread_DV.astype(np.int32), SPREAD),
     }
 
 
-def _numbered(table: RoutingTable, first_D: np.ndarray) -> Iterator[np.ndarray]:
-    """Experts numbered over their layer, layer by layer."""
-    for first_DV in table.first_NDV:
-        yield first_DV.astype(np.int32) + first_D[:, None]
-
-
 def _divide(sizes: dict[str, int], most: int) -> dict[str, list[str]]:
-    """Names of the tensors of each file, in their order, each file as full as it may be."""
+    """Divide tensors among files, in order, each file as full as allowed. Returns the names by file."""
     groups: list[list[str]] = [[]]
     room = most
     for name, size in sizes.items():
@@ -90,12 +85,14 @@ def _write_shards(
     """Write the files of the weights. Returns their fingerprints."""
     total, written = sum(tensor.nbytes for tensor in tensors.values()), {}
     with tqdm(total=total, desc="writing", unit="B", unit_scale=True, disable=None) as bar:
-
-        def seen(name: str, first: int, values: np.ndarray) -> None:
-            bar.update(values.nbytes)
-
         for file, names in shards.items():
             arrays = {name: tensors[name] for name in names}
-            # the entry is what the reader of `transformers` asks for
-            written[file] = write_arrays(folder / file, arrays, lambda: None, {"format": "pt"}, seen)
+            # the reader of `transformers` requires the metadata
+            written[file] = write_arrays(
+                folder / file,
+                arrays,
+                lambda: None,
+                {"format": "pt"},
+                lambda name, first, values: bar.update(values.nbytes),
+            )
     return written

@@ -1,31 +1,24 @@
-"""A trained model as a folder that needs nothing else.
+"""Export of a trained model as a MindIR folder that needs nothing else.
 
-model.mindir           the graph: `generate/graph/cached.py`; of more than 1 GiB, its values are in model_variables/
-tables.safetensors     what ids, rows and experts have to do with each other, as plain tensors
-config.yaml  tokenizer/  routing.npz       what this project reads of a model, as in a run folder
-README.md              what the graph takes and gives, and a program of MindSpore alone that runs it
-seal.json              size and hash of every file, and the signature of the graph; all is checked before the folder is used
+model.mindir           the graph: `generate/graph/cached.py`; if it has more than 1 GiB, its values are in model_variables/
+tables.safetensors     lookup tables from token ids to experts and embedding rows, as plain tensors
+config.yaml  tokenizer/  routing.npz       as in a run folder
+README.md              inputs and outputs of the graph, and a program of MindSpore alone that runs it
+seal.json              size and hash of every file, and the signature of the graph; all are verified before use
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 
-from pangu_sigma.checkpoint.model_files import (
-    ROUTING_FILE,
-    TOKENIZER_FOLDER,
-    seal_model_files,
-    write_config,
-)
+from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER, seal_model_files, write_config
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.export_readme import readme
@@ -42,35 +35,33 @@ from pangu_sigma.stored.export import GRAPH_FILE
 from pangu_sigma.stored.hf_folder import ROUTES, SPREAD
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import kind_of, open_model
+from pangu_sigma.train.first_checkpoint import unfinished_folder
 
 logger = logging.getLogger(__name__)
 
 OPENINGS = {"zh": "今天", "en": "The ", "mixed": "文件", "python": "import ", "java": "public "}
-"""How a text of each language may begin; something to continue when an export is checked."""
+"""Prompts by language, which exports continue when they are verified."""
 
 TABLES_FILE = "tables.safetensors"
 README_FILE = "README.md"
 
 
 class ExportError(UserError, RuntimeError):
-    """An export that cannot be written, or does not answer like the model it came from."""
+    """Error of an export that does not answer like the model it came from."""
 
 
 def export_mindir(
     run_path: Path, output: Path, at_rest: AtRest = "float32", use_device: Callable[[], None] = use_cpu
 ) -> Path:
-    """Write `output` from the newest intact checkpoint of a run. The graph takes any batch size and sequence length.
+    """Export the newest intact checkpoint of a run to the folder `output`. The graph takes any batch size and sequence length.
 
-    at_rest: how it keeps its matrices. use_device: sets the device whose operators the graph has. The folder appears whole or not
-    at all. Raises ConfigError when `output` exists and is not an exported model, and, before any work, ExportError when it cannot
-    be written.
+    at_rest: dtype in which matrices are kept. use_device: sets the device whose operators the graph has. The folder is created
+    atomically. Raises ConfigError when `output` exists and is not an exported model, or, before any work, cannot be written.
     """
     if output.exists() and kind_of(output) != "export":
         raise ConfigError(f"{output} exists and is not an exported model; choose another folder with --output")
     run = open_model(run_path, "run")
-    with _unfinished(output) as temporary:
-        folder = temporary / output.name
-        folder.mkdir()
+    with unfinished_folder(output) as folder:
         use_device()
         graph = cached_graph(run, at_rest)
         logger.info("compiling the graph of %s", run.config.name)
@@ -88,13 +79,12 @@ def export_mindir(
         ]  # large graphs have several
         seal_model_files(folder, {"signature": signature, "weights": at_rest}, files)
         if output.exists():
-            output.rename(temporary / "replaced")
-        folder.rename(output)
+            output.rename(folder.parent / "replaced")
     return output
 
 
 def write_graph(graph: CachedGraph, folder: Path) -> None:
-    """Write a graph as GRAPH_FILE, with short names."""
+    """Write a graph as GRAPH_FILE, with shortened names."""
     stem_file = folder / GRAPH_FILE
     ms.export(graph, *open_inputs(), file_name=str(stem_file), file_format="MINDIR", custom_func=_shorten_names)
     alone = stem_file.with_name(f"{stem_file.stem}_graph.mindir")
@@ -105,7 +95,7 @@ def write_graph(graph: CachedGraph, folder: Path) -> None:
 
 
 def tables(run: StoredModel) -> dict[str, np.ndarray]:
-    """What the graph looks up, as plain tensors."""
+    """Return the lookup tables of the graph as plain tensors, by name."""
     tokenizer, domains = run.tokenizer, domains_of(run.config)
     group_D1 = np.array([domain.first_expert for domain in domains], np.int32)[:, None]
     return {
@@ -118,7 +108,7 @@ def tables(run: StoredModel) -> dict[str, np.ndarray]:
 
 
 def _shorten_names(model: Any) -> None:
-    """Shorten the names of a ModelProto: MindSpore puts a function and numbers before each; inputs also lose their axes."""
+    """Shorten the names of a ModelProto: MindSpore prefixes each with a function and numbers; inputs also lose their axes."""
     prefix = f"{model.graph.name}:"
     arguments = {each.name for each in model.graph.input}
 
@@ -130,40 +120,23 @@ def _shorten_names(model: Any) -> None:
 
 
 def _rename(message: Any, short: Callable[[str], str]) -> None:
-    """Rename in all texts of a message and of those inside it."""
+    """Apply `short` to all strings of a message and of the messages inside it."""
     for found, value in message.ListFields():
         if isinstance(value, str):
-            if value != short(value):
-                setattr(message, found.name, short(value))
-        elif hasattr(value, "ListFields"):
-            _rename(value, short)
-        elif hasattr(value, "__setitem__") or hasattr(value, "add"):
-            for number, each in enumerate(value):
-                if isinstance(each, str) and each != short(each):
-                    value[number] = short(each)
-                elif hasattr(each, "ListFields"):
-                    _rename(each, short)
-
-
-@contextmanager
-def _unfinished(output: Path) -> Iterator[Path]:
-    """A folder beside `output`, where what is not finished is. Raises ExportError if it cannot be made."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-")
-    except OSError as error:
-        raise ExportError(f"{output} cannot be written: {error.strerror}; choose another --output") from error
-    with folder as name:
-        yield Path(name)
+            setattr(message, found.name, short(value))
+        elif found.type == found.TYPE_MESSAGE:
+            for each in [value] if hasattr(value, "ListFields") else value:
+                _rename(each, short)
+        elif found.type == found.TYPE_STRING:
+            value[:] = [short(each) for each in value]
 
 
 def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
-    """Reload an exported graph and compare its greedy tokens, one short prompt per domain.
+    """Reload an exported graph and compare its greedy tokens with those of the decoder without MindSpore, one prompt per domain.
 
-    They must be those of the decoder without MindSpore: with the run's checkpoint for float32, and with the weights of the graph's
-    file if they are kept otherwise, because those are other weights.
+    The decoder reads the run's checkpoint for an export in float32, otherwise the weights of the export, which are rounded.
 
-    Returns the number of generated tokens, all equal; an <eot> that ends an answer counts. Raises ExportError when one is not.
+    Returns the number of generated tokens, all equal; an <eot> that ends an answer counts. Raises ExportError when one differs.
     """
     export = open_model(output, "export")
     model = run_path if export.facts["weights"] == "float32" else output
@@ -171,7 +144,7 @@ def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
 
 
 def compare_greedy(expected: Decoder, found: Decoder, output: Path, tokens: int) -> int:
-    """`verify_export` of two decoders. output: where the second one comes from, for messages."""
+    """Compare the greedy tokens of two decoders, as `verify_export`. output: path of the second one, for messages."""
     domains, tokenizer = domains_of(expected.config), expected.tokenizer
     prompts = [(domain.name, OPENINGS[domain.language]) for domain in domains]
     answers = (generate(Engine(decoder), prompts, tokens) for decoder in (expected, found))

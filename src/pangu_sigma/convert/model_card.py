@@ -1,4 +1,4 @@
-"""The model card, README.md of a Hugging Face style folder: what the model is, what it was made from, and how to use it."""
+"""Model card, README.md of a Hugging Face style folder: sizes, domains, lineage, data sources and use of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LANGUAGES = {"zh": ["zh"], "en": ["en"], "mixed": ["zh", "en"], "python": ["cod
 
 
 def model_card(model: StoredModel) -> str:
-    """The card, with a YAML header as the Hub reads it. The licence of the weights is not known here, and so it says."""
+    """Return the card's text, with the Hub's YAML header. The licence of the weights is given as unknown."""
     config = model.config
     languages = [each for domain in config.domains for each in _LANGUAGES[domain.language]]
     kinds = ["mixture-of-experts"] if config.model.rre_layers else []
@@ -97,7 +97,7 @@ def _sources(model: StoredModel) -> str:
 
 
 def _manifest(model: StoredModel) -> Manifest | str:
-    """What the prepared data says of its sources, or why it cannot be said."""
+    """Return the manifest of the model's prepared data, or the reason why there is none."""
     try:
         manifest = load_manifest(Path(model.config.data.path))
     except DataError:

@@ -1,4 +1,4 @@
-"""The weights of a run as one file (stored/weights_file.py)."""
+"""Export of a run's weights as one safetensors file (stored/weights_file.py)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.config_file import dump_config
-from pangu_sigma.convert.mindir import ExportError
 from pangu_sigma.parallel.parameters import weights
 from pangu_sigma.sealed import sync
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.weights_file import HASH, NO_HASH, hash_of_weights, verify_weights
+from pangu_sigma.writable import check_file_writable, check_folder_writable
 
 
 def export_safetensors(run_path: Path, output: Path) -> Path:
-    """Write all weights of a run's newest intact checkpoint into one file, whatever ranks wrote them; its metadata hold the
-    configuration.
+    """Write all weights of a run's newest intact checkpoint into one file, whose metadata hold the configuration.
 
-    Names are those of the network's parameters, and `experts.<layer>.<name>` of shape [experts, …]. The file appears whole or not
-    at all, and need not fit into memory. Raises ExportError, before any work, when it cannot be written.
+    Names are those of the network's parameters, and `experts.<layer>.<name>` of shape [experts, …]. The file is written atomically,
+    tensor by tensor. Raises NotWritable, before any work, when it cannot be written.
     """
     run = open_model(run_path, "run")
     unfinished = output.with_name(f".{output.name}.unfinished")
-    _check_writable(output, unfinished)
+    check_folder_writable(output.parent, "--output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_file_writable(output, "--output")
     arrays: dict[str, LazyArray] = {}
     for array in weights(run.config.on_one_rank()):
         words = array.name.split(".")
@@ -43,14 +44,3 @@ def export_safetensors(run_path: Path, output: Path) -> Path:
     sync(unfinished)
     unfinished.rename(output)
     return output
-
-
-def _check_writable(output: Path, unfinished: Path) -> None:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.touch()
-        unfinished.unlink()
-    except OSError as error:
-        raise ExportError(f"{output} cannot be written: {error.strerror}; choose another --output") from error
-    if output.is_dir():
-        raise ExportError(f"{output} is a folder; choose another --output")

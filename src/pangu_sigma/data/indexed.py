@@ -16,7 +16,6 @@ import struct
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -43,8 +42,11 @@ def paths_of(prefix: Path) -> tuple[Path, Path]:
 
 def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray]) -> None:
     """Write documents to a token file, each as one sequence. documents: token ids, <eot> included."""
+    with quiet_mindformers():
+        from mindformers.dataset.blended_datasets.indexed_dataset import IndexedDatasetBuilder
+
     data, index = paths_of(prefix)
-    builder = _mindformers_builder()(str(data), dtype=np.int32)
+    builder = IndexedDatasetBuilder(str(data), dtype=np.int32)
     for ids in documents:
         builder.add_document(np.asarray(ids, dtype=np.int32), [len(ids)])
     builder.finalize(str(index))
@@ -54,13 +56,6 @@ def hashes_of_chunks(path: Path) -> list[str]:
     """Return the xxh3_128 hash of every chunk (CHUNK_BYTES) of a file. Raises OSError."""
     with path.open("rb") as file:
         return [xxhash.xxh3_128_hexdigest(chunk) for chunk in iter(lambda: file.read(CHUNK_BYTES), b"")]
-
-
-def _mindformers_builder() -> Any:
-    with quiet_mindformers():
-        from mindformers.dataset.blended_datasets.indexed_dataset import IndexedDatasetBuilder
-
-    return IndexedDatasetBuilder
 
 
 class TokenFile:
@@ -108,11 +103,6 @@ class TokenFile:
         if self._chunks is not None and length:
             self._verify(4 * start // self._chunk_bytes, (4 * (start + length) - 1) // self._chunk_bytes)
         return self._ids(start, length)
-
-    def verify(self) -> None:
-        """Check every chunk now. Raises DataError for the first that is damaged."""
-        if self._chunks is not None and self.tokens:
-            self._verify(0, (4 * self.tokens - 1) // self._chunk_bytes)
 
     def _verify(self, first: int, last: int) -> None:
         """Check those of the chunks first … last that were not checked since the file changed."""
@@ -168,7 +158,10 @@ class TokenFile:
 
     def _read_index(self) -> np.ndarray:
         path = self._index_path
-        data = _content(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; run prepare-data first") from error
         size = len(data)
         if size < _HEADER.size:
             raise DataError(f"{path}: ends at byte {size}, inside the header of {_HEADER.size}; {_FIX}")
@@ -188,13 +181,6 @@ class TokenFile:
                 f"first difference at byte {min(size, expected_size)}; {_FIX}"
             )
         return _checked_lengths(path, data, sequences)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; run prepare-data first") from error
 
 
 def _checked_lengths(path: Path, data: bytes, sequences: int) -> np.ndarray:

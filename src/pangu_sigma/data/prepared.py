@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.indexed import CHUNK_BYTES, TokenFile, hashes_of_chunks, paths_of
 from pangu_sigma.data.manifest import MANIFEST_FILE, FileRecord, load_manifest
 from pangu_sigma.errors import DataError
+from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import DamagedFile, fingerprint, verify
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -92,6 +94,38 @@ def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
             f"{(domains, vocabulary)}; run prepare-data with this configuration"
         )
     return counts
+
+
+def read_prepared_tokenizer(config: Config) -> Tokenizer:
+    """Load the tokenizer of a configuration's prepared data.
+
+    Raises ConfigError if it was made for other embedding slots, DataError if the data is missing or damaged.
+    """
+    prepared = Path(config.data.path)
+    if not prepared.exists():
+        raise DataError(
+            f"data.path={config.data.path} is not there; run prepare-data first, or, if it was moved, --set data.path=…"
+        )
+    tokenizer = PreparedData(prepared).tokenizer()
+    if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
+        raise ConfigError(
+            f"data.path={config.data.path}: its tokenizer has {tokenizer.slot_rows.shape[0]} slots of "
+            f"{tokenizer.slot_rows.shape[1]} rows, this configuration has {config.slots} of {config.model.slot_rows}; "
+            "run prepare-data with this configuration"
+        )
+    return tokenizer
+
+
+def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
+    """Draw the routing tables of a configuration for a vocabulary; balanced ones also for the token counts of the prepared text."""
+    return draw_tables(
+        config.routing,
+        config.model.rre_layers,
+        len(config.domains),
+        tokenizer.size,
+        config.model.experts_per_domain,
+        PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None,
+    )
 
 
 def file_records(folder: Path) -> dict[str, FileRecord]:

@@ -34,7 +34,7 @@ class Conversation:
 def parse_conversation(line: bytes, domains: Domains, usual: str) -> Conversation:
     """Parse a line with `{"prompt", "response"}` or `{"messages"}`, and optionally `domain`; other keys are ignored.
 
-    usual: domain of a line that names none. Raises Unusable for anything else.
+    usual: domain of a line that names none. Raises RejectedLine for anything else.
     """
     record = json_object(line)
     check_unique_keys(record, (*_PAIR, *_CONVERSATION, "domain"))

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.run_folder import RunFolder, StartOptions
+from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
 from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.train.log.losses import HeldOutLoss
 from pangu_sigma.train.loop import Trainer
+from pangu_sigma.train.start import StartOptions
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Opens a dense PanGu-α that others wrote, whatever the layout of its files."""
+"""Opener of dense PanGu-α checkpoints of other projects, which finds out the layout of their files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LAYOUTS = {
     "mindspore": "one .ckpt, or filerted_<rank>.ckpt with a strategy file; word_embedding.npy, position_embedding.npy and "
     "top_query_embedding.npy where the checkpoints lack them",
 }
-"""What each layout is recognised by."""
+"""Files by which each layout is recognised."""
 _OPENERS = ((is_huggingface, open_huggingface), (is_megatron, open_megatron), (is_mindspore, open_mindspore))
 
 
 def open_dense_model(path: Path, *, heads: int | None = None, activation: Activation | None = None) -> DenseModel:
-    """Open a model in one of LAYOUTS; no values are read before a tensor is.
+    """Open a model in one of LAYOUTS; values are read when a tensor is read.
 
-    heads, activation: of the model, where the files do not say them.
-    Raises LayoutError when no layout fits, or when anything in the files is missing, too many, damaged, or not of one model.
+    heads, activation: of the model, where the files do not give them.
+    Raises LayoutError when no layout fits, or when a tensor is missing, unknown, damaged, or not of the same model.
     """
     if not path.exists():
         raise LayoutError(f"{path} does not exist; give a folder or file in one of these layouts: {_listed()}")
@@ -40,7 +40,7 @@ def _listed() -> str:
 
 
 def _seen(path: Path) -> str:
-    """What is there, for a message."""
+    """Describe the contents of a path for a message."""
     if path.is_file():
         return f"a file that ends in {path.suffix or 'nothing'}"
     names = sorted(file.name for file in path.iterdir())

@@ -1,4 +1,4 @@
-"""A dense PanGu-α on the disk, whatever wrote it: its shape, and its tensors by our names, in our orientation.
+"""Dense PanGu-α in the files of another project: its sizes, and its tensors by our names, in our orientation.
 
 The names are those of `PanGuSigma.parameters_and_names` for a configuration with `rre_layers=0`:
 
@@ -21,12 +21,12 @@ from pangu_sigma.errors import UserError
 
 
 class LayoutError(UserError, ValueError):
-    """A folder or file of weights that cannot be used; the message names the tensor or the file, what is wrong, and the fix."""
+    """Error of a folder or file of weights that cannot be used; the message names the tensor or file, the problem and the fix."""
 
 
 @dataclass(frozen=True)
 class Unused:
-    """Something that a file has and that is not read as a weight. reason: why not, in a few words."""
+    """Entry of a file that is not read as a weight. reason: why not, in a few words."""
 
     name: str
     reason: str
@@ -34,15 +34,15 @@ class Unused:
 
 @dataclass(frozen=True)
 class DenseModel:
-    """A dense model on the disk.
+    """Dense model in files.
 
-    path: what was given. layout: name of its layout, such as "mindspore" or "megatron".
-    hidden, ffn, heads, layers, seq_length, vocabulary: its sizes, as in `ModelConfig`; `layers` counts the query layer, and
-    `vocabulary` the rows of the word table. heads: None where the files do not say it.
-    activation: of its FFN; assumed where `activation_known` is False, because the layout does not say it.
+    path: folder or file that was opened. layout: name of its layout, such as "mindspore" or "megatron".
+    hidden, ffn, heads, layers, seq_length, vocabulary: sizes, as in `ModelConfig`; `layers` counts the query layer, and
+    `vocabulary` the rows of the embedding table. heads: None where the files do not give it.
+    activation: activation of the FFN; assumed where `activation_known` is False, because the files do not give it.
     tensors: every weight, by the names above; float32 or float16 as stored.
-    made_from: for each tensor "<its name in the files>: <how>", or how alone where the names are ours: copied, transposed, joined.
-    unused: what else the files hold.
+    made_from: for each tensor "<its name in the files>: <how>", with how one of copied, transposed, joined.
+    unused: other entries of the files.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class DenseModel:
 
 
 def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a dense model, by our names."""
+    """Return the shape of every tensor of a dense model, by our names."""
     shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, hidden)}
     shapes |= {"positions": (seq_length, hidden), "query_positions": (seq_length, hidden)}
     for layer in range(layers):
@@ -77,8 +77,8 @@ def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabular
 
 
 def check_tensors(model: DenseModel) -> DenseModel:
-    """The model, if it has exactly the tensors of its sizes. Raises LayoutError that names the first one that is missing, is of
-    another shape, or is too many."""
+    """Return the model if it has exactly the tensors of its sizes. Raises LayoutError for one that is missing, of another shape, or
+    unknown."""
     wanted = tensor_shapes(model.hidden, model.ffn, model.layers, model.seq_length, model.vocabulary)
     for name, shape in wanted.items():
         if name not in model.tensors:

@@ -1,7 +1,7 @@
-"""Tensors that lie in files: where their bytes are, and how tensors of a model are made from them while they are read.
+"""Tensors in files: positions of their bytes, and lazy joining and transposing into the tensors of a model.
 
-Nothing is read before it is asked for, and then in slices of rows, so that a tensor that is joined from 512 files or transposed
-takes little more memory than itself.
+Values are read in slices of rows, so that a tensor that is joined from 512 files or transposed takes little more memory than
+itself.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ KINDS: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.float32),
 }
-"""Kinds of values that are read as weights, and what they are read as: NumPy has no bfloat16, and float32 holds it exactly."""
+"""Dtype of a weight in a file → dtype it is read as: NumPy has no bfloat16, and float32 holds it exactly."""
 _SLICE = 4 << 20
-"""Bytes of the slices that are read one after another."""
+"""Number of bytes of a slice that is read at a time."""
 _MOST_SIZE = 1 << 40
-"""Largest size of an axis that is believed."""
+"""Maximum size of an axis that is accepted."""
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor in a file.
+    """Tensor in a file.
 
-    file, offset: its first value is at this byte. kind: of its values, one of KINDS or another, which is refused when it is used.
-    shape; strides: in values, not bytes. name: in the file.
+    offset: byte of its first value. kind: dtype of its values; one that is not in KINDS is refused when it is used.
+    strides: in values, not bytes. name: its name in the file.
     """
 
     file: Path
@@ -49,7 +49,7 @@ class FileTensor:
 
     @property
     def origin(self) -> str:
-        """What messages call it."""
+        """File and name, for messages."""
         return f"{self.file}: {self.name}"
 
     @property
@@ -57,7 +57,7 @@ class FileTensor:
         return math.prod(self.shape)
 
     def values(self) -> np.ndarray:
-        """Its values, mapped; those of bfloat16 as uint16."""
+        """Map the values; bfloat16 as uint16."""
         raw = np.dtype("<u2" if self.kind == "bfloat16" else KINDS[self.kind].newbyteorder("<"))
         if not self.size:
             return np.empty(self.shape, raw)
@@ -67,12 +67,12 @@ class FileTensor:
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides, in values, of a tensor that lies in the file without gaps."""
+    """Return the strides, in values, of a contiguous tensor."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def checked_sizes(file: Path, name: str, sizes: Sequence[object]) -> tuple[int, ...]:
-    """Sizes of axes, if they can be. Raises LayoutError when they are no counts, negative, or huge."""
+    """Return the sizes of a tensor's axes. Raises LayoutError when they are no counts, negative, or huge."""
     if len(sizes) > 8 or not all(type(n) is int and 0 <= n <= _MOST_SIZE for n in sizes):
         raise LayoutError(f"{file}: {name} has the shape {str(sizes)[:80]}, which no tensor has; the file is damaged")
     if math.prod(max(1, n) for n in sizes) > _MOST_SIZE:  # type: ignore[call-overload]
@@ -82,8 +82,8 @@ def checked_sizes(file: Path, name: str, sizes: Sequence[object]) -> tuple[int, 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A tensor of a file that is a part of a larger one. first: where its first value is in the whole, by axis.
-    rows: how many of its rows are taken, from the first; None: all."""
+    """Tensor of a file that is a part of a larger one. first: index of its first value in the whole, by axis.
+    rows: number of its first rows that are used; None: all."""
 
     stored: FileTensor
     first: tuple[int, ...]
@@ -102,11 +102,11 @@ def assembled(
     same: Sequence[FileTensor] = (),
     strict: bool = False,
 ) -> LazyArray:
-    """A tensor of a model, made from one or more of the files when it is read.
+    """Return a tensor of a model that is joined from fragments when it is read.
 
-    shape: of what the fragments are parts of, before it is transposed. same: other tensors that must have the same values as the
-    only fragment; they are compared when it is read, and a difference is logged as a warning, or raises LayoutError if strict.
-    Raises LayoutError when the fragments are not of one kind or do not fill the shape.
+    shape: shape of the whole, before it is transposed. same: other tensors that must have the same values as the only fragment;
+    they are compared when it is read, and a difference is logged as a warning, or raises LayoutError if strict.
+    Raises LayoutError when the fragments have different dtypes or do not fill the shape.
     """
     first = fragments[0].stored
     for fragment in fragments:
@@ -127,7 +127,7 @@ def assembled(
 
 
 def _fit(shape: tuple[int, ...], fragments: Sequence[Fragment]) -> bool:
-    """True if every fragment is inside and no two begin at one position; with equal counts, they then fill the whole."""
+    """Return True if every fragment is inside and no two begin at one position; with equal counts, they then fill the whole."""
     inside = all(
         len(f.shape) == len(shape)
         and all(at + n <= whole for at, n, whole in zip(f.first, f.shape, shape, strict=True))
@@ -147,7 +147,7 @@ class _Whole:
     strict: bool
 
     def slices(self) -> Iterator[np.ndarray]:
-        """Slices of rows, or of columns where it is transposed, one after another."""
+        """Yield slices of rows, or of columns where the tensor is transposed."""
         kind = self.fragments[0].stored.kind
         dtype, axis = KINDS[kind], len(self.shape) - 1 if self.transposed else 0
         if not self.shape:
@@ -166,7 +166,7 @@ class _Whole:
             yield np.empty((0,), dtype)
 
     def _compare(self, values: np.ndarray, begin: int, end: int) -> None:
-        """Warn, or refuse, if another copy has other values."""
+        """Log a warning, or raise LayoutError if strict, for a copy with other values."""
         for other in self.same:
             copy = _decoded(other.values()[begin:end], other.kind)
             if not np.array_equal(values, copy, equal_nan=True):
@@ -185,24 +185,19 @@ class _Whole:
 
 
 def _fill(values: np.ndarray, fragment: Fragment, axis: int, begin: int, end: int) -> None:
-    """Copy what a fragment has of the slice from `begin` to `end` of an axis."""
+    """Copy the values that a fragment has in the slice from `begin` to `end` of an axis."""
     at, n = fragment.first[axis], fragment.shape[axis]
     low, high = max(begin, at), min(end, at + n)
     if low >= high:
         return
-    target, source = [], []
-    for other, (first, size) in enumerate(zip(fragment.first, fragment.shape, strict=True)):
-        if other == axis:
-            target.append(slice(low - begin, high - begin))
-            source.append(slice(low - at, high - at))
-        else:
-            target.append(slice(first, first + size))
-            source.append(slice(0, size))
+    target = [slice(first, first + size) for first, size in zip(fragment.first, fragment.shape, strict=True)]
+    source = [slice(0, size) for size in fragment.shape]
+    target[axis], source[axis] = slice(low - begin, high - begin), slice(low - at, high - at)
     values[tuple(target)] = _decoded(fragment.stored.values()[tuple(source)], fragment.stored.kind)
 
 
 def _decoded(values: np.ndarray, kind: str) -> np.ndarray:
-    """bfloat16 as float32, all else as it is."""
+    """Return bfloat16 values as float32, all others unchanged."""
     if kind != "bfloat16":
         return values
     return (values.astype(np.uint32) << 16).view(np.float32)

@@ -1,4 +1,4 @@
-"""The layout of the Hugging Face ports of PanGu-α (GPTPangu): `config.json` beside safetensors or `pytorch_model*.bin`.
+"""Layout of the Hugging Face ports of PanGu-α (GPTPangu): `config.json` beside safetensors or `pytorch_model*.bin`.
 
 Names: those of `modeling_gptpangu.py` in the repositories imone/pangu_2_6B and sunzeyeah/pangu-*; the first calls the attention's
 output `out_proj`, the others `c_proj`. `nn.Linear` has its weights as [out, in].
@@ -18,31 +18,25 @@ from pangu_sigma.foreign.layout import (
     Facts,
     Joined,
     chosen,
+    counterparts,
     dense_model_of,
     layer_count,
     only,
     plain_name,
+    weight_and_bias,
 )
 from pangu_sigma.foreign.pickles import PickledTensor
 from pangu_sigma.foreign.torch_files import open_torch_file
 
 PORT_LAYER = {
-    "ln_1.weight": Counterpart("attention_norm.gain"),
-    "ln_1.bias": Counterpart("attention_norm.bias"),
-    "ln_2.weight": Counterpart("ffn_norm.gain"),
-    "ln_2.bias": Counterpart("ffn_norm.bias"),
-    "attn.q_proj.weight": Counterpart("attention.query.weight", transposed=True),
-    "attn.q_proj.bias": Counterpart("attention.query.bias"),
-    "attn.k_proj.weight": Counterpart("attention.key.weight", transposed=True),
-    "attn.k_proj.bias": Counterpart("attention.key.bias"),
-    "attn.v_proj.weight": Counterpart("attention.value.weight", transposed=True),
-    "attn.v_proj.bias": Counterpart("attention.value.bias"),
-    "attn.c_proj.weight": Counterpart("attention.output.weight", transposed=True),
-    "attn.c_proj.bias": Counterpart("attention.output.bias"),
-    "mlp.c_fc.weight": Counterpart("ffn.w1"),
-    "mlp.c_fc.bias": Counterpart("ffn.b1"),
-    "mlp.c_proj.weight": Counterpart("ffn.w2", transposed=True),
-    "mlp.c_proj.bias": Counterpart("ffn.b2"),
+    **weight_and_bias("ln_1", "attention_norm.gain", "attention_norm.bias"),
+    **weight_and_bias("ln_2", "ffn_norm.gain", "ffn_norm.bias"),
+    **weight_and_bias("attn.q_proj", "attention.query.weight", "attention.query.bias", transposed=True),
+    **weight_and_bias("attn.k_proj", "attention.key.weight", "attention.key.bias", transposed=True),
+    **weight_and_bias("attn.v_proj", "attention.value.weight", "attention.value.bias", transposed=True),
+    **weight_and_bias("attn.c_proj", "attention.output.weight", "attention.output.bias", transposed=True),
+    **weight_and_bias("mlp.c_fc", "ffn.w1", "ffn.b1"),
+    **weight_and_bias("mlp.c_proj", "ffn.w2", "ffn.b2", transposed=True),
 }
 """Tensors of a layer, after `transformer.h.<i>.`; the last layer is the query layer."""
 PORT_SHARED = {
@@ -58,22 +52,22 @@ _ACTIVATIONS: dict[str, Activation] = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), "tanh"),
     "quick_gelu": "fast_gelu",
 }
-"""Names of transformers for what we compute."""
+"""Name of an activation in transformers → our name."""
 _KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MODEL_TYPE = "gpt_pangu"
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Files of weights, the first that is there is read."""
+"""Files of weights; the first that exists is read."""
 _MOST_BYTES = 16 << 20
-"""Bytes of the largest JSON file that is read."""
+"""Maximum bytes of a JSON file."""
 
 
 def is_huggingface(path: Path) -> bool:
-    """True if a folder looks like this layout."""
+    """Return True if a folder looks like this layout."""
     return path.is_dir() and (path / "config.json").is_file() and any((path / file).is_file() for file in _FILES)
 
 
 def open_huggingface(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
-    """Read a folder of this layout. Raises LayoutError that names the file or tensor."""
+    """Open a folder of this layout. Raises LayoutError that names the file or tensor."""
     config = _json(path / "config.json")
     facts = _facts(path / "config.json", config)
     file, *others = [path / name for name in _FILES if (path / name).is_file()]
@@ -81,11 +75,7 @@ def open_huggingface(path: Path, heads: int | None, activation: Activation | Non
     found = _weights(path, file)
     sources, head = _named(path, found, unused)
     layers = layer_count(path, sources, r"h\.(\d+)\.")
-    rules = dict(PORT_SHARED)
-    for layer in range(layers):
-        rules |= {
-            f"h.{layer}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}") for name, rule in PORT_LAYER.items()
-        }
+    rules = PORT_SHARED | counterparts(PORT_LAYER, [f"h.{layer}" for layer in range(layers)])
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
             raise LayoutError(
@@ -110,7 +100,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _facts(file: Path, config: dict[str, Any]) -> Facts:
-    """What config.json says. Raises LayoutError when the model computes something else than PanGu-α."""
+    """Read the properties in config.json. Raises LayoutError when the model computes something else than PanGu-α."""
     if config.get("model_type") != _MODEL_TYPE:
         raise LayoutError(
             f"{file}: model_type is {str(config.get('model_type'))[:40]!r}, and must be {_MODEL_TYPE!r}; "
@@ -151,7 +141,7 @@ def _facts(file: Path, config: dict[str, Any]) -> Facts:
 
 
 def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
-    """Tensors by their names, of one file or of all that an index names."""
+    """Return tensors by name, from one file or from all that an index names."""
     if not file.name.endswith(".json"):
         return _tensors(file)
     index = _json(file).get("weight_map")
@@ -175,9 +165,16 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
 
 
 def _tensors(file: Path) -> dict[str, FileTensor]:
-    """Tensors of a file by their names."""
+    """Return the tensors of a file by name."""
     if file.suffix == ".safetensors":
-        return _of_safetensors(file)
+        try:
+            extents = array_extents(file)
+        except DamagedArrays as error:
+            raise LayoutError(f"{error}: download it again") from None
+        return {
+            name: FileTensor(file, begin, _KINDS.get(kind, kind), shape, row_major(shape), name)
+            for name, (kind, shape, begin, _) in extents.items()
+        }
     if file.suffix != ".bin":
         raise LayoutError(f"{file}: weights are read from .safetensors and .bin; correct the index")
     opened = open_torch_file(file)
@@ -191,21 +188,10 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
     return {name: opened.stored(value, name) for name, value in opened.value.items()}
 
 
-def _of_safetensors(file: Path) -> dict[str, FileTensor]:
-    try:
-        extents = array_extents(file)
-    except DamagedArrays as error:
-        raise LayoutError(f"{error}: download it again") from None
-    return {
-        name: FileTensor(file, begin, _KINDS.get(kind, kind), shape, row_major(shape), name)
-        for name, (kind, shape, begin, _) in extents.items()
-    }
-
-
 def _named(
     path: Path, found: dict[str, FileTensor], unused: list[Unused]
 ) -> tuple[dict[str, Joined], FileTensor | None]:
-    """Sources by the names of PORT_LAYER and PORT_SHARED, and the head that is tied to the word table, if the files have it too."""
+    """Return tensors by the names of PORT_LAYER and PORT_SHARED, and the output head tied to the embedding table, if it exists."""
     sources: dict[str, Joined] = {}
     head = None
     for name, stored in found.items():

@@ -1,6 +1,6 @@
-"""From the tensors of somebody else's files to a `DenseModel`: what all layouts have in common.
+"""Conversion of tensors in files to a `DenseModel`, shared by all layouts.
 
-A layout says where each of its tensors is, and which of ours it becomes; here every one of both is accounted for.
+A layout maps each of its tensors to one of ours; here a missing or unknown tensor on either side is refused.
 """
 
 from __future__ import annotations
@@ -19,17 +19,36 @@ from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, ch
 
 
 class Counterpart(NamedTuple):
-    """Which of our tensors one of theirs becomes. cut: the axis of theirs along which tensor ranks cut it; None: all have it."""
+    """Our tensor for one of a layout. cut: axis of theirs along which tensor ranks split it; None: all ranks have it whole."""
 
     ours: str
     transposed: bool = False
     cut: int | None = None
 
 
+def weight_and_bias(
+    theirs: str, weight: str, bias: str, transposed: bool = False, cut: int | None = None
+) -> dict[str, Counterpart]:
+    """Return the counterparts of `theirs`.weight and .bias; tensor ranks split a bias only along the outputs, axis 0."""
+    return {
+        f"{theirs}.weight": Counterpart(weight, transposed, cut),
+        f"{theirs}.bias": Counterpart(bias, cut=0 if cut == 0 else None),
+    }
+
+
+def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) -> dict[str, Counterpart]:
+    """Return the counterparts of all layers. tensors: those of one layer. prefixes: prefix of their names for each layer."""
+    return {
+        f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
+        for layer, prefix in enumerate(prefixes)
+        for name, rule in tensors.items()
+    }
+
+
 @dataclass(frozen=True)
 class Joined:
-    """A tensor of the files, whole. shape: of the whole. same: copies that must have the same values; strict: a difference is
-    refused, and not only said. parts: how many files hold it, for people."""
+    """Whole tensor of a layout, joined from fragments. same: copies that must have the same values; strict: a difference is refused
+    and not only logged. parts: number of files that hold it, for people."""
 
     shape: tuple[int, ...]
     fragments: Sequence[Fragment]
@@ -40,9 +59,9 @@ class Joined:
 
 @dataclass
 class Facts:
-    """What is known of a model beside its tensors. heads, activation: given by the caller, or found in the files.
+    """Properties of a model that its tensors do not show. heads, activation: given by the caller, or by the files.
 
-    said: what files say of sizes, by the name of the field of `DenseModel`; `check` compares.
+    said: sizes that the files state, (name in the file, value) by the field of `DenseModel`; they are compared with the tensors.
     """
 
     heads: int | None = None
@@ -53,12 +72,12 @@ class Facts:
 
 
 def only(stored: FileTensor) -> Joined:
-    """A tensor that one file has whole."""
+    """Wrap a tensor that one file holds whole."""
     return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
 
 
 def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
-    """Number of layers whose names match a pattern with one group, the index. Raises LayoutError when one is left out."""
+    """Count the layers whose names match a pattern with one group, the index. Raises LayoutError when an index is missing."""
     compiled = re.compile(pattern)
     found = {match[1] for name in names if (match := compiled.match(name))}
     for index in range(len(found)):
@@ -70,7 +89,7 @@ def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
 
 
 def chosen(path: Path, facts: Facts, heads: int | None, activation: Activation | None) -> Facts:
-    """The facts, with what the caller gave. Raises LayoutError when the files say something else."""
+    """Return the facts with the caller's values. Raises LayoutError when the files contradict them."""
     if heads is not None and facts.heads is not None and heads != facts.heads:
         raise LayoutError(f"{path}: heads={heads} was given, the files say {facts.heads}; leave it out")
     if activation is not None and facts.activation_known and activation != facts.activation:
@@ -89,7 +108,7 @@ def dense_model_of(
     facts: Facts,
     unused: list[Unused],
 ) -> DenseModel:
-    """The model. Raises LayoutError that names the tensor of the files that is missing, too many, or of another shape or type."""
+    """Build the model. Raises LayoutError for a tensor of the files that is missing, unknown, or of another shape or type."""
     for name in sources:
         if name not in rules:
             raise LayoutError(
@@ -123,7 +142,7 @@ def dense_model_of(
 
 
 def _first_rows(fragments: Sequence[Fragment], rows: int) -> list[Fragment]:
-    """The fragments of the first rows of a table."""
+    """Return the fragments of the first rows of a table."""
     return [
         Fragment(f.stored, f.first, min(f.shape[0], rows - f.first[0]))
         for f in fragments
@@ -167,7 +186,7 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
 
 
 def plain_name(path: Path, name: object, what: str) -> Path:
-    """The file or folder of a name inside a folder. Raises LayoutError when the name leads out of it, or nothing is there."""
+    """Return the path of a name inside a folder. Raises LayoutError when the name leads out of it, or nothing is there."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
         raise LayoutError(
             f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; download it again"
@@ -178,10 +197,7 @@ def plain_name(path: Path, name: object, what: str) -> Path:
 
 
 def npy_source(file: Path) -> Joined:
-    """The array of a file of NumPy; no code in its header is run.
-
-    Raises LayoutError when it holds anything but a table of floats in C order.
-    """
+    """Open the array of an .npy file; no code in its header is run. Raises LayoutError unless it is floats in C order."""
     try:
         with open(file, "rb") as stream:
             version = np.lib.format.read_magic(stream)

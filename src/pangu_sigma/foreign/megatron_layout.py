@@ -1,11 +1,11 @@
-"""The layouts of the community's PyTorch PanGu-α: checkpoints of its Megatron, and the same tensors saved by DeepSpeed.
+"""Layouts of the community's PyTorch PanGu-α: checkpoints of its Megatron, and the same tensors saved by DeepSpeed.
 
     megatron     latest_checkpointed_iteration.txt, iter_<step>/mp_rank_<rank>/model_optim_rng.pt: {"model": …, "args": …, …}
     deepspeed    latest, <tag>/mp_rank_<rank>_model_states.pt: {"module": …, …}
 
-Names and cuts: those of `pcl_pangu/model/panguAlpha_pytorch/megatron`. Query, key and value are three tensors, so no order of rows
-within a fused one has to be known. Tensor ranks cut the word table by rows, query, key, value and the first FFN matrix by their
-outputs, the attention's output and the second FFN matrix by their inputs.
+Names and splits: those of `pcl_pangu/model/panguAlpha_pytorch/megatron`. Query, key and value are three tensors. Tensor ranks split
+the embedding table by rows, query, key, value and the first FFN matrix by their outputs, the attention's output and the second FFN
+matrix by their inputs.
 """
 
 from __future__ import annotations
@@ -22,31 +22,25 @@ from pangu_sigma.foreign.layout import (
     Facts,
     Joined,
     chosen,
+    counterparts,
     dense_model_of,
     layer_count,
     only,
     plain_name,
+    weight_and_bias,
 )
 from pangu_sigma.foreign.pickles import OpaqueObject, PickledTensor
 from pangu_sigma.foreign.torch_files import TorchFile, open_torch_file
 
 MEGATRON_LAYER = {
-    "input_layernorm.weight": Counterpart("attention_norm.gain"),
-    "input_layernorm.bias": Counterpart("attention_norm.bias"),
-    "post_attention_layernorm.weight": Counterpart("ffn_norm.gain"),
-    "post_attention_layernorm.bias": Counterpart("ffn_norm.bias"),
-    "attention.query.weight": Counterpart("attention.query.weight", True, 0),
-    "attention.query.bias": Counterpart("attention.query.bias", False, 0),
-    "attention.key.weight": Counterpart("attention.key.weight", True, 0),
-    "attention.key.bias": Counterpart("attention.key.bias", False, 0),
-    "attention.value.weight": Counterpart("attention.value.weight", True, 0),
-    "attention.value.bias": Counterpart("attention.value.bias", False, 0),
-    "attention.dense.weight": Counterpart("attention.output.weight", True, 1),
-    "attention.dense.bias": Counterpart("attention.output.bias"),
-    "mlp.dense_h_to_4h.weight": Counterpart("ffn.w1", False, 0),
-    "mlp.dense_h_to_4h.bias": Counterpart("ffn.b1", False, 0),
-    "mlp.dense_4h_to_h.weight": Counterpart("ffn.w2", True, 1),
-    "mlp.dense_4h_to_h.bias": Counterpart("ffn.b2"),
+    **weight_and_bias("input_layernorm", "attention_norm.gain", "attention_norm.bias"),
+    **weight_and_bias("post_attention_layernorm", "ffn_norm.gain", "ffn_norm.bias"),
+    **weight_and_bias("attention.query", "attention.query.weight", "attention.query.bias", True, 0),
+    **weight_and_bias("attention.key", "attention.key.weight", "attention.key.bias", True, 0),
+    **weight_and_bias("attention.value", "attention.value.weight", "attention.value.bias", True, 0),
+    **weight_and_bias("attention.dense", "attention.output.weight", "attention.output.bias", True, 1),
+    **weight_and_bias("mlp.dense_h_to_4h", "ffn.w1", "ffn.b1", False, 0),
+    **weight_and_bias("mlp.dense_4h_to_h", "ffn.w2", "ffn.b2", True, 1),
 }
 """Tensors of a layer, after `transformer.layers.<i>.` or `transformer.topQueryLayer.`."""
 WORD_TABLE = "language_model.embedding.word_embeddings.weight"
@@ -57,9 +51,9 @@ MEGATRON_SHARED = {
     "language_model.transformer.final_layernorm.weight": Counterpart("norm.gain"),
     "language_model.transformer.final_layernorm.bias": Counterpart("norm.bias"),
 }
-"""Tensors that are not of a layer."""
+"""Tensors outside of the layers."""
 ALPHA_VOCABULARY = 40_000
-"""Pieces of PanGu-α's vocabulary. Megatron pads its table to a multiple of 128 times the number of ranks."""
+"""Size of PanGu-α's vocabulary. Megatron pads its table to a multiple of 128 times the number of ranks."""
 _MOST_PADDING = 128 * 64
 
 TRACKER, TAG_FILE = "latest_checkpointed_iteration.txt", "latest"
@@ -68,17 +62,13 @@ _RANK, _STATES = re.compile(r"mp_rank_(\d{2,4})$"), re.compile(r"mp_rank_(\d{2,4
 
 
 def layer_rules(layers: int) -> dict[str, Counterpart]:
-    """Which of our tensors each of theirs becomes. layers: with the query layer, which is the last of ours."""
-    rules = dict(MEGATRON_SHARED)
-    for layer in range(layers):
-        prefix = f"layers.{layer}" if layer < layers - 1 else "topQueryLayer"
-        for name, rule in MEGATRON_LAYER.items():
-            rules[f"language_model.transformer.{prefix}.{name}"] = rule._replace(ours=f"layers.{layer}.{rule.ours}")
-    return rules
+    """Return our tensor for each of theirs. layers: number of layers with the query layer, which is the last of ours."""
+    names = [*(f"layers.{layer}" for layer in range(layers - 1)), "topQueryLayer"]
+    return MEGATRON_SHARED | counterparts(MEGATRON_LAYER, [f"language_model.transformer.{name}" for name in names])
 
 
 def is_megatron(path: Path) -> bool:
-    """True if a file or folder looks like one of these layouts."""
+    """Return True if a file or folder looks like one of these layouts."""
     if path.is_file():
         return path.suffix in (".pt", ".pth")
     names = [file.name for file in path.iterdir()]
@@ -86,7 +76,7 @@ def is_megatron(path: Path) -> bool:
 
 
 def open_megatron(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
-    """Read a file or folder of these layouts. Raises LayoutError that names the file or tensor."""
+    """Open a file or folder of these layouts. Raises LayoutError that names the file or tensor."""
     files, unused = _files(path)
     opened = [open_torch_file(file) for file in files]
     key = _weights_key(opened[0])
@@ -102,32 +92,29 @@ def open_megatron(path: Path, heads: int | None, activation: Activation | None) 
                 f"{path}: {name[:120]} is in only one of {files[0]} and {file}; the files are not of one model"
             )
     top = opened[0].value
-    unused += [Unused(name, _reason(name)) for name in top if name not in (key, "args")]
+    unused += [
+        Unused(name, "random state, not built" if "rng" in name else "state of training, not built")
+        for name in top
+        if name not in (key, "args")
+    ]
     facts = _facts(path, top.get("args"), layers, len(files), sources.get(WORD_TABLE))
     return dense_model_of(path, layout, sources, rules, chosen(path, facts, heads, activation), unused)
 
 
-def _reason(name: str) -> str:
-    if "rng" in name:
-        return "random state, not built"
-    return "state of training, not built"
-
-
 def _files(path: Path) -> tuple[list[Path], list[Unused]]:
-    """The files of the ranks in their order, and what else is beside them."""
+    """Return the files of the ranks in their order, and the other files beside them."""
     if path.is_file():
         return [path], []
-    folder, unused = (
-        path,
-        [Unused(file.name, "not of this layout") for file in sorted(path.iterdir()) if file.is_file()],
-    )
+    folder = path
+    unused = [Unused(file.name, "not of this layout") for file in sorted(path.iterdir()) if file.is_file()]
     if (path / TRACKER).exists():
-        said = _said(path / TRACKER)
-        folder = plain_name(
-            path,
-            "release" if said == "release" else f"iter_{_step(path, said):07d}",
-            f"the folder that {TRACKER} names",
-        )
+        step = _said(path / TRACKER)
+        if step != "release" and not re.match(r"\d{1,9}$", step, re.ASCII):
+            raise LayoutError(
+                f"{path}: {TRACKER} says {step[:40]!r}, and must have the number of a step, or `release`; correct it"
+            )
+        name = step if step == "release" else f"iter_{int(step):07d}"
+        folder = plain_name(path, name, f"the folder that {TRACKER} names")
         unused = [one for one in unused if one.name != TRACKER]
     elif (path / TAG_FILE).is_file():
         folder = plain_name(path, _said(path / TAG_FILE), f"the folder that {TAG_FILE} names")
@@ -162,17 +149,9 @@ def _of_ranks(folder: Path) -> list[Path]:
 
 
 def _said(file: Path) -> str:
-    """The one line of a file that names a folder."""
+    """Read the one line of a file that names a folder."""
     with open(file, "rb") as stream:
         return stream.read(300).decode("utf-8", "replace").strip()
-
-
-def _step(path: Path, said: str) -> int:
-    if not re.match(r"\d{1,9}$", said, re.ASCII):
-        raise LayoutError(
-            f"{path}: {TRACKER} says {said[:40]!r}, and must have the number of a step, or `release`; correct it"
-        )
-    return int(said)
 
 
 def _weights_key(file: TorchFile) -> str:
@@ -186,7 +165,7 @@ def _weights_key(file: TorchFile) -> str:
 
 
 def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
-    """Tensors of a file by their dotted names. Raises LayoutError when anything else is among them."""
+    """Return the tensors of a file by dotted name. Raises LayoutError when anything else is among them."""
     if not isinstance(file.value, dict) or not isinstance(file.value.get(key), dict):
         raise LayoutError(
             f"{file.path}: it has no weights under `{key}`, as other ranks have; the files are not of one model"
@@ -202,11 +181,8 @@ def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
         elif isinstance(value, dict) and depth < 8 and len(waiting) + len(value) < 100_000:
             waiting += [(f"{name}.{inner}".lstrip("."), one, depth + 1) for inner, one in value.items()]
         else:
-            what = (
-                f"a {value.name}, which is not built"
-                if isinstance(value, OpaqueObject)
-                else f"a {type(value).__name__}"
-            )
+            opaque = isinstance(value, OpaqueObject)
+            what = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"
             raise LayoutError(
                 f"{file.path}: {name[:120]} is {what}, and no tensor; save the weights alone and use that file"
             )
@@ -214,7 +190,7 @@ def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
 
 
 def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Counterpart | None) -> Joined:
-    """A tensor from those of the ranks: joined along the axis of its cut, or the one of rank 0."""
+    """Return a tensor from those of the ranks: joined along the axis of its split, or the tensor of rank 0."""
     held = [weights[name] for weights in ranks if name in weights]
     first = held[0]
     for other in held[1:]:
@@ -238,7 +214,7 @@ def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Cou
 
 
 def _facts(path: Path, args: Any, layers: int, ranks: int, words: Joined | None) -> Facts:
-    """What the arguments of the training say, if the file has them; without, what the community's code does by default."""
+    """Read the properties in the training's arguments; without arguments, return the defaults of the community's code."""
     rows = words.shape[0] if words is not None and words.shape else 0
     padded = ALPHA_VOCABULARY < rows <= ALPHA_VOCABULARY + _MOST_PADDING
     facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if padded else None)

@@ -1,8 +1,8 @@
-"""Checkpoint files of MindSpore (`.ckpt`): a protobuf `Checkpoint` of values, each a tag and a tensor.
+"""Reader of MindSpore's checkpoint files (`.ckpt`): a protobuf `Checkpoint` of values, each a tag and a tensor.
 
     Checkpoint  value = 1*:  Value  tag = 1, tensor = 2:  TensorProto  dims = 1*, tensor_type = 2, tensor_content = 3
 
-A tensor of more than 512 MB is written as several values of one tag, each with the dims of the whole. Values stay on the disk.
+A tensor of more than 512 MB is written as several values of one tag, each with the dims of the whole. Tensors stay on the disk.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, checked_sizes
 _KINDS = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _HEAD = 512
-"""Bytes read at the head of a value: its tag, dims and type are far shorter."""
+"""Number of bytes read at the start of a value: its tag, dims and type are far shorter."""
 _MOST_VALUES = 200_000
-"""Number of values of the largest file that is read."""
+"""Maximum number of values of a file."""
 _CHECKSUM = b"crc_num"
-"""What a file ends with, and ten bytes more, if it was saved with a checksum."""
+"""End of a file that was saved with a checksum; ten more bytes follow."""
 
 
 @dataclass
 class CkptTensor:
-    """A tensor of a file. extents: first byte and number of bytes of each value that holds a stretch of it, in order."""
+    """Tensor of a file. extents: (first byte, number of bytes) of each value that holds a part of it, in order."""
 
     file: Path
     name: str
@@ -37,7 +37,7 @@ class CkptTensor:
     extents: list[tuple[int, int]] = field(default_factory=list)
 
     def fragments(self, first: tuple[int, ...] | None = None, file: Path | None = None) -> list[Fragment]:
-        """Its values, as parts of a tensor in which it begins at `first`. file: one that is alike, whose values are taken instead.
+        """Return the tensor as fragments of a whole in which it begins at `first`. file: a file alike, to read the values from.
 
         Raises LayoutError when it is not of floats, or has more or fewer bytes than its shape says.
         """
@@ -56,7 +56,7 @@ class CkptTensor:
         return self._stretches(file, first, itemsize)
 
     def _stretches(self, file: Path, first: tuple[int, ...], itemsize: int) -> list[Fragment]:
-        """A fragment for the whole rows of each value, and for each end of a row that a value begins or ends with."""
+        """Return a fragment for the whole rows of each value, and for each part of a row at its beginning or end."""
         row, origin = math.prod(self.shape[1:]), f"{file}: {self.name}"
         if len(self.shape) not in (1, 2):
             raise LayoutError(
@@ -85,7 +85,7 @@ class CkptTensor:
 
 @dataclass
 class CkptFile:
-    """A checkpoint file. tensors: by their names. heads: all bytes of the file that are no values, each with its position."""
+    """Checkpoint file of MindSpore. tensors: by name. heads: (position, bytes) of everything in the file that is no tensor."""
 
     path: Path
     size: int
@@ -93,7 +93,7 @@ class CkptFile:
     heads: list[tuple[int, bytes]] = field(default_factory=list)
 
     def is_alike(self, path: Path) -> bool:
-        """True if another file differs from this one in nothing but values, as those of the ranks of one run do."""
+        """Return True if another file differs from this one in tensor values only, as the files of one run's ranks do."""
         if path.stat().st_size != self.size:
             return False
         with open(path, "rb", buffering=0) as stream:
@@ -102,10 +102,7 @@ class CkptFile:
 
 
 def open_ckpt(path: Path) -> CkptFile:
-    """Read all of a checkpoint file but its values.
-
-    Raises LayoutError when it is no such file, is cut short, or is encrypted.
-    """
+    """Read everything of a checkpoint file except the values. Raises LayoutError when it is damaged, encrypted or no such file."""
     found, at = CkptFile(path, path.stat().st_size), 0
     with open(path, "rb", buffering=0) as stream:
         descriptor = stream.fileno()
@@ -131,7 +128,7 @@ def open_ckpt(path: Path) -> CkptFile:
 
 
 def _value(file: CkptFile, head: bytes, at: int) -> int:
-    """Note the value whose head begins at a byte of the file; returns the byte behind it."""
+    """Record the value whose head begins at a byte of the file. Returns the byte after it."""
     end = len(head)
     value = field_at(head, 0, end, file.size - at)
     if value.number != 1 or value.way != OF_BYTES:

@@ -1,4 +1,4 @@
-"""The layout of MindSpore's PanGu-α: one `.ckpt`, or a folder of them cut by a strategy file, with three tables as `.npy`.
+"""Layout of MindSpore's PanGu-α: one `.ckpt`, or a folder of them cut by a strategy file, with three tables as `.npy`.
 
 Names: those of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; of the tables also those of a merged file
 (`pcl_pangu/model/alpha/alpha.py`) and of the later model zoo. `nn.Dense` has its weights as [out, in], `Mapping` as [in, out].
@@ -11,7 +11,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.layout import Counterpart, Facts, Joined, chosen, dense_model_of, layer_count, npy_source
+from pangu_sigma.foreign.layout import (
+    Counterpart,
+    Facts,
+    Joined,
+    chosen,
+    counterparts,
+    dense_model_of,
+    layer_count,
+    npy_source,
+    weight_and_bias,
+)
 from pangu_sigma.foreign.mindspore_files import CkptTensor, open_ckpt
 from pangu_sigma.foreign.strategy_file import Cut, read_strategy
 
@@ -20,35 +30,25 @@ BLOCK_TENSORS = {
     "layernorm1.beta": Counterpart("attention_norm.bias"),
     "layernorm2.gamma": Counterpart("ffn_norm.gain"),
     "layernorm2.beta": Counterpart("ffn_norm.bias"),
-    "attention.dense1.weight": Counterpart("attention.query.weight", transposed=True),
-    "attention.dense1.bias": Counterpart("attention.query.bias"),
-    "attention.dense2.weight": Counterpart("attention.key.weight", transposed=True),
-    "attention.dense2.bias": Counterpart("attention.key.bias"),
-    "attention.dense3.weight": Counterpart("attention.value.weight", transposed=True),
-    "attention.dense3.bias": Counterpart("attention.value.bias"),
-    "attention.projection.weight": Counterpart("attention.output.weight"),
-    "attention.projection.bias": Counterpart("attention.output.bias"),
-    "output.mapping.weight": Counterpart("ffn.w1", transposed=True),
-    "output.mapping.bias": Counterpart("ffn.b1"),
-    "output.projection.weight": Counterpart("ffn.w2"),
-    "output.projection.bias": Counterpart("ffn.b2"),
+    **weight_and_bias("attention.dense1", "attention.query.weight", "attention.query.bias", transposed=True),
+    **weight_and_bias("attention.dense2", "attention.key.weight", "attention.key.bias", transposed=True),
+    **weight_and_bias("attention.dense3", "attention.value.weight", "attention.value.bias", transposed=True),
+    **weight_and_bias("attention.projection", "attention.output.weight", "attention.output.bias"),
+    **weight_and_bias("output.mapping", "ffn.w1", "ffn.b1", transposed=True),
+    **weight_and_bias("output.projection", "ffn.w2", "ffn.b2"),
 }
 """Tensors of a layer, after `backbone.blocks.<i>.` or `backbone.top_query_layer.`."""
 TABLES = {
     "embedding": (
         "word_embedding.npy",
-        *(
-            "embedding_table",
-            "backbone.word_embedding.embedding_table",
-            "backbone.embedding.word_embedding.embedding_table",
-        ),
+        "embedding_table",
+        "backbone.word_embedding.embedding_table",
+        "backbone.embedding.word_embedding.embedding_table",
     ),
     "positions": (
         "position_embedding.npy",
-        *(
-            "backbone.embedding.embedding.position_embedding.embedding_table",
-            "backbone.position_embedding.embedding_table",
-        ),
+        "backbone.embedding.embedding.position_embedding.embedding_table",
+        "backbone.position_embedding.embedding_table",
         "backbone.embedding.position_embedding.embedding_table",
     ),
     "query_positions": (
@@ -56,33 +56,34 @@ TABLES = {
         *("backbone.top_query_embedding_table", "backbone.top_query_embedding.embedding_table"),
     ),
 }
-"""The file of each table, and its names in a checkpoint: of the release, of a merged file, of the later model zoo."""
+"""File of each table, and its names in a checkpoint: of the release, of a merged file, of the later model zoo."""
 _STATE = re.compile(
     r"(adam_[mv]|moment[12s]?|accu_grads)\.|scale_sense$|global_step$|current_iterator_step$|last_overflow_iterator_step$|"
     r"(epoch|step)_num$|learning_rate$|beta[12]_power$|.*\.(key|value)_past$|.*is_first_iteration$"
 )
-"""Names of what training and decoding keep beside the weights."""
+"""Pattern of names of training and decoding state beside the weights."""
 _PART = re.compile(r"fil(?:ert|ter)ed_(\d{1,6})\.ckpt$")
-"""Files of the release; its spelling is `filerted_`."""
+"""Pattern of the release's file names; its spelling is `filerted_`."""
 
 
 def is_mindspore(path: Path) -> bool:
-    """True if a file or folder looks like this layout."""
+    """Return True if a file or folder looks like this layout."""
     if path.is_file():
         return path.suffix == ".ckpt"
     return any(file.suffix == ".ckpt" for file in path.iterdir())
 
 
 def open_mindspore(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
-    """Read a file or folder of this layout. Raises LayoutError that names the file or tensor."""
+    """Open a file or folder of this layout. Raises LayoutError that names the file or tensor."""
     folder = path if path.is_dir() else None
     files = sorted(path.glob("*.ckpt")) if folder else [path]
     strategies = [file for file in files if "strategy" in file.name.lower()] if folder else []
     weights = [file for file in files if file not in strategies]
     if any(_PART.match(file.name) for file in weights):
-        sources, unused = _joined(path, _in_order(path, weights), _one_strategy(path, strategies))
+        sources, unused = _joined(path, _in_order(path, weights), strategies)
     elif len(weights) == 1:
-        sources, unused = _whole(weights[0])
+        tensors, unused = _split(open_ckpt(weights[0]).tensors)
+        sources = {name: Joined(tensor.shape, tensor.fragments()) for name, tensor in tensors.items()}
         unused += [Unused(file.name, "how ranks cut a model; this one is whole") for file in strategies]
     else:
         raise LayoutError(
@@ -93,12 +94,7 @@ def open_mindspore(path: Path, heads: int | None, activation: Activation | None)
     layers = layer_count(path, sources, r"backbone\.blocks\.(\d+)\.")
     _check_not_pipelined(path, layers, sources)
     rules = {names: Counterpart(ours) for ours, names in tables.items()}
-    for layer in range(layers + 1):
-        prefix = f"backbone.blocks.{layer}" if layer < layers else "backbone.top_query_layer"
-        rules |= {
-            f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
-            for name, rule in BLOCK_TENSORS.items()
-        }
+    rules |= counterparts(BLOCK_TENSORS, [*(f"backbone.blocks.{i}" for i in range(layers)), "backbone.top_query_layer"])
     rules |= {"backbone.layernorm.gamma": Counterpart("norm.gain"), "backbone.layernorm.beta": Counterpart("norm.bias")}
     later = "backbone.embedding.word_embedding.embedding_table" in sources  # its network computes fast GELU
     facts = chosen(path, Facts(activation="fast_gelu" if later else "tanh"), heads, activation)
@@ -106,7 +102,7 @@ def open_mindspore(path: Path, heads: int | None, activation: Activation | None)
 
 
 def _in_order(path: Path, weights: list[Path]) -> list[Path]:
-    """Files of the ranks in their order. Raises LayoutError when one is missing or does not belong."""
+    """Return the files of the ranks in their order. Raises LayoutError when one is missing or does not belong."""
     by_rank: dict[int, Path] = {}
     for file in weights:
         match = _PART.match(file.name)
@@ -124,28 +120,20 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
-def _one_strategy(path: Path, strategies: list[Path]) -> Path:
+def _split(tensors: dict[str, CkptTensor]) -> tuple[dict[str, CkptTensor], list[Unused]]:
+    """Split tensors into weights and training state."""
+    unused = [Unused(name, "state of training or decoding") for name in tensors if _STATE.match(name)]
+    return {name: tensor for name, tensor in tensors.items() if not _STATE.match(name)}, unused
+
+
+def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict[str, Joined], list[Unused]]:
+    """Join the tensors of the ranks' files. Raises LayoutError unless there is one strategy file, which fits them."""
     if len(strategies) != 1:
         raise LayoutError(
             f"{path}: {len(strategies)} strategy files; put the one of the release, with `strategy` in its name and ending in "
             ".ckpt, into the folder"
         )
-    return strategies[0]
-
-
-def _split(tensors: dict[str, CkptTensor]) -> tuple[dict[str, CkptTensor], list[Unused]]:
-    """Weights, and what is none."""
-    unused = [Unused(name, "state of training or decoding") for name in tensors if _STATE.match(name)]
-    return {name: tensor for name, tensor in tensors.items() if not _STATE.match(name)}, unused
-
-
-def _whole(file: Path) -> tuple[dict[str, Joined], list[Unused]]:
-    weights, unused = _split(open_ckpt(file).tensors)
-    return {name: Joined(tensor.shape, tensor.fragments()) for name, tensor in weights.items()}, unused
-
-
-def _joined(path: Path, files: list[Path], strategy: Path) -> tuple[dict[str, Joined], list[Unused]]:
-    """The tensors that the files of all ranks hold together."""
+    strategy = strategies[0]
     cuts = read_strategy(strategy)
     ranks = next(iter(cuts.values())).ranks
     if ranks != len(files):
@@ -159,7 +147,7 @@ def _joined(path: Path, files: list[Path], strategy: Path) -> tuple[dict[str, Jo
 
 
 def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[str, CkptTensor]:
-    """The weights of a rank's file. Raises LayoutError when they are others than those of another rank."""
+    """Read the weights of a rank's file. Raises LayoutError when names, shapes or dtypes differ from another rank's."""
     found, _ = _split(open_ckpt(file).tensors)
     if found.keys() != weights.keys():
         name = min(found.keys() ^ weights.keys())
@@ -177,7 +165,7 @@ def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[st
 
 
 def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files: list[Path], cut: Cut | None) -> Joined:
-    """A tensor from the parts that the ranks hold: of equal parts, the one of the lowest rank."""
+    """Join a tensor from the parts of the ranks; of equal parts, that of the lowest rank is read."""
     shape = held[0][name].shape
     if cut is None:  # MindSpore writes no layout of what it did not cut
         return Joined(shape, held[0][name].fragments())
@@ -194,7 +182,7 @@ def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files:
 
 @lru_cache
 def _corners(cut: Cut, shape: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
-    """The lowest rank of each part of a tensor, and where the part begins."""
+    """Return, for each part of a tensor, the lowest rank that holds it and its first index."""
     first: dict[tuple[int, ...], int] = {}
     for rank in range(cut.ranks):
         first.setdefault(cut.first(rank, shape), rank)
@@ -202,7 +190,7 @@ def _corners(cut: Cut, shape: tuple[int, ...]) -> list[tuple[int, tuple[int, ...
 
 
 def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: list[Unused]) -> dict[str, str]:
-    """Name of the source of each table; a file of NumPy becomes one where the checkpoint has none."""
+    """Return the name of each table in `sources`; an .npy file is added where the checkpoint lacks the table."""
     found = {}
     for ours, (file, *names) in TABLES.items():
         there = [name for name in names if name in sources]

@@ -1,9 +1,9 @@
-"""A machine for pickles that cannot execute anything, because it has no instruction that does.
+"""Unpickler that cannot execute anything, because it has no instruction that does.
 
-Python's own unpickler imports what a file names and calls it. This one knows the few things that files of weights are made of, and
-builds them itself: numbers, texts, containers, `argparse.Namespace`, and *descriptions* of tensors. It imports nothing and calls
-nothing. What random states and optimizers need (NumPy's arrays, loss scalers) becomes an `OpaqueObject`, which holds its name
-only. Any other name in a file is a LayoutError.
+Python's own unpickler imports and calls what a file names. This one builds the few objects of files of weights itself: numbers,
+texts, containers, `argparse.Namespace`, and *descriptions* of tensors. It imports nothing and calls nothing. Objects of random
+states and optimizers (NumPy's arrays, loss scalers) become an `OpaqueObject`, which holds the name only. Any other name in a file
+is a LayoutError.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 from pangu_sigma.foreign.dense_model import LayoutError
 
 MOST_PICKLED = 64 << 20
-"""Bytes of the largest pickle that is read: the one of a 13B model with its optimizer has less than a hundredth."""
+"""Maximum bytes of a pickle: that of a 13B model with its optimizer has less than a hundredth."""
 MOST_STEPS = 2_000_000
-"""Instructions of the longest pickle that is read."""
+"""Maximum number of instructions of a pickle."""
 
 STORAGES = {
     "FloatStorage": "float32",
@@ -36,7 +36,7 @@ STORAGES = {
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",
 }
-"""torch's classes of storages, and the kinds of their values."""
+"""Storage class of torch → dtype of its values."""
 _DTYPES = frozenset(
     (
         *("float16", "half", "float32", "float", "float64", "double", "bfloat16", "int8", "int16", "short"),
@@ -52,19 +52,19 @@ _INERT = frozenset(
     )
 )
 _INERT_MODULES = ("megatron.", "fp16.", "deepspeed.", "apex.")
-"""Names of the trainers that wrote the files: states of their loss scalers and optimizers, which are skipped."""
+"""Module prefixes of the trainers that wrote the files: states of their loss scalers and optimizers are skipped."""
 
 
 @dataclass(frozen=True)
 class OpaqueObject:
-    """Something of a pickle that is not built: only its name is known, and nothing can be done with it."""
+    """Placeholder for an object of a pickle that is not built; it holds the name only."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A storage that a pickle refers to. key: its name among the storages. size: number of values."""
+    """Storage of a torch tensor. kind: dtype of its values. key: its name among the storages. size: number of values."""
 
     kind: str
     key: str
@@ -73,7 +73,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class PickledTensor:
-    """A tensor that a pickle describes: a view of a storage. offset, shape, strides: as in the file, not checked."""
+    """Tensor described by a pickle: a view of a storage. offset, shape, strides: as in the file, unchecked."""
 
     storage: Storage
     offset: Any
@@ -83,13 +83,13 @@ class PickledTensor:
 
 @dataclass(frozen=True)
 class _Global:
-    """A name that a pickle may use."""
+    """Global name that a pickle may use."""
 
     name: str
 
 
 class _Mark:
-    """Where a group of values begins on the stack."""
+    """Mark on the stack before a group of values."""
 
 
 _ALLOWED = frozenset(

@@ -1,12 +1,12 @@
-"""How MindSpore's automatic parallelism cut the tensors of a run: its strategy file, and where a rank's part of a tensor lies.
+"""Reader of MindSpore's strategy files, which say how automatic parallelism split the tensors of a run among ranks.
 
     ParallelStrategyMap  parallel_layout_item = 3*:  param_name = 1, parallel_layouts = 2:
         dev_matrix = 1 {dim}, tensor_map = 2 {dim}, param_split_shape = 3 {dim}, indices_offset = 4, field = 5,
         opt_weight_shard_step = 6, opt_weight_shard_size = 7
 
-The ranks stand in a grid of `dev_matrix`, the last axis fastest. Axis d of a tensor is cut along the grid's axis `tensor_map[d]`,
-counted from the last; -1: not cut. What remains equal on several ranks may be cut once more along the tensor's first axis, for the
-optimizer: into `opt_weight_shard_size` stretches, which ranks hold that are `opt_weight_shard_step` apart.
+The ranks form a device matrix `dev_matrix`, the last axis fastest. Axis d of a tensor is split along the matrix axis
+`tensor_map[d]`, counted from the last; -1: not split. A part that several ranks hold may be split further along the tensor's first
+axis, for the optimizer: into `opt_weight_shard_size` stretches, on ranks that are `opt_weight_shard_step` apart.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pangu_sigma.checkpoint.protobuf import OF_BYTES, OF_NUMBER, Field, fields, 
 from pangu_sigma.foreign.dense_model import LayoutError
 
 _MOST_BYTES = 64 << 20
-"""Bytes of the largest strategy file that is read."""
+"""Maximum bytes of a strategy file."""
 _MOST_RANKS = 1 << 16
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How one tensor was cut. grid, axes: `dev_matrix` and `tensor_map`. part: `param_split_shape`, or empty.
-    step, stretches: of the optimizer's cut; stretches is 1 where there is none."""
+    """Split of one tensor among ranks. grid, axes: `dev_matrix` and `tensor_map`. part: `param_split_shape`, or empty.
+    step, stretches: of the optimizer's split; stretches is 1 where there is none."""
 
     grid: tuple[int, ...]
     axes: tuple[int, ...]
@@ -39,16 +39,16 @@ class Cut:
         return math.prod(self.grid)
 
     def counts(self) -> tuple[int, ...]:
-        """Into how many parts each axis is cut, without the optimizer's cut."""
+        """Return the number of parts of each axis, without the optimizer's split."""
         return tuple(1 if axis < 0 else self.grid[-1 - axis] for axis in self.axes)
 
     def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the whole tensor, from the shape of a rank's part."""
+        """Return the shape of the whole tensor. shape: shape of a rank's part."""
         sizes = [n * count for n, count in zip(shape, self.counts(), strict=True)]
         return (sizes[0] * self.stretches, *sizes[1:])
 
     def first(self, rank: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Where the part of a rank begins in the whole. shape: of a rank's part."""
+        """Return the first index of a rank's part in the whole. shape: shape of a rank's part."""
         at = []
         for axis in self.axes:
             behind = math.prod(self.grid[len(self.grid) - axis :]) if axis > 0 else 1
@@ -58,7 +58,7 @@ class Cut:
 
 
 def read_strategy(file: Path) -> dict[str, Cut]:
-    """How each parameter was cut, by its name. Raises LayoutError when the file is no strategy, or one that is not understood."""
+    """Read the split of each parameter, by its name. Raises LayoutError when the file is no strategy, or an unsupported one."""
     if file.stat().st_size > _MOST_BYTES:
         raise LayoutError(f"{file}: a strategy file of {file.stat().st_size:,} bytes is none; it holds no weights")
     content, cuts = file.read_bytes(), {}

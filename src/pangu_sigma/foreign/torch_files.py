@@ -1,10 +1,10 @@
-"""Files that `torch.save` wrote, read without torch: the zip format, and the older one of pickles one after another.
+"""Reader of `torch.save` files without torch: the zip format, and the older format of consecutive pickles.
 
     zip       <root>/data.pkl, <root>/data/<key> for each storage, <root>/byteorder; all stored without compression
     older     pickles of a magic number, a version, facts about the machine, the value, and the list of storage keys; then for each
               key, in that order, the number of values in eight bytes, and the values
 
-Values stay on the disk: a tensor becomes a `FileTensor`, with the byte at which it begins.
+Values stay on the disk: a tensor becomes a `FileTensor` with the byte of its first value.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from pangu_sigma.foreign.file_tensors import FileTensor, checked_sizes
 from pangu_sigma.foreign.pickles import MOST_PICKLED, PickledTensor, load_pickle
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
-"""What the first two pickles of the older format hold."""
+"""Values of the first two pickles of the older format."""
 _BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
-"""Bytes of a value; of other kinds one."""
+"""Bytes of a value by dtype; 1 for other dtypes."""
 _LOCAL = struct.Struct("<4s5H3I2H")
-"""Header in front of each member of a zip file."""
+"""Header before each member of a zip file."""
 _DAMAGED = "it is damaged or cut short: download it again"
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """A file of torch. value: what was saved, with a `PickledTensor` for each tensor. extents: first byte and number of bytes of
-    each storage, by its key."""
+    """File of `torch.save`. value: the saved value, with a `PickledTensor` for each tensor. extents: first byte and number of bytes
+    of each storage, by its key."""
 
     path: Path
     value: Any
     extents: dict[str, tuple[int, int]]
 
     def stored(self, tensor: PickledTensor, name: str) -> FileTensor:
-        """Where a tensor lies. Raises LayoutError when that is not inside its storage, or its storage not in the file."""
+        """Locate a tensor in the file. Raises LayoutError when it is not inside its storage, or its storage not in the file."""
         storage = tensor.storage
         if storage.key not in self.extents:
             raise LayoutError(f"{self.path}: the storage {storage.key[:40]} of {name} is missing; {_DAMAGED}")
@@ -50,11 +50,7 @@ class TorchFile:
             raise LayoutError(
                 f"{self.path}: {name} needs {storage.size * itemsize} bytes of its storage, which has {length}; {_DAMAGED}"
             )
-        if (
-            type(tensor.shape) is not tuple
-            or type(tensor.strides) is not tuple
-            or len(tensor.shape) != len(tensor.strides)
-        ):
+        if not type(tensor.shape) is type(tensor.strides) is tuple or len(tensor.shape) != len(tensor.strides):
             raise LayoutError(f"{self.path}: {name} has no shape and strides; {_DAMAGED}")
         shape = checked_sizes(self.path, name, tensor.shape)
         (offset, *strides) = checked_sizes(self.path, name, (tensor.offset, *tensor.strides))
@@ -67,7 +63,7 @@ class TorchFile:
 
 
 def open_torch_file(path: Path) -> TorchFile:
-    """Read everything but the values. Raises LayoutError when the file is not what it must be, or asks for more than tensors."""
+    """Read everything except the values. Raises LayoutError for a damaged file, or one with other objects than tensors."""
     try:
         with open(path, "rb") as stream:
             magic = stream.read(4)
@@ -109,7 +105,7 @@ def _open_zip(path: Path, stream: BinaryIO) -> TorchFile:
 
 
 def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) -> tuple[int, int]:
-    """First byte and number of bytes of a member. Raises LayoutError when it is compressed, encrypted or not inside the file."""
+    """Return first byte and number of bytes of a member. Raises LayoutError if it is compressed, encrypted or not in the file."""
     name = member.filename[:80]
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.compress_size != member.file_size:
         raise LayoutError(
@@ -161,7 +157,7 @@ def _open_older(path: Path, stream: BinaryIO) -> TorchFile:
 
 
 def _storage_kinds(value: Any) -> dict[str, str]:
-    """Kind of each storage that any tensor of a value lies in, by its key; each container is visited once."""
+    """Return the dtype of each storage that a tensor of `value` uses, by its key; each container is visited once."""
     kinds: dict[str, str] = {}
     waiting, seen = [value], set()
     while waiting:

@@ -1,4 +1,4 @@
-"""Does a child answer as its parent? Logits of the same text, by a path that adds in one order, and by the graph beside it.
+"""Comparison of a child's logits with its parent's on the same text, by a path that adds in one order, and by the graph.
 
 Shape suffixes: T tokens, N RRE layers, R rows of a slot of the child, W those of them that both have.
 """
@@ -6,12 +6,14 @@ Shape suffixes: T tokens, N RRE layers, R rows of a slot of the child, W those o
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from pangu_sigma.config import Activation
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.cpu.exact import ExactModel
@@ -25,19 +27,18 @@ from pangu_sigma.stored.open import open_model
 logger = logging.getLogger(__name__)
 
 COMPARED_TOKENS = 16
-"""Tokens of held-out text of each domain on which logits are compared."""
+"""Number of held-out tokens of each domain on which logits are compared."""
 GRAPH_BYTES = 2 << 30
-"""Weights of the largest model whose graph is compared too: it is in memory whole, and copied when it is compiled."""
+"""Maximum bytes of weights of a model whose graph is compared too: it is in memory whole, and copied when it is compiled."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a domain of the child agrees with the parent.
+    """Differences between the logits of the child and of the parent in one domain.
 
-    text: the text that both read. tokens: its number of tokens; logits of the token after each are compared, over the tokens that
-    both have. exact: largest |Δlogit| on the path that adds in one order. fast: that of the graph against it; None if it was not
-    computed. activation_nats: what the child's activation costs on this text against the parent's, in nats per token; None if
-    equal.
+    text: the text that both read. tokens: its number of tokens; after each, logits are compared over the tokens that both have.
+    exact: largest |Δlogit| on the path that adds in one order. fast: largest |Δlogit| of the graph; None if it was not computed.
+    activation_nats: additional loss of the child's activation against the parent's, in nats per token; None if they are equal.
     """
 
     text: str
@@ -49,7 +50,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class _Text:
-    """What both models read, in the rows of a slot of the child: its tokens, and the rows whose logits are compared."""
+    """Text that both models read, as rows of a slot of the child: its tokens, and the rows whose logits are compared."""
 
     rows_T: np.ndarray
     wanted_W: np.ndarray
@@ -57,10 +58,10 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Reader:
-    """A model as it reads a text.
+    """Model that reads a text.
 
-    rows_R: its row, in its flattened slots, for each row of the child's slot; -1 if it has none. The others are of a trained run,
-    and None for a dense model: ids_R, its token id for each of these rows; domain, as which it reads them; graph, if compared.
+    rows_R: its row, in its flattened slots, for each row of the child's slot; -1 if it has none. The other fields are of a trained
+    run, and None for a dense model: ids_R, its token id of each row; domain of the text; graph, if it is compared.
     """
 
     model: ExactModel
@@ -79,7 +80,7 @@ class _Reader:
         return cls(model, np.where((ids_R >= 0) & (rows_R >= 0), first + rows_R, -1), ids_R, run, domain, graph)
 
     def logits(self, text: _Text) -> np.ndarray:
-        """By the exact path, float32 [T, W]."""
+        """Return logits by the exact path, float32 [T, W]."""
         experts_NT = np.empty((0, len(text.rows_T)), np.int32)
         if self.run is not None and self.ids_R is not None and self.domain is not None:
             ids_T = self.ids_R[text.rows_T]
@@ -87,7 +88,7 @@ class _Reader:
         return self.model.logits(self.rows_R[text.rows_T], experts_NT, self.rows_R[text.wanted_W])
 
     def graph_logits(self, text: _Text) -> np.ndarray | None:
-        """By the graph, float32 [T, W]; None if it is not compared."""
+        """Return logits by the graph, float32 [T, W]; None if it is not compared."""
         if self.graph is None or self.ids_R is None or self.domain is None:
             return None
         first = self.domain.slot * self.model.model.slot_rows
@@ -99,25 +100,13 @@ class _Reader:
 def agreements(
     model: StoredModel, slots: list[SlotRows], child: Path, tokens: int = COMPARED_TOKENS
 ) -> dict[str, Agreement]:
-    """How each domain of a child agrees with its parent, on held-out text of the domain."""
+    """Compare each domain of a child with its dense parent `model`, on held-out text of the domain. slots: rows of the child."""
     run, activation = open_model(child, "run"), model.sizes.activation
     sizes = run.config.model.model_copy(update={"dense_layers": run.config.model.layers, "rre_layers": 0})
     parent = ExactModel(sizes, model, activation)
-    mine, changed = (ExactModel(run.config.model, run, g) for g in (activation, run.config.model.activation))
-    same = activation == run.config.model.activation
-    graph = _graph(run) if same else None
-    found = {}
-    for domain in tqdm(domains_of(run.config).all, desc="comparing", unit="domain", disable=None):
-        slot = slots[domain.slot]
-        its = _Reader(parent, slot.parent_R)
-        child_reader = _Reader.trained(run, mine, domain, slot.ids_R, graph)
-        text = _text(run, domain, its.rows_R >= 0, tokens, Path(run.config.data.path))
-        nats = None
-        if not same:
-            other = replace(child_reader, model=changed)
-            nats = _nats(other.logits(text), text) - _nats(child_reader.logits(text), text)
-        found[domain.name] = _agreement(child_reader, its, text, nats)
-    return found
+    graph = _graph(run) if activation == run.config.model.activation else None
+    domains, data = domains_of(run.config).all, Path(run.config.data.path)
+    return _compare(run, domains, lambda d: _Reader(parent, slots[d.slot].parent_R), activation, graph, data, tokens)
 
 
 def compare_trained(
@@ -128,39 +117,61 @@ def compare_trained(
     graphs: bool = True,
     tokens: int = COMPARED_TOKENS,
 ) -> dict[str, Agreement]:
-    """How domains of a run agree with those of the trained run that it was made of.
+    """Compare domains of a run with those of the trained run that it was made of.
 
-    origins: the domain of `old` that a domain of `child` must answer as. data: folder of held-out
-    text of the child; None: tokens are drawn. graphs: False to compile nothing, and compare the exact path alone.
+    origins: domain of `child` → domain of `old` whose answers it must give. data: folder of held-out text of the child; None:
+    tokens are drawn. graphs: False to compile nothing, and compare the exact path alone.
     """
     known_V = parent_ids(old.tokenizer.vocabulary, child.tokenizer.vocabulary)
-    parent, mine = (ExactModel(each.config.model, each, each.config.model.activation) for each in (old, child))
+    activation = child.config.model.activation
+    parent = ExactModel(old.config.model, old, old.config.model.activation)
     its_graph, graph = (_graph(old), _graph(child)) if graphs else (None, None)
-    found = {}
-    for name, origin in tqdm(origins.items(), desc="comparing", unit="domain", disable=None):
-        domain, theirs = domains_of(child.config).named(name), domains_of(old.config).named(origin)
+
+    def parent_of(domain: Domain) -> _Reader:
         ids_R = child.tokenizer.slot_rows[domain.slot]
         its_ids_R = np.where(ids_R >= 0, known_V[np.maximum(ids_R, 0)], -1)
-        its = _Reader.trained(old, parent, theirs, its_ids_R, its_graph)
-        text = _text(child, domain, its.rows_R >= 0, tokens, data)
-        found[name] = _agreement(_Reader.trained(child, mine, domain, ids_R, graph), its, text)
+        return _Reader.trained(old, parent, domains_of(old.config).named(origins[domain.name]), its_ids_R, its_graph)
+
+    domains = [domains_of(child.config).named(name) for name in origins]
+    return _compare(child, domains, parent_of, activation, graph, data, tokens)
+
+
+def _compare(
+    child: StoredModel,
+    domains: Sequence[Domain],
+    parent_of: Callable[[Domain], _Reader],
+    activation: Activation,
+    graph: GraphDecoder | None,
+    data: Path | None,
+    tokens: int,
+) -> dict[str, Agreement]:
+    """Compare domains of a child with their parents.
+
+    activation: the parent's, which the child computes too. graph: the child's; it is compared with that of the parent, or with the
+    parent's exact path. data: folder of held-out text; None: tokens are drawn.
+    """
+    model = child.config.model
+    mine, changed = (ExactModel(model, child, each) for each in (activation, model.activation))
+    found = {}
+    for domain in tqdm(domains, desc="comparing", unit="domain", disable=None):
+        parent, ids_R = parent_of(domain), child.tokenizer.slot_rows[domain.slot]
+        reader = _Reader.trained(child, mine, domain, ids_R, graph)
+        text = _text(child, domain, parent.rows_R >= 0, tokens, data)
+        its_TW, own_TW, graph_TW = parent.logits(text), reader.logits(text), reader.graph_logits(text)
+        fast = nats = None
+        if graph_TW is not None:
+            its_graph_TW = parent.graph_logits(text)
+            fast = float(np.abs(graph_TW - (its_TW if its_graph_TW is None else its_graph_TW)).max())
+        if activation != model.activation:
+            nats = _nats(replace(reader, model=changed).logits(text), text) - _nats(own_TW, text)
+        words = child.tokenizer.decode(ids_R[text.rows_T].tolist())
+        exact = float(np.abs(own_TW - its_TW).max())
+        found[domain.name] = Agreement(words, len(text.rows_T), exact, fast, nats)
     return found
 
 
-def _agreement(child: _Reader, parent: _Reader, text: _Text, nats: float | None = None) -> Agreement:
-    """nats: what another activation costs. The graph of the child is compared with that of the parent, or its exact path."""
-    assert child.run is not None and child.ids_R is not None
-    its_TW, fast = parent.logits(text), None
-    if (graph_TW := child.graph_logits(text)) is not None:
-        of_graph_TW = parent.graph_logits(text)
-        fast = float(np.abs(graph_TW - (its_TW if of_graph_TW is None else of_graph_TW)).max())
-    words = child.run.tokenizer.decode(child.ids_R[text.rows_T].tolist())
-    exact = float(np.abs(child.logits(text) - its_TW).max())
-    return Agreement(words, len(text.rows_T), exact, fast, nats)
-
-
 def _graph(run: StoredModel) -> GraphDecoder | None:
-    """The graph of a run; None, and a word, if it is large."""
+    """Return the graph of a run; None, with a warning, if it is large."""
     size = 4 * run.config.num_params().total
     if size > GRAPH_BYTES:
         logger.warning(
@@ -174,9 +185,9 @@ def _graph(run: StoredModel) -> GraphDecoder | None:
 
 
 def _text(run: StoredModel, domain: Domain, both_R: np.ndarray, tokens: int, data: Path | None) -> _Text:
-    """The first tokens of a domain's held-out text, without document ends and those that the parent lacks.
+    """Return the first tokens of a domain's held-out text, without <eot> and tokens that the parent lacks.
 
-    both_R: True for rows of the slot that both have. data: the folder of that text; None: there is none, and tokens are drawn.
+    both_R: True for rows of the slot that both have. data: folder of that text; None: tokens are drawn.
     """
     wanted_W = np.flatnonzero(both_R)
     known, eot = run.tokenizer.slot_rows[domain.slot, wanted_W], run.tokenizer.eot
@@ -192,7 +203,7 @@ def _text(run: StoredModel, domain: Domain, both_R: np.ndarray, tokens: int, dat
 
 
 def _nats(logits_TW: np.ndarray, text: _Text) -> float:
-    """Mean loss of each next token of a text, over the tokens that both have."""
+    """Return the mean loss of the next token in a text, in nats, over the tokens that both have."""
     if len(text.rows_T) < 2:
         return 0.0
     columns = np.searchsorted(text.wanted_W, text.rows_T[1:])

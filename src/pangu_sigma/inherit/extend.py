@@ -1,15 +1,15 @@
-"""More domains, slots, English pieces or experts for a trained Σ, without changing a bit of what it answers for its domains.
+"""Extension of a trained Σ by domains, slots, English pieces or experts, which changes no bit of its answers for its domains.
 
-    old domains      experts, rows of the routing tables, rows of slots, Adam's state and step counts are copied
-    new domains      experts of a named domain and its row of the routing tables, so that they begin as that domain; or the FFN of a
-                     dense parent; or drawn. Adam begins at nothing
+    old domains      experts, rows of the routing tables, rows of slots, Adam state and step counts are copied
+    new domains      experts of a named domain and its row of the routing tables; or the FFN of a dense parent; or drawn. Adam state
+                     starts from zero
     new slots        rows of the same tokens of the named domain's slot, or of the dense parent; the rest is drawn from
                      N(0, model.init_std)
     new tokens       rows are drawn; each domain's tables give them a drawn expert
-    k times experts  every expert becomes k equal copies with its Adam state, and its ids are dealt out among them
+    k times experts  every expert becomes k equal copies with its Adam state, and its ids are divided among them
 
 All of this is our choice; the paper says that domains can be added, not how. Tables are drawn from routing.seed and the *name* of
-a domain, so they do not depend on which other domains there are, nor on the order in which they came.
+a domain, so they do not depend on other domains or on the order of extensions.
 
 Shape suffixes: N RRE layers, D domains, V vocabulary, K experts of a layer, R rows of a slot.
 """
@@ -25,12 +25,11 @@ import xxhash
 
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
-from pangu_sigma.checkpoint.run_folder import read_prepared_tokenizer
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.prepared import PreparedData, read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
-from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.parent import ParentWords, parent_ids, parent_slot
@@ -48,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """What new domains and new slots are made of: a domain of the run, a dense parent, or a draw. Raises ConfigError for two."""
+    """Source of new domains and slots: a domain of the run, a dense parent, or a random draw. Raises ConfigError for two."""
 
     domain: str | None = None
     dense: StoredModel | None = None
@@ -74,11 +73,11 @@ _OWN_RULE = {
     "vocabulary.english_pieces": "tokens are compared, not keys",
     "vocabulary.english_model": "tokens are compared, not keys",
 }
-"""Keys that may change here though they may not while a run goes on, and why."""
+"""Keys that an extension may change, though a resumed run may not, and why."""
 
 
 def check_extension(path: Path, old: Config, new: Config) -> None:
-    """Raise ConfigError for keys that cannot change, all of them by name. path: the run's, for messages."""
+    """Raise ConfigError for keys that cannot change, naming all of them. path: path of the run, for messages."""
     if old.model.rre_layers == 0:
         raise ConfigError(
             f"{path} is dense (model.rre_layers=0), so it has no experts to add to; `pangu-sigma inherit` makes a sparse run of it"
@@ -125,17 +124,16 @@ def _changed_domains(old: Config, new: Config) -> list[str]:
 
 
 def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> ChildTensors:
-    """The run of `config` that is made of `parent`, and none of its tensors read.
+    """Return the tensors of the run of `config` that is made of `parent`, without reading them.
 
-    Raises ConfigError for what cannot be extended, naming the key, and DataError without text prepared for `config`.
+    Raises ConfigError for a key that cannot be extended, DataError without text prepared for `config`.
     """
-    run = parent
-    check_extension(run.path, run.config, config)
-    _check_origin(run.config, config, origin)
-    tokenizer = _prepared_tokenizer(run.path, config)
-    known_V = parent_ids(run.tokenizer.vocabulary, tokenizer.vocabulary)
+    check_extension(parent.path, parent.config, config)
+    _check_origin(parent.config, config, origin)
+    tokenizer = _prepared_tokenizer(parent.path, config)
+    known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
     _check_vocabulary(parent, config, tokenizer, known_V)
-    domains, old = domains_of(config), domains_of(run.config)
+    domains, old = domains_of(config), domains_of(parent.config)
     names = {each.name for each in old}
     origins = {each.name: each.name if each.name in names else origin.domain for each in domains}
     of_domain = {name: source for name, source in origins.items() if source is not None}
@@ -159,10 +157,10 @@ def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> Child
 
 
 def extend_run(path: Path, config: Config, folder: Path, origin: Origin, graphs: bool = True) -> Receipt:
-    """Make `folder` a run of `config` that has all that the run in `path` has, and more; `train` goes on from its step 0.
+    """Write `folder`, atomically, as a run of `config` that extends the run in `path`; `train` resumes from its step 0.
 
-    origin: of new domains and slots. graphs: False to compare logits on the exact path alone, which compiles nothing.
-    The folder appears whole or not at all. Raises as `plan_extension`, and ConfigError when `folder` exists.
+    origin: source of new domains and slots. graphs: False to compare logits on the exact path alone, which compiles nothing.
+    Raises as `plan_extension`, and ConfigError when `folder` exists.
     """
     check_absent(folder)
     parent = open_model(path, "run")
@@ -215,7 +213,7 @@ def _check_dense(config: Config, dense: StoredModel) -> None:
 
 
 def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
-    """The tokenizer of the text that is prepared for a configuration. path: the run's, for messages."""
+    """Load the tokenizer of the text prepared for a configuration. path: path of the run, for messages."""
     try:
         tokenizer = read_prepared_tokenizer(config)
     except (DataError, ConfigError) as error:
@@ -238,12 +236,12 @@ def _keep_ids(path: Path) -> str:
 
 
 def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray) -> None:
-    """Raise ConfigError unless every slot of the run has a row for each token that it had, and something is new."""
-    had, run = parent.tokenizer, parent
+    """Raise ConfigError if a slot of the run loses the row of a token, or if nothing is new."""
+    had = parent.tokenizer
     child_of = np.full(had.size, -1)
     child_of[known_V[known_V >= 0]] = np.flatnonzero(known_V >= 0)
     names = domains_of(config).slot_names
-    for slot, name in enumerate(domains_of(run.config).slot_names):
+    for slot, name in enumerate(domains_of(parent.config).slot_names):
         ids = had.slot_rows[slot][had.slot_rows[slot] >= 0]
         rows = np.where(child_of[ids] >= 0, tokenizer.row_of[names.index(name), np.maximum(child_of[ids], 0)], -1)
         lost = ids[rows < 0]
@@ -253,13 +251,17 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer,
                 f"slot {name}: {len(lost)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more ({some}). "
                 "Which tokens have rows follows from the text of a slot's domains: prepare the same text for these, give new "
                 f"domains a slot of their own, or set model.slot_rows to {tokenizer.size} or more, which holds every token;\n"
-                f"{_keep_ids(run.path)}"
+                f"{_keep_ids(parent.path)}"
             )
-    same = [each.name for each in config.domains] == [each.name for each in run.config.domains]
-    if same and tokenizer.hash == had.hash and config.model.experts_per_domain == run.config.model.experts_per_domain:
+    same = [each.name for each in config.domains] == [each.name for each in parent.config.domains]
+    if (
+        same
+        and tokenizer.hash == had.hash
+        and config.model.experts_per_domain == parent.config.model.experts_per_domain
+    ):
         raise ConfigError(
-            f"this configuration has nothing that {run.path} lacks: add domains, slots, pieces or experts, or go on with "
-            f"`pangu-sigma train {run.path}`"
+            f"this configuration has nothing that {parent.path} lacks: add domains, slots, pieces or experts, or go on with "
+            f"`pangu-sigma train {parent.path}`"
         )
     if (known_V < 0).any() or had.size != tokenizer.size:
         logger.warning(
@@ -272,8 +274,8 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer,
 def _given_rows(
     parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, name: str, origin: Origin
 ) -> SlotSource:
-    """The rows of a slot: the run's of that name, else those of the origin by token, else none."""
-    run, old = parent, domains_of(parent.config)
+    """Return the source of a slot: the run's slot of that name, else the origin's rows by token, else none."""
+    old = domains_of(parent.config)
     ids_R = tokenizer.slot_rows[domains_of(config).slot_names.index(name)]
     if name not in old.slot_names and origin.dense is not None:
         words = ParentWords(origin.dense)
@@ -286,22 +288,22 @@ def _given_rows(
         return SlotSource(SlotRows(name, "nothing", ids_R, np.full_like(ids_R, -1)), own=False)
     slot = old.slot_names.index(name) if own else old.named(origin.domain or "").slot
     known_R = np.where(ids_R >= 0, known_V[np.maximum(ids_R, 0)], -1)
-    rows_R = np.where(known_R >= 0, run.tokenizer.row_of[slot, np.maximum(known_R, 0)], -1)
+    rows_R = np.where(known_R >= 0, parent.tokenizer.row_of[slot, np.maximum(known_R, 0)], -1)
     if own:  # rows without a token keep their values, too
-        its_R = run.tokenizer.slot_rows[slot]
+        its_R = parent.tokenizer.slot_rows[slot]
         unused = (ids_R[: len(its_R)] < 0) & (its_R < 0)
         rows_R[: len(its_R)][unused] = np.flatnonzero(unused)
-    first = slot * run.config.model.slot_rows
+    first = slot * parent.config.model.slot_rows
     return SlotSource(SlotRows(name, old.slot_names[slot], ids_R, np.where(rows_R >= 0, first + rows_R, -1)), own)
 
 
 def extended_tables(
     parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, origins: dict[str, str]
 ) -> RoutingTable:
-    """The routing tables: rows of the run for tokens that it knows, in domains that are or come from its own; the rest is drawn.
+    """Return the routing tables: the run's entries for its tokens, in its domains and those made of them; others are drawn.
 
     Expert e of E becomes the experts e, e + E, e + 2E, …, so that neighbours stay neighbours modulo E, and a token that is spread
-    over them by its position still meets an equal of the expert that it met.
+    over experts by its position is still routed to an equal expert.
     """
     old, experts = parent.table, config.model.experts_per_domain
     frequencies_DV = PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None
@@ -323,7 +325,7 @@ def extended_tables(
 
 
 def _answers_as(child: ChildTensors, name: str, source: str) -> bool:
-    """True if a domain of the child has the rows of the parent's domain that it was made of."""
+    """Return True if a domain of the child has the rows of the parent's domain that it was made of."""
     its = domains_of(child.parent.config)
     return (
         child.slots[domains_of(child.config).named(name).slot].rows.parent_slot
@@ -332,20 +334,16 @@ def _answers_as(child: ChildTensors, name: str, source: str) -> bool:
 
 
 def _fates(child: ChildTensors) -> dict[str, str]:
-    """What became of every domain, for people."""
-    old = domains_of(child.parent.config)
-    names = {each.name for each in old}
+    """Describe the fate of every domain for people."""
+    names = {each.name for each in child.parent.config.domains}
     copies = child.config.model.experts_per_domain // child.parent.config.model.experts_per_domain
     times = "" if copies == 1 else f", every expert {copies} times"
-    return {each.name: _fate(each, names, child, times) for each in domains_of(child.config)}
-
-
-def _fate(domain: Domain, old: set[str], child: ChildTensors, times: str) -> str:
-    if domain.name in old:
-        return f"as it was{times}"
-    if domain.name in child.origins:
-        return f"new, with experts and routing of domain {child.origins[domain.name]}{times}"
-    return f"new, its experts the FFN of {child.alpha.path}" if child.alpha else "new, its experts drawn"
+    drawn = f"new, its experts the FFN of {child.alpha.path}" if child.alpha else "new, its experts drawn"
+    made = {name: f"new, with experts and routing of domain {source}{times}" for name, source in child.origins.items()}
+    return {
+        each.name: f"as it was{times}" if each.name in names else made.get(each.name, drawn)
+        for each in child.config.domains
+    }
 
 
 def _notes(child: ChildTensors) -> list[str]:

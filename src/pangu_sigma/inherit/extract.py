@@ -1,8 +1,7 @@
-"""Domains cut out of a trained Σ, as a run that stands alone: it answers for them as before, bit for bit, and trains on.
+"""Extraction of domains from a trained Σ as a run of its own, with bit-identical answers, which can be trained further.
 
-Experts of other domains are never visited, and no gate weighs an expert's output, so nothing is lost by leaving them away: shared
-layers, the experts of the domains, their slots with all rows, and their rows of the routing tables are copied. Tokens keep their
-ids.
+A domain never uses experts of other domains, and no gate weighs an expert's output, so nothing is lost: shared layers, the experts
+of the domains, their slots with all rows, and their rows of the routing tables are copied. Tokens keep their ids.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 logger = logging.getLogger(__name__)
 
 DATA_FOLDER = "data"
-"""Folder of the text of a run that was cut out, in the run's own."""
+"""Name of the prepared data folder inside of an extracted run."""
 
 
 def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
-    """The configuration of a run of some domains. data: folder of its text.
+    """Return the configuration of a run with the domains `kept`. data: folder of its text.
 
-    Keys that fewer domains do not allow are lowered as little as they must be, and a file store begins in the run's own folder;
-    what changes is said.
+    Keys that fewer domains do not allow are lowered as little as possible, and a file store is put into the run's own folder;
+    changes are logged.
     """
     tree = absolute_paths(config).model_dump(mode="json")
     tree["domains"] = [each for each in tree["domains"] if each["name"] in kept]
@@ -59,7 +58,7 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
 
 
 def _fitting(tree: dict[str, Any], config: Config, domains: int) -> Config:
-    """The first configuration that is allowed, with as many blocks, sets and ranks as can be."""
+    """Return the first valid configuration, with as many ranks, sets and blocks as possible."""
     for parallel in (tree["parallel"], ParallelConfig().model_dump(mode="json")):
         for sets in range(min(config.data.domain_sets, domains), 0, -1):
             for blocks in range(min(config.data.domains_per_step, domains), 0, -1):
@@ -72,7 +71,7 @@ def _fitting(tree: dict[str, Any], config: Config, domains: int) -> Config:
 
 
 def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> ChildTensors:
-    """The run of some domains of `parent`, and none of its tensors read. data: folder of its text."""
+    """Return the tensors of a run with the domains `kept` of `parent`, without reading them. data: folder of its text."""
     old = domains_of(parent.config)
     config = extracted_config(parent.config, kept, data)
     chosen = [old.named(name) for name in kept]
@@ -101,11 +100,11 @@ def extract_run(
     data: Path | None = None,
     graphs: bool = True,
 ) -> Receipt:
-    """Make `folder` a run of some domains of the run in `path`; `train` goes on from its step 0, with warm Adam moments.
+    """Write `folder`, atomically, as a run of some domains of the run in `path`; `train` resumes from its step 0 with Adam state.
 
-    kept, dropped: names of domains, one of both. data: the prepared text of the run, by default where the run has it; without it
-    the new run cannot be trained, which is said. graphs: False to compare logits on the exact path alone, which compiles nothing.
-    The folder appears whole or not at all. Raises ConfigError, CheckpointError, DataError for what the user can mend.
+    kept, dropped: names of domains; one of both is given. data: prepared text of the run, by default data.path of the run; without
+    it the new run cannot be trained, which is logged. graphs: False to compare logits on the exact path alone, which compiles
+    nothing. Raises ConfigError, CheckpointError and DataError.
     """
     check_absent(folder)
     parent = open_model(path, "run")
@@ -131,9 +130,9 @@ def extract_export(
     data: Path | None = None,
     graphs: bool = True,
 ) -> Receipt:
-    """Make `output` an exported model (MindIR) of some domains of the run in `path`; arguments and errors as `extract_run`.
+    """Write `output` as an exported model (MindIR) of some domains of the run in `path`; arguments and errors as `extract_run`.
 
-    graphs: also False to not check the greedy tokens of the export.
+    graphs: False also skips the comparison of the export's greedy tokens.
     """
     check_absent(output)
     parent = open_model(path, "run")
@@ -159,7 +158,7 @@ def _write(child: ChildTensors, path: Path, data_hash: str | None, text: Path | 
 
 
 def _own_text(parent: StoredModel, data: Path | None) -> Path | None:
-    """The prepared text that a run was trained on; None, with a warning, where it is not. data: where the user says it is."""
+    """Return the folder of a run's prepared text; None, with a warning, if it is missing. data: folder given by the user."""
     folder = data or Path(parent.config.data.path)
     try:
         found: Tokenizer | None = PreparedData(folder).tokenizer()

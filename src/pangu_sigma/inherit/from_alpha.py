@@ -1,12 +1,12 @@
-"""A dense model becomes the step 0 of a sparse run: `tensor_origin.py` says how, this file does it, whole or not at all."""
+"""Inheritance: a dense model becomes step 0 of a sparse run, with the tensors of `tensor_origin.py`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.checkpoint.run_folder import read_prepared_tokenizer
 from pangu_sigma.config import Config
+from pangu_sigma.data.prepared import read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.equality import agreements
@@ -18,9 +18,9 @@ from pangu_sigma.train.first_checkpoint import check_absent, new_run, write_step
 
 
 def plan_inheritance(parent: StoredModel, config: Config, variation: Variation, moments: bool = False) -> Child:
-    """The child of `parent`, and none of its values read. Without prepared text it has no rows yet.
+    """Return the child of `parent` without reading values. Without prepared text its embedding rows are unknown.
 
-    Raises ConfigError when it differs from the parent in a key that must be equal, or when there is nothing to carry over.
+    Raises ConfigError when a key differs from the parent that must be equal, or `moments` are missing.
     """
     check_child(parent, config, moments)
     try:
@@ -33,11 +33,11 @@ def plan_inheritance(parent: StoredModel, config: Config, variation: Variation, 
 def inherit(
     parent: StoredModel, config: Config, folder: Path, variation: Variation | None = None, moments: bool = False
 ) -> Receipt:
-    """Make `folder` a run of `config` whose step 0 answers as `parent`.
+    """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
 
-    The folder appears whole or not at all, and `train` goes on from it. variation: how experts differ from the parent's FFN; by
-    default they do not. moments: True to carry Adam's state over. Raises ConfigError when `folder` exists or as
-    `plan_inheritance`; DataError without prepared text; LayoutError, CheckpointError for a parent that cannot be read.
+    variation: variation of experts against the parent's FFN; None: exact copies. moments: True to copy Adam state. Raises
+    ConfigError when `folder` exists or as `plan_inheritance`; DataError without prepared text; LayoutError, CheckpointError for a
+    parent that cannot be read.
     """
     check_absent(folder)
     child = plan_inheritance(parent, config, variation or Variation(seed=config.seed), moments)

@@ -1,8 +1,8 @@
-"""Parents: a dense PanGu-α that a sparse run inherits, whoever wrote it.
+"""Parent of an inheritance: a dense PanGu-α.
 
-a dense run of this project        slots, vocabulary and Adam's state are those of the run
-a Hugging Face style folder of it  the same, without Adam's state
-files of a released PanGu-α        one word table, whose row is the token id: 40,000 of them; see foreign/README.md
+a dense run of this project        slots, vocabulary and Adam state are those of the run
+a Hugging Face style folder of it  the same, without Adam state
+files of a released PanGu-α        one embedding table of 40,000 rows, whose row is the token id; see foreign/README.md
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigm
   2.6B, 13B  Megatron and DeepSpeed files mp_rank_*                     the same, folder panguAlpha_pytorch
   2.6B       pytorch_model*.bin, float32                                imone/pangu_2_6B on Hugging Face
   350M … 13B pytorch_model*.bin, float32                                sunzeyeah/pangu-350M, -2_6B, -13B on Hugging Face"""
-"""Where parents come from, for whoever has none."""
-
+"""Advice where to get a parent."""
 
 _NO_PARENTS: dict[Kind, str] = {
     "checkpoint": "is a checkpoint, which has no tokenizer; name the run folder that it is in",
@@ -34,13 +33,13 @@ _NO_PARENTS: dict[Kind, str] = {
     "weights": "has weights and a configuration but no tokenizer, so nothing says what the rows of its word table mean; inherit "
     "from the run that it came from, or from a folder of `pangu-sigma export RUN --format hf`",
 }
-"""Why models of these kinds are no parents."""
+"""Reason why models of a kind cannot be parents."""
 
 
 class ParentWords:
-    """The rows that a parent's word table has for the tokens of a child. slots: their names.
+    """Rows of a parent's embedding table for the tokens of a child. slots: names of the parent's slots.
 
-    PanGu-α's table has a row for each of its ids. That of a model of this project is a slot after the other.
+    PanGu-α's table has a row for each of its ids. A table of this project has its slots end to end.
     """
 
     def __init__(self, parent: StoredModel):
@@ -48,8 +47,7 @@ class ParentWords:
         self.slots = domains_of(self._own.config).slot_names if self._own else ["alpha"]
 
     def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
-        """Row of the flattened table for each token id of the child's `vocabulary`, in a slot of the parent; -1 where it has
-        none."""
+        """Return the row of the flattened table for each id of the child's `vocabulary` in a slot of the parent; -1: none."""
         if self._own is None:
             return np.where(ids < ALPHA_SIZE, ids, -1)
         known = parent_ids(self._own.tokenizer.vocabulary, vocabulary)[ids]
@@ -58,9 +56,9 @@ class ParentWords:
 
 
 def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> StoredModel:
-    """The parent in a folder or file. heads, activation: what its files do not say.
+    """Open the parent in a folder or file. heads, activation: given where its files lack them.
 
-    Raises ConfigError for what is no dense model with a vocabulary, LayoutError for files that cannot be used.
+    Raises ConfigError unless it is a dense model with a vocabulary, LayoutError for files that cannot be used.
     """
     if not path.exists():
         raise LayoutError(f"{path} is not there; {PUBLISHED}")
@@ -71,7 +69,7 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
 
 
 def parent_refusal(model: StoredModel) -> str | None:
-    """Why a model cannot be a parent; None if it can."""
+    """Return the reason why a model cannot be a parent; None if it can."""
     if model.kind in _NO_PARENTS:
         return _NO_PARENTS[model.kind]
     if isinstance(model, StoredAlpha):
@@ -92,7 +90,7 @@ def parent_refusal(model: StoredModel) -> str | None:
 
 
 def parent_ids(parent: Vocabulary, child: Vocabulary) -> np.ndarray:
-    """The parent's id of each of the child's tokens, -1 where it has none: int64 [V].
+    """Return the parent's id of each of the child's tokens, -1 for none, int64 [V].
 
     PanGu-α's pieces, tags and bytes have the same ids everywhere; English pieces are matched by the bytes they stand for.
     """
@@ -101,7 +99,7 @@ def parent_ids(parent: Vocabulary, child: Vocabulary) -> np.ndarray:
 
 
 def parent_slot(name: str, parent_names: list[str]) -> int:
-    """The parent's slot that a slot of the child takes its rows from: the one of that name, else the parent's only one."""
+    """Return the parent's slot for a slot of the child: that of the same name, else the only one. Raises ConfigError."""
     if name in parent_names:
         return parent_names.index(name)
     if len(parent_names) == 1:

@@ -1,9 +1,11 @@
-"""What an inheritance, an extension or an extraction did, counted: kept in the run folder as `lineage.json`."""
+"""Receipt of an inheritance, extension, extraction or fine-tuning: counts of parameters, kept in the run as `lineage.json`."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +15,7 @@ from pangu_sigma.sealed import write_atomically
 
 if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
     from pangu_sigma.inherit.equality import Agreement
-    from pangu_sigma.inherit.tensor_origin import Child, TensorOrigin
+    from pangu_sigma.inherit.tensor_origin import Child, SlotRows, TensorOrigin
 
 
 ReceiptKind = Literal["inherit", "extend", "extract", "finetune"]
@@ -22,7 +24,7 @@ ReceiptKind = Literal["inherit", "extend", "extract", "finetune"]
 
 @dataclass(frozen=True)
 class SlotReceipt:
-    """One embedding slot of the child. rows: those in use. copied: rows whose token the parent's slot has. new: all others."""
+    """Embedding slot of the child. rows: number of rows in use. copied: rows whose token the parent's slot has. new: all others."""
 
     name: str
     parent_slot: str
@@ -33,16 +35,16 @@ class SlotReceipt:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The account of how a run was made of another model; numbers count parameters of the child.
+    """Receipt of a run that was made of another model; numbers count parameters of the child.
 
     kind: inherit, extend, extract or finetune.
-    parent, layout, parent_step, parent_hash: the parent's path, what wrote it, its checkpoint's step if it is a run, and a hash
-    over the values of its tensors; of a sparse run it is that of its checkpoint's manifest, which has the hashes of all files.
-    parameters: of the child, by kind. copies: experts that each upper FFN became. slots: what became of the embedding.
-    unused: what the parent has and the child does not. activation, parent_activation: GELU of each. heads_known, activation_known:
-    False where the parent's files do not say it, and the child's configuration or the default was taken.
+    parent, layout, parent_step, parent_hash: path of the parent, kind of its files, step of its checkpoint or None, and a hash
+    over the values of its tensors; for a sparse run the hash of its checkpoint's manifest, which holds the hashes of all files.
+    parameters: number of the child's parameters by origin. copies: number of experts made of each upper FFN. slots: its slots.
+    unused: tensors of the parent that the child lacks, with the reason. activation, parent_activation: GELU of each. heads_known,
+    activation_known: False if the parent's files do not give it, so that the child's configuration or the default was used.
     agreement: logits of each domain against the parent's. parent_parameters: number of parameters of the parent.
-    domains: what became of each domain. notes: what else is to be known. parent_lineage: the parent's own receipt.
+    domains: fate of each domain. notes: remarks for people. parent_lineage: the parent's own receipt.
     """
 
     parent: str
@@ -69,13 +71,13 @@ class Receipt:
         return format_receipt(self)
 
     def save(self, folder: Path) -> None:
-        """Write it into a run folder. Raises OSError."""
+        """Write the receipt into a run folder. Raises OSError."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
         write_atomically(folder / LINEAGE_FILE, f"{text}\n".encode())
 
 
 def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
-    """The receipt of a child whose tensors have all been read."""
+    """Return the receipt of a child whose tensors have all been read."""
     model, variation = child.parent, child.variation
     return Receipt(
         parent=str(model.path),
@@ -96,27 +98,25 @@ def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
 
 
 def count_by_kind(child: Child) -> dict[str, int]:
-    """Parameters of the child by what became of them; rows of the word table are copied, new, or without a token, if text is
-    prepared."""
+    """Count the parameters of a child by origin; if text is prepared, table rows are copied, drawn, or without a token."""
     counts: Counter[str] = Counter()
     for descent in child.descents():
-        size = 1
-        for length in descent.shape:
-            size *= length
+        size = math.prod(descent.shape)
         if descent.kind != "rows" or child.slots is None:
             counts[descent.kind] += size
             continue
-        hidden = descent.shape[-1]
-        copied = sum(slot.copied for slot in child.slots or ()) * hidden
-        used = sum(slot.used for slot in child.slots or ()) * hidden
-        counts["rows copied"] += copied
-        counts["rows drawn anew"] += used - copied
-        counts["rows without a token"] += size - used
+        counts.update(count_rows(child.slots, size, descent.shape[-1]))
     return dict(counts)
 
 
+def count_rows(slots: Sequence[SlotRows], size: int, hidden: int) -> dict[str, int]:
+    """Count the parameters of an embedding table's rows by origin. size: number of all of them. hidden: number of one row."""
+    copied, used = sum(slot.copied for slot in slots) * hidden, sum(slot.used for slot in slots) * hidden
+    return {"rows copied": copied, "rows drawn anew": used - copied, "rows without a token": size - used}
+
+
 def format_receipt(receipt: Receipt) -> str:
-    """The receipt as a table for people."""
+    """Format a receipt as a table for people."""
     step = "" if receipt.parent_step is None else f", step {receipt.parent_step}"
     rows = [("parent", f"{receipt.parent} ({receipt.layout}{step}), hash {receipt.parent_hash}")]
     if receipt.parent_parameters is not None:
@@ -156,7 +156,7 @@ def _format_agreement(each: Agreement, kind: ReceiptKind) -> str:
 
 
 def format_mapping(child: Child) -> str:
-    """Every tensor of the child with its origin, equal ones of neighbouring layers in one line, and what is not used."""
+    """Format the origin of every tensor of the child, with equal layers in one line, and the parent's unused tensors."""
     groups: dict[tuple[str, ...], list[tuple[int, TensorOrigin]]] = {}
     for descent in child.descents():
         layer, name = _layer_of(descent)
@@ -181,7 +181,7 @@ def format_mapping(child: Child) -> str:
 
 
 def _layer_of(descent: TensorOrigin) -> tuple[int, str]:
-    """The layer of a tensor, -1 for none, and its name without the layer's number; experts by the number of their RRE layer."""
+    """Return a tensor's layer, -1 for none, and its name without the layer; for experts the number of the RRE layer."""
     if descent.shard != "dense":
         return int(descent.shard.rpartition("_")[2]), f"experts.{descent.name}"
     if descent.name.startswith("layers."):

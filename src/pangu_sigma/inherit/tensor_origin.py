@@ -1,4 +1,4 @@
-"""The tensors of a child, each from its parent's: which one, how, and its values, which are read one tensor at a time.
+"""Tensors of a child of a dense parent: origin and values of each, read one tensor at a time.
 
     parent, L + N dense layers                child, L dense + N RRE layers
     attention, LayerNorm, positions       →   the same, one to one
@@ -31,15 +31,15 @@ from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.tokenizer import Tokenizer
 
 _ROWS_BYTES = 64 << 20
-"""Bytes of the rows of a word table that are made at a time."""
+"""Number of bytes of an embedding table's rows that are computed at a time."""
 
 
 @dataclass(frozen=True)
 class TensorOrigin:
-    """A tensor of the child and where it comes from.
+    """Origin of a tensor of the child.
 
     kind: copied, transposed, joined (as the parent's layout needs it), replicated (to K experts), rows (of the same tokens).
-    made_from: the tensors of the parent's files.
+    made_from: tensors of the parent's files.
     """
 
     shard: str
@@ -51,7 +51,7 @@ class TensorOrigin:
 
 @dataclass(frozen=True)
 class SlotRows:
-    """The rows of one slot of the child, [R]: token ids (-1: none) and the parent's rows in its flattened table (-1: none)."""
+    """Rows of one slot of the child, [R]: token ids (-1: none) and the parent's rows in its flattened table (-1: none)."""
 
     name: str
     parent_slot: str
@@ -64,20 +64,16 @@ class SlotRows:
 
     @property
     def copied(self) -> int:
-        return int((self.parent_R >= 0).sum())
-
-    @property
-    def copied_tokens(self) -> int:
-        """Number of rows that have a token and are the parent's; rows without one may be, too."""
+        """Number of rows with a token that are the parent's; rows without one may be, too."""
         return int(((self.parent_R >= 0) & (self.ids_R >= 0)).sum())
 
 
 @dataclass
 class Child:
-    """The tensors of a child of `parent`; `find` gives them to `compose`.
+    """Tensors of a child of the dense model `parent`; `find` is passed to `compose`.
 
-    slots: rows of its word table; None where no text is prepared yet, so that only the mapping can be told.
-    hashes: of the parent's tensors that were read so far, by name.
+    slots: rows of its embedding table; None if no text is prepared yet, so that only the mapping is known.
+    hashes: hashes of the parent's tensors that were read so far, by name.
     """
 
     parent: StoredModel
@@ -88,15 +84,18 @@ class Child:
     hashes: dict[str, str] = field(default_factory=dict)
 
     def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        """The array of that name, or None where Adam begins."""
+        """Return the array of that name, or None for Adam state that starts from zero."""
         if shard == WEIGHTS:
-            return self._embedding(shape) if name == "embedding" else self._read(name)
+            table = self._read(name)
+            if name != "embedding":
+                return table
+            return LazyArray(shape, table.dtype, partial(self._rows, table, self.config.model.init_std), table.origin)
         if shard.startswith(EXPERTS) and name in FFN_TENSORS:
             return self._experts(int(shard.removeprefix(EXPERTS)), name, shape)
         return self._state(shard, name, shape) if self.moments else None
 
     def descents(self) -> Iterator[TensorOrigin]:
-        """Every weight of the child, dense ones first, with its origin."""
+        """Yield the origin of every weight of the child, dense ones first."""
         model = self.parent
         upper = [f"layers.{i}.ffn." for i in range(self.config.model.dense_layers, self.config.model.layers)]
         for name, tensor in model.tensors.items():
@@ -115,7 +114,7 @@ class Child:
                 yield TensorOrigin(WEIGHTS, name, tensor.shape, how, source)
 
     def parent_hash(self) -> str:
-        """One hash over the values of all tensors of the parent, as stored; those that were not read yet are read now."""
+        """Return a hash over the values of all tensors of the parent, as stored; those not read yet are read now."""
         digest = xxhash.xxh3_128()
         for name in sorted(self.parent.tensors):
             if name not in self.hashes:
@@ -129,7 +128,7 @@ class Child:
         return LazyArray(tensor.shape, np.dtype(np.float32), partial(self._values, name), tensor.origin or name)
 
     def _values(self, name: str) -> Iterator[np.ndarray]:
-        """The values of a tensor of the parent, in float32, noting their hash as stored."""
+        """Yield the values of a tensor of the parent in float32, and record their hash as stored."""
         digest = xxhash.xxh3_128()
         for values in self.parent.tensors[name].content():
             contiguous = np.ascontiguousarray(values)
@@ -147,19 +146,15 @@ class Child:
 
         return LazyArray(shape, source.dtype, content, source.origin)
 
-    def _embedding(self, shape: tuple[int, ...]) -> LazyArray:
-        assert self.slots is not None
-        table, std = self._read("embedding"), self.config.model.init_std
-        return LazyArray(shape, table.dtype, partial(self._rows, table, std), table.origin)
-
     def _rows(self, table: LazyArray, std: float) -> Iterator[np.ndarray]:
-        """The rows of the child's word table. std: of the new rows; 0: they are zeros."""
+        """Yield the rows of the child's embedding table. std: standard deviation of new rows; 0: they are zeros."""
         values = table.read()
-        for number, slot in enumerate(self.slots or ()):
+        assert self.slots is not None
+        for number, slot in enumerate(self.slots):
             yield from table_rows(values, slot.parent_R, np.random.default_rng([self.config.seed, number]), std)
 
     def _state(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        """Adam's state of the parent, carried over: moments as the weights, and its number of updates as each expert's."""
+        """Return Adam state of the parent: moments as the weights, and its number of updates for each expert."""
         if shard == OPTIMIZER and name == "step":
             return self.parent.array(OPTIMIZER, "step")
         if shard == OPTIMIZER:
@@ -180,7 +175,7 @@ class Child:
 
 
 def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator, std: float) -> Iterator[np.ndarray]:
-    """Rows of a word table by their numbers, some at a time. Those of number -1 are drawn from N(0, std); std 0: they are zeros."""
+    """Yield rows of an embedding table by number, some at a time. Rows of number -1 are drawn from N(0, std); std 0: zeros."""
     hidden = values.shape[1]
     at_once = max(1, _ROWS_BYTES // (4 * hidden))
     for first in range(0, len(rows_R), at_once):
@@ -193,7 +188,7 @@ def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator
 
 
 def slot_rows(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> list[SlotRows]:
-    """The rows of each slot of the child. Raises ConfigError for a slot that has no parent."""
+    """Return the rows of each slot of the child. Raises ConfigError for a slot that has no parent."""
     slots, words = [], ParentWords(parent)
     for slot, name in enumerate(domains_of(config).slot_names):
         source, ids_R = parent_slot(name, words.slots), tokenizer.slot_rows[slot]
@@ -203,7 +198,7 @@ def slot_rows(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> list
 
 
 def check_child(parent: StoredModel, config: Config, moments: bool) -> None:
-    """Raise ConfigError for a configuration that is no child of the parent, by key."""
+    """Raise ConfigError, by key, for a configuration that cannot inherit from the parent."""
     for key in ("hidden", "ffn", "heads", "seq_length", "layers"):
         has, wants = getattr(parent.sizes, key), getattr(config.model, key)
         if has is not None and has != wants:

@@ -1,4 +1,4 @@
-"""A trained Σ that gives its tensors on, and the tensors of a run that is made of it: whole experts, whole rows, bit for bit.
+"""Tensors of a run that is made of a trained Σ: whole experts and whole rows are copied, bit for bit.
 
     of the parent                             in the child
     attention, LayerNorm, dense FFNs,      →  the same, with their Adam state
@@ -7,8 +7,8 @@
     rows of a slot                         →  rows of the same tokens, with moments where it is the same slot
     loss scale, number of updates          →  the same
 
-What the parent does not have (experts and rows of new domains) comes from a dense parent, or is drawn. Nothing is read before it
-is written, and an expert at a time.
+Experts and rows that the parent lacks, of new domains, come from a dense parent, or are drawn. Values are read when they are
+written, an expert at a time.
 
 Shape suffixes: K experts of a layer, R rows of a slot.
 """
@@ -32,7 +32,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.inherit.equality import Agreement
-from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt
+from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt, count_rows
 from pangu_sigma.inherit.tensor_origin import SlotRows, table_rows
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.table import RoutingTable
@@ -45,8 +45,8 @@ from pangu_sigma.train.first_checkpoint import write_step_0
 
 @dataclass(frozen=True)
 class SlotSource:
-    """A slot of a child. rows: of the run's flattened word table, or of the dense parent's if `alpha`. own: True if it is a slot of
-    the run, whose rows bring their Adam state."""
+    """Source of a child's slot. rows: rows of the run's flattened embedding table, or of the dense parent's if `alpha`. own: True
+    for a slot of the run, whose rows keep their Adam state."""
 
     rows: SlotRows
     own: bool = True
@@ -55,11 +55,11 @@ class SlotSource:
 
 @dataclass
 class ChildTensors:
-    """The tensors of a run of `config` that is made of `parent`; `find` gives them to `compose`.
+    """Tensors of a run of `config` that is made of the trained run `parent`; `find` is passed to `compose`.
 
-    experts_K: number that each expert has in the parent, -1 for none. own_K: True for those that bring moments and step count.
-    alpha: the dense parent of experts and rows that the run does not have; None: they are drawn.
-    origins: the parent's domain that each domain of the child is or was made of.
+    experts_K: number of each expert in the parent, -1 for none. own_K: True for experts that keep moments and step count.
+    alpha: dense parent of experts and rows that the run lacks; None: they are drawn.
+    origins: domain of the child → domain of the parent that it is, or is made of.
     """
 
     parent: StoredModel
@@ -73,7 +73,7 @@ class ChildTensors:
     origins: dict[str, str] = field(default_factory=dict)
 
     def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        """The array of that name, or None where the parent has none."""
+        """Return the array of that name, or None where the parent has none."""
         found = self.parent.array(shard, name)
         if found is None:
             return None
@@ -84,7 +84,7 @@ class ChildTensors:
         return found
 
     def _rows(self, table: LazyArray, state: bool) -> Iterator[np.ndarray]:
-        """Rows of the word table, or, with `state`, one of their Adam moments, which begin at zero in a new slot."""
+        """Yield rows of the embedding table, or with `state` those of an Adam moment, which are zero in a new slot."""
         own, std = table.read(), 0.0 if state else self.config.model.init_std
         for number, slot in enumerate(self.slots):
             values, rows_R = own, slot.rows.parent_R
@@ -115,7 +115,7 @@ class ChildTensors:
         return LazyArray(shape, stored.dtype, content, name)
 
     def _new_expert(self, layer: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
-        """A tensor of an expert that the run does not have: the dense parent's, or as a new run draws it."""
+        """Return a tensor of an expert that the run lacks: the dense parent's, or drawn as in a new run."""
         model = self.config.model
         if self.alpha is not None:
             values = self.alpha.tensors[f"layers.{model.dense_layers + layer}.ffn.{name}"].read()
@@ -131,7 +131,7 @@ class ChildTensors:
 
 
 def write_child(path: Path, child: ChildTensors, data_hash: str | None) -> StoredRun:
-    """Write a child as a run folder with a checkpoint of step 0. data_hash: of the text that it trains on. Raises OSError."""
+    """Write a child as a run folder with a checkpoint of step 0. data_hash: content hash of its text. Raises OSError."""
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         child.tokenizer.save(Path(temporary) / TOKENIZER_FOLDER)
@@ -142,7 +142,7 @@ def write_child(path: Path, child: ChildTensors, data_hash: str | None) -> Store
 
 
 def experts_in_turn(domain: Domain, wanted: int) -> np.ndarray:
-    """Numbers of a domain's experts in a layer, taken in turn until there are as many as wanted."""
+    """Return `wanted` numbers of a domain's experts in a layer, taken in turn."""
     return domain.first_expert + np.arange(wanted) % domain.experts
 
 
@@ -150,7 +150,7 @@ WARM = (
     "Adam's moments, the experts' step counts and the loss scale are the parent's; steps are counted from 0, with the run's own "
     "schedule and warm-up (train.optimizer)"
 )
-"""What a run that goes on from a trained one should know about its optimizer."""
+"""Note in the receipt about the optimizer state of a run that is made of a trained one."""
 
 
 def child_receipt(
@@ -160,7 +160,7 @@ def child_receipt(
     domains: dict[str, str],
     notes: Sequence[str] = (),
 ) -> Receipt:
-    """The receipt of a child. domains: what became of each of them."""
+    """Return the receipt of a child. domains: fate of each domain."""
     parent, activation = child.parent, child.config.model.activation
     rows = [slot.rows for slot in child.slots]
     return Receipt(
@@ -170,7 +170,7 @@ def child_receipt(
         parent_step=parent.step,
         parent_hash=parent.hash,
         parameters=parameters_by_kind(child),
-        slots=[SlotReceipt(s.name, s.parent_slot, s.used, s.copied_tokens, s.used - s.copied_tokens) for s in rows],
+        slots=[SlotReceipt(s.name, s.parent_slot, s.used, s.copied, s.used - s.copied) for s in rows],
         activation=activation,
         parent_activation=activation,
         agreement=agreement,
@@ -182,30 +182,16 @@ def child_receipt(
 
 
 def parameters_by_kind(child: ChildTensors) -> dict[str, int]:
-    """Parameters of a child by where they come from."""
+    """Count the parameters of a child by origin."""
     config = child.config
-    count, hidden, each = config.num_params(), config.model.hidden, _expert_size(config)
+    count, table = config.num_params(), config.slots * config.model.slot_rows * config.model.hidden
     old = {domain.name for domain in child.parent.config.domains}
-    found = {"copied": count.total - count.experts - config.slots * config.model.slot_rows * hidden}
+    found = {"copied": count.total - count.experts - table}
     for domain in domains_of(config):
         source = child.origins.get(domain.name)
-        kind = (
-            f"experts copied from domain {source}"
-            if source and domain.name not in old
-            else "experts copied"
-            if source
-            else "experts copied from the dense parent"
-            if child.alpha
-            else "experts drawn anew"
-        )
-        found[kind] = found.get(kind, 0) + domain.experts * config.model.rre_layers * each
-    rows = [slot.rows for slot in child.slots]
-    copied = sum(slot.copied_tokens for slot in rows) * hidden
-    used = sum(slot.used for slot in rows) * hidden
-    found["rows copied"], found["rows drawn anew"] = copied, used - copied
-    found["rows without a token"] = config.slots * config.model.slot_rows * hidden - used
-    return found
-
-
-def _expert_size(config: Config) -> int:
-    return 2 * config.model.hidden * config.model.ffn + config.model.ffn + config.model.hidden
+        if source:
+            kind = "experts copied" if domain.name in old else f"experts copied from domain {source}"
+        else:
+            kind = "experts copied from the dense parent" if child.alpha else "experts drawn anew"
+        found[kind] = found.get(kind, 0) + count.experts // len(config.domains)
+    return found | count_rows([slot.rows for slot in child.slots], table, config.model.hidden)

@@ -1,10 +1,9 @@
-"""Ways in which replicated experts may start unequal, all off by default: then step 0 answers as the parent.
+"""Variation of replicated experts, off by default, so that step 0 answers as the parent.
 
-noise: each value of an expert's matrices is multiplied by 1 + noise · N(0, 1), another draw for each expert (our choice; equal
-experts
-    that see other tokens part anyway, and noise makes them part sooner).
-reinit_ratio: that share of the inner units of each expert, another choice for each expert, is drawn anew: rows of w1 and w2 from
-    a normal distribution with the mean and deviation of the parent's matrix, biases zero. Drop-Upcycling (Nakamura et al. 2025,
+noise: each value of an expert's matrices is multiplied by 1 + noise · N(0, 1), with another draw for each expert (our choice; equal
+    experts that see different tokens diverge anyway, and noise makes them diverge sooner).
+reinit_ratio: this fraction of the inner units of each expert, chosen anew for each expert, is drawn: rows of w1 and w2 from a
+    normal distribution with the mean and deviation of the parent's matrix, biases zero. Drop-Upcycling (Nakamura et al. 2025,
     arXiv 2502.19261) does this with half of the units of experts behind a gate.
 
 Shape suffixes: F ffn, H hidden.
@@ -23,16 +22,16 @@ MATRICES = ("w1", "w2")
 
 @dataclass(frozen=True)
 class Variation:
-    """How experts differ from the parent's FFN; see the module's text. Raises ConfigError for numbers that make no sense."""
+    """Variation of experts against the parent's FFN; see the module's docstring. Raises ConfigError for numbers outside 0 … 1."""
 
     noise: float = 0.0
     reinit_ratio: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, value, most in (("--noise", self.noise, 1.0), ("--reinit-ratio", self.reinit_ratio, 1.0)):
-            if not 0.0 <= value <= most:
-                raise ConfigError(f"{option} is {value}; it must be from 0 to {most:g}")
+        for option, value in (("--noise", self.noise), ("--reinit-ratio", self.reinit_ratio)):
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{option} is {value}; it must be from 0 to 1")
 
     @property
     def none(self) -> bool:
@@ -40,7 +39,7 @@ class Variation:
         return self.noise == 0.0 and self.reinit_ratio == 0.0
 
     def vary(self, value: np.ndarray, name: str, layer: int, expert: int) -> np.ndarray:
-        """The tensor `name` of an expert. value: the parent's, [F, H], [F] or [H]. layer: the RRE layer."""
+        """Return the tensor `name` of an expert. value: the parent's, [F, H], [F] or [H]. layer: number of the RRE layer."""
         if self.none or name == "b2":
             return value
         varied = np.array(value, np.float32)
@@ -60,5 +59,5 @@ class Variation:
         return varied
 
     def _generator(self, layer: int, expert: int, name: str, what: str = "fresh") -> np.random.Generator:
-        """The generator of one draw. what: a part of its seed, which decides all values."""
+        """Return the generator of one draw. what: part of its seed."""
         return np.random.default_rng([self.seed, layer, expert, *f"{what} {name}".encode()])

@@ -52,8 +52,9 @@ def launch_training(
     dry_run: True to start nothing, and return the shell script of the launch. Raises LaunchError, ConfigError and DataError for
     mistakes that are found before ranks start.
     """
-    from pangu_sigma.checkpoint.run_folder import StartOptions, check_start, one_writer
+    from pangu_sigma.checkpoint.run_folder import one_writer
     from pangu_sigma.checkpoint.start_over import start_over as move_aside
+    from pangu_sigma.train.start import StartOptions, check_start
 
     check_ranks(config, processes)
     if nodes > 1 and not dry_run:
@@ -144,15 +145,15 @@ def training_facts(config: Config) -> dict[str, str]:
     """Return the facts, by name, that must be equal on all nodes of a run: every key of the configuration, hashes of what is
     prepared, versions of what computes. Raises ConfigError or DataError if the prepared data is missing or does not fit."""
     from pangu_sigma.checkpoint.changes import leaves
-    from pangu_sigma.checkpoint.run_folder import read_prepared
+    from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer
 
-    tokenizer, table = read_prepared(config)
+    tokenizer = read_prepared_tokenizer(config)
     facts = {key: str(value) for key, value in leaves(config.model_dump(mode="json")).items()}
     facts |= {name: importlib.metadata.version(name) for name in ("pangu-sigma", "mindspore", "numpy")}
     data = Path(config.data.path)
     return facts | {
         "vocabulary": tokenizer.hash[:16],
-        "routing tables": table.hash[:16],
+        "routing tables": drawn_tables(config, tokenizer).hash[:16],
         "prepared data": _data_hash(data)[:16],
     }
 

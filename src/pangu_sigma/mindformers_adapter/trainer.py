@@ -14,7 +14,7 @@ from mindformers.trainer import CausalLanguageModelingTrainer
 from mindformers.wrapper import build_wrapper
 from mindspore.dataset import GeneratorDataset
 
-from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
+from pangu_sigma.checkpoint.run_folder import one_writer
 from pangu_sigma.checkpoint.state import restore
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import BatchLoader
@@ -23,6 +23,7 @@ from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
 from pangu_sigma.mindformers_adapter.yaml_keys import sigma_config
 from pangu_sigma.train.progress import resume
+from pangu_sigma.train.start import start_run
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
             self._train(config, kwargs)
 
     def _train(self, config: Any, arguments: dict[str, Any]) -> None:
-        self.folder = RunFolder.create(Path(config.output_dir), self.sigma)
+        self.folder = start_run(Path(config.output_dir), self.sigma)
         self.progress, self.checkpoint = resume(self.folder, Cursor([0] * len(self.sigma.domains)))
         if self.progress.step >= self.sigma.train.steps:
             logger.info("%s has all of its %d steps", self.folder.path, self.sigma.train.steps)

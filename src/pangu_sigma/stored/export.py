@@ -1,4 +1,4 @@
-"""An export as a model: the weights are inside of its graph, and are read without MindSpore.
+"""Exported model: the weights are inside of its MindIR graph, and are read without MindSpore.
 
 model.mindir          the graph: a protobuf ModelProto  graph = 7:  GraphProto  parameter = 3*:  TensorProto
                       dims = 1*, data_type = 2, name = 7, raw_data = 9, external_data = 12:  location = 1, offset = 2, length = 3
@@ -26,19 +26,19 @@ from pangu_sigma.stored.model import Kind, Listed, StoredModel
 
 GRAPH_FILE = "model.mindir"
 EXPORT_AGAIN = "run `pangu-sigma export` again, or copy the folder again"
-"""The way back from a damaged export."""
+"""Advice for a damaged export."""
 
 SCALE_ENDING = ".scale"
-"""Ending of the name of an array that has the scales of another one's rows."""
+"""Suffix of the name of an array with the row scales of an int8 array."""
 
 _KINDS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 3: np.dtype("i1"), 6: np.dtype("<i4"), 10: np.dtype("<f2")}
-"""Types of values by their numbers in a TensorProto."""
+"""data_type of a TensorProto → dtype."""
 
 
 class StoredExport(StoredModel):
-    """A folder that `export` wrote. Raises DamagedFile for a file that is not what was written.
+    """Folder that `export` wrote. Raises DamagedFile for a file that differs from what was written.
 
-    Weights are given in float32: what is kept otherwise is computed each time. `matrix` and `arrays` give what lies in the file.
+    `array` returns weights in float32, converted at each read. `matrix` and `arrays` return them as stored.
     """
 
     kind: Kind = "export"
@@ -47,12 +47,12 @@ class StoredExport(StoredModel):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What its seal says: `signature` and `weights`, how matrices are kept. Every file is verified."""
+        """Contents of its seal: `signature` of the graph and `weights`, the dtype of matrices. Every file is verified."""
         return check_folder(self.path, EXPORT_AGAIN)
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of its graph as they are kept, float32, float16 or int8, where they begin at any byte.
+        """Arrays of its graph as stored, float32, float16 or int8, unaligned.
 
         Names are those of dense tensors, and `experts.<layer>.<name>`, [experts, …]; the scales of the rows of NAME are NAME.scale.
         """
@@ -78,23 +78,23 @@ class StoredExport(StoredModel):
 
     @property
     def precision(self) -> Precision:
-        """How matrices are kept."""
+        """Dtype of its matrices."""
         return cast(Precision, self.arrays["embedding"].dtype.name)
 
     def matrix(self, name: str, number: int | None = None) -> Matrix:
-        """A matrix as it is kept: a dense one, or that of an expert, of `experts.<layer>.<name>`."""
+        """Return a matrix as stored: a dense one, or that of expert `number` of `experts.<layer>.<name>`."""
         which, scales = ... if number is None else number, self.arrays.get(f"{name}{SCALE_ENDING}")
         return Matrix(self.arrays[name][which], None if scales is None else scales[which])
 
     def listed(self) -> Listed:
-        """As its configuration counts them."""
+        """List the weights of its configuration."""
         if self._verified:
             _ = self.facts
         return (("", array.name, array.shape, "float32") for array in weights(self.config.on_one_rank()))
 
 
 def _parameters(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and values of each parameter of a graph; those of its network as the network names them."""
+    """Yield name and values of each parameter of a graph, without the prefix of the network."""
     map_once = cache(partial(_map, folder))
     graph = memoryview(map_once(GRAPH_FILE))  # type: ignore[arg-type]
     model = next((each for each in fields(graph, 0, len(graph)) if each.number == 7), None)
@@ -128,7 +128,7 @@ def _parameter(graph: memoryview, of: Field, map_once: Callable[[str], np.ndarra
 
 
 def _map(folder: Path, name: str) -> np.ndarray:
-    """A file of the folder, mapped to be read."""
+    """Map a file of the folder, read-only."""
     if Path(name).is_absolute() or ".." in Path(name).parts or not (folder / name).is_file():
         raise ValueError(f"{name[:100]!r} is no file of this folder")
     content = map_file(folder / name)

@@ -1,8 +1,7 @@
-"""The small JSON files of a Hugging Face style folder: `config.json`, `generation_config.json`, and the check that they agree.
+"""JSON files of a Hugging Face style folder: `config.json`, `generation_config.json`, and the check of their consistency.
 
-`config.json` says everything twice. Under the names that readers of such folders look for it has sizes, domains and routing; under
-`pangu_sigma` it has the whole resolved configuration, from which the first are computed. Whoever changes one and not the other is
-refused, by key.
+`config.json` has sizes, domains and routing under the names that readers of such folders look for, and the whole resolved
+configuration, from which these are computed, under `pangu_sigma`. A folder in which they differ is refused, by key.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import EOT, PAD
 
 HF_FORMAT = 1
-"""Version of the folder that is written; another one is refused."""
+"""Format version of the folder; others are refused."""
 MODEL_TYPE = "pangu_sigma"
 WHOLE = "pangu_sigma"
-"""Key of the whole configuration."""
+"""Key of the whole configuration in config.json."""
 FORMAT_KEY = "pangu_sigma_format"
 ROUTING_KEY = "routing_hash"
 
 GENERATION = {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": 64}
-"""`generation_config.json`: greedy. There is no token that begins a text."""
+"""Contents of `generation_config.json`: greedy decoding. There is no token that begins a text."""
 
 
 def size_keys(config: Config) -> dict[str, Any]:
-    """What `config.json` says of a configuration under names of its own."""
+    """Return the entries of `config.json` that are computed from a configuration."""
     model = config.model
     return {
         "architectures": ["PanGuSigmaForCausalLM"],
@@ -62,7 +61,7 @@ def size_keys(config: Config) -> dict[str, Any]:
 
 
 def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `config.json` says of the tokenizer."""
+    """Return the entries of `config.json` about the tokenizer."""
     return {
         "vocab_size": tokenizer.size,
         "eos_token_id": tokenizer.eot,
@@ -72,14 +71,14 @@ def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def config_json(model: StoredModel) -> dict[str, Any]:
-    """The contents of `config.json`."""
+    """Return the contents of `config.json`."""
     whole = {"step": model.step, "data_hash": model.data_hash, "config": model.config.model_dump(mode="json")}
     hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
     return size_keys(model.config) | hashed | {WHOLE: whole}
 
 
 def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str | None]:
-    """Configuration, step and data hash of a `config.json`. Raises LayoutError for another format, or what contradicts itself."""
+    """Parse a `config.json` into configuration, step and data hash. Raises LayoutError for another format or contradictions."""
     if not isinstance(tree, dict):
         raise LayoutError(f"{file}: holds no keys; {fix}")
     if tree.get("model_type") != MODEL_TYPE:
@@ -105,7 +104,7 @@ def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str 
 
 
 def compare_keys(file: Path, tree: dict[str, Any], wanted: dict[str, Any], source: str, fix: str) -> None:
-    """Raise LayoutError for the first key of `config.json` that does not say what `source` says."""
+    """Raise LayoutError for the first key of `config.json` whose value is not that of `source`, for the message."""
     for key, value in wanted.items():
         if key not in tree or tree[key] != value or type(tree[key]) is not type(value):
             raise LayoutError(f"{file}: {key} is {_short(tree.get(key))}, {source} says {_short(value)}; {fix}")

@@ -1,19 +1,19 @@
-"""A Hugging Face style folder as a model, read only as it was written.
+"""Hugging Face style folder of a model, with its verification.
 
     config.json                             sizes, domains, routing; the whole configuration (hf_config.py)
     model-00001-of-00003.safetensors …      weights by name (model.py), and the routing table
-    model.safetensors.index.json            which file has which tensor
+    model.safetensors.index.json            file of each tensor
     generation_config.json                  greedy; ids of <eot> and <pad>
     tokenizer/                              the run's, file by file
-    lineage.json                            how it got its weights, if it has a receipt
-    README.md                               the model card, which people edit: it is not sealed
+    lineage.json                            receipt of the weights' origin, if there is one
+    README.md                               model card, which people edit: it is not sealed
     seal.json                               size and hash of every other file, and its own hash
 
-The routing table is two tensors of int32. `tid2eid` [N, D, V], named as in DeepSeek-V4, whose hash-routed layers have such a table:
-the expert of each token id, numbered over the whole layer as there; ours has axes for layers and domains. `tid2eid_spread` [D, V]:
-how many experts of the domain's group an id is spread over by position; 1 for all of a random table.
+The routing table is two int32 tensors. `tid2eid` [N, D, V], named as in DeepSeek-V4's hash-routed layers: expert of each token id,
+numbered over the whole layer. `tid2eid_spread` [D, V]: number of experts of the domain's group that an id is spread over by
+position; always 1 for a random table.
 
-N RRE layers, D domains, V vocabulary.
+Shape suffixes: N RRE layers, D domains, V vocabulary.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _FIX = (
 
 
 class StoredFolder(StoredModel):
-    """A folder that `write_hf_folder` wrote.
+    """Folder that `write_hf_folder` wrote.
 
-    Names, shapes and sizes of weights are checked always, their hashes where `verified`. Raises DamagedFile for a file that is not
-    what was written, LayoutError for what contradicts itself.
+    Names, shapes and sizes of weights are always checked, hashes if `verified`. Raises DamagedFile for a file that was changed,
+    LayoutError for contradictions.
     """
 
     kind: Kind = "hf"
@@ -66,7 +66,7 @@ class StoredFolder(StoredModel):
         self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json, _FIX)
 
     def _check(self, beginning: str, content: bool = True) -> None:
-        """Verify the files whose names begin so; without `content` their sizes."""
+        """Verify the files whose names begin with `beginning`; without `content` their sizes only."""
         if not any(name.startswith(beginning) for name in check_folder(self.path, _FIX, beginning, content)["files"]):
             raise LayoutError(f"{self.path / SEAL}: does not list {beginning}; {_FIX}")
 
@@ -106,7 +106,7 @@ class StoredFolder(StoredModel):
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
-        """Every tensor, mapped. Raises LayoutError unless each is in one file, with the type and shape of the configuration."""
+        """Map every tensor. Raises LayoutError unless each is in one file, with the dtype and shape of the configuration."""
         self._check(INDEX_JSON)
         index = _weight_map(self.path)
         there = {file.name for file in self.path.glob("*.safetensors")}
@@ -116,7 +116,11 @@ class StoredFolder(StoredModel):
         arrays: dict[str, np.ndarray] = {}
         for file in sorted(there):
             self._check(file, self._verified)
-            for name, values in _mapped(self.path / file).items():
+            try:
+                inside = map_arrays(self.path / file)
+            except (DamagedArrays, OSError) as error:
+                raise LayoutError(f"{error}; {_FIX}") from error
+            for name, values in inside.items():
                 if index.get(name) != file:
                     says = f"says {index[name]}" if name in index else "does not name it"
                     raise LayoutError(f"{self.path / file}: has {name}, {INDEX_JSON} {says}; {_FIX}")
@@ -136,7 +140,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """File of each tensor. Raises LayoutError for an index that names anything but files of weights of its own folder."""
+    """Read the file name of each tensor. Raises LayoutError for an index with names that are no weight files of this folder."""
     file = path / INDEX_JSON
     tree = _read_json(file)
     found = tree.get("weight_map") if isinstance(tree, dict) else None
@@ -151,20 +155,11 @@ def _weight_map(path: Path) -> dict[str, str]:
     return found
 
 
-def _mapped(file: Path) -> dict[str, np.ndarray]:
-    try:
-        return map_arrays(file)
-    except (DamagedArrays, OSError) as error:
-        raise LayoutError(f"{error}; {_FIX}") from error
-
-
 def _check_shapes(
     path: Path, config: Config, tokenizer: Tokenizer, index: dict[str, str], arrays: dict[str, np.ndarray]
 ) -> None:
     domains = len(config.domains)
-    wanted: dict[str, tuple[tuple[int, ...], str]] = {
-        name: (shape, "float32") for name, shape in weight_shapes(config).items()
-    }
+    wanted = {name: (shape, "float32") for name, shape in weight_shapes(config).items()}
     wanted[ROUTES] = (config.model.rre_layers, domains, tokenizer.size), "int32"
     wanted[SPREAD] = (domains, tokenizer.size), "int32"
     for name, (shape, dtype) in wanted.items():
@@ -182,20 +177,14 @@ def _check_shapes(
 
 
 def _read_table(path: Path, config: Config, table_NDV: np.ndarray, spread_DV: np.ndarray) -> RoutingTable:
-    """The routing table of two tensors. Raises LayoutError for numbers that are no experts of the domain's group."""
+    """Build the routing table from its two tensors. Raises LayoutError for experts outside of the domain's group."""
     experts = config.model.experts_per_domain
     first_NDV = np.empty(table_NDV.shape, np.int16)
     for domain, name in enumerate(each.name for each in config.domains):
         first = domain * experts
-        local_NV = table_NDV[:, domain] - first
-        for what, values, least, most in (
-            (ROUTES, local_NV, 0, experts - 1),
-            (SPREAD, spread_DV[domain], 1, experts),
-        ):
+        checks = ((ROUTES, table_NDV[:, domain], first, first + experts - 1), (SPREAD, spread_DV[domain], 1, experts))
+        for what, values, least, most in checks:
             if values.size and not (least <= values.min() and values.max() <= most):
-                shift = first if what == ROUTES else 0
-                raise LayoutError(
-                    f"{path}: {what} has numbers outside of {least + shift} … {most + shift} in domain {name}; {_FIX}"
-                )
-        first_NDV[:, domain] = local_NV
+                raise LayoutError(f"{path}: {what} has numbers outside of {least} … {most} in domain {name}; {_FIX}")
+        first_NDV[:, domain] = table_NDV[:, domain] - first
     return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts)

@@ -1,16 +1,15 @@
-"""A model on the disk is one thing, whatever keeps it: its configuration, what its ids mean, and its weights by name.
+"""Model on the disk, independent of its file format: configuration, tokenizer, routing table, and weights by name.
 
-    run          a run folder: the newest intact checkpoint, with Adam's state; only it has that
-    checkpoint   the folder of a checkpoint inside of a run, which has no tokenizer
-    export       a folder of `export`: the weights are inside of its graph
-    hf           a Hugging Face style folder of this project
-    weights      a file of `export --format safetensors`, which has no tokenizer
-    alpha        a dense PanGu-α in the files of others, which have neither configuration nor tokenizer
+    run          run folder: the newest intact checkpoint; only this kind has Adam state
+    checkpoint   folder of a checkpoint inside of a run, without tokenizer
+    export       folder of `export`: the weights are inside of its graph
+    hf           Hugging Face style folder of this project
+    weights      file of `export --format safetensors`, without tokenizer
+    alpha        dense PanGu-α in the files of another project, without configuration and tokenizer
 
-All have the same names for weights: those of the network's parameters, and `layers.<i>.ffn.experts.<e>.<w1|b1|w2|b2>` for experts.
-There i counts all layers of the network and e the experts of the layer, domain after domain. An expert has tensors of its own, and
-not a row of one tensor for a layer: an expert belongs to one domain, so a domain is a list of names, and a layer of the paper's 640
-experts would be one tensor of half a terabyte, which no file of a few GiB holds.
+All have the same names for weights: those of the network's parameters, and `layers.<i>.ffn.experts.<e>.<w1|b1|w2|b2>` for experts,
+where i counts all layers of the network and e the experts of the layer, domain after domain. Each expert has tensors of its own: a
+domain is then a list of names, and one tensor with the paper's 640 experts of a layer would have half a terabyte.
 """
 
 from __future__ import annotations
@@ -37,17 +36,16 @@ from pangu_sigma.text.tokenizer import Tokenizer
 Kind = Literal["run", "checkpoint", "export", "hf", "weights", "alpha"]
 
 Listed = Iterator[tuple[str, str, tuple[int, ...], str]]
-"""Shard ("" where there is none), name, shape and type of arrays, as files hold them."""
+"""Shard ("" where there is none), name, shape and dtype of each array in the files."""
 
 
 class StoredModel:
-    """A model on the disk. What is not asked for is not opened; `open_model` makes it.
+    """Model on the disk, which `open_model` returns. Properties read their files when they are first used.
 
-    path: where it is. config: as it was trained. tokenizer, table: what its ids mean, and which expert each of them has.
-    step: of the checkpoint. data_hash: content hash of the text that it was trained on. Both are None if they are not known.
-    hash: of a file that has the hashes of all others. hashes: of the tokenizer and the like, by what they are of.
-    made_from: how each weight was made of the tensors of other files; unused: what else these hold. activation_known: False if the
-    activation is assumed.
+    table: routing table. step: step of the checkpoint. data_hash: content hash of the training text. Both are None if unknown.
+    hash: hash of the file that holds the hashes of all others. hashes: hashes of tokenizer, routing table and the like, by name.
+    made_from: origin of each weight in the files of another project; unused: other entries of these. activation_known: False if
+    the activation is assumed.
     """
 
     kind: Kind
@@ -56,12 +54,12 @@ class StoredModel:
     activation_known = True
 
     def __init__(self, path: Path, verified: bool = True):
-        """verified: False to leave the hashes of the weights' files unverified, which reads them whole."""
+        """verified: False to skip the hashes of the weights' files, whose verification reads them whole."""
         self.path, self._verified = path, verified
 
     @property
     def fix(self) -> str:
-        """What to do about a damaged file."""
+        """Advice for a damaged file. Raises LayoutError for a kind without tokenizer."""
         raise LayoutError(f"{self.path}: only a folder of this project has a tokenizer; name the run that it came from")
 
     @cached_property
@@ -90,12 +88,12 @@ class StoredModel:
 
     @property
     def layout(self) -> str:
-        """The kind, and of the files of others the layout."""
+        """Kind of the model; for files of another project the layout."""
         return self.kind
 
     @property
     def sizes(self) -> ModelConfig | DenseModel:
-        """Its hidden, ffn, heads, layers, seq_length and activation."""
+        """Sizes: hidden, ffn, heads, layers, seq_length and activation."""
         return self.config.model
 
     @property
@@ -104,16 +102,16 @@ class StoredModel:
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
-        """The receipt of how it got its weights, if it has one. Raises LayoutError if it cannot be read."""
+        """Receipt of the weights' origin; None if it has none. Raises LayoutError if it cannot be read."""
         return read_lineage(self.path)
 
     @cached_property
     def tensors(self) -> Mapping[str, LazyArray]:
-        """Its weights by name, in the order of the network, read when they are asked for."""
+        """Weights by name, in the order of the network, read lazily."""
         return _Tensors(self)
 
     def array(self, shard: str, name: str) -> LazyArray | None:
-        """An array as a checkpoint has it, [experts, …] for those of experts; None for what is not there: weights always are."""
+        """Return an array as in a checkpoint, [experts, …] for those of experts; None if there is none. Weights always exist."""
         if not shard.startswith(EXPERTS):
             return self.tensors.get(name) if shard == WEIGHTS else None
         layer = self.config.model.dense_layers + int(shard.removeprefix(EXPERTS))
@@ -130,7 +128,7 @@ class StoredModel:
         )
 
     def required(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray:
-        """As `array`. Raises LayoutError where it is missing or of another shape."""
+        """Return an array as `array`. Raises LayoutError if it is missing or of another shape."""
         found = self.array(shard, name)
         if found is None or found.shape != shape:
             has = "is missing" if found is None else f"is of shape {found.shape}"
@@ -141,20 +139,20 @@ class StoredModel:
         return found
 
     def tensor(self, name: str) -> np.ndarray:
-        """The values of a weight: mapped where they lie in one piece in a file."""
+        """Read the values of a weight, memory-mapped if they are contiguous in a file."""
         return self.tensors[name].read()
 
     def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        """The values of a weight of an expert. layer: of the RRE layers. number: of the expert in the layer."""
+        """Read the values of an expert's weight. layer: number of the RRE layer. number: number of the expert in the layer."""
         return self.tensor(expert_name(self.config.model.dense_layers + layer, number, name))
 
     def listed(self) -> Listed:
-        """What its files hold; they are verified by their hashes, if they are at all."""
+        """List the arrays of its files; if `verified`, these are verified by their hashes first."""
         return (("", name, tensor.shape, tensor.dtype.name) for name, tensor in self.tensors.items())
 
 
 class _Tensors(Mapping[str, LazyArray]):
-    """The weights of a model by name, each made of the array that a checkpoint would have when it is asked for."""
+    """Weights of a model by name, each taken lazily from the array that a checkpoint would have."""
 
     def __init__(self, model: StoredModel):
         self._model, self._shapes = model, weight_shapes(model.config)
@@ -180,7 +178,7 @@ def expert_name(layer: int, expert: int, name: str) -> str:
 
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Shape of every weight of a model, in the order of the network."""
+    """Return the shape of every weight of a model, in the order of the network."""
     shapes = {array.name: array.shape for array in dense_weights(config.on_one_rank())}
     for array in expert_arrays(config.on_one_rank()):
         if array.kind == "weight":
@@ -192,7 +190,7 @@ def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def _rank(name: str, order: dict[str, int]) -> tuple[int, int]:
-    """Tables first, then layer by layer with its experts one after another, and the last norm."""
+    """Return the sort key of a weight: tables first, then layer by layer with its experts in order, and the last norm."""
     words = name.split(".")
     layer = order.get(".".join(words[:2]))
     if layer is None:
@@ -201,7 +199,7 @@ def _rank(name: str, order: dict[str, int]) -> tuple[int, int]:
 
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:
-    """The receipt that a folder has of how it got its weights, or None. Raises LayoutError if it cannot be read."""
+    """Read a folder's receipt of the weights' origin; None if there is none. Raises LayoutError if it cannot be read."""
     file = folder / LINEAGE_FILE
     try:
         tree = json.loads(file.read_bytes())

@@ -1,4 +1,4 @@
-"""The network and the experts of a model, as training has them, with the weights of a checkpoint."""
+"""Network and expert store of a model, as in training, with the weights of its checkpoint."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pangu_sigma.stored.model import StoredModel
 
 
 def build_network(model: StoredModel) -> tuple[PanGuSigma, ExpertStore]:
-    """Network and experts of a run in one process, however many ranks wrote its checkpoint.
+    """Build network and expert store in one process, for any number of ranks that wrote the checkpoint.
 
-    Experts that one rank wrote stay in its files and are read as they are used.
+    Experts that one rank wrote stay in its files and are read when they are used.
     """
     check_reading_fits(model.config)
     network, store = build(model.config.on_one_rank(), tier=UninitializedTier(), dtype=ms.float32)

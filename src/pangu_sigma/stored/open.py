@@ -1,4 +1,4 @@
-"""The one place that asks what kind of model a folder or file is, and opens it."""
+"""Opener of models on the disk, which finds out the kind of a folder or file."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _SIGNS: dict[Kind, tuple[str, str]] = {
     "export": (GRAPH_FILE, "`export`"),
     "hf": (CONFIG_JSON, "`export --format hf`"),
 }
-"""What the folder of a kind has, and the command that makes it."""
+"""File that the folder of a kind must have, and the command that writes it."""
 
 
 class StoredAlpha(StoredModel):
-    """A dense PanGu-α that others wrote. All of it is read but the values of its tensors."""
+    """Dense PanGu-α in the files of another project. Everything except the values of its tensors is read at once."""
 
     kind: Kind = "alpha"
 
     def __init__(self, path: Path, heads: int | None = None, activation: Activation | None = None):
-        """heads, activation: what its files do not say. Raises as `open_dense_model`."""
+        """heads, activation: given where its files lack them. Raises as `open_dense_model`."""
         super().__init__(path)
         self.files = open_dense_model(path, heads=heads, activation=activation)
         self.tensors, self.made_from, self.unused = self.files.tensors, self.files.made_from, self.files.unused
@@ -86,11 +86,11 @@ def open_model(
     activation: Activation | None = None,
     verified: bool = True,
 ) -> StoredModel:
-    """The model in a folder or file, of which nothing is read yet but what tells its kind.
+    """Open the model in a folder or file; only the files that decide its kind are read.
 
-    wanted: the kinds that the caller can use; none: all. heads, activation: what files of a PanGu-α do not say.
-    verified: False to leave the hashes of the weights' files unverified, which reads them whole.
-    Raises ConfigError for a model of another kind, and as `open_dense_model` for what is of no kind.
+    wanted: kinds that the caller accepts; none: all. heads, activation: given where files of a PanGu-α lack them.
+    verified: False to skip the hashes of the weights' files, whose verification reads them whole.
+    Raises ConfigError for a model of another kind, and as `open_dense_model` for other files.
     """
     kind = kind_of(path)
     if wanted and kind not in wanted:
@@ -105,7 +105,7 @@ def open_model(
 
 
 def kind_of(path: Path) -> Kind:
-    """The kind of a model, by the files that it must have; "alpha" for what is none of ours."""
+    """Return the kind of a model, by the files that it must have; "alpha" for files of another project."""
     if (path / GRAPH_FILE).exists():
         return "export"
     if (path / CONFIG_FILE).exists() or has_checkpoints(path / CHECKPOINTS):
@@ -118,7 +118,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def _is_folder(path: Path) -> bool:
-    """True if a folder is one that `write_hf_folder` wrote, or was."""
+    """Return True if `write_hf_folder` wrote a folder, even if it was changed since."""
     try:
         with open(path / CONFIG_JSON, "rb") as stream:
             return (path / SEAL).exists() or f'"{MODEL_TYPE}"'.encode() in stream.read(1 << 16)

@@ -1,4 +1,4 @@
-"""A run as a model: the newest intact checkpoint of a run folder, whatever ranks wrote it; and the folder of one checkpoint."""
+"""Run as a model: the newest intact checkpoint of a run folder, written by any number of ranks; and a checkpoint's folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from pathlib import Path
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.format import MANIFEST, Identity
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.model_files import (
-    CONFIG_FILE,
-    ROUTING_FILE,
-    TOKENIZER_FOLDER,
-    read_config,
-)
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config
 from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import WAY_BACK_OF_CONFIG, way_back
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
@@ -24,10 +19,10 @@ from pangu_sigma.stored.model import Kind, Listed, StoredModel
 
 
 class StoredRun(StoredModel):
-    """A run. checkpoint: the newest intact one, loaded when weights, step or data_hash are asked for.
+    """Run folder. checkpoint: the newest intact one, loaded when weights, step or data_hash are first used.
 
-    Properties raise ConfigError for a file of the run that is missing, DamagedFile for one that is not what was written, and as
-    `load_checkpoint`.
+    Raises ConfigError for a missing file of the run. Properties raise DamagedFile for one that differs from what was written, and
+    as `load_checkpoint`.
     """
 
     kind: Kind = "run"
@@ -55,7 +50,7 @@ class StoredRun(StoredModel):
 
     @property
     def latest(self) -> Path | None:
-        """The folder of the newest checkpoint, by its name; None if the run has saved none yet."""
+        """Folder of the newest checkpoint, by its name; None if the run has saved none yet."""
         return latest_checkpoint(self.checkpoints)
 
     @property
@@ -95,7 +90,7 @@ class StoredRun(StoredModel):
 
 
 class StoredCheckpoint(StoredRun):
-    """The folder of a checkpoint."""
+    """Folder of one checkpoint."""
 
     kind: Kind = "checkpoint"
 

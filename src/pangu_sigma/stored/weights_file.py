@@ -1,6 +1,6 @@
-"""A file of `export --format safetensors` as a model: all weights, and the configuration in its metadata.
+"""File of `export --format safetensors`: all weights, with the configuration in the metadata.
 
-Its metadata also have `xxh3_128`, the hash of the whole file with zeros in place of these 32 digits.
+The metadata also hold `xxh3_128`, the hash of the whole file with zeros in place of these 32 digits.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.model import Kind, Listed, StoredModel
 
 HASH = "xxh3_128"
-"""Key of the file's hash in its metadata."""
+"""Metadata key of the file's hash."""
 NO_HASH = "0" * 32
-"""What is hashed in place of the hash."""
+"""Placeholder of the hash while it is computed."""
 
 
 class StoredWeights(StoredModel):
-    """A file that `export_safetensors` wrote: names are those of dense tensors, and `experts.<layer>.<name>` [experts, …]."""
+    """File that `export_safetensors` wrote: names are those of dense tensors, and `experts.<layer>.<name>` [experts, …]."""
 
     kind: Kind = "weights"
 
@@ -57,7 +57,7 @@ class StoredWeights(StoredModel):
 
 
 def verify_weights(file: Path) -> None:
-    """Read a file of weights whole. Raises DamagedFile if a bit of it is not what was written, or if it has no hash."""
+    """Verify a file of weights by its hash. Raises DamagedFile if a bit of it changed, or if it has no hash."""
     try:
         digits, at = hash_of_weights(file)
         with open(file, "rb") as stream:
@@ -70,7 +70,7 @@ def verify_weights(file: Path) -> None:
 
 
 def hash_of_weights(file: Path) -> tuple[str, int]:
-    """The hash of a file, and where in it the hash is written."""
+    """Compute the hash of a file. Returns it, and the byte at which the file holds it."""
     written = metadata_of(file)[HASH].encode()
     digest = xxhash.xxh3_128()
     with open(file, "rb") as stream:

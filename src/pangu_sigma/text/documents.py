@@ -113,7 +113,7 @@ def read_lines(
     progress: Callable[[int], object] = lambda _: None,
     option: str = "--input",
 ) -> Iterator[_Item | Rejected]:
-    """Yield the item that `parse` returns for each line of a file, or a `Rejected` if it raises Unusable, in order.
+    """Yield the item that `parse` returns for each line of a file, or a `Rejected` if it raises RejectedLine, in order.
 
     parse: takes a line and its offset. progress: called with the number of bytes of each line. option: as in `check_input`.
     Blank lines are skipped. A truncated gzip stream yields its whole lines, then one `Rejected`. Raises DataError as `check_input`,
@@ -148,7 +148,7 @@ def read_lines(
 
 
 def _line(file: BinaryIO) -> tuple[bytes, int]:
-    """Read the next line and its size; of a line longer than MOST_LINE only the beginning is kept, so that memory is bounded."""
+    """Read the next line and its size; only the beginning of a line over MAX_LINE_BYTES is kept, to bound memory."""
     line = rest = file.readline(MAX_LINE_BYTES + 1)
     size = len(line)
     while size > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
@@ -174,7 +174,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """Parse the JSON object in a line. Raises Unusable for anything else."""
+    """Parse the JSON object in a line. Raises RejectedLine for anything else."""
     try:
         record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
@@ -187,7 +187,7 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 
 def known_domain(name: Any, domains: Domains) -> str:
-    """Return the domain name of a line. Raises Unusable unless it is a domain of the configuration."""
+    """Return the domain name of a line. Raises RejectedLine unless it is a domain of the configuration."""
     if not isinstance(name, str):
         raise RejectedLine("domain missing or not a string", f"domain is {name!r}")
     if name not in (domain.name for domain in domains):
@@ -222,7 +222,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_unique_keys(value: Any, keys: tuple[str, ...]) -> None:
-    """Raise Unusable if one of `keys` is duplicated in a JSON object; other keys are not read."""
+    """Raise RejectedLine if one of `keys` is duplicated in a JSON object; other keys are not read."""
     twice = [key for key in keys if isinstance(value, _Doubled) and key in value.twice]
     if twice:
         raise RejectedLine("a key twice", f"{twice[0]!r} stands more than once in an object")
@@ -237,7 +237,7 @@ def _sides(value: dict[str, Any]) -> Segments:
 
 
 def visible_text(value: Any, key: str) -> str:
-    """Check the text under `key` of a line and return it. Raises Unusable unless it is valid Unicode with a visible character."""
+    """Check the text under `key` of a line and return it. Raises RejectedLine unless it is Unicode with a visible character."""
     if not isinstance(value, str):
         raise RejectedLine("text missing or not a string", f"{key} is a {type(value).__name__}")
     if not any(character.isprintable() and not character.isspace() for character in value):

@@ -16,6 +16,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.train.health import Health
 from pangu_sigma.train.progress import Progress
+from pangu_sigma.train.start import start_run
 
 
 def check_absent(folder: Path) -> None:
@@ -51,7 +52,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
     """Make a new run folder, initialised as training does, to be filled in the block. Raises as `unfinished_folder`."""
     with unfinished_folder(folder) as path:
-        yield RunFolder.create(path, config)
+        yield start_run(path, config)
 
 
 def write_step_0(run: RunFolder, files: Files) -> None:

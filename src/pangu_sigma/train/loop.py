@@ -13,16 +13,11 @@ import numpy as np
 
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.root import recover_interrupted_save
-from pangu_sigma.checkpoint.run_folder import (
-    DEFAULT_START,
-    RunFolder,
-    StartOptions,
-    one_writer,
-    read_prepared_tokenizer,
-)
+from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.data.prepared import read_prepared_tokenizer
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.garbage import gc_frozen
 from pangu_sigma.optimizer.schedule import Schedule
@@ -37,6 +32,7 @@ from pangu_sigma.train.log.metrics import EmptyLogError, MetricsLog, NoLog, Step
 from pangu_sigma.train.log.report import write_report
 from pangu_sigma.train.log.timeline import NoTimeline, Timeline
 from pangu_sigma.train.progress import changes_since_checkpoint, resume
+from pangu_sigma.train.start import DEFAULT_START, StartOptions, start_run
 from pangu_sigma.train.step import StepResult
 from pangu_sigma.train.stop import StopRequest
 
@@ -89,8 +85,8 @@ class Trainer:
         self.timeline = NoTimeline()
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
-        """Create or open the run folder. Raises as `RunFolder.create`."""
-        return RunFolder.create(folder, self.config, self.ranks, asked)
+        """Create or open the run folder. Raises as `start_run`."""
+        return start_run(folder, self.config, self.ranks, asked)
 
     def open_batches(self, split: str) -> BatchLoader:
         """Open the batches of one split of the prepared data, this rank's share of each."""
@@ -236,7 +232,7 @@ def train(
     backend: the devices to train on. asked: further start options of the user. profile: True to write a timeline of a few steps
     (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
     Raises UnhealthyRun as `examine`, LockError while another process writes in the folder, ConfigError for a fine-tuning run, and
-    as `RunFolder.create`.
+    as `start_run`.
     After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. In a run of
     several ranks, the caller calls `ranks.leave` once it no longer needs the trainer.
     """

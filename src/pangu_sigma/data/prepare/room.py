@@ -11,11 +11,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.host_memory import available_memory
 
 PER_BYTE, PER_DOCUMENT, ALWAYS = 16, 1_300, 100_000_000
-"""Bytes of memory that a preparation needs per byte of text, per document, and for the vocabulary, rounded up.
-
-Measured by `ru_maxrss`, less imports, with half of the documents as held-out candidates: 898 MB for 45.6 MB of Chinese in 108,000
-documents and 613 MB for 17.7 MB in 285,000, which with a constant 80 MB gives 15.8 and 890; 700 MB for 43.5 MB of English in
-4,800. An earlier measurement gave 1,170 per document; the larger number stays."""
+"""Bytes of memory that a preparation needs per byte of text, per document, and for the vocabulary, measured and rounded up."""
 
 _SAMPLE_BYTES = 64 << 20
 """Number of bytes at the start of a file whose lines are counted."""

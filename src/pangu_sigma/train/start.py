@@ -1,0 +1,178 @@
+"""Start of a run: a new run folder, or one with checkpoints that is resumed with a configuration that they allow."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, refuse_changes, rule_of
+from pangu_sigma.checkpoint.checkpoint import newest_identity
+from pangu_sigma.checkpoint.format import Identity
+from pangu_sigma.checkpoint.model_files import (
+    CONFIG_FILE,
+    ROUTING_FILE,
+    TOKENIZER_FOLDER,
+    read_config,
+    read_model_files,
+    write_config,
+    write_model_files,
+)
+from pangu_sigma.checkpoint.root import has_checkpoints
+from pangu_sigma.checkpoint.run_folder import WAY_BACK_OF_CONFIG, RunFolder, name_unwritable, run_config, way_back
+from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside_lines_without_checkpoint, start_over
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer
+from pangu_sigma.errors import DataError
+from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
+from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Options of a start, besides the configuration.
+
+    start_over: True to move the folder's contents aside and begin at step 0. allow_data_change: True to resume although the text
+    differs from the checkpoint's. lock: False to write also where the file system has no locks.
+    """
+
+    start_over: bool = False
+    allow_data_change: bool = False
+    lock: bool = True
+
+
+DEFAULT_START = StartOptions()
+
+
+def start_run(
+    path: Path, config: Config, ranks: Ranks = SINGLE_PROCESS, options: StartOptions = DEFAULT_START
+) -> RunFolder:
+    """Create a run folder, or open one to resume its run, and write the configuration that it trains with.
+
+    A folder without checkpoints gets the tokenizer of the prepared data and routing tables drawn for it. A run with checkpoints
+    keeps its own; changed keys are logged, and damaged files are made again. After an interruption, the same call completes it.
+
+    ranks: all of them call this; rank 0 writes, into a folder that all of them see.
+    Raises ConfigError for keys that the checkpoints do not go with, other data and a folder that cannot be written,
+    DamagedFile for what cannot be made again, RankError when a rank has another configuration or other prepared data.
+    """
+    given, config = config, absolute_paths(config)
+    with ranks.fail_together(f"reading {config.data.path}"):
+        prepared, data_hash = read_prepared_tokenizer(given), load_manifest(Path(given.data.path)).content_hash
+    sections = {key: json.dumps(value) for key, value in given.model_dump(mode="json").items()}
+    ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
+    with ranks.fail_together(f"taking up {path}"), name_unwritable(path):
+        resumed = ranks.first and _resume(path, config, prepared, data_hash, options)
+    if ranks.any(resumed):
+        with ranks.fail_together(f"reading {path}"):
+            tokenizer, table = read_model_files(path, way_back(path))
+        return RunFolder(path, config, tokenizer, table, data_hash)
+    with ranks.fail_together("drawing the routing tables"):
+        table = drawn_tables(config, prepared)
+    ranks.agree({"routing table": table.hash})
+    with ranks.fail_together(f"writing {path}"), name_unwritable(path):
+        if ranks.first and not _holds(path, config, prepared, table):
+            path.mkdir(parents=True, exist_ok=True)
+            write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
+    return RunFolder(path, config, prepared, table, data_hash)
+
+
+def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_START) -> None:
+    """Log what a start would change in a run with checkpoints, and refuse what `start_run` would refuse; nothing is written.
+
+    A launcher calls this before ranks start. Raises ConfigError and DataError as `start_run`.
+    """
+    prepared, data_hash = read_prepared_tokenizer(config), load_manifest(Path(config.data.path)).content_hash
+    if options.start_over or not has_checkpoints(path / CHECKPOINTS):
+        return
+    saved = newest_identity(path / CHECKPOINTS)
+    if saved is not None:
+        _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
+
+
+def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:
+    """Prepare a folder to resume with `config`. Returns False if it has no checkpoint. Raises as `start_run`, and OSError."""
+    if options.start_over:
+        start_over(path)
+    if not has_checkpoints(path / CHECKPOINTS):
+        set_aside_lines_without_checkpoint(path)
+        return False
+    saved = newest_identity(path / CHECKPOINTS)
+    if saved is None:
+        return True  # none of them is whole, which loading them says
+    _compare(path, saved, config, prepared, data_hash, options)
+    if not _mend(path, saved, config, prepared) and read_config(path, "run", WAY_BACK_OF_CONFIG) != config:
+        write_config(path, config, "run")
+    return True
+
+
+def _compare(
+    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions
+) -> None:
+    """Log the keys that change. Raises ConfigError for keys that must not change, and for another vocabulary or text."""
+    changes = changed_keys(run_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
+    refuse_changes(path, changes)
+    for change in changes:
+        why = rule_of(change[0]).why
+        logger.info("%s%s", change_text(change), f" ({why})" if why else "")
+    if prepared.hash != saved.vocabulary_hash:
+        raise ConfigError(
+            f"{path} holds a run with another vocabulary than data.path={config.data.path}: its token ids mean other text; set "
+            "data.path back, choose another folder with --output, or add --start-over"
+        )
+    if saved.data_hash is None:
+        logger.warning(
+            "%s: its checkpoint has no hash of its text, so it could not be checked that it is the same", path
+        )
+    elif saved.data_hash != data_hash and not options.allow_data_change:
+        raise ConfigError(
+            f"data.path={config.data.path} holds other text than {path} was trained on (content hash {data_hash[:12]}…, not "
+            f"{saved.data_hash[:12]}…); set data.path back, or add --allow-data-change to train on with it, which the history of "
+            "the run will say"
+        )
+    elif saved.data_hash != data_hash:
+        logger.warning("%s goes on with other text, that of data.path=%s", path, config.data.path)
+
+
+def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> bool:
+    """Write the files of a run again if one is missing or damaged, provided that they are then those of its checkpoints.
+
+    Returns True if it did. Raises DamagedFile if they would be others.
+    """
+    try:
+        if not (path / CONFIG_FILE).exists():
+            raise DamagedFile(f"{path / CONFIG_FILE}: is missing")
+        tokenizer, table = read_model_files(path, "and has to be made again")
+        if (tokenizer.hash, table.hash) == (saved.vocabulary_hash, saved.routing_hash):
+            return False
+        raise DamagedFile(f"{path}: {TOKENIZER_FOLDER}/ and {ROUTING_FILE} are not those of its checkpoints")
+    except (DamagedFile, DataError) as problem:
+        table = drawn_tables(config, prepared)
+        if table.hash != saved.routing_hash:
+            other = (
+                "make the run again with the command that made it"
+                if (path / LINEAGE_FILE).exists()
+                else (f"set data.path to the text that {path} was started with")
+            )
+            raise DamagedFile(
+                f"{problem}\nit cannot be: data.path={config.data.path} gives other routing tables than the checkpoints have; "
+                f"{other}, or copy the file from a backup"
+            ) from problem
+        write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
+        logger.warning("%s\nmade again from data.path=%s and the configuration of the run", problem, config.data.path)
+        return True
+
+
+def _holds(path: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable) -> bool:
+    """True if a folder has these files already."""
+    try:
+        files = read_config(path, "run", ""), *(each.hash for each in read_model_files(path, ""))
+    except (ConfigError, DamagedFile, DataError):
+        return False
+    return files == (config, tokenizer.hash, table.hash)
