@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers.crashes import killed_after
 from helpers.prepared import reseal
-from helpers.runs import opened_whole
-from helpers.tiny import tiny_config
 
+from experiments.chaos.runs import opened_whole
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import RunFolder, StartOptions, one_writer, run_config
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError

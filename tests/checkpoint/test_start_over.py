@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from helpers.crashes import killed_after
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import RunFolder, StartOptions
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.checkpoint.start_over import set_aside, start_over
