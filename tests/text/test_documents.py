@@ -144,7 +144,7 @@ def test_a_changed_line_is_rejected_or_gives_what_json_says(tmp_path_factory, do
 
 
 def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path, domains, monkeypatch):
-    monkeypatch.setattr(documents, "MOST_LINE", 1_000)
+    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1_000)
     monkeypatch.setattr(documents, "_SKIP_BYTES", 64)
     long = line(domain="zh", text="好" * 1_000)
     items = list(read_jsonl(write(tmp_path / "a.jsonl", GOOD, long, GOOD, long), domains))
