@@ -10,6 +10,7 @@ import numpy as np
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.prepare.prepare import prepare
 
 STEPS, SAVED_AT = 30, 15
 
@@ -80,3 +81,9 @@ def tiny_config(data: Path, **sections: dict[str, Any]) -> Config:
     for name, keys in sections.items():
         tree[name] = tree.get(name, {}) | keys
     return parse_config(tree)
+
+
+def prepare_tiny(folder: Path) -> None:
+    """Write text and its prepared data into a folder: `text.jsonl` and `prepared`."""
+    write_text(folder / "text.jsonl")
+    prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")

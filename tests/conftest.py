@@ -82,14 +82,9 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
 @pytest.fixture(scope="session")
 def tiny_data(made_once) -> Path:
     """What prepare-data makes of three domains of generated text. Read only."""
-    from experiments.tiny import tiny_config, write_text
-    from pangu_sigma.data.prepare.prepare import prepare
+    from experiments.tiny import prepare_tiny
 
-    def make(folder: Path) -> None:
-        write_text(folder / "text.jsonl")
-        prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")
-
-    return made_once("tiny_data", make) / "prepared"
+    return made_once("tiny_data", prepare_tiny) / "prepared"
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from experiments.chaos.runs import digests
-from experiments.tiny import tiny_config, tiny_tree, write_text
+from experiments.tiny import prepare_tiny, tiny_tree
 
 TRAIN = [sys.executable, "-m", "pangu_sigma", "train"]
 CASE_SECONDS = 300
@@ -67,14 +67,7 @@ def once(work: Path, name: str, make: Callable[[Path], Any]) -> Path:
 
 def data(work: Path) -> Path:
     """The tiny prepared data of the tests."""
-
-    def make(folder: Path) -> None:
-        from pangu_sigma.data.prepare.prepare import prepare
-
-        write_text(folder / "text.jsonl")
-        prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")
-
-    return once(work, "data", make) / "prepared"
+    return once(work, "data", prepare_tiny) / "prepared"
 
 
 def configuration(folder: Path, prepared: Path, **sections: dict[str, Any]) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 
 from experiments.chaos.cases import Case, configuration, data
@@ -52,7 +53,7 @@ def _snapshot(trainer: Trainer) -> dict[str, np.ndarray]:
 
 def _one_process(work: Path, where: str, number: int, folder: Path) -> str:
     trainer, rng = _trainer(work), np.random.default_rng(number)
-    trainer.step.scale.value.set_data(as_tensor(np.array(_SCALE, np.float32)))
+    trainer.step.scale.value.set_data(ms.Tensor(_SCALE, ms.float32))
     poisoned = set(rng.choice(6, size=int(rng.integers(1, 4)), replace=False).tolist())
     take = trainer.feed.take
 
