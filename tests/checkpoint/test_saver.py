@@ -173,7 +173,7 @@ def test_without_room_for_a_copy_it_is_written_at_once_which_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     files = arrays()
-    monkeypatch.setattr(saver, "memory_there", lambda swap: bytes_of(files) + saver._SPARE - 1)
+    monkeypatch.setattr(saver, "available_memory", lambda swap: bytes_of(files) + saver._SPARE - 1)
     with opened(tmp_path) as behind:
         for step in (1, 2):
             behind.begin(step, files, {})

@@ -148,7 +148,7 @@ def read_lines(
 
 
 def _line(file: BinaryIO) -> tuple[bytes, int]:
-    """Read the next line and its size; of a line longer than MAX_LINE_BYTES only the beginning is kept, so that memory is bounded."""
+    """Read the next line and its size; of one longer than MAX_LINE_BYTES only the beginning is kept, so that memory is bounded."""
     line = rest = file.readline(MAX_LINE_BYTES + 1)
     size = len(line)
     while size > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):

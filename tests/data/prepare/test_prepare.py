@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_result(text, prepared, tmp_
 
 def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, config, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.segmented", None)
+    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.segment", None)
     with pytest.raises(DataError, match="cannot write"):
         prepare(config, [text], tmp_path / "file" / "out")
 
@@ -259,7 +259,7 @@ def test_packaged_text_is_limited_and_the_users_only_when_asked(config, asked, i
 
 
 def test_text_that_does_not_fit_into_memory_is_refused_before_it_is_read(text, tmp_path, config, monkeypatch):
-    monkeypatch.setattr("pangu_sigma.data.prepare.room.memory_there", lambda swap: 100_001_000)
+    monkeypatch.setattr("pangu_sigma.data.prepare.room.available_memory", lambda swap: 100_001_000)
     monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_jsonl", None)
     with pytest.raises(DataError, match=r"--input: .* GB of memory to prepare, and 0\.10 GB are free"):
         prepare(config, [text], tmp_path / "out")

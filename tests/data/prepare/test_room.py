@@ -24,7 +24,7 @@ def text(request, tmp_path) -> Path:
 
 
 def there(monkeypatch, size: int) -> None:
-    monkeypatch.setattr(room, "memory_there", lambda swap: size)
+    monkeypatch.setattr(room, "available_memory", lambda swap: size)
 
 
 def test_text_that_fits_is_let_through(text, monkeypatch):
