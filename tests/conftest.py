@@ -82,22 +82,15 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
 @pytest.fixture(scope="session")
 def tiny_data(made_once) -> Path:
     """What prepare-data makes of three domains of generated text. Read only."""
-    from helpers.tiny import tiny_config, write_text
+    from experiments.tiny import prepare_tiny
 
-    from pangu_sigma.data.prepare.prepare import prepare
-
-    def make(folder: Path) -> None:
-        write_text(folder / "text.jsonl")
-        prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")
-
-    return made_once("tiny_data", make) / "prepared"
+    return made_once("tiny_data", prepare_tiny) / "prepared"
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, made_once) -> Path:
     """The folder of a whole run on that data, trained once for all tests. Read only: copy the folder to change it."""
-    from helpers.tiny import tiny_config
-
+    from experiments.tiny import tiny_config
     from pangu_sigma.train.loop import train
 
     return made_once("tiny_run", lambda folder: train(tiny_config(tiny_data), folder / "tiny")) / "tiny"

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from helpers.tiny import tiny_config, tiny_tree, write_text
 
 import pangu_sigma as ps
+from experiments.tiny import tiny_config, tiny_tree, write_text
 from pangu_sigma import shipped
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.domains import domains_of

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.ascend_host import AscendHost
-from helpers.launched import free_port
-from helpers.tiny import STEPS, tiny_tree
 
+from experiments.chaos.launched import free_port
+from experiments.tiny import STEPS, tiny_tree
 from pangu_sigma import cli
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import EXIT_STATUSES, main

@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.config_faults import COMBINATIONS, FAULTS, FILES, RANGES, arguments_of, file_of, missing_words
 
+from experiments.chaos.config_faults import (
+    COMBINATIONS,
+    FAULTS,
+    FAULTY_FILES,
+    RANGES,
+    arguments_of,
+    file_of,
+    missing_words,
+)
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config, read_tree
@@ -83,7 +91,7 @@ def test_a_pair_that_cannot_be_is_refused(file: Path, pair: Any, message: str):
         load_config(file, [pair])
 
 
-SAMPLE = [*FAULTS[::4], *RANGES, *COMBINATIONS, *FILES]
+SAMPLE = [*FAULTS[::4], *RANGES, *COMBINATIONS, *FAULTY_FILES]
 """A part of the faults; the program that tries to break everything runs all of them, each in a process of its own."""
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma import api
 from pangu_sigma.config import ConfigError
 from pangu_sigma.host_memory import available_memory, check_reading_fits, check_training_fits, training_needs

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from helpers.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
 from helpers.toy import EOT, Logits, logits_arguments, randomise, toy_batches, toy_config
 
+from experiments.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config, read_tree
 from pangu_sigma.mindformers_adapter import register

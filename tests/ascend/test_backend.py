@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.tiny import tiny_config
 from mindspore import Parameter, Tensor
 
+from experiments.tiny import tiny_config
 from pangu_sigma.ascend import backend as ascend
 from pangu_sigma.ascend.backend import AscendBackend
 from pangu_sigma.ascend.saved_parts import dense_part, expert_part, writes_part

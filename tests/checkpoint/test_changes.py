@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.tiny import tiny_config, tiny_tree
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.checkpoint.changes import (
     RULES,
     absolute_paths,

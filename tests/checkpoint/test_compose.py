@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint, whole_array
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.parts import SavedArray

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.not_finite import find_not_finite
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.checkpoint import safetensors_file
-from pangu_sigma.checkpoint.not_finite import NotFinite, describe
-from pangu_sigma.checkpoint.parts import Part, SavedArray
+from pangu_sigma.checkpoint.not_finite import NotFinite, Watch, describe
+from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
 from pangu_sigma.checkpoint.save import Written
 
 CONFIG = {"model": {"experts_per_domain": 2}, "domains": [{"name": "zh"}, {"name": "en"}]}
@@ -19,6 +18,18 @@ CONFIG = {"model": {"experts_per_domain": 2}, "domains": [{"name": "zh"}, {"name
 def bfloat16(values: np.ndarray) -> np.ndarray:
     """The upper halves of float32."""
     return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def find_not_finite(files: Files) -> list[NotFinite]:
+    """The arrays that hold NaN or infinity, in the order of the files and by name."""
+    found = []
+    for file, arrays in files.items():
+        watch = Watch(file, arrays)
+        for name, array in arrays.items():
+            for first, values in safetensors_file.chunks(array.values):
+                watch.see(name, first, values)
+        found += watch.found
+    return found
 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import one_writer, run_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.train.start import start_run

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.crashes import killed_after
-from helpers.tiny import tiny_config
+from helpers.failing_files import killed_after
 
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.checkpoint.start_over import set_aside, start_over
 from pangu_sigma.config import ConfigError
@@ -92,7 +92,7 @@ def test_starting_over_that_is_killed_anywhere_loses_nothing(tiny_data, run, tmp
     kills, more = 0, True
     while more:
         copy = shutil.copytree(run, tmp_path / f"killed_{kills}")
-        more = killed_after(kills, copy, lambda: start_over(copy))  # noqa: B023
+        more = killed_after(kills, lambda: start_over(copy))  # noqa: B023
         assert wanted <= {file.read_bytes() for file in copy.rglob("*") if file.is_file()}
         start_over(copy)
         assert wanted <= {file.read_bytes() for file in copy.rglob("*") if file.is_file()}

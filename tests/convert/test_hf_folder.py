@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import yaml
 from helpers.dense_runs import write_dense_run
-from helpers.runs import whole
-from helpers.tiny import tiny_config
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from experiments.chaos.runs import whole
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray

@@ -9,8 +9,8 @@ import pytest
 from helpers import foreign_files as foreign
 from helpers.alpha_peers import megatron_sizes, peers_or_skip, run_peers
 from helpers.dense_runs import write_dense_run
-from helpers.tiny import tiny_tree, write_text
 
+from experiments.tiny import tiny_tree, write_text
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepare.prepare import prepare

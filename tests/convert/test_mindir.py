@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.runs import opened_whole
-from helpers.tiny import tiny_config
 from safetensors.numpy import load_file
 
+from experiments.chaos.runs import opened_whole
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.save import save_checkpoint

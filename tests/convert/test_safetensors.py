@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers.tiny import STEPS
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from experiments.tiny import STEPS
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert import safetensors as module
 from pangu_sigma.convert.safetensors import export_safetensors, verify_weights

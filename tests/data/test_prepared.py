@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.prepared import reseal, seal
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import SPLITS, PreparedData, read_frequencies
 from pangu_sigma.data.samples import open_samples

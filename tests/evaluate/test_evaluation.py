@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from helpers.benchmark_files import json_lines
-from helpers.tiny import STEPS
 
+from experiments.tiny import STEPS
 from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, format_tasks
 from pangu_sigma.evaluate.evaluation import benchmark_model
 from pangu_sigma.train.log.report import BENCHMARKS

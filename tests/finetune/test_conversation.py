@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.finetune.conversation import Conversation, parse_conversation
 from pangu_sigma.text.documents import RejectedLine

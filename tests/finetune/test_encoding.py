@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from helpers.tasks import TASK
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.domains import domains_of
 from pangu_sigma.finetune.encoding import SampleEncoder, TooLong

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from helpers.tiny import tiny_config
-
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.finetune.forgetting import format_forgetting, measure_forgetting
 from pangu_sigma.stored.open import open_model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from helpers.tasks import write_task
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.domains import domains_of

@@ -6,8 +6,8 @@ import json
 
 import pytest
 from helpers.tasks import TASK, pairs, write_lines
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.errors import DataError
 from pangu_sigma.finetune.task_file import TaskFile, format_file, read_task_file

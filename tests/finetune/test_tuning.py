@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.grown import saved_arrays
-from helpers.runs import digests
 from helpers.tasks import pairs, write_lines, write_task
 
+from experiments.chaos.runs import digests
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError

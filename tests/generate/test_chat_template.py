@@ -45,7 +45,7 @@ def test_jinja_writes_the_same(language):
 
 @pytest.mark.parametrize("text", ["no content", "{content} {content}", "{content} {other}", "{content}" + "x" * 1000])
 def test_a_template_has_the_content_once(text):
-    from helpers.tiny import tiny_tree
+    from experiments.tiny import tiny_tree
 
     with pytest.raises(ConfigError, match=r"^chat\.user: "):
         parse_config(tiny_tree("data") | {"chat": {"user": text}})

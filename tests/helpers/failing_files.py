@@ -100,3 +100,13 @@ def refused_at(call: int, code: int = errno.EIO, for_good: bool = False) -> File
             raise OSError(code, os.strerror(code))
 
     return FileCalls(fail)
+
+
+def killed_after(calls: int, work: Callable[[], object]) -> bool:
+    """Do some work that is killed after so many calls. Returns True if it had more to do."""
+    try:
+        with killed_at(calls)():
+            work()
+    except Killed:
+        return True
+    return False

@@ -30,11 +30,11 @@ import numpy as np
 import xxhash
 import yaml
 from helpers import foreign_files
-from helpers.runs import opened_whole
-from helpers.tiny import tiny_config, tiny_tree
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from experiments.chaos.runs import opened_whole
+from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.parts import SavedArray

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers.tiny import WORDS, tiny_tree
 
+from experiments.tiny import TINY_WORDS, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.stored.open import open_model
 
@@ -20,7 +20,7 @@ def write_law(path: Path, text: Path) -> None:
     lines = text.read_text(encoding="utf-8")
     draw = np.random.default_rng(1)
     for i in range(60):
-        words = draw.choice(WORDS["zh"], int(draw.integers(20, 60)))
+        words = draw.choice(TINY_WORDS["zh"], int(draw.integers(20, 60)))
         lines += json.dumps({"domain": "law", "text": "".join([*words, str(i)])}, ensure_ascii=False) + "\n"
     path.write_text(lines, encoding="utf-8")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.config import Config
 from pangu_sigma.convert.hf_folder import write_hf_folder

@@ -18,9 +18,9 @@ from typing import Any
 import httpx2
 import numpy as np
 from fastapi.testclient import TestClient
-from helpers.tiny import tiny_config
 from helpers.toy_weights import ToyWeights
 
+from experiments.tiny import tiny_config
 from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.cpu.decoder import CpuDecoder

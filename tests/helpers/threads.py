@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from helpers.launched import PATIENCE
 
+from experiments.chaos.launched import PATIENCE
 from pangu_sigma.parallel.ranks import Ranks
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from helpers.grown import saved_arrays
-from helpers.tiny import tiny_config, tiny_tree
 
+from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config

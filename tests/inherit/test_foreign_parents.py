@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import foreign_files as foreign
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.inherit import equality

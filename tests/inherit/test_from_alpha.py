@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 from helpers.dense_runs import write_dense_run
-from helpers.tiny import tiny_config, tiny_tree, write_text
 
+from experiments.tiny import tiny_config, tiny_tree, write_text
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.dense_runs import write_dense_run
-from helpers.tiny import tiny_tree, write_text
 
+from experiments.tiny import tiny_tree, write_text
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepare.prepare import prepare
 

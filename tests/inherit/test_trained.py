@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import whole_array
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.domains import domains_of

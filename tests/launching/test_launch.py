@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from helpers.ascend_host import AscendHost
-from helpers.launched import PATIENCE, eventually, free_port, launched
 
+from experiments.chaos.launched import PATIENCE, eventually, free_port, launched
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.launching.launch import Job, check_job, check_numbers, dry_run
 from pangu_sigma.launching.processes import LaunchError

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers.launched import PATIENCE, Launched, eventually, free_port, launched
 from helpers.prepared import change_vocabulary
-from helpers.tiny import STEPS, tiny_config, tiny_tree
 
+from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port, launched
+from experiments.tiny import STEPS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError

@@ -7,8 +7,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from helpers.launched import PATIENCE, eventually, free_port
 
+from experiments.chaos.launched import PATIENCE, eventually, free_port
 from pangu_sigma.launching.processes import LaunchError
 from pangu_sigma.launching.rendezvous import Peers, Stop, rendezvous
 

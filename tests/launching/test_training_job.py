@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.launched import free_port
 from helpers.prepared import change_vocabulary
 from helpers.small_clusters import by_hand
-from helpers.tiny import STEPS
 
+from experiments.chaos.launched import free_port
+from experiments.tiny import STEPS
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest

@@ -7,8 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from helpers.launched import eventually, launched
-
+from experiments.chaos.launched import eventually, launched
 from pangu_sigma.launching.watchdog import Watchdog
 from pangu_sigma.parallel.heartbeat import last_beat
 

@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
-from helpers.launched import eventually
 
+from experiments.chaos.launched import eventually
 from pangu_sigma.parallel.heartbeat import HEARTBEATS_VARIABLE, STACK_SIGNAL, Heartbeat, last_beat
 
 WAITS = """

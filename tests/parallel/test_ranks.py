@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.rank_processes import CRASHES_AT_EXIT
 from helpers.threads import on_ranks
 
+from experiments.chaos.rank_processes import CRASHES_AT_EXIT
 from pangu_sigma.config import ConfigError, ParallelConfig
 from pangu_sigma.parallel.connect import connect
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, RankError

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import yaml
 from helpers.prepared import reseal
-from helpers.rank_processes import CRASHES_AT_EXIT, MAIN, RankProcesses
-from helpers.runs import whole
-from helpers.tiny import tiny_tree
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from experiments.chaos.rank_processes import CRASHES_AT_EXIT, MAIN, RankProcesses
+from experiments.chaos.runs import whole
+from experiments.tiny import tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.cli import main

@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from helpers.tiny import tiny_config, write_text
 from safetensors import safe_open
 
 import pangu_sigma as ps
+from experiments.tiny import tiny_config, write_text
 
 STORED = Path(__file__).parent / "computed.json"
 """Written by commit 0265ac7."""

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from helpers import foreign_files
 from helpers.dense_runs import write_dense_run
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.safetensors import export_safetensors

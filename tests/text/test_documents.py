@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.poisoned import FILES, GOOD, LINES, Poisoned, PoisonedFile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.chaos.poisoned import GOOD, POISONED_FILES, POISONED_LINES, Poisoned, PoisonedFile
 from pangu_sigma.errors import DataError
 from pangu_sigma.text import documents
 from pangu_sigma.text.documents import Document, Rejected, check_input, read_jsonl
@@ -101,7 +101,7 @@ def test_any_bytes_are_either_documents_or_rejected(tmp_path_factory, domains, c
         assert item.offset <= len(path.read_bytes())
 
 
-@pytest.mark.parametrize("case", LINES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", POISONED_LINES, ids=lambda case: case.name)
 def test_a_poisoned_line_is_quarantined_with_its_place_and_nothing_else_is(tmp_path, domains, case: Poisoned):
     path = write(tmp_path / "a.jsonl", GOOD, case.line, GOOD)
     before, item, after = read_jsonl(path, domains)
@@ -111,7 +111,7 @@ def test_a_poisoned_line_is_quarantined_with_its_place_and_nothing_else_is(tmp_p
     assert 0 < len(item.detail) < 300
 
 
-@pytest.mark.parametrize("case", FILES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", POISONED_FILES, ids=lambda case: case.name)
 def test_a_poisoned_file_is_quarantined_or_refused(tmp_path, domains, case: PoisonedFile):
     path = tmp_path / case.file
     path.write_bytes(case.content)
@@ -125,8 +125,8 @@ def test_a_poisoned_file_is_quarantined_or_refused(tmp_path, domains, case: Pois
 
 
 def test_there_are_a_hundred_poisoned_inputs():
-    assert len(LINES) + len(FILES) >= 100
-    assert len({case.name for case in [*LINES, *FILES]}) == len(LINES) + len(FILES)
+    assert len(POISONED_LINES) + len(POISONED_FILES) >= 100
+    assert len({case.name for case in [*POISONED_LINES, *POISONED_FILES]}) == len(POISONED_LINES) + len(POISONED_FILES)
 
 
 @given(st.integers(0, 10_000), st.binary(max_size=3))
@@ -144,7 +144,7 @@ def test_a_changed_line_is_rejected_or_gives_what_json_says(tmp_path_factory, do
 
 
 def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path, domains, monkeypatch):
-    monkeypatch.setattr(documents, "MOST_LINE", 1_000)
+    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1_000)
     monkeypatch.setattr(documents, "_SKIP_BYTES", 64)
     long = line(domain="zh", text="好" * 1_000)
     items = list(read_jsonl(write(tmp_path / "a.jsonl", GOOD, long, GOOD, long), domains))

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.tiny import tiny_config
+
+from experiments.tiny import tiny_config
 
 
 @pytest.fixture(scope="package")

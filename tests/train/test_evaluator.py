@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.runs import digests
-from helpers.tiny import tiny_config
 
+from experiments.chaos.runs import digests
+from experiments.tiny import tiny_config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
 

@@ -12,13 +12,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 import yaml
-from helpers import rank_processes
-from helpers.runs import digests
-from helpers.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Parameter, Tensor
 
+from experiments.chaos import rank_processes
+from experiments.chaos.runs import digests
+from experiments.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.format import UnhealthyState
 from pangu_sigma.config import SpikesConfig, TrainConfig
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS

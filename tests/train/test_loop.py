@@ -14,11 +14,12 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers.runs import digests, held_out_losses
-from helpers.saves_behind import same_saves
-from helpers.tiny import SAVED_AT, STEPS, tiny_config
+from helpers.losses import held_out_losses
 from mindspore import Tensor
 
+from experiments.chaos.runs import digests
+from experiments.chaos.saves_behind import same_saves
+from experiments.tiny import SAVED_AT, STEPS, tiny_config
 from pangu_sigma.checkpoint import save as saving
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
@@ -68,7 +69,7 @@ FILES = {"store": "file", "cache_gib": 5e-5}
 KILLED = f"""
 import os, signal, sys
 from pathlib import Path
-from helpers.tiny import SAVED_AT, tiny_config
+from experiments.tiny import SAVED_AT, tiny_config
 from pangu_sigma.train import loop
 
 def metrics(trainer, *step):

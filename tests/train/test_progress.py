@@ -4,8 +4,8 @@ import json
 import shutil
 
 import pytest
-from helpers.tiny import STEPS, tiny_config
 
+from experiments.tiny import STEPS, tiny_config
 from pangu_sigma.checkpoint.root import latest_checkpoint
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.train.progress import Progress, resume

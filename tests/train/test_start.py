@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.crashes import killed_after
+from helpers.failing_files import killed_after
 from helpers.prepared import reseal
-from helpers.runs import opened_whole
-from helpers.tiny import tiny_config
 
+from experiments.chaos.runs import opened_whole
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.root import latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.save import save_checkpoint

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from helpers.tiny import tiny_config
 
 from experiments.compare.peer_runs import train_peer
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.train.log.metrics import read_metrics

@@ -7,12 +7,12 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers.tiny import tiny_config
 from helpers.toy import toy_config
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from ascend_ops.grouped_ffn import grouped_ffn_oracle
 from experiments.compare.switch import GateBackend, GateTrainer, SwitchFFN, gated_network, received
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ecss.build import make_network

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.poisoned import LINES
 from helpers.prepared import reseal
 from helpers.texts import ENGLISH, tiny_config
 
+from experiments.chaos.poisoned import POISONED_LINES
 from pangu_sigma.config import Config
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import load_manifest
@@ -203,7 +203,7 @@ def test_data_of_another_format_is_replaced(text, prepared, tmp_path, config):
 def test_no_poisoned_line_is_used_and_every_one_is_counted(tmp_path, config):
     good = [{"domain": name, "text": f"好 good {i}"} for i in range(5) for name in ("zh", "en", "bilingual", "code")]
     content, places = b"", []
-    for i, case in enumerate(LINES):
+    for i, case in enumerate(POISONED_LINES):
         places.append((len(content), case.reason))
         content += case.line + b"\n"
         if i % 5 == 0 and i // 5 < len(good):
@@ -213,7 +213,7 @@ def test_no_poisoned_line_is_used_and_every_one_is_counted(tmp_path, config):
     manifest = prepare(config, [path], tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
     assert [(line["offset"], line["reason"]) for line in lines] == places
-    assert sum(manifest.quarantined.values()) == len(LINES)
+    assert sum(manifest.quarantined.values()) == len(POISONED_LINES)
     assert manifest.examples.keys() == manifest.quarantined.keys()
     assert {name: record.offered for name, record in manifest.domains.items()} == dict.fromkeys(manifest.domains, 5)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare.subset import write_subset

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from helpers.benchmark_files import json_lines
-from helpers.tiny import WORDS
 from lm_eval.api.instance import Instance
 
+from experiments.tiny import TINY_WORDS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.benchmarks import benchmarks
@@ -40,7 +40,7 @@ LABELS = ["entailment", "neutral", "contradiction", "neutral", "-"]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Sentences of words that the tiny model was trained on, one without a label, and one that is longer than the model."""
-    folder, words = tmp_path_factory.mktemp("data"), WORDS["zh"]
+    folder, words = tmp_path_factory.mktemp("data"), TINY_WORDS["zh"]
     rows = [
         {"sentence1": "".join(words[n : n + 3]), "sentence2": words[-n - 1], "label": label}
         for n, label in enumerate(LABELS)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiny import SAVED_AT
 
+from experiments.tiny import SAVED_AT
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.held_out import comparison
 from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences

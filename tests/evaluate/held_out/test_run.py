@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from helpers.edited import edit_config
 from helpers.prepared import change_vocabulary
-from helpers.tiny import STEPS
 
+from experiments.tiny import STEPS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.domains import domains_of

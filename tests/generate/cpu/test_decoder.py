@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from helpers.rounded_weights import RoundedWeights
 from helpers.slow_decoder import SlowDecoder
-from helpers.tiny import tiny_config
 from helpers.toy_weights import ToyWeights
 
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain, domains_of

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.tiny import tiny_config
 
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.cpu.exact import ExactModel

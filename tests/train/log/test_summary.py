@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.edited import edit_config
-from helpers.runs import held_out_losses
-from helpers.tiny import STEPS
+from helpers.losses import held_out_losses
 
+from experiments.tiny import STEPS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.train.log.losses import losses_of
 from pangu_sigma.train.log.metrics import FILE, read_metrics

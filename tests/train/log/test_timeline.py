@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.tiny import SAVED_AT, STEPS, tiny_config
 from mindspore import Tensor, nn, ops
 
+from experiments.tiny import SAVED_AT, STEPS, tiny_config
 from pangu_sigma.train.log.metrics import read_metrics
 from pangu_sigma.train.log.timeline import STEPS as SEEN
 from pangu_sigma.train.log.timeline import NoTimeline, Timeline, profiler_activities

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import yaml
-from helpers.tiny import WORDS, tiny_config, write_text
 
-from chaos.cases import TRAIN, Case, assert_no_traceback, command, configuration, data, once
+from experiments.chaos.cases import TRAIN, Case, assert_no_traceback, command, configuration, data, once
+from experiments.tiny import TINY_WORDS, tiny_config, write_text
 
 
 def cases(work: Path, full: bool) -> Sequence[Case]:
@@ -29,7 +29,7 @@ def _trained(work: Path, folder: Path) -> None:
     assert status == 0, said
 
 
-def _check(work: Path, change, word: str, number: int, folder: Path) -> str:
+def _check(work: Path, change: Callable[[dict, int, Path], None], word: str, number: int, folder: Path) -> str:
     trained = once(work, "drift", partial(_trained, work))
     shutil.copytree(trained / "run", folder / "run")
     tree = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
@@ -78,11 +78,11 @@ def _data(tree: dict, number: int, folder: Path) -> None:
 def _prepare(tree: dict, folder: Path, words: list[str]) -> None:
     from pangu_sigma.data.prepare.prepare import prepare
 
-    before = WORDS["en"]
-    WORDS["en"] = words * 3
+    before = TINY_WORDS["en"]
+    TINY_WORDS["en"] = words * 3
     try:
         write_text(folder / "text.jsonl")
     finally:
-        WORDS["en"] = before
+        TINY_WORDS["en"] = before
     prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")
     tree["data"]["path"] = str(folder / "prepared")

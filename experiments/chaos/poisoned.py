@@ -1,6 +1,6 @@
 """Lines and files of text that no one may train on: each is quarantined with the reason that stands here, or refused by one error.
 
-The domains are those of `helpers.texts.tiny_config`.
+Their domains are zh and bilingual.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ _TWICE = {
     "a side": b'{"domain": "bilingual", "text": {"zh": "a", "en": "b", "zh": "c"}}',
 }
 
-LINES = [
+POISONED_LINES = [
     *(Poisoned(f"not UTF-8: {name}", _raw(content), "not UTF-8") for name, content in _NOT_UTF8.items()),
     *(Poisoned(f"not JSON: {name}", content, "not JSON") for name, content in _NOT_JSON.items()),
     *(Poisoned(f"not an object: {name}", content, "not a JSON object") for name, content in _NOT_OBJECTS.items()),
@@ -179,7 +179,7 @@ def _flipped(content: bytes, at: int) -> bytes:
 
 _PACKED = gzip.compress(b"\n".join(GOOD.replace("好好".encode(), f"{i * i}".encode()) for i in range(300)), mtime=0)
 
-FILES = [
+POISONED_FILES = [
     PoisonedFile("an empty file", "a.jsonl", b"", reason="empty file"),
     PoisonedFile("an empty gzip file", "a.jsonl.gz", b"", reason="empty file"),
     PoisonedFile("no gzip", "a.jsonl.gz", GOOD, reason="broken gzip stream"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from experiments.tiny import tiny_config
 from pangu_sigma.config import Config
 from pangu_sigma.train.loop import Trainer
 
@@ -40,8 +41,6 @@ def _files(trainer: Trainer, step: int) -> dict[str, bytes]:
 
 def main() -> int:
     """Compare, and print the count."""
-    from helpers.tiny import tiny_config
-
     folder, count, data = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     same = same_saves(tiny_config(data), folder, count)
     print(f"{sum(same)} of {count} states that were saved behind the training are those saved at once")

@@ -9,23 +9,24 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from helpers.config_faults import FAULTS, Fault, arguments_of, file_of, missing_words
-from helpers.poisoned import FILES, GOOD, LINES, Poisoned, PoisonedFile
-
-from chaos.cases import Case, assert_no_traceback, command, data
+from experiments.chaos.cases import Case, assert_no_traceback, command, data
+from experiments.chaos.config_faults import FAULTS, Fault, arguments_of, file_of, missing_words
+from experiments.chaos.poisoned import GOOD, POISONED_FILES, POISONED_LINES, Poisoned, PoisonedFile
+from experiments.tiny import tiny_tree
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.text.documents import Rejected, read_jsonl
 
-_FUZZ_AT_ONCE = 2_002
+_FUZZ_AT_ONCE = 2_600
 _SECONDS = 5.0
 """Longest time for a refusal of a configuration, the start of Python included."""
 
 
 def poisoned(work: Path, full: bool) -> Sequence[Case]:
     """Every line between two good ones, and every file."""
-    lines = [Case(f"line_{n}", partial(_line, line)) for n, line in enumerate(LINES)]
-    return lines + [Case(f"file_{n}", partial(_file, file)) for n, file in enumerate(FILES)]
+    lines = [Case(f"line_{n}", partial(_line, line)) for n, line in enumerate(POISONED_LINES)]
+    return lines + [Case(f"file_{n}", partial(_file, file)) for n, file in enumerate(POISONED_FILES)]
 
 
 def configurations(work: Path, full: bool) -> Sequence[Case]:
@@ -35,7 +36,7 @@ def configurations(work: Path, full: bool) -> Sequence[Case]:
 
 
 def fuzzed(work: Path, full: bool) -> Sequence[Case]:
-    """20,020 cases, or a tenth of them."""
+    """The fuzzing of the suite with more cases: ten times some 2,000, or once."""
     return [Case(f"seed_{n}", partial(_fuzz, n)) for n in range(10 if full else 1)]
 
 
@@ -45,15 +46,8 @@ def saves(work: Path, full: bool) -> Sequence[Case]:
 
 
 def _domains() -> Domains:
-    from helpers.toy import toy_config
-
-    config = toy_config(domains=2)
-    zh, bilingual = config.domains
-    named = [
-        zh.model_copy(update={"name": "zh", "language": "zh"}),
-        bilingual.model_copy(update={"name": "bilingual", "format": "bilingual", "language": "mixed"}),
-    ]
-    return domains_of(config.model_copy(update={"domains": named}))
+    bilingual = {"name": "bilingual", "format": "bilingual", "language": "mixed"}
+    return domains_of(parse_config(tiny_tree(Path()) | {"domains": [{"name": "zh", "language": "zh"}, bilingual]}))
 
 
 def _line(case: Poisoned, folder: Path) -> str:
@@ -92,18 +86,24 @@ def _fault(fault: Fault, folder: Path) -> str:
 
 
 def _fuzz(seed: int, folder: Path) -> str:
-    program = Path(__file__).parents[1] / "fuzz.py"
-    status, said = command(
-        [sys.executable, str(program), "--cases", str(_FUZZ_AT_ONCE), "--seed", str(seed)], seconds=900
-    )
+    variables = {"PANGU_SIGMA_FUZZ_CASES": str(_FUZZ_AT_ONCE), "PANGU_SIGMA_FUZZ_SEED": str(seed)}
+    test = Path(__file__).parents[2] / "tests" / "test_fuzz.py"
+    status, said = command([sys.executable, "-m", "pytest", "-q", "-s", str(test)], variables, seconds=900)
     assert status == 0, said[-800:]
-    whole = re.search(r"^all +([\d,]+) +[\d,]+ = +([\d.]+)%", said, re.MULTILINE)
-    assert whole, said[-300:]
-    return f"{whole[1]} cases, {whole[2]} % past the first look"
+    found = re.findall(r": (\d+) of (\d+) past the first look", said)
+    past, cases = (sum(map(int, counts)) for counts in zip(*found, strict=True))
+    return f"{cases:,} cases, {past / cases:.1%} past the first look"
 
 
 def _saves(work: Path, count: int, folder: Path) -> str:
-    program = [sys.executable, "-m", "helpers.saves_behind", str(folder / "runs"), str(count), str(data(work))]
+    program = [
+        sys.executable,
+        "-m",
+        "experiments.chaos.saves_behind",
+        str(folder / "runs"),
+        str(count),
+        str(data(work)),
+    ]
     status, said = command(program, seconds=900)
     assert status == 0, said[-600:]
     return said.strip().splitlines()[-1].partition(" states")[0]

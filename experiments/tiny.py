@@ -10,10 +10,11 @@ import numpy as np
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.prepare.prepare import prepare
 
 STEPS, SAVED_AT = 30, 15
 
-WORDS = {
+TINY_WORDS = {
     "en": "the cat dog bird sees hears likes a small old red green house tree river and then".split(),  # noqa: SIM905
     "zh": "今天 天气 不错 我们 去 公园 看 花 他 说 你好 中国 人民 希望 新年 快乐".split(),  # noqa: SIM905
     "code": "x y total item return if for in range print while True None def add left right".split(),  # noqa: SIM905
@@ -25,7 +26,7 @@ def write_text(path: Path, documents: int = 120) -> None:
     rng = np.random.default_rng(0)
     with path.open("w", encoding="utf-8") as file:
         for i in range(documents):
-            for name, words in WORDS.items():
+            for name, words in TINY_WORDS.items():
                 place, text = int(rng.integers(len(words))), []
                 for _ in range(int(rng.integers(8, 40))):
                     text.append(words[place])
@@ -80,3 +81,9 @@ def tiny_config(data: Path, **sections: dict[str, Any]) -> Config:
     for name, keys in sections.items():
         tree[name] = tree.get(name, {}) | keys
     return parse_config(tree)
+
+
+def prepare_tiny(folder: Path) -> None:
+    """Write text and its prepared data into a folder: `text.jsonl` and `prepared`."""
+    write_text(folder / "text.jsonl")
+    prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")

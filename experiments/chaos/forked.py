@@ -56,11 +56,11 @@ class Forked:
     def wait(self, timeout: float = float("inf")) -> int:
         """Exit status when it has ended. Raises subprocess.TimeoutExpired after `timeout` seconds."""
         end = time.monotonic() + timeout
-        while self.poll() is None:
+        while (status := self.poll()) is None:
             if time.monotonic() > end:
                 raise subprocess.TimeoutExpired("a fork", timeout)
             time.sleep(0.05)
-        return self.returncode
+        return status
 
     def kill(self) -> None:
         """Send SIGKILL."""

@@ -1,13 +1,7 @@
-"""Runs that are stopped and go on, against the same run that never stopped: everything that it saves, after every step.
-
-    python tests/helpers/exact_resume.py WORK --ranks 2 --case dropout --stops 20 --seed 1
-
-makes data and runs in the folder WORK, prints a line for each stop, and ends with status 0 if all of them ended in the same bits.
-"""
+"""Runs that are stopped and go on, against the same run that never stopped: everything that it saves, after every step."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -17,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import yaml
-from helpers.rank_processes import MAIN, RankProcesses
-from helpers.runs import digests
-from helpers.tiny import tiny_config, tiny_tree, write_text
 
+from experiments.chaos.rank_processes import MAIN, RankProcesses
+from experiments.chaos.runs import digests
+from experiments.tiny import tiny_tree
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.train.log.metrics import read_metrics
 from pangu_sigma.train.loop import train
 
-STEPS = 12
+RESUMED_STEPS = 12
 WAIT = 600.0
 """Seconds that a run of seconds may take on a busy machine."""
 HIGH = {"initial": 2.0**66, "window": 2}
@@ -45,7 +38,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 class ExactResume:
     """One run that kept every checkpoint, and copies of it that were stopped and went on."""
 
-    def __init__(self, data: Path, folder: Path, case: str, ranks: int, steps: int = STEPS, forked: bool = False):
+    def __init__(
+        self, data: Path, folder: Path, case: str, ranks: int, steps: int = RESUMED_STEPS, forked: bool = False
+    ):
         """data: the tiny data. folder: where the runs are written. forked: True if stopped ranks go on in forks, see `Forked`."""
         self._folder, self._ranks, self._steps, self._forked = folder, ranks, steps, forked
         tree = tiny_tree(data)
@@ -115,41 +110,10 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     return [{key: line[key] for key in keys} for line in lines]
 
 
-def random_stops(stops: int, seed: int, steps: int = STEPS) -> Iterator[int]:
+def random_stops(stops: int, seed: int, steps: int = RESUMED_STEPS) -> Iterator[int]:
     """Steps behind which a run is stopped; not the last. None comes twice before all have come."""
     rng = np.random.default_rng(seed)
     while stops > 0:
         for step in rng.permutation(np.arange(1, steps))[:stops]:
             yield int(step)
         stops -= steps - 1
-
-
-def main() -> int:
-    """Status 0 if all stops ended in the same bits, else 1."""
-    parser = argparse.ArgumentParser(description="stop a run at random steps and compare what it ends in")
-    parser.add_argument("work", type=Path, help="folder for data and runs")
-    parser.add_argument("--ranks", type=int, choices=[1, 2], default=1)
-    parser.add_argument("--case", choices=sorted(CASES), default="dropout")
-    parser.add_argument("--stops", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    data = options.work / "prepared"
-    if not data.exists():
-        write_text(options.work / "text.jsonl")
-        prepare(tiny_config(data), [options.work / "text.jsonl"], data)
-    name = f"{options.case}, {options.ranks} rank(s)"
-    folder = options.work / f"{options.case}_{options.ranks}"
-    shutil.rmtree(folder, ignore_errors=True)
-    exact, wrong = ExactResume(data, folder, options.case, options.ranks, options.steps), 0
-    for number, step in enumerate(random_stops(options.stops, options.seed, options.steps)):
-        found = exact.differences(step, fresh=number == 0)
-        wrong += bool(found)
-        print(f"{name}: stopped after step {step}: {'; '.join(found[:5]) or 'the same bits'}", flush=True)
-    print(f"{name}: {options.stops - wrong} of {options.stops} exact, {exact.skipped} of {options.steps} steps skipped")
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from helpers.tiny import tiny_tree
+
+from experiments.tiny import tiny_tree
 
 
 class Fault(NamedTuple):
@@ -84,7 +85,7 @@ UNKNOWN = [
     _unknown("parallel", "fusion_mb", "fusion_mib"),
     _unknown("parallel", "overflows", "overflow"),
 ]
-TYPES = [
+_TYPES = [
     _wrong("seed", "x", "'x'", "integer"),
     _wrong("seed", "1.5", "1.5"),
     _wrong("seed", "null", "None"),
@@ -177,7 +178,7 @@ _ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{one}: &{one} [{','.join([f'*{before}'] * 9)}]\n" for before, one in zip("abcdefgh", "bcdefghi", strict=True)
 )
 _TINY = yaml.safe_dump(tiny_tree(Path("none")), allow_unicode=True)
-FILES = [
+FAULTY_FILES = [
     _file("empty", "", "must be a mapping of keys, not NoneType"),
     _file("a list", "- a", "must be a mapping of keys, not list"),
     _file("open bracket", "a: [", "is not valid YAML"),
@@ -193,7 +194,7 @@ FILES = [
     _file("a tag without its value", "a: !!int ''", "is not of the kind that its tag names"),
     _file("no model", "name: a\ndomains: [{name: en}]\n", "model: required key is missing"),
 ]
-FAULTS: list[Fault] = [*UNKNOWN, *TYPES, *RANGES, *COMBINATIONS, *OVERRIDES, *FILES]
+FAULTS: list[Fault] = [*UNKNOWN, *_TYPES, *RANGES, *COMBINATIONS, *OVERRIDES, *FAULTY_FILES]
 """All of them."""
 
 

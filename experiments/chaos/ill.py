@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers.not_finite import find_not_finite
 
-from chaos.cases import TRAIN, Case, assert_no_traceback, assert_same, command, configuration, data, end_of, once
+from experiments.chaos.cases import (
+    TRAIN,
+    Case,
+    assert_no_traceback,
+    assert_same,
+    command,
+    configuration,
+    data,
+    end_of,
+    once,
+)
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.train.log.metrics import read_metrics
 
@@ -55,7 +64,7 @@ def _reference(work: Path, folder: Path) -> None:
 
 
 def _ill(config: Path, run: Path, what: str) -> tuple[int, str]:
-    return command([sys.executable, "-m", "chaos.ill", str(config), str(run), what])
+    return command([sys.executable, "-m", "experiments.chaos.ill", str(config), str(run), what])
 
 
 def _stops(work: Path, what: str, folder: Path) -> str:
@@ -71,7 +80,8 @@ def _stops(work: Path, what: str, folder: Path) -> str:
     if what == "overflow_without_end":
         return ""
     newest = load_checkpoint(run / "checkpoints")
-    assert not find_not_finite(newest.files), "the newest checkpoint is not healthy"
+    values = (array.values for arrays in newest.files.values() for array in arrays.values())
+    assert all(np.isfinite(each).all() for each in values), "the newest checkpoint is not healthy"
     assert newest.step == 4, f"the newest checkpoint is of step {newest.step}"
     status, said = command([*TRAIN, str(config), "--output", str(run)])
     assert status == 0, f"it cannot go on: {said[-400:]}"
@@ -108,7 +118,7 @@ def _train_ill(config: Path, run: Path, what: str) -> int:
             _do(trainer, what)
         return advance(trainer)
 
-    Trainer.advance = advance_ill  # type: ignore[method-assign]
+    Trainer.advance = advance_ill  # type: ignore[method-assign, assignment]
     return main(["train", str(config), "--output", str(run)])
 
 

@@ -8,9 +8,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from helpers.forked import Forked, scheduler
-from helpers.launched import free_port
-
+from experiments.chaos.forked import Forked, scheduler
+from experiments.chaos.launched import free_port
 from pangu_sigma.cli import main
 from pangu_sigma.launching.worker import SCHEDULER_COMMAND
 

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers.rank_processes import RankProcesses
-from helpers.runs import whole
 
-from chaos.cases import SECONDS, TRAIN, Case, command, configuration, data
+from experiments.chaos.cases import CASE_SECONDS, TRAIN, Case, command, configuration, data
+from experiments.chaos.rank_processes import RankProcesses
+from experiments.chaos.runs import whole
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.train.log.metrics import read_metrics
 
 _ONE: dict[str, Any] = {}
-_LAYOUTS: dict[str, dict[str, Any]] = {"data": {"data": 2}, "expert": {"expert": 2, "capacity_factor": 4.0}}
+TWO_RANKS: dict[str, dict[str, Any]] = {"data": {"data": 2}, "expert": {"expert": 2, "capacity_factor": 4.0}}
 
 
 def cases(work: Path, full: bool) -> Sequence[Case]:
     """1 → 2 → 1 ranks, 2 → 1 → 2, and from one layout of two ranks to the other and back."""
-    data_2, expert_2 = _LAYOUTS["data"], _LAYOUTS["expert"]
+    data_2, expert_2 = TWO_RANKS["data"], TWO_RANKS["expert"]
     ways = {
         "1_data2_1": [_ONE, data_2, _ONE],
         "1_expert2_1": [_ONE, expert_2, _ONE],
@@ -75,4 +75,4 @@ def _train(config: Path, run: Path, ranks: int, logs: Path) -> None:
         assert status == 0, said[-600:]
         return
     with RankProcesses(ranks, ["train", str(config), "--output", str(run)], logs) as processes:
-        assert processes.wait(SECONDS) == [0] * ranks, processes.said()[-800:]
+        assert processes.wait(CASE_SECONDS) == [0] * ranks, processes.said()[-800:]

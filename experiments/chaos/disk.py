@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from chaos.cases import TRAIN, Case, assert_no_traceback, assert_same, command, configuration, data, end_of, once
+from experiments.chaos.cases import (
+    TRAIN,
+    Case,
+    assert_no_traceback,
+    assert_same,
+    command,
+    configuration,
+    data,
+    end_of,
+    once,
+)
 
 _SOURCE = Path(__file__).with_name("failing.c")
 _FULL, _SHORT = 20, 4

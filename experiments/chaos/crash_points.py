@@ -17,11 +17,9 @@ from pathlib import Path
 
 from ckpt_chaos.byo import BOOT, PKG_PARENT
 from ckpt_chaos.runner import _events
-from helpers.forked import Forked
-from helpers.rank_processes import RankProcesses
 
-from chaos.cases import (
-    SECONDS,
+from experiments.chaos.cases import (
+    CASE_SECONDS,
     TRAIN,
     Case,
     assert_no_traceback,
@@ -32,6 +30,8 @@ from chaos.cases import (
     end_of,
     once,
 )
+from experiments.chaos.forked import Forked
+from experiments.chaos.rank_processes import RankProcesses
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.cli import main
@@ -111,7 +111,7 @@ def _train(
                 failed = time.monotonic()
             if failed and time.monotonic() - failed > _KILLED_GRACE:
                 break
-            assert time.monotonic() - started < SECONDS, f"HANG: {processes.said()[-500:]}"
+            assert time.monotonic() - started < CASE_SECONDS, f"HANG: {processes.said()[-500:]}"
             time.sleep(0.1)
         statuses = [worker.poll() for worker in processes.workers]
         return next((status for status in statuses if status != 0), 0) or 0, processes.said()
@@ -123,10 +123,10 @@ def _in_a_fork(arguments: list[str], variables: dict[str, str], logs: Path) -> t
     log = logs / "0.log"
     process = Forked(partial(main, arguments), variables, log)
     try:
-        status = process.wait(SECONDS)
+        status = process.wait(CASE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        raise AssertionError(f"HANG: {arguments} did not end within {SECONDS:g} s") from None
+        raise AssertionError(f"HANG: {arguments} did not end within {CASE_SECONDS:g} s") from None
     return status, log.read_text(encoding="utf-8", errors="replace")
 
 

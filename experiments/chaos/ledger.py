@@ -10,11 +10,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Result:
+class CaseResult:
     """The result of a case. why: what did not hold; empty if all did. note: a figure that the table shows."""
 
     row: str
@@ -31,18 +31,18 @@ class Ledger:
         self._file = work / f"results_{sources_hash()}" / f"{row}.jsonl"
         self._file.parent.mkdir(parents=True, exist_ok=True)
 
-    def results(self) -> dict[str, Result]:
+    def results(self) -> dict[str, CaseResult]:
         """Results by case; a line that a kill cut off is none."""
         found = {}
         for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []:
             try:
-                result = Result(**json.loads(line))
+                result = CaseResult(**json.loads(line))
             except (ValueError, TypeError):
                 continue
             found[result.case] = result
         return found
 
-    def add(self, result: Result) -> None:
+    def add(self, result: CaseResult) -> None:
         """Write down a result, on a line of its own whatever a kill left of the line before."""
         with self._file.open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps(asdict(result), ensure_ascii=False) + "\n")
@@ -51,8 +51,13 @@ class Ledger:
 def sources_hash() -> str:
     """Hash of every file that decides what a case shows; documents do not."""
     digest = hashlib.sha256()
-    for folder, pattern in (("src", "*"), ("ascend_ops", "*"), ("tests/chaos", "*.py"), ("tests/helpers", "*.py")):
-        for file in sorted((ROOT / folder).rglob(pattern)):
+    for folder, pattern in (
+        ("src", "*"),
+        ("ascend_ops", "*"),
+        ("experiments/chaos", "*.py"),
+        ("experiments", "tiny.py"),
+    ):
+        for file in sorted((_ROOT / folder).rglob(pattern)):
             if file.is_file() and file.suffix not in (".md", ".png", ".pyc"):
-                digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+                digest.update(str(file.relative_to(_ROOT)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]

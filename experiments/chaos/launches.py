@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from helpers.launched import Launched, eventually, free_port
-
-from chaos.cases import Case, assert_same, configuration, data, end_of, once
+from experiments.chaos.cases import Case, assert_same, configuration, data, end_of, once
+from experiments.chaos.launched import Launched, eventually, free_port
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.train.log.metrics import read_metrics
 

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from helpers.runs import opened_whole
 
-from chaos.cases import TRAIN, Case, command, configuration, data, once
+from experiments.chaos.cases import TRAIN, Case, command, configuration, data, once
+from experiments.chaos.runs import opened_whole
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.batches import BatchLoader
@@ -31,8 +31,8 @@ def cases(work: Path, full: bool) -> Sequence[Case]:
     return [
         Case(f"{how}_{kind}_{number}", partial(_check, whole, how, kind, number))
         for how, count in COUNTS.items()
-        for number in range(count if full else max(len(READ), count // 2))
-        for kind in [list(READ)[number % len(READ)]]
+        for number in range(count if full else max(len(_READ), count // 2))
+        for kind in [list(_READ)[number % len(_READ)]]
     ]
 
 
@@ -50,13 +50,13 @@ def _whole(work: Path, folder: Path) -> None:
 
 def _check(whole: Path, how: str, kind: str, number: int, folder: Path) -> str:
     rng = np.random.default_rng([number, list(COUNTS).index(how)])
-    root = whole / KINDS[kind]
+    root = whole / _FOLDERS[kind]
     files = sorted(path for path in root.rglob("*") if path.is_file() and _is_read(kind, path.relative_to(root)))
     file = files[int(rng.integers(len(files)))]
     others = [path for path in files if path.suffix == file.suffix and path.read_bytes() != file.read_bytes()]
     with _damaged(file, how, rng, others), _warnings() as said:
         try:
-            found = READ[kind](whole)
+            found = _READ[kind](whole)
         except UserError as error:
             found = str(error)
     assert found is not None, f"{file.relative_to(whole)} {how}: used without a word"
@@ -132,7 +132,7 @@ def _read_run(whole: Path) -> str | None:
     return None
 
 
-READ: dict[str, Callable[[Path], str | None]] = {
+_READ: dict[str, Callable[[Path], str | None]] = {
     "checkpoint": _read_checkpoint,
     "export": _read_export,
     "data": _read_data,
@@ -140,7 +140,7 @@ READ: dict[str, Callable[[Path], str | None]] = {
 }
 """What reads each kind of folder. None: nothing was noticed."""
 
-KINDS = {"checkpoint": "run/checkpoints/step_00000006", "export": "export", "data": "data", "run": "run"}
+_FOLDERS = {"checkpoint": "run/checkpoints/step_00000006", "export": "export", "data": "data", "run": "run"}
 
 
 def _is_read(kind: str, path: Path) -> bool:

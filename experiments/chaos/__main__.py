@@ -1,4 +1,4 @@
-"""`python -m chaos [--full] [--only ROW …]`: do every case, print the table, end with 0 only if all hold."""
+"""`python -m experiments.chaos [--full] [--only ROW …]`: do every case, print the table, end with 0 only if all hold."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from chaos.cases import Row
-from chaos.ledger import Ledger, Result
-from chaos.rows import ROWS
+from experiments.chaos.cases import FaultRow
+from experiments.chaos.ledger import CaseResult, Ledger
+from experiments.chaos.rows import ROWS
 
 
 def main() -> int:
     """Run rows in processes of their own, two at a time, and print the table."""
-    parser = argparse.ArgumentParser(prog="chaos.sh", description="Faults done to runs on purpose, and counted.")
+    parser = argparse.ArgumentParser(description="Faults done to runs on purpose, and counted.")
     parser.add_argument("--full", action="store_true", help="all cases, some hours; finished ones are kept")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--work", type=Path, default=Path("runs/chaos"), help="folder of results and scratch files")
@@ -40,19 +40,20 @@ def main() -> int:
 
 def _run_rows(names: list[str], work: Path, full: bool) -> None:
     """Rows in processes of their own: what ends one ends no other. Two at a time; those that count seconds alone, at the end."""
-    waiting, running = sorted(names, key=lambda name: ROWS[name].alone), []
+    waiting = sorted(names, key=lambda name: ROWS[name].alone)
+    running: list[subprocess.Popen] = []
     with tqdm(total=len(names), desc="rows", unit="row") as progress:
         while waiting or running:
             while waiting and len(running) < (1 if ROWS[waiting[0]].alone else 2):
                 arguments = ["--one", waiting.pop(0), "--work", str(work), *(["--full"] if full else [])]
-                running.append(subprocess.Popen([sys.executable, "-m", "chaos", *arguments]))
+                running.append(subprocess.Popen([sys.executable, "-m", "experiments.chaos", *arguments]))
             still = [process for process in running if process.poll() is None]
             progress.update(len(running) - len(still))
             running = still
             time.sleep(0.2)
 
 
-def _run_row(row: Row, work: Path, full: bool) -> None:
+def _run_row(row: FaultRow, work: Path, full: bool) -> None:
     """Do the cases of a row that are not done yet."""
     ledger = Ledger(work, row.name)
     done = ledger.results()
@@ -61,7 +62,7 @@ def _run_row(row: Row, work: Path, full: bool) -> None:
         folder = work / "scratch" / row.name / case.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        ledger.add(Result(row.name, case.name, 0.0, "it ended the program", ""))  # what a crash leaves standing
+        ledger.add(CaseResult(row.name, case.name, 0.0, "it ended the program", ""))  # what a crash leaves standing
         started, why, note = time.monotonic(), "", ""
         try:
             note = case.check(folder)
@@ -69,12 +70,12 @@ def _run_row(row: Row, work: Path, full: bool) -> None:
             why = str(failed) or "an assertion without words"
         except Exception as error:  # a case that breaks did not hold
             why = f"{type(error).__name__}: {error}"
-        ledger.add(Result(row.name, case.name, round(time.monotonic() - started, 1), why, note))
+        ledger.add(CaseResult(row.name, case.name, round(time.monotonic() - started, 1), why, note))
         if not why:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _table(rows: list[Row], work: Path, full: bool, seconds: float) -> int:
+def _table(rows: list[FaultRow], work: Path, full: bool, seconds: float) -> int:
     """Print the table and what did not hold; 0 if everything did."""
     print(f"{'row':<24} {'held':>11} {'minutes':>8}  must hold")
     wrong: list[str] = []

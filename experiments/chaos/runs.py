@@ -1,4 +1,4 @@
-"""What a run has left, for comparisons: its arrays and its held-out losses."""
+"""What a run has left, for comparisons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.parts import Part, copy_part
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.log.metrics import read_metrics
 
 
 def digests(checkpoint: Path) -> dict[str, str]:
@@ -31,12 +30,6 @@ def opened_whole(path: Path, *kinds: Kind) -> StoredModel:
     model = open_model(path, *kinds)
     _ = model.config, model.tokenizer, model.table, model.lineage, list(model.listed())
     return model
-
-
-def held_out_losses(run: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """First and last evaluation of a run."""
-    lines = [line["per_domain_loss"] for line in read_metrics(run) if line["kind"] == "evaluation"]
-    return lines[0], lines[-1]
 
 
 def whole(checkpoint: Checkpoint) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The table of faults counts what happened, and goes on where it was killed. What the faults show: run_scripts/chaos.sh."""
+"""The table of faults counts what happened, and goes on where it was killed. `python -m experiments.chaos` makes it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos import __main__ as chaos
-from chaos import ledger as ledgers
-from chaos.cases import Case, Row
-from chaos.ledger import Ledger, Result
-from chaos.rows import ROWS
-from helpers.forked import Forked
+
+from experiments.chaos import __main__ as chaos
+from experiments.chaos import ledger as ledgers
+from experiments.chaos.cases import Case, FaultRow
+from experiments.chaos.forked import Forked
+from experiments.chaos.ledger import CaseResult, Ledger
+from experiments.chaos.rows import ROWS
 
 
-def row(*cases: Case) -> Row:
-    return Row("R0-test", "must hold", lambda work, full: cases if full else cases[:1])
+def row(*cases: Case) -> FaultRow:
+    return FaultRow("R0-test", "must hold", lambda work, full: cases if full else cases[:1])
 
 
 def holds(folder: Path) -> str:
@@ -63,8 +64,8 @@ def test_a_case_that_ends_the_program_is_counted_as_such_and_the_others_are_kept
     assert "R0-test two: it ended the program" in said
 
 
-def test_the_page_of_promises_has_every_row_in_the_words_of_the_table():
-    page = (Path(__file__).parents[1] / "docs/experiments/faults.md").read_text(encoding="utf-8")
+def test_the_page_of_results_has_every_row_in_the_words_of_the_table():
+    page = (Path(__file__).parents[3] / "docs/experiments/faults.md").read_text(encoding="utf-8")
     lines = [f"| {row.name} | {row.must} | " for row in ROWS.values()]
     assert [line for line in lines if page.count(line) != 1] == []
 
@@ -88,15 +89,15 @@ def test_finished_cases_are_not_done_again_and_failed_ones_are(tmp_path):
 
 def test_a_line_that_a_kill_cut_off_costs_that_case_only(tmp_path):
     ledger = Ledger(tmp_path, "R0-test")
-    ledger.add(Result("R0-test", "one", 1.0, "", ""))
+    ledger.add(CaseResult("R0-test", "one", 1.0, "", ""))
     with ledger._file.open("a") as file:
         file.write('{"row": "R0-test", "case": "two", "sec')
-    ledger.add(Result("R0-test", "three", 1.0, "", ""))
+    ledger.add(CaseResult("R0-test", "three", 1.0, "", ""))
     assert list(ledger.results()) == ["one", "three"]
 
 
 def test_results_belong_to_the_sources_that_gave_them(tmp_path, monkeypatch):
-    Ledger(tmp_path, "R0-test").add(Result("R0-test", "one", 1.0, "", ""))
+    Ledger(tmp_path, "R0-test").add(CaseResult("R0-test", "one", 1.0, "", ""))
     monkeypatch.setattr(ledgers, "sources_hash", lambda: "other")
     assert Ledger(tmp_path, "R0-test").results() == {}
 

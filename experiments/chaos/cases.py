@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from helpers.runs import digests
-from helpers.tiny import tiny_config, tiny_tree, write_text
+
+from experiments.chaos.runs import digests
+from experiments.tiny import prepare_tiny, tiny_tree
 
 TRAIN = [sys.executable, "-m", "pangu_sigma", "train"]
-SECONDS = 300
+CASE_SECONDS = 300
 """Longest time that a command of a case may take; longer is a hang."""
 
 
@@ -34,7 +35,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Row:
+class FaultRow:
     """A kind of fault. must: what holds in every case. cases: from the work folder and `full`, the cases to do.
 
     alone: True for a row whose seconds count, so that no other one runs beside it.
@@ -66,14 +67,7 @@ def once(work: Path, name: str, make: Callable[[Path], Any]) -> Path:
 
 def data(work: Path) -> Path:
     """The tiny prepared data of the tests."""
-
-    def make(folder: Path) -> None:
-        from pangu_sigma.data.prepare.prepare import prepare
-
-        write_text(folder / "text.jsonl")
-        prepare(tiny_config(folder / "prepared"), [folder / "text.jsonl"], folder / "prepared")
-
-    return once(work, "data", make) / "prepared"
+    return once(work, "data", prepare_tiny) / "prepared"
 
 
 def configuration(folder: Path, prepared: Path, **sections: dict[str, Any]) -> Path:
@@ -94,7 +88,9 @@ def configuration(folder: Path, prepared: Path, **sections: dict[str, Any]) -> P
     return file
 
 
-def command(arguments: list[str], extra: dict[str, str] | None = None, seconds: float = SECONDS) -> tuple[int, str]:
+def command(
+    arguments: list[str], extra: dict[str, str] | None = None, seconds: float = CASE_SECONDS
+) -> tuple[int, str]:
     """Exit status of a command and all that it said. AssertionError if it hangs."""
     try:
         done = subprocess.run(
@@ -119,4 +115,5 @@ def assert_same(found: dict[str, str], expected: dict[str, str]) -> None:
 
 
 def assert_no_traceback(text: str) -> None:
+    """AssertionError if what a command said has a traceback."""
     assert "Traceback (most recent call last)" not in text, f"a traceback: {text[-600:]}"

@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from helpers.exact_resume import ExactResume, random_stops
+from experiments.chaos.cases import Case, data
+from experiments.chaos.exact_resume import ExactResume, random_stops
 
-from chaos.cases import Case, data
-
-KINDS = ("accumulation", "overflow", "dropout")
+_KINDS = ("accumulation", "overflow", "dropout")
 
 
 def cases(ranks: int, work: Path, full: bool) -> Sequence[Case]:
     """Twenty stops of each kind; the first goes on in a process of its own, and several ranks always do."""
     return [
         Case(f"{kind}_{number}_after_{step}", partial(_check, work, kind, ranks, step, number == 0))
-        for kind in KINDS
+        for kind in _KINDS
         for number, step in enumerate(random_stops(20 if full else 2, seed=ranks))
     ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chaos.cases import TRAIN, Case, configuration, data
+from experiments.chaos.cases import TRAIN, Case, configuration, data
 from pangu_sigma.config_file import load_config
 from pangu_sigma.train.log.metrics import read_metrics
 
@@ -26,7 +26,7 @@ def soak(work: Path, full: bool) -> Sequence[Case]:
 
 def resting(work: Path, full: bool) -> Sequence[Case]:
     """Every step of a run, with the experts in memory and in files, with and without the prefetcher."""
-    stores = {
+    stores: dict[str, dict] = {
         "host": {},
         "looked_up": {"prefetch": False},
         "file": {"store": "file"},
@@ -51,7 +51,7 @@ def _soak(work: Path, steps: int, folder: Path) -> str:
             step = _step(run)
             if step:
                 seen[step] = _memory_and_files(process.pid)
-    assert process.returncode == 0, process.stderr.read()[-600:]
+    assert process.returncode == 0, process.communicate()[1][-600:]
     warm = [value for step, value in sorted(seen.items()) if _WARM * steps <= step < steps]
     assert len(warm) >= 4, f"only {len(warm)} looks at the process"
     quarter = max(1, len(warm) // 4)
@@ -86,7 +86,7 @@ def _resting(work: Path, ecss: dict, folder: Path) -> str:
     """In a process of its own: MindSpore's files of experts belong to one."""
     config = configuration(folder, data(work), ecss=ecss, train={"steps": 20})
     done = subprocess.run(
-        [sys.executable, "-m", "chaos.soak", str(config), str(folder / "run")],
+        [sys.executable, "-m", "experiments.chaos.soak", str(config), str(folder / "run")],
         capture_output=True,
         text=True,
         timeout=300,
