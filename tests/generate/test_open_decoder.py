@@ -42,7 +42,7 @@ def test_weights_without_room_for_a_copy_are_read_from_their_files(tiny_run, cap
     """And give the same bits."""
     logits = []
     for there in (1 << 40, 1 << 10, None):
-        monkeypatch.setattr(host_decoder, "memory_there", lambda swap, there=there: there)
+        monkeypatch.setattr(host_decoder, "available_memory", lambda swap, there=there: there)
         decoder = open_decoder(tiny_run, lanes=1)
         decoder.begin(0, domains_of(decoder.config)[0])
         logits.append(decoder.read([Chunk(0, [20, 30, 40], 3)])[0])
