@@ -26,10 +26,10 @@ from pangu_sigma.parallel.layout import active_entries, dispatch_layout
 
 
 class ActiveExperts(nn.Cell):
-    """Loss of the network with the active experts of all ranks as parameters, which are filled again at every step.
+    """Loss of the Ascend step's network, with the active experts of all ranks as parameters. Each step overwrites them.
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> scale · loss of each block [M]
-        plans: the arrays of `inputs.plan_arrays`, each for every RRE layer.
+        plans: the arrays that `inputs.plan_arrays` names; of each array, one for every RRE layer.
     scale: the loss scale. It is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because
         MindSpore 2.9 crashes on a network with a scalar parameter.
     """
@@ -43,7 +43,7 @@ class ActiveExperts(nn.Cell):
         self.layers, self.dropless = config.model.rre_layers, dispatch_layout(config, ascend=True) == "dropless"
 
     def of_layers(self, layers: list[int]) -> list[Parameter]:
-        """Return the device buffers of some RRE layers, those of FFN_TENSORS for each layer."""
+        """Return the NPU's buffers of some RRE layers: for each layer, one buffer for each tensor of FFN_TENSORS."""
         size = len(FFN_TENSORS)
         return [p for layer in layers for p in self.active[size * layer : size * (layer + 1)]]
 
@@ -58,7 +58,7 @@ class ActiveExperts(nn.Cell):
         return self.multiply(loss_M, self.scale)
 
     def by_layer(self, plans):
-        """Group the plan arrays by RRE layer: return order, inverse and ends of each, as the cells of the layout take them."""
+        """Group the plan arrays by RRE layer. Returns order, inverse and ends, tuples over layers; ends is None unless dropless."""
         order: tuple = ()
         inverse: tuple = ()
         ends: tuple = ()
@@ -72,10 +72,10 @@ class ActiveExperts(nn.Cell):
 
 
 class FetchExperts(nn.Cell):
-    """Copies active experts to the device: construct() looks up the store's rows named in the step's settings."""
+    """Copy of the active experts' weights from the host store to the NPU. construct() reads the rows that `settings` names."""
 
     def __init__(self, store: HostStore, settings: StepSettings, buffers: list[Parameter]):
-        """buffers: device buffers of the store's layers, those of FFN_TENSORS for each layer."""
+        """buffers: the NPU's buffers; for each layer of the store, one for each tensor of FFN_TENSORS."""
         super().__init__(auto_prefix=False)
         self.store, self.settings = store, settings
         self.buffers = ParameterTuple(buffers)
@@ -104,7 +104,7 @@ def _buffers(config: Config) -> list[Parameter]:
 
 
 class RankTier(HostTier):
-    """Storage in host memory that MindSpore allocates when it loads the graph: zeros until `fill`. Compiling needs little of it."""
+    """Storage of a rank's experts in host memory, zeros until `fill`. MindSpore allocates it to load the graph, not to compile."""
 
     def __init__(self) -> None:
         self._made: dict[str, Parameter] = {}
@@ -119,8 +119,8 @@ class RankTier(HostTier):
     def fill(self, specs: list[ArraySpec]) -> None:
         """Draw the initial values of the experts.
 
-        specs: the arrays of all layers. Those of other stages are drawn and thrown away, so that an expert starts with the same
-            values on any number of ranks.
+        specs: the expert arrays of all layers. Values of other stages are drawn and thrown away, so that an expert starts with the
+            same values on any number of ranks.
         """
         for spec in specs:
             parameter = self._made.get(spec.key)

@@ -58,12 +58,12 @@ class AscendBackend(Backend):
         return StepResult((loss_M,), norm, applied, scale)
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
-        """Return True on the first tensor rank of the last stage: its peers have the same tokens, and other stages no losses."""
+        """Return True if this rank's losses are counted: only the last stage has losses, and a tensor group has them once."""
         at = Layout(config.parallel).coordinates(ranks.rank)
         return at.tensor == 0 and at.stage == config.parallel.stages - 1
 
     def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
-        """Return the evaluator, which uses the graph of training: another one would have to be compiled."""
+        """Return the held-out evaluator. It runs the training graph, because another graph would have to be compiled."""
         counts = self.adds_losses(built.config, built.ranks)
         most = samples_of_evaluation(built.config)
         return Evaluator(held_out, most, built.step, built.network, built.ranks, together=True, counts=counts)

@@ -13,7 +13,7 @@ from pangu_sigma.config import Config
 def use_ascend(config: Config, save_graphs: str | None = None) -> None:
     """Set MindSpore to graph mode under auto-parallel, for this process as one of the Ascend ranks of `config.parallel`.
 
-    save_graphs: the folder for MindSpore's graphs; None to save none.
+    save_graphs: folder in which MindSpore saves its graphs; None to save none.
     If MS_SIMULATION_LEVEL is set, nothing runs and no device is needed (planning/cann_stub.py).
     """
     from mindspore.communication import init

@@ -11,9 +11,9 @@ from pangu_sigma.model.declare import has_weight_decay
 
 
 class DeviceAdam(nn.Cell):
-    """AdamW of dense parameters, with their moments and step count.
+    """AdamW of the dense parameters on the NPU, with their moments and step count.
 
-    MindSpore's fused operator has no bias correction; corrected rate, ε and decay give the same update: lr · c · m / (√v + ε·√(1 −
+    MindSpore's fused operator has no bias correction. Corrected rate, ε and decay give the same update: lr · c · m / (√v + ε·√(1 −
     β2ᵗ)) with c = √(1 − β2ᵗ) / (1 − β1ᵗ).
     """
 

@@ -8,9 +8,9 @@
       → AllReduce in the tensor group
       → and the way back
 
-Auto-parallel cuts an axis into equal parts only, and neither operator has equal parts. A Morph is a function that it treats as one
-operator with declared layouts, and inlines before it differentiates: inside, every tensor is the slice of this rank, and every
-collective is written here. The group list of a rank says where its own experts end, so it is no slice of a list of all ranks.
+Auto-parallel cuts an axis into equal parts only, which AlltoAllV and GroupedMatmul do not have. A Morph is a function that it
+treats as one operator with declared layouts, and inlines before it differentiates. Inside, every tensor is the slice of this
+rank, and every collective is written here. The group list, where a rank's own experts end, cannot be cut from a common one.
 
 An empty row belongs to the last expert and is all zeros, and so is its gradient; it changes no sum. That costs products of a few
 per cent of the rows, and no value is ever read from uninitialised memory.
@@ -42,8 +42,8 @@ def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: 
 
     hidden: H. cann: True to gather rows with CANN's operator, False with ours.
 
-    `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W) and the offsets are `ends_A`, the row after
-    the last of each expert.
+    `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W). `ends_A`, the row after the last row
+    of each expert, takes the place of the offsets.
     """
     travels = groups.size("expert") > 1
     there, back = (AllToAllV(groups, hidden) if travels else None for _ in range(2))
@@ -53,7 +53,7 @@ def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: 
 def on_one_rank(cell: nn.Cell, shape: Callable) -> ops.Morph:
     """Wrap a cell as a Morph: an operator of the graph of all ranks that runs the cell on each rank's slices.
 
-    shape: from the inputs' shapes to the output's, each of all ranks together; the output's dtype is that of the first input.
+    shape: function from the inputs' shapes to the output's, all of all ranks together. The output has the first input's dtype.
     """
     return ops.Morph(cell.construct, shape, _dtype_of_first).add_prim_attr("self_define_shard", True)
 
@@ -75,10 +75,10 @@ def _dtype_of_first(first, *rest):
 
 
 class DroplessDispatch(nn.Cell):
-    """Dispatch of the dropless layout. construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
+    """Ascend dispatch, dropless layout. construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
-        """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
+        """travel: all-to-all of the expert group; None if a rank has all experts of its tokens. cann: True for CANN's gather."""
         super().__init__()
         self.local = LocalDispatch(travel, cann)
         self.morph = on_one_rank(self.local, _shape_of_rows)
@@ -90,10 +90,10 @@ class DroplessDispatch(nn.Cell):
 
 
 class DroplessCombine(nn.Cell):
-    """Combine of the dropless layout. construct(rows_WH, inverse, order, residual_TH) -> [T, H]; as in `DroplessDispatch`."""
+    """Ascend combine, dropless layout. construct(rows_WH, inverse, order, residual_TH) -> [T, H]. Indices: `DroplessDispatch`."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
-        """travel: the exchange of the expert group; None if a rank has all experts of its tokens."""
+        """travel: all-to-all of the expert group; None if a rank has all experts of its tokens. cann: True for CANN's gather."""
         super().__init__()
         self.local = LocalCombine(travel, cann)
         self.morph = on_one_rank(self.local, _shape_of_tokens)
@@ -106,7 +106,7 @@ class DroplessCombine(nn.Cell):
 
 
 class DroplessFFN(nn.Cell):
-    """Expert FFN of the dropless layout. construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> rows of outputs [W, H]"""
+    """Ascend expert FFN, dropless. construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> rows of outputs [W, H]"""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__()
@@ -118,7 +118,7 @@ class DroplessFFN(nn.Cell):
 
 
 class LocalDispatch(nn.Cell):
-    """Dispatch on the slices of one rank, the inside of `DroplessDispatch`."""
+    """Dropless dispatch on the slices of one rank, which `DroplessDispatch` wraps as one operator."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()
@@ -133,7 +133,7 @@ class LocalDispatch(nn.Cell):
 
 
 class LocalCombine(nn.Cell):
-    """Combine on the slices of one rank, the inside of `DroplessCombine`."""
+    """Dropless combine on the slices of one rank, which `DroplessCombine` wraps as one operator."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()
@@ -148,7 +148,7 @@ class LocalCombine(nn.Cell):
 
 
 class LocalFFN(ActivatedFFN):
-    """Expert FFN on the slices of one rank, the inside of `DroplessFFN`: it is summed over the tensor group, which divides F."""
+    """Expert FFN on the slices of one rank, inside `DroplessFFN`. Outputs are summed over the tensor group, which divides F."""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__(activation)
@@ -165,7 +165,7 @@ class LocalFFN(ActivatedFFN):
         return out_WH if self.sum_of_parts is None else self.sum_of_parts(out_WH)
 
     def product(self, x, w, ends):
-        """Multiply the rows of each expert with its matrix."""
+        """Multiply the rows of each expert by the expert's matrix. ends: row after the last row of each expert."""
         return self.grouped([x], [w], None, None, None, None, None, ends)[0]
 
 
@@ -194,7 +194,7 @@ class AllToAllV(nn.Cell):
         return self.exchange(dout, in_P, out_P), F.zeros_like(out_P), F.zeros_like(in_P)
 
     def exchange(self, rows, out_P, in_P):
-        """Send rows, and return those that arrive; the graph does not know their number."""
+        """Send rows to the ranks of the expert group, and return the rows that arrive. The graph does not know their number."""
         hidden = F.shape(rows)[-1]
         sizes_out = self.to_host(F.cast(out_P, ms.int64), "CPU", True)
         sizes_in = self.to_host(F.cast(in_P, ms.int64), "CPU", True)
@@ -203,7 +203,7 @@ class AllToAllV(nn.Cell):
 
 
 def _expert_of_row(rows_WH, ends_A):
-    """Return [W, A], 1 where a row is one of an expert's, else 0: biases are added by a product, and so are their gradients."""
+    """Return [W, A], 1 where the row belongs to the expert, else 0: a product with it adds biases, and sums their gradients."""
     row_W1 = F.expand_dims(ops.arange(F.shape(rows_WH)[0]), 1)
     before_WA = F.cast(row_W1 < F.expand_dims(ends_A, 0), rows_WH.dtype)
     first = before_WA[:, :1]

@@ -1,12 +1,12 @@
 """Compacted layout of an RRE layer in an Ascend graph (910A): dispatch and combine with a fixed number of rows for each expert.
 
-The exchange between ranks has two stages, because the ranks of a tensor group have the same rows: each sends its columns of the
-hidden axis between hosts, and the columns are put together inside the host. Neither is written here. The first is what MindSpore
-makes of two transposes whose cuts differ (sharding.py): one leaves the rows cut by sender, the next wants them cut by receiver. The
-second is what it makes of the operator after them, which wants the hidden axis whole.
+The exchange has two stages, because the ranks of a tensor group have the same rows: each sends its columns of the hidden axis
+between hosts, and the columns are put together inside the host. Neither stage is written here. MindSpore derives the first from
+two transposes whose cuts differ (sharding.py): one leaves the rows cut by sender, the next wants them cut by receiver. It derives
+the second from the operator after them, which wants the hidden axis whole.
 
-In between, on the columns of a rank, the rows of each expert are brought together. Senders pad, each for its own worst case, and
-the padding of all of them evens out; without it fewer rows are put together, multiplied and kept.
+Between the stages, on the columns of a rank, the rows of each expert are gathered without the padding. Each sender pads for its own
+worst case, so together the padding is more than needed. Without it fewer rows are put together, multiplied and kept.
 
 Shape suffixes: G groups, P expert ranks (Ps of the sender, Pd of the receiver), D data replicas, A active experts of a rank, C
 capacity, H hidden; R = P·A·C rows that a rank sends, W rows that its experts multiply. All ranks together, as everywhere under
@@ -26,18 +26,19 @@ from pangu_sigma.rre.experts import Experts, PaddedFFN
 def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activation) -> Experts:
     """Return the Ascend cells that dispatch rows to experts and combine, in the layout `compacted` of rre/capacity.py.
 
-    entries: number A of active experts of a rank. For the cells `order` is (order_R, arrive_W) and `inverse` is (inverse_T,
-    leave_R) of an `ExchangePlan`.
+    entries: A. The cells take two pairs of indices from an `ExchangePlan`: (order_R, arrive_W) as `order`, and (inverse_T,
+    leave_R) as `inverse`.
     """
     return Experts(CompactedDispatch(parallel, entries), PaddedFFN(activation), CompactedCombine(parallel, entries))
 
 
 class ColumnGather(Gather):
-    """Gather of rows of which a rank has some columns; a class of its own, because its strategy differs from that of `Gather`."""
+    """Gather of rows whose columns are divided among tensor ranks; it has another parallel strategy than `Gather`."""
 
 
 class CompactedDispatch(nn.Cell):
-    """Ascend dispatch of the compacted layout. construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> [G·P·A, D·W/A, H]"""
+    """Ascend dispatch of the compacted layout: sends hidden states to the ranks of their experts. construct(x_TH, (order_R,
+    arrive_W), (inverse_T, leave_R)) -> rows [G·P·A, D·W/A, H], D·W/A for each expert"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -50,7 +51,7 @@ class CompactedDispatch(nn.Cell):
 
 
 class CompactedCombine(nn.Cell):
-    """Ascend combine of the compacted layout. construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]"""
+    """Ascend combine, compacted layout. construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -63,7 +64,7 @@ class CompactedCombine(nn.Cell):
 
 
 class ToExperts(nn.Cell):
-    """Sends rows to the ranks of their experts: construct(rows_RH, arrive_W, leave_R) -> [G·P·A, D·W/A, H]"""
+    """Exchange of rows to the ranks of their experts. construct(rows_RH, arrive_W, leave_R) -> [G·P·A, D·W/A, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -84,7 +85,7 @@ class ToExperts(nn.Cell):
 
 
 class ToTokens(nn.Cell):
-    """Sends rows back to the ranks of their tokens: construct(rows [G·P·A, D·W/A, H], leave_R, arrive_W) -> rows_RH"""
+    """Exchange of rows back to the ranks of their tokens. construct(rows [G·P·A, D·W/A, H], leave_R, arrive_W) -> rows_RH"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

@@ -18,7 +18,7 @@ from pangu_sigma.parallel.layout import (
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
-    """Return the strategy of each input of the step: batch arrays are cut by sequence over the ranks of a stage, plans by rank."""
+    """Return the parallel strategy of each input of the Ascend step: batch arrays are cut by sequence, plans by rank."""
     ranks = config.parallel.stage_ranks // config.parallel.tensor
     by_row, by_rank = (ranks, 1), (ranks,)
     batch = (by_row, by_row, by_row, by_rank, by_row, by_row)
@@ -26,7 +26,7 @@ def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
 
 
 def step_inputs(config: Config) -> tuple[Tensor, ...]:
-    """Return inputs of one rank as zeros in the right shapes, with which the step is compiled before there are data."""
+    """Return zeros in the shapes of one rank's inputs, with which the Ascend step is compiled before there are data."""
     parallel, model, passes = config.parallel, config.model, config.train.accumulation
     sequences = passes * config.train.batch_size // (parallel.stage_ranks // parallel.tensor)
     blocks = passes * config.data.domains_per_step // parallel.groups
@@ -41,7 +41,7 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
 
 
 def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
-    """Return the step's inputs for a rank's share of a batch in an all-to-all layout, its micro-batches concatenated."""
+    """Return the Ascend step's inputs, micro-batches concatenated. batch: the rank's sequences, planned in an Ascend layout."""
     a, layers = batch.arrays(), range(config.model.rre_layers)  # a batch for a dense model has plans of zeros
     arrays = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.labels_GBS, a.weights_GBS)
     plans = [np.stack([getattr(plan, name) for plan in batch.plan.plans]) for name in plan_arrays(config) if layers]
@@ -51,8 +51,8 @@ def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
 
 
 def plan_arrays(config: Config) -> dict[str, int]:
-    """Return the fields of an `ExchangePlan` that the graph takes for each RRE layer, with their lengths on a rank: the indices of
-    dispatch, those of combine, and in the dropless layout the ends of the experts' rows."""
+    """Return the lengths on a rank, by name, of the `ExchangePlan` fields that the graph takes for each RRE layer: the indices of
+    dispatch and of combine, and in the dropless layout the ends of the experts' rows."""
     peers, tokens = config.parallel.expert, tokens_of_rank(config)
     sent, multiplied = exchanged_rows(config), multiplied_rows(config)
     if dispatch_layout(config, ascend=True) == "compacted":
@@ -62,7 +62,7 @@ def plan_arrays(config: Config) -> dict[str, int]:
 
 
 class StepSettings(nn.Cell):
-    """Values that change from step to step and are no input of the network: learning rate, and the active experts of the rank.
+    """Settings of an Ascend step that the network does not read: the learning rate, and the active experts of the rank.
 
     They are parameters and not inputs, because auto-parallel wants every input of the step to be one of the network.
     """
@@ -77,7 +77,7 @@ class StepSettings(nn.Cell):
         self.used = _host_table("used", len(layers), entries + 1)
 
     def write(self, rate: float, batch: Batch, learns: float) -> None:
-        """Set all values for the next step, which takes `batch`. learns: 1.0, or 0.0 to update nothing."""
+        """Write the settings of the next step, which takes `batch`. learns: 1.0, or 0.0 to update nothing."""
         arrays = batch.arrays()
         self.rate.set_data(Tensor(rate, ms.float32))
         self.learns.set_data(Tensor(learns, ms.float32))

@@ -17,9 +17,9 @@ from pangu_sigma.config import Config, ParallelConfig
 
 
 class MicroBatches(nn.Cell):
-    """Network of the Ascend step over all micro-batches: construct(*inputs) -> sum of its results over them.
+    """Network of the Ascend step, run on each micro-batch: construct(*inputs) -> sum of the network's results.
 
-    Inputs have one axis or two; the first is cut.
+    Inputs have one axis or two; the first is cut into micro-batches.
     """
 
     def __init__(self, network: nn.Cell, count: int, parallel: ParallelConfig):
@@ -37,6 +37,7 @@ class MicroBatches(nn.Cell):
         return total
 
     def micro_batch(self, i, inputs):
+        """Return the inputs of micro-batch number i."""
         taken: tuple = ()
         for x in inputs:
             rows = x.shape[0] // self.count
@@ -52,7 +53,7 @@ class GradientAccumulation(nn.Cell):
     """
 
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
-        """network: the loss, with a parameter `scale` that it is multiplied with.
+        """network: cell that returns the loss times its parameter `scale`.
         weights: the weights that this rank keeps.
         received: weights of another stage whose gradients this rank computes."""
         super().__init__(auto_prefix=False)  # names of accumulators follow those of weights
@@ -71,7 +72,7 @@ class GradientAccumulation(nn.Cell):
         return scaled_M, grads[: self.own], grads[self.own :]
 
     def clear(self, after):
-        """Reset the accumulators to zero, as the next step needs them, once `after` has been computed."""
+        """Reset the gradient accumulators to zero for the next step, once the tensor `after` has been computed."""
         return after if self.accumulators is None else self.map(ops.partial(_clear, after), self.accumulators)
 
 
@@ -95,7 +96,7 @@ def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Pr
 
 
 def accumulators(weights: ParameterTuple) -> ParameterTuple:
-    """Create a gradient accumulator for each weight, in its dtype. MindSpore finds them by name: names must be final."""
+    """Create a gradient accumulator for each weight, in its dtype. MindSpore finds it by the weight's name, which must be final."""
     sums = weights.clone("accu_grads", "zeros")
     for total in sums:
         total.requires_grad = False

@@ -23,8 +23,8 @@ INFINITY = ("ascend910b", "ascend910_93", "ascend950")
 
 
 def saturates(chip: Chip) -> bool:
-    """Return True if the device saturates on overflow instead of giving infinity. chip: the configured one, which counts if
-    MindSpore names none, as when it only compiles."""
+    """Return True if the NPU saturates on overflow instead of giving infinity. chip: the configured chip, used if MindSpore names
+    none, as when it only compiles."""
     if ms.get_context("device_target") != "Ascend":
         return False
     named = MSContext.get_instance().get_ascend_soc_version()
@@ -51,14 +51,14 @@ class OverflowFlag(nn.Cell):
 
 
 class OverflowCheck(nn.Cell):
-    """Gradient norm over all ranks, and whether the gradients are finite.
+    """Global gradient norm of an Ascend step, and whether all gradients are finite.
 
     construct(grads, scale, sent_back) -> (norm without the loss scale, 1.0 if no gradient overflowed on any rank, else 0.0)
-        sent_back: gradients that go to another stage; here only their overflow counts.
+        sent_back: gradients that go to another stage. They are checked for overflow, but not in the norm.
     """
 
     def __init__(self, weights: list[Parameter], parallel: ParallelConfig):
-        """weights: the weights of the gradients, marked by `sharding.cut`."""
+        """weights: the weights whose gradients are checked, marked by `sharding.mark_slices`."""
         super().__init__(auto_prefix=False)
         # a gradient that several ranks hold counts once
         self.norm_weights = tuple(1.0 / weight.replicas for weight in weights)

@@ -20,7 +20,7 @@ SPLIT_BY_FFN = ("w1", "b1", "w2")
 def parameter_parts(
     shards: Shards, store: ExpertStore, parallel: ParallelConfig, rank: int
 ) -> Iterator[tuple[str, str, Parameter, Part]]:
-    """Yield (shard, name, parameter, part) for every parameter of a checkpoint. part: the slice of the whole that this rank has."""
+    """Yield (shard, name, parameter, part) for every array of a checkpoint. part: slice of the whole array that this rank holds."""
     assert isinstance(store, HostStore)
     for shard, parameters in shards.items():
         for name, parameter in parameters.items():
@@ -35,12 +35,12 @@ def parameter_parts(
 
 
 def dense_of(shards: Shards, name: str) -> Parameter | None:
-    """Return the dense parameter of this name or of this moment or variance; None for step count, loss scale and experts."""
+    """Return the dense weight that this array of a checkpoint is, or whose moment or variance it is; None for any other array."""
     return shards[WEIGHTS].get(name.removesuffix(".moment").removesuffix(".variance"))
 
 
 def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Part:
-    """Return the part of a dense parameter, or of its moments, that a rank holds; `sharding.cut` has marked the parameter."""
+    """Return the part of a dense parameter, or of its moments, that a rank holds, by the marks of `mark_slices`."""
     rank %= parallel.stage_ranks
     whole, held = parameter.whole_shape, list(parameter.slice_shape)
     offset = [rank % parallel.tensor * size if size < full else 0 for size, full in zip(held, whole, strict=True)]
@@ -54,7 +54,7 @@ def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Par
 def expert_part(
     shape: tuple[int, ...], held: np.ndarray, experts: int, name: str, parallel: ParallelConfig, rank: int
 ) -> Part:
-    """Return the part of an array of the expert store that a rank holds: its experts' rows, and its columns of the FFN."""
+    """Return the part of an expert array [experts, …] that a rank holds: rows of the experts `held`, and its FFN columns."""
     columns = parallel.tensor if name.split(".")[0] in SPLIT_BY_FFN else 1
     rest = (shape[1] * columns, *shape[2:]) if len(shape) > 1 else ()
     rows = Part.of_rows((experts, *rest), held).rows
@@ -63,7 +63,7 @@ def expert_part(
 
 
 def writes_part(parameter: Parameter | None, shard: str, name: str, parallel: ParallelConfig, rank: int) -> bool:
-    """Return True if this rank is the first that holds this part. parameter: the dense one, or None as in `dense_of`."""
+    """Return True if this rank, the first that holds the part, writes it to the checkpoint. parameter: as `dense_of` returns."""
     at, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in SPLIT_BY_FFN
     if shard.startswith(EXPERTS):
         return at.data == 0 and (columns or at.tensor == 0)

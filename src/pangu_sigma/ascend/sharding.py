@@ -158,7 +158,7 @@ PARAMETERS: dict[type[nn.Cell], dict[str, tuple[str, int]]] = {
 
 
 EXPERT_TENSORS = {"w1": ("up", 1), "b1": ("add_up", 1), "w2": ("down", 1), "b2": ("add_down", 1)}
-"""The same for each tensor of active experts: operator of a `PaddedFFN` and number of its input."""
+"""For each tensor of active experts, the operator of `PaddedFFN` that reads it and the number of that input."""
 
 
 def apply_strategies(network: ActiveExperts, config: Config) -> None:
@@ -195,7 +195,7 @@ def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.C
     """Return the cells that run on the ranks of a pipeline stage.
 
     Operators outside of these cells follow their inputs; the attention mask, which has none from another stage, is made on every
-    stage. The cells are those inside layers and not layers: MindSpore 2.9 fails if a tensor that a stage receives goes into a cell
+    stage. The cells are parts of layers, never whole layers: MindSpore 2.9 fails if a tensor that a stage receives goes into a cell
     with an operator inside that has a gradient rule of ours.
     """
     cells: list[nn.Cell] = [network.embed] if stage == 0 else []
@@ -214,8 +214,8 @@ def parameters_of_stage(network: PanGuSigma, config: Config, stage: int) -> list
 
 
 def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
-    """Return the parameters of another stage that a stage reads. The first stage keeps the word table; the last stage, whose head
-    multiplies with it, receives it in every step and sends its gradient back, to be added to that of the first."""
+    """Return the parameters that a pipeline stage reads and another stage keeps: the word table on the last stage. The last stage
+    receives it from the first in every step for the output head, and sends its gradient back to be added."""
     return [network.embedding] if 0 < stage == config.parallel.stages - 1 else []
 
 
@@ -226,7 +226,7 @@ def _divides(parameter: Parameter, name: str, parallel: ParallelConfig) -> bool:
 
 
 def mark_slices(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
-    """Record on a parameter how it is cut, for the optimizer and for the plan.
+    """Record on a parameter, as attributes, how ranks divide it. axes: strategy symbol of each axis. divide: True if ZeRO may.
 
     whole_shape: shape in the whole model.
     slice_shape: shape of the slice that one rank computes with.

@@ -1,11 +1,11 @@
 """Training step on Ascend ranks, one graph under MindSpore's auto-parallel.
 
-    BringExperts   host: look up the active experts of this rank             active_experts.py, ascend_ops/fetch.py
-      → device     into the buffers that the network multiplies with
-    Passes         loss and gradients of every micro-batch                   micro_batches.py; model/, sharded by sharding.py
-    Verdict        global norm, overflow                                     overflow.py
-    Update         Adam of the dense parameters, loss scale                  here, device_adam.py
-      → host       Adam of the experts that had tokens                       ascend_ops/adam.py
+    FetchExperts           host: look up the active experts of this rank             active_experts.py, ascend_ops/fetch.py
+      → device             into the buffers that the network multiplies with
+    GradientAccumulation   loss and gradients of every micro-batch                   micro_batches.py, model/, sharding.py
+    OverflowCheck          global norm, overflow                                     overflow.py
+    Update                 Adam of the dense parameters, loss scale                  here, device_adam.py
+      → host               Adam of the experts that had tokens                       ascend_ops/adam.py
 
 It differs from `train/step.py` where auto-parallel needs it. Auto-parallel shards the parameters that the network multiplies with.
 It shards nothing outside the network (fetch, norm, Adam), where every tensor is this rank's own: a host store is therefore declared
@@ -97,7 +97,7 @@ class AscendStep(nn.Cell):
         return self(*map(as_tensor, inputs_of(batch, self.config)))
 
     def of(self, batch: Batch) -> np.ndarray:
-        """Return the weighted loss of each block of the rank's share, by the training graph without an update.
+        """Return the weighted loss of each block (sequences of one domain) of the rank, by the training graph without an update.
 
         A graph for losses alone would need another compilation, and auto-parallel would shard its operators outside the network.
         """
@@ -105,7 +105,7 @@ class AscendStep(nn.Cell):
         return self(*map(as_tensor, inputs_of(batch, self.config)))[0].asnumpy()
 
     def tell(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
-        """Write the settings of the next step. rate: learning rate. batch: of that step. learns: 0.0 to update nothing."""
+        """Write the settings of the next step. rate: learning rate. batch: that step's batch. learns: 0.0 to update nothing."""
         self.settings.write(rate, batch, learns)
 
     def fill(self, seed: int) -> None:

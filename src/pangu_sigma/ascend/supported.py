@@ -13,7 +13,7 @@ from pangu_sigma.parallel.layout import axes_text, dispatch_layout, tokens_of_ra
 
 
 def check_ascend(config: Config) -> None:
-    """Raise ConfigError if the Ascend step does not support the configuration. `plan` still takes dropout and other tiers."""
+    """Raise ConfigError if the Ascend step does not support the configuration. `plan` also takes dropout and all storage tiers."""
     check_layout(config)
     if config.model.dropout > 0:
         raise ConfigError(
