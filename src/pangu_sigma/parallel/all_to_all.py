@@ -49,7 +49,7 @@ class AllToAll(nn.Cell):
 
 
 def make_experts_for(config: Config, ranks: Ranks) -> Callable[[Activation], Experts]:
-    """Return the function that makes the cells of `PanGuSigma`'s RRE layers: local, or with the all-to-all of the expert group."""
+    """Return the function that makes an RRE layer's cells from an activation: local, or with the expert group's all-to-all."""
     if config.parallel.expert == 1:
         return grouped_experts
     assert isinstance(ranks, ConnectedRanks)

@@ -15,7 +15,7 @@ from mindspore.ops import functional as F
 
 
 class BucketedAllReduce(nn.Cell):
-    """All-reduce (sum) of several tensors over a group of ranks, neighbours in one bucket: construct(tensors) -> tensors."""
+    """All-reduce (sum) of tensors over a group of ranks, adjacent tensors in one bucket: construct(tensors) -> tensors."""
 
     def __init__(self, group: str, shapes: list[tuple[int, ...]], bucket_elements: int):
         """group: name of the communication group. shapes: shapes of the tensors, which have one dtype.

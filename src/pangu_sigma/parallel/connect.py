@@ -57,11 +57,11 @@ class ConnectedRanks(Ranks):
 
 
 def connect(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
-    """Join the run's communication and return its ranks, by msrun's environment variables; without them a run is one process. In
-    msrun's scheduler process it does not return.
+    """Join the communication that msrun's environment variables describe, and return the ranks; without the variables, a run of
+    one process. In msrun's scheduler process this function does not return.
 
     Call it after `use_cpu` and before any tensor is made. ascend: True if the ranks are NPUs.
-    Raises ConfigError if the `parallel` section lays out another number of ranks, or what the CPU cannot do.
+    Raises ConfigError if the `parallel` section lays out another number of ranks, or a layout that the CPU cannot run.
     """
     started = int(os.environ.get("MS_WORKER_NUM", "1"))
     for key, what in (("tensor", "shares no matrices"), ("stages", "cuts no network into stages")):

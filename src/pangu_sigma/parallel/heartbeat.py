@@ -39,7 +39,7 @@ class Heartbeat:
     def beat(self, doing: str) -> None:
         """Write what the rank does next, such as "step 12". If the disk is full, the rank continues without heartbeats.
 
-        One write replaces the beat before, so a rank that is stopped at any moment leaves a complete beat.
+        One write replaces the previous beat, so a rank that is stopped at any moment leaves a complete beat.
         """
         self._beats += 1
         if self._file:
@@ -52,7 +52,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Beat:
-    """Last beat of a rank: its number, its time (seconds of the clock), and the activity that the rank began."""
+    """Last beat of a rank. number: beats so far. at: its time, in seconds of the clock. doing: activity that the rank began."""
 
     number: int
     at: float
@@ -60,7 +60,7 @@ class Beat:
 
 
 def last_beat(folder: Path, rank: int) -> Beat | None:
-    """Read the last beat of a rank; None before the first."""
+    """Read the last beat of a rank from its heartbeat file in `folder`. Returns None before the first beat."""
     try:
         number, at, doing = _file(folder, rank).read_text(encoding="utf-8", errors="replace").split(" ", 2)
         return Beat(int(number), float(at), doing.rstrip())

@@ -86,8 +86,8 @@ def stages_of_host(parallel: ParallelConfig, host: int, size: int) -> list[int]:
 class Share:
     """The data and the experts of one rank.
 
-    sets: domain sets of its group.
-    layers: RRE layers of its stage, by their numbers among all RRE layers.
+    sets: numbers of the domain sets (`domains.domain_sets`) whose text the rank's group trains on.
+    layers: RRE layers of the rank's stage, by their numbers among all RRE layers.
     held: ids of the experts that the rank stores in each of these layers, ascending.
     """
 
@@ -97,7 +97,7 @@ class Share:
 
 
 def share_of(config: Config, rank: int) -> Share:
-    """Return the data and the experts of `rank`. Raises ConfigError if the rank is outside the layout."""
+    """Return the share of `rank`: its data and its experts. Raises ConfigError if the rank is outside the layout."""
     parallel = config.parallel
     if not 0 <= rank < parallel.ranks:
         raise ConfigError(f"rank {rank} does not exist: the parallel section lays out {parallel.ranks} ranks")
@@ -135,7 +135,7 @@ def active_entries(config: Config) -> int:
 
 
 def active_in_group(config: Config) -> int:
-    """Return the number of a layer's experts among which a group's tokens are divided: those of its blocks' domains."""
+    """Return the number of experts of a layer that share a group's tokens: those of the domains in the group's blocks."""
     return config.data.domains_per_step * config.model.experts_per_domain // config.parallel.groups
 
 
@@ -162,18 +162,18 @@ def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
 
 
 def gather_operator(config: Config) -> Literal["ours", "cann"]:
-    """Return the operator that gathers rows on NPUs (`parallel.gather`). CANN's cannot be restricted to the rows of its rank, so it
-    is for graphs that spell out the work of each rank."""
+    """Return the operator that gathers rows on NPUs (`parallel.gather`). CANN's operator cannot be restricted to the rows of its
+    rank, so it is only for graphs that spell out the work of each rank."""
     return config.parallel.gather or ("cann" if dispatch_layout(config, ascend=True) == "dropless" else "ours")
 
 
 def even_rows_received(config: Config, layout: DispatchLayout) -> float:
-    """Return the rows that arrive at each of a rank's experts under an even load; in the dropless layout, at all of them."""
+    """Return the rows that arrive at each of a rank's experts under an even load; in the dropless layout, at all together."""
     return tokens_of_rank(config) / (1 if layout == "dropless" else active_entries(config))
 
 
 def room_of(config: Config, layout: DispatchLayout) -> Capacity:
-    """Return the room for rows that the configuration gives in a dispatch layout: most rows sent to an expert, most that arrive."""
+    """Return the configured capacity in a dispatch layout: the most rows that a rank sends to an expert, the most that arrive."""
     if layout in ("local", "all_to_all"):
         return Capacity(capacity(config))
     factor = config.parallel.arrival_factor or config.parallel.capacity_factor
@@ -182,7 +182,7 @@ def room_of(config: Config, layout: DispatchLayout) -> Capacity:
 
 
 def exchanged_rows(config: Config) -> int:
-    """Return R, the rows that an Ascend rank sends in an RRE layer: its capacity for all experts, else its tokens plus 1."""
+    """Return R, the rows that an Ascend rank sends in an RRE layer: its capacity for all experts; if dropless, its tokens + 1."""
     dropless = dispatch_layout(config, ascend=True) == "dropless"
     return tokens_of_rank(config) + 1 if dropless else active_in_group(config) * capacity(config)
 

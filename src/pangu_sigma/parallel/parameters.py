@@ -11,7 +11,7 @@ Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of th
 * A stage has the arrays of its layers. The first stage has the word table, undivided, because it is sent to the last stage.
 
 Common arguments. stage: the pipeline stage; without stages, 0. Layers and experts keep their numbers of the whole model.
-alike: True for one array of each kind of layer, with the number of such layers as its `count`, which is enough for sums.
+alike: True to return one array for each kind of layer, whose `count` is the number of such layers; it is enough for sums.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Array:
     and gradients that are summed over ranks have this dtype."""
     device: str
     count: int = 1
-    """Number of arrays that this one represents: of the layers that are alike, or just 1."""
+    """Number of arrays that this one represents: with `alike` all of its kind of layer, else 1."""
 
     @property
     def divided(self) -> bool:
@@ -72,14 +72,14 @@ class Array:
 
 
 def weights(config: Config) -> list[Array]:
-    """Return the weights of all stages; the elements of their shapes add up to `config.num_params().total`."""
+    """Return the weights of the whole model, stage by stage. Their elements add up to `config.num_params().total`."""
     stages = range(config.parallel.stages)
     arrays = (a for stage in stages for a in [*dense_weights(config, stage), *expert_arrays(config, stage)])
     return [a for a in arrays if a.kind == "weight"]
 
 
 def all_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return the weights and Adam state of a stage, dense parameters first."""
+    """Return the weights and Adam state of a stage, dense parameters first. alike: True for one array per kind of layer."""
     dense = dense_weights(config, stage, alike)
     return [
         *dense,
@@ -90,7 +90,7 @@ def all_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Arra
 
 
 def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return all weights of a stage except experts, tables first; they are always on the NPU in float32."""
+    """Return the weights of a stage except experts, tables first: float32, on the NPU. alike: one array per kind of layer."""
     layers = [(layer, 1) for layer in layers_of_stage(config, stage)]
     if alike:
         routed = len(rre_layers_of_stage(config, stage))
@@ -106,7 +106,7 @@ def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[A
 def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Return weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without.
 
-    The first axis counts experts. Both moments have the dtype `ecss.moments` on the host, and float32 on the NPU.
+    The first axis counts experts. Moments have the dtype `ecss.moments` on the host, and float32 on the NPU. alike: as above.
     """
     device = HOST if config.ecss.enabled else NPU
     moments = config.ecss.moments if config.ecss.enabled else "float32"
@@ -126,7 +126,7 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
 
 
 def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return the NPU's buffers of active experts (ECSS), in the order of the network's arguments. Biases have an axis for rows."""
+    """Return the NPU buffers of a stage's active experts (ECSS), in the network's argument order; biases are [experts, 1, …]."""
     parallel, in_group = config.parallel, active_in_group(config)
     count, local = parallel.groups * in_group, in_group // parallel.expert
     buffers = []
@@ -144,7 +144,7 @@ def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[
 
 
 def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return the arrays that accumulate gradients of micro-batches, if there are several: whole slices, in the weights' dtype.
+    """Return the arrays that accumulate gradients of micro-batches, if an update has several: whole slices, in the weights' dtype.
 
     The last stage has one more, for the word table that it receives.
     """

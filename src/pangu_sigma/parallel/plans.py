@@ -47,7 +47,7 @@ class UpdatePlan:
 
 
 class Planner:
-    """Makes the routing plans of one rank, in one dispatch layout."""
+    """Maker of one rank's routing plans, in one dispatch layout, from the experts of a batch's tokens."""
 
     def __init__(self, config: Config, rank: int, layout: DispatchLayout):
         parallel = config.parallel
@@ -70,17 +70,17 @@ class Planner:
         self._senders = self.group[self._taker % parallel.data :: parallel.data]  # those whose rows come to this rank
 
     def needed_capacity(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
-        """Return the most rows that a rank has for one expert: the capacity that these tokens need."""
+        """Return the most rows that any rank sends to one expert: the capacity that these tokens need."""
         return int(sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts).max())
 
     def own(self, taker_B: np.ndarray) -> np.ndarray:
-        """Return the indices of the sequences of a batch that this rank takes, ascending."""
+        """Return the indices of the sequences of a batch that this rank trains on, ascending. taker_B: as in `plan`."""
         return np.flatnonzero(taker_B == self._taker)
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, room: Capacity) -> UpdatePlan:
         """Return the plans of one update. experts_NGBS: the expert of each token of the whole batch.
 
-        taker_B: data-parallel index of each sequence, as `layout.takers`. room: for rows, in the layouts that have a limit.
+        taker_B: data-parallel index of each sequence (`data_rank_of_sequences`). room: capacity for rows, where there is a limit.
 
         Raises CapacityError, on every rank or on none, if the batch does not fit and `parallel.overflow` is refuse.
         """

@@ -60,7 +60,7 @@ class Ranks:
 
     @contextmanager
     def fail_together(self, what: str) -> Iterator[None]:
-        """Run a block that succeeds on all ranks or fails on all. Raises RankError on the ranks that did not fail themselves."""
+        """Run a block that fails on all ranks if it fails on one. The others raise RankError, which names the block `what`."""
         try:
             yield
         except Exception:
@@ -70,7 +70,7 @@ class Ranks:
             raise RankError(f"{what} failed on another rank; its log says why")
 
     def agree(self, values: dict[str, str]) -> None:
-        """Check that `values` are equal on all ranks. Raises RankError on every rank if one differs from rank 0's."""
+        """Check that the texts `values` are equal on all ranks. Raises RankError on every rank if one differs from rank 0's."""
         marks = np.zeros((self.world, len(values), _MARKS), np.float32)
         for key, text in enumerate(values.values()):
             digest = xxhash.xxh3_128_digest(text.encode())
@@ -84,7 +84,7 @@ class Ranks:
             )
 
     def leave(self) -> None:
-        """Wait at the end of a run until no rank needs another any more; call it last."""
+        """Wait at the end of a run until no rank needs another. Call this method last."""
 
 
 def is_rank() -> bool:

@@ -78,5 +78,5 @@ class ReducedGradients(nn.Cell):
 def make_gradient_reduction(
     config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]
 ) -> nn.Cell:
-    """Return the gradient reduction for these ranks; `dense` and `experts` as in `ReducedGradients`."""
+    """Return the gradient reduction for these ranks. dense, experts: shapes of the gradients, as in `ReducedGradients`."""
     return ReducedGradients(config, ranks, dense, experts) if isinstance(ranks, ConnectedRanks) else LocalGradients()
