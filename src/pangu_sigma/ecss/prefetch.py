@@ -30,12 +30,12 @@ from pangu_sigma.parallel.layout import active_entries
 
 
 class PrefetchedExperts(NamedTuple):
-    """Prefetched experts of a step, and the buffers for those of the next step. Empty without a prefetcher."""
+    """Prefetched experts of a step, and the buffers for the next step's experts. Empty without a prefetcher."""
 
     next_NA: Tensor | None = None
     """Entry of the next step's buffers to which each active expert is copied after its update, -1 for none, int32."""
     experts: tuple[Tensor, ...] = ()
-    """Weights of the active experts, in the order of the store's tensors, which `ExpertStore.fetch` passes through."""
+    """Weights of the active experts, in the order of the store's tensors. `ExpertStore.fetch` returns them unchanged."""
     buffers: tuple[Tensor, ...] = ()
     """Buffers of the next step's experts, in the same order and shapes."""
 
@@ -62,7 +62,7 @@ class Traffic:
 
 
 class Prefetcher:
-    """Prefetcher of the experts of `TrainStep` from a host store. Call `transfer`, then the step, in turn."""
+    """Prefetcher of a training step's active experts from the host store. Call `transfer` before each step."""
 
     def __init__(self, store: HostStore, entries: int, in_place: bool = True):
         """entries: A. in_place: True to read experts from the store if possible; False to copy them always, as a device must."""
@@ -111,7 +111,7 @@ class Prefetcher:
         ), traffic
 
     def _start(self, coming_NA: np.ndarray, active_NA: np.ndarray) -> np.ndarray:
-        """Start to fill a set with the experts `coming_NA`. Returns the entry for each expert of `active_NA`, -1 for none."""
+        """Start to fill the back set with the experts `coming_NA`. Returns the set's entry of each expert of `active_NA`, or -1."""
         next_NA = np.full_like(active_NA, -1)
         rows = [weight.asnumpy() for weight in self._store.weights]
         missing: list[tuple[int, int, int]] = []
@@ -163,10 +163,7 @@ class Prefetcher:
 
 
 def make_prefetcher(config: Config, store: ExpertStore, in_place: bool = True) -> Prefetcher | None:
-    """Make the prefetcher of a store; None if its experts are not on the host or `ecss.prefetch` is false.
-
-    in_place: as in `Prefetcher`.
-    """
+    """Make the prefetcher of a host store; None for other stores or without `ecss.prefetch`. in_place: as in `Prefetcher`."""
     if not isinstance(store, HostStore) or not store.layers or not config.ecss.prefetch:
         return None
     return Prefetcher(store, active_entries(config), in_place)

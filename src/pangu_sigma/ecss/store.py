@@ -32,16 +32,16 @@ class ExpertStore(nn.Cell):
     fetch(active_NA, brought) -> FFN_TENSORS of every layer, [A, …], in the network's dtype: arguments of `PanGuSigma`.
     update(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> rows updated, float32 [1]; changes the store in place.
     updated_rows(active_A, offsets_A1) -> the rows of a layer that `update` changes, as `AdamRows` takes them.
-    brought, next_NA, copies: from a `Prefetcher`; without one they are empty, None and empty.
+    brought, next_NA, copies: `PrefetchedExperts.experts`, `.next_NA` and `.buffers` of a `Prefetcher`; else (), None and ().
     """
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__()
         share = share_of(config, rank)
         self.held, self.experts = share.held, config.experts
-        """Numbers of the experts of its rows, ascending, and the number of experts on all ranks."""
+        """Ids of the experts in the store's rows, ascending, and the number of experts on all ranks."""
         self.numbers = share.layers
-        """Numbers of its RRE layers among those of the network: all of them, unless pipeline stages divide the layers."""
+        """Numbers of the store's RRE layers among those of the network: all of them, unless pipeline stages divide the layers."""
         self.tensors = len(FFN_TENSORS)
         self.layers = len(self.numbers)
         self.tier = tier
@@ -102,7 +102,7 @@ class HostStore(ExpertStore):
         return fetched
 
     def updated_rows(self, active_A, offsets_A1):
-        """Return the rows that the plan activated."""
+        """Return the rows of the experts that the routing plan activated."""
         return active_A, offsets_A1
 
 
@@ -120,12 +120,12 @@ class DeviceStore(ExpertStore):
         return weights
 
     def updated_rows(self, active_A, offsets_A1):
-        """Return all rows, with tokens or without."""
+        """Return all rows, whether their experts had tokens or not."""
         return self.all_rows, self.all_offsets
 
 
 def make_store(config: Config, tier: HostTier | None = None, rank: int = 0) -> ExpertStore:
-    """Return the expert store of `rank` that `ecss.enabled` selects; it is in the host's memory unless `tier` is given."""
+    """Make the expert store of a rank, of the kind that `ecss.enabled` selects. tier: storage of the arrays; None: host memory."""
     kind = HostStore if config.ecss.enabled else DeviceStore
     return kind(config, tier or HostTier(), rank)
 

@@ -36,7 +36,7 @@ class StoreError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Specification of an array of an expert store, [K, …]: the rows of one kind in one layer."""
+    """Specification of an expert store's array [K, …]: one tensor of a layer's experts, or its Adam state; a row is an expert."""
 
     layer: int
     name: str
@@ -88,17 +88,17 @@ class HostTier:
         return wrap_array(spec.key, array, decay=spec.decay)
 
     def prefetch(self, layer: int, expert: int) -> None:
-        """Prefetch an expert that the next step will use."""
+        """Read an expert ahead that the next step will use; nothing to do for experts in memory."""
 
     def used(self, active: list[np.ndarray]) -> None:
-        """Mark the experts of each layer that this step or the next one uses; those used longest ago may be released."""
+        """Mark the experts of each layer that this step or the next one uses. The experts used longest ago may be released."""
 
     def release(self) -> None:
         """Release the memory of all experts until they are used again."""
 
 
 class UninitializedTier(HostTier):
-    """Storage of arrays for loading a checkpoint: zeros, without drawn initial values."""
+    """Storage in host memory for arrays that a checkpoint fills: zeros, without drawn initial values."""
 
     def parameter(self, spec: ArraySpec) -> Parameter:
         array = np.zeros(spec.shape, spec.dtype)  # pages of zeros: no memory until written
@@ -108,7 +108,7 @@ class UninitializedTier(HostTier):
 class FileTier(HostTier):
     """Storage of an expert store's arrays in memory-mapped files of one folder: more experts than memory holds.
 
-    At most about `cache_gib` of them stays mapped: the experts used longest ago are released. The files are working space: a run
+    At most about `cache_gib` GiB stays mapped: the experts used longest ago are released. The files are working space: a run
     resumes from its checkpoint, which is whole whenever the process ends (checkpoint/save.py), and makes the files anew. Their
     blocks are reserved at the start, so that a full disk is an error here and not a crash in the middle of a step.
 
