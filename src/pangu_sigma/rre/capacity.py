@@ -29,13 +29,13 @@ others are those of this module, whose group may be a single rank."""
 
 
 class CapacityError(UserError, ValueError):
-    """Raised if rows exceed the capacity, and `parallel.overflow` does not allow dropping them."""
+    """Raised if a batch's rows for experts exceed the capacity, and `parallel.overflow` does not allow dropping them."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """Capacity for rows. sent: C, maximum rows from one rank for one expert; None: no limit. arrived: maximum rows of an expert on
-    the rank that stores it, or in the dropless layout of all experts of a rank together; None: no further limit."""
+    """Capacity for rows. sent: C, the most rows from one rank for one expert; None: no limit. arrived: the most rows that arrive
+    for one expert, or in the dropless layout for all experts of a rank together; None: no further limit."""
 
     sent: int | None
     arrived: int | None = None
@@ -47,7 +47,7 @@ class ExchangePlan(RoutingPlan):
 
     active_NA: active list of this rank, as rows of its store.
     order_NR: token of each sent row, -1 for an empty row. inverse_NT: row of each token, -1 for a dropped one.
-    offsets_NA1: the rows of each entry among the multiplied rows, empty ones included.
+    offsets_NA1: first multiplied row of each entry, and the end of the last entry; empty rows are included.
     arrive_NW: arrived row at each multiplied row, -1 for none.
     leave_NR: multiplied row of each arrived row, -1 for an empty one; in the dropless layout always W + 1 long.
     sent_NP, taken_NP: number of rows to each rank of the group, and from each.
@@ -60,12 +60,12 @@ class ExchangePlan(RoutingPlan):
 
     @property
     def order_NR(self) -> np.ndarray:
-        """Token of each sent row: `order_NT` under its name here."""
+        """Token of each sent row, -1 for an empty row; the field `order_NT` of the base class."""
         return self.order_NT
 
     @property
     def ends_NA(self) -> np.ndarray:
-        """End of the rows of each entry among the multiplied rows, exclusive."""
+        """End, exclusive, of the multiplied rows of each entry of the active list."""
         return self.offsets_NA1[:, 1:]
 
 
@@ -83,7 +83,7 @@ def exchange_plans(
     experts_NGT: expert of each of the rank's tokens, by its number among all K.
     ids_PNA: expert at each entry of the active list of each rank of the group, -1 for unused entries. active_NA: the rank's own
         list, as rows of its store. peer: number of this rank in its group.
-    kept_NGPK: number of rows from each rank of the group to each expert, as `Receivers.kept` returns.
+    kept_NGPK: number of rows from each rank of the group to each expert that fit the capacity (`Receivers.kept`).
     """
     kind = RoutingPlan if layout == "all_to_all" else ExchangePlan
     plans = []
@@ -191,10 +191,10 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
 
 @dataclass(frozen=True)
 class Receivers:
-    """Ranks that receive the rows counted by `sent_rows`.
+    """Receivers of the rows that `sent_rows` counts: which rows fit the capacity, and how many arrive.
 
-    groups: number of groups; data-parallel ranks are numbered by group, rank of the group, replica. holder_K: rank of its group
-    that stores each expert.
+    groups: number of groups; data-parallel ranks are numbered by group, expert rank, replica. holder_K: for each expert the
+    expert rank that stores it.
     """
 
     layout: DispatchLayout
@@ -202,7 +202,7 @@ class Receivers:
     holder_K: np.ndarray
 
     def kept(self, sent_NGDK: np.ndarray, room: Capacity) -> np.ndarray:
-        """Return the rows within the capacity, same shape: the first rows of a sender are kept, and those of the first senders."""
+        """Return the numbers of rows within the capacity, same shape: a sender's first rows, and the first senders' rows."""
         kept = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
         if room.arrived is None:
             return kept
@@ -252,7 +252,7 @@ def check_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int) -
 
 
 def check_arrived(arrived: np.ndarray, room: int, even: float) -> None:
-    """Raise CapacityError if more rows arrive than `room`. arrived: of `Receivers`. even: rows that arrive under an even load."""
+    """Raise CapacityError if more rows arrive than `room`. arrived: from `Receivers.arrived`. even: rows under an even load."""
     most = int(arrived.max())
     if most > room:
         layer = np.unravel_index(arrived.argmax(), arrived.shape)[0]

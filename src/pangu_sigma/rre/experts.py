@@ -39,20 +39,20 @@ class Experts(NamedTuple):
 
 
 def grouped_experts(activation: Activation) -> Experts:
-    """Return the cells of the grouped layout, for training."""
+    """Return the cells of an RRE layer in the grouped layout (rows sorted by expert, no padding), for training."""
     return Experts(ExpertDispatch(), GroupedFFN(activation), ExpertCombine())
 
 
 def padded_experts(activation: Activation) -> Experts:
-    """Return the cells of the padded layout, for exported graphs."""
+    """Return the cells of an RRE layer in the padded layout (C rows for each expert), for exported graphs."""
     return Experts(_PaddedDispatch(), PaddedFFN(activation), _PaddedCombine())
 
 
 class ActivatedFFN(nn.Cell):
-    """Base class of FFNs of standard operators, with their activation.
+    """Base class of FFNs that are built of standard MindSpore operators. It applies the activation.
 
-    FastGeLU is one operator, and so is GeLU, the tanh form on the CPU and on Ascend. erf is four, by erfc, which has no
-    cancellation where x · Φ(x) is small.
+    `fast_gelu` and `tanh` are one operator each. `erf` is four operators, among them erfc, which has no cancellation where
+    x · Φ(x) is small.
     """
 
     def __init__(self, activation: Activation):

@@ -39,7 +39,7 @@ class RoutingPlan:
 
 
 def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray:
-    """Route tokens: return the expert of each token in each layer, int32 [N, G, B, S]."""
+    """Return the expert of each token in each RRE layer, int32 [N, G, B, S]. domains_GB: index of each sequence's domain."""
     return table.route(ids_GBS, np.broadcast_to(domains_GB[..., None], ids_GBS.shape), positions_GBS)
 
 
@@ -65,7 +65,7 @@ def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entr
 
 
 def plan_rows(experts_NGT: np.ndarray, active_NA: np.ndarray) -> list[RoutingPlan]:
-    """Make the routing plans of G micro-batches, all of whose experts are in the active lists."""
+    """Make the routing plans of G micro-batches on one rank. The active lists must hold all experts of these tokens."""
     plans = []
     for g in range(experts_NGT.shape[1]):
         layers = [_sort_by_expert(experts_NGT[n, g], active_A) for n, active_A in enumerate(active_NA)]

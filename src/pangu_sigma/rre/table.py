@@ -34,7 +34,7 @@ class RoutingTable:
 
     first_NDV: expert within the domain's group for a token at position 0, int16.
     spread_DV: number of neighbouring experts over which the id is spread by position, int16; 1 for almost every id.
-    experts: E.
+    experts: E, experts of one domain in a layer.
     """
 
     first_NDV: np.ndarray
@@ -47,7 +47,7 @@ class RoutingTable:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything that decides a route. A checkpoint records it, and is refused where it differs."""
+        """SHA-256 hash of the tables. A checkpoint records it, and a run with other tables refuses that checkpoint."""
         digest = hashlib.sha256(f"{self.first_NDV.shape} {self.experts}".encode())
         digest.update(np.ascontiguousarray(self.first_NDV).tobytes())
         digest.update(np.ascontiguousarray(self.spread_DV).tobytes())
@@ -73,7 +73,7 @@ class RoutingTable:
         return table
 
     def _check(self, path: Path) -> None:
-        """Check dtypes, shapes and ranges. Raises DataError for numbers that are no experts."""
+        """Check dtypes, shapes and ranges of loaded tables. Raises DataError if one is wrong."""
         first, spread = self.first_NDV, self.spread_DV
         for fits, wrong in (
             (first.dtype == spread.dtype == np.int16, "numbers are not of 16 bits"),
@@ -125,7 +125,7 @@ def draw_tables(
 ) -> RoutingTable:
     """Draw the routing tables of `layers` RRE layers, layer l with seed + l.
 
-    frequencies_DV: token counts of the training text, which only `balanced` needs. Raises ConfigError if they are missing there.
+    frequencies_DV: token counts of the training text, which only `balanced` needs. Raises ConfigError if it lacks them.
     """
     if routing.table == "random":
         spread_DV = np.ones((domains, vocabulary), np.int16)

@@ -36,15 +36,15 @@ class Exchange(NamedTuple):
 
 
 def exchanged_experts(exchange: Exchange, ffn: nn.Cell) -> Experts:
-    """Return the cells of the all-to-all layout.
+    """Return the cells of an RRE layer in the all-to-all layout.
 
-    exchange: how rows travel. ffn: cell for rows [A, P·C, H], with the arguments of `GroupedFFN`.
+    exchange: cells that send rows between ranks. ffn: cell for rows [A, P·C, H], with the arguments of `GroupedFFN`.
     """
     return Experts(_Dispatch(exchange), ffn, _Combine(exchange))
 
 
 def exchange(peers: int, entries: int, all_to_all: nn.Cell | None = None) -> Exchange:
-    """Return the exchange of rows in a group of ranks.
+    """Return the cells that exchange rows in a group of expert ranks.
 
     peers: P. entries: A. all_to_all: cell that exchanges [P, …] in the expert group; None if P is 1.
     """
@@ -87,7 +87,7 @@ class _Dispatch(nn.Cell):
 
 
 class UniformFFN(nn.Cell):
-    """Expert FFN by the grouped kernel over rows [A, P·C, H], an equal number for each expert. The offsets must match it."""
+    """Expert FFN by the grouped kernel over rows [A, P·C, H], an equal number for each expert. The offsets must agree."""
 
     def __init__(self, activation: Activation):
         super().__init__()
