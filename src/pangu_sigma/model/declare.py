@@ -1,4 +1,4 @@
-"""Create parameters, each marked where it is created with whether weight decay applies; nothing is guessed from a name."""
+"""Create parameters, and mark each with whether weight decay applies to it; nothing is guessed from its name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_parameter(name: str, shape: tuple[int, ...], init: Initializer, *, deca
 
 
 def wrap_array(name: str, array: np.ndarray, *, decay: bool) -> Parameter:
-    """Create a parameter that shares memory with `array`: a write to either is visible in the other."""
+    """Create a parameter that shares memory with `array`: a write to either shows in the other. decay: as in `make_parameter`."""
     parameter = Parameter(Tensor(np.zeros(1, array.dtype)), name=name)
     parameter.set_data(Tensor.from_numpy(array), slice_shape=True)
     parameter.weight_decays = decay

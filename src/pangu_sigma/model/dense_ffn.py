@@ -13,7 +13,7 @@ from pangu_sigma.rre.experts import ActivatedFFN
 
 
 class OneExpertFFN(nn.Cell):
-    """FFN of a dense layer by the grouped kernel: one expert, to which every token goes.
+    """FFN of a dense layer, by the kernel of experts: a single expert, to which every token goes.
 
     construct(x_TH, w1_FH, b1_F, w2_FH, b2_H) -> y_TH
     """
@@ -28,7 +28,7 @@ class OneExpertFFN(nn.Cell):
 
 
 class MatMulFFN(ActivatedFFN):
-    """FFN of a dense layer by standard operators, for exported graphs and for Ascend; same arguments as `OneExpertFFN`."""
+    """FFN of a dense layer by standard operators, for exported graphs and for Ascend; arguments as `OneExpertFFN`."""
 
     def __init__(self, activation: Activation):
         super().__init__(activation)

@@ -17,8 +17,8 @@ class NextTokenLoss(nn.Cell):
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, draws_B4, order, inverse_NT, offsets_NA1,
     *experts)
         -> sum of weight · negative log-likelihood over the tokens of each block [M], or of each sequence [B]
-    labels: rows of the slot. weights: the loss mask divided by its sum over the whole update, so that micro-batches add up. draws:
-    as in `PanGuSigma`.
+    labels: next tokens, as rows of the block's slot. weights: the loss mask divided by its sum over the whole
+    update, so that micro-batches add up. draws: as in `PanGuSigma`.
     """
 
     def __init__(self, network: PanGuSigma, by_sequence: bool = False):

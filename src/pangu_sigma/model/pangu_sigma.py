@@ -224,8 +224,8 @@ class PanGuSigma(nn.Cell):
         attention: Callable[[ModelConfig, ms.Type, int], nn.Cell] = Attention,
         head: Callable[[int, ms.Type], nn.Cell] = Head,
     ):
-        """slots: number of embedding slots. routed, dense: functions from an activation to the cells of an RRE layer's FFN and of a
-        dense layer's. attention, head: functions that make the attention of a layer and the output head."""
+        """slots: number of embedding slots. routed, dense: functions that make the FFN cells of an RRE layer and of a dense layer
+        from an activation. attention, head: functions that make the attention of a layer and the output head."""
         super().__init__()
         tables = TruncatedNormal(config.init_std)
         self.embedding = make_parameter(
@@ -263,7 +263,7 @@ class PanGuSigma(nn.Cell):
         return self.through_layers(x_TH, positions_T, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts)
 
     def through_layers(self, x_TH, positions_T, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts):
-        """Return the hidden states [T, H] of embedded tokens. unseen: the attention mask, in the form of the attention cells."""
+        """Return the hidden states [T, H] of embedded tokens x_TH. unseen: the attention mask, as the attention cell takes it."""
         for i in range(self.last + 1):
             query_TH = None
             if i == self.last:
@@ -279,7 +279,7 @@ class PanGuSigma(nn.Cell):
         return x_TH
 
     def logits(self, hidden_TH, slots_M):
-        """Return the logits [M, T/M, R] of each block over the rows of its slot."""
+        """Return the logits [M, T/M, R] of each block over the rows of its slot, number slots_M."""
         return self.head(self.embedding, hidden_TH, slots_M)
 
 
