@@ -19,7 +19,7 @@ APPLY = HYPER.index("apply")
 
 
 class AdamState(Protocol):
-    """Dense parameters and their Adam state, which every kind of dense Adam has. step: number of updates."""
+    """Attributes of every dense Adam: the dense parameters, and their Adam state. step: number of updates."""
 
     weights: ParameterTuple
     moments: ParameterTuple
@@ -28,9 +28,9 @@ class AdamState(Protocol):
 
 
 class DenseAdam(nn.Cell):
-    """Adam of the dense parameters. For the operator they are a store of one row, which is always active.
+    """Adam of the dense parameters. Each parameter is a store of one row for `AdamRows`, and always active.
 
-    learned: the parameters whose gradients `update(grads, hyper)` takes, in this order; the others and their state keep their bits.
+    learned: parameters whose gradients `update(grads, hyper)` takes, in this order; others and their state keep their bits.
     """
 
     def __init__(self, config: Config, parameters: list[Parameter]):
@@ -68,7 +68,7 @@ class FrozenAdam(DenseAdam):
 
 
 class SlotAdam(DenseAdam):
-    """Adam of chosen embedding slots; all other dense parameters are frozen. Each row of the word table is a row of a store."""
+    """Adam of chosen embedding slots; all other dense parameters are frozen. `AdamRows` updates single rows of the word table."""
 
     def __init__(self, config: Config, parameters: list[Parameter], table: Parameter, slots: list[int]):
         """table: the word table, one of the parameters. slots: numbers of the slots that learn, ascending."""

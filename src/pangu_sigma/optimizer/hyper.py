@@ -10,9 +10,9 @@ from pangu_sigma.config import OptimizerConfig
 
 
 class Hyper(nn.Cell):
-    """Builds the hyperparameter vector of one Adam update. construct(lr, grad_scale, applied) -> `hyper` of ascend_ops.adam.
+    """Hyperparameter vector of one Adam update. construct(lr, grad_scale, applied) -> `hyper` of ascend_ops.adam.
 
-    It is a sum of constants: MindSpore's Stack would need types that gradients do not have yet when the graph is made.
+    The vector is a sum of constants: MindSpore's Stack would need types that gradients do not have yet when the graph is made.
     """
 
     def __init__(self, optimizer: OptimizerConfig, eps: float):

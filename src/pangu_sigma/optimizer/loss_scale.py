@@ -1,4 +1,4 @@
-"""Dynamic loss scale."""
+"""Dynamic loss scale of a training step in half precision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from pangu_sigma.config import Config
 
 NO_END = (1 << 31) - 1
-"""Growth window, in steps, that no run reaches the end of."""
+"""Growth window, in steps, that is longer than any run."""
 
 
 class LossScale(nn.Cell):
@@ -26,10 +26,7 @@ class LossScale(nn.Cell):
         self.window = options.window if needed else NO_END
 
     def update(self, finite, learns=1.0):
-        """Update the scale after a step.
-
-        finite: 1.0 if the gradients were finite, else 0.0. learns: 0.0 to leave the scale unchanged.
-        """
+        """Update the scale after a step. finite: 1.0 if the gradients were finite, else 0.0. learns: 0.0 to keep the scale."""
         finite = 1.0 - learns * (1.0 - finite)
         good = (self.good_steps + ops.cast(learns, ms.int32)) * ops.cast(finite, ms.int32)
         grow = ops.cast(good >= self.window, ms.float32)
