@@ -1,4 +1,4 @@
-"""Comparison of a child's logits with its parent's on the same text, by a path that adds in one order, and by the graph.
+"""Comparison of a child's logits with its parent's on the same text, by an exact path that adds in one order, and by the graph.
 
 Shape suffixes: T tokens, N RRE layers, R rows of a slot of the child, W those of them that both have.
 """
@@ -36,9 +36,9 @@ GRAPH_BYTES = 2 << 30
 class Agreement:
     """Differences between the logits of the child and of the parent in one domain.
 
-    text: the text that both read. tokens: its number of tokens; after each, logits are compared over the tokens that both have.
+    text: text that both models read. tokens: its length; after each token, logits of the vocabulary that both have are compared.
     exact: largest |Δlogit| on the path that adds in one order. fast: largest |Δlogit| of the graph; None if it was not computed.
-    activation_nats: additional loss of the child's activation against the parent's, in nats per token; None if they are equal.
+    activation_nats: loss that the child's other activation adds, in nats per token; None if the activations are equal.
     """
 
     text: str
@@ -100,7 +100,7 @@ class _Reader:
 def agreements(
     model: StoredModel, slots: list[SlotRows], child: Path, tokens: int = COMPARED_TOKENS
 ) -> dict[str, Agreement]:
-    """Compare each domain of a child with its dense parent `model`, on held-out text of the domain. slots: rows of the child."""
+    """Compare each domain of a child with its dense parent `model`, on held-out text. child: run folder. slots: its rows."""
     run, activation = open_model(child, "run"), model.sizes.activation
     sizes = run.config.model.model_copy(update={"dense_layers": run.config.model.layers, "rre_layers": 0})
     parent = ExactModel(sizes, model, activation)
@@ -117,7 +117,7 @@ def compare_trained(
     graphs: bool = True,
     tokens: int = COMPARED_TOKENS,
 ) -> dict[str, Agreement]:
-    """Compare domains of a run with those of the trained run that it was made of.
+    """Compare the logits of domains of a run with those of the trained run `old` that it was made of.
 
     origins: domain of `child` → domain of `old` whose answers it must give. data: folder of held-out text of the child; None:
     tokens are drawn. graphs: False to compile nothing, and compare the exact path alone.

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """Source of new domains and slots: a domain of the run, a dense parent, or a random draw. Raises ConfigError for two."""
+    """Source of new domains and slots: a domain of the run, a dense parent, or a random draw. Raises ConfigError for several."""
 
     domain: str | None = None
     dense: StoredModel | None = None
@@ -77,7 +77,7 @@ _OWN_RULE = {
 
 
 def check_extension(path: Path, old: Config, new: Config) -> None:
-    """Raise ConfigError for keys that cannot change, naming all of them. path: path of the run, for messages."""
+    """Raise ConfigError, naming all keys that an extension cannot change and `new` does. path: path of the run, for messages."""
     if old.model.rre_layers == 0:
         raise ConfigError(
             f"{path} is dense (model.rre_layers=0), so it has no experts to add to; `pangu-sigma inherit` makes a sparse run of it"
@@ -124,7 +124,7 @@ def _changed_domains(old: Config, new: Config) -> list[str]:
 
 
 def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> ChildTensors:
-    """Return the tensors of the run of `config` that is made of `parent`, without reading them.
+    """Plan the extension of `parent` to a run of `config`, without reading tensors. origin: source of new domains and slots.
 
     Raises ConfigError for a key that cannot be extended, DataError without text prepared for `config`.
     """
@@ -160,7 +160,7 @@ def extend_run(path: Path, config: Config, folder: Path, origin: Origin, graphs:
     """Write `folder`, atomically, as a run of `config` that extends the run in `path`; `train` resumes from its step 0.
 
     origin: source of new domains and slots. graphs: False to compare logits on the exact path alone, which compiles nothing.
-    Raises as `plan_extension`, and ConfigError when `folder` exists.
+    Raises ConfigError if a key cannot be extended or `folder` exists, DataError without prepared text.
     """
     check_absent(folder)
     parent = open_model(path, "run")
@@ -300,7 +300,9 @@ def _given_rows(
 def extended_tables(
     parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, origins: dict[str, str]
 ) -> RoutingTable:
-    """Return the routing tables: the run's entries for its tokens, in its domains and those made of them; others are drawn.
+    """Return the routing tables of an extended run: the parent's entries in the domains of `origins`, else drawn ones.
+
+    known_V: the parent's id of each token, -1 for a new token, whose entries are drawn. origins: domain → domain of the parent.
 
     Expert e of E becomes the experts e, e + E, e + 2E, …, so that neighbours stay neighbours modulo E, and a token that is spread
     over experts by its position is still routed to an equal expert.
@@ -334,7 +336,7 @@ def _answers_as(child: ChildTensors, name: str, source: str) -> bool:
 
 
 def _fates(child: ChildTensors) -> dict[str, str]:
-    """Describe the fate of every domain for people."""
+    """Describe what becomes of every domain, for people."""
     names = {each.name for each in child.parent.config.domains}
     copies = child.config.model.experts_per_domain // child.parent.config.model.experts_per_domain
     times = "" if copies == 1 else f", every expert {copies} times"

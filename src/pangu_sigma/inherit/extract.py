@@ -1,4 +1,4 @@
-"""Extraction of domains from a trained Σ as a run of its own, with bit-identical answers, which can be trained further.
+"""Extraction of domains from a trained Σ as a separate run with bit-identical answers, which can be trained further.
 
 A domain never uses experts of other domains, and no gate weighs an expert's output, so nothing is lost: shared layers, the experts
 of the domains, their slots with all rows, and their rows of the routing tables are copied. Tokens keep their ids.
@@ -40,8 +40,8 @@ DATA_FOLDER = "data"
 def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     """Return the configuration of a run with the domains `kept`. data: folder of its text.
 
-    Keys that fewer domains do not allow are lowered as little as possible, and a file store is put into the run's own folder;
-    changes are logged.
+    Keys that fewer domains do not allow are lowered as little as possible, and a file store is put into the new run's folder.
+    Changes are logged.
     """
     tree = absolute_paths(config).model_dump(mode="json")
     tree["domains"] = [each for each in tree["domains"] if each["name"] in kept]
@@ -71,7 +71,7 @@ def _fitting(tree: dict[str, Any], config: Config, domains: int) -> Config:
 
 
 def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> ChildTensors:
-    """Return the tensors of a run with the domains `kept` of `parent`, without reading them. data: folder of its text."""
+    """Plan a run with the domains `kept` of `parent`, without reading tensors. data: folder of the new run's text."""
     old = domains_of(parent.config)
     config = extracted_config(parent.config, kept, data)
     chosen = [old.named(name) for name in kept]
@@ -130,9 +130,9 @@ def extract_export(
     data: Path | None = None,
     graphs: bool = True,
 ) -> Receipt:
-    """Write `output` as an exported model (MindIR) of some domains of the run in `path`; arguments and errors as `extract_run`.
+    """Write `output` as an exported model (MindIR) of some domains of the run in `path`; arguments as `extract_run`.
 
-    graphs: False also skips the comparison of the export's greedy tokens.
+    graphs: False also skips comparing the export's greedy tokens. Raises ConfigError, CheckpointError and DataError.
     """
     check_absent(output)
     parent = open_model(path, "run")

@@ -18,9 +18,9 @@ from pangu_sigma.train.first_checkpoint import check_absent, new_run, write_step
 
 
 def plan_inheritance(parent: StoredModel, config: Config, variation: Variation, moments: bool = False) -> Child:
-    """Return the child of `parent` without reading values. Without prepared text its embedding rows are unknown.
+    """Plan a sparse run that inherits from `parent`, without reading values. moments: True to copy Adam state.
 
-    Raises ConfigError when a key differs from the parent that must be equal, or `moments` are missing.
+    Without prepared text the embedding rows are unknown. Raises ConfigError if a key does not fit the parent, or it lacks moments.
     """
     check_child(parent, config, moments)
     try:
@@ -36,8 +36,8 @@ def inherit(
     """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
 
     variation: variation of experts against the parent's FFN; None: exact copies. moments: True to copy Adam state. Raises
-    ConfigError when `folder` exists or as `plan_inheritance`; DataError without prepared text; LayoutError, CheckpointError for a
-    parent that cannot be read.
+    ConfigError if `folder` exists or a key does not fit the parent; DataError without prepared text; LayoutError or
+    CheckpointError if the parent cannot be read.
     """
     check_absent(folder)
     child = plan_inheritance(parent, config, variation or Variation(seed=config.seed), moments)

@@ -37,9 +37,9 @@ _NO_PARENTS: dict[Kind, str] = {
 
 
 class ParentWords:
-    """Rows of a parent's embedding table for the tokens of a child. slots: names of the parent's slots.
+    """Lookup of a child's tokens in the parent's embedding table. slots: names of the parent's embedding slots.
 
-    PanGu-α's table has a row for each of its ids. A table of this project has its slots end to end.
+    A released PanGu-α has a row for each token id. A table of this project has its slots end to end.
     """
 
     def __init__(self, parent: StoredModel):
@@ -56,7 +56,7 @@ class ParentWords:
 
 
 def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> StoredModel:
-    """Open the parent in a folder or file. heads, activation: given where its files lack them.
+    """Open a dense parent model in a folder or file. heads, activation: used if the files do not record them.
 
     Raises ConfigError unless it is a dense model with a vocabulary, LayoutError for files that cannot be used.
     """
@@ -69,7 +69,7 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
 
 
 def parent_refusal(model: StoredModel) -> str | None:
-    """Return the reason why a model cannot be a parent; None if it can."""
+    """Return the reason why a model cannot be a parent, for messages; None if it can."""
     if model.kind in _NO_PARENTS:
         return _NO_PARENTS[model.kind]
     if isinstance(model, StoredAlpha):
@@ -99,7 +99,7 @@ def parent_ids(parent: Vocabulary, child: Vocabulary) -> np.ndarray:
 
 
 def parent_slot(name: str, parent_names: list[str]) -> int:
-    """Return the parent's slot for a slot of the child: that of the same name, else the only one. Raises ConfigError."""
+    """Return the number of the parent's slot `name`, else of its only slot. Raises ConfigError if there is neither."""
     if name in parent_names:
         return parent_names.index(name)
     if len(parent_names) == 1:

@@ -38,13 +38,13 @@ class Receipt:
     """Receipt of a run that was made of another model; numbers count parameters of the child.
 
     kind: inherit, extend, extract or finetune.
-    parent, layout, parent_step, parent_hash: path of the parent, kind of its files, step of its checkpoint or None, and a hash
-    over the values of its tensors; for a sparse run the hash of its checkpoint's manifest, which holds the hashes of all files.
-    parameters: number of the child's parameters by origin. copies: number of experts made of each upper FFN. slots: its slots.
-    unused: tensors of the parent that the child lacks, with the reason. activation, parent_activation: GELU of each. heads_known,
-    activation_known: False if the parent's files do not give it, so that the child's configuration or the default was used.
-    agreement: logits of each domain against the parent's. parent_parameters: number of parameters of the parent.
-    domains: fate of each domain. notes: remarks for people. parent_lineage: the parent's own receipt.
+    parent, layout, parent_step: path of the parent, file format of the parent, step of the parent's checkpoint or None.
+    parent_hash: hash of the values of the parent's tensors; for a sparse parent, that of its manifest, which has the files' hashes.
+    parameters: number of parameters, by origin. copies: number of experts made of each upper FFN. slots: rows of each slot.
+    unused: tensors of the parent that the child lacks, with the reason. activation, parent_activation: form of GELU of child and
+    parent. heads_known, activation_known: False if the parent's files do not record it, so that a configured value was used.
+    options: arguments of an inheritance. agreement: differences of logits, by domain. domains: what became of each domain.
+    parent_parameters: parameters of the parent. notes: remarks for people. parent_lineage: content of the parent's lineage.json.
     """
 
     parent: str
@@ -110,7 +110,7 @@ def count_by_kind(child: Child) -> dict[str, int]:
 
 
 def count_rows(slots: Sequence[SlotRows], size: int, hidden: int) -> dict[str, int]:
-    """Count the parameters of an embedding table's rows by origin. size: number of all of them. hidden: number of one row."""
+    """Count the parameters of an embedding table by the origin of their row. size: number of all. hidden: number in a row."""
     copied, used = sum(slot.copied for slot in slots) * hidden, sum(slot.used for slot in slots) * hidden
     return {"rows copied": copied, "rows drawn anew": used - copied, "rows without a token": size - used}
 

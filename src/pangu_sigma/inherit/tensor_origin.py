@@ -51,7 +51,7 @@ class TensorOrigin:
 
 @dataclass(frozen=True)
 class SlotRows:
-    """Rows of one slot of the child, [R]: token ids (-1: none) and the parent's rows in its flattened table (-1: none)."""
+    """Rows of one embedding slot of the child, [R]: token ids, and rows of the parent's flattened table; -1: none."""
 
     name: str
     parent_slot: str
@@ -64,15 +64,15 @@ class SlotRows:
 
     @property
     def copied(self) -> int:
-        """Number of rows with a token that are the parent's; rows without one may be, too."""
+        """Number of rows with a token that are copied from the parent; rows without a token may be copied, too."""
         return int(((self.parent_R >= 0) & (self.ids_R >= 0)).sum())
 
 
 @dataclass
 class Child:
-    """Tensors of a child of the dense model `parent`; `find` is passed to `compose`.
+    """Tensors of a child of the dense model `parent`; `compose` calls `find` to write a checkpoint.
 
-    slots: rows of its embedding table; None if no text is prepared yet, so that only the mapping is known.
+    slots: rows of the child's embedding slots; None if no text is prepared yet, so that only the mapping is known.
     hashes: hashes of the parent's tensors that were read so far, by name.
     """
 
@@ -84,7 +84,7 @@ class Child:
     hashes: dict[str, str] = field(default_factory=dict)
 
     def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        """Return the array of that name, or None for Adam state that starts from zero."""
+        """Return the child's array `name` of a checkpoint shard, or None for Adam state that starts from zero."""
         if shard == WEIGHTS:
             table = self._read(name)
             if name != "embedding":
@@ -114,7 +114,7 @@ class Child:
                 yield TensorOrigin(WEIGHTS, name, tensor.shape, how, source)
 
     def parent_hash(self) -> str:
-        """Return a hash over the values of all tensors of the parent, as stored; those not read yet are read now."""
+        """Return a hash over the values of all tensors of the parent, as stored; tensors not read yet are read now."""
         digest = xxhash.xxh3_128()
         for name in sorted(self.parent.tensors):
             if name not in self.hashes:
@@ -175,7 +175,7 @@ class Child:
 
 
 def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator, std: float) -> Iterator[np.ndarray]:
-    """Yield rows of an embedding table by number, some at a time. Rows of number -1 are drawn from N(0, std); std 0: zeros."""
+    """Yield rows of an embedding table by row number, some at a time. Rows of number -1 are drawn from N(0, std); std 0: zeros."""
     hidden = values.shape[1]
     at_once = max(1, _ROWS_BYTES // (4 * hidden))
     for first in range(0, len(rows_R), at_once):

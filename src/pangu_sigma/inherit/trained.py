@@ -45,8 +45,8 @@ from pangu_sigma.train.first_checkpoint import write_step_0
 
 @dataclass(frozen=True)
 class SlotSource:
-    """Source of a child's slot. rows: rows of the run's flattened embedding table, or of the dense parent's if `alpha`. own: True
-    for a slot of the run, whose rows keep their Adam state."""
+    """Source of a child's embedding slot. rows: rows in the parent's flattened embedding table. alpha: True if the parent is the
+    dense one. own: True if the slot is the trained run's, whose rows keep their Adam state."""
 
     rows: SlotRows
     own: bool = True
@@ -55,10 +55,10 @@ class SlotSource:
 
 @dataclass
 class ChildTensors:
-    """Tensors of a run of `config` that is made of the trained run `parent`; `find` is passed to `compose`.
+    """Tensors of a run of `config` made of the trained run `parent`; `compose` calls `find` to write a checkpoint.
 
-    experts_K: number of each expert in the parent, -1 for none. own_K: True for experts that keep moments and step count.
-    alpha: dense parent of experts and rows that the run lacks; None: they are drawn.
+    experts_K: the parent's number of each expert, -1 for none. own_K: True for experts that keep moments and step count.
+    alpha: dense model with experts and rows that `parent` lacks; None: they are drawn.
     origins: domain of the child → domain of the parent that it is, or is made of.
     """
 
@@ -73,7 +73,7 @@ class ChildTensors:
     origins: dict[str, str] = field(default_factory=dict)
 
     def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        """Return the array of that name, or None where the parent has none."""
+        """Return the child's array `name` of a checkpoint shard, or None if the parent has none."""
         found = self.parent.array(shard, name)
         if found is None:
             return None
@@ -131,7 +131,7 @@ class ChildTensors:
 
 
 def write_child(path: Path, child: ChildTensors, data_hash: str | None) -> StoredRun:
-    """Write a child as a run folder with a checkpoint of step 0. data_hash: content hash of its text. Raises OSError."""
+    """Write a child as a run folder with a checkpoint of step 0. data_hash: content hash of the child's text. Raises OSError."""
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         child.tokenizer.save(Path(temporary) / TOKENIZER_FOLDER)
@@ -160,7 +160,7 @@ def child_receipt(
     domains: dict[str, str],
     notes: Sequence[str] = (),
 ) -> Receipt:
-    """Return the receipt of a child. domains: fate of each domain."""
+    """Return the receipt of a run made of a trained one. domains: what became of each domain, for people."""
     parent, activation = child.parent, child.config.model.activation
     rows = [slot.rows for slot in child.slots]
     return Receipt(
@@ -182,7 +182,7 @@ def child_receipt(
 
 
 def parameters_by_kind(child: ChildTensors) -> dict[str, int]:
-    """Count the parameters of a child by origin."""
+    """Count the parameters of a child of a trained run by origin."""
     config = child.config
     count, table = config.num_params(), config.slots * config.model.slot_rows * config.model.hidden
     old = {domain.name for domain in child.parent.config.domains}

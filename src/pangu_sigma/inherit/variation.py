@@ -22,7 +22,7 @@ MATRICES = ("w1", "w2")
 
 @dataclass(frozen=True)
 class Variation:
-    """Variation of experts against the parent's FFN; see the module's docstring. Raises ConfigError for numbers outside 0 … 1."""
+    """Variation of experts against the parent's FFN, as in the module's docstring. Raises ConfigError for numbers outside 0 … 1."""
 
     noise: float = 0.0
     reinit_ratio: float = 0.0
@@ -39,7 +39,7 @@ class Variation:
         return self.noise == 0.0 and self.reinit_ratio == 0.0
 
     def vary(self, value: np.ndarray, name: str, layer: int, expert: int) -> np.ndarray:
-        """Return the tensor `name` of an expert. value: the parent's, [F, H], [F] or [H]. layer: number of the RRE layer."""
+        """Return the varied tensor `name` of an expert. value: the parent's, [F, H], [F] or [H]. layer: number of the RRE layer."""
         if self.none or name == "b2":
             return value
         varied = np.array(value, np.float32)
