@@ -64,7 +64,7 @@ class SquareSum(nn.Cell):
 class SquareSums(nn.Cell):
     """Sums of squares of all tensors together and of each tensor: construct(tensors) -> float32 [1 + tensors].
 
-    The first number is, bit for bit, that of `SquareSum`; the others are the sums of each tensor, made in the same pass.
+    The first number equals that of `SquareSum` bit for bit. The others are the sums of each tensor, made in the same pass.
     """
 
     def __init__(self):
@@ -76,7 +76,7 @@ class SquareSums(nn.Cell):
 
 
 def every_row(rows: int) -> tuple[Tensor, Tensor]:
-    """Return `active` and `offsets` that update all rows: ordinary Adam."""
+    """Return `active` and `offsets` with which `AdamRows` updates all rows of a store: ordinary Adam."""
     return Tensor(np.arange(rows, dtype=np.int32)), Tensor(np.arange(rows + 1, dtype=np.int32))
 
 

@@ -15,7 +15,7 @@ from mindspore import Tensor, nn, ops
 from ascend_ops.host import host_op
 
 WORDS = 1 << 32
-"""Number of values of a random word."""
+"""Number of values that a random 32-bit word can take."""
 DRAWN = 64
 """Number of words that are drawn at a time: 4 from each of 16 counters."""
 

@@ -56,7 +56,7 @@ class ExpertCombine(nn.Cell):
     construct(rows_MH, inverse_T, order_M, residual_TH=None) -> out_TH
         out[t] = residual[t] + rows[inverse[t]]; a token without a row (inverse[t] < 0) is its residual, or zeros.
         order is read by the gradient only: drows[i] = dout[order[i]], or zeros; dresidual = dout.
-    dtypes and errors as in ExpertDispatch; the residual has the dtype of the rows.
+    rows: float32, float16, or bfloat16 where the device has it; the residual has their dtype. Errors as in ExpertDispatch.
     """
 
     def __init__(self):
@@ -76,7 +76,7 @@ class ExpertCombine(nn.Cell):
 class MakeRoutingPlan(nn.Cell):
     """Stable counting sort of expert ids on the host: the operator `RoutingPlan`, for a router inside the graph.
 
-    There is none for the device: the plans of Random Routed Experts are known before the step, where the batch is read.
+    The device has no such operator: the plans of Random Routed Experts are known before the step, where the batch is read.
 
     construct(experts_T) -> order_T, inverse_T, offsets_K1, int32: expert k has the sorted rows offsets[k] … offsets[k + 1] - 1.
     experts: K, at least 1. Raises TypeError or ValueError as `ExpertDispatch`, RuntimeError (kernel check 4) for an id outside 0 …
@@ -116,7 +116,8 @@ class CannGather(nn.Cell):
 
 
 class Gather(nn.Cell):
-    """Differentiable gather of rows by `index`; the gradient gathers by its inverse, `back`. cann: True for CANN's on NPUs."""
+    """Differentiable gather of rows. construct(x, index, back) -> x[index], zeros where index < 0. back: inverse of
+    `index`, by which the gradient gathers. cann: True for CANN's operator on NPUs, False for ours."""
 
     def __init__(self, cann: bool = False):
         super().__init__()
@@ -130,7 +131,7 @@ class Gather(nn.Cell):
 
 
 class GatherAdd(nn.Cell):
-    """Differentiable gather of rows by `index`, added to the residual; the gradient gathers by the inverse of `index`, `back`."""
+    """Differentiable gather of rows, plus the residual. back: inverse of `index`, by which the gradient gathers."""
 
     def __init__(self):
         super().__init__()
@@ -173,13 +174,13 @@ def _refuse_residual(rows, tokens, residual, rows_dtype, residual_dtype):
 
 
 def check(operator, x, x_name, index, index_name):
-    """Check dtype and shape of rows and index. Raises TypeError or ValueError."""
+    """Check dtype and shape of rows x and index. Raises TypeError or ValueError, which name operator, x_name and index_name."""
     _refuse_rows(operator, x_name, x.dtype, x.shape)
     _refuse_index(operator, index_name, index.dtype, index.shape, None, "")
 
 
 def check_index(operator, index, name, length, of):
-    """Check dtype, rank and length of an index. Raises TypeError or ValueError."""
+    """Check dtype, axes and length of an index. of: name of the things counted by `length`. Raises TypeError or ValueError."""
     _refuse_index(operator, name, index.dtype, index.shape, length, of)
 
 

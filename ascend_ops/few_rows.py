@@ -4,7 +4,7 @@ An operator is constructed once, on arrays that stay where they are, and called 
 call costs more than the smallest ones compute. It reads and writes the first rows of these arrays. Results of a row do not depend
 on the other rows of the call, nor on the number of threads. Arrays may lie anywhere, but are fastest in `LargePages`.
 
-Shape suffixes: T rows (tokens), H hidden, F ffn, n heads, d = H/n, L lanes, S tokens of a lane.
+Shape suffixes: T rows (tokens), H hidden, F ffn, n heads, d = H/n, L lanes (cache parts of one text each), S tokens of a lane.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 @dataclass(frozen=True)
 class Matrix:
-    """Weight matrix in one of the storage formats. scales: float32 for each row, if it is int8."""
+    """Weight matrix in a storage format (`Precision`). scales: float32 for each row if the format is int8, else None."""
 
     values: np.ndarray
     scales: np.ndarray | None = None
 
     @classmethod
     def copy_of(cls, values: np.ndarray, precision: Precision, room: LargePages) -> Matrix:
-        """Convert a float32 matrix to this precision, in memory of `room`."""
+        """Convert a float32 matrix to a storage format, in memory of `room`."""
         copy = room.zeros(values.shape, precision)
         if precision != "int8":
             copy[...] = values
@@ -53,7 +53,7 @@ class Matrix:
         return cls(copy, scales)
 
     def copied(self, room: LargePages) -> Matrix:
-        """Return a copy in memory of `room`."""
+        """Return a copy of the matrix in memory of `room`."""
         copy = room.zeros(self.values.shape, self.values.dtype.name)
         copy[...] = self.values
         return Matrix(copy, None if self.scales is None else np.array(self.scales))
@@ -78,7 +78,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Projection:
-    """Linear layer of few rows on the CPU: y [T, out] = x [T, in] · weight [in, out] + bias [out]; with `adds`, y += it."""
+    """Linear layer of decoding: y [T, out] = x [T, in] · weight [in, out] + bias [out]. adds: True to add the result to y."""
 
     x: np.ndarray
     weight: Matrix
@@ -98,7 +98,7 @@ class _ProjectionFields(ctypes.Structure):
 
 
 class Projections:
-    """Several linear layers that do not depend on each other. call(rows)"""
+    """Linear layers of decoding that do not read each other's results, in one call. call(rows: number of rows)"""
 
     def __init__(self, layers: Sequence[Projection]):
         self._kept = list(layers)
@@ -128,7 +128,7 @@ def _fields_of(layer: Projection) -> _ProjectionFields:
 
 
 class TiedHead:
-    """Output head: logits [T, R] = x [T, H] · weight [R, H]. call(rows, logits)"""
+    """Output head of decoding: logits [T, R] = x [T, H] · weight [R, H]. call(rows, logits) writes `logits`."""
 
     def __init__(self, x: np.ndarray, weight: Matrix):
         self._kept = x, weight
@@ -144,7 +144,7 @@ class TiedHead:
 
 
 class NormRows:
-    """LayerNorm with ε = 1e-5: y = LayerNorm(x); y may be x. call(rows)"""
+    """LayerNorm of decoding, with ε = 1e-5: y = LayerNorm(x); y may be x. call(rows: number of rows)"""
 
     def __init__(self, x: np.ndarray, gain: np.ndarray, bias: np.ndarray, y: np.ndarray):
         assert x.shape[1] == y.shape[1] == len(gain) == len(bias)
@@ -180,7 +180,7 @@ class _FfnFields(ctypes.Structure):
 
 
 class FFN:
-    """FFN of each row's expert, added to y. call(rows, experts): address of int32 [T], each row's expert; 0 if there is one."""
+    """FFN of each row's expert, added to y. call(rows, experts: address of int32 [T], the expert of each row; 0 if there is one)"""
 
     def __init__(self, experts: Sequence[FfnWeights], activation: str, x: np.ndarray, y: np.ndarray):
         ffn, hidden = experts[0].w1.values.shape
@@ -223,11 +223,12 @@ class _AttentionFields(ctypes.Structure):
 
 
 class LaneAttention:
-    """Attention with a KV cache: stores k and v [T, n·d] of new tokens, and attends within documents, up to each token.
+    """Causal attention with a KV cache. It stores k and v [T, n·d] of new tokens, then attends within documents.
 
-    keys, values: the cache, [L, n, S, d]. call(rows, lanes, at, asking, asking_lanes, asking_at, first): addresses of int32 [T],
-    lane and position of each new token; number of query tokens, some or all of these; addresses of int32 [asking], their lanes,
-    positions and documents' first positions. Query tokens have the first rows of q and out. A lane's tokens are adjacent, in order.
+    keys, values: the cache, [L, n, S, d]. call(rows, lanes, at, asking, asking_lanes, asking_at, first): lanes and at are addresses
+    of int32 [T], lane and position of each new token. asking is the number of query tokens, which are among the new ones; the
+    others are addresses of int32 [asking]: their lanes, positions and documents' first positions. Query tokens have the first
+    rows of q and out. A lane's tokens are adjacent, in order.
     """
 
     def __init__(

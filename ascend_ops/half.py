@@ -14,7 +14,7 @@ from ascend_ops.library import cpu_library
 
 
 class CastWeights(nn.Cell):
-    """Cast of weights to float32 or float16, to nearest even; on Ascend by its own Cast. construct(weight). Not differentiable."""
+    """Cast of weights to float32 or float16, to nearest even; on Ascend by MindSpore's Cast. construct(weight). No gradient."""
 
     def __init__(self, dtype: ms.Type):
         super().__init__()

@@ -14,7 +14,7 @@ _ALIGNED = 64
 
 
 class LargePages:
-    """Allocator of arrays in large pages, which live as long as one of them. Systems without large pages give ordinary ones."""
+    """Allocator of arrays in large pages, or in ordinary ones where there are none. Memory lives as long as any of its arrays."""
 
     def __init__(self) -> None:
         self._block, self._used = np.empty(0, np.uint8), 0

@@ -25,13 +25,13 @@ DTYPES = {"float32": ("float", np.float32), "float16": ("half", np.float16), "bf
 
 
 class KernelError(Exception):
-    """A kernel broke a rule of the hardware; the text begins with the rule in brackets (machine.h lists them)."""
+    """Raised if a kernel breaks a rule of the hardware; the text begins with the rule in brackets (listed in machine.h)."""
 
 
 def compile_emulator(chip: str, dtype: str, project: Path = PROJECT, folder: Path | None = None) -> Path:
-    """Compile the kernels of `project` for a chip ("910A", "910B") and dtype to a shared library, as `compile_harness`.
+    """Compile the kernels of `project` for a chip ("910A", "910B") and dtype to a shared library.
 
-    Raises BuildError for features that the chip lacks.
+    folder: as in `compile_harness`. Raises BuildError for features that the chip lacks.
     """
     return compile_harness("harness.cpp", {**CHIPS[chip], "DTYPE": DTYPES[dtype][0]}, project, folder)
 
@@ -39,7 +39,7 @@ def compile_emulator(chip: str, dtype: str, project: Path = PROJECT, folder: Pat
 class Emulator:
     """Dispatch and combine operators on one emulated chip, in one dtype. bfloat16 arrays hold their bits as uint16.
 
-    Every call takes the tiling from the operator's host side, runs the kernel block after block on guarded copies of its arguments,
+    Each call takes the tiling from the operator's host side, runs the kernel block after block on guarded copies of its arguments,
     and raises KernelError if a rule is broken. cores: number of cores for the tiling (default: the chip's). reverse: True to run
     the last block first. After a call: `blocks` launched, and `transfers(kind)`.
     """
@@ -139,7 +139,7 @@ class Emulator:
 def bytes_ratio(rows: int, hidden: int, dtype: str = "float16", chip: str = "910B", residual: bool = False) -> float:
     """Return the bytes that a device moves for one dispatch (with residual: combine) of `rows` rows ÷ the fewest possible.
 
-    1.0 is every row read once and written once. From the shipped tiling; tests hold it against what the emulation counted.
+    1.0 means that every row is read once and written once. Computed from the shipped tiling; tests compare it with the emulation.
     """
     shape, operator = (rows, hidden), "ExpertCombine" if residual else "ExpertDispatch"
     moved, minimum = shipped_host().traffic(operator, chip, dtype, [shape, (rows,), shape if residual else None], rows)

@@ -28,7 +28,7 @@ Shapes = Sequence[tuple[int, ...] | None]
 
 
 class Tiling(ctypes.Structure):
-    """The struct RowsTilingData of `op_kernel/tiling_data.h`."""
+    """Tiling data of the operators: the struct RowsTilingData of `op_kernel/tiling_data.h`."""
 
     _fields_ = [
         (name, ctypes.c_uint32)
@@ -36,13 +36,13 @@ class Tiling(ctypes.Structure):
     ]
 
     def values(self) -> dict[str, int]:
-        """Return every field by name."""
+        """Return the value of every field, by name."""
         return {name: getattr(self, name) for name, *_ in self._fields_}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Result of a tiling function: its data, the blocks to launch and the bytes of workspace."""
+    """Result of an operator's tiling function: tiling data, number of blocks to launch, and bytes of workspace."""
 
     tiling: Tiling
     blocks: int
@@ -64,11 +64,11 @@ class Argument:
 
 
 class TilingError(Exception):
-    """A tiling or inference function of an operator returned GRAPH_FAILED."""
+    """Raised if a tiling or inference function of an operator returns GRAPH_FAILED."""
 
 
 class OpHost:
-    """Host sides of both operators, from the library of `compile_host` (default: of the shipped sources)."""
+    """Host sides (tiling, inference) of both Ascend C operators, from a library of `compile_host`; None: of the shipped sources."""
 
     def __init__(self, library: Path | None = None):
         self._library = ctypes.CDLL(str(library or compile_host()))
@@ -76,7 +76,7 @@ class OpHost:
         self._library.tile.restype = ctypes.c_int64
 
     def definitions(self) -> list[Argument]:
-        """Return every argument of every operator for every chip it is configured for, in the order of declaration."""
+        """Return the arguments of every operator for every chip that it supports, in the order of declaration."""
         arguments = []
         for line in self._library.definitions().decode().splitlines():
             operator, chip, way, name, need, layout, *variants = line.split()
@@ -109,7 +109,7 @@ class OpHost:
         return Launch(tiling, blocks.value, workspace.value)
 
     def infer(self, operator: str, dtype: str, shapes: Shapes) -> tuple[tuple[int, ...], str]:
-        """Return shape and dtype of the output; -1 is a size that is not known yet. Raises TilingError."""
+        """Return shape and dtype of an operator's output; -1 is a size that is not known yet. Raises TilingError."""
         out = (ctypes.c_int64 * (2 + _AXES))()
         if self._library.infer(operator.encode(), _packed(shapes), TYPES[dtype], out):
             raise TilingError(f"{operator}: shapes {shapes}")
@@ -118,7 +118,7 @@ class OpHost:
     def traffic(
         self, operator: str, chip: str, dtype: str, shapes: Shapes, read: int, cores: int | None = None
     ) -> tuple[int, int]:
-        """Return (bytes moved, fewest possible) by the tiling; `read` rows have an index that is not negative."""
+        """Return (bytes moved by the tiling, fewest possible). read: number of rows whose index is not negative."""
         soc, most = SOCS[chip]
         moved, minimum = ctypes.c_int64(), ctypes.c_int64()
         self._library.traffic(
@@ -135,13 +135,13 @@ class OpHost:
 
 
 def compile_host(project: Path = PROJECT, folder: Path | None = None) -> Path:
-    """Compile the host sides of `project` to a shared library, as `compile_harness`."""
+    """Compile the host sides of `project` to a shared library, kept in `folder` (None: the cache)."""
     return compile_harness("host.cpp", {}, project, folder)
 
 
 @cache
 def shipped_host() -> OpHost:
-    """Return the host sides as shipped, loaded once."""
+    """Return the host sides of the Ascend C operators as shipped, loaded once."""
     return OpHost()
 
 
