@@ -54,6 +54,7 @@ class Layout:
         self._grid = np.arange(self.ranks).reshape([getattr(parallel, name) for name in AXES])
 
     def coordinates(self, rank: int) -> RankCoordinates:
+        """Return the coordinates of a rank."""
         return RankCoordinates(*(int(i) for i in np.unravel_index(rank, self._grid.shape)))
 
     def peers(self, rank: int, *axes: str) -> list[int]:
@@ -122,10 +123,7 @@ def data_rank_of_sequences(config: Config) -> np.ndarray:
 
 
 def data_rank_of(config: Config, rank: int) -> int:
-    """Return the data-parallel index of a rank among all groups of its stage.
-
-    Ranks of a tensor group take the same sequences and have the same index.
-    """
+    """Return the data-parallel index of a rank among all groups of its stage; a tensor group has one index and one set of data."""
     return rank % config.parallel.stage_ranks // config.parallel.tensor
 
 
