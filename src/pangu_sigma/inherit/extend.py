@@ -61,6 +61,7 @@ class Origin:
 
     @property
     def given(self) -> bool:
+        """True if a source is named."""
         return self.domain is not None or self.dense is not None or self.scratch
 
 

@@ -60,6 +60,7 @@ class SlotRows:
 
     @property
     def used(self) -> int:
+        """Number of rows with a token."""
         return int((self.ids_R >= 0).sum())
 
     @property
