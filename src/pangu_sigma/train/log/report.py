@@ -59,10 +59,10 @@ class _Run:
 def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
     """Write `report/` in `run_folder`: the page report.html and its figures loss, optimizer, tokens_per_second, ecss, expert_load.
 
-    others: folders of further runs, drawn into the same figures and with tables of their own; nothing is written there.
+    others: folders of further runs, shown in the same figures and in further tables; nothing is written to these folders.
     Returns the path of the page, which needs no other file. A figure without data is left out (a model without RRE layers has no
     expert load). Each file is written atomically, and replaces that of an earlier report.
-    Raises FileNotFoundError if a run has no metrics.jsonl, EmptyLogError if that has no step, OSError for errors of the disk.
+    Raises FileNotFoundError if a run has no metrics.jsonl, EmptyLogError if the log has no step, OSError for errors of the disk.
     """
     runs = [_read(folder) for folder in (run_folder, *others)]
     logs = [run.log for run in runs]
