@@ -27,7 +27,7 @@ _PROTECTING = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"n
 
 
 class HostNames:
-    """Host names of this server, against DNS rebinding.
+    """Host names that requests to this server may name, as a defence against DNS rebinding.
 
     A page of another site may point its own name at this machine and reach the server through the browser of a local user. The
     browser sends that name as Host; IP addresses cannot be redirected in this way.
