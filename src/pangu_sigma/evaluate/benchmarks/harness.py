@@ -55,7 +55,7 @@ class HarnessModel(LM):
     """Model of lm-evaluation-harness: one domain of a model of this project.
 
     truncated: (task name, item number) of requests that were cut, or scored in windows, because they exceed the model's length.
-    kept: cache of answers, so that an evaluation resumes after a kill; None for no cache.
+    kept: cache of the answers, with which a killed evaluation resumes; None for no cache.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class HarnessModel(LM):
         return scores
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-probability of each whole text in nats, with the first token after an <eot>.
+        """Return the log-probability of each whole text in nats; an <eot> precedes its first token.
 
         A text that exceeds the model's length is scored in windows, each token once.
         """
