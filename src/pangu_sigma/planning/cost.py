@@ -51,9 +51,9 @@ bytes (`kernel` in docs/experiments/speed.md). `pangu-sigma doctor --speed` meas
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one update on the ranks of a stage, item by item; `step` is their sum.
+    """Estimated seconds of one training step on the ranks of a stage, item by item; `step` is their sum.
 
-    bubble: the wait for other stages. all_to_all: the seconds of hccs and network that belong to the exchange of rows.
+    bubble: wait for other stages. all_to_all: seconds of hccs and network that the exchange of experts' rows takes.
     """
 
     compute: float
@@ -74,10 +74,10 @@ class StepTime:
 
 
 def step_time(config: Config, experts_moved: float = 1.0, update_bandwidth: float | None = None) -> StepTime:
-    """Return the time of the slowest stage, with ECSS as configured.
+    """Estimate the step time of the slowest stage, with ECSS as configured.
 
-    experts_moved: number of experts moved and updated, divided by that of active experts. update_bandwidth: bytes per second of
-    Adam on a host; None: HOST_UPDATE_BANDWIDTH.
+    experts_moved: number of experts moved and updated, divided by the number of active experts. update_bandwidth: bytes per second
+    of Adam on a host; None: HOST_UPDATE_BANDWIDTH.
     """
     p = config.parallel.stages
     sent = [_sent(config, stage) for stage in range(p)]
@@ -89,13 +89,13 @@ def step_time(config: Config, experts_moved: float = 1.0, update_bandwidth: floa
 
 
 def step_time_all_experts(config: Config) -> StepTime:
-    """Return the time of the paper's baseline (6.3 times the step's): all experts, on the host, are moved and updated."""
+    """Estimate the step time of the paper's baseline, 6.3 times longer there: all experts on the host are moved and updated."""
     active = config.data.domains_per_step * config.model.experts_per_domain
     return step_time(config, experts_moved=config.experts / active)
 
 
 def tokens_per_second(config: Config, time: StepTime) -> float:
-    """Return the tokens of one update on all ranks, divided by the seconds of a step."""
+    """Return the training speed: tokens of one step on all ranks, divided by the seconds of the step."""
     return config.train.accumulation * config.train.batch_size * config.model.seq_length / time.step
 
 
