@@ -98,7 +98,7 @@ a line."""
 def sigma_config(yaml: dict[str, Any]) -> Config:
     """Convert a YAML in MindFormers' style to the project's configuration.
 
-    yaml: as read from the file, or with the keys that MindFormers adds.
+    yaml: tree of the file, or of the file with the keys that MindFormers adds.
     Raises ConfigError, naming the YAML's key: for an unknown key, a key of FIXED that is missing or has another value, a value in
     EMPTY, MindFormers' CheckpointMonitor (checkpoint_monitor.py says why), the file store (`pangu-sigma train` has it), and as
     `Config`.
