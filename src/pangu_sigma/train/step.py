@@ -35,11 +35,11 @@ class StepResult(NamedTuple):
     """Result of a training step: the tensors that its graph returns, which the host reads."""
 
     block_loss_GM: tuple[Tensor, ...]
-    """Weighted loss of each block; the sum is the loss of the update."""
+    """Weighted loss of each block (sequences of one domain); their sum is the loss of the step."""
     norm: Tensor
     """Global gradient norm before clipping."""
     applied: Tensor
-    """1.0; 0.0 if nothing was updated, because the gradients overflowed or the batch is a spike."""
+    """1.0 if the step updated the weights; 0.0 if gradients overflowed or the batch is a loss spike."""
     scale: Tensor
     """Loss scale that the step used."""
     norm_dense: Tensor | None = None

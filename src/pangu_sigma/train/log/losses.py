@@ -42,7 +42,7 @@ class Difference(NamedTuple):
 
 
 DIFFERENCE_FIGURES = ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se")
-"""Keys of a difference in JSON."""
+"""Keys of the JSON form of a difference of held-out losses."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class HeldOutLoss:
 
 
 FIGURES = ("se", "unigram", "bits_per_byte", "bits_per_byte_se", "tokens", "bytes", "samples", "held_out", "per_sample")
-"""Keys of an `evaluation` line besides `per_domain_loss`, each by domain."""
+"""Keys of an `evaluation` line of metrics.jsonl besides `per_domain_loss`, each with a value by domain."""
 
 _DIGITS = 4
 """Number of decimals of the nats of a sample in JSON; a sample has hundreds of tokens."""

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
-"""File and folder of the log in a run folder."""
+"""File of the metrics log, and folder of its TensorBoard files, in a run folder."""
 
 TRAFFIC = ("fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall")
 """Keys of a `step` line that only runs with a prefetcher have."""

@@ -35,15 +35,14 @@ from pangu_sigma.train.log.pictures import (
 )
 
 PAGE = Path("report/report.html")
-"""Path of the report in a run folder."""
+"""Path of the HTML report in a run folder."""
 BENCHMARKS = "benchmarks.json"
-"""File of benchmark results in a run folder: by task, metrics, counts, the domain that answered, and step of the checkpoint."""
+"""File of benchmark results in a run folder: metrics, counts, answering domain and checkpoint step of each task."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Run in a report: its log, configuration by key path, domains of its data manifest, and benchmark results by task; empty if
-    missing."""
+    """Run of a report: log, configuration by key path, domains of the data manifest, benchmarks by task; empty if missing."""
 
     log: RunLog
     config: dict[str, Any]

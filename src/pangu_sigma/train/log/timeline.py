@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "profile"
 TRACE = "trace.json"
-"""Folder of the timeline in a run folder, and its file."""
+"""Folder of the profiler timeline in a run folder, and file in it."""
 STEPS = 5
-"""Number of steps in a timeline."""
+"""Number of training steps in a profiler timeline."""
 _LOOP_ROW = {"pid": 1, "tid": 0}
 """Process and thread id in the trace for the row of the loop; MindSpore's processes begin with 2."""
 
