@@ -17,7 +17,7 @@ from pangu_sigma.domains import Domain
 Role = Literal["system", "user", "assistant"]
 
 CONTENT = "{content}"
-"""Placeholder of a message's text in a template."""
+"""Placeholder of a message's text in a chat template."""
 
 
 @dataclass(frozen=True)

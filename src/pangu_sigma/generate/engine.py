@@ -25,7 +25,7 @@ from pangu_sigma.generate.running import RunningText
 logger = logging.getLogger(__name__)
 
 OnChange = Callable[[Answer], None]
-"""Callback of an answer. The stepping thread calls it after each new token and at the end."""
+"""Callback with an answer, called by the thread that steps the engine after each new token and at the end."""
 
 _WORTH_COPYING = 16
 """Minimum length of a common prefix to share; copying a lane takes time too."""

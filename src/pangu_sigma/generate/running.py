@@ -16,7 +16,7 @@ from pangu_sigma.generate.sampling import log_probability
 from pangu_sigma.generate.spelling import IncrementalText, decode_in_parts
 
 Scored = tuple[float | None, tuple[tuple[int, float], ...]]
-"""Log-probability of a token, and the alternatives with theirs."""
+"""Log-probability of a token, and alternatives with their log-probabilities."""
 
 
 class RunningText:
@@ -86,8 +86,7 @@ class RunningText:
         return self.request.prompt_logprobs is not None and self.request.scored_from <= number
 
     def chunk(self, end: int, followed: bool = False) -> Chunk:
-        """Return the tokens to read up to `end`, and the number of logits needed. followed: True if a follower needs the last
-        logits."""
+        """Return the tokens to read up to `end`, and the number of logits needed. followed: a follower needs the last logits."""
         wanted = int(followed or self.wants(end))
         if self.request.prompt_logprobs is not None and not self.is_generating:
             wanted = max(wanted, end - max(self.read, self.request.scored_from - 1))

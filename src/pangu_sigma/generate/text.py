@@ -21,7 +21,7 @@ from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
 
 Prompt = tuple[str, str]
-"""Domain name, and text to continue."""
+"""Prompt of a generation: domain name, and text to continue."""
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,11 @@ class CpuDecoder:
         self._operators.copy(source, target, self._texts[source].length)
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        """Return the expert of each token of a text in each RRE layer, int [N, T]."""
         return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        """Read new tokens of several lanes together, and return the logits of each chunk, float32 [W, R]."""
         if not chunks:
             return []
         texts = self._texts_after(chunks)

@@ -57,12 +57,15 @@ class ExactModel:
         return x_TH
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
+        """Return rows of the query layer's position embedding table, float32 [T, H]."""
         return self._tensor("query_positions")[positions_T]
 
     def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
+        """Return residual + the FFN of a dense layer, each token alone."""
         return residual + self._ffn(normed, lambda name: self.weights.tensor(f"layers.{layer}.ffn.{name}"))
 
     def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
+        """Return residual + the FFN of each token's expert, each token alone."""
         y_TH = np.empty_like(normed)
         for number in np.unique(expert_T).tolist():
             mine = expert_T == number

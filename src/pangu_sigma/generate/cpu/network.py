@@ -18,7 +18,7 @@ LAYER_NORM_EPSILON = 1e-5
 """Epsilon of LayerNorm, as in training."""
 
 HostRows = TypeVar("HostRows")
-"""Rows [T, H] of float32, in the representation of the operators."""
+"""Type of the hidden states [T, H] float32 that operators take and return."""
 
 
 class Operators(Protocol[HostRows]):

@@ -125,10 +125,12 @@ class CpuOperators:
         return self._where_asking
 
     def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
+        """Return residual + the FFN of a dense layer."""
         self._ffns[layer](self._tokens)
         return residual
 
     def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
+        """Return residual + the FFN of each token's expert."""
         self._expert_T[: self._tokens] = expert_T
         self._ffns[self._model.dense_layers + layer](self._tokens, self._expert_address)
         return residual

@@ -75,9 +75,11 @@ class GraphDecoder:
             self._copy(as_tensor(np.array([source], np.int32)), as_tensor(np.array([target], np.int32)))
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        """Return the expert of each token of a text in each RRE layer, int [N, T]."""
         return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        """Read new tokens of several lanes in one call, and return the logits of each chunk, float32 [W, R]."""
         for chunk in chunks:
             self._check(chunk)
         found: list[list[np.ndarray]] = [[np.empty((0, self.config.model.slot_rows), np.float32)] for _ in chunks]

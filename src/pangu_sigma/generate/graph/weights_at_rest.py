@@ -25,7 +25,7 @@ from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Line
 from pangu_sigma.stored.export import SCALE_ENDING
 
 AtRest = Literal["float32", "float16", "int8"]
-"""Stored precision of matrices."""
+"""Stored precision of the matrices of an exported graph."""
 
 _MATRICES = ("weight", "w1", "w2", "embedding")
 _MOST = 127
