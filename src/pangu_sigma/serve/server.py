@@ -32,7 +32,7 @@ KEY_VARIABLE = "PANGU_SIGMA_API_KEY"
 _HEAD_BYTES = 64 << 10
 """Maximum size of request line and headers together."""
 LAST_SECONDS = 2
-"""Timeout in seconds for connections to close after the last answer."""
+"""Timeout in seconds for connections to close after the last answer when the server stops."""
 
 
 @dataclass(frozen=True)

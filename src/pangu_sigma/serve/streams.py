@@ -17,7 +17,7 @@ from pangu_sigma.serve.responses import ResponseBody
 _Result = TypeVar("_Result")
 
 DONE = "data: [DONE]\n\n"
-"""Last event of a stream."""
+"""Last server-sent event of a streaming response."""
 
 
 class ClientDisconnected(Exception):

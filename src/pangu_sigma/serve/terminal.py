@@ -28,7 +28,7 @@ HELP = """\
 /help              this
 /quit              the end, as Ctrl-D; Ctrl-C ends an answer
 Anything else is said to the model. Write // for a message that begins with /."""
-"""Help text of the commands of the chat."""
+"""Help text of the commands of a chat in the terminal."""
 
 
 @dataclass
@@ -78,8 +78,7 @@ class Chat:
         self.messages += [("user", text), ("assistant", reply)]
 
     def command(self, line: str) -> bool:
-        """Execute a command, a line that begins with /. Returns False if the command ends the chat. Raises UserError or
-        ApiError."""
+        """Execute a command, a line that begins with /. Returns False if it ends the chat. Raises UserError or ApiError."""
         word, _, rest = line.partition(" ")
         rest = rest.strip()
         match word:
