@@ -30,10 +30,10 @@ TASKS = Path(__file__).parent / "tasks"
 """Folder of this project's tasks for lm-evaluation-harness, for its --include_path."""
 
 CHINESE = "zh"
-"""Default domain: nearly all of this project's benchmarks are Chinese."""
+"""Default domain of benchmarks, since nearly all of this project's are Chinese."""
 
 LANES = 8
-"""Number of texts in a batch."""
+"""Number of texts in a batch of a benchmark."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ OWN_TASKS: dict[str, OwnTask] = {
     "translation_en_zh": OwnTask(translation.run, "bilingual", ("translations", "txt")),
     "dialogue": OwnTask(dialogue.run, "text", ("transcripts", "md")),
 }
-"""Benchmarks that run without the harness, by name."""
+"""Benchmarks that run without lm-evaluation-harness, by name."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ _ALIKE = 16
 """Length of the common prefix by which prompts are grouped; shorter ones are not worth sharing."""
 
 Pair = tuple[list[int], list[int]]
-"""Ids of a context, and of its continuation."""
+"""Token ids of a context, and of its continuation to score."""
 
 
 @register_model("pangu-sigma")
@@ -189,8 +189,7 @@ class HarnessModel(LM):
         return Request(self.domain, tuple(ids), most, Sampling(**sampling), self._seed, tuple(filter(None, stop)))
 
     def _scores(self, texts: Sequence[list[Pair]], what: str, quiet: bool) -> list[tuple[float, bool]]:
-        """Return for each text, given as pairs, the continuations' log-probability, and whether every token was the most likely
-        one."""
+        """Return for each text, given as pairs, the continuations' log-probability, and whether each token was the likeliest."""
         requests = []
         for context, continuation in (pair for pairs in texts for pair in pairs):
             ids = [*context, *continuation][-self.max_length :]

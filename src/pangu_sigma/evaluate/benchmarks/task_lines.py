@@ -15,9 +15,9 @@ from pangu_sigma.errors import DataError
 logger = logging.getLogger(__name__)
 
 TaskLine = dict[str, Any]
-"""Object of a line of a benchmark's file."""
+"""JSON object in a line of a benchmark's file."""
 FieldKind = type[str] | type[int] | type[list]
-"""Type of a field: a text, a whole number, or a list of texts."""
+"""Required type of a field in a benchmark's file: a text, a whole number, or a list of texts."""
 
 _EXPECTED = {str: "a text", int: "a whole number", list: "a list of texts"}
 _TOLD = 5

@@ -21,7 +21,7 @@ from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.train.log.losses import HeldOutLoss, finite_or_none, format_number
 
 DomainFigures = dict[str, dict[str, Any]]
-"""Metrics by domain, as values for JSON."""
+"""Held-out metrics by domain, as values for JSON."""
 
 
 def evaluate_run(path: Path, all: bool = False) -> DomainFigures:

@@ -16,7 +16,7 @@ from pangu_sigma.evaluate.sandbox import libc
 from pangu_sigma.evaluate.sandbox.program_limits import ProgramLimits
 
 WORK = "/work"
-"""The program's folder, the only one that it can write to."""
+"""Folder of a program in the sandbox, the only folder that the program can write to."""
 
 _SHOWN = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
 """Paths in the new root beside Python's folder: libraries and their index. No /proc, no /etc, no home."""

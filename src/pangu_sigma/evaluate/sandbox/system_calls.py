@@ -41,7 +41,7 @@ DENIED = {
     "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425),
 }
-"""Numbers of the denied calls on x86_64 and aarch64; None if the machine has no such call."""
+"""Numbers of the denied system calls on x86_64 and aarch64; None if an architecture has no such call."""
 
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Column of `DENIED`, and the kernel's number of the machine."""
