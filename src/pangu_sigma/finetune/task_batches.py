@@ -78,6 +78,7 @@ class TaskBatches(BatchLoader):
         super().__init__(config, Path(), tokenizer, table)
 
     def frequencies(self) -> np.ndarray:
+        """Return the token counts [D, V] of the answers of the training samples."""
         return self._training.frequencies(self.tokenizer.size)
 
     def _open(self, folder: Path, split: str) -> Samples:
