@@ -21,7 +21,7 @@ from pangu_sigma.launching.host.access import Host, ToolError
 from pangu_sigma.launching.host.npu_smi import chip_called, list_npus
 
 CHIP_VARIABLE = "PANGU_SIGMA_CHIP"
-"""Environment variable with the name of the chip."""
+"""Environment variable with the name of the Ascend chip."""
 
 _EVERY_CHIP = {
     # Seconds that a rank waits for the others when a group is first used. They come there after compiling, which takes minutes and

@@ -83,6 +83,7 @@ class Job:
 
     @property
     def ranks_here(self) -> range:
+        """Numbers of the ranks on this node."""
         return range(self.node * self.local, (self.node + 1) * self.local)
 
     @property

@@ -23,8 +23,7 @@ class Watchdog:
     """Watchdog of a node's ranks, by their heartbeats."""
 
     def __init__(self, folder: Path, seconds: float):
-        """folder: folder of the heartbeat files. seconds: limit for one activity of a rank, such as a step or a save; 0: no
-        limit."""
+        """folder: folder of the heartbeat files. seconds: limit for one activity of a rank, such as a step; 0: no limit."""
         self._folder, self._seconds = folder, seconds
         self._next_look = 0.0
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SECONDS = 30.0
-"""Timeout of a tool in seconds. npu-smi takes one or two; it hangs where the driver does. Our choice."""
+"""Timeout of a host's tool in seconds; our choice. npu-smi takes 1 or 2 s, and hangs if the driver hangs."""
 _TOOL_FOLDERS = ("usr/local/Ascend/driver/tools", "usr/local/sbin", "usr/local/bin")
 """Folders where the driver's package puts its tools; not every PATH has them."""
 

@@ -30,10 +30,10 @@ SUITES = {
     "2.9": Suite("9.0.0", "26.0.RC1", ("8.2", "8.3", "8.5", "9.0")),
     "2.10": Suite("9.1.0", None, ("8.2", "8.3", "8.5", "9.0", "9.1")),
 }
-"""Software suite by MindSpore's version. CANN and driver are from MindSpore Transformers' tables: 1.9.0 for 2.9, 2.0.0 for 2.10."""
+"""Software suite by MindSpore version. CANN and driver are from MindSpore Transformers' tables: 1.9.0 for 2.9, 2.0.0 for 2.10."""
 
 COMPUTE_UNITS = {"910a": "ascend910", "910b": "ascend910b", "910_93": "ascend910_93"}
-"""CANN's name for a family of chips in the folders of compiled operators."""
+"""CANN's name, in folders of compiled operators, for each family of chips."""
 
 _KERNELS = "built-in/op_impl/ai_core/tbe/kernel"
 _OURS = "pangu_sigma"
