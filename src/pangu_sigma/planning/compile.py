@@ -43,7 +43,7 @@ class CompiledCollective(CollectiveCalls):
     """Identical calls of a collective that MindSpore placed in a compiled step. Bytes of a call: the larger of input and output."""
 
     ranks: list[int] = field(compare=False)
-    """The first ranks of the group; for a Send or a Receive, the other rank."""
+    """First ranks of the group; for a Send or a Receive, the rank at the other end."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class PlacedParameter:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Training step of one rank as MindSpore compiled it."""
+    """Training step of one rank that MindSpore compiled without a device."""
 
     rank: int
     seconds: float

@@ -38,15 +38,15 @@ MATMUL_EFFICIENCY = 0.457
 """Fraction of the chip's peak rate that matrix multiplications reach. Fitted to the paper's step with ECSS."""
 
 MESSAGE_SECONDS = 4.0e-4
-"""Seconds for a message of an AlltoAll to another host, in addition to its bytes. Fitted to LocMoE's shares."""
+"""Seconds for each message of an AlltoAll to another host, in addition to the time of its bytes. Fitted to LocMoE's shares."""
 
 HOST_UPDATE_BANDWIDTH = 10.0e9
-"""Bytes per second that the Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it includes
-every cost that grew with the experts there. It is low: see MEASURED_UPDATE_BANDWIDTH."""
+"""Bytes per second that Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it includes every
+cost that grew with the experts. Low: see MEASURED_UPDATE_BANDWIDTH."""
 
 MEASURED_UPDATE_BANDWIDTH = 36.0e9
 """Bytes per second that the Adam of this repository reads and writes on two cores of a CPU: 39.36 ms for 50 M parameters of 28
-bytes (`kernel` in docs/experiments/speed.md). `pangu-sigma doctor --speed` measures another host; none of NPUs was measured."""
+bytes (`kernel` in docs/experiments/speed.md). `pangu-sigma doctor --speed` measures another host; no NPU host was measured."""
 
 
 @dataclass(frozen=True)

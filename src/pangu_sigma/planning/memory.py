@@ -106,8 +106,7 @@ def peak_stage(config: Config) -> int:
 
 
 def peak_host(config: Config) -> int:
-    """Return the host that needs most memory; the first of several equal ones. Ranks fill the hosts in the order of their
-    numbers."""
+    """Return the host that needs most memory; the first of equal ones. Ranks fill the hosts in order of their numbers."""
     if config.parallel.stages == 1:
         return 0  # no host has more ranks than the first
     size = chip_of(config).per_host

@@ -134,9 +134,9 @@ class CompiledPlan:
     """Training steps that MindSpore compiled for a plan."""
 
     steps: list[Compiled]
-    """The step of the first rank of each stage."""
+    """Compiled step of the first rank of each stage."""
     differences: list[str]
-    """Parameters and collectives that differ from the prediction; a plan with any is not to be trusted."""
+    """Parameters and collectives that differ from the prediction. Do not trust a plan with differences."""
 
 
 @dataclass(frozen=True)
@@ -154,28 +154,28 @@ class Plan:
     least_devices: int | None
     """Smallest number of NPUs on which a layout fits; None if 4,096 are not enough."""
     refused: str | None
-    """Reason why the Ascend step does not support this plan, which is then for comparison only; None if it does."""
+    """Reason why the Ascend step does not support this plan, which is for comparison only then; None if it is supported."""
     passes: int
     """Number of micro-batches of a step."""
     tokens_of_rank: int
     capacity: int
-    """Most rows that a rank sends to one expert; 0 without experts, and where there is no limit."""
+    """Maximum number of rows that a rank sends to one expert; 0 without experts or without a limit."""
     sent_rows: int
     """Number of rows that a rank sends to experts' ranks, and receives, in a pass of an RRE layer; 0 without experts."""
     multiplied_rows: int
     """Number of rows that the experts of a rank multiply in a pass of an RRE layer; 0 without experts."""
     fits: bool
     npu: MemoryTable
-    """Memory of the NPU that needs most."""
+    """Memory of the NPU that needs the most memory."""
     host: MemoryTable
-    """Memory of the host that needs most."""
+    """Memory of the host that needs the most memory."""
     stages: list[StagePlan]
     what_fits: dict[str, int | bool | str] | None
-    """Keys and values with which NPUs and hosts have room; None if they have it already, or if no values suffice."""
+    """Keys and values with which the plan fits NPUs and hosts; None if it fits already, or if no values suffice."""
     almost_fits: AlmostFits | None
-    """Keys with which the NPUs have room but a host has not, if none suffice for both; None if some do, or if none help."""
+    """Keys with which the plan fits the NPUs but not a host; None if `what_fits` or the plan itself fits, or if no keys help."""
     enough_devices: int | None
-    """Smallest of 2, 4, 8, … times as many NPUs that fits; None if this plan fits or can be made to, or if no number does."""
+    """Smallest number of NPUs, 2, 4, 8, … times as many, on which a plan fits; None if this plan or `what_fits` fits, or none."""
     variants: dict[str, Variant]
     """Memory of an NPU with one setting changed, by the name of the change."""
     all_experts: AllExperts | None
@@ -186,7 +186,7 @@ class Plan:
     """Step time with Adam as fast as measured; None if no experts are on the host."""
     tokens_per_second: float
     traffic_bytes: LinkBytes
-    """Bytes of a step by link, of the NPU that moves most."""
+    """Bytes that the NPU with most traffic sends in a step, by link."""
     compiled: CompiledPlan | None = None
 
     @property
@@ -236,8 +236,7 @@ class Plan:
 
 def laid_out(config: Config, devices: int, layouts: list[TimedLayout] | None = None) -> Config:
     """Return the configuration for `devices` ranks: unchanged if its parallel section has that number, else with a suggested
-    section. layouts: as in `suggest_layout`. Raises ConfigError if there is no layout, or if the configuration cannot be
-    planned."""
+    section. layouts: as in `suggest_layout`. Raises ConfigError if there is no layout, or the configuration cannot be planned."""
     if config.parallel.ranks == devices:
         check_layout(config)
         return config

@@ -17,7 +17,7 @@ from pangu_sigma.planning.tables import counted, layout_text
 from pangu_sigma.writable import check_file_writable
 
 SCANNED = tuple(8 << power for power in range(10))
-"""Numbers of NPUs to scan."""
+"""Numbers of NPUs for which a scan finds layouts."""
 
 _BAR = 20
 """Length of the longest bar, in characters."""
@@ -32,7 +32,7 @@ class ScanRow:
     npu_gib: float
     host_gib: float
     left: float
-    """Free fraction of the NPU's or of the host's memory, the smaller one; negative if it does not fit."""
+    """Free fraction of the memory of NPU or host, whichever is smaller; negative if the layout does not fit."""
     step_seconds: float
     tokens_per_second: float
 

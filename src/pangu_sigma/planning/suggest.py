@@ -111,8 +111,7 @@ def changes_that_fit_npus(config: Config) -> tuple[dict[str, int | bool | str], 
 
 
 def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Config]]:
-    """Yield every change of keys that may save memory, the smallest first, with the changed configuration. The first is no
-    change."""
+    """Yield every change of keys that may save memory, the smallest first, with the changed configuration; first no change."""
     train, recompute, ecss = config.train, config.parallel.recompute, config.ecss
     moments, before = list(dict.fromkeys((ecss.moments, "bfloat16"))), leaves(config.model_dump())
     for divisor, kind in itertools.product(_divisors(train.batch_size), moments):

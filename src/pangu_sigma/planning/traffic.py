@@ -70,10 +70,10 @@ TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
 """Communication groups, each as the axes along which its ranks differ."""
 
 EXCHANGES = ("AlltoAll", "AlltoAllV")
-"""Operators that exchange rows with experts on other ranks; nothing else uses them."""
+"""Collectives that exchange rows with experts on other ranks, and serve no other purpose."""
 
 STAGES = ("stages",)
-"""Axis of a Send or a Receive, whose other rank is in another stage."""
+"""Axis of a Send or a Receive: the other rank is in another pipeline stage."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class CollectiveCalls:
     group_size: int
     count: int
     nbytes: int
-    """Bytes of all `count` calls, each of its input or its output on this rank, whichever is larger."""
+    """Bytes of all `count` calls: for each, its input or its output on this rank, whichever is larger."""
 
 
 @dataclass(frozen=True)
