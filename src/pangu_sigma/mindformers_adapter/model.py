@@ -20,8 +20,7 @@ from pangu_sigma.mindformers_adapter.yaml_keys import SECTIONS
 class PanGuSigmaConfig(PretrainedConfig):
     """MindFormers configuration: the section `model.model_config` of a YAML, with the keys of `ModelConfig` and of `SECTIONS`.
 
-    tree: the project's whole configuration, in place of the keys. `PanGuSigmaTrainer` sets it, because the expert store needs the
-    optimizer's weight decay.
+    tree: whole configuration, in place of the keys. `PanGuSigmaTrainer` sets it: the store needs the optimizer's weight decay.
     """
 
     model_type = "pangu_sigma"
