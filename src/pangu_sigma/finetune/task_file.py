@@ -90,8 +90,8 @@ class TaskFile:
 def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer, quarantine: Quarantine) -> TaskFile:
     """Read a fine-tuning file of prompts and responses, or of messages.
 
-    option: command-line option that names the file, for messages. quarantine: receives the unusable lines. Raises DataError for a
-    file that cannot be read, or has no usable sample.
+    option: command-line option that names the file, for messages. quarantine: receives unusable lines. Raises DataError for a file
+    that cannot be read, or has no usable sample.
     """
     assert config.finetune is not None
     check_input(path, option)

@@ -42,7 +42,7 @@ MESSAGE_SECONDS = 4.0e-4
 
 HOST_UPDATE_BANDWIDTH = 10.0e9
 """Bytes per second that Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it includes every
-cost that grew with the experts. Low: see MEASURED_UPDATE_BANDWIDTH."""
+cost that grew with the experts there. This rate is low: see MEASURED_UPDATE_BANDWIDTH."""
 
 MEASURED_UPDATE_BANDWIDTH = 36.0e9
 """Bytes per second that the Adam of this repository reads and writes on two cores of a CPU: 39.36 ms for 50 M parameters of 28

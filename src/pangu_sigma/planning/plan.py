@@ -186,7 +186,7 @@ class Plan:
     """Step time with Adam as fast as measured; None if no experts are on the host."""
     tokens_per_second: float
     traffic_bytes: LinkBytes
-    """Bytes that the NPU with most traffic sends in a step, by link."""
+    """Bytes that the NPU with most traffic moves in a step, by link."""
     compiled: CompiledPlan | None = None
 
     @property

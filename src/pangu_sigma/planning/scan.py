@@ -73,7 +73,7 @@ class Scan:
 
 
 def scan(config: Config, picture: Path | None = None) -> Scan:
-    """Find the fastest layout on each number of NPUs in SCANNED; the axes of the parallel section are ignored.
+    """Find the fastest layout on each number of NPUs in SCANNED, whatever the axes of the parallel section.
 
     picture: file that `draw_scan` draws the result into. Raises ConfigError if the configuration cannot be laid out on any of them,
     and for a file name without a picture's ending.

@@ -20,7 +20,7 @@ _FAILURES = 3
 class EngineThread:
     """Thread that steps the engine. `submit` and `cancel` may be called from any thread.
 
-    failed: True after an error of the engine that ends the thread. on_failure: called once then, in the engine's thread.
+    failed: True after repeated errors of the engine, which end the thread. on_failure: called once then, in that thread.
     """
 
     def __init__(self, engine: Engine):

@@ -21,7 +21,8 @@ class BlockPlan(nn.Cell):
     """Routing plan of an exported graph, in blocks of rows of a single expert each.
 
     construct(ids_T, domains_T, positions_T, texts) -> active_NA, order_NAb, inverse_NT
-        texts: number of texts. active: expert of each block. order: token of each row. inverse: row of each token.
+        texts: number of texts, each of one domain. active: expert of each block. order: token of each row. inverse: row of each
+        token.
     """
 
     def __init__(self, table: RoutingTable):
