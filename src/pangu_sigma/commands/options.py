@@ -32,8 +32,8 @@ def add_command(
     *examples: str,
     run: Callable[[argparse.Namespace], int] | None = None,
 ) -> argparse.ArgumentParser:
-    """Declare a command. function: the function that it calls, whose defaults its options have. run: used instead of
-    `call_and_show`, returns the exit status. examples: arguments for the examples in its --help."""
+    """Declare a command. function: function of `api` that the command calls and whose defaults its options have. run: used in place
+    of `call_and_show`, returns the exit status. examples: arguments for the examples in the command's --help."""
     lines = [f"  pangu-sigma {name} {example}".rstrip() for example in examples]
     command = commands.add_parser(
         name,
@@ -47,7 +47,7 @@ def add_command(
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the defaults of a function's parameters by name; tuples as lists, to which argparse appends."""
+    """Return the defaults of a function's parameters by name; tuples become lists, to which argparse appends."""
     defaults = {each.name: each.default for each in inspect.signature(function).parameters.values()}
     return {
         name: list(default) if isinstance(default, tuple) else default
@@ -134,8 +134,7 @@ def check_json(options: argparse.Namespace) -> None:
 
 
 def load_or_print_config(options: argparse.Namespace) -> bool:
-    """Load the configuration with its overrides into the options, and print it for --print-config. Returns True if it was
-    printed."""
+    """Load the configuration with its overrides into the options. With --print-config, print the configuration and return True."""
     if "print_config" not in options:
         return False
     if not isinstance(options.config, Config):
@@ -147,13 +146,13 @@ def load_or_print_config(options: argparse.Namespace) -> bool:
 
 
 def call(function: Callable[..., Any], options: argparse.Namespace) -> Any:
-    """Call a function with the options that have the names of its parameters."""
+    """Call a function of `api` with those options of a command that are named as its parameters."""
     given = vars(options)
     return function(**{name: given[name] for name in inspect.signature(function).parameters if name in given})
 
 
 def call_and_show(function: Callable[..., Any], options: argparse.Namespace) -> int:
-    """Call a function, show its result, and return the exit status; or print the configuration if --print-config asks for it."""
+    """Call a function of `api`, show its result, and return the exit status; with --print-config only print the configuration."""
     if load_or_print_config(options):
         return 0
     result = call(function, options)
@@ -167,7 +166,7 @@ def call_and_show(function: Callable[..., Any], options: argparse.Namespace) -> 
 
 
 def show(result: Any, file: str | None) -> None:
-    """Print a result, or write it as JSON to the file of --json."""
+    """Print the result of a command, or write it as JSON to the file of --json."""
     if file is None:
         print(result)
         return

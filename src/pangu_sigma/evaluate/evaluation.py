@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def benchmark_model(model: Path, asked: BenchmarkRequest, file: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Run benchmarks on a run or an export, and return {task: {metric: value, …, "n", "skipped", "truncated"}}.
+    """Run benchmarks on a trained run or an exported model, and return {task: {metric: value, …, "n", "skipped", "truncated"}}.
 
     file: file to write the result to as JSON; until then, answers are cached beside it. The results of a run are also written to
-    its folder. Raises as `run_benchmarks`.
+    its folder. Raises the errors of `run_benchmarks`.
     """
     cache = kept_beside(file, model, asked) if file is not None else None
     tasks = figures_of(run_benchmarks(model, asked, cache, file))

@@ -19,7 +19,7 @@ _EXPECTED = '{"prompt": …, "response": …} or {"messages": [{"role": …, "co
 
 @dataclass(frozen=True)
 class Conversation:
-    """Conversation in a domain, to fine-tune on; its last message is an answer."""
+    """Fine-tuning conversation in a domain; its last message is an answer."""
 
     domain: str
     messages: Messages
@@ -32,9 +32,9 @@ class Conversation:
 
 
 def parse_conversation(line: bytes, domains: Domains, usual: str) -> Conversation:
-    """Parse a line with `{"prompt", "response"}` or `{"messages"}`, and optionally `domain`; other keys are ignored.
+    """Parse a fine-tuning line: `{"prompt", "response"}` or `{"messages"}`, optionally with `domain`; other keys are ignored.
 
-    usual: domain of a line that names none. Raises RejectedLine for anything else.
+    usual: domain of a line that names none. Raises RejectedLine for any other line.
     """
     record = json_object(line)
     check_unique_keys(record, (*_PAIR, *_CONVERSATION, "domain"))

@@ -20,12 +20,12 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 
 class TooLong(Exception):
-    """Error of a sample that does not fit even when cut; its argument says what is too long."""
+    """Error of a fine-tuning sample that does not fit even when cut; the message says what is too long."""
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """Tokenized fine-tuning sample. ids_T: prompt, answer, <eot>. answer: number of ids before the answer. cut: True if cut."""
+    """Tokenized fine-tuning sample. ids_T: prompt, answer, <eot>. answer: index of its start. cut: True if the prompt was cut."""
 
     ids_T: np.ndarray
     answer: int

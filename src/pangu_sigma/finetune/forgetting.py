@@ -15,9 +15,9 @@ _KEPT = ("loss", "tokens", "samples")
 
 
 def measure_forgetting(run: Path, parent: Path, parent_hash: str) -> dict[str, Any]:
-    """Measure the held-out loss of each domain before and after, in nats per token, and the difference with its standard error.
+    """Measure each domain's held-out loss before and after tuning, in nats per token, and the difference with its standard error.
 
-    parent_hash: `hash` of the model that the run began with. Returns {"domains": …}, or {"skipped": reason} if the parent has
+    parent_hash: `hash` of the model that the run started from. Returns {"domains": …}, or {"skipped": reason} if the parent has
     changed, or if it or its text is missing.
     """
     try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], most: int, together: bool) -> list[list[int]]:
-    """Return the sample numbers of each sequence of at most `most` ids.
+    """Pack samples into sequences of at most `most` ids, and return the sample numbers of each sequence.
 
     together: False to give each sample its own sequence. Sequences, and the samples in them, are in the order of the file.
     """

@@ -29,7 +29,7 @@ TASK_SECTIONS = ("finetune", "chat", "train")
 
 @dataclass(frozen=True)
 class Task:
-    """Fine-tuning task and the user's overrides. tree: the task's keys. given: paths of the keys that task or user have set."""
+    """Fine-tuning task with the user's overrides. tree: the task's keys. given: paths of the keys that task or user sets."""
 
     tree: dict[str, Any]
     given: frozenset[str]
@@ -38,8 +38,8 @@ class Task:
     def config(self, parent: Config, domains: Sequence[str] = (), sequences: int = 1) -> Config:
         """Return the configuration of a run that is tuned to the task.
 
-        domains, sequences: the domains of its samples, and the number of sequences that they fill; none and 1 before they are
-        read. Raises ConfigError for invalid keys and values, and for those that do not fit the parent's arrays.
+        domains, sequences: domains of the task's samples, and number of sequences that they fill; none and 1 before the samples are
+        read. Raises ConfigError for invalid keys and values, and for keys that do not fit the parent's weights.
         """
         tree = absolute_paths(parent).model_dump(mode="json") | {"finetune": {}}
         tree = _merged(tree, self.tree)
@@ -91,9 +91,9 @@ def read_task(
     domain: str | None = None,
     overrides: Sequence[Override] = (),
 ) -> Task:
-    """Read a shipped fine-tuning task by its name, or one from a YAML file. learn, domain: the user's values for its keys.
+    """Read a shipped fine-tuning task by its name, or a task from a YAML file. learn, domain: the user's values for these keys.
 
-    Raises ConfigError for an unknown name, with a list of the shipped ones, and for a file that is no task.
+    Raises ConfigError for an unknown name, with a list of the shipped tasks, and for a file that is no task.
     """
     path = config_path(name_or_path, "finetune")
     tree = read_tree(path)
@@ -126,7 +126,7 @@ def _refuse_other_model(parent: Config, child: Config) -> None:
 
 
 def learned_parameters(config: Config) -> int:
-    """Return the number of parameters that are trained in a tuned run: those that its samples reach."""
+    """Return the number of parameters that a fine-tuning run trains: those that its samples reach."""
     assert config.finetune is not None
     options, model, count = config.finetune, config.model, config.num_params()
     experts = count.experts // config.experts * model.experts_per_domain * len(options.domains)

@@ -22,7 +22,7 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 
 class TaskSamples(Samples):
-    """Samples of a fine-tuning task as sequences: one sample or several packed ones, then <pad>. A domain may have none."""
+    """Sequences of a fine-tuning task: one or several packed samples, then <pad>. A domain may have no sequences."""
 
     def __init__(self, config: Config, samples: Sequence[list[EncodedSample]], tokenizer: Tokenizer):
         """samples: the tokenized samples of each domain."""
@@ -34,14 +34,14 @@ class TaskSamples(Samples):
         self.weights = [float(count) for count in self.counts]
 
     def read(self, domain: int, number: int) -> np.ndarray:
-        """Return the ids of one sequence, int32 [S + 1]."""
+        """Return the token ids of one sequence of a domain, int32 [S + 1]."""
         ids = np.full(self._length + 1, self._pad, np.int32)
         packed = np.concatenate([s.ids_T for s in self._pack(domain, number)])
         ids[: len(packed)] = packed
         return ids
 
     def counted(self, domain: int, number: int) -> np.ndarray:
-        """Return the loss mask of one sequence, bool [S]: True where the next token belongs to an answer or is its <eot>."""
+        """Return a sequence's loss mask, bool [S]: True where the next token belongs to an answer or is its <eot>."""
         counted, start = np.zeros(self._length + 1, bool), 0
         for sample in self._pack(domain, number):
             counted[start + sample.answer : start + len(sample.ids_T)] = True
@@ -49,13 +49,13 @@ class TaskSamples(Samples):
         return counted[1:]
 
     def frequencies(self, vocabulary: int) -> np.ndarray:
-        """Return the token counts [D, V] of the answers."""
+        """Return the token counts [D, V] of the answers, for the unigram baseline."""
         ids = [[s.ids_T[s.answer :] for s in own] for own in self._samples]
         return np.stack([np.bincount(np.concatenate(own or [np.array([], int)]), minlength=vocabulary) for own in ids])
 
     @property
     def hash(self) -> str:
-        """Hash of the sequences and their loss masks."""
+        """Hash over the sequences and their loss masks."""
         digest = xxhash.xxh3_128()
         for domain, count in enumerate(self.counts):
             for number in range(count):
@@ -78,6 +78,7 @@ class TaskBatches(BatchLoader):
         super().__init__(config, Path(), tokenizer, table)
 
     def frequencies(self) -> np.ndarray:
+        """Return the token counts [D, V] of the answers of the training samples."""
         return self._training.frequencies(self.tokenizer.size)
 
     def _open(self, folder: Path, split: str) -> Samples:

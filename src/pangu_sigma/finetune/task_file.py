@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SampleCounts:
-    """Counts of a domain's lines and samples in a fine-tuning file. A line has a sample for each of its answers.
+    """Counts of a domain's lines and samples in a fine-tuning file. A line gives one sample for each of its answers.
 
-    cut: samples whose prompts were cut. left_out: samples that are too long, by reason. tokens, counted: ids of the samples, and
-    those in the loss. sequences: number of sequences that they fill.
+    cut: number of samples with cut prompts. left_out: number of samples that are too long, by reason. tokens, counted: number of
+    tokens of the samples, and of tokens in the loss. sequences: number of sequences that the samples fill.
     """
 
     lines: int = 0
@@ -42,7 +42,7 @@ class SampleCounts:
     sequences: int = 0
 
     def take(self, sample: EncodedSample) -> None:
-        """Add a sample to the counts."""
+        """Add a tokenized sample to the counts."""
         self.samples += 1
         self.cut += sample.cut
         self.tokens += len(sample.ids_T)
@@ -51,7 +51,7 @@ class SampleCounts:
 
 @dataclass
 class TaskFile:
-    """Contents of a fine-tuning task's file.
+    """Contents of a fine-tuning task's file of samples, tokenized.
 
     samples: tokenized samples of each domain. accounts: counts by the domain's name. skipped: number of unusable lines by reason.
     examples: file:offset and detail of the first such line by reason. xxh3_128: hash of the file.
@@ -78,7 +78,7 @@ class TaskFile:
         return TaskSamples(self.config, self.samples, self.tokenizer)
 
     def hashes(self) -> dict[str, str]:
-        """Return the fine-tuning file's path, its hash, and that of its `TaskSamples`."""
+        """Return the fine-tuning file's path, the file's hash, and the hash of its `TaskSamples`."""
         return {"path": str(self.path), "xxh3_128": self.xxh3_128, "samples": self.sequences.hash}
 
     def facts(self) -> dict[str, Any]:
@@ -90,8 +90,8 @@ class TaskFile:
 def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer, quarantine: Quarantine) -> TaskFile:
     """Read a fine-tuning file of prompts and responses, or of messages.
 
-    option: the file's command-line option, for messages. quarantine: receives the unusable lines of this file, and perhaps of
-    others. Raises DataError for a file that cannot be read, or has no usable sample.
+    option: command-line option that names the file, for messages. quarantine: receives unusable lines. Raises DataError for a file
+    that cannot be read, or has no usable sample.
     """
     assert config.finetune is not None
     check_input(path, option)

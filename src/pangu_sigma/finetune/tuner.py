@@ -18,10 +18,10 @@ from pangu_sigma.train.start import StartOptions
 
 @dataclass
 class BestState:
-    """Best state of a fine-tuning run so far.
+    """Best state of a fine-tuning run so far, by the loss on the dev set.
 
-    step: its step. loss: on the dev set, in nats per token in the loss; None while unknown. before: loss at step 0. stale: number
-    of consecutive evaluations since without improvement.
+    step: step of the best state. loss: its loss on the dev set, in nats per token; None while unknown. before: loss at step 0.
+    stale: number of evaluations since the best state.
     """
 
     step: int = 0
@@ -41,10 +41,10 @@ class BestState:
 
 
 class Tuner(Trainer):
-    """Trainer that fine-tunes a run on a task, on one CPU process. `best` is its best state, whose checkpoint is never pruned."""
+    """Trainer that fine-tunes a run on a task, in one CPU process. `best`: best state so far; its checkpoint is never pruned."""
 
     def __init__(self, run: RunFolder, training: TaskSamples, dev: TaskSamples | None):
-        """run: a run folder with a checkpoint. dev: the dev set; None for no evaluation, then the last state is the best."""
+        """run: run folder with a checkpoint. dev: the dev set; with None nothing is evaluated, and the last state is the best."""
         nothing = TaskSamples(run.config, [[] for _ in run.config.domains], run.tokenizer)
         self._opened, self._training, self._dev = run, training, nothing if dev is None else dev
         super().__init__(run.config, run.path)
@@ -52,7 +52,7 @@ class Tuner(Trainer):
         self.saver.spared = frozenset([self.best.step])
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
-        """Return the run that is already open."""
+        """Return the run folder that is already open."""
         return self._opened
 
     def open_batches(self, split: str) -> BatchLoader:

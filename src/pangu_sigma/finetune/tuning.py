@@ -48,7 +48,7 @@ QUARANTINE, RESULT = "quarantine.jsonl", "result.json"
 
 @dataclass(frozen=True)
 class TuningRequest:
-    """Request for fine-tuning: task name or file, files of training samples and dev set, and arguments of `read_task`."""
+    """Options of fine-tuning: task name or file, files of training samples and dev set, and arguments of `read_task`."""
 
     task: str | Path
     train_file: Path
@@ -63,7 +63,7 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
 
     lock: False to write even if the file system has no locks.
     Returns the result that `format_result` formats; None if SIGTERM stopped the run. A finished run is not trained again.
-    Raises ConfigError, DataError, CheckpointError for errors that the user can fix, and as `train_to_end`.
+    Raises ConfigError, DataError, CheckpointError for errors that the user can fix, and UnhealthyRun if training fails.
     """
     parent, task = open_model(path, "run"), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
     first, begins = task.config(parent.config), kind_of(into) != "run"
@@ -191,13 +191,13 @@ def _learned(config: Config) -> dict[str, Any]:
 
 
 def learns_text(result: dict[str, Any]) -> str:
-    """Format the number of trained parameters of a result in one line."""
+    """Format the number of parameters that a fine-tuning run trains, in one line."""
     learned, total = result["parameters"]["learn"], result["parameters"]["all"]
     return f"learn {result['learn']}: {learned:,} of {total:,} parameters ({learned / total:.1%})"
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """Format a result as the tables that `pangu-sigma finetune` prints."""
+    """Format a fine-tuning result as the tables that `pangu-sigma finetune` prints."""
     best = result["best"]
     lines = [format_file(result[name]) for name in ("train_file", "dev_file") if result[name] is not None]
     lines.append(learns_text(result))

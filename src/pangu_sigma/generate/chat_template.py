@@ -17,7 +17,7 @@ from pangu_sigma.domains import Domain
 Role = Literal["system", "user", "assistant"]
 
 CONTENT = "{content}"
-"""Placeholder of a message's text in a template."""
+"""Placeholder of a message's text in a chat template."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class ChatTemplate:
 
     @staticmethod
     def of(domain: Domain, chosen: ChatConfig) -> ChatTemplate:
-        """Return the template of a domain: the configuration's, with defaults by language for what it leaves out."""
+        """Return the template of a domain: that of the configuration, with the defaults of the language for missing texts."""
         own = {name: value for name, value in chosen if value is not None}
         if chosen.stop is not None:
             own["stop"] = tuple(chosen.stop)
         return replace(_USUAL[domain.language], **own)
 
     def prompt(self, messages: Iterable[tuple[Role, str]]) -> str:
-        """Format messages and the beginning of an answer."""
+        """Format the messages of a chat, followed by the beginning of an answer."""
         formatted = "".join(getattr(self, role).replace(CONTENT, text) for role, text in messages)
         return formatted + self._beginning.rstrip(" ")
 
@@ -52,7 +52,7 @@ class ChatTemplate:
         return self.assistant.partition(CONTENT)[0]
 
     def jinja(self) -> str:
-        """Return the template in Jinja, which formats messages with the same result."""
+        """Return an equivalent chat template in Jinja."""
         roles = {"system": self.system, "user": self.user, "assistant": self.assistant}
         cases = []
         for number, (role, text) in enumerate(roles.items()):

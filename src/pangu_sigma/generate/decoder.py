@@ -19,10 +19,10 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Chunk:
-    """New tokens of the text in a lane.
+    """New tokens of one text for a decoder to read.
 
-    lane: number of the lane. ids: one or more tokens that follow those in the lane. wanted: number of tokens, counted from the
-    last, whose successors' logits are requested: 0 … len(ids).
+    lane: number of the text's lane. ids: one or more tokens that follow those in the lane. wanted: number of tokens, counted from
+    the last, whose successors' logits are requested: 0 … len(ids).
     """
 
     lane: int
@@ -31,7 +31,7 @@ class Chunk:
 
 
 class Decoder(Protocol):
-    """Model with a KV cache of `lanes` texts, each of up to model.seq_length tokens.
+    """Interface to a model with a KV cache of `lanes` lanes, each for one text of up to model.seq_length tokens.
 
     An <eot> ends a document as in training: later tokens start at position 0 and do not attend to earlier ones.
     """
@@ -41,10 +41,10 @@ class Decoder(Protocol):
     lanes: int
 
     def begin(self, lane: int, domain: Domain) -> None:
-        """Empty a lane for a text of a domain."""
+        """Empty a lane of the KV cache for a new text of a domain."""
 
     def copy(self, source: int, target: int) -> None:
-        """Copy the lane `source` to the lane `target`, so that several texts share a prefix."""
+        """Copy the text in lane `source` to lane `target`, so that several texts share a prefix that is read once."""
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
         """Read new tokens of several lanes, at most one chunk of each, together.
@@ -59,7 +59,7 @@ class Decoder(Protocol):
 
 
 def experts_by_table(table: RoutingTable, tokenizer: Tokenizer, domain: Domain, ids: list[int]) -> np.ndarray:
-    """Return `Decoder.experts` from the routing table of a model. Raises ConfigError for an id that the domain cannot read."""
+    """Look up the result of `Decoder.experts` in a routing table. Raises ConfigError for an id that the domain cannot read."""
     tokenizer.rows(ids, domain)
     ids_T = np.asarray(ids, np.int64)
     _, positions_T = documents_and_positions(ids_T, tokenizer.eot)

@@ -25,18 +25,18 @@ from pangu_sigma.generate.running import RunningText
 logger = logging.getLogger(__name__)
 
 OnChange = Callable[[Answer], None]
-"""Callback of an answer. The stepping thread calls it after each new token and at the end."""
+"""Callback with an answer, called by the thread that steps the engine after each new token and at the end."""
 
 _WORTH_COPYING = 16
 """Minimum length of a common prefix to share; copying a lane takes time too."""
 
 
 class QueueFull(UserError, RuntimeError):
-    """Error of a request that finds the queue full."""
+    """Error of a request to an engine whose queue is full."""
 
 
 class Engine:
-    """Engine that generates the answers to requests with one decoder, whose lanes nobody else uses.
+    """Continuous-batching engine that answers requests with one decoder. No one else may use the decoder's lanes.
 
     `submit` and `cancel` may be called by any thread at any time. `step` does the work; threads that step wait for each other.
     """
@@ -52,7 +52,7 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Number of texts that have a lane."""
+        """Number of texts that have a lane, and so are read or generated."""
         return len(self._texts)
 
     @property
@@ -104,7 +104,7 @@ class Engine:
             return True
 
     def complete(self, requests: Sequence[Request], on_change: OnChange | None = None) -> list[Answer]:
-        """Answer these requests, and any others submitted meanwhile. If interrupted, cancels its unfinished answers.
+        """Submit requests and step until all are answered. If interrupted, cancel their unfinished answers.
 
         Raises ConfigError, before anything is read, for a request that this model cannot answer.
         """
@@ -123,7 +123,7 @@ class Engine:
         return answers
 
     def is_unfinished(self, answer: Answer) -> bool:
-        """Return False once an answer is finished. Raises RuntimeError if it was cancelled, because its caller needs all of it."""
+        """Return False once an answer is finished. Raises RuntimeError if it was cancelled, because callers need it complete."""
         if answer.finish == "cancelled":
             raise RuntimeError(
                 "an answer was broken off: the model failed in another thread's step, or it was cancelled"
@@ -131,7 +131,7 @@ class Engine:
         return answer.finish is None
 
     def submit_when_free(self, request: Request, on_change: OnChange | None = None) -> Answer:
-        """Submit a request, after as many steps as needed until the queue has room."""
+        """Step until the queue has room, and submit a request. Raises ConfigError as `submit`."""
         while True:
             try:
                 return self.submit(request, on_change)
@@ -141,7 +141,7 @@ class Engine:
     def logits(self, domain: Domain, ids: Sequence[int]) -> np.ndarray:
         """Return the logits of the token after `ids`, float32 [R]; rows that hold no token have -inf.
 
-        Raises ConfigError for ids that `submit` refuses.
+        Raises ConfigError for ids that the model cannot read.
         """
         self.check(Request(domain, tuple(ids)))
         with self._stepping:

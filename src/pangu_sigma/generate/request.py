@@ -20,9 +20,9 @@ class Request:
 
     domain: domain whose experts and slot are used. ids: the prompt, at least one token.
     max_new_tokens: maximum number of new tokens; 0 only scores the prompt. The answer also ends at model.seq_length.
-    seed: of this answer's own random generator.
-    stop: strings; the answer's text ends before the one that is complete first. stop_ids: token ids that end it, as <eot> does.
-    logprobs: number of alternatives to report with the log-probability of each new token; None for neither.
+    seed: seed of the random generator of this answer alone.
+    stop: strings; the answer's text ends before the first complete one. stop_ids: token ids that end the answer, as <eot> does.
+    logprobs: number of alternatives to report with the log-probability of each new token; None to report nothing.
     prompt_logprobs: the same for the tokens of the prompt. scored_from: number of the first of them that is scored; 1 or more,
     because nothing precedes the first token.
     ignore_eot: True to go on after <eot>, with a new document. logit_bias: (token id, value added to its logit) before penalties.
@@ -44,14 +44,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """Token of a prompt or an answer.
+    """Token of a prompt or an answer, with its probability and experts.
 
     text: the characters that are certain with this token, "" while a character or a possible stop string is incomplete; the texts
     of all tokens, joined, are the whole text.
     logprob: natural logarithm of its probability in the model's own distribution (temperature 1, before bias and penalties); None
     if it was not requested, or if the token is the first.
     top: ids of the most likely tokens here with their log-probabilities, most likely first.
-    experts: its expert in each RRE layer, numbered within the group of its domain.
+    experts: expert of the token in each RRE layer, numbered within the group of its domain.
     """
 
     id: int
@@ -89,7 +89,7 @@ class Answer:
 
 
 def check_fits(request: Request, tokenizer: Tokenizer, seq_length: int) -> None:
-    """Raise ConfigError for a request that this model cannot answer."""
+    """Raise ConfigError for a request that a model with this tokenizer and sequence length cannot answer."""
     check_request(request.max_new_tokens, request.seed)
     for name in ("logprobs", "prompt_logprobs"):
         if (most := getattr(request, name)) is not None:

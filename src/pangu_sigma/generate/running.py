@@ -16,13 +16,13 @@ from pangu_sigma.generate.sampling import log_probability
 from pangu_sigma.generate.spelling import IncrementalText, decode_in_parts
 
 Scored = tuple[float | None, tuple[tuple[int, float], ...]]
-"""Log-probability of a token, and the alternatives with theirs."""
+"""Log-probability of a token, and alternatives with their log-probabilities."""
 
 
 class RunningText:
-    """Prompt and answer of a request in the engine.
+    """State of one request in the engine: its prompt, and the answer so far.
 
-    lane: lane of the decoder. read: number of its tokens that the lane holds. to_read: number of prompt tokens that the model must
+    lane: lane of the decoder. read: number of the text's tokens in that lane. to_read: number of prompt tokens that the model must
     read for this request. leader: another text with the same first `shared` tokens, which reads them for both. finish: finish
     reason of the answer; None before.
     """
@@ -48,7 +48,7 @@ class RunningText:
         return len(self._ids) > self._prompt
 
     def shared_with(self, other: RunningText) -> int:
-        """Return the length of the common prefix, if another text, which has not read all of it, can read it for both; else 0."""
+        """Return the length of the common prefix, if `other` has still to read it and can do so for both texts; else 0."""
         mine, its = self.request, other.request
         if other.leader is not None or mine.domain != its.domain:
             return 0
@@ -66,8 +66,8 @@ class RunningText:
         self._scores = leader._scores[: number + 1 - self.request.scored_from] if self._scores_up_to(number) else []
 
     def join_prefix(self, leader: RunningText, logits_1R: np.ndarray) -> None:
-        """Take over the first `shared` tokens, the last of which the leader has just read. logits_1R: for the token after it,
-        which may differ between the two texts; no row if this text does not need it."""
+        """Take over the `shared` tokens, the last of which the leader has just read. logits_1R: logits of the token after the
+        prefix, which may differ between the two texts; no row if this text does not need them."""
         self.take_part_of_prefix(leader, self.shared - 1)
         last = self.chunk(self.shared)
         self.take(last, logits_1R[: last.wanted])
@@ -78,7 +78,7 @@ class RunningText:
 
     @property
     def needs_lane(self) -> bool:
-        """True if more is to be read than is shared, or the answer goes on from there."""
+        """True if the text has tokens to read after the shared prefix, or generates an answer."""
         return self.shared < self.to_read or self._most > 0
 
     def _scores_up_to(self, number: int) -> bool:
@@ -86,15 +86,14 @@ class RunningText:
         return self.request.prompt_logprobs is not None and self.request.scored_from <= number
 
     def chunk(self, end: int, followed: bool = False) -> Chunk:
-        """Return the tokens to read up to number `end`, and how many logits are needed; followed: True if a follower needs the
-        last."""
+        """Return the tokens to read up to `end`, and the number of logits needed. followed: a follower needs the last logits."""
         wanted = int(followed or self.wants(end))
         if self.request.prompt_logprobs is not None and not self.is_generating:
             wanted = max(wanted, end - max(self.read, self.request.scored_from - 1))
         return Chunk(self.lane, self._ids[self.read : end], wanted)
 
     def take(self, chunk: Chunk, logits_WR: np.ndarray) -> None:
-        """Use the logits of a chunk: score the prompt, or append the next token."""
+        """Use the logits of a chunk: score prompt tokens, or sample the next token."""
         self.read += len(chunk.ids)
         if not self.is_generating:
             if self.request.prompt_logprobs is not None:

@@ -23,7 +23,7 @@ _MOST_ADDED = 2.0
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling options. A new one is a field here with its range, its use in `choose`, and an option of the command `generate`.
+    """Sampling options of generated text. A new option is a field with its range, used in `choose` and in the command `generate`.
 
     temperature: 0 takes the most likely token (greedy); higher values draw more evenly.
     top_k: draw from this many most likely tokens only; 0 keeps every token.
@@ -64,7 +64,7 @@ class Sampling:
     def choose(
         self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int], rng: np.random.Generator
     ) -> int:
-        """Return the row of the next token. prompt, answer: rows of the tokens that occurred already, for the penalties."""
+        """Choose the next token and return its row. prompt, answer: rows of the tokens that precede it, for the penalties."""
         if self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty:
             logits_R = self._penalised(logits_R.astype(np.float64), prompt, answer)
         if self.temperature == 0:
@@ -106,7 +106,7 @@ class Sampling:
 
 
 def log_probability(logits_R: np.ndarray, row: int, most: int) -> tuple[float, list[tuple[int, float]]]:
-    """Return a row's log-probability (natural), and the `most` most likely rows with theirs, most likely first.
+    """Return the natural log-probability of a row, and the `most` most likely rows with their log-probabilities, likeliest first.
 
     Computed in float64; rows that hold no token have the logit -inf, and are never among the most likely.
     """
@@ -120,19 +120,19 @@ def log_probability(logits_R: np.ndarray, row: int, most: int) -> tuple[float, l
 
 
 def check_request(max_new_tokens: int, seed: int) -> None:
-    """Raise ConfigError for an invalid number of tokens or seed."""
+    """Raise ConfigError for an invalid seed or number of new tokens of a generation request."""
     check_count("max_new_tokens", max_new_tokens)
     check_count("seed", seed)
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise ConfigError unless a value is a whole number of at least 0. name: its name, for the message."""
+    """Raise ConfigError unless a value is a whole number of at least 0. name: name of the value, for the message."""
     if not (_is_whole(value) and value >= 0):  # type: ignore[operator]
         raise ConfigError(f"{name}={value!r} is not allowed: a whole number, 0 or more")
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise ConfigError for a text that UTF-8 cannot encode, such as arguments with invalid bytes. what: name for the message."""
+    """Raise ConfigError for a text that UTF-8 cannot encode, such as an argument with invalid bytes. what: name of the text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -24,14 +24,14 @@ class Score:
 
     @property
     def total(self) -> float:
-        """Log-probability of all tokens together, in nats."""
+        """Sum of the tokens' log-probabilities, in nats."""
         return float(sum(self.logprobs))
 
 
 def score(engine: Engine, text: str, domain: Domain) -> Score:
     """Score a text with a domain's tokenizer and experts.
 
-    Raises ConfigError for invalid Unicode, for a text without tokens, and for one of more than model.seq_length tokens.
+    Raises ConfigError for invalid Unicode, for a text without tokens, or with more than model.seq_length tokens.
     """
     from pangu_sigma.generate.request import Request
     from pangu_sigma.generate.text import prompt_ids

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 
 class IncrementalText:
-    """Text decoded token by token, which ends before the first of its stop strings.
+    """Incremental decoder of tokens to text, which ends before the first stop string.
 
-    The first stop string does not depend on token boundaries: it is the one whose last character comes first, and of several that
-    end there the longest. stopped: True once one was found; then no more text comes.
+    The first stop string does not depend on token boundaries: it is the one whose last character comes first, and the longest of
+    several that end there. stopped: True once a stop string was found; no more text follows.
     """
 
     def __init__(self, stop: Sequence[str] = ()):
@@ -20,7 +20,7 @@ class IncrementalText:
         self._held = ""
 
     def add(self, surface: bytes) -> str:
-        """Return the characters that are certain after the next token. surface: its bytes."""
+        """Decode the next token, and return the characters that are now certain. surface: bytes of the token."""
         return self._sure(self._characters.decode(surface))
 
     def end(self) -> str:

@@ -21,12 +21,12 @@ from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
 
 Prompt = tuple[str, str]
-"""Domain name, and text to continue."""
+"""Prompt of a generation: domain name, and text to continue."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Answer to a prompt.
+    """Generated continuation of a prompt.
 
     ids: prompt and continuation, without the final <eot>. text: the continuation only. finished: True if it ended with <eot> or
     before a stop string, False if it reached max_new_tokens or model.seq_length.
@@ -40,14 +40,14 @@ class Generated:
 
 
 def open_engine(path: Path, lanes: int = 8, weights: Precision | None = None) -> Engine:
-    """Open the engine for a run's newest intact checkpoint or an exported model. lanes: texts in one batch. See `open_decoder`."""
+    """Open the engine of a run's newest intact checkpoint, or of an exported model. Arguments and errors as in `open_decoder`."""
     return Engine(open_decoder(path, lanes, weights))
 
 
 def open_decoder(path: Path, lanes: int = 4, weights: Precision | None = None) -> Decoder:
-    """Open a decoder on the CPU for a run folder, an exported model or a Hugging Face style folder.
+    """Open a CPU decoder for a run folder, an exported model or a Hugging Face style folder. lanes: texts in one batch.
 
-    weights: precision of the matrices in memory; None for that of an export's file, and float32 otherwise. Raises as `open_model`.
+    weights: precision of the matrices in memory; None: an export's stored precision, else float32. Errors: see `open_model`.
     """
     model = open_model(path, "run", "export", "hf")
     precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
@@ -93,9 +93,9 @@ def stream(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Yield the continuation that `generate` returns, piece by piece; each character once all its bytes are generated.
+    """Yield the continuation that `generate` would return, piece by piece; each character once all its bytes are generated.
 
-    Raises ConfigError as `generate`, before anything is generated.
+    Raises the ConfigError of `generate` before anything is generated.
     """
     return _new_text(engine, _request(engine, prompt, max_new_tokens, sampling, seed, stop))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Weights(Protocol):
-    """Weights of a model, read on request, such as those of a `StoredModel`."""
+    """Interface to weights of a model that are read on request, as by `StoredModel`."""
 
     def tensor(self, name: str) -> np.ndarray:
         """Return a dense tensor by its name in the network."""

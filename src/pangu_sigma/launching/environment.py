@@ -21,7 +21,7 @@ from pangu_sigma.launching.host.access import Host, ToolError
 from pangu_sigma.launching.host.npu_smi import chip_called, list_npus
 
 CHIP_VARIABLE = "PANGU_SIGMA_CHIP"
-"""Environment variable with the name of the chip."""
+"""Environment variable with the name of the Ascend chip."""
 
 _EVERY_CHIP = {
     # Seconds that a rank waits for the others when a group is first used. They come there after compiling, which takes minutes and
@@ -39,20 +39,20 @@ _EVERY_CHIP = {
 
 
 class UnknownChip(UserError, ValueError):
-    """A chip name that this project does not know."""
+    """Error for an unknown name of an Ascend chip."""
 
 
 @dataclass(frozen=True)
 class ChosenChip:
-    """A chip, and the source that names it (`by`)."""
+    """Chip of the NPUs. by: source that names the chip."""
 
     name: Chip
     by: str
 
 
 def chip_environment(chip: Chip) -> dict[str, str]:
-    """Return the environment variables for `chip`. HCCL_SOCKET_IFNAME, such as `=eth0`, the network by which nodes find each other,
-    is not included because it depends on the machines. Without it HCCL takes the first by name, which may differ between nodes."""
+    """Return the environment variables of CANN and HCCL for `chip`. HCCL_SOCKET_IFNAME (such as `=eth0`), the network between
+    nodes, is not included: it depends on the machines. Without it HCCL takes the first by name, which may differ."""
     if CHIP_DATA[chip].saturates:
         # 910A has neither infinity nor NaN in its arithmetic: an overflow becomes the largest number and raises a flag, at which
         # MindSpore must look. HCCL_DETERMINISTIC does not exist for it.
@@ -68,7 +68,7 @@ def chip_in_environment(environment: Mapping[str, str]) -> ChosenChip | None:
 
 
 def known_chip(name: str, source: str) -> Chip:
-    """Check that a name is a chip's, and return it. source: origin of the name, for the message. Raises UnknownChip."""
+    """Check that a name is that of a chip, and return it. source: origin of the name, for the message. Raises UnknownChip."""
     for chip in CHIP_NAMES:
         if name == chip:
             return chip
@@ -76,7 +76,7 @@ def known_chip(name: str, source: str) -> Chip:
 
 
 def chip_of_host(host: Host) -> ChosenChip | None:
-    """Return the chip of the NPUs that npu-smi lists; None without npu-smi, or if they are unknown or not all alike."""
+    """Return the chip of the NPUs that npu-smi lists; None without npu-smi, or if the NPUs are unknown or of several chips."""
     try:
         names = {npu.name for npu in list_npus(host)}
     except ToolError:
@@ -86,7 +86,7 @@ def chip_of_host(host: Host) -> ChosenChip | None:
 
 
 def main(arguments: list[str], host: Host) -> str:
-    """Return a shell's `export` lines for the chip in the arguments, in PANGU_SIGMA_CHIP, or of the NPUs; else for 910A.
+    """Return shell `export` lines for the chip that the arguments, PANGU_SIGMA_CHIP or npu-smi name, in this order; else for 910A.
 
     Prints the chip to standard error. Raises UnknownChip.
     """

@@ -45,20 +45,20 @@ _SHOWN = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHON
 
 @dataclass(frozen=True)
 class Job:
-    """A launch: its command, its ranks, and the nodes that they run on.
+    """Launch of a run's ranks on one or several nodes.
 
     command: the command that every rank runs.
     logs: folder of the logs; every start makes a folder in it.
     ranks: number of ranks of the whole run.
     node, nodes: number of this node, and number of nodes.
-    address, port: those of the scheduler, on node 0; with several nodes the launchers use the next port.
+    address, port: address of the scheduler, on node 0; with several nodes the launchers use the next port.
     facts: values that must be equal on all nodes, by name; they are compared if there are several nodes.
     ascend: True if every rank has an NPU, and cores are bound to ranks.
-    chip: chip of the NPUs, which gives their number on a node, and their environment; ignored without `ascend`.
+    chip: chip of the NPUs, which sets their number on a node and their environment; ignored without `ascend`.
     restarts: number of times to start again after a failure.
     grace: seconds that ranks get to save when the launch is asked to stop.
     wait: seconds to wait for the other nodes.
-    hang_timeout: seconds that a rank may do one thing, such as a step, a save or the compilation of the first step; 0: no limit.
+    hang_timeout: limit in seconds of one activity of a rank: a step, a save, the compilation of the first step; 0: no limit.
     """
 
     command: list[str]
@@ -83,6 +83,7 @@ class Job:
 
     @property
     def ranks_here(self) -> range:
+        """Numbers of the ranks on this node."""
         return range(self.node * self.local, (self.node + 1) * self.local)
 
     @property
@@ -112,8 +113,8 @@ def launch(job: Job) -> int:
 
     0: all ranks ended well, also if they were asked to stop.
     1: a failure remained after all restarts, or ranks that were asked to stop did not end in time.
-    2: a rank reported a mistake that only the user can mend.
-    Raises LaunchError for mistakes that are known before ranks start.
+    2: a rank reported an error that only the user can fix.
+    Raises LaunchError for errors that are found before ranks start.
     """
     check_job(job)
     launched = time.strftime("%Y%m%d-%H%M%S")
@@ -130,7 +131,7 @@ def launch(job: Job) -> int:
 
 
 def dry_run(job: Job) -> str:
-    """Return a shell script of the commands that `launch` would start on each node. Raises what `check_numbers` raises."""
+    """Return a shell script of the commands that `launch` would start on each node. Raises LaunchError for wrong numbers."""
     check_numbers(job)
     all_of_it = sorted(_environment(job).items())
     environment = {k: v for k, v in all_of_it if k.startswith(_SHOWN) or os.environ.get(k) != v}
@@ -167,7 +168,7 @@ def check_job(job: Job) -> None:
 
 
 def check_numbers(job: Job) -> None:
-    """Raise LaunchError for numbers that are wrong on any node."""
+    """Raise LaunchError if the numbers of ranks, nodes, ports or seconds of a job are wrong on any node."""
     if job.nodes < 1 or job.ranks % job.nodes:
         raise LaunchError(
             f"{job.ranks} processes cannot be divided among --nodes {job.nodes}: every node runs the same number; use a divisor"

@@ -35,12 +35,12 @@ _LAST_LINES, _LAST_BYTES = 20, 1 << 16
 
 
 class LaunchError(UserError, RuntimeError):
-    """A launch that cannot go on; the message says what is wrong, on which node, and the fix."""
+    """Error of a launch; the message names the fault, the node and the fix."""
 
 
 @dataclass(frozen=True)
 class FailedProcess:
-    """A process that failed.
+    """Failed process of a launch.
 
     name: `rank 3`, `scheduler` or `msrun`.
     status: exit status, or minus the number of the signal that killed it; None if it ended before its name was known.
@@ -58,10 +58,10 @@ class FailedProcess:
 
 
 class Processes:
-    """The processes that `msrun` started on this node. As a context manager it kills those that are left at the end."""
+    """Processes that `msrun` starts on this node. As a context manager it kills the remaining processes at the end."""
 
     def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
-        """Start `command`: an msrun that starts worker.py with `gate` for each of `ranks` and logs to the folder `logs`."""
+        """Start `command`, an msrun that starts worker.py with `gate` for each of `ranks`, and logs to the folder `logs`."""
         _adopt_orphans()
         self._logs, self._ranks = logs, ranks
         self._gate = _locked(gate)
@@ -86,7 +86,7 @@ class Processes:
 
     @property
     def running(self) -> list[str]:
-        """Names of the ranks that have not ended, and `msrun` until it has started them."""
+        """Names of the ranks that have not ended, and `msrun` until it has started all ranks."""
         return [name for name in self._names.values() if name != SCHEDULER]
 
     @property
@@ -197,7 +197,7 @@ def children_of(parent: int) -> Iterator[int]:
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    """Return the environment that a process was started with; empty if it has ended."""
+    """Return the environment variables that a process was started with; empty if the process has ended."""
     try:
         content = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:

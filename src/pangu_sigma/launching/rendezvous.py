@@ -81,7 +81,7 @@ class _Link:
 
 
 class Peers:
-    """Connections to the other nodes' launchers after the rendezvous. On a single node there are none, and `wait` only sleeps."""
+    """Connections to the launchers of other nodes after the rendezvous. A single node has none, and `wait` only sleeps."""
 
     def __init__(self, node: int, links: list[_Link], folder: str):
         self._node, self._links, self.folder = node, links, folder
@@ -97,7 +97,7 @@ class Peers:
             link.close()
 
     def wait(self, seconds: float) -> Stop | None:
-        """Wait for messages, at most `seconds`. Returns the reason to stop if a node sends one or is gone, else None."""
+        """Wait for messages, at most `seconds`. Returns the reason to stop if a node sends a reason or is gone, else None."""
         if not self._links:
             time.sleep(seconds)
             return None
@@ -125,7 +125,7 @@ class Peers:
             link.send(stop=[stop.reason, stop.status])
 
     def done(self) -> None:
-        """Report that the ranks of this node have ended well; `ended` becomes True when those of all nodes have."""
+        """Report that the ranks of this node have ended well. `ended` becomes True when the ranks of all nodes have."""
         if self._node == 0:
             self._finish(0)
         else:
@@ -144,10 +144,10 @@ class Peers:
 def rendezvous(
     node: int, nodes: int, address: str, port: int, facts: dict[str, str], folder: str, seconds: float
 ) -> Peers:
-    """Wait for the launchers of all nodes, at most `seconds`, and agree on what to run (rendezvous).
+    """Wait for the launchers of all nodes, at most `seconds`, and check that they launch the same run (rendezvous).
 
     facts: values that must be equal on all nodes, by name.
-    folder: name of the log folder; all nodes use that of node 0.
+    folder: name of the log folder; all nodes use the name of node 0.
     Raises LaunchError, on every node that came, if facts differ or nodes are missing; the message names them.
     """
     if nodes == 1:

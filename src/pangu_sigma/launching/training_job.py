@@ -46,11 +46,11 @@ def launch_training(
     hang_timeout: float = 1800.0,
     dry_run: bool = False,
 ) -> int | str:
-    """Train a run on many processes, as `launch.Job` describes, and return the exit status.
+    """Train a run on several processes, launched as a `launch.Job`, and return the exit status.
 
     source, overrides: origin of the configuration, as in `training_command`. processes: number of ranks that the user expects.
     dry_run: True to start nothing, and return the shell script of the launch. Raises LaunchError, ConfigError and DataError for
-    mistakes that are found before ranks start.
+    errors that are found before ranks start.
     """
     from pangu_sigma.checkpoint.run_folder import one_writer
     from pangu_sigma.checkpoint.start_over import start_over as move_aside
@@ -99,7 +99,7 @@ def training_command(
 ) -> list[str]:
     """Return the command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint.
 
-    source: the configuration as the user named it, which each node loads itself, or the run folder. overrides: texts KEY=VALUE.
+    source: the configuration, as the user named it and each node loads it, or the run folder. overrides: texts KEY=VALUE.
     """
     return [
         *(sys.executable, "-m", "pangu_sigma", "train", str(source)),
@@ -113,7 +113,7 @@ def training_command(
 
 def with_known_chip(config: Path, overrides: Sequence[str]) -> list[str]:
     """Return the overrides with parallel.chip added: from PANGU_SIGMA_CHIP, else from npu-smi if the configuration names no chip.
-    An override that names one is kept. A run folder has a chip. Raises ConfigError as `read_tree` does."""
+    An override that names a chip stays. A run folder has a chip. Raises ConfigError for an invalid configuration."""
     if _names_a_chip(override({}, overrides)):
         return [*overrides]
     host = Host()
@@ -142,8 +142,8 @@ def check_ranks(config: Config, processes: int | None) -> None:
 
 
 def training_facts(config: Config) -> dict[str, str]:
-    """Return the facts, by name, that must be equal on all nodes of a run: every key of the configuration, hashes of what is
-    prepared, versions of what computes. Raises ConfigError or DataError if the prepared data is missing or does not fit."""
+    """Return the facts, by name, that must be equal on all nodes of a run: keys of the configuration, hashes of prepared data,
+    software versions. Raises ConfigError or DataError if the prepared data is missing or does not fit."""
     from pangu_sigma.checkpoint.changes import leaves
     from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer
 

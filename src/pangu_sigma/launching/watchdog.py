@@ -20,18 +20,17 @@ _STOPPED = ("T", "t")
 
 
 class Watchdog:
-    """Watches the heartbeats of the ranks of a node."""
+    """Watchdog of a node's ranks, by their heartbeats."""
 
     def __init__(self, folder: Path, seconds: float):
-        """folder: of the heartbeats. seconds: limit for one thing that a rank does, such as a step or a save; 0: no limit."""
+        """folder: folder of the heartbeat files. seconds: limit for one activity of a rank, such as a step; 0: no limit."""
         self._folder, self._seconds = folder, seconds
         self._next_look = 0.0
 
     def hung(self, pids: dict[int, int]) -> str | None:
-        """Return a message if ranks hang, after asking all of them to write their stacks to their logs; else None.
+        """Return a message if ranks hang, else None. If they do, all ranks are first asked to write their stacks to their logs.
 
-        pids: process ids of the ranks that run here, by rank. A rank is not watched before its first heartbeat: its imports end by
-        themselves.
+        pids: process ids of this node's ranks, by rank. A rank is watched from its first heartbeat on: imports do not hang.
         """
         now = time.monotonic()
         if not self._seconds or now < self._next_look:
@@ -46,7 +45,7 @@ class Watchdog:
         return _explain(late, states, self._seconds)
 
     def stopped(self, pids: dict[int, int]) -> str | None:
-        """Return a message if a signal has stopped ranks, after asking all to write their stacks to their logs; else None.
+        """Return a message if a signal has stopped ranks, else None. If so, all ranks are first asked to write their stacks.
 
         Call it when another process has failed: MindSpore's scheduler ends 30 s after the last message of a stopped rank, which may
         be before `seconds` are over, and names no rank.

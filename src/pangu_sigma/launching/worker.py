@@ -25,7 +25,7 @@ SCHEDULER_COMMAND = [sys.executable, "-c", "from mindspore.communication import 
 
 
 def main(arguments: list[str]) -> None:
-    """Wait at the gate, then replace this process with the rank's command. Raises SystemExit if the launcher has ended."""
+    """Wait at the gate (a locked file), then exec the rank's command. Raises SystemExit if the launcher has ended."""
     parser = argparse.ArgumentParser(description="started by msrun, see `pangu-sigma launch`")
     parser.add_argument("--bind-cores", type=int, metavar="RANKS", help="divide the cores among the node's ranks")
     parser.add_argument("gate", type=Path, help="file with the launcher's process id, locked until ranks may start")

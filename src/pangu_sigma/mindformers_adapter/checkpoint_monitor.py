@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK)
 class PanGuSigmaCheckpoint(Callback):
-    """Callback that saves every `save_checkpoint_steps` and after the last step, and keeps the newest `keep_checkpoint_max`."""
+    """MindFormers callback that saves every `save_checkpoint_steps` and at the end, and keeps the newest `keep_checkpoint_max`."""
 
     def __init__(self, save_checkpoint_steps: int = 500, keep_checkpoint_max: int = 2):
         super().__init__()
@@ -42,7 +42,7 @@ class PanGuSigmaCheckpoint(Callback):
             self.save(cell)
 
     def save(self, cell: PanGuSigmaTrainOneStepCell) -> Path:
-        """Write a checkpoint of the state after the last step. Raises CheckpointError as `save_checkpoint` does."""
+        """Write a checkpoint of the state after the last step. Raises CheckpointError if the disk fails."""
         self.saved = cell.progress.step
         path = save_checkpoint(
             cell.folder.checkpoints,

@@ -23,7 +23,7 @@ samples taken of each domain after the step [D]."""
 
 
 class StepRows:
-    """Iterable over the next `steps` batches from a cursor on, as rows of the dataset; once, because training is one epoch."""
+    """Iterable over `steps` batches from a cursor on, as rows of a MindSpore dataset; only once, because training is one epoch."""
 
     def __init__(self, batches: BatchLoader, cursor: Cursor, steps: int):
         self._lookahead = Lookahead(batches, cursor)

@@ -20,8 +20,7 @@ from pangu_sigma.mindformers_adapter.yaml_keys import SECTIONS
 class PanGuSigmaConfig(PretrainedConfig):
     """MindFormers configuration: the section `model.model_config` of a YAML, with the keys of `ModelConfig` and of `SECTIONS`.
 
-    tree: the whole configuration of the project, instead of the keys. `PanGuSigmaTrainer` sets it, because the expert store needs
-    the optimizer's weight decay.
+    tree: whole configuration, in place of the keys. `PanGuSigmaTrainer` sets it: the store needs the optimizer's weight decay.
     """
 
     model_type = "pangu_sigma"
@@ -39,7 +38,7 @@ class PanGuSigmaConfig(PretrainedConfig):
 
     @property
     def sigma(self) -> Config:
-        """Configuration of the project. Raises ConfigError for invalid values."""
+        """Configuration of the project, from these keys. Raises ConfigError for invalid values."""
         return parse_config(self.tree)
 
 

@@ -27,8 +27,8 @@ from pangu_sigma.train.step import TrainStep
 class PanGuSigmaAdam:
     """MindFormers optimizer, the section `optimizer` of a YAML. It only provides the learning rate.
 
-    `TrainStep` has moments and update, since no gradient has the shape of all experts. The learning rate is MindFormers' own
-    schedule, evaluated on the host (optimizer/schedule.py says why).
+    `TrainStep` holds the moments and makes the update, since no gradient has the shape of all experts. The learning rate is
+    MindFormers' own schedule, evaluated on the host (optimizer/schedule.py says why).
     """
 
     def __init__(self, params: list[ms.Parameter], learning_rate: nn.Cell, **settings: Any):
@@ -54,7 +54,7 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         folder: RunFolder,
         progress: Progress,
     ):
-        """progress: of the run; it advances with every step."""
+        """progress: progress of the run, which advances with every step."""
         super().__init__(auto_prefix=False)
         self.network, self.optimizer, self.folder, self.progress = network, optimizer, folder, progress
         self.step = TrainStep(config, network.network, network.store)

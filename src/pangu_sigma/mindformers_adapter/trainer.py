@@ -32,8 +32,7 @@ logger = logging.getLogger(__name__)
 class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
     """MindFormers trainer: trains in the folder `output_dir`, resuming from its newest checkpoint if it has one.
 
-    Raises ConfigError for a YAML that yaml_keys.py refuses and for more than one process, DataError and CheckpointError as
-    `pangu-sigma train` does.
+    Raises ConfigError for a YAML that yaml_keys.py refuses and for more than one process, DataError, and CheckpointError.
     """
 
     def train(self, config: Any, **kwargs: Any) -> None:

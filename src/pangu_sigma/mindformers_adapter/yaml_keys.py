@@ -61,8 +61,8 @@ FIXED = {
     "runner_config.gradient_accumulation_steps": 1,
     "use_parallel": False,
 }
-"""Keys with one allowed value. Data sinking is off because the host works between steps; there is one epoch because samples are
-drawn by step; accumulation is the step's own (runner_wrapper.accumulation); the adapter trains on one device."""
+"""YAML keys with one allowed value. Data sinking is off because the host works between steps; there is one epoch because samples
+are drawn by step; accumulation is the step's own (runner_wrapper.accumulation); the adapter trains on one device."""
 
 EMPTY = {
     "load_checkpoint": "a training goes on from the newest checkpoint in output_dir",
@@ -70,7 +70,7 @@ EMPTY = {
     "model.model_config.checkpoint_name_or_path": "a training goes on from the newest checkpoint in output_dir",
     "do_eval": "`pangu-sigma evaluate` measures the held-out loss of output_dir",
 }
-"""Keys that must be empty, and why. MindFormers itself writes some of them."""
+"""YAML keys that must be empty, and the reason. MindFormers itself writes some of these keys."""
 
 CHECKED_SECTIONS = (
     "model.model_config",
@@ -84,7 +84,7 @@ CHECKED_SECTIONS = (
 """Sections of the YAML whose keys must all be in a table."""
 
 ADDED_BY_MINDFORMERS = "model.model_config.disable_lazy_inline"
-"""Key that MindFormers adds to those sections."""
+"""Key that MindFormers adds to `CHECKED_SECTIONS`."""
 
 _THEIR_KEY = {ours: theirs for theirs, ours in KEYS.items()} | {"model": "model.model_config"}
 _OUR_KEY = re.compile(
@@ -98,10 +98,10 @@ a line."""
 def sigma_config(yaml: dict[str, Any]) -> Config:
     """Convert a YAML in MindFormers' style to the project's configuration.
 
-    yaml: as read from the file, or with the keys that MindFormers adds.
+    yaml: tree of the file, or of the file with the keys that MindFormers adds.
     Raises ConfigError, naming the YAML's key: for an unknown key, a key of FIXED that is missing or has another value, a value in
-    EMPTY, MindFormers' CheckpointMonitor (checkpoint_monitor.py says why), the file store (`pangu-sigma train` has it), and as
-    `Config`.
+    EMPTY, MindFormers' CheckpointMonitor (checkpoint_monitor.py says why), the file store (`pangu-sigma train` has it), and invalid
+    values.
     """
     given = dict(_leaves(_by_type(yaml), ""))
     for path, value in FIXED.items():

@@ -83,7 +83,7 @@ def ascend_environment(ranks: int, rank: int = 0, chip: Chip = "910a") -> dict[s
 
 
 def build_cann_stub() -> Path:
-    """Build the stand-ins with g++, once for each MindSpore version, and return the folder that holds `cann/lib64`."""
+    """Build the CANN stand-ins with g++, once for each MindSpore version, and return the folder that holds `cann/lib64`."""
     version = (MINDSPORE_LIB.parent / "version.py").read_bytes()
     digest = hashlib.sha256(Path(__file__).read_bytes() + version).hexdigest()[:16]
     target = cache_folder() / f"cann_stub_{digest}"

@@ -35,22 +35,22 @@ COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "AlltoAllV", "ReduceScatter
 
 
 class PlanRefused(UserError, RuntimeError):
-    """A plan that MindSpore does not compile; the message holds its reason."""
+    """Error of a plan that MindSpore does not compile; the message holds MindSpore's reason."""
 
 
 @dataclass(frozen=True)
 class CompiledCollective(CollectiveCalls):
-    """Identical calls as MindSpore placed them. The bytes of a call are those of its input or its output, whichever is larger."""
+    """Identical calls of a collective that MindSpore placed in a compiled step. Bytes of a call: the larger of input and output."""
 
     ranks: list[int] = field(compare=False)
-    """The first ranks of the group; for a Send or a Receive, the other rank."""
+    """First ranks of the group; for a Send or a Receive, the rank at the other end."""
 
 
 @dataclass(frozen=True)
 class PlacedParameter:
     """Slice of a parameter that one rank holds.
 
-    device: the host if only operators that are pinned to it use the parameter, else the NPU.
+    device: the host if only operators on the host use the parameter, else the NPU.
     """
 
     name: str
@@ -61,7 +61,7 @@ class PlacedParameter:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Training step of one rank as MindSpore compiled it."""
+    """Training step of one rank that MindSpore compiled without a device."""
 
     rank: int
     seconds: float
@@ -102,7 +102,7 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
 
 
 def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
-    """Read the collectives, parameters and operators of a saved graph; the result holds most fields of `Compiled`."""
+    """Read collectives, parameters and operators of a graph that MindSpore saved; the result holds most fields of `Compiled`."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     hosted, additions, operators = Counter[str](), Counter[str](), Counter[str]()
     shapes: dict[str, tuple[list[int], str]] = {}

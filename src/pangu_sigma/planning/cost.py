@@ -38,22 +38,22 @@ MATMUL_EFFICIENCY = 0.457
 """Fraction of the chip's peak rate that matrix multiplications reach. Fitted to the paper's step with ECSS."""
 
 MESSAGE_SECONDS = 4.0e-4
-"""Seconds for a message of an AlltoAll to another host, in addition to its bytes. Fitted to LocMoE's shares."""
+"""Seconds for each message of an AlltoAll to another host, in addition to the time of its bytes. Fitted to LocMoE's shares."""
 
 HOST_UPDATE_BANDWIDTH = 10.0e9
-"""Bytes per second that the Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it includes
-every cost that grew with the experts there. It is low: see MEASURED_UPDATE_BANDWIDTH."""
+"""Bytes per second that Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it includes every
+cost that grew with the experts there. This rate is low: see MEASURED_UPDATE_BANDWIDTH."""
 
 MEASURED_UPDATE_BANDWIDTH = 36.0e9
 """Bytes per second that the Adam of this repository reads and writes on two cores of a CPU: 39.36 ms for 50 M parameters of 28
-bytes (`kernel` in docs/experiments/speed.md). `pangu-sigma doctor --speed` measures another host; none of NPUs was measured."""
+bytes (`kernel` in docs/experiments/speed.md). `pangu-sigma doctor --speed` measures another host; no NPU host was measured."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one update on the ranks of a stage, item by item; `step` is their sum.
+    """Estimated seconds of one training step on the ranks of a stage, item by item; `step` is their sum.
 
-    bubble: the wait for other stages. all_to_all: the seconds of hccs and network that belong to the exchange of rows.
+    bubble: wait for other stages. all_to_all: seconds of hccs and network that the exchange of experts' rows takes.
     """
 
     compute: float
@@ -74,10 +74,10 @@ class StepTime:
 
 
 def step_time(config: Config, experts_moved: float = 1.0, update_bandwidth: float | None = None) -> StepTime:
-    """Return the time of the slowest stage, with ECSS as configured.
+    """Estimate the step time of the slowest stage, with ECSS as configured.
 
-    experts_moved: number of experts moved and updated, divided by that of active experts. update_bandwidth: bytes per second of
-    Adam on a host; None: HOST_UPDATE_BANDWIDTH.
+    experts_moved: number of experts moved and updated, divided by the number of active experts. update_bandwidth: bytes per second
+    of Adam on a host; None: HOST_UPDATE_BANDWIDTH.
     """
     p = config.parallel.stages
     sent = [_sent(config, stage) for stage in range(p)]
@@ -89,13 +89,13 @@ def step_time(config: Config, experts_moved: float = 1.0, update_bandwidth: floa
 
 
 def step_time_all_experts(config: Config) -> StepTime:
-    """Return the time of the paper's baseline (6.3 times the step's): all experts, on the host, are moved and updated."""
+    """Estimate the step time of the paper's baseline, 6.3 times longer there: all experts on the host are moved and updated."""
     active = config.data.domains_per_step * config.model.experts_per_domain
     return step_time(config, experts_moved=config.experts / active)
 
 
 def tokens_per_second(config: Config, time: StepTime) -> float:
-    """Return the tokens of one update on all ranks, divided by the seconds of a step."""
+    """Return the training speed: tokens of one step on all ranks, divided by the seconds of the step."""
     return config.train.accumulation * config.train.batch_size * config.model.seq_length / time.step
 
 

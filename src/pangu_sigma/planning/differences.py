@@ -13,14 +13,14 @@ from pangu_sigma.planning.traffic import CollectiveCalls
 
 
 def compile_plan(config: Config, devices: int) -> Plan:
-    """Return the plan of `make_plan`, with the step of each stage's first rank compiled by MindSpore. Raises what both raise."""
+    """Return the plan of `make_plan`, with each stage's step compiled. Raises the errors of `make_plan` and `compile_step`."""
     planned = laid_out(config, devices)
     ranks = range(0, devices, planned.parallel.stage_ranks)
     return add_compiled(make_plan(config, devices), [compile_step(planned, rank) for rank in ranks])
 
 
 def add_compiled(plan: Plan, steps: list[Compiled]) -> Plan:
-    """Add the compiled step of each stage's first rank to the plan, and the differences between plan and step."""
+    """Return the plan with the compiled step of each stage's first rank, and the differences between plan and step."""
     pairs = list(enumerate(zip(plan.stages, steps, strict=True)))
     arrays = (text for number, (stage, step) in pairs for text in _other_slices(number, stage, step))
     calls = (

@@ -34,7 +34,7 @@ _LAW = "the law 1 / (rank + 2.7) in every domain, for want of prepared data"
 
 @dataclass(frozen=True)
 class Factors:
-    """Smallest factors that drop no row. arrival: of an expert or of a rank, as the layout has it for `parallel.arrival_factor`.
+    """Smallest capacity and arrival factors that drop no row. arrival: of an expert or a rank, as for `parallel.arrival_factor`.
 
     steps: number of simulated steps. frequencies: source of the token frequencies, as text.
     """
@@ -46,7 +46,7 @@ class Factors:
 
 
 def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) -> Factors:
-    """Simulate steps of a laid-out configuration and return its factors. Raises DataError for damaged or other domains' data."""
+    """Simulate the routing of steps of a laid-out configuration, and return its factors. Raises DataError for unusable data."""
     shares_NDE, source = _shares(config)
     tokens = tokens_of_rank(config) * config.parallel.groups // config.data.domains_per_step
     rng, sent, arrived = np.random.default_rng(seed), 0, 0
@@ -65,7 +65,7 @@ def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) 
 
 
 def format_factors(factors: Factors) -> str:
-    """Format the factors as text."""
+    """Format the capacity and arrival factors as text."""
     keys = f"parallel.capacity_factor={factors.capacity:g} and parallel.arrival_factor={factors.arrival:g}"
     margin = "leave a margin for text that repeats itself"
     return f"no row is dropped over {factors.steps:,} simulated steps with {keys}\n  by {factors.frequencies}; {margin}"

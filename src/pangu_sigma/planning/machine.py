@@ -21,8 +21,8 @@ HOST_RESERVE = 16 * GIB
 """Bytes of host memory for the operating system and its page cache. Our assumption."""
 
 TIGHT_FRACTION = 0.1
-"""Fraction of a memory that should stay free: a plan that leaves less fits with a warning. Our choice: the reserves above, the
-allocator's peak and the lifetimes of tensors are assumptions, and together may be wrong by some GiB."""
+"""Fraction of an NPU's or a host's memory that should stay free: a plan that leaves less fits with a warning. Our choice: the
+reserves above, the allocator's peak and the lifetimes of tensors are assumptions, and together may be wrong by some GiB."""
 
 
 def chip_of(config: Config) -> ChipData:

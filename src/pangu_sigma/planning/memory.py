@@ -67,7 +67,7 @@ from pangu_sigma.planning.traffic import ALL, DATA, EXPERT, HOLDERS, REPLICAS, S
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """One row of a memory table. how: the rule behind its bytes, as text."""
+    """Item of a plan's memory table. how: the rule that gives its bytes, as text."""
 
     name: str
     nbytes: int
@@ -75,7 +75,7 @@ class MemoryItem:
 
 
 def total(items: Iterable[MemoryItem]) -> int:
-    """Return the bytes of all items together."""
+    """Return the bytes of all memory items together."""
     return sum(item.nbytes for item in items)
 
 
@@ -99,14 +99,14 @@ def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
 
 
 def peak_stage(config: Config) -> int:
-    """Return the stage whose NPUs need most memory; the first if several do."""
+    """Return the pipeline stage whose NPUs need most memory; the first of several equal ones."""
     if config.parallel.stages == 1:
         return 0
     return max(range(config.parallel.stages), key=lambda stage: total(npu_items(config, stage)))
 
 
 def peak_host(config: Config) -> int:
-    """Return the host that needs most memory; the first if several do. Ranks fill the hosts in the order of their numbers."""
+    """Return the host that needs most memory; the first of equal ones. Ranks fill the hosts in order of their numbers."""
     if config.parallel.stages == 1:
         return 0  # no host has more ranks than the first
     size = chip_of(config).per_host
@@ -144,7 +144,7 @@ def _active_bytes(config: Config, stage: int) -> int:
 
 
 def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:
-    """Return the communication groups of a rank of a stage, each as the axes along which its ranks, at least two, differ.
+    """Return the communication groups, of two or more ranks, of a stage's rank, each as the axes along which its ranks differ.
 
     Stages send in the group of all ranks.
     """

@@ -56,35 +56,35 @@ from pangu_sigma.planning.traffic import CollectiveCalls, LinkBytes, PredictedCo
 
 @dataclass(frozen=True)
 class MemoryTable:
-    """Memory that an NPU or a host needs, item by item, and the memory it has (`limit`), in bytes."""
+    """Memory that an NPU or a host needs, item by item. limit: the memory that it has, in bytes."""
 
     items: list[MemoryItem]
     limit: int
 
     @property
     def needed_gib(self) -> float:
-        """GiB of all items together."""
+        """Memory of all items together, in GiB."""
         return total(self.items) / GIB
 
     @property
     def limit_gib(self) -> float:
-        """GiB that the NPU or the host has."""
+        """Memory that the NPU or the host has, in GiB."""
         return self.limit / GIB
 
     @property
     def left_gib(self) -> float:
-        """GiB that stay free; negative if the memory is too small."""
+        """Memory that stays free, in GiB; negative if the memory is too small."""
         return self.limit_gib - self.needed_gib
 
     @property
     def is_tight(self) -> bool:
-        """True if everything fits, but leaves less free than the assumptions may be wrong by."""
+        """True if everything fits, but the free memory is smaller than the error of the estimate may be."""
         return 0 <= self.left_gib < TIGHT_FRACTION * self.limit_gib
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One pipeline stage of a plan; the arrays and the collectives are those of one rank of the stage."""
+    """Pipeline stage of a plan, with the arrays and the collectives of one of its ranks."""
 
     first_rank: int
     first_layer: int
@@ -98,7 +98,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Variant:
-    """Memory that an NPU needs if one setting is changed, and the part of it beyond what the NPU has, in GiB."""
+    """Memory in GiB that an NPU needs if one setting of a plan is changed, and the part of it that exceeds the NPU's memory."""
 
     npu_memory_gib: float
     over_limit_gib: float
@@ -106,7 +106,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class AlmostFits:
-    """Keys and values with which the NPUs have room, and the GiB that a host would then need: more than it has."""
+    """Configuration keys with which a plan fits the NPUs but not the hosts, and the memory in GiB that a host would then need."""
 
     keys: dict[str, int | bool | str]
     host_gib: float
@@ -114,7 +114,7 @@ class AlmostFits:
 
 @dataclass(frozen=True)
 class AllExperts:
-    """Step time and speed if all experts are moved and updated, as in the paper's baseline."""
+    """Estimated step time and speed if all experts are moved and updated, as in the paper's baseline."""
 
     step_seconds: float
     tokens_per_second: float
@@ -122,7 +122,7 @@ class AllExperts:
 
 @dataclass(frozen=True)
 class MeasuredAdam:
-    """Seconds of Adam on the host, and of the step, if a host moves as many bytes per second as this project measured on a CPU."""
+    """Estimated seconds of Adam on the host, and of the step, at the memory bandwidth that this project measured on a CPU."""
 
     bytes_per_second: float
     host_update: float
@@ -131,17 +131,17 @@ class MeasuredAdam:
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """The steps that MindSpore compiled for a plan."""
+    """Training steps that MindSpore compiled for a plan."""
 
     steps: list[Compiled]
-    """The step of the first rank of each stage."""
+    """Compiled step of the first rank of each stage."""
     differences: list[str]
-    """Parameters and collectives that differ from the prediction; a plan with any is not to be trusted."""
+    """Parameters and collectives that differ from the prediction. Do not trust a plan with differences."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a configuration on a number of NPUs."""
+    """Plan of a configuration on a number of NPUs: layout, memory, traffic and step time."""
 
     name: str
     devices: int
@@ -154,28 +154,28 @@ class Plan:
     least_devices: int | None
     """Smallest number of NPUs on which a layout fits; None if 4,096 are not enough."""
     refused: str | None
-    """Reason why the Ascend step does not support this plan, which is then for comparison only; None if it does."""
+    """Reason why the Ascend step does not support this plan, which is for comparison only then; None if it is supported."""
     passes: int
     """Number of micro-batches of a step."""
     tokens_of_rank: int
     capacity: int
-    """Most rows that a rank sends to one expert; 0 without experts, and where there is no limit."""
+    """Maximum number of rows that a rank sends to one expert; 0 without experts or without a limit."""
     sent_rows: int
     """Number of rows that a rank sends to experts' ranks, and receives, in a pass of an RRE layer; 0 without experts."""
     multiplied_rows: int
     """Number of rows that the experts of a rank multiply in a pass of an RRE layer; 0 without experts."""
     fits: bool
     npu: MemoryTable
-    """Memory of the NPU that needs most."""
+    """Memory of the NPU that needs the most memory."""
     host: MemoryTable
-    """Memory of the host that needs most."""
+    """Memory of the host that needs the most memory."""
     stages: list[StagePlan]
     what_fits: dict[str, int | bool | str] | None
-    """Keys and values with which NPUs and hosts have room; None if they have it already, or if no values suffice."""
+    """Keys and values with which the plan fits NPUs and hosts; None if it fits already, or if no values suffice."""
     almost_fits: AlmostFits | None
-    """Keys with which the NPUs have room but a host has not, if none suffice for both; None if some do, or if none help."""
+    """Keys with which the plan fits the NPUs but not a host; None if `what_fits` or the plan itself fits, or if no keys help."""
     enough_devices: int | None
-    """Smallest of 2, 4, 8, … times as many NPUs that fits; None if this plan fits or can be made to, or if no number does."""
+    """Smallest number of NPUs, 2, 4, 8, … times as many, on which a plan fits; None if this plan or `what_fits` fits, or none."""
     variants: dict[str, Variant]
     """Memory of an NPU with one setting changed, by the name of the change."""
     all_experts: AllExperts | None
@@ -186,12 +186,12 @@ class Plan:
     """Step time with Adam as fast as measured; None if no experts are on the host."""
     tokens_per_second: float
     traffic_bytes: LinkBytes
-    """Bytes of a step by link, of the NPU that moves most."""
+    """Bytes that the NPU with most traffic moves in a step, by link."""
     compiled: CompiledPlan | None = None
 
     @property
     def chip(self) -> ChipData:
-        """The chip of the NPUs, with its server."""
+        """Data of the NPUs' chip and of its server."""
         return CHIP_DATA[self.parallel.chip]
 
     @property
@@ -202,10 +202,10 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, for JSON: its fields, and those of its properties and tables.
 
-        tight: those of npu and host that have less than a tenth of their memory left.
+        tight: list of npu and host, each if less than a tenth of its memory is left.
         differences: parameters and collectives of the compiled step that were not predicted, null if nothing was compiled.
-        collectives, parameters: those of one rank of each stage, as MindSpore placed them if the plan is compiled, else as
-            predicted; bytes as `CollectiveCalls.nbytes`; slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
+        collectives, parameters: of one rank of each stage, as MindSpore placed them if the plan is compiled, else as predicted;
+        bytes as `CollectiveCalls.nbytes`; slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
         """
         tree: dict[str, Any] = dataclasses.asdict(dataclasses.replace(self, stages=[], compiled=None)) | {
             "hosts": self.hosts,
@@ -236,8 +236,7 @@ class Plan:
 
 def laid_out(config: Config, devices: int, layouts: list[TimedLayout] | None = None) -> Config:
     """Return the configuration for `devices` ranks: unchanged if its parallel section has that number, else with a suggested
-    section. layouts: as in `suggest_layout`. Raises ConfigError if there is no such section, or if the configuration cannot be
-    planned."""
+    section. layouts: as in `suggest_layout`. Raises ConfigError if there is no layout, or the configuration cannot be planned."""
     if config.parallel.ranks == devices:
         check_layout(config)
         return config

@@ -17,7 +17,7 @@ from pangu_sigma.planning.tables import counted, layout_text
 from pangu_sigma.writable import check_file_writable
 
 SCANNED = tuple(8 << power for power in range(10))
-"""Numbers of NPUs to scan."""
+"""Numbers of NPUs for which a scan finds layouts."""
 
 _BAR = 20
 """Length of the longest bar, in characters."""
@@ -25,30 +25,30 @@ _BAR = 20
 
 @dataclass(frozen=True)
 class ScanRow:
-    """The suggested layout on a number of NPUs. If it does not fit, its time is an estimate for comparison."""
+    """Suggested layout on one number of NPUs. The time of a layout that does not fit is for comparison only."""
 
     devices: int
     parallel: ParallelConfig
     npu_gib: float
     host_gib: float
     left: float
-    """Free fraction of the NPU's or of the host's memory, the smaller one; negative if it does not fit."""
+    """Free fraction of the memory of NPU or host, whichever is smaller; negative if the layout does not fit."""
     step_seconds: float
     tokens_per_second: float
 
     @property
     def fits(self) -> bool:
-        """True if every NPU and every host have room."""
+        """True if every NPU and every host have enough memory."""
         return self.left >= 0
 
     @property
     def is_tight(self) -> bool:
-        """True if it fits, but leaves less free than the assumptions may be wrong by."""
+        """True if the layout fits, but the free memory is smaller than the error of the estimate may be."""
         return 0 <= self.left < TIGHT_FRACTION
 
     @property
     def tokens_per_npu(self) -> float:
-        """Tokens per second and NPU."""
+        """Training speed in tokens per second and NPU."""
         return self.tokens_per_second / self.devices
 
 
@@ -73,10 +73,10 @@ class Scan:
 
 
 def scan(config: Config, picture: Path | None = None) -> Scan:
-    """Find the fastest layout on each of SCANNED numbers of NPUs, whatever axes the parallel section has.
+    """Find the fastest layout on each number of NPUs in SCANNED, whatever the axes of the parallel section.
 
     picture: file that `draw_scan` draws the result into. Raises ConfigError if the configuration cannot be laid out on any of them,
-    and for a file name that is not a picture's.
+    and for a file name without a picture's ending.
     """
     if picture is not None:
         if picture.suffix not in (".svg", ".png", ".pdf"):

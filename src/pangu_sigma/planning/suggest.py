@@ -21,13 +21,13 @@ _MOST_TRIED = 4_096
 
 
 def with_parallel(config: Config, **keys: int | bool) -> Config:
-    """Return the configuration with other values in its parallel section. Raises ConfigError if they are not valid."""
+    """Return the configuration with other values in its parallel section. Raises ConfigError for invalid values."""
     return parse_config(config.model_dump() | {"parallel": config.parallel.model_dump() | keys})
 
 
 @dataclass(frozen=True)
 class TimedLayout:
-    """A layout that fits, and the seconds of a step with it, as `cost.py` estimates them."""
+    """Layout that fits on the NPUs, with its estimated seconds of a step (`cost.py`)."""
 
     parallel: ParallelConfig
     step_seconds: float
@@ -79,7 +79,7 @@ def _host_fits(config: Config) -> bool:
 
 
 def devices_that_fit(config: Config) -> int | None:
-    """Return the smallest of 2, 4, 8, … times as many NPUs on which a layout fits; None if none does."""
+    """Return the smallest number of NPUs, 2, 4, 8, … times as many, on which a layout fits; None if none does."""
     devices = config.parallel.ranks
     while (devices := 2 * devices) <= _MOST_TRIED:
         if any(map(fits, _layouts(config, devices))):
@@ -95,15 +95,15 @@ def least_devices(config: Config) -> int | None:
 def what_fits(config: Config) -> dict[str, int | bool | str] | None:
     """Return keys to set so that all NPUs and hosts have room on the same ranks; None if `config` fits already, or if none suffice.
 
-    They are ECSS, recompute and, where the host is short, moments of experts in bfloat16; then the largest batch that suffices,
-    with as many more passes for the same update.
+    The keys are ECSS, recompute and, if a host has too little memory, expert moments in bfloat16; then the largest batch that
+    suffices, with as many more passes for the same update.
     """
     return next((keys for keys, tried in _changes(config) if fits(tried)), None) or None
 
 
 def changes_that_fit_npus(config: Config) -> tuple[dict[str, int | bool | str], int] | None:
-    """Return keys with which every NPU has room but some host has not, and the bytes that this host needs: the reason why
-    `what_fits` returned None. None if no keys do even that."""
+    """Return keys with which every NPU has enough memory but a host has not, and the bytes that this host needs: the reason why
+    `what_fits` returned None. None if there are no such keys."""
     for keys, tried in _changes(config):
         if total(npu_items(tried, peak_stage(tried))) <= chip_of(tried).memory:
             return keys, total(host_items(tried, peak_host(tried)))
@@ -111,8 +111,7 @@ def changes_that_fit_npus(config: Config) -> tuple[dict[str, int | bool | str], 
 
 
 def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Config]]:
-    """Yield every change of keys that may save memory, the smallest first, with the changed configuration. The first is no
-    change."""
+    """Yield every change of keys that may save memory, the smallest first, with the changed configuration; first no change."""
     train, recompute, ecss = config.train, config.parallel.recompute, config.ecss
     moments, before = list(dict.fromkeys((ecss.moments, "bfloat16"))), leaves(config.model_dump())
     for divisor, kind in itertools.product(_divisors(train.batch_size), moments):

@@ -32,7 +32,7 @@ _PARTS_OF_A_STEP = {
 
 
 def format_plan(plan: Plan) -> str:
-    """The whole plan as lines of text."""
+    """Format the whole plan as lines of text."""
     chip = plan.chip
     npu, host = f"an NPU ({chip.title}, {plan.npu.limit_gib:.0f} GiB)", f"a host ({chip.host_memory / 1e9:.0f} GB)"
     alike = "all are alike" if len(plan.stages) == 1 else "in what follows, of the fullest or slowest stage"
@@ -55,7 +55,7 @@ def format_plan(plan: Plan) -> str:
 
 
 def layout_text(parallel: ParallelConfig) -> str:
-    """Axes of more than one rank, and recompute, in words, such as `4 groups x 16 expert x 8 tensor, recompute`."""
+    """Format a layout in words: its axes of several ranks, and recompute, such as `4 groups x 16 expert x 8 tensor, recompute`."""
     sizes = ((getattr(parallel, name), name) for name in AXES)
     axes = " x ".join(f"{size} {name}" for size, name in sizes if size > 1) or "a single rank"
     return axes + (", recompute" if parallel.recompute else "")
@@ -120,7 +120,7 @@ def _format_variants(plan: Plan) -> list[str]:
 
 
 def _format_changes(plan: Plan) -> list[str]:
-    """What would make a plan fit that does not."""
+    """Format the changes with which a plan that does not fit would fit."""
     if plan.fits:
         return []
     if plan.what_fits:
@@ -141,7 +141,7 @@ def _settings(keys: dict[str, int | bool | str]) -> str:
 
 
 def _format_traffic(plan: Plan) -> list[str]:
-    """The traffic, a row for each operator and size of group of a stage; the tree of the plan has the collectives one by one."""
+    """Format the traffic, a row for each operator and group size of a stage; the plan's tree has every collective."""
     of_stages: list[Sequence[CollectiveCalls]] = [stage.collectives for stage in plan.stages]
     if plan.compiled:
         of_stages = [step.collectives for step in plan.compiled.steps]
@@ -200,5 +200,5 @@ def _format_compiled(devices: int, compiled: CompiledPlan) -> list[str]:
 
 
 def counted(number: int, noun: str) -> str:
-    """The number with its noun: 2 and NPU give `2 NPUs`."""
+    """Format a number with its noun in the plural if needed: 2 and NPU give `2 NPUs`."""
     return f"{number:,} {noun}" + ("s" if number != 1 else "")

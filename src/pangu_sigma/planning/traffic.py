@@ -70,15 +70,15 @@ TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
 """Communication groups, each as the axes along which its ranks differ."""
 
 EXCHANGES = ("AlltoAll", "AlltoAllV")
-"""Operators that exchange rows with experts on other ranks; nothing else uses them."""
+"""Collectives that exchange rows with experts on other ranks, and serve no other purpose."""
 
 STAGES = ("stages",)
-"""Axis of a Send or a Receive, whose other rank is in another stage."""
+"""Axis of a Send or a Receive: the other rank is in another pipeline stage."""
 
 
 @dataclass(frozen=True)
 class CollectiveCalls:
-    """Identical calls of one collective by one rank in one step."""
+    """Identical calls of one collective by one rank in one training step."""
 
     op: str
     phase: str
@@ -87,14 +87,14 @@ class CollectiveCalls:
     group_size: int
     count: int
     nbytes: int
-    """Bytes of all `count` calls, each of its input or its output on this rank, whichever is larger."""
+    """Bytes of all `count` calls: for each, its input or its output on this rank, whichever is larger."""
 
 
 @dataclass(frozen=True)
 class PredictedCollective(CollectiveCalls):
-    """Identical calls of a collective as this module predicts them.
+    """Identical calls of a collective by one rank, as a plan predicts them.
 
-    axes: those along which the ranks of the group differ. purpose: the tensors that are sent, as text.
+    axes: axes of the layout along which the ranks of the group differ. purpose: the tensors that are sent, as text.
     """
 
     axes: tuple[str, ...]
@@ -103,7 +103,7 @@ class PredictedCollective(CollectiveCalls):
 
 @dataclass(frozen=True)
 class LinkBytes:
-    """Bytes that a rank sends in a step, by link. pcie: the bytes of both directions together."""
+    """Bytes that a rank sends in a training step, by link. pcie: bytes of both directions together."""
 
     pcie: int
     hccs: int
@@ -111,7 +111,7 @@ class LinkBytes:
 
 
 def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
-    """Return all collectives of a step in groups of more than one rank."""
+    """Predict the collectives of a training step in groups of more than one rank."""
     calls = [*_activations(config, stage), *_between_stages(config, stage), *_parameters(config, stage)]
     return [c for c in calls if c.group_size > 1 and c.count]
 
@@ -125,7 +125,7 @@ def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
 def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
     """Return the bytes that a stage's first rank sends within its host, and to other hosts, in the calls of one collective.
 
-    They go in rings inside a host, then in rings between hosts for the rest, as HCCL does it.
+    As in HCCL, the bytes go in rings inside a host, then the rest in rings between hosts.
     """
     nbytes = collective.nbytes
     if collective.op == "Receive":
@@ -147,7 +147,7 @@ def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) 
 
 
 def ranks_here(config: Config, axes: tuple[str, ...]) -> int:
-    """Return the number of ranks in the first rank's group along these axes that are in its host, itself included."""
+    """Return the number of ranks in the first rank's host, itself included, that belong to its group along these axes."""
     here, stride, size = [0], 1, chip_of(config).per_host
     for axis in reversed(AXES):
         ranks = getattr(config.parallel, axis)
@@ -159,7 +159,7 @@ def ranks_here(config: Config, axes: tuple[str, ...]) -> int:
 
 def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
     """Return the bytes of active experts' weights to the NPU, and of their gradients back, in the compute dtype; 0 without ECSS.
-    Not counted: the runtime may copy their buffers to the host first, which a compiled graph does not show."""
+    Not counted: copies of buffers to the host by the runtime, which a compiled graph does not show."""
     if not config.ecss.enabled:
         return 0, 0
     one_way = active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype]

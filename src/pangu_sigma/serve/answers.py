@@ -18,7 +18,7 @@ from pangu_sigma.serve.responses import FinishReason
 
 @dataclass(frozen=True)
 class AnswerDelta:
-    """New tokens of one answer. first: True for the answer's first delta. finish: its finish reason, None until then."""
+    """New tokens of one answer. first: True for the answer's first delta. finish: reason of the answer's end; None before."""
 
     index: int
     answer: Answer

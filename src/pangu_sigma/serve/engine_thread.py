@@ -18,9 +18,9 @@ _FAILURES = 3
 
 
 class EngineThread:
-    """Engine that steps in a thread of its own. `submit` and `cancel` may be called from any thread.
+    """Thread that steps the engine. `submit` and `cancel` may be called from any thread.
 
-    failed: True once the engine has been given up. on_failure: called then, once, in the engine's thread.
+    failed: True after repeated errors of the engine, which end the thread. on_failure: called once then, in that thread.
     """
 
     def __init__(self, engine: Engine):

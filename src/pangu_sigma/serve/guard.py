@@ -27,7 +27,7 @@ _PROTECTING = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"n
 
 
 class HostNames:
-    """Host names of this server, against DNS rebinding.
+    """Host names that requests to this server may name, as a defence against DNS rebinding.
 
     A page of another site may point its own name at this machine and reach the server through the browser of a local user. The
     browser sends that name as Host; IP addresses cannot be redirected in this way.
@@ -184,8 +184,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse_politely(refused: _TooLarge, receive: Receive, send: Send) -> None:
-    """Refuse a body, and drain the rest of it for a while: a client that is still sending could not read the reason if it were
-    closed."""
+    """Refuse a body, and drain its rest for a while: after a close, a client that is still sending could not read the reason."""
     response, left = error_response(refused), _POLITE_BYTES
     await send({"type": "http.response.start", "status": refused.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})

@@ -10,10 +10,10 @@ from pangu_sigma.config import MOST, ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the server, each a whole number of at least 1.
+    """Limits of the HTTP server, each a whole number of at least 1.
 
-    lanes: texts in one batch; each takes memory for model.seq_length tokens. waiting: requests in the queue for a lane. body_kib:
-    KiB of a request's body. prompts: prompts of a request. n: answers to a prompt. stops: stop strings of a request, and stop ids.
+    lanes: texts in one batch; each takes memory for model.seq_length tokens. waiting: requests in the queue. body_kib: KiB of a
+    request's body. prompts: prompts of a request. n: answers to a prompt. stops: stop strings of a request, and stop ids.
     stop_characters: characters of a stop string. logprobs: alternatives to a token. messages: messages of a chat. connections:
     open connections. Timeouts in seconds: body_seconds: for receiving a body. head_seconds: for receiving the request line and
     headers. send_seconds: for a client to accept a part of a response. stop_seconds: for running answers when the server stops.

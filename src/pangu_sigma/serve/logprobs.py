@@ -14,13 +14,13 @@ MIN_LOGPROB = -9999.0
 
 
 class TokenTexts:
-    """Texts of single tokens, for display."""
+    """Texts of single tokens, as log-probabilities show them."""
 
     def __init__(self, vocabulary: Vocabulary):
         self.surfaces, self._pieces = vocabulary.surfaces, vocabulary.pieces
 
     def shown(self, token: int) -> str:
-        """Return the text of a token; its name if it has no text, such as <eot>; `bytes:\\xe4` for a part of a character."""
+        """Return a token's text; the token's name if it has none, such as <eot>; `bytes:\\xe4` for a part of a character."""
         surface = self.surfaces[token]
         if not surface:
             return self._pieces[token]

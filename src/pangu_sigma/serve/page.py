@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 PAGE_FILE = Path(__file__).with_name("page.html")
-"""HTML file of the page."""
+"""HTML file of the web page at `/`."""
 
 
 def policy(html: str) -> str:

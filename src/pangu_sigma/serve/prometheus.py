@@ -15,7 +15,7 @@ _LABEL = ["model_name"]
 
 
 class Metrics:
-    """Prometheus metrics of one server."""
+    """Prometheus metrics of the HTTP server."""
 
     def __init__(self, engine: Engine, names: dict[str, str]):
         """names: names of the served models by domain name."""
@@ -49,7 +49,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def refused(self, reason: str) -> None:
-        """Count a refused request. reason: one of a few words, the metric's label."""
+        """Count a refused request. reason: label of the metric, one of a few words."""
         self._refused.labels(reason).inc()
 
     def watch(self, request: Request) -> AnswerWatch:
@@ -69,7 +69,7 @@ class Metrics:
 
 
 class AnswerWatch:
-    """Latencies of one answer, for the histograms."""
+    """Latency measurement of one answer, for the Prometheus histograms."""
 
     def __init__(self, metrics: Metrics, name: str, prompt: int):
         self.name, self.started = name, time.monotonic()
@@ -78,7 +78,7 @@ class AnswerWatch:
         self._open = True
 
     def record(self, tokens: int) -> None:
-        """Record that `tokens` new tokens are sent to the client together."""
+        """Record that `tokens` new tokens are sent to the client at once."""
         if not tokens:
             return
         now = time.monotonic()
@@ -91,7 +91,7 @@ class AnswerWatch:
         self._metrics._new.labels(self.name).inc(tokens)
 
     def ended(self, why: str) -> None:
-        """Record the end of the answer; only the first call counts."""
+        """Record the end of the answer with its reason; later calls are ignored."""
         if self._open:
             self._open = False
             self._metrics._count(self, why)

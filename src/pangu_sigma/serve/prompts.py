@@ -23,7 +23,7 @@ _FOLDED = 4
 
 
 class PromptTokenizer:
-    """Tokenizer of the requests' texts. It works in one thread of its own, so that no text blocks the event loop."""
+    """Tokenizer of the prompts of HTTP requests. It works in its own thread, so that no text blocks the event loop."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
         self.tokenizer = tokenizer
@@ -47,7 +47,7 @@ class PromptTokenizer:
         threading.Thread(target=load, name="warm-up").start()
 
     def close(self) -> None:
-        """Stop the tokenizer's threads; a model that is being loaded is loaded to its end."""
+        """Stop the tokenizer's threads, after any tokenizer model that is being loaded."""
         self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -56,9 +56,9 @@ class PromptTokenizer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def read(self, text: str, domain: Domain, tags: bool = True) -> list[int]:
-        """Tokenize a text. A text that is `<eot>`, the name of the end of a document, is that token.
+        """Tokenize a text. The text `<eot>`, the name of the end of a document, becomes that token.
 
-        tags: False to put no language tag before it. Raises ApiError if it is not Unicode text.
+        tags: False to put no language tag before the text. Raises ApiError for invalid Unicode.
         """
         if text == self._end:
             return [self.tokenizer.eot]
@@ -69,7 +69,7 @@ class PromptTokenizer:
             raise ApiError(400, str(error), "prompt", "invalid_value") from error
 
     def text_prompt(self, text: str, domain: Domain, tags: bool) -> list[int]:
-        """Tokenize a prompt; an empty one becomes <eot>. Raises ApiError if it cannot fit."""
+        """Tokenize a prompt; an empty prompt becomes <eot>. Raises ApiError if the prompt exceeds model.seq_length."""
         if len(text) > self._most_characters:
             raise ApiError(
                 400,

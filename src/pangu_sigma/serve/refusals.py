@@ -21,7 +21,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 
 
 class Problem(BaseModel):
-    """Error of a request. param: the parameter at fault. code: a word for programs."""
+    """Error of a request, as OpenAI reports it. param: the parameter at fault. code: a word for programs."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,7 +54,7 @@ class ApiError(HTTPException):
         self.param, self.code = param, code
 
     def error_body(self) -> ErrorBody:
-        """Return the response body."""
+        """Return the refusal as a response body."""
         kind = _TYPES.get(self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error")
         message, param = _sendable(self.detail), self.param and _sendable(self.param)
         return ErrorBody(error=Problem(message=message, type=kind, param=param, code=self.code))
@@ -71,7 +71,7 @@ def error_response(refused: ApiError) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Install exception handlers that give every error of an application the form of this file."""
+    """Install exception handlers that answer every error of an application with an `ErrorBody`."""
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> Response:

@@ -53,13 +53,13 @@ StopStrings = Annotated[
 
 
 class StreamOptions(RequestBody):
-    """Options of a stream."""
+    """Options of a streamed response."""
 
     include_usage: bool | None = Field(None, description="One more chunk before the last line: the numbers of tokens.")
 
 
 class GenerationRequest(RequestBody):
-    """Parameters that completions and chats share. null means the default."""
+    """Parameters that requests for completions and for chats share. null means the default."""
 
     model: ModelName
     n: int | None = Field(None, ge=1, description="Number of answers to each prompt; 1 if not given.")
@@ -112,7 +112,7 @@ class CompletionRequest(GenerationRequest):
 
 
 class TextPart(RequestBody):
-    """Text part of a message; there are no other parts."""
+    """Text part of a chat message; other kinds of parts are refused."""
 
     type: Literal["text"]
     text: str
@@ -127,7 +127,7 @@ def _one_kind_of_content(value: Any) -> Any:
 
 
 class Message(RequestBody):
-    """Message of a chat."""
+    """Message of a chat request."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str | list[TextPart], BeforeValidator(_one_kind_of_content)]

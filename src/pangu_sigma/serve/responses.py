@@ -39,11 +39,11 @@ class ResponseBase(ResponseBody):
 
 
 class CompletionLogprobs(ResponseBody):
-    """Log-probabilities of a completion's tokens, with `echo` also the prompt's. The first token of all has none.
+    """Log-probabilities of a completion's tokens, and with `echo` of the prompt's. The first token of the text has none.
 
-    text_offset: number of characters before each token. tokens: its text; `bytes:\\xe4` for a part of a character. top_logprobs:
-    alternatives by their text, most likely first, and the token itself. experts (ours): the expert of each token in each RRE
-    layer, numbered within the domain's group.
+    text_offset: number of characters before each token. tokens: text of each token; `bytes:\\xe4` for a part of a character.
+    top_logprobs: alternatives by their text, most likely first, and the token itself. experts (ours): the expert of each token in
+    each RRE layer, numbered within the domain's group.
     """
 
     text_offset: list[int]
@@ -54,7 +54,7 @@ class CompletionLogprobs(ResponseBody):
 
 
 class CompletionChoice(ResponseBody):
-    """Text of a completion, or of one chunk of it. finish_reason: null until the last chunk."""
+    """Text of one completion, or of one chunk of its stream. finish_reason: null until the last chunk."""
 
     index: int
     text: str
@@ -70,7 +70,7 @@ class Completion(ResponseBase):
 
 
 class TopLogprob(ResponseBody):
-    """Alternative to a token, with its log-probability. bytes: its text in UTF-8."""
+    """Alternative to a token, with its log-probability. bytes: text of the token in UTF-8."""
 
     token: str
     bytes: list[int] | None
@@ -122,7 +122,7 @@ class Delta(ResponseBody):
 
 
 class ChatChunkChoice(ResponseBody):
-    """Part of an answer to a chat. finish_reason: null until the last chunk."""
+    """Answer's part in one chunk of a chat's stream. finish_reason: null until the last chunk."""
 
     index: int
     delta: Delta
@@ -138,7 +138,7 @@ class ChatChunk(ResponseBase):
 
 
 class ServedModel(ResponseBody):
-    """Model of /v1/models: a domain. max_model_len: tokens of prompt and answer together, as in vLLM. domain: ours."""
+    """Model in GET /v1/models, one for each domain. max_model_len (as in vLLM): tokens of prompt and answer. domain: ours."""
 
     id: str
     object: Literal["model"]

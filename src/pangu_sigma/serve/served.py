@@ -33,7 +33,7 @@ PREFIX = "sigma-"
 
 @dataclass
 class Served:
-    """Served model. Each domain is a model of OpenAI's interface: `sigma-zh` is the domain zh."""
+    """Model with its engine, for request handlers. Each domain is a model of OpenAI's interface: `sigma-zh` is the domain zh."""
 
     engine: Engine
     limits: Limits = field(default_factory=Limits)
@@ -52,9 +52,9 @@ class Served:
         """System fingerprint: configuration and tokenizer. Answers with the same seed are equal if it is."""
 
     def domain(self, name: str | None, of_path: str | None = None) -> Domain:
-        """Return the domain of a model name. of_path: the model named by the request's path.
+        """Return the domain of a model name. of_path: model name in the request's path.
 
-        Raises ApiError for an unknown name, and if none is given and there are several domains.
+        Raises ApiError for an unknown name, and for a missing name if there are several domains.
         """
         if name is not None and of_path is not None and name != of_path:
             raise ApiError(
@@ -82,7 +82,7 @@ class Served:
         return self.domains[name]
 
     def head(self, prefix: str, model: str) -> dict[str, Any]:
-        """Return the fields that every response begins with. prefix: beginning of its id. model: name in the request."""
+        """Return the fields that every response begins with. prefix: of the response's id. model: model name in the request."""
         fields = {"created": int(time.time()), "model": model, "system_fingerprint": self.fingerprint}
         return {"id": f"{prefix}-{uuid.uuid4().hex}", **fields}
 
@@ -144,7 +144,7 @@ class Served:
         ]
 
     def ask(self, requests: list[TextRequest]) -> Answers:
-        """Submit requests to the engine. Raises ApiError if they are too many."""
+        """Submit requests to the engine. Raises ApiError if the queue has no room for them, or if a request does not fit."""
         if len(requests) > self.limits.waiting:
             raise ApiError(
                 400,

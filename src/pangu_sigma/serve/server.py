@@ -32,7 +32,7 @@ KEY_VARIABLE = "PANGU_SIGMA_API_KEY"
 _HEAD_BYTES = 64 << 10
 """Maximum size of request line and headers together."""
 LAST_SECONDS = 2
-"""Timeout in seconds for connections to close after the last answer."""
+"""Timeout in seconds for connections to close after the last answer when the server stops."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Address:
 
 
 def bind(address: Address) -> socket.socket:
-    """Bind a listening socket. Raises ConfigError if that fails. A port whose server was killed can be bound at once."""
+    """Bind a listening socket. Raises ConfigError if that fails. The port of a killed server can be bound again at once."""
     if not 0 <= address.port < 1 << 16:
         raise ConfigError(f"--port {address.port} is not allowed: 0 (any that is free) to 65535")
     try:
@@ -152,13 +152,13 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     def stop(self) -> None:
-        """Accept no more requests, and stop after the current ones."""
+        """Accept no more requests, and stop after the current requests."""
         self.should_exit = True
 
 
 def _protocol(limits: Limits) -> type[asyncio.Protocol]:
     class Patient(H11Protocol):
-        """HTTP protocol that closes connections without a request in time, and those beyond the limit."""
+        """HTTP protocol that closes connections that send no request in time or exceed the limit of connections."""
 
         _deadline: asyncio.TimerHandle | None = None
 

@@ -17,11 +17,11 @@ from pangu_sigma.serve.responses import ResponseBody
 _Result = TypeVar("_Result")
 
 DONE = "data: [DONE]\n\n"
-"""Last event of a stream."""
+"""Last server-sent event of a streaming response."""
 
 
 class ClientDisconnected(Exception):
-    """The client disconnected before its response."""
+    """Exception raised if the client disconnects before its response."""
 
 
 async def while_there(request: Request, work: Awaitable[_Result]) -> _Result:
@@ -37,7 +37,7 @@ async def while_there(request: Request, work: Awaitable[_Result]) -> _Result:
 
 
 class EventStream(Response):
-    """Streaming response of server-sent events, one for each body, and `[DONE]`. on_end: called when it ends, for any reason."""
+    """Streaming response of server-sent events, one for each body, then `[DONE]`. on_end: called when the stream ends."""
 
     media_type = "text/event-stream"
 

@@ -28,12 +28,12 @@ HELP = """\
 /help              this
 /quit              the end, as Ctrl-D; Ctrl-C ends an answer
 Anything else is said to the model. Write // for a message that begins with /."""
-"""Help text of the commands of the chat."""
+"""Help text of the commands of a chat in the terminal."""
 
 
 @dataclass
 class ChatSettings:
-    """Options of a chat. domain: None for the first. max_new_tokens: None for as many as fit. seed: None for a random one."""
+    """Options of a chat in the terminal. domain: None: the first. max_new_tokens: None: all that fit. seed: None: a random one."""
 
     domain: str | None = None
     temperature: float = 0.7
@@ -43,7 +43,7 @@ class ChatSettings:
 
 @dataclass
 class Chat:
-    """Chat session with a model. messages: the history. write: prints answers. say: prints notes to the user."""
+    """Chat session in the terminal. messages: history of the chat. write: prints answers. say: prints notes to the user."""
 
     engine: Engine
     settings: ChatSettings
@@ -78,7 +78,7 @@ class Chat:
         self.messages += [("user", text), ("assistant", reply)]
 
     def command(self, line: str) -> bool:
-        """Execute a line that begins with /. Returns False if it ends the chat. Raises UserError or ApiError."""
+        """Execute a command, a line that begins with /. Returns False if it ends the chat. Raises UserError or ApiError."""
         word, _, rest = line.partition(" ")
         rest = rest.strip()
         match word:
@@ -141,7 +141,7 @@ class Chat:
 
 
 def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: TextIO) -> int:
-    """Run a chat until the input ends, and return the exit status. Raises ConfigError for an unknown domain."""
+    """Run a chat in the terminal until `lines` ends, and return the exit status. Raises ConfigError for an unknown domain."""
     people = lines.isatty()
 
     def write(text: str) -> None:

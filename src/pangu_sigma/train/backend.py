@@ -81,7 +81,7 @@ class Backend(ABC):
     def take_step(
         self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
-        """Take one training step. rate: learning rate.
+        """Take one training step. rate: learning rate. fed: batch and experts.
 
         limit_D: for train.spikes.skip, the weighted loss of each domain above which the batch is a spike, float32.
         """
@@ -100,7 +100,7 @@ class Backend(ABC):
 
     @abstractmethod
     def cannot_copy(self, config: Config) -> str | None:
-        """Return why the arrays of `files` cannot be copied for `train.async_save`; None if they can."""
+        """Return the reason why the arrays of `files` cannot be copied for `train.async_save`; None if they can."""
 
     @abstractmethod
     def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
@@ -156,7 +156,7 @@ class CpuBackend(Backend):
 
 
 def tier_of(config: Config, ranks: Ranks, run: RunFolder) -> HostTier:
-    """Make the storage tier for the experts of a rank by `ecss.store`: memory, or files in `ecss.path` or in the run folder."""
+    """Make the host storage for the experts of a rank, by `ecss.store`: memory, or files in `ecss.path` or in the run folder."""
     options, parallel = config.ecss, config.parallel
     if options.store == "host":
         return HostTier()

@@ -23,8 +23,8 @@ from pangu_sigma.train.log.losses import HeldOutLoss, ratio
 
 
 class EvaluationStep(nn.Cell):
-    """Evaluation step, which fetches experts and runs a forward pass: construct(active_NA, batch arguments of NextTokenLoss)
-    -> weighted loss of each sequence [B]."""
+    """Step of a held-out evaluation, which looks up experts and runs a forward pass: construct(active_NA, batch arguments of
+    NextTokenLoss) -> weighted loss of each sequence [B]."""
 
     def __init__(self, network: PanGuSigma, store: ExpertStore):
         super().__init__()
@@ -41,7 +41,7 @@ class EvaluationStep(nn.Cell):
 
 
 class LossGraph(Protocol):
-    """Graph that computes the losses of a batch, such as `EvaluationStep`."""
+    """Graph that computes the losses of a held-out batch, such as `EvaluationStep`."""
 
     def of(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each unit of a batch: a sequence, or a block if the graph is that of training."""
@@ -59,7 +59,7 @@ class HasTrainMode(Protocol):
 
 
 class Evaluator:
-    """Evaluator of a network's losses on held-out batches. It does not change the network."""
+    """Evaluator of the held-out loss of each domain. It does not change the network."""
 
     def __init__(
         self,
@@ -71,11 +71,11 @@ class Evaluator:
         together: bool = False,
         counts: bool = True,
     ):
-        """batches: of the held-out split. most: maximum number of samples of a domain, as `HeldOut`.
-        ranks: the processes that evaluate together, each its share of the batches of its group's domains.
+        """batches: batches of the held-out split. most: maximum number of samples of each domain. forward: graph of `network`.
+        ranks: processes that evaluate together; each evaluates its share of the batches of its group's domains.
         together: True if `forward` is the training graph, which takes batches shaped as in training and has collectives.
         counts: True if this rank's losses are added to the total: one of the ranks that see the same tokens does so.
-        Raises DataError as `BatchLoader.frequencies`, and with `together` CapacityError.
+        Raises DataError for damaged token counts, and with `together` CapacityError for too many rows on an expert's rank.
         """
         held_out = HeldOut(batches, most)
         if together:

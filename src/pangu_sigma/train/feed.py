@@ -14,7 +14,7 @@ from pangu_sigma.model.declare import as_tensor
 
 
 class StepInput(NamedTuple):
-    """Batch and prefetched experts of one step."""
+    """Input of one training step: its batch and prefetched experts."""
 
     batch: Batch
     cursor: Cursor
@@ -27,7 +27,7 @@ class StepInput(NamedTuple):
 
 
 class InputPipeline:
-    """Input pipeline: batches from a cursor on, each with its experts. Call `take`, then the step, in turn."""
+    """Input pipeline of training: batches from a cursor on, each with its experts. Call `take` and run the step, in turn."""
 
     def __init__(self, batches: BatchLoader, cursor: Cursor, store: ExpertStore, prefetcher: Prefetcher | None):
         """cursor: position in the data at which the first batch begins. prefetcher: None if the step looks experts up itself."""
@@ -36,7 +36,7 @@ class InputPipeline:
         self._prefetcher = prefetcher
 
     def take(self) -> StepInput:
-        """Return batch and experts of the next step. Raises DataError as `BatchLoader.next` does."""
+        """Return batch and experts of the next step. Raises DataError for damaged data."""
         batch, cursor, coming = self._lookahead.take()
         arrays = StepArrays(*map(as_tensor, batch.arrays()))
         if self._prefetcher is None:

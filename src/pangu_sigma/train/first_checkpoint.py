@@ -20,14 +20,14 @@ from pangu_sigma.train.start import start_run
 
 
 def check_absent(folder: Path) -> None:
-    """Raise ConfigError if the folder to be created exists."""
+    """Raise ConfigError if the run folder to be created exists already."""
     if folder.exists() or folder.is_symlink():
         raise ConfigError(f"{folder} exists; choose another folder with --output")
 
 
 @contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """Make a temporary folder to be filled in the block; it is renamed to `folder` if the block succeeds, else removed.
+    """Make a temporary folder that the `with` block fills; it is renamed to `folder` if the block succeeds, else removed.
 
     Raises ConfigError if it cannot be made, or if `folder` was created meanwhile.
     """
@@ -50,13 +50,13 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
-    """Make a new run folder, initialised as training does, to be filled in the block. Raises as `unfinished_folder`."""
+    """Make a run folder as a training start does; the `with` block adds the weights. Raises ConfigError if that fails."""
     with unfinished_folder(folder) as path:
         yield start_run(path, config)
 
 
 def write_step_0(run: RunFolder, files: Files) -> None:
-    """Write a checkpoint of step 0 that training starts from. files: the weights."""
+    """Write a checkpoint of step 0 that training starts from. files: files of the checkpoint, with the weights."""
     config = run.config
     start = Cursor([0] * len(config.domains))
     health = Health(config.train, [domain.name for domain in config.domains]).state()

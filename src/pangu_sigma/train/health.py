@@ -68,7 +68,7 @@ class DomainHealth:
     variance: float = 0.0
 
     def limit(self, options: SpikesConfig) -> float:
-        """Return the loss above which a step is a spike; infinity for the first `window` losses, or if detection is off."""
+        """Return the loss above which a step is a loss spike; infinity for the first `window` losses, or if detection is off."""
         if options.factor is None or self.seen < options.window:
             return math.inf
         deviation = max(math.sqrt(self.variance), LEAST_DEVIATION * self.mean)
@@ -88,7 +88,7 @@ class DomainHealth:
 
 
 class Health:
-    """Health monitor of a run. `spikes`, `stuck` and `suspect` are those of the last step."""
+    """Health monitor of a run. `spikes`, `stuck` and `suspect` describe the last step."""
 
     def __init__(self, options: TrainConfig, domains: list[str], state: dict[str, Any] | None = None):
         """state: what `state` returned, or None; a domain that is not in it begins anew."""
@@ -111,7 +111,7 @@ class Health:
         return {"domains": {name: asdict(domain) for name, domain in self.domains.items()}}
 
     def limits(self, domains_M: np.ndarray, weight_M: np.ndarray) -> np.ndarray:
-        """Return the weighted loss of each domain above which a batch is a spike, float32 [D]; infinity for domains not in it.
+        """Return the weighted loss of each domain above which a batch is a spike, float32 [D]; infinity for absent domains.
 
         domains_M, weight_M: domain of each block of the batch, and weight of the block in the loss.
         """
@@ -167,9 +167,9 @@ class UnhealthyTensor:
 
 
 def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None) -> list[UnhealthyTensor]:
-    """Find the dense parameters and experts of this rank, and their moments, that have values that are not finite.
+    """Find this rank's dense parameters, experts and Adam moments with values that are not finite.
 
-    active_NA: rows of the store of the experts to check, as `Batch.active_NA`; None: all that the rank stores.
+    active_NA: store rows of the experts to check, as in `Batch.active_NA`; None checks all experts of the rank.
     """
     tensors = []
     for shard, parameters in built.shards.items():
@@ -195,7 +195,7 @@ def examine(
     """Check the health after a step: log its spikes, look for values that are not finite, and stop an unhealthy run.
 
     After a loss that is not finite, the dense parameters and the experts of the step are checked; if a domain is stuck, all experts
-    are; both with their moments. The results are logged.
+    are. Their Adam moments are checked too. The results are logged.
     active_NA: experts of the step, as `Batch.active_NA`.
     Raises UnhealthyRun, on all ranks, if any rank has values that are not finite, or a domain is stuck.
     """
@@ -253,7 +253,7 @@ def _way_on(run: RunFolder, ranks: Ranks) -> str:
 
 
 def last_healthy(root: Path, ranks: Ranks) -> tuple[Path | None, list[Path]]:
-    """Return the newest intact checkpoint of a root with only finite values, or None; and the newer ones, damaged or not finite.
+    """Return the newest intact, finite checkpoint of a run, or None, and the newer ones, which are damaged or not finite.
 
     All ranks call this; each checks some of the files.
     """

@@ -85,11 +85,11 @@ class Trainer:
         self.timeline = NoTimeline()
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
-        """Create or open the run folder. Raises as `start_run`."""
+        """Create or open the run folder. Raises the errors of `start_run`."""
         return start_run(folder, self.config, self.ranks, asked)
 
     def open_batches(self, split: str) -> BatchLoader:
-        """Open the batches of one split of the prepared data, this rank's share of each."""
+        """Open this rank's share of the batches of one split of the prepared data."""
         data = Path(self.config.data.path)
         layout = self.backend.layout(self.config)
         return BatchLoader(self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
@@ -162,7 +162,7 @@ class Trainer:
         return {**self.progress.state(), "health": self.health.state()}
 
     def save(self) -> Path:
-        """Write a checkpoint of the state after the last step, synchronously. Raises as `save_checkpoint`."""
+        """Write a checkpoint of the last step synchronously. Raises CheckpointError, or UnhealthyState for values not finite."""
         return self.saver.save(self.progress.step, self.backend.files(self.built), self.state())
 
     def save_in_turn(self, last: bool) -> None:
@@ -231,8 +231,8 @@ def train(
 
     backend: the devices to train on. asked: further start options of the user. profile: True to write a timeline of a few steps
     (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
-    Raises UnhealthyRun as `examine`, LockError while another process writes in the folder, ConfigError for a fine-tuning run, and
-    as `start_run`.
+    Raises UnhealthyRun if the run cannot recover, LockError while another process writes in the folder, ConfigError for a
+    fine-tuning run, and the errors of `start_run`.
     After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. In a run of
     several ranks, the caller calls `ranks.leave` once it no longer needs the trainer.
     """
@@ -249,7 +249,7 @@ def train(
 
 
 def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
-    """Train until the run is finished or SIGTERM comes, as `train`, and return the trainer. The caller holds the folder's lock."""
+    """Train until the run is finished or SIGTERM comes, and return the trainer. The caller holds the lock of the run folder."""
     ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
     options, names = config.train, [d.name for d in config.domains]
     with ranks.fail_together("reading the held-out text"):

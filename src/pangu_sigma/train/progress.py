@@ -46,7 +46,7 @@ class Progress:
 def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:
     """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0 at `start`, and None.
 
-    All ranks call this. Raises CheckpointError as `RunFolder.newest_checkpoint`.
+    All ranks call this. Raises CheckpointError if no checkpoint is intact, or for another vocabulary or routing table.
     """
     checkpoint = run.newest_checkpoint(ranks)
     if checkpoint is None:
@@ -56,8 +56,8 @@ def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tupl
 
 
 def changes_since_checkpoint(checkpoint: Checkpoint | None, run: RunFolder) -> list[Change]:
-    """Return what has changed since the checkpoint was written: (key, old, new) of configuration keys, and of `data`, the content
-    hash of the prepared text, if both hashes are known."""
+    """Return the changes since a run's newest checkpoint was written: (key, old, new) of configuration keys, and of `data`, the
+    content hash of the prepared text, if both hashes are known."""
     if checkpoint is None:
         return []
     then, now = checkpoint.identity, run.identity

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StartOptions:
-    """Options of a start, besides the configuration.
+    """Options of the start of a run, besides its configuration.
 
     start_over: True to move the folder's contents aside and begin at step 0. allow_data_change: True to resume although the text
     differs from the checkpoint's. lock: False to write also where the file system has no locks.
@@ -56,11 +56,11 @@ def start_run(
     """Create a run folder, or open one to resume its run, and write the configuration that it trains with.
 
     A folder without checkpoints gets the tokenizer of the prepared data and routing tables drawn for it. A run with checkpoints
-    keeps its own; changed keys are logged, and damaged files are made again. After an interruption, the same call completes it.
+    keeps its tokenizer and tables; changed keys are logged, damaged files rewritten. The same call completes an interrupted start.
 
     ranks: all of them call this; rank 0 writes, into a folder that all of them see.
-    Raises ConfigError for keys that the checkpoints do not go with, other data and a folder that cannot be written,
-    DamagedFile for what cannot be made again, RankError when a rank has another configuration or other prepared data.
+    Raises ConfigError for changed keys that do not fit the checkpoints, other data, or a folder that is not writable; DamagedFile
+    for a damaged file that cannot be rewritten; RankError if ranks differ in configuration or prepared data.
     """
     given, config = config, absolute_paths(config)
     with ranks.fail_together(f"reading {config.data.path}"):
@@ -84,9 +84,9 @@ def start_run(
 
 
 def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_START) -> None:
-    """Log what a start would change in a run with checkpoints, and refuse what `start_run` would refuse; nothing is written.
+    """Check that `start_run` would succeed, and log what it would change in a run with checkpoints; nothing is written.
 
-    A launcher calls this before ranks start. Raises ConfigError and DataError as `start_run`.
+    A launcher calls this before ranks start. Raises ConfigError for a start that would be refused, DataError for invalid data.
     """
     prepared, data_hash = read_prepared_tokenizer(config), load_manifest(Path(config.data.path)).content_hash
     if options.start_over or not has_checkpoints(path / CHECKPOINTS):

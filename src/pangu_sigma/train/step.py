@@ -32,14 +32,14 @@ from pangu_sigma.parallel.reduce import make_gradient_reduction
 
 
 class StepResult(NamedTuple):
-    """Result of a training step: tensors that the graph returns, read on the host."""
+    """Result of a training step: the tensors that its graph returns, which the host reads."""
 
     block_loss_GM: tuple[Tensor, ...]
-    """Weighted loss of each block; the sum is the loss of the update."""
+    """Weighted loss of each block (sequences of one domain); their sum is the loss of the step."""
     norm: Tensor
     """Global gradient norm before clipping."""
     applied: Tensor
-    """1.0; 0.0 if nothing was updated, because the gradients overflowed or the batch is a spike."""
+    """1.0 if the step updated the weights; 0.0 if gradients overflowed or the batch is a loss spike."""
     scale: Tensor
     """Loss scale that the step used."""
     norm_dense: Tensor | None = None
@@ -49,12 +49,12 @@ class StepResult(NamedTuple):
 
 
 class SpikeLimits(NamedTuple):
-    """Loss limits of spike detection with train.spikes.skip: arguments of `TrainStep` after those of `StepArrays`."""
+    """Loss limits of the domains, with which a training step skips spikes (train.spikes.skip)."""
 
     limits_D: Tensor | None = None
     """Weighted loss of each domain above which the batch is a spike, float32."""
     blocks_MD: Tensor | None = None
-    """1.0 where a block of this rank belongs to the domain, else 0.0."""
+    """1.0 where a block (sequences of one domain) of this rank belongs to the domain, else 0.0."""
 
 
 class ScaledLoss(nn.Cell):
@@ -80,7 +80,7 @@ class TrainStep(nn.Cell):
     """Training step: forward pass, backward pass and update.
 
     construct(lr, *StepArrays, *SpikeLimits, *Brought.arguments()) -> fields of StepResult
-        active: experts of all micro-batches; offsets: their tokens in each; used: their tokens summed over the micro-batches.
+        active: experts of all micro-batches. offsets: their tokens in each micro-batch. used: their tokens in all of them.
         experts_and_buffers: prefetched experts, then the buffers for the experts of the next step; empty without a `Prefetcher`.
     The arguments are plain tensors and not the NamedTuples of the host: see data/step_arrays.py.
     """
@@ -182,12 +182,12 @@ class TrainStep(nn.Cell):
         brought: PrefetchedExperts | None = None,
         limits: SpikeLimits | None = None,
     ) -> StepResult:
-        """Run one step. rate: learning rate. brought: prefetched experts, with a prefetcher. limits: for train.spikes.skip."""
+        """Run one step. rate: learning rate. brought: prefetched experts; None to look them up. limits: spike limits."""
         groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()).arguments())
         return StepResult(*self(Tensor(rate, ms.float32), *groups))
 
     def grad_pair(self, grads):
-        """Make the pair (expert gradients, dense gradients) if only one of the two learns: value_and_grad returns no pair then."""
+        """Return the pair (expert gradients, dense gradients); value_and_grad returns no pair if only one of the two learns."""
         return (grads, ()) if self.sparse else ((), grads)
 
     def no_spike(self, block_loss, squares, limits_D, blocks_MD):

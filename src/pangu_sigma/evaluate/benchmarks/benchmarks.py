@@ -30,18 +30,18 @@ TASKS = Path(__file__).parent / "tasks"
 """Folder of this project's tasks for lm-evaluation-harness, for its --include_path."""
 
 CHINESE = "zh"
-"""Default domain: nearly all of this project's benchmarks are Chinese."""
+"""Default domain of benchmarks, since nearly all of this project's are Chinese."""
 
 LANES = 8
-"""Number of texts in a batch."""
+"""Number of texts in a batch of a benchmark."""
 
 
 @dataclass(frozen=True)
 class OwnTask:
     """Benchmark that runs without the harness.
 
-    run: called with (engine, domain, folder, limit=…, temperature=…, …). format: format of the default domain. file: the argument
-    for a readable file of the answers, and the suffix of its name. runs_programs: True if `run` takes samples and unsafe.
+    run: called with (engine, domain, folder, limit=…, temperature=…, …). format: text format of the default domain. file: argument
+    of `run` for a readable file of the answers, and suffix of the file's name. runs_programs: `run` takes samples and unsafe.
     """
 
     run: Callable[..., TaskResult]
@@ -57,14 +57,14 @@ OWN_TASKS: dict[str, OwnTask] = {
     "translation_en_zh": OwnTask(translation.run, "bilingual", ("translations", "txt")),
     "dialogue": OwnTask(dialogue.run, "text", ("transcripts", "md")),
 }
-"""Benchmarks that run without the harness, by name."""
+"""Benchmarks that run without lm-evaluation-harness, by name."""
 
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
     """Options of a benchmark run.
 
-    tasks: names. files: folder with a folder of files for each task. domain: domain that answers; None for zh, and in tasks of
+    tasks: task names. files: folder with a folder of files for each task. domain: domain that answers; None for zh, and in tasks of
     `OWN_TASKS` for the first domain of their format. limit: maximum number of items of a task, the first ones; None for all.
     num_fewshot: examples before each item, drawn from the other items; None for the task's default. temperature: of the answers in
     tasks of `OWN_TASKS`; None for their defaults. samples_per_problem: programs for each problem. allow_code_execution: True to
@@ -81,7 +81,7 @@ class BenchmarkRequest:
     allow_code_execution: bool = False
 
     def domain_of(self, name: str, config: Config) -> str:
-        """Return the domain that answers in a task. Raises ConfigError if the model has none of the task's format."""
+        """Return the domain that answers in a task. Raises ConfigError if the model has no domain of the task's format."""
         if self.domain is not None:
             return self.domain
         if name not in OWN_TASKS:
@@ -95,7 +95,7 @@ class BenchmarkRequest:
         return first
 
     def folder_of(self, name: str) -> Path:
-        """Return the folder of a task's files. Raises ConfigError if none was given."""
+        """Return the folder of a task's files. Raises ConfigError if `files` was not given."""
         if self.files is None:
             raise ConfigError(f"{name} reads files; say with --files in which folder its folder {name} is")
         return Path(self.files) / name
@@ -104,9 +104,9 @@ class BenchmarkRequest:
 def run_benchmarks(
     model: Path, request: BenchmarkRequest, kept: ResultCache | None = None, beside: Path | None = None
 ) -> dict[str, TaskResult]:
-    """Run benchmarks on a run's newest checkpoint or on an export, and return results by task; a task group has one too.
+    """Run benchmarks on a run's newest checkpoint or an exported model, and return results by task; a task group has a result too.
 
-    beside: file of the result; readable answers of tasks of `OWN_TASKS` are written beside it.
+    kept: cache of answers. beside: file of the result; readable answers of tasks of `OWN_TASKS` are written beside it.
 
     Raises ConfigError for an unknown task or domain, and DataError, before anything is computed, for missing or invalid files.
     """
@@ -143,14 +143,14 @@ def _harness_model(model: Path, request: BenchmarkRequest, kept: ResultCache | N
 
 
 def kept_beside(file: Path, model: Path, request: BenchmarkRequest) -> ResultCache:
-    """Open the cache of answers beside a result file, which an interrupted run with the same model and options has filled."""
+    """Open the cache of answers beside a result file; an interrupted run with the same model and options may have filled it."""
     stored = open_model(model, "run", "export", verified=False)
     header = asdict(request) | {"tasks": list(request.tasks), "model": stored.hash}
     return ResultCache(file.with_name(f"{file.name}.partial"), header)
 
 
 def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Format the metrics of each task as a Markdown table."""
+    """Format the metrics of each benchmark task as a Markdown table."""
     counts = ("n", "skipped", "truncated")
     rows = [
         [name, metric, "–" if value is None else f"{value:.4f}", *(f"{figures[key]:,}" for key in counts)]
@@ -163,7 +163,7 @@ def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def figures_of(results: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
-    """Convert results to values for JSON; values that are not finite become None."""
+    """Convert benchmark results to values for JSON; values that are not finite become None."""
     return {
         name: {key: value if math.isfinite(value) else None for key, value in result.figures().items()}
         for name, result in results.items()

@@ -47,7 +47,7 @@ _ALIKE = 16
 """Length of the common prefix by which prompts are grouped; shorter ones are not worth sharing."""
 
 Pair = tuple[list[int], list[int]]
-"""Ids of a context, and of its continuation."""
+"""Token ids of a context, and of its continuation to score."""
 
 
 @register_model("pangu-sigma")
@@ -55,7 +55,7 @@ class HarnessModel(LM):
     """Model of lm-evaluation-harness: one domain of a model of this project.
 
     truncated: (task name, item number) of requests that were cut, or scored in windows, because they exceed the model's length.
-    kept: cache of answers, so that an evaluation resumes after a kill; None for no cache.
+    kept: cache of the answers, with which a killed evaluation resumes; None for no cache.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class HarnessModel(LM):
         return scores
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-probability of each whole text in nats, with the first token after an <eot>.
+        """Return the log-probability of each whole text in nats; an <eot> precedes its first token.
 
         A text that exceeds the model's length is scored in windows, each token once.
         """
@@ -189,8 +189,7 @@ class HarnessModel(LM):
         return Request(self.domain, tuple(ids), most, Sampling(**sampling), self._seed, tuple(filter(None, stop)))
 
     def _scores(self, texts: Sequence[list[Pair]], what: str, quiet: bool) -> list[tuple[float, bool]]:
-        """Return for each text, given as pairs, the continuations' log-probability, and whether every token was the most likely
-        one."""
+        """Return for each text, given as pairs, the continuations' log-probability, and whether each token was the likeliest."""
         requests = []
         for context, continuation in (pair for pairs in texts for pair in pairs):
             ids = [*context, *continuation][-self.max_length :]

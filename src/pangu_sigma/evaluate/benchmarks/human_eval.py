@@ -17,7 +17,7 @@ from pangu_sigma.generate.engine import Engine
 _NAMES = ("HumanEval.jsonl.gz", "HumanEval.jsonl")
 _PUBLISHED = "https://github.com/openai/human-eval/blob/master/data/HumanEval.jsonl.gz"
 FUNCTION_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-"""Stop strings, at which a function ends: as in the paper."""
+"""Stop strings that end a generated function, as in the HumanEval paper."""
 
 _PROBLEMS = 164
 

@@ -15,7 +15,7 @@ from pangu_sigma.evaluate.benchmarks.benchmarks import TASKS
 
 
 def with_tasks(arguments: list[str]) -> list[str]:
-    """Add the folder of this project's tasks to the command's arguments, unless they name a task folder or ask for help."""
+    """Add this project's task folder to lm-evaluation-harness's arguments, unless they name a task folder or ask for help."""
     if not arguments or any(each in ("-h", "--help") or each.startswith("--include_path") for each in arguments):
         return arguments
     return [*arguments, "--include_path", str(TASKS)]

@@ -19,7 +19,7 @@ from pangu_sigma.generate.engine import Engine
 _NAME = "mbpp.jsonl"
 _PUBLISHED = "https://github.com/google-research/google-research/blob/master/mbpp/mbpp.jsonl"
 PROGRAM_ENDS = ("[DONE]",)
-"""Stop string, at which a program ends: as in the prompt of the paper."""
+"""Stop string that ends a generated program, as in the prompt of the MBPP paper."""
 
 _ASKED = range(11, 511)
 _EXAMPLES = (2, 3, 4)

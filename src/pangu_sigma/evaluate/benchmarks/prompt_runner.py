@@ -23,7 +23,7 @@ _AT_ONCE = 512
 def complete_in_parts(
     engine: Engine, requests: Sequence[Request], extract: Callable[[Answer], Any], finished: Callable[[int, Any], None]
 ) -> None:
-    """Answer requests, some at a time. extract: gives an answer's result. finished: called with the request's index and result."""
+    """Answer requests, some at a time. extract: returns the result of an answer. finished: called with request index and result."""
     for first in range(0, len(requests), _AT_ONCE):
         some = requests[first : first + _AT_ONCE]
         numbers = {id(request): number for number, request in enumerate(some, first)}
@@ -36,7 +36,7 @@ def complete_in_parts(
 
 
 class PromptRunner:
-    """Prompt runner that reserves room for a whole answer. truncated: number of prompts so far that were cut to fit."""
+    """Prompt runner of a benchmark, which reserves room for whole answers. truncated: number of prompts cut to fit so far."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class PromptRunner:
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         stop: Sequence[str] = (),
     ):
-        """domain: its name. max_new_tokens: maximum tokens of an answer; None for `most`, or half of model.seq_length if less.
+        """domain: domain's name. max_new_tokens: maximum tokens of an answer; None for `most`, or half of model.seq_length if less.
 
         stop: strings before which answers end. Raises ConfigError for an unknown domain, and if no room is left for prompts.
         """
@@ -74,7 +74,7 @@ class PromptRunner:
         return len(self._ids(prompt)) <= self._room
 
     def truncate(self, text: str, prompt: Callable[[str], str]) -> str:
-        """Return the prompt of a text, with the end of the text cut off if it does not fit.
+        """Return the prompt of a text; the end of the text is cut off if the prompt does not fit.
 
         prompt: formats the prompt of a text. Raises ConfigError if not even the prompt of an empty text fits.
         """
@@ -103,7 +103,7 @@ class PromptRunner:
     def answers(
         self, prompts: Sequence[str], times: int = 1, what: str = "answers", passed_over: int = 0
     ) -> list[list[str]]:
-        """Generate `times` answers to each prompt, with the seeds from `passed_over` on. A prompt too long loses its beginning.
+        """Generate `times` answers to each prompt, with seeds from `passed_over` on. A prompt that is too long loses its beginning.
 
         what: label of the progress bar.
         """

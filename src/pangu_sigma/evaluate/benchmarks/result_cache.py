@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 class ResultCache:
-    """Cache of values by name in a file of JSON lines, which is written at each `put`."""
+    """Cache of an evaluation's results by name, in a JSON Lines file that is written at each `put`."""
 
     def __init__(self, file: Path, of: dict[str, Any]):
-        """Load the file if its header equals `of`, else begin it anew. of: everything that the values depend on."""
+        """Load the file if its header equals `of`, else begin a new file. of: everything that the results depend on."""
         self._file, self._values = file, dict[str, Any]()
         head = json.dumps(of, ensure_ascii=False)
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []  # what a kill cut off has no end of line
@@ -28,16 +28,16 @@ class ResultCache:
         self._stream = file.open("a", encoding="utf-8")
 
     def get(self, name: str) -> Any:
-        """Return the cached value of a name; None if there is none."""
+        """Return the cached result of a name; None if there is none."""
         return self._values.get(name)
 
     def put(self, name: str, value: Any) -> None:
-        """Add a JSON value to the cache, and to its file."""
+        """Add a result, a JSON value, to the cache and its file."""
         self._values[name] = value
         self._stream.write(json.dumps([name, value], ensure_ascii=False) + "\n")
         self._stream.flush()
 
     def remove(self) -> None:
-        """Close and remove the file, after the evaluation."""
+        """Close and remove the cache file, after the evaluation."""
         self._stream.close()
         self._file.unlink()

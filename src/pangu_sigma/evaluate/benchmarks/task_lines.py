@@ -15,9 +15,9 @@ from pangu_sigma.errors import DataError
 logger = logging.getLogger(__name__)
 
 TaskLine = dict[str, Any]
-"""Object of a line of a benchmark's file."""
+"""JSON object in a line of a benchmark's file."""
 FieldKind = type[str] | type[int] | type[list]
-"""Type of a field: a text, a whole number, or a list of texts."""
+"""Required type of a field in a benchmark's file: a text, a whole number, or a list of texts."""
 
 _EXPECTED = {str: "a text", int: "a whole number", list: "a list of texts"}
 _TOLD = 5
@@ -25,11 +25,11 @@ _TOLD = 5
 
 
 class _Unusable(ValueError):
-    """Error of a line that cannot be used; the message names what was expected."""
+    """Error of a line that cannot be used; the message names the expectation."""
 
 
 def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
-    """Return the path of a benchmark's file: the first of `names` in the folder. Raises DataError, which names its source."""
+    """Return the path of a benchmark's file, the first of `names` in the folder. Raises DataError, naming its source."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -40,10 +40,10 @@ def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
 def read_rows(
     path: Path, fields: Mapping[str, FieldKind], key: str | None = None, check: Callable[[TaskLine], str] = lambda _: ""
 ) -> tuple[list[TaskLine], int]:
-    """Read the objects of a benchmark's file (*.jsonl, *.jsonl.gz), and count lines that cannot be used; a warning explains them.
+    """Read the items of a benchmark's file (*.jsonl, *.jsonl.gz), and count unusable lines; a warning explains them.
 
-    fields: required fields and their types. key: field whose values must be unique. check: returns what else is wrong with an
-    object, or "". Blank lines are ignored. Raises DataError if no line can be used, and for an unreadable file.
+    fields: required fields and their types. key: field whose values must be unique. check: returns another fault of an item, or "".
+    Blank lines are ignored. Raises DataError if no line can be used, and for an unreadable file.
     """
     rows: list[TaskLine] = []
     faults: list[str] = []
@@ -67,7 +67,7 @@ def read_rows(
 
 
 def warn_skipped(path: Path, faults: Sequence[str], usable: int) -> None:
-    """Warn about skipped lines. faults: file, line and expectation for each. Raises DataError if no line is usable."""
+    """Warn about skipped lines of a benchmark's file. faults: a text for each such line. Raises DataError if no line is usable."""
     shown = "; ".join(faults[:_TOLD]) + (f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else "")
     if not usable:
         raise DataError(f"{path} has no line that can be used: {shown or 'it is empty'}")

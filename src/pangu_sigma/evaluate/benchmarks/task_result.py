@@ -17,5 +17,5 @@ class TaskResult:
     truncated: int
 
     def figures(self) -> dict[str, Any]:
-        """Return the result as values for JSON."""
+        """Return the result of the benchmark as values for JSON."""
         return {**self.metrics, "n": self.n, "skipped": self.skipped, "truncated": self.truncated}

@@ -9,7 +9,7 @@ from pangu_sigma.config import ConfigError
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str], language: str) -> float:
-    """Return the BLEU of translations, one reference each. language: theirs; "zh" is tokenized by character, others by 13a."""
+    """Return the BLEU of translations, one reference each. language: "zh" texts are tokenized by character, others by 13a."""
     return float(_sacrebleu().corpus_bleu(hypotheses, [references], tokenize=_cut_by(language)).score)
 
 

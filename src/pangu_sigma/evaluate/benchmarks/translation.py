@@ -21,7 +21,7 @@ from pangu_sigma.generate.sampling import Sampling
 logger = logging.getLogger(__name__)
 
 TEMPLATES = {"translation_en_zh": "English: {source}\nChinese:", "translation_zh_en": "中文：{source}\n英文："}
-"""Prompt templates by folder name, source language first; our choice."""
+"""Prompt templates of translation by folder name, which has the source language first; our choice."""
 
 _STOP = ("\n",)
 _PUBLISHED = (
@@ -42,7 +42,7 @@ def run(
     """Run the translation benchmark: BLEU and chrF, from 0 to 100. folder: folder of the files, named as a key of `TEMPLATES`.
 
     limit: maximum number of sentences, the first ones. A source that does not fit loses its end. max_new_tokens: maximum tokens of
-    a translation; by default 256, or half of model.seq_length if less. translations: file for them, one a line, for other scorers.
+    a translation; by default 256, or half of model.seq_length if less. translations: output file, one a line, for other scorers.
     Raises DataError for files that are missing or have no usable line, ConfigError for invalid options.
     """
     if folder.name not in TEMPLATES:

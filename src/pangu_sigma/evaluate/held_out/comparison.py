@@ -34,7 +34,7 @@ Losses = dict[str, HeldOutLoss]
 
 
 def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False) -> dict[str, Any]:
-    """Evaluate each run and its counterpart on the same held-out tokens.
+    """Compare the losses of each run and its counterpart on the same held-out tokens.
 
     all: True to read all held-out samples, False for as many as the training of the first run evaluates.
     Returns {"pairs": [{"run", "against", "domains"}, …], "mean"}. Each domain of a pair has the metrics of `evaluate_run`, those of
@@ -48,7 +48,7 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
 
 
 def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Losses]:
-    """Measure the losses of each run on the same held-out tokens. Arguments and errors are those of `compare_runs`."""
+    """Measure the losses of each run on the same held-out tokens. Arguments and errors as in `compare_runs`."""
     opened = {path: open_model(path, "run") for path in runs}
     batches = {path: held_out_batches(run) for path, run in opened.items()}
     first = runs[0]
@@ -59,7 +59,7 @@ def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Loss
 
 
 def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
-    """Return the result of `compare_runs` for losses of `measure_together`. runs and others have the same length."""
+    """Return the result of `compare_runs` for losses from `measure_together`. runs and others have the same length."""
     pairs = [(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
     return {
         "pairs": [

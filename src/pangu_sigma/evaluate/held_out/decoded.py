@@ -20,7 +20,7 @@ from pangu_sigma.train.log.losses import HeldOutLoss
 
 
 class DecodedForward:
-    """Forward pass of an `Evaluator` by a decoder, one sequence at a time."""
+    """Forward pass of a held-out `Evaluator` by a decoder, one sequence at a time."""
 
     training = False
 
@@ -47,6 +47,6 @@ class DecodedForward:
 
 
 def measure_export(export: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
-    """Measure the loss of each domain on at most `most` of its held-out samples, with the graph of an export."""
+    """Measure the loss of each domain on at most `most` held-out samples, with the graph of an exported model."""
     forward = DecodedForward(GraphDecoder.of(export, 1), batches.domains)
     return Evaluator(batches, most, forward, forward).losses()

@@ -21,13 +21,13 @@ from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.train.log.losses import HeldOutLoss, finite_or_none, format_number
 
 DomainFigures = dict[str, dict[str, Any]]
-"""Metrics by domain, as values for JSON."""
+"""Held-out metrics by domain, as values for JSON."""
 
 
 def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
-    """Measure the held-out losses of a run or an export. Returns `HeldOutLoss.figures` and the perplexity of each domain.
+    """Measure the held-out losses of a run or an exported model. Returns `HeldOutLoss.figures` and perplexity by domain.
 
-    all: True to read all held-out samples, False for those that training evaluates. Raises as `held_out_batches`.
+    all: True to read all held-out samples, False for those that training evaluates. Raises ConfigError or DataError.
     """
     model = open_model(path, "run", "export")
     batches = held_out_batches(model)
@@ -43,9 +43,9 @@ def figures_with_perplexity(loss: HeldOutLoss) -> dict[str, Any]:
 
 
 def held_out_batches(run: StoredModel) -> BatchLoader:
-    """Open the held-out batches of a model for one process.
+    """Open the held-out batches of a stored model for one process.
 
-    Raises DataError if its text is missing, ConfigError if the text was prepared again with another vocabulary.
+    Raises DataError if the prepared text is missing, ConfigError if it was prepared again with another vocabulary.
     """
     folder = Path(run.config.data.path)
     manifest = PreparedData(folder).manifest
@@ -59,7 +59,7 @@ def held_out_batches(run: StoredModel) -> BatchLoader:
 
 
 def samples_read(run: StoredModel, batches: BatchLoader, all: bool) -> int:
-    """Return the maximum number of samples that an evaluation reads of each domain."""
+    """Return the maximum number of held-out samples that an evaluation reads of each domain."""
     return max(batches.samples.counts) if all else samples_of_evaluation(run.config)
 
 
@@ -71,7 +71,7 @@ def measure(run: StoredModel, batches: BatchLoader, most: int) -> dict[str, Held
 
 
 def format_losses(losses: Mapping[str, Mapping[str, Any]]) -> str:
-    """Format losses as the table that `pangu-sigma evaluate` prints."""
+    """Format held-out losses as the table that `pangu-sigma evaluate` prints."""
     heads = f"{'loss':>8} {'±':>8} {'perplexity':>10} {'unigram':>8} {'bits/byte':>9} {'tokens':>10} {'samples':>8}"
     rows = [
         f"{name:12} {format_number(d['loss'], 8)} {format_number(d['se'], 8)} {format_number(d['perplexity'], 10, 2)} "

@@ -16,7 +16,7 @@ from pangu_sigma.evaluate.sandbox import libc
 from pangu_sigma.evaluate.sandbox.program_limits import ProgramLimits
 
 WORK = "/work"
-"""The program's folder, the only one that it can write to."""
+"""Folder of a program in the sandbox, the only folder that the program can write to."""
 
 _SHOWN = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
 """Paths in the new root beside Python's folder: libraries and their index. No /proc, no /etc, no home."""
@@ -27,7 +27,7 @@ _KEPT = {option: getattr(libc, option.upper()) for option in _OPTIONS}
 
 
 def enter_namespaces() -> None:
-    """Enter new namespaces of mounts, IPC, network and, for children, processes. Raises OSError if not allowed."""
+    """Enter new namespaces of mounts, IPC, network and, for children, processes. Raises OSError if that is not allowed."""
     namespaces = libc.NEWNS | libc.NEWIPC | libc.NEWNET | libc.NEWPID
     if os.geteuid() == 0:
         libc.unshare(namespaces)
@@ -40,7 +40,7 @@ def enter_namespaces() -> None:
 
 
 def unused_user_id() -> int:
-    """Return an unused user id, different for each process; without root, the own id. Raises OSError if none is free."""
+    """Return an unused user id, different for each process; without root, the user's own id. Raises OSError if none is free."""
     if os.geteuid() != 0:
         return os.geteuid()
     ranges = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
@@ -53,7 +53,7 @@ def unused_user_id() -> int:
 
 
 def make_minimal_root(limits: ProgramLimits, user: int) -> None:
-    """Make a read-only root with libraries, Python and an empty folder, and unmount the old one. Raises OSError."""
+    """Make a read-only root folder with libraries, Python and an empty folder, and unmount the old root. Raises OSError."""
     libc.mount(None, "/", flags=libc.REC | libc.PRIVATE)
     libc.mount("tmpfs", "/tmp", "tmpfs", libc.NOSUID, "mode=755,size=1m")
     Path("/tmp/old").mkdir()
@@ -71,7 +71,7 @@ def make_minimal_root(limits: ProgramLimits, user: int) -> None:
 
 
 def drop_privileges(user: int) -> None:
-    """Give up root for a user id, also as group id. Does nothing for other users."""
+    """Change from root to a user id and the equal group id. Does nothing if the process is not root's."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(user, user, user)

@@ -53,10 +53,10 @@ _SHOWN_OUTPUT = 4096
 
 
 def run_program(task: dict[str, Any]) -> dict[str, Any]:
-    """Run a program and return {"passed": bool, "why": str}, or {"missing": str} where it cannot be isolated.
+    """Run a program in the sandbox. Returns {"passed": bool, "why": str}, or {"missing": str} where it cannot be isolated.
 
-    task: "program", its text; "limits", those of `ProgramLimits`; "unsafe", True to run it even where it cannot be isolated, under
-    the own user id and in its own folder.
+    task: "program": text of the program; "limits": fields of `ProgramLimits`; "unsafe": True to run the program even where it
+    cannot be isolated, under the user's own id and in an own folder.
     """
     limits, isolated = ProgramLimits(**task["limits"]), True
     user = os.geteuid()
@@ -246,7 +246,7 @@ def _said(error: OSError) -> str:
 
 
 def main() -> None:
-    """Read a task, and write its result."""
+    """Read the sandbox's task from standard input, and write its result to standard output."""
     libc.die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left behind
     task = json.load(sys.stdin.buffer)

@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(namespaces: int) -> None:
-    """Enter new namespaces; a new process namespace holds the children only."""
+    """Enter new Linux namespaces. A new process namespace holds only the children of this process."""
     _call("unshare", ctypes.c_int(namespaces))
 
 
@@ -41,7 +41,7 @@ def unmount(target: str) -> None:
 
 
 def die_with_parent(signal: int) -> None:
-    """Request this signal for this process at the end of the thread that started it."""
+    """Ask the kernel to send this process a signal when the thread that started it ends."""
     _prctl(_PDEATHSIG, signal)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ProgramLimits:
-    """Resource limits of one program; our choice. HumanEval's own scorer gives 3 s of wall time, which other load uses up too.
+    """Resource limits of one program in the sandbox; our choice. HumanEval allows 3 s of wall time, which other load uses up.
 
-    cpu_seconds: CPU time, whole seconds. wall_seconds: from start to end. memory_bytes: address space. output_bytes: standard
-    output and standard error together. folder_bytes: all files in its folder. files: number of files and folders there.
+    cpu_seconds: CPU time, whole seconds. wall_seconds: time from start to end. memory_bytes: address space. output_bytes: standard
+    output and standard error together. folder_bytes: all files in the program's folder. files: files and folders there.
     """
 
     cpu_seconds: int = 3
@@ -22,7 +22,7 @@ class ProgramLimits:
     files: int = 64
 
     def apply(self) -> None:
-        """Set the kernel's limits on this process, after it has its user id: root's number of processes is not limited."""
+        """Apply the limits to this process, once it has its user id: the kernel does not limit root's number of processes."""
         for what, most in (
             (resource.RLIMIT_AS, self.memory_bytes),
             (resource.RLIMIT_FSIZE, self.folder_bytes),

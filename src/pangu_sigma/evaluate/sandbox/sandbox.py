@@ -29,7 +29,7 @@ _FOR_THE_JAIL = 30
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a program. passed: True if it ran to its end. why: "passed", the limit that it reached, or its last output."""
+    """Outcome of a program. passed: True if it ran to its end. why: "passed", the limit that was reached, or the last output."""
 
     passed: bool
     why: str
@@ -55,7 +55,7 @@ class Sandbox:
         self._check()
 
     def run(self, program: str) -> Outcome:
-        """Run a program to its end, or to a limit. When this returns, none of its processes and files are left."""
+        """Run a program to its end, or to a limit. Afterwards none of its processes and files are left."""
         report = self._jailed(program, self._unsafe)
         if "missing" in report:
             raise ConfigError(_refusal(report["missing"]))

@@ -41,7 +41,7 @@ DENIED = {
     "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425),
 }
-"""Numbers of the denied calls on x86_64 and aarch64; None if the machine has no such call."""
+"""Numbers of the denied system calls on x86_64 and aarch64; None if an architecture has no such call."""
 
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Column of `DENIED`, and the kernel's number of the machine."""
@@ -66,7 +66,7 @@ class _Program(ctypes.Structure):
 
 
 def deny_calls() -> None:
-    """Deny the calls of `DENIED`, with EPERM, to this process and its children. Raises OSError if that is not possible."""
+    """Deny the system calls `DENIED`, with EPERM, to this process and its children. Raises OSError if that is not possible."""
     if platform.machine() not in _MACHINES:
         raise OSError(
             errno.ENOSYS, f"system calls can be filtered on {' and '.join(_MACHINES)}, not on {platform.machine()}"

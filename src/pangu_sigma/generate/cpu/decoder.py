@@ -54,7 +54,7 @@ class _NewTokens:
 
 
 class CpuDecoder:
-    """`Decoder` on the CPU. It reads the weights in place, such as mapped files, or from copies of lower precision."""
+    """`Decoder` on the CPU. Its weights are mapped files, or copies in memory of the chosen precision."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class CpuDecoder:
         lanes: int = 4,
         precision: Precision = "float32",
     ):
-        """precision: of the matrices: experts, attention, dense FFN, and the word table as the head. Sums are float32.
+        """precision: precision of the matrices of experts, attention, dense FFNs and output head. Sums are float32.
 
         Matrices are copied into large pages, which are faster than mapped files. float32 ones that would take more than half of
         the free memory stay in their files, with a warning.
@@ -91,7 +91,7 @@ class CpuDecoder:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of weights and KV cache in memory when all experts and lanes are used, with mapped files."""
+        """Size in bytes of weights (mapped files too) and KV cache, with all experts and lanes in use."""
         return self._operators.weight_bytes + self.cache_bytes
 
     def begin(self, lane: int, domain: Domain) -> None:
@@ -105,9 +105,11 @@ class CpuDecoder:
         self._operators.copy(source, target, self._texts[source].length)
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        """Return the expert of each token of a text in each RRE layer, int [N, T]."""
         return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        """Read new tokens of several lanes together, and return the logits of each chunk, float32 [W, R]."""
         if not chunks:
             return []
         texts = self._texts_after(chunks)

@@ -22,16 +22,16 @@ from pangu_sigma.generate.weights import Weights
 
 
 class ExactModel:
-    """Operators of `hidden_states` that compute one text of one document with the same bits, however experts are shared."""
+    """Reference network of one text, whose result has the same bits however tokens share experts: operators of `hidden_states`."""
 
     def __init__(self, model: ModelConfig, weights: Weights, activation: str):
-        """model: its sizes. activation: the GELU variant to use in place of that of `model`."""
+        """model: sizes of the network. activation: the GELU variant to use in place of that of `model`."""
         self.model, self.weights, self._activation = model, weights, activation
 
     def logits(self, rows_T: np.ndarray, experts_NT: np.ndarray, wanted_R: np.ndarray, last: int = 0) -> np.ndarray:
         """Return the logits of the token after each token, float32 [T, R].
 
-        rows_T: row of each token in the flattened slots. experts_NT: its expert in each RRE layer, [0, T] for a dense model.
+        rows_T: row of each token in the flattened slots. experts_NT: expert of each token in each RRE layer; dense: [0, T].
         wanted_R: rows of the flattened slots to return logits for. last: number of tokens at the end to return logits for; 0: all.
         """
         hidden_TH = self.hidden(rows_T, experts_NT, last)
@@ -57,12 +57,15 @@ class ExactModel:
         return x_TH
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
+        """Return rows of the query layer's position embedding table, float32 [T, H]."""
         return self._tensor("query_positions")[positions_T]
 
     def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
+        """Return residual + the FFN of a dense layer, each token alone."""
         return residual + self._ffn(normed, lambda name: self.weights.tensor(f"layers.{layer}.ffn.{name}"))
 
     def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
+        """Return residual + the FFN of each token's expert, each token alone."""
         y_TH = np.empty_like(normed)
         for number in np.unique(expert_T).tolist():
             mine = expert_T == number

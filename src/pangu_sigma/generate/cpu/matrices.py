@@ -16,7 +16,7 @@ class Matrices:
 
     Matrices of an export with this precision are used bit for bit; others are rounded from float32.
 
-    weight_bytes: bytes of the weights returned so far, with mapped files. copied_bytes: bytes of those that are copies in memory.
+    weight_bytes: bytes of the weights returned so far, mapped files too. copied_bytes: bytes of the copies in memory.
     """
 
     def __init__(self, weights: Weights, precision: Precision, mapped: bool, room: LargePages):
@@ -29,7 +29,7 @@ class Matrices:
         self.weight_bytes = self.copied_bytes = 0
 
     def vector(self, name: str) -> np.ndarray:
-        """Return a dense tensor as float32."""
+        """Return a dense tensor, such as a bias, as float32."""
         return self._plain(self._weights.tensor(name))
 
     def matrix(self, name: str) -> Matrix:

@@ -18,17 +18,17 @@ LAYER_NORM_EPSILON = 1e-5
 """Epsilon of LayerNorm, as in training."""
 
 HostRows = TypeVar("HostRows")
-"""Rows [T, H] of float32, in the representation of the operators."""
+"""Type of the hidden states [T, H] float32 that operators take and return."""
 
 
 class Operators(Protocol[HostRows]):
-    """Operators of the network. An operator may modify `residual`, and rows that an earlier call of its own returned."""
+    """Interface to the operators of the network. An operator may modify `residual`, and the rows that it returned before."""
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> HostRows:
         """Return the sum of rows of the word table, numbered over all slots, and of the position table."""
 
     def queries(self, positions_T: np.ndarray) -> HostRows:
-        """Return rows of the query layer's position table."""
+        """Return rows of the query layer's position embedding table."""
 
     def norm(self, name: str, x: HostRows) -> HostRows:
         """Apply the LayerNorm of the network's cell `name` to rows."""
@@ -56,11 +56,11 @@ def hidden_states(
     experts_NT: np.ndarray,
     asking_A: np.ndarray | None = None,
 ) -> HostRows:
-    """Return the hidden states [A, H] after the query layer.
+    """Run the network without MindSpore, and return the hidden states [A, H] after the query layer.
 
-    rows_T: row of each token in the flattened slots. positions_T: its position in its document. experts_NT: its expert in each RRE
-    layer, numbered over the layer. asking_A: numbers of the tokens whose hidden states are needed, in order; None for all. Of the
-    other tokens the query layer needs only keys and values.
+    rows_T: row of each token in the flattened slots. positions_T: position of the token in its document. experts_NT: its expert in
+    each RRE layer, numbered over the layer. asking_A: numbers of the tokens whose hidden states are needed, in order; None for all.
+    Of the other tokens the query layer needs only keys and values.
     """
     x_TH = operators.embed(rows_T, positions_T)
     for layer in range(model.layers):

@@ -29,9 +29,9 @@ PASS_TOKENS = 512
 
 
 class CpuOperators:
-    """Operators for new tokens of texts in lanes.
+    """CPU operators of the network, with a KV cache that has a lane for each text.
 
-    weight_bytes: bytes of the weights that they read, with mapped files. copied_bytes: bytes of those that are copies in memory.
+    weight_bytes: bytes of the weights that they read, mapped files too. copied_bytes: bytes of the copies in memory.
     cache_bytes: size of the full KV cache.
     """
 
@@ -67,18 +67,18 @@ class CpuOperators:
         self.weight_bytes, self.copied_bytes = self._weights.weight_bytes, self._weights.copied_bytes
 
     def take(self, lane_T: np.ndarray, at_T: np.ndarray, first_T: np.ndarray) -> None:
-        """Set the tokens of the next pass: lane, index in the lane, and index of their document's first token."""
+        """Set for each token of the next pass its lane, its index in the lane, and the index of its document's first token."""
         self._tokens = len(lane_T)
         self._lane_T[: self._tokens], self._at_T[: self._tokens], self._first_T[: self._tokens] = lane_T, at_T, first_T
 
     def copy(self, source: int, target: int, tokens: int) -> None:
-        """Copy the KV cache of the first tokens of lane `source` to lane `target`."""
+        """Copy the KV cache of the first `tokens` tokens from lane `source` to lane `target`."""
         for keys_and_values in self._cache_LnSd:
             for cache_LnSd in keys_and_values:
                 cache_LnSd[target, :, :tokens] = cache_LnSd[source, :, :tokens]
 
     def logits(self, hidden_TH: np.ndarray, wanted_W: np.ndarray, slot: int) -> np.ndarray:
-        """Return the logits [W, R] over the rows of a slot, for some of the tokens that ask."""
+        """Return the logits [W, R] over the rows of a slot, for some tokens of the pass."""
         np.take(hidden_TH, wanted_W, axis=0, out=self._mixed_TH[: len(wanted_W)])
         logits_WR = np.empty((len(wanted_W), self._model.slot_rows), np.float32)
         self._heads[slot](len(wanted_W), logits_WR)
@@ -90,7 +90,7 @@ class CpuOperators:
         return self._x_TH
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
-        """Return rows of the query layer's position table."""
+        """Return rows of the query layer's position embedding table."""
         self._mixed_TH[: len(positions_T)] = self._queries_SH[positions_T]
         return self._mixed_TH
 
@@ -125,10 +125,12 @@ class CpuOperators:
         return self._where_asking
 
     def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
+        """Return residual + the FFN of a dense layer."""
         self._ffns[layer](self._tokens)
         return residual
 
     def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
+        """Return residual + the FFN of each token's expert."""
         self._expert_T[: self._tokens] = expert_T
         self._ffns[self._model.dense_layers + layer](self._tokens, self._expert_address)
         return residual

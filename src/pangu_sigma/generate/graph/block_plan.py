@@ -18,7 +18,7 @@ from pangu_sigma.rre.table import RoutingTable
 
 
 class BlockPlan(nn.Cell):
-    """Routing plan in blocks of rows, each of a single expert.
+    """Routing plan of an exported graph, in blocks of rows of a single expert each.
 
     construct(ids_T, domains_T, positions_T, texts) -> active_NA, order_NAb, inverse_NT
         texts: number of texts, each of one domain. active: expert of each block. order: token of each row. inverse: row of each
@@ -80,10 +80,10 @@ class BlockPlan(nn.Cell):
 
 
 def fixed_parameter(name: str, values: np.ndarray) -> Parameter:
-    """Make an int32 parameter that is not trained, for constants of an exported graph."""
+    """Make an int32 parameter that is not trained, for a constant of an exported graph."""
     return Parameter(Tensor(values.astype(np.int32)), name=name, requires_grad=False)
 
 
 def numbered(length):
-    """Return 0 … length - 1, int32. With dynamic shapes, `ops.arange` keeps the length of the first call (MindSpore 2.9)."""
+    """Return int32 0 … length - 1 in a graph. With dynamic shapes, `ops.arange` keeps the first call's length (MindSpore 2.9)."""
     return ops.cumsum(F.ones((length,), ms.int32), 0) - 1

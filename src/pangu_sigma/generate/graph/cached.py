@@ -32,12 +32,12 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 
 class CachedGraph(nn.Cell):
-    """Inference graph that returns the logits of the next token, and the most likely token.
+    """Inference graph for export: returns the logits of the next token, and the most likely token.
 
     construct(ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W) -> logits float32 [W, R], token int32 [W]
-        ids: new tokens of each text, with any padding. lengths: number of new tokens, 1 … C. start: number of tokens in the
-        text's lane before; 0 begins a new text. lane: its number, different for each text. domain: its number. wanted: indices
-        among the B·C new tokens of those whose successors are wanted. All inputs are int32.
+        ids: new tokens of each text, with any padding. lengths: number of new tokens, 1 … C. start: number of tokens in the text's
+        lane (part of the KV cache) before the call; 0 begins a new text. lane, domain: their numbers; each text has its own lane.
+        wanted: indices among the B·C new tokens of those whose successors are wanted. All inputs are int32.
 
     Logits are over the rows of the text's slot, -inf for rows without a token. They are NaN for a text with a new id that does not
     exist or has no row in the slot.
@@ -46,7 +46,7 @@ class CachedGraph(nn.Cell):
     def __init__(
         self, config: Config, tokenizer: Tokenizer, table: RoutingTable, weights: Weights, at_rest: AtRest = "float32"
     ):
-        """at_rest: stored precision of matrices. The cache has one lane; `GraphDecoder` adds more when it loads the graph."""
+        """at_rest: stored precision of matrices. The KV cache has one lane; `GraphDecoder` adds more when it loads the graph."""
         super().__init__()
         model = config.model.model_copy(update={"dropout": 0.0})  # its operator is this project's, and needs a compiler
         self.network = PanGuSigma(
@@ -84,7 +84,7 @@ class CachedGraph(nn.Cell):
 
 
 def cached_graph(model: StoredModel, at_rest: AtRest = "float32") -> CachedGraph:
-    """Build the inference graph of a model, with its weights, for the current device."""
+    """Build the inference graph of a stored model, with its weights, for the current device."""
     return CachedGraph(model.config, model.tokenizer, model.table, model, at_rest)
 
 
@@ -138,8 +138,8 @@ class _WantedHead(nn.Cell):
 
 
 def inputs_and_outputs(config: Config) -> dict[str, Any]:
-    """Return the signature of `CachedGraph` as plain values: name, dtype and axes of inputs and outputs, and the size of the fixed
-    axis. All other axes are dynamic."""
+    """Return the signature of the exported graph as plain values: name, dtype and axes of its inputs and outputs, and the size of
+    the fixed axis. All other axes are dynamic."""
     arguments = list(inspect.signature(CachedGraph.construct).parameters)[1:]
     inputs = [dict(zip(("name", "axes"), name.rsplit("_", 1), strict=True), dtype="int32") for name in arguments]
     outputs = [
@@ -150,5 +150,5 @@ def inputs_and_outputs(config: Config) -> dict[str, Any]:
 
 
 def open_inputs() -> tuple[Tensor, ...]:
-    """Return inputs of `CachedGraph` with dynamic shapes, for `set_inputs` and export."""
+    """Return placeholder inputs of `CachedGraph` with dynamic shapes, for `set_inputs` and export."""
     return tuple(Tensor(shape=[None] * axes, dtype=ms.int32) for axes in (2, 1, 1, 1, 1, 1))

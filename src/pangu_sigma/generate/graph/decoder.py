@@ -35,10 +35,10 @@ class _Text:
 
 
 class GraphDecoder:
-    """`Decoder` whose KV cache and weights are parameters of a graph."""
+    """`Decoder` that runs an exported graph, whose parameters are the weights and the KV cache."""
 
     def __init__(self, graph: nn.Cell, config: Config, tokenizer: Tokenizer, table: RoutingTable, lanes: int):
-        """graph: graph with the signature of `CachedGraph` and one lane, whose cache is enlarged to `lanes` here."""
+        """graph: graph with the signature of `CachedGraph`. Its KV cache has one lane (one text), and is enlarged to `lanes`."""
         self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
         self._graph, self._table = graph, table
         self._texts: dict[int, _Text] = {}
@@ -50,7 +50,7 @@ class GraphDecoder:
     def of(cls, model: StoredModel, lanes: int = 4) -> GraphDecoder:
         """Make the decoder of an exported model, or of the graph that an export of a run would hold.
 
-        Raises ConfigError if the exported graph has another signature, and as the model's properties.
+        Raises ConfigError if the exported graph has another signature, DamagedFile for damaged files of the model.
         """
         use_cpu()
         if isinstance(model, StoredExport):
@@ -75,9 +75,11 @@ class GraphDecoder:
             self._copy(as_tensor(np.array([source], np.int32)), as_tensor(np.array([target], np.int32)))
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        """Return the expert of each token of a text in each RRE layer, int [N, T]."""
         return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        """Read new tokens of several lanes in one call, and return the logits of each chunk, float32 [W, R]."""
         for chunk in chunks:
             self._check(chunk)
         found: list[list[np.ndarray]] = [[np.empty((0, self.config.model.slot_rows), np.float32)] for _ in chunks]
@@ -133,7 +135,7 @@ class GraphDecoder:
 
 
 def is_cache(name: str) -> bool:
-    """Return True if a parameter of an exported graph is part of the KV cache, by its name."""
+    """Return True if the name of a parameter of an exported graph is that of a part of the KV cache."""
     return name.rsplit(".", 1)[-1] in ("keys", "values", "ended")
 
 

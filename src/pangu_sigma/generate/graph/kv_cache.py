@@ -19,7 +19,7 @@ from pangu_sigma.model.pangu_sigma import MASKED, Attention
 
 
 class CachedAttention(Attention):
-    """Attention over the KV cache of each text's lane, which first stores the keys and values of the new tokens.
+    """Attention of an exported graph over its KV cache, which first stores the keys and values of the new tokens.
 
     construct(query_TH, x_TH, seen, draws_B4) -> [T, H], where `seen` comes from `Lanes`.
     """
@@ -45,11 +45,11 @@ class CachedAttention(Attention):
 
 
 class Lanes(nn.Cell):
-    """Positions, attention mask and cache indices of the new tokens of a call.
+    """Positions, attention mask and KV cache indices of the new tokens of a call of an exported graph.
 
     construct(ids_BC, index_BC, start_B, lane_B) -> positions_BC, (unseen_B1CS, lane_B, where)
         index: index of each token in its lane. start: number of tokens in the lane before the call. positions: position of each
-        token in its document. unseen: attention mask, as of `HiddenFrom`. where: lane, head and index, [T·n, 3].
+        token in its document. unseen: attention mask in the form of `HiddenFrom`. where: lane, head and index, [T·n, 3].
 
     A document ends with <eot>: later tokens do not attend to it, and their positions begin at 0, as in data/sequences.py. A
     parameter holds, for each token of a lane, the number of <eot> before it.

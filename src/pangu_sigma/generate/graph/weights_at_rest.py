@@ -25,21 +25,21 @@ from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Line
 from pangu_sigma.stored.export import SCALE_ENDING
 
 AtRest = Literal["float32", "float16", "int8"]
-"""Stored precision of matrices."""
+"""Stored precision of the matrices of an exported graph."""
 
 _MATRICES = ("weight", "w1", "w2", "embedding")
 _MOST = 127
 
 
 def rows_in_int8(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize matrices [..., rows, columns] to int8, with a scale for each row [..., rows]: values ≈ int8 · scale."""
+    """Quantize weight matrices [..., rows, columns] to int8, with a scale for each row [..., rows]: values ≈ int8 · scale."""
     largest = np.abs(values).max(axis=-1)
     scale = np.where(largest > 0, largest / _MOST, 1).astype(np.float32)
     return np.rint(values / scale[..., None]).astype(np.int8), scale
 
 
 def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
-    """Set the dense weights of a network for export, in the stored precision. The network must not have run before."""
+    """Replace the dense weights of a network by export parameters in the stored precision. The network must not have run before."""
     scales: dict[str, Parameter] = {}
     for name, cell in list(network.cells_and_names()):
         for attribute, old in list(cell._params.items()):
@@ -62,7 +62,7 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
 
 
 class KeptExperts(nn.Cell):
-    """Expert weights of all RRE layers.
+    """Expert weights of an exported graph, in the stored precision.
 
     construct(active_NA) -> FFN_TENSORS of each block's expert, for each RRE layer from the lowest: float32 [A, F, H], [A, 1, F],
     [A, F, H], [A, 1, H]

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SECONDS = 30.0
-"""Timeout of a tool in seconds. npu-smi takes one or two; it hangs where the driver does. Our choice."""
+"""Timeout of a host's tool in seconds; our choice. npu-smi takes 1 or 2 s, and hangs if the driver hangs."""
 _TOOL_FOLDERS = ("usr/local/Ascend/driver/tools", "usr/local/sbin", "usr/local/bin")
 """Folders where the driver's package puts its tools; not every PATH has them."""
 
 
 class ToolError(Exception):
-    """A tool that is missing, fails, or does not end. fix: the remedy, as text."""
+    """Error of a host's tool that is missing, fails, or does not end. fix: advice to the user."""
 
     def __init__(self, problem: str, fix: str):
         super().__init__(problem)
@@ -26,9 +26,9 @@ class ToolError(Exception):
 
 @dataclass(frozen=True)
 class Host:
-    """One server. root: the folder that its files are below. environment: variables of this shell, with the PATH of the tools.
+    """Host to check. root: folder that stands for / of the host. environment: variables of this shell, with the PATH of the tools.
 
-    mindspore: folder of the package; None: the installed one. mindspore_version: its version, empty if there is none.
+    mindspore: folder of the package; None: the installed package. mindspore_version: its version, empty if not installed.
     """
 
     root: Path = Path("/")
@@ -57,7 +57,7 @@ class Host:
         return shutil.which(name, path=os.pathsep.join(folders))
 
     def run(self, name: str, *arguments: str) -> str:
-        """Run a tool and return its output. Raises ToolError."""
+        """Run a tool of the host and return its output. Raises ToolError if the tool is missing, fails, or does not end."""
         command = " ".join([name, *arguments])
         program = self.tool(name)
         if program is None:
@@ -87,13 +87,13 @@ _WHOSE = {
 
 
 def assignments(text: str) -> dict[str, str]:
-    """Parse the `key=value` lines of a text."""
+    """Parse the `key=value` lines of a text to a dict."""
     pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, value in pairs}
 
 
 def listed_numbers(text: str) -> Iterator[int]:
-    """Yield the numbers of a list such as 0-3,8, in the kernel's notation."""
+    """Yield the numbers of a list in the kernel's notation, such as 0-3,8."""
     for numbers in text.strip().split(","):
         first, _, last = numbers.partition("-")
         if first:

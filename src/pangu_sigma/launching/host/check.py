@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Check:
-    """Result of one check. found: the finding. fix: the remedy, empty if ok."""
+    """Result of one check of a host before launching. found: the finding. fix: advice to the user, empty if ok."""
 
     name: str
     ok: bool
@@ -16,10 +16,10 @@ class Check:
 
 
 def passed(found: str) -> Check:
-    """Return a passed check; the caller sets its name."""
+    """Return the result of a passed check of a host; the caller sets its name."""
     return Check("", True, found)
 
 
 def failed(found: str, fix: str) -> Check:
-    """Return a failed check; the caller sets its name."""
+    """Return the result of a failed check of a host; the caller sets its name. fix: advice to the user."""
     return Check("", False, found, fix)

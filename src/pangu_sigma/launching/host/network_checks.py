@@ -18,7 +18,7 @@ _BACKLOG = 4096
 
 
 def addresses(host: Host, listed: list[Npu]) -> Check:
-    """Check that hccn.conf has an address for each NPU, by which HCCL reaches it."""
+    """Check that hccn.conf has a network address for each NPU, by which HCCL reaches it."""
     text = host.read(_HCCN)
     if text is None:
         fix = "`hccn_tool -i N -ip -s address A netmask M` for each NPU writes it; in a container, mount it"
@@ -37,7 +37,7 @@ def addresses(host: Host, listed: list[Npu]) -> Check:
 
 
 def links(host: Host, listed: list[Npu]) -> Check:
-    """Check that the RoCE port of each NPU is up. Hosts of a super pod of 910_93 have HCCS between them, and may do without."""
+    """Check that the RoCE port of each NPU is up. Hosts of a super pod of 910_93 are connected by HCCS, and need no RoCE."""
     states = {npu.number: _answer(host, npu.number, "-link").removeprefix("link status:").strip() for npu in listed}
     down = [number for number, state in states.items() if state != "UP"]
     if len(down) == len(listed) and chip_called(listed[0].name) == "910_93":
@@ -49,7 +49,7 @@ def links(host: Host, listed: list[Npu]) -> Check:
 
 
 def tls(host: Host, listed: list[Npu]) -> Check:
-    """Check that the TLS switch is equal on all NPUs' ports: where it differs, connections time out (EI0006)."""
+    """Check that the TLS switch is equal on the ports of all NPUs; otherwise connections time out (EI0006)."""
     matches = {npu.number: re.search(r"tls switch\[(\d)\]", _answer(host, npu.number, "-tls")) for npu in listed}
     switches = {number: match[1] if match else "0" for number, match in matches.items()}  # no certificate: off
     on = [number for number, switch in switches.items() if switch == "1"]
@@ -60,7 +60,7 @@ def tls(host: Host, listed: list[Npu]) -> Check:
 
 
 def interface(host: Host) -> Check:
-    """Check the network interface that HCCL uses: that of HCCL_IF_IP, else of HCCL_SOCKET_IFNAME, else the first by name."""
+    """Check the network interface that HCCL uses: given by HCCL_IF_IP, else by HCCL_SOCKET_IFNAME, else the first by name."""
     interfaces = _interfaces(host)
     ip, pattern = host.environment.get("HCCL_IF_IP"), host.environment.get("HCCL_SOCKET_IFNAME")
     if ip:
@@ -83,7 +83,7 @@ def interface(host: Host) -> Check:
 
 
 def ports(host: Host) -> Check:
-    """Check that the system does not give HCCL's ports to outgoing connections."""
+    """Check that the host does not give HCCL's ports to outgoing connections."""
     first = int(host.environment.get("HCCL_IF_BASE_PORT") or 60_000)
     needed = range(first, first + _PORTS)
     low, high = map(int, (host.read("/proc/sys/net/ipv4/ip_local_port_range") or "0 0").split())
@@ -96,7 +96,7 @@ def ports(host: Host) -> Check:
 
 
 def backlog(host: Host) -> Check:
-    """Check the length of the queue of connections to node 0."""
+    """Check that the host's queue of incoming connections is long enough for node 0 of a launch."""
     value = int(host.read("/proc/sys/net/core/somaxconn") or 0)
     if 0 < value < _BACKLOG:
         fix = "sysctl -w net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65535 on node 0"

@@ -16,7 +16,7 @@ _RESERVED = 0.1
 
 
 def devices(host: Host, listed: list[Npu]) -> Check:
-    """Check the device nodes, and their number against npu-smi's. listed: empty if npu-smi, which has its own check, failed."""
+    """Check the NPUs' device nodes in /dev, and their number against `listed`, npu-smi's NPUs. listed: empty if npu-smi failed."""
     dev = host.path("/dev")
     nodes = npus(dev)
     absent = [node for node in DRIVER_NODES if nodes and not (dev / node).exists()]
@@ -34,7 +34,7 @@ def devices(host: Host, listed: list[Npu]) -> Check:
 def chip(listed: list[Npu], wanted: Chip | None, by: str) -> Check:
     """Check that the chip is the expected one, and that the number of NPUs and their memory are those of a server.
 
-    wanted: the expected chip; None for any. by: who expects it.
+    wanted: the expected chip; None for any chip. by: source that expects it.
     """
     names = sorted({npu.name for npu in listed})
     known = chip_called(names[0])
@@ -60,7 +60,7 @@ def chip(listed: list[Npu], wanted: Chip | None, by: str) -> Check:
 
 
 def health(listed: list[Npu]) -> Check:
-    """Check that the driver reports every NPU as OK."""
+    """Check that the driver reports the health of every NPU as OK."""
     ill = [npu for npu in listed if npu.health != "OK"]
     if ill:
         one = ill[0]
@@ -73,7 +73,7 @@ def health(listed: list[Npu]) -> Check:
 
 
 def free_memory(listed: list[Npu]) -> Check:
-    """Check that no other process uses the HBM."""
+    """Check that no other process uses the HBM of the NPUs."""
     full = [npu for npu in listed if npu.used > _RESERVED * npu.total]
     if full:
         users = sorted({process for npu in full for process in npu.processes})

@@ -24,7 +24,7 @@ _USED = re.compile(r"(\d+)\s*/\s*(\d+)")
 
 @dataclass(frozen=True)
 class Npu:
-    """One NPU. number: as in /dev/davinci0 and for hccn_tool. used, total: MB of its HBM. processes: ids of those that use it."""
+    """NPU of a host. number: as in /dev/davinci0 and hccn_tool. used, total: HBM in MB. processes: ids of processes that use it."""
 
     number: int
     card: int
@@ -37,7 +37,7 @@ class Npu:
 
 
 def list_npus(host: Host) -> list[Npu]:
-    """Return the NPUs that the driver lists, by ascending number. Raises ToolError, also if there is none."""
+    """Return the NPUs that npu-smi lists, by ascending number. Raises ToolError, also if there is no NPU."""
     if listed := npus_in(host.run("npu-smi", "info")):
         return listed
     fix = "load the driver; in a container, pass the devices on: --device /dev/davinci0 …"
@@ -74,7 +74,7 @@ def _npu(above: list[str], below: list[str], numbers: list[str]) -> Npu:
 
 
 def chip_called(name: str) -> Chip | None:
-    """Return the chip for npu-smi's name of it; None if this project does not know it."""
+    """Return the chip that npu-smi calls `name`; None if this project does not know the chip."""
     if name == "Ascend910":
         return "910_93"
     if bin_found := _BIN.match(name):

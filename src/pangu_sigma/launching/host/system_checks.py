@@ -24,8 +24,8 @@ _OWN_LOCKS = {"nolock", "noflock", "localflock", "local_lock=all", "local_lock=f
 
 
 def cores(host: Host, ranks: int) -> Check:
-    """Check that there are enough cores for `ranks` ranks, and report how they are bound. `msrun` binds a rank near its NPU where
-    it finds taskset and the cpuset of cgroup 1; else the launcher divides the cores in order."""
+    """Check that the host has enough CPU cores for `ranks` ranks, and report how ranks are bound to them. `msrun` binds ranks near
+    their NPUs if it finds taskset and the cpuset of cgroup 1; else the launcher divides the cores in order."""
     allowed = re.search(r"^Cpus_allowed_list:\s*(\S+)", host.read("/proc/self/status") or "", re.MULTILINE)
     usable = len(set(listed_numbers(allowed[1]))) if allowed else 0
     if usable < _CORES * ranks:
@@ -41,7 +41,7 @@ def cores(host: Host, ranks: int) -> Check:
 
 
 def large_pages(host: Host) -> Check:
-    """Check the page size of the memory that holds the experts: hundreds of GB that a step reads and writes."""
+    """Check that the host has large pages for the experts: hundreds of GB that a step reads and writes."""
     text = host.read("/sys/kernel/mm/transparent_hugepage/enabled") or ""
     now = re.search(r"\[(\w+)\]", text)
     memory = dict(re.findall(r"^(\w+):\s+(\d+)", host.read("/proc/meminfo") or "", re.MULTILINE))
@@ -56,7 +56,7 @@ def large_pages(host: Host) -> Check:
 
 
 def clock(host: Host) -> Check:
-    """Check that the clock is synchronised: logs of nodes are read side by side, and HCCL's timeouts are compared by them."""
+    """Check that the host's clock is synchronised, so that logs of several nodes and HCCL's timeouts in them are comparable."""
     for tool, arguments, good in (
         ("timedatectl", ("show", "-p", "NTPSynchronized"), r"NTPSynchronized=yes"),
         ("chronyc", ("tracking",), r"Leap status\s*:\s*Normal"),
@@ -72,7 +72,7 @@ def clock(host: Host) -> Check:
 
 
 def run_folder(host: Host, folder: Path) -> Check:
-    """Check that all nodes share the run folder, and that a lock in it is visible to all."""
+    """Check that all nodes share the run folder, and see a lock in it."""
     if not folder.is_dir():
         return failed(f"{folder} is not there", "make it, or mount the shared storage, on every node at the same path")
     kind, options = _mount_of(host, folder.resolve())

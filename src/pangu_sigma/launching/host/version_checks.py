@@ -16,7 +16,7 @@ from pangu_sigma.npus import cann, missing_cann, missing_plugin
 
 @dataclass(frozen=True)
 class Suite:
-    """Software that a version of MindSpore was released with. cann, driver: versions listed for it; None: not known to us.
+    """Software that a version of MindSpore was released with. cann, driver: versions listed for that release; None: unknown.
 
     takes: versions of CANN with which MindSpore loads without a warning (its own `run_check/_check_version.py`).
     """
@@ -30,10 +30,10 @@ SUITES = {
     "2.9": Suite("9.0.0", "26.0.RC1", ("8.2", "8.3", "8.5", "9.0")),
     "2.10": Suite("9.1.0", None, ("8.2", "8.3", "8.5", "9.0", "9.1")),
 }
-"""Software suite by MindSpore's version. CANN and driver are from MindSpore Transformers' tables: 1.9.0 for 2.9, 2.0.0 for 2.10."""
+"""Software suite by MindSpore version. CANN and driver are from MindSpore Transformers' tables: 1.9.0 for 2.9, 2.0.0 for 2.10."""
 
 COMPUTE_UNITS = {"910a": "ascend910", "910b": "ascend910b", "910_93": "ascend910_93"}
-"""CANN's name for a family of chips in the folders of compiled operators."""
+"""CANN's name, in folders of compiled operators, for each family of chips."""
 
 _KERNELS = "built-in/op_impl/ai_core/tbe/kernel"
 _OURS = "pangu_sigma"
@@ -41,7 +41,7 @@ _OURS = "pangu_sigma"
 
 
 def driver(host: Host, chip: Chip | None) -> Check:
-    """Check the driver's version against the suite's. No suite lists 910A, so any driver that works with it passes."""
+    """Check the version of the NPU driver against the suite. No suite lists 910A, so any working driver passes for 910A."""
     file = f"{_driver_folder(host)}/driver/version.info"
     version = host.values(file).get("Version")
     suite = _suite(host)
@@ -57,7 +57,7 @@ def driver(host: Host, chip: Chip | None) -> Check:
 
 
 def firmware(host: Host, listed: list[Npu]) -> Check:
-    """Check the firmware's version against the range that the driver names."""
+    """Check the version of the NPU firmware against the range that the driver names."""
     folder = _driver_folder(host)
     compatible = host.values(f"{folder}/driver/version.info").get("compatible_version_fw", "")
     version = host.values(f"{folder}/firmware/version.info").get("Version")
@@ -72,7 +72,7 @@ def firmware(host: Host, listed: list[Npu]) -> Check:
 
 
 def toolkit(host: Host) -> Check:
-    """Check that CANN is set up in this shell, and its version against the suite's."""
+    """Check that CANN is set up in this shell, and that its version is the suite's."""
     folder, suite = cann(host.environment), _suite(host)
     if missing := missing_cann(host.environment):
         return failed(missing.problem, missing.fix)
@@ -90,7 +90,7 @@ def toolkit(host: Host) -> Check:
 
 
 def kernels(host: Host, chip: Chip) -> Check:
-    """Check that CANN's compiled operators for the chip, a package of their own, are installed."""
+    """Check that CANN's package of compiled operators for the chip is installed."""
     folder, unit = cann(host.environment), COMPUTE_UNITS[family(chip)]
     path = Path(host.environment.get("ASCEND_OPP_PATH") or (folder or Path("CANN")) / "opp") / _KERNELS / unit
     if path.is_dir() and any(path.iterdir()):
@@ -107,7 +107,7 @@ def plugin(host: Host) -> Check:
 
 
 def operators(host: Host, chip: Chip) -> Check:
-    """Check that our operators (`ascend_ops/`) are where CANN and MindSpore look for them."""
+    """Check that this project's operators (`ascend_ops/`) are where CANN and MindSpore look for them."""
     fix = "bash ascend_ops/build.sh, bash ascend_ops/install.sh FOLDER, and the two export lines that it prints"
     path = next((p for p in _paths(host, "ASCEND_CUSTOM_OPP_PATH") if p.name == _OURS), None)
     if path is None and CHIP_DATA[chip].dropless:

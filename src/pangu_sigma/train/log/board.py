@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class TensorBoardWriter:
-    """Writer of a new TensorBoard event file for the steps from `first_step` on; TensorBoard hides those steps of older files."""
+    """Writer of a run's new TensorBoard event file, from `first_step` on; TensorBoard hides these steps of older event files."""
 
     def __init__(self, folder: Path, first_step: int):
         self._folder, self._failed = folder, False
@@ -26,7 +26,7 @@ class TensorBoardWriter:
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Add a point to a curve."""
+        """Add the value of a metric at a step to its curve."""
         self._write(Event(summary=scalar(name, value), step=step))
 
     def flush(self) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 
 class Estimate(NamedTuple):
-    """Mean and its standard error; NaN if unknown: the error of a single sample, or both for losses that are NaN."""
+    """Mean and its standard error. The error of a single sample is NaN; mean and error of losses that are NaN are NaN."""
 
     mean: float
     error: float
@@ -42,16 +42,16 @@ class Difference(NamedTuple):
 
 
 DIFFERENCE_FIGURES = ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se")
-"""Keys of a difference in JSON."""
+"""Keys of the JSON form of a difference of held-out losses."""
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
     """Loss of a domain on its held-out samples.
 
-    nats_U, tokens_U, bytes_U: loss, number of predicted tokens, and bytes of their text, of each unit.
+    nats_U, tokens_U, bytes_U: for each unit the loss, the number of predicted tokens, and the number of bytes of their text.
     unigram: unigram loss of the same tokens under the frequencies of the training text, in nats per token.
-    digest: hash over the samples; losses with the same digest are of the same units.
+    digest: hash over the samples; two losses with the same digest have the same units.
     """
 
     nats_U: np.ndarray
@@ -71,7 +71,7 @@ class HeldOutLoss:
         return ratio(self.nats_U / math.log(2), self.bytes_U)
 
     def minus(self, other: HeldOutLoss) -> Difference:
-        """Return the paired difference to the loss of another run. Raises ValueError if it is of other units."""
+        """Return the paired difference to the loss of another run. Raises ValueError if the two losses have different units."""
         if self.digest != other.digest:
             raise ValueError(f"losses of other samples: {self.digest} and {other.digest}")
         nats_U = self.nats_U - other.nats_U
@@ -99,7 +99,7 @@ class HeldOutLoss:
 
 
 FIGURES = ("se", "unigram", "bits_per_byte", "bits_per_byte_se", "tokens", "bytes", "samples", "held_out", "per_sample")
-"""Keys of an `evaluation` line besides `per_domain_loss`, each by domain."""
+"""Keys of an `evaluation` line of metrics.jsonl besides `per_domain_loss`, each with a value by domain."""
 
 _DIGITS = 4
 """Number of decimals of the nats of a sample in JSON; a sample has hundreds of tokens."""
@@ -130,7 +130,7 @@ def evaluation_line(step: int, losses: Mapping[str, HeldOutLoss]) -> dict[str, A
 
 
 def losses_of(line: Mapping[str, Any]) -> dict[str, HeldOutLoss]:
-    """Parse the losses in an `evaluation` line of metrics.jsonl."""
+    """Parse the held-out loss of each domain in an `evaluation` line of metrics.jsonl."""
     return {
         name: HeldOutLoss(
             nats_U=np.array(units["nats"], float),  # None becomes NaN

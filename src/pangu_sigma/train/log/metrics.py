@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
-"""File and folder of the log in a run folder."""
+"""File of the metrics log, and folder of its TensorBoard files, in a run folder."""
 
 TRAFFIC = ("fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall")
 """Keys of a `step` line that only runs with a prefetcher have."""
@@ -104,8 +104,8 @@ class MetricsLog:
         resumed_step: int = 0,
         identity: Identity | None = None,
     ) -> None:
-        """resumed_step: step of the checkpoint that the run resumes from; lines of later steps are dropped, and changes made at it.
-        identity: of the run, for the first line of a new log."""
+        """resumed_step: step of the checkpoint to resume from; lines of later steps, and changes at this step, are dropped.
+        identity: configuration and data hash of the run, for the first line of a new log."""
         folder.mkdir(parents=True, exist_ok=True)
         _drop_lines_beyond(folder / FILE, resumed_step)
         self._fresh = not (folder / FILE).exists()
@@ -202,7 +202,7 @@ class MetricsLog:
         self._board.add_scalar("train/unhealthy_tensors", len(tensors), step)
 
     def flush(self) -> None:
-        """Write pending metrics to the disk. Call it before each checkpoint, so that the log has all steps of the checkpoint."""
+        """Write pending metrics to the disk. Call this method before each checkpoint, so that the log has all steps up to it."""
         if self._pending:
             self._log()
         if self._load_NK is not None:

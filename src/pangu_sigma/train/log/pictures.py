@@ -31,7 +31,7 @@ _STYLES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class RunLog:
-    """Metrics log of a run. steps, evaluations, loads, spikes, changes, unhealthy: its lines of these kinds (metrics.py), in order.
+    """Metrics log of a run, for figures. steps, evaluations, loads, spikes, changes, unhealthy: log lines of these kinds, in order.
 
     unigram: unigram loss of the held-out tokens by domain; None if unknown.
     """
@@ -87,7 +87,7 @@ def draw_losses(runs: Sequence[RunLog]) -> Figure:
 
 
 def draw_optimizer(runs: Sequence[RunLog]) -> Figure:
-    """Draw learning rate, gradient norms, and loss scale."""
+    """Draw learning rate, gradient norms and loss scale over the steps of the runs."""
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     rates, norms, scales = figure.subplots(3, sharex=True)
     for run, style in _styled(runs):
@@ -111,7 +111,7 @@ def draw_optimizer(runs: Sequence[RunLog]) -> Figure:
 
 
 def draw_speed(runs: Sequence[RunLog]) -> Figure | None:
-    """Draw tokens per second, and the median of each run; None if no run has any."""
+    """Draw the training speed in tokens per second, and its median, for each run; None if no log has a speed."""
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     axes, drawn = figure.subplots(), False
     for number, (run, style) in enumerate(_styled(runs)):
@@ -176,7 +176,7 @@ def draw_load(run: RunLog) -> Figure | None:
 
 
 def expert_load(loads: list[Line]) -> np.ndarray | None:
-    """Sum the `load` lines to the tokens of each expert over the whole run, int64 [N, K]; None without any."""
+    """Sum the `load` lines of a log to the tokens of each expert over the run, int64 [N, K]; None if there are no such lines."""
     if not loads or not loads[0]["tokens_NK"]:
         return None
     return np.sum([line["tokens_NK"] for line in loads], axis=0, dtype=np.int64)

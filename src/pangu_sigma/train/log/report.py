@@ -35,15 +35,14 @@ from pangu_sigma.train.log.pictures import (
 )
 
 PAGE = Path("report/report.html")
-"""Path of the report in a run folder."""
+"""Path of the HTML report in a run folder."""
 BENCHMARKS = "benchmarks.json"
-"""File of benchmark results in a run folder: by task, metrics, counts, the domain that answered, and step of the checkpoint."""
+"""File of benchmark results in a run folder: metrics, counts, answering domain and checkpoint step of each task."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Run in a report: its log, configuration by key path, domains of its data manifest, and benchmark results by task; empty if
-    missing."""
+    """Run of a report: log, configuration by key path, domains of the data manifest, benchmarks by task; empty if missing."""
 
     log: RunLog
     config: dict[str, Any]
@@ -59,10 +58,10 @@ class _Run:
 def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
     """Write `report/` in `run_folder`: the page report.html and its figures loss, optimizer, tokens_per_second, ecss, expert_load.
 
-    others: folders of further runs, drawn into the same figures and with tables of their own; nothing is written there.
+    others: folders of further runs, shown in the same figures and in further tables; nothing is written to these folders.
     Returns the path of the page, which needs no other file. A figure without data is left out (a model without RRE layers has no
     expert load). Each file is written atomically, and replaces that of an earlier report.
-    Raises FileNotFoundError if a run has no metrics.jsonl, EmptyLogError if that has no step, OSError for errors of the disk.
+    Raises FileNotFoundError if a run has no metrics.jsonl, EmptyLogError if the log has no step, OSError for errors of the disk.
     """
     runs = [_read(folder) for folder in (run_folder, *others)]
     logs = [run.log for run in runs]

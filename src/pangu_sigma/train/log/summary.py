@@ -21,12 +21,12 @@ _FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
 
 
 def summarise(path: Path) -> dict[str, Any]:
-    """Return the summary of a run as plain values, which are read from its log; nothing is written.
+    """Return the summary of a run's metrics log as plain values; nothing is written.
 
     By domain it has the held-out loss in nats per token at the first and at the last evaluation (step `evaluated_at`; None if not
-    finite), and of the last one the standard error, the unigram loss of the same tokens, and bits per byte. For the run it has
-    tokens per second, max/mean of the expert load, the number of rows dropped beyond an expert's capacity, and the prefetch traffic
-    (medians of the log lines; None without a prefetcher). "report" is the path that `write_report` writes to.
+    finite), and for the last evaluation the standard error, the unigram loss of the same tokens, and bits per byte. For the run it
+    has tokens per second, max/mean of the expert load, the number of rows dropped beyond an expert's capacity, and the prefetch
+    traffic (medians of the log lines; None without a prefetcher). "report" is the path that `write_report` writes to.
 
     Raises EmptyLogError if the run has not reached its first checkpoint, or its log is missing.
     """
@@ -121,7 +121,7 @@ def loss_differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
 
 
 def why_incomparable(run: StoredModel, other: StoredModel) -> str:
-    """Return why the held-out tokens of two runs must differ, judged by tokenizer and sequence length; "" if they may be equal."""
+    """Return why held-out losses of two runs are incomparable (tokenizer, sequence length); "" if they may be comparable."""
     if run.tokenizer.hash != other.tokenizer.hash:
         return "their tokenizers differ"
     lengths = [r.config.model.seq_length for r in (run, other)]

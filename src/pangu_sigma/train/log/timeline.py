@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "profile"
 TRACE = "trace.json"
-"""Folder of the timeline in a run folder, and its file."""
+"""Folder of the profiler timeline in a run folder, and file in it."""
 STEPS = 5
-"""Number of steps in a timeline."""
+"""Number of training steps in a profiler timeline."""
 _LOOP_ROW = {"pid": 1, "tid": 0}
 """Process and thread id in the trace for the row of the loop; MindSpore's processes begin with 2."""
 
@@ -39,7 +39,7 @@ def profiler_activities(target: str) -> list[ProfilerActivity]:
 
 
 class NoTimeline:
-    """Timeline that writes nothing."""
+    """Timeline of a run without --profile, which writes nothing."""
 
     def __enter__(self) -> NoTimeline:
         return self
@@ -48,18 +48,18 @@ class NoTimeline:
         """Write nothing: nothing was seen."""
 
     def span(self, name: str) -> AbstractContextManager[None]:
-        """Record the time of a block under a name."""
+        """Record the time of a `with` block under a name."""
         return nullcontext()
 
     def step_done(self, step: int) -> None:
-        """Mark the end of a step, with its evaluation and checkpoint."""
+        """Record that a step has ended, with its evaluation and checkpoint."""
 
 
 class Timeline(NoTimeline):
-    """Timeline of the steps after the first of this process, as a context manager, because a run may end before it is full."""
+    """Profiler timeline of the steps after this process's first. A context manager, because a run may end before it is full."""
 
     def __init__(self, run: Path, start: int):
-        """run: run folder. start: number of steps already taken."""
+        """run: run folder. start: number of steps that the run has already taken."""
         self._folder, self._start = run / FOLDER, start
         self._events: list[dict[str, Any]] = []
         self._profiler: Any = None

@@ -36,7 +36,7 @@ ItemRows = Iterator[tuple[str, Any]]
 
 
 class NoItem(ValueError):
-    """Error of a line or entry that is no item; the message names what was expected."""
+    """Error of a line of a benchmark's file that is no item; the message names what was expected."""
 
 
 class TaskFiles(NamedTuple):
@@ -48,7 +48,7 @@ class TaskFiles(NamedTuple):
     seq_length: int = 1024
 
     def path(self, file: str) -> Path:
-        """Return the path of a benchmark's file. Raises FileNotFoundError, which names its source; ValueError without a folder."""
+        """Return the path of a benchmark's file. Raises FileNotFoundError if it is missing, ValueError if no folder was given."""
         if not self.data:
             raise ValueError(
                 f"{self.folder} reads files, and no folder was given: --files FOLDER of pangu-sigma benchmark, or --metadata "
@@ -66,7 +66,7 @@ class TaskFiles(NamedTuple):
         return max(1, self.seq_length - 2 - sum(o if isinstance(o, int) else len(o) for o in others))
 
     def json_lines(self, file: str) -> ItemRows:
-        """Yield the objects of a file with one a line."""
+        """Yield the objects of a JSON Lines file."""
         for number, line in enumerate(self.path(file).read_bytes().split(b"\n"), 1):
             if line.strip():
                 yield f"{file}:{number}", _parsed(line)
@@ -82,7 +82,7 @@ class TaskFiles(NamedTuple):
             ) from error
 
     def items(self, rows: ItemRows, item: Callable[[Any], Iterable[Item]]) -> DatasetDict:
-        """Convert rows to items, and collect the rows that have none. Raises ValueError if no row has one."""
+        """Convert rows of a file to items, and collect the rows without an item. Raises ValueError if no row has an item."""
         items, skipped = list[Item](), list[dict[str, str]]()
         for where, row in rows:
             try:
@@ -203,8 +203,8 @@ def webqa(file: str, **source: Any) -> DatasetDict:
 def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **source: Any) -> DatasetDict:
     """Load passages with a missing word: PD&CFT, CMRC2017. The prompt is the passage up to that word.
 
-    files: by the name of the metric; they alternate, so that the first items are from all of them. answers: file of the answers,
-    if separate from the questions. These files have blanks between words; the blanks are removed.
+    files: file names by the name of the metric; items alternate between files, so that the first ones are from all. answers: file
+    of the answers, if separate from the questions. These files have blanks between words; the blanks are removed.
     """
     of = _task_files(source)
     known = dict(_answers(of, answers)) if answers else None

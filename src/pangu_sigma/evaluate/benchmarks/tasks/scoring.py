@@ -25,26 +25,26 @@ _words = NLTKWordTokenizer().tokenize
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1 if an answer equals the prediction, except for case, punctuation and blanks at the ends; else 0."""
+    """Return 1 if a correct answer equals the prediction, except for case, punctuation and blanks at the ends; else 0."""
     return float(any(_bare(prediction) == _bare(answer) for answer in answers))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Return the best F1 over the answers, by the longest common run of words; a Chinese character is a word.
+    """Return a prediction's best F1 over the correct answers, by the longest common run of words; a Chinese character is a word.
 
-    The publisher's script first splits Latin text into sentences, with a model that it downloads, which separates a full stop
-    inside such text from the word before it; here only the last full stop is separated.
+    The published script first splits Latin text into sentences, with a downloaded model. That separates each sentence's full stop
+    from the word before it; here only the last full stop is separated.
     """
     return max((_f1_of(segments(prediction), segments(answer)) for answer in answers), default=0.0)
 
 
 def rouge_1(prediction: str, answers: Sequence[str]) -> float:
-    """Return the best F1 over the answers, by common characters in any order, without blanks."""
+    """Return a prediction's best F1 over the correct answers, by common characters in any order, without blanks."""
     return max((_overlap(_characters(prediction), _characters(answer)) for answer in answers), default=0.0)
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """Return the F score of the best precision and best recall over the answers, by the longest common character subsequence."""
+    """Return the F score of a prediction's best precision and recall over the answers, by longest common character subsequence."""
     own = _characters(prediction)
     precision = recall = 0.0
     for answer in map(_characters, answers):
@@ -57,7 +57,7 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
 
 
 def bleu_4(pairs: Iterable[tuple[str, Sequence[str]]]) -> float:
-    """Return the BLEU-4 over all (prediction, answers), with characters as words and the length of the closest answer."""
+    """Return the BLEU-4 of all pairs (prediction, answers), with characters as words and the length of the closest answer."""
     own_length = other_length = 0
     right, all_of_them = [0] * 4, [0] * 4
     for prediction, answers in pairs:
@@ -126,17 +126,17 @@ def _grams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def span(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Return the EM and F1 of an answer, for lm-evaluation-harness."""
+    """Score an item for lm-evaluation-harness: exact match and F1 of the model's answer."""
     return {"exact_match": exact_match(results[0], doc["answers"]), "f1": f1(results[0], doc["answers"])}
 
 
 def long_answer(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """Return the ROUGE of an answer, and the texts for BLEU-4 over all answers, for lm-evaluation-harness."""
+    """Score an item for lm-evaluation-harness: ROUGE of the model's answer, and the texts for BLEU-4 over all items."""
     own, answers = results[0], doc["answers"]
     return {"rouge_1": rouge_1(own, answers), "rouge_l": rouge_l(own, answers), "bleu_4": (own, answers)}
 
 
 def begins(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Return 1 if an answer begins with the word, except for punctuation and blanks, for lm-evaluation-harness."""
+    """Score an item for lm-evaluation-harness: 1 if the model's answer begins with the word, without punctuation and blanks."""
     own, word = ("".join(_bare(text).split()) for text in (results[0], doc["answer"]))
     return {doc["metric"]: float(own.startswith(word))}
