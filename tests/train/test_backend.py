@@ -73,4 +73,4 @@ def test_the_losses_of_ranks_that_see_the_same_tokens_count_once():
 def test_the_cpu_multiplies_no_bfloat16():
     config = toy_config(train={"compute_dtype": "bfloat16"}, parallel={"chip": "910b"})
     with pytest.raises(ConfigError, match=r"compute_dtype=bfloat16 needs Ascend: .*; set it to float32"):
-        CpuBackend().join(config)
+        CpuBackend().connect(config)

@@ -199,7 +199,7 @@ def test_a_first_start_that_is_killed_anywhere_is_no_obstacle(tiny_data, tmp_pat
     kills, more = 0, True
     while more:
         run = tmp_path / f"killed_{kills}"
-        more = killed_after(kills, run, lambda: start_run(run, config))  # noqa: B023
+        more = killed_after(kills, lambda: start_run(run, config))  # noqa: B023
         start_run(run, config)
         found = {file.relative_to(run): content for file, content in contents(run).items()}
         del found[Path("routing.npz")], found[Path("seal.json")]  # a zip file has times in it
@@ -215,7 +215,7 @@ def test_a_later_start_that_is_killed_anywhere_leaves_the_run_as_it_was_or_as_it
     kills, more = 0, True
     while more:
         copy = shutil.copytree(run, tmp_path / f"killed_{kills}")
-        more = killed_after(kills, copy, lambda: start_run(copy, new))  # noqa: B023
+        more = killed_after(kills, lambda: start_run(copy, new))  # noqa: B023
         assert open_model(copy, "run").config in (old, new)
         assert open_model(copy, "run").latest == copy / "checkpoints" / "step_00000003"
         start_run(copy, new)

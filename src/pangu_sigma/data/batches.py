@@ -153,7 +153,7 @@ class BatchLoader:
     ) -> Batch:
         """Assemble a batch, as `assemble`, from the sequences of one group or of all groups.
 
-        taker_B: data-parallel index that each sequence belongs to, as `layout.data_rank_of_sequences`. room: capacity for rows, as `Planner.plan`.
+        taker_B: data-parallel index that each sequence belongs to, from `data_rank_of_sequences`. room: capacity for rows.
         counted_GBS: loss mask, True where the prediction of the next token counts, or what broadcasts to it; None: all True. The
         beginning of a document and padding are never predicted. first: as in `assemble`.
         """
