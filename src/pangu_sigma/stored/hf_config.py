@@ -104,7 +104,7 @@ def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str 
 
 
 def compare_keys(file: Path, tree: dict[str, Any], wanted: dict[str, Any], source: str, fix: str) -> None:
-    """Raise LayoutError for the first key of `config.json` that differs from `wanted`. source: origin of `wanted`, for the message."""
+    """Raise LayoutError for the first `config.json` key that differs from `wanted`. source: origin of `wanted`, for the message."""
     for key, value in wanted.items():
         if key not in tree or tree[key] != value or type(tree[key]) is not type(value):
             raise LayoutError(f"{file}: {key} is {_short(tree.get(key))}, {source} says {_short(value)}; {fix}")
