@@ -76,7 +76,7 @@ def prepare_data(config: Config, input: Paths = ()) -> Result:
 def resolve_run(
     config: Config | AnyPath, output: AnyPath | None = None, overrides: Overrides = ()
 ) -> tuple[Config, Path]:
-    """Return the configuration and the run folder for `train` and `launch`. A folder is a run folder, which holds its configuration;
+    """Return the configuration and the run folder for `train` and `launch`. A folder is a run folder, with its configuration;
     any other argument is a configuration, and the run folder is `output`, by default runs/NAME."""
     if isinstance(config, Config):
         return config, Path(output or f"runs/{config.name}")

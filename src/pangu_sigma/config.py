@@ -239,8 +239,7 @@ class ParallelConfig(Section):
     data: Width = 1
     """Number of data-parallel replicas, experts included. Each replica computes other sequences of every block."""
     tensor: Width = 1
-    """Number of tensor-parallel ranks, which divide every matrix: attention heads, FFN columns and rows (PanGu-α). Only on
-    Ascend."""
+    """Number of tensor-parallel ranks, which divide every matrix: attention heads, FFN columns, rows (PanGu-α). Only on Ascend."""
     optimizer: bool = True
     """true: ranks with the same dense parameter divide it and its Adam state among them (ZeRO), which saves memory. false: each
     rank keeps the whole parameter and state, as ranks on the CPU do with either value."""
@@ -258,7 +257,7 @@ class ParallelConfig(Section):
     gather: Literal["ours", "cann"] | None = None
     """Operator that moves rows to experts and back on NPUs: the kernel of `ascend_ops/` (`ours`), which must be built and installed
     there, or CANN's own Gather (`cann`), which needs one more copy of the rows, with a row of zeros before them. null: `cann` on
-    910B and later without stages, else `ours`, then the only possible one."""
+    910B and later without stages, else `ours`, the only one possible there."""
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor` or `arrival_factor`, which are known before the step. `refuse`: the run ends with
     an error that names the needed factor. `drop`: these rows skip the FFN, and are counted and reported."""

@@ -55,6 +55,7 @@ class Domains:
         return self._by_name[name]
 
     def in_slot(self, slot: int) -> list[Domain]:
+        """Return the domains that share an embedding slot. slot: index of the slot."""
         return [d for d in self.all if d.slot == slot]
 
 

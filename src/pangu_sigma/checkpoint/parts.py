@@ -30,9 +30,8 @@ class Part:
 
     Such a part holds the experts of a rank, a slice of a matrix, or the whole array.
 
-    whole: shape of the whole array.
-    rows: intervals (first, end) of the first axis, ascending.
-    offset: first index on each other axis; the saved array's shape gives the length.
+    whole: shape of the whole array. rows: intervals (first, end) of the first axis, ascending. offset: first index on each other
+    axis; the saved array's shape gives the length.
     """
 
     whole: tuple[Count, ...]

@@ -134,10 +134,9 @@ class BatchLoader:
     ) -> Batch:
         """Assemble a batch from token ids; the sequences of block m belong to domain domains_M[m].
 
-        ids_GBS1: token ids of each sequence, and the one after it, because each token predicts the next.
-        first: number of samples that the run has used so far, for the seeds of dropout.
-        counted_GBS: loss mask, as in `assemble_share`.
-        Raises DataError for an id without a row in the domain's slot, CapacityError if experts get too many rows (`Planner.plan`).
+        ids_GBS1: token ids of each sequence, and the one after it, because each token predicts the next. first: number of samples
+        that the run has used so far, for the seeds of dropout. counted_GBS: loss mask, as in `assemble_share`. Raises DataError for
+        an id without a row in the domain's slot, CapacityError if experts get too many rows (`Planner.plan`).
         """
         room = room_of(self.config, self.planner.layout)
         return self.assemble_share(ids_GBS1, domains_M, data_rank_of_sequences(self.config), room, counted_GBS, first)

@@ -1,10 +1,9 @@
 """Token files in Megatron's `.bin`/`.idx` format, which MindFormers and Megatron can read too.
 
-`.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4,
-number of sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document
-bounds. MindFormers writes them. Unlike MindFormers, reading checks the index for consistency and against the sizes of
-both files. Ids are read with `pread` and not through a memory map: a truncated file then raises an error that names the file,
-and no SIGBUS; reading is as fast.
+`.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4, number of
+sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document bounds. MindFormers
+writes them. Unlike MindFormers, reading checks the index for consistency and against the sizes of both files. Ids are read with
+`pread` and not through a memory map: a truncated file then raises an error that names the file, and no SIGBUS; reading is as fast.
 
 If hashes are given, each *chunk* of a `.bin` is verified when it is first read, and again after the file has changed.
 """

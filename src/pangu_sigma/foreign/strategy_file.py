@@ -36,6 +36,7 @@ class Cut:
 
     @property
     def ranks(self) -> int:
+        """Number of ranks among which the tensor is split."""
         return math.prod(self.grid)
 
     def counts(self) -> tuple[int, ...]:

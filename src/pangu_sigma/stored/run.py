@@ -38,6 +38,7 @@ class StoredRun(StoredModel):
 
     @property
     def fix(self) -> str:
+        """Advice to the user for a damaged file of the run folder."""
         return way_back(self.path)
 
     @cached_property
@@ -55,6 +56,7 @@ class StoredRun(StoredModel):
 
     @property
     def identity(self) -> Identity:
+        """Vocabulary, routing table and configuration that the run's checkpoints must have."""
         return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"))
 
     @cached_property
