@@ -179,7 +179,7 @@ class DataConfig(Section):
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
     max_overlap: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    """Largest fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain. Documents
+    """Maximum fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain. Documents
     above the limit are trained on, and others are held out instead. 1: no limit."""
     min_held_out_tokens: Positive = 10_000
     """Smallest number of held-out tokens of a domain. To reach this number, up to five times as many documents as `held_out`
@@ -214,7 +214,7 @@ class OptimizerConfig(Section):
     weight_decay: Annotated[float, Field(ge=0.0, le=1e30)] = 0.01
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
-    """Largest global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
+    """Maximum global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
 
 
 def _chip_name(chip: Any) -> Any:

@@ -24,7 +24,7 @@ MOST_NODES = 100_000
 MOST_NESTED = 100
 """Maximum nesting of brackets in a YAML file; the tree of a configuration has four levels."""
 _SHOWN_PROBLEMS = 20
-"""Most problems that a message lists; a file of another kind has thousands."""
+"""Maximum number of problems that a message lists; a file of another kind has thousands."""
 
 
 class _Loader(yaml.SafeLoader):

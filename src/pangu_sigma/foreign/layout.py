@@ -37,7 +37,7 @@ def weight_and_bias(
 
 
 def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) -> dict[str, Counterpart]:
-    """Return our tensors for those of all layers of a layout. tensors: those of one layer. prefixes: name prefix of each layer."""
+    """Return our tensors for a layout's tensors of all layers. tensors: the same for one layer. prefixes: name prefix of each."""
     return {
         f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
         for layer, prefix in enumerate(prefixes)

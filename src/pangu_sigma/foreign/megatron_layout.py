@@ -190,7 +190,7 @@ def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
 
 
 def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Counterpart | None) -> Joined:
-    """Return a tensor from those of the ranks: joined along the axis of its split, or the tensor of rank 0."""
+    """Return a whole tensor from the ranks' tensors: joined along the axis of its split, or the tensor of rank 0."""
     held = [weights[name] for weights in ranks if name in weights]
     first = held[0]
     for other in held[1:]:
